@@ -1,0 +1,182 @@
+"""The contract of an adapter.
+
+An adapter is one link to one broker and nothing more. It connects when told to, says once when the link is lost, and is then told to
+stop and to start again. Everything else lives in the core and is the same for every broker: reference counts, batches, back-off,
+subscribing again after a reconnect, the delivery probe, gaps, queues, encoding.
+
+`backplane.testing.BroadcasterConformance` pins each promise below; a new adapter runs it in a few lines.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from backplane.errors import BrokerError
+    from backplane.message import All, Position
+
+__all__ = ["BrokerUrl", "Broadcaster", "Capabilities", "Options", "Sink"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an adapter can do, as data: the conformance suite and the README's table read it, prose cannot rot.
+
+    Attributes:
+        brokered: A server stands between publisher and subscriber, so the way there and back can go silent: the core sends
+            itself a probe along it.
+        reach: How far a message gets: the `process`, the processes of one `host`, or every host of the `network`.
+        publish_returns: What is certain when `publish` returns: `delivered` (handed to every subscriber of the process or to the
+            kernel for each peer), `accepted` (the broker has answered), `sent` (written towards the broker, no answer exists),
+            `stored` (the broker has it on disk or on its replicas).
+        resumes: After a lost link the adapter goes on where it was, so the core reports no gap of its own for it.
+        max_payload_bytes: Largest payload `publish` takes, header of the core included.
+    """
+
+    brokered: bool
+    reach: Literal["process", "host", "network"]
+    publish_returns: Literal["delivered", "sent", "accepted", "stored"]
+    resumes: bool = False
+    max_payload_bytes: int
+
+
+class Options(BaseModel):
+    """Options of an adapter, filled from the query string of its URL.
+
+    A subclass declares one field per option, with a default; what it does not know is refused with the names it does.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerUrl:
+    """A broker's URL in its parts, without the query (which became `Options`). Its `str` and `repr` mask the password."""
+
+    scheme: str
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    netloc: str = ""
+    path: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> BrokerUrl:
+        """Split `url`; percent-escapes in user name, password and path are resolved.
+
+        Raises:
+            ValueError: It is not a URL.
+        """
+        parts = urlsplit(url)
+        userinfo, _, netloc = parts.netloc.rpartition("@")
+        username, colon, password = userinfo.partition(":")
+        return cls(
+            scheme=parts.scheme,
+            username=unquote(username) or None,
+            password=unquote(password) if colon else None,
+            netloc=netloc,
+            path=unquote(parts.path),
+        )
+
+    def __str__(self) -> str:
+        password = ":***" if self.password is not None else ""
+        userinfo = f"{self.username or ''}{password}@" if self.username or password else ""
+        return f"{self.scheme}://{userinfo}{self.netloc}{self.path}"
+
+
+class Sink(Protocol):
+    """Where an adapter reports to. Every method is synchronous, returns at once and never raises."""
+
+    def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
+        """Hand over one payload received on a subscribed channel, in the order of its channel."""
+        ...
+
+    def gap(self, channels: Collection[str] | All, reason: str) -> None:
+        """Say that messages of `channels` may be missing here, though the link stands (a queue overran, a peer was cut)."""
+        ...
+
+    def lost(self, error: BrokerError) -> None:
+        """Say that the link is gone: once per `start`, and after it nothing more until the next `start`."""
+        ...
+
+
+class Broadcaster(ABC):
+    """One link to one broker; subclassed by every adapter.
+
+    Constructed without any I/O, outside any event loop. `start` and `stop` may alternate any number of times, and a `stop` leaves
+    nothing behind: no task, no socket, no subscription. All methods are called from one event loop.
+
+    Cancelling any awaited method is safe: what was asked may or may not have been done, and nothing leaks.
+
+    Attributes:
+        options_class: The options its URL takes.
+        url: Where it connects.
+        options: The validated options.
+    """
+
+    options_class: ClassVar[type[Options]] = Options
+    url: BrokerUrl
+    options: Any
+
+    def __init__(self, url: BrokerUrl, options: Options) -> None:
+        self.url = url
+        self.options = options
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this adapter, as configured, can do."""
+
+    @abstractmethod
+    async def start(self, sink: Sink) -> None:
+        """Open the link: one try, no back-off. The core bounds the time by cancelling.
+
+        Opens only what publishing needs where that is less: a process that only publishes should hold no subscription.
+
+        Raises:
+            BrokerUnavailableError: No broker there.
+            BrokerAuthenticationError: It refused the credentials.
+            BrokerError: Anything else; `retriable` says whether another try can help.
+        """
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Close the link, or what is left of a lost one. Never raises; calling it again does nothing."""
+
+    @abstractmethod
+    async def publish(self, channel: str, payload: bytes) -> None:
+        """Publish `payload`, intact, to every process subscribed to `channel`, this one included, one copy each.
+
+        Payloads of one channel arrive in the order of the calls, whether or not the caller awaits one before the next. Returns
+        when the broker has it as firmly as `capabilities.publish_returns` says. Never retried in secret.
+
+        Raises:
+            BrokerUnavailableError: It was certainly not published.
+            PublishError: The broker refused it.
+            PublishOutcomeUnknownError: The link ended before the broker's answer.
+        """
+
+    @abstractmethod
+    async def subscribe(self, channels: Collection[str]) -> None:
+        """Subscribe to `channels`; the core passes some hundreds at a time, none twice.
+
+        When it returns the broker has confirmed: every later publish is delivered, or a gap or a loss is reported.
+
+        Raises:
+            SubscribeError: The broker refused the channels in `refused`; the others are subscribed.
+            BrokerUnavailableError: The link is gone.
+        """
+
+    @abstractmethod
+    async def unsubscribe(self, channels: Collection[str]) -> None:
+        """Drop `channels`. When it returns, nothing more arrives for them.
+
+        Raises:
+            BrokerUnavailableError: The link is gone, and with it every subscription.
+        """

@@ -1,0 +1,49 @@
+"""Which channel names are legal.
+
+A channel is any text of 1 to 255 bytes in UTF-8. Wildcards of a broker, blanks, control characters, braces: all are plain characters
+here, and an adapter encodes what its broker would take for more.
+"""
+
+from __future__ import annotations
+
+from backplane.errors import InvalidChannelError
+
+__all__ = ["MAX_CHANNEL_BYTES", "RESERVED_PREFIX", "validate_channel"]
+
+MAX_CHANNEL_BYTES = 255
+"""Longest channel name, in bytes of UTF-8."""
+
+RESERVED_PREFIX = "$backplane/"
+"""Channels under this prefix belong to the package itself (its delivery probe is one)."""
+
+
+def validate_channel(channel: str) -> str:
+    """Return `channel` unchanged if an application may use it.
+
+    Raises:
+        InvalidChannelError: It is not a `str`, is empty, longer than `MAX_CHANNEL_BYTES`, holds a lone surrogate (which UTF-8
+            cannot carry), or starts with `RESERVED_PREFIX`.
+    """
+    if not isinstance(channel, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without type checks
+        raise InvalidChannelError(f"a channel is a str, not {type(channel).__name__}")
+    if not channel:
+        raise InvalidChannelError("a channel name cannot be empty")
+    # Ascii is counted without encoding: this runs on every publish.
+    if not channel.isascii() or len(channel) > MAX_CHANNEL_BYTES:
+        _validate_encoded(channel)
+    if channel.startswith(RESERVED_PREFIX):
+        raise InvalidChannelError(f"channels starting with {RESERVED_PREFIX!r} are reserved: {channel!r}")
+    return channel
+
+
+def _validate_encoded(channel: str) -> None:
+    try:
+        size = len(channel.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidChannelError(
+            f"a channel name cannot hold a lone surrogate (position {error.start}): {ascii(channel)[:80]}"
+        ) from None
+    if size > MAX_CHANNEL_BYTES:
+        raise InvalidChannelError(
+            f"a channel name takes at most {MAX_CHANNEL_BYTES} bytes in UTF-8, this one takes {size:,}: {channel[:40]!r}…"
+        )

@@ -1,0 +1,131 @@
+"""Every error this package raises.
+
+No exception of a broker's client library crosses an adapter: it stands as `__cause__` of one of these. A client that went away is an
+ordinary end and no error. No message, `repr` or log line contains a password.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "BackplaneError",
+    "BrokerAuthenticationError",
+    "BrokerError",
+    "BrokerUnavailableError",
+    "ClosedError",
+    "ConfigurationError",
+    "InvalidChannelError",
+    "LifecycleError",
+    "MissingDependencyError",
+    "NotStartedError",
+    "PayloadTooLargeError",
+    "PublishError",
+    "PublishOutcomeUnknownError",
+    "SlowConsumerError",
+    "SubscribeError",
+]
+
+
+class BackplaneError(Exception):
+    """Base of every error of this package."""
+
+
+class ConfigurationError(BackplaneError, ValueError):
+    """A URL, an option or a limit is wrong; the message names what is known."""
+
+
+class MissingDependencyError(ConfigurationError, ImportError):
+    """The adapter of this URL needs a package that is not installed; the message says which extra brings it."""
+
+
+class LifecycleError(BackplaneError, RuntimeError):
+    """Something was used out of its order: twice started, already accepted."""
+
+
+class NotStartedError(LifecycleError):
+    """The backplane was used before it was started."""
+
+
+class ClosedError(LifecycleError):
+    """The backplane, or the connection, was used after its end."""
+
+
+class InvalidChannelError(BackplaneError, ValueError):
+    """A channel name is not legal (see `backplane.channels`)."""
+
+
+class PayloadTooLargeError(BackplaneError, ValueError):
+    """A message is larger than the adapter takes. Raised before anything is sent.
+
+    Attributes:
+        size_bytes: What the message would take on the broker, header included.
+        limit_bytes: What the adapter takes.
+    """
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"the message takes {size_bytes:,} bytes on the broker and the limit is {limit_bytes:,}: "
+            "publish a reference to it instead, or raise the adapter's limit if it has an option for that"
+        )
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+
+class SlowConsumerError(BackplaneError):
+    """A subscriber with the policy `close` was further behind than its outbox allows, and was cut."""
+
+
+class BrokerError(BackplaneError):
+    """The broker, or the way to it, failed.
+
+    Attributes:
+        adapter: Name of the adapter, as in its URL: `redis`.
+        retriable: Whether the same call can succeed later with nothing changed on this side.
+    """
+
+    retriable: bool = False
+
+    def __init__(self, message: str, *, adapter: str = "", retriable: bool | None = None) -> None:
+        super().__init__(f"{adapter}: {message}" if adapter else message)
+        self.adapter = adapter
+        if retriable is not None:
+            self.retriable = retriable
+
+
+class BrokerUnavailableError(BrokerError):
+    """The broker cannot be reached. What was asked was certainly not done."""
+
+    retriable = True
+
+
+class BrokerAuthenticationError(BrokerError):
+    """The broker refused the credentials."""
+
+
+class PublishError(BrokerError):
+    """The broker refused a message. It was certainly not published."""
+
+
+class PublishOutcomeUnknownError(PublishError):
+    """The link ended, or time ran out, between sending a message and the broker's answer.
+
+    The message may or may not have been published. Publishing it again can duplicate it.
+    """
+
+
+class SubscribeError(BrokerError):
+    """The broker refused one or more channels; every other channel of the same call is subscribed.
+
+    Attributes:
+        refused: The refused channels, each with the broker's words.
+    """
+
+    def __init__(self, refused: Mapping[str, str], *, adapter: str = "") -> None:
+        words = "; ".join(f"{channel!r}: {reason}" for channel, reason in list(refused.items())[:5])
+        more = f" (and {len(refused) - 5} more)" if len(refused) > 5 else ""
+        super().__init__(f"subscription refused: {words}{more}", adapter=adapter)
+        self.refused = dict(refused)
