@@ -19,6 +19,7 @@ __all__ = [
     "ClosedError",
     "ConfigurationError",
     "InvalidChannelError",
+    "InvalidDataError",
     "LifecycleError",
     "MissingDependencyError",
     "NotStartedError",
@@ -56,6 +57,10 @@ class ClosedError(LifecycleError):
 
 class InvalidChannelError(BackplaneError, ValueError):
     """A channel name is not legal (see `backplane.channels`)."""
+
+
+class InvalidDataError(BackplaneError, TypeError):
+    """What was to be published is neither text, nor bytes, nor anything JSON."""
 
 
 class PayloadTooLargeError(BackplaneError, ValueError):

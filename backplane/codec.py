@@ -1,0 +1,109 @@
+"""Data to bytes on the broker, and back.
+
+A payload is a 21-byte header (29 with an excluded connection) and the data. All numbers are big-endian:
+
+    offset  size  field
+         0     3  magic: BF 42 50. A text in UTF-8 never starts with BF, so no foreign text is ever taken for ours.
+         3     1  version: 1
+         4     1  flags: bit 0 the data is binary (else UTF-8 text), bit 1 a connection is excluded; the others are zero
+         5     8  origin: random bytes of the publishing process
+        13     8  publish time, microseconds since the epoch
+        21     8  id of the excluded connection, only with bit 1
+      then        the data
+
+A payload without the magic is a foreign publish (`redis-cli PUBLISH chat hello`) and is delivered as it is: text where it is valid
+UTF-8, else binary. One with the magic whose header makes no sense is malformed.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from pydantic_core import PydanticSerializationError, to_json
+
+from backplane.errors import InvalidDataError
+from backplane.message import Message
+
+if TYPE_CHECKING:
+    from backplane.message import Position
+
+__all__ = ["decode", "encode", "encode_text"]
+
+MAGIC = b"\xbfBP"
+VERSION = 1
+BINARY = 1
+EXCLUDES = 2
+
+_HEADER = Struct(">3sBB8sQ")
+_ID_BYTES = 8
+
+
+def encode(data: object, *, origin: bytes, published_at: float, excluded: bytes | None = None) -> bytes:
+    """Return the payload for `data`: `bytes` stay binary, `str` is text, anything else becomes JSON text.
+
+    Raises:
+        InvalidDataError: A text that UTF-8 cannot carry, or a value that is not JSON.
+    """
+    flags = 0
+    if isinstance(data, bytes | bytearray | memoryview):
+        flags, body = BINARY, bytes(data)
+    else:
+        body = encode_text(data)
+    if excluded is not None:
+        flags |= EXCLUDES
+        body = excluded + body
+    return _HEADER.pack(MAGIC, VERSION, flags, origin, int(published_at * 1e6)) + body
+
+
+def encode_text(data: object) -> bytes:
+    """Return `data` as UTF-8: a `str` as it is, anything else as JSON (pydantic models, dataclasses, datetimes and so on).
+
+    Infinities and NaN, which JSON does not know, become `null`.
+
+    Raises:
+        InvalidDataError: A text that UTF-8 cannot carry, or a value that is not JSON.
+    """
+    try:
+        return data.encode() if isinstance(data, str) else to_json(data, inf_nan_mode="null")
+    except UnicodeEncodeError as error:
+        raise InvalidDataError(f"text with a lone surrogate (position {error.start}) cannot be sent: encode it first") from None
+    except PydanticSerializationError as error:
+        raise InvalidDataError(f"publish takes str, bytes or anything JSON, not {type(data).__name__}: {error}") from None
+
+
+def decode(channel: str, payload: bytes, position: Position | None = None) -> Message | None:
+    """Return the message that `payload` carries, or `None` where it is malformed."""
+    if not payload.startswith(MAGIC):
+        return Message(channel=channel, data=_text_or_bytes(payload), position=position)
+    if len(payload) < _HEADER.size:
+        return None
+    _, version, flags, origin, microseconds = _HEADER.unpack_from(payload)
+    start = _HEADER.size
+    excluded = None
+    if flags & EXCLUDES:
+        excluded = payload[start : start + _ID_BYTES]
+        start += _ID_BYTES
+    if version != VERSION or flags & ~(BINARY | EXCLUDES) or len(payload) < start:
+        return None
+    data: str | bytes = payload[start:]
+    if not flags & BINARY:
+        try:
+            data = str(payload[start:], "utf-8")
+        except UnicodeDecodeError:
+            return None
+    return Message(
+        channel=channel,
+        data=data,
+        origin=origin,
+        published_at=microseconds / 1e6,
+        excluded=excluded,
+        position=position,
+    )
+
+
+def _text_or_bytes(payload: bytes) -> str | bytes:
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        return payload

@@ -1,0 +1,59 @@
+"""What this process can see of its surroundings, to warn about an adapter that does not reach its siblings."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backplane.broadcaster import Capabilities
+
+__all__ = ["warn_if_isolated", "worker_count"]
+
+logger = logging.getLogger("backplane.deployment")
+
+_WORKERS_OPTION = re.compile(r"(?:^|\0)(?:-w|--workers)[\0=]?(\d+)(?:\0|$)")
+
+
+def warn_if_isolated(capabilities: Capabilities, url: str) -> None:
+    """Log a warning, with the cure, where the adapter plainly does not reach every worker."""
+    workers = worker_count()
+    if capabilities.reach == "process" and workers > 1:
+        logger.warning(
+            "%s reaches this process only, and it is one of %d workers: a broadcast will reach a part of the clients. "
+            "Set BACKPLANE_URL=ipc://myapp to join the workers of one host, or redis://... to join hosts.",
+            url,
+            workers,
+        )
+    elif capabilities.reach != "network" and "KUBERNETES_SERVICE_HOST" in os.environ:
+        logger.warning(
+            "%s reaches this pod only, and this process runs in Kubernetes: with more than one replica a broadcast will reach a "
+            "part of the clients. Set BACKPLANE_URL=redis://... to join pods.",
+            url,
+        )
+
+
+def worker_count(proc: Path = Path("/proc")) -> int:
+    """Return how many workers the server above this process was told to start, as far as that is plain; else 1.
+
+    Looks at the command line of the parent process, where it is a server, and at what Gunicorn and Uvicorn take from the
+    environment. A count set only in a Gunicorn configuration file is not seen.
+    """
+    command = _command_line(proc / str(os.getppid()))
+    if not re.search(r"gunicorn|uvicorn|hypercorn|granian|backplane", command):
+        return 1
+    for text in (command, os.environ.get("GUNICORN_CMD_ARGS", "").replace(" ", "\0")):
+        if found := _WORKERS_OPTION.findall(text):
+            return int(found[-1])
+    concurrency = os.environ.get("WEB_CONCURRENCY", "")
+    return int(concurrency) if concurrency.isdecimal() else 1
+
+
+def _command_line(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace")
+    except OSError:  # not Linux, or not ours to read
+        return ""

@@ -1,0 +1,178 @@
+"""Channel to local subscribers, and the fan-out.
+
+Nothing here awaits a subscriber. Messages that arrive in one pass of the event loop are collected per channel and handed to each
+subscriber at the end of that pass, at once and in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from backplane.codec import decode
+from backplane.message import All, Gap, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from backplane.interest import Interest
+    from backplane.message import Position
+
+__all__ = ["Hub", "Subscriber"]
+
+logger = logging.getLogger("backplane.hub")
+
+# A publisher that never yields to the event loop must not grow the collection of one pass without bound.
+_MAX_COLLECTED = 1024
+
+
+class Subscriber(Protocol):
+    """Anything local that receives: a connection, a subscription. Its methods return at once and never raise."""
+
+    @property
+    def token(self) -> bytes:
+        """What a publisher names to leave this subscriber out."""
+        ...
+
+    def offer(self, messages: Sequence[Message]) -> None:
+        """Take messages of one channel, in order."""
+        ...
+
+    def gap(self, gap: Gap) -> None:
+        """Learn that messages may be missing here."""
+        ...
+
+
+class Hub:
+    """Every local subscriber by channel.
+
+    Args:
+        interest: What the broker is asked to deliver; it follows the first join and the last leave of each channel.
+
+    Attributes:
+        delivered: Messages handed to subscribers, counted once per message.
+        malformed: Payloads dropped because their header made no sense.
+    """
+
+    def __init__(self, interest: Interest) -> None:
+        self._interest = interest
+        self._members: dict[str, dict[Subscriber, None]] = {}
+        self._collected: dict[str, list[Message]] = {}
+        self._collected_count = 0
+        self._flush_handle: asyncio.Handle | None = None
+        # Channels in whose stream a gap has to be told, with those who were there when it opened.
+        self._suspect: dict[str, tuple[str, tuple[Subscriber, ...]]] = {}
+        self.delivered = 0
+        self.malformed = 0
+
+    @property
+    def channels(self) -> Collection[str]:
+        """The channels with at least one local subscriber."""
+        return self._members.keys()
+
+    async def join(self, channel: str, subscriber: Subscriber) -> None:
+        """Add `subscriber`; when this returns it misses no later publish without a gap.
+
+        Concurrent joins of one channel share one broker subscription. Joining twice changes nothing.
+
+        Raises:
+            SubscribeError: The broker refused the channel.
+        """
+        # First here, then at the broker: between its confirmation and this task's next turn a message can already arrive.
+        self._members.setdefault(channel, {})[subscriber] = None
+        try:
+            await self._interest.want(channel)
+        except BaseException:
+            self.leave(channel, subscriber)
+            raise
+
+    def leave(self, channel: str, subscriber: Subscriber) -> None:
+        """Remove `subscriber`: nothing more reaches it. Leaving twice changes nothing."""
+        members = self._members.get(channel)
+        if members is None:
+            return
+        members.pop(subscriber, None)
+        if not members:
+            del self._members[channel]
+            self._suspect.pop(channel, None)
+            self._interest.release(channel)
+
+    def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
+        """Collect one payload from the broker for the end of this pass of the event loop."""
+        if channel not in self._members:
+            return
+        message = decode(channel, payload, position)
+        if message is None:
+            self._count_malformed(channel)
+            return
+        if channel in self._suspect:
+            self.tell_gaps([channel])
+        self._collected.setdefault(channel, []).append(message)
+        self._collected_count += 1
+        if self._flush_handle is None:
+            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
+        elif self._collected_count >= _MAX_COLLECTED:
+            self._flush()
+
+    def gap(self, channels: Collection[str] | All, reason: str) -> None:
+        """Tell every subscriber of `channels`, now, that messages may be missing at this place."""
+        self.open_gap(channels, reason)
+        self.tell_gaps(list(self._suspect) if isinstance(channels, All) else channels)
+
+    def open_gap(self, channels: Collection[str] | All, reason: str) -> None:
+        """Remember that messages may be missing from here on.
+
+        It is told, once, by `tell_gaps` or before the next message of the channel, whichever comes first: a subscriber that reloads
+        when it is told must be able to rely on hearing everything from then on.
+        """
+        self._flush()
+        for channel in list(self._members) if isinstance(channels, All) else channels:
+            # Whoever still waits for the broker's confirmation has been promised nothing yet.
+            if channel in self._members and channel in self._interest.confirmed and channel not in self._suspect:
+                self._suspect[channel] = (reason, tuple(self._members[channel]))
+
+    def tell_gaps(self, channels: Collection[str]) -> None:
+        """Tell the open gaps of `channels` to those who were there when they opened and still are."""
+        if not self._suspect:
+            return
+        self._flush()
+        for channel in channels:
+            reason, witnesses = self._suspect.pop(channel, ("", ()))
+            gap = Gap(channel=channel, reason=reason)
+            for subscriber in witnesses:
+                if subscriber in self._members.get(channel, ()):
+                    subscriber.gap(gap)
+
+    def close(self) -> None:
+        """Drop every subscriber and what was collected."""
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
+        self._members.clear()
+        self._collected.clear()
+        self._suspect.clear()
+
+    def _flush(self) -> None:
+        if self._flush_handle is None:
+            return
+        self._flush_handle.cancel()
+        self._flush_handle = None
+        collected, self._collected, self._collected_count = self._collected, {}, 0
+        for channel, messages in collected.items():
+            self._fan_out(channel, messages)
+
+    def _fan_out(self, channel: str, messages: list[Message]) -> None:
+        self.delivered += len(messages)
+        excluded = {message.excluded for message in messages if message.excluded is not None}
+        for subscriber in tuple(self._members.get(channel, ())):
+            if excluded and subscriber.token in excluded:
+                subscriber.offer([message for message in messages if message.excluded != subscriber.token])
+            else:
+                subscriber.offer(messages)
+
+    def _count_malformed(self, channel: str) -> None:
+        self.malformed += 1
+        # Rate-limited by powers of two: one hostile publisher must not fill the log.
+        if self.malformed & (self.malformed - 1) == 0:
+            logger.warning("dropped a malformed payload on channel %r (%d so far)", channel, self.malformed)

@@ -1,0 +1,200 @@
+"""Which channels the broker is asked to deliver to this worker.
+
+Joins and leaves only edit the wanted set; one task brings the broker's side in line with it, in batches. A channel whose last subscriber
+left lingers for a moment, so that a page reload does not cost the broker a subscription.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from backplane.errors import BrokerUnavailableError, SubscribeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from backplane.broadcaster import Broadcaster
+
+__all__ = ["Interest"]
+
+logger = logging.getLogger("backplane.interest")
+
+# Large enough that a batch's round trip does not matter, small enough that encoding and parsing it does not stall the event loop.
+_BATCH = 500
+
+
+class Interest:
+    """The wanted channels, and how far the broker has confirmed them.
+
+    Args:
+        linger_seconds: How long an unwanted channel stays subscribed.
+        timeout_seconds: How long `want` waits for the broker's confirmation.
+    """
+
+    def __init__(self, *, linger_seconds: float, timeout_seconds: float) -> None:
+        self._linger_seconds = linger_seconds
+        self._timeout_seconds = timeout_seconds
+        self._wanted: set[str] = set()
+        self._confirmed: set[str] = set()
+        self._refused: set[str] = set()
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._to_subscribe: dict[str, None] = {}
+        self._to_unsubscribe: dict[str, None] = {}
+        self._lingering: dict[str, asyncio.TimerHandle] = {}
+        self._changed = asyncio.Event()
+        self.on_confirmed: Callable[[Collection[str]], None] = _ignore
+        self.on_refused: Callable[[Collection[str], str], None] = _ignore
+
+    @property
+    def wanted(self) -> Collection[str]:
+        """The channels the broker should deliver, the lingering ones included."""
+        return self._wanted
+
+    @property
+    def confirmed(self) -> Collection[str]:
+        """The channels the broker has confirmed on the present link."""
+        return self._confirmed
+
+    async def want(self, channel: str) -> None:
+        """Ask for `channel`; returns when the broker has confirmed it. Concurrent calls share one request.
+
+        Raises:
+            SubscribeError: The broker refused it.
+            BrokerUnavailableError: No confirmation in time. The channel is not given up: `release` it.
+        """
+        lingering = self._lingering.pop(channel, None)
+        if lingering is not None:
+            lingering.cancel()
+        if channel in self._to_unsubscribe:  # given up, but the broker has not been told yet
+            del self._to_unsubscribe[channel]
+            self._confirmed.add(channel)
+        self._wanted.add(channel)
+        if channel in self._confirmed:
+            return
+        future = self._waiting.get(channel)
+        if future is None:
+            future = self._waiting[channel] = asyncio.get_running_loop().create_future()
+            self._to_subscribe[channel] = None
+            self._changed.set()
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                await asyncio.shield(future)
+        except TimeoutError:
+            raise BrokerUnavailableError(
+                f"the broker did not confirm channel {channel!r} within {self._timeout_seconds:g} s"
+            ) from None
+
+    def release(self, channel: str) -> None:
+        """Give `channel` up after the linger time, unless it is wanted again before."""
+        if channel in self._wanted and channel not in self._lingering:
+            loop = asyncio.get_running_loop()
+            self._lingering[channel] = loop.call_later(self._linger_seconds, self._drop, channel)
+
+    def forget_link(self) -> None:
+        """The link is gone, and with it every confirmation: whoever joins from now on waits for the next one."""
+        self._confirmed.clear()
+        self._refused.clear()
+        self._to_unsubscribe.clear()
+        self._to_subscribe.clear()
+
+    async def subscribe_all(self, broadcaster: Broadcaster) -> None:
+        """Ask a new link for every wanted channel."""
+        self._to_subscribe = dict.fromkeys(self._wanted)
+        await self._apply(broadcaster)
+
+    async def follow(self, broadcaster: Broadcaster) -> None:
+        """Keep the broker in line with the wanted set until cancelled, or until the link fails."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._apply(broadcaster)
+
+    def retry_refused(self) -> None:
+        """Ask once more for what the broker refused after a reconnect; its rules may have changed."""
+        if self._refused:
+            self._to_subscribe |= dict.fromkeys(self._refused & self._wanted)
+            self._refused.clear()
+            self._changed.set()
+
+    def close(self) -> None:
+        """Forget everything; whoever waits for a confirmation is told that the broker is gone."""
+        for timer in self._lingering.values():
+            timer.cancel()
+        self._lingering.clear()
+        self._wanted.clear()
+        self._confirmed.clear()
+        for channel in list(self._waiting):
+            self._settle(channel, BrokerUnavailableError("the backplane was stopped"))
+
+    def _drop(self, channel: str) -> None:
+        del self._lingering[channel]
+        self._wanted.discard(channel)
+        self._refused.discard(channel)
+        self._to_subscribe.pop(channel, None)
+        self._settle(channel, BrokerUnavailableError(f"channel {channel!r} was given up"))
+        if channel in self._confirmed:
+            self._confirmed.discard(channel)
+            self._to_unsubscribe[channel] = None
+            self._changed.set()
+
+    async def _apply(self, broadcaster: Broadcaster) -> None:
+        # A channel stands in one of the two at most, so their order does not matter.
+        while self._to_unsubscribe or self._to_subscribe:
+            if leaving := _take(self._to_unsubscribe):
+                await broadcaster.unsubscribe(leaving)
+            if joining := _take(self._to_subscribe):
+                await self._subscribe(broadcaster, joining)
+
+    async def _subscribe(self, broadcaster: Broadcaster, channels: list[str]) -> None:
+        refused: dict[str, str] = {}
+        try:
+            await broadcaster.subscribe(channels)
+        except SubscribeError as error:
+            refused = error.refused
+        confirmed = [channel for channel in channels if channel not in refused]
+        for channel in confirmed:
+            self._confirm(channel)
+        self.on_confirmed(confirmed)
+        for channel, reason in refused.items():
+            self._refuse(channel, reason)
+
+    def _confirm(self, channel: str) -> None:
+        if channel in self._wanted:
+            self._to_subscribe.pop(channel, None)
+            self._confirmed.add(channel)
+            self._settle(channel, None)
+        else:  # given up while the broker was being asked
+            self._to_unsubscribe[channel] = None
+
+    def _refuse(self, channel: str, reason: str) -> None:
+        if channel in self._wanted:
+            self._refused.add(channel)
+        if channel in self._waiting:
+            self._settle(channel, SubscribeError({channel: reason}))
+        else:
+            logger.error("the broker refuses channel %r, its subscribers hear nothing: %s", channel, reason)
+            self.on_refused([channel], f"the broker refused the channel: {reason}")
+
+    def _settle(self, channel: str, error: Exception | None) -> None:
+        future = self._waiting.pop(channel, None)
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+            future.exception()  # whoever waited may be gone: this is not a forgotten error
+
+
+def _take(pending: dict[str, None]) -> list[str]:
+    batch = list(islice(pending, _BATCH))
+    for channel in batch:
+        del pending[channel]
+    return batch
+
+
+def _ignore(*_: Any) -> None:
+    """Stand in until someone listens."""

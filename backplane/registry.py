@@ -1,0 +1,91 @@
+"""URL to adapter: the scheme picks the class, the query string fills its options.
+
+Adapters are found by the entry-point group `backplane.adapters`, name = URL scheme, the built-in ones like a third party's; nothing is
+imported before a URL asks for it.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, cast
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import ValidationError
+
+from backplane.broadcaster import Broadcaster, BrokerUrl, Options
+from backplane.errors import ConfigurationError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["ENTRY_POINT_GROUP", "broadcaster_from_url"]
+
+ENTRY_POINT_GROUP = "backplane.adapters"
+"""Where an installed package registers its adapters: `myscheme = "my_package:MyBroadcaster"`."""
+
+# Known without being installed, so that running from a bare source tree works and a hint can name the extra.
+_BUILT_IN = {
+    "memory": ("backplane.adapters.memory:MemoryBroadcaster", None),
+    "ipc": ("backplane.adapters.ipc:IpcBroadcaster", None),
+    "redis": ("backplane.adapters.redis:RedisBroadcaster", "redis"),
+    "rediss": ("backplane.adapters.redis:RedisBroadcaster", "redis"),
+}
+
+
+def broadcaster_from_url(url: str) -> Broadcaster:
+    """Return the adapter for `url`, configured and not started.
+
+    Raises:
+        ConfigurationError: Not a URL, an unknown scheme, an unknown or ill-typed option.
+        MissingDependencyError: The adapter's client library is not installed.
+    """
+    scheme = urlsplit(url).scheme if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url) else ""
+    if not scheme:
+        raise ConfigurationError("a broker URL starts with its scheme, such as memory://, ipc://myapp or redis://localhost:6379")
+    adapter_class = _load(scheme)
+    try:
+        address = BrokerUrl.parse(url)
+    except ValueError as error:
+        raise ConfigurationError(f"{scheme}: this is not a URL: {error}") from None
+    return adapter_class(address, _options(adapter_class, scheme, url))
+
+
+def _load(scheme: str) -> type[Broadcaster]:
+    known = {name: EntryPoint(name, target, ENTRY_POINT_GROUP) for name, (target, _) in _BUILT_IN.items()}
+    known |= {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name not in known}
+    if scheme not in known:
+        raise ConfigurationError(f"unknown scheme {scheme!r}{_did_you_mean(scheme, known)}; known are {', '.join(sorted(known))}")
+    try:
+        return cast("type[Broadcaster]", known[scheme].load())
+    except ImportError as error:
+        _, extra = _BUILT_IN.get(scheme, (None, None))
+        if extra is None:
+            raise
+        raise MissingDependencyError(
+            f"{scheme}:// needs a package that is not installed ({error}); run: pip install 'fastapi-backplane[{extra}]'"
+        ) from error
+
+
+def _options(adapter_class: type[Broadcaster], scheme: str, url: str) -> Options:
+    known = adapter_class.options_class.model_fields
+    given: dict[str, str] = {}
+    for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
+        if name not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise ConfigurationError(f"{scheme}: unknown option {name!r}{_did_you_mean(name, known)}; known are {names}")
+        if name in given:
+            raise ConfigurationError(f"{scheme}: option {name!r} is given twice")
+        given[name] = value
+    try:
+        return adapter_class.options_class.model_validate_strings(given)
+    except ValidationError as error:
+        # The value itself is left out: it can be a secret.
+        wrong = "; ".join(f"{'.'.join(map(str, line['loc']))}: {line['msg']}" for line in error.errors(include_input=False))
+        raise ConfigurationError(f"{scheme}: ill-typed option: {wrong}") from None
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,86 @@
+"""`Backplane.subscribe`: channels as an async iterator, for consumers without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING
+
+from backplane.errors import SlowConsumerError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from backplane.hub import Hub
+    from backplane.message import Gap, Message
+    from backplane.outbox import Outbox
+
+__all__ = ["Subscription"]
+
+
+class Subscription:
+    """Messages of some channels, in order per channel, with a `Gap` wherever some may be missing.
+
+    Iterating ends when the backplane stops. Cancelling the iteration loses nothing. One consumer at a time.
+
+    Raises:
+        SlowConsumerError: While iterating, once what waited is consumed: the consumer was further behind than its outbox allows,
+            and everything since is lost. Only with the policy `close`.
+    """
+
+    def __init__(self, hub: Hub, outbox: Outbox) -> None:
+        self._hub = hub
+        self._outbox = outbox
+        self._channels: dict[str, None] = {}
+        self._ended = False
+        self._overrun = False
+        self._wakeup: asyncio.Future[None] | None = None
+        self.token = secrets.token_bytes(8)
+
+    async def join(self, channel: str) -> None:
+        """Add `channel`; see `Connection.join`."""
+        await self._hub.join(channel, self)
+        self._channels[channel] = None
+
+    def offer(self, messages: Sequence[Message]) -> None:
+        """Take messages: the hub's side."""
+        for message in messages:
+            self._take(message)
+
+    def gap(self, gap: Gap) -> None:
+        """Take the news that messages may be missing: the hub's side."""
+        self._take(gap)
+
+    def end(self) -> None:
+        """Leave every channel; iteration ends behind what already waits."""
+        self._ended = True
+        for channel in self._channels:
+            self._hub.leave(channel, self)
+        self._channels.clear()
+        self._wake()
+
+    def __aiter__(self) -> AsyncIterator[Message | Gap]:
+        return self
+
+    async def __anext__(self) -> Message | Gap:
+        while (item := self._outbox.take()) is None:
+            if self._overrun:
+                raise SlowConsumerError("the consumer was further behind than its outbox allows: reload, and subscribe again")
+            if self._ended:
+                raise StopAsyncIteration
+            self._wakeup = asyncio.get_running_loop().create_future()
+            await self._wakeup
+        return item
+
+    def _take(self, item: Message | Gap) -> None:
+        if self._ended:
+            return
+        if self._outbox.offer(item):
+            self._wake()
+        else:
+            self._overrun = True
+            self.end()
+
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)

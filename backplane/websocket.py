@@ -1,0 +1,94 @@
+"""A Starlette or FastAPI `WebSocket` as the `Socket` that a `Connection` needs."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from starlette.responses import PlainTextResponse
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from backplane.connection import SocketGoneError
+from backplane.errors import BackplaneError, ClosedError, InvalidChannelError, LifecycleError, SubscribeError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from starlette.websockets import WebSocket
+
+__all__ = ["StarletteSocket"]
+
+# What Starlette and the servers raise for a send to a client that is gone, or behind a close.
+_GONE = (WebSocketDisconnect, RuntimeError, OSError)
+
+
+class StarletteSocket:
+    """Wraps `websocket`, which must not have been accepted yet.
+
+    Raises:
+        LifecycleError: It was accepted.
+        ClosedError: It is closed.
+    """
+
+    def __init__(self, websocket: WebSocket) -> None:
+        states = (websocket.application_state, websocket.client_state)
+        if WebSocketState.DISCONNECTED in states:
+            raise ClosedError("this WebSocket is closed already")
+        if websocket.application_state is not WebSocketState.CONNECTING:
+            raise LifecycleError("this WebSocket is accepted already: connect() accepts it, remove `await websocket.accept()`")
+        self._websocket = websocket
+
+    async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
+        """Finish the handshake."""
+        await self._websocket.accept(subprotocol, headers)
+
+    @asynccontextmanager
+    async def refusing_on_error(self) -> AsyncIterator[None]:
+        """Answer the handshake with an HTTP error if the block raises one of ours, and let the error go on.
+
+        400 for a channel name that is not legal, 403 for a channel the broker refused, 503 for anything else. A server without the
+        denial response extension answers 403.
+        """
+        try:
+            yield
+        except BackplaneError as error:
+            await self._refuse(error)
+            raise
+
+    async def send(self, data: str | bytes) -> None:
+        """Send one message."""
+        try:
+            if isinstance(data, str):
+                await self._websocket.send_text(data)
+            else:
+                await self._websocket.send_bytes(data)
+        except _GONE as error:
+            raise SocketGoneError from error
+
+    async def receive(self) -> str | bytes | None:
+        """Return the next message, or `None` when the client is gone."""
+        if self._websocket.application_state is WebSocketState.DISCONNECTED:
+            return None
+        message = await self._websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            return None
+        text: str | None = message.get("text")
+        data: bytes = message.get("bytes") or b""
+        return data if text is None else text
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close, if it is still open."""
+        if WebSocketState.DISCONNECTED in (self._websocket.application_state, self._websocket.client_state):
+            return
+        with suppress(*_GONE):
+            await self._websocket.close(code, reason)
+
+    async def _refuse(self, error: BackplaneError) -> None:
+        if self._websocket.client_state is WebSocketState.CONNECTING:
+            await self._websocket.receive()  # the connect event comes before any answer
+        if "websocket.http.response" not in self._websocket.scope.get("extensions", {}):
+            return await self.close(1008, "")
+        status = {InvalidChannelError: 400, SubscribeError: 403}.get(type(error), 503)
+        words = str(error) if status == 400 else "not available"
+        with suppress(*_GONE):
+            await self._websocket.send_denial_response(PlainTextResponse(words, status))
