@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from backplane.broadcaster import Broadcaster, Capabilities, Options
+from backplane.errors import BrokerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -54,14 +56,23 @@ class MemoryBroadcaster(Broadcaster):
         self._channels.clear()
 
     async def publish(self, channel: str, payload: bytes) -> None:
-        """Deliver at once, within this call."""
-        if self._sink is not None and channel in self._channels:
-            self._sink.deliver(channel, payload)
+        """Deliver at once, then let other tasks run: a publisher in a loop must not starve those who send."""
+        sink = self._require_sink()
+        if channel in self._channels:
+            sink.deliver(channel, payload)
+        await asyncio.sleep(0)
 
     async def subscribe(self, channels: Collection[str]) -> None:
         """Start to deliver `channels`."""
+        self._require_sink()
         self._channels.update(channels)
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
         """Stop to deliver `channels`."""
+        self._require_sink()
         self._channels.difference_update(channels)
+
+    def _require_sink(self) -> Sink:
+        if self._sink is None:
+            raise BrokerUnavailableError("the adapter is stopped", adapter="memory")
+        return self._sink

@@ -68,6 +68,16 @@ class Backplane:
         """How the link to the broker is; `closed` while not started."""
         return self._running.supervisor.state if self._running else "closed"
 
+    async def wait_for_state(self, state: LinkState) -> None:
+        """Wait until the link to the broker is in `state`. A state that passes at once can be missed.
+
+        Raises:
+            NotStartedError, ClosedError: The backplane is not running.
+        """
+        supervisor = self._require_running().supervisor
+        while supervisor.state != state:
+            await supervisor.state_changed()
+
     async def start(self) -> None:
         """Connect to the broker.
 

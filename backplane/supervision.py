@@ -67,7 +67,7 @@ class Supervisor:
         self._interest = interest
         self._settings = settings
         self._probe_channel = f"{RESERVED_PREFIX}probe/{origin.hex()}"
-        self._live = asyncio.Event()
+        self._changed = asyncio.Event()
         self._link = _Link(hub, self._probe_channel)
         self._owner: asyncio.Task[None] | None = None
         interest.on_confirmed = hub.tell_gaps
@@ -100,6 +100,10 @@ class Supervisor:
         self._interest.close()
         await self._stop_broadcaster()
 
+    async def state_changed(self) -> None:
+        """Wait for the next change of `state`."""
+        await self._changed.wait()
+
     async def publish(self, channel: str, payload: bytes) -> None:
         """Publish once the link is live.
 
@@ -112,8 +116,8 @@ class Supervisor:
         sent = False
         try:
             async with asyncio.timeout(seconds):
-                if self.state != "live":
-                    await self._live.wait()
+                while self.state != "live":
+                    await self.state_changed()
                 sent = True
                 await self._broadcaster.publish(channel, payload)
         except TimeoutError:
@@ -254,10 +258,8 @@ class Supervisor:
         level = logging.WARNING if state == "degraded" else logging.INFO
         logger.log(level, "%s -> %s (generation %d): %s", self.state, state, self.generation, why)
         self.state = state
-        if state == "live":
-            self._live.set()
-        else:
-            self._live.clear()
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 class _Link:

@@ -1,0 +1,21 @@
+"""What a third party needs to test an adapter: the conformance suite, a recording sink and a fault proxy.
+
+The suite needs pytest and the pytest plugin of anyio (which Starlette brings). In a test file:
+
+    from backplane.testing import BroadcasterConformance
+
+    class TestMyAdapter(BroadcasterConformance):
+        @pytest.fixture
+        def url(self) -> str:
+            return "myscheme://localhost"
+"""
+
+import pytest
+
+pytest.register_assert_rewrite("backplane.testing.conformance")
+
+from backplane.testing.conformance import BroadcasterConformance  # noqa: E402  # its asserts must be rewritten
+from backplane.testing.proxy import FaultProxy  # noqa: E402
+from backplane.testing.recording import RecordingSink  # noqa: E402
+
+__all__ = ["BroadcasterConformance", "FaultProxy", "RecordingSink"]

@@ -1,0 +1,442 @@
+"""The promises of a `Broadcaster`, each as a test that runs on any adapter.
+
+Two adapters on one URL, in one event loop, stand for two workers. Nothing waits for time: what must arrive is waited for, and what must
+not is proved by a message behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backplane import (
+    Backplane,
+    BrokerUnavailableError,
+    Gap,
+    Message,
+    PayloadTooLargeError,
+    Settings,
+    SubscribeError,
+)
+from backplane.registry import broadcaster_from_url
+from backplane.testing.proxy import FaultProxy
+from backplane.testing.recording import RecordingSink
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Sequence
+
+    from backplane import Subscription
+    from backplane.broadcaster import Broadcaster
+    from backplane.hub import Hub
+    from backplane.interest import Interest
+    from backplane.supervision import LinkState, Supervisor
+
+__all__ = ["HOSTILE_CHANNELS", "BroadcasterConformance", "Worker"]
+
+HOSTILE_CHANNELS = (
+    ">",
+    "*",
+    "a.*",
+    "a.b",
+    "a",
+    "A",
+    "$SYS.>",
+    "_INBOX.x",
+    "with blank",
+    "cr\r\nlf",
+    "nul\0",
+    "{tag}",
+    "[a-z]",
+    "h?llo",
+    "a/../b",
+    "%41",
+    "=41",
+    " ",
+    "ü",
+    "u\u0308",
+    "日本",
+    "😀" * 63,
+    "x" * 255,
+)
+"""Names that a broker could take for more than a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A started adapter with the sink it reports to: what one process is to the broker."""
+
+    broadcaster: Broadcaster
+    sink: RecordingSink
+
+
+class BroadcasterConformance:
+    """Subclass it, give it the fixture `url`, and pytest runs every promise of the contract."""
+
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture
+    def url(self) -> str:
+        """Where a broker is that belongs to this test run."""
+        raise NotImplementedError("a subclass gives the URL of its broker")
+
+    @pytest.fixture
+    def refused_channel(self) -> str | None:
+        """A channel that the broker at `url` refuses, where it can be told to refuse one."""
+        return None
+
+    @pytest.fixture
+    async def two(self, url: str) -> AsyncIterator[tuple[Worker, Worker]]:
+        """Two workers; where the adapter does not leave its process, the same one twice."""
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(_worker(url))
+            if first.broadcaster.capabilities.reach == "process":
+                yield first, first
+            else:
+                yield first, await stack.enter_async_context(_worker(url))
+
+    async def test_every_publish_after_subscribe_returned_arrives(self, two: tuple[Worker, Worker]) -> None:
+        """When `subscribe` has returned, the very next publish of another worker is delivered."""
+        publisher, subscriber = two
+        for number in range(100):
+            await subscriber.broadcaster.subscribe([f"room-{number}"])
+            await publisher.broadcaster.publish(f"room-{number}", b"first")
+        await subscriber.sink.until(lambda: len(subscriber.sink.delivered) == 100)
+        assert subscriber.sink.delivered == [(f"room-{number}", b"first") for number in range(100)]
+
+    async def test_each_worker_gets_one_copy_the_publisher_included(self, two: tuple[Worker, Worker]) -> None:
+        """A publish reaches every subscribed worker exactly once, the publisher's own too."""
+        for worker in set(two):
+            await worker.broadcaster.subscribe(["room"])
+        for number in range(50):
+            await two[number % 2].broadcaster.publish("room", b"%d" % number)
+        for worker in two:
+            await worker.sink.until(lambda worker=worker: len(worker.sink.delivered) >= 50)  # type: ignore[misc]
+            assert sorted(worker.sink.payloads("room"), key=int) == [b"%d" % number for number in range(50)]
+
+    async def test_payloads_keep_the_order_of_the_calls(self, two: tuple[Worker, Worker]) -> None:
+        """Many publishes at once, on several channels and from two workers, arrive per channel and worker in the order of the calls."""
+        names = ("first", "second")
+        channels = [f"room-{number}" for number in range(5)]
+        for worker in set(two):
+            await worker.broadcaster.subscribe(channels)
+        async with asyncio.TaskGroup() as group:
+            for number in range(400):
+                for worker, name in zip(two, names, strict=True):
+                    payload = f"{name} {number}".encode()
+                    group.create_task(worker.broadcaster.publish(channels[number % 5], payload))
+        for worker in two:
+            await worker.sink.until(lambda worker=worker: len(worker.sink.delivered) >= 800)  # type: ignore[misc]
+            for index, channel in enumerate(channels):
+                for name in names:
+                    heard = [text for text in map(bytes.decode, worker.sink.payloads(channel)) if text.startswith(name)]
+                    assert heard == [f"{name} {number}" for number in range(index, 400, 5)]
+
+    async def test_nothing_arrives_after_unsubscribe_returned(self, two: tuple[Worker, Worker]) -> None:
+        """Once `unsubscribe` has returned nothing is delivered, though another worker goes on publishing; other channels go on."""
+        publisher, subscriber = two
+        await subscriber.broadcaster.subscribe(["left", "kept"])
+        for number in range(100):
+            await publisher.broadcaster.publish("left", b"%d" % number)
+            if number == 50:
+                await subscriber.broadcaster.unsubscribe(["left"])
+                heard = len(subscriber.sink.payloads("left"))
+        await publisher.broadcaster.publish("kept", b"barrier")
+        await subscriber.sink.until(lambda: subscriber.sink.payloads("kept") == [b"barrier"])
+        assert len(subscriber.sink.payloads("left")) == heard
+
+    async def test_a_channel_can_be_subscribed_again(self, two: tuple[Worker, Worker]) -> None:
+        """Unsubscribing and subscribing in turn always ends in what was asked last."""
+        publisher, subscriber = two
+        for number in range(20):
+            await subscriber.broadcaster.subscribe(["room"])
+            await publisher.broadcaster.publish("room", b"%d" % number)
+            await subscriber.sink.until(lambda number=number: b"%d" % number in subscriber.sink.payloads("room"))  # type: ignore[misc]
+            await subscriber.broadcaster.unsubscribe(["room"])
+
+    async def test_bytes_are_intact(self, two: tuple[Worker, Worker]) -> None:
+        """Empty, NUL, bytes that are no UTF-8, CR/LF, and a payload of the largest size arrive as they were."""
+        publisher, subscriber = two
+        largest = publisher.broadcaster.capabilities.max_payload_bytes
+        payloads = [b"", b"\0", bytes(range(256)), b"\xff\xfe", b"a\r\nb", os.urandom(largest)]
+        await subscriber.broadcaster.subscribe(["room"])
+        for payload in payloads:
+            await publisher.broadcaster.publish("room", payload)
+        await subscriber.sink.until(lambda: len(subscriber.sink.delivered) == len(payloads), timeout_seconds=30)
+        assert subscriber.sink.payloads("room") == payloads
+
+    async def test_one_byte_over_the_limit_is_refused_before_the_wire(self, url: str) -> None:
+        """A message over the limit raises with size and limit, and the next one passes."""
+        async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
+            limit = broadcaster_from_url(url).capabilities.max_payload_bytes
+            with pytest.raises(PayloadTooLargeError) as raised:
+                await backplane.publish("room", bytes(limit))
+            assert raised.value.limit_bytes == limit < raised.value.size_bytes
+            await backplane.publish("room", "fits")
+            assert (await _next_message(messages)).data == "fits"
+
+    async def test_a_hostile_channel_name_reaches_only_its_own_subscribers(self, two: tuple[Worker, Worker]) -> None:
+        """Wildcards, blanks, control characters, braces and any Unicode are plain characters of a name."""
+        publisher, subscriber = two
+        await subscriber.broadcaster.subscribe(HOSTILE_CHANNELS)
+        for channel in HOSTILE_CHANNELS:
+            await publisher.broadcaster.publish(channel, channel.encode())
+        await publisher.broadcaster.publish("a.x", b"nobody's")
+        await publisher.broadcaster.publish("hello", b"nobody's")
+        await publisher.broadcaster.publish(HOSTILE_CHANNELS[-1], b"barrier")
+        await subscriber.sink.until(lambda: (HOSTILE_CHANNELS[-1], b"barrier") in subscriber.sink.delivered)
+        expected = [(channel, channel.encode()) for channel in HOSTILE_CHANNELS]
+        assert sorted(subscriber.sink.delivered[:-1]) == sorted(expected)
+
+    async def test_overlapping_calls_share_the_link(self, two: tuple[Worker, Worker]) -> None:
+        """Subscribing from several tasks at once subscribes to everything each asked for."""
+        publisher, subscriber = two
+        async with asyncio.TaskGroup() as group:
+            for task in range(8):
+                group.create_task(subscriber.broadcaster.subscribe([f"room-{task}-{n}" for n in range(10)]))
+        for task in range(8):
+            for n in range(10):
+                await publisher.broadcaster.publish(f"room-{task}-{n}", b"")
+        await subscriber.sink.until(lambda: len(subscriber.sink.delivered) == 80)
+
+    async def test_reach_is_what_it_says(self, url: str) -> None:
+        """An adapter that says `process` is not heard by another one, any other is."""
+        async with _worker(url) as first, _worker(url) as second:
+            await first.broadcaster.subscribe(["room"])
+            await second.broadcaster.subscribe(["room"])
+            await first.broadcaster.publish("room", b"hello")
+            await first.sink.until(lambda: len(first.sink.delivered) == 1)
+            if first.broadcaster.capabilities.reach == "process":
+                assert second.sink.delivered == []
+            else:
+                await second.sink.until(lambda: len(second.sink.delivered) == 1)
+
+    async def test_start_and_stop_alternate(self, url: str) -> None:
+        """The same object starts again after its stop, with no subscription left of the time before."""
+        broadcaster = broadcaster_from_url(url)
+        for _ in range(3):
+            sink = RecordingSink()
+            await broadcaster.start(sink)
+            await broadcaster.subscribe(["kept"])
+            await broadcaster.publish("left", b"")
+            await broadcaster.publish("kept", b"")
+            await sink.until(lambda sink=sink: len(sink.delivered) == 1)  # type: ignore[misc]
+            assert sink.delivered == [("kept", b"")]
+            await broadcaster.subscribe(["left"])
+            await broadcaster.stop()
+            await broadcaster.stop()
+
+    async def test_a_stopped_adapter_raises(self, url: str) -> None:
+        """What cannot be done without a link raises `BrokerUnavailableError`; nothing is a silent ok."""
+        broadcaster = broadcaster_from_url(url)
+        await broadcaster.start(RecordingSink())
+        await broadcaster.stop()
+        for call in (broadcaster.publish("room", b""), broadcaster.subscribe(["room"]), broadcaster.unsubscribe(["room"])):
+            with pytest.raises(BrokerUnavailableError):
+                await call
+
+    async def test_cancelling_at_any_moment_leaks_nothing(self, url: str) -> None:
+        """Whichever await of `start`, `subscribe` and `publish` is cancelled, a stop leaves no task and no open file."""
+        await _run_for_passes(self._one_life(broadcaster_from_url(url)), 100)  # what a process opens once is open
+        await _settled()
+        files, tasks = _open_files(), len(asyncio.all_tasks())
+        for passes in (*range(40), *range(40, 400, 20)):
+            broadcaster = broadcaster_from_url(url)
+            await _run_for_passes(self._one_life(broadcaster), passes)
+            await broadcaster.stop()
+        await _settled()
+        assert (_open_files(), len(asyncio.all_tasks())) == (files, tasks)
+
+    async def test_ten_thousand_channels(self, two: tuple[Worker, Worker]) -> None:
+        """10,000 channels are subscribed and each is delivered to; 5,000 dropped again are not."""
+        publisher, subscriber = two
+        channels = [f"room-{number}" for number in range(10_000)]
+        for start in range(0, 10_000, 500):
+            await subscriber.broadcaster.subscribe(channels[start : start + 500])
+        for start in range(0, 5_000, 500):
+            await subscriber.broadcaster.unsubscribe(channels[start : start + 500])
+        for start in range(0, 10_000, 500):
+            await asyncio.gather(*(publisher.broadcaster.publish(name, b"") for name in channels[start : start + 500]))
+        await subscriber.sink.until(lambda: len(subscriber.sink.delivered) >= 5_000)
+        assert sorted(channel for channel, _ in subscriber.sink.delivered) == sorted(channels[5_000:])
+
+    async def test_a_lost_link_heals_with_one_gap(self, brokered_url: str) -> None:
+        """A cut link comes back by itself: degraded, then live, every channel heard again, one gap on each, told in its place."""
+        async with FaultProxy(brokered_url) as proxy, _quick(proxy.url) as backplane, _quick(brokered_url) as outside:
+            async with backplane.subscribe("one", "two") as messages:
+                await outside.publish("one", "before")
+                assert (await _next_message(messages)).data == "before"
+                proxy.refuse()
+                await _state(backplane, "degraded")
+                with pytest.raises(BrokerUnavailableError):
+                    await backplane.publish("one", "during")
+                proxy.heal()
+                await _state(backplane, "live")
+                await outside.publish("one", "after one")
+                await outside.publish("two", "after two")
+                heard = [await anext(messages) for _ in range(4)]
+            for channel in ("one", "two"):
+                kinds = [type(item) for item in heard if item.channel == channel]
+                expected = [Message] if broadcaster_from_url(brokered_url).capabilities.resumes else [Gap, Message]
+                assert kinds == expected
+
+    async def test_a_silent_link_is_found_and_healed(self, brokered_url: str) -> None:
+        """A link that is up and carries nothing is found by the delivery probe, rebuilt, and heard from again."""
+        async with FaultProxy(brokered_url) as proxy, _quick(proxy.url) as backplane, _quick(brokered_url) as outside:
+            async with backplane.subscribe("room") as messages:
+                proxy.silence()
+                await _state(backplane, "degraded")
+                proxy.heal()
+                await _state(backplane, "live")
+                await outside.publish("room", "after")
+                assert (await _next_message(messages)).data == "after"
+
+    async def test_a_refused_channel_fails_alone(self, url: str, refused_channel: str | None) -> None:
+        """A channel the broker refuses raises for whoever asked for it, and no other channel of the same batch notices."""
+        if refused_channel is None:
+            pytest.skip("this broker refuses no channel")
+        channels = [f"room-{number}" for number in range(20)]
+        async with _worker(url) as worker:
+            with pytest.raises(SubscribeError) as raised:
+                await worker.broadcaster.subscribe([*channels[:7], refused_channel, *channels[7:]])
+            assert list(raised.value.refused) == [refused_channel]
+            for channel in channels:
+                await worker.broadcaster.publish(channel, b"")
+            await worker.sink.until(lambda: len(worker.sink.delivered) == 20)
+
+    async def test_churn_on_a_link_that_is_cut_ends_with_the_same_set(self, brokered_url: str) -> None:
+        """Joins and leaves at random, from eight tasks, while the link is cut again and again: at the end what is joined is heard."""
+        async with FaultProxy(brokered_url) as proxy, _quick(proxy.url) as backplane, _quick(brokered_url) as outside:
+            running = backplane._running  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            assert running is not None
+            members = _Members()
+            channels = [[f"{task}-{n}" for n in range(1_250)] for task in range(8)]
+            await running.hub.join("barrier", members)
+            cutting = asyncio.create_task(_cut_repeatedly(proxy, running.supervisor, 5))
+            async with asyncio.TaskGroup() as group:
+                for seed, names in enumerate(channels):
+                    group.create_task(members.churn(running.hub, names, seed, cutting))
+            await cutting
+            await _settled_interest(running.interest, {*members.joined, "barrier"})
+            at_the_link = RecordingSink()
+            running.hub.deliver = at_the_link.deliver  # type: ignore[method-assign]
+            for names in channels:
+                await asyncio.gather(*(outside.publish(name, "") for name in names))
+            await outside.publish("barrier", "")
+            await at_the_link.until(lambda: at_the_link.delivered[-1:] != [] and at_the_link.delivered[-1][0] == "barrier")
+            assert sorted(name for name, _ in at_the_link.delivered[:-1]) == sorted(members.joined)
+
+    @pytest.fixture
+    def brokered_url(self, url: str) -> str:
+        """The URL, for a test that cuts the link to a broker."""
+        if not broadcaster_from_url(url).capabilities.brokered:
+            pytest.skip("no broker, no link to lose: capabilities.brokered is False")
+        return url
+
+    async def _one_life(self, broadcaster: Broadcaster) -> None:
+        await broadcaster.start(RecordingSink())
+        await broadcaster.subscribe(["a", "b"])
+        await broadcaster.publish("a", b"x")
+        await broadcaster.unsubscribe(["b"])
+        await broadcaster.stop()
+
+
+@asynccontextmanager
+async def _worker(url: str) -> AsyncIterator[Worker]:
+    broadcaster = broadcaster_from_url(url)
+    sink = RecordingSink()
+    await broadcaster.start(sink)
+    try:
+        yield Worker(broadcaster, sink)
+    finally:
+        await broadcaster.stop()
+
+
+def _quick(url: str) -> Backplane:
+    settings = Settings(
+        publish_timeout_seconds=0.3,
+        linger_seconds=0.02,
+        probe_interval_seconds=0.5,
+        max_backoff_seconds=0.2,
+    )
+    return Backplane(url, settings=settings)
+
+
+async def _state(backplane: Backplane, state: LinkState) -> None:
+    async with asyncio.timeout(10):
+        await backplane.wait_for_state(state)
+
+
+async def _next_message(messages: Subscription) -> Message:
+    """Return the next message, past any gap."""
+    async with asyncio.timeout(10):
+        async for item in messages:
+            if isinstance(item, Message):
+                return item
+    raise AssertionError("the subscription ended")
+
+
+async def _run_for_passes(life: Coroutine[None, None, None], passes: int) -> None:
+    """Run `life` for some passes of the event loop, then cancel it."""
+    task = asyncio.create_task(life)
+    for _ in range(passes):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def _settled() -> None:
+    """Let closed transports go: they need some passes of the loop."""
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+
+
+def _open_files() -> int:
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.exists() else 0
+
+
+class _Members:
+    """A subscriber of many channels that knows which it should hear."""
+
+    def __init__(self) -> None:
+        self.token = b"members."
+        self.joined: set[str] = set()
+
+    def offer(self, messages: Sequence[Message]) -> None:
+        """Take nothing: the test listens at the link."""
+
+    def gap(self, gap: Gap) -> None:
+        """Take nothing: gaps are expected here."""
+
+    async def churn(self, hub: Hub, names: Sequence[str], seed: int, until: asyncio.Task[None]) -> None:
+        choose = random.Random(seed)  # noqa: S311
+        while not until.done():
+            chosen = choose.sample(names, len(names) // 4)
+            for name in self.joined.intersection(chosen):
+                hub.leave(name, self)
+            entering = [name for name in chosen if name not in self.joined]
+            self.joined.difference_update(chosen)
+            await asyncio.gather(*(hub.join(name, self) for name in entering))
+            self.joined.update(entering)
+
+
+async def _cut_repeatedly(proxy: FaultProxy, supervisor: Supervisor, times: int) -> None:
+    for _ in range(times):
+        generation = supervisor.generation
+        proxy.cut()
+        while supervisor.generation == generation or supervisor.state != "live":
+            await supervisor.state_changed()
+
+
+async def _settled_interest(interest: Interest, expected: set[str]) -> None:
+    """Wait until what lingered is dropped and what is wanted is confirmed."""
+    async with asyncio.timeout(10):
+        while set(interest.confirmed) != expected or set(interest.wanted) != expected:
+            await asyncio.sleep(0.01)

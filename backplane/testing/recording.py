@@ -1,0 +1,68 @@
+"""A sink that keeps what an adapter reports, and lets a test wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from backplane.message import All
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from backplane.errors import BrokerError
+    from backplane.message import Position
+
+__all__ = ["RecordingSink"]
+
+
+class RecordingSink:
+    """Implements `backplane.broadcaster.Sink`.
+
+    Attributes:
+        delivered: Every `(channel, payload)`, in order.
+        gaps: Every `(channels, reason)`; the channels are `None` for all.
+        losses: Every error reported by `lost`.
+    """
+
+    def __init__(self) -> None:
+        self.delivered: list[tuple[str, bytes]] = []
+        self.gaps: list[tuple[frozenset[str] | None, str]] = []
+        self.losses: list[BrokerError] = []
+        self._changed = asyncio.Event()
+
+    def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
+        """Keep a delivery."""
+        self.delivered.append((channel, payload))
+        self._changed.set()
+
+    def gap(self, channels: Collection[str] | All, reason: str) -> None:
+        """Keep a gap."""
+        self.gaps.append((None if isinstance(channels, All) else frozenset(channels), reason))
+        self._changed.set()
+
+    def lost(self, error: BrokerError) -> None:
+        """Keep a loss."""
+        self.losses.append(error)
+        self._changed.set()
+
+    def payloads(self, channel: str) -> list[bytes]:
+        """Return what was delivered on `channel`, in order."""
+        return [payload for name, payload in self.delivered if name == channel]
+
+    async def until(self, condition: Callable[[], bool], *, timeout_seconds: float = 10.0) -> None:
+        """Wait until `condition` holds; it is looked at after every report.
+
+        Raises:
+            TimeoutError: It did not hold in time; the message shows the last reports.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise TimeoutError(
+                f"not within {timeout_seconds:g} s; {len(self.delivered)} deliveries, the last {self.delivered[-3:]}, "
+                f"gaps {self.gaps[-3:]}, losses {self.losses[-3:]}"
+            ) from None
