@@ -1,4 +1,7 @@
-"""`memory://`: one process, no broker. The reference implementation of the contract, and the default for development and tests."""
+"""`memory://`: one process, no broker.
+
+The reference implementation of the contract, and the default for development and tests.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """`redis://` and `rediss://`: Redis pub/sub, Valkey too.
 
-redis-py connects, authenticates and speaks TLS; then its socket is taken over, because its own `PubSub` reconnects in secret and loses
-messages without a word. Two connections: one publishes, in order and many commands per write; the other, opened with the first
-subscription, receives. Either one lost is the link lost.
+redis-py connects, authenticates and speaks TLS; then its socket is taken over, because its own `PubSub` reconnects in
+secret and loses messages without a word. Two connections: one publishes, in order and many commands per write; the
+other, opened with the first subscription, receives. Either one lost is the link lost.
 
 At most once: Redis keeps nothing for a subscriber that is away (https://redis.io/docs/latest/develop/pubsub/).
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
 import hiredis
@@ -164,7 +164,7 @@ class RedisBroadcaster(Broadcaster):
         connection = self._connection()
         try:
             async with asyncio.timeout(self.options.connect_timeout_seconds):
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
                 link.take_over(connection)
                 await link.check()
         except TimeoutError:
@@ -213,7 +213,8 @@ class _RefusedError(Exception):
 class _Resp(asyncio.Protocol):
     """One authenticated connection, speaking RESP2 without redis-py.
 
-    `_reader` and `_writer` of a redis-py connection are its only private names in use; they are the same from 5.0 to 8.1.
+    `_reader` and `_writer` of a redis-py connection are its only private names in use; they are the same from 5.0 to
+    8.1.
     """
 
     def __init__(self, on_lost: Callable[[BrokerError], None]) -> None:
@@ -231,9 +232,9 @@ class _Resp(asyncio.Protocol):
 
     def take_over(self, connection: Connection) -> None:
         """Make `connection`'s socket ours. The object is kept: collected, it would close the socket."""
-        writer = connection._writer  # noqa: SLF001
+        writer = connection._writer
         assert writer is not None
-        transport = writer.transport
+        transport = cast("asyncio.Transport", writer.transport)
         transport.set_protocol(self)
         self._connection = connection
         self._transport = transport
@@ -326,7 +327,9 @@ class _Publisher(_Resp):
         future: asyncio.Future[None] = loop.create_future()
         if not self._unsent:
             loop.call_soon(self._flush)
-        self._unsent.append(b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(payload), payload))
+        self._unsent.append(
+            b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(payload), payload)
+        )
         self._unanswered.append((future, size))
         self._pending_bytes += size
         await future
@@ -393,7 +396,7 @@ class _Subscriber(_Resp):
             return
         asked = _Asked(len(names))
         self._asked.append(asked)
-        self.write(hiredis.pack_command((verb, *names)))
+        self.write(_pack(verb, names))
         await asked.answered
 
     def reply_received(self, reply: Any) -> None:
@@ -430,6 +433,11 @@ class _Asked:
             self.answered.set_exception(error)
 
 
+def _pack(verb: bytes, names: list[bytes]) -> bytes:
+    command = cast("tuple[bytes]", (verb, *names))  # its stub knows one argument only
+    return hiredis.pack_command(command)
+
+
 def _host_and_port(url: BrokerUrl) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{url.netloc}")
@@ -440,10 +448,10 @@ def _host_and_port(url: BrokerUrl) -> tuple[str, int]:
 
 def _abort(connection: Connection) -> None:
     """Close the socket at once, and leave redis-py nothing to warn about."""
-    writer = connection._writer  # noqa: SLF001
+    writer = connection._writer
     if writer is not None:
         writer.transport.abort()
-    connection._reader = connection._writer = None  # noqa: SLF001
+    connection._reader = connection._writer = None
 
 
 def _unavailable(words: str) -> BrokerUnavailableError:
@@ -451,7 +459,9 @@ def _unavailable(words: str) -> BrokerUnavailableError:
 
 
 def _unknown(words: str) -> PublishOutcomeUnknownError:
-    return PublishOutcomeUnknownError(f"{words}, before the server's answer; it may have been published", adapter="redis")
+    return PublishOutcomeUnknownError(
+        f"{words}, before the server's answer; it may have been published", adapter="redis"
+    )
 
 
 def _connect_error(error: Exception, url: BrokerUrl) -> BrokerError:
@@ -460,6 +470,8 @@ def _connect_error(error: Exception, url: BrokerUrl) -> BrokerError:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return BrokerError(f"{url} shows a certificate that is not trusted: {cause}", adapter="redis", retriable=False)
+            return BrokerError(
+                f"{url} shows a certificate that is not trusted: {cause}", adapter="redis", retriable=False
+            )
         cause = cause.__cause__ or cause.__context__
     return BrokerUnavailableError(f"cannot reach {url}: {error}", adapter="redis")

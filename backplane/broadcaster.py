@@ -1,8 +1,8 @@
 """The contract of an adapter.
 
-An adapter is one link to one broker and nothing more. It connects when told to, says once when the link is lost, and is then told to
-stop and to start again. Everything else lives in the core and is the same for every broker: reference counts, batches, back-off,
-subscribing again after a reconnect, the delivery probe, gaps, queues, encoding.
+An adapter is one link to one broker and nothing more. It connects when told to, says once when the link is lost, and is
+then told to stop and to start again. Everything else lives in the core and is the same for every broker: reference
+counts, batches, back-off, subscribing again after a reconnect, the delivery probe, gaps, queues, encoding.
 
 `backplane.testing.BroadcasterConformance` pins each promise below; a new adapter runs it in a few lines.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from backplane.errors import BrokerError
     from backplane.message import All, Position
 
-__all__ = ["BrokerUrl", "Broadcaster", "Capabilities", "Options", "Sink"]
+__all__ = ["Broadcaster", "BrokerUrl", "Capabilities", "Options", "Sink"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +30,12 @@ class Capabilities:
     """What an adapter can do, as data: the conformance suite and the README's table read it, prose cannot rot.
 
     Attributes:
-        brokered: A server stands between publisher and subscriber, so the way there and back can go silent: the core sends
-            itself a probe along it.
+        brokered: A server stands between publisher and subscriber, so the way there and back can go silent: the core
+            sends itself a probe along it.
         reach: How far a message gets: the `process`, the processes of one `host`, or every host of the `network`.
-        publish_returns: What is certain when `publish` returns: `delivered` (handed to every subscriber of the process or to the
-            kernel for each peer), `accepted` (the broker has answered), `sent` (written towards the broker, no answer exists),
-            `stored` (the broker has it on disk or on its replicas).
+        publish_returns: What is certain when `publish` returns: `delivered` (handed to every subscriber of the process
+            or to the kernel for each peer), `accepted` (the broker has answered), `sent` (written towards the broker,
+            no answer exists), `stored` (the broker has it on disk or on its replicas).
         resumes: After a lost link the adapter goes on where it was, so the core reports no gap of its own for it.
         max_payload_bytes: Largest payload `publish` takes, header of the core included.
     """
@@ -58,7 +58,7 @@ class Options(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerUrl:
-    """A broker's URL in its parts, without the query (which became `Options`). Its `str` and `repr` mask the password."""
+    """A broker's URL in its parts, without the query (which became `Options`). `str` and `repr` mask the password."""
 
     scheme: str
     username: str | None = None
@@ -98,7 +98,7 @@ class Sink(Protocol):
         ...
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
-        """Say that messages of `channels` may be missing here, though the link stands (a queue overran, a peer was cut)."""
+        """Say that messages of `channels` may be missing here, though the link stands (a queue overran, say)."""
         ...
 
     def lost(self, error: BrokerError) -> None:
@@ -109,8 +109,8 @@ class Sink(Protocol):
 class Broadcaster(ABC):
     """One link to one broker; subclassed by every adapter.
 
-    Constructed without any I/O, outside any event loop. `start` and `stop` may alternate any number of times, and a `stop` leaves
-    nothing behind: no task, no socket, no subscription. All methods are called from one event loop.
+    Constructed without any I/O, outside any event loop. `start` and `stop` may alternate any number of times, and a
+    `stop` leaves nothing behind: no task, no socket, no subscription. All methods are called from one event loop.
 
     Cancelling any awaited method is safe: what was asked may or may not have been done, and nothing leaks.
 
@@ -153,8 +153,8 @@ class Broadcaster(ABC):
     async def publish(self, channel: str, payload: bytes) -> None:
         """Publish `payload`, intact, to every process subscribed to `channel`, this one included, one copy each.
 
-        Payloads of one channel arrive in the order of the calls, whether or not the caller awaits one before the next. Returns
-        when the broker has it as firmly as `capabilities.publish_returns` says. Never retried in secret.
+        Payloads of one channel arrive in the order of the calls, whether or not the caller awaits one before the next.
+        Returns when the broker has it as firmly as `capabilities.publish_returns` says. Never retried in secret.
 
         Raises:
             BrokerUnavailableError: It was certainly not published.

@@ -1,7 +1,7 @@
 """Which channel names are legal.
 
-A channel is any text of 1 to 255 bytes in UTF-8. Wildcards of a broker, blanks, control characters, braces: all are plain characters
-here, and an adapter encodes what its broker would take for more.
+A channel is any text of 1 to 255 bytes in UTF-8. Wildcards of a broker, blanks, control characters, braces: all are
+plain characters here, and an adapter encodes what its broker would take for more.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def validate_channel(channel: str) -> str:
     """Return `channel` unchanged if an application may use it.
 
     Raises:
-        InvalidChannelError: It is not a `str`, is empty, longer than `MAX_CHANNEL_BYTES`, holds a lone surrogate (which UTF-8
-            cannot carry), or starts with `RESERVED_PREFIX`.
+        InvalidChannelError: It is not a `str`, is empty, longer than `MAX_CHANNEL_BYTES`, holds a lone surrogate (which
+            UTF-8 cannot carry), or starts with `RESERVED_PREFIX`.
     """
     if not isinstance(channel, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without type checks
         raise InvalidChannelError(f"a channel is a str, not {type(channel).__name__}")
@@ -45,5 +45,5 @@ def _validate_encoded(channel: str) -> None:
         ) from None
     if size > MAX_CHANNEL_BYTES:
         raise InvalidChannelError(
-            f"a channel name takes at most {MAX_CHANNEL_BYTES} bytes in UTF-8, this one takes {size:,}: {channel[:40]!r}…"
+            f"a channel name takes at most {MAX_CHANNEL_BYTES} bytes in UTF-8 and this one {size:,}: {channel[:40]!r}…"
         )

@@ -11,14 +11,14 @@ A payload is a 21-byte header (29 with an excluded connection) and the data. All
         21     8  id of the excluded connection, only with bit 1
       then        the data
 
-A payload without the magic is a foreign publish (`redis-cli PUBLISH chat hello`) and is delivered as it is: text where it is valid
-UTF-8, else binary. One with the magic whose header makes no sense is malformed.
+A payload without the magic is a foreign publish (`redis-cli PUBLISH chat hello`) and is delivered as it is: text where
+it is valid UTF-8, else binary. One with the magic whose header makes no sense is malformed.
 """
 
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pydantic_core import PydanticSerializationError, to_json
 
@@ -47,7 +47,7 @@ def encode(data: object, *, origin: bytes, published_at: float, excluded: bytes 
     """
     flags = 0
     if isinstance(data, bytes | bytearray | memoryview):
-        flags, body = BINARY, bytes(data)
+        flags, body = BINARY, bytes(cast("bytes", data))
     else:
         body = encode_text(data)
     if excluded is not None:
@@ -57,7 +57,7 @@ def encode(data: object, *, origin: bytes, published_at: float, excluded: bytes 
 
 
 def encode_text(data: object) -> bytes:
-    """Return `data` as UTF-8: a `str` as it is, anything else as JSON (pydantic models, dataclasses, datetimes and so on).
+    """Return `data` as UTF-8: a `str` as it is, anything else (pydantic models, dataclasses, datetimes) as JSON.
 
     Infinities and NaN, which JSON does not know, become `null`.
 
@@ -67,9 +67,13 @@ def encode_text(data: object) -> bytes:
     try:
         return data.encode() if isinstance(data, str) else to_json(data, inf_nan_mode="null")
     except UnicodeEncodeError as error:
-        raise InvalidDataError(f"text with a lone surrogate (position {error.start}) cannot be sent: encode it first") from None
+        raise InvalidDataError(
+            f"text with a lone surrogate (position {error.start}) cannot be sent: encode it first"
+        ) from None
     except PydanticSerializationError as error:
-        raise InvalidDataError(f"publish takes str, bytes or anything JSON, not {type(data).__name__}: {error}") from None
+        raise InvalidDataError(
+            f"publish takes str, bytes or anything JSON, not {type(data).__name__}: {error}"
+        ) from None
 
 
 def decode(channel: str, payload: bytes, position: Position | None = None) -> Message | None:

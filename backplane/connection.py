@@ -66,8 +66,9 @@ class Socket(Protocol):
 class Connection:
     """One client, for as long as `Backplane.connect` is entered.
 
-    Iterating yields what the client says, `str` or `bytes`, and ends when either side closed. What is published to its channels is
-    sent to it in order per channel, whether the handler iterates or not, but its end is only noticed while iterating or sending.
+    Iterating yields what the client says, `str` or `bytes`, and ends when either side closed. What is published to its
+    channels is sent to it in order per channel, whether the handler iterates or not, but its end is only noticed while
+    iterating or sending.
 
     Not safe to use from another thread.
     """
@@ -112,7 +113,7 @@ class Connection:
         return self._channels.keys()
 
     async def join(self, channel: str) -> None:
-        """Receive what is published to `channel` from now on; once this returns no later publish is missed without a gap.
+        """Receive what is published to `channel`; once this returns no later publish is missed without a gap.
 
         Joining again changes nothing. Cancelling leaves the channel unjoined.
 
@@ -133,7 +134,7 @@ class Connection:
         self._channels[channel] = None
 
     async def leave(self, channel: str) -> None:
-        """Receive nothing more of `channel`; what already waits is still sent. Leaving what was not joined changes nothing."""
+        """Receive nothing more of `channel`; what waits is still sent. Leaving what was not joined changes nothing."""
         if channel in self._channels:
             del self._channels[channel]
             self._hub.leave(channel, self)
@@ -141,8 +142,8 @@ class Connection:
     async def send(self, data: object) -> None:
         """Send `data` to this client alone, behind what already waits for it; returns when the server has taken it.
 
-        `str` goes as text, `bytes` as binary, anything else as JSON text. A client that is gone or was cut is an ordinary end: the
-        call returns. A client that does not read makes it wait; the outbox's bound counts here too.
+        `str` goes as text, `bytes` as binary, anything else as JSON text. A client that is gone or was cut is an
+        ordinary end: the call returns. A client that does not read makes it wait; the outbox's bound counts here too.
 
         Raises:
             InvalidDataError: `data` is none of these.
@@ -171,7 +172,7 @@ class Connection:
     def offer(self, messages: Sequence[Message]) -> None:
         """Take messages for the client: the hub's side."""
         if self._ended:
-            return
+            return None
         for message in messages:
             if not self._outbox.offer(message):
                 logger.warning("connection %s is too slow for channel %r: closing it", self.id, message.channel)
@@ -188,7 +189,7 @@ class Connection:
         self._start_sending()
 
     def end(self, code: int, reason: str) -> None:
-        """Close from the inside, without waiting: iteration ends and the close frame is sent if the client still reads."""
+        """Close without waiting: iteration ends, and the close frame is sent if the client still reads."""
         if self._ended:
             return
         self._end()

@@ -23,7 +23,7 @@ from backplane.subscription import Subscription
 from backplane.supervision import LinkState, Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncGenerator, Iterable
 
     from starlette.websockets import WebSocket
 
@@ -36,8 +36,8 @@ class Backplane:
     Opens nothing until it is started, so it may stand at module level, before a fork, with `--preload`. Start it by
     `FastAPI(lifespan=backplane.lifespan)` or by `async with backplane:`; after its end it may be started again.
 
-    One publish reaches each subscriber at most once, in the order in which one worker published to one channel. Where messages may
-    be missing, the subscribers are told by a `Gap`.
+    One publish reaches each subscriber at most once, in the order in which one worker published to one channel. Where
+    messages may be missing, the subscribers are told by a `Gap`.
 
     Args:
         url: The broker, such as `redis://localhost:6379`; its query string holds the adapter's options. Defaults to the
@@ -111,7 +111,7 @@ class Backplane:
         await self.stop()
 
     @asynccontextmanager
-    async def lifespan(self, app: object) -> AsyncIterator[dict[str, Any]]:
+    async def lifespan(self, app: object) -> AsyncGenerator[dict[str, Any]]:
         """Run for as long as the application: `FastAPI(lifespan=backplane.lifespan)`.
 
         Puts itself into the lifespan state, where `backplane.lifespan.get_backplane` finds it.
@@ -122,8 +122,8 @@ class Backplane:
     async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
         """Publish `data` to every subscriber of `channel`, on every worker.
 
-        Returns when the broker has it as firmly as the adapter's `capabilities.publish_returns` says; that no one subscribes is no
-        error. It is never sent twice in secret. Cancelling leaves open whether it was published.
+        Returns when the broker has it as firmly as the adapter's `capabilities.publish_returns` says; that no one
+        subscribes is no error. It is never sent twice in secret. Cancelling leaves open whether it was published.
 
         Args:
             channel: Where to.
@@ -155,7 +155,7 @@ class Backplane:
         when_full: FullPolicy = "close",
         max_outbox_bytes: int | None = None,
         max_outbox_messages: int | None = None,
-    ) -> AsyncIterator[Subscription]:
+    ) -> AsyncGenerator[Subscription]:
         """Subscribe a consumer without a socket: `async with backplane.subscribe("orders") as messages: async for ...`.
 
         Once entered, no later publish is missed without a `Gap`.
@@ -194,11 +194,11 @@ class Backplane:
         when_full: FullPolicy = "close",
         max_outbox_bytes: int | None = None,
         max_outbox_messages: int | None = None,
-    ) -> AsyncIterator[Connection]:
+    ) -> AsyncGenerator[Connection]:
         """Join `channels`, accept `websocket`, and look after it until the block ends.
 
-        The client is joined before it is accepted: from the moment its handshake is done it misses nothing. When the block ends
-        the socket is closed: 1000, or 1011 if it raised.
+        The client is joined before it is accepted: from the moment its handshake is done it misses nothing. When the
+        block ends the socket is closed: 1000, or 1011 if it raised.
 
         Args:
             websocket: As the framework handed it over, not accepted yet.
@@ -210,8 +210,8 @@ class Backplane:
             max_outbox_messages: Bound of what waits for it, in messages.
 
         Raises:
-            InvalidChannelError, SubscribeError, BrokerUnavailableError: As `Connection.join`; the client's handshake is answered
-                with an HTTP error.
+            InvalidChannelError, SubscribeError, BrokerUnavailableError: As `Connection.join`; the client's handshake is
+                answered with an HTTP error.
             LifecycleError: The socket was accepted already.
             ClosedError: The socket is closed, or the backplane has stopped.
             NotStartedError: The backplane is not started.
@@ -253,7 +253,8 @@ class Backplane:
             if self._was_started:
                 raise ClosedError("this Backplane has been stopped")
             raise NotStartedError(
-                "this Backplane is not started: pass lifespan=backplane.lifespan to the application, or use `async with backplane:`"
+                "this Backplane is not started: pass lifespan=backplane.lifespan to the application, "
+                "or use `async with backplane:`"
             )
         return self._running
 
@@ -274,7 +275,9 @@ class _Running:
     async def stop(self) -> None:
         for subscription in list(self.subscriptions):
             subscription.end()
-        closing = [connection.close(CloseCode.SERVICE_RESTART, "the server restarts") for connection in self.connections]
+        closing = [
+            connection.close(CloseCode.SERVICE_RESTART, "the server restarts") for connection in self.connections
+        ]
         await asyncio.gather(*closing)
         await self.supervisor.stop()
         self.hub.close()

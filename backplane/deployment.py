@@ -30,8 +30,8 @@ def warn_if_isolated(capabilities: Capabilities, url: str) -> None:
         )
     elif capabilities.reach != "network" and "KUBERNETES_SERVICE_HOST" in os.environ:
         logger.warning(
-            "%s reaches this pod only, and this process runs in Kubernetes: with more than one replica a broadcast will reach a "
-            "part of the clients. Set BACKPLANE_URL=redis://... to join pods.",
+            "%s reaches this pod only, and this process runs in Kubernetes: with more than one replica "
+            "a broadcast will reach a part of the clients. Set BACKPLANE_URL=redis://... to join pods.",
             url,
         )
 
@@ -39,8 +39,8 @@ def warn_if_isolated(capabilities: Capabilities, url: str) -> None:
 def worker_count(proc: Path = Path("/proc")) -> int:
     """Return how many workers the server above this process was told to start, as far as that is plain; else 1.
 
-    Looks at the command line of the parent process, where it is a server, and at what Gunicorn and Uvicorn take from the
-    environment. A count set only in a Gunicorn configuration file is not seen.
+    Looks at the command line of the parent process, where it is a server, and at what Gunicorn and Uvicorn take from
+    the environment. A count set only in a Gunicorn configuration file is not seen.
     """
     command = _command_line(proc / str(os.getppid()))
     if not re.search(r"gunicorn|uvicorn|hypercorn|granian|backplane", command):

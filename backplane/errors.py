@@ -1,7 +1,7 @@
 """Every error this package raises.
 
-No exception of a broker's client library crosses an adapter: it stands as `__cause__` of one of these. A client that went away is an
-ordinary end and no error. No message, `repr` or log line contains a password.
+No exception of a broker's client library crosses an adapter: it stands as `__cause__` of one of these. A client that
+went away is an ordinary end and no error. No message, `repr` or log line contains a password.
 """
 
 from __future__ import annotations

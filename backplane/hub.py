@@ -1,7 +1,7 @@
 """Channel to local subscribers, and the fan-out.
 
-Nothing here awaits a subscriber. Messages that arrive in one pass of the event loop are collected per channel and handed to each
-subscriber at the end of that pass, at once and in order.
+Nothing here awaits a subscriber. Messages that arrive in one pass of the event loop are collected per channel and
+handed to each subscriber at the end of that pass, at once and in order.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Hub:
         Raises:
             SubscribeError: The broker refused the channel.
         """
-        # First here, then at the broker: between its confirmation and this task's next turn a message can already arrive.
+        # First here, then at the broker: a message can arrive between its confirmation and this task's next turn.
         self._members.setdefault(channel, {})[subscriber] = None
         try:
             await self._interest.want(channel)
@@ -123,8 +123,8 @@ class Hub:
     def open_gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Remember that messages may be missing from here on.
 
-        It is told, once, by `tell_gaps` or before the next message of the channel, whichever comes first: a subscriber that reloads
-        when it is told must be able to rely on hearing everything from then on.
+        It is told, once, by `tell_gaps` or before the next message of the channel, whichever comes first: a subscriber
+        that reloads when it is told must be able to rely on hearing everything from then on.
         """
         self._flush()
         for channel in list(self._members) if isinstance(channels, All) else channels:

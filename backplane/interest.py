@@ -1,7 +1,7 @@
 """Which channels the broker is asked to deliver to this worker.
 
-Joins and leaves only edit the wanted set; one task brings the broker's side in line with it, in batches. A channel whose last subscriber
-left lingers for a moment, so that a page reload does not cost the broker a subscription.
+Joins and leaves only edit the wanted set; one task brings the broker's side in line with it, in batches. A channel
+whose last subscriber left lingers for a moment, so that a page reload does not cost the broker a subscription.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Interest"]
 
 logger = logging.getLogger("backplane.interest")
 
-# Large enough that a batch's round trip does not matter, small enough that encoding and parsing it does not stall the event loop.
+# Large enough that a round trip does not matter, small enough that handling it does not stall the event loop.
 _BATCH = 500
 
 

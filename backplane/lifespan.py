@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection  # noqa: TC002  # FastAPI reads the annotation
 
 from backplane.core import Backplane
 from backplane.errors import NotStartedError
@@ -22,6 +22,7 @@ def get_backplane(connection: HTTPConnection) -> Backplane:
     found = getattr(connection.state, "backplane", None)
     if not isinstance(found, Backplane):
         raise NotStartedError(
-            'no Backplane in the lifespan state: pass lifespan=backplane.lifespan, or yield {"backplane": backplane} from your own'
+            "no Backplane in the lifespan state: pass lifespan=backplane.lifespan, "
+            'or yield {"backplane": backplane} from your own'
         )
     return found

@@ -1,4 +1,4 @@
-"""What travels: `Message`, its place in a channel's history, and the `Gap` that stands where messages may be missing."""
+"""What travels: `Message`, its `Position`, and the `Gap` that stands where messages may be missing."""
 
 from __future__ import annotations
 

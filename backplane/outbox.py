@@ -16,7 +16,8 @@ FullPolicy = Literal["close", "drop_oldest", "drop_newest", "latest"]
 - `close`: it is cut (a connection with code 1013), and can come back and reload.
 - `drop_oldest`: the oldest waiting messages make room.
 - `drop_newest`: what comes is dropped.
-- `latest`: a message replaces the waiting one of its channel, full or not; what still does not fit acts as `drop_oldest`.
+- `latest`: a message replaces the waiting one of its channel, full or not; what still does not fit acts as
+  `drop_oldest`.
 """
 
 # A gap is small, but many of them must not grow without bound either.

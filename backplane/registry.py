@@ -1,7 +1,7 @@
 """URL to adapter: the scheme picks the class, the query string fills its options.
 
-Adapters are found by the entry-point group `backplane.adapters`, name = URL scheme, the built-in ones like a third party's; nothing is
-imported before a URL asks for it.
+Adapters are found by the entry-point group `backplane.adapters`, name = URL scheme, the built-in ones like a third
+party's; nothing is imported before a URL asks for it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def broadcaster_from_url(url: str) -> Broadcaster:
     """
     scheme = urlsplit(url).scheme if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url) else ""
     if not scheme:
-        raise ConfigurationError("a broker URL starts with its scheme, such as memory://, ipc://myapp or redis://localhost:6379")
+        raise ConfigurationError(
+            "a broker URL starts with its scheme, such as memory://, ipc://myapp or redis://localhost:6379"
+        )
     adapter_class = _load(scheme)
     try:
         address = BrokerUrl.parse(url)
@@ -56,7 +58,9 @@ def _load(scheme: str) -> type[Broadcaster]:
     known = {name: EntryPoint(name, target, ENTRY_POINT_GROUP) for name, (target, _) in _BUILT_IN.items()}
     known |= {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name not in known}
     if scheme not in known:
-        raise ConfigurationError(f"unknown scheme {scheme!r}{_did_you_mean(scheme, known)}; known are {', '.join(sorted(known))}")
+        raise ConfigurationError(
+            f"unknown scheme {scheme!r}{_did_you_mean(scheme, known)}; known are {', '.join(sorted(known))}"
+        )
     try:
         return cast("type[Broadcaster]", known[scheme].load())
     except ImportError as error:
@@ -64,7 +68,7 @@ def _load(scheme: str) -> type[Broadcaster]:
         if extra is None:
             raise
         raise MissingDependencyError(
-            f"{scheme}:// needs a package that is not installed ({error}); run: pip install 'fastapi-backplane[{extra}]'"
+            f"{scheme}:// needs a package that is not installed ({error}): pip install 'fastapi-backplane[{extra}]'"
         ) from error
 
 
@@ -74,7 +78,9 @@ def _options(adapter_class: type[Broadcaster], scheme: str, url: str) -> Options
     for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
         if name not in known:
             names = ", ".join(sorted(known)) or "none"
-            raise ConfigurationError(f"{scheme}: unknown option {name!r}{_did_you_mean(name, known)}; known are {names}")
+            raise ConfigurationError(
+                f"{scheme}: unknown option {name!r}{_did_you_mean(name, known)}; known are {names}"
+            )
         if name in given:
             raise ConfigurationError(f"{scheme}: option {name!r} is given twice")
         given[name] = value
@@ -82,7 +88,9 @@ def _options(adapter_class: type[Broadcaster], scheme: str, url: str) -> Options
         return adapter_class.options_class.model_validate_strings(given)
     except ValidationError as error:
         # The value itself is left out: it can be a secret.
-        wrong = "; ".join(f"{'.'.join(map(str, line['loc']))}: {line['msg']}" for line in error.errors(include_input=False))
+        wrong = "; ".join(
+            f"{'.'.join(map(str, line['loc']))}: {line['msg']}" for line in error.errors(include_input=False)
+        )
         raise ConfigurationError(f"{scheme}: ill-typed option: {wrong}") from None
 
 

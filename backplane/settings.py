@@ -15,15 +15,15 @@ class Settings:
 
     Attributes:
         start_timeout_seconds: How long `start` tries to reach the broker before it raises. Defaults to 4.
-        publish_timeout_seconds: How long `publish` waits, for a lost link to return and for the broker's answer together, before it
-            raises. Defaults to 2.
+        publish_timeout_seconds: How long `publish` waits, for a lost link to return and for the broker's answer
+            together, before it raises. Defaults to 2.
         subscribe_timeout_seconds: How long a join waits for the broker's confirmation before it raises. Defaults to 5.
-        linger_seconds: How long a channel stays subscribed at the broker after its last subscriber left, so that a page reload
-            costs the broker nothing. Defaults to 1.
-        probe_interval_seconds: How often a worker, while it hears nothing, sends itself a message through the broker; a link that
-            carries none back is rebuilt within two intervals. Defaults to 5.
-        max_backoff_seconds: Longest pause between two tries to reconnect; the pause is drawn evenly between 0 and a bound that
-            doubles from 0.1 up to this. Defaults to 5.
+        linger_seconds: How long a channel stays subscribed at the broker after its last subscriber left, so that a page
+            reload costs the broker nothing. Defaults to 1.
+        probe_interval_seconds: How often a worker, while it hears nothing, sends itself a message through the broker; a
+            link that carries none back is rebuilt within two intervals. Defaults to 5.
+        max_backoff_seconds: Longest pause between two tries to reconnect; the pause is drawn evenly between 0 and a
+            bound that doubles from 0.1 up to this. Defaults to 5.
         max_outbox_bytes: Most bytes that wait for one slow subscriber. Defaults to 1 MiB.
         max_outbox_messages: Most messages that wait for one slow subscriber. Defaults to 1,024.
 

@@ -24,8 +24,8 @@ class Subscription:
     Iterating ends when the backplane stops. Cancelling the iteration loses nothing. One consumer at a time.
 
     Raises:
-        SlowConsumerError: While iterating, once what waited is consumed: the consumer was further behind than its outbox allows,
-            and everything since is lost. Only with the policy `close`.
+        SlowConsumerError: While iterating, once what waited is consumed: the consumer was further behind than its
+            outbox allows, and everything since is lost. Only with the policy `close`.
     """
 
     def __init__(self, hub: Hub, outbox: Outbox) -> None:
@@ -65,7 +65,9 @@ class Subscription:
     async def __anext__(self) -> Message | Gap:
         while (item := self._outbox.take()) is None:
             if self._overrun:
-                raise SlowConsumerError("the consumer was further behind than its outbox allows: reload, and subscribe again")
+                raise SlowConsumerError(
+                    "the consumer was further behind than its outbox allows: reload, and subscribe again"
+                )
             if self._ended:
                 raise StopAsyncIteration
             self._wakeup = asyncio.get_running_loop().create_future()

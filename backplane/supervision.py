@@ -1,7 +1,8 @@
 """One owner per broker link: it opens the link, watches it, and rebuilds it.
 
-All that makes an adapter dependable lives here, once for every broker: the tries at the start, full-jitter back-off, the generation of the
-link, every channel again in batches after a reconnect, the gap that tells of it, and the delivery probe.
+All that makes an adapter dependable lives here, once for every broker: the tries at the start, full-jitter back-off,
+the generation of the link, every channel again in batches after a reconnect, the gap that tells of it, and the delivery
+probe.
 """
 
 from __future__ import annotations
@@ -122,7 +123,9 @@ class Supervisor:
                 await self._broadcaster.publish(channel, payload)
         except TimeoutError:
             if sent:
-                raise PublishOutcomeUnknownError(f"no answer within {seconds:g} s; it may have been published") from None
+                raise PublishOutcomeUnknownError(
+                    f"no answer within {seconds:g} s; it may have been published"
+                ) from None
             raise BrokerUnavailableError(
                 f"{self._broadcaster.url} has been away for {seconds:g} s; not published"
             ) from None
@@ -167,7 +170,7 @@ class Supervisor:
 
     async def _watch(self) -> Exception:
         """Return why the link ended."""
-        error: BaseException
+        error: BaseException = BrokerUnavailableError("the link ended")
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._interest.follow(self._broadcaster))

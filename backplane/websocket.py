@@ -12,7 +12,7 @@ from backplane.connection import SocketGoneError
 from backplane.errors import BackplaneError, ClosedError, InvalidChannelError, LifecycleError, SubscribeError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncGenerator, Iterable
 
     from starlette.websockets import WebSocket
 
@@ -35,7 +35,9 @@ class StarletteSocket:
         if WebSocketState.DISCONNECTED in states:
             raise ClosedError("this WebSocket is closed already")
         if websocket.application_state is not WebSocketState.CONNECTING:
-            raise LifecycleError("this WebSocket is accepted already: connect() accepts it, remove `await websocket.accept()`")
+            raise LifecycleError(
+                "this WebSocket is accepted already: connect() accepts it, remove `await websocket.accept()`"
+            )
         self._websocket = websocket
 
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
@@ -43,11 +45,11 @@ class StarletteSocket:
         await self._websocket.accept(subprotocol, headers)
 
     @asynccontextmanager
-    async def refusing_on_error(self) -> AsyncIterator[None]:
+    async def refusing_on_error(self) -> AsyncGenerator[None]:
         """Answer the handshake with an HTTP error if the block raises one of ours, and let the error go on.
 
-        400 for a channel name that is not legal, 403 for a channel the broker refused, 503 for anything else. A server without the
-        denial response extension answers 403.
+        400 for a channel name that is not legal, 403 for a channel the broker refused, 503 for anything else. A server
+        without the denial response extension answers 403.
         """
         try:
             yield
@@ -88,7 +90,13 @@ class StarletteSocket:
             await self._websocket.receive()  # the connect event comes before any answer
         if "websocket.http.response" not in self._websocket.scope.get("extensions", {}):
             return await self.close(1008, "")
-        status = {InvalidChannelError: 400, SubscribeError: 403}.get(type(error), 503)
-        words = str(error) if status == 400 else "not available"
         with suppress(*_GONE):
-            await self._websocket.send_denial_response(PlainTextResponse(words, status))
+            await self._websocket.send_denial_response(_denial(error))
+
+
+def _denial(error: BackplaneError) -> PlainTextResponse:
+    if isinstance(error, InvalidChannelError):
+        return PlainTextResponse(str(error), 400)
+    if isinstance(error, SubscribeError):
+        return PlainTextResponse("this channel is not allowed", 403)
+    return PlainTextResponse("not available, try again later", 503)

@@ -130,8 +130,8 @@ class _End(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         other = self._pair.other(self)
-        transport.write(bytes(other._early))  # noqa: SLF001
-        other._early.clear()  # noqa: SLF001
+        transport.write(bytes(other._early))
+        other._early.clear()
 
     def data_received(self, data: bytes) -> None:
         if self._pair.silent():
