@@ -335,6 +335,8 @@ class _Publisher(_Resp):
         await future
 
     def reply_received(self, reply: Any) -> None:
+        if not self._unanswered:  # a word nobody asked for, such as a farewell
+            return
         future, size = self._unanswered.popleft()
         self._pending_bytes -= size
         if future.done():  # cancelled
@@ -401,7 +403,8 @@ class _Subscriber(_Resp):
 
     def reply_received(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
-            self._asked.popleft().refuse(_RefusedError(str(reply)))
+            if self._asked:
+                self._asked.popleft().refuse(_RefusedError(str(reply)))
         elif reply[0] == b"message":
             channel = self._channels.get(reply[1])
             if channel is not None:
