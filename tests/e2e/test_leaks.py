@@ -1,0 +1,139 @@
+"""Whatever ends a handler, nothing of it stays: no task, no subscription, no object.
+
+The server runs in the event loop of the test, so that what is left can be counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, WebSocket
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from backplane import Backplane, Connection, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["memory", "ipc", "redis"])
+def url(request: pytest.FixtureRequest) -> str:
+    """One broker after the other."""
+    if request.param == "redis":
+        return str(request.getfixturevalue("redis_broker").url)
+    return "memory://" if request.param == "memory" else str(request.getfixturevalue("ipc_url"))
+
+
+class Server:
+    """A served application, and what it holds."""
+
+    def __init__(self, backplane: Backplane, port: int) -> None:
+        self._backplane = backplane
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.address = f"ws://127.0.0.1:{port}"
+
+    @asynccontextmanager
+    async def client(self, path: str) -> AsyncGenerator[ClientConnection]:
+        """Connect, and wait for the handler's first word."""
+        self._tasks = self._tasks or asyncio.all_tasks()  # those of the server and of the test
+        async with connect(self.address + path) as client:
+            await client.recv()
+            yield client
+
+    async def nothing_left(self) -> None:
+        """Wait, bounded, until the server holds nothing of any client."""
+        try:
+            async with asyncio.timeout(15):
+                while held := self._held():
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise AssertionError(f"still held: {held}") from None
+
+    def _held(self) -> list[object]:
+        running = self._backplane._running  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        assert running is not None
+        gc.collect()
+        objects = [found for found in gc.get_objects() if isinstance(found, Connection)]
+        tasks = asyncio.all_tasks() - self._tasks
+        return [*running.connections, *running.hub.channels, *running.interest.wanted, *objects, *tasks]
+
+
+@pytest.fixture
+async def server(url: str) -> AsyncGenerator[Server]:
+    """An application with one handler for each way to end."""
+    backplane = Backplane(url, settings=Settings(linger_seconds=0.02))
+    app = FastAPI(lifespan=backplane.lifespan)
+
+    @app.websocket("/{room}/{ending}")
+    async def handler(websocket: WebSocket, room: str, ending: str) -> None:
+        async with backplane.connect(websocket, room, f"{room}-2") as connection:
+            await connection.send("hello")
+            async for message in connection:
+                if ending == "crash":
+                    raise RuntimeError("the handler crashed")
+                if ending == "cancel":
+                    task = asyncio.current_task()
+                    assert task is not None
+                    task.cancel()
+                await backplane.publish(room, message)
+
+    config = uvicorn.Config(app, port=0, log_level="critical", lifespan="on", ws="websockets-sansio")
+    uvicorn_server = uvicorn.Server(config)
+    serving = asyncio.create_task(uvicorn_server._serve())  # noqa: SLF001  # `serve` takes over the signals of pytest
+    while not uvicorn_server.started:
+        await asyncio.sleep(0.01)
+    yield Server(backplane, uvicorn_server.servers[0].sockets[0].getsockname()[1])
+    uvicorn_server.should_exit = True
+    await serving
+
+
+async def test_a_thousand_connects_and_disconnects(server: Server) -> None:
+    """1,000 clients come, speak, hear themselves and go: nothing of them is left."""
+
+    async def visit(number: int) -> None:
+        async with server.client(f"/room-{number}/normal") as client:
+            await client.send("hi")
+            assert await client.recv() == "hi"
+
+    for start in range(0, 1000, 50):
+        await asyncio.gather(*(visit(number) for number in range(start, start + 50)))
+    await server.nothing_left()
+
+
+async def test_a_handler_that_crashes(server: Server) -> None:
+    """The client of a crashed handler is closed with 1011, and nothing is left."""
+    async with server.client("/room/crash") as client:
+        await client.send("now")
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1011
+    await server.nothing_left()
+
+
+async def test_a_handler_that_is_cancelled(server: Server) -> None:
+    """A cancelled handler leaves nothing."""
+    async with server.client("/room/cancel") as client:
+        await client.send("now")
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
+    await server.nothing_left()
+
+
+async def test_clients_that_vanish(server: Server) -> None:
+    """Clients whose connection is reset without a close frame, with a message under way to them, leave nothing."""
+    async with server.client("/room/normal") as speaker:
+        for _ in range(20):
+            async with server.client("/room/normal") as client:
+                await speaker.send("hi")
+                client.transport.abort()
+                assert await speaker.recv() == "hi"
+    await server.nothing_left()
