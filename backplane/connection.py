@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import os
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.channels import validate_channel
@@ -96,7 +96,7 @@ class Connection:
         self._sending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._receiving: asyncio.Timeout | None = None
-        self.token = secrets.token_bytes(8)
+        self.token = os.urandom(8)
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "open" if self._open else "joining"

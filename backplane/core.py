@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
@@ -263,7 +262,7 @@ class _Running:
     """What exists between a start and its stop, in one event loop."""
 
     def __init__(self, broadcaster: Any, settings: Settings) -> None:
-        self.origin = secrets.token_bytes(8)
+        self.origin = os.urandom(8)
         self.interest = Interest(
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 from typing import TYPE_CHECKING
 
 from backplane.errors import SlowConsumerError
@@ -35,7 +35,7 @@ class Subscription:
         self._ended = False
         self._overrun = False
         self._wakeup: asyncio.Future[None] | None = None
-        self.token = secrets.token_bytes(8)
+        self.token = os.urandom(8)
 
     async def join(self, channel: str) -> None:
         """Add `channel`; see `Connection.join`."""

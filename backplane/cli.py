@@ -1,0 +1,148 @@
+"""The command `backplane`."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from contextlib import suppress
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+from backplane.core import Backplane
+from backplane.errors import BrokerError, ConfigurationError
+
+_INSTALL_HINT = 'run: pip install "fastapi-backplane[cli]"'
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+except ModuleNotFoundError as error:
+    raise SystemExit(f"backplane: the command line needs {error.name}; {_INSTALL_HINT}") from None
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_out = Console(highlight=False)
+
+
+def main() -> None:
+    """Run the command line: the console script `backplane`."""
+    app(prog_name="backplane")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("fastapi-backplane"))
+        raise typer.Exit
+
+
+@app.callback()
+def backplane_command(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Pub/sub backplane for FastAPI and Starlette WebSockets."""
+
+
+@app.command()
+def demo(
+    url: Annotated[
+        str | None, typer.Option(help="The broker that joins the workers.", show_default="ipc://demo-<port>")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="How many worker processes.")] = 4,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+) -> None:
+    """Run a chat on several workers, to see one room span them all."""
+    _require_modules("fastapi", "gunicorn", "uvicorn", "uvicorn_worker", "websockets")
+    with suppress(KeyboardInterrupt), _listen(host, port) as listener:
+        _run_demo(url, workers, listener)
+
+
+def _run_demo(url: str | None, workers: int, listener: socket.socket) -> None:
+    from backplane.demo.server import Announcements, serve  # needs the modules asked for above
+
+    address, port = listener.getsockname()[:2]
+    url = url or f"ipc://demo-{port}"
+    masked_url = _check_broker(url)
+    os.environ["BACKPLANE_URL"] = url
+    announcements = Announcements(
+        ready=lambda pids: _out.print(_ready_panel(_web_address(address, port), pids, masked_url)),
+        ended=lambda pid: _say(f"worker {pid} ended, a new one starts"),
+        replaced=lambda pid: _say(f"worker {pid} took its place"),
+    )
+    if not serve("backplane.demo.app:app", listener, workers=workers, announcements=announcements):
+        _fail(f"a worker could not start: is the broker at {masked_url} still there?")
+
+
+def _require_modules(*names: str) -> None:
+    if missing := [name for name in names if find_spec(name) is None]:
+        _fail(f"the demo needs {', '.join(missing)}; {_INSTALL_HINT}")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    from backplane.demo.server import listen
+
+    try:
+        return listen(host, port)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            _fail(f"port {port} on {host} is taken: choose another one, such as --port {port % 65535 + 1}")
+        _fail(f"cannot listen on {host}, port {port}: {error.strerror or error}")
+
+
+def _check_broker(url: str) -> str:
+    """Connect once, so that what is wrong is said once and not by every worker; return the URL as it may be shown."""
+    try:
+        backplane = Backplane(url)
+        asyncio.run(_connect_once(backplane))
+    except ConfigurationError as error:
+        _fail(str(error), status=2)
+    except BrokerError as error:
+        _fail(str(error))
+    return backplane.url
+
+
+async def _connect_once(backplane: Backplane) -> None:
+    async with backplane:
+        pass
+
+
+def _web_address(address: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104  # "every address" cannot be opened
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def _ready_panel(web_address: str, pids: Sequence[int], masked_url: str) -> Panel:
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="dim")
+    rows.add_column(overflow="fold")
+    rows.add_row("open", Text(web_address, style=f"bold link {web_address}"))
+    rows.add_row("", "in two windows: two workers, one room")
+    rows.add_row("workers", f"{len(pids)} ({', '.join(map(str, pids))})")
+    rows.add_row("broker", Text(masked_url))
+    rows.add_row("end", "Ctrl-C")
+    return Panel(rows, title="backplane demo", title_align="left", border_style="dark_orange3", expand=False)
+
+
+def _say(text: str) -> None:
+    _out.print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def _fail(text: str, *, status: int = 1) -> NoReturn:
+    Console(stderr=True).print(f"backplane: {text}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    main()

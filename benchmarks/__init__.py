@@ -1,0 +1,1 @@
+"""Benchmarks of backplane: `python -m benchmarks micro`."""

@@ -1,0 +1,132 @@
+"""Publish, hub, outbox and connection over real sockets, beside bare loops over the same ones.
+
+Every socket is one end of a Unix socket pair; its other end is emptied between the measurements. What a WebSocket
+server adds per message is left out on both sides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from time import process_time_ns
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from backplane import Backplane
+from backplane.connection import Connection
+from backplane.outbox import Outbox
+from benchmarks.micro.figure import Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+__all__ = ["run"]
+
+_DATA = b"x" * 128
+
+
+class TransportSocket:
+    """The least a `backplane.connection.Socket` can be: one write."""
+
+    sent = 0
+
+    def __init__(self, transport: asyncio.WriteTransport) -> None:
+        self.transport = transport
+
+    async def send(self, data: str | bytes) -> None:
+        """Write."""
+        TransportSocket.sent += 1
+        self.transport.write(data if isinstance(data, bytes) else data.encode())
+
+    async def receive(self) -> None:
+        """Say nothing, ever."""
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close."""
+        self.transport.close()
+
+
+def run(count: int, rounds: int) -> list[Figure]:
+    """Return the figures per delivery; the floor is `transport.write` in a loop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_measure(count, rounds))
+
+
+async def _measure(count: int, rounds: int) -> list[Figure]:
+    sockets, peers = await _open(count)
+    backplane = Backplane("memory://")
+    await backplane.start()
+    for each in sockets:
+        await _join(backplane, each)
+
+    async def write_loop() -> None:
+        for each in sockets:
+            each.transport.write(_DATA)
+
+    async def await_loop() -> None:
+        for each in sockets:
+            await each.send(_DATA)
+
+    async def publish() -> None:
+        expected = TransportSocket.sent + count
+        await backplane.publish("room", _DATA)
+        while TransportSocket.sent < expected:  # noqa: ASYNC110  # an event per socket would be measured too
+            await asyncio.sleep(0)
+
+    candidates = {
+        "floor: transport.write in a loop": write_loop,
+        "await send() in a loop": await_loop,
+        "backplane.publish on memory://": publish,
+    }
+    try:
+        return await _interleaved(candidates, rounds, count, lambda: _empty(peers))
+    finally:
+        await backplane.stop()
+        for each, peer in zip(sockets, peers, strict=True):
+            each.transport.close()
+            peer.close()
+        await asyncio.sleep(0)
+
+
+async def _open(count: int) -> tuple[list[TransportSocket], list[socket.socket]]:
+    sockets: list[TransportSocket] = []
+    peers: list[socket.socket] = []
+    for _ in range(count):
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=ours)
+        sockets.append(TransportSocket(transport))
+        peers.append(theirs)
+    return sockets, peers
+
+
+async def _join(backplane: Backplane, own: TransportSocket) -> None:
+    running = backplane._running  # pyright: ignore[reportPrivateUsage]
+    assert running is not None
+    connection = Connection(own, running.hub, Outbox(max_bytes=1_000_000, max_messages=1_000))
+    await connection.join("room")
+    connection.opened()
+
+
+async def _interleaved(
+    candidates: dict[str, Callable[[], Coroutine[None, None, None]]],
+    rounds: int,
+    count: int,
+    clean: Callable[[], None],
+) -> list[Figure]:
+    figures = {name: Figure(name) for name in candidates}
+    for _ in range(rounds):
+        for name, run_once in candidates.items():
+            started = process_time_ns()
+            await run_once()
+            await asyncio.sleep(0)  # uvloop writes at the end of its pass
+            figures[name].microseconds.append((process_time_ns() - started) / 1000 / count)
+            clean()
+    return list(figures.values())
+
+
+def _empty(peers: list[socket.socket]) -> None:
+    for peer in peers:
+        if peer.recv(65536) != _DATA:
+            raise AssertionError("a socket did not get the message once")
