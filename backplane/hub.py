@@ -128,8 +128,11 @@ class Hub:
         """
         self._flush()
         for channel in list(self._members) if isinstance(channels, All) else channels:
+            if channel in self._suspect:
+                _, witnesses = self._suspect[channel]
+                self._suspect[channel] = (reason, witnesses)
             # Whoever still waits for the broker's confirmation has been promised nothing yet.
-            if channel in self._members and channel in self._interest.confirmed and channel not in self._suspect:
+            elif channel in self._members and channel in self._interest.confirmed:
                 self._suspect[channel] = (reason, tuple(self._members[channel]))
 
     def tell_gaps(self, channels: Collection[str]) -> None:

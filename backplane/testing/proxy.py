@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class FaultProxy:
         assert self._server is not None
         self._server.close()
         self.cut()
-        await asyncio.gather(*(pair.ended.wait() for pair in list(self._pairs)))
+        while self._pairs:
+            await next(iter(self._pairs)).ended.wait()
         await self._server.wait_closed()
 
     def _accept(self) -> _End:
@@ -92,6 +93,7 @@ class _Pair:
         self.client = _End(self)
         self.broker = _End(self)
         self.ended = asyncio.Event()
+        self.aborted = False
         self._on_end = on_end
         self._connecting: asyncio.Task[None] | None = None
 
@@ -102,20 +104,28 @@ class _Pair:
         return self.broker if end is self.client else self.client
 
     def abort(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
+        """End both ends; one that is still being made ends as soon as it is."""
+        if self.aborted:
+            return
+        self.aborted = True
         for end in (self.client, self.broker):
             if end.transport is not None:
                 end.transport.abort()
-        self._on_end(self)
-        self.ended.set()
+        self.check_ended()
+
+    def check_ended(self) -> None:
+        if self.aborted and self._connecting is None and self.client.is_closed and self.broker.is_closed:
+            self._on_end(self)
+            self.ended.set()
 
     async def _connect(self, host: str, port: int) -> None:
         try:
             await asyncio.get_running_loop().create_connection(lambda: self.broker, host, port)
         except OSError:
             self.abort()
-        self._connecting = None
+        finally:
+            self._connecting = None
+            self.check_ended()
 
 
 class _End(asyncio.Protocol):
@@ -123,15 +133,23 @@ class _End(asyncio.Protocol):
 
     def __init__(self, pair: _Pair) -> None:
         self.transport: asyncio.Transport | None = None
+        self.is_closed = True
         self._pair = pair
         self._early = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
+        self.is_closed = False
+        if self._pair.aborted:
+            self.transport.abort()
+            return
         other = self._pair.other(self)
-        transport.write(bytes(other._early))
-        other._early.clear()
+        self.transport.write(other.take_early())
+
+    def take_early(self) -> bytes:
+        """Return what came before the other end was there."""
+        early, self._early = bytes(self._early), bytearray()
+        return early
 
     def data_received(self, data: bytes) -> None:
         if self._pair.silent():
@@ -143,4 +161,6 @@ class _End(asyncio.Protocol):
             other.transport.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.is_closed = True
         self._pair.abort()
+        self._pair.check_ended()

@@ -1,11 +1,40 @@
-"""The contract on `redis://`, against a real server."""
+"""The contract on `redis://` and `rediss://`, against a real server."""
 
 import pytest
 
 from backplane.testing import BroadcasterConformance
+from tests.brokers.redis import RedisConfig
+from tests.conftest import StartRedis
 
 
 class TestRedis(BroadcasterConformance):
+    """Every promise, on a server that refuses one channel."""
+
     @pytest.fixture
-    def url(self) -> str:
-        return "redis://127.0.0.1:6399"
+    def url(self, private_redis: StartRedis) -> str:
+        """A user who may use any channel but one; Redis knows no exception, so all the others are named."""
+        allowed = " ".join(f"&{pattern}" for pattern in ("room*", "[^f]*", "f[^o]*"))
+        rules = f"alice on >secret +@all ~* resetchannels {allowed}"
+        return private_redis(RedisConfig(users=(rules,), login="alice:secret")).url
+
+    @pytest.fixture
+    def refused_channel(self) -> str:
+        """What none of the patterns matches."""
+        return "forbidden"
+
+
+class TestRedisTls(BroadcasterConformance):
+    """Every promise, over TLS."""
+
+    @pytest.fixture
+    def url(self, private_redis: StartRedis) -> str:
+        """A server with a certificate of its own making."""
+        return private_redis(RedisConfig(tls=True)).url
+
+    async def test_cancelling_at_any_moment_leaks_nothing(
+        self, url: str, anyio_backend: tuple[str, dict[str, bool]]
+    ) -> None:
+        """Whichever await is cancelled, a stop leaves no task and no open file."""
+        if anyio_backend[1]["use_uvloop"]:
+            pytest.skip("uvloop 0.23 logs an error of its own when TLS is aborted right behind its handshake")
+        await super().test_cancelling_at_any_moment_leaks_nothing(url)

@@ -1,0 +1,217 @@
+"""`Broker`, a real broker in the hands of a test, and the three places one comes from."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import warnings
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from tests.brokers.process import end, free_port, start, wait_until
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["Broker", "BrokerMissingError", "ContainerBroker", "GivenBroker", "ProcessBroker"]
+
+
+class BrokerMissingError(Exception):
+    """This machine has no such broker; says what was tried."""
+
+
+class Broker(ABC):
+    """A real broker that belongs to this test run, from entering to leaving it.
+
+    Attributes:
+        url: Where it is, as `Backplane` takes it. The same after every restart.
+        restartable: Whether the test may break it; a broker given from outside may not be.
+    """
+
+    restartable: ClassVar[bool] = True
+    url: str
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it, or start it again on the same port; it answers when this returns.
+
+        Raises:
+            BrokerMissingError: It cannot run on this machine.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it in the orderly way. Stopping again changes nothing."""
+
+    @abstractmethod
+    def kill9(self) -> None:
+        """Kill it, as a crash does."""
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Stop it where it is: its sockets stay open and the kernel still acknowledges, but nothing answers."""
+
+    @abstractmethod
+    def thaw(self) -> None:
+        """Let it go on after `freeze`."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class GivenBroker(Broker):
+    """A broker that someone else runs, at a URL from the environment."""
+
+    restartable = False
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def start(self) -> None:
+        """Do nothing: it runs."""
+
+    def stop(self) -> None:
+        """Do nothing: it is not ours to end."""
+
+    def kill9(self) -> None:
+        """Refuse."""
+        raise NotImplementedError(f"{self.url} is not ours: look at `restartable` first")
+
+    freeze = thaw = kill9
+
+
+class ProcessBroker(Broker):
+    """A broker as a program of this machine.
+
+    Args:
+        folder: An empty folder for its data and its log.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def command(self) -> Sequence[str]:
+        """The command that runs it in the foreground on `port`."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Whether it answers; called until it does."""
+
+    def start(self) -> None:
+        """Run the command and wait until it answers.
+
+        Raises:
+            RuntimeError: It ended instead; its output follows.
+        """
+        assert self._process is None, "it runs already"
+        log = self.folder / "broker.log"
+        process = self._process = start(self.command(), cwd=self.folder, log=log)
+        wait_until(lambda: process.poll() is not None or self.answers(), f"{self.url} answers")
+        if process.returncode is not None:
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}: {log.read_text()}")
+
+    def stop(self) -> None:
+        """End it by SIGTERM, by SIGKILL if need be."""
+        process, self._process = self._process, None
+        if process is not None:
+            end(process)
+
+    def kill9(self) -> None:
+        """Kill it by SIGKILL."""
+        process, self._process = self._running(), None
+        process.kill()
+        process.wait()
+
+    def freeze(self) -> None:
+        """Send SIGSTOP."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Send SIGCONT."""
+        self._running().send_signal(signal.SIGCONT)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "it does not run"
+        return self._process
+
+
+class ContainerBroker(Broker):
+    """A broker in a Docker container, on a fixed loopback port so that it comes back where it was.
+
+    Args:
+        image: Image and tag.
+        inner_port: The port it listens on inside.
+    """
+
+    def __init__(self, image: str, inner_port: int) -> None:
+        self.image = image
+        self.port = free_port()
+        self._inner_port = inner_port
+        self._container: Any = None  # testcontainers is imported only where Docker is wanted
+
+    @abstractmethod
+    def command(self) -> Sequence[str]:
+        """The container's command."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Whether it answers; called until it does."""
+
+    def start(self) -> None:
+        """Run the container, or start it again after `kill9`."""
+        if self._container is None:
+            self._container = self._run()
+        else:
+            self._container.get_wrapped_container().start()
+        wait_until(self.answers, f"{self.url} answers", seconds=60)
+
+    def stop(self) -> None:
+        """Remove the container."""
+        container, self._container = self._container, None
+        if container is not None:
+            container.stop()
+
+    def kill9(self) -> None:
+        """Kill the container."""
+        self._container.get_wrapped_container().kill()
+
+    def freeze(self) -> None:
+        """Pause the container."""
+        self._container.get_wrapped_container().pause()
+
+    def thaw(self) -> None:
+        """Go on after the pause."""
+        self._container.get_wrapped_container().unpause()
+
+    def _run(self) -> object:
+        container = _docker_container(self.image)
+        # Not with_bind_ports, which would listen on every interface.
+        container.ports[str(self._inner_port)] = ("127.0.0.1", self.port)
+        return container.with_command(list(self.command())).start()
+
+
+def _docker_container(image: str) -> Any:
+    try:
+        from docker.errors import DockerException  # type: ignore[import-untyped]
+        from testcontainers.core.container import DockerContainer
+    except ImportError as error:
+        raise BrokerMissingError(f"no testcontainers ({error})") from error
+    container = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # docker drops its socket unclosed where no engine listens
+        with suppress(DockerException):
+            container = DockerContainer(image)
+        gc.collect()
+    if container is None:
+        raise BrokerMissingError("no Docker engine")
+    return container

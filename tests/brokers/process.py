@@ -1,0 +1,89 @@
+"""Programs that tests start: on a free port, awaited by what they answer, ended by their pid."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["end", "free_port", "start", "wait_until"]
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def free_port() -> int:
+    """Return a loopback port that nothing listens on.
+
+    Below the range from which Linux takes the ports of outgoing connections: a client that knocks at a stopped broker
+    in that range can take the broker's port, or meet itself there.
+    """
+    for _ in range(100):
+        port = random.randint(20_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise RuntimeError("no free port between 20,000 and 32,000")
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+    """Poll `condition`, a fact outside this process that no event tells of.
+
+    Raises:
+        TimeoutError: It did not come true in time; `what` says what was waited for.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.01)
+
+
+def start(
+    command: Sequence[str], *, cwd: Path, log: Path, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `command` away from the terminal's Ctrl-C; its output is appended to `log`.
+
+    The kernel ends it with SIGTERM should this process die without a word, which is how pytest-timeout ends a run.
+    """
+    # That SIGTERM is sent when the starting *thread* ends.
+    assert threading.current_thread() is threading.main_thread(), "start programs from the main thread"
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+
+
+def end(process: subprocess.Popen[bytes], seconds: float = 10.0) -> bool:
+    """End `process` by SIGTERM, after `seconds` by SIGKILL; returns whether SIGTERM was enough."""
+    for signal_number in (signal.SIGTERM, signal.SIGCONT):
+        process.send_signal(signal_number)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+    return True
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

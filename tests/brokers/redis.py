@@ -1,0 +1,157 @@
+"""Redis for tests: a given one, the machine's `redis-server`, or one in Docker."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from tests.brokers.broker import Broker, BrokerMissingError, ContainerBroker, GivenBroker, ProcessBroker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["RedisConfig", "private_redis", "shared_redis"]
+
+_IMAGE = "redis:7.4.2-alpine"  # as in docker-compose.yml
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisConfig:
+    """How a Redis of one's own is set up.
+
+    Attributes:
+        password: Password of the default user.
+        users: Rules of further users, in the words of `ACL SETUSER`: `alice on >secret &room-* +@all`.
+        login: What stands before the `@` of the URL. Defaults to the password.
+        tls: Speak TLS only, with a certificate signed by itself that the URL names as its authority.
+        arguments: Anything else for the command line: `("--client-output-buffer-limit", "pubsub 1mb 512kb 5")`.
+    """
+
+    password: str = ""
+    users: tuple[str, ...] = ()
+    login: str = ""
+    tls: bool = False
+    arguments: tuple[str, ...] = ()
+
+    def command_line(self) -> list[str]:
+        """The arguments that are the same for every server."""
+        line = ["--save", "", "--appendonly", "no", *self.arguments]
+        if self.password:
+            line += ["--requirepass", self.password]
+        for rules in self.users:
+            line += ["--user", *rules.split()]
+        return line
+
+    def url(self, port: int, certificate: Path | None = None) -> str:
+        """The URL of a server with this configuration."""
+        login = self.login or (self.password and f":{self.password}")
+        address = f"{login}@127.0.0.1:{port}" if login else f"127.0.0.1:{port}"
+        return f"rediss://{address}?ssl_ca_certs={certificate}" if certificate else f"redis://{address}"
+
+
+def shared_redis(folder: Path) -> Broker:
+    """Return the Redis of the whole run, not started: the one at `BACKPLANE_TEST_REDIS_URL`, else a private one.
+
+    Raises:
+        BrokerMissingError: This machine has none.
+    """
+    url = os.environ.get("BACKPLANE_TEST_REDIS_URL")
+    return GivenBroker(url) if url else private_redis(RedisConfig(), folder)
+
+
+def private_redis(config: RedisConfig, folder: Path) -> Broker:
+    """Return a Redis of the test's own, not started: `redis-server`, installed where it may be, else one in Docker.
+
+    Raises:
+        BrokerMissingError: This machine has none.
+    """
+    program = shutil.which("redis-server") or _install()
+    if program is not None:
+        return _RedisProcess(program, config, folder)
+    if config.tls:
+        raise BrokerMissingError("no redis-server, and the one in Docker speaks no TLS here")
+    return _RedisContainer(config)
+
+
+class _RedisProcess(ProcessBroker):
+    def __init__(self, program: str, config: RedisConfig, folder: Path) -> None:
+        super().__init__(folder)
+        self._program = program
+        self._config = config
+        self._certificate = _self_signed_certificate(folder) if config.tls else None
+        self.url = config.url(self.port, self._certificate)
+
+    def command(self) -> list[str]:
+        line = [self._program, "--bind", "127.0.0.1", *self._config.command_line()]
+        if self._certificate is None:
+            return [*line, "--port", str(self.port)]
+        line += ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
+        return [*line, "--tls-cert-file", str(self._certificate), "--tls-key-file", str(self.folder / "key.pem")]
+
+    def answers(self) -> bool:
+        return _answers_ping(self.port, self._certificate)
+
+
+class _RedisContainer(ContainerBroker):
+    def __init__(self, config: RedisConfig) -> None:
+        super().__init__(_IMAGE, 6379)
+        self._config = config
+        self.url = config.url(self.port)
+
+    def command(self) -> list[str]:
+        return ["redis-server", *self._config.command_line()]
+
+    def start(self) -> None:
+        try:
+            super().start()
+        except BrokerMissingError as error:
+            raise BrokerMissingError(f"no BACKPLANE_TEST_REDIS_URL, no redis-server, {error}") from error
+
+    def answers(self) -> bool:
+        return _answers_ping(self.port, None)
+
+
+def _answers_ping(port: int, certificate: Path | None) -> bool:
+    """Whether a Redis serves commands here; one that asks for a password does."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as plain:
+        context = ssl.create_default_context(cafile=certificate) if certificate else None
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") if context else plain as link:
+            link.sendall(b"PING\r\n")
+            return link.recv(64).startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
+    return False
+
+
+def _install() -> str | None:
+    """Install `redis-server` where this run may: as root on Debian, unless BACKPLANE_TEST_INSTALL=0."""
+    apt_get = shutil.which("apt-get")
+    if apt_get is None or os.geteuid() != 0 or os.environ.get("BACKPLANE_TEST_INSTALL") == "0":
+        return None
+    _install_by(apt_get)
+    return shutil.which("redis-server")
+
+
+@cache
+def _install_by(apt_get: str) -> None:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "redis-server"]):
+        subprocess.run([apt_get, *arguments], env=environment, capture_output=True, check=False)
+
+
+def _self_signed_certificate(folder: Path) -> Path:
+    """Write a fresh key and its certificate for 127.0.0.1 and localhost into `folder`; return the certificate."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        raise BrokerMissingError("no openssl, to make a certificate for Redis")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([openssl, "req", *kind, *subject, *files], check=True, capture_output=True)
+    return certificate

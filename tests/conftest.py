@@ -1,0 +1,126 @@
+"""What all tests share: the event loops they run on, the brokers they talk to, and the watch over leaked tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from contextlib import ExitStack, contextmanager, suppress
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+import pytest
+
+from tests.brokers.broker import Broker, BrokerMissingError
+from tests.brokers.redis import RedisConfig, private_redis, shared_redis
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
+
+_MISSING = pytest.StashKey[dict[str, str]]()
+
+
+class StartRedis(Protocol):
+    """Starts a Redis that belongs to one test and ends with it."""
+
+    def __call__(self, config: RedisConfig = ..., /) -> Broker:
+        """Start one; skip the test where there is none."""
+        ...
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Allow as many open files as the system lets us: hundreds of sockets stand on both sides in one process."""
+    config.stash[_MISSING] = {}
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS names a hard limit that it does not allow
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say once for each broker that this run went without it."""
+    for name, reason in config.stash[_MISSING].items():
+        terminalreporter.write_line(f"Tests on {name} were skipped: {reason}.", yellow=True)
+
+
+@pytest.fixture(autouse=True)
+def no_inherited_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the developer's own BACKPLANE_URL out of the tests."""
+    monkeypatch.delenv("BACKPLANE_URL", raising=False)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ],
+)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Run every async test on both event loops."""
+    loop: tuple[str, dict[str, bool]] = request.param
+    return loop
+
+
+@pytest.fixture(autouse=True)
+def watch_tasks(request: pytest.FixtureRequest) -> None:
+    """Put `no_task_left` around every async test, before any other fixture of it."""
+    if "anyio_backend" in request.fixturenames:
+        request.getfixturevalue("no_task_left")
+
+
+@pytest.fixture
+async def no_task_left(anyio_backend: Any) -> AsyncIterator[None]:
+    """Fail a test that leaves a task behind when it and its fixtures are done."""
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(10):  # a cancelled task needs a pass of the loop to end
+        await asyncio.sleep(0)
+    # The one that carries a test or a fixture is the plugin's own.
+    left = {task for task in asyncio.all_tasks() - before if "TestRunner" not in repr(task.get_coro())}
+    assert not left, f"tasks left behind: {left}"
+
+
+@pytest.fixture
+def ipc_url() -> Iterator[str]:
+    """A name on `ipc://` in a folder of the test's own; pytest's are too deep for the path of a Unix socket."""
+    with TemporaryDirectory(prefix="bp-") as folder:
+        yield f"ipc://test?directory={folder}"
+
+
+@pytest.fixture(scope="session")
+def redis_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The Redis that the whole run shares; a test that breaks it, or counts on it, takes `private_redis`."""
+    with _started(request.config, "redis", lambda: shared_redis(tmp_path_factory.mktemp("redis"))) as broker:
+        yield broker
+
+
+@pytest.fixture(name="private_redis")
+def private_redis_fixture(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartRedis]:
+    """Starts a Redis for this test alone: `private_redis(RedisConfig(password="secret"))`."""
+    with ExitStack() as stack:
+
+        def start(config: RedisConfig = RedisConfig(), /) -> Broker:  # noqa: B008  # frozen
+            folder = tmp_path_factory.mktemp("redis")
+            return stack.enter_context(_started(request.config, "redis", lambda: private_redis(config, folder)))
+
+        yield start
+
+
+@contextmanager
+def _started(config: pytest.Config, name: str, make: Callable[[], Broker]) -> Generator[Broker]:
+    with ExitStack() as stack:
+        try:
+            broker = stack.enter_context(make())
+        except BrokerMissingError as error:
+            _go_without(config, name, str(error))
+        yield broker
+
+
+def _go_without(config: pytest.Config, name: str, reason: str) -> NoReturn:
+    """Skip, but fail in CI: a green run that skipped everything is worth nothing."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI must not go without {name}: {reason}", pytrace=False)
+    config.stash[_MISSING][name] = reason
+    pytest.skip(f"{name}: {reason}")

@@ -1,0 +1,182 @@
+"""What is particular to Redis: refusals at the start, foreign publishes, ACLs, options, and its view of what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.asyncio import Redis
+
+from backplane import (
+    Backplane,
+    BrokerAuthenticationError,
+    BrokerError,
+    BrokerUnavailableError,
+    ConfigurationError,
+    Gap,
+    Message,
+    PublishError,
+    PublishOutcomeUnknownError,
+    Settings,
+    SubscribeError,
+)
+from backplane.testing import FaultProxy
+from tests.brokers.process import free_port
+from tests.brokers.redis import RedisConfig
+
+if TYPE_CHECKING:
+    from tests.brokers.broker import Broker
+    from tests.conftest import StartRedis
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_broker_that_is_down_fails_the_start() -> None:
+    """With no server there, start raises within five seconds, says where it looked, and shows no password."""
+    started = monotonic()
+    with pytest.raises(BrokerUnavailableError) as raised:
+        await Backplane(f"redis://:hunter2@127.0.0.1:{free_port()}").start()
+    assert monotonic() - started < 5
+    assert "redis://:***@127.0.0.1:" in str(raised.value)
+    assert "hunter2" not in repr(raised.value)
+
+
+@pytest.mark.parametrize("login", ["", ":hunter2@", "alice:hunter2@", "nobody:hunter2@"])
+async def test_a_wrong_password_fails_the_start_at_once(
+    private_redis: StartRedis, login: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A missing or wrong password, or user, raises `BrokerAuthenticationError` in one try and shows no password."""
+    broker = private_redis(RedisConfig(password="right", users=("alice on >right +@all &*",)))
+    address = broker.url.rpartition("@")[2]
+    with caplog.at_level(logging.DEBUG, "backplane"), pytest.raises(BrokerAuthenticationError) as raised:
+        await Backplane(f"redis://{login}{address}").start()
+    assert raised.value.retriable is False
+    assert "hunter2" not in str(raised.value) + caplog.text
+    assert raised.value.__cause__ is not None
+
+
+async def test_a_server_that_never_answers_fails_the_start(redis_broker: Broker) -> None:
+    """A server that accepts and stays silent is given up after the time the settings give."""
+    async with FaultProxy(redis_broker.url) as proxy:
+        proxy.silence()
+        with pytest.raises(BrokerUnavailableError, match=r"within 0\.2 s"):
+            await Backplane(proxy.url, settings=Settings(start_timeout_seconds=0.2)).start()
+
+
+async def test_a_certificate_that_is_not_trusted_fails_the_start_at_once(private_redis: StartRedis) -> None:
+    """A server whose certificate nobody vouches for is refused without a second try."""
+    url = private_redis(RedisConfig(tls=True)).url.partition("?")[0]
+    with pytest.raises(BrokerError, match="not trusted") as raised:
+        await Backplane(url).start()
+    assert raised.value.retriable is False
+
+
+async def test_a_foreign_publish_arrives_as_it_is(redis_broker: Broker) -> None:
+    """What another client publishes is text where it is UTF-8, else binary; a header that makes no sense is dropped."""
+    async with Redis.from_url(redis_broker.url) as foreign, Backplane(redis_broker.url) as backplane:
+        async with backplane.subscribe("foreign") as messages:
+            for payload in (b"hello", "grüße".encode(), b"\xff\0", b"\xbfBP\x07malformed", b""):
+                await foreign.publish("foreign", payload)
+            heard = [await anext(messages) for _ in range(4)]
+    assert [item.data for item in heard if isinstance(item, Message)] == ["hello", "grüße", b"\xff\0", ""]
+
+
+async def test_the_prefix_separates_applications(redis_broker: Broker) -> None:
+    """Two prefixes on one server do not meet, and the prefix is what stands on the server."""
+    async with (
+        Backplane(f"{redis_broker.url}?prefix=one:") as one,
+        Backplane(f"{redis_broker.url}?prefix=two:") as two,
+        Redis.from_url(redis_broker.url) as foreign,
+        one.subscribe("room") as messages,
+    ):
+        await two.publish("room", "from two")
+        await foreign.publish("one:room", "from outside")
+        assert (await anext(messages)) == Message(channel="room", data="from outside")
+
+
+async def test_a_process_that_only_publishes_opens_no_subscription(private_redis: StartRedis) -> None:
+    """Publishing from a script holds one connection and subscribes to nothing, the probe included."""
+    broker = private_redis()
+    async with Redis.from_url(broker.url) as observer, Backplane(broker.url) as backplane:
+        await backplane.publish("room", "hello")
+        assert await observer.pubsub_channels() == []
+        assert len(await observer.client_list()) == 2
+
+
+async def test_nothing_is_left_on_the_server(private_redis: StartRedis) -> None:
+    """After the last leave, and the moment it lingers, the server holds no subscription of the channel any more."""
+    broker = private_redis()
+    settings = Settings(linger_seconds=0.02)
+    async with Redis.from_url(broker.url) as observer, Backplane(broker.url, settings=settings) as backplane:
+        async with backplane.subscribe("room", "other"):
+            assert sorted(await observer.pubsub_channels()) == [b"other", b"room"]
+        async with asyncio.timeout(5):
+            while await observer.pubsub_channels():
+                await asyncio.sleep(0.01)
+
+
+async def test_a_channel_an_acl_denies_fails_alone(private_redis: StartRedis) -> None:
+    """A denied channel raises for its own subscriber, a denied publish for its publisher; the rest goes on."""
+    broker = private_redis(RedisConfig(users=("alice on >secret +@all resetchannels &room-*",), login="alice:secret"))
+    async with Backplane(broker.url) as backplane, backplane.subscribe("room-1") as messages:
+        with pytest.raises(SubscribeError, match="secrets"):
+            async with backplane.subscribe("secrets"):
+                pass
+        with pytest.raises(PublishError, match="NOPERM"):
+            await backplane.publish("secrets", "x")
+        await backplane.publish("room-1", "still here")
+        assert (await anext(messages)).channel == "room-1"
+
+
+async def test_one_denied_channel_of_a_thousand_after_a_reconnect(private_redis: StartRedis) -> None:
+    """A rule that tightens while the link is away costs one channel its subscription and a gap, not the other 999."""
+    broker = private_redis(RedisConfig(users=("alice on >secret +@all allchannels",), login="alice:secret"))
+    root = broker.url.replace("alice:secret@", "")
+    channels = [f"room-{number}" for number in range(1000)]
+    async with (
+        Redis.from_url(root) as observer,
+        FaultProxy(broker.url) as proxy,
+        Backplane(proxy.url, settings=Settings(max_backoff_seconds=0.2)) as backplane,
+        backplane.subscribe(*channels, max_outbox_messages=5000) as messages,
+    ):
+        rules = [f"&{channel}" for channel in channels if channel != "room-500"]
+        await observer.execute_command("ACL", "SETUSER", "alice", "resetchannels", *rules)
+        async with asyncio.timeout(10):
+            # The rule itself ends the connection of whoever holds a channel it no longer allows.
+            gaps = [await anext(messages) for _ in range(1000)]
+            assert all(isinstance(item, Gap) for item in gaps)
+            await backplane.wait_for_state("live")
+            await asyncio.gather(*(backplane.publish(channel, "") for channel in channels if channel != "room-500"))
+            heard = {(await anext(messages)).channel for _ in range(999)}
+        assert heard == set(channels) - {"room-500"}
+        assert [gap.channel for gap in gaps if isinstance(gap, Gap) and "refused" in gap.reason] == ["room-500"]
+
+
+async def test_a_reply_that_is_lost_leaves_the_outcome_unknown(redis_broker: Broker) -> None:
+    """A publish whose answer does not come back raises as unknown, and is not sent a second time."""
+    async with (
+        FaultProxy(redis_broker.url) as proxy,
+        Backplane(proxy.url) as backplane,
+        Backplane(redis_broker.url) as outside,
+        outside.subscribe("room") as messages,
+    ):
+        publishing = asyncio.create_task(backplane.publish("room", "once"))
+        assert await anext(messages)  # the server has it; now the link goes before, or after, its answer came through
+        proxy.cut()
+        await asyncio.wait([publishing])
+        error = publishing.exception()
+        assert error is None or isinstance(error, PublishOutcomeUnknownError)
+        await outside.publish("room", "barrier")
+        heard = await anext(messages)
+        assert isinstance(heard, Message)
+        assert heard.data == "barrier"
+
+
+@pytest.mark.parametrize("url", ["redis://localhost:notaport", "redis://localhost/room", "redis://localhost:99999"])
+def test_a_url_that_makes_no_sense_is_refused(url: str) -> None:
+    """A port that is none, and a path that is no database number, are refused before anything is opened."""
+    with pytest.raises(ConfigurationError, match="redis:"):
+        Backplane(url)
