@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from backplane.core import Backplane
 from backplane.errors import BrokerError, ConfigurationError
+from backplane.registry import broadcaster_from_url
 
 _INSTALL_HINT = 'run: pip install "fastapi-backplane[cli]"'
 
@@ -31,7 +32,14 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-_out = Console(highlight=False)
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on: that nobody reads any more (`backplane demo | head`) is no reason to end a server."""
+
+
+_out = _Output(highlight=False)
 
 
 def main() -> None:
@@ -76,8 +84,9 @@ def _run_demo(url: str | None, workers: int, listener: socket.socket) -> None:
     url = url or f"ipc://demo-{port}"
     masked_url = _check_broker(url)
     os.environ["BACKPLANE_URL"] = url
+    split = workers > 1 and broadcaster_from_url(url).capabilities.reach == "process"
     announcements = Announcements(
-        ready=lambda pids: _out.print(_ready_panel(_web_address(address, port), pids, masked_url)),
+        ready=lambda pids: _out.print(_ready_panel(_web_address(address, port), pids, masked_url, split=split)),
         ended=lambda pid: _say(f"worker {pid} ended, a new one starts"),
         replaced=lambda pid: _say(f"worker {pid} took its place"),
     )
@@ -123,12 +132,13 @@ def _web_address(address: str, port: int) -> str:
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
-def _ready_panel(web_address: str, pids: Sequence[int], masked_url: str) -> Panel:
+def _ready_panel(web_address: str, pids: Sequence[int], masked_url: str, *, split: bool) -> Panel:
+    in_two_windows = "two rooms, for this broker joins no workers" if split else "two workers, one room"
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim")
     rows.add_column(overflow="fold")
     rows.add_row("open", Text(web_address, style=f"bold link {web_address}"))
-    rows.add_row("", "in two windows: two workers, one room")
+    rows.add_row("", f"in two windows: {in_two_windows}")
     rows.add_row("workers", f"{len(pids)} ({', '.join(map(str, pids))})")
     rows.add_row("broker", Text(masked_url))
     rows.add_row("end", "Ctrl-C")

@@ -295,7 +295,7 @@ class BroadcasterConformance:
         """A link that is up and carries nothing is found by the delivery probe, rebuilt, and heard from again."""
         async with (
             FaultProxy(brokered_url) as proxy,
-            _quick(proxy.url) as backplane,
+            _quick(proxy.url, probe_interval_seconds=0.5) as backplane,
             _quick(brokered_url) as outside,
             backplane.subscribe("room") as messages,
         ):
@@ -369,11 +369,12 @@ async def _worker(url: str) -> AsyncGenerator[Worker]:
         await broadcaster.stop()
 
 
-def _quick(url: str) -> Backplane:
+def _quick(url: str, *, probe_interval_seconds: float = 30) -> Backplane:
     settings = Settings(
-        publish_timeout_seconds=0.3,
+        publish_timeout_seconds=1,
+        subscribe_timeout_seconds=30,
         linger_seconds=0.02,
-        probe_interval_seconds=0.5,
+        probe_interval_seconds=probe_interval_seconds,
         max_backoff_seconds=0.2,
     )
     return Backplane(url, settings=settings)

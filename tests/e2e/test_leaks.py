@@ -58,7 +58,7 @@ class Server:
             raise AssertionError(f"still held: {held}") from None
 
     def _held(self) -> list[object]:
-        running = self._backplane._running  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        running = self._backplane._running  # pyright: ignore[reportPrivateUsage]
         assert running is not None
         gc.collect()
         objects = [found for found in gc.get_objects() if isinstance(found, Connection)]
@@ -87,7 +87,7 @@ async def server(url: str) -> AsyncGenerator[Server]:
 
     config = uvicorn.Config(app, port=0, log_level="critical", lifespan="on", ws="websockets-sansio")
     uvicorn_server = uvicorn.Server(config)
-    serving = asyncio.create_task(uvicorn_server._serve())  # noqa: SLF001  # `serve` takes over the signals of pytest
+    serving = asyncio.create_task(uvicorn_server._serve())  # `serve` takes over the signals of pytest
     while not uvicorn_server.started:
         await asyncio.sleep(0.01)
     yield Server(backplane, uvicorn_server.servers[0].sockets[0].getsockname()[1])

@@ -1,4 +1,4 @@
-"""What is particular to Redis: refusals at the start, foreign publishes, ACLs, options, and its view of what is left."""
+"""What is particular to Redis: refusals at the start, foreign publishes, ACLs, options, what is left on the server."""
 
 from __future__ import annotations
 
@@ -76,11 +76,14 @@ async def test_a_certificate_that_is_not_trusted_fails_the_start_at_once(private
 
 async def test_a_foreign_publish_arrives_as_it_is(redis_broker: Broker) -> None:
     """What another client publishes is text where it is UTF-8, else binary; a header that makes no sense is dropped."""
-    async with Redis.from_url(redis_broker.url) as foreign, Backplane(redis_broker.url) as backplane:
-        async with backplane.subscribe("foreign") as messages:
-            for payload in (b"hello", "grüße".encode(), b"\xff\0", b"\xbfBP\x07malformed", b""):
-                await foreign.publish("foreign", payload)
-            heard = [await anext(messages) for _ in range(4)]
+    async with (
+        Redis.from_url(redis_broker.url) as foreign,
+        Backplane(redis_broker.url) as backplane,
+        backplane.subscribe("foreign") as messages,
+    ):
+        for payload in (b"hello", "grüße".encode(), b"\xff\0", b"\xbfBP\x07malformed", b""):
+            await foreign.publish("foreign", payload)
+        heard = [await anext(messages) for _ in range(4)]
     assert [item.data for item in heard if isinstance(item, Message)] == ["hello", "grüße", b"\xff\0", ""]
 
 

@@ -1,0 +1,120 @@
+"""A chat whose rooms span every worker: run `backplane demo`, or any ASGI server with `BACKPLANE_URL` set."""
+
+import os
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path as FilePath
+from typing import Annotated, Literal
+
+from fastapi import FastAPI, HTTPException, Path, Query, WebSocket
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
+
+from backplane import Backplane, BrokerError
+
+__all__ = ["app", "backplane"]
+
+Room = Annotated[str, Path(pattern=r"^[\w-]+$", max_length=40)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=40)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+
+
+class Said(BaseModel):
+    """What a client sends: a text, and an id by which it knows its own message again."""
+
+    id: Annotated[str, Field(min_length=1, max_length=40)]
+    text: Text
+
+
+class Post(BaseModel):
+    """What `POST /rooms/{room}` takes."""
+
+    name: Name
+    text: Text
+
+
+class Published(BaseModel):
+    """What is published to a room, with the worker that published it."""
+
+    worker: int = Field(default_factory=os.getpid)
+    sent_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class ChatMessage(Published):
+    """Someone said something."""
+
+    type: Literal["message"] = "message"
+    id: str | None = None
+    author: str
+    text: str
+
+
+class Notice(Published):
+    """Someone came or went."""
+
+    type: Literal["notice"] = "notice"
+    text: str
+
+
+class Welcome(BaseModel):
+    """The first message to a client, and to it alone: which worker serves it."""
+
+    type: Literal["welcome"] = "welcome"
+    worker: int = Field(default_factory=os.getpid)
+
+
+class Refusal(BaseModel):
+    """The answer to a message that was not published."""
+
+    type: Literal["error"] = "error"
+    id: str | None = None
+    reason: str
+
+
+backplane = Backplane()  # the broker of BACKPLANE_URL
+app = FastAPI(title="backplane demo", lifespan=backplane.lifespan)
+
+
+@app.get("/", include_in_schema=False)
+async def page() -> FileResponse:
+    """Serve the page."""
+    return FileResponse(FilePath(__file__).with_name("page.html"))
+
+
+@app.websocket("/rooms/{room}")
+async def room_socket(websocket: WebSocket, room: Room, name: Annotated[Name, Query()]) -> None:
+    """Join a room: hear what is published to it, publish what this client says."""
+    async with backplane.connect(websocket, room) as connection:
+        await connection.send(Welcome())
+        with suppress(BrokerError):  # not announced is no reason to keep someone out
+            await backplane.publish(room, Notice(text=f"{name} joined"))
+        async for data in connection:
+            if refusal := await publish_said(room, name, data):
+                await connection.send(refusal)
+    with suppress(BrokerError):
+        await backplane.publish(room, Notice(text=f"{name} left"))
+
+
+async def publish_said(room: str, name: str, data: str | bytes) -> Refusal | None:
+    """Publish what a client said, or return why not: neither bad input nor an absent broker ends the connection."""
+    try:
+        said = Said.model_validate_json(data)
+    except ValidationError as error:
+        reasons = (f"{'.'.join(map(str, wrong['loc']))} {wrong['msg']}".strip() for wrong in error.errors())
+        return Refusal(reason="; ".join(reasons))
+    try:
+        await backplane.publish(room, ChatMessage(id=said.id, author=name, text=said.text))
+    except BrokerError:
+        return Refusal(id=said.id, reason="the broker is away: nobody may have received this")
+    return None
+
+
+@app.post("/rooms/{room}", status_code=202)
+async def post(room: Room, post: Post) -> ChatMessage:
+    """Publish from HTTP: whichever worker takes the request, every client of the room hears it."""
+    message = ChatMessage(author=post.name, text=post.text)
+    try:
+        await backplane.publish(room, message)
+    except BrokerError as error:
+        raise HTTPException(503, "the broker is away: nobody may have received this") from error
+    return message

@@ -1,0 +1,256 @@
+"""The demo as a user meets it: real workers, a real browser."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from urllib.request import Request, urlopen
+
+import psutil
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect, sync_playwright
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import ClientConnection, connect
+
+pytestmark = pytest.mark.timeout(120)
+
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# With four workers, one reconnect of the page (which itself tries eight times) nearly always suffices.
+TRIES_TO_SEPARATE = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo:
+    process: subprocess.Popen[str]
+    address: str
+    workers: list[int]
+
+    def websocket(self, room: str, name: str) -> ClientConnection:
+        return connect(f"{self.address.replace('http', 'ws')}/rooms/{room}?name={name}")
+
+
+@pytest.fixture
+def demo() -> Iterator[Demo]:
+    """The demo on four workers joined by `ipc://`, ready; ended when the test left it running."""
+    command = [sys.executable, "-m", "backplane.cli", "demo", "--workers", "4", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            printed = _read_panel(process)
+            address = re.search(r"http://\S+", printed)
+            pids = re.search(r"workers +4 \(([\d, ]+)\)", printed)
+            assert address, printed
+            assert pids, printed
+            yield Demo(process=process, address=address[0], workers=[int(pid) for pid in pids[1].split(",")])
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.stdout is not None
+            process.stdout.read()
+
+
+def _read_panel(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if "Ctrl-C" in line:
+            break
+    return printed
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        missing = f"no browser found: install one of {', '.join(names)}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def console_errors() -> list[str]:
+    """What the pages complained about."""
+    return []
+
+
+@pytest.fixture
+def open_page(browser: Browser, demo: Demo, console_errors: list[str]) -> Callable[[], Page]:
+    """Open the demo in a window of its own, and return when it is live."""
+
+    def note_error(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            console_errors.append(message.text)
+
+    def open_page() -> Page:
+        page = browser.new_context(viewport=ViewportSize(width=390, height=800)).new_page()
+        page.on("console", note_error)
+        page.on("pageerror", lambda error: console_errors.append(str(error)))
+        page.goto(demo.address)
+        _expect_live(page)
+        return page
+
+    return open_page
+
+
+@pytest.fixture
+def pages(open_page: Callable[[], Page]) -> tuple[Page, Page]:
+    """Two windows that two different workers serve."""
+    first, second = open_page(), open_page()
+    for _ in range(TRIES_TO_SEPARATE):
+        if _served_by(first) != _served_by(second):
+            return first, second
+        second.get_by_role("button", name="Reconnect (another worker)").click()
+        _expect_live(second)
+    pytest.fail("both pages stay on one worker")
+
+
+def _expect_live(page: Page) -> None:
+    expect(page.locator("#state")).to_have_text("live", timeout=30_000)
+
+
+def _served_by(page: Page) -> int:
+    return int(page.locator("#served-by").get_attribute("data-worker") or 0)
+
+
+def _say(page: Page, text: str) -> None:
+    page.get_by_label("Message", exact=True).fill(text)
+    page.get_by_role("button", name="Send").click()
+
+
+def _message(page: Page, text: str) -> Locator:
+    return page.get_by_role("log").get_by_role("listitem").filter(has_text=text)
+
+
+def _expect_message(page: Page, text: str, *, worker: int) -> None:
+    expect(_message(page, text).get_by_text(f"worker {worker}", exact=True)).to_be_visible()
+
+
+def test_two_workers_share_a_room(pages: tuple[Page, Page], console_errors: list[str]) -> None:
+    """What one window says, the window on another worker shows with the badge of the worker that published it, both ways."""
+    first, second = pages
+
+    _say(first, "from the first window")
+    _expect_message(second, "from the first window", worker=_served_by(first))
+    _expect_message(first, "from the first window", worker=_served_by(first))
+
+    _say(second, "from the second window")
+    _expect_message(first, "from the second window", worker=_served_by(second))
+
+    assert console_errors == []
+
+
+def test_page_returns_when_its_worker_is_killed(pages: tuple[Page, Page]) -> None:
+    """A page whose worker was killed reconnects by itself, says that messages may be missing, and hears again."""
+    first, second = pages
+    killed = _served_by(first)
+
+    os.kill(killed, signal.SIGKILL)
+    expect(first.get_by_role("log")).to_contain_text("Messages may have been missed", timeout=30_000)
+    _expect_live(first)
+    assert _served_by(first) != killed
+
+    _say(second, "welcome back")
+    _expect_message(first, "welcome back", worker=_served_by(second))
+
+
+def test_message_over_the_limit_is_refused_with_a_note(open_page: Callable[[], Page]) -> None:
+    """A text over the limit is not sent: it stays in its field and a note says by how much it is too long."""
+    page = open_page()
+
+    _say(page, "x" * 1003)
+
+    expect(page.get_by_role("alert")).to_have_text("3 characters over the limit of 1000: shorten it to send it.")
+    expect(page.get_by_label("Message", exact=True)).to_have_value("x" * 1003)
+
+
+def test_markup_is_shown_as_text(open_page: Callable[[], Page]) -> None:
+    """HTML that someone says is shown as they typed it, and makes no element."""
+    page = open_page()
+
+    _say(page, "<img src=x onerror=alert(1)>")
+
+    _expect_message(page, "<img src=x onerror=alert(1)>", worker=_served_by(page))
+    assert page.locator("img").count() == 0
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    ["", "no JSON", "[]", '{"id": "1"}', '{"id": "1", "text": "  "}', json.dumps({"id": "1", "text": "x" * 1001}), b"\xff"],
+)
+def test_malformed_input_is_answered_and_the_connection_lives_on(demo: Demo, malformed: str | bytes) -> None:
+    """Input that is not a message is answered with an error, and what comes after it is published."""
+    with demo.websocket("lobby", "Ada") as client:
+        assert json.loads(client.recv())["type"] == "welcome"
+        assert json.loads(client.recv())["text"] == "Ada joined"
+
+        client.send(malformed)
+        assert json.loads(client.recv())["type"] == "error"
+
+        client.send('{"id": "2", "text": "still here"}')
+        message = json.loads(client.recv())
+        assert (message["id"], message["author"], message["text"]) == ("2", "Ada", "still here")
+        assert message["worker"] in demo.workers
+
+
+def test_post_reaches_the_clients_of_the_room(demo: Demo) -> None:
+    """What is posted to a room by HTTP is heard by its clients."""
+    with demo.websocket("lobby", "Ada") as client:
+        client.recv()  # welcome
+        client.recv()  # Ada joined
+        body = json.dumps({"name": "cron", "text": "deployed"}).encode()
+        request = Request(f"{demo.address}/rooms/lobby", body, {"Content-Type": "application/json"})
+        with urlopen(request) as response:
+            assert response.status == 202
+
+        message = json.loads(client.recv())
+        assert (message["author"], message["text"]) == ("cron", "deployed")
+
+
+def test_joins_and_leaves_are_announced_across_workers(demo: Demo) -> None:
+    """Who is in a room hears who comes and who goes."""
+    with demo.websocket("lobby", "Ada") as ada:
+        ada.recv()  # welcome
+        ada.recv()  # Ada joined
+        with demo.websocket("lobby", "Grace"):
+            assert json.loads(ada.recv())["text"] == "Grace joined"
+        assert json.loads(ada.recv())["text"] == "Grace left"
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_every_process(demo: Demo, ending: signal.Signals) -> None:
+    """Ctrl-C or SIGTERM, with a client connected, closes it orderly and ends the demo with status 0, no traceback and no process left."""
+    children = psutil.Process(demo.process.pid).children(recursive=True)
+    assert {child.pid for child in children} >= set(demo.workers)
+    assert demo.process.stdout is not None
+
+    with demo.websocket("lobby", "Ada") as client, pytest.raises(ConnectionClosedError) as closed:
+        client.recv()
+        demo.process.send_signal(ending)
+        while True:
+            client.recv()
+    printed = demo.process.stdout.read()
+
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012  # service restart: told, not cut
+    assert demo.process.wait() == 0
+    assert "Traceback" not in printed
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []

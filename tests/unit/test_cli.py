@@ -1,0 +1,106 @@
+"""The command line: what it says and with which status it ends."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import pytest
+from typer.testing import CliRunner
+
+from backplane.cli import app
+
+SAYS_CTRL_C = "Ctrl-C"  # the last line of the panel
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    """`--version` prints the version of the installed distribution."""
+    result = CliRunner().invoke(app, ["--version"])
+
+    assert result.exit_code == 0
+    assert result.stdout == version("fastapi-backplane") + "\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        pytest.param("localhost:6379", "a broker URL starts with its scheme", id="no scheme"),
+        pytest.param("reddis://localhost", "did you mean 'redis'?", id="misspelt scheme"),
+        pytest.param("memory://?max_payload=1", "did you mean 'max_payload_bytes'?", id="misspelt option"),
+    ],
+)
+def test_bad_url_is_explained(url: str, words: str) -> None:
+    """A wrong URL ends the demo with status 2 and one line that says what is wrong."""
+    result = CliRunner().invoke(app, ["demo", "--port", "0", "--url", url])
+
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_absent_broker_is_said_once() -> None:
+    """A broker that cannot be used ends the demo with status 1 and one line, before any worker starts."""
+    result = CliRunner().invoke(app, ["demo", "--port", "0", "--url", "ipc://demo?directory=/dev/null"])
+
+    assert result.exit_code == 1
+    assert "cannot use the folder" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_taken_port_is_said_with_the_way_out(taken_port: int) -> None:
+    """A taken port ends the demo with status 1 and one line that names the option to choose another."""
+    result = CliRunner().invoke(app, ["demo", "--port", str(taken_port), "--url", "memory://"])
+
+    assert result.exit_code == 1
+    assert f"port {taken_port} on 127.0.0.1 is taken" in result.stderr
+    assert "--port " in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_panel_masks_the_password() -> None:
+    """What the demo prints when it is ready shows the broker's URL without its password."""
+    command = [sys.executable, "-m", "backplane.cli", "demo", "--port", "0", "--workers", "1"]
+    command += ["--url", "memory://user:secret@somewhere"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        printed = ""
+        for line in process.stdout:
+            printed += line
+            if SAYS_CTRL_C in line:
+                break
+        process.send_signal(signal.SIGINT)
+        printed += process.stdout.read()
+
+    assert "memory://user:***@somewhere" in printed
+    assert "secret" not in printed
+    assert process.returncode == 0
+
+
+def test_missing_server_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Gunicorn the demo says which extra to install."""
+    monkeypatch.setitem(sys.modules, "gunicorn", None)
+
+    result = CliRunner().invoke(app, ["demo"])
+
+    assert result.exit_code == 1
+    assert "needs gunicorn" in result.stderr
+    assert 'pip install "fastapi-backplane[cli]"' in result.stderr
+
+
+def test_missing_typer_names_the_extra() -> None:
+    """Without Typer the command says which extra to install, instead of a traceback."""
+    without_typer = "import sys; sys.modules['typer'] = None; from backplane.cli import main; main()"
+
+    result = subprocess.run([sys.executable, "-c", without_typer], capture_output=True, text=True, check=False)
+
+    assert result.returncode == 1
+    assert 'needs typer; run: pip install "fastapi-backplane[cli]"' in result.stderr
+    assert "Traceback" not in result.stderr
