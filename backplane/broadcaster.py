@@ -71,9 +71,14 @@ class BrokerUrl:
         """Split `url`; percent-escapes in user name, password and path are resolved.
 
         Raises:
-            ValueError: It is not a URL.
+            ValueError: It is not a URL. The message holds no part of it: it can be a password.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise ValueError("this is not a URL") from None
+        if "@" in parts.path + parts.query + parts.fragment:
+            raise ValueError("an @ behind the host must be written %40, and / ? # in a password %2F %3F %23")
         userinfo, _, netloc = parts.netloc.rpartition("@")
         username, colon, password = userinfo.partition(":")
         return cls(

@@ -28,7 +28,7 @@ from backplane.message import Message
 if TYPE_CHECKING:
     from backplane.message import Position
 
-__all__ = ["decode", "encode", "encode_text"]
+__all__ = ["decode", "encode", "plain"]
 
 MAGIC = b"\xbfBP"
 VERSION = 1
@@ -42,6 +42,8 @@ _ID_BYTES = 8
 def encode(data: object, *, origin: bytes, published_at: float, excluded: bytes | None = None) -> bytes:
     """Return the payload for `data`: `bytes` stay binary, `str` is text, anything else becomes JSON text.
 
+    JSON is what pydantic makes of models, dataclasses, datetimes and so on; infinities and NaN become `null`.
+
     Raises:
         InvalidDataError: A text that UTF-8 cannot carry, or a value that is not JSON.
     """
@@ -49,21 +51,26 @@ def encode(data: object, *, origin: bytes, published_at: float, excluded: bytes 
     if isinstance(data, bytes | bytearray | memoryview):
         flags, body = BINARY, bytes(cast("bytes", data))
     else:
-        body = encode_text(data)
+        body = _encode_text(data)
     if excluded is not None:
         flags |= EXCLUDES
         body = excluded + body
     return _HEADER.pack(MAGIC, VERSION, flags, origin, int(published_at * 1e6)) + body
 
 
-def encode_text(data: object) -> bytes:
-    """Return `data` as UTF-8: a `str` as it is, anything else (pydantic models, dataclasses, datetimes) as JSON.
-
-    Infinities and NaN, which JSON does not know, become `null`.
+def plain(data: object) -> str | bytes:
+    """Return `data` as a client receives it: `bytes` as binary, `str` as text, anything else as JSON text.
 
     Raises:
         InvalidDataError: A text that UTF-8 cannot carry, or a value that is not JSON.
     """
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(cast("bytes", data))
+    return _encode_text(data).decode()
+
+
+def _encode_text(data: object) -> bytes:
+    # Infinities and NaN, which JSON does not know, become null.
     try:
         return data.encode() if isinstance(data, str) else to_json(data, inf_nan_mode="null")
     except UnicodeEncodeError as error:

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.channels import validate_channel
-from backplane.codec import encode_text
+from backplane.codec import plain
 from backplane.errors import ClosedError
 from backplane.message import Gap, Message
 
@@ -75,6 +75,7 @@ class Connection:
 
     __slots__ = (
         "_channels",
+        "_close_with",
         "_closing",
         "_ended",
         "_hub",
@@ -93,6 +94,7 @@ class Connection:
         self._channels: dict[str, None] = {}
         self._open = False
         self._ended = False
+        self._close_with: tuple[int, str] | None = None  # asked for before the handshake was done
         self._sending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._receiving: asyncio.Timeout | None = None
@@ -148,8 +150,7 @@ class Connection:
         Raises:
             InvalidDataError: `data` is none of these.
         """
-        plain = data if isinstance(data, str | bytes) else encode_text(data).decode()
-        self.offer([Message(channel="", data=plain)])
+        self.offer([Message(channel="", data=plain(data))])
         if self._sending is not None:
             await asyncio.wait([self._sending])
 
@@ -184,8 +185,10 @@ class Connection:
         logger.debug("gap for connection %s on channel %r: %s", self.id, gap.channel, gap.reason)
 
     def opened(self) -> None:
-        """The handshake is done: what waited since the joins may go."""
+        """The handshake is done: what waited since the joins may go, a close too."""
         self._open = True
+        if self._close_with is not None:
+            self._closing = asyncio.create_task(self._close_socket(*self._close_with))
         self._start_sending()
 
     def end(self, code: int, reason: str) -> None:
@@ -195,15 +198,21 @@ class Connection:
         self._end()
         if self._open:
             self._closing = asyncio.create_task(self._close_socket(code, reason))
+        else:
+            self._close_with = (code, reason)
 
     async def finish(self, code: int) -> None:
         """Flush what waits, close, and await every task: the end of the handler."""
-        if not self._ended and self._sending is not None:
-            await asyncio.wait([self._sending], timeout=_CLOSE_SECONDS)
-        self.end(code, "")
-        tasks = [task for task in (self._sending, self._closing) if task is not None]
-        if tasks:
-            await asyncio.wait(tasks)
+        try:
+            if not self._ended and self._sending is not None:
+                await asyncio.wait([self._sending], timeout=_CLOSE_SECONDS)
+            self.end(code, "")
+            tasks = [task for task in (self._sending, self._closing) if task is not None]
+            if tasks:
+                await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
         """End at once, without a word to the client: the handler was cancelled."""
@@ -262,6 +271,8 @@ class Connection:
                 await self._socket.close(code, reason)
         except TimeoutError:
             logger.debug("connection %s does not read its close frame", self.id)
+        except Exception:
+            logger.exception("connection %s failed to close", self.id)
 
     def _check_not_ended(self) -> None:
         if self._ended:

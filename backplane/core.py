@@ -52,6 +52,7 @@ class Backplane:
         self._settings = settings or Settings()
         self._broadcaster = broadcaster_from_url(url or os.environ.get("BACKPLANE_URL") or "memory://")
         self._running: _Running | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._was_started = False
 
     def __repr__(self) -> str:
@@ -75,6 +76,8 @@ class Backplane:
         """
         supervisor = self._require_running().supervisor
         while supervisor.state != state:
+            if supervisor.state == "closed":
+                raise ClosedError("this Backplane has been stopped")
             await supervisor.state_changed()
 
     async def start(self) -> None:
@@ -100,7 +103,11 @@ class Backplane:
         """End every connection (code 1012) and subscription and close the link. Stopping again changes nothing."""
         running, self._running = self._running, None
         if running is not None:
-            await running.stop()
+            self._stopping = asyncio.create_task(running.stop())
+        if self._stopping is not None:
+            # In a task of its own: cancelling whoever waits for the end must not leave half of it.
+            await asyncio.shield(self._stopping)
+            self._stopping = None
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ __all__ = ["warn_if_isolated", "worker_count"]
 
 logger = logging.getLogger("backplane.deployment")
 
-_WORKERS_OPTION = re.compile(r"(?:^|\0)(?:-w|--workers)[\0=]?(\d+)(?:\0|$)")
+_SERVER = re.compile(r"(gunicorn|uvicorn|hypercorn|granian|fastapi|backplane)\b")
+_WORKERS_OPTION = re.compile(r"(?:^|\0)(?:-w|--workers)[\0=]?(\d+)(?=\0|$)")
 
 
 def warn_if_isolated(capabilities: Capabilities, url: str) -> None:
@@ -43,17 +45,18 @@ def worker_count(proc: Path = Path("/proc")) -> int:
     the environment. A count set only in a Gunicorn configuration file is not seen.
     """
     command = _command_line(proc / str(os.getppid()))
-    if not re.search(r"gunicorn|uvicorn|hypercorn|granian|backplane", command):
+    # The program, or what the interpreter runs: `python gunicorn ...`, `python -m uvicorn ...`.
+    if not any(_SERVER.match(Path(word).name) for word in command[:3]):
         return 1
-    for text in (command, os.environ.get("GUNICORN_CMD_ARGS", "").replace(" ", "\0")):
-        if found := _WORKERS_OPTION.findall(text):
+    for words in (command, shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))):
+        if found := _WORKERS_OPTION.findall("\0".join(words)):
             return int(found[-1])
-    concurrency = os.environ.get("WEB_CONCURRENCY", "")
+    concurrency = os.environ.get("UVICORN_WORKERS") or os.environ.get("WEB_CONCURRENCY", "")
     return int(concurrency) if concurrency.isdecimal() else 1
 
 
-def _command_line(process: Path) -> str:
+def _command_line(process: Path) -> list[str]:
     try:
-        return (process / "cmdline").read_bytes().decode(errors="replace")
+        return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:  # not Linux, or not ours to read
-        return ""
+        return []

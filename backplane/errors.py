@@ -6,7 +6,8 @@ went away is an ordinary end and no error. No message, `repr` or log line contai
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,6 +80,9 @@ class PayloadTooLargeError(BackplaneError, ValueError):
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a process pool pickles errors
+        return type(self), (self.size_bytes, self.limit_bytes)
+
 
 class SlowConsumerError(BackplaneError):
     """A subscriber with the policy `close` was further behind than its outbox allows, and was cut."""
@@ -134,3 +138,6 @@ class SubscribeError(BrokerError):
         more = f" (and {len(refused) - 5} more)" if len(refused) > 5 else ""
         super().__init__(f"subscription refused: {words}{more}", adapter=adapter)
         self.refused = dict(refused)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), adapter=self.adapter), (self.refused,)

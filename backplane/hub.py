@@ -44,6 +44,20 @@ class Subscriber(Protocol):
         ...
 
 
+class _OpenGap:
+    """A gap that has to be told, with those who were there when it opened.
+
+    `refused`: they know that the broker grants the channel no longer.
+    """
+
+    __slots__ = ("reason", "refused", "witnesses")
+
+    def __init__(self, reason: str, witnesses: tuple[Subscriber, ...]) -> None:
+        self.reason = reason
+        self.witnesses = witnesses
+        self.refused = False
+
+
 class Hub:
     """Every local subscriber by channel.
 
@@ -57,12 +71,12 @@ class Hub:
 
     def __init__(self, interest: Interest) -> None:
         self._interest = interest
-        self._members: dict[str, dict[Subscriber, None]] = {}
+        # How many joins of a subscriber stand or are under way: one that fails must not undo another.
+        self._members: dict[str, dict[Subscriber, int]] = {}
         self._collected: dict[str, list[Message]] = {}
         self._collected_count = 0
         self._flush_handle: asyncio.Handle | None = None
-        # Channels in whose stream a gap has to be told, with those who were there when it opened.
-        self._suspect: dict[str, tuple[str, tuple[Subscriber, ...]]] = {}
+        self._open_gaps: dict[str, _OpenGap] = {}
         self.delivered = 0
         self.malformed = 0
 
@@ -78,13 +92,15 @@ class Hub:
 
         Raises:
             SubscribeError: The broker refused the channel.
+            BrokerUnavailableError: The broker did not confirm in time.
         """
         # First here, then at the broker: a message can arrive between its confirmation and this task's next turn.
-        self._members.setdefault(channel, {})[subscriber] = None
+        members = self._members.setdefault(channel, {})
+        members[subscriber] = members.get(subscriber, 0) + 1
         try:
             await self._interest.want(channel)
         except BaseException:
-            self.leave(channel, subscriber)
+            self._take_back(channel, subscriber)
             raise
 
     def leave(self, channel: str, subscriber: Subscriber) -> None:
@@ -95,7 +111,7 @@ class Hub:
         members.pop(subscriber, None)
         if not members:
             del self._members[channel]
-            self._suspect.pop(channel, None)
+            self._open_gaps.pop(channel, None)
             self._interest.release(channel)
 
     def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
@@ -106,7 +122,7 @@ class Hub:
         if message is None:
             self._count_malformed(channel)
             return
-        if channel in self._suspect:
+        if channel in self._open_gaps:
             self.tell_gaps([channel])
         self._collected.setdefault(channel, []).append(message)
         self._collected_count += 1
@@ -118,7 +134,17 @@ class Hub:
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Tell every subscriber of `channels`, now, that messages may be missing at this place."""
         self.open_gap(channels, reason)
-        self.tell_gaps(list(self._suspect) if isinstance(channels, All) else channels)
+        self.tell_gaps(list(self._open_gaps) if isinstance(channels, All) else channels)
+
+    def refuse(self, channel: str, reason: str) -> None:
+        """Tell the subscribers of a channel that the broker no longer grants, now, and again when it does."""
+        gap = self._open_gaps.get(channel)
+        if gap is None or gap.refused:  # nobody heard it before, or they know
+            return
+        logger.error("the broker refuses channel %r, its subscribers hear nothing: %s", channel, reason)
+        gap.refused = True
+        gap.reason = f"the broker refused the channel: {reason}"
+        self._tell(channel, gap)
 
     def open_gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Remember that messages may be missing from here on.
@@ -128,24 +154,21 @@ class Hub:
         """
         self._flush()
         for channel in list(self._members) if isinstance(channels, All) else channels:
-            if channel in self._suspect:
-                _, witnesses = self._suspect[channel]
-                self._suspect[channel] = (reason, witnesses)
+            if channel in self._open_gaps:
+                self._open_gaps[channel].reason = reason
             # Whoever still waits for the broker's confirmation has been promised nothing yet.
             elif channel in self._members and channel in self._interest.confirmed:
-                self._suspect[channel] = (reason, tuple(self._members[channel]))
+                self._open_gaps[channel] = _OpenGap(reason, tuple(self._members[channel]))
 
     def tell_gaps(self, channels: Collection[str]) -> None:
         """Tell the open gaps of `channels` to those who were there when they opened and still are."""
-        if not self._suspect:
+        if not self._open_gaps:
             return
         self._flush()
         for channel in channels:
-            reason, witnesses = self._suspect.pop(channel, ("", ()))
-            gap = Gap(channel=channel, reason=reason)
-            for subscriber in witnesses:
-                if subscriber in self._members.get(channel, ()):
-                    subscriber.gap(gap)
+            gap = self._open_gaps.pop(channel, None)
+            if gap is not None:
+                self._tell(channel, gap)
 
     def close(self) -> None:
         """Drop every subscriber and what was collected."""
@@ -154,7 +177,21 @@ class Hub:
             self._flush_handle = None
         self._members.clear()
         self._collected.clear()
-        self._suspect.clear()
+        self._open_gaps.clear()
+
+    def _tell(self, channel: str, open_gap: _OpenGap) -> None:
+        gap = Gap(channel=channel, reason=open_gap.reason)
+        for subscriber in open_gap.witnesses:
+            if subscriber in self._members.get(channel, ()):
+                subscriber.gap(gap)
+
+    def _take_back(self, channel: str, subscriber: Subscriber) -> None:
+        """Undo one join, and leave when it was the only one."""
+        members = self._members.get(channel, {})
+        if members.get(subscriber, 0) > 1:
+            members[subscriber] -= 1
+        else:
+            self.leave(channel, subscriber)
 
     def _flush(self) -> None:
         if self._flush_handle is None:

@@ -7,7 +7,6 @@ whose last subscriber left lingers for a moment, so that a page reload does not 
 from __future__ import annotations
 
 import asyncio
-import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Broadcaster
 
 __all__ = ["Interest"]
-
-logger = logging.getLogger("backplane.interest")
 
 # Large enough that a round trip does not matter, small enough that handling it does not stall the event loop.
 _BATCH = 500
@@ -46,7 +43,8 @@ class Interest:
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()
         self.on_confirmed: Callable[[Collection[str]], None] = _ignore
-        self.on_refused: Callable[[Collection[str], str], None] = _ignore
+        self.on_refused: Callable[[str, str], None] = _ignore
+        self._closed = False
 
     @property
     def wanted(self) -> Collection[str]:
@@ -74,6 +72,8 @@ class Interest:
         self._wanted.add(channel)
         if channel in self._confirmed:
             return
+        if self._closed:
+            raise BrokerUnavailableError("the backplane was stopped")
         future = self._waiting.get(channel)
         if future is None:
             future = self._waiting[channel] = asyncio.get_running_loop().create_future()
@@ -121,6 +121,7 @@ class Interest:
 
     def close(self) -> None:
         """Forget everything; whoever waits for a confirmation is told that the broker is gone."""
+        self._closed = True
         for timer in self._lingering.values():
             timer.cancel()
         self._lingering.clear()
@@ -164,6 +165,7 @@ class Interest:
     def _confirm(self, channel: str) -> None:
         if channel in self._wanted:
             self._to_subscribe.pop(channel, None)
+            self._refused.discard(channel)
             self._confirmed.add(channel)
             self._settle(channel, None)
         else:  # given up while the broker was being asked
@@ -172,11 +174,8 @@ class Interest:
     def _refuse(self, channel: str, reason: str) -> None:
         if channel in self._wanted:
             self._refused.add(channel)
-        if channel in self._waiting:
             self._settle(channel, SubscribeError({channel: reason}))
-        else:
-            logger.error("the broker refuses channel %r, its subscribers hear nothing: %s", channel, reason)
-            self.on_refused([channel], f"the broker refused the channel: {reason}")
+            self.on_refused(channel, reason)
 
     def _settle(self, channel: str, error: Exception | None) -> None:
         future = self._waiting.pop(channel, None)

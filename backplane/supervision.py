@@ -16,6 +16,7 @@ from backplane.channels import RESERVED_PREFIX
 from backplane.errors import (
     BrokerError,
     BrokerUnavailableError,
+    ClosedError,
     PublishError,
     PublishOutcomeUnknownError,
     SubscribeError,
@@ -72,7 +73,7 @@ class Supervisor:
         self._link = _Link(hub, self._probe_channel)
         self._owner: asyncio.Task[None] | None = None
         interest.on_confirmed = hub.tell_gaps
-        interest.on_refused = hub.gap
+        interest.on_refused = hub.refuse
         self.state: LinkState = "starting"
         self.generation = 0
         self.round_trip_seconds: float | None = None
@@ -118,6 +119,8 @@ class Supervisor:
         try:
             async with asyncio.timeout(seconds):
                 while self.state != "live":
+                    if self.state == "closed":
+                        raise ClosedError("this Backplane has been stopped")
                     await self.state_changed()
                 sent = True
                 await self._broadcaster.publish(channel, payload)
@@ -140,6 +143,7 @@ class Supervisor:
                 pause = backoff.next()
                 if not error.retriable or asyncio.get_running_loop().time() + pause >= deadline:
                     raise
+                await self._stop_broadcaster()
                 await asyncio.sleep(pause)
 
     async def _open(self, seconds: float) -> None:
@@ -188,6 +192,7 @@ class Supervisor:
         return error
 
     def _retire_link(self, error: Exception) -> None:
+        """Hear nothing more of the link, and open a gap on every channel it had confirmed."""
         self._link.retired = True
         if not self._broadcaster.capabilities.resumes:
             self._hub.open_gap(ALL, f"the link to the broker was lost: {error}")
@@ -201,9 +206,10 @@ class Supervisor:
                 return await self._open(self._settings.start_timeout_seconds)
             except BrokerError as error:
                 logger.info("still no link: %s", error)
-            except Exception:
+                self._retire_link(error)
+            except Exception as error:
                 logger.exception("unexpected error while connecting to %s", self._broadcaster.url)
-            self._interest.forget_link()
+                self._retire_link(error)
 
     async def _stop_broadcaster(self) -> None:
         try:

@@ -1,0 +1,139 @@
+"""`backplane.broadcaster`: URLs and what they hide, options, and what every adapter inherits."""
+
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from backplane.broadcaster import Broadcaster, BrokerUrl, Capabilities, Options
+from tests.unit.doubles import ControlledBroadcaster
+
+SECRET = "s3cr3t"
+
+# The mark stands at both ends, so that neither half of a password cut in two goes unseen.
+passwords = st.text().map(lambda text: f"{SECRET}{text}{SECRET}")
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("memory://", ("memory", None, None, "", "")),
+        ("ipc://myapp", ("ipc", None, None, "myapp", "")),
+        ("REDIS://localhost", ("redis", None, None, "localhost", "")),
+        ("redis://localhost:6379/0", ("redis", None, None, "localhost:6379", "/0")),
+        ("redis://user:word@host:1/2?prefix=a#b", ("redis", "user", "word", "host:1", "/2")),
+        ("redis://:word@host", ("redis", None, "word", "host", "")),
+        ("redis://user@host", ("redis", "user", None, "host", "")),
+        ("redis://user:@host", ("redis", "user", "", "host", "")),
+        ("redis://u%40x:p%3A%2F%40%23%25w@host/a%20b", ("redis", "u@x", "p:/@#%w", "host", "/a b")),
+        ("redis://user:a:b@host", ("redis", "user", "a:b", "host", "")),
+        ("redis://user:a@b@host", ("redis", "user", "a@b", "host", "")),
+        ("redis://u:w@[2001:db8::1]:6379/0", ("redis", "u", "w", "[2001:db8::1]:6379", "/0")),
+        ("redis://[::1]", ("redis", None, None, "[::1]", "")),
+        ("kafka://a:1,b:2,c:3/topic", ("kafka", None, None, "a:1,b:2,c:3", "/topic")),
+        ("ipc:///run/app.sock", ("ipc", None, None, "", "/run/app.sock")),
+    ],
+)
+def test_parse(url: str, parts: tuple[str, str | None, str | None, str, str]) -> None:
+    """A URL comes apart into its parts, percent-escapes resolved, the query left out."""
+    parsed = BrokerUrl.parse(url)
+    assert (parsed.scheme, parsed.username, parsed.password, parsed.netloc, parsed.path) == parts
+
+
+@given(st.text(min_size=1), st.text(), st.text())
+def test_escapes(username: str, password: str, path: str) -> None:
+    """Any user name, password and path, percent-escaped, comes back as it was."""
+    url = f"redis://{quote(username, safe='')}:{quote(password, safe='')}@host:1/{quote(path, safe='')}"
+    parsed = BrokerUrl.parse(url)
+    assert (parsed.username, parsed.password, parsed.netloc, parsed.path) == (username, password, "host:1", f"/{path}")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("memory://", "memory://"),
+        ("redis://localhost:6379/0?prefix=a", "redis://localhost:6379/0"),
+        ("redis://user:word@host/0", "redis://user:***@host/0"),
+        ("redis://:word@host", "redis://:***@host"),
+        ("redis://user:@host", "redis://user:***@host"),
+        ("redis://user@host", "redis://user@host"),
+        ("rediss://u:w@[::1]:6379/0", "rediss://u:***@[::1]:6379/0"),
+    ],
+)
+def test_masking(url: str, shown: str) -> None:
+    """The text of a URL masks the password and leaves out the query."""
+    assert str(BrokerUrl.parse(url)) == shown
+
+
+@given(passwords)
+def test_password_is_never_shown(password: str) -> None:
+    """Whatever the password, neither `str` nor `repr` nor formatting holds any of it."""
+    url = BrokerUrl.parse(f"redis://user:{quote(password, safe='')}@host:1/0")
+    assert url.password == password
+    assert SECRET not in f"{url} {url!r} {[url]}"
+
+
+@given(passwords)
+@example("s3cr3t/s3cr3t")
+@example("s3cr3t?s3cr3t")
+@example("s3cr3t#s3cr3t")
+def test_unescaped_password_is_never_shown(password: str) -> None:
+    """A password somebody forgot to percent-escape is refused or masked, and shown in neither case."""
+    try:
+        url = BrokerUrl.parse(f"redis://user:{password}@host:1/0")
+        shown = f"{url} {url!r}"
+    except ValueError as error:
+        shown = f"{error} {error!r}"
+    assert SECRET not in shown
+
+
+@pytest.mark.parametrize("url", ["redis://[::1", "redis://[nonsense]/0"])
+def test_no_url(url: str) -> None:
+    """What cannot be split is a `ValueError` that repeats no part of it."""
+    with pytest.raises(ValueError, match="^this is not a URL$"):
+        BrokerUrl.parse(url)
+
+
+def test_options_refuse_what_they_do_not_know() -> None:
+    """An option nobody declared is refused, and options never change."""
+
+    class MyOptions(Options):
+        size: int = 1
+
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        MyOptions.model_validate({"syze": 2})
+    options: Any = MyOptions(size=2)
+    with pytest.raises(ValidationError, match="frozen"):
+        options.size = 3
+
+
+def test_adapter_keeps_its_url_and_options() -> None:
+    """A constructed adapter knows where it would connect and with what, and has opened nothing."""
+    broadcaster = ControlledBroadcaster()
+    assert (broadcaster.url, broadcaster.options) == (BrokerUrl(scheme="controlled"), Options())
+    assert broadcaster.sink is None
+
+
+def test_adapter_without_the_contract() -> None:
+    """A class that leaves a method of the contract out cannot be made."""
+
+    class Half(Broadcaster):
+        @property
+        def capabilities(self) -> Capabilities:
+            raise NotImplementedError
+
+    half: Any = Half
+    with pytest.raises(TypeError, match=r"publish.*start.*stop.*subscribe.*unsubscribe"):
+        half(BrokerUrl(scheme="half"), Options())
+
+
+def test_capabilities() -> None:
+    """An adapter reports its own gaps only where it says so, and must state everything else."""
+    capabilities = Capabilities(brokered=True, reach="host", publish_returns="sent", max_payload_bytes=1)
+    assert capabilities.resumes is False
+    capabilities_class: Any = Capabilities
+    with pytest.raises(TypeError, match=r"brokered.*reach.*publish_returns.*max_payload_bytes"):
+        capabilities_class()
