@@ -184,7 +184,7 @@ class Backplane:
         running.subscriptions[subscription] = None
         try:
             for channel in channels:
-                await subscription.join(validate_channel(channel))
+                await subscription.join(channel)
             yield subscription
         finally:
             subscription.end()

@@ -6,7 +6,8 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from backplane.errors import SlowConsumerError
+from backplane.channels import validate_channel
+from backplane.errors import ClosedError, SlowConsumerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -38,8 +39,24 @@ class Subscription:
         self.token = os.urandom(8)
 
     async def join(self, channel: str) -> None:
-        """Add `channel`; see `Connection.join`."""
+        """Hear `channel` too; once this returns no later publish is missed without a `Gap`.
+
+        Joining again changes nothing. Cancelling leaves the channel unjoined.
+
+        Raises:
+            InvalidChannelError: The name is not legal.
+            SubscribeError: The broker refused it.
+            BrokerUnavailableError: The broker did not confirm in time.
+            ClosedError: The subscription has ended.
+        """
+        validate_channel(channel)
+        self._check_not_ended()
+        if channel in self._channels:
+            return
         await self._hub.join(channel, self)
+        if self._ended:  # while the broker was being asked
+            self._hub.leave(channel, self)
+            self._check_not_ended()
         self._channels[channel] = None
 
     def offer(self, messages: Sequence[Message]) -> None:
@@ -73,6 +90,10 @@ class Subscription:
             self._wakeup = asyncio.get_running_loop().create_future()
             await self._wakeup
         return item
+
+    def _check_not_ended(self) -> None:
+        if self._ended:
+            raise ClosedError("this subscription has ended")
 
     def _take(self, item: Message | Gap) -> None:
         if self._ended:

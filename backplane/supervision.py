@@ -43,6 +43,7 @@ _FIRST_BACKOFF_SECONDS: Final = 0.1
 # A link that stood this long was a good one: the next back-off starts from the beginning.
 _STABLE_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 2.0
+_CANCEL_AGAIN_SECONDS: Final = 0.1
 
 
 class Supervisor:
@@ -87,20 +88,23 @@ class Supervisor:
         try:
             await self._open_first()
         except BaseException:
-            await self._broadcaster.stop()
+            await self._stop_broadcaster()
             raise
         self._owner = asyncio.create_task(self._own(), name="backplane-supervisor")
         self._owner.add_done_callback(self._owner_ended)
 
     async def stop(self) -> None:
-        """Close the link and end its owner."""
+        """Close the link and end its owner. Cancelling it leaves no open link."""
         self._set_state("closed", "stopped")
         self._link.retired = True
-        if self._owner is not None:
-            self._owner.cancel()
-            await asyncio.wait([self._owner])
         self._interest.close()
-        await self._stop_broadcaster()
+        try:
+            # More than once: a cancellation that meets a loss is swallowed by the task group that reports the loss.
+            while self._owner is not None and not self._owner.done():
+                self._owner.cancel()
+                await asyncio.wait([self._owner], timeout=_CANCEL_AGAIN_SECONDS)
+        finally:
+            await self._stop_broadcaster()
 
     async def state_changed(self) -> None:
         """Wait for the next change of `state`."""
@@ -118,12 +122,15 @@ class Supervisor:
         sent = False
         try:
             async with asyncio.timeout(seconds):
-                while self.state != "live":
-                    if self.state == "closed":
-                        raise ClosedError("this Backplane has been stopped")
-                    await self.state_changed()
-                sent = True
-                await self._broadcaster.publish(channel, payload)
+                while True:
+                    link = await self._live_link()
+                    try:
+                        sent = True
+                        return await self._broadcaster.publish(channel, payload)
+                    except BrokerUnavailableError:
+                        sent = False
+                        if not link.is_over:
+                            raise
         except TimeoutError:
             if sent:
                 raise PublishOutcomeUnknownError(
@@ -132,6 +139,17 @@ class Supervisor:
             raise BrokerUnavailableError(
                 f"{self._broadcaster.url} has been away for {seconds:g} s; not published"
             ) from None
+
+    @property
+    def _closed(self) -> bool:
+        return self.state == "closed"
+
+    async def _live_link(self) -> _Link:
+        while self.state != "live" or self._link.is_over:
+            if self._closed:
+                raise ClosedError("this Backplane has been stopped")
+            await self.state_changed()
+        return self._link
 
     async def _open_first(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._settings.start_timeout_seconds
@@ -163,9 +181,11 @@ class Supervisor:
 
     async def _own(self) -> None:
         backoff = _Backoff(self._settings.max_backoff_seconds)
-        while True:
+        while not self._closed:
             since = asyncio.get_running_loop().time()
             error = await self._watch()
+            if self._closed:
+                return
             self._set_state("degraded", str(error))
             self._retire_link(error)
             if asyncio.get_running_loop().time() - since > _STABLE_SECONDS:
@@ -178,6 +198,7 @@ class Supervisor:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._interest.follow(self._broadcaster))
+                group.create_task(self._ask_refused_again())
                 if self._broadcaster.capabilities.brokered:
                     group.create_task(self._probe())
                 await self._link.ended
@@ -199,7 +220,7 @@ class Supervisor:
         self._interest.forget_link()
 
     async def _reopen(self, backoff: _Backoff) -> None:
-        while True:
+        while not self._closed:
             await self._stop_broadcaster()
             await asyncio.sleep(backoff.next())
             try:
@@ -218,6 +239,11 @@ class Supervisor:
         except Exception:  # a third party's adapter; the next start must be tried all the same
             logger.exception("the adapter of %s failed to stop", self._broadcaster.url)
 
+    async def _ask_refused_again(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.probe_interval_seconds)
+            self._interest.retry_refused()
+
     async def _probe(self) -> None:
         """Raise when the link carries nothing back; two tries of half an interval each."""
         interval = self._settings.probe_interval_seconds
@@ -227,9 +253,9 @@ class Supervisor:
             if not missed:
                 self._link.heard = False
                 await asyncio.sleep(interval * random.uniform(0.9, 1.0))  # noqa: S311  # spreads the workers, hides nothing
-                self._interest.retry_refused()
             if self._link.heard or not self._interest.wanted:
-                continue  # what arrives proves the way back; who subscribes to nothing can miss nothing
+                missed = 0  # what arrives proves the way back; who subscribes to nothing can miss nothing
+                continue
             try:
                 async with asyncio.timeout(interval / 2):
                     if not subscribed:
@@ -281,6 +307,11 @@ class _Link:
         self.echo: asyncio.Future[None] | None = None
         self._hub = hub
         self._probe_channel = probe_channel
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was lost, or given up."""
+        return self.retired or self.ended.done()
 
     def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
         if self.retired:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
-from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
-from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 from uvicorn.importer import import_from_string
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
@@ -73,7 +73,7 @@ def serve(application: str, listener: socket.socket, *, workers: int, announceme
     return True
 
 
-class _Server(BaseApplication):  # type: ignore[misc]
+class _Server(BaseApplication):
     def __init__(self, application: str, listener: socket.socket, workers: int, announcements: Announcements) -> None:
         self._application = application
         self._options = {
@@ -98,7 +98,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         return import_from_string(self._application)
 
 
-class _Master(Arbiter):  # type: ignore[misc]
+class _Master(Arbiter):
     """Ends orderly on every signal that ends a program in a terminal.
 
     Gunicorn takes SIGHUP for "reload", so a closed terminal would leave the demo behind; and on SIGINT it sends its
