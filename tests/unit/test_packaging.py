@@ -70,7 +70,8 @@ def adapter_modules() -> list[str]:
 @needs_sources
 def test_packages_are_the_folders() -> None:
     """The explicit list of packages names every folder that holds an `__init__.py`, and no other."""
-    found = {"backplane.adapters" for _ in (ROOT / "adapters").glob("__init__.py")}
+    adapters = (ROOT / "adapters").rglob("__init__.py")
+    found = {".".join(("backplane", *file.parent.relative_to(ROOT).parts)) for file in adapters}
     for file in (ROOT / "backplane").rglob("__init__.py"):
         found.add(".".join(file.parent.relative_to(ROOT).parts))
     assert sorted(found) == PYPROJECT["tool"]["setuptools"]["packages"]

@@ -1,0 +1,143 @@
+"""Where the processes of one application find each other: a private folder of sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import socket
+import stat
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationError
+
+__all__ = ["bind_socket", "is_socket_name", "list_sockets", "open_folder", "remove_stale"]
+
+_MAX_PATH_BYTES: Final = 107 if sys.platform == "linux" else 103
+"""What fits into `sun_path`, unix(7), without the closing NUL."""
+
+_MAX_SLUG_LENGTH: Final = 24
+_MAX_SOCKET_NAME_LENGTH: Final = len("4194304-01234567.sock")  # the largest pid of Linux
+_SOCKET_NAME: Final = re.compile(r"\d{1,10}-[0-9a-f]{8}\.sock")
+
+# Set on a socket once it listens. It tells one that refuses because its process is gone (a stale one, to be removed)
+# from one that refuses because its process has not called listen() yet. It also keeps systemd-tmpfiles away: the XDG
+# base directory specification names the sticky bit as the mark of a file that must not be cleaned up.
+_LISTENING: Final = stat.S_ISVTX
+
+# A process killed between bind() and listen(), which are microseconds apart, leaves a socket without the mark.
+_MAX_BINDING_SECONDS: Final = 60.0
+
+
+def open_folder(application: str, directory: Path | None) -> Path:
+    """Return the folder of `application`, created if need be, and certainly private to this user.
+
+    Args:
+        application: Name of the application. Two different names never share a folder.
+        directory: Where the folder stands, instead of `$XDG_RUNTIME_DIR/backplane` or `<temporary
+            directory>/backplane-<uid>`.
+
+    Raises:
+        ConfigurationError: The path is too long for a Unix socket.
+        BrokerError: The folder cannot be created, or is not private.
+    """
+    base = directory or _default_directory()
+    folder = base / _folder_name(application, base)
+    try:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory is None:
+            _check_private(base)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _check_private(folder)
+    except OSError as error:
+        raise BrokerError(
+            f"cannot use the folder {str(folder)!r} ({error.strerror}): name another one with ?directory=",
+            adapter="ipc",
+        ) from error
+    return folder
+
+
+def is_socket_name(name: str) -> bool:
+    """Whether `name` is the name of a socket as `bind_socket` gives it, and nothing that leads out of the folder."""
+    return _SOCKET_NAME.fullmatch(name) is not None
+
+
+def list_sockets(folder: Path) -> list[str]:
+    """Names of the sockets in `folder`.
+
+    Raises:
+        BrokerUnavailableError: It cannot be read.
+    """
+    try:
+        return sorted(path.name for path in folder.iterdir() if is_socket_name(path.name))
+    except OSError as error:
+        raise BrokerUnavailableError(f"cannot list {str(folder)!r}: {error.strerror}", adapter="ipc") from error
+
+
+def bind_socket(folder: Path, backlog: int) -> tuple[socket.socket, str]:
+    """Listen on a new socket of this process; return it and its name.
+
+    Raises:
+        BrokerUnavailableError: It cannot be created.
+    """
+    name = f"{os.getpid()}-{secrets.token_hex(4)}.sock"
+    path = folder / name
+    listener: socket.socket | None = None
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.setblocking(False)
+        listener.bind(str(path))
+        listener.listen(backlog)
+        path.chmod(0o600 | _LISTENING)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise BrokerUnavailableError(f"cannot listen on {str(path)!r}: {error.strerror}", adapter="ipc") from error
+    return listener, name
+
+
+def remove_stale(path: Path) -> None:
+    """Remove a socket that refused a connection, unless its process is only about to listen."""
+    with contextlib.suppress(OSError):
+        found = path.lstat()
+        if found.st_mode & _LISTENING or time.time() - found.st_mtime > _MAX_BINDING_SECONDS:
+            path.unlink(missing_ok=True)
+
+
+def _default_directory() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and Path(runtime).is_dir():
+        return Path(runtime) / "backplane"
+    return Path(tempfile.gettempdir()) / f"backplane-{os.geteuid()}"
+
+
+def _folder_name(application: str, base: Path) -> str:
+    digest = hashlib.sha256(application.encode(errors="surrogatepass")).hexdigest()[:12]
+    room = _MAX_PATH_BYTES - len(os.fsencode(base)) - len(digest) - _MAX_SOCKET_NAME_LENGTH - len("//")
+    if room < 0:
+        raise ConfigurationError(
+            f"{str(base)!r} is {-room} bytes too long for a Unix socket in it: name a shorter one with ?directory="
+        )
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", application).strip("-.")[: min(_MAX_SLUG_LENGTH, max(room - 1, 0))]
+    return f"{slug}-{digest}" if slug else digest
+
+
+def _check_private(folder: Path) -> None:
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        problem = "is not a directory (a symbolic link is not followed)"
+    elif found.st_uid != os.geteuid():
+        problem = f"belongs to user {found.st_uid}, and this process runs as {os.geteuid()}"
+    elif found.st_mode & 0o077:
+        problem = f"is open to other users (mode {stat.S_IMODE(found.st_mode):04o}): chmod 700 it"
+    else:
+        return
+    raise BrokerError(f"{str(folder)!r} {problem}, or name another one with ?directory=", adapter="ipc")
