@@ -1,0 +1,213 @@
+"""The brokers of the tests themselves: a fault that does nothing would make every chaos test pass."""
+
+# pyright: reportUnknownMemberType=false
+# The keyword arguments of redis-py's client have no types.
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from redis import Redis
+from redis.exceptions import AuthenticationError, NoPermissionError
+
+from tests.brokers.broker import BrokerMissingError, GivenBroker, ProcessBroker
+from tests.brokers.process import end, free_port, start, wait_until
+from tests.brokers.redis import RedisConfig, shared_redis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import StartRedis
+
+_ECHO = """
+import socket, sys
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as server:
+    while True:
+        link, _ = server.accept()
+        link.sendall(link.recv(16))
+        link.close()
+"""
+
+
+class EchoBroker(ProcessBroker):
+    """The smallest broker: says back what it is told, once per connection."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.url = f"echo://127.0.0.1:{self.port}"
+
+    def command(self) -> list[str]:
+        """Run the server above."""
+        return [sys.executable, "-c", _ECHO, str(self.port)]
+
+    def answers(self) -> bool:
+        """Whether it says back what it is told within a moment."""
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=0.2) as link:
+            link.sendall(b"hello")
+            return link.recv(16) == b"hello"
+        return False
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> Iterator[EchoBroker]:
+    """A broker that runs."""
+    with EchoBroker(tmp_path) as broker:
+        yield broker
+
+
+def test_a_broker_answers_as_soon_as_it_is_started(echo: EchoBroker) -> None:
+    """`start` returns when the broker answers, not when its process exists."""
+    assert echo.answers()
+
+
+def test_a_killed_broker_is_gone_until_it_is_started_again_in_the_same_place(echo: EchoBroker) -> None:
+    """`kill9` ends it at once; `start` brings it back under the same URL."""
+    url = echo.url
+    echo.kill9()
+    assert not echo.answers()
+    echo.start()
+    assert (echo.answers(), echo.url) == (True, url)
+
+
+def test_a_frozen_broker_accepts_and_says_nothing_until_it_is_thawed(echo: EchoBroker) -> None:
+    """`freeze` leaves its port open without an answer, which is what a hung server looks like."""
+    echo.freeze()
+    with socket.create_connection(("127.0.0.1", echo.port), timeout=0.2):
+        assert not echo.answers()
+    echo.thaw()
+    wait_until(echo.answers, "the thawed broker answers")
+
+
+def test_a_frozen_broker_can_be_stopped(echo: EchoBroker) -> None:
+    """`stop` ends even a broker that is frozen, so a failed test leaves nothing behind."""
+    echo.freeze()
+    echo.stop()
+    assert not echo.answers()
+
+
+def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """A command that ends instead of answering raises with its output."""
+    broker = EchoBroker(tmp_path)
+    with socket.create_server(("127.0.0.1", broker.port)), pytest.raises(RuntimeError, match="Address already in use"):
+        broker.start()
+
+
+def test_a_given_broker_is_left_alone() -> None:
+    """A broker from outside says that it may not be broken, and refuses to be."""
+    broker = GivenBroker("redis://somewhere")
+    with broker, pytest.raises(NotImplementedError):
+        broker.kill9()
+    assert not broker.restartable
+
+
+def test_a_free_port_is_outside_the_range_of_outgoing_connections() -> None:
+    """No client that knocks at a stopped broker can be given the broker's own port."""
+    assert all(20_000 <= free_port() <= 32_000 for _ in range(50))
+
+
+def test_waiting_in_vain_says_for_what() -> None:
+    """A bounded wait names what did not happen."""
+    with pytest.raises(TimeoutError, match="the moon is blue"):
+        wait_until(lambda: False, "the moon is blue", seconds=0)
+
+
+def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    """`end` does not wait for ever, and says that force was needed."""
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
+    log = tmp_path / "log"
+    process = start([sys.executable, "-c", deaf], cwd=tmp_path, log=log)
+    wait_until(lambda: "deaf" in log.read_text(), "it ignores SIGTERM")
+    assert not end(process, seconds=0.1)
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a program that its parent died")
+def test_a_program_does_not_outlive_a_run_that_dies_without_a_word(tmp_path: Path) -> None:
+    """A run ended by `os._exit`, as pytest-timeout does, leaves no broker behind."""
+    run = """
+import os, pathlib, sys
+from tests.brokers.process import start
+folder = pathlib.Path(sys.argv[1])
+command = [sys.executable, "-c", "import signal; signal.pause()"]
+print(start(command, cwd=folder, log=folder / "log").pid, flush=True)
+os._exit(1)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    died = subprocess.run([sys.executable, "-c", run, tmp_path], env=environment, capture_output=True, check=False)
+    assert died.returncode == 1
+    wait_until(lambda: not _runs(int(died.stdout)), "the program ends with its parent")
+
+
+def _runs(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def test_without_any_redis_the_reasons_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where nothing can bring up Redis, the error names each way that was tried."""
+    monkeypatch.delenv("BACKPLANE_TEST_REDIS_URL", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(BrokerMissingError, match="no BACKPLANE_TEST_REDIS_URL, no redis-server, no Docker engine"):
+        shared_redis(tmp_path).start()
+
+
+def test_a_given_url_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """BACKPLANE_TEST_REDIS_URL is taken before anything is started."""
+    monkeypatch.setenv("BACKPLANE_TEST_REDIS_URL", "redis://elsewhere:1")
+    assert shared_redis(tmp_path).url == "redis://elsewhere:1"
+
+
+def test_redis_comes_back_where_it_was_and_empty(private_redis: StartRedis) -> None:
+    """A Redis that was killed keeps its URL and nothing else."""
+    broker = private_redis()
+    with Redis.from_url(broker.url) as client:
+        client.set("key", "value")
+    broker.kill9()
+    broker.start()
+    with Redis.from_url(broker.url) as client:
+        assert client.get("key") is None
+
+
+def test_redis_can_ask_for_a_password(private_redis: StartRedis) -> None:
+    """The URL carries the password, and without it nothing goes."""
+    broker = private_redis(RedisConfig(password="secret"))
+    with Redis.from_url(broker.url) as client:
+        assert client.ping()
+    with Redis.from_url(broker.url.replace(":secret@", "")) as client, pytest.raises(AuthenticationError):
+        client.ping()
+
+
+def test_redis_can_refuse_channels_to_a_user(private_redis: StartRedis) -> None:
+    """A user with an ACL may publish where its rules say and nowhere else."""
+    rules = "alice on >wonder resetchannels &allowed +@all"
+    with Redis.from_url(private_redis(RedisConfig(users=(rules,), login="alice:wonder")).url) as client:
+        assert client.publish("allowed", "x") == 0
+        with pytest.raises(NoPermissionError):
+            client.publish("forbidden", "x")
+
+
+def test_redis_can_speak_tls(private_redis: StartRedis) -> None:
+    """The URL names the authority that signed the server's certificate."""
+    broker = private_redis(RedisConfig(tls=True))
+    assert broker.url.startswith("rediss://")
+    with Redis.from_url(broker.url) as client:
+        assert client.ping()
+
+
+def test_redis_takes_further_arguments(private_redis: StartRedis) -> None:
+    """What a test wants to be different goes to the server's command line."""
+    config = RedisConfig(arguments=("--client-output-buffer-limit", "pubsub 1mb 512kb 5"))
+    with Redis.from_url(private_redis(config).url) as client:
+        limits = client.config_get("client-output-buffer-limit")
+    assert "pubsub 1048576 524288 5" in str(limits["client-output-buffer-limit"])

@@ -1,0 +1,794 @@
+"""`backplane.connection`: one client, from its joins to its close, over a socket that does what a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import BaseModel
+
+from backplane.connection import Connection, SocketGoneError
+from backplane.errors import ClosedError, InvalidChannelError, InvalidDataError, SubscribeError
+from backplane.hub import Hub
+from backplane.interest import Interest
+from backplane.message import ALL
+from backplane.outbox import FullPolicy, Outbox
+from tests.unit.doubles import ControlledBroadcaster, Gate, following, let_tasks_run
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 5.0
+
+
+class FakeSocket:
+    """A client under the test's control.
+
+    Attributes:
+        sent: What reached the client.
+        closed: Every `(code, reason)` that reached the client.
+        send_gate: Holds `send`: closed, the client does not read.
+        close_gate: Holds `close`.
+        sending: How many calls of `send` were begun.
+        closing: How many calls of `close` were begun.
+        error: What `send` raises once it is through the gate, if anything.
+        close_error: What `close` raises once it is through the gate, if anything.
+        incoming: What the client says; `None` is its end.
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[str | bytes] = []
+        self.closed: list[tuple[int, str]] = []
+        self.send_gate = Gate()
+        self.close_gate = Gate()
+        self.sending = 0
+        self.closing = 0
+        self.error: Exception | None = None
+        self.close_error: Exception | None = None
+        self.incoming: asyncio.Queue[str | bytes | Exception | None] = asyncio.Queue()
+        self._changed = asyncio.Event()
+
+    async def send(self, data: str | bytes) -> None:
+        """Take one message, as told."""
+        self.sending += 1
+        self._changed.set()
+        await self.send_gate.passage()
+        if self.error is not None:
+            raise self.error
+        self.sent.append(data)
+        self._changed.set()
+
+    async def receive(self) -> str | bytes | None:
+        """Return what the test put into `incoming`."""
+        said = await self.incoming.get()
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    async def close(self, code: int, reason: str) -> None:
+        """Take the close frame, as told."""
+        self.closing += 1
+        self._changed.set()
+        await self.close_gate.passage()
+        if self.close_error is not None:
+            raise self.close_error
+        self.closed.append((code, reason))
+        self._changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds; it is looked at after everything that happens to the socket."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def receives(self, *expected: str | bytes) -> None:
+        """Wait until exactly `expected` was sent, in order."""
+        await self.until(lambda: len(self.sent) >= len(expected))
+        assert self.sent == list(expected)
+
+
+class World:
+    """A hub over a controlled broker, and the connections on it."""
+
+    def __init__(self) -> None:
+        self.broker = ControlledBroadcaster()
+        self.interest = Interest(linger_seconds=60, timeout_seconds=60)
+        self.hub = Hub(self.interest)
+
+    def connection(
+        self,
+        socket: FakeSocket | None = None,
+        *,
+        opened: bool = True,
+        when_full: FullPolicy = "close",
+        max_messages: int = 1024,
+        max_bytes: int = 1024 * 1024,
+    ) -> tuple[Connection, FakeSocket]:
+        """Return a connection and its socket."""
+        socket = socket or FakeSocket()
+        outbox = Outbox(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full)
+        connection = Connection(socket, self.hub, outbox)
+        if opened:
+            connection.opened()
+        return connection, socket
+
+    def deliver(self, channel: str, *payloads: str) -> None:
+        """Let the broker deliver texts, all in one pass of the event loop."""
+        for payload in payloads:
+            self.hub.deliver(channel, payload.encode())
+
+
+@pytest.fixture
+async def world() -> AsyncGenerator[World]:
+    """A hub whose broker is up."""
+    made = World()
+    async with following(made.interest, made.broker):
+        yield made
+    made.hub.close()
+
+
+@asynccontextmanager
+async def no_new_task() -> AsyncGenerator[None]:
+    """Fail when the block leaves a task behind."""
+    before = asyncio.all_tasks()
+    yield
+    await let_tasks_run()
+    assert asyncio.all_tasks() - before == set()
+
+
+async def bounded(task: asyncio.Task[Any], seconds: float = WAIT_SECONDS) -> Any:
+    """Return the task's result, or fail within `seconds`."""
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    if not done:
+        task.cancel()
+        await asyncio.wait([task])
+        pytest.fail("did not end in time")
+    return task.result()
+
+
+async def said_by(connection: Connection) -> list[str | bytes]:
+    """Return all the client says until the end."""
+    return [message async for message in connection]
+
+
+# --- messages ------------------------------------------------------------------------------------------------------
+
+
+async def test_messages_in_order(world: World) -> None:
+    """The client receives what was published to its channel, in order, across passes of the event loop too."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    world.deliver("a", "1", "2")
+    await let_tasks_run()
+    world.deliver("a", "3")
+    await socket.receives("1", "2", "3")
+    await connection.finish(1000)
+
+
+async def test_binary_stays_binary(world: World) -> None:
+    """What is not text is sent as bytes."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    world.hub.deliver("a", b"\xff\x00")
+    await socket.receives(b"\xff\x00")
+    await connection.finish(1000)
+
+
+async def test_order_behind_a_stall(world: World) -> None:
+    """What comes while the client does not read waits its turn, the present message included."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    socket.send_gate.close()
+    world.deliver("a", "1")
+    await socket.until(lambda: socket.sending == 1)
+    world.deliver("a", "2", "3")
+    await let_tasks_run()
+    assert socket.sent == []
+    socket.send_gate.open()
+    await socket.receives("1", "2", "3")
+    await connection.finish(1000)
+
+
+async def test_nothing_is_sent_before_the_handshake(world: World) -> None:
+    """A message between the join and the end of the handshake waits, and is then the first."""
+    connection, socket = world.connection(opened=False)
+    await connection.join("a")
+    world.deliver("a", "early")
+    await let_tasks_run()
+    assert socket.sending == 0
+    connection.opened()
+    world.deliver("a", "late")
+    await socket.receives("early", "late")
+    await connection.finish(1000)
+
+
+async def test_gap_is_not_sent(world: World) -> None:
+    """A gap costs the client nothing: it is only logged."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    world.hub.gap(ALL, "overrun")
+    world.deliver("a", "after")
+    await socket.receives("after")
+    await connection.finish(1000)
+
+
+# --- channels ------------------------------------------------------------------------------------------------------
+
+
+async def test_join_and_leave(world: World) -> None:
+    """A client hears a channel from the join to the leave, and no other."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    await connection.join("b")
+    assert list(connection.channels) == ["a", "b"]
+    await connection.leave("a")
+    assert (list(connection.channels), list(world.hub.channels)) == (["b"], ["b"])
+    world.deliver("a", "unheard")
+    world.deliver("b", "heard")
+    await socket.receives("heard")
+    await connection.finish(1000)
+
+
+async def test_what_waits_at_the_leave_is_still_sent(world: World) -> None:
+    """A leave stops what comes, not what came."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    socket.send_gate.close()
+    world.deliver("a", "1", "2")
+    await socket.until(lambda: socket.sending == 1)
+    await connection.leave("a")
+    socket.send_gate.open()
+    await socket.receives("1", "2")
+    await connection.finish(1000)
+
+
+async def test_join_twice(world: World) -> None:
+    """Joining again changes nothing: one copy, and one leave ends it."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    await connection.join("a")
+    world.deliver("a", "once")
+    await socket.receives("once")
+    await connection.leave("a")
+    assert list(world.hub.channels) == []
+    await connection.finish(1000)
+
+
+async def test_leave_what_was_not_joined(world: World) -> None:
+    """Leaving a channel of others changes nothing for them."""
+    connection, _ = world.connection()
+    other, socket = world.connection()
+    await other.join("a")
+    await connection.leave("a")
+    world.deliver("a", "heard")
+    await socket.receives("heard")
+    await connection.finish(1000)
+    await other.finish(1000)
+
+
+async def test_join_refused(world: World) -> None:
+    """A channel the broker refuses is not joined, and the connection goes on."""
+    connection, socket = world.connection()
+    world.broker.refusals["secret"] = "not permitted"
+    with pytest.raises(SubscribeError, match="not permitted"):
+        await connection.join("secret")
+    assert (list(connection.channels), list(world.hub.channels)) == ([], [])
+    await connection.join("a")
+    world.deliver("a", "heard")
+    await socket.receives("heard")
+    await connection.finish(1000)
+
+
+@pytest.mark.parametrize(
+    "channel", ["", "x" * 256, "$backplane/probe", "\ud800"], ids=["empty", "long", "reserved", "lone surrogate"]
+)
+async def test_join_of_an_illegal_name(world: World, channel: str) -> None:
+    """A name that is not legal never reaches the broker."""
+    connection, _ = world.connection()
+    with pytest.raises(InvalidChannelError):
+        await connection.join(channel)
+    assert world.broker.calls == []
+    await connection.finish(1000)
+
+
+async def test_join_cancelled(world: World) -> None:
+    """A cancelled join leaves the channel unjoined."""
+    connection, _ = world.connection()
+    world.broker.subscribe_gate.close()
+    joining = asyncio.create_task(connection.join("a"))
+    await world.broker.until(lambda: len(world.broker.calls) == 1)
+    joining.cancel()
+    await asyncio.wait([joining])
+    assert (list(connection.channels), list(world.hub.channels)) == ([], [])
+    await connection.finish(1000)
+
+
+async def test_join_cancelled_beside_another_of_the_same_channel(world: World) -> None:
+    """Of two concurrent joins of one channel, the cancelled one does not take the channel from the other."""
+    connection, socket = world.connection()
+    world.broker.subscribe_gate.close()
+    first, second = (asyncio.create_task(connection.join("a")) for _ in range(2))
+    await world.broker.until(lambda: len(world.broker.calls) == 1)
+    first.cancel()
+    await asyncio.wait([first])
+    world.broker.subscribe_gate.open()
+    await bounded(second)
+    assert list(connection.channels) == ["a"]
+    world.deliver("a", "heard")
+    await let_tasks_run()
+    assert socket.sent == ["heard"]
+    await connection.finish(1000)
+
+
+async def test_join_while_ending(world: World) -> None:
+    """A join the broker confirms after the connection's end raises, and leaves nothing in the hub."""
+    connection, _ = world.connection()
+    world.broker.subscribe_gate.close()
+    joining = asyncio.create_task(connection.join("a"))
+    await world.broker.until(lambda: len(world.broker.calls) == 1)
+    await connection.close()
+    world.broker.subscribe_gate.open()
+    with pytest.raises(ClosedError, match=f"connection {connection.id} has ended"):
+        await bounded(joining)
+    assert (list(connection.channels), list(world.hub.channels)) == ([], [])
+
+
+async def test_join_after_the_end(world: World) -> None:
+    """A connection that has ended joins nothing."""
+    connection, _ = world.connection()
+    await connection.close()
+    with pytest.raises(ClosedError):
+        await connection.join("a")
+    assert world.broker.calls == []
+
+
+# --- a client that does not read -----------------------------------------------------------------------------------
+
+
+async def test_slow_client_is_closed(world: World) -> None:
+    """With the policy `close` the bound ends the client with 1013: iteration ends and the hub is left."""
+    connection, socket = world.connection(max_messages=2)
+    await connection.join("a")
+    iterating = asyncio.create_task(said_by(connection))
+    socket.send_gate.close()
+    world.deliver("a", "1")
+    await socket.until(lambda: socket.sending == 1)
+    world.deliver("a", "2", "3", "4")
+    assert await bounded(iterating) == []
+    await socket.until(lambda: bool(socket.closed))
+    assert socket.closed == [(1013, "too slow")]
+    assert (list(connection.channels), list(world.hub.channels), socket.sent) == ([], [], [])
+    async with no_new_task():
+        await connection.finish(1000)
+    assert socket.closed == [(1013, "too slow")]
+
+
+async def test_slow_client_leaves_the_others_alone(world: World) -> None:
+    """The others get every message while one stalls and is closed."""
+    slow, stalled = world.connection(max_messages=2)
+    quick, socket = world.connection(max_messages=1000)
+    await slow.join("a")
+    await quick.join("a")
+    stalled.send_gate.close()
+    texts = [str(number) for number in range(100)]
+    world.deliver("a", *texts)
+    await socket.receives(*texts)
+    assert list(quick.channels) == ["a"]
+    await slow.finish(1000)
+    await quick.finish(1000)
+
+
+async def test_bound_counts_bytes(world: World) -> None:
+    """The bound is reached in bytes as well as in messages."""
+    connection, socket = world.connection(max_bytes=10)
+    await connection.join("a")
+    socket.send_gate.close()
+    world.deliver("a", "x")
+    await socket.until(lambda: socket.sending == 1)
+    world.deliver("a", "123456", "7890ab")
+    await socket.until(lambda: bool(socket.closed))
+    assert socket.closed == [(1013, "too slow")]
+    await connection.finish(1000)
+
+
+async def test_close_of_a_client_that_reads_nothing_is_bounded(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who does not read does not read the close frame either: the attempt is given up."""
+    monkeypatch.setattr("backplane.connection._CLOSE_SECONDS", 0.05)
+    caplog.set_level(logging.DEBUG, "backplane.connection")
+    connection, socket = world.connection(max_messages=1)
+    await connection.join("a")
+    socket.send_gate.close()
+    socket.close_gate.close()
+    world.deliver("a", "1")
+    await socket.until(lambda: socket.sending == 1)
+    world.deliver("a", "2", "3")
+    await socket.until(lambda: socket.closing == 1)
+    async with no_new_task():
+        await bounded(asyncio.create_task(connection.finish(1000)))
+    assert socket.closed == []
+    assert f"connection {connection.id} does not read its close frame" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("when_full", "expected"),
+    [
+        ("drop_oldest", ["1", "4", "5"]),
+        ("drop_newest", ["1", "2", "3"]),
+        ("latest", ["1", "5"]),
+    ],
+)
+async def test_drop_policies(world: World, when_full: FullPolicy, expected: list[str]) -> None:
+    """A client that stalls under a dropping policy loses what the policy says, and stays connected."""
+    connection, socket = world.connection(when_full=when_full, max_messages=2)
+    await connection.join("a")
+    socket.send_gate.close()
+    world.deliver("a", "1")
+    await socket.until(lambda: socket.sending == 1)
+    world.deliver("a", "2", "3", "4", "5")
+    await let_tasks_run()
+    socket.send_gate.open()
+    await socket.receives(*expected)
+    await let_tasks_run()
+    assert (socket.sent, socket.closing, list(connection.channels)) == (expected, 0, ["a"])
+    await connection.finish(1000)
+
+
+# --- send ----------------------------------------------------------------------------------------------------------
+
+
+async def test_send_waits_behind_what_waits(world: World) -> None:
+    """A direct message takes its turn, and the call returns when the server has taken it."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    socket.send_gate.close()
+    world.deliver("a", "1")
+    await socket.until(lambda: socket.sending == 1)
+    sending = asyncio.create_task(connection.send("2"))
+    await let_tasks_run()
+    assert not sending.done()
+    socket.send_gate.open()
+    await bounded(sending)
+    assert socket.sent == ["1", "2"]
+    await connection.finish(1000)
+
+
+class Order(BaseModel):
+    """A pydantic model."""
+
+    id: int
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("text", "text"),
+        ("", ""),
+        (b"\x00\xff", b"\x00\xff"),
+        (b"", b""),
+        (bytearray(b"\x00\xff"), b"\x00\xff"),
+        (memoryview(b"\x00\xff"), b"\x00\xff"),
+        ({"id": 42}, '{"id":42}'),
+        ([1, None, "é"], '[1,null,"é"]'),
+        (Order(id=42), '{"id":42}'),
+        (None, "null"),
+    ],
+    ids=["text", "no text", "bytes", "no bytes", "bytearray", "memoryview", "dict", "list", "model", "None"],
+)
+async def test_send_takes_what_publish_takes(world: World, data: object, expected: str | bytes) -> None:
+    """Text goes as text, bytes as binary, anything else as JSON text."""
+    connection, socket = world.connection()
+    await connection.send(data)
+    assert socket.sent == [expected]
+    assert type(socket.sent[0]) is type(expected)
+    await connection.finish(1000)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [object(), {"x": object()}, "\ud800", {"x": "\ud800"}],
+    ids=["object", "object inside", "lone surrogate", "lone surrogate inside"],
+)
+async def test_send_of_anything_else(world: World, data: object) -> None:
+    """What cannot be sent raises in the caller, and the connection goes on."""
+    connection, socket = world.connection()
+    with pytest.raises(InvalidDataError):
+        await connection.send(data)
+    await connection.send("still here")
+    assert socket.sent == ["still here"]
+    await connection.finish(1000)
+
+
+async def test_send_over_the_bound_closes(world: World) -> None:
+    """The bound counts for direct messages too; the call returns, as at any end."""
+    connection, socket = world.connection(max_messages=1)
+    socket.send_gate.close()
+    sending = [asyncio.create_task(connection.send(str(number))) for number in range(3)]
+    for task in sending:
+        await bounded(task)
+    await connection.finish(1000)
+    assert socket.closed == [(1013, "too slow")]
+
+
+async def test_latest_does_not_replace_direct_messages(world: World) -> None:
+    """The policy `latest` replaces a waiting message of a channel, never one sent to this client alone."""
+    connection, socket = world.connection(when_full="latest")
+    await connection.join("a")
+    socket.send_gate.close()
+    sending = [asyncio.create_task(connection.send(str(number))) for number in range(3)]
+    await let_tasks_run()
+    world.deliver("a", "old", "new")
+    await let_tasks_run()
+    socket.send_gate.open()
+    for task in sending:
+        await bounded(task)
+    await socket.receives("0", "1", "2", "new")
+    await connection.finish(1000)
+
+
+async def test_send_cancelled_still_sends(world: World) -> None:
+    """Who stops waiting has said it all the same, and nothing of the others is lost."""
+    connection, socket = world.connection()
+    socket.send_gate.close()
+    sending = asyncio.create_task(connection.send("said"))
+    await socket.until(lambda: socket.sending == 1)
+    sending.cancel()
+    await asyncio.wait([sending])
+    socket.send_gate.open()
+    await connection.send("after")
+    assert socket.sent == ["said", "after"]
+    await connection.finish(1000)
+
+
+async def test_send_after_the_end(world: World) -> None:
+    """A client that is gone is an ordinary end: the call returns."""
+    connection, socket = world.connection()
+    await connection.close()
+    await connection.send("too late")
+    assert socket.sent == []
+
+
+# --- ends ----------------------------------------------------------------------------------------------------------
+
+
+async def test_client_says_and_leaves(world: World) -> None:
+    """Iterating yields what the client says, text and binary, empty too, and ends with it."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    for said in ("text", b"\xff", "", b"", None):
+        socket.incoming.put_nowait(said)
+    assert await bounded(asyncio.create_task(said_by(connection))) == ["text", b"\xff", "", b""]
+    assert list(world.hub.channels) == []
+    await connection.finish(1000)
+    assert socket.closing == 0
+
+
+async def test_iterating_after_the_end(world: World) -> None:
+    """Iterating again ends at once."""
+    connection, socket = world.connection()
+    socket.incoming.put_nowait(None)
+    assert await said_by(connection) == []
+    assert await bounded(asyncio.create_task(said_by(connection))) == []
+
+
+async def test_close_ends_the_iteration(world: World) -> None:
+    """A close wakes the handler, reaches the client once, and leaves the hub."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    iterating = asyncio.create_task(said_by(connection))
+    await let_tasks_run()
+    async with no_new_task():
+        await connection.close(4000, "enough")
+        assert await bounded(iterating) == []
+        await connection.close(4001, "again")
+        await connection.finish(1000)
+    assert socket.closed == [(4000, "enough")]
+    assert list(world.hub.channels) == []
+
+
+async def test_close_inside_the_iteration(world: World) -> None:
+    """A handler that closes while iterating has its loop end."""
+    connection, socket = world.connection()
+    for said in ("1", "2", "3"):
+        socket.incoming.put_nowait(said)
+    heard: list[str | bytes] = []
+
+    async def handle() -> None:
+        async for message in connection:
+            heard.append(message)
+            if message == "2":
+                await connection.close()
+
+    await bounded(asyncio.create_task(handle()))
+    assert (heard, socket.closed) == (["1", "2"], [(1000, "")])
+
+
+async def test_close_before_the_handshake(world: World) -> None:
+    """What was never opened has no close frame."""
+    connection, socket = world.connection(opened=False)
+    await connection.close()
+    await connection.finish(1000)
+    assert socket.closing == 0
+
+
+async def test_handshake_that_ends_after_the_close_is_closed(world: World) -> None:
+    """A close that comes while the handshake is being finished reaches the client once it is."""
+    connection, socket = world.connection(opened=False)
+    connection.end(1012, "the server restarts")
+    connection.opened()
+    await connection.finish(1000)
+    assert socket.closed == [(1012, "the server restarts")]
+
+
+async def test_finish_flushes(world: World) -> None:
+    """The handler's end sends what waits, then closes."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    world.deliver("a", "1", "2")
+    await let_tasks_run(1)
+    async with no_new_task():
+        await connection.finish(1000)
+    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "")])
+
+
+async def test_finish_of_a_client_that_reads_nothing_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler's end does not wait for ever: a flush and a close of bounded time each."""
+    monkeypatch.setattr("backplane.connection._CLOSE_SECONDS", 0.05)
+    connection, socket = world.connection()
+    await connection.join("a")
+    socket.send_gate.close()
+    socket.close_gate.close()
+    world.deliver("a", "1", "2")
+    async with no_new_task():
+        await bounded(asyncio.create_task(connection.finish(1000)))
+    assert (list(world.hub.channels), socket.sent) == ([], [])
+
+
+async def test_finish_cancelled_leaves_nothing(world: World) -> None:
+    """A handler cancelled while its end is being flushed leaves neither a member in the hub nor a task."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    socket.send_gate.close()
+    socket.close_gate.close()
+    before = asyncio.all_tasks()
+    world.deliver("a", "1")
+    await socket.until(lambda: socket.sending == 1)
+    finishing = asyncio.create_task(connection.finish(1000))
+    await let_tasks_run()
+    finishing.cancel()
+    await asyncio.wait([finishing])
+    await let_tasks_run()
+    left = (list(world.hub.channels), asyncio.all_tasks() - before)
+    connection.abandon()
+    assert left == ([], set())
+
+
+async def test_abandon_leaves_nothing(world: World) -> None:
+    """A cancelled handler leaves no task and no member, and says nothing to the client."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    async with no_new_task():
+        socket.send_gate.close()
+        world.deliver("a", "1")
+        await socket.until(lambda: socket.sending == 1)
+        connection.abandon()
+    assert (list(world.hub.channels), socket.sent, socket.closing) == ([], [], 0)
+
+
+async def test_abandon_ends_a_close_under_way(world: World) -> None:
+    """A handler cancelled while a close frame waits takes that along."""
+    connection, socket = world.connection()
+    socket.close_gate.close()
+    async with no_new_task():
+        connection.end(1013, "too slow")
+        await socket.until(lambda: socket.closing == 1)
+        connection.abandon()
+    assert socket.closed == []
+
+
+async def test_iteration_cancelled_from_outside(world: World) -> None:
+    """A cancelled handler sees its own cancellation, not an end; the next iteration goes on."""
+    connection, socket = world.connection()
+    iterating = asyncio.create_task(said_by(connection))
+    await let_tasks_run()
+    iterating.cancel()
+    await asyncio.wait([iterating])
+    assert iterating.cancelled()
+    socket.incoming.put_nowait("still here")
+    assert await anext(aiter(connection)) == "still here"
+    await connection.finish(1000)
+
+
+async def test_timeout_of_the_receive_itself_is_no_end(world: World) -> None:
+    """A `TimeoutError` that comes from the socket is not taken for the connection's end."""
+    connection, socket = world.connection()
+    socket.incoming.put_nowait(TimeoutError("from below"))
+    with pytest.raises(TimeoutError, match=r"^from below$"):
+        await anext(aiter(connection))
+    await connection.finish(1000)
+
+
+async def test_client_gone_while_sending(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that went away is an ordinary end: iteration ends, the hub is left, nothing is logged."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    iterating = asyncio.create_task(said_by(connection))
+    await let_tasks_run()
+    socket.error = SocketGoneError()
+    async with no_new_task():
+        world.deliver("a", "1", "2")
+        assert await bounded(iterating) == []
+        await connection.finish(1000)
+    assert (socket.sending, socket.closing, list(world.hub.channels)) == (1, 0, [])
+    assert caplog.records == []
+
+
+async def test_unexpected_error_while_sending(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What a socket must not raise ends the connection and is logged with its traceback."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    iterating = asyncio.create_task(said_by(connection))
+    await let_tasks_run()
+    socket.error = KeyError("a fault")
+    async with no_new_task():
+        world.deliver("a", "1", "2")
+        assert await bounded(iterating) == []
+        await connection.finish(1000)
+    assert list(world.hub.channels) == []
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("ERROR", f"connection {connection.id} failed to send")
+    assert record.exc_info is not None
+    assert record.exc_info[1] is socket.error
+
+
+async def test_unexpected_error_while_closing(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What a socket must not raise at the close is seen and logged by the package, not by a forgotten task."""
+    connection, socket = world.connection()
+    socket.close_error = KeyError("a fault")
+    await connection.close()
+    await connection.finish(1000)
+    assert [record.name for record in caplog.records] == ["backplane.connection"]
+
+
+async def test_no_task_while_nothing_waits(world: World) -> None:
+    """An open connection at rest has no task of its own: one exists only while something is being sent."""
+    before = asyncio.all_tasks()
+    connection, socket = world.connection()
+    await connection.join("a")
+    assert asyncio.all_tasks() == before
+    socket.send_gate.close()
+    world.deliver("a", "1")
+    await socket.until(lambda: socket.sending == 1)
+    assert len(asyncio.all_tasks() - before) == 1
+    socket.send_gate.open()
+    await socket.receives("1")
+    await let_tasks_run()
+    assert asyncio.all_tasks() == before
+    await connection.finish(1000)
+    await let_tasks_run()
+    assert asyncio.all_tasks() == before
+
+
+async def test_repr_names_state_and_channels(world: World) -> None:
+    """The repr says who it is, how it is, and what it hears."""
+    connection, _ = world.connection(opened=False)
+    assert repr(connection) == f"<Connection {connection.id} joining channels=[]>"
+    await connection.join("a")
+    connection.opened()
+    assert repr(connection) == f"<Connection {connection.id} open channels=['a']>"
+    await connection.close()
+    assert repr(connection) == f"<Connection {connection.id} ended channels=[]>"
+
+
+async def test_ids_are_unique(world: World) -> None:
+    """Each connection has an id of its own, 8 bytes as hex."""
+    ids = {world.connection()[0].id for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(bytes.fromhex(connection_id)) == 8 for connection_id in ids)

@@ -1,0 +1,567 @@
+"""`backplane.core`: what an application sees of `Backplane`, on `memory://`."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from pydantic import BaseModel
+from starlette.websockets import WebSocket
+
+from backplane import (
+    Backplane,
+    BrokerAuthenticationError,
+    ClosedError,
+    ConfigurationError,
+    Connection,
+    Gap,
+    InvalidChannelError,
+    InvalidDataError,
+    LifecycleError,
+    Message,
+    NotStartedError,
+    PayloadTooLargeError,
+    Settings,
+    Subscription,
+)
+from backplane.adapters.memory import MemoryBroadcaster
+from tests.unit.doubles import Gate, let_tasks_run
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import Message as Event
+
+    from backplane.broadcaster import Sink
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 5.0
+
+
+class Client:
+    """A WebSocket client as a server would show it to the application.
+
+    Attributes:
+        incoming: What the client does, as ASGI events; the handshake stands in it already.
+        sent: What the application sent, as ASGI events.
+        accept_gate: Holds the application's `accept`.
+    """
+
+    def __init__(self) -> None:
+        self.incoming: asyncio.Queue[Event] = asyncio.Queue()
+        self.incoming.put_nowait({"type": "websocket.connect"})
+        self.sent: asyncio.Queue[Event] = asyncio.Queue()
+        self.accept_gate = Gate()
+        self.accepting = asyncio.Event()
+        scope: dict[str, Any] = {"type": "websocket", "path": "/", "headers": [], "extensions": {}}
+        self.websocket = WebSocket(scope, self.incoming.get, self._send)
+
+    async def hears(self) -> str | int:
+        """Return the next text, or the code of the close."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            event = await self.sent.get()
+            if event["type"] == "websocket.accept":
+                event = await self.sent.get()
+        heard: str | int = event["code"] if event["type"] == "websocket.close" else event["text"]
+        return heard
+
+    async def _send(self, event: Event) -> None:
+        if event["type"] == "websocket.accept":
+            self.accepting.set()
+            await self.accept_gate.passage()
+        self.sent.put_nowait(event)
+
+
+async def data_of(messages: Subscription, count: int) -> list[str | bytes]:
+    """Return the data of the next `count` messages."""
+    data: list[str | bytes] = []
+    async with asyncio.timeout(WAIT_SECONDS):
+        while len(data) < count:
+            message = await anext(messages)
+            assert not isinstance(message, Gap)
+            data.append(message.data)
+    return data
+
+
+# --- life ----------------------------------------------------------------------------------------------------------
+
+
+async def publish(backplane: Backplane) -> None:
+    """Publish something."""
+    await backplane.publish("a", "x")
+
+
+async def subscribe(backplane: Backplane) -> None:
+    """Subscribe to something."""
+    async with backplane.subscribe("a"):
+        pytest.fail("the block was entered")
+
+
+async def connect(backplane: Backplane) -> None:
+    """Connect a client."""
+    async with backplane.connect(Client().websocket, "a"):
+        pytest.fail("the block was entered")
+
+
+async def wait_for_state(backplane: Backplane) -> None:
+    """Wait for a state."""
+    await backplane.wait_for_state("live")
+
+
+USES = pytest.mark.parametrize("use", [publish, subscribe, connect, wait_for_state])
+
+
+@USES
+async def test_use_before_the_start(use: Callable[[Backplane], Awaitable[None]]) -> None:
+    """What is not started says so, and how to start it."""
+    backplane = Backplane("memory://")
+    with pytest.raises(NotStartedError, match=r"lifespan=backplane\.lifespan .* or use `async with backplane:`"):
+        await use(backplane)
+
+
+@USES
+async def test_use_after_the_stop(use: Callable[[Backplane], Awaitable[None]]) -> None:
+    """What was stopped says so."""
+    async with Backplane("memory://") as backplane:
+        pass
+    with pytest.raises(ClosedError, match="has been stopped"):
+        await use(backplane)
+
+
+async def test_state() -> None:
+    """The state is closed, live, closed."""
+    backplane = Backplane("memory://")
+    states: list[str] = [backplane.state]
+    async with backplane as entered:
+        assert entered is backplane
+        states.append(backplane.state)
+    assert [*states, backplane.state] == ["closed", "live", "closed"]
+
+
+async def test_start_twice() -> None:
+    """A second start is refused, and the first goes on."""
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(LifecycleError, match="started already"):
+            await backplane.start()
+        async with backplane.subscribe("a") as messages:
+            await backplane.publish("a", "still here")
+            assert await data_of(messages, 1) == ["still here"]
+
+
+async def test_start_while_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start beside another one that is under way is refused."""
+    gate = Gate()
+    gate.close()
+    start = MemoryBroadcaster.start
+
+    async def slow_start(self: MemoryBroadcaster, sink: Sink) -> None:
+        await gate.passage()
+        await start(self, sink)
+
+    monkeypatch.setattr(MemoryBroadcaster, "start", slow_start)
+    backplane = Backplane("memory://")
+    starting = asyncio.create_task(backplane.start())
+    await let_tasks_run()
+    assert backplane.state == "starting"
+    with pytest.raises(LifecycleError, match="started already"):
+        await backplane.start()
+    gate.open()
+    await starting
+    await backplane.stop()
+
+
+async def test_start_that_fails_can_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed start leaves it not started."""
+    backplane = Backplane("memory://")
+
+    async def fail(*_: object) -> None:
+        raise BrokerAuthenticationError("wrong password", adapter="memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBroadcaster, "start", fail)
+        with pytest.raises(BrokerAuthenticationError, match="memory: wrong password"):
+            await backplane.start()
+    with pytest.raises(NotStartedError):
+        await backplane.publish("a", "x")
+    async with backplane:
+        assert backplane.state == "live"
+
+
+def test_start_again_in_another_event_loop() -> None:
+    """After its end it may be started again, in another event loop too."""
+    backplane = Backplane("memory://")
+
+    async def run() -> list[str | bytes]:
+        async with backplane, backplane.subscribe("a") as messages:
+            await backplane.publish("a", "x")
+            return await data_of(messages, 1)
+
+    assert [asyncio.run(run()) for _ in range(3)] == [["x"]] * 3
+
+
+async def test_stop_twice() -> None:
+    """Stopping again, or before the start, changes nothing."""
+    backplane = Backplane("memory://")
+    await backplane.stop()
+    async with backplane:
+        await backplane.stop()
+    await backplane.stop()
+    assert backplane.state == "closed"
+
+
+async def test_stop_ends_connections_and_subscriptions() -> None:
+    """At the stop every client is closed with 1012 and every iteration ends."""
+    backplane = Backplane("memory://")
+    await backplane.start()
+    clients = [Client() for _ in range(3)]
+
+    async def handle(client: Client) -> list[str | bytes]:
+        async with backplane.connect(client.websocket, "a") as connection:
+            return [message async for message in connection]
+
+    async def consume() -> list[Message | Gap]:
+        async with backplane.subscribe("a") as messages:
+            return [message async for message in messages]
+
+    handling = [asyncio.create_task(handle(client)) for client in clients]
+    consuming = asyncio.create_task(consume())
+    for client in clients:
+        assert (await client.sent.get())["type"] == "websocket.accept"
+    await let_tasks_run()
+    await backplane.stop()
+    assert [await client.hears() for client in clients] == [1012] * 3
+    assert await asyncio.wait_for(asyncio.gather(*handling), WAIT_SECONDS) == [[]] * 3
+    assert await asyncio.wait_for(consuming, WAIT_SECONDS) == []
+
+
+async def test_stop_while_a_client_is_being_accepted() -> None:
+    """A client whose handshake is under way at the stop is told to come back as well."""
+    backplane = Backplane("memory://")
+    await backplane.start()
+    client = Client()
+    client.accept_gate.close()
+
+    async def handle() -> None:
+        async with backplane.connect(client.websocket, "a") as connection:
+            async for _ in connection:
+                pytest.fail("the client said nothing")
+
+    handling = asyncio.create_task(handle())
+    await client.accepting.wait()
+    await backplane.stop()
+    client.accept_gate.open()
+    await asyncio.wait([handling], timeout=WAIT_SECONDS)
+    events = [client.sent.get_nowait() for _ in range(client.sent.qsize())]
+    assert [(event["type"], event.get("code")) for event in events] == [
+        ("websocket.accept", None),
+        ("websocket.close", 1012),
+    ]
+
+
+async def test_stop_within_a_cancelled_scope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block left by an anyio timeout leaves no task and no link: there every await of the stop is cancelled again."""
+    stops: list[MemoryBroadcaster] = []
+    stop = MemoryBroadcaster.stop
+
+    async def counted_stop(self: MemoryBroadcaster) -> None:
+        stops.append(self)
+        await stop(self)
+
+    monkeypatch.setattr(MemoryBroadcaster, "stop", counted_stop)
+    before = asyncio.all_tasks()
+    backplane = Backplane("memory://")
+    with anyio.CancelScope() as scope:
+        async with backplane:
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+    await let_tasks_run()
+    assert asyncio.all_tasks() - before == set()
+    assert len(stops) == 1
+
+
+async def test_stop_cancelled_can_be_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop that was cancelled half way is finished by the next one: the adapter is stopped."""
+    stops: list[str] = []
+    gate = Gate()
+    gate.close()
+
+    async def slow_stop(_: MemoryBroadcaster) -> None:
+        stops.append("begun")
+        await gate.passage()
+        stops.append("done")
+
+    monkeypatch.setattr(MemoryBroadcaster, "stop", slow_stop)
+    backplane = Backplane("memory://")
+    await backplane.start()
+    stopping = asyncio.create_task(backplane.stop())
+    await let_tasks_run()
+    stopping.cancel()
+    await asyncio.wait([stopping])
+    gate.open()
+    await backplane.stop()
+    await let_tasks_run()
+    assert "done" in stops
+
+
+async def test_wait_for_state() -> None:
+    """It returns at once in the state that is, and otherwise waits."""
+    async with Backplane("memory://") as backplane:
+        await asyncio.wait_for(backplane.wait_for_state("live"), WAIT_SECONDS)
+        waiting = asyncio.create_task(backplane.wait_for_state("degraded"))
+        await let_tasks_run()
+        assert not waiting.done()
+        waiting.cancel()
+
+
+async def test_wait_for_the_stop() -> None:
+    """The stop is a state like the others to those who wait for it."""
+    backplane = Backplane("memory://")
+    await backplane.start()
+    waiting = asyncio.create_task(backplane.wait_for_state("closed"))
+    await let_tasks_run()
+    await backplane.stop()
+    await asyncio.wait_for(waiting, WAIT_SECONDS)
+
+
+async def test_wait_for_a_state_that_cannot_come() -> None:
+    """Who waits for another state at the stop is told that it was stopped, and does not wait for ever."""
+    backplane = Backplane("memory://")
+    await backplane.start()
+    waiting = asyncio.create_task(backplane.wait_for_state("degraded"))
+    await let_tasks_run()
+    await backplane.stop()
+    done, _ = await asyncio.wait([waiting], timeout=1)
+    waiting.cancel()
+    assert done
+    assert isinstance(waiting.exception(), ClosedError)
+
+
+async def test_lifespan_yields_itself() -> None:
+    """The lifespan runs it, and hands it to the application as state."""
+    backplane = Backplane("memory://")
+    async with backplane.lifespan(object()) as state:
+        assert (state, backplane.state) == ({"backplane": backplane}, "live")
+    assert backplane.state == "closed"
+
+
+# --- configuration -------------------------------------------------------------------------------------------------
+
+
+def test_default_url() -> None:
+    """Without a URL it is `memory://`."""
+    assert Backplane().url == "memory://"
+
+
+@pytest.mark.parametrize(("value", "expected"), [("memory://from-env", "memory://from-env"), ("", "memory://")])
+def test_url_of_the_environment(monkeypatch: pytest.MonkeyPatch, value: str, expected: str) -> None:
+    """BACKPLANE_URL is taken where the code names none; an empty one counts as none."""
+    monkeypatch.setenv("BACKPLANE_URL", value)
+    assert Backplane().url == expected
+    assert Backplane("memory://from-code").url == "memory://from-code"
+
+
+def test_password_is_masked() -> None:
+    """Neither `repr` nor `url` contains the password, nor the options, which may hold one."""
+    backplane = Backplane("memory://user:secret@host?max_payload_bytes=77")
+    assert repr(backplane) == "<Backplane memory://user:***@host closed>"
+    assert "secret" not in backplane.url
+    assert "77" not in backplane.url
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost", "memori://", "memory://?max_payload_byte=1", "memory://?max_payload_bytes=x"]
+)
+def test_wrong_url(url: str) -> None:
+    """A wrong URL is refused where it is written, before anything starts."""
+    with pytest.raises(ConfigurationError):
+        Backplane(url)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"start_timeout_seconds": 0},
+        {"linger_seconds": -1},
+        {"max_outbox_messages": 1.5},
+        {"probe_interval_seconds": "5"},
+    ],
+    ids=str,
+)
+def test_refused_settings(options: dict[str, Any]) -> None:
+    """A setting that makes no sense is refused by its name."""
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        Backplane("memory://", settings=Settings(**options))
+
+
+async def test_settings_bound_the_outbox() -> None:
+    """The bounds of `Settings` hold for each subscriber, and those of the call go before them."""
+    async with (
+        Backplane("memory://", settings=Settings(max_outbox_messages=1)) as backplane,
+        backplane.subscribe("a", when_full="drop_oldest") as by_settings,
+        backplane.subscribe("a", when_full="drop_oldest", max_outbox_messages=2) as by_call,
+    ):
+        for number in range(3):
+            await backplane.publish("a", str(number))
+        assert await data_of(by_settings, 1) == ["2"]
+        assert await data_of(by_call, 2) == ["1", "2"]
+
+
+# --- publish -------------------------------------------------------------------------------------------------------
+
+
+class Order(BaseModel):
+    """A pydantic model."""
+
+    id: int
+
+
+@dataclass
+class Item:
+    """A dataclass."""
+
+    name: str
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("text", "text"),
+        ("", ""),
+        ("é\x00😀", "é\x00😀"),
+        (b"\x00\xff", b"\x00\xff"),
+        (b"", b""),
+        (bytearray(b"\x01"), b"\x01"),
+        (memoryview(b"\x01"), b"\x01"),
+        ({"id": 42}, '{"id":42}'),
+        ([1, None, True], "[1,null,true]"),
+        (Order(id=42), '{"id":42}'),
+        (Item(name="x"), '{"name":"x"}'),
+        (None, "null"),
+    ],
+    ids=[
+        "text", "no text", "unicode", "bytes", "no bytes", "bytearray", "memoryview", "dict", "list", "model",
+        "dataclass", "None",
+    ],
+)  # fmt: skip
+async def test_data_arrives(data: object, expected: str | bytes) -> None:
+    """Text arrives as text, bytes as binary, anything else as JSON text."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
+        await backplane.publish("a", data)
+        (received,) = await data_of(messages, 1)
+        assert received == expected
+        assert type(received) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [object(), {"x": object()}, "\ud800", {"x": "\ud800"}],
+    ids=["object", "object inside", "lone surrogate", "lone surrogate inside"],
+)
+async def test_data_that_cannot_travel(data: object) -> None:
+    """What is neither text, nor bytes, nor JSON is refused, and nothing is sent."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
+        with pytest.raises(InvalidDataError):
+            await backplane.publish("a", data)
+        await backplane.publish("a", "next")
+        assert await data_of(messages, 1) == ["next"]
+
+
+@pytest.mark.parametrize(
+    "channel",
+    ["", "x" * 256, "é" * 128, "$backplane/probe", "\ud800", b"bytes", None],
+    ids=["empty", "long", "long in bytes", "reserved", "lone surrogate", "bytes", "None"],
+)
+async def test_channel_that_is_not_legal(channel: Any) -> None:
+    """A name that is not legal is refused."""
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(InvalidChannelError):
+            await backplane.publish(channel, "x")
+
+
+async def test_payload_at_and_over_the_limit() -> None:
+    """The limit counts the header of 21 bytes; one byte more is refused, with both sizes, before anything is sent."""
+    async with Backplane("memory://?max_payload_bytes=100") as backplane, backplane.subscribe("a") as messages:
+        await backplane.publish("a", b"x" * 79)
+        with pytest.raises(PayloadTooLargeError) as caught:
+            await backplane.publish("a", b"x" * 80)
+        assert (caught.value.size_bytes, caught.value.limit_bytes) == (101, 100)
+        await backplane.publish("a", "next")
+        assert await data_of(messages, 2) == [b"x" * 79, "next"]
+
+
+async def test_publish_to_nobody() -> None:
+    """That no one subscribes is no error."""
+    async with Backplane("memory://") as backplane:
+        await backplane.publish("nobody", "x")
+
+
+async def test_publish_in_a_loop_reaches_all() -> None:
+    """A publisher that never waits for anything else does not lose, double or reorder a message."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a", max_outbox_messages=10_000) as messages:
+        texts = [str(number) for number in range(5_000)]
+        for text in texts:
+            await backplane.publish("a", text)
+        assert await data_of(messages, 5_000) == texts
+
+
+def by_connection(connection: Connection) -> Connection | str:
+    """Name a connection by itself."""
+    return connection
+
+
+def by_id(connection: Connection) -> Connection | str:
+    """Name a connection by its id."""
+    return connection.id
+
+
+@pytest.mark.parametrize("name", [by_connection, by_id])
+async def test_exclude(name: Callable[[Connection], Connection | str]) -> None:
+    """The excluded connection gets every other message, and the others get all."""
+    async with Backplane("memory://") as backplane:
+        says, hears = Client(), Client()
+        async with (
+            backplane.connect(says.websocket, "a") as connection,
+            backplane.connect(hears.websocket, "a"),
+        ):
+            await backplane.publish("a", "1")
+            await backplane.publish("a", "2", exclude=name(connection))
+            await backplane.publish("a", "3")
+            assert [await hears.hears() for _ in range(3)] == ["1", "2", "3"]
+            assert [await says.hears() for _ in range(2)] == ["1", "3"]
+
+
+@pytest.mark.parametrize("connection_id", ["", "xyz", "00", "00" * 7, "00" * 9, "é" * 16])
+async def test_exclude_of_a_malformed_id(connection_id: str) -> None:
+    """What is no id is refused instead of excluding nobody."""
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(InvalidDataError, match=r"Connection\.id"):
+            await backplane.publish("a", "x", exclude=connection_id)
+
+
+async def test_exclude_of_an_unknown_id() -> None:
+    """The id of a connection elsewhere, or gone, excludes nobody here."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
+        await backplane.publish("a", "x", exclude="00" * 8)
+        assert await data_of(messages, 1) == ["x"]
+
+
+async def test_two_backplanes_do_not_meet() -> None:
+    """Each `Backplane("memory://")` is a world of its own, also within one process."""
+    async with (
+        Backplane("memory://") as one,
+        Backplane("memory://") as other,
+        one.subscribe("a") as messages,
+        other.subscribe("a") as others,
+    ):
+        await one.publish("a", "one")
+        await other.publish("a", "other")
+        assert await data_of(messages, 1) == ["one"]
+        assert await data_of(others, 1) == ["other"]
+        for subscription in (messages, others):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await anext(subscription)

@@ -1,0 +1,248 @@
+"""README.md: every example runs as it stands there, the table tells what the adapters declare, no link is dead."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import pytest
+from fastapi import Depends, WebSocket
+from starlette.testclient import TestClient
+
+from backplane import Backplane, MissingDependencyError
+from backplane.adapters.memory import MemoryBroadcaster
+from backplane.lifespan import get_backplane
+from backplane.message import ALL
+from backplane.registry import broadcaster_from_url
+from tests.unit.doubles import let_tasks_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from backplane.broadcaster import Capabilities, Sink
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+WAIT_SECONDS = 5.0
+
+TESTED = {"room", "outside", "consumer", "dependency", "starlette", "settings"}
+
+REACHES = {"process": "this process", "host": "the processes of this host", "network": "every host"}
+RETURNS = {
+    ("process", "delivered"): "handed to every subscriber",
+    ("host", "delivered"): "handed to every subscriber here, and to the kernel for each peer",
+    ("network", "sent"): "it is written towards the server",
+    ("network", "accepted"): "the server has answered",
+    ("network", "stored"): "the server has stored it",
+}
+
+
+def examples(text: str) -> list[tuple[str | None, str]]:
+    """Return every fenced python block with the name that stands before it."""
+    fence = re.compile(r"(?:^<!-- example: ([\w-]+) -->\n)?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return [(found[1], found[2]) for found in fence.finditer(text)]
+
+
+def run(name: str) -> dict[str, Any]:
+    """Execute an example, and return its names."""
+    (code,) = [code for found, code in examples(README) if found == name]
+    names: dict[str, Any] = {"__name__": f"readme_{name}"}
+    exec(compile(code, f"README.md, example {name}", "exec"), names)
+    return names
+
+
+# --- examples ------------------------------------------------------------------------------------------------------
+
+
+def test_every_python_block_has_a_name_and_a_test() -> None:
+    """No python in the README goes unproven, and none of the tests below has lost its example."""
+    names = [name for name, _ in examples(README)]
+    assert README.count("```python") == len(names)
+    assert sorted(map(str, names)) == sorted(TESTED)
+
+
+def test_finding_examples() -> None:
+    """A block without a name is found as one without a name, and only python counts."""
+    text = "<!-- example: one -->\n```python\na\n```\nwords\n```python\nb\n```\n```bash\nc\n```\n"
+    assert examples(text) == [("one", "a\n"), (None, "b\n")]
+
+
+def test_example_room() -> None:
+    """Two clients of a room hear each other and the POST route; another room does not."""
+    names = run("room")
+    with (
+        TestClient(names["app"]) as client,
+        client.websocket_connect("/rooms/kitchen") as one,
+        client.websocket_connect("/rooms/kitchen") as other,
+        client.websocket_connect("/rooms/cellar") as elsewhere,
+    ):
+        one.send_text("hello")
+        assert [one.receive_text(), other.receive_text()] == ["hello", "hello"]
+        assert client.post("/rooms/kitchen", params={"text": "dinner"}).status_code == 200
+        assert [one.receive_text(), other.receive_text()] == ["dinner", "dinner"]
+        client.post("/rooms/cellar", params={"text": "dark"})
+        assert elsewhere.receive_text() == "dark"
+        other.send_bytes(b"\x00")
+        assert [one.receive_bytes(), other.receive_bytes()] == [b"\x00", b"\x00"]
+
+
+def test_example_outside(tmp_path: Path) -> None:
+    """The script runs to its end, and says nothing."""
+    (code,) = [code for name, code in examples(README) if name == "outside"]
+    script = tmp_path / "outside.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        env=os.environ | {"BACKPLANE_URL": "memory://"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.anyio
+async def test_example_consumer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The consumer prints messages and gaps, and ends with the backplane."""
+    sinks: list[Sink] = []
+    start = MemoryBroadcaster.start
+
+    async def kept_start(self: MemoryBroadcaster, sink: Sink) -> None:
+        sinks.append(sink)
+        await start(self, sink)
+
+    monkeypatch.setattr(MemoryBroadcaster, "start", kept_start)
+    follow_orders: Callable[[Backplane], Coroutine[Any, Any, None]] = run("consumer")["follow_orders"]
+    async with Backplane("memory://") as backplane:
+        following = asyncio.create_task(follow_orders(backplane))
+        await let_tasks_run()  # until it has subscribed: `memory://` confirms without waiting
+        await backplane.publish("orders", {"id": 42})
+        sinks[0].gap(ALL, "overrun")
+        await backplane.publish("orders", "last")
+        await let_tasks_run()
+    await asyncio.wait_for(following, WAIT_SECONDS)
+    assert capsys.readouterr().out.splitlines() == ['orders {"id":42}', "reload: overrun", "orders last"]
+
+
+async def listen(websocket: WebSocket, user: str, backplane: Annotated[Backplane, Depends(get_backplane)]) -> None:
+    """Hear what is notified to a user."""
+    async with backplane.connect(websocket, f"user:{user}") as connection:
+        async for _ in connection:
+            pytest.fail("the client said nothing")
+
+
+def test_example_dependency() -> None:
+    """The route publishes through the injected backplane, which the lifespan has started."""
+    app = run("dependency")["app"]
+    app.add_api_websocket_route("/listen/{user}", listen)
+    with TestClient(app) as client, client.websocket_connect("/listen/ada") as ada:
+        assert client.post("/notify/ada", params={"text": "hello"}).status_code == 200
+        assert ada.receive_text() == "hello"
+
+
+def test_example_starlette() -> None:
+    """What one client says reaches every other, and not itself."""
+    names = run("starlette")
+    with (
+        TestClient(names["app"]) as client,
+        client.websocket_connect("/") as one,
+        client.websocket_connect("/") as other,
+    ):
+        one.send_text("from one")
+        assert other.receive_text() == "from one"
+        other.send_text("from other")
+        assert one.receive_text() == "from other"
+
+
+def test_example_settings() -> None:
+    """The settings are accepted as they stand there."""
+    assert repr(run("settings")["backplane"]) == "<Backplane memory:// closed>"
+
+
+# --- the table of adapters -----------------------------------------------------------------------------------------
+
+
+def built_in_schemes() -> list[str]:
+    """Return the schemes this package registers."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return sorted(project["entry-points"]["backplane.adapters"])
+
+
+def rows() -> dict[str, list[str]]:
+    """Return the table's cells behind the first, by scheme."""
+    found = re.search(r"<!-- table: adapters -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+    assert found, "the README has no table of adapters"
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines()]
+    assert lines[0] == ["adapter", "reaches", "when `publish` returns", "largest message", "extra"]
+    return {scheme: cells[1:] for cells in lines[2:] for scheme in re.findall(r"`([a-z+]+)://", cells[0])}
+
+
+def capabilities_of(scheme: str) -> Capabilities:
+    """Return what the adapter of a scheme declares; its broker is not asked."""
+    try:
+        return broadcaster_from_url(f"{scheme}://localhost").capabilities
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+def size(size_bytes: int) -> str:
+    """Return a size as the README writes it."""
+    for unit, bytes_of_unit in (("MiB", 1024 * 1024), ("KiB", 1024), ("MB", 1_000_000), ("kB", 1_000)):
+        if size_bytes % bytes_of_unit == 0:
+            return f"{size_bytes // bytes_of_unit} {unit}"
+    return f"{size_bytes:,} bytes"
+
+
+def test_table_names_every_adapter() -> None:
+    """The table lists the schemes that are registered, and no other."""
+    assert sorted(rows()) == built_in_schemes()
+
+
+@pytest.mark.parametrize("scheme", built_in_schemes())
+def test_table_says_what_the_adapter_declares(scheme: str) -> None:
+    """Reach, firmness of a publish and largest message stand there as the capabilities have them."""
+    capabilities = capabilities_of(scheme)
+    assert rows()[scheme][:3] == [
+        REACHES[capabilities.reach],
+        RETURNS[capabilities.reach, capabilities.publish_returns],
+        size(capabilities.max_payload_bytes),
+    ]
+
+
+@pytest.mark.parametrize("scheme", built_in_schemes())
+def test_table_names_an_extra_that_exists(scheme: str) -> None:
+    """The extra of each row is one of the package's own."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = rows()[scheme][3].strip("`")
+    assert extra in {"\N{EN DASH}", *project["optional-dependencies"]}
+
+
+# --- links ---------------------------------------------------------------------------------------------------------
+
+
+def relative_links() -> list[str]:
+    """Return the targets of the README's links that stay within the repository."""
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)", prose)
+    return [target for target in targets if not re.match(r"[a-z]+:|#", target)]
+
+
+def test_there_are_links() -> None:
+    """The search finds what it looks for."""
+    assert relative_links()
+
+
+@pytest.mark.parametrize("target", relative_links())
+def test_link_is_not_dead(target: str) -> None:
+    """What the README links to is there."""
+    path, _, _ = target.partition("#")
+    assert (ROOT / path).exists()

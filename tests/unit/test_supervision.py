@@ -1,0 +1,1128 @@
+"""`backplane.supervision`: one owner per link, from the first try to the stop, through every loss."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from backplane.broadcaster import Capabilities
+from backplane.errors import (
+    BrokerAuthenticationError,
+    BrokerUnavailableError,
+    PublishError,
+    PublishOutcomeUnknownError,
+)
+from backplane.hub import Hub
+from backplane.interest import Interest
+from backplane.message import ALL, Gap
+from backplane.settings import Settings
+from backplane.supervision import Supervisor
+from tests.unit.doubles import ControlledBroadcaster, Gate, RecordingSubscriber, let_tasks_run
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+
+    from backplane.broadcaster import Sink
+    from backplane.message import Message
+    from backplane.supervision import LinkState
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 5.0
+ORIGIN = bytes(8)
+PROBE_CHANNEL = "$backplane/probe/0000000000000000"
+# Back-off as short as it gets, and nothing else that ends by itself within a test.
+SETTINGS = Settings(
+    start_timeout_seconds=60,
+    publish_timeout_seconds=60,
+    subscribe_timeout_seconds=60,
+    linger_seconds=60,
+    probe_interval_seconds=60,
+    max_backoff_seconds=0.001,
+)
+BRISK_PROBE = replace(SETTINGS, probe_interval_seconds=0.1)
+
+
+class Adapter(ControlledBroadcaster):
+    """An adapter whose link the test opens, cuts and silences.
+
+    Attributes:
+        links: The sink of every `start` that succeeded.
+        start_gate, stop_gate, publish_gate: Hold these calls.
+        start_errors: What the next tries to start raise, one each.
+        start_error: What every try to start raises, if anything.
+        stop_error: What `stop` raises, if anything.
+        publish_errors: What `publish` raises, by channel.
+        silent: Whether a publish is accepted and nothing comes back.
+        cancel_gate: Holds a `subscribe` that is cancelled, as a client library's cleanup would.
+        cancel_error: What a cancelled `subscribe` raises instead, if anything.
+        published: Every payload that was accepted.
+    """
+
+    def __init__(self, *, brokered: bool = False, resumes: bool = False) -> None:
+        super().__init__()
+        self._brokered = brokered
+        self._resumes = resumes
+        self.links: list[Sink] = []
+        self.start_gate = Gate()
+        self.stop_gate = Gate()
+        self.publish_gate = Gate()
+        self.cancel_gate = Gate()
+        self.start_errors: list[Exception] = []
+        self.start_error: Exception | None = None
+        self.stop_error: Exception | None = None
+        self.cancel_error: Exception | None = None
+        self.publish_errors: dict[str, Exception] = {}
+        self.silent = False
+        self.published: list[tuple[str, bytes]] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this adapter can do."""
+        return Capabilities(
+            brokered=self._brokered,
+            reach="network",
+            publish_returns="accepted",
+            resumes=self._resumes,
+            max_payload_bytes=1024,
+        )
+
+    @property
+    def verbs(self) -> list[str]:
+        """The calls so far, without their channels."""
+        return [verb for verb, _ in self.calls]
+
+    def cut(self) -> None:
+        """Lose the present link."""
+        self.links[-1].lost(BrokerUnavailableError("cut"))
+
+    async def start(self, sink: Sink) -> None:
+        """Open a link, or fail as told."""
+        self._record("start")
+        await self.start_gate.passage()
+        if self.start_errors:
+            raise self.start_errors.pop(0)
+        if self.start_error is not None:
+            raise self.start_error
+        self.links.append(sink)
+        await super().start(sink)
+        self._changed.set()
+
+    async def stop(self) -> None:
+        """Close the link, or fail as told."""
+        self._record("stop")
+        await self.stop_gate.passage()
+        if self.stop_error is not None:
+            raise self.stop_error
+        await super().stop()
+
+    async def publish(self, channel: str, payload: bytes) -> None:
+        """Accept, and deliver unless silent."""
+        self._record("publish", channel)
+        await self.publish_gate.passage()
+        if channel in self.publish_errors:
+            raise self.publish_errors[channel]
+        self.published.append((channel, payload))
+        if not self.silent:
+            await super().publish(channel, payload)
+        self._changed.set()
+
+    async def subscribe(self, channels: Collection[str]) -> None:
+        """Subscribe; once cancelled, clean up as told."""
+        try:
+            await super().subscribe(channels)
+        except asyncio.CancelledError:
+            await self.cancel_gate.passage()
+            if self.cancel_error is not None:
+                raise self.cancel_error from None
+            raise
+
+    def _record(self, verb: str, *channels: str) -> None:
+        self.calls.append((verb, channels))
+        self._changed.set()
+
+
+class Listener(RecordingSubscriber):
+    """A subscriber a test can wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = asyncio.Event()
+
+    def offer(self, messages: Sequence[Message]) -> None:
+        """Keep messages."""
+        super().offer(messages)
+        self._changed.set()
+
+    def gap(self, gap: Gap) -> None:
+        """Keep a gap."""
+        super().gap(gap)
+        self._changed.set()
+
+    async def hears(self, count: int) -> list[str | bytes | Gap]:
+        """Return all that was heard once it is `count` items."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while len(self.heard) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.heard
+
+
+@dataclass
+class World:
+    """A supervisor with all that hangs on it."""
+
+    adapter: Adapter
+    interest: Interest
+    hub: Hub
+    supervisor: Supervisor
+
+    async def reaches(self, state: LinkState, *, generation: int = 0) -> None:
+        """Wait for `state` on a link of at least `generation`."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while self.supervisor.state != state or self.supervisor.generation < generation:
+                await self.supervisor.state_changed()
+
+    async def listener(self, *channels: str) -> Listener:
+        """Return a subscriber that has joined `channels`."""
+        listener = Listener()
+        async with asyncio.timeout(WAIT_SECONDS):
+            for channel in channels:
+                await self.hub.join(channel, listener)
+        return listener
+
+    async def degrade(self) -> None:
+        """Lose the link, and hold it down at the adapter's next start."""
+        self.adapter.start_gate.close()
+        self.adapter.cut()
+        tries = self.adapter.verbs.count("start")
+        await self.adapter.until(lambda: self.adapter.verbs.count("start") > tries)
+
+    async def recover(self) -> None:
+        """Lose the link and get it back."""
+        generation = self.supervisor.generation
+        self.adapter.cut()
+        await self.reaches("live", generation=generation + 1)
+
+
+def world(adapter: Adapter | None = None, settings: Settings = SETTINGS) -> World:
+    """Return a supervisor that is not started."""
+    adapter = adapter or Adapter()
+    interest = Interest(linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds)
+    hub = Hub(interest)
+    return World(adapter, interest, hub, Supervisor(adapter, hub, interest, origin=ORIGIN, settings=settings))
+
+
+@asynccontextmanager
+async def supervised(adapter: Adapter | None = None, settings: Settings = SETTINGS) -> AsyncGenerator[World]:
+    """Run a supervisor; a test that fails leaves no task behind either."""
+    before = asyncio.all_tasks()
+    made = world(adapter, settings)
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            await made.supervisor.start()
+        yield made
+        async with asyncio.timeout(WAIT_SECONDS):
+            await made.supervisor.stop()
+    finally:
+        made.interest.close()
+        made.hub.close()
+        await end_tasks(asyncio.all_tasks() - before)
+
+
+async def end_tasks(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel `tasks` until they end, for the sake of a test that failed."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while pending := {task for task in tasks if not task.done()}:
+            for task in pending:
+                task.cancel()
+            await asyncio.sleep(0)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    """Return what was logged at `level` or above."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= level]
+
+
+@contextmanager
+def interrupting_a_spin(seconds: float = 3.0) -> Generator[None]:
+    """Raise inside whatever keeps the event loop from turning: such a test would never end otherwise."""
+
+    def interrupt(*_: object) -> None:
+        raise RuntimeError("the event loop stood still")
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+# --- start ---------------------------------------------------------------------------------------------------------
+
+
+async def test_start_opens_the_link_and_stop_closes_it() -> None:
+    """The state goes from starting over live to closed, along with the adapter."""
+    made = world()
+    assert (made.supervisor.state, made.supervisor.generation) == ("starting", 0)
+    await made.supervisor.start()
+    assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+    await made.supervisor.stop()
+    assert (made.supervisor.state, made.supervisor.generation) == ("closed", 1)
+    assert made.adapter.verbs == ["start", "stop"]
+
+
+async def test_start_asks_for_what_is_wanted_already() -> None:
+    """A join made while the first link is being opened is confirmed by it."""
+    made = world()
+    made.adapter.start_gate.close()
+    starting = asyncio.create_task(made.supervisor.start())
+    joining = asyncio.create_task(made.listener("a"))
+    await made.adapter.until(lambda: made.adapter.verbs == ["start"])
+    made.adapter.start_gate.open()
+    await asyncio.wait_for(asyncio.gather(starting, joining), WAIT_SECONDS)
+    assert made.adapter.channels == {"a"}
+    await made.supervisor.stop()
+
+
+async def test_start_tries_again_after_a_retriable_error() -> None:
+    """A broker that is not there yet is tried until it is."""
+    adapter = Adapter()
+    adapter.start_errors = [BrokerUnavailableError("not yet"), BrokerUnavailableError("not yet")]
+    async with supervised(adapter) as made:
+        assert adapter.verbs.count("start") == 3
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 3)
+
+
+async def test_start_raises_the_last_error_when_time_is_up() -> None:
+    """A broker that stays away costs the start timeout, and the error of the last try is the one raised."""
+    made = world(settings=replace(SETTINGS, start_timeout_seconds=0.2, max_backoff_seconds=0.02))
+    made.adapter.start_errors = [BrokerUnavailableError(f"try {number}") for number in range(1, 100_000)]
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    with pytest.raises(BrokerUnavailableError) as caught:
+        await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
+    tries = made.adapter.verbs.count("start")
+    assert str(caught.value) == f"try {tries}"
+    assert tries > 1
+    assert 0.2 - 0.02 <= loop.time() - begun < WAIT_SECONDS
+    assert made.adapter.verbs[-1] == "stop"
+
+
+@pytest.mark.parametrize("error", [BrokerAuthenticationError("wrong password"), RuntimeError("a fault")], ids=repr)
+async def test_start_raises_at_once_what_another_try_cannot_help(error: Exception) -> None:
+    """Refused credentials, or a fault of the adapter, are raised after one try."""
+    made = world()
+    made.adapter.start_error = error
+    with pytest.raises(type(error)) as caught:
+        await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
+    assert caught.value is error
+    assert made.adapter.verbs == ["start", "stop"]
+
+
+async def test_start_that_never_answers_is_cut_off() -> None:
+    """A broker that accepts and says nothing costs the start timeout and no more."""
+    made = world(settings=replace(SETTINGS, start_timeout_seconds=0.05))
+    made.adapter.start_gate.close()
+    with pytest.raises(BrokerUnavailableError, match=r"^no answer from controlled:// within "):
+        await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
+    assert made.adapter.verbs == ["start", "stop"]
+
+
+async def test_start_cancelled_stops_the_adapter() -> None:
+    """A cancelled start leaves neither a link nor a task."""
+    made = world()
+    made.adapter.start_gate.close()
+    starting = asyncio.create_task(made.supervisor.start())
+    await made.adapter.until(lambda: made.adapter.verbs == ["start"])
+    starting.cancel()
+    await asyncio.wait([starting])
+    assert starting.cancelled()
+    assert made.adapter.verbs == ["start", "stop"]
+
+
+async def test_start_stops_the_adapter_before_it_starts_it_again() -> None:
+    """A first link whose subscriptions fail is closed before the next is opened: `start` and `stop` alternate."""
+    made = world()
+    made.adapter.start_gate.close()
+    made.adapter.error = BrokerUnavailableError("gone while subscribing")
+    starting = asyncio.create_task(made.supervisor.start())
+    joining = asyncio.create_task(made.listener("a"))
+    await made.adapter.until(lambda: made.adapter.verbs == ["start"])
+    made.adapter.start_gate.open()
+    await made.adapter.until(lambda: made.adapter.verbs.count("start") == 2)
+    made.adapter.error = None
+    await asyncio.wait_for(asyncio.gather(starting, joining), WAIT_SECONDS)
+    verbs = made.adapter.verbs
+    await made.supervisor.stop()
+    assert verbs[:4] == ["start", "subscribe", "stop", "start"]
+
+
+async def test_start_raises_its_own_error_though_stop_raises_too() -> None:
+    """What the user reads is why the start failed, not that the adapter then failed to stop."""
+    made = world()
+    made.adapter.start_error = BrokerAuthenticationError("wrong password")
+    made.adapter.stop_error = RuntimeError("cannot stop")
+    with pytest.raises(BrokerAuthenticationError, match=r"^wrong password$"):
+        await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
+
+
+async def test_start_fails_in_time_though_stop_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter that hangs in `stop` does not hold the error of a failed start back."""
+    monkeypatch.setattr("backplane.supervision._STOP_SECONDS", 0.05)
+    made = world()
+    made.adapter.start_error = BrokerAuthenticationError("wrong password")
+    made.adapter.stop_gate.close()
+    with pytest.raises(BrokerAuthenticationError, match=r"^wrong password$"):
+        await asyncio.wait_for(made.supervisor.start(), 2)
+
+
+# --- a lost link ---------------------------------------------------------------------------------------------------
+
+
+async def test_lost_link_is_rebuilt() -> None:
+    """A loss leads to: degraded, adapter stopped, started again, every wanted channel subscribed again, live."""
+    async with supervised() as made:
+        await made.listener("a", "b")
+        before = len(made.adapter.calls)
+        await made.degrade()
+        assert (made.supervisor.state, made.supervisor.generation) == ("degraded", 2)
+        made.adapter.start_gate.open()
+        await made.reaches("live", generation=2)
+        stop, start, (verb, channels) = made.adapter.calls[before:]
+        assert (stop, start) == (("stop", ()), ("start", ()))
+        assert (verb, sorted(channels)) == ("subscribe", ["a", "b"])
+        assert made.adapter.channels == {"a", "b"}
+
+
+async def test_lost_link_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The loss is a warning and the return a note, each with its reason."""
+    caplog.set_level(logging.INFO, "backplane.supervision")
+    async with supervised() as made:
+        await made.recover()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "starting -> live (generation 1): connected to controlled://"),
+        ("WARNING", "live -> degraded (generation 1): cut"),
+        ("INFO", "degraded -> live (generation 2): connected to controlled://"),
+        ("INFO", "live -> closed (generation 2): stopped"),
+    ]
+
+
+async def test_loss_reported_twice_is_one_loss() -> None:
+    """An adapter that says it twice costs one reconnect."""
+    async with supervised() as made:
+        made.adapter.cut()
+        made.adapter.cut()
+        await made.reaches("live", generation=2)
+        await let_tasks_run()
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BrokerUnavailableError("refused"), BrokerAuthenticationError("wrong password"), RuntimeError("a fault")],
+    ids=repr,
+)
+async def test_reconnect_is_tried_until_it_succeeds(error: Exception) -> None:
+    """Once it was live, no error ends the owner: the broker's rules, or its password, may be put right."""
+    async with supervised() as made:
+        await made.listener("a")
+        made.adapter.start_errors = [error] * 4
+        made.adapter.cut()
+        await made.reaches("live", generation=6)
+        assert made.adapter.verbs[-11:] == ["stop", "start"] * 5 + ["subscribe"]
+        assert made.adapter.channels == {"a"}
+
+
+async def test_reconnect_that_never_answers_is_cut_off() -> None:
+    """A broker that accepts and says nothing is left after the start timeout and tried again."""
+    async with supervised(settings=replace(SETTINGS, start_timeout_seconds=0.05)) as made:
+        await made.degrade()
+        await made.adapter.until(lambda: made.adapter.verbs.count("start") == 3)
+        made.adapter.start_gate.open()
+        await made.reaches("live", generation=3)
+
+
+async def test_reconnect_lost_while_subscribing_is_tried_again() -> None:
+    """A link that ends before every channel is subscribed was none: stop, start, and all channels again."""
+    async with supervised() as made:
+        listener = await made.listener("a")
+        made.adapter.error = BrokerUnavailableError("gone while subscribing")
+        made.adapter.cut()
+        await made.adapter.until(lambda: made.adapter.verbs.count("subscribe") == 3)
+        assert (made.supervisor.state, listener.heard) == ("degraded", [])
+        made.adapter.error = None
+        await made.reaches("live", generation=4)
+        assert [type(item) for item in await listener.hears(1)] == [Gap]
+
+
+async def test_back_off_doubles_to_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pause is drawn evenly between 0 and a bound that doubles from 0.1 s up to the cap."""
+    bounds: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        bounds.append((low, high))
+        return 0.0
+
+    async with supervised(settings=replace(SETTINGS, max_backoff_seconds=0.5)) as made:
+        monkeypatch.setattr("backplane.supervision.random.uniform", uniform)
+        made.adapter.start_errors = [BrokerUnavailableError("refused")] * 4
+        await made.recover()
+    assert bounds == [(0, 0.1), (0, 0.2), (0, 0.4), (0, 0.5), (0, 0.5)]
+
+
+@pytest.mark.parametrize(("stable_seconds", "expected"), [(-1.0, [0.1, 0.1]), (1000.0, [0.1, 0.2])])
+async def test_back_off_begins_anew_after_a_good_link(
+    monkeypatch: pytest.MonkeyPatch, stable_seconds: float, expected: list[float]
+) -> None:
+    """A link that stood for a while resets the back-off; one that fell at once does not."""
+    bounds: list[float] = []
+
+    def uniform(_: float, high: float) -> float:
+        bounds.append(high)
+        return 0.0
+
+    monkeypatch.setattr("backplane.supervision._STABLE_SECONDS", stable_seconds)
+    async with supervised(settings=replace(SETTINGS, max_backoff_seconds=5)) as made:
+        monkeypatch.setattr("backplane.supervision.random.uniform", uniform)
+        await made.recover()
+        await made.recover()
+    assert bounds == expected
+
+
+# --- gaps ----------------------------------------------------------------------------------------------------------
+
+
+async def test_gap_stands_behind_the_confirmation_and_before_the_next_message() -> None:
+    """Each subscriber hears one gap per channel, once the broker has confirmed it again."""
+    async with supervised() as made:
+        first, both = await made.listener("a"), await made.listener("a", "b")
+        made.adapter.links[-1].deliver("a", b"before")
+        made.adapter.subscribe_gate.close()
+        made.adapter.cut()
+        await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe" and len(made.adapter.links) == 2)
+        await let_tasks_run()
+        assert (first.heard, both.heard) == (["before"], ["before"])
+        made.adapter.subscribe_gate.open()
+        await made.reaches("live", generation=2)
+        made.adapter.links[-1].deliver("a", b"after")
+        await let_tasks_run()
+        gap = Gap(channel="a", reason="the link to the broker was lost: cut")
+        assert first.heard == ["before", gap, "after"]
+        assert sorted(map(str, both.heard)) == sorted(
+            map(str, ["before", gap, Gap(channel="b", reason=gap.reason), "after"])
+        )
+
+
+async def test_gap_stands_before_a_message_that_overtakes_the_confirmation() -> None:
+    """A message of the new link that arrives before `subscribe` has returned comes behind the gap, told once."""
+    async with supervised() as made:
+        listener = await made.listener("a")
+        made.adapter.subscribe_gate.close()
+        made.adapter.cut()
+        await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe" and len(made.adapter.links) == 2)
+        made.adapter.links[-1].deliver("a", b"early")
+        assert [type(item) for item in await listener.hears(2)] == [Gap, str]
+        made.adapter.subscribe_gate.open()
+        await made.reaches("live", generation=2)
+        await let_tasks_run()
+        assert len(listener.heard) == 2
+
+
+async def test_gap_is_told_to_those_who_were_there() -> None:
+    """Who joins while the link is down missed nothing it was promised, and who left hears nothing more."""
+    async with supervised() as made:
+        stays, leaves = await made.listener("a"), await made.listener("a")
+        await made.degrade()
+        made.hub.leave("a", leaves)
+        joining = asyncio.create_task(made.listener("a"))
+        await let_tasks_run()
+        assert not joining.done()
+        made.adapter.start_gate.open()
+        joins = await asyncio.wait_for(joining, WAIT_SECONDS)
+        await stays.hears(1)
+        await let_tasks_run()
+        assert [len(listener.heard) for listener in (stays, leaves, joins)] == [1, 0, 0]
+
+
+async def test_gap_is_told_once_for_each_loss() -> None:
+    """Two losses with a live link between them are two gaps."""
+    async with supervised() as made:
+        listener = await made.listener("a")
+        await made.recover()
+        await made.recover()
+        assert [type(item) for item in await listener.hears(2)] == [Gap, Gap]
+        await let_tasks_run()
+        assert len(listener.heard) == 2
+
+
+async def test_no_gap_where_the_adapter_resumes() -> None:
+    """An adapter that goes on where it was has missed nothing."""
+    async with supervised(Adapter(resumes=True)) as made:
+        listener = await made.listener("a")
+        await made.recover()
+        made.adapter.links[-1].deliver("a", b"after")
+        assert await listener.hears(1) == ["after"]
+
+
+async def test_gap_of_the_adapter_is_told_at_once() -> None:
+    """A queue that overran on a standing link is told in its place, and the link stays live."""
+    async with supervised() as made:
+        listener = await made.listener("a")
+        other = await made.listener("b")
+        link = made.adapter.links[-1]
+        link.deliver("a", b"before")
+        link.gap(["a"], "overrun")
+        link.deliver("a", b"after")
+        await listener.hears(3)
+        assert listener.heard == ["before", Gap(channel="a", reason="overrun"), "after"]
+        assert other.heard == []
+        link.gap(ALL, "all of it")
+        assert other.heard == [Gap(channel="b", reason="all of it")]
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+
+
+# --- late reports --------------------------------------------------------------------------------------------------
+
+
+def deliver_late(link: Sink) -> None:
+    """Report a message."""
+    link.deliver("a", b"late")
+
+
+def gap_late(link: Sink) -> None:
+    """Report a gap."""
+    link.gap(ALL, "late")
+
+
+def lose_late(link: Sink) -> None:
+    """Report a loss."""
+    link.lost(BrokerUnavailableError("late"))
+
+
+LATE = pytest.mark.parametrize("report", [deliver_late, gap_late, lose_late])
+
+
+@LATE
+async def test_late_report_behind_a_newer_link_is_not_heard(report: Callable[[Sink], None]) -> None:
+    """What an adapter still reports on its old link belongs to the past."""
+    async with supervised(Adapter(resumes=True)) as made:
+        listener = await made.listener("a")
+        old = made.adapter.links[-1]
+        await made.recover()
+        report(old)
+        await let_tasks_run()
+        assert (listener.heard, made.supervisor.state, made.supervisor.generation) == ([], "live", 2)
+
+
+@LATE
+async def test_late_report_while_degraded_is_not_heard(report: Callable[[Sink], None]) -> None:
+    """Between two links nothing of the lost one is heard."""
+    async with supervised(Adapter(resumes=True)) as made:
+        listener = await made.listener("a")
+        old = made.adapter.links[-1]
+        await made.degrade()
+        report(old)
+        await let_tasks_run()
+        assert (listener.heard, made.supervisor.generation) == ([], 2)
+        made.adapter.start_gate.open()
+        await made.reaches("live", generation=2)
+
+
+@LATE
+async def test_late_report_after_stop_is_not_heard(report: Callable[[Sink], None]) -> None:
+    """After the stop nothing is heard at all."""
+    async with supervised() as made:
+        listener = await made.listener("a")
+        await made.supervisor.stop()
+        report(made.adapter.links[-1])
+        await let_tasks_run()
+        assert (listener.heard, made.supervisor.state, made.supervisor.generation) == ([], "closed", 1)
+
+
+# --- publish -------------------------------------------------------------------------------------------------------
+
+
+async def test_publish_while_degraded_goes_through_when_the_link_returns() -> None:
+    """A publish waits for a lost link, and is sent once."""
+    async with supervised() as made:
+        await made.degrade()
+        publishing = asyncio.create_task(made.supervisor.publish("a", b"patient"))
+        await let_tasks_run()
+        assert "publish" not in made.adapter.verbs
+        made.adapter.start_gate.open()
+        await asyncio.wait_for(publishing, WAIT_SECONDS)
+        assert made.adapter.published == [("a", b"patient")]
+
+
+async def test_publish_in_the_moment_of_the_loss_waits() -> None:
+    """A publish that comes right behind the adapter's report of the loss waits for the next link as well."""
+    async with supervised() as made:
+        made.adapter.publish_errors["a"] = BrokerUnavailableError("the link is gone")
+        made.adapter.start_gate.close()
+        made.adapter.cut()
+        publishing = asyncio.create_task(made.supervisor.publish("a", b"patient"))
+        await made.adapter.until(lambda: made.adapter.verbs.count("start") == 2)
+        made.adapter.publish_errors.clear()
+        made.adapter.start_gate.open()
+        await asyncio.wait_for(publishing, WAIT_SECONDS)
+        assert made.adapter.published == [("a", b"patient")]
+
+
+async def test_publish_gives_up_on_a_link_that_stays_away() -> None:
+    """After the publish timeout it raises that nothing was published, and nothing is sent later."""
+    async with supervised(settings=replace(SETTINGS, publish_timeout_seconds=0.05)) as made:
+        await made.degrade()
+        with pytest.raises(BrokerUnavailableError, match=r"controlled:// has been away for 0\.05 s; not published$"):
+            await asyncio.wait_for(made.supervisor.publish("a", b"too late"), WAIT_SECONDS)
+        made.adapter.start_gate.open()
+        await made.reaches("live", generation=2)
+        await let_tasks_run()
+        assert "publish" not in made.adapter.verbs
+
+
+async def test_publish_without_an_answer_has_an_unknown_outcome() -> None:
+    """A broker that does not answer may have published it."""
+    async with supervised(settings=replace(SETTINGS, publish_timeout_seconds=0.05)) as made:
+        made.adapter.publish_gate.close()
+        with pytest.raises(PublishOutcomeUnknownError, match=r"^no answer within 0\.05 s; it may have been published$"):
+            await asyncio.wait_for(made.supervisor.publish("a", b"who knows"), WAIT_SECONDS)
+        assert made.supervisor.state == "live"
+
+
+@pytest.mark.parametrize("error", [PublishError("refused"), PublishOutcomeUnknownError("cut")], ids=repr)
+async def test_publish_raises_what_the_adapter_raises(error: PublishError) -> None:
+    """A refusal goes to the publisher as it is, and is not tried again."""
+    async with supervised() as made:
+        made.adapter.publish_errors["a"] = error
+        with pytest.raises(PublishError) as caught:
+            await made.supervisor.publish("a", b"no")
+        assert caught.value is error
+        assert made.adapter.verbs.count("publish") == 1
+
+
+async def test_publish_cancelled_while_it_waits_is_not_sent() -> None:
+    """Who gives up waiting for the link has published nothing."""
+    async with supervised() as made:
+        await made.degrade()
+        publishing = asyncio.create_task(made.supervisor.publish("a", b"never"))
+        await let_tasks_run()
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        made.adapter.start_gate.open()
+        await made.reaches("live", generation=2)
+        await let_tasks_run()
+        assert "publish" not in made.adapter.verbs
+
+
+# --- faults of an adapter ------------------------------------------------------------------------------------------
+
+
+async def test_adapter_that_raises_in_stop_does_not_end_the_owner(caplog: pytest.LogCaptureFixture) -> None:
+    """A `stop` that raises is logged, and the next start is tried all the same."""
+    async with supervised() as made:
+        made.adapter.stop_error = RuntimeError("cannot stop")
+        await made.recover()
+        assert "the adapter of controlled:// failed to stop" in warnings_of(caplog, logging.ERROR)
+    assert made.supervisor.state == "closed"
+
+
+async def test_adapter_that_hangs_in_stop_does_not_end_the_owner(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A `stop` that never returns is cut off and logged, and the next start is tried all the same."""
+    monkeypatch.setattr("backplane.supervision._STOP_SECONDS", 0.05)
+    async with supervised() as made:
+        made.adapter.stop_gate.close()
+        await made.recover()
+        assert "the adapter of controlled:// failed to stop" in warnings_of(caplog, logging.ERROR)
+    assert made.supervisor.state == "closed"
+
+
+async def test_unexpected_error_while_subscribing_is_healed_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A fault of the adapter costs a reconnect and a loud log line, and the join goes through on the next link."""
+    async with supervised() as made:
+        made.adapter.error = RuntimeError("a fault")
+        made.adapter.subscribe_gate.close()
+        joining = asyncio.create_task(made.listener("a"))
+        await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe")
+        made.adapter.start_gate.close()
+        made.adapter.subscribe_gate.open()
+        await made.adapter.until(lambda: made.adapter.verbs.count("start") == 2)
+        assert made.supervisor.state == "degraded"
+        made.adapter.error = None
+        made.adapter.start_gate.open()
+        await asyncio.wait_for(joining, WAIT_SECONDS)
+        await made.reaches("live", generation=2)
+    assert "unexpected error on the link to controlled://" in warnings_of(caplog, logging.ERROR)
+
+
+async def test_lost_link_while_joining_is_healed() -> None:
+    """A join the broker has not confirmed when the link is lost is asked again on the next one."""
+    async with supervised() as made:
+        made.adapter.subscribe_gate.close()
+        joining = asyncio.create_task(made.listener("a"))
+        await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe")
+        made.adapter.cut()
+        await made.adapter.until(lambda: made.adapter.verbs.count("subscribe") == 2)
+        assert not joining.done()
+        made.adapter.subscribe_gate.open()
+        listener = await asyncio.wait_for(joining, WAIT_SECONDS)
+        await made.reaches("live", generation=2)
+        assert listener.heard == []
+
+
+# --- the probe -----------------------------------------------------------------------------------------------------
+
+
+class Pace:
+    """Stands in for the jitter of the probe: counts its rounds, and can act at the start of each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rounds = 0
+        self.act: Callable[[], object] | None = None
+        self._changed = asyncio.Event()
+        monkeypatch.setattr("backplane.supervision.random.uniform", self._uniform)
+
+    async def reaches(self, rounds: int) -> None:
+        """Wait until the probe has begun its round number `rounds`."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while self.rounds < rounds:
+                self._changed.clear()
+                await self._changed.wait()
+
+    def _uniform(self, low: float, _: float) -> float:
+        if low > 0:  # the probe's; a back-off begins at 0
+            self.rounds += 1
+            self._changed.set()
+            if self.act is not None:
+                asyncio.get_running_loop().call_soon(self.act)
+        return low
+
+
+def probes(adapter: Adapter) -> int:
+    """Return how many probes were published."""
+    return adapter.calls.count(("publish", (PROBE_CHANNEL,)))
+
+
+async def test_silent_link_is_found_within_two_probe_intervals() -> None:
+    """A broker that accepts everything and delivers nothing is left after two probes of half an interval each."""
+    adapter = Adapter(brokered=True)
+    adapter.silent = True
+    async with supervised(adapter, BRISK_PROBE) as made:
+        listener = await made.listener("a")
+        begun = asyncio.get_running_loop().time()
+        adapter.start_gate.close()
+        await made.reaches("degraded")
+        # At most 1.0 interval of pause and two halves; the rest of the bound is for a busy machine.
+        assert asyncio.get_running_loop().time() - begun < 2 * BRISK_PROBE.probe_interval_seconds + 1
+        assert probes(adapter) == 2
+        adapter.silent = False
+        adapter.start_gate.open()
+        await made.reaches("live", generation=2)
+        assert [type(item) for item in await listener.hears(1)] == [Gap]
+
+
+async def test_link_whose_publish_hangs_is_found() -> None:
+    """A probe the broker does not even accept counts as one that did not come back."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter, BRISK_PROBE) as made:
+        await made.listener("a")
+        adapter.publish_gate.close()
+        adapter.start_gate.close()
+        await made.reaches("degraded")
+        adapter.publish_gate.open()
+        adapter.start_gate.open()
+        await made.reaches("live", generation=2)
+
+
+@pytest.mark.parametrize(
+    "error", [BrokerUnavailableError("gone"), PublishOutcomeUnknownError("cut"), RuntimeError("a fault")], ids=repr
+)
+async def test_probe_that_fails_rebuilds_the_link(error: Exception) -> None:
+    """An error of the link while probing is a lost link."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter, BRISK_PROBE) as made:
+        await made.listener("a")
+        adapter.publish_errors[PROBE_CHANNEL] = error
+        await made.reaches("live", generation=2)
+
+
+async def test_probe_keeps_the_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that comes back keeps the link live and says how long the way took; subscribers do not see it."""
+    pace = Pace(monkeypatch)
+    async with supervised(Adapter(brokered=True), BRISK_PROBE) as made:
+        listener = await made.listener("a")
+        assert made.supervisor.round_trip_seconds is None
+        await pace.reaches(4)
+        assert made.supervisor.round_trip_seconds is not None
+        assert 0 <= made.supervisor.round_trip_seconds < BRISK_PROBE.probe_interval_seconds
+        assert probes(made.adapter) == 3
+        assert made.adapter.calls.count(("subscribe", (PROBE_CHANNEL,))) == 1
+        assert (made.supervisor.state, made.supervisor.generation, listener.heard) == ("live", 1, [])
+
+
+async def test_traffic_suppresses_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What arrives proves the way back: no probe is sent while something does, and one is as soon as nothing does."""
+    pace = Pace(monkeypatch)
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter, BRISK_PROBE) as made:
+        await made.listener("a")
+        pace.act = lambda: adapter.links[-1].deliver("a", b"traffic")
+        await pace.reaches(pace.rounds + 1)
+        before = probes(adapter)
+        await pace.reaches(pace.rounds + 3)
+        assert probes(adapter) == before
+        pace.act = None
+        await adapter.until(lambda: probes(adapter) > before)
+
+
+async def test_no_probe_without_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who subscribes to nothing can miss nothing: a process that only publishes opens no subscription."""
+    pace = Pace(monkeypatch)
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter, BRISK_PROBE) as made:
+        await pace.reaches(4)
+        assert adapter.verbs == ["start"]
+        await made.listener("a")
+        await adapter.until(lambda: probes(adapter) > 0)
+
+
+async def test_no_probe_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter with no server between publisher and subscriber has no way that could go silent."""
+    pace = Pace(monkeypatch)
+    async with supervised(Adapter(brokered=False), replace(SETTINGS, probe_interval_seconds=0.001)) as made:
+        await made.listener("a")
+        await let_tasks_run()
+        assert (pace.rounds, made.adapter.verbs) == (0, ["start", "subscribe"])
+
+
+@pytest.mark.parametrize("refused", ["subscribe", "publish"])
+async def test_refused_probe_is_a_warning(refused: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A broker whose rules forbid the probe's channel keeps a live link, and a loss it reports is still healed."""
+    adapter = Adapter(brokered=True)
+    if refused == "subscribe":
+        adapter.refusals[PROBE_CHANNEL] = "not permitted"
+    else:
+        adapter.publish_errors[PROBE_CHANNEL] = PublishError("not permitted")
+    async with supervised(adapter, BRISK_PROBE) as made:
+        await made.listener("a")
+        await adapter.until(lambda: (refused, (PROBE_CHANNEL,)) in adapter.calls)
+        await let_tasks_run()
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+        (warning,) = warnings_of(caplog)
+        assert warning.startswith("no delivery probe, a silent link will go unnoticed: allow channel $backplane/*: ")
+        await made.recover()
+
+
+async def test_message_behind_a_missed_probe_ends_the_doubt() -> None:
+    """A message that arrives while the first probe is out proves the way back, and the event loop goes on turning."""
+    adapter = Adapter(brokered=True)
+    adapter.silent = True
+    with interrupting_a_spin():
+        async with supervised(adapter, BRISK_PROBE) as made:
+            await made.listener("a")
+            await adapter.until(lambda: probes(adapter) == 1)
+            adapter.links[-1].deliver("a", b"alive")
+            adapter.silent = False
+            await adapter.until(lambda: probes(adapter) == 2)
+            assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+
+
+async def test_leave_behind_a_missed_probe_ends_the_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the last subscriber leaves while the first probe is out nothing is in doubt, and the event loop turns on."""
+    pace = Pace(monkeypatch)
+    adapter = Adapter(brokered=True)
+    adapter.silent = True
+    with interrupting_a_spin():
+        async with supervised(adapter, replace(BRISK_PROBE, linger_seconds=0.001)) as made:
+            listener = await made.listener("a")
+            await adapter.until(lambda: probes(adapter) == 1)
+            made.hub.leave("a", listener)
+            await pace.reaches(pace.rounds + 2)
+            assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+
+
+# --- channels refused after a reconnect ----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def refused_after_reconnect(adapter: Adapter) -> AsyncGenerator[tuple[World, Listener]]:
+    """Reconnect to a broker whose rules have changed meanwhile: it refuses channel `a`."""
+    async with supervised(adapter, BRISK_PROBE) as made:
+        listener = await made.listener("a")
+        await made.listener("b")
+        adapter.refusals["a"] = "not permitted any more"
+        await made.recover()
+        yield made, listener
+
+
+async def test_channel_refused_after_a_reconnect_tells_a_gap(caplog: pytest.LogCaptureFixture) -> None:
+    """It is told at once and logged; the others are live."""
+    async with refused_after_reconnect(Adapter(brokered=True)) as (made, listener):
+        assert [type(item) for item in await listener.hears(1)] == [Gap]
+        assert (made.supervisor.state, made.adapter.channels) == ("live", {"b"})
+    assert "the broker refuses channel 'a', its subscribers hear nothing: not permitted any more" in warnings_of(
+        caplog, logging.ERROR
+    )
+
+
+async def test_channel_refused_after_a_reconnect_is_asked_again() -> None:
+    """The broker's rules may be put right: it is asked at every probe, and the channel is live again."""
+    adapter = Adapter(brokered=True)
+    async with refused_after_reconnect(adapter) as (_, listener):
+        asked = adapter.calls.count(("subscribe", ("a",)))
+        await adapter.until(lambda: adapter.calls.count(("subscribe", ("a",))) >= asked + 2)
+        adapter.refusals.clear()
+        await adapter.until(lambda: "a" in adapter.channels)
+        adapter.links[-1].deliver("a", b"again")
+        async with asyncio.timeout(WAIT_SECONDS):
+            while "again" not in listener.heard:
+                await listener.hears(len(listener.heard) + 1)
+
+
+async def test_channel_allowed_again_tells_a_gap_of_what_was_missed() -> None:
+    """Who reloaded at the refusal has missed what came until the channel was back: a second gap says so."""
+    adapter = Adapter(brokered=True)
+    async with refused_after_reconnect(adapter) as (_, listener):
+        assert [type(item) for item in await listener.hears(1)] == [Gap]
+        adapter.refusals.clear()
+        await adapter.until(lambda: "a" in adapter.channels)
+        adapter.links[-1].deliver("a", b"again")
+        await listener.hears(2)
+        await let_tasks_run()
+        assert [type(item) for item in listener.heard] == [Gap, Gap, str]
+
+
+async def test_channel_refused_is_asked_again_where_the_probe_is_refused_too() -> None:
+    """Rules that forbid the probe as well do not keep a channel dead once it is allowed again."""
+    adapter = Adapter(brokered=True)
+    adapter.refusals[PROBE_CHANNEL] = "not permitted"
+    async with refused_after_reconnect(adapter):
+        await adapter.until(lambda: adapter.calls.count(("subscribe", (PROBE_CHANNEL,))) >= 1)
+        asked = adapter.calls.count(("subscribe", ("a",)))
+        await adapter.until(lambda: adapter.calls.count(("subscribe", ("a",))) > asked + 1, timeout_seconds=1)
+
+
+# --- stop ----------------------------------------------------------------------------------------------------------
+
+
+async def test_stop_twice() -> None:
+    """Stopping again changes nothing."""
+    async with supervised() as made:
+        await made.supervisor.stop()
+        await made.supervisor.stop()
+        assert (made.supervisor.state, made.adapter.sink) == ("closed", None)
+
+
+async def test_stop_while_degraded() -> None:
+    """A stop does not wait for a broker that is away, and leaves no task."""
+    before = asyncio.all_tasks()
+    async with supervised() as made:
+        await made.listener("a")
+        await made.degrade()
+        await asyncio.wait_for(made.supervisor.stop(), WAIT_SECONDS)
+        assert (made.supervisor.state, made.adapter.verbs[-1]) == ("closed", "stop")
+        assert asyncio.all_tasks() == before
+
+
+async def test_stop_tells_who_waits_for_a_channel() -> None:
+    """A join that is still unconfirmed at the stop is told that the broker is gone, without waiting for its timeout."""
+    async with supervised() as made:
+        made.adapter.subscribe_gate.close()
+        joining = asyncio.create_task(made.listener("a"))
+        await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe")
+        await made.supervisor.stop()
+        with pytest.raises(BrokerUnavailableError, match="stopped"):
+            await asyncio.wait_for(joining, WAIT_SECONDS)
+
+
+async def test_stop_tells_who_waits_to_publish() -> None:
+    """A publish that waits for the link when the stop comes fails then, without waiting for its timeout."""
+    async with supervised() as made:
+        await made.degrade()
+        publishing = asyncio.create_task(made.supervisor.publish("a", b"never"))
+        await let_tasks_run()
+        await made.supervisor.stop()
+        done, _ = await asyncio.wait([publishing], timeout=1)
+        assert done
+        assert publishing.exception() is not None
+
+
+async def test_stop_cancelled_can_be_finished() -> None:
+    """A stop that is cancelled ends the owner, and a second one closes the link."""
+    async with supervised() as made:
+        await made.listener("a")
+        made.adapter.stop_gate.close()
+        stopping = asyncio.create_task(made.supervisor.stop())
+        await made.adapter.until(lambda: made.adapter.verbs[-1] == "stop")
+        stopping.cancel()
+        await asyncio.wait([stopping])
+        assert stopping.cancelled()
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "backplane-supervisor"]
+        made.adapter.stop_gate.open()
+        await made.supervisor.stop()
+        assert (made.supervisor.state, made.adapter.sink) == ("closed", None)
+
+
+async def test_stop_cancelled_at_once_closes_the_link() -> None:
+    """A stop that is cancelled before its first turn is over leaves no open link: any await can be cancelled."""
+    async with supervised() as made:
+        stopping = asyncio.create_task(made.supervisor.stop())
+        await asyncio.sleep(0)
+        stopping.cancel()
+        await asyncio.wait([stopping])
+        await let_tasks_run()
+        assert made.adapter.sink is None
+
+
+@pytest.mark.parametrize("passes", range(8))
+async def test_stop_right_behind_a_loss(passes: int) -> None:
+    """A stop ends the owner wherever it stands in handling a loss: worker and broker often end together."""
+    async with supervised(Adapter(brokered=True)) as made:
+        await made.listener("a")
+        made.adapter.cut()
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        await asyncio.wait_for(made.supervisor.stop(), 1)
+        assert (made.supervisor.state, made.adapter.sink) == ("closed", None)
+
+
+async def test_stop_while_the_adapter_cleans_up_behind_a_loss() -> None:
+    """A stop ends the owner though a call of the adapter, cancelled by the loss, takes its time to end."""
+    async with supervised() as made:
+        made.adapter.subscribe_gate.close()
+        made.adapter.cancel_gate.close()
+        joining = asyncio.create_task(made.listener("a"))
+        await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe")
+        made.adapter.cut()
+        await let_tasks_run()
+        stopping = asyncio.create_task(made.supervisor.stop())
+        await let_tasks_run()
+        made.adapter.cancel_gate.open()
+        done, _ = await asyncio.wait([stopping], timeout=1)
+        joining.cancel()
+        assert done, f"stop does not return, the state is {made.supervisor.state}"
+        assert made.supervisor.state == "closed"
+
+
+async def test_stop_while_the_adapter_answers_cancellation_with_an_error() -> None:
+    """A stop ends the owner though an adapter turns the cancellation of a call into an error of its own."""
+    async with supervised() as made:
+        made.adapter.subscribe_gate.close()
+        made.adapter.cancel_error = BrokerUnavailableError("the link is being closed")
+        joining = asyncio.create_task(made.listener("a"))
+        await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe")
+        stopping = asyncio.create_task(made.supervisor.stop())
+        done, _ = await asyncio.wait([stopping], timeout=1)
+        joining.cancel()
+        assert done, f"stop does not return, the state is {made.supervisor.state}"
+        assert made.supervisor.state == "closed"

@@ -1,0 +1,592 @@
+"""`backplane.websocket`, `Backplane.connect`: the life of a WebSocket, through Starlette and by hand-written ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from backplane import (
+    Backplane,
+    BrokerUnavailableError,
+    ClosedError,
+    Connection,
+    InvalidChannelError,
+    LifecycleError,
+    PublishError,
+    Settings,
+    SubscribeError,
+)
+from backplane.adapters.memory import MemoryBroadcaster
+from tests.unit.doubles import Gate, let_tasks_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Generator
+
+    from starlette.types import Message as Event
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 5.0
+DENIAL_EXTENSION: dict[str, Any] = {"websocket.http.response": {}}
+
+
+class Client:
+    """A client as a server shows it to the application: hand-written `receive` and `send`.
+
+    Attributes:
+        sent: What the application sent, as ASGI events.
+        accept_gate: Holds `websocket.accept`, as a slow handshake would.
+        errors: What `send` raises, by the type of the event.
+    """
+
+    def __init__(self, extensions: dict[str, Any] | None = None) -> None:
+        self._incoming: asyncio.Queue[Event] = asyncio.Queue()
+        self._changed = asyncio.Event()
+        self._asked = False
+        self.sent: list[Event] = []
+        self.accept_gate = Gate()
+        self.accepting = asyncio.Event()
+        self.errors: dict[str, Exception] = {}
+        scope: dict[str, Any] = {"type": "websocket", "path": "/", "headers": [], "extensions": extensions or {}}
+        self.websocket = WebSocket(scope, self._receive, self._send)
+        self.does({"type": "websocket.connect"})
+
+    @property
+    def sent_types(self) -> list[str]:
+        """What was sent, by its type without the prefix."""
+        return [event["type"].removeprefix("websocket.") for event in self.sent]
+
+    def does(self, *events: Event) -> None:
+        """Let the client do something."""
+        for event in events:
+            self._incoming.put_nowait(event)
+
+    def says(self, *texts: str) -> None:
+        """Let the client say texts."""
+        self.does(*({"type": "websocket.receive", "text": text} for text in texts))
+
+    def goes(self) -> None:
+        """Let the client go away."""
+        self.does({"type": "websocket.disconnect", "code": 1001})
+
+    async def gets(self, count: int) -> list[Event]:
+        """Return what was sent once it is `count` events."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while len(self.sent) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.sent
+
+    async def _receive(self) -> Event:
+        self._asked = True
+        return await self._incoming.get()
+
+    async def _send(self, event: Event) -> None:
+        assert self._asked, "ASGI: the application receives the connect event before it answers"
+        if event["type"] == "websocket.accept":
+            self.accepting.set()
+            await self.accept_gate.passage()
+        if event["type"] in self.errors:
+            raise self.errors[event["type"]]
+        self.sent.append(event)
+        self._changed.set()
+
+
+async def ended(task: asyncio.Task[Any]) -> Any:
+    """Return the result of a handler that is about to end."""
+    return await asyncio.wait_for(task, WAIT_SECONDS)
+
+
+async def echo(backplane: Backplane, client: Client, *channels: str) -> list[str | bytes]:
+    """Publish what the client says to the first channel, and return it."""
+    said: list[str | bytes] = []
+    async with backplane.connect(client.websocket, *channels) as connection:
+        async for message in connection:
+            said.append(message)
+            await backplane.publish(channels[0], message)
+    return said
+
+
+@contextmanager
+def served(handler: Callable[[WebSocket, Backplane], Any], url: str = "memory://") -> Generator[TestClient]:
+    """Serve one WebSocket route through FastAPI."""
+    backplane = Backplane(url)
+    app = FastAPI(lifespan=backplane.lifespan)
+
+    async def route(websocket: WebSocket) -> None:
+        await handler(websocket, backplane)
+
+    app.add_api_websocket_route("/", route)
+    with TestClient(app) as client:
+        yield client
+
+
+# --- the handshake -------------------------------------------------------------------------------------------------
+
+
+def test_accept_with_subprotocol_and_headers() -> None:
+    """The handshake carries the subprotocol and the headers that the handler chose."""
+
+    async def handle(websocket: WebSocket, backplane: Backplane) -> None:
+        async with backplane.connect(websocket, "a", subprotocol="chat.v2", headers=[(b"x-worker", b"7")]):
+            pass
+
+    with (
+        served(handle) as client,
+        client.websocket_connect("/", subprotocols=["chat.v1", "chat.v2"]) as session,
+    ):
+        assert session.accepted_subprotocol == "chat.v2"
+        assert session.extra_headers == [(b"x-worker", b"7")]
+
+
+async def test_accept_without_more() -> None:
+    """By default it is accepted with neither."""
+    client = Client()
+    async with Backplane("memory://") as backplane, backplane.connect(client.websocket):
+        assert client.sent == [{"type": "websocket.accept", "subprotocol": None, "headers": []}]
+
+
+async def test_joined_before_accepted() -> None:
+    """A message published between the join and the accept is the first the client gets, behind its handshake."""
+    client = Client()
+    client.accept_gate.close()
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(echo(backplane, client, "a"))
+        await asyncio.wait_for(client.accepting.wait(), WAIT_SECONDS)
+        await backplane.publish("a", "early")
+        await let_tasks_run()
+        assert client.sent == []
+        client.accept_gate.open()
+        await client.gets(2)
+        assert client.sent[1] == {"type": "websocket.send", "text": "early"}
+        client.goes()
+        await ended(handling)
+    assert client.sent_types == ["accept", "send"]
+
+
+async def test_join_awaited_before_the_accept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's handshake does not end before the broker has confirmed its channels."""
+    gate = Gate()
+    gate.close()
+    asked = asyncio.Event()
+    subscribe = MemoryBroadcaster.subscribe
+
+    async def slow_subscribe(self: MemoryBroadcaster, channels: Collection[str]) -> None:
+        asked.set()
+        await gate.passage()
+        await subscribe(self, channels)
+
+    monkeypatch.setattr(MemoryBroadcaster, "subscribe", slow_subscribe)
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(echo(backplane, client, "a"))
+        await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
+        await let_tasks_run()
+        assert not client.accepting.is_set()
+        gate.open()
+        await client.gets(1)
+        client.goes()
+        await ended(handling)
+
+
+def test_refused_name_through_starlette() -> None:
+    """A name that is not legal answers the handshake with 400 and the reason."""
+    raised: list[Exception] = []
+
+    async def handle(websocket: WebSocket, backplane: Backplane) -> None:
+        try:
+            async with backplane.connect(websocket, "x" * 256):
+                pytest.fail("the block was entered")
+        except InvalidChannelError as error:
+            raised.append(error)
+
+    with served(handle) as client, pytest.raises(WebSocketDenialResponse) as caught, client.websocket_connect("/"):
+        pytest.fail("the client was accepted")
+    assert caught.value.status_code == 400
+    assert "at most 255 bytes" in caught.value.text
+    assert [str(error) for error in raised] == [caught.value.text]
+
+
+@pytest.mark.parametrize("first", [[], ["a"]], ids=["alone", "behind a legal one"])
+async def test_refused_name(first: list[str]) -> None:
+    """A name that is not legal answers 400 with the reason, raises in the handler, and leaves nothing joined."""
+    client = Client(DENIAL_EXTENSION)
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(InvalidChannelError, match="cannot be empty"):
+            await echo(backplane, client, *first, "")
+        start, body = client.sent
+        assert (start["type"], start["status"]) == ("websocket.http.response.start", 400)
+        assert (body["type"], body["body"]) == ("websocket.http.response.body", b"a channel name cannot be empty")
+        await backplane.publish("a", "unheard")
+        await let_tasks_run()
+    assert len(client.sent) == 2
+
+
+async def test_channel_the_broker_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel the broker refuses answers 403, without the broker's words, and raises in the handler."""
+
+    async def refuse(_: MemoryBroadcaster, channels: Collection[str]) -> None:
+        raise SubscribeError(dict.fromkeys(channels, "ACL of user bob"))
+
+    monkeypatch.setattr(MemoryBroadcaster, "subscribe", refuse)
+    client = Client(DENIAL_EXTENSION)
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(SubscribeError, match="ACL of user bob"):
+            await echo(backplane, client, "secret")
+    assert client.sent[0]["status"] == 403
+    assert client.sent[1]["body"] == b"this channel is not allowed"
+
+
+async def test_broker_that_does_not_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that does not confirm in time answers 503, and raises in the handler."""
+    gate = Gate()
+    gate.close()
+
+    async def hang(*_: object) -> None:
+        await gate.passage()
+
+    monkeypatch.setattr(MemoryBroadcaster, "subscribe", hang)
+    client = Client(DENIAL_EXTENSION)
+    async with Backplane("memory://", settings=Settings(subscribe_timeout_seconds=0.05)) as backplane:
+        with pytest.raises(BrokerUnavailableError, match="did not confirm channel 'a'"):
+            await echo(backplane, client, "a")
+    assert client.sent[0]["status"] == 503
+    assert client.sent[1]["body"] == b"not available, try again later"
+
+
+async def test_stop_while_joining(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is still joining at the stop is answered 503: it may come back to another worker."""
+    asked = asyncio.Event()
+    gate = Gate()
+    gate.close()
+
+    async def hang(*_: object) -> None:
+        asked.set()
+        await gate.passage()
+
+    monkeypatch.setattr(MemoryBroadcaster, "subscribe", hang)
+    client = Client(DENIAL_EXTENSION)
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(echo(backplane, client, "a"))
+        await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
+    with pytest.raises((ClosedError, BrokerUnavailableError)):
+        await ended(handling)
+    assert client.sent[0]["status"] == 503
+
+
+async def test_server_without_the_denial_extension() -> None:
+    """There the handshake is closed instead, which the server answers with 403."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(InvalidChannelError):
+            await echo(backplane, client, "")
+    assert client.sent == [{"type": "websocket.close", "code": 1008, "reason": ""}]
+
+
+@pytest.mark.parametrize("extensions", [{}, DENIAL_EXTENSION], ids=["close", "denial"])
+async def test_refusal_of_a_client_that_is_gone(extensions: dict[str, Any]) -> None:
+    """That the refusal does not reach the client changes nothing for the handler: it sees why it was refused."""
+    client = Client(extensions)
+    client.errors = dict.fromkeys(("websocket.close", "websocket.http.response.start"), OSError("gone"))
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(InvalidChannelError):
+            await echo(backplane, client, "")
+
+
+async def test_accept_that_fails_leaves_nothing() -> None:
+    """An error of the server in the handshake goes on, and nothing stays joined."""
+    client = Client(DENIAL_EXTENSION)
+    client.errors["websocket.accept"] = RuntimeError("the server's own")
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(RuntimeError, match="the server's own"):
+            await echo(backplane, client, "a")
+        await backplane.publish("a", "unheard")
+        await let_tasks_run()
+    assert client.sent == []
+
+
+async def test_accepted_already() -> None:
+    """A socket that the handler has accepted is refused with the cure, and stays as it is."""
+    client = Client()
+    await client.websocket.accept()
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(LifecycleError, match=r"connect\(\) accepts it, remove `await websocket\.accept\(\)`"):
+            await echo(backplane, client, "a")
+    assert client.sent_types == ["accept"]
+
+
+@pytest.mark.parametrize("closed_by", ["the application", "the client", "a refusal"])
+async def test_closed_already(closed_by: str) -> None:
+    """A socket that is closed is refused."""
+    client = Client(DENIAL_EXTENSION)
+    async with Backplane("memory://") as backplane:
+        if closed_by == "a refusal":
+            with pytest.raises(InvalidChannelError):
+                await echo(backplane, client, "")
+        elif closed_by == "the application":
+            await client.websocket.accept()
+            await client.websocket.close()
+        else:
+            await client.websocket.accept()
+            client.goes()
+            await client.websocket.receive()
+        sent = len(client.sent)
+        with pytest.raises(ClosedError, match="closed already"):
+            await echo(backplane, client, "a")
+    assert len(client.sent) == sent
+
+
+# --- both ways -----------------------------------------------------------------------------------------------------
+
+
+def test_both_ways_through_starlette() -> None:
+    """Text and binary, empty too, go from one client over the backplane to all."""
+
+    async def handle(websocket: WebSocket, backplane: Backplane) -> None:
+        async with backplane.connect(websocket, "room") as connection:
+            async for message in connection:
+                await backplane.publish("room", message)
+
+    with (
+        served(handle) as client,
+        client.websocket_connect("/") as one,
+        client.websocket_connect("/") as other,
+    ):
+        for text in ("hello", "", "é😀"):
+            one.send_text(text)
+            assert (one.receive_text(), other.receive_text()) == (text, text)
+        for data in (b"\x00\xff", b""):
+            other.send_bytes(data)
+            assert (one.receive_bytes(), other.receive_bytes()) == (data, data)
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        ({"text": "x"}, "x"),
+        ({"text": "x", "bytes": None}, "x"),
+        ({"text": ""}, ""),
+        ({"text": "", "bytes": None}, ""),
+        ({"bytes": b"x"}, b"x"),
+        ({"bytes": b"x", "text": None}, b"x"),
+        ({"bytes": b""}, b""),
+        ({"bytes": b"", "text": None}, b""),
+    ],
+    ids=str,
+)
+async def test_every_shape_of_a_received_event(event: dict[str, Any], expected: str | bytes) -> None:
+    """A server may leave the other key out or set it to `None`; an empty message is a message."""
+    client = Client()
+    client.does({"type": "websocket.receive", **event})
+    client.goes()
+    async with Backplane("memory://") as backplane:
+        said = await echo(backplane, client, "a")
+    assert said == [expected]
+    assert type(said[0]) is type(expected)
+
+
+@pytest.mark.parametrize("data", ["", b"", "x", b"\xff"], ids=repr)
+async def test_every_shape_of_a_sent_event(data: str | bytes) -> None:
+    """Text is sent as text and binary as binary, empty too."""
+    client = Client()
+    async with Backplane("memory://") as backplane, backplane.connect(client.websocket) as connection:
+        await connection.send(data)
+    key = "text" if isinstance(data, str) else "bytes"
+    assert client.sent[1] == {"type": "websocket.send", key: data}
+
+
+# --- ends ----------------------------------------------------------------------------------------------------------
+
+
+async def test_handler_returns() -> None:
+    """The end of the handler sends what waits and closes with 1000."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        async with backplane.connect(client.websocket, "a"):
+            await backplane.publish("a", "last")
+        await backplane.publish("a", "unheard")
+        await let_tasks_run()
+    assert client.sent_types == ["accept", "send", "close"]
+    assert client.sent[2] == {"type": "websocket.close", "code": 1000, "reason": ""}
+
+
+def test_handler_returns_through_starlette() -> None:
+    """The client sees the close of a handler that returned."""
+
+    async def handle(websocket: WebSocket, backplane: Backplane) -> None:
+        async with backplane.connect(websocket, "a") as connection:
+            await connection.send("bye")
+
+    with served(handle) as client, client.websocket_connect("/") as session:
+        assert session.receive_text() == "bye"
+        with pytest.raises(WebSocketDisconnect) as caught:
+            session.receive_text()
+    assert caught.value.code == 1000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("mine"), PublishError("refused"), ExceptionGroup("several", [KeyError("mine")])],
+    ids=["any", "of this package", "a group"],
+)
+async def test_handler_raises(error: Exception) -> None:
+    """A handler that raises closes with 1011, without saying why to the client, and its exception goes on as it is."""
+    client = Client(DENIAL_EXTENSION)
+
+    async def handle(backplane: Backplane) -> None:
+        async with backplane.connect(client.websocket, "a"):
+            raise error
+
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(type(error)) as caught:
+            await handle(backplane)
+        await backplane.publish("a", "unheard")
+        await let_tasks_run()
+    assert caught.value is error
+    assert client.sent_types == ["accept", "close"]
+    assert client.sent[1] == {"type": "websocket.close", "code": 1011, "reason": ""}
+
+
+async def test_handler_cancelled() -> None:
+    """A cancelled handler says nothing more to the client, and leaves neither a member nor a task."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        await let_tasks_run()
+        before = asyncio.all_tasks()
+        handling = asyncio.create_task(echo(backplane, client, "a"))
+        await client.gets(1)
+        await let_tasks_run()
+        handling.cancel()
+        await asyncio.wait([handling])
+        assert handling.cancelled()
+        await backplane.publish("a", "unheard")
+        await let_tasks_run()
+        assert asyncio.all_tasks() == before
+    assert client.sent_types == ["accept"]
+
+
+async def test_client_disconnects() -> None:
+    """A client that goes away ends the iteration; nothing more is sent to it, a close neither."""
+    client = Client()
+    client.says("1", "2")
+    client.goes()
+    async with Backplane("memory://") as backplane:
+        assert await echo(backplane, client, "a") == ["1", "2"]
+        await backplane.publish("a", "unheard")
+        await let_tasks_run()
+    assert "close" not in client.sent_types
+
+
+def test_client_disconnects_through_starlette() -> None:
+    """The handler of a client that goes away comes to its end."""
+    ends: list[str] = []
+
+    async def handle(websocket: WebSocket, backplane: Backplane) -> None:
+        async with backplane.connect(websocket, "a") as connection:
+            async for _ in connection:
+                pytest.fail("the client said nothing")
+            ends.append(repr(connection).split()[2])
+
+    with served(handle) as client:
+        with client.websocket_connect("/") as session:
+            session.close(1001)
+            # The session cancels a handler that has not ended when its block does.
+            session.portal.call(let_tasks_run)
+        assert ends == ["ended"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError("broken pipe"), RuntimeError("after close"), WebSocketDisconnect(1006)],
+    ids=["os", "order", "gone"],
+)
+async def test_client_gone_while_sending(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """A send to a client that is gone is an ordinary end, whatever the server raises: the iteration ends, no log."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(echo(backplane, client, "a"))
+        await client.gets(1)
+        await let_tasks_run()
+        client.errors["websocket.send"] = error
+        await backplane.publish("a", "x")
+        assert await ended(handling) == []
+    assert [record.getMessage() for record in caplog.records if record.name != "backplane.supervision"] == []
+
+
+async def test_client_gone_at_the_close() -> None:
+    """A close that does not reach the client is an ordinary end too."""
+    client = Client()
+    client.errors["websocket.close"] = OSError("broken pipe")
+    async with Backplane("memory://") as backplane, backplane.connect(client.websocket, "a") as connection:
+        await connection.close()
+    assert client.sent_types == ["accept"]
+
+
+async def test_close_by_the_handler() -> None:
+    """The code and reason of the handler reach the client, and its later end adds nothing."""
+    client = Client()
+    async with Backplane("memory://") as backplane, backplane.connect(client.websocket, "a") as connection:
+        await connection.close(4001, "kicked")
+        assert [message async for message in connection] == []
+        await connection.send("too late")
+    assert client.sent_types == ["accept", "close"]
+    assert client.sent[1] == {"type": "websocket.close", "code": 4001, "reason": "kicked"}
+
+
+async def test_close_from_elsewhere_ends_the_handler() -> None:
+    """A close by another task wakes the handler that iterates."""
+    client = Client()
+    entered: list[Connection] = []
+
+    async def handle(backplane: Backplane) -> None:
+        async with backplane.connect(client.websocket, "a") as connection:
+            entered.append(connection)
+            async for _ in connection:
+                pytest.fail("the client said nothing")
+
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(handle(backplane))
+        await client.gets(1)
+        await let_tasks_run()
+        await entered[0].close(4001, "kicked")
+        await ended(handling)
+    assert [event.get("code") for event in client.sent] == [None, 4001]
+
+
+async def test_closed_behind_the_back_of_the_connection() -> None:
+    """A handler that closes the raw socket has its iteration end all the same."""
+    client = Client()
+    async with Backplane("memory://") as backplane, backplane.connect(client.websocket, "a") as connection:
+        await client.websocket.close(4002)
+        assert [message async for message in connection] == []
+    assert client.sent_types == ["accept", "close"]
+
+
+async def test_illegal_join_inside_the_handler() -> None:
+    """A join that is refused after the handshake raises, and a handler may go on."""
+    client = Client(DENIAL_EXTENSION)
+    async with Backplane("memory://") as backplane, backplane.connect(client.websocket) as connection:
+        with pytest.raises(InvalidChannelError):
+            await connection.join("")
+        await connection.join("a")
+        await backplane.publish("a", "heard")
+        await client.gets(2)
+    assert client.sent_types == ["accept", "send", "close"]
+
+
+async def test_connection_after_its_block() -> None:
+    """A connection kept behind its block joins nothing, and what is sent to it goes nowhere."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        async with backplane.connect(client.websocket, "a") as connection:
+            pass
+        with pytest.raises(ClosedError):
+            await connection.join("b")
+        await connection.send("too late")
+    assert client.sent_types == ["accept", "close"]
