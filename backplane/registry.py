@@ -31,6 +31,8 @@ _BUILT_IN = {
     "ipc": ("backplane.adapters.ipc:IpcBroadcaster", None),
     "redis": ("backplane.adapters.redis:RedisBroadcaster", "redis"),
     "rediss": ("backplane.adapters.redis:RedisBroadcaster", "redis"),
+    "nats": ("backplane.adapters.nats:NatsBroadcaster", "nats"),
+    "tls": ("backplane.adapters.nats:NatsBroadcaster", "nats"),
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import pytest
 
 from tests.brokers.broker import Broker, BrokerMissingError
+from tests.brokers.nats import private_nats, shared_nats
 from tests.brokers.redis import RedisConfig, private_redis, shared_redis
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ class StartRedis(Protocol):
     """Starts a Redis that belongs to one test and ends with it."""
 
     def __call__(self, config: RedisConfig = ..., /) -> Broker:
+        """Start one; skip the test where there is none."""
+        ...
+
+
+class StartNats(Protocol):
+    """Starts a NATS that belongs to one test and ends with it."""
+
+    def __call__(self, config: str = "", /, *, login: str = "") -> Broker:
         """Start one; skip the test where there is none."""
         ...
 
@@ -108,6 +117,28 @@ def private_redis_fixture(
         yield start
 
 
+@pytest.fixture(scope="session")
+def nats_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The NATS that the whole run shares; a test that breaks it, or counts on it, takes `private_nats`."""
+    with _started(request.config, "nats", lambda: shared_nats(tmp_path_factory.mktemp("nats"))) as broker:
+        yield broker
+
+
+@pytest.fixture(name="private_nats")
+def private_nats_fixture(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartNats]:
+    """Starts a NATS for this test alone, with lines of its configuration file: `private_nats("max_payload: 1024")`."""
+    with ExitStack() as stack:
+
+        def start(config: str = "", /, *, login: str = "") -> Broker:
+            folder = tmp_path_factory.mktemp("nats")
+            made = _started(request.config, "nats", lambda: private_nats(config, folder, login=login))
+            return stack.enter_context(made)
+
+        yield start
+
+
 @contextmanager
 def _started(config: pytest.Config, name: str, make: Callable[[], Broker]) -> Generator[Broker]:
     with ExitStack() as stack:
@@ -122,5 +153,5 @@ def _go_without(config: pytest.Config, name: str, reason: str) -> NoReturn:
     """Skip, but fail in CI: a green run that skipped everything is worth nothing."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI must not go without {name}: {reason}", pytrace=False)
-    config.stash[_MISSING][name] = reason
+    config.stash[_MISSING].setdefault(name, reason)
     pytest.skip(f"{name}: {reason}")

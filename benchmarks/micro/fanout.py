@@ -74,7 +74,7 @@ async def _measure(count: int, rounds: int) -> list[Figure]:
         while TransportSocket.sent < expected:  # noqa: ASYNC110  # an event per socket would be measured too
             await asyncio.sleep(0)
 
-    candidates = {
+    candidates: dict[str, Callable[[], Coroutine[None, None, None]]] = {
         "floor: transport.write in a loop": write_loop,
         "await send() in a loop": await_loop,
         "backplane.publish on memory://": publish,

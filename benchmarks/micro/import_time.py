@@ -22,7 +22,10 @@ print(time.perf_counter() - started)
 
 def run(rounds: int) -> list[Figure]:
     """Return the figures, each round in an interpreter of its own; the floor is a part of the standard library."""
-    statements = {"floor: import starlette.applications": "import starlette.applications", "import backplane": "import backplane"}
+    statements = {
+        "floor: import starlette.applications": "import starlette.applications",
+        "import backplane": "import backplane",
+    }
     figures = {name: Figure(name) for name in statements}
     for _ in range(rounds):
         for name, statement in statements.items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,13 +13,14 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["end", "free_port", "start", "wait_until"]
+__all__ = ["end", "free_port", "install", "start", "wait_until"]
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -69,6 +72,25 @@ def start(
             start_new_session=True,
             preexec_fn=_end_with_parent,
         )
+
+
+def install(program: str) -> str | None:
+    """Install a program of the same name as its package where this run may; return its path, or `None`.
+
+    It may as root on Debian, unless BACKPLANE_TEST_INSTALL=0.
+    """
+    apt_get = shutil.which("apt-get")
+    if apt_get is None or os.geteuid() != 0 or os.environ.get("BACKPLANE_TEST_INSTALL") == "0":
+        return None
+    _install_by(apt_get, program)
+    return shutil.which(program)
+
+
+@cache
+def _install_by(apt_get: str, package: str) -> None:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", package]):
+        subprocess.run([apt_get, *arguments], env=environment, capture_output=True, check=False)
 
 
 def end(process: subprocess.Popen[bytes], seconds: float = 10.0) -> bool:

@@ -9,10 +9,10 @@ import ssl
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 from tests.brokers.broker import Broker, BrokerMissingError, ContainerBroker, GivenBroker, ProcessBroker
+from tests.brokers.process import install
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +72,7 @@ def private_redis(config: RedisConfig, folder: Path) -> Broker:
     Raises:
         BrokerMissingError: This machine has none.
     """
-    program = shutil.which("redis-server") or _install()
+    program = shutil.which("redis-server") or install("redis-server")
     if program is not None:
         return _RedisProcess(program, config, folder)
     if config.tls:
@@ -126,22 +126,6 @@ def _answers_ping(port: int, certificate: Path | None) -> bool:
             link.sendall(b"PING\r\n")
             return link.recv(64).startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
     return False
-
-
-def _install() -> str | None:
-    """Install `redis-server` where this run may: as root on Debian, unless BACKPLANE_TEST_INSTALL=0."""
-    apt_get = shutil.which("apt-get")
-    if apt_get is None or os.geteuid() != 0 or os.environ.get("BACKPLANE_TEST_INSTALL") == "0":
-        return None
-    _install_by(apt_get)
-    return shutil.which("redis-server")
-
-
-@cache
-def _install_by(apt_get: str) -> None:
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "redis-server"]):
-        subprocess.run([apt_get, *arguments], env=environment, capture_output=True, check=False)
 
 
 def _self_signed_certificate(folder: Path) -> Path:

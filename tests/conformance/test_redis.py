@@ -31,10 +31,9 @@ class TestRedisTls(BroadcasterConformance):
         """A server with a certificate of its own making."""
         return private_redis(RedisConfig(tls=True)).url
 
-    async def test_cancelling_at_any_moment_leaks_nothing(
-        self, url: str, anyio_backend: tuple[str, dict[str, bool]]
-    ) -> None:
-        """Whichever await is cancelled, a stop leaves no task and no open file."""
-        if anyio_backend[1]["use_uvloop"]:
-            pytest.skip("uvloop 0.23 logs an error of its own when TLS is aborted right behind its handshake")
-        await super().test_cancelling_at_any_moment_leaks_nothing(url)
+    @pytest.fixture(autouse=True)
+    def spare_uvloop(self, request: pytest.FixtureRequest, anyio_backend: tuple[str, dict[str, bool]]) -> None:
+        """Skip one test on uvloop 0.23, which logs an error of its own when TLS is aborted behind its handshake."""
+        test: str = request.node.originalname
+        if anyio_backend[1]["use_uvloop"] and test == "test_cancelling_at_any_moment_leaks_nothing":
+            pytest.skip("uvloop 0.23 fails by itself when TLS is aborted right behind its handshake")

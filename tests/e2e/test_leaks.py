@@ -50,6 +50,7 @@ class Server:
 
     async def nothing_left(self) -> None:
         """Wait, bounded, until the server holds nothing of any client."""
+        held: list[object] = []
         try:
             async with asyncio.timeout(15):
                 while held := self._held():
@@ -87,7 +88,8 @@ async def server(url: str) -> AsyncGenerator[Server]:
 
     config = uvicorn.Config(app, port=0, log_level="critical", lifespan="on", ws="websockets-sansio")
     uvicorn_server = uvicorn.Server(config)
-    serving = asyncio.create_task(uvicorn_server._serve())  # `serve` takes over the signals of pytest
+    # `serve` would take over the signals of pytest
+    serving = asyncio.create_task(uvicorn_server._serve())  # pyright: ignore[reportPrivateUsage]
     while not uvicorn_server.started:
         await asyncio.sleep(0.01)
     yield Server(backplane, uvicorn_server.servers[0].sockets[0].getsockname()[1])

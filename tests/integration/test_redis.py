@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis.asyncio import Redis
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from tests.conftest import StartRedis
 
 pytestmark = pytest.mark.anyio
+
+
+def foreign_client(url: str) -> Any:
+    """Return a plain client of the broker; its methods are typed too loosely for strict checkers."""
+    client: Any = Redis
+    return client.from_url(url)
 
 
 async def test_a_broker_that_is_down_fails_the_start() -> None:
@@ -77,7 +83,7 @@ async def test_a_certificate_that_is_not_trusted_fails_the_start_at_once(private
 async def test_a_foreign_publish_arrives_as_it_is(redis_broker: Broker) -> None:
     """What another client publishes is text where it is UTF-8, else binary; a header that makes no sense is dropped."""
     async with (
-        Redis.from_url(redis_broker.url) as foreign,
+        foreign_client(redis_broker.url) as foreign,
         Backplane(redis_broker.url) as backplane,
         backplane.subscribe("foreign") as messages,
     ):
@@ -92,7 +98,7 @@ async def test_the_prefix_separates_applications(redis_broker: Broker) -> None:
     async with (
         Backplane(f"{redis_broker.url}?prefix=one:") as one,
         Backplane(f"{redis_broker.url}?prefix=two:") as two,
-        Redis.from_url(redis_broker.url) as foreign,
+        foreign_client(redis_broker.url) as foreign,
         one.subscribe("room") as messages,
     ):
         await two.publish("room", "from two")
@@ -103,7 +109,7 @@ async def test_the_prefix_separates_applications(redis_broker: Broker) -> None:
 async def test_a_process_that_only_publishes_opens_no_subscription(private_redis: StartRedis) -> None:
     """Publishing from a script holds one connection and subscribes to nothing, the probe included."""
     broker = private_redis()
-    async with Redis.from_url(broker.url) as observer, Backplane(broker.url) as backplane:
+    async with foreign_client(broker.url) as observer, Backplane(broker.url) as backplane:
         await backplane.publish("room", "hello")
         assert await observer.pubsub_channels() == []
         assert len(await observer.client_list()) == 2
@@ -113,7 +119,7 @@ async def test_nothing_is_left_on_the_server(private_redis: StartRedis) -> None:
     """After the last leave, and the moment it lingers, the server holds no subscription of the channel any more."""
     broker = private_redis()
     settings = Settings(linger_seconds=0.02)
-    async with Redis.from_url(broker.url) as observer, Backplane(broker.url, settings=settings) as backplane:
+    async with foreign_client(broker.url) as observer, Backplane(broker.url, settings=settings) as backplane:
         async with backplane.subscribe("room", "other"):
             assert sorted(await observer.pubsub_channels()) == [b"other", b"room"]
         async with asyncio.timeout(5):
@@ -140,7 +146,7 @@ async def test_one_denied_channel_of_a_thousand_after_a_reconnect(private_redis:
     root = broker.url.replace("alice:secret@", "")
     channels = [f"room-{number}" for number in range(1000)]
     async with (
-        Redis.from_url(root) as observer,
+        foreign_client(root) as observer,
         FaultProxy(broker.url) as proxy,
         Backplane(proxy.url, settings=Settings(max_backoff_seconds=0.2)) as backplane,
         backplane.subscribe(*channels, max_outbox_messages=5000) as messages,
@@ -167,7 +173,7 @@ async def test_a_reply_that_is_lost_leaves_the_outcome_unknown(redis_broker: Bro
         outside.subscribe("room") as messages,
     ):
         publishing = asyncio.create_task(backplane.publish("room", "once"))
-        assert await anext(messages)  # the server has it; now the link goes before, or after, its answer came through
+        await anext(messages)  # the server has it; now the link goes before, or after, its answer came through
         proxy.cut()
         await asyncio.wait([publishing])
         error = publishing.exception()

@@ -93,7 +93,7 @@ def test_unescaped_password_is_never_shown(password: str) -> None:
 @pytest.mark.parametrize("url", ["redis://[::1", "redis://[nonsense]/0"])
 def test_no_url(url: str) -> None:
     """What cannot be split is a `ValueError` that repeats no part of it."""
-    with pytest.raises(ValueError, match="^this is not a URL$"):
+    with pytest.raises(ValueError, match=r"^this is not a URL$"):
         BrokerUrl.parse(url)
 
 

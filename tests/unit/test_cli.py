@@ -17,6 +17,7 @@ SAYS_CTRL_C = "Ctrl-C"  # the last line of the panel
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
+    """A port that somebody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 

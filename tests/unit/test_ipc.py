@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from backplane.adapters.ipc import wire
-from backplane.adapters.ipc import IpcBroadcaster
+from backplane.adapters.ipc import IpcBroadcaster, wire
 from backplane.adapters.ipc.folder import bind_socket, open_folder
 from backplane.adapters.ipc.peer import Ledger
 from backplane.errors import BrokerError, ConfigurationError

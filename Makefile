@@ -1,0 +1,63 @@
+# Needs Python 3.11 or newer with pip, and make; the rest goes into .venv. Debian's python3-venv is not needed: the virtual
+# environment is made bare, and the pip that is there fills it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Only errors: setuptools warns of every editable install.
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
+WHEEL_TEST := .cache/wheel-test
+
+.PHONY: help demo test test-unit check format wheel-test clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed-demo ## Run the chat on four workers; ARGS="--port 9000 --url redis://localhost"
+	$(BIN)/backplane demo $(ARGS)
+
+test: $(VENV)/.installed-test ## Run all tests; ARGS="-k redis -x"
+	$(BIN)/pytest $(ARGS)
+
+test-unit: $(VENV)/.installed-test ## Run the unit tests
+	$(BIN)/pytest tests/unit $(ARGS)
+
+check: $(VENV)/.installed-check ## Lint, check types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed-check ## Format, and mend what the linter can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+wheel-test: $(VENV)/.installed-check ## Build the wheel and run the unit tests on it, away from the sources
+	rm -rf $(WHEEL_TEST)
+	$(BIN)/python -m build --outdir $(WHEEL_TEST)/dist
+	$(PYTHON) -m venv --without-pip $(WHEEL_TEST)/venv
+	$(BIN)/python -m pip --python $(WHEEL_TEST)/venv/bin/python install --quiet --group test $(WHEEL_TEST)/dist/*.whl
+	cp -R tests pyproject.toml README.md $(WHEEL_TEST)
+	cd $(WHEEL_TEST) && venv/bin/pytest tests/unit $(ARGS)
+
+clean: ## Remove everything that was built, installed or cached
+	rm -rf $(VENV) .cache build dist *.egg-info .coverage .hypothesis .*_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Too old: make PYTHON=python3.11")'
+	$(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet "pip>=25.1"
+	@touch $@
+
+$(VENV)/.installed-demo: pyproject.toml $(VENV)/.pip
+	@echo "Installing the demo into $(VENV) ..."
+	@$(INSTALL) --editable ".[cli]"
+	@touch $@
+
+# The groups of [dependency-groups] in pyproject.toml.
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.pip
+	@echo "Installing into $(VENV) what '$*' needs, about a minute ..."
+	@$(INSTALL) --group $* --editable .
+	@touch $@

@@ -1,0 +1,34 @@
+"""The application of the end-to-end tests: a chat room, as the README shows it, that says which worker it is."""
+
+from __future__ import annotations
+
+import os
+
+from fastapi import FastAPI, Request, WebSocket
+
+from backplane import Backplane
+
+backplane = Backplane()
+app = FastAPI(lifespan=backplane.lifespan)
+
+
+@app.get("/pid")
+async def pid() -> int:
+    """Return which worker answers."""
+    return os.getpid()
+
+
+@app.websocket("/rooms/{room}")
+async def room_socket(websocket: WebSocket, room: str) -> None:
+    """Greet with the worker's pid, then publish what the client says."""
+    async with backplane.connect(websocket, room) as connection:
+        await connection.send(f"pid {os.getpid()}")
+        async for message in connection:
+            await backplane.publish(room, message)
+
+
+@app.post("/rooms/{room}")
+async def announce(room: str, request: Request) -> int:
+    """Publish the body; return which worker did."""
+    await backplane.publish(room, (await request.body()).decode())
+    return os.getpid()
