@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.fixture(params=["ipc", "redis"])
+@pytest.fixture(params=["ipc", "redis", "nats"])
 def broker_url(request: pytest.FixtureRequest) -> str:
     """One broker that joins processes after the other."""
     if request.param == "ipc":
         return str(request.getfixturevalue("ipc_url"))
-    return str(request.getfixturevalue("redis_broker").url)
+    return str(request.getfixturevalue(f"{request.param}_broker").url)
 
 
 @pytest.fixture(autouse=True)
