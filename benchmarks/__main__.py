@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.micro import channels as many_channels
 from benchmarks.micro import codec, fanout, import_time
 
 if TYPE_CHECKING:
@@ -37,6 +38,30 @@ def micro(
         show(f"Fan-out of one message of 128 bytes to {sockets:,} sockets, per delivery", fanout.run(sockets, rounds))
     with console.status("import"):
         show("Import, in a fresh interpreter", import_time.run(min(rounds, 10)))
+
+
+@app.command()
+def channels(
+    urls: list[str] = typer.Argument(help="Brokers to measure, such as memory:// ipc://bench redis://localhost"),  # noqa: B008
+    count: int = typer.Option(10_000, min=1, help="How many channels."),
+) -> None:
+    """Measure what many channels cost on each adapter: time to subscribe, memory per channel."""
+    table = Table(title=f"{count:,} channels, subscribed in batches of 500", title_justify="left")
+    table.add_column("adapter")
+    for column in ("subscribe s", "µs per channel", "unsubscribe s", "bytes per channel"):
+        table.add_column(column, justify="right")
+    for url in urls:
+        with console.status(url.partition(":")[0]):
+            found = many_channels.run(url, count)
+        seconds, per_channel = found.subscribe_seconds, found.subscribe_seconds / count * 1e6
+        row = (
+            f"{seconds:.3f}",
+            f"{per_channel:.1f}",
+            f"{found.unsubscribe_seconds:.3f}",
+            f"{found.bytes_per_channel:,.0f}",
+        )
+        table.add_row(found.url, *row)
+    console.print(table)
 
 
 def show(title: str, figures: list[Figure]) -> None:
