@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from typing import TYPE_CHECKING, Final, Protocol
 
-from backplane.channels import validate_channel
 from backplane.codec import plain
-from backplane.errors import ClosedError
+from backplane.member import Member
 from backplane.message import Gap, Message
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from backplane.hub import Hub
     from backplane.outbox import Outbox
@@ -63,7 +61,7 @@ class Socket(Protocol):
         ...
 
 
-class Connection:
+class Connection(Member):
     """One client, for as long as `Backplane.connect` is entered.
 
     Iterating yields what the client says, `str` or `bytes`, and ends when either side closed. What is published to its
@@ -74,72 +72,28 @@ class Connection:
     """
 
     __slots__ = (
-        "_channels",
         "_close_with",
         "_closing",
-        "_ended",
-        "_hub",
         "_open",
         "_outbox",
         "_receiving",
         "_sending",
         "_socket",
-        "token",
     )
 
     def __init__(self, socket: Socket, hub: Hub, outbox: Outbox) -> None:
+        super().__init__(hub)
         self._socket = socket
-        self._hub = hub
         self._outbox = outbox
-        self._channels: dict[str, None] = {}
         self._open = False
-        self._ended = False
         self._close_with: tuple[int, str] | None = None  # asked for before the handshake was done
         self._sending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._receiving: asyncio.Timeout | None = None
-        self.token = os.urandom(8)
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "open" if self._open else "joining"
         return f"<Connection {self.id} {state} channels={list(self._channels)}>"
-
-    @property
-    def id(self) -> str:
-        """Random name of this connection, unique among all workers; `publish(exclude=...)` takes it too."""
-        return self.token.hex()
-
-    @property
-    def channels(self) -> Collection[str]:
-        """The channels it has joined."""
-        return self._channels.keys()
-
-    async def join(self, channel: str) -> None:
-        """Receive what is published to `channel`; once this returns no later publish is missed without a gap.
-
-        Joining again changes nothing. Cancelling leaves the channel unjoined.
-
-        Raises:
-            InvalidChannelError: The name is not legal.
-            SubscribeError: The broker refused it.
-            BrokerUnavailableError: The broker did not confirm in time.
-            ClosedError: The connection has ended.
-        """
-        validate_channel(channel)
-        self._check_not_ended()
-        if channel in self._channels:
-            return
-        await self._hub.join(channel, self)
-        if self._ended:  # while the broker was being asked
-            self._hub.leave(channel, self)
-            self._check_not_ended()
-        self._channels[channel] = None
-
-    async def leave(self, channel: str) -> None:
-        """Receive nothing more of `channel`; what waits is still sent. Leaving what was not joined changes nothing."""
-        if channel in self._channels:
-            del self._channels[channel]
-            self._hub.leave(channel, self)
 
     async def send(self, data: object) -> None:
         """Send `data` to this client alone, behind what already waits for it; returns when the server has taken it.
@@ -223,10 +177,7 @@ class Connection:
     def _end(self) -> None:
         if self._ended:
             return
-        self._ended = True
-        for channel in self._channels:
-            self._hub.leave(channel, self)
-        self._channels.clear()
+        self._leave_all()
         self._outbox.clear()
         if self._sending is not None:
             self._sending.cancel()
@@ -273,7 +224,3 @@ class Connection:
             logger.debug("connection %s does not read its close frame", self.id)
         except Exception:
             logger.exception("connection %s failed to close", self.id)
-
-    def _check_not_ended(self) -> None:
-        if self._ended:
-            raise ClosedError(f"connection {self.id} has ended")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING
 
-from backplane.channels import validate_channel
-from backplane.errors import ClosedError, SlowConsumerError
+from backplane.errors import SlowConsumerError
+from backplane.member import Member
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Subscription"]
 
 
-class Subscription:
+class Subscription(Member):
     """Messages of some channels, in order per channel, with a `Gap` wherever some may be missing.
 
     Iterating ends when the backplane stops. Cancelling the iteration loses nothing. One consumer at a time.
@@ -30,34 +29,10 @@ class Subscription:
     """
 
     def __init__(self, hub: Hub, outbox: Outbox) -> None:
-        self._hub = hub
+        super().__init__(hub)
         self._outbox = outbox
-        self._channels: dict[str, None] = {}
-        self._ended = False
         self._overrun = False
         self._wakeup: asyncio.Future[None] | None = None
-        self.token = os.urandom(8)
-
-    async def join(self, channel: str) -> None:
-        """Hear `channel` too; once this returns no later publish is missed without a `Gap`.
-
-        Joining again changes nothing. Cancelling leaves the channel unjoined.
-
-        Raises:
-            InvalidChannelError: The name is not legal.
-            SubscribeError: The broker refused it.
-            BrokerUnavailableError: The broker did not confirm in time.
-            ClosedError: The subscription has ended.
-        """
-        validate_channel(channel)
-        self._check_not_ended()
-        if channel in self._channels:
-            return
-        await self._hub.join(channel, self)
-        if self._ended:  # while the broker was being asked
-            self._hub.leave(channel, self)
-            self._check_not_ended()
-        self._channels[channel] = None
 
     def offer(self, messages: Sequence[Message]) -> None:
         """Take messages: the hub's side."""
@@ -70,10 +45,7 @@ class Subscription:
 
     def end(self) -> None:
         """Leave every channel; iteration ends behind what already waits."""
-        self._ended = True
-        for channel in self._channels:
-            self._hub.leave(channel, self)
-        self._channels.clear()
+        self._leave_all()
         self._wake()
 
     def __aiter__(self) -> AsyncIterator[Message | Gap]:
@@ -90,10 +62,6 @@ class Subscription:
             self._wakeup = asyncio.get_running_loop().create_future()
             await self._wakeup
         return item
-
-    def _check_not_ended(self) -> None:
-        if self._ended:
-            raise ClosedError("this subscription has ended")
 
     def _take(self, item: Message | Gap) -> None:
         if self._ended:

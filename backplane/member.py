@@ -1,0 +1,86 @@
+"""What every local subscriber does alike: join channels, leave them, and end."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from backplane.channels import validate_channel
+from backplane.errors import ClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from backplane.hub import Hub
+    from backplane.message import Gap, Message
+
+__all__ = ["Member"]
+
+
+class Member(ABC):
+    """A subscriber of the hub, of any number of channels."""
+
+    __slots__ = ("_channels", "_ended", "_hub", "token")
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._channels: dict[str, None] = {}
+        self._ended = False
+        self.token = os.urandom(8)
+
+    @property
+    def id(self) -> str:
+        """Random name of it, unique among all workers; for a connection, `publish(exclude=...)` takes it too."""
+        return self.token.hex()
+
+    @property
+    def channels(self) -> Collection[str]:
+        """The channels it has joined."""
+        return self._channels.keys()
+
+    async def join(self, channel: str) -> None:
+        """Receive what is published to `channel`; once this returns no later publish is missed without a gap.
+
+        Joining again changes nothing. Cancelling leaves the channel unjoined.
+
+        Raises:
+            InvalidChannelError: The name is not legal.
+            SubscribeError: The broker refused it.
+            BrokerUnavailableError: The broker did not confirm in time.
+            ClosedError: It has ended.
+        """
+        validate_channel(channel)
+        self._check_not_ended()
+        if channel in self._channels:
+            return
+        await self._hub.join(channel, self)
+        if self._ended:  # while the broker was being asked
+            self._hub.leave(channel, self)
+            self._check_not_ended()
+        self._channels[channel] = None
+
+    async def leave(self, channel: str) -> None:
+        """Receive nothing more of `channel`; what waits still comes. Leaving what was not joined changes nothing."""
+        if channel in self._channels:
+            del self._channels[channel]
+            self._hub.leave(channel, self)
+
+    @abstractmethod
+    def offer(self, messages: Sequence[Message]) -> None:
+        """Take messages of one channel, in order: the hub's side."""
+
+    @abstractmethod
+    def gap(self, gap: Gap) -> None:
+        """Learn that messages may be missing: the hub's side."""
+
+    def _leave_all(self) -> None:
+        """End: nothing is received any more, and nothing can be joined."""
+        self._ended = True
+        for channel in self._channels:
+            self._hub.leave(channel, self)
+        self._channels.clear()
+
+    def _check_not_ended(self) -> None:
+        if self._ended:
+            raise ClosedError(f"{type(self).__name__.lower()} {self.id} has ended")
