@@ -8,13 +8,16 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 WHEEL_TEST := .cache/wheel-test
 
-.PHONY: help demo test test-unit check format wheel-test clean
+.PHONY: help demo brokers test test-unit check format wheel-test clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed-demo ## Run the chat on four workers; ARGS="--port 9000 --url redis://localhost"
 	$(BIN)/backplane demo $(ARGS)
+
+brokers: $(VENV)/.installed-test ## Start Redis, NATS and Kafka, and print where they are
+	$(BIN)/python -m tests.brokers
 
 test: $(VENV)/.installed-test ## Run all tests; ARGS="-k redis -x"
 	$(BIN)/pytest $(ARGS)

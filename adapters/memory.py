@@ -75,6 +75,11 @@ class MemoryBroadcaster(Broadcaster):
         self._require_sink()
         self._channels.difference_update(channels)
 
+    async def describe(self) -> str:
+        """Say that there is no broker."""
+        self._require_sink()
+        return "the memory of this process"
+
     def _require_sink(self) -> Sink:
         if self._sink is None:
             raise BrokerUnavailableError("the adapter is stopped", adapter="memory")

@@ -126,7 +126,8 @@ class NatsBroadcaster(Broadcaster):
             raise
         self._link = link
         self._server_max_payload_bytes = client.max_payload
-        self._description = f"NATS {client.connected_server_version}"
+        version = client.connected_server_version
+        self._description = f"NATS {version.major}.{version.minor}.{version.patch}"
 
     async def stop(self) -> None:
         """Close the connection; publishes without a confirmation raise `PublishOutcomeUnknownError`."""
@@ -157,6 +158,7 @@ class NatsBroadcaster(Broadcaster):
 
     async def describe(self) -> str:
         """Return the server's name and version."""
+        self._require_link()
         return self._description
 
     def _require_link(self) -> NatsLink:

@@ -133,6 +133,16 @@ class RedisBroadcaster(Broadcaster):
             raise unavailable("the link is closed")
         await self._subscriber.unsubscribe([self._encode(channel) for channel in channels])
 
+    async def describe(self) -> str:
+        """Return name and version, as `INFO server` has them; it can be denied by an ACL."""
+        if self._publisher is None:
+            raise unavailable("the link is closed")
+        lines = (await self._publisher.server_info()).splitlines()
+        told = dict(line.split(":", 1) for line in lines if ":" in line)
+        if "valkey_version" in told:  # it names the Redis it is compatible with too
+            return f"Valkey {told['valkey_version']}"
+        return f"Redis {told.get('redis_version', '(version not granted)')}"
+
     async def _subscribe(
         self, subscriber: SubscriberLink, channels: dict[bytes, str], names: Sequence[bytes], refused: dict[str, str]
     ) -> None:

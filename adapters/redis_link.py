@@ -136,7 +136,7 @@ class PublisherLink(RedisLink):
         self._max_pending_bytes = max_pending_bytes
         self._pending_bytes = 0
         self._unsent: list[bytes] = []
-        self._unanswered: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._unanswered: deque[tuple[asyncio.Future[Any], int]] = deque()
 
     async def publish(self, name: bytes, payload: bytes) -> None:
         """Send PUBLISH and wait for its answer."""
@@ -149,19 +149,39 @@ class PublisherLink(RedisLink):
                 adapter="redis",
                 retriable=True,
             )
+        await self._send(
+            b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(payload), payload), size
+        )
+
+    async def server_info(self) -> str:
+        """Return what `INFO server` says, or nothing where the server does not say it.
+
+        Raises:
+            BrokerUnavailableError: The link ended.
+        """
+        if not self.is_open:
+            raise unavailable("the link is lost")
+        try:
+            told = await self._send(_pack(b"INFO", [b"server"]), 0)
+        except PublishOutcomeUnknownError as error:
+            raise unavailable("the link ended before the server said what it is") from error
+        except PublishError:  # NOPERM, or a command that was renamed
+            return ""
+        return told.decode(errors="replace") if isinstance(told, bytes) else ""
+
+    def _send(self, command: bytes, size: int) -> asyncio.Future[Any]:
+        """Send `command` with all others of this pass of the event loop; its reply is the future's result."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
+        future: asyncio.Future[Any] = loop.create_future()
         if not self._unsent:
             loop.call_soon(self._flush)
-        self._unsent.append(
-            b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(payload), payload)
-        )
+        self._unsent.append(command)
         self._unanswered.append((future, size))
         self._pending_bytes += size
-        await future
+        return future
 
     def reply_received(self, reply: Any) -> None:
-        """Answer the oldest publish."""
+        """Answer the oldest command."""
         if not self._unanswered:  # a word nobody asked for, such as a farewell
             return
         future, size = self._unanswered.popleft()
@@ -171,7 +191,7 @@ class PublisherLink(RedisLink):
         if isinstance(reply, hiredis.ReplyError):
             future.set_exception(PublishError(str(reply), adapter="redis"))
         else:
-            future.set_result(None)
+            future.set_result(reply)
 
     def fail_pending(self, words: str) -> None:
         """Fail every publish: what never left for certain, what awaited its answer as unknown."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from backplane.errors import BrokerError
     from backplane.message import All, Position
 
-__all__ = ["Broadcaster", "BrokerUrl", "Capabilities", "Options", "Sink"]
+__all__ = ["Broadcaster", "BrokerUrl", "Capabilities", "Describes", "Options", "Resumes", "Sink"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,8 @@ class Capabilities:
         publish_returns: What is certain when `publish` returns: `delivered` (handed to every subscriber of the process
             or to the kernel for each peer), `accepted` (the broker has answered), `sent` (written towards the broker,
             no answer exists), `stored` (the broker has it on disk or on its replicas).
-        resumes: After a lost link the adapter goes on where it was, so the core reports no gap of its own for it.
+        resumes: After a lost link the adapter goes on where it was (it is a `Resumes`), so the core reports no gap of
+            its own for it.
         max_payload_bytes: Largest payload `publish` takes, header of the core included.
     """
 
@@ -185,3 +186,50 @@ class Broadcaster(ABC):
         Raises:
             BrokerUnavailableError: The link is gone, and with it every subscription.
         """
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """An optional ability of a `Broadcaster`: to say what it is linked to. To have the method announces it."""
+
+    async def describe(self) -> str:
+        """Return the name of the broker and its version, in one line for a person: `Redis 7.0.15`, `NATS 2.10.29`.
+
+        Called between `start` and `stop`, by `backplane check` and never on the way of a message. It asks the broker
+        over the link that stands and changes nothing there; the core bounds the time by cancelling. Where the broker
+        keeps its version to itself, that is no error: `Redis (version not granted)`. No part of the URL stands in it.
+
+        Raises:
+            BrokerUnavailableError: The link is gone.
+        """
+        ...
+
+
+@runtime_checkable
+class Resumes(Protocol):
+    """An optional ability of a `Broadcaster`: to lose nothing with a link. `capabilities.resumes` announces it.
+
+    The core calls these two instead of `stop` and `start` when it rebuilds a link, whoever found that it was lost.
+    `stop` and `start` remain the end and the beginning of a life: what `suspend` kept, `stop` drops.
+    """
+
+    async def suspend(self) -> None:
+        """Close a lost link as `stop` does, and keep what `resume` goes on with.
+
+        From the call on it delivers nothing: the core no longer listens. A publish without an answer may go on waiting,
+        to be sent again by `resume` where the broker can discard the repetition. Never raises; calling it again does
+        nothing.
+        """
+        ...
+
+    async def resume(self, sink: Sink, channels: Collection[str]) -> None:
+        """Open the link again, one try, and go on where `suspend` ended: deliver what came on `channels` meanwhile.
+
+        `channels` is all that is wanted now; what was subscribed before and is not among them is dropped. The core
+        subscribes to them once more when this has returned. Where something may be missing, `sink.gap` says so before
+        the next message.
+
+        Raises:
+            BrokerError: As `start`; what was kept is kept for the next try.
+        """
+        ...

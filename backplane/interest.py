@@ -100,9 +100,10 @@ class Interest:
         self._to_unsubscribe.clear()
         self._to_subscribe.clear()
 
-    async def subscribe_all(self, broadcaster: Broadcaster) -> None:
-        """Ask a new link for every wanted channel."""
+    async def subscribe_all(self, broadcaster: Broadcaster, resumed: Collection[str] = ()) -> None:
+        """Ask a new link for every wanted channel, and take back what it was `resumed` with and is wanted no longer."""
         self._to_subscribe = dict.fromkeys(self._wanted)
+        self._to_unsubscribe = dict.fromkeys(channel for channel in resumed if channel not in self._wanted)
         await self._apply(broadcaster)
 
     async def follow(self, broadcaster: Broadcaster) -> None:

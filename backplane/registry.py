@@ -33,6 +33,7 @@ _BUILT_IN = {
     "rediss": ("backplane.adapters.redis:RedisBroadcaster", "redis"),
     "nats": ("backplane.adapters.nats:NatsBroadcaster", "nats"),
     "tls": ("backplane.adapters.nats:NatsBroadcaster", "nats"),
+    "kafka": ("backplane.adapters.kafka:KafkaBroadcaster", "kafka"),
 }
 
 

@@ -12,6 +12,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Final, Literal
 
+from backplane.broadcaster import Resumes
 from backplane.channels import RESERVED_PREFIX
 from backplane.errors import (
     BrokerError,
@@ -73,6 +74,8 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._link = _Link(hub, self._probe_channel)
         self._owner: asyncio.Task[None] | None = None
+        self._publish_turn = asyncio.Lock()
+        self._rebuilding = False
         interest.on_confirmed = hub.tell_gaps
         interest.on_refused = hub.refuse
         self.state: LinkState = "starting"
@@ -145,11 +148,12 @@ class Supervisor:
         return self.state == "closed"
 
     async def _live_link(self) -> _Link:
-        while self.state != "live" or self._link.is_over:
-            if self._closed:
-                raise ClosedError("this Backplane has been stopped")
-            await self.state_changed()
-        return self._link
+        async with self._publish_turn:  # publishes that waited for the link go on in the order of their calls
+            while self.state != "live" or self._link.is_over:
+                if self._closed:
+                    raise ClosedError("this Backplane has been stopped")
+                await self.state_changed()
+            return self._link
 
     async def _open_first(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._settings.start_timeout_seconds
@@ -169,15 +173,24 @@ class Supervisor:
         self.generation += 1
         try:
             async with asyncio.timeout(seconds):
-                await self._broadcaster.start(self._link)
-                await self._interest.subscribe_all(self._broadcaster)
+                await self._connect()
         except TimeoutError:
             self._link.retired = True
             raise BrokerUnavailableError(f"no answer from {self._broadcaster.url} within {seconds:.1f} s") from None
         except BaseException:
             self._link.retired = True
             raise
+        self._link.confirm()
         self._set_state("live", f"connected to {self._broadcaster.url}")
+
+    async def _connect(self) -> None:
+        resumed: Collection[str] = ()
+        if self._rebuilding and isinstance(self._broadcaster, Resumes):
+            resumed = frozenset(self._interest.wanted)
+            await self._broadcaster.resume(self._link, resumed)
+        else:
+            await self._broadcaster.start(self._link)
+        await self._interest.subscribe_all(self._broadcaster, resumed)
 
     async def _own(self) -> None:
         backoff = _Backoff(self._settings.max_backoff_seconds)
@@ -220,8 +233,9 @@ class Supervisor:
         self._interest.forget_link()
 
     async def _reopen(self, backoff: _Backoff) -> None:
+        self._rebuilding = True
         while not self._closed:
-            await self._stop_broadcaster()
+            await self._stop_broadcaster(suspend=True)  # awaits nothing before it: what a retired link hears is lost
             await asyncio.sleep(backoff.next())
             try:
                 return await self._open(self._settings.start_timeout_seconds)
@@ -232,10 +246,13 @@ class Supervisor:
                 logger.exception("unexpected error while connecting to %s", self._broadcaster.url)
                 self._retire_link(error)
 
-    async def _stop_broadcaster(self) -> None:
+    async def _stop_broadcaster(self, *, suspend: bool = False) -> None:
         try:
             async with asyncio.timeout(_STOP_SECONDS):
-                await self._broadcaster.stop()
+                if suspend and isinstance(self._broadcaster, Resumes):
+                    await self._broadcaster.suspend()
+                else:
+                    await self._broadcaster.stop()
         except Exception:  # a third party's adapter; the next start must be tried all the same
             logger.exception("the adapter of %s failed to stop", self._broadcaster.url)
 
@@ -307,6 +324,8 @@ class _Link:
         self.echo: asyncio.Future[None] | None = None
         self._hub = hub
         self._probe_channel = probe_channel
+        self._confirmed = False
+        self._early_gaps: list[tuple[Collection[str] | All, str]] = []
 
     @property
     def is_over(self) -> bool:
@@ -323,8 +342,19 @@ class _Link:
             self.echo.set_result(None)
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
-        if not self.retired:
+        if self.retired:
+            return
+        if self._confirmed:
             self._hub.gap(channels, reason)
+        else:  # found while resuming, when the hub holds no channel for confirmed yet
+            self._early_gaps.append((channels, reason))
+
+    def confirm(self) -> None:
+        """Every wanted channel is confirmed: tell the gaps that were found before."""
+        self._confirmed = True
+        for channels, reason in self._early_gaps:
+            self._hub.gap(channels, reason)
+        self._early_gaps.clear()
 
     def lost(self, error: BrokerError) -> None:
         if not self.retired and not self.ended.done():

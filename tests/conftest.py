@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import pytest
 
 from tests.brokers.broker import Broker, BrokerMissingError
+from tests.brokers.kafka import KafkaConfig, private_kafka, shared_kafka
 from tests.brokers.nats import private_nats, shared_nats
 from tests.brokers.redis import RedisConfig, private_redis, shared_redis
 
@@ -33,6 +34,14 @@ class StartNats(Protocol):
     """Starts a NATS that belongs to one test and ends with it."""
 
     def __call__(self, config: str = "", /, *, login: str = "") -> Broker:
+        """Start one; skip the test where there is none."""
+        ...
+
+
+class StartKafka(Protocol):
+    """Starts a Kafka that belongs to one test and ends with it."""
+
+    def __call__(self, config: KafkaConfig = ..., /) -> Broker:
         """Start one; skip the test where there is none."""
         ...
 
@@ -137,6 +146,43 @@ def private_nats_fixture(
             return stack.enter_context(made)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The Kafka that the whole run shares; a test takes a topic of its own there, or `private_kafka` to break it."""
+    announce = _announcer(request.config)
+    with _started(request.config, "kafka", lambda: shared_kafka(tmp_path_factory.mktemp("kafka"), announce)) as broker:
+        yield broker
+
+
+@pytest.fixture(name="private_kafka")
+def private_kafka_fixture(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartKafka]:
+    """Starts a Kafka for this test alone, which takes three seconds: `private_kafka(KafkaConfig(tls=True))`."""
+    announce = _announcer(request.config)
+    with ExitStack() as stack:
+
+        def start(config: KafkaConfig = KafkaConfig(), /) -> Broker:  # noqa: B008  # frozen
+            folder = tmp_path_factory.mktemp("kafka")
+            made = _started(request.config, "kafka", lambda: private_kafka(config, folder, announce))
+            return stack.enter_context(made)
+
+        yield start
+
+
+def _announcer(config: pytest.Config) -> Callable[[str], None]:
+    """Return what writes a line to the person at the terminal, past the capture."""
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+
+    def announce(line: str) -> None:
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            if reporter is not None:
+                reporter.write_line(line)
+
+    return announce
 
 
 @contextmanager

@@ -160,6 +160,11 @@ class IpcBroadcaster(Broadcaster):
         """
         self._started().unsubscribe(channels)
 
+    async def describe(self) -> str:
+        """Say how many other processes are met."""
+        count = self._started().peer_count
+        return f"Unix sockets, {count} other process{'' if count == 1 else 'es'}"
+
     def _started(self) -> Exchange:
         if self._exchange is None:
             raise BrokerUnavailableError("not started", adapter="ipc")

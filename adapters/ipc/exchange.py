@@ -68,6 +68,11 @@ class Exchange:
         self._door = Door(self._loop, folder, self._meet)
         self._closing = False
 
+    @property
+    def peer_count(self) -> int:
+        """How many other processes are known and not known to be dead."""
+        return sum(not peer.dead for peer in self._peers.values())
+
     # -- the contract ------------------------------------------------------------------------------------
 
     async def open(self) -> None:

@@ -20,10 +20,18 @@ class FaultProxy:
 
     Args:
         url: Where the broker is; host and port must stand in it.
+        port: Where to listen. Defaults to any free port; a broker that tells its clients where it is, as Kafka does,
+            must tell them this one.
+
+    Raises:
+        ValueError: No port stands in the URL.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, port: int = 0) -> None:
+        self._port = port
         self._target = urlsplit(url)
+        if self._target.port is None:
+            raise ValueError("a FaultProxy needs host and port in the URL: it knows no broker's default")
         self._server: asyncio.Server | None = None
         self._pairs: set[_Pair] = set()
         self._silent = False
@@ -64,7 +72,7 @@ class FaultProxy:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._accept, "127.0.0.1", 0)
+        self._server = await loop.create_server(self._accept, "127.0.0.1", self._port)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -13,7 +13,7 @@ from tests.brokers.process import end, free_port, start, wait_until
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["Broker", "BrokerMissingError", "ContainerBroker", "GivenBroker", "ProcessBroker"]
@@ -92,7 +92,12 @@ class ProcessBroker(Broker):
 
     Args:
         folder: An empty folder for its data and its log.
+
+    Attributes:
+        start_seconds: How long it may take until it answers.
     """
+
+    start_seconds: ClassVar[float] = 10.0
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -116,7 +121,8 @@ class ProcessBroker(Broker):
         assert self._process is None, "it runs already"
         log = self.folder / "broker.log"
         process = self._process = start(self.command(), cwd=self.folder, log=log)
-        wait_until(lambda: process.poll() is not None or self.answers(), f"{self.url} answers")
+        answered = f"{self.url} answers"
+        wait_until(lambda: process.poll() is not None or self.answers(), answered, seconds=self.start_seconds)
         if process.returncode is not None:
             raise RuntimeError(f"{process.args!r} ended with {process.returncode}: {log.read_text()}")
 
@@ -161,7 +167,11 @@ class ContainerBroker(Broker):
 
     @abstractmethod
     def command(self) -> Sequence[str]:
-        """The container's command."""
+        """The container's command; empty for the image's own."""
+
+    def environment(self) -> Mapping[str, str]:
+        """The container's environment."""
+        return {}
 
     @abstractmethod
     def answers(self) -> bool:
@@ -197,7 +207,8 @@ class ContainerBroker(Broker):
         container = _docker_container(self.image)
         # Not with_bind_ports, which would listen on every interface.
         container.ports[str(self._inner_port)] = ("127.0.0.1", self.port)
-        return container.with_command(list(self.command())).start()
+        container.env.update(self.environment())
+        return container.with_command(list(self.command()) or None).start()
 
 
 def _docker_container(image: str) -> Any:

@@ -6,12 +6,12 @@ import os
 import shutil
 import socket
 import ssl
-import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.brokers.broker import Broker, BrokerMissingError, ContainerBroker, GivenBroker, ProcessBroker
+from tests.brokers.certificate import self_signed_certificate
 from tests.brokers.process import install
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class _RedisProcess(ProcessBroker):
         super().__init__(folder)
         self._program = program
         self._config = config
-        self._certificate = _self_signed_certificate(folder) if config.tls else None
+        self._certificate = self_signed_certificate(folder) if config.tls else None
         self.url = config.url(self.port, self._certificate)
 
     def command(self) -> list[str]:
@@ -126,16 +126,3 @@ def _answers_ping(port: int, certificate: Path | None) -> bool:
             link.sendall(b"PING\r\n")
             return link.recv(64).startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
     return False
-
-
-def _self_signed_certificate(folder: Path) -> Path:
-    """Write a fresh key and its certificate for 127.0.0.1 and localhost into `folder`; return the certificate."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        raise BrokerMissingError("no openssl, to make a certificate for Redis")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([openssl, "req", *kind, *subject, *files], check=True, capture_output=True)
-    return certificate

@@ -1,4 +1,4 @@
-"""The command `backplane`."""
+"""`backplane demo`: a chat on several workers."""
 
 from __future__ import annotations
 
@@ -6,63 +6,25 @@ import asyncio
 import errno
 import os
 from contextlib import suppress
-from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from backplane.cli.terminal import INSTALL_HINT, fail, failing_in_words, out, say
 from backplane.core import Backplane
-from backplane.errors import BrokerError, ConfigurationError
 from backplane.registry import broadcaster_from_url
-
-_INSTALL_HINT = 'run: pip install "fastapi-backplane[cli]"'
-
-try:
-    import typer
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
-except ModuleNotFoundError as error:
-    raise SystemExit(f"backplane: the command line needs {error.name}; {_INSTALL_HINT}") from None
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+__all__ = ["demo"]
 
 
-class _Output(Console):
-    def on_broken_pipe(self) -> None:
-        """Go on: that nobody reads any more (`backplane demo | head`) is no reason to end a server."""
-
-
-_out = _Output(highlight=False)
-
-
-def main() -> None:
-    """Run the command line: the console script `backplane`."""
-    app(prog_name="backplane")
-
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(version("fastapi-backplane"))
-        raise typer.Exit
-
-
-@app.callback()
-def backplane_command(
-    _: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
-    ] = False,
-) -> None:
-    """Pub/sub backplane for FastAPI and Starlette WebSockets."""
-
-
-@app.command()
 def demo(
     url: Annotated[
         str | None, typer.Option(help="The broker that joins the workers.", show_default="ipc://demo-<port>")
@@ -86,17 +48,17 @@ def _run_demo(url: str | None, workers: int, listener: socket.socket) -> None:
     os.environ["BACKPLANE_URL"] = url
     split = workers > 1 and broadcaster_from_url(url).capabilities.reach == "process"
     announcements = Announcements(
-        ready=lambda pids: _out.print(_ready_panel(_web_address(address, port), pids, masked_url, split=split)),
-        ended=lambda pid: _say(f"worker {pid} ended, a new one starts"),
-        replaced=lambda pid: _say(f"worker {pid} took its place"),
+        ready=lambda pids: out.print(_ready_panel(_web_address(address, port), pids, masked_url, split=split)),
+        ended=lambda pid: say(f"worker {pid} ended, a new one starts", console=out),
+        replaced=lambda pid: say(f"worker {pid} took its place", console=out),
     )
     if not serve("backplane.demo.app:app", listener, workers=workers, announcements=announcements):
-        _fail(f"a worker could not start: is the broker at {masked_url} still there?")
+        fail(f"a worker could not start: is the broker at {masked_url} still there?")
 
 
 def _require_modules(*names: str) -> None:
     if missing := [name for name in names if find_spec(name) is None]:
-        _fail(f"the demo needs {', '.join(missing)}; {_INSTALL_HINT}")
+        fail(f"the demo needs {', '.join(missing)}; {INSTALL_HINT}")
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -106,19 +68,15 @@ def _listen(host: str, port: int) -> socket.socket:
         return listen(host, port)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            _fail(f"port {port} on {host} is taken: choose another one, such as --port {port % 65535 + 1}")
-        _fail(f"cannot listen on {host}, port {port}: {error.strerror or error}")
+            fail(f"port {port} on {host} is taken: choose another one, such as --port {port % 65535 + 1}")
+        fail(f"cannot listen on {host}, port {port}: {error.strerror or error}")
 
 
 def _check_broker(url: str) -> str:
     """Connect once, so that what is wrong is said once and not by every worker; return the URL as it may be shown."""
-    try:
+    with failing_in_words():
         backplane = Backplane(url)
         asyncio.run(_connect_once(backplane))
-    except ConfigurationError as error:
-        _fail(str(error), status=2)
-    except BrokerError as error:
-        _fail(str(error))
     return backplane.url
 
 
@@ -143,16 +101,3 @@ def _ready_panel(web_address: str, pids: Sequence[int], masked_url: str, *, spli
     rows.add_row("broker", Text(masked_url))
     rows.add_row("end", "Ctrl-C")
     return Panel(rows, title="backplane demo", title_align="left", border_style="dark_orange3", expand=False)
-
-
-def _say(text: str) -> None:
-    _out.print(text, style="dim", markup=False, soft_wrap=True)
-
-
-def _fail(text: str, *, status: int = 1) -> NoReturn:
-    Console(stderr=True).print(f"backplane: {text}", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(status)
-
-
-if __name__ == "__main__":
-    main()

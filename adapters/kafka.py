@@ -1,0 +1,282 @@
+"""`kafka://`: Apache Kafka, one topic for all channels.
+
+A record's key is the channel and its value the payload. Every process reads every partition from the end, without a
+consumer group, and picks what its channels are: to subscribe and to unsubscribe costs the broker nothing. After an
+outage it goes on at its offsets: nothing is lost and nothing comes twice, unless the broker deleted it meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from backplane.adapters.kafka_link import KafkaLink, Target, unavailable
+from backplane.adapters.kafka_producer import KafkaProducer
+from backplane.adapters.kafka_reader import KafkaReader, Pace
+from backplane.adapters.kafka_wire import Security
+from backplane.broadcaster import Broadcaster, Capabilities, Options
+from backplane.errors import BrokerError, ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Coroutine
+
+    from backplane.broadcaster import BrokerUrl, Sink
+
+__all__ = ["KafkaBroadcaster", "KafkaOptions"]
+
+logger = logging.getLogger("backplane.kafka")
+
+_DEFAULT_PORT: Final = 9092
+_PACES: Final = {
+    "low": Pace(wait_ms=500),
+    "balanced": Pace(wait_ms=500, pause_seconds=0.005),
+    "cheap": Pace(wait_ms=500, pause_seconds=0.025),
+}
+
+
+class KafkaOptions(Options):
+    """Options of `kafka://`."""
+
+    topic: str = "backplane"
+    """The topic of all channels. Give it a short retention: what is older than the longest outage helps nobody."""
+    create_topic: bool = True
+    """Whether to create the topic where it does not exist; needs the permission CREATE."""
+    partitions: int = Field(default=8, gt=0)
+    """How many partitions it is created with. Each costs every process a little per request."""
+    replication_factor: int = Field(default=-1, ge=-1)
+    """On how many brokers it is created. -1: on three, or on all where there are fewer."""
+    latency: Literal["low", "balanced", "cheap"] = "low"
+    """`low`: each message at once; `balanced`: up to 5 ms later, and `cheap`: up to 25 ms, for less CPU per message."""
+    max_payload_bytes: int = Field(default=1_000_000, gt=0, le=256 * 1024 * 1024)
+    """Largest payload, in bytes. The topic's `max.message.bytes` (1,048,588 by default) must be 400 bytes above it."""
+    max_pending_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
+    """Most bytes published and not yet answered; one message is always taken. Over it `publish` raises."""
+    connect_timeout_seconds: float = Field(default=5.0, gt=0)
+    """How long opening a link may take: connecting, TLS, login, finding or creating the topic."""
+    request_timeout_seconds: float = Field(default=10.0, gt=1)
+    """How long the broker may take for an answer; a link without answers is lost."""
+    metadata_max_age_seconds: float = Field(default=30.0, gt=0)
+    """How often to look for new partitions."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    """How to log in, where the URL holds a user name and password. `PLAIN` without TLS shows them to the network."""
+    tls: bool = False
+    """Whether to speak TLS."""
+    ssl_ca_certs: str | None = None
+    """File of the authorities to trust, for TLS. Defaults to the system's."""
+    ssl_certfile: str | None = None
+    """File of the client's certificate."""
+    ssl_keyfile: str | None = None
+    """File of the client's key."""
+    ssl_check_hostname: bool = True
+    """Whether the broker's certificate must name its host."""
+
+
+class KafkaBroadcaster(Broadcaster):
+    """One link to one Kafka cluster; the brokers in the URL are those to ask first.
+
+    Where a link was lost, `resume` goes on with what `start` began: the positions, and publishes without an answer.
+    """
+
+    options_class = KafkaOptions
+    options: KafkaOptions
+
+    def __init__(self, url: BrokerUrl, options: KafkaOptions) -> None:
+        super().__init__(url, options)
+        if url.path.strip("/"):
+            raise ConfigurationError(f"kafka: a URL has no path; the topic is an option: ?topic={url.path.strip('/')}")
+        if not options.tls and (options.ssl_ca_certs or options.ssl_certfile or options.ssl_keyfile):
+            raise ConfigurationError("kafka: the files of TLS are given without tls=true")
+        self._target = Target(
+            url=str(url),
+            servers=_servers(url),
+            topic=options.topic,
+            partitions=options.partitions if options.create_topic else None,
+            replicas=options.replication_factor,
+            request_timeout_seconds=options.request_timeout_seconds,
+        )
+        self._sink: Sink | None = None
+        self._link: KafkaLink | None = None
+        self._producer: KafkaProducer | None = None
+        self._reader: KafkaReader | None = None
+        self._reader_opening = asyncio.Lock()  # anew with each link: a lock belongs to one event loop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reported = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this adapter can do."""
+        return Capabilities(
+            brokered=True,
+            reach="network",
+            publish_returns="stored",
+            resumes=True,
+            max_payload_bytes=self.options.max_payload_bytes,
+        )
+
+    async def start(self, sink: Sink) -> None:
+        """Find the topic and connect to its leaders; reading begins with the first subscription, at the end."""
+        options = self.options
+        self._producer = KafkaProducer(options.max_payload_bytes, options.max_pending_bytes, self._spawn)
+        self._reader = KafkaReader(_PACES[options.latency], self._spawn)
+        await self._open(sink)
+
+    async def suspend(self) -> None:
+        """Close the link and keep the positions, and the publishes that have no answer, for `resume`."""
+        self._sink = None
+        link, self._link = self._link, None
+        for part in (self._reader, self._producer):
+            if part is not None:
+                part.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if link is not None:
+            link.abort()
+        if tasks:
+            await asyncio.wait(tasks)
+        if link is not None:
+            await link.wait_gone()
+
+    async def resume(self, sink: Sink, channels: Collection[str]) -> None:
+        """Open the link again, deliver what came on `channels` meanwhile, send what had no answer."""
+        if self._reader is None:
+            raise unavailable("the adapter is stopped")
+        self._reader.channels = {channel.encode(): channel for channel in channels}
+        await self._open(sink)
+        if channels:
+            await self._require_reader()
+
+    async def stop(self) -> None:
+        """Close the link; publishes without an answer raise `PublishOutcomeUnknownError`."""
+        producer, self._producer = self._producer, None
+        reader, self._reader = self._reader, None
+        if producer is not None:
+            producer.close()
+            producer.fail("the adapter was stopped")
+        if reader is not None:
+            reader.close()
+        await self.suspend()
+
+    async def publish(self, channel: str, payload: bytes) -> None:
+        """Publish; returns when every replica in sync has it (acks=all).
+
+        Sent again, after a lost link, only under a number by which the broker drops the repetition.
+
+        Raises:
+            PublishError: The broker refused it, or too much awaits its answer (`retriable`).
+        """
+        if self._producer is None:
+            raise unavailable("the link is closed")
+        await self._producer.publish(channel.encode(), payload)
+
+    async def subscribe(self, channels: Collection[str]) -> None:
+        """Pick `channels` from now on; the first call finds the end of every partition and begins to read."""
+        reader = await self._require_reader()
+        for channel in channels:
+            reader.channels[channel.encode()] = channel
+
+    async def unsubscribe(self, channels: Collection[str]) -> None:
+        """Drop `channels`, at once."""
+        if self._link is None or self._reader is None:
+            raise unavailable("the link is closed")
+        for channel in channels:
+            self._reader.channels.pop(channel.encode(), None)
+
+    async def describe(self) -> str:
+        """Say which cluster; a broker does not tell clients its version."""
+        if self._link is None:
+            raise unavailable("the link is closed")
+        await self._link.refresh()
+        topology = self._link.topology
+        return (
+            f"Kafka cluster {topology.cluster or '(id not granted)'}, {len(topology.addresses)} broker(s), "
+            f"topic {self.options.topic!r} with {len(topology.leaders)} partitions"
+        )
+
+    async def _open(self, sink: Sink) -> None:
+        assert self._producer is not None
+        self._sink, self._reported = sink, False
+        self._reader_opening = asyncio.Lock()
+        security = Security(
+            ssl_context=await asyncio.to_thread(_ssl_context, self.options) if self.options.tls else None,
+            mechanism=self.options.sasl_mechanism,
+            username=self.url.username,
+            password=self.url.password or "",
+        )
+        link = self._link = KafkaLink(self._target, security, self._lost)
+        seconds = self.options.connect_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await link.open()
+                await self._producer.open(link)
+        except TimeoutError:
+            link.abort()
+            raise unavailable(f"{self.url} did not answer within {seconds:g} s") from None
+        except BaseException:
+            link.abort()
+            raise
+        self._spawn(self._watch(link), "kafka-watch")
+
+    async def _require_reader(self) -> KafkaReader:
+        async with self._reader_opening:
+            if self._link is None or self._link.is_over or self._reader is None or self._sink is None:
+                raise unavailable("the link is closed")
+            if not self._reader.is_open:
+                try:
+                    async with asyncio.timeout(self.options.connect_timeout_seconds):
+                        await self._reader.open(self._link, self._sink)
+                except TimeoutError:
+                    raise unavailable("the brokers do not tell where the topic ends") from None
+            return self._reader
+
+    async def _watch(self, link: KafkaLink) -> None:
+        """Look for new partitions now and then."""
+        while True:
+            await asyncio.sleep(self.options.metadata_max_age_seconds)
+            await link.refresh()
+            if self._reader is not None:
+                await self._reader.follow()
+
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"backplane-{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not isinstance(error, BrokerError):
+            logger.error("unexpected error on the link to %s", self.url, exc_info=error)
+            error = unavailable(f"unexpected error: {error!r}")
+        self._lost(error)
+
+    def _lost(self, error: BrokerError) -> None:
+        if self._sink is not None and not self._reported:
+            self._reported = True
+            self._sink.lost(error)
+
+
+def _servers(url: BrokerUrl) -> list[tuple[str, int]]:
+    try:
+        parts = [urlsplit(f"//{server}") for server in url.netloc.split(",")]
+        return [(part.hostname or "localhost", part.port or _DEFAULT_PORT) for part in parts]
+    except ValueError as error:
+        raise ConfigurationError(f"kafka: {url.netloc!r} is not host:port[,host:port…]: {error}") from None
+
+
+def _ssl_context(options: KafkaOptions) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.ssl_ca_certs)
+        if options.ssl_certfile:
+            context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
+    except OSError as error:
+        raise BrokerError(f"cannot use the files of TLS: {error}", adapter="kafka") from error
+    context.check_hostname = options.ssl_check_hostname
+    return context

@@ -1,0 +1,5 @@
+"""`python -m backplane.cli`."""
+
+from backplane.cli.app import main
+
+main()

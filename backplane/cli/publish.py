@@ -1,0 +1,88 @@
+"""`backplane publish`: one message, from a shell."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path  # noqa: TC003  # typer reads the annotation at runtime
+from typing import Annotated
+
+import typer
+from pydantic_core import from_json
+
+from backplane.cli.terminal import UrlArgument, fail, failing_in_words, given_url, out, say, showing_warnings, visible
+from backplane.core import Backplane
+from backplane.diagnosis import return_in_words, size_in_words
+from backplane.errors import PublishOutcomeUnknownError
+from backplane.registry import broadcaster_from_url
+
+__all__ = ["publish"]
+
+
+def publish(
+    url: UrlArgument,
+    channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="Where to.", show_default=False)],
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="DATA", help="What. `-` reads standard input, to its end.", show_default=False),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Read it from a file.", exists=True, dir_okay=False, show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Refuse what is not JSON.")] = False,
+    as_binary: Annotated[bool, typer.Option("--binary", help="Send the bytes as binary, not as text.")] = False,
+    as_hex: Annotated[bool, typer.Option("--hex", help="It is hexadecimal, such as 00ff10; sent as binary.")] = False,
+) -> None:
+    """Publish one message, as it is, and say what is certain then.
+
+    Ends with 0 when it is published, 1 when it certainly is not,
+    2 where the URL, the channel or the data is wrong, 3 when nobody can know.
+    """
+    if as_json and (as_binary or as_hex):
+        fail("JSON is text: give --json, or --binary or --hex", status=2)
+    body = _body(_read(data, file), as_json=as_json, as_binary=as_binary, as_hex=as_hex)
+    with showing_warnings(), failing_in_words("not published: "):
+        url = given_url(url)
+        try:
+            asyncio.run(_publish(url, channel, body))
+        except PublishOutcomeUnknownError as error:
+            fail(f"nobody can know whether it was published, and again could be twice: {error}", status=3)
+        _say_what_is_certain(url, channel, body)
+
+
+async def _publish(url: str, channel: str, body: str | bytes) -> None:
+    async with Backplane(url) as backplane:
+        await backplane.publish(channel, body)
+
+
+def _say_what_is_certain(url: str, channel: str, body: str | bytes) -> None:
+    broadcaster = broadcaster_from_url(url)
+    size = size_in_words(len(body.encode() if isinstance(body, str) else body))
+    words = f"published {size} to {channel!r}: {return_in_words(broadcaster.capabilities)}"
+    out.print(visible(words), soft_wrap=True)
+    if broadcaster.capabilities.reach == "process":
+        say(f"backplane: {broadcaster.url} reaches this process only, and nobody subscribes in it")
+
+
+def _read(data: str | None, file: Path | None) -> bytes:
+    if (data is None) == (file is None):
+        fail("give the data, or - for standard input, or --file PATH", status=2)
+    if file is not None:
+        return file.read_bytes()
+    return typer.get_binary_stream("stdin").read() if data == "-" else os.fsencode(data or "")
+
+
+def _body(raw: bytes, *, as_json: bool, as_binary: bool, as_hex: bool) -> str | bytes:
+    if as_binary and not as_hex:
+        return raw
+    try:
+        text = raw.decode()
+        if as_hex:
+            return bytes.fromhex(text)
+        if as_json:
+            from_json(raw, allow_inf_nan=False)
+    except UnicodeDecodeError as error:
+        fail(f"the data is not text in UTF-8 (byte {error.start}): give --binary to send it as it is", status=2)
+    except ValueError as error:
+        fail(f"the data is not {'hexadecimal' if as_hex else 'JSON'}: {error}", status=2)
+    return text

@@ -1,0 +1,118 @@
+"""What every command shares: how it speaks to a person, and with which status it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from backplane.errors import BackplaneError, ConfigurationError, InvalidChannelError, InvalidDataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+__all__ = [
+    "INSTALL_HINT",
+    "UrlArgument",
+    "err",
+    "fail",
+    "failing_in_words",
+    "given_url",
+    "out",
+    "progress",
+    "say",
+    "showing_warnings",
+    "visible",
+]
+
+INSTALL_HINT = 'run: pip install "fastapi-backplane[cli]"'
+
+UrlArgument = Annotated[
+    str, typer.Argument(metavar="URL", help="The broker. `env` takes the variable BACKPLANE_URL.", show_default=False)
+]
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on: that nobody reads any more (`backplane demo | head`) is no reason to end a server."""
+
+
+out = _Output(highlight=False, markup=False, emoji=False)
+err = _Output(highlight=False, markup=False, emoji=False, stderr=True)
+
+
+def say(text: str, *, console: Console = err) -> None:
+    """Say something beside the matter, in one line."""
+    console.print(visible(text), style="dim", soft_wrap=True)
+
+
+def fail(text: str, *, status: int = 1) -> NoReturn:
+    """End the command with `status` and one line that says why."""
+    err.print(visible(f"backplane: {text}"), soft_wrap=True)
+    raise typer.Exit(status)
+
+
+@contextmanager
+def failing_in_words(what: str = "") -> Generator[None]:
+    """End the command where the package raises: status 2 for what the user wrote, 1 for what the broker did."""
+    try:
+        yield
+    except (ConfigurationError, InvalidChannelError, InvalidDataError) as error:
+        fail(str(error), status=2)
+    except BackplaneError as error:
+        fail(f"{what}{error}")
+
+
+def given_url(url: str) -> str:
+    """Return the broker's URL; `env` keeps a password out of the list of processes and of the shell's history.
+
+    Raises:
+        ConfigurationError: The variable is not set.
+    """
+    if url != "env":
+        return url
+    if not (found := os.environ.get("BACKPLANE_URL")):
+        raise ConfigurationError("BACKPLANE_URL is not set: set it, or name the broker's URL")
+    return found
+
+
+def visible(text: str) -> str:
+    r"""Return `text` in one line with nothing a terminal would act on: what cannot be printed is escaped, as in `\x1b`.
+
+    A backslash stays as it is: this is for people, and `--json` is exact.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+@contextmanager
+def progress(*, shown: bool = True) -> Generator[Callable[[str], None]]:
+    """Show what is being done, for as long as it is, where a person looks at the terminal."""
+    if not (shown and err.is_terminal):
+        yield lambda _: None
+        return
+    with err.status("") as status:
+        yield lambda text: status.update(Text(visible(text)))
+
+
+@contextmanager
+def showing_warnings() -> Generator[None]:
+    """Say what the package logs as a warning: a lost link, say."""
+    handler = _Saying(logging.WARNING)
+    logger = logging.getLogger("backplane")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Saying(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"backplane: {record.getMessage()}")

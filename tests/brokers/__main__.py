@@ -1,0 +1,51 @@
+"""`make brokers`: start Redis, NATS and Kafka for a person, print where they are, and end them with Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.brokers.broker import BrokerMissingError
+from tests.brokers.kafka import shared_kafka
+from tests.brokers.nats import shared_nats
+from tests.brokers.redis import shared_redis
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.brokers.broker import Broker
+
+BROKERS: dict[str, Callable[[Path], Broker]] = {
+    "Redis": shared_redis,
+    "NATS": shared_nats,
+    "Kafka": lambda folder: shared_kafka(folder, announce=print),
+}
+
+
+def main() -> int:
+    """Start what this machine has; the exit status says whether that was all three."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    missing = 0
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backplane-brokers-")))
+        for name, make in BROKERS.items():
+            print(f"{name:6} starting ...", end="\r", flush=True)
+            (folder / name).mkdir()
+            try:
+                broker = stack.enter_context(make(folder / name))
+            except BrokerMissingError as error:
+                missing += 1
+                print(f"{name:6} not here: {error}")
+            else:
+                print(f"{name:6} BACKPLANE_URL={broker.url}")
+        print("Ctrl-C ends them.", flush=True)
+        signal.pause()
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

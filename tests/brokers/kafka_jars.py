@@ -1,0 +1,78 @@
+"""The jars of an Apache Kafka broker: taken from Maven Central once, kept in the cache folder of this repository."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from tests.brokers.broker import BrokerMissingError
+from tests.brokers.process import install
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["VERSION", "java", "kafka_jars"]
+
+_POM = Path(__file__).with_name("kafka-pom.xml")
+_CACHE = Path(__file__).parents[2] / ".cache"
+
+VERSION = ElementTree.parse(_POM).findtext(".//{*}kafka.version") or ""
+"""Version of Kafka the pom names, the one in docker-compose.yml too."""
+
+
+def java() -> str:
+    """Return where Java is, installed where this run may: as root on Debian, unless BACKPLANE_TEST_INSTALL=0.
+
+    Raises:
+        BrokerMissingError: There is none.
+    """
+    return _program("java", "openjdk-17-jre-headless")
+
+
+def kafka_jars(announce: Callable[[str], None]) -> Path:
+    """Return the folder of the jars; the first call of all downloads them, while every other run waits for it.
+
+    Args:
+        announce: Told before a download, which takes some seconds.
+
+    Raises:
+        BrokerMissingError: They are not here and cannot be fetched.
+    """
+    libs = _CACHE / f"kafka-{VERSION}" / "libs"
+    if not libs.exists():
+        _CACHE.mkdir(exist_ok=True)
+        with (_CACHE / f"kafka-{VERSION}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not libs.exists():
+                announce(f"Downloading Apache Kafka {VERSION} into {_CACHE.name}/ (43 MB, once)")
+                _download(libs)
+    return libs
+
+
+def _download(libs: Path) -> None:
+    maven = _program("mvn", "maven")
+    with TemporaryDirectory(dir=_CACHE) as folder:
+        goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={folder}/libs"]
+        done = subprocess.run(
+            [maven, "-q", "-B", "-f", str(_POM), *goal], cwd=folder, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise BrokerMissingError(f"Maven could not fetch Kafka: {(done.stdout + done.stderr).strip()[-300:]}")
+        libs.parent.mkdir(exist_ok=True)
+        (Path(folder) / "libs").rename(libs)
+
+
+@cache
+def _program(name: str, package: str) -> str:
+    if shutil.which(name) is None:
+        install(package)
+    found = shutil.which(name)
+    if found is None:
+        raise BrokerMissingError(f"no {name}")
+    return found
