@@ -25,7 +25,7 @@ from backplane import (
     Settings,
     SubscribeError,
 )
-from backplane.broadcaster import Describes
+from backplane.broadcaster import Describes, Resumes
 from backplane.registry import broadcaster_from_url
 from backplane.testing.proxy import FaultProxy
 from backplane.testing.recording import RecordingSink
@@ -317,6 +317,28 @@ class BroadcasterConformance:
                 heard = [await anext(messages) for _ in range(2 * len(expected))]
             for channel in ("one", "two"):
                 assert [type(item) for item in heard if item.channel == channel] == expected
+
+    async def test_an_adapter_that_resumes_loses_nothing(self, brokered_url: str, proxy: FaultProxy) -> None:
+        """What others publish while the link is away arrives once it is back: all of it, once, in order, no gap."""
+        broadcaster = broadcaster_from_url(brokered_url)
+        assert broadcaster.capabilities.resumes is isinstance(broadcaster, Resumes)
+        if not broadcaster.capabilities.resumes:
+            pytest.skip("what is published while the link is away is lost: capabilities.resumes is False")
+        async with (
+            proxy,
+            _quick(proxy.url) as backplane,
+            _quick(brokered_url) as outside,
+            backplane.subscribe("room") as messages,
+        ):
+            for outage in ("first", "second"):
+                proxy.refuse()
+                await _state(backplane, "degraded")
+                for number in range(20):
+                    await outside.publish("room", f"{outage} {number}")
+                proxy.heal()
+                heard = [await anext(messages) for _ in range(20)]
+                data = [item.data for item in heard if isinstance(item, Message)]
+                assert data == [f"{outage} {number}" for number in range(20)]
 
     async def test_a_silent_link_is_found_and_healed(self, brokered_url: str, proxy: FaultProxy) -> None:
         """A link that is up and carries nothing is found by the delivery probe, rebuilt, and heard from again."""

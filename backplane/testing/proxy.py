@@ -35,6 +35,7 @@ class FaultProxy:
         self._server: asyncio.Server | None = None
         self._pairs: set[_Pair] = set()
         self._silent = False
+        self._swallowed = asyncio.Event()
         self._refusing = False
 
     @property
@@ -63,6 +64,11 @@ class FaultProxy:
     def silence(self) -> None:
         """Swallow everything both ways from now on, on new connections too: half open, as behind a dead middlebox."""
         self._silent = True
+        self._swallowed.clear()
+
+    async def swallowed(self) -> None:
+        """Wait until a silenced link has swallowed something."""
+        await self._swallowed.wait()
 
     def heal(self) -> None:
         """Let new connections through; those that were silenced have lost bytes and end."""
@@ -84,7 +90,7 @@ class FaultProxy:
         await self._server.wait_closed()
 
     def _accept(self) -> _End:
-        pair = _Pair(lambda: self._silent, self._pairs.discard)
+        pair = _Pair(self._swallows, self._pairs.discard)
         self._pairs.add(pair)
         if self._refusing:
             asyncio.get_running_loop().call_soon(pair.abort)
@@ -92,12 +98,17 @@ class FaultProxy:
             pair.connect(self._target.hostname or "127.0.0.1", self._target.port or 0)
         return pair.client
 
+    def _swallows(self) -> bool:
+        if self._silent:
+            self._swallowed.set()
+        return self._silent
+
 
 class _Pair:
     """One connection through the proxy: the client's end and the broker's."""
 
-    def __init__(self, silent: Callable[[], bool], on_end: Callable[[_Pair], None]) -> None:
-        self.silent = silent
+    def __init__(self, swallows: Callable[[], bool], on_end: Callable[[_Pair], None]) -> None:
+        self.swallows = swallows
         self.client = _End(self)
         self.broker = _End(self)
         self.ended = asyncio.Event()
@@ -160,7 +171,7 @@ class _End(asyncio.Protocol):
         return early
 
     def data_received(self, data: bytes) -> None:
-        if self._pair.silent():
+        if self._pair.swallows():
             return
         other = self._pair.other(self)
         if other.transport is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.fixture(params=["ipc", "redis", "nats"])
+@pytest.fixture(params=["ipc", "redis", "nats", "kafka"])
 def broker_url(request: pytest.FixtureRequest) -> str:
     """One broker that joins processes after the other."""
     if request.param == "ipc":

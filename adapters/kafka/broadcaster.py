@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from backplane.adapters.kafka_link import KafkaLink, Target, unavailable
-from backplane.adapters.kafka_producer import KafkaProducer
-from backplane.adapters.kafka_reader import KafkaReader, Pace
-from backplane.adapters.kafka_wire import Security
+from backplane.adapters.kafka.link import KafkaLink, Target, unavailable
+from backplane.adapters.kafka.producer import KafkaProducer
+from backplane.adapters.kafka.reader import KafkaReader, Pace
+from backplane.adapters.kafka.wire import Security
 from backplane.broadcaster import Broadcaster, Capabilities, Options
 from backplane.errors import BrokerError, ConfigurationError
 

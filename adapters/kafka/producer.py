@@ -10,15 +10,15 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from backplane.adapters.kafka_link import unavailable
-from backplane.adapters.kafka_wire import Records, partition_hash, words
+from backplane.adapters.kafka.link import unavailable
+from backplane.adapters.kafka.wire import Records, partition_hash, words
 from backplane.errors import BrokerError, PublishError, PublishOutcomeUnknownError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backplane.adapters.kafka_link import KafkaLink
-    from backplane.adapters.kafka_wire import Connection, Identity
+    from backplane.adapters.kafka.link import KafkaLink
+    from backplane.adapters.kafka.wire import Connection, Identity
 
 __all__ = ["KafkaProducer"]
 

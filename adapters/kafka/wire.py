@@ -1,7 +1,7 @@
 """What is taken from aiokafka: connections, and the requests and answers the adapter needs, with types.
 
 A connection of aiokafka connects, speaks TLS and SASL, agrees on versions and matches answers to requests. Its producer
-and consumer are not used (see `kafka_link`). `AIOKafkaConnection`, `aiokafka.protocol` and `aiokafka.record` are the
+and consumer are not used (see `link`). `AIOKafkaConnection`, `aiokafka.protocol` and `aiokafka.record` are the
 same in 0.13 and 0.14.
 """
 

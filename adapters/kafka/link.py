@@ -22,13 +22,13 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
     UnsupportedSaslMechanismError,
 )
 
-from backplane.adapters.kafka_wire import LATEST, Connection, Topology, words
+from backplane.adapters.kafka.wire import LATEST, Connection, Topology, words
 from backplane.errors import BrokerAuthenticationError, BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from backplane.adapters.kafka_wire import Security
+    from backplane.adapters.kafka.wire import Security
 
 __all__ = ["KafkaLink", "Target", "unavailable"]
 

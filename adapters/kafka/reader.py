@@ -7,15 +7,15 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from backplane.adapters.kafka_link import unavailable
-from backplane.adapters.kafka_wire import EARLIEST, LATEST, UnreadableError, read_records, words
+from backplane.adapters.kafka.link import unavailable
+from backplane.adapters.kafka.wire import EARLIEST, LATEST, UnreadableError, read_records, words
 from backplane.message import ALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from backplane.adapters.kafka_link import KafkaLink
-    from backplane.adapters.kafka_wire import Connection
+    from backplane.adapters.kafka.link import KafkaLink
+    from backplane.adapters.kafka.wire import Connection
     from backplane.broadcaster import Sink
 
 __all__ = ["KafkaReader", "Pace"]
