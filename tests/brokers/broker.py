@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Broker", "BrokerMissingError", "ContainerBroker", "GivenBroker", "ProcessBroker"]
+__all__ = ["Broker", "BrokerMissingError", "ContainerBroker", "GivenBroker", "ProcessBroker", "has_docker"]
 
 
 class BrokerMissingError(Exception):
@@ -209,6 +209,15 @@ class ContainerBroker(Broker):
         container.ports[str(self._inner_port)] = ("127.0.0.1", self.port)
         container.env.update(self.environment())
         return container.with_command(list(self.command()) or None).start()
+
+
+def has_docker(image: str) -> bool:
+    """Whether a Docker engine runs here that could run `image`."""
+    try:
+        _docker_container(image)
+    except BrokerMissingError:
+        return False
+    return True
 
 
 def _docker_container(image: str) -> Any:

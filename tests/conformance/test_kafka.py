@@ -7,6 +7,7 @@ import pytest
 from backplane.testing import BroadcasterConformance, FaultProxy
 from tests.brokers.broker import Broker
 from tests.brokers.kafka import KafkaProcess
+from tests.brokers.kafka_stand_in import KafkaStandIn
 
 
 class TestKafka(BroadcasterConformance):
@@ -20,6 +21,8 @@ class TestKafka(BroadcasterConformance):
     @pytest.fixture
     def url(self, kafka_broker: Broker, topic: str) -> str:
         """The topic on the broker that the whole run shares."""
+        if isinstance(kafka_broker, KafkaStandIn):
+            kafka_broker.create_topic(topic)
         return f"{kafka_broker.url}?topic={topic}"
 
     @pytest.fixture
