@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,24 +19,32 @@ from backplane import (
     Gap,
     Message,
     PayloadTooLargeError,
-    Settings,
     SubscribeError,
 )
 from backplane.broadcaster import Describes, Resumes
 from backplane.registry import broadcaster_from_url
+from backplane.testing.harness import (
+    Members,
+    Worker,
+    cut_repeatedly,
+    next_message,
+    open_files,
+    quick_backplane,
+    reaches_state,
+    run_for_passes,
+    settled,
+    settled_interest,
+    started_worker,
+)
 from backplane.testing.proxy import FaultProxy
 from backplane.testing.recording import RecordingSink
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+    from collections.abc import AsyncIterator
 
-    from backplane import Subscription
     from backplane.broadcaster import Broadcaster
-    from backplane.hub import Hub
-    from backplane.interest import Interest
-    from backplane.supervision import LinkState, Supervisor
 
-__all__ = ["HOSTILE_CHANNELS", "BroadcasterConformance", "Worker"]
+__all__ = ["HOSTILE_CHANNELS", "BroadcasterConformance"]
 
 HOSTILE_CHANNELS = (
     ">",
@@ -67,14 +72,6 @@ HOSTILE_CHANNELS = (
     "x" * 255,
 )
 """Names that a broker could take for more than a name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """A started adapter with the sink it reports to: what one process is to the broker."""
-
-    broadcaster: Broadcaster
-    sink: RecordingSink
 
 
 class BroadcasterConformance:
@@ -110,11 +107,11 @@ class BroadcasterConformance:
     async def two(self, url: str) -> AsyncIterator[tuple[Worker, Worker]]:
         """Two workers; where the adapter does not leave its process, the same one twice."""
         async with AsyncExitStack() as stack:
-            first = await stack.enter_async_context(_worker(url))
+            first = await stack.enter_async_context(started_worker(url))
             if first.broadcaster.capabilities.reach == "process":
                 yield first, first
             else:
-                yield first, await stack.enter_async_context(_worker(url))
+                yield first, await stack.enter_async_context(started_worker(url))
 
     async def test_every_publish_after_subscribe_returned_arrives(self, two: tuple[Worker, Worker]) -> None:
         """When `subscribe` has returned, the very next publish of another worker is delivered."""
@@ -195,7 +192,7 @@ class BroadcasterConformance:
                 await backplane.publish("room", bytes(limit))
             assert raised.value.limit_bytes == limit < raised.value.size_bytes
             await backplane.publish("room", "fits")
-            assert (await _next_message(messages)).data == "fits"
+            assert (await next_message(messages)).data == "fits"
 
     async def test_a_hostile_channel_name_reaches_only_its_own_subscribers(self, two: tuple[Worker, Worker]) -> None:
         """Wildcards, blanks, control characters, braces and any Unicode are plain characters of a name."""
@@ -223,7 +220,7 @@ class BroadcasterConformance:
 
     async def test_reach_is_what_it_says(self, url: str) -> None:
         """An adapter that says `process` is not heard by another one, any other is."""
-        async with _worker(url) as first, _worker(url) as second:
+        async with started_worker(url) as first, started_worker(url) as second:
             await first.broadcaster.subscribe(["room"])
             await second.broadcaster.subscribe(["room"])
             await first.broadcaster.publish("room", b"hello")
@@ -263,7 +260,7 @@ class BroadcasterConformance:
 
     async def test_a_description_is_one_line(self, url: str) -> None:
         """An adapter that can describe its broker does it in one line without secrets, and raises without a link."""
-        async with _worker(url) as worker:
+        async with started_worker(url) as worker:
             broadcaster = worker.broadcaster
             if not isinstance(broadcaster, Describes):
                 pytest.skip("this adapter does not describe its broker: it is no `Describes`")
@@ -276,15 +273,15 @@ class BroadcasterConformance:
 
     async def test_cancelling_at_any_moment_leaks_nothing(self, url: str) -> None:
         """Whichever await of `start`, `subscribe`, `publish` is cancelled, a stop leaves no task and no open file."""
-        await _run_for_passes(self._one_life(broadcaster_from_url(url)), 100)  # what a process opens once is open
-        await _settled()
-        files, tasks = _open_files(), len(asyncio.all_tasks())
+        await run_for_passes(self._one_life(broadcaster_from_url(url)), 100)  # what a process opens once is open
+        await settled()
+        files, tasks = open_files(), len(asyncio.all_tasks())
         for passes in (*range(40), *range(40, 400, 20)):
             broadcaster = broadcaster_from_url(url)
-            await _run_for_passes(self._one_life(broadcaster), passes)
+            await run_for_passes(self._one_life(broadcaster), passes)
             await broadcaster.stop()
-        await _settled()
-        assert (_open_files(), len(asyncio.all_tasks())) == (files, tasks)
+        await settled()
+        assert (open_files(), len(asyncio.all_tasks())) == (files, tasks)
 
     async def test_ten_thousand_channels(self, two: tuple[Worker, Worker]) -> None:
         """10,000 channels are subscribed and each is delivered to; 5,000 dropped again are not."""
@@ -301,16 +298,16 @@ class BroadcasterConformance:
 
     async def test_a_lost_link_heals_with_one_gap(self, brokered_url: str, proxy: FaultProxy) -> None:
         """A cut link comes back by itself, every channel is heard again, one gap on each unless it resumes."""
-        async with proxy, _quick(proxy.url) as backplane, _quick(brokered_url) as outside:
+        async with proxy, quick_backplane(proxy.url) as backplane, quick_backplane(brokered_url) as outside:
             async with backplane.subscribe("one", "two") as messages:
                 await outside.publish("one", "before")
-                assert (await _next_message(messages)).data == "before"
+                assert (await next_message(messages)).data == "before"
                 proxy.refuse()
-                await _state(backplane, "degraded")
+                await reaches_state(backplane, "degraded")
                 with pytest.raises(BrokerUnavailableError):
                     await backplane.publish("one", "during")
                 proxy.heal()
-                await _state(backplane, "live")
+                await reaches_state(backplane, "live")
                 await outside.publish("one", "after one")
                 await outside.publish("two", "after two")
                 expected = [Message] if broadcaster_from_url(brokered_url).capabilities.resumes else [Gap, Message]
@@ -326,13 +323,13 @@ class BroadcasterConformance:
             pytest.skip("what is published while the link is away is lost: capabilities.resumes is False")
         async with (
             proxy,
-            _quick(proxy.url) as backplane,
-            _quick(brokered_url) as outside,
+            quick_backplane(proxy.url) as backplane,
+            quick_backplane(brokered_url) as outside,
             backplane.subscribe("room") as messages,
         ):
             for outage in ("first", "second"):
                 proxy.refuse()
-                await _state(backplane, "degraded")
+                await reaches_state(backplane, "degraded")
                 for number in range(20):
                     await outside.publish("room", f"{outage} {number}")
                 proxy.heal()
@@ -344,23 +341,23 @@ class BroadcasterConformance:
         """A link that is up and carries nothing is found by the delivery probe, rebuilt, and heard from again."""
         async with (
             proxy,
-            _quick(proxy.url, probe_interval_seconds=0.5) as backplane,
-            _quick(brokered_url) as outside,
+            quick_backplane(proxy.url, probe_interval_seconds=0.5) as backplane,
+            quick_backplane(brokered_url) as outside,
             backplane.subscribe("room") as messages,
         ):
             proxy.silence()
-            await _state(backplane, "degraded")
+            await reaches_state(backplane, "degraded")
             proxy.heal()
-            await _state(backplane, "live")
+            await reaches_state(backplane, "live")
             await outside.publish("room", "after")
-            assert (await _next_message(messages)).data == "after"
+            assert (await next_message(messages)).data == "after"
 
     async def test_a_refused_channel_fails_alone(self, url: str, refused_channel: str | None) -> None:
         """A channel the broker refuses raises for whoever asked for it; no other channel of the batch notices."""
         if refused_channel is None:
             pytest.skip("this broker refuses no channel")
         channels = [f"room-{number}" for number in range(20)]
-        async with _worker(url) as worker:
+        async with started_worker(url) as worker:
             with pytest.raises(SubscribeError) as raised:
                 await worker.broadcaster.subscribe([*channels[:7], refused_channel, *channels[7:]])
             assert list(raised.value.refused) == [refused_channel]
@@ -372,18 +369,18 @@ class BroadcasterConformance:
         self, brokered_url: str, proxy: FaultProxy
     ) -> None:
         """Joins and leaves from eight tasks while the link is cut again and again: what is joined is heard."""
-        async with proxy, _quick(proxy.url) as backplane, _quick(brokered_url) as outside:
+        async with proxy, quick_backplane(proxy.url) as backplane, quick_backplane(brokered_url) as outside:
             running = backplane._running  # pyright: ignore[reportPrivateUsage]
             assert running is not None
-            members = _Members()
+            members = Members()
             channels = [[f"{task}-{n}" for n in range(1_250)] for task in range(8)]
             await running.hub.join("barrier", members)
-            cutting = asyncio.create_task(_cut_repeatedly(proxy, running.supervisor, 5))
+            cutting = asyncio.create_task(cut_repeatedly(proxy, running.supervisor, 5))
             async with asyncio.TaskGroup() as group:
                 for seed, names in enumerate(channels):
                     group.create_task(members.churn(running.hub, names, seed, cutting))
             await cutting
-            await _settled_interest(running.interest, {*members.joined, "barrier"})
+            await settled_interest(running.interest, {*members.joined, "barrier"})
             at_the_link = RecordingSink()
             running.hub.deliver = at_the_link.deliver  # type: ignore[method-assign]
             for names in channels:
@@ -407,99 +404,3 @@ class BroadcasterConformance:
         await broadcaster.publish("a", b"x")
         await broadcaster.unsubscribe(["b"])
         await broadcaster.stop()
-
-
-@asynccontextmanager
-async def _worker(url: str) -> AsyncGenerator[Worker]:
-    broadcaster = broadcaster_from_url(url)
-    sink = RecordingSink()
-    await broadcaster.start(sink)
-    try:
-        yield Worker(broadcaster, sink)
-    finally:
-        await broadcaster.stop()
-
-
-def _quick(url: str, *, probe_interval_seconds: float = 30) -> Backplane:
-    settings = Settings(
-        publish_timeout_seconds=1,
-        subscribe_timeout_seconds=30,
-        linger_seconds=0.02,
-        probe_interval_seconds=probe_interval_seconds,
-        max_backoff_seconds=0.2,
-    )
-    return Backplane(url, settings=settings)
-
-
-async def _state(backplane: Backplane, state: LinkState) -> None:
-    async with asyncio.timeout(10):
-        await backplane.wait_for_state(state)
-
-
-async def _next_message(messages: Subscription) -> Message:
-    """Return the next message, past any gap."""
-    async with asyncio.timeout(10):
-        async for item in messages:
-            if isinstance(item, Message):
-                return item
-    raise AssertionError("the subscription ended")
-
-
-async def _run_for_passes(life: Coroutine[None, None, None], passes: int) -> None:
-    """Run `life` for some passes of the event loop, then cancel it."""
-    task = asyncio.create_task(life)
-    for _ in range(passes):
-        await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait([task])
-
-
-async def _settled() -> None:
-    """Let closed transports go: they need some passes of the loop."""
-    for _ in range(20):
-        await asyncio.sleep(0.001)
-
-
-def _open_files() -> int:
-    folder = Path("/proc/self/fd")
-    return len(list(folder.iterdir())) if folder.exists() else 0
-
-
-class _Members:
-    """A subscriber of many channels that knows which it should hear."""
-
-    def __init__(self) -> None:
-        self.token = b"members."
-        self.joined: set[str] = set()
-
-    def offer(self, messages: Sequence[Message]) -> None:
-        """Take nothing: the test listens at the link."""
-
-    def gap(self, gap: Gap) -> None:
-        """Take nothing: gaps are expected here."""
-
-    async def churn(self, hub: Hub, names: Sequence[str], seed: int, until: asyncio.Task[None]) -> None:
-        choose = random.Random(seed)
-        while not until.done():
-            chosen = choose.sample(names, len(names) // 4)
-            for name in self.joined.intersection(chosen):
-                hub.leave(name, self)
-            entering = [name for name in chosen if name not in self.joined]
-            self.joined.difference_update(chosen)
-            await asyncio.gather(*(hub.join(name, self) for name in entering))
-            self.joined.update(entering)
-
-
-async def _cut_repeatedly(proxy: FaultProxy, supervisor: Supervisor, times: int) -> None:
-    for _ in range(times):
-        generation = supervisor.generation
-        proxy.cut()
-        while supervisor.generation == generation or supervisor.state != "live":
-            await supervisor.state_changed()
-
-
-async def _settled_interest(interest: Interest, expected: set[str]) -> None:
-    """Wait until what lingered is dropped and what is wanted is confirmed."""
-    async with asyncio.timeout(10):
-        while set(interest.confirmed) != expected or set(interest.wanted) != expected:  # noqa: ASYNC110  # no event tells
-            await asyncio.sleep(0.01)
