@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 WHEEL_TEST := .cache/wheel-test
 
-.PHONY: help demo brokers test test-unit check format wheel-test clean
+.PHONY: help demo brokers test test-unit chaos check format bench bench-full peers wheel-test clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ test: $(VENV)/.installed-test ## Run all tests; ARGS="-k redis -x"
 test-unit: $(VENV)/.installed-test ## Run the unit tests
 	$(BIN)/pytest tests/unit $(ARGS)
 
+chaos: $(VENV)/.installed-test ## Break brokers and links in every way there is, about five minutes; ARGS="-k redis"
+	$(BIN)/pytest tests/chaos --chaos=full $(ARGS)
+
 check: $(VENV)/.installed-check ## Lint, check types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -35,6 +38,15 @@ check: $(VENV)/.installed-check ## Lint, check types and the direction of import
 format: $(VENV)/.installed-check ## Format, and mend what the linter can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench: $(VENV)/.installed-bench ## Measure for five minutes; ARGS="--output benchmarks/results/today.json"
+	$(BIN)/python -m benchmarks short $(ARGS)
+
+bench-full: $(VENV)/.installed-bench peers ## Measure every scenario on every adapter, beside floors and peers
+	$(BIN)/python -m benchmarks full $(ARGS)
+
+peers: $(VENV)/.installed-bench ## Install the products that backplane is compared with
+	-$(BIN)/python -m benchmarks.peers.install
 
 wheel-test: $(VENV)/.installed-check ## Build the wheel and run the unit tests on it, away from the sources
 	rm -rf $(WHEEL_TEST)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import BrokerUrl, Sink
 
-__all__ = ["RedisBroadcaster", "RedisOptions"]
+__all__ = ["RedisBroadcaster", "RedisOptions", "connect_error", "host_and_port"]
 
 _DEFAULT_PORT: Final = 6379
 
@@ -73,9 +73,10 @@ class RedisBroadcaster(Broadcaster):
 
     def __init__(self, url: BrokerUrl, options: RedisOptions) -> None:
         super().__init__(url, options)
-        self._host, self._port = _host_and_port(url)
-        if url.path.strip("/") and not url.path[1:].isdecimal():
-            raise ConfigurationError(f"redis: the path of the URL is a database number, not {url.path!r}")
+        self._address = ("", 0)
+        self._where = str(url)  # for the words of an error
+        self._database = 0
+        self._read_url()
         self._sink: Sink | None = None
         self._publisher: PublisherLink | None = None
         self._subscriber: SubscriberLink | None = None
@@ -143,6 +144,14 @@ class RedisBroadcaster(Broadcaster):
             return f"Valkey {told['valkey_version']}"
         return f"Redis {told.get('redis_version', '(version not granted)')}"
 
+    def _read_url(self) -> None:
+        """Take from the URL where to connect."""
+        self._address = host_and_port(self.url.netloc, _DEFAULT_PORT)
+        path = self.url.path
+        if path.strip("/") and not path[1:].isdecimal():
+            raise ConfigurationError(f"redis: the path of the URL is a database number, not {path!r}")
+        self._database = int(path.strip("/") or 0)
+
     async def _subscribe(
         self, subscriber: SubscriberLink, channels: dict[bytes, str], names: Sequence[bytes], refused: dict[str, str]
     ) -> None:
@@ -168,7 +177,13 @@ class RedisBroadcaster(Broadcaster):
             return self._subscriber
 
     async def _open(self, link: RedisLink) -> None:
-        connection = self._connection()
+        connection = self._connection(
+            self._address,
+            self.url.username,
+            self.url.password,
+            db=self._database,
+            client_name=self.options.client_name,
+        )
         try:
             async with asyncio.timeout(self.options.connect_timeout_seconds):
                 await connection.connect()  # type: ignore[no-untyped-call]
@@ -176,22 +191,24 @@ class RedisBroadcaster(Broadcaster):
                 await link.check()
         except TimeoutError:
             abort(connection)
-            raise unavailable(f"{self.url} did not answer within {self.options.connect_timeout_seconds:g} s") from None
+            raise unavailable(
+                f"{self._where} did not answer within {self.options.connect_timeout_seconds:g} s"
+            ) from None
         except (RedisError, OSError) as error:
             abort(connection)
-            raise _connect_error(error, self.url) from error
+            raise connect_error(error, self._where) from error
         except BaseException:
             abort(connection)
             raise
 
-    def _connection(self) -> Connection:
+    def _connection(
+        self, address: tuple[str, int], username: str | None, password: str | None, **more: object
+    ) -> Connection:
         settings: dict[str, Any] = {
-            "host": self._host,
-            "port": self._port,
-            "username": self.url.username,
-            "password": self.url.password,
-            "db": int(self.url.path.strip("/") or 0),
-            "client_name": self.options.client_name,
+            "host": address[0],
+            "port": address[1],
+            "username": username,
+            "password": password,
             # RESP2: every server speaks it, and a reply tells itself apart from a message.
             "protocol": 2,
             "socket_connect_timeout": self.options.connect_timeout_seconds,
@@ -199,8 +216,9 @@ class RedisBroadcaster(Broadcaster):
             "socket_keepalive": True,
             # redis-py 8 would try ten times for four seconds, a wrong password too.
             "retry": Retry(NoBackoff(), 0),
+            **more,
         }
-        if self.url.scheme != "rediss":
+        if not self.url.scheme.startswith("rediss"):
             return Connection(**settings)
         tls = {name: value for name, value in self.options.model_dump().items() if name.startswith("ssl_")}
         return SSLConnection(**settings, **tls)
@@ -213,22 +231,28 @@ class RedisBroadcaster(Broadcaster):
             self._sink.lost(error)
 
 
-def _host_and_port(url: BrokerUrl) -> tuple[str, int]:
+def host_and_port(text: str, default_port: int) -> tuple[str, int]:
+    """Split `host:port`, either of which may be missing.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
     try:
-        parts = urlsplit(f"//{url.netloc}")
-        return parts.hostname or "localhost", parts.port or _DEFAULT_PORT
+        parts = urlsplit(f"//{text}")
+        return parts.hostname or "localhost", parts.port or default_port
     except ValueError as error:
-        raise ConfigurationError(f"redis: {url.netloc!r} is not host:port: {error}") from None
+        raise ConfigurationError(f"redis: {text!r} is not host:port: {error}") from None
 
 
-def _connect_error(error: Exception, url: BrokerUrl) -> BrokerError:
+def connect_error(error: Exception, where: str) -> BrokerError:
+    """Return what to raise for an error of redis-py, or of the system, while connecting to `where`."""
     if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
-        return BrokerAuthenticationError(f"{url} refused the credentials: {error}", adapter="redis")
+        return BrokerAuthenticationError(f"{where} refused the credentials: {error}", adapter="redis")
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return BrokerError(
-                f"{url} shows a certificate that is not trusted: {cause}", adapter="redis", retriable=False
+                f"{where} shows a certificate that is not trusted: {cause}", adapter="redis", retriable=False
             )
         cause = cause.__cause__ or cause.__context__
-    return BrokerUnavailableError(f"cannot reach {url}: {error}", adapter="redis")
+    return BrokerUnavailableError(f"cannot reach {where}: {error}", adapter="redis")

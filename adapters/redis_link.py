@@ -159,15 +159,28 @@ class PublisherLink(RedisLink):
         Raises:
             BrokerUnavailableError: The link ended.
         """
+        told = await self._ask(b"INFO", b"server")
+        return told.decode(errors="replace") if isinstance(told, bytes) else ""
+
+    async def role(self) -> str:
+        """Return the first word of `ROLE`, `master` or `slave`, or nothing where the server does not say it.
+
+        Raises:
+            BrokerUnavailableError: The link ended.
+        """
+        told = await self._ask(b"ROLE")
+        return "" if told is None else str(told[0], "ascii")
+
+    async def _ask(self, verb: bytes, *words: bytes) -> Any:
+        """Return the answer, `None` where the server refuses: NOPERM, or a command that was renamed."""
         if not self.is_open:
             raise unavailable("the link is lost")
         try:
-            told = await self._send(_pack(b"INFO", [b"server"]), 0)
+            return await self._send(_pack(verb, list(words)), 0)
         except PublishOutcomeUnknownError as error:
-            raise unavailable("the link ended before the server said what it is") from error
-        except PublishError:  # NOPERM, or a command that was renamed
-            return ""
-        return told.decode(errors="replace") if isinstance(told, bytes) else ""
+            raise unavailable(f"the link ended before the server answered {verb.decode()}") from error
+        except PublishError:
+            return None
 
     def _send(self, command: bytes, size: int) -> asyncio.Future[Any]:
         """Send `command` with all others of this pass of the event loop; its reply is the future's result."""

@@ -1,6 +1,8 @@
 """Pub/sub backplane for FastAPI and Starlette WebSockets: publish anywhere, reach every socket of every worker."""
 
-from backplane.connection import CloseCode, Connection
+from backplane.closing import CloseCode
+from backplane.conduct import SlowConsumer
+from backplane.connection import Connection
 from backplane.core import Backplane
 from backplane.errors import (
     BackplaneError,
@@ -11,18 +13,27 @@ from backplane.errors import (
     ConfigurationError,
     InvalidChannelError,
     InvalidDataError,
+    InvalidMessageError,
+    JoinRefusedError,
     LifecycleError,
     MissingDependencyError,
     NotStartedError,
+    OriginRefusedError,
     PayloadTooLargeError,
     PublishError,
     PublishOutcomeUnknownError,
+    RefusedError,
     SlowConsumerError,
     SubscribeError,
+    TooManyChannelsError,
+    TooManyConnectionsError,
 )
+from backplane.health import Health
+from backplane.limits import Limits
 from backplane.message import Gap, Message, Position
 from backplane.settings import Settings
 from backplane.subscription import Subscription
+from backplane.supervision import StateChange
 
 __all__ = [
     "Backplane",
@@ -35,18 +46,28 @@ __all__ = [
     "ConfigurationError",
     "Connection",
     "Gap",
+    "Health",
     "InvalidChannelError",
     "InvalidDataError",
+    "InvalidMessageError",
+    "JoinRefusedError",
     "LifecycleError",
+    "Limits",
     "Message",
     "MissingDependencyError",
     "NotStartedError",
+    "OriginRefusedError",
     "PayloadTooLargeError",
     "Position",
     "PublishError",
     "PublishOutcomeUnknownError",
+    "RefusedError",
     "Settings",
+    "SlowConsumer",
     "SlowConsumerError",
+    "StateChange",
     "SubscribeError",
     "Subscription",
+    "TooManyChannelsError",
+    "TooManyConnectionsError",
 ]

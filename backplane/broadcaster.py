@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from backplane.errors import BrokerError
     from backplane.message import All, Position
 
-__all__ = ["Broadcaster", "BrokerUrl", "Capabilities", "Describes", "Options", "Resumes", "Sink"]
+__all__ = ["Broadcaster", "BrokerUrl", "Capabilities", "Checks", "Describes", "Options", "Resumes", "Sink"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +186,28 @@ class Broadcaster(ABC):
         Raises:
             BrokerUnavailableError: The link is gone, and with it every subscription.
         """
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """An optional ability of a `Broadcaster`: to see that a link which carries leads to the wrong place all the same.
+
+    For brokers where a server that was replaced goes on answering whoever stayed on it: the probe of the core comes
+    back there, and nobody else hears it. To have the method announces it.
+    """
+
+    async def check(self) -> None:
+        """Say whether this link still leads to the right place; raises where it does not.
+
+        Called between `start` and `stop`, once per probe interval, while messages flow. It asks over the link that
+        stands, or beside it, and changes nothing there; the core bounds the time by cancelling. Where the answer cannot
+        be had it returns: that a link is silent is for the probe to find. After it has raised the core rebuilds the
+        link as if it were lost.
+
+        Raises:
+            BrokerUnavailableError: It leads elsewhere, or it is gone.
+        """
+        ...
 
 
 @runtime_checkable

@@ -1,48 +1,52 @@
-"""One client: outbox to socket, receive, close. Knows no web framework; `Socket` is what it needs of one."""
+"""One client: receive, limits, its tasks, its end. Knows no web framework; `Socket` is what it needs of one."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+import time
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar, overload
 
+from backplane.batch import Batch
+from backplane.closing import CloseCode
 from backplane.codec import plain
+from backplane.conduct import Conduct, SlowConsumer
+from backplane.errors import InvalidMessageError, JoinRefusedError, TooManyChannelsError
 from backplane.member import Member
-from backplane.message import Gap, Message
+from backplane.message import Message
+from backplane.outbox import Rule
+from backplane.outgoing import LaneOutgoing, Outgoing, PlainOutgoing, SocketGoneError
+from backplane.rate import TokenBucket
+from backplane.typed import parse
+from backplane.watch import Lifetime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from backplane.hub import Hub
-    from backplane.outbox import Outbox
+    from backplane.lane import Lane
+    from backplane.message import Gap
+    from backplane.outbox import DropReason, FullPolicy, Outbox
 
-__all__ = ["CloseCode", "Connection", "Socket", "SocketGoneError"]
+__all__ = ["Connection", "Socket"]
 
 logger = logging.getLogger("backplane.connection")
+
+_ModelT = TypeVar("_ModelT")
+_ResultT = TypeVar("_ResultT")
 
 # A client that does not read does not read a close frame either.
 _CLOSE_SECONDS: Final = 1.0
 
 
-class CloseCode:
-    """Close codes this package sends (RFC 6455 section 7.4.1 and the IANA registry)."""
-
-    NORMAL: Final = 1000
-    """The handler ended."""
-    INTERNAL_ERROR: Final = 1011
-    """The handler raised."""
-    SERVICE_RESTART: Final = 1012
-    """The worker ends: reconnect, after a random pause, to another one."""
-    TRY_AGAIN_LATER: Final = 1013
-    """The client was further behind than its outbox allows: reconnect and reload."""
-
-
-class SocketGoneError(Exception):
-    """The client is gone. Never leaves this package: a client that went away is an ordinary end."""
-
-
 class Socket(Protocol):
     """An accepted WebSocket, or one about to be."""
+
+    @property
+    def lane(self) -> Lane | None:
+        """The server's direct lane, where it has one."""
+        ...
 
     async def send(self, data: str | bytes) -> None:
         """Send one message; waits while the client does not read.
@@ -65,35 +69,104 @@ class Connection(Member):
     """One client, for as long as `Backplane.connect` is entered.
 
     Iterating yields what the client says, `str` or `bytes`, and ends when either side closed. What is published to its
-    channels is sent to it in order per channel, whether the handler iterates or not, but its end is only noticed while
-    iterating or sending.
+    channels is sent to it in order per channel, whether the handler iterates or not.
 
     Not safe to use from another thread.
+
+    Attributes:
+        context: What `connect(context=...)` was given: the application's own, such as the user.
+        lifetime: Its times; `backplane.watch` looks at them.
     """
 
     __slots__ = (
+        "_bucket",
         "_close_with",
         "_closing",
+        "_conduct",
         "_open",
         "_outbox",
+        "_outgoing",
         "_receiving",
-        "_sending",
+        "_retiring",
+        "_retiring_with",
         "_socket",
+        "_tasks",
+        "context",
+        "lifetime",
     )
 
-    def __init__(self, socket: Socket, hub: Hub, outbox: Outbox) -> None:
+    def __init__(
+        self, socket: Socket, hub: Hub, outbox: Outbox, conduct: Conduct | None = None, *, context: Any = None
+    ) -> None:
         super().__init__(hub)
+        self.context = context
         self._socket = socket
         self._outbox = outbox
+        self._conduct = conduct or Conduct()
+        lane = socket.lane
+        self._outgoing: Outgoing = (
+            PlainOutgoing(outbox, self, socket.send) if lane is None else LaneOutgoing(outbox, self, lane)
+        )
+        outbox.on_drop = self._dropped
+        self.lifetime = Lifetime(asyncio.get_running_loop().time())
+        limits = self._conduct.limits
+        rate = limits.max_messages_per_second
+        burst = limits.max_burst or max(1, round(2 * (rate or 0)))
+        self._bucket = None if rate is None else TokenBucket(rate, burst)
         self._open = False
         self._close_with: tuple[int, str] | None = None  # asked for before the handshake was done
-        self._sending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._retiring: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        self._retiring_with: int = CloseCode.NORMAL
         self._receiving: asyncio.Timeout | None = None
+        self._tasks: set[asyncio.Task[Any]] | None = None
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "open" if self._open else "joining"
         return f"<Connection {self.id} {state} channels={list(self._channels)}>"
+
+    async def join(
+        self,
+        channel: str,
+        *,
+        when_full: FullPolicy | None = None,
+        latest_by: Callable[[Message], object] | None = None,
+    ) -> None:
+        """Receive what is published to `channel`; once this returns no later publish is missed without a gap.
+
+        Joining again changes nothing but the policy. Cancelling leaves the channel unjoined.
+
+        Args:
+            channel: What to hear.
+            when_full: What happens to this channel's messages when the client is too slow; defaults to what the
+                connection was made with.
+            latest_by: With `latest`, what tells the messages of the channel apart; see `backplane.outbox.Rule`.
+
+        Raises:
+            InvalidChannelError: The name is not legal.
+            JoinRefusedError: The application's `authorize` said no.
+            TooManyChannelsError: It has joined as many as are allowed.
+            SubscribeError: The broker refused it.
+            BrokerUnavailableError: The broker did not confirm in time.
+            ClosedError: It has ended.
+        """
+        rule = (
+            None
+            if when_full is None and latest_by is None
+            else Rule(when_full=when_full or "latest", latest_by=latest_by)
+        )
+        most = self._conduct.limits.max_channels
+        if most is not None and len(self._channels) >= most and channel not in self._channels:
+            self._conduct.counts["refused_channels"] += 1
+            raise TooManyChannelsError(f"a connection may join {most:,} channels: Limits(max_channels=...)")
+        await self._check_authorized(channel)
+        await super().join(channel)
+        self._outbox.set_rule(channel, rule)
+
+    async def leave(self, channel: str) -> None:
+        """Receive nothing more of `channel`; what waits still comes. Leaving what was not joined changes nothing."""
+        await super().leave(channel)
+        self._outbox.set_rule(channel, None)
 
     async def send(self, data: object) -> None:
         """Send `data` to this client alone, behind what already waits for it; returns when the server has taken it.
@@ -104,9 +177,8 @@ class Connection(Member):
         Raises:
             InvalidDataError: `data` is none of these.
         """
-        self.offer([Message(channel="", data=plain(data))])
-        if self._sending is not None:
-            await asyncio.wait([self._sending])
+        self.offer(Batch(Message(channel="", data=plain(data))))
+        await self._outgoing.sent()
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close with `code`; iteration ends, what still waits is dropped. Closing again changes nothing."""
@@ -114,36 +186,136 @@ class Connection(Member):
         if self._closing is not None:
             await asyncio.wait([self._closing])
 
+    def expire_at(self, moment: float | None) -> None:
+        """Close with code 4001 at `moment`, in seconds since the epoch, as in a token's `exp`; `None`: never.
+
+        Call it again when the client has shown a new token.
+        """
+        loop = asyncio.get_running_loop()
+        self.lifetime.expires_at = None if moment is None else loop.time() + moment - time.time()
+        if self._open and not self._ended:
+            self.lifetime.due = self.lifetime.next_due(loop.time(), self._conduct.limits)
+            self._conduct.watch.put(self)
+
+    def spawn(self, work: Coroutine[Any, Any, _ResultT], *, name: str | None = None) -> asyncio.Task[_ResultT]:
+        """Run `work` beside the handler until it is done or the connection ends; then it is cancelled and awaited.
+
+        An error in it is logged, and closes the connection with code 1011.
+        """
+        try:
+            self._check_not_ended()
+        except BaseException:
+            work.close()
+            raise
+        task = asyncio.create_task(work, name=name or f"backplane-connection-{self.id}")
+        if self._tasks is None:
+            self._tasks = set()
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    @overload
+    async def receive(self) -> str | bytes | None: ...
+    @overload
+    async def receive(self, model: type[_ModelT]) -> _ModelT | None: ...
+    async def receive(self, model: type[_ModelT] | None = None) -> _ModelT | str | bytes | None:
+        """Return the client's next message, as it is or as `model`; `None` when the connection has ended.
+
+        Raises:
+            InvalidMessageError: It does not validate; `error.answer` is fit to be sent back. The connection lives on.
+        """
+        data = await self._next()
+        return data if model is None or data is None else parse(model, data)
+
+    async def iter(
+        self, model: type[_ModelT], *, on_invalid: Literal["answer", "close"] = "answer"
+    ) -> AsyncIterator[_ModelT]:
+        """Yield what the client says as `model`, until either side closes.
+
+        Args:
+            model: Anything pydantic can validate.
+            on_invalid: What happens to a message that does not validate: `answer` sends back what is wrong and goes on,
+                `close` ends the connection with code 1007.
+        """
+        while (data := await self._next()) is not None:
+            try:
+                parsed = parse(model, data)
+            except InvalidMessageError as error:
+                self._conduct.counts["invalid_messages"] += 1
+                if on_invalid == "close":
+                    await self.close(CloseCode.INVALID_DATA, "invalid message")
+                else:
+                    await self.send(error.answer)
+            else:
+                yield parsed
+
     def __aiter__(self) -> AsyncIterator[str | bytes]:
         return self
 
     async def __anext__(self) -> str | bytes:
-        data = None if self._ended else await self._receive()
+        data = await self._next()
         if data is None:
-            self._end()
             raise StopAsyncIteration
         return data
 
-    def offer(self, messages: Sequence[Message]) -> None:
+    def offer(self, batch: Batch, /) -> None:
         """Take messages for the client: the hub's side."""
-        if self._ended:
-            return None
-        for message in messages:
-            if not self._outbox.offer(message):
-                logger.warning("connection %s is too slow for channel %r: closing it", self.id, message.channel)
-                return self.end(CloseCode.TRY_AGAIN_LATER, "too slow")
-        self._start_sending()
+        self._outgoing.offer(batch)
 
     def gap(self, gap: Gap) -> None:
         """Learn that messages may be missing: the hub's side."""
-        logger.debug("gap for connection %s on channel %r: %s", self.id, gap.channel, gap.reason)
+        if self._ended or self._retiring is not None:
+            return
+        on_gap = self._conduct.on_gap
+        if on_gap == "close":
+            return self._reload(gap)
+        try:
+            answer = on_gap(gap)
+            data = None if answer is None else plain(answer)
+        except Exception:
+            logger.exception("on_gap failed for channel %r: closing connection %s", gap.channel, self.id)
+            return self._reload(gap)
+        if data is not None:
+            self.offer(Batch(Message(channel="", data=data)))
+
+    def too_slow(self, item: Message | Gap) -> None:
+        """The outbox is full: cut the client."""
+        logger.warning("connection %s is too slow for channel %r: closing it", self.id, item.channel)
+        self._conduct.counts["closed_slow"] += 1
+        self._tell_slow(item, "closed")
+        self.end(CloseCode.TRY_AGAIN_LATER, "too slow")
+
+    def send_failed(self, error: Exception) -> None:
+        """The client is gone: the end."""
+        if not isinstance(error, SocketGoneError):
+            logger.error("connection %s failed to send", self.id, exc_info=error)
+        self._end()
+
+    def client_gone(self) -> None:
+        """Nothing can be sent any more; what the client has said before is still there to be received."""
+        self._hear_nothing()
+        self._conduct.watch.remove(self)
+
+    def look_after(self, now: float, /) -> None:
+        """Do what is due: end it at a limit, or ask for a sign."""
+        limits = self._conduct.limits
+        code = self.lifetime.ended_by(now, limits)
+        if code is not None:
+            self.lifetime.due = float("inf")
+            return self._end_by_limit(code, code.name.lower().replace("_", " "))
+        if limits.heartbeat_seconds is not None:
+            self._heartbeat(now, limits.heartbeat_seconds)
+        self.lifetime.due = self.lifetime.next_due(now, limits)
 
     def opened(self) -> None:
         """The handshake is done: what waited since the joins may go, a close too."""
         self._open = True
         if self._close_with is not None:
             self._closing = asyncio.create_task(self._close_socket(*self._close_with))
-        self._start_sending()
+            return
+        self._outgoing.open()
+        self.lifetime.begin(asyncio.get_running_loop().time(), self._conduct.limits)
+        self._conduct.watch.put(self)
 
     def end(self, code: int, reason: str) -> None:
         """Close without waiting: iteration ends, and the close frame is sent if the client still reads."""
@@ -155,54 +327,149 @@ class Connection(Member):
         else:
             self._close_with = (code, reason)
 
+    def retire(self, code: int, reason: str) -> None:
+        """Send what waits, for a second at most, then close: an end that is nobody's fault."""
+        if self._ended or isinstance(self._retiring, asyncio.Task):
+            return
+        if self._retiring is not None:
+            self._retiring.cancel()
+        self._retiring_with = code
+        self._retiring = asyncio.create_task(self._retire(code, reason))
+
     async def finish(self, code: int) -> None:
-        """Flush what waits, close, and await every task: the end of the handler."""
+        """End the tasks beside the handler, flush what waits, close, and await all of it: the end of the handler."""
         try:
-            if not self._ended and self._sending is not None:
-                await asyncio.wait([self._sending], timeout=_CLOSE_SECONDS)
+            await self._cancel_tasks()
+            if not self._ended and self._outgoing.is_waiting:
+                await self._flush()
+            if code == CloseCode.NORMAL and self._retiring is not None:  # the client has still to be told why
+                code = self._retiring_with
             self.end(code, "")
-            tasks = [task for task in (self._sending, self._closing) if task is not None]
+            tasks = [task for task in (self._retiring, self._closing) if isinstance(task, asyncio.Task)]
             if tasks:
                 await asyncio.wait(tasks)
+            await self._outgoing.sent()
         except asyncio.CancelledError:
-            self.abandon()
+            await self.abandon()
             raise
 
-    def abandon(self) -> None:
+    async def abandon(self) -> None:
         """End at once, without a word to the client: the handler was cancelled."""
         self._end()
         if self._closing is not None:
             self._closing.cancel()
+        await self._cancel_tasks()
+
+    async def _check_authorized(self, channel: str) -> None:
+        authorize = self._conduct.authorize
+        if authorize is None:
+            return
+        answer = authorize(self, channel)
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if not answer:
+            self._conduct.counts["refused_joins"] += 1
+            raise JoinRefusedError(f"this connection may not join channel {channel!r}")
+
+    async def _next(self) -> str | bytes | None:
+        """Return what the client says next, within its limits; `None` at the end, which it brings about."""
+        data = None if self._ended else await self._receive()
+        if data is None:
+            self._end()
+            return None
+        limits, now = self._conduct.limits, asyncio.get_running_loop().time()
+        self.lifetime.said_at = now
+        if limits.max_message_bytes is not None and len(data) > limits.max_message_bytes:
+            self._end_by_limit(CloseCode.TOO_BIG, f"at most {limits.max_message_bytes} bytes")
+        elif self._bucket is not None and not self._bucket.take(now):
+            self._end_by_limit(CloseCode.TOO_MANY_MESSAGES, "too many messages")
+        return None if self._ended else data
+
+    def _end_by_limit(self, code: CloseCode, reason: str) -> None:
+        logger.info("closing connection %s: %s", self.id, reason)
+        self._conduct.counts[f"closed_{code.name.lower()}"] += 1
+        self.end(code, reason)
+
+    def _heartbeat(self, now: float, interval: float) -> None:
+        lane, lifetime = self._socket.lane, self.lifetime
+        message = self._conduct.limits.heartbeat_message
+        if lane is not None:
+            heard, listening = lane.last_heard, lane.reading
+        else:  # without a handler that receives, nothing a client says is seen
+            heard, listening = lifetime.said_at, message is not None and self._receiving is not None
+        if not listening:
+            lifetime.asked_at = None
+        elif lifetime.asked_at is not None and heard < lifetime.asked_at:
+            self._give_up()
+        elif now - heard < interval / 2:
+            lifetime.asked_at = None
+        else:
+            lifetime.asked_at = now
+            if lane is not None:
+                lane.ping()
+            else:
+                self.offer(Batch(Message(channel="", data=plain(message))))
+
+    def _give_up(self) -> None:
+        """The client has vanished: nothing tells the other side of a broken line."""
+        self._end_by_limit(CloseCode.SILENT, "no answer to heartbeats")
+        if self._socket.lane is not None:
+            self._socket.lane.abort()
+
+    def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
+        self._conduct.counts[reason] += 1
+        if reason != "replaced" and not self._outbox.behind:  # once for each stretch
+            self._tell_slow(item, reason)
+
+    def _tell_slow(self, item: Message | Gap, action: str) -> None:
+        on_slow = self._conduct.on_slow
+        if on_slow is None:
+            return
+        slow = SlowConsumer(
+            connection=self,
+            channel=item.channel,
+            action=action,
+            waiting_messages=len(self._outbox),
+            waiting_bytes=self._outbox.size_bytes,
+        )
+        try:
+            on_slow(slow)
+        except Exception:
+            logger.exception("on_slow failed")
 
     def _end(self) -> None:
         if self._ended:
             return
         self._leave_all()
-        self._outbox.clear()
-        if self._sending is not None:
-            self._sending.cancel()
+        self._outgoing.close()
+        self._conduct.watch.remove(self)
+        if self._retiring is not None:
+            self._retiring.cancel()
         if self._receiving is not None:
             self._receiving.reschedule(0)
 
-    def _start_sending(self) -> None:
-        if self._open and self._sending is None and len(self._outbox):
-            self._sending = asyncio.create_task(self._send_waiting())
+    def _reload(self, gap: Gap) -> None:
+        """Hear nothing more, and close when it is this connection's turn: not all clients come back at once."""
+        logger.info("closing connection %s, to reload: %s", self.id, gap.reason)
+        self._hear_nothing()
+        seconds = self._conduct.reload_seconds()
+        self._retiring_with = CloseCode.MESSAGES_MISSED
+        self._retiring = asyncio.get_running_loop().call_later(
+            seconds, self.retire, CloseCode.MESSAGES_MISSED, "messages may have been missed: reload"
+        )
 
-    async def _send_waiting(self) -> None:
-        """Send until nothing waits. A task exists only for as long as this takes."""
+    async def _retire(self, code: int, reason: str) -> None:
+        self._hear_nothing()
+        await self._flush()
+        self._retiring = None  # nothing waits any more: `end` has no one to cancel
+        self.end(code, reason)
+
+    async def _flush(self) -> None:
         try:
-            while (item := self._outbox.take()) is not None:
-                if isinstance(item, Message):
-                    await self._socket.send(item.data)
-        except SocketGoneError:
-            self._sending = None
-            self._end()
-        except Exception:
-            logger.exception("connection %s failed to send", self.id)
-            self._sending = None
-            self._end()
-        finally:
-            self._sending = None
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._outgoing.sent()
+        except TimeoutError:
+            logger.debug("connection %s does not read what waits for it", self.id)
 
     async def _receive(self) -> str | bytes | None:
         try:
@@ -224,3 +491,17 @@ class Connection(Member):
             logger.debug("connection %s does not read its close frame", self.id)
         except Exception:
             logger.exception("connection %s failed to close", self.id)
+
+    async def _cancel_tasks(self) -> None:
+        if not self._tasks:
+            return
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        if self._tasks is not None:
+            self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a task of connection %s failed: closing it", self.id, exc_info=error)
+            self.end(CloseCode.INTERNAL_ERROR, "")

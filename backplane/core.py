@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from backplane.channels import validate_channel
+from backplane.closing import CloseCode
 from backplane.codec import encode
-from backplane.connection import CloseCode, Connection
+from backplane.conduct import Conduct
+from backplane.connection import Connection
 from backplane.deployment import warn_if_isolated
-from backplane.errors import ClosedError, InvalidDataError, LifecycleError, NotStartedError, PayloadTooLargeError
-from backplane.hub import Hub
-from backplane.interest import Interest
+from backplane.drain import draining_on_sigterm
+from backplane.errors import (
+    ClosedError,
+    InvalidDataError,
+    LifecycleError,
+    NotStartedError,
+    OriginRefusedError,
+    PayloadTooLargeError,
+)
+from backplane.health import Health
+from backplane.limits import Limits
+from backplane.origins import OriginRule
 from backplane.outbox import FullPolicy, Outbox
 from backplane.registry import broadcaster_from_url
+from backplane.running import Running
 from backplane.settings import Settings
 from backplane.subscription import Subscription
-from backplane.supervision import LinkState, Supervisor
+from backplane.typed import TypedChannel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable
 
+    from pydantic import TypeAdapter
+    from starlette.requests import Request
+    from starlette.responses import Response
     from starlette.websockets import WebSocket
 
+    from backplane.conduct import Authorize, OnGap, OnSlow
+    from backplane.origins import AllowedOrigins
+    from backplane.supervision import LinkState, StateChange
+
 __all__ = ["Backplane"]
+
+logger = logging.getLogger("backplane.core")
+
+_ModelT = TypeVar("_ModelT")
 
 
 class Backplane:
@@ -42,16 +66,36 @@ class Backplane:
         url: The broker, such as `redis://localhost:6379`; its query string holds the adapter's options. Defaults to the
             environment variable `BACKPLANE_URL`, else `memory://`.
         settings: Times and bounds; see `Settings` for each with its default.
+        limits: How clients are kept alive and what they may do, where `connect` does not say otherwise; see `Limits`
+            for each with its default.
+        allowed_origins: The pages of which sites may connect: by default those of this host alone. A list such as
+            `["https://shop.example"]` replaces that, `"*"` allows all; see `backplane.origins.AllowedOrigins`.
+        on_gap: What clients are told when messages may be missing, where `connect` does not say otherwise: `close`
+            (default) ends them with code 4000, "reconnect and reload"; see `backplane.conduct.OnGap`.
 
     Raises:
-        ConfigurationError: The URL or a setting is wrong; the message says what is known.
+        ConfigurationError: The URL, a setting or an origin is wrong; the message says what is known.
         MissingDependencyError: The adapter's client library is not installed.
     """
 
-    def __init__(self, url: str | None = None, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        limits: Limits | None = None,
+        allowed_origins: AllowedOrigins = None,
+        on_gap: OnGap = "close",
+    ) -> None:
         self._settings = settings or Settings()
+        self._limits = limits or Limits()
+        self._origins = OriginRule(allowed_origins)
+        self._on_gap: OnGap = on_gap
+        self._authorize: Authorize | None = None
+        self._on_slow: OnSlow | None = None
+        self._state_callbacks: list[Callable[[StateChange], object]] = []
         self._broadcaster = broadcaster_from_url(url or os.environ.get("BACKPLANE_URL") or "memory://")
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._was_started = False
 
@@ -68,6 +112,52 @@ class Backplane:
         """How the link to the broker is; `closed` while not started."""
         return self._running.supervisor.state if self._running else "closed"
 
+    def on_state(self, callback: Callable[[StateChange], object]) -> Callable[[StateChange], object]:
+        """Call `callback` on every change of the link's state, from now on: `@backplane.on_state`.
+
+        It is called at once, in the event loop, and must not block; what it raises is logged.
+        """
+        self._state_callbacks.append(callback)
+        return callback
+
+    def on_slow(self, callback: OnSlow) -> OnSlow:
+        """Call `callback` with a `SlowConsumer` whenever a client begins to be too slow: `@backplane.on_slow`.
+
+        Once for each stretch, and again when the client is closed for it. It is called in the event loop and must not
+        block; what it raises is logged. Set it before the first client connects.
+        """
+        self._on_slow = callback
+        return callback
+
+    def authorize(self, callback: Authorize) -> Authorize:
+        """Ask `callback(connection, channel)` at every join whether it may be: `@backplane.authorize`.
+
+        A function or a coroutine function that returns whether it may. A no raises `JoinRefusedError`, before the
+        handshake an HTTP 403. `connection.context` is what `connect(context=...)` was given. Set it before the first
+        client connects.
+        """
+        self._authorize = callback
+        return callback
+
+    def statistics(self) -> dict[str, int]:
+        """Return what was counted since the start; empty while not running.
+
+        `delivered` (messages handed to subscribers, once each), `malformed`, `gaps`, and, where they happened: of slow
+        clients `dropped_oldest`, `dropped_newest`, `replaced`, `closed_slow`; of refusals `refused_origins`,
+        `refused_connections`, `refused_joins`, `refused_channels`; of limits `closed_idle`, `closed_max_age`,
+        `closed_expired`, `closed_silent`, `closed_too_big`, `closed_too_many_messages`; `invalid_messages`.
+        """
+        if self._running is None:
+            return {}
+        hub = self._running.hub
+        return {"delivered": hub.delivered, "malformed": hub.malformed, "gaps": hub.gaps, **self._running.counts}
+
+    async def health(self) -> Health:
+        """Return how this worker is; works at any time. `backplane.routes.health_routes` serves it over HTTP."""
+        if self._running is None:
+            return Health(live=True, ready=False, state="closed")
+        return self._running.health()
+
     async def wait_for_state(self, state: LinkState) -> None:
         """Wait until the link to the broker is in `state`. A state that passes at once can be missed.
 
@@ -81,7 +171,7 @@ class Backplane:
             await supervisor.state_changed()
 
     async def start(self) -> None:
-        """Connect to the broker.
+        """Connect to the broker; with the setting `start="lazy"` come up without it where it is away.
 
         Raises:
             BrokerError: The broker could not be reached within `start_timeout_seconds`, or it refused.
@@ -89,7 +179,7 @@ class Backplane:
         """
         if self._running is not None:
             raise LifecycleError("this Backplane is started already; a second one needs an object of its own")
-        running = _Running(self._broadcaster, self._settings)
+        running = Running(self._broadcaster, self._settings, self._tell_state)
         self._running = running
         try:
             await running.supervisor.start()
@@ -99,8 +189,20 @@ class Backplane:
         self._was_started = True
         warn_if_isolated(self._broadcaster.capabilities, self.url)
 
+    async def drain(self) -> None:
+        """Prepare the end: not ready, no new clients, those that are there closed with 1012 over `drain_seconds`.
+
+        Publishing and `subscribe` go on until `stop`. Under Uvicorn, by itself or below Gunicorn, SIGTERM does this
+        before the server acts; elsewhere call it yourself where the server lets you.
+        """
+        if self._running is not None:
+            await self._running.drain()
+
     async def stop(self) -> None:
-        """End every connection (code 1012) and subscription and close the link. Stopping again changes nothing."""
+        """End every connection (code 1012) and subscription and close the link. Stopping again changes nothing.
+
+        Publishes in flight are answered first, and what `outage="buffer"` keeps is sent where the broker is there.
+        """
         running, self._running = self._running, None
         if running is not None:
             self._stopping = asyncio.create_task(running.stop())
@@ -118,12 +220,13 @@ class Backplane:
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncGenerator[dict[str, Any]]:
-        """Run for as long as the application: `FastAPI(lifespan=backplane.lifespan)`.
+        """Run for as long as the application: `FastAPI(lifespan=backplane.lifespan)`; on SIGTERM `drain` first.
 
         Puts itself into the lifespan state, where `backplane.lifespan.get_backplane` finds it.
         """
         async with self:
-            yield {"backplane": self}
+            with draining_on_sigterm(self.drain):
+                yield {"backplane": self}
 
     async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
         """Publish `data` to every subscriber of `channel`, on every worker.
@@ -140,7 +243,8 @@ class Backplane:
             InvalidChannelError: The name is not legal.
             InvalidDataError: `data` is neither text, nor bytes, nor anything JSON.
             PayloadTooLargeError: It is over the adapter's limit; nothing was sent.
-            BrokerUnavailableError: The broker was away for `publish_timeout_seconds`; certainly not published.
+            BrokerUnavailableError: The broker was away for `publish_timeout_seconds`, or the buffer of
+                `outage="buffer"` is full; certainly not published.
             PublishOutcomeUnknownError: The link ended, or time ran out, before the broker's answer.
             PublishError: The broker refused it.
             NotStartedError, ClosedError: The backplane is not running.
@@ -149,10 +253,10 @@ class Backplane:
         validate_channel(channel)
         excluded = exclude.token if isinstance(exclude, Connection) else _token(exclude)
         payload = encode(data, origin=running.origin, published_at=time.time(), excluded=excluded)
-        limit = self._broadcaster.capabilities.max_payload_bytes
+        limit = running.supervisor.max_payload_bytes
         if len(payload) > limit:
             raise PayloadTooLargeError(len(payload), limit)
-        await running.supervisor.publish(channel, payload)
+        await running.publish(channel, payload)
 
     @asynccontextmanager
     async def subscribe(
@@ -197,6 +301,11 @@ class Backplane:
         *channels: str,
         subprotocol: str | None = None,
         headers: Iterable[tuple[bytes, bytes]] | None = None,
+        context: Any = None,
+        client_key: str | None = None,
+        expires_at: float | None = None,
+        limits: Limits | None = None,
+        on_gap: OnGap | None = None,
         when_full: FullPolicy = "close",
         max_outbox_bytes: int | None = None,
         max_outbox_messages: int | None = None,
@@ -211,6 +320,11 @@ class Backplane:
             *channels: What the client hears; `Connection.join` adds more.
             subprotocol: The WebSocket subprotocol to accept with.
             headers: Headers to accept with.
+            context: Anything of the application's, such as the user: `Connection.context`, for `authorize`.
+            client_key: Whose connection this is, for `max_connections_per_client`. Defaults to the client's address.
+            expires_at: When its permission runs out, in seconds since the epoch: closed with 4001. Defaults to never.
+            limits: Its limits; defaults to those of the backplane.
+            on_gap: What this client is told when messages may be missing; defaults to what the backplane was made with.
             when_full: What happens when the client is too slow; `close` ends it with code 1013.
             max_outbox_bytes: Bound of what waits for it, in bytes.
             max_outbox_messages: Bound of what waits for it, in messages.
@@ -218,6 +332,9 @@ class Backplane:
         Raises:
             InvalidChannelError, SubscribeError, BrokerUnavailableError: As `Connection.join`; the client's handshake is
                 answered with an HTTP error.
+            WebSocketException: The client was refused, and its cause says why: a `RefusedError` (the origin,
+                `authorize`, a limit), or a `ClosedError` while the worker drains. The handshake is answered; the
+                framework takes it for an ordinary end.
             LifecycleError: The socket was accepted already.
             ClosedError: The socket is closed, or the backplane has stopped.
             NotStartedError: The backplane is not started.
@@ -227,10 +344,12 @@ class Backplane:
         running = self._require_running()
         socket = StarletteSocket(websocket)
         outbox = self._outbox(max_outbox_bytes, max_outbox_messages, when_full)
-        connection = Connection(socket, running.hub, outbox)
-        running.connections[connection] = None
+        connection = Connection(socket, running.hub, outbox, self._conduct(running, limits, on_gap), context=context)
+        connection.expire_at(expires_at)
         try:
             async with socket.refusing_on_error():
+                self._check_origin(running, socket.origin, socket.host)
+                running.admit(connection, client_key or socket.client_host)
                 for channel in channels:
                     await connection.join(channel)
                 await socket.accept(subprotocol, headers)
@@ -240,12 +359,70 @@ class Backplane:
             await connection.finish(CloseCode.INTERNAL_ERROR)
             raise
         except BaseException:
-            connection.abandon()
+            await connection.abandon()
             raise
         else:
             await connection.finish(CloseCode.NORMAL)
         finally:
-            running.connections.pop(connection, None)
+            running.dismiss(connection)
+
+    def sse(
+        self,
+        request: Request,
+        *channels: str,
+        client_key: str | None = None,
+        heartbeat_seconds: float = 15.0,
+        retry_seconds: float = 3.0,
+        when_full: FullPolicy = "close",
+        max_outbox_bytes: int | None = None,
+        max_outbox_messages: int | None = None,
+    ) -> Response:
+        """Answer `request` with the same channels as server-sent events: `return backplane.sse(request, "orders")`.
+
+        Joined before the answer begins: from the moment the client sees it, it misses nothing. The module
+        `backplane.sse` says what stands on the wire.
+
+        Args:
+            request: As the framework handed it over.
+            *channels: What the client hears.
+            client_key: Whose stream this is, for `max_connections_per_client`. Defaults to the client's address.
+            heartbeat_seconds: How often a comment is sent while nothing else is. Defaults to 15.
+            retry_seconds: After how long the client comes back, give or take. Defaults to 3.
+            when_full: What happens when the client is too slow; `close` ends the stream, and the client comes back.
+            max_outbox_bytes: Bound of what waits for it, in bytes.
+            max_outbox_messages: Bound of what waits for it, in messages.
+
+        Raises:
+            NotStartedError, ClosedError: The backplane is not running.
+        """
+        from backplane.sse import event_stream  # the core must not need the framework
+
+        return event_stream(
+            self._require_running(),
+            self._outbox(max_outbox_bytes, max_outbox_messages, when_full),
+            *channels,
+            client_key=client_key,
+            heartbeat_seconds=heartbeat_seconds,
+            retry_seconds=retry_seconds,
+        )
+
+    @overload
+    def channel(self, template: str, model: type[_ModelT] | TypeAdapter[_ModelT]) -> TypedChannel[_ModelT]: ...
+    @overload
+    def channel(self, template: str, model: object) -> TypedChannel[Any]: ...
+    def channel(self, template: str, model: object) -> TypedChannel[Any]:
+        """Return the channels of `template` as ones whose messages are checked by `model`.
+
+            orders = backplane.channel("orders:{id}", Order)
+            await orders.publish(Order(...), id=42)
+
+        See `backplane.typed.TypedChannel`.
+
+        Raises:
+            ConfigurationError: The template or the type cannot be used.
+            InvalidChannelError: The template has no placeholders and is no legal channel.
+        """
+        return TypedChannel(self, template, model)
 
     def _outbox(self, max_bytes: int | None, max_messages: int | None, when_full: FullPolicy) -> Outbox:
         return Outbox(
@@ -254,7 +431,32 @@ class Backplane:
             when_full=when_full,
         )
 
-    def _require_running(self) -> _Running:
+    def _conduct(self, running: Running, limits: Limits | None, on_gap: OnGap | None) -> Conduct:
+        return Conduct(
+            on_gap=self._on_gap if on_gap is None else on_gap,
+            limits=limits or self._limits,
+            authorize=self._authorize,
+            on_slow=self._on_slow,
+            reload_seconds=running.reload_seconds,
+            watch=running.watch,
+            counts=running.counts,
+        )
+
+    def _check_origin(self, running: Running, origin: str | None, host: str | None) -> None:
+        refusal = self._origins.refusal(origin, host)
+        if refusal is not None:
+            running.counts["refused_origins"] += 1
+            logger.warning("refused a WebSocket: %s", refusal)
+            raise OriginRefusedError(refusal)
+
+    def _tell_state(self, change: StateChange) -> None:
+        for callback in self._state_callbacks:
+            try:
+                callback(change)
+            except Exception:
+                logger.exception("a callback of on_state failed")
+
+    def _require_running(self) -> Running:
         if self._running is None:
             if self._was_started:
                 raise ClosedError("this Backplane has been stopped")
@@ -263,30 +465,6 @@ class Backplane:
                 "or use `async with backplane:`"
             )
         return self._running
-
-
-class _Running:
-    """What exists between a start and its stop, in one event loop."""
-
-    def __init__(self, broadcaster: Any, settings: Settings) -> None:
-        self.origin = os.urandom(8)
-        self.interest = Interest(
-            linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
-        )
-        self.hub = Hub(self.interest)
-        self.supervisor = Supervisor(broadcaster, self.hub, self.interest, origin=self.origin, settings=settings)
-        self.connections: dict[Connection, None] = {}
-        self.subscriptions: dict[Subscription, None] = {}
-
-    async def stop(self) -> None:
-        for subscription in list(self.subscriptions):
-            subscription.end()
-        closing = [
-            connection.close(CloseCode.SERVICE_RESTART, "the server restarts") for connection in self.connections
-        ]
-        await asyncio.gather(*closing)
-        await self.supervisor.stop()
-        self.hub.close()
 
 
 def _token(connection_id: str | None) -> bytes | None:

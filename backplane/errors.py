@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "BackplaneError",
@@ -21,14 +21,20 @@ __all__ = [
     "ConfigurationError",
     "InvalidChannelError",
     "InvalidDataError",
+    "InvalidMessageError",
+    "JoinRefusedError",
     "LifecycleError",
     "MissingDependencyError",
     "NotStartedError",
+    "OriginRefusedError",
     "PayloadTooLargeError",
     "PublishError",
     "PublishOutcomeUnknownError",
+    "RefusedError",
     "SlowConsumerError",
     "SubscribeError",
+    "TooManyChannelsError",
+    "TooManyConnectionsError",
 ]
 
 
@@ -64,6 +70,28 @@ class InvalidDataError(BackplaneError, TypeError):
     """What was to be published is neither text, nor bytes, nor anything JSON."""
 
 
+class InvalidMessageError(BackplaneError):
+    """What a client said is not what the application expects.
+
+    Attributes:
+        details: What is wrong, one entry each, with `loc`, `msg` and `type` as pydantic names them.
+    """
+
+    def __init__(self, details: Sequence[Mapping[str, Any]]) -> None:
+        first: Mapping[str, Any] = details[0] if details else {}
+        place = ".".join(str(part) for part in first.get("loc", ()))
+        super().__init__(f"invalid message: {place + ': ' if place else ''}{first.get('msg', '')}")
+        self.details = [dict(detail) for detail in details]
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """What may be sent to the client, as JSON: `{"error": "invalid message", "details": [...]}`."""
+        return {"error": "invalid message", "details": self.details}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.details,)
+
+
 class PayloadTooLargeError(BackplaneError, ValueError):
     """A message is larger than the adapter takes. Raised before anything is sent.
 
@@ -86,6 +114,26 @@ class PayloadTooLargeError(BackplaneError, ValueError):
 
 class SlowConsumerError(BackplaneError):
     """A subscriber with the policy `close` was further behind than its outbox allows, and was cut."""
+
+
+class RefusedError(BackplaneError):
+    """A rule of the application does not let this client do that."""
+
+
+class OriginRefusedError(RefusedError):
+    """A page of another site wanted to connect (cross-site WebSocket hijacking); the message says how to allow it."""
+
+
+class TooManyConnectionsError(RefusedError):
+    """The worker, or this client, has as many connections as are allowed."""
+
+
+class TooManyChannelsError(RefusedError):
+    """A connection wanted to join more channels than are allowed."""
+
+
+class JoinRefusedError(RefusedError):
+    """The application's `authorize` did not let a connection join a channel."""
 
 
 class BrokerError(BackplaneError):

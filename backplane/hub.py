@@ -1,20 +1,24 @@
 """Channel to local subscribers, and the fan-out.
 
 Nothing here awaits a subscriber. Messages that arrive in one pass of the event loop are collected per channel and
-handed to each subscriber at the end of that pass, at once and in order.
+handed to each subscriber at the end of that pass, at once and in order. A fan-out too long for one pass is cut in
+slices, and the channels take turns.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
+from backplane.batch import Batch
 from backplane.codec import decode
 from backplane.message import All, Gap, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator
 
     from backplane.interest import Interest
     from backplane.message import Position
@@ -25,6 +29,10 @@ logger = logging.getLogger("backplane.hub")
 
 # A publisher that never yields to the event loop must not grow the collection of one pass without bound.
 _MAX_COLLECTED = 1024
+_MAX_COLLECTED_BYTES = 1024 * 1024
+# A write takes some 5 µs: a slice is over in 1 ms, and a pass of the loop in little more than the budget.
+_SLICE = 200
+_PASS_SECONDS = 0.005
 
 
 class Subscriber(Protocol):
@@ -35,7 +43,7 @@ class Subscriber(Protocol):
         """What a publisher names to leave this subscriber out."""
         ...
 
-    def offer(self, messages: Sequence[Message]) -> None:
+    def offer(self, batch: Batch, /) -> None:
         """Take messages of one channel, in order."""
         ...
 
@@ -67,18 +75,26 @@ class Hub:
     Attributes:
         delivered: Messages handed to subscribers, counted once per message.
         malformed: Payloads dropped because their header made no sense.
+        gaps: How many gaps were told, counted once per channel and stretch.
+        last_gap_at: When the last one was, by the event loop's clock.
+        last_gap_reason: Why.
     """
 
     def __init__(self, interest: Interest) -> None:
         self._interest = interest
         # How many joins of a subscriber stand or are under way: one that fails must not undo another.
         self._members: dict[str, dict[Subscriber, int]] = {}
-        self._collected: dict[str, list[Message]] = {}
+        self._collected: dict[str, Batch] = {}
         self._collected_count = 0
+        self._collected_bytes = 0
+        self._fan_outs: deque[_FanOut] = deque()
         self._flush_handle: asyncio.Handle | None = None
         self._open_gaps: dict[str, _OpenGap] = {}
         self.delivered = 0
         self.malformed = 0
+        self.gaps = 0
+        self.last_gap_at: float | None = None
+        self.last_gap_reason: str | None = None
 
     @property
     def channels(self) -> Collection[str]:
@@ -124,11 +140,10 @@ class Hub:
             return
         if channel in self._open_gaps:
             self.tell_gaps([channel])
-        self._collected.setdefault(channel, []).append(message)
-        self._collected_count += 1
+        self._collect(channel, message)
         if self._flush_handle is None:
-            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
-        elif self._collected_count >= _MAX_COLLECTED:
+            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
+        elif self._collected_count >= _MAX_COLLECTED or self._collected_bytes >= _MAX_COLLECTED_BYTES:
             self._flush()
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
@@ -177,10 +192,14 @@ class Hub:
             self._flush_handle = None
         self._members.clear()
         self._collected.clear()
+        self._fan_outs.clear()
         self._open_gaps.clear()
 
     def _tell(self, channel: str, open_gap: _OpenGap) -> None:
         gap = Gap(channel=channel, reason=open_gap.reason)
+        self.gaps += 1
+        self.last_gap_at = asyncio.get_running_loop().time()
+        self.last_gap_reason = gap.reason
         for subscriber in open_gap.witnesses:
             if subscriber in self._members.get(channel, ()):
                 subscriber.gap(gap)
@@ -193,26 +212,77 @@ class Hub:
         else:
             self.leave(channel, subscriber)
 
+    def _collect(self, channel: str, message: Message) -> None:
+        batch = self._collected.get(channel)
+        if batch is None:
+            batch = self._collected[channel] = Batch()
+        batch.add(message)
+        self._collected_count += 1
+        self._collected_bytes += message.size_bytes
+
     def _flush(self) -> None:
+        """Hand over everything, now: what comes next must stand behind it."""
         if self._flush_handle is None:
             return
         self._flush_handle.cancel()
         self._flush_handle = None
-        collected, self._collected, self._collected_count = self._collected, {}, 0
-        for channel, messages in collected.items():
-            self._fan_out(channel, messages)
+        while self._collected or self._fan_outs:
+            self._start_fan_outs()
+            while self._fan_outs:
+                self._fan_outs.popleft().run(None)
 
-    def _fan_out(self, channel: str, messages: list[Message]) -> None:
-        self.delivered += len(messages)
-        excluded = {message.excluded for message in messages if message.excluded is not None}
-        for subscriber in tuple(self._members.get(channel, ())):
-            if excluded and subscriber.token in excluded:
-                subscriber.offer([message for message in messages if message.excluded != subscriber.token])
-            else:
-                subscriber.offer(messages)
+    def _flush_in_slices(self) -> None:
+        """Hand over what fits into this pass of the event loop, each channel a slice in turn, and go on in the next."""
+        loop = asyncio.get_running_loop()
+        fan_outs, deadline = self._fan_outs, 0.0
+        self._start_fan_outs()
+        while fan_outs:
+            fan_out = fan_outs.popleft()
+            if not fan_out.run(_SLICE):
+                fan_outs.append(fan_out)
+            if not fan_outs and self._collected:
+                self._start_fan_outs()
+            if fan_outs:  # most passes end with their first slice, and need no clock
+                deadline = deadline or loop.time() + _PASS_SECONDS
+                if loop.time() >= deadline:
+                    self._flush_handle = loop.call_soon(self._flush_in_slices)
+                    return
+        self._flush_handle = None
+
+    def _start_fan_outs(self) -> None:
+        """Begin with what was collected; a channel whose last fan-out is under way goes on collecting."""
+        collected, self._collected = self._collected, {}
+        if self._fan_outs:
+            for channel in {fan_out.channel for fan_out in self._fan_outs} & collected.keys():
+                self._collected[channel] = collected.pop(channel)
+        for channel, batch in collected.items():
+            self._collected_count -= len(batch)
+            self._collected_bytes -= batch.size_bytes
+            self.delivered += len(batch)
+            self._fan_outs.append(_FanOut(channel, batch, self._members.get(channel, {})))
 
     def _count_malformed(self, channel: str) -> None:
         self.malformed += 1
         # Rate-limited by powers of two: one hostile publisher must not fill the log.
         if self.malformed & (self.malformed - 1) == 0:
             logger.warning("dropped a malformed payload on channel %r (%d so far)", channel, self.malformed)
+
+
+class _FanOut:
+    """One batch on its way to the subscribers that its channel had when it began, and still has."""
+
+    def __init__(self, channel: str, batch: Batch, members: dict[Subscriber, int]) -> None:
+        self.channel = channel
+        self._batch = batch
+        self._members = members
+        self._left: Iterator[Subscriber] = iter(tuple(members))
+
+    def run(self, most: int | None) -> bool:
+        """Offer it to so many, `None` for all; return whether that was the last."""
+        batch, members = self._batch, self._members
+        offered = 0
+        for subscriber in islice(self._left, most):
+            offered += 1
+            if subscriber in members:  # it may have left since
+                subscriber.offer(batch.for_token(subscriber.token) if batch.excludes else batch)
+        return most is None or offered < most

@@ -7,6 +7,7 @@ whose last subscriber left lingers for a moment, so that a page reload does not 
 from __future__ import annotations
 
 import asyncio
+import random
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ __all__ = ["Interest"]
 
 # Large enough that a round trip does not matter, small enough that handling it does not stall the event loop.
 _BATCH = 500
+# Behind a broker's return every worker asks for everything: their batches are spread, so that they do not stampede.
+_SPREAD_SECONDS = 0.02
+# All the pauses of one worker together: a hundred thousand channels must fit into the time that a link has to open.
+_MOST_SPREAD_SECONDS = 1.0
 
 
 class Interest:
@@ -104,14 +109,19 @@ class Interest:
         """Ask a new link for every wanted channel, and take back what it was `resumed` with and is wanted no longer."""
         self._to_subscribe = dict.fromkeys(self._wanted)
         self._to_unsubscribe = dict.fromkeys(channel for channel in resumed if channel not in self._wanted)
-        await self._apply(broadcaster)
+        batches = len(self._wanted) // _BATCH + 1
+        await self._apply(broadcaster, spread_seconds=min(_SPREAD_SECONDS, _MOST_SPREAD_SECONDS / batches))
 
-    async def follow(self, broadcaster: Broadcaster) -> None:
-        """Keep the broker in line with the wanted set until cancelled, or until the link fails."""
+    async def follow(self, broadcaster: Broadcaster, *, answer_seconds: float | None = None) -> None:
+        """Keep the broker in line with the wanted set until cancelled, or until the link fails.
+
+        Raises:
+            TimeoutError: The broker owed the answer to one batch for longer than `answer_seconds`.
+        """
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await self._apply(broadcaster)
+            await self._apply(broadcaster, answer_seconds=answer_seconds)
 
     def retry_refused(self) -> None:
         """Ask once more for what the broker refused after a reconnect; its rules may have changed."""
@@ -142,13 +152,18 @@ class Interest:
             self._to_unsubscribe[channel] = None
             self._changed.set()
 
-    async def _apply(self, broadcaster: Broadcaster) -> None:
+    async def _apply(
+        self, broadcaster: Broadcaster, *, spread_seconds: float = 0, answer_seconds: float | None = None
+    ) -> None:
         # A channel stands in one of the two at most, so their order does not matter.
         while self._to_unsubscribe or self._to_subscribe:
-            if leaving := _take(self._to_unsubscribe):
-                await broadcaster.unsubscribe(leaving)
-            if joining := _take(self._to_subscribe):
-                await self._subscribe(broadcaster, joining)
+            async with asyncio.timeout(answer_seconds):
+                if leaving := _take(self._to_unsubscribe):
+                    await broadcaster.unsubscribe(leaving)
+                if joining := _take(self._to_subscribe):
+                    await self._subscribe(broadcaster, joining)
+            if spread_seconds and self._to_subscribe:
+                await asyncio.sleep(random.uniform(0, spread_seconds))  # noqa: S311  # hides nothing
 
     async def _subscribe(self, broadcaster: Broadcaster, channels: list[str]) -> None:
         refused: dict[str, str] = {}

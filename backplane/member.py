@@ -10,10 +10,11 @@ from backplane.channels import validate_channel
 from backplane.errors import ClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
 
+    from backplane.batch import Batch
     from backplane.hub import Hub
-    from backplane.message import Gap, Message
+    from backplane.message import Gap
 
 __all__ = ["Member"]
 
@@ -21,11 +22,12 @@ __all__ = ["Member"]
 class Member(ABC):
     """A subscriber of the hub, of any number of channels."""
 
-    __slots__ = ("_channels", "_ended", "_hub", "token")
+    __slots__ = ("_channels", "_deaf", "_ended", "_hub", "token")
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._channels: dict[str, None] = {}
+        self._deaf = False  # about to end, or at its end: hears nothing any more
         self._ended = False
         self.token = os.urandom(8)
 
@@ -51,13 +53,13 @@ class Member(ABC):
             ClosedError: It has ended.
         """
         validate_channel(channel)
-        self._check_not_ended()
+        self._check_hears()
         if channel in self._channels:
             return
         await self._hub.join(channel, self)
-        if self._ended:  # while the broker was being asked
+        if self._deaf:  # since the broker was asked
             self._hub.leave(channel, self)
-            self._check_not_ended()
+            self._check_hears()
         self._channels[channel] = None
 
     async def leave(self, channel: str) -> None:
@@ -67,7 +69,7 @@ class Member(ABC):
             self._hub.leave(channel, self)
 
     @abstractmethod
-    def offer(self, messages: Sequence[Message]) -> None:
+    def offer(self, batch: Batch, /) -> None:
         """Take messages of one channel, in order: the hub's side."""
 
     @abstractmethod
@@ -77,9 +79,17 @@ class Member(ABC):
     def _leave_all(self) -> None:
         """End: nothing is received any more, and nothing can be joined."""
         self._ended = True
+        self._hear_nothing()
+
+    def _hear_nothing(self) -> None:
+        self._deaf = True
         for channel in self._channels:
             self._hub.leave(channel, self)
         self._channels.clear()
+
+    def _check_hears(self) -> None:
+        if self._deaf:
+            raise ClosedError(f"{type(self).__name__.lower()} {self.id} has ended, or is about to")
 
     def _check_not_ended(self) -> None:
         if self._ended:

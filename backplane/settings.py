@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any, Final, Literal, get_args
 
 from backplane.errors import ConfigurationError
 
-__all__ = ["Settings"]
+__all__ = ["Outage", "Settings", "Start"]
+
+Start = Literal["strict", "lazy"]
+"""`strict`: a start without the broker raises. `lazy`: it comes up degraded, not ready, and goes on trying."""
+
+Outage = Literal["raise", "buffer"]
+"""`raise`: `publish` waits for the broker, then raises. `buffer`: it keeps the message, and sends it at the return."""
+
+_CHOICES: Final = {"start": get_args(Start), "outage": get_args(Outage)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +23,14 @@ class Settings:
     """Times and bounds of a `Backplane`: `Backplane(url, settings=Settings(publish_timeout_seconds=1))`.
 
     Attributes:
-        start_timeout_seconds: How long `start` tries to reach the broker before it raises. Defaults to 4.
+        start: What a start does where the broker cannot be reached: `strict` raises, `lazy` comes up degraded and goes
+            on trying. Defaults to `strict`.
+        start_timeout_seconds: How long `start` tries to reach the broker before it gives up. Defaults to 4.
+        outage: What `publish` does while the broker is away: `raise` after `publish_timeout_seconds`, or `buffer`:
+            return at once, and send in order when it is back. What is buffered is lost with the process, and what the
+            broker then refuses is logged. Defaults to `raise`.
+        max_buffer_bytes: Most bytes that `buffer` keeps; above it `publish` raises. Defaults to 1 MiB.
+        max_buffer_messages: Most messages that `buffer` keeps. Defaults to 1,024.
         publish_timeout_seconds: How long `publish` waits, for a lost link to return and for the broker's answer
             together, before it raises. Defaults to 2.
         subscribe_timeout_seconds: How long a join waits for the broker's confirmation before it raises. Defaults to 5.
@@ -24,28 +40,52 @@ class Settings:
             link that carries none back is rebuilt within two intervals. Defaults to 5.
         max_backoff_seconds: Longest pause between two tries to reconnect; the pause is drawn evenly between 0 and a
             bound that doubles from 0.1 up to this. Defaults to 5.
+        drain_seconds: Over how long many sockets are closed, at random, when the worker ends or must ask them to
+            reload, so that their clients do not return all at once; a hundred or more take the whole of it. Must be
+            less than the server's own limit (Gunicorn `--graceful-timeout` 30, Kubernetes
+            `terminationGracePeriodSeconds` 30). Defaults to 5.
         max_outbox_bytes: Most bytes that wait for one slow subscriber. Defaults to 1 MiB.
         max_outbox_messages: Most messages that wait for one slow subscriber. Defaults to 1,024.
+        max_connections: Most clients of this worker; more are refused with 429. Defaults to none.
+        max_connections_per_client: Most of them with the same `client_key` (`Backplane.connect`), which is the client's
+            address if the application does not say more. Defaults to none.
 
     Raises:
-        ConfigurationError: A value is not a number, not more than 0, or not finite.
+        ConfigurationError: A value is no known choice, not a number, not more than 0, or not finite.
     """
 
+    start: Start = "strict"
     start_timeout_seconds: float = 4.0
+    outage: Outage = "raise"
+    max_buffer_bytes: int = 1024 * 1024
+    max_buffer_messages: int = 1024
     publish_timeout_seconds: float = 2.0
     subscribe_timeout_seconds: float = 5.0
     linger_seconds: float = 1.0
     probe_interval_seconds: float = 5.0
     max_backoff_seconds: float = 5.0
+    drain_seconds: float = 5.0
     max_outbox_bytes: int = 1024 * 1024
     max_outbox_messages: int = 1024
+    max_connections: int | None = None
+    max_connections_per_client: int | None = None
 
     def __post_init__(self) -> None:
         for option in fields(self):
             value = getattr(self, option.name)
-            whole = isinstance(option.default, int)
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-                kind = "a whole number" if whole else "a number"
-                raise ConfigurationError(f"{option.name} must be {kind}, not {value!r}")
-            if not 0 < value < float("inf"):
-                raise ConfigurationError(f"{option.name} must be more than 0 and finite, not {value!r}")
+            if option.name in _CHOICES:
+                _check_choice(option.name, value)
+            elif value is not None or option.default is not None:
+                _check_number(option.name, value, whole=not isinstance(option.default, float))
+
+
+def _check_choice(name: str, value: Any) -> None:
+    if value not in _CHOICES[name]:
+        raise ConfigurationError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
+
+
+def _check_number(name: str, value: Any, *, whole: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise ConfigurationError(f"{name} must be {'a whole number' if whole else 'a number'}, not {value!r}")
+    if not 0 < value < float("inf"):
+        raise ConfigurationError(f"{name} must be more than 0 and finite, not {value!r}")

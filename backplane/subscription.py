@@ -9,8 +9,9 @@ from backplane.errors import SlowConsumerError
 from backplane.member import Member
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
+    from backplane.batch import Batch
     from backplane.hub import Hub
     from backplane.message import Gap, Message
     from backplane.outbox import Outbox
@@ -34,9 +35,9 @@ class Subscription(Member):
         self._overrun = False
         self._wakeup: asyncio.Future[None] | None = None
 
-    def offer(self, messages: Sequence[Message]) -> None:
+    def offer(self, batch: Batch, /) -> None:
         """Take messages: the hub's side."""
-        for message in messages:
+        for message in batch:
             self._take(message)
 
     def gap(self, gap: Gap) -> None:

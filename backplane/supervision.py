@@ -1,8 +1,7 @@
 """One owner per broker link: it opens the link, watches it, and rebuilds it.
 
-All that makes an adapter dependable lives here, once for every broker: the tries at the start, full-jitter back-off,
-the generation of the link, every channel again in batches after a reconnect, the gap that tells of it, and the delivery
-probe.
+What makes an adapter dependable meets here, once for every broker: the tries at the start, full-jitter back-off, the
+generation of the link, every channel again in batches after a reconnect, the gap that tells of it, the delivery probe.
 """
 
 from __future__ import annotations
@@ -10,30 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from backplane.broadcaster import Resumes
-from backplane.channels import RESERVED_PREFIX
-from backplane.errors import (
-    BrokerError,
-    BrokerUnavailableError,
-    ClosedError,
-    PublishError,
-    PublishOutcomeUnknownError,
-    SubscribeError,
-)
+from backplane.broadcaster import Checks, Resumes
+from backplane.deadline import Deadlines
+from backplane.errors import BrokerError, BrokerUnavailableError, ClosedError, PublishOutcomeUnknownError
+from backplane.link import Link
 from backplane.message import ALL
+from backplane.probe import DeliveryProbe, SilentLinkError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from backplane.broadcaster import Broadcaster
     from backplane.hub import Hub
     from backplane.interest import Interest
-    from backplane.message import All, Position
     from backplane.settings import Settings
 
-__all__ = ["LinkState", "Supervisor"]
+__all__ = ["LinkState", "StateChange", "Supervisor"]
 
 logger = logging.getLogger("backplane.supervision")
 
@@ -45,6 +39,25 @@ _FIRST_BACKOFF_SECONDS: Final = 0.1
 _STABLE_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 2.0
 _CANCEL_AGAIN_SECONDS: Final = 0.1
+# Publishes in a row to which the broker owes the answer: the link is taken for silent.
+_MAX_UNANSWERED: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateChange:
+    """The link to the broker changed its state.
+
+    Attributes:
+        old: How it was.
+        new: How it is.
+        generation: Which link this is about: how many were tried so far.
+        reason: Why, in words, for a log. Holds no password.
+    """
+
+    old: LinkState
+    new: LinkState
+    generation: int
+    reason: str
 
 
 class Supervisor:
@@ -56,51 +69,87 @@ class Supervisor:
         interest: Which channels are wanted.
         origin: Random bytes of this process; they name its probe channel.
         settings: Times and bounds.
+        on_state: Told of every change of the state, at once; must not raise.
 
     Attributes:
         state: How the link is.
         generation: How many links were tried so far, the present one included.
-        round_trip_seconds: What the last delivery probe took, there and back; `None` before the first.
+        probe: The delivery probe.
+        max_payload_bytes: Largest payload of the adapter, as it was when the link was made: a server can have a say.
     """
 
     def __init__(
-        self, broadcaster: Broadcaster, hub: Hub, interest: Interest, *, origin: bytes, settings: Settings
+        self,
+        broadcaster: Broadcaster,
+        hub: Hub,
+        interest: Interest,
+        *,
+        origin: bytes,
+        settings: Settings,
+        on_state: Callable[[StateChange], None] | None = None,
     ) -> None:
         self._broadcaster = broadcaster
         self._hub = hub
         self._interest = interest
         self._settings = settings
-        self._probe_channel = f"{RESERVED_PREFIX}probe/{origin.hex()}"
+        self.probe = DeliveryProbe(
+            broadcaster, origin=origin, wanted=interest.wanted, interval_seconds=settings.probe_interval_seconds
+        )
+        self._on_state = on_state
         self._changed = asyncio.Event()
-        self._link = _Link(hub, self._probe_channel)
+        self._link = Link(hub, self.probe.channel)
         self._owner: asyncio.Task[None] | None = None
+        self._deadlines = Deadlines(settings.publish_timeout_seconds)
         self._publish_turn = asyncio.Lock()
+        self._waiting_to_publish = 0
+        self._in_flight = 0
+        self._settled = asyncio.Event()
         self._rebuilding = False
         interest.on_confirmed = hub.tell_gaps
         interest.on_refused = hub.refuse
         self.state: LinkState = "starting"
         self.generation = 0
-        self.round_trip_seconds: float | None = None
+        self.max_payload_bytes = broadcaster.capabilities.max_payload_bytes
 
     async def start(self) -> None:
-        """Open the first link; tries again after an error that is retriable, for as long as the settings say.
+        """Open the first link, in the way the setting `start` says.
+
+        `strict`: tries again after an error that is retriable, for as long as the settings say. `lazy`: tries once, and
+        where that fails comes up degraded and goes on trying.
 
         Raises:
-            BrokerError: The last error, when time is up; at once where another try cannot help.
+            BrokerError: The last error, when time is up; at once where another try cannot help. Only when `strict`.
         """
+        failure: BrokerError | None = None
         try:
-            await self._open_first()
+            if self._settings.start == "lazy":
+                failure = await self._try_first()
+            else:
+                await self._open_first()
         except BaseException:
             await self._stop_broadcaster()
             raise
-        self._owner = asyncio.create_task(self._own(), name="backplane-supervisor")
+        self._owner = asyncio.create_task(self._own(failure), name="backplane-supervisor")
         self._owner.add_done_callback(self._owner_ended)
 
     async def stop(self) -> None:
-        """Close the link and end its owner. Cancelling it leaves no open link."""
+        """Close the link and end its owner, behind the publishes in flight. Cancelling it leaves no open link."""
+        try:
+            await self._publishes_settled()
+        finally:
+            await self._close()
+
+    async def _publishes_settled(self) -> None:
+        """Wait for the broker's answers; each publish is bounded in time, and so is this."""
+        while self._in_flight and self.state == "live":
+            self._settled.clear()
+            await self._settled.wait()
+
+    async def _close(self) -> None:
         self._set_state("closed", "stopped")
         self._link.retired = True
         self._interest.close()
+        self._deadlines.close()
         try:
             # More than once: a cancellation that meets a loss is swallowed by the task group that reports the loss.
             while self._owner is not None and not self._owner.done():
@@ -113,8 +162,13 @@ class Supervisor:
         """Wait for the next change of `state`."""
         await self._changed.wait()
 
-    async def publish(self, channel: str, payload: bytes) -> None:
-        """Publish once the link is live.
+    @property
+    def is_alive(self) -> bool:
+        """Whether someone looks after the link. If not, only a new process helps."""
+        return self._closed or self._owner is None or not self._owner.done()
+
+    async def publish(self, channel: str, payload: bytes, *, wait: bool = True) -> None:
+        """Publish once the link is live; without `wait` only if it is.
 
         Raises:
             BrokerUnavailableError: The link did not return in time; certainly not published.
@@ -122,20 +176,23 @@ class Supervisor:
             PublishError: The broker refused it.
         """
         seconds = self._settings.publish_timeout_seconds
-        sent = False
+        asked: Link | None = None
         try:
-            async with asyncio.timeout(seconds):
+            with self._deadlines.limit():
                 while True:
-                    link = await self._live_link()
+                    link = self._link
+                    if self.state != "live" or link.is_over or self._waiting_to_publish:
+                        link = await self._live_link(wait=wait)
                     try:
-                        sent = True
-                        return await self._broadcaster.publish(channel, payload)
+                        asked = link
+                        return await self._publish_on(link, channel, payload)
                     except BrokerUnavailableError:
-                        sent = False
+                        asked = None
                         if not link.is_over:
                             raise
         except TimeoutError:
-            if sent:
+            if asked is not None:
+                self._count_unanswered(asked)
                 raise PublishOutcomeUnknownError(
                     f"no answer within {seconds:g} s; it may have been published"
                 ) from None
@@ -147,13 +204,36 @@ class Supervisor:
     def _closed(self) -> bool:
         return self.state == "closed"
 
-    async def _live_link(self) -> _Link:
-        async with self._publish_turn:  # publishes that waited for the link go on in the order of their calls
-            while self.state != "live" or self._link.is_over:
-                if self._closed:
-                    raise ClosedError("this Backplane has been stopped")
-                await self.state_changed()
-            return self._link
+    async def _publish_on(self, link: Link, channel: str, payload: bytes) -> None:
+        self._in_flight += 1
+        try:
+            await self._broadcaster.publish(channel, payload)
+            link.unanswered = 0
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._settled.set()
+
+    @staticmethod
+    def _count_unanswered(link: Link) -> None:
+        """Give up a link whose way out is dead, even while its way in still carries: no probe is sent then."""
+        link.unanswered += 1
+        if link.unanswered >= _MAX_UNANSWERED:
+            link.lost(SilentLinkError(f"the link is silent: {_MAX_UNANSWERED} publishes got no answer"))
+
+    async def _live_link(self, *, wait: bool) -> Link:
+        self._waiting_to_publish += 1
+        try:
+            async with self._publish_turn:  # publishes that waited for the link go on in the order of their calls
+                while self.state != "live" or self._link.is_over:
+                    if self._closed:
+                        raise ClosedError("this Backplane has been stopped")
+                    if not wait:
+                        raise BrokerUnavailableError(f"{self._broadcaster.url} is away; not published")
+                    await self.state_changed()
+                return self._link
+        finally:
+            self._waiting_to_publish -= 1
 
     async def _open_first(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._settings.start_timeout_seconds
@@ -168,8 +248,16 @@ class Supervisor:
                 await self._stop_broadcaster()
                 await asyncio.sleep(pause)
 
+    async def _try_first(self) -> BrokerError | None:
+        try:
+            await self._open(self._settings.start_timeout_seconds)
+        except BrokerError as error:
+            self._set_state("degraded", f"started without the broker: {error}")
+            return error
+        return None
+
     async def _open(self, seconds: float) -> None:
-        self._link = _Link(self._hub, self._probe_channel)
+        self._link = Link(self._hub, self.probe.channel)
         self.generation += 1
         try:
             async with asyncio.timeout(seconds):
@@ -180,6 +268,8 @@ class Supervisor:
         except BaseException:
             self._link.retired = True
             raise
+        self._rebuilding = True
+        self.max_payload_bytes = self._broadcaster.capabilities.max_payload_bytes
         self._link.confirm()
         self._set_state("live", f"connected to {self._broadcaster.url}")
 
@@ -192,28 +282,34 @@ class Supervisor:
             await self._broadcaster.start(self._link)
         await self._interest.subscribe_all(self._broadcaster, resumed)
 
-    async def _own(self) -> None:
+    async def _own(self, failure: Exception | None) -> None:
         backoff = _Backoff(self._settings.max_backoff_seconds)
         while not self._closed:
             since = asyncio.get_running_loop().time()
-            error = await self._watch()
+            error = failure or await self._watch()
+            failure = None
             if self._closed:
                 return
             self._set_state("degraded", str(error))
             self._retire_link(error)
-            if asyncio.get_running_loop().time() - since > _STABLE_SECONDS:
+            if self._was_good(self._link, error, asyncio.get_running_loop().time() - since):
                 backoff.reset()
             await self._reopen(backoff)
+
+    def _was_good(self, link: Link, error: Exception, seconds: float) -> bool:
+        # A link that never carried anything is no good one, however long it took to find that out.
+        proved = link.carried or not isinstance(error, SilentLinkError)
+        return proved and seconds > _STABLE_SECONDS
 
     async def _watch(self) -> Exception:
         """Return why the link ended."""
         error: BaseException = BrokerUnavailableError("the link ended")
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._interest.follow(self._broadcaster))
-                group.create_task(self._ask_refused_again())
+                group.create_task(self._follow())
+                group.create_task(self._tend())
                 if self._broadcaster.capabilities.brokered:
-                    group.create_task(self._probe())
+                    group.create_task(self.probe.watch(self._link))
                 await self._link.ended
         except* BrokerError as errors:
             error = errors
@@ -225,6 +321,19 @@ class Supervisor:
         assert isinstance(error, Exception)
         return error
 
+    async def _follow(self) -> None:
+        """Keep the broker in line with what is wanted; a subscription without an answer shows that nothing gets out.
+
+        No probe is sent while others' messages come in, and who only listens publishes nothing that could time out.
+        """
+        settings = self._settings
+        seconds = min(2 * settings.probe_interval_seconds, settings.subscribe_timeout_seconds)
+        brokered = self._broadcaster.capabilities.brokered
+        try:
+            await self._interest.follow(self._broadcaster, answer_seconds=seconds if brokered else None)
+        except TimeoutError:
+            raise SilentLinkError(f"the link is silent: no answer to a subscription within {seconds:g} s") from None
+
     def _retire_link(self, error: Exception) -> None:
         """Hear nothing more of the link, and open a gap on every channel it had confirmed."""
         self._link.retired = True
@@ -233,9 +342,9 @@ class Supervisor:
         self._interest.forget_link()
 
     async def _reopen(self, backoff: _Backoff) -> None:
-        self._rebuilding = True
         while not self._closed:
-            await self._stop_broadcaster(suspend=True)  # awaits nothing before it: what a retired link hears is lost
+            # Nothing is awaited before it: what a retired link hears is lost.
+            await self._stop_broadcaster(suspend=self._rebuilding)
             await asyncio.sleep(backoff.next())
             try:
                 return await self._open(self._settings.start_timeout_seconds)
@@ -256,48 +365,18 @@ class Supervisor:
         except Exception:  # a third party's adapter; the next start must be tried all the same
             logger.exception("the adapter of %s failed to stop", self._broadcaster.url)
 
-    async def _ask_refused_again(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.probe_interval_seconds)
-            self._interest.retry_refused()
-
-    async def _probe(self) -> None:
-        """Raise when the link carries nothing back; two tries of half an interval each."""
+    async def _tend(self) -> None:
+        """Each probe interval: ask again for what was refused, and whether the link still leads to the right place."""
         interval = self._settings.probe_interval_seconds
-        subscribed = False
-        missed = 0
         while True:
-            if not missed:
-                self._link.heard = False
-                await asyncio.sleep(interval * random.uniform(0.9, 1.0))  # noqa: S311  # spreads the workers, hides nothing
-            if self._link.heard or not self._interest.wanted:
-                missed = 0  # what arrives proves the way back; who subscribes to nothing can miss nothing
-                continue
-            try:
-                async with asyncio.timeout(interval / 2):
-                    if not subscribed:
-                        await self._broadcaster.subscribe([self._probe_channel])
-                        subscribed = True
-                    await self._send_probe()
-                missed = 0
-            except TimeoutError:
-                missed += 1
-                if missed == 2:
-                    raise BrokerUnavailableError("the link is silent: two delivery probes did not come back") from None
-            except (SubscribeError, PublishError) as error:
-                if isinstance(error, PublishOutcomeUnknownError):
-                    raise
-                logger.warning("no delivery probe, a silent link will go unnoticed: allow channel %s*: %s",
-                               RESERVED_PREFIX, error)  # fmt: skip
-                return
-
-    async def _send_probe(self) -> None:
-        loop = asyncio.get_running_loop()
-        sent = loop.time()
-        self._link.echo = loop.create_future()
-        await self._broadcaster.publish(self._probe_channel, b"")
-        await self._link.echo
-        self.round_trip_seconds = loop.time() - sent
+            await asyncio.sleep(interval)
+            self._interest.retry_refused()
+            if isinstance(self._broadcaster, Checks):
+                try:
+                    async with asyncio.timeout(interval):
+                        await self._broadcaster.check()
+                except TimeoutError:
+                    logger.debug("no answer to the check of %s", self._broadcaster.url)  # the probe decides
 
     def _owner_ended(self, owner: asyncio.Task[None]) -> None:
         if not owner.cancelled() and (error := owner.exception()) is not None:
@@ -307,59 +386,14 @@ class Supervisor:
     def _set_state(self, state: LinkState, why: str) -> None:
         if state == self.state:
             return
+        change = StateChange(old=self.state, new=state, generation=self.generation, reason=why)
         level = logging.WARNING if state == "degraded" else logging.INFO
         logger.log(level, "%s -> %s (generation %d): %s", self.state, state, self.generation, why)
         self.state = state
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-class _Link:
-    """The sink of one generation: what an adapter reports after its time is not heard."""
-
-    def __init__(self, hub: Hub, probe_channel: str) -> None:
-        self.retired = False
-        self.heard = False
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.echo: asyncio.Future[None] | None = None
-        self._hub = hub
-        self._probe_channel = probe_channel
-        self._confirmed = False
-        self._early_gaps: list[tuple[Collection[str] | All, str]] = []
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it was lost, or given up."""
-        return self.retired or self.ended.done()
-
-    def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
-        if self.retired:
-            return
-        self.heard = True
-        if channel != self._probe_channel:
-            self._hub.deliver(channel, payload, position)
-        elif self.echo is not None and not self.echo.done():
-            self.echo.set_result(None)
-
-    def gap(self, channels: Collection[str] | All, reason: str) -> None:
-        if self.retired:
-            return
-        if self._confirmed:
-            self._hub.gap(channels, reason)
-        else:  # found while resuming, when the hub holds no channel for confirmed yet
-            self._early_gaps.append((channels, reason))
-
-    def confirm(self) -> None:
-        """Every wanted channel is confirmed: tell the gaps that were found before."""
-        self._confirmed = True
-        for channels, reason in self._early_gaps:
-            self._hub.gap(channels, reason)
-        self._early_gaps.clear()
-
-    def lost(self, error: BrokerError) -> None:
-        if not self.retired and not self.ended.done():
-            self.ended.set_exception(error)
-            self.ended.exception()  # read even when the owner ends first
+        if self._on_state is not None:
+            self._on_state(change)
 
 
 class _Backoff:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from starlette.responses import PlainTextResponse
+from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
-from backplane.connection import SocketGoneError
-from backplane.errors import BackplaneError, ClosedError, InvalidChannelError, LifecycleError, SubscribeError
+from backplane.denial import denial
+from backplane.errors import BackplaneError, ClosedError, LifecycleError, RefusedError
+from backplane.lane import EXTENSION
+from backplane.outgoing import SocketGoneError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
     from starlette.websockets import WebSocket
+
+    from backplane.lane import Lane
 
 __all__ = ["StarletteSocket"]
 
@@ -39,6 +43,23 @@ class StarletteSocket:
                 "this WebSocket is accepted already: connect() accepts it, remove `await websocket.accept()`"
             )
         self._websocket = websocket
+        self.lane: Lane | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+
+    @property
+    def origin(self) -> str | None:
+        """The page the client says it is on; `None` for what is no browser."""
+        return self._websocket.headers.get("origin")
+
+    @property
+    def host(self) -> str | None:
+        """The host the client wanted to reach."""
+        return self._websocket.headers.get("host")
+
+    @property
+    def client_host(self) -> str:
+        """The client's address, as the server knows it."""
+        client = self._websocket.client
+        return "" if client is None else client.host
 
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
         """Finish the handshake."""
@@ -48,13 +69,19 @@ class StarletteSocket:
     async def refusing_on_error(self) -> AsyncGenerator[None]:
         """Answer the handshake with an HTTP error if the block raises one of ours, and let the error go on.
 
-        400 for a channel name that is not legal, 403 for a channel the broker refused, 503 for anything else. A server
-        without the denial response extension answers 403.
+        A `RefusedError`, or a `ClosedError` while the worker ends, goes on as the cause of a `WebSocketException`,
+        which the framework handles without a word.
+
+        400 for a channel name that is not legal, 403 for what is not allowed, 429 for too many connections, 503 for
+        anything else. A server without the denial response extension answers 403.
         """
         try:
             yield
         except BackplaneError as error:
             await self._refuse(error)
+            if isinstance(error, RefusedError | ClosedError):  # an ordinary event: no traceback in the server's log
+                self._websocket.close = _is_answered  # type: ignore[method-assign]
+                raise WebSocketException(1008, str(error)) from error
             raise
 
     async def send(self, data: str | bytes) -> None:
@@ -91,12 +118,8 @@ class StarletteSocket:
         if "websocket.http.response" not in self._websocket.scope.get("extensions", {}):
             return await self.close(1008, "")
         with suppress(*_GONE):
-            await self._websocket.send_denial_response(_denial(error))
+            await self._websocket.send_denial_response(denial(error))
 
 
-def _denial(error: BackplaneError) -> PlainTextResponse:
-    if isinstance(error, InvalidChannelError):
-        return PlainTextResponse(str(error), 400)
-    if isinstance(error, SubscribeError):
-        return PlainTextResponse("this channel is not allowed", 403)
-    return PlainTextResponse("not available, try again later", 503)
+async def _is_answered(code: int = 1000, reason: str | None = None) -> None:
+    """Stand in for `WebSocket.close`, which the framework's handler of a `WebSocketException` calls."""

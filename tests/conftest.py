@@ -15,9 +15,12 @@ from tests.brokers.broker import Broker, BrokerMissingError
 from tests.brokers.kafka import KafkaConfig, private_kafka, shared_kafka
 from tests.brokers.nats import private_nats, shared_nats
 from tests.brokers.redis import RedisConfig, private_redis, shared_redis
+from tests.brokers.redis_sentinel import private_sentinels
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
+
+    from tests.brokers.redis_sentinel import RedisSentinels
 
 _MISSING = pytest.StashKey[dict[str, str]]()
 
@@ -26,6 +29,14 @@ class StartRedis(Protocol):
     """Starts a Redis that belongs to one test and ends with it."""
 
     def __call__(self, config: RedisConfig = ..., /) -> Broker:
+        """Start one; skip the test where there is none."""
+        ...
+
+
+class StartSentinels(Protocol):
+    """Starts a Redis service under sentinels that belongs to one test and ends with it."""
+
+    def __call__(self, *, password: str = "", sentinel_password: str = "", tls: bool = False) -> RedisSentinels:
         """Start one; skip the test where there is none."""
         ...
 
@@ -44,6 +55,11 @@ class StartKafka(Protocol):
     def __call__(self, config: KafkaConfig = ..., /) -> Broker:
         """Start one; skip the test where there is none."""
         ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take `--chaos=full`, which tests/chaos/conftest.py obeys."""
+    parser.addoption("--chaos", choices=("short", "full"), default="short", help="how much of the chaos suite to run")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -122,6 +138,24 @@ def private_redis_fixture(
         def start(config: RedisConfig = RedisConfig(), /) -> Broker:  # noqa: B008  # frozen
             folder = tmp_path_factory.mktemp("redis")
             return stack.enter_context(_started(request.config, "redis", lambda: private_redis(config, folder)))
+
+        yield start
+
+
+@pytest.fixture(name="private_sentinels")
+def private_sentinels_fixture(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartSentinels]:
+    """Starts a primary, a replica and three sentinels for this test alone, which takes a second."""
+    with ExitStack() as stack:
+
+        def start(*, password: str = "", sentinel_password: str = "", tls: bool = False) -> RedisSentinels:
+            folder = tmp_path_factory.mktemp("sentinels")
+            try:
+                made = private_sentinels(folder, password=password, sentinel_password=sentinel_password, tls=tls)
+            except BrokerMissingError as error:
+                _go_without(request.config, "redis-sentinel", str(error))
+            return stack.enter_context(made)
 
         yield start
 

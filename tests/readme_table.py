@@ -19,7 +19,10 @@ _README = Path(__file__).parents[1] / "README.md"
 _TABLE = re.compile(r"(?<=<!-- table: adapters -->\n).*?(?=<!-- end -->)", re.DOTALL)
 _COLUMNS = ("adapter", "reaches", "when `publish` returns", "after a lost link", "largest message", "extra")
 _NOTHING = "\N{EN DASH}"
-_NAMED = {"ipc": "ipc://name"}
+_NAMED = {
+    "ipc": "ipc://name",
+    "redis+sentinel": "redis+sentinel://host,host/service",
+}
 
 
 def table() -> str:
@@ -46,7 +49,7 @@ def _built_in() -> Mapping[str, tuple[str, str | None]]:
 
 
 def _row(schemes: Sequence[str]) -> tuple[str, ...]:
-    capabilities = broadcaster_from_url(f"{schemes[0]}://localhost").capabilities
+    capabilities = broadcaster_from_url(_NAMED.get(schemes[0], f"{schemes[0]}://localhost")).capabilities
     recovers = "goes on where it was" if capabilities.resumes else "heals, and tells a `Gap`"
     extra = _built_in()[schemes[0]][1]
     return (

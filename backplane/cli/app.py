@@ -12,6 +12,7 @@ import typer
 from backplane.cli.check import check
 from backplane.cli.demo import demo
 from backplane.cli.publish import publish
+from backplane.cli.run import run
 from backplane.cli.tail import tail
 
 __all__ = ["app", "main"]
@@ -42,5 +43,5 @@ def backplane_command(
     """Pub/sub backplane for FastAPI and Starlette WebSockets."""
 
 
-for command in (demo, check, publish, tail):
+for command in (demo, run, check, publish, tail):
     app.command()(command)

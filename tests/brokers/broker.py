@@ -102,6 +102,7 @@ class ProcessBroker(Broker):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()
+        self._log = folder / "broker.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
@@ -118,13 +119,25 @@ class ProcessBroker(Broker):
         Raises:
             RuntimeError: It ended instead; its output follows.
         """
+        self.launch()
+        self.wait_until_up()
+
+    def launch(self) -> None:
+        """Run the command and wait for nothing; from the main thread only."""
         assert self._process is None, "it runs already"
-        log = self.folder / "broker.log"
-        process = self._process = start(self.command(), cwd=self.folder, log=log)
+        self._process = start(self.command(), cwd=self.folder, log=self._log)
+
+    def wait_until_up(self) -> None:
+        """Wait until it answers: from any thread, so that an event loop can go on meanwhile.
+
+        Raises:
+            RuntimeError: It ended instead; its output follows.
+        """
+        process = self._running()
         answered = f"{self.url} answers"
         wait_until(lambda: process.poll() is not None or self.answers(), answered, seconds=self.start_seconds)
         if process.returncode is not None:
-            raise RuntimeError(f"{process.args!r} ended with {process.returncode}: {log.read_text()}")
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}: {self._log.read_text()}")
 
     def stop(self) -> None:
         """End it by SIGTERM, by SIGKILL if need be."""

@@ -159,7 +159,7 @@ class KafkaProcess(ProcessBroker):
         """Whether it serves requests: the sockets listen long before."""
         return _serves(self._internal_port)
 
-    def start(self) -> None:
+    def launch(self) -> None:
         """Format its storage the first time, then run it."""
         if not (self.folder / "data").exists():
             identity = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
@@ -167,7 +167,7 @@ class KafkaProcess(ProcessBroker):
             options = [f"--cluster-id={identity}", "--config=server.properties"]
             tool = [*self._java, "kafka.tools.StorageTool", "format", *options]
             subprocess.run(tool, cwd=self.folder, check=True, capture_output=True)
-        super().start()
+        super().launch()
 
     def _write_properties(self, proxied_port: int) -> None:
         ports = {

@@ -17,7 +17,7 @@ from tests.brokers.process import install
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["RedisConfig", "private_redis", "shared_redis"]
+__all__ = ["RedisConfig", "RedisProcess", "private_redis", "shared_redis"]
 
 _IMAGE = "redis:7.4.2-alpine"  # as in docker-compose.yml
 
@@ -74,28 +74,45 @@ def private_redis(config: RedisConfig, folder: Path) -> Broker:
     """
     program = shutil.which("redis-server") or install("redis-server")
     if program is not None:
-        return _RedisProcess(program, config, folder)
+        return RedisProcess(program, config, folder)
     if config.tls:
         raise BrokerMissingError("no redis-server, and the one in Docker speaks no TLS here")
     return _RedisContainer(config)
 
 
-class _RedisProcess(ProcessBroker):
-    def __init__(self, program: str, config: RedisConfig, folder: Path) -> None:
+class RedisProcess(ProcessBroker):
+    """`redis-server` as a program of this machine.
+
+    Args:
+        program: Its path.
+        config: How it is set up.
+        folder: An empty folder for its data and its log.
+        certificate: For TLS, where it shares one; its key lies beside it. Defaults to one of its own.
+    """
+
+    def __init__(self, program: str, config: RedisConfig, folder: Path, certificate: Path | None = None) -> None:
         super().__init__(folder)
         self._program = program
         self._config = config
-        self._certificate = self_signed_certificate(folder) if config.tls else None
+        self._certificate = certificate or (self_signed_certificate(folder) if config.tls else None)
         self.url = config.url(self.port, self._certificate)
 
     def command(self) -> list[str]:
-        line = [self._program, "--bind", "127.0.0.1", *self._config.command_line()]
+        """The command line, and nothing in a file."""
+        return [self._program, "--bind", "127.0.0.1", *self._config.command_line(), *self.port_arguments()]
+
+    def port_arguments(self) -> list[str]:
+        """Where it listens, for TLS or without."""
         if self._certificate is None:
-            return [*line, "--port", str(self.port)]
-        line += ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
-        return [*line, "--tls-cert-file", str(self._certificate), "--tls-key-file", str(self.folder / "key.pem")]
+            return ["--port", str(self.port)]
+        line = ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
+        files = {"cert": self._certificate, "key": self._certificate.parent / "key.pem", "ca-cert": self._certificate}
+        for name, file in files.items():
+            line += [f"--tls-{name}-file", str(file)]
+        return line
 
     def answers(self) -> bool:
+        """Whether it serves commands."""
         return _answers_ping(self.port, self._certificate)
 
 

@@ -1,9 +1,14 @@
-"""The contract on `redis://` and `rediss://`, against a real server."""
+"""The contract on `redis://`, `rediss://` and `redis+sentinel://`, against real servers."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from backplane.testing import BroadcasterConformance
+from backplane.testing import BroadcasterConformance, FaultProxy
+from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig
+from tests.brokers.redis_sentinel import SERVICE, sentinel_of
 from tests.conftest import StartRedis
 
 
@@ -37,3 +42,36 @@ class TestRedisTls(BroadcasterConformance):
         test: str = request.node.originalname
         if anyio_backend[1]["use_uvloop"] and test == "test_cancelling_at_any_moment_leaks_nothing":
             pytest.skip("uvloop 0.23 fails by itself when TLS is aborted right behind its handshake")
+
+
+class TestRedisSentinel(BroadcasterConformance):
+    """Every promise, on a server that a sentinel names."""
+
+    @pytest.fixture
+    def redis_url(self, private_redis: StartRedis) -> str:
+        """The server behind the sentinel."""
+        return private_redis().url
+
+    @pytest.fixture
+    def url(self, redis_url: str, tmp_path: Path) -> Iterator[str]:
+        """A sentinel that names the server."""
+        with sentinel_of(int(redis_url.rpartition(":")[2]), tmp_path, down_after_milliseconds=60_000) as sentinel:
+            yield f"redis+sentinel://127.0.0.1:{sentinel.port}/{SERVICE}"
+
+    @pytest.fixture
+    def proxy(self, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
+        """A proxy before the server, and another sentinel, which names the proxy."""
+        port = free_port()
+        folder = tmp_path_factory.mktemp("sentinel")
+        with sentinel_of(port, folder, down_after_milliseconds=60_000) as sentinel:
+            yield _SentinelProxy(redis_url, port, f"redis+sentinel://127.0.0.1:{sentinel.port}/{SERVICE}")
+
+
+class _SentinelProxy(FaultProxy):
+    def __init__(self, redis_url: str, port: int, url: str) -> None:
+        super().__init__(redis_url, port)
+        self._sentinel_url = url
+
+    @property
+    def url(self) -> str:
+        return self._sentinel_url

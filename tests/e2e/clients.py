@@ -48,10 +48,12 @@ class Client:
     Attributes:
         pid: The worker that serves it.
         heard: The sequences in the order of their arrival, by publisher, since it connected.
+        close_code: With which code the server closed it, as long as `hear_until_cut` has seen it; else 0.
     """
 
     def __init__(self, url: str) -> None:
         self.pid = 0
+        self.close_code = 0
         self.heard: defaultdict[str, list[int]] = defaultdict(list)
         self._url = url
         self._socket: ClientConnection | None = None
@@ -99,9 +101,11 @@ class Client:
     async def hear_until_cut(self) -> None:
         """Read until the server goes away."""
         assert self._socket is not None
-        with suppress(ConnectionClosed):
+        try:
             while True:
                 self._take(await self._socket.recv())
+        except ConnectionClosed as error:
+            self.close_code = error.rcvd.code if error.rcvd else 1006
 
     def lacks(self, counts: Mapping[str, int]) -> list[str]:
         """Return the publishers whose last message was not heard."""
@@ -130,6 +134,11 @@ class Audience:
     def on(self, pids: Collection[int]) -> Audience:
         """Return the part of it that the workers `pids` serve."""
         return Audience(client for client in self.clients if client.pid in pids)
+
+    async def hear_until_cut(self) -> None:
+        """Read until the server has cut every client."""
+        async with asyncio.timeout(_SECONDS):
+            await _all(client.hear_until_cut() for client in self.clients)
 
     async def spread(self, *, workers: int) -> None:
         """Reconnect a quarter of it at a time, until so many workers serve it."""

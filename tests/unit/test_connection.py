@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import BaseModel
 
-from backplane.connection import Connection, SocketGoneError
+from backplane.conduct import Conduct
+from backplane.connection import Connection
 from backplane.errors import ClosedError, InvalidChannelError, InvalidDataError, SubscribeError
 from backplane.hub import Hub
 from backplane.interest import Interest
-from backplane.message import ALL
+from backplane.message import ALL, Gap
 from backplane.outbox import FullPolicy, Outbox
+from backplane.outgoing import SocketGoneError
 from tests.unit.doubles import ControlledBroadcaster, Gate, following, let_tasks_run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+
+    from backplane.conduct import OnGap
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +44,8 @@ class FakeSocket:
         close_error: What `close` raises once it is through the gate, if anything.
         incoming: What the client says; `None` is its end.
     """
+
+    lane = None
 
     def __init__(self) -> None:
         self.sent: list[str | bytes] = []
@@ -109,11 +115,14 @@ class World:
         when_full: FullPolicy = "close",
         max_messages: int = 1024,
         max_bytes: int = 1024 * 1024,
+        on_gap: OnGap = "close",
+        reload_seconds: float = 0.0,
     ) -> tuple[Connection, FakeSocket]:
         """Return a connection and its socket."""
         socket = socket or FakeSocket()
         outbox = Outbox(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full)
-        connection = Connection(socket, self.hub, outbox)
+        conduct = Conduct(on_gap=on_gap, reload_seconds=lambda: reload_seconds)
+        connection = Connection(socket, self.hub, outbox, conduct)
         if opened:
             connection.opened()
         return connection, socket
@@ -208,14 +217,210 @@ async def test_nothing_is_sent_before_the_handshake(world: World) -> None:
     await connection.finish(1000)
 
 
-async def test_gap_is_not_sent(world: World) -> None:
-    """A gap costs the client nothing: it is only logged."""
+RELOAD = (4000, "messages may have been missed: reload")
+
+
+def fail_on_gap(_: Gap) -> None:
+    """Fail."""
+    raise RuntimeError("a fault")
+
+
+def lose_for_words(_: Gap) -> object:
+    """Return what cannot be sent."""
+    return object()
+
+
+async def test_gap_closes(world: World) -> None:
+    """A client that may have missed something is told to reconnect, and hears nothing more in between."""
     connection, socket = world.connection()
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     world.deliver("a", "after")
-    await socket.receives("after")
+    assert await bounded(asyncio.create_task(said_by(connection))) == []
     await connection.finish(1000)
+    assert (socket.sent, socket.closed, list(world.hub.channels)) == ([], [RELOAD], [])
+
+
+async def test_what_waits_at_the_gap_is_still_sent(world: World) -> None:
+    """Messages from before the gap reach the client before the close."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    socket.send_gate.close()
+    world.deliver("a", "1", "2")
+    await socket.until(lambda: socket.sending == 1)
+    world.hub.gap(ALL, "overrun")
+    await let_tasks_run()
+    assert socket.closing == 0
+    socket.send_gate.open()
+    await socket.until(lambda: socket.closed != [])
+    assert (socket.sent, socket.closed) == (["1", "2"], [RELOAD])
+    await connection.finish(1000)
+
+
+async def test_gap_does_not_wait_for_a_client_that_reads_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits has a second at most; then the client is closed without it."""
+    monkeypatch.setattr("backplane.connection._CLOSE_SECONDS", 0.01)
+    connection, socket = world.connection()
+    await connection.join("a")
+    socket.send_gate.close()
+    world.deliver("a", "1")
+    await socket.until(lambda: socket.sending == 1)
+    world.hub.gap(ALL, "overrun")
+    await socket.until(lambda: socket.closed != [])
+    assert (socket.sent, socket.closed) == ([], [RELOAD])
+    await connection.finish(1000)
+
+
+async def test_gap_closes_when_it_is_this_clients_turn(world: World) -> None:
+    """Until its turn the socket stays open, hears nothing, costs no task, and what the client says is received."""
+    connection, socket = world.connection(reload_seconds=60)
+    await connection.join("a")
+    async with no_new_task():
+        world.hub.gap(ALL, "overrun")
+        world.deliver("a", "unheard")
+        await let_tasks_run()
+    assert (socket.closing, socket.sent, list(world.hub.channels)) == (0, [], [])
+    socket.incoming.put_nowait("hello")
+    assert await bounded(asyncio.create_task(anext(connection))) == "hello"
+    await connection.finish(1000)
+
+
+async def test_end_of_the_handler_before_its_turn_still_tells(world: World) -> None:
+    """A handler that ends between the gap and the close does not hide the gap from its client."""
+    connection, socket = world.connection(reload_seconds=60)
+    await connection.join("a")
+    world.hub.gap(ALL, "overrun")
+    async with no_new_task():
+        await connection.finish(1000)
+    assert [code for code, _ in socket.closed] == [4000]
+
+
+async def test_handler_that_raises_before_its_turn_closes_with_its_own_code(world: World) -> None:
+    """An error of the handler is what its client is told, gap or not."""
+    connection, socket = world.connection(reload_seconds=60)
+    await connection.join("a")
+    world.hub.gap(ALL, "overrun")
+    await connection.finish(1011)
+    assert [code for code, _ in socket.closed] == [1011]
+
+
+async def test_several_gaps_close_once(world: World) -> None:
+    """A client of many channels is told once."""
+    connection, socket = world.connection()
+    for channel in "abc":
+        await connection.join(channel)
+    world.hub.gap(ALL, "overrun")
+    world.hub.gap(["a"], "again")
+    connection.gap(Gap(channel="b", reason="and again"))
+    await socket.until(lambda: socket.closed != [])
+    connection.gap(Gap(channel="c", reason="late"))
+    await connection.finish(1000)
+    assert socket.closed == [RELOAD]
+
+
+async def test_gap_before_the_handshake(world: World) -> None:
+    """A gap between the join and the end of the handshake closes as soon as the client is there to be told."""
+    connection, socket = world.connection(opened=False)
+    await connection.join("a")
+    world.hub.gap(ALL, "overrun")
+    await let_tasks_run()
+    assert socket.closing == 0
+    connection.opened()
+    await socket.until(lambda: socket.closed != [])
+    assert socket.closed == [RELOAD]
+    await connection.finish(1000)
+
+
+async def test_on_gap_is_sent_in_its_place(world: World) -> None:
+    """What the application says of a gap stands between the messages before and after it; the client stays."""
+    connection, socket = world.connection(on_gap=lambda gap: {"missed": gap.channel, "why": gap.reason})
+    await connection.join("a")
+    world.deliver("a", "before")
+    world.hub.gap(ALL, "overrun")
+    world.deliver("a", "after")
+    await socket.receives("before", '{"missed":"a","why":"overrun"}', "after")
+    assert (socket.closed, list(connection.channels)) == ([], ["a"])
+    await connection.finish(1000)
+
+
+async def test_on_gap_may_say_nothing(world: World) -> None:
+    """`None` sends nothing and closes nothing."""
+    told: list[Gap] = []
+    connection, socket = world.connection(on_gap=told.append)
+    await connection.join("a")
+    world.hub.gap(ALL, "overrun")
+    world.deliver("a", "after")
+    await socket.receives("after")
+    assert (told, socket.closed) == ([Gap(channel="a", reason="overrun")], [])
+    await connection.finish(1000)
+
+
+@pytest.mark.parametrize("on_gap", [fail_on_gap, lose_for_words], ids=["raises", "returns no data"])
+async def test_on_gap_that_fails_closes(world: World, on_gap: OnGap, caplog: pytest.LogCaptureFixture) -> None:
+    """An application that cannot say what was missed has its client reload, and is told in the log."""
+    connection, socket = world.connection(on_gap=on_gap)
+    await connection.join("a")
+    world.hub.gap(ALL, "overrun")
+    await socket.until(lambda: socket.closed != [])
+    assert socket.closed == [RELOAD]
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [
+        f"on_gap failed for channel 'a': closing connection {connection.id}"
+    ]
+    await connection.finish(1000)
+
+
+async def test_restart_overtakes_a_reload(world: World) -> None:
+    """A worker that drains does not wait for a client's turn to reload."""
+    connection, socket = world.connection(reload_seconds=60)
+    await connection.join("a")
+    world.hub.gap(ALL, "overrun")
+    connection.retire(1012, "restart")
+    await socket.until(lambda: socket.closed != [])
+    await connection.finish(1000)
+    assert socket.closed == [(1012, "restart")]
+
+
+async def test_end_of_the_handler_keeps_the_code_of_a_restart(world: World) -> None:
+    """A handler that ends while its client is being told of a restart does not make a gap of it."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    socket.send_gate.close()
+    world.deliver("a", "1")
+    await socket.until(lambda: socket.sending == 1)
+    connection.retire(1012, "restart")
+    await let_tasks_run()
+    finishing = asyncio.create_task(connection.finish(1000))
+    await let_tasks_run()
+    socket.send_gate.open()
+    await bounded(finishing)
+    assert [code for code, _ in socket.closed] == [1012]
+
+
+async def test_end_of_the_handler_right_behind_a_restart_keeps_its_code(world: World) -> None:
+    """A handler that ends in the same moment in which its worker drains makes no gap of it either."""
+    connection, socket = world.connection()
+    connection.retire(1012, "restart")
+    await connection.finish(1000)
+    assert [code for code, _ in socket.closed] == [1012]
+
+
+async def test_join_under_way_at_a_gap_hears_nothing(world: World) -> None:
+    """A client that is to reload hears nothing in between, whatever it was about to join."""
+    connection, socket = world.connection(reload_seconds=60)
+    await connection.join("a")
+    world.broker.subscribe_gate.close()
+    joining = asyncio.create_task(connection.join("b"))
+    await let_tasks_run()
+    world.hub.gap(["a"], "overrun")
+    world.broker.subscribe_gate.open()
+    await asyncio.wait([joining], timeout=WAIT_SECONDS)
+    world.deliver("b", "unheard")
+    await let_tasks_run()
+    joined = list(world.hub.channels)
+    await connection.finish(1000)
+    assert (socket.sent, joined) == ([], [])
+    assert joining.done()
+    joining.exception()
 
 
 # --- channels ------------------------------------------------------------------------------------------------------
@@ -666,7 +871,7 @@ async def test_finish_cancelled_leaves_nothing(world: World) -> None:
     await asyncio.wait([finishing])
     await let_tasks_run()
     left = (list(world.hub.channels), asyncio.all_tasks() - before)
-    connection.abandon()
+    await connection.abandon()
     assert left == ([], set())
 
 
@@ -678,7 +883,7 @@ async def test_abandon_leaves_nothing(world: World) -> None:
         socket.send_gate.close()
         world.deliver("a", "1")
         await socket.until(lambda: socket.sending == 1)
-        connection.abandon()
+        await connection.abandon()
     assert (list(world.hub.channels), socket.sent, socket.closing) == ([], [], 0)
 
 
@@ -689,7 +894,7 @@ async def test_abandon_ends_a_close_under_way(world: World) -> None:
     async with no_new_task():
         connection.end(1013, "too slow")
         await socket.until(lambda: socket.closing == 1)
-        connection.abandon()
+        await connection.abandon()
     assert socket.closed == []
 
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 from pydantic import BaseModel
+from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocket
 
 from backplane import (
     Backplane,
     BrokerAuthenticationError,
+    BrokerUnavailableError,
     ClosedError,
     ConfigurationError,
     Connection,
@@ -25,13 +27,14 @@ from backplane import (
     NotStartedError,
     PayloadTooLargeError,
     Settings,
+    StateChange,
     Subscription,
 )
 from backplane.adapters.memory import MemoryBroadcaster
 from tests.unit.doubles import Gate, let_tasks_run
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from starlette.types import Message as Event
 
@@ -305,6 +308,239 @@ async def test_stop_cancelled_can_be_finished(monkeypatch: pytest.MonkeyPatch) -
     await backplane.stop()
     await let_tasks_run()
     assert "done" in stops
+
+
+# --- drain, state and health ---------------------------------------------------------------------------------------
+
+
+async def ends(handling: Iterable[asyncio.Task[Any]]) -> None:
+    """Wait until every handler has ended."""
+    _, pending = await asyncio.wait(list(handling), timeout=WAIT_SECONDS)
+    assert pending == set()
+
+
+async def listen(backplane: Backplane, client: Client) -> None:
+    """Be the handler of a client that says nothing."""
+    async with backplane.connect(client.websocket, "a") as connection:
+        async for _ in connection:
+            pytest.fail("the client said nothing")
+
+
+async def accepted(backplane: Backplane, count: int) -> tuple[list[Client], list[asyncio.Task[None]]]:
+    """Return so many clients whose handshake is done, with their handlers."""
+    clients = [Client() for _ in range(count)]
+    handling = [asyncio.create_task(listen(backplane, client)) for client in clients]
+    for client in clients:
+        assert (await asyncio.wait_for(client.sent.get(), WAIT_SECONDS))["type"] == "websocket.accept"
+    return clients, handling
+
+
+BRIEF = Settings(drain_seconds=0.05)
+
+
+async def test_drain_closes_every_client() -> None:
+    """Every client is closed with 1012 and its handler has ended when the drain returns; publishing goes on."""
+    async with Backplane("memory://", settings=BRIEF) as backplane, backplane.subscribe("a") as messages:
+        clients, handling = await accepted(backplane, 20)
+        await asyncio.wait_for(backplane.drain(), WAIT_SECONDS)
+        await ends(handling)
+        assert [await client.hears() for client in clients] == [1012] * 20
+        health = await backplane.health()
+        assert (health.draining, health.ready, health.live, health.connections) == (True, False, True, 0)
+        await backplane.publish("a", "still there")
+        assert await data_of(messages, 1) == ["still there"]
+
+
+async def test_drain_spreads_the_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of many clients is drawn its own moment within the whole of `drain_seconds`."""
+    bounds: list[float] = []
+
+    def uniform(_: float, high: float) -> float:
+        bounds.append(high)
+        return 0.0
+
+    async with Backplane("memory://", settings=Settings(drain_seconds=3)) as backplane:
+        _, handling = await accepted(backplane, 100)
+        monkeypatch.setattr("backplane.running.random.uniform", uniform)
+        await asyncio.wait_for(backplane.drain(), WAIT_SECONDS)
+        await ends(handling)
+    assert bounds == [3] * 100
+
+
+async def test_drain_takes_no_new_clients() -> None:
+    """From the beginning of the drain on a client is refused, so that it goes to another worker."""
+    async with Backplane("memory://") as backplane:
+        await backplane.drain()
+        client = Client()
+        with pytest.raises(WebSocketException, match="about to end") as refused:
+            async with backplane.connect(client.websocket, "a"):
+                pytest.fail("the block was entered")
+        assert isinstance(refused.value.__cause__, ClosedError)
+        assert await client.hears() == 1008  # 503 where the server can say it
+        assert (await backplane.health()).connections == 0
+
+
+async def test_drain_is_bounded_by_a_handler_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler that does not end with its client does not keep the server from ending."""
+    monkeypatch.setattr("backplane.running._HANDLERS_SECONDS", 0.01)
+    async with Backplane("memory://", settings=BRIEF) as backplane:
+        client, may_end = Client(), asyncio.Event()
+
+        async def hang() -> None:
+            async with backplane.connect(client.websocket, "a"):
+                await may_end.wait()
+
+        handling = asyncio.create_task(hang())
+        await client.accepting.wait()
+        await asyncio.wait_for(backplane.drain(), WAIT_SECONDS)
+        assert await client.hears() == 1012
+        assert "1 handlers did not end with their connection" in caplog.messages
+        may_end.set()
+        await ends([handling])
+
+
+async def test_drain_twice_and_before_the_start() -> None:
+    """Two drains at once close each client once; one before the start or after the stop changes nothing."""
+    backplane = Backplane("memory://", settings=BRIEF)
+    await backplane.drain()
+    async with backplane:
+        clients, handling = await accepted(backplane, 5)
+        await asyncio.wait_for(asyncio.gather(backplane.drain(), backplane.drain()), WAIT_SECONDS)
+        await ends(handling)
+        assert [await client.hears() for client in clients] == [1012] * 5
+        assert [client.sent.qsize() for client in clients] == [0] * 5
+    await backplane.drain()
+    async with backplane:
+        assert (await backplane.health()).ready
+
+
+async def test_stop_in_the_middle_of_a_drain() -> None:
+    """A stop does not wait for the rest of the drain: everyone is closed now, once."""
+    backplane = Backplane("memory://", settings=Settings(drain_seconds=3_000))
+    await backplane.start()
+    clients, handling = await accepted(backplane, 3)
+    draining = asyncio.create_task(backplane.drain())
+    await let_tasks_run()
+    await asyncio.wait_for(backplane.stop(), WAIT_SECONDS)
+    await ends([draining, *handling])
+    assert [await client.hears() for client in clients] == [1012] * 3
+    assert [client.sent.qsize() for client in clients] == [0] * 3
+
+
+async def test_on_state_hears_every_change(caplog: pytest.LogCaptureFixture) -> None:
+    """Each callback hears each change, though one before it raises; a life later too."""
+    backplane = Backplane("memory://")
+    changes: list[tuple[str, str]] = []
+
+    @backplane.on_state
+    def fail(_: StateChange) -> None:
+        raise RuntimeError("a fault")
+
+    @backplane.on_state
+    def keep(change: StateChange) -> None:
+        changes.append((change.old, change.new))
+
+    for _ in range(2):
+        async with backplane:
+            pass
+    assert changes == [("starting", "live"), ("live", "closed")] * 2
+    assert caplog.messages.count("a callback of on_state failed") == 4
+
+
+async def test_health_over_a_life() -> None:
+    """Health can be asked at any time, and counts what is there."""
+    backplane = Backplane("memory://")
+    before = await backplane.health()
+    assert (before.live, before.ready, before.state) == (True, False, "closed")
+    async with backplane, backplane.subscribe("a", "b"):
+        _, handling = await accepted(backplane, 2)
+        health = await backplane.health()
+        assert (health.live, health.ready, health.state, health.generation) == (True, True, "live", 1)
+        assert (health.channels, health.connections, health.subscriptions, health.gaps) == (2, 2, 1, 0)
+    await ends(handling)
+    assert await backplane.health() == before
+
+
+async def test_health_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `start="lazy"` a worker comes up without its broker: alive, not ready; `outage="buffer"` keeps and sends."""
+    away, start = [True], MemoryBroadcaster.start
+
+    async def moody_start(self: MemoryBroadcaster, sink: Sink) -> None:
+        if away[0]:
+            raise BrokerUnavailableError("not yet")
+        await start(self, sink)
+
+    monkeypatch.setattr(MemoryBroadcaster, "start", moody_start)
+    settings = Settings(start="lazy", outage="buffer", max_backoff_seconds=0.01)
+    async with Backplane("memory://", settings=settings) as backplane:
+        health = await backplane.health()
+        assert (health.live, health.ready, health.state) == (True, False, "degraded")
+        joining = asyncio.create_task(first_two(backplane))
+        await let_tasks_run()
+        await backplane.publish("other", "kept")
+        await backplane.publish("other", "kept too")
+        assert (await backplane.health()).buffered == 2
+        away[0] = False
+        await asyncio.wait_for(backplane.wait_for_state("live"), WAIT_SECONDS)
+        assert await asyncio.wait_for(joining, WAIT_SECONDS) == ["1", "2"]
+        assert ((await backplane.health()).ready, (await backplane.health()).buffered) == (True, 0)
+
+
+async def first_two(backplane: Backplane) -> list[str | bytes]:
+    """Subscribe, publish two messages, and return what came."""
+    async with backplane.subscribe("a") as messages:
+        await backplane.publish("a", "1")
+        await backplane.publish("a", "2")
+        return await data_of(messages, 2)
+
+
+async def test_health_counts_gaps() -> None:
+    """A gap that was told is counted once per channel, with its time and its reason."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a", "b") as messages:
+        backplane._require_running().hub.gap(["a", "b"], "overrun")  # pyright: ignore[reportPrivateUsage]
+        assert [type(await anext(messages)) for _ in range(2)] == [Gap, Gap]
+        health = await backplane.health()
+        assert (health.gaps, health.last_gap_reason) == (2, "overrun")
+        assert health.last_gap_seconds_ago is not None
+        assert health.last_gap_seconds_ago >= 0
+
+
+async def test_start_that_is_strict_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `lazy` a start without the broker raises, and the backplane is not started."""
+
+    async def start(_: MemoryBroadcaster, __: Sink) -> None:
+        raise BrokerAuthenticationError("wrong password")
+
+    monkeypatch.setattr(MemoryBroadcaster, "start", start)
+    backplane = Backplane("memory://")
+    with pytest.raises(BrokerAuthenticationError):
+        await backplane.start()
+    assert (await backplane.health()).state == "closed"
+
+
+async def test_stop_waits_for_publishes_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was given to the broker before the stop is answered before the link closes."""
+    gate, publishing_begun, publish = Gate(), asyncio.Event(), MemoryBroadcaster.publish
+    gate.close()
+
+    async def slow_publish(self: MemoryBroadcaster, channel: str, payload: bytes) -> None:
+        publishing_begun.set()
+        await gate.passage()
+        await publish(self, channel, payload)
+
+    monkeypatch.setattr(MemoryBroadcaster, "publish", slow_publish)
+    backplane = Backplane("memory://")
+    await backplane.start()
+    publishing = asyncio.create_task(backplane.publish("a", "last words"))
+    await publishing_begun.wait()
+    stopping = asyncio.create_task(backplane.stop())
+    await let_tasks_run()
+    assert (publishing.done(), stopping.done()) == (False, False)
+    gate.open()
+    await ends([publishing, stopping])
+    assert publishing.exception() is None
 
 
 async def test_wait_for_state() -> None:

@@ -83,7 +83,8 @@ def test_command_page_names_every_command_and_option() -> None:
     """Each command has its section, and each of its options is named there; no option is named that does not exist."""
     section = re.compile(r"^## `backplane (\w+).*?\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     named = {
-        name: set(re.findall(r"(?<![\w-])--[a-z]+", text)) for name, text in section.findall(read("command-line.md"))
+        name: set(re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", text))
+        for name, text in section.findall(read("command-line.md"))
     }
     assert named == options_of_commands()
 

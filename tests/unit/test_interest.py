@@ -531,3 +531,65 @@ async def test_close(broadcaster: ControlledBroadcaster) -> None:
         await let_tasks_run()
         assert (set(interest.wanted), set(interest.confirmed)) == (set(), set())
         assert [verb for verb, _ in broadcaster.calls] == ["subscribe", "subscribe"]
+
+
+# --- many channels on a new link -----------------------------------------------------------------------------------
+
+
+def watch_pauses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """Return where the bounds of each pause are kept, while no pause takes time."""
+    bounds: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        bounds.append((low, high))
+        return 0.0
+
+    monkeypatch.setattr("backplane.interest.random.uniform", uniform)
+    return bounds
+
+
+@pytest.mark.parametrize(("count", "pauses"), [(1, 0), (500, 0), (501, 1), (1_750, 3)])
+async def test_batches_of_a_new_link_are_spread(
+    broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch, count: int, pauses: int
+) -> None:
+    """A pause stands between two batches, none before the first and none behind the last."""
+    interest = interest_of()
+    async with following(interest, broadcaster):
+        async with asyncio.TaskGroup() as joining:
+            for number in range(count):
+                joining.create_task(interest.want(str(number)))
+        broadcaster.channels.clear()
+        broadcaster.calls.clear()
+        interest.forget_link()
+        bounds = watch_pauses(monkeypatch)
+        await interest.subscribe_all(broadcaster)
+        assert bounds == [(0, 0.02)] * pauses
+        assert len(broadcaster.calls) == pauses + 1
+        assert len(interest.confirmed) == count
+
+
+async def test_pauses_of_very_many_channels_are_bounded_together(
+    broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many channels there are, the pauses leave the new link time to open."""
+    monkeypatch.setattr("backplane.interest._BATCH", 1)
+    interest = interest_of()
+    async with following(interest, broadcaster):
+        await asyncio.gather(*(interest.want(str(number)) for number in range(500)))
+        broadcaster.channels.clear()
+        interest.forget_link()
+        bounds = watch_pauses(monkeypatch)
+        await interest.subscribe_all(broadcaster)
+        assert len(bounds) == 499
+        assert sum(high for _, high in bounds) <= 1.0
+
+
+async def test_joins_on_a_link_that_stands_are_not_delayed(
+    broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a new link is spread: who joins on one that stands waits for nothing but the broker."""
+    bounds = watch_pauses(monkeypatch)
+    interest = interest_of()
+    async with following(interest, broadcaster):
+        await asyncio.gather(*(interest.want(str(number)) for number in range(1_200)))
+        assert bounds == []

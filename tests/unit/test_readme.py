@@ -31,7 +31,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 WAIT_SECONDS = 5.0
 
-TESTED = {"room", "outside", "consumer", "dependency", "starlette", "settings"}
+TESTED = {"room", "outside", "consumer", "dependency", "starlette", "gap", "health", "settings"}
 
 
 def examples(text: str) -> list[tuple[str | None, str]]:
@@ -151,6 +151,36 @@ def test_example_starlette() -> None:
         assert other.receive_text() == "from one"
         other.send_text("from other")
         assert one.receive_text() == "from other"
+
+
+def test_example_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client is told of a gap in the words of the application, and stays."""
+    sinks: list[Sink] = []
+    start = MemoryBroadcaster.start
+
+    async def kept_start(self: MemoryBroadcaster, sink: Sink) -> None:
+        sinks.append(sink)
+        await start(self, sink)
+
+    monkeypatch.setattr(MemoryBroadcaster, "start", kept_start)
+    names = run("gap")
+    with TestClient(names["app"]) as client, client.websocket_connect("/prices") as one:
+        assert client.portal is not None
+        client.portal.call(sinks[0].gap, ALL, "overrun")
+        assert one.receive_json() == {"type": "reload", "channel": "prices"}
+        client.portal.call(names["backplane"].publish, "prices", "42")
+        assert one.receive_text() == "42"
+
+
+def test_example_health(capsys: pytest.CaptureFixture[str]) -> None:
+    """The routes answer, and every change of the state is printed."""
+    with TestClient(run("health")["app"]) as client:
+        assert [client.get(f"/health/{name}").status_code for name in ("live", "ready")] == [200, 200]
+        assert client.get("/health/ready").json()["state"] == "live"
+    assert [line.split(" ")[:3] for line in capsys.readouterr().out.splitlines()] == [
+        ["starting", "->", "live"],
+        ["live", "->", "closed"],
+    ]
 
 
 def test_example_settings() -> None:

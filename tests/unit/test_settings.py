@@ -9,17 +9,32 @@ from backplane.errors import ConfigurationError
 from backplane.settings import Settings
 
 DEFAULTS = {
+    "start": "strict",
     "start_timeout_seconds": 4.0,
+    "outage": "raise",
+    "max_buffer_bytes": 1_048_576,
+    "max_buffer_messages": 1_024,
     "publish_timeout_seconds": 2.0,
     "subscribe_timeout_seconds": 5.0,
     "linger_seconds": 1.0,
     "probe_interval_seconds": 5.0,
     "max_backoff_seconds": 5.0,
+    "drain_seconds": 5.0,
     "max_outbox_bytes": 1_048_576,
     "max_outbox_messages": 1_024,
+    "max_connections": None,
+    "max_connections_per_client": None,
 }
-NAMES = [field.name for field in fields(Settings)]
-WHOLE = ["max_outbox_bytes", "max_outbox_messages"]
+CHOICES = ["start", "outage"]
+NUMBERS = [field.name for field in fields(Settings) if field.name not in CHOICES]
+OPTIONAL = ["max_connections", "max_connections_per_client"]
+WHOLE = [
+    *OPTIONAL,
+    "max_buffer_bytes",
+    "max_buffer_messages",
+    "max_outbox_bytes",
+    "max_outbox_messages",
+]
 
 
 def test_defaults() -> None:
@@ -30,11 +45,11 @@ def test_defaults() -> None:
 def test_every_default_is_documented() -> None:
     """Each setting is described with its default."""
     assert Settings.__doc__ is not None
-    assert Settings.__doc__.count("Defaults to") == len(NAMES)
-    assert [name for name in NAMES if f"{name}: " not in Settings.__doc__] == []
+    assert Settings.__doc__.count("Defaults to") == len(DEFAULTS)
+    assert [name for name in DEFAULTS if f"{name}: " not in Settings.__doc__] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [0, -1, float("inf"), float("-inf"), float("nan")])
 def test_out_of_range(name: str, value: float) -> None:
     """A value that is not more than 0 and finite is refused by its name."""
@@ -43,12 +58,33 @@ def test_out_of_range(name: str, value: float) -> None:
         Settings(**options)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("value", [True, "1", None, b"1", [1], 1j])
+def test_no_limit() -> None:
+    """Where there may be no limit, `None` says so."""
+    assert Settings(max_connections=None, max_connections_per_client=None) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (name, value)
+        for name in NUMBERS
+        for value in (True, "1", None, b"1", [1], 1j)
+        if value is not None or name not in OPTIONAL
+    ],
+)
 def test_ill_typed(name: str, value: object) -> None:
     """What is no number, a bool too, is refused by its name."""
     options: dict[str, Any] = {name: value}
     with pytest.raises(ConfigurationError, match=f"^{name} must be a (whole )?number, not "):
+        Settings(**options)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("value", ["", "Lazy", None, 1, True])
+def test_unknown_choice(name: str, value: object) -> None:
+    """A choice that is not known is refused with those that are."""
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigurationError, match=f"^{name} must be one of (strict, lazy|raise, buffer), not "):
         Settings(**options)
 
 
@@ -60,7 +96,7 @@ def test_counts_are_whole(name: str) -> None:
         Settings(**options)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NUMBERS)
 def test_whole_numbers_are_numbers(name: str) -> None:
     """A duration may be written without a decimal point."""
     options: dict[str, Any] = {name: 3}

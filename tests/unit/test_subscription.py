@@ -17,6 +17,7 @@ from backplane import (
     NotStartedError,
     SlowConsumerError,
 )
+from backplane.batch import Batch
 from backplane.errors import ClosedError, SubscribeError
 from backplane.hub import Hub
 from backplane.interest import Interest
@@ -227,7 +228,7 @@ async def test_cancelling_in_the_moment_of_a_message_loses_nothing() -> None:
         await subscription.join("a")
         taking = asyncio.create_task(take(subscription, 1))
         await let_tasks_run()
-        subscription.offer([Message(channel="a", data="now")])
+        subscription.offer(Batch(Message(channel="a", data="now")))
         taking.cancel()
         await asyncio.wait([taking])
         assert taking.cancelled()

@@ -4,267 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane.broadcaster import Capabilities
 from backplane.errors import (
     BrokerAuthenticationError,
     BrokerUnavailableError,
     PublishError,
     PublishOutcomeUnknownError,
 )
-from backplane.hub import Hub
-from backplane.interest import Interest
 from backplane.message import ALL, Gap
-from backplane.settings import Settings
-from backplane.supervision import Supervisor
-from tests.unit.doubles import ControlledBroadcaster, Gate, RecordingSubscriber, let_tasks_run
+from tests.unit.doubles import Gate, let_tasks_run
+from tests.unit.supervised import (
+    BRISK_PROBE,
+    PROBE_CHANNEL,
+    SETTINGS,
+    WAIT_SECONDS,
+    Adapter,
+    Listener,
+    World,
+    supervised,
+    warnings_of,
+    world,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+    from collections.abc import AsyncGenerator
 
-    from backplane.broadcaster import Sink
-    from backplane.message import Message
-    from backplane.supervision import LinkState
+    from backplane.supervision import StateChange
+
 
 pytestmark = pytest.mark.anyio
-
-WAIT_SECONDS = 5.0
-ORIGIN = bytes(8)
-PROBE_CHANNEL = "$backplane/probe/0000000000000000"
-# Back-off as short as it gets, and nothing else that ends by itself within a test.
-SETTINGS = Settings(
-    start_timeout_seconds=60,
-    publish_timeout_seconds=60,
-    subscribe_timeout_seconds=60,
-    linger_seconds=60,
-    probe_interval_seconds=60,
-    max_backoff_seconds=0.001,
-)
-BRISK_PROBE = replace(SETTINGS, probe_interval_seconds=0.1)
-
-
-class Adapter(ControlledBroadcaster):
-    """An adapter whose link the test opens, cuts and silences.
-
-    Attributes:
-        links: The sink of every `start` that succeeded.
-        start_gate, stop_gate, publish_gate: Hold these calls.
-        start_errors: What the next tries to start raise, one each.
-        start_error: What every try to start raises, if anything.
-        stop_error: What `stop` raises, if anything.
-        publish_errors: What `publish` raises, by channel.
-        silent: Whether a publish is accepted and nothing comes back.
-        cancel_gate: Holds a `subscribe` that is cancelled, as a client library's cleanup would.
-        cancel_error: What a cancelled `subscribe` raises instead, if anything.
-        published: Every payload that was accepted.
-    """
-
-    def __init__(self, *, brokered: bool = False, resumes: bool = False) -> None:
-        super().__init__()
-        self._brokered = brokered
-        self._resumes = resumes
-        self.links: list[Sink] = []
-        self.start_gate = Gate()
-        self.stop_gate = Gate()
-        self.publish_gate = Gate()
-        self.cancel_gate = Gate()
-        self.start_errors: list[Exception] = []
-        self.start_error: Exception | None = None
-        self.stop_error: Exception | None = None
-        self.cancel_error: Exception | None = None
-        self.publish_errors: dict[str, Exception] = {}
-        self.silent = False
-        self.published: list[tuple[str, bytes]] = []
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What this adapter can do."""
-        return Capabilities(
-            brokered=self._brokered,
-            reach="network",
-            publish_returns="accepted",
-            resumes=self._resumes,
-            max_payload_bytes=1024,
-        )
-
-    @property
-    def verbs(self) -> list[str]:
-        """The calls so far, without their channels."""
-        return [verb for verb, _ in self.calls]
-
-    def cut(self) -> None:
-        """Lose the present link."""
-        self.links[-1].lost(BrokerUnavailableError("cut"))
-
-    async def start(self, sink: Sink) -> None:
-        """Open a link, or fail as told."""
-        self._record("start")
-        await self.start_gate.passage()
-        if self.start_errors:
-            raise self.start_errors.pop(0)
-        if self.start_error is not None:
-            raise self.start_error
-        self.links.append(sink)
-        await super().start(sink)
-        self._changed.set()
-
-    async def stop(self) -> None:
-        """Close the link, or fail as told."""
-        self._record("stop")
-        await self.stop_gate.passage()
-        if self.stop_error is not None:
-            raise self.stop_error
-        await super().stop()
-
-    async def publish(self, channel: str, payload: bytes) -> None:
-        """Accept, and deliver unless silent."""
-        self._record("publish", channel)
-        await self.publish_gate.passage()
-        if channel in self.publish_errors:
-            raise self.publish_errors[channel]
-        self.published.append((channel, payload))
-        if not self.silent:
-            await super().publish(channel, payload)
-        self._changed.set()
-
-    async def subscribe(self, channels: Collection[str]) -> None:
-        """Subscribe; once cancelled, clean up as told."""
-        try:
-            await super().subscribe(channels)
-        except asyncio.CancelledError:
-            await self.cancel_gate.passage()
-            if self.cancel_error is not None:
-                raise self.cancel_error from None
-            raise
-
-    def _record(self, verb: str, *channels: str) -> None:
-        self.calls.append((verb, channels))
-        self._changed.set()
-
-
-class Listener(RecordingSubscriber):
-    """A subscriber a test can wait for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._changed = asyncio.Event()
-
-    def offer(self, messages: Sequence[Message]) -> None:
-        """Keep messages."""
-        super().offer(messages)
-        self._changed.set()
-
-    def gap(self, gap: Gap) -> None:
-        """Keep a gap."""
-        super().gap(gap)
-        self._changed.set()
-
-    async def hears(self, count: int) -> list[str | bytes | Gap]:
-        """Return all that was heard once it is `count` items."""
-        async with asyncio.timeout(WAIT_SECONDS):
-            while len(self.heard) < count:
-                self._changed.clear()
-                await self._changed.wait()
-        return self.heard
-
-
-@dataclass
-class World:
-    """A supervisor with all that hangs on it."""
-
-    adapter: Adapter
-    interest: Interest
-    hub: Hub
-    supervisor: Supervisor
-
-    async def reaches(self, state: LinkState, *, generation: int = 0) -> None:
-        """Wait for `state` on a link of at least `generation`."""
-        async with asyncio.timeout(WAIT_SECONDS):
-            while self.supervisor.state != state or self.supervisor.generation < generation:
-                await self.supervisor.state_changed()
-
-    async def listener(self, *channels: str) -> Listener:
-        """Return a subscriber that has joined `channels`."""
-        listener = Listener()
-        async with asyncio.timeout(WAIT_SECONDS):
-            for channel in channels:
-                await self.hub.join(channel, listener)
-        return listener
-
-    async def degrade(self) -> None:
-        """Lose the link, and hold it down at the adapter's next start."""
-        self.adapter.start_gate.close()
-        self.adapter.cut()
-        tries = self.adapter.verbs.count("start")
-        await self.adapter.until(lambda: self.adapter.verbs.count("start") > tries)
-
-    async def recover(self) -> None:
-        """Lose the link and get it back."""
-        generation = self.supervisor.generation
-        self.adapter.cut()
-        await self.reaches("live", generation=generation + 1)
-
-
-def world(adapter: Adapter | None = None, settings: Settings = SETTINGS) -> World:
-    """Return a supervisor that is not started."""
-    adapter = adapter or Adapter()
-    interest = Interest(linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds)
-    hub = Hub(interest)
-    return World(adapter, interest, hub, Supervisor(adapter, hub, interest, origin=ORIGIN, settings=settings))
-
-
-@asynccontextmanager
-async def supervised(adapter: Adapter | None = None, settings: Settings = SETTINGS) -> AsyncGenerator[World]:
-    """Run a supervisor; a test that fails leaves no task behind either."""
-    before = asyncio.all_tasks()
-    made = world(adapter, settings)
-    try:
-        async with asyncio.timeout(WAIT_SECONDS):
-            await made.supervisor.start()
-        yield made
-        async with asyncio.timeout(WAIT_SECONDS):
-            await made.supervisor.stop()
-    finally:
-        made.interest.close()
-        made.hub.close()
-        await end_tasks(asyncio.all_tasks() - before)
-
-
-async def end_tasks(tasks: set[asyncio.Task[Any]]) -> None:
-    """Cancel `tasks` until they end, for the sake of a test that failed."""
-    async with asyncio.timeout(WAIT_SECONDS):
-        while pending := {task for task in tasks if not task.done()}:
-            for task in pending:
-                task.cancel()
-            await asyncio.sleep(0)
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
-    """Return what was logged at `level` or above."""
-    return [record.getMessage() for record in caplog.records if record.levelno >= level]
-
-
-@contextmanager
-def interrupting_a_spin(seconds: float = 3.0) -> Generator[None]:
-    """Raise inside whatever keeps the event loop from turning: such a test would never end otherwise."""
-
-    def interrupt(*_: object) -> None:
-        raise RuntimeError("the event loop stood still")
-
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
 
 # --- start ---------------------------------------------------------------------------------------------------------
 
@@ -590,64 +363,6 @@ async def test_gap_of_the_adapter_is_told_at_once() -> None:
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
-# --- late reports --------------------------------------------------------------------------------------------------
-
-
-def deliver_late(link: Sink) -> None:
-    """Report a message."""
-    link.deliver("a", b"late")
-
-
-def gap_late(link: Sink) -> None:
-    """Report a gap."""
-    link.gap(ALL, "late")
-
-
-def lose_late(link: Sink) -> None:
-    """Report a loss."""
-    link.lost(BrokerUnavailableError("late"))
-
-
-LATE = pytest.mark.parametrize("report", [deliver_late, gap_late, lose_late])
-
-
-@LATE
-async def test_late_report_behind_a_newer_link_is_not_heard(report: Callable[[Sink], None]) -> None:
-    """What an adapter still reports on its old link belongs to the past."""
-    async with supervised(Adapter(resumes=True)) as made:
-        listener = await made.listener("a")
-        old = made.adapter.links[-1]
-        await made.recover()
-        report(old)
-        await let_tasks_run()
-        assert (listener.heard, made.supervisor.state, made.supervisor.generation) == ([], "live", 2)
-
-
-@LATE
-async def test_late_report_while_degraded_is_not_heard(report: Callable[[Sink], None]) -> None:
-    """Between two links nothing of the lost one is heard."""
-    async with supervised(Adapter(resumes=True)) as made:
-        listener = await made.listener("a")
-        old = made.adapter.links[-1]
-        await made.degrade()
-        report(old)
-        await let_tasks_run()
-        assert (listener.heard, made.supervisor.generation) == ([], 2)
-        made.adapter.start_gate.open()
-        await made.reaches("live", generation=2)
-
-
-@LATE
-async def test_late_report_after_stop_is_not_heard(report: Callable[[Sink], None]) -> None:
-    """After the stop nothing is heard at all."""
-    async with supervised() as made:
-        listener = await made.listener("a")
-        await made.supervisor.stop()
-        report(made.adapter.links[-1])
-        await let_tasks_run()
-        assert (listener.heard, made.supervisor.state, made.supervisor.generation) == ([], "closed", 1)
-
-
 # --- publish -------------------------------------------------------------------------------------------------------
 
 
@@ -778,177 +493,6 @@ async def test_lost_link_while_joining_is_healed() -> None:
         listener = await asyncio.wait_for(joining, WAIT_SECONDS)
         await made.reaches("live", generation=2)
         assert listener.heard == []
-
-
-# --- the probe -----------------------------------------------------------------------------------------------------
-
-
-class Pace:
-    """Stands in for the jitter of the probe: counts its rounds, and can act at the start of each."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rounds = 0
-        self.act: Callable[[], object] | None = None
-        self._changed = asyncio.Event()
-        monkeypatch.setattr("backplane.supervision.random.uniform", self._uniform)
-
-    async def reaches(self, rounds: int) -> None:
-        """Wait until the probe has begun its round number `rounds`."""
-        async with asyncio.timeout(WAIT_SECONDS):
-            while self.rounds < rounds:
-                self._changed.clear()
-                await self._changed.wait()
-
-    def _uniform(self, low: float, _: float) -> float:
-        if low > 0:  # the probe's; a back-off begins at 0
-            self.rounds += 1
-            self._changed.set()
-            if self.act is not None:
-                asyncio.get_running_loop().call_soon(self.act)
-        return low
-
-
-def probes(adapter: Adapter) -> int:
-    """Return how many probes were published."""
-    return adapter.calls.count(("publish", (PROBE_CHANNEL,)))
-
-
-async def test_silent_link_is_found_within_two_probe_intervals() -> None:
-    """A broker that accepts everything and delivers nothing is left after two probes of half an interval each."""
-    adapter = Adapter(brokered=True)
-    adapter.silent = True
-    async with supervised(adapter, BRISK_PROBE) as made:
-        listener = await made.listener("a")
-        begun = asyncio.get_running_loop().time()
-        adapter.start_gate.close()
-        await made.reaches("degraded")
-        # At most 1.0 interval of pause and two halves; the rest of the bound is for a busy machine.
-        assert asyncio.get_running_loop().time() - begun < 2 * BRISK_PROBE.probe_interval_seconds + 1
-        assert probes(adapter) == 2
-        adapter.silent = False
-        adapter.start_gate.open()
-        await made.reaches("live", generation=2)
-        assert [type(item) for item in await listener.hears(1)] == [Gap]
-
-
-async def test_link_whose_publish_hangs_is_found() -> None:
-    """A probe the broker does not even accept counts as one that did not come back."""
-    adapter = Adapter(brokered=True)
-    async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
-        adapter.publish_gate.close()
-        adapter.start_gate.close()
-        await made.reaches("degraded")
-        adapter.publish_gate.open()
-        adapter.start_gate.open()
-        await made.reaches("live", generation=2)
-
-
-@pytest.mark.parametrize(
-    "error", [BrokerUnavailableError("gone"), PublishOutcomeUnknownError("cut"), RuntimeError("a fault")], ids=repr
-)
-async def test_probe_that_fails_rebuilds_the_link(error: Exception) -> None:
-    """An error of the link while probing is a lost link."""
-    adapter = Adapter(brokered=True)
-    async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
-        adapter.publish_errors[PROBE_CHANNEL] = error
-        await made.reaches("live", generation=2)
-
-
-async def test_probe_keeps_the_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe that comes back keeps the link live and says how long the way took; subscribers do not see it."""
-    pace = Pace(monkeypatch)
-    async with supervised(Adapter(brokered=True), BRISK_PROBE) as made:
-        listener = await made.listener("a")
-        assert made.supervisor.round_trip_seconds is None
-        await pace.reaches(4)
-        assert made.supervisor.round_trip_seconds is not None
-        assert 0 <= made.supervisor.round_trip_seconds < BRISK_PROBE.probe_interval_seconds
-        assert probes(made.adapter) == 3
-        assert made.adapter.calls.count(("subscribe", (PROBE_CHANNEL,))) == 1
-        assert (made.supervisor.state, made.supervisor.generation, listener.heard) == ("live", 1, [])
-
-
-async def test_traffic_suppresses_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What arrives proves the way back: no probe is sent while something does, and one is as soon as nothing does."""
-    pace = Pace(monkeypatch)
-    adapter = Adapter(brokered=True)
-    async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
-        pace.act = lambda: adapter.links[-1].deliver("a", b"traffic")
-        await pace.reaches(pace.rounds + 1)
-        before = probes(adapter)
-        await pace.reaches(pace.rounds + 3)
-        assert probes(adapter) == before
-        pace.act = None
-        await adapter.until(lambda: probes(adapter) > before)
-
-
-async def test_no_probe_without_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who subscribes to nothing can miss nothing: a process that only publishes opens no subscription."""
-    pace = Pace(monkeypatch)
-    adapter = Adapter(brokered=True)
-    async with supervised(adapter, BRISK_PROBE) as made:
-        await pace.reaches(4)
-        assert adapter.verbs == ["start"]
-        await made.listener("a")
-        await adapter.until(lambda: probes(adapter) > 0)
-
-
-async def test_no_probe_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An adapter with no server between publisher and subscriber has no way that could go silent."""
-    pace = Pace(monkeypatch)
-    async with supervised(Adapter(brokered=False), replace(SETTINGS, probe_interval_seconds=0.001)) as made:
-        await made.listener("a")
-        await let_tasks_run()
-        assert (pace.rounds, made.adapter.verbs) == (0, ["start", "subscribe"])
-
-
-@pytest.mark.parametrize("refused", ["subscribe", "publish"])
-async def test_refused_probe_is_a_warning(refused: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A broker whose rules forbid the probe's channel keeps a live link, and a loss it reports is still healed."""
-    adapter = Adapter(brokered=True)
-    if refused == "subscribe":
-        adapter.refusals[PROBE_CHANNEL] = "not permitted"
-    else:
-        adapter.publish_errors[PROBE_CHANNEL] = PublishError("not permitted")
-    async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
-        await adapter.until(lambda: (refused, (PROBE_CHANNEL,)) in adapter.calls)
-        await let_tasks_run()
-        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
-        (warning,) = warnings_of(caplog)
-        assert warning.startswith("no delivery probe, a silent link will go unnoticed: allow channel $backplane/*: ")
-        await made.recover()
-
-
-async def test_message_behind_a_missed_probe_ends_the_doubt() -> None:
-    """A message that arrives while the first probe is out proves the way back, and the event loop goes on turning."""
-    adapter = Adapter(brokered=True)
-    adapter.silent = True
-    with interrupting_a_spin():
-        async with supervised(adapter, BRISK_PROBE) as made:
-            await made.listener("a")
-            await adapter.until(lambda: probes(adapter) == 1)
-            adapter.links[-1].deliver("a", b"alive")
-            adapter.silent = False
-            await adapter.until(lambda: probes(adapter) == 2)
-            assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
-
-
-async def test_leave_behind_a_missed_probe_ends_the_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the last subscriber leaves while the first probe is out nothing is in doubt, and the event loop turns on."""
-    pace = Pace(monkeypatch)
-    adapter = Adapter(brokered=True)
-    adapter.silent = True
-    with interrupting_a_spin():
-        async with supervised(adapter, replace(BRISK_PROBE, linger_seconds=0.001)) as made:
-            listener = await made.listener("a")
-            await adapter.until(lambda: probes(adapter) == 1)
-            made.hub.leave("a", listener)
-            await pace.reaches(pace.rounds + 2)
-            assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
 # --- channels refused after a reconnect ----------------------------------------------------------------------------
@@ -1126,3 +670,195 @@ async def test_stop_while_the_adapter_answers_cancellation_with_an_error() -> No
         joining.cancel()
         assert done, f"stop does not return, the state is {made.supervisor.state}"
         assert made.supervisor.state == "closed"
+
+
+# --- a way out that is dead ----------------------------------------------------------------------------------------
+
+QUICK_PUBLISH = replace(SETTINGS, publish_timeout_seconds=0.05)
+
+
+async def unanswered(made: World) -> None:
+    """Publish what gets no answer."""
+    with pytest.raises(PublishOutcomeUnknownError):
+        await made.supervisor.publish("a", b"x")
+
+
+async def test_two_publishes_without_an_answer_rebuild_a_link_that_hears() -> None:
+    """Where only the way out is dead no probe is sent, since messages arrive: the publishes themselves find it."""
+    async with supervised(Adapter(brokered=True), QUICK_PUBLISH) as made:
+        listener = await made.listener("a")
+        made.adapter.publish_gate.close()
+        made.adapter.links[-1].deliver("a", b"the way in carries")
+        await unanswered(made)
+        await let_tasks_run()
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+        made.adapter.links[-1].deliver("a", b"still")
+        await unanswered(made)
+        await made.reaches("live", generation=2)
+        assert [type(item) for item in await listener.hears(3)] == [str, str, Gap]
+        made.adapter.publish_gate.open()
+
+
+async def test_answer_between_two_publishes_without_one_keeps_the_link() -> None:
+    """Only publishes in a row speak against a link."""
+    async with supervised(settings=QUICK_PUBLISH) as made:
+        for _ in range(3):
+            made.adapter.publish_gate.close()
+            await unanswered(made)
+            made.adapter.publish_gate.open()
+            await made.supervisor.publish("a", b"answered")
+        await let_tasks_run()
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+
+
+async def test_unanswered_publishes_of_an_old_link_do_not_cost_the_new_one() -> None:
+    """What was sent on a link that is gone says nothing about the next."""
+    async with supervised(settings=QUICK_PUBLISH) as made:
+        made.adapter.publish_gate.close()
+        async with asyncio.TaskGroup() as publishing:
+            for _ in range(3):
+                publishing.create_task(unanswered(made))
+            await made.adapter.until(lambda: made.adapter.verbs.count("publish") == 3)
+            await made.recover()
+        await let_tasks_run()
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 2)
+        made.adapter.publish_gate.open()
+
+
+# --- the adapter's own check ---------------------------------------------------------------------------------------
+
+
+class CheckingAdapter(Adapter):
+    """An adapter that can tell whether it is linked to the right server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.check_gate = Gate()
+        self.check_error: Exception | None = None
+
+    async def check(self) -> None:
+        """Answer as told, behind the gate."""
+        self._record("check")
+        await self.check_gate.passage()
+        if self.check_error is not None:
+            raise self.check_error
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailableError("a replica now"), RuntimeError("a fault")], ids=repr)
+async def test_check_that_raises_rebuilds_the_link(error: Exception) -> None:
+    """A link that leads to the wrong place is rebuilt, and its subscribers are told."""
+    adapter = CheckingAdapter()
+    async with supervised(adapter, BRISK_PROBE) as made:
+        listener = await made.listener("a")
+        await adapter.until(lambda: adapter.verbs.count("check") == 2)
+        assert (made.supervisor.generation, listener.heard) == (1, [])
+        adapter.check_error = error
+        await adapter.until(lambda: adapter.verbs.count("start") == 2)
+        adapter.check_error = None
+        await made.reaches("live", generation=2)
+        assert [type(item) for item in await listener.hears(1)] == [Gap]
+
+
+async def test_check_that_hangs_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Whether a link is silent is for the probe to find: a check without an answer is asked again."""
+    caplog.set_level(logging.DEBUG, "backplane.supervision")
+    adapter = CheckingAdapter()
+    adapter.check_gate.close()
+    async with supervised(adapter, replace(BRISK_PROBE, probe_interval_seconds=0.02)) as made:
+        await adapter.until(lambda: adapter.verbs.count("check") == 3)
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+    assert "no answer to the check of controlled://" in caplog.messages
+    assert warnings_of(caplog) == []
+
+
+# --- start without the broker --------------------------------------------------------------------------------------
+
+LAZY = replace(SETTINGS, start="lazy")
+
+
+@pytest.mark.parametrize(
+    "error", [BrokerUnavailableError("refused"), BrokerAuthenticationError("wrong password")], ids=repr
+)
+async def test_lazy_start_comes_up_degraded_and_goes_on_trying(error: Exception) -> None:
+    """A start without the broker returns; its channels are confirmed, without a gap, when the broker is there."""
+    adapter = Adapter()
+    adapter.start_errors = [error] * 3
+    changes: list[StateChange] = []
+    async with supervised(adapter, LAZY, changes.append) as made:
+        assert (made.supervisor.state, made.supervisor.is_alive) == ("degraded", True)
+        listener = await made.listener("a")
+        await made.reaches("live", generation=4)
+        assert listener.heard == []
+    assert [(change.old, change.new, change.generation) for change in changes] == [
+        ("starting", "degraded", 1),
+        ("degraded", "live", 4),
+        ("live", "closed", 4),
+    ]
+    assert changes[0].reason == f"started without the broker: {error}"
+
+
+async def test_lazy_start_that_never_answers_is_cut_off() -> None:
+    """A broker that hangs holds a lazy start for as long as the settings say, no longer."""
+    adapter = Adapter()
+    adapter.start_gate.close()
+    async with supervised(adapter, replace(LAZY, start_timeout_seconds=0.02)) as made:
+        assert made.supervisor.state == "degraded"
+        adapter.start_gate.open()
+        await made.reaches("live")
+
+
+async def test_lazy_start_does_not_hide_a_fault() -> None:
+    """What is no error of a broker is raised, and nothing goes on in the background."""
+    made = world(settings=LAZY)
+    made.adapter.start_error = RuntimeError("a fault")
+    with pytest.raises(RuntimeError, match="a fault"):
+        await made.supervisor.start()
+    assert made.adapter.verbs == ["start", "stop"]
+
+
+# --- what stop waits for, and who looks after the link -------------------------------------------------------------
+
+
+async def test_stop_waits_for_publishes_in_flight() -> None:
+    """What the broker has and has not answered yet is answered before the link closes."""
+    async with supervised() as made:
+        made.adapter.publish_gate.close()
+        publishing = asyncio.create_task(made.supervisor.publish("a", b"last words"))
+        await made.adapter.until(lambda: "publish" in made.adapter.verbs)
+        stopping = asyncio.create_task(made.supervisor.stop())
+        await let_tasks_run()
+        assert (made.supervisor.state, stopping.done()) == ("live", False)
+        made.adapter.publish_gate.open()
+        await asyncio.wait_for(publishing, WAIT_SECONDS)
+        await asyncio.wait_for(stopping, WAIT_SECONDS)
+        assert made.adapter.published == [("a", b"last words")]
+
+
+async def test_stop_is_bounded_by_a_publish_that_gets_no_answer() -> None:
+    """A broker that never answers holds up the stop no longer than the publish itself."""
+    async with supervised(settings=QUICK_PUBLISH) as made:
+        made.adapter.publish_gate.close()
+        publishing = asyncio.create_task(unanswered(made))
+        await made.adapter.until(lambda: "publish" in made.adapter.verbs)
+        await asyncio.wait_for(made.supervisor.stop(), WAIT_SECONDS)
+        await publishing
+        made.adapter.publish_gate.open()
+
+
+def fail(*_: object) -> None:
+    """Fail."""
+    raise RuntimeError("a fault")
+
+
+async def test_owner_that_dies_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should the owner of the link ever die, the worker is not live any more and everyone can see it."""
+    async with supervised() as made:
+        assert made.supervisor.is_alive
+        monkeypatch.setattr(made.hub, "open_gap", fail)
+        made.adapter.cut()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while made.supervisor.is_alive:
+                await asyncio.sleep(0)
+        await let_tasks_run()
+        assert made.supervisor.state == "degraded"
+        assert "the owner of the link died" in warnings_of(caplog, logging.CRITICAL)[0]

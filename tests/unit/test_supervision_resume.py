@@ -10,7 +10,7 @@ import pytest
 from backplane.broadcaster import Resumes
 from backplane.errors import BrokerUnavailableError
 from backplane.message import ALL, Gap
-from tests.unit.test_supervision import Adapter, supervised, world
+from tests.unit.supervised import Adapter, supervised, world
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -1,0 +1,93 @@
+"""`backplane run`: an application under Uvicorn with the direct lane."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from typing import Annotated, Literal
+
+import typer
+
+from backplane.cli.terminal import INSTALL_HINT, fail, failing_in_words
+from backplane.registry import broadcaster_from_url
+
+__all__ = ["run"]
+
+
+def run(
+    application: Annotated[
+        str, typer.Argument(metavar="APP", help="Where the application is: `package.module:name`.", show_default=False)
+    ],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- OPTIONS]", help="Any other option of Uvicorn, behind `--`.", show_default=False),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="The broker that joins the workers.", show_default="BACKPLANE_URL")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many worker processes.", show_default="WEB_CONCURRENCY, or 1")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    uds: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Unix socket to listen on instead.", show_default=False)
+    ] = None,
+    reload: Annotated[bool, typer.Option("--reload", help="Start again when a file changes.")] = False,
+    factory: Annotated[bool, typer.Option("--factory", help="APP is a function that makes the application.")] = False,
+    log_level: Annotated[
+        Literal["critical", "error", "warning", "info", "debug", "trace"], typer.Option(help="What Uvicorn logs.")
+    ] = "info",
+    timeout_graceful_shutdown: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="SECONDS", help="How long an end may take.", show_default="as long as it takes"),
+    ] = None,
+    shared_compression: Annotated[
+        bool, typer.Option("--shared-compression", help="Compress what is published once for all clients.")
+    ] = False,
+) -> None:
+    """Run an application under Uvicorn, with the direct lane to its WebSockets."""
+    if missing := [name for name in ("uvicorn", "websockets") if find_spec(name) is None]:
+        fail(f"to run an application needs {', '.join(missing)}; {INSTALL_HINT}")
+    _check_application(application)
+    if url is not None:
+        with failing_in_words():
+            broadcaster_from_url(url)
+        os.environ["BACKPLANE_URL"] = url  # which the workers inherit
+    protocol = "SharedCompressionProtocol" if shared_compression else "DirectLaneProtocol"
+    options = {
+        "--ws": f"backplane.server.uvicorn:{protocol}",
+        "--workers": workers,
+        "--host": host,
+        "--port": port,
+        "--uds": uds,
+        "--log-level": log_level,
+        "--timeout-graceful-shutdown": timeout_graceful_shutdown,
+    }
+    arguments = [f"{name}={value}" for name, value in options.items() if value is not None]
+    arguments += ["--reload"] * reload + ["--factory"] * factory
+    _uvicorn([application, *arguments, *(more or ())])
+
+
+def _check_application(application: str) -> None:
+    """Say what is wrong with the place before a server starts; the module itself is for the workers to import."""
+    module, colon, name = application.partition(":")
+    if not (module and colon and name):
+        hint = (module.removesuffix(".py").replace("/", ".") or "main") + ":app"
+        fail(
+            f"{application!r} does not say where the application is: write package.module:name, as in {hint}", status=2
+        )
+    sys.path.insert(0, "")  # as Uvicorn does: modules in the folder one is in
+    try:
+        found = find_spec(module)
+    except (ImportError, ValueError) as error:
+        fail(f"cannot import {module!r}: {error}", status=2)
+    if found is None:
+        fail(f"there is no module {module!r} here: run this in the folder that holds it", status=2)
+
+
+def _uvicorn(arguments: list[str]) -> None:
+    from uvicorn.main import main  # needs the modules asked for above
+
+    main(arguments, prog_name="backplane run")

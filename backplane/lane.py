@@ -1,0 +1,105 @@
+"""The direct lane: a way around ASGI for what a server writes to an accepted WebSocket.
+
+A server that offers it puts a `Lane` into the scope of each WebSocket, `scope["extensions"]["backplane.lane"]`. What is
+published is then a frame, built once, and one write to each socket; everything else (handshake, receiving, closing)
+stays with ASGI. `backplane.server` has it for Uvicorn, docs/direct-lane.md says what another server has to do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["EXTENSION", "Lane", "LaneUser"]
+
+EXTENSION: Final = "backplane.lane"
+"""Where the lane is in `scope["extensions"]`."""
+
+
+class LaneUser(Protocol):
+    """Who writes to a lane. Both methods are called on the server's event loop; neither may raise."""
+
+    def lane_writable(self, writable: bool, /) -> None:
+        """Learn whether `lane.write` may be called from now on.
+
+        `True`: it may. What waited is to be written before this returns, for an awaited ASGI `send` goes on behind it.
+        `False`: it may not. This can come out of `lane.write` itself, whose frame the server has taken all the same.
+        """
+        ...
+
+    def lane_closed(self) -> None:
+        """Learn, once, that the connection has left the state OPEN: nothing may be written any more."""
+        ...
+
+
+class Lane(Protocol):
+    """The writing side of one WebSocket, owned by its server.
+
+    Not safe to use from another thread. Nothing of it waits.
+    """
+
+    @property
+    def write(self) -> Callable[[bytes], object]:
+        """Write whole frames, one or several: the transport's own method, with no check of its own.
+
+        To be called only by an attached user that was last told that it may, and not after `lane_closed`. It does
+        nothing before `attach` and after the end; do not keep what it returned beyond that.
+        """
+        ...
+
+    @property
+    def writable(self) -> bool:
+        """Whether the transport takes more; `False` after the end."""
+        ...
+
+    @property
+    def reading(self) -> bool:
+        """Whether the server reads at the moment.
+
+        A server stops reading a client whose messages the application does not receive. `last_heard` stands still then,
+        which says nothing about the client.
+        """
+        ...
+
+    @property
+    def last_heard(self) -> float:
+        """When the client's last bytes came, of whatever kind, a pong too: by the event loop's clock, in seconds."""
+        ...
+
+    @property
+    def buffered_bytes(self) -> int:
+        """How many bytes the server holds that the system has not taken."""
+        ...
+
+    @property
+    def deflate_window_bits(self) -> int | None:
+        """Size of the window for compressed frames that connections share (`backplane.frames.compress_frame`).
+
+        `None` where permessage-deflate was not negotiated, or without `server_no_context_takeover`: there, frames may
+        only be written as they are.
+        """
+        ...
+
+    def attach(self, user: LaneUser, /) -> None:
+        """Give the lane to `user`, once, after the handshake was accepted.
+
+        Calls `user.lane_writable` with what is so now, and at every change; or only `user.lane_closed`, if the
+        connection is closing or gone.
+
+        Raises:
+            LifecycleError: The handshake was not accepted yet, or the lane has a user.
+        """
+        ...
+
+    def ping(self) -> None:
+        """Send a ping, whose pong sets `last_heard`. Does nothing while not writable: it would only wait too."""
+        ...
+
+    def abort(self) -> None:
+        """Cut the connection and drop what the server holds, for a client that has vanished.
+
+        `lane_closed` comes in a later pass of the event loop.
+        """
+        ...

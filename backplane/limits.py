@@ -1,0 +1,52 @@
+"""How a client's connection is kept alive, and what a client may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from backplane.errors import ConfigurationError
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Of one connection; `None` switches a limit off.
+
+    Attributes:
+        heartbeat_seconds: How often a client that is not heard of is asked whether it is there; it is given up after
+            two such times without a sign. By a WebSocket ping on the direct lane; elsewhere by `heartbeat_message`, and
+            without one by what the server does itself. Defaults to 30.
+        heartbeat_message: What is sent as a heartbeat where there is no access to pings: text, bytes, or anything JSON.
+            Clients must answer it, with any message. Defaults to none.
+        idle_timeout_seconds: How long a client may say nothing (pongs do not count) until it is closed with 4008.
+            Defaults to none.
+        max_age_seconds: How long a connection may last until it is closed with 4010. Defaults to none.
+        max_message_bytes: Largest message a client may send (characters, for text); above it the connection is closed
+            with 1009. The server's own limit comes first. Defaults to 1 MiB.
+        max_messages_per_second: How many messages a client may send per second, in the long run; above it the
+            connection is closed with 4029. Defaults to none.
+        max_burst: How many messages it may send at once for that. Defaults to twice a second's worth, at least 1.
+        max_channels: How many channels a connection may join; one more raises `TooManyChannelsError`. Defaults to
+            1,000.
+
+    Raises:
+        ConfigurationError: A value is not a number or not more than 0.
+    """
+
+    heartbeat_seconds: float | None = 30.0
+    heartbeat_message: object = None
+    idle_timeout_seconds: float | None = None
+    max_age_seconds: float | None = None
+    max_message_bytes: int | None = 1024 * 1024
+    max_messages_per_second: float | None = None
+    max_burst: int | None = None
+    max_channels: int | None = 1000
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name == "heartbeat_message" or value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ConfigurationError(f"{option.name} must be a number more than 0, or None, not {value!r}")

@@ -1,0 +1,155 @@
+"""Which web pages may open a socket: the defence against cross-site WebSocket hijacking (RFC 6455 section 10.2).
+
+A browser opens a WebSocket to any site from any page, sends that site's cookies along and asks no one (CORS does not
+apply). All it offers is the `Origin` header, which a page cannot forge. Other programs can, or leave it out, but they
+hold no visitor's cookies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from ipaddress import IPv6Address
+from typing import Final, Literal, NamedTuple
+
+from backplane.errors import ConfigurationError
+
+__all__ = ["AllowedOrigins", "OriginRule"]
+
+AllowedOrigins = Literal["*"] | Collection[str] | None
+"""Which pages may come in.
+
+- `None`: those of this very host: what the page was loaded from is what the socket is opened to.
+- a collection: exactly those, this host's own no longer by itself. An entry is `scheme://host[:port]`; `*.` before the
+  host stands for one label; `null` for pages without an origin, which any site can make (a sandboxed frame).
+- `"*"`: all. Right only where no cookie, client certificate or private network lets a client in.
+"""
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+_AUTHORITY: Final = r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_~%-][a-z0-9._~%-]*)(?::(?P<port>[0-9]{1,5}))?"
+_HOST: Final = re.compile(_AUTHORITY)
+_ORIGIN: Final = re.compile(rf"(?P<scheme>[a-z][a-z0-9+.-]*)://{_AUTHORITY}")
+
+# What a client sent is shown in logs and in answers: nothing that means anything in a terminal, a log or a page.
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9:/.\[\]_~%+*-]")
+_MOST_SHOWN: Final = 100
+
+
+class _Origin(NamedTuple):
+    scheme: str
+    host: str
+    port: int | None
+
+
+class OriginRule:
+    """Says which origins may come in; see `AllowedOrigins`.
+
+    Raises:
+        ConfigurationError: An entry is no origin; the message says what is wrong with it.
+    """
+
+    __slots__ = ("_any", "_exact", "_null", "_own", "_wildcards")
+
+    def __init__(self, allowed: AllowedOrigins = None) -> None:
+        self._own = allowed is None
+        self._any = allowed == "*"
+        entries = () if allowed is None or self._any else _checked_collection(allowed)
+        self._null = "null" in entries
+        parsed = [_parse_entry(entry) for entry in entries if entry != "null"]
+        self._exact = frozenset(origin for origin, wildcard in parsed if not wildcard)
+        self._wildcards = frozenset(origin for origin, wildcard in parsed if wildcard)
+
+    def refusal(self, origin: str | None, host: str | None) -> str | None:
+        """Return why a client may not come in, in words for the developer, or `None` where it may.
+
+        The words hold nothing of what the client sent but letters, digits and plain punctuation, and not much of it.
+
+        Args:
+            origin: The header `Origin`; `None` is no browser, and passes.
+            host: The header `Host`. Where TLS ends before this server the schemes differ, so they are not compared.
+        """
+        if origin is None or self._any:
+            return None
+        parsed = _parse(origin)
+        if parsed is None:
+            return None if origin == "null" and self._null else _words(origin, None, allowable=origin == "null")
+        if self._own:
+            return None if _is_own(parsed, host) else _words(origin, host or "", allowable=True)
+        if parsed in self._exact or _parent(parsed) in self._wildcards:
+            return None
+        return _words(origin, None, allowable=True)
+
+
+def _is_own(origin: _Origin, host: str | None) -> bool:
+    match = _HOST.fullmatch((host or "").lower())
+    return match is not None and _endpoint(origin.scheme, match) == origin
+
+
+def _parent(origin: _Origin) -> _Origin:
+    """Return the origin without its first label."""
+    return origin._replace(host=origin.host.partition(".")[2])
+
+
+def _parse(origin: str) -> _Origin | None:
+    match = _ORIGIN.fullmatch(origin.lower())
+    return _endpoint(match["scheme"], match) if match else None
+
+
+def _endpoint(scheme: str, match: re.Match[str]) -> _Origin | None:
+    host, port = match["host"], match["port"]
+    if host.startswith("["):
+        try:
+            host = IPv6Address(host[1:-1]).compressed
+        except ValueError:
+            return None
+    if port is not None and int(port) > 65535:
+        return None
+    return _Origin(scheme, host, int(port) if port else _DEFAULT_PORTS.get(scheme))
+
+
+def _words(origin: str, host: str | None, *, allowable: bool) -> str:
+    shown = _safe(origin)
+    words = f"pages of {shown} may not connect here"
+    if host is not None:
+        words += f": the host they connect to is {_safe(host)}"
+        words += " (the Host header; a proxy in front that replaces it must pass it on)"
+    if allowable and shown == origin:
+        words += f'; if it is yours, allow it: Backplane(allowed_origins=["{origin}"])'
+    return words
+
+
+def _safe(text: str) -> str:
+    return (_UNSAFE.sub("?", text[:_MOST_SHOWN]) + ("..." if len(text) > _MOST_SHOWN else "")) or "(empty)"
+
+
+def _checked_collection(allowed: Collection[str] | str) -> Collection[str]:
+    if isinstance(allowed, str | bytes) or not isinstance(allowed, Collection):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f'allowed_origins is None, "*" or a list of origins, not {allowed!r}')
+    return allowed
+
+
+def _parse_entry(entry: str) -> tuple[_Origin, bool]:
+    """Return an entry, without its wildcard, and whether it had one."""
+    if not isinstance(entry, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without type checks
+        raise _wrong(entry, "an origin is a str")
+    if entry == "*":
+        raise _wrong(entry, 'to allow every origin, say allowed_origins="*"')
+    scheme, separator, authority = entry.partition("://")
+    if not separator:
+        raise _wrong(entry, "it lacks the scheme: https://shop.example")
+    if any(character in authority for character in "/?#@"):
+        raise _wrong(entry, "an origin ends behind host and port, without a slash: https://shop.example")
+    if not authority.isascii():
+        raise _wrong(entry, "browsers send such a name in its ASCII form: https://xn--...")
+    wildcard = authority.startswith("*.")
+    if "*" in authority.removeprefix("*."):
+        raise _wrong(entry, "a wildcard stands only for the first label: https://*.shop.example")
+    origin = _parse(f"{scheme}://{authority.removeprefix('*.')}")
+    if origin is None:
+        raise _wrong(entry, "it must be scheme://host or scheme://host:port")
+    return origin, wildcard
+
+
+def _wrong(entry: object, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"allowed_origins holds {entry!r}: {reason}")

@@ -1,0 +1,118 @@
+"""What is published while the broker is away, kept in order and in bounds until it is back: `outage="buffer"`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from backplane.errors import BrokerUnavailableError, ClosedError, PublishError
+
+if TYPE_CHECKING:
+    from backplane.supervision import Supervisor
+
+__all__ = ["OutageBuffer"]
+
+# An adapter that refuses while its link stands must not be asked in a loop without a pause.
+_AGAIN_SECONDS: Final = 0.05
+
+logger = logging.getLogger("backplane.outage")
+
+
+class OutageBuffer:
+    """Publishes through `supervisor`; keeps what certainly did not go out, and sends it when the link is live again.
+
+    While anything waits, what is published goes behind it. A message whose outcome is unknown is never sent again.
+
+    Args:
+        supervisor: Who publishes.
+        max_bytes: Most bytes that wait.
+        max_messages: Most messages that wait.
+
+    Attributes:
+        dropped: Messages that were kept and never published: refused, or still waiting at the end.
+    """
+
+    def __init__(self, supervisor: Supervisor, *, max_bytes: int, max_messages: int) -> None:
+        self._supervisor = supervisor
+        self._max_bytes = max_bytes
+        self._max_messages = max_messages
+        self._waiting: deque[tuple[str, bytes]] = deque()
+        self._size_bytes = 0
+        self._sender: asyncio.Task[None] | None = None
+        self._stopped = False
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def publish(self, channel: str, payload: bytes) -> None:
+        """Publish, or keep for later; returns at once where it is kept.
+
+        Raises:
+            BrokerUnavailableError: The buffer is full; the message is not kept.
+            PublishError: The broker refused it, or its outcome is unknown.
+        """
+        if not self._waiting:
+            try:
+                return await self._supervisor.publish(channel, payload, wait=False)
+            except BrokerUnavailableError as error:
+                if self._stopped:
+                    raise
+                logger.debug("keeping what is published until the broker is back: %s", error)
+        self._keep(channel, payload)
+
+    async def stop(self, timeout_seconds: float) -> None:
+        """Give what waits a last chance, where the link is live; what still waits then is dropped, and logged."""
+        self._stopped = True
+        sender = self._sender  # which it takes from us at its end
+        if sender is not None:
+            if self._supervisor.state == "live":
+                await asyncio.wait([sender], timeout=timeout_seconds)
+            sender.cancel()
+            await asyncio.wait([sender])
+        if self._waiting:
+            self.dropped += len(self._waiting)
+            logger.error("%d messages were never published: the broker was away until the end", len(self._waiting))
+            self._waiting.clear()
+
+    def _keep(self, channel: str, payload: bytes) -> None:
+        if len(self._waiting) >= self._max_messages or self._size_bytes + len(payload) > self._max_bytes:
+            raise BrokerUnavailableError(
+                f"the broker is away, and the buffer holds all it may: {len(self._waiting)} messages, "
+                f"{self._size_bytes:,} bytes; not published"
+            )
+        self._waiting.append((channel, payload))
+        self._size_bytes += len(payload)
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send_waiting(), name="backplane-outage-buffer")
+
+    async def _send_waiting(self) -> None:
+        """Send in order. The task exists only while something waits."""
+        try:
+            while self._waiting:
+                while self._supervisor.state != "live":
+                    await self._supervisor.state_changed()
+                await self._send(*self._waiting[0])
+        except ClosedError:
+            pass
+        finally:
+            self._sender = None
+
+    async def _send(self, channel: str, payload: bytes) -> None:
+        try:
+            await self._supervisor.publish(channel, payload)
+        except BrokerUnavailableError:
+            await asyncio.sleep(_AGAIN_SECONDS)  # the link was lost once more: it keeps its place
+            return
+        except PublishError as error:
+            self.dropped += 1
+            logger.error("a message that was kept for channel %r is lost: %s", channel, error)  # noqa: TRY400
+        except ClosedError:
+            raise
+        except Exception:  # a fault of an adapter: one message must not hold up all that wait behind it
+            self.dropped += 1
+            logger.exception("a message that was kept for channel %r is lost", channel)
+        self._waiting.popleft()
+        self._size_bytes -= len(payload)

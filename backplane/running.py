@@ -1,0 +1,177 @@
+"""What exists between a start and its stop of a `Backplane`, in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections import Counter
+from typing import TYPE_CHECKING, Final, Protocol
+
+from backplane.closing import CloseCode
+from backplane.drain import spread_seconds
+from backplane.errors import ClosedError, TooManyConnectionsError
+from backplane.health import Health
+from backplane.hub import Hub
+from backplane.interest import Interest
+from backplane.outage import OutageBuffer
+from backplane.supervision import Supervisor
+from backplane.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from backplane.broadcaster import Broadcaster
+    from backplane.settings import Settings
+    from backplane.subscription import Subscription
+    from backplane.supervision import StateChange
+
+__all__ = ["Client", "Running"]
+
+logger = logging.getLogger("backplane.running")
+
+# How long handlers may take, behind the last close of a drain, to come to their end.
+_HANDLERS_SECONDS: Final = 2.0
+
+
+class Client(Protocol):
+    """Someone who must be told before the worker ends: a WebSocket, an event stream."""
+
+    def retire(self, code: int, reason: str) -> None:
+        """Begin to end, behind what waits for the client."""
+
+    async def close(self, code: int, reason: str) -> None:
+        """End now."""
+
+
+class Running:
+    """The parts, put together, and everything local that receives.
+
+    Attributes:
+        origin: Random bytes that name this process on the broker.
+        watch: The timer of all connections.
+        counts: What happened to connections, by name.
+        draining: No new client is taken.
+    """
+
+    def __init__(
+        self, broadcaster: Broadcaster, settings: Settings, on_state: Callable[[StateChange], None] | None = None
+    ) -> None:
+        self.settings = settings
+        self.origin = os.urandom(8)
+        self.interest = Interest(
+            linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
+        )
+        self.hub = Hub(self.interest)
+        self.supervisor = Supervisor(
+            broadcaster, self.hub, self.interest, origin=self.origin, settings=settings, on_state=on_state
+        )
+        self.subscriptions: dict[Subscription, None] = {}
+        self.watch = Watch()
+        self.counts: Counter[str] = Counter()
+        self.draining = False
+        self._connections: dict[Client, str] = {}
+        self._by_client: Counter[str] = Counter()
+        self._emptied = asyncio.Event()
+        self._buffer = OutageBuffer(
+            self.supervisor, max_bytes=settings.max_buffer_bytes, max_messages=settings.max_buffer_messages
+        )
+
+    @property
+    def connections(self) -> Collection[Client]:
+        """The clients of this worker: WebSockets and event streams."""
+        return self._connections.keys()
+
+    async def publish(self, channel: str, payload: bytes) -> None:
+        """Publish in the way the setting `outage` says."""
+        if self.settings.outage == "buffer":
+            await self._buffer.publish(channel, payload)
+        else:
+            await self.supervisor.publish(channel, payload)
+
+    def admit(self, connection: Client, client_key: str) -> None:
+        """Take a client.
+
+        Raises:
+            ClosedError: The worker drains.
+            TooManyConnectionsError: There are as many as are allowed, of this client or in all.
+        """
+        if self.draining:
+            raise ClosedError("this worker is about to end: connect again, to another one")
+        most, most_of_one = self.settings.max_connections, self.settings.max_connections_per_client
+        if most is not None and len(self._connections) >= most:
+            self.counts["refused_connections"] += 1
+            raise TooManyConnectionsError("this worker has as many connections as it may: try again later")
+        if most_of_one is not None and self._by_client[client_key] >= most_of_one:
+            self.counts["refused_connections"] += 1
+            raise TooManyConnectionsError(f"a client may have {most_of_one} connections")
+        self._connections[connection] = client_key
+        self._by_client[client_key] += 1
+
+    def dismiss(self, connection: Client) -> None:
+        """Forget a client that has ended."""
+        client_key = self._connections.pop(connection, None)
+        if client_key is not None:
+            self._by_client[client_key] -= 1
+            self._by_client += Counter()  # drops those with none left
+        if not self._connections:
+            self._emptied.set()
+
+    def reload_seconds(self) -> float:
+        """Draw after how long one of many clients is told to reload."""
+        return random.uniform(0, spread_seconds(len(self._connections), self.settings.drain_seconds))  # noqa: S311
+
+    async def drain(self) -> None:
+        """Take no new client, and close those that are there with code 1012, spread over `drain_seconds`.
+
+        Returns when their handlers have ended, or two seconds behind the last close.
+        """
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        seconds = spread_seconds(len(self._connections), self.settings.drain_seconds)
+        logger.info("draining: closing %d connections over %.1f s", len(self._connections), seconds)
+        for connection in self._connections:
+            loop.call_later(random.uniform(0, seconds), connection.retire, CloseCode.SERVICE_RESTART, "restart")  # noqa: S311
+        self._emptied.clear()
+        if self._connections:
+            try:
+                async with asyncio.timeout(seconds + _HANDLERS_SECONDS):
+                    await self._emptied.wait()
+            except TimeoutError:
+                logger.warning("%d handlers did not end with their connection", len(self._connections))
+
+    async def stop(self) -> None:
+        """End everything that is left, and the link."""
+        self.draining = True
+        await self._buffer.stop(self.settings.publish_timeout_seconds)
+        for subscription in list(self.subscriptions):
+            subscription.end()
+        closing = [connection.close(CloseCode.SERVICE_RESTART, "restart") for connection in self._connections]
+        await asyncio.gather(*closing)
+        await self.supervisor.stop()
+        self.hub.close()
+
+    def health(self) -> Health:
+        """How this worker is."""
+        supervisor, hub, now = self.supervisor, self.hub, asyncio.get_running_loop().time()
+        return Health(
+            live=supervisor.is_alive,
+            ready=supervisor.state == "live" and not self.draining,
+            state=supervisor.state,
+            draining=self.draining,
+            generation=supervisor.generation,
+            round_trip_seconds=supervisor.probe.round_trip_seconds,
+            probed_seconds_ago=_since(supervisor.probe.answered_at, now),
+            gaps=hub.gaps,
+            last_gap_seconds_ago=_since(hub.last_gap_at, now),
+            last_gap_reason=hub.last_gap_reason,
+            channels=len(hub.channels),
+            connections=len(self._connections),
+            subscriptions=len(self.subscriptions),
+            buffered=len(self._buffer),
+        )
+
+
+def _since(moment: float | None, now: float) -> float | None:
+    return None if moment is None else now - moment

@@ -1,0 +1,300 @@
+"""Messages with a type: `orders = backplane.channel("orders:{id}", Order)`; what a client says, checked by a model."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from string import Formatter
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args, overload
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
+from pydantic_core import PydanticSerializationError
+
+from backplane.channels import validate_channel
+from backplane.errors import ConfigurationError, InvalidChannelError, InvalidDataError, InvalidMessageError
+from backplane.message import Gap
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+
+    from backplane.connection import Connection
+    from backplane.core import Backplane
+    from backplane.outbox import FullPolicy
+    from backplane.subscription import Subscription
+
+__all__ = ["TypedChannel", "adapter_for", "parse"]
+
+logger = logging.getLogger("backplane.typed")
+
+ModelT = TypeVar("ModelT")
+
+# A placeholder of such a name would be taken for the option.
+_OPTIONS: Final = frozenset({"exclude", "when_full", "max_outbox_bytes", "max_outbox_messages"})
+
+# These join words in a name; every other punctuation in a template separates its levels.
+_WORD_MARKS: Final = "-_ "
+
+# What is answered to a hostile message stays small.
+_MAX_DETAILS: Final = 20
+_MAX_CHARACTERS: Final = 200
+
+
+class TypedChannel(Generic[ModelT]):
+    """A family of channels whose messages are all of one type, as `Backplane.channel` makes it.
+
+    Args:
+        backplane: Where it publishes and subscribes.
+        template: The channels' names, such as `orders:{id}`; `{{` and `}}` stand for braces. What fills a placeholder
+            is made text with `str`. It cannot be empty, nor hold the punctuation that separates the template's levels
+            (here `:`), so that no value reaches a channel of another template.
+        model: A pydantic model, or any type pydantic can validate (a dataclass, a `TypedDict`, a union), or a
+            `TypeAdapter`.
+
+    Attributes:
+        invalid: How many received messages were dropped because they were not of the type.
+
+    Raises:
+        ConfigurationError: The template or the type cannot be used.
+        InvalidChannelError: The template has no placeholders and is no legal channel.
+    """
+
+    @overload
+    def __init__(self, backplane: Backplane, template: str, model: type[ModelT] | TypeAdapter[ModelT]) -> None: ...
+    @overload
+    def __init__(self: TypedChannel[Any], backplane: Backplane, template: str, model: object) -> None: ...
+    def __init__(self, backplane: Backplane, template: str, model: object) -> None:
+        self._backplane = backplane
+        self._template = template
+        self._adapter: TypeAdapter[ModelT] = adapter_for(model)
+        self._forbidden = _placeholders(template)
+        self.invalid = 0
+        if not self._forbidden:
+            self.name()
+
+    def __repr__(self) -> str:
+        return f"<TypedChannel {self._template!r}>"
+
+    def name(self, **placeholders: object) -> str:
+        """Return the channel's name, for joins: `orders.name(id=42)` is `"orders:42"`.
+
+        Raises:
+            TypeError: A placeholder is missing or unknown, or its value is `None` or bytes.
+            InvalidChannelError: A value is empty or holds a separator of the template, or the whole is too long.
+        """
+        if placeholders.keys() != self._forbidden.keys():
+            raise TypeError(_mismatch(self._template, self._forbidden, placeholders))
+        values = {
+            name: _value(self._template, name, placeholders[name], self._forbidden[name]) for name in placeholders
+        }
+        return validate_channel(self._template.format(**values))
+
+    async def publish(
+        self,
+        message: ModelT | Mapping[str, Any],
+        /,
+        *,
+        exclude: Connection | str | None = None,
+        **placeholders: object,
+    ) -> None:
+        """Publish `message` as JSON text: `await orders.publish(Order(...), id=42)`.
+
+        Field names are the aliases, where there are some, as in FastAPI's answers. A model's instance is taken as it
+        is; anything else, such as a dict, is validated.
+
+        Raises:
+            InvalidDataError: `message` is not of the type.
+            TypeError, InvalidChannelError: As `name`.
+            BackplaneError: As `Backplane.publish`.
+        """
+        channel = self.name(**placeholders)
+        await self._backplane.publish(channel, self._encode(message), exclude=exclude)
+
+    @asynccontextmanager
+    async def subscribe(
+        self,
+        *,
+        when_full: FullPolicy = "close",
+        max_outbox_bytes: int | None = None,
+        max_outbox_messages: int | None = None,
+        **placeholders: object,
+    ) -> AsyncGenerator[AsyncIterator[ModelT | Gap]]:
+        """Subscribe: `async with orders.subscribe(id=42) as messages: async for order in messages: ...`.
+
+        Yields validated models, and a `Gap` where messages may be missing. What is not of the type, a foreign publish
+        perhaps, is dropped: counted in `invalid`, and logged now and then.
+
+        Raises:
+            TypeError, InvalidChannelError: As `name`.
+            BackplaneError: As `Backplane.subscribe`.
+        """
+        async with self._backplane.subscribe(
+            self.name(**placeholders),
+            when_full=when_full,
+            max_outbox_bytes=max_outbox_bytes,
+            max_outbox_messages=max_outbox_messages,
+        ) as messages:
+            yield _TypedMessages[ModelT](messages, self._adapter, self._count_invalid)
+
+    def _encode(self, message: object) -> str:
+        try:
+            return self._adapter.dump_json(
+                self._adapter.validate_python(message), by_alias=True, warnings="error"
+            ).decode()
+        except ValidationError as error:
+            reason = str(InvalidMessageError(_details(error))).removeprefix("invalid message: ")
+            raise InvalidDataError(f"not a message for {self._template!r}: {reason}") from error
+        except PydanticSerializationError as error:
+            raise InvalidDataError(f"not a message for {self._template!r}: {error}") from error
+
+    def _count_invalid(self, channel: str, error: InvalidMessageError) -> None:
+        self.invalid += 1
+        # Rate-limited by powers of two: one wrong publisher must not fill the log. No words of the message itself.
+        if self.invalid & (self.invalid - 1) == 0:
+            kind = error.details[0]["type"]
+            logger.warning("dropped a message on channel %r: %s (%d so far)", channel, kind, self.invalid)
+
+
+class _TypedMessages(Generic[ModelT]):
+    """What a subscription hears, validated. As with the subscription, cancelling the iteration loses nothing."""
+
+    def __init__(
+        self,
+        messages: Subscription,
+        adapter: TypeAdapter[ModelT],
+        count_invalid: Callable[[str, InvalidMessageError], None],
+    ) -> None:
+        self._messages = messages
+        self._adapter = adapter
+        self._count_invalid = count_invalid
+
+    def __aiter__(self) -> AsyncIterator[ModelT | Gap]:
+        return self
+
+    async def __anext__(self) -> ModelT | Gap:
+        async for item in self._messages:
+            if isinstance(item, Gap):
+                return item
+            try:
+                return parse(self._adapter, item.data)
+            except InvalidMessageError as error:
+                self._count_invalid(item.channel, error)
+        raise StopAsyncIteration
+
+
+@overload
+def parse(model: TypeAdapter[ModelT] | type[ModelT], data: str | bytes) -> ModelT: ...
+@overload
+def parse(model: Any, data: str | bytes) -> Any: ...
+def parse(model: Any, data: str | bytes) -> Any:
+    """Return what the JSON text `data` says, as `model`: a type pydantic can validate, or a `TypeAdapter`.
+
+    Raises:
+        InvalidMessageError: It is no JSON, or not of that type.
+        ConfigurationError: Pydantic cannot validate `model`.
+    """
+    try:
+        return adapter_for(model).validate_json(data)
+    except ValidationError as error:
+        raise InvalidMessageError(_details(error)) from None  # the cause would hold the input
+
+
+def adapter_for(model: Any) -> TypeAdapter[Any]:
+    """Return pydantic's adapter for a type, from a cache where the type can be hashed.
+
+    Raises:
+        ConfigurationError: Pydantic cannot validate it.
+    """
+    if isinstance(model, TypeAdapter):
+        return model  # pyright: ignore[reportUnknownVariableType]
+    try:
+        hash(model)
+    except TypeError:
+        return _make_adapter(model, ())
+    # `A | B` equals `B | A`, and yet the first that fits wins: the order is part of the key.
+    return _cached_adapter(model, get_args(model))
+
+
+def _make_adapter(model: Any, _: tuple[Any, ...]) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(model)
+    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+        words = str(error).partition("\n")[0]
+        raise ConfigurationError(f"pydantic cannot validate {model!r}: {words}") from error
+
+
+_cached_adapter = lru_cache(maxsize=256)(_make_adapter)
+
+
+def _details(error: ValidationError) -> list[dict[str, Any]]:
+    """Return what is wrong, without the input, bounded."""
+    found = error.errors(include_url=False, include_input=False)[:_MAX_DETAILS]
+    return [
+        {
+            "loc": [_short(part) if isinstance(part, str) else part for part in detail["loc"]],
+            "msg": _short(_unquoted(detail["type"], detail["msg"], detail.get("ctx", {}))),
+            "type": detail["type"],
+        }
+        for detail in found
+    ]
+
+
+def _unquoted(kind: str, words: str, context: Mapping[str, Any]) -> str:
+    # The one message of pydantic that repeats a text of the input.
+    if kind == "union_tag_invalid":
+        return f"Input tag does not match any of the expected tags: {context.get('expected_tags')}"
+    return words
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "…"
+
+
+def _placeholders(template: str) -> dict[str, str]:
+    """Return the placeholders of a template, each with the characters its value must not hold."""
+    try:
+        parts = list(Formatter().parse(template))
+    except (ValueError, TypeError) as error:
+        raise _wrong(template, f"{error}") from None
+    separators = "".join(c for literal, *_ in parts for c in literal if not c.isalnum() and c not in _WORD_MARKS)
+    found: dict[str, str] = {}
+    for index, (_, name, specification, conversion) in enumerate(parts):
+        if name is None:
+            continue
+        following = parts[index + 1] if index + 1 < len(parts) else ("", None, None, None)
+        if not name.isidentifier() or specification or conversion:
+            raise _wrong(template, "a placeholder is a plain name: orders:{id}")
+        if name in _OPTIONS or name in found:
+            raise _wrong(template, f"the placeholder {name!r} is {'taken twice' if name in found else 'an option'}")
+        if following[1] is not None and not following[0]:
+            raise _wrong(template, f"something must stand between {{{name}}} and {{{following[1]}}}")
+        # In `{a}-{b}` the first of the two must not hold the hyphen.
+        found[name] = separators + (following[0][0] if following[1] is not None else "")
+    return found
+
+
+def _value(template: str, name: str, value: object, forbidden: str) -> str:
+    if value is None or isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"{template!r}: {name} is {'None' if value is None else 'bytes'}, which names no channel")
+    text = str(value)
+    if not text:
+        raise InvalidChannelError(f"{template!r}: {name} is empty")
+    broken = next((character for character in text if character in forbidden), None)
+    if broken is not None:
+        raise InvalidChannelError(
+            f"{template!r}: {name} must not hold {broken!r}, which separates the parts of the template: {text[:40]!r}"
+        )
+    return text
+
+
+def _mismatch(template: str, known: Mapping[str, object], given: Mapping[str, object]) -> str:
+    missing = [name for name in known if name not in given]
+    unknown = [name for name in given if name not in known]
+    words = [f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
+    takes = f"takes {', '.join(known)}" if known else "takes no placeholders"
+    return f"{template!r} {takes}: {'; '.join(words)}"
+
+
+def _wrong(template: str, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"the channel template {template!r} cannot be used: {reason}")

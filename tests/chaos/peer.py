@@ -1,0 +1,34 @@
+"""Another process of the application, for faults of `ipc://`: `python -m tests.chaos.peer URL` writes what it hears.
+
+A line of JSON each: `"ready"`, then `[channel, publisher, number]` for a message and `[channel]` for a gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+
+from backplane import Backplane, Gap
+from tests.chaos.crew import CHANNELS
+
+
+async def main(url: str) -> None:
+    """Hear until the process ends."""
+    async with Backplane(url) as backplane, backplane.subscribe(*CHANNELS, when_full="drop_newest") as messages:
+        _write("ready")
+        async for item in messages:
+            if isinstance(item, Gap):
+                _write([item.channel])
+            else:
+                publisher, number, *_ = str(item.data).split()
+                _write([item.channel, publisher, int(number)])
+
+
+def _write(line: object) -> None:
+    os.write(sys.stdout.fileno(), json.dumps(line).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

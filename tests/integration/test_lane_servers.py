@@ -1,0 +1,78 @@
+"""The direct lane where users switch it on: `backplane run` and Gunicorn, as processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from websockets.sync.client import connect
+
+from tests.brokers.process import end, free_port, start, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+APPLICATION = """
+import os
+from backplane.frames import encode_frame
+
+class User:
+    def lane_writable(self, writable): ...
+    def lane_closed(self): ...
+
+async def app(scope, receive, send):
+    assert scope["type"] == "websocket"
+    await receive()
+    await send({"type": "websocket.accept"})
+    lane = scope["extensions"]["backplane.lane"]
+    lane.attach(User())
+    lane.write(encode_frame(f"{lane.deflate_window_bits} {os.environ['BACKPLANE_URL']}"))
+    await send({"type": "websocket.close"})
+"""
+GUNICORN = ("gunicorn", "shop:app", "--workers", "2", "--bind", "127.0.0.1:{port}", "-k")
+RUN = ("backplane.cli", "run", "shop:app", "--workers", "2", "--port", "{port}")
+
+
+@contextmanager
+def serving(command: tuple[str, ...], folder: Path) -> Generator[str]:
+    """Run a server, entered when it listens; it must end on SIGTERM."""
+    (folder / "shop.py").write_text(APPLICATION, encoding="utf-8")
+    port, log = free_port(), folder / "log"
+    # Gunicorn puts a control socket into the home folder.
+    environment = {"BACKPLANE_URL": "memory://", **os.environ, "HOME": str(folder), "XDG_RUNTIME_DIR": ""}
+    filled = [part.format(port=port) for part in command]
+    process = start([sys.executable, "-m", *filled], cwd=folder, log=log, env=environment)
+
+    def listens() -> bool:
+        assert process.poll() is None, log.read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        wait_until(listens, "the server listens", seconds=20)
+        yield f"ws://127.0.0.1:{port}"
+    finally:
+        in_time = end(process, seconds=15)
+    assert in_time, log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        pytest.param(RUN, "None memory://", id="run"),
+        pytest.param((*RUN, "--shared-compression", "--url", "ipc://shop"), "12 ipc://shop", id="run, shared"),
+        pytest.param((*GUNICORN, "backplane.server.gunicorn.Worker"), "None memory://", id="gunicorn"),
+        pytest.param(
+            (*GUNICORN, "backplane.server.gunicorn.SharedCompressionWorker"), "12 memory://", id="gunicorn, shared"
+        ),
+    ],
+)
+def test_server_has_the_lane(command: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    """The application finds the lane, and what it writes to it reaches the client."""
+    with serving(command, tmp_path) as url, connect(url, open_timeout=20) as client:
+        assert client.recv(timeout=20) == words

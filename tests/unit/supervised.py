@@ -1,0 +1,284 @@
+"""A supervisor over an adapter whose link a test opens, cuts and silences: for every test of what a link does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from backplane.broadcaster import Capabilities
+from backplane.errors import BrokerUnavailableError
+from backplane.hub import Hub
+from backplane.interest import Interest
+from backplane.settings import Settings
+from backplane.supervision import Supervisor
+from tests.unit.doubles import ControlledBroadcaster, Gate, RecordingSubscriber
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+
+    import pytest
+
+    from backplane.broadcaster import Sink
+    from backplane.message import Gap, Message
+    from backplane.supervision import LinkState, StateChange
+
+__all__ = [
+    "BRISK_PROBE",
+    "ORIGIN",
+    "PROBE_CHANNEL",
+    "SETTINGS",
+    "WAIT_SECONDS",
+    "Adapter",
+    "Listener",
+    "World",
+    "end_tasks",
+    "interrupting_a_spin",
+    "supervised",
+    "warnings_of",
+    "world",
+]
+
+WAIT_SECONDS = 5.0
+ORIGIN = bytes(8)
+PROBE_CHANNEL = "$backplane/probe/0000000000000000"
+# Back-off as short as it gets, and nothing else that ends by itself within a test.
+SETTINGS = Settings(
+    start_timeout_seconds=60,
+    publish_timeout_seconds=60,
+    subscribe_timeout_seconds=60,
+    linger_seconds=60,
+    probe_interval_seconds=60,
+    max_backoff_seconds=0.001,
+)
+BRISK_PROBE = replace(SETTINGS, probe_interval_seconds=0.1)
+
+
+class Adapter(ControlledBroadcaster):
+    """An adapter whose link the test opens, cuts and silences.
+
+    Attributes:
+        links: The sink of every `start` that succeeded.
+        start_gate, stop_gate, publish_gate: Hold these calls.
+        start_errors: What the next tries to start raise, one each.
+        start_error: What every try to start raises, if anything.
+        stop_error: What `stop` raises, if anything.
+        publish_errors: What `publish` raises, by channel.
+        silent: Whether a publish is accepted and nothing comes back.
+        cancel_gate: Holds a `subscribe` that is cancelled, as a client library's cleanup would.
+        cancel_error: What a cancelled `subscribe` raises instead, if anything.
+        published: Every payload that was accepted.
+    """
+
+    def __init__(self, *, brokered: bool = False, resumes: bool = False) -> None:
+        super().__init__()
+        self._brokered = brokered
+        self._resumes = resumes
+        self.links: list[Sink] = []
+        self.start_gate = Gate()
+        self.stop_gate = Gate()
+        self.publish_gate = Gate()
+        self.cancel_gate = Gate()
+        self.start_errors: list[Exception] = []
+        self.start_error: Exception | None = None
+        self.stop_error: Exception | None = None
+        self.cancel_error: Exception | None = None
+        self.publish_errors: dict[str, Exception] = {}
+        self.silent = False
+        self.published: list[tuple[str, bytes]] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this adapter can do."""
+        return Capabilities(
+            brokered=self._brokered,
+            reach="network",
+            publish_returns="accepted",
+            resumes=self._resumes,
+            max_payload_bytes=1024,
+        )
+
+    @property
+    def verbs(self) -> list[str]:
+        """The calls so far, without their channels."""
+        return [verb for verb, _ in self.calls]
+
+    def cut(self) -> None:
+        """Lose the present link."""
+        self.links[-1].lost(BrokerUnavailableError("cut"))
+
+    async def start(self, sink: Sink) -> None:
+        """Open a link, or fail as told."""
+        self._record("start")
+        await self.start_gate.passage()
+        if self.start_errors:
+            raise self.start_errors.pop(0)
+        if self.start_error is not None:
+            raise self.start_error
+        self.links.append(sink)
+        await super().start(sink)
+        self._changed.set()
+
+    async def stop(self) -> None:
+        """Close the link, or fail as told."""
+        self._record("stop")
+        await self.stop_gate.passage()
+        if self.stop_error is not None:
+            raise self.stop_error
+        await super().stop()
+
+    async def publish(self, channel: str, payload: bytes) -> None:
+        """Accept, and deliver unless silent."""
+        self._record("publish", channel)
+        await self.publish_gate.passage()
+        if channel in self.publish_errors:
+            raise self.publish_errors[channel]
+        self.published.append((channel, payload))
+        if not self.silent:
+            await super().publish(channel, payload)
+        self._changed.set()
+
+    async def subscribe(self, channels: Collection[str]) -> None:
+        """Subscribe; once cancelled, clean up as told."""
+        try:
+            await super().subscribe(channels)
+        except asyncio.CancelledError:
+            await self.cancel_gate.passage()
+            if self.cancel_error is not None:
+                raise self.cancel_error from None
+            raise
+
+    def _record(self, verb: str, *channels: str) -> None:
+        self.calls.append((verb, channels))
+        self._changed.set()
+
+
+class Listener(RecordingSubscriber):
+    """A subscriber a test can wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = asyncio.Event()
+
+    def offer(self, messages: Sequence[Message]) -> None:
+        """Keep messages."""
+        super().offer(messages)
+        self._changed.set()
+
+    def gap(self, gap: Gap) -> None:
+        """Keep a gap."""
+        super().gap(gap)
+        self._changed.set()
+
+    async def hears(self, count: int) -> list[str | bytes | Gap]:
+        """Return all that was heard once it is `count` items."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while len(self.heard) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.heard
+
+
+@dataclass
+class World:
+    """A supervisor with all that hangs on it."""
+
+    adapter: Adapter
+    interest: Interest
+    hub: Hub
+    supervisor: Supervisor
+
+    async def reaches(self, state: LinkState, *, generation: int = 0) -> None:
+        """Wait for `state` on a link of at least `generation`."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while self.supervisor.state != state or self.supervisor.generation < generation:
+                await self.supervisor.state_changed()
+
+    async def listener(self, *channels: str) -> Listener:
+        """Return a subscriber that has joined `channels`."""
+        listener = Listener()
+        async with asyncio.timeout(WAIT_SECONDS):
+            for channel in channels:
+                await self.hub.join(channel, listener)
+        return listener
+
+    async def degrade(self) -> None:
+        """Lose the link, and hold it down at the adapter's next start."""
+        self.adapter.start_gate.close()
+        self.adapter.cut()
+        tries = self.adapter.verbs.count("start")
+        await self.adapter.until(lambda: self.adapter.verbs.count("start") > tries)
+
+    async def recover(self) -> None:
+        """Lose the link and get it back."""
+        generation = self.supervisor.generation
+        self.adapter.cut()
+        await self.reaches("live", generation=generation + 1)
+
+
+def world(
+    adapter: Adapter | None = None,
+    settings: Settings = SETTINGS,
+    on_state: Callable[[StateChange], None] | None = None,
+) -> World:
+    """Return a supervisor that is not started."""
+    adapter = adapter or Adapter()
+    interest = Interest(linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds)
+    hub = Hub(interest)
+    return World(
+        adapter, interest, hub, Supervisor(adapter, hub, interest, origin=ORIGIN, settings=settings, on_state=on_state)
+    )
+
+
+@asynccontextmanager
+async def supervised(
+    adapter: Adapter | None = None,
+    settings: Settings = SETTINGS,
+    on_state: Callable[[StateChange], None] | None = None,
+) -> AsyncGenerator[World]:
+    """Run a supervisor; a test that fails leaves no task behind either."""
+    before = asyncio.all_tasks()
+    made = world(adapter, settings, on_state)
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            await made.supervisor.start()
+        yield made
+        async with asyncio.timeout(WAIT_SECONDS):
+            await made.supervisor.stop()
+    finally:
+        made.interest.close()
+        made.hub.close()
+        await end_tasks(asyncio.all_tasks() - before)
+
+
+async def end_tasks(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel `tasks` until they end, for the sake of a test that failed."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while pending := {task for task in tasks if not task.done()}:
+            for task in pending:
+                task.cancel()
+            await asyncio.sleep(0)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    """Return what was logged at `level` or above."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= level]
+
+
+@contextmanager
+def interrupting_a_spin(seconds: float = 3.0) -> Generator[None]:
+    """Raise inside whatever keeps the event loop from turning: such a test would never end otherwise."""
+
+    def interrupt(*_: object) -> None:
+        raise RuntimeError("the event loop stood still")
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,0 +1,176 @@
+"""`backplane.routes`: what a load balancer is told."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from backplane import Backplane, BrokerUnavailableError, Settings
+from backplane.adapters.memory import MemoryBroadcaster
+from backplane.routes import health_routes
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import Message as Event
+
+    from backplane.broadcaster import Sink
+
+pytestmark = pytest.mark.anyio
+
+
+def fastapi_app(backplane: Backplane) -> FastAPI:
+    """Mount the routes as the documentation says."""
+    app = FastAPI()
+    app.mount("/health", health_routes(backplane))
+    return app
+
+
+def starlette_app(backplane: Backplane) -> Starlette:
+    """Mount the routes among Starlette's own."""
+    return Starlette(routes=[Mount("/health", health_routes(backplane))])
+
+
+class Answer:
+    """What a route answered.
+
+    Attributes:
+        status: Its code.
+        headers: Its headers.
+        body: Its body.
+    """
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.body = b""
+
+    async def take(self, event: Event) -> None:
+        """Take one ASGI event."""
+        if event["type"] == "http.response.start":
+            self.status = event["status"]
+            self.headers = {name.decode(): value.decode() for name, value in event["headers"]}
+        else:
+            self.body += event.get("body", b"")
+
+    def json(self) -> dict[str, Any]:
+        """Return the body, parsed."""
+        parsed: dict[str, Any] = json.loads(self.body)
+        return parsed
+
+
+async def no_body() -> Event:
+    """Send a request without a body."""
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def ask(backplane: Backplane, name: str, make: Callable[[Backplane], Any] = fastapi_app) -> Answer:
+    """Return the answer of `/health/<name>`."""
+    scope = {"type": "http", "method": "GET", "path": f"/health/{name}", "root_path": "", "query_string": b""}
+    answer = Answer()
+    await make(backplane)({**scope, "headers": [], "http_version": "1.1"}, no_body, answer.take)
+    return answer
+
+
+async def codes(backplane: Backplane) -> tuple[int, int]:
+    """Return the answers of `live` and `ready`."""
+    return (await ask(backplane, "live")).status, (await ask(backplane, "ready")).status
+
+
+def keep_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no start succeed any more."""
+
+    async def start(self: MemoryBroadcaster, sink: Sink) -> None:
+        raise BrokerUnavailableError("redis://:secret@somewhere refused")
+
+    monkeypatch.setattr(MemoryBroadcaster, "start", start)
+
+
+async def started(_: Backplane, __: pytest.MonkeyPatch) -> None:
+    """Leave it as it is."""
+
+
+async def drained(backplane: Backplane, _: pytest.MonkeyPatch) -> None:
+    """Drain it."""
+    await backplane.drain()
+
+
+async def lose(backplane: Backplane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lose the link for good."""
+    keep_away(monkeypatch)
+    supervisor = backplane._require_running().supervisor  # pyright: ignore[reportPrivateUsage]
+    supervisor._link.lost(BrokerUnavailableError("redis://:secret@somewhere is gone"))  # pyright: ignore[reportPrivateUsage]
+    await backplane.wait_for_state("degraded")
+
+
+@pytest.mark.parametrize("make", [fastapi_app, starlette_app])
+async def test_live_and_ready(make: Callable[[Backplane], Any]) -> None:
+    """A worker whose link is live is both, and says how it is; nothing may keep the answer."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("private-channel"):
+        for name in ("live", "ready"):
+            answer = await ask(backplane, name, make)
+            assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
+            body = answer.json()
+            assert (body["live"], body["ready"], body["state"], body["channels"]) == (True, True, "live", 1)
+            assert (body["subscriptions"], body["connections"], body["draining"]) == (1, 0, False)
+
+
+@pytest.mark.parametrize(("act", "expected"), [(started, (200, 200)), (drained, (200, 503)), (lose, (200, 503))])
+async def test_codes(
+    act: Callable[[Backplane, pytest.MonkeyPatch], Awaitable[None]],
+    expected: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A drain, or a broker that is away, sends new clients elsewhere; neither is a reason for a restart."""
+    async with Backplane("memory://") as backplane:
+        await act(backplane, monkeypatch)
+        assert await codes(backplane) == expected
+
+
+async def test_codes_before_the_start_and_after_the_stop() -> None:
+    """A worker that is not started, or not any more, takes no clients."""
+    backplane = Backplane("memory://")
+    assert await codes(backplane) == (200, 503)
+    async with backplane:
+        assert await codes(backplane) == (200, 200)
+    assert await codes(backplane) == (200, 503)
+
+
+async def test_codes_of_a_lazy_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that came up without its broker is not ready."""
+    keep_away(monkeypatch)
+    async with Backplane("memory://", settings=Settings(start="lazy")) as backplane:
+        assert await codes(backplane) == (200, 503)
+        assert (await ask(backplane, "ready")).json()["state"] == "degraded"
+
+
+async def test_dead_owner_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no one looks after the link any more, only a restart helps: the liveness probe says so."""
+    async with Backplane("memory://") as backplane:
+        supervisor = backplane._require_running().supervisor  # pyright: ignore[reportPrivateUsage]
+        monkeypatch.setattr(type(supervisor), "is_alive", property(lambda _: False))
+        assert (await ask(backplane, "live")).status == 503
+
+
+@pytest.mark.parametrize("name", ["live", "ready"])
+async def test_body_names_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may ask learns no URL, no channel and no broker's words, not even behind a gap."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("private-channel") as messages:
+        running = backplane._require_running()  # pyright: ignore[reportPrivateUsage]
+        running.hub.gap(["private-channel"], "redis://:secret@somewhere is gone")
+        await anext(messages)
+        await lose(backplane, monkeypatch)
+        body = (await ask(backplane, name)).json()
+        assert (body["gaps"], body["last_gap_seconds_ago"] >= 0, "last_gap_reason" in body) == (1, True, False)
+        words = json.dumps(body)
+        assert [word for word in ("private", "secret", "somewhere", "memory:", "redis:") if word in words] == []
+
+
+async def test_only_these_two() -> None:
+    """Nothing else is served there."""
+    assert (await ask(Backplane("memory://"), "metrics")).status == 404
