@@ -3,26 +3,180 @@
 from __future__ import annotations
 
 import platform
+import signal
 import sys
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
-from benchmarks.micro import channels as many_channels
-from benchmarks.micro import codec, fanout, import_time
+from benchmarks.choice import Choice, measure_choice
+from benchmarks.harness.brokers import NAMES, Brokers
+from benchmarks.harness.candidate import CACHE, Loop, ServerName, Serving
+from benchmarks.harness.figures import FIGURES
+from benchmarks.harness.machine import description
+from benchmarks.harness.result import Report
+from benchmarks.peers.catalog import PEERS
+from benchmarks.plans import FULL, SHORT
+from benchmarks.report import compare as comparison
+from benchmarks.report.page import write_page
+from benchmarks.report.table import table
+from benchmarks.scenarios.catalog import SCENARIOS
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from benchmarks.harness.run import Run
     from benchmarks.micro.figure import Figure
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Benchmarks of backplane.")
-console = Console()
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Benchmarks of backplane; see benchmarks/README.md.",
+)
+# Into a file or a pipe a table may be as wide as it needs.
+console = Console() if sys.stdout.isatty() else Console(width=170)
+
+Urls = Annotated[
+    list[str], typer.Option("--url", help=f"Broker of backplane by URL, or to be started: {', '.join(NAMES)}. Repeat.")
+]
+Peers = Annotated[list[str], typer.Option("--peers", help=f"Peers beside it: all, {', '.join(PEERS)}. Repeat.")]
+Output = Annotated[Path, typer.Option(help="Where the JSON goes; the page goes beside it.")]
+Optional = Annotated[int | None, typer.Option(min=1)]
 
 
 @app.callback()
 def main() -> None:
     """Benchmarks of backplane."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started ends with us
+
+
+def scenario(  # one for each option
+    ctx: typer.Context,
+    url: Urls = ["redis"],  # noqa: B006  # typer reads it only
+    *,
+    lane: Annotated[bool, typer.Option("--lane", help="Measure with the direct lane too.")] = False,
+    only_lane: Annotated[bool, typer.Option("--only-lane", help="Measure with the direct lane only.")] = False,
+    floors: Annotated[bool, typer.Option("--floors", help="Measure what no product can beat too.")] = False,
+    peers: Peers = [],  # noqa: B006
+    server: Annotated[str, typer.Option(help="uvicorn or gunicorn.")] = "uvicorn",
+    workers: Annotated[int, typer.Option(min=1)] = 1,
+    loop: Annotated[str, typer.Option(help="uvloop or asyncio.")] = "uvloop",
+    connections: Optional = None,
+    channels: Optional = None,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Messages per second.")] = None,
+    payload: Annotated[int | None, typer.Option(min=32, help="Bytes of a message.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="How long is measured.")] = None,
+    warm_up: Annotated[float | None, typer.Option(min=0.0, help="Seconds before that.")] = None,
+    outstanding: Optional = None,
+    stalled: Optional = None,
+    clients: Annotated[int | None, typer.Option(min=1, help="Processes of the audience.")] = None,
+    deflate: Annotated[bool, typer.Option("--deflate", help="Clients offer compression, as browsers do.")] = False,
+    repetitions: Annotated[int, typer.Option(min=1)] = 3,
+    output: Output = CACHE / "last.json",
+) -> None:
+    """Run one scenario."""
+    given = {
+        "connections": connections,
+        "channels": channels,
+        "rate": rate,
+        "payload": payload,
+        "seconds": seconds,
+        "warm_up_seconds": warm_up,
+        "outstanding": outstanding,
+        "stalled": stalled,
+        "clients": clients,
+        "deflate": deflate or None,
+    }
+    choice = Choice(
+        urls=url,
+        lane=lane,
+        only_lane=only_lane,
+        floors=floors,
+        peers=peers,
+        serving=serving(server, workers, loop),
+        repetitions=repetitions,
+        options=tuple((name, value) for name, value in given.items() if value is not None),
+    )
+    name = ctx.info_name
+    assert name is not None
+    session([(name, choice)], output)
+
+
+for _name, _scenario in SCENARIOS.items():
+    app.command(_name, help=f"Measure {_scenario.about}.")(scenario)
+
+
+@app.command()
+def short(output: Output = CACHE / "short.json") -> None:
+    """Run what `make bench` runs: about five minutes."""
+    session(SHORT, output)
+
+
+@app.command()
+def full(output: Output = CACHE / "full.json") -> None:
+    """Run every scenario on every adapter, with floors and peers: about an hour."""
+    session(FULL, output)
+
+
+@app.command()
+def compare(before: Path, after: Path) -> None:
+    """Tell what changed between two results beyond the spread of their repetitions."""
+    changes, same = comparison.changes(Report.load(before), Report.load(after))
+    console.print(comparison.as_table(changes) if changes else "Nothing changed beyond the spread.")
+    console.print(f"{same} figures are the same within it.")
+
+
+@app.command()
+def page(result: Path) -> None:
+    """Write the HTML page of a result again."""
+    console.print(f"[link]{write_page(Report.load(result), result.with_suffix('.html'))}[/link]")
+
+
+def serving(server: str, workers: int, loop: str) -> Serving:
+    """Return how to serve, or refuse."""
+    if server in get_args(ServerName) and loop in get_args(Loop):
+        return Serving(server=cast("ServerName", server), workers=workers, loop=cast("Loop", loop))
+    raise typer.BadParameter("--server is uvicorn or gunicorn, --loop is uvloop or asyncio")
+
+
+def session(parts: Sequence[tuple[str, Choice]], output: Path) -> None:
+    """Measure, show the tables as they come, and write JSON and page; they hold what is there if it is interrupted."""
+    report = Report(machine=description())
+    console.print(f"{report.machine['processor']}, {report.machine['cores']} cores, {report.machine['python']}")
+    with Brokers() as brokers:
+        for number, (name, choice) in enumerate(parts, 1):
+            with progress_line(f"[{number}/{len(parts)}] {name}", choice.repetitions) as progress:
+                section = measure_choice(name, choice, brokers, progress)
+            report.sections.append(section)
+            console.print(table(section))
+            report.save(output)
+            write_page(report, output.with_suffix(".html"))
+    console.print(f"{output}\n{output.with_suffix('.html')}", soft_wrap=True)
+    if any(outcome.invalid for section in report.sections for outcome in section.outcomes):
+        console.print("[bold red]Some runs are invalid: see above.[/]")
+
+
+@contextmanager
+def progress_line(what: str, repetitions: int) -> Generator[Any]:
+    """Show what runs, and what the last run found."""
+    last = ""
+    with Status(what, console=console) as status:
+
+        def progress(candidate: str, repetition: int, found: Run | None) -> None:
+            nonlocal last
+            if found is not None:
+                shown = [name for name in SCENARIOS[what.split()[-1]].columns if name in found.figures][:2]
+                figures = (f"{FIGURES[name].title} {found.figures[name]:,.2f} {FIGURES[name].unit}" for name in shown)
+                last = f"  [dim]{candidate}: {', '.join(figures)}[/]"
+            status.update(f"{what}, {repetition + 1} of {repetitions}: {candidate}{last}")
+
+        yield progress
 
 
 @app.command()
@@ -31,6 +185,8 @@ def micro(
     rounds: int = typer.Option(30, min=3, help="Rounds per figure; the median is shown."),
 ) -> None:
     """Measure the parts by themselves, each beside a bare loop that does the least there is to do."""
+    from benchmarks.micro import codec, fanout, import_time  # what is measured is imported where it is measured
+
     console.print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, one process")
     with console.status("codec"):
         show("Codec, 128 bytes", codec.run(rounds))
@@ -40,16 +196,18 @@ def micro(
         show("Import, in a fresh interpreter", import_time.run(min(rounds, 10)))
 
 
-@app.command()
-def channels(
+@app.command("micro-channels")
+def micro_channels(
     urls: list[str] = typer.Argument(help="Brokers to measure, such as memory:// ipc://bench redis://localhost"),  # noqa: B008
     count: int = typer.Option(10_000, min=1, help="How many channels."),
 ) -> None:
     """Measure what many channels cost on each adapter: time to subscribe, memory per channel."""
-    table = Table(title=f"{count:,} channels, subscribed in batches of 500", title_justify="left")
-    table.add_column("adapter")
+    from benchmarks.micro import channels as many_channels
+
+    found_table = Table(title=f"{count:,} channels, subscribed in batches of 500", title_justify="left")
+    found_table.add_column("adapter")
     for column in ("subscribe s", "µs per channel", "unsubscribe s", "bytes per channel"):
-        table.add_column(column, justify="right")
+        found_table.add_column(column, justify="right")
     for url in urls:
         with console.status(url.partition(":")[0]):
             found = many_channels.run(url, count)
@@ -60,21 +218,21 @@ def channels(
             f"{found.unsubscribe_seconds:.3f}",
             f"{found.bytes_per_channel:,.0f}",
         )
-        table.add_row(found.url, *row)
-    console.print(table)
+        found_table.add_row(found.url, *row)
+    console.print(found_table)
 
 
 def show(title: str, figures: list[Figure]) -> None:
     """Print one table; the first row is the floor the others are compared to."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("what")
+    found = Table(title=title, title_justify="left")
+    found.add_column("what")
     for column in ("median µs", "min µs", "max µs", "x floor"):
-        table.add_column(column, justify="right")
+        found.add_column(column, justify="right")
     floor = figures[0].median
     for figure in figures:
         row = (figure.median, min(figure.microseconds), max(figure.microseconds))
-        table.add_row(figure.name, *(f"{value:,.2f}" for value in row), f"{figure.median / floor:.2f}")
-    console.print(table)
+        found.add_row(figure.name, *(f"{value:,.2f}" for value in row), f"{figure.median / floor:.2f}")
+    console.print(found)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ _DATA = b"x" * 128
 class TransportSocket:
     """The least a `backplane.connection.Socket` can be: one write."""
 
+    lane = None
     sent = 0
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:

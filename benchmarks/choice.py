@@ -1,0 +1,116 @@
+"""From what a person asks for to candidates and scenarios that run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.harness.candidate import Serving, backplane, floors, raw_clients
+from benchmarks.harness.run import Options
+from benchmarks.harness.session import measure
+from benchmarks.peers import catalog as peers
+from benchmarks.scenarios.catalog import SCENARIOS, Scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from benchmarks.harness.brokers import Brokers
+    from benchmarks.harness.candidate import Candidate
+    from benchmarks.harness.result import Section
+    from benchmarks.harness.run import Run
+
+__all__ = ["Choice", "measure_choice"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What to measure.
+
+    Attributes:
+        urls: Brokers for backplane, by URL or name.
+        lane: Measure it with the direct lane too.
+        only_lane: Measure it with the direct lane only.
+        floors: Measure the floors too.
+        peers: Names of peers; `all` for every one.
+        serving: Server, workers and loop.
+        repetitions: How often each is run.
+        options: Options of the scenario that were given, by name.
+    """
+
+    urls: Sequence[str] = ("redis",)
+    lane: bool = False
+    only_lane: bool = False
+    floors: bool = False
+    peers: Sequence[str] = ()
+    serving: Serving = Serving()  # noqa: RUF009  # frozen
+    repetitions: int = 3
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def candidates(self, scenario: str, brokers: Brokers) -> list[Candidate]:
+        """Return whom to measure, the floors first, so that ratios are to the lowest."""
+        urls = {name: brokers.url(name) for name in self.urls}
+        redis = next((url for url in urls.values() if url.startswith("redis://") and len(url) > len("redis://")), "")
+        if self.peers and not redis:
+            redis = brokers.url("redis")
+        found = floors(redis) if self.floors else []
+        if self.floors and scenario == "fanout":
+            found += raw_clients(list(urls.values()))
+        for name, url in urls.items():
+            lanes = [True] if self.only_lane else [False, True] if self.lane else [False]
+            missing = brokers.missing.get(name, "")
+            found += [_with(backplane(url, self.serving, lane=lane), missing) for lane in lanes]
+        return found + peers.chosen(self.peers, redis, self.serving)
+
+
+def measure_choice(
+    name: str, choice: Choice, brokers: Brokers, progress: Callable[[str, int, Run | None], None]
+) -> Section:
+    """Run the scenario `name` as chosen."""
+    scenario = SCENARIOS[name]
+    known = {field.name for field in fields(Options)}
+    given = {**scenario.defaults, **dict(choice.options)}
+    served = {key: given.pop(key) for key in ("workers", "server") if key in given}
+    if served and name in _SERVED_ALIKE:
+        choice = replace(choice, serving=replace(choice.serving, **served))
+    options = Options(
+        **{key: value for key, value in given.items() if key in known},
+        break_broker=brokers.kill,
+        mend_broker=brokers.start_again,
+    )
+    candidates = [_with(each, _unable(scenario, each, choice, brokers)) for each in choice.candidates(name, brokers)]
+    title = f"{name}: {scenario.about} — {_settings(options, choice)}"
+    section = measure(name, title, scenario.run, candidates, options, choice.repetitions, progress)
+    section.settings |= {
+        "workers": choice.serving.workers,
+        "server": choice.serving.server,
+        "loop": choice.serving.loop,
+    }
+    return section
+
+
+_SERVED_ALIKE = ("restart",)
+"""Scenarios that say themselves how they are served."""
+
+
+def _with(candidate: Candidate, missing: str) -> Candidate:
+    return replace(candidate, missing=candidate.missing or missing)
+
+
+def _unable(scenario: Scenario, candidate: Candidate, choice: Choice, brokers: Brokers) -> str:
+    """Return why a candidate cannot take part; empty if it can."""
+    if scenario.needs == "broker" and not candidate.broker_url:
+        return "it has no broker to lose"
+    if scenario.needs == "broker" and not brokers.may_break(candidate.broker_url):
+        return "its broker was given by URL and is not ours to kill: name it instead, --url redis"
+    if scenario.needs == "workers" and (candidate.workers < 2 or choice.serving.server != "gunicorn"):
+        return "it has no workers that are restarted one after the other"
+    return ""
+
+
+def _settings(options: Options, choice: Choice) -> str:
+    serving = choice.serving
+    return (
+        f"{options.connections:,} sockets, {options.channels:,} channel{'s' * (options.channels > 1)}, "
+        f"{options.rate:g}/s, {options.payload:,} B, {serving.server} with {serving.workers} "
+        f"worker{'s' * (serving.workers > 1)} on {serving.loop}, {choice.repetitions} x {options.seconds:g} s"
+    )

@@ -1,0 +1,179 @@
+"""What is measured: a product with its settings, as a command that serves on a port."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from benchmarks.harness import raw_client
+from benchmarks.harness.websocket import PLAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from benchmarks.harness.websocket import Dialect
+
+__all__ = [
+    "CACHE",
+    "ROOT",
+    "Candidate",
+    "Kind",
+    "Loop",
+    "ServerName",
+    "Serving",
+    "asgi_command",
+    "backplane",
+    "faulty",
+    "floors",
+    "raw_clients",
+]
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".cache" / "benchmarks"
+
+_LANE = "backplane.server.uvicorn:DirectLaneProtocol"
+
+Loop = Literal["uvloop", "asyncio"]
+ServerName = Literal["uvicorn", "gunicorn"]
+Kind = Literal["backplane", "floor", "peer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How an application is served.
+
+    Attributes:
+        server: By which server.
+        workers: On how many processes.
+        loop: On which event loop.
+    """
+
+    server: ServerName = "uvicorn"
+    workers: int = 1
+    loop: Loop = "uvloop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One thing that is measured.
+
+    Attributes:
+        name: As the report calls it.
+        kind: What it is there for.
+        command: What runs it; `{port}` is filled in.
+        folder: Where it runs.
+        environment: What is added to the environment.
+        dialect: How its clients talk.
+        workers: How many of its processes hold sockets.
+        first_alone: Whether the first client of each channel must be in before others come, because the product loses
+            all but one of those that come first at the same time.
+        broker_url: The broker it uses, for its CPU and to break it; empty for none.
+        raw: It is no server but the raw client of the broker (`harness.raw_client`).
+        missing: Why it cannot run; empty where it can.
+    """
+
+    name: str
+    kind: Kind
+    command: Sequence[str]
+    folder: Path = ROOT
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    dialect: Dialect = PLAIN
+    workers: int = 1
+    first_alone: bool = False
+    broker_url: str = ""
+    raw: bool = False
+    missing: str = ""
+
+
+def asgi_command(python: str, app: str, serving: Serving, *, lane: bool = False) -> list[str]:
+    """Return the command that serves `app` with the Python at `python`."""
+    if serving.server == "gunicorn":
+        worker = f"{serving.loop.capitalize()}{'Lane' if lane else ''}Worker"
+        return [
+            *(python, "-m", "gunicorn", app, "--worker-class", f"benchmarks.servers.workers.{worker}"),
+            *("--workers", str(serving.workers), "--log-level", "warning", "--bind", "127.0.0.1:{port}"),
+        ]
+    return [
+        *(python, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", "{port}", "--loop", serving.loop),
+        *("--workers", str(serving.workers), "--log-level", "warning", "--no-access-log"),
+        *(("--ws", _LANE) if lane else ()),
+    ]
+
+
+def backplane(url: str, serving: Serving, *, lane: bool = False) -> Candidate:
+    """Return backplane on the broker at `url`."""
+    scheme = urlsplit(url).scheme
+    return Candidate(
+        name=f"backplane {scheme}{' lane' if lane else ''}",
+        kind="backplane",
+        command=asgi_command(sys.executable, "benchmarks.servers.backplane_app:app", serving, lane=lane),
+        environment={"BACKPLANE_URL": url},
+        workers=serving.workers,
+        broker_url=url if scheme not in ("memory", "ipc") else "",
+        missing="memory:// reaches one worker only" if scheme == "memory" and serving.workers > 1 else "",
+    )
+
+
+def faulty(fault: str) -> Candidate:
+    """Return the application with a fault planted: `drop`, `double`, `swap` or `delay`."""
+    return Candidate(
+        name=f"faulty: {fault}",
+        kind="floor",
+        command=asgi_command(sys.executable, "benchmarks.servers.faulty:app", Serving()),
+        environment={"BENCH_FAULT": fault},
+    )
+
+
+def floors(redis_url: str = "") -> list[Candidate]:
+    """Return what no product can beat: the kernel, the event loop (fed by Redis where there is a URL), and ASGI."""
+    python = sys.executable
+    bare = (python, "-m", "benchmarks.servers.bare_uvloop", "{port}")
+    return [
+        _kernel(),
+        Candidate(name="floor: transport.write", kind="floor", command=bare, environment={"BACKPLANE_URL": ""}),
+        *(
+            [
+                Candidate(
+                    name="floor: transport.write, Redis",
+                    kind="floor",
+                    command=bare,
+                    environment={"BACKPLANE_URL": redis_url},
+                    broker_url=redis_url,
+                )
+            ]
+            if redis_url
+            else []
+        ),
+        Candidate(
+            name="floor: await send()",
+            kind="floor",
+            command=asgi_command(python, "benchmarks.servers.bare_asgi:app", Serving()),
+        ),
+    ]
+
+
+def raw_clients(urls: Sequence[str]) -> list[Candidate]:
+    """Return the raw client of each broker that has one."""
+    return [
+        Candidate(name=f"floor: raw client, {scheme}", kind="floor", command=(), broker_url=url, raw=True)
+        for url in urls
+        if (scheme := urlsplit(url).scheme) in raw_client.SCHEMES and urlsplit(url).port
+    ]
+
+
+def _kernel() -> Candidate:
+    """Return the C program; where it cannot be compiled, Python that writes to the descriptors, under another name."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        command = (sys.executable, "-m", "benchmarks.servers.floor_write", "{port}")
+        return Candidate(name="floor: os.write (no C compiler)", kind="floor", command=command)
+    source, program = ROOT / "benchmarks" / "servers" / "floor_send.c", CACHE / "floor_send"
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        subprocess.run([compiler, "-O2", "-o", str(program), str(source)], check=True)
+    return Candidate(name="floor: send() in C", kind="floor", command=(str(program), "{port}"))

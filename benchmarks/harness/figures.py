@@ -1,0 +1,61 @@
+"""The figures by name: what they are called, in which unit, and which way is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+__all__ = ["FAULTS", "FIGURES", "Figure"]
+
+Better = Literal["lower", "higher", "neither"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """How one figure is shown."""
+
+    title: str
+    unit: str = ""
+    better: Better = "lower"
+    digits: int = 2
+
+
+def _latencies(name: str, title: str) -> dict[str, Figure]:
+    return {f"{name}_{key}_ms": Figure(f"{title} {key}", "ms") for key in ("p50", "p90", "p99", "p99.9", "max")}
+
+
+FIGURES: Final[dict[str, Figure]] = {
+    **_latencies("latency", "latency"),
+    **_latencies("last", "to last socket"),
+    **_latencies("connect", "connect"),
+    "deliveries_per_second": Figure("deliveries/s", "", "higher", 0),
+    "cpu_us_per_delivery": Figure("server CPU per delivery", "µs"),
+    "cpu_us_per_join": Figure("server CPU per join", "µs", digits=0),
+    "joins_per_second": Figure("joins and leaves/s", "", "higher", 0),
+    "server_cpu_percent": Figure("server CPU", "%", "neither", 0),
+    "broker_cpu_percent": Figure("broker CPU", "%", "neither", 0),
+    "client_cpu_percent": Figure("client CPU", "%", "neither", 0),
+    "publisher_cpu_percent": Figure("publisher CPU", "%", "neither", 0),
+    "publisher_late_p99_ms": Figure("publisher late p99", "ms", "neither"),
+    "kib_per_connection": Figure("memory per connection", "KiB", digits=1),
+    "server_mib": Figure("server memory", "MiB", digits=0),
+    "server_mib_before": Figure("server memory before", "MiB", digits=0),
+    "server_mib_grown": Figure("server memory grown", "MiB", digits=1),
+    "silence_ms": Figure("longest silence", "ms", digits=0),
+    "all_back_ms": Figure("all back after", "ms", digits=0),
+    "first_back_ms": Figure("first back after", "ms", digits=0),
+    "stalled_closed": Figure("stalled ones closed", "", "neither", 0),
+    "messages": Figure("messages", "", "neither", 0),
+    "deliveries": Figure("deliveries", "", "neither", 0),
+    "lost": Figure("lost", digits=0),
+    "late": Figure("late", digits=0),
+    "gaps": Figure("gap events", "", "neither", 0),
+    "duplicates": Figure("doubled", digits=0),
+    "reordered": Figure("out of order", digits=0),
+    "astray": Figure("astray", digits=0),
+    "closed": Figure("sockets closed", digits=0),
+    "refused": Figure("publishes refused", "", "neither", 0),
+}
+
+FAULTS: Final = ("lost", "duplicates", "reordered", "astray", "closed")
+"""Figures that must be 0 where nothing is broken on purpose."""

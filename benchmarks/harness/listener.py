@@ -1,0 +1,229 @@
+"""The audience in one process: reads as lean as Python can, and looks at what it read when it is quiet, or much.
+
+Reads go one behind the other into one piece of memory, so that thousands of frames lie in a row there and numpy reads
+them as a table. That holds while every frame has one size and a read ends with a frame; where it does not, the frames
+of that read are taken apart one by one.
+"""
+
+from __future__ import annotations
+
+import gc
+import select
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from benchmarks.harness.sockets import Client, connect
+from benchmarks.harness.text import HEADER_BYTES, channel_name, read, record_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from benchmarks.harness.tally import Counted, Tally
+    from benchmarks.harness.websocket import Dialect
+
+__all__ = ["Listener"]
+
+_READ_BYTES: Final = 65536
+_ARENA_BYTES: Final = 8 * 1024 * 1024
+# Looking takes a tenth of a millisecond, which a socket that is read behind it would show as latency.
+_QUIET_SECONDS: Final = 0.002
+
+
+class Listener:
+    """Listens on many sockets.
+
+    Args:
+        run: What marks this run's texts.
+        epoch: The run's zero, on the monotonic clock, in nanoseconds.
+        tally: What counts.
+        deflate: Whether to offer compression, whose frames have all sizes and are taken apart one by one.
+    """
+
+    def __init__(self, run: str, epoch: int, tally: Tally, *, deflate: bool) -> None:
+        self._deflate = deflate
+        self.clients: list[Client] = []
+        self.tally = tally
+        self.poll = select.epoll()
+        self._run = run.encode()
+        self._epoch = epoch
+        self._by_descriptor: dict[int, tuple[int, Callable[[memoryview], int]]] = {}
+        self._with_rest: set[int] = set()
+        # One read and the rest of a frame may stand behind the limit.
+        self._memory = bytearray(_ARENA_BYTES + 4 * _READ_BYTES)
+        self._view = memoryview(self._memory)
+        self._used = 0
+        self._indexes: list[int] = []
+        self._sizes: list[int] = []
+        self._times: list[int] = []
+        self._frame_bytes = 0
+        self._unit = 1 << 62  # the same; nothing is even before the first frame has told its size
+        self._offset = 0
+        self._head = b""
+        self._read_bytes = _READ_BYTES
+
+    def open(
+        self, port: int, channels: Sequence[int], dialect: Dialect, *, at_once: int = 64, first: int = 0, may_fail: bool
+    ) -> list[Client]:
+        """Connect one client to each of `channels` and listen.
+
+        `first` is as `Tally.add_connections` takes it, and `may_fail` as `connect` does.
+        """
+        paths = [dialect.listen_path.format(channel=channel_name(channel)) for channel in channels]
+        opened = connect(port, paths, dialect, at_once=at_once, deflate=self._deflate, may_fail=may_fail)
+        self.tally.add_connections([channels[client.number] for client in opened], first=first)
+        for client in opened:
+            index = len(self.clients)
+            self.clients.append(client)
+            client.sock.setblocking(False)
+            self._by_descriptor[client.sock.fileno()] = (index, client.sock.recv_into)
+            self.poll.register(client.sock, select.EPOLLIN)
+            if client.rest:
+                self._take_apart(index, b"", self._now())
+        gc.collect()
+        gc.freeze()
+        return opened
+
+    def close(self, indexes: Sequence[int]) -> None:
+        """Close some without a word."""
+        for index in indexes:
+            client = self.clients[index]
+            if client.closed is None:
+                client.closed = -1
+                self._forget(client)
+
+    def listen(self, timeout_seconds: float) -> bool:
+        """Wait for what arrives and read it; returns whether another descriptor on `poll` wants attention."""
+        ready = self.poll.poll(_QUIET_SECONDS if self._indexes else timeout_seconds)
+        if not ready:
+            self.look()
+            return False
+        other = False
+        view, by_descriptor = self._view, self._by_descriptor
+        for descriptor, _ in ready:
+            found = by_descriptor.get(descriptor)
+            if found is None:
+                other = True
+                continue
+            index, receive = found
+            used = self._used
+            try:
+                size = receive(view[used : used + self._read_bytes])
+            except BlockingIOError:
+                continue
+            except OSError:
+                size = 0
+            now = time.monotonic_ns()
+            if not size:
+                self._ended(index)
+            elif size % self._unit or index in self._with_rest:
+                self._read_uneven(index, size, now)
+            else:
+                self._indexes.append(index)
+                self._sizes.append(size)
+                self._times.append(now)
+                self._used = used + size
+                if self._used > _ARENA_BYTES:
+                    self.look()
+        return other
+
+    def look(self) -> None:
+        """Count what was read."""
+        if not self._indexes:
+            return
+        counts = np.array(self._sizes) // self._frame_bytes
+        rows = np.frombuffer(self._memory, record_type(self._frame_bytes, self._offset), int(counts.sum()))
+        connections = np.repeat(np.array(self._indexes, np.int64), counts)
+        received = np.repeat((np.array(self._times, np.int64) - self._epoch) // 1000, counts)
+        head = np.frombuffer(self._head, np.uint16)[0]
+        if not (np.all(rows["head"] == head) and np.all(rows["run"] == np.frombuffer(self._run, np.uint64)[0])):
+            raise ValueError("a frame of another kind took exactly the place of ours: this cannot be read")
+        self._used = 0
+        self._indexes.clear()
+        self._sizes.clear()
+        self._times.clear()
+        self.tally.add(read(rows, connections, received))
+
+    def result(self) -> Counted:
+        """Return what was counted."""
+        self.look()
+        return self.tally.result()
+
+    def closed(self) -> Counter[int]:
+        """Return how many were closed, by code; 0 is an end without a close frame."""
+        return Counter(client.closed for client in self.clients if client.closed is not None and client.closed >= 0)
+
+    def _now(self) -> int:
+        return time.monotonic_ns()
+
+    def _read_uneven(self, index: int, size: int, now: int) -> None:
+        """Take what does not end with a frame, or begins inside one."""
+        client, used = self.clients[index], self._used
+        data = client.rest + bytes(self._view[used : used + size])
+        whole = len(data) // self._unit * self._unit
+        if self._is_ours(data, whole):
+            client.rest = data[whole:]
+            if whole:
+                self._view[used : used + whole] = data[:whole]
+                self._indexes.append(index)
+                self._sizes.append(whole)
+                self._times.append(now)
+                self._used = used + whole
+                if self._used > _ARENA_BYTES:
+                    self.look()
+        else:
+            self._take_apart(index, bytes(self._view[used : used + size]), now)
+        if client.rest:
+            self._with_rest.add(index)
+        else:
+            self._with_rest.discard(index)
+
+    def _is_ours(self, data: bytes, whole: int) -> bool:
+        """Whether `data` is frames of ours, and perhaps the beginning of one more."""
+        if not self._frame_bytes:
+            return False
+        heads = (data[at : whole : self._frame_bytes].count(self._head[at]) for at in (0, 1))
+        return all(count == whole // self._frame_bytes for count in heads) and self._head.startswith(
+            data[whole : whole + 2]
+        )
+
+    def _take_apart(self, index: int, data: bytes, now: int) -> None:
+        client = self.clients[index]
+        self.look()  # what came before must be counted before
+        texts = client.texts(data)
+        ours = [text for text in texts if self._run in text]
+        client.said = (client.said + [text for text in texts if self._run not in text])[-8:]
+        if ours:
+            if not self._frame_bytes and not self._deflate:
+                self._learn(ours[0])
+            self._count_texts(index, ours, now)
+        if client.closed is not None:
+            self._forget(client)
+
+    def _count_texts(self, index: int, texts: list[bytes], now: int) -> None:
+        headers = b"".join(bytes(2) + text[(at := text.find(self._run)) : at + HEADER_BYTES] for text in texts)
+        rows: NDArray[np.void] = np.frombuffer(headers, record_type(2 + HEADER_BYTES, 2))
+        count = len(texts)
+        self.tally.add(read(rows, np.full(count, index), np.full(count, (now - self._epoch) // 1000)))
+
+    def _learn(self, text: bytes) -> None:
+        """Learn how the frames of this product look from the first one."""
+        size = len(text)
+        wide = 0 if size < 126 else 2 if size < 65536 else 8
+        self._head = bytes((0x81, {0: size, 2: 126, 8: 127}[wide]))
+        self._frame_bytes = self._unit = 2 + wide + size
+        self._offset = 2 + wide + text.find(self._run)
+        self._read_bytes = max(_READ_BYTES // self._frame_bytes, 1) * self._frame_bytes
+
+    def _ended(self, index: int) -> None:
+        client = self.clients[index]
+        client.closed = 0 if client.closed is None else client.closed
+        self._forget(client)
+
+    def _forget(self, client: Client) -> None:
+        self._by_descriptor.pop(client.sock.fileno(), None)
+        client.sock.close()

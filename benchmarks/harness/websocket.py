@@ -1,0 +1,100 @@
+"""The least a WebSocket client needs: its handshake, frames both ways, and how a product's clients talk over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["CLOSE", "PING", "PLAIN", "PONG", "SOCKET_IO", "Dialect", "Frame", "client_frame", "frames", "request"]
+
+TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
+
+_KEY = "AAAAAAAAAAAAAAAAAAAAAA=="
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame of the server's; `compressed` is RSV1 (RFC 7692)."""
+
+    opcode: int
+    compressed: bool
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """How clients of a product join and talk.
+
+    Attributes:
+        listen_path: Where a client that hears `{channel}` connects.
+        publish_path: Where a client that only talks connects.
+        said: What it says, around `{text}`.
+        greeting: What a client says first; empty for none.
+        greeted: How the server's answer to that starts; the client is in when it has come.
+        pings: What the server asks in a text of its own, and what the client must answer.
+    """
+
+    listen_path: str
+    publish_path: str
+    said: str = "{text}"
+    greeting: bytes = b""
+    greeted: bytes = b""
+    pings: tuple[bytes, bytes] | None = None
+
+    def frame(self, text: str) -> bytes:
+        """Return the frame that says `text`."""
+        before, after = self.said.split("{text}")
+        return client_frame(f"{before}{text}{after}".encode())
+
+
+PLAIN = Dialect(listen_path="/ws/{channel}", publish_path="/publish")
+"""What the applications of this folder speak."""
+
+SOCKET_IO = Dialect(
+    listen_path="/socket.io/?EIO=4&transport=websocket&channel={channel}",
+    publish_path="/socket.io/?EIO=4&transport=websocket",
+    said='42["say","{text}"]',
+    greeting=b"40",
+    greeted=b"40",
+    pings=(b"2", b"3"),
+)
+"""Engine.IO 4 and Socket.IO 5."""
+
+
+def request(path: str, port: int, *, deflate: bool = False) -> bytes:
+    """Return the handshake. The answer's accept key is not looked at: every server here is ours."""
+    extension = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n" if deflate else ""
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {_KEY}\r\nSec-WebSocket-Version: 13\r\n{extension}\r\n"
+    ).encode()
+
+
+def client_frame(payload: bytes, opcode: int = TEXT) -> bytes:
+    """Return a masked frame; the mask is 0, which leaves the payload as it is."""
+    size = len(payload)
+    if size < 126:
+        head = bytes((0x80 | opcode, 0x80 | size))
+    elif size < 65536:
+        head = bytes((0x80 | opcode, 0x80 | 126)) + size.to_bytes(2, "big")
+    else:
+        head = bytes((0x80 | opcode, 0x80 | 127)) + size.to_bytes(8, "big")
+    return head + bytes(4) + payload
+
+
+def frames(data: bytes) -> tuple[list[Frame], bytes]:
+    """Return the whole frames at the start of `data`, and the rest."""
+    found: list[Frame] = []
+    at = 0
+    while len(data) - at >= 2:
+        size, start = data[at + 1], at + 2
+        if size >= 126:
+            wide = 2 if size == 126 else 8
+            if len(data) < start + wide:
+                break
+            size = int.from_bytes(data[start : start + wide], "big")
+            start += wide
+        if len(data) < start + size:
+            break
+        found.append(Frame(data[at] & 15, bool(data[at] & 0x40), data[start : start + size]))
+        at = start + size
+    return found, data[at:]

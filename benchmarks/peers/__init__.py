@@ -1,0 +1,1 @@
+"""Other products that do the same, each with its own environment (`make peers`) and the same two paths."""

@@ -1,0 +1,69 @@
+"""`make peers`: put each peer into an environment of its own under `.cache/peers`, as its requirements pin it.
+
+One that cannot be installed is reported there and in every result, and does not keep the others from it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from benchmarks.peers.catalog import ENVIRONMENTS, FOLDER, PEERS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["main"]
+
+
+def main(names: list[str]) -> int:
+    """Install the peers with these names, or all; returns how many failed."""
+    failed = 0
+    for name in names or PEERS:
+        environment = ENVIRONMENTS / name
+        pinned = FOLDER / name / ("package-lock.json" if PEERS[name].node else "requirements.txt")
+        if _is_current(environment, pinned):
+            print(f"{name}: installed")
+            continue
+        print(f"{name}: installing ...", flush=True)
+        shutil.rmtree(environment, ignore_errors=True)
+        environment.mkdir(parents=True)
+        reason = _install_node(environment) if PEERS[name].node else _install_python(environment, pinned)
+        (environment / ("failed.txt" if reason else "installed")).write_text(reason)
+        if reason:
+            failed += 1
+            print(f"{name}: FAILED\n{reason}")
+    return failed
+
+
+def _is_current(environment: Path, pinned: Path) -> bool:
+    mark = environment / "installed"
+    sources = [pinned, *(pinned.parent.glob("*.js"))]
+    return mark.exists() and all(mark.stat().st_mtime > source.stat().st_mtime for source in sources)
+
+
+def _install_python(environment: Path, pinned: Path) -> str:
+    made = _run(sys.executable, "-m", "venv", "--without-pip", str(environment))
+    pip = ("-m", "pip", "--python", str(environment / "bin" / "python"), "--disable-pip-version-check", "install")
+    return made or _run(sys.executable, *pip, "--quiet", "--requirement", str(pinned))
+
+
+def _install_node(environment: Path) -> str:
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        return "there is no Node here"
+    for name in ("app.js", "package.json", "package-lock.json"):
+        shutil.copy(FOLDER / "node" / name, environment)
+    # Node finds what it requires beside the file, so the application goes there too.
+    return _run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(environment))
+
+
+def _run(*command: str) -> str:
+    """Return why a command failed; empty if it did not."""
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"{found.stdout}{found.stderr}"[-2000:] or f"status {found.returncode}" if found.returncode else ""
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1:]) else 0)

@@ -1,0 +1,93 @@
+"""The terminal: progress while it runs, and a table of each scenario."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.harness.figures import FAULTS, FIGURES
+from benchmarks.scenarios.catalog import SCENARIOS
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from benchmarks.harness.result import Outcome, Section, Spread
+
+__all__ = ["cell", "faults", "ratio", "table", "why"]
+
+
+def table(section: Section) -> RenderableType:
+    """Return a scenario's table with what must be said below it."""
+    scenario = SCENARIOS[section.scenario]
+    found = Table(title=section.title, title_justify="left", title_style="bold")
+    found.add_column("candidate", no_wrap=True)
+    for name in scenario.columns:
+        figure = FIGURES[name]
+        found.add_column(f"{figure.title}{f' {figure.unit}' if figure.unit else ''}", justify="right", overflow="fold")
+    reference = section.reference
+    found.add_column(f"x {reference.name if reference else ''}", justify="right", overflow="fold")
+    found.add_column("faults", overflow="fold")
+    for outcome in section.outcomes:
+        found.add_row(*_row(section, outcome))
+    return Group(found, *_remarks(section))
+
+
+def cell(figure: str, spread: Spread | None) -> str:
+    """Return a median with its spread."""
+    if spread is None:
+        return "\N{EN DASH}"
+    digits = FIGURES[figure].digits
+    text = f"{spread.median:,.{digits}f}"
+    half = (spread.high - spread.low) / 2
+    return f"{text} ±{half:,.{digits}f}" if half else text
+
+
+def ratio(section: Section, outcome: Outcome) -> str:
+    """Return the scenario's first figure as a multiple of the reference's."""
+    reference = section.reference
+    if reference is None or outcome is reference or outcome.failed:
+        return ""
+    spread = outcome.ratio(SCENARIOS[section.scenario].columns[0], reference)
+    return f"{spread.median:.2f} ({spread.low:.2f}\N{EN DASH}{spread.high:.2f})" if spread else "\N{EN DASH}"
+
+
+def faults(section: Section, outcome: Outcome) -> str:
+    """Return what went wrong with messages and sockets, over all runs."""
+    sums = {FIGURES[name].title: sum(outcome.values(name)) for name in FAULTS}
+    return ", ".join(f"{count:,.0f} {title}" for title, count in sums.items() if count) or "none"
+
+
+def why(failure: str) -> str:
+    """Return a failure in one line: how it begins, and the last words of the log behind it."""
+    lines = [line.strip(" |+-") for line in failure.splitlines()]
+    lines = [line for line in lines if line]
+    return lines[0] if len(lines) < 2 else f"{lines[0][:200]} {lines[-1][:200]}"
+
+
+def _row(section: Section, outcome: Outcome) -> list[Text | str]:
+    columns = SCENARIOS[section.scenario].columns
+    if outcome.failed:
+        return [outcome.name, Text("did not run", style="red"), *[""] * (len(columns) + 1)]
+    wrong = faults(section, outcome)
+    harmless = wrong == "none" or SCENARIOS[section.scenario].faults_allowed
+    return [
+        Text(outcome.name, style="strike" if outcome.invalid else ""),
+        *(cell(name, outcome.spread(name)) for name in columns),
+        ratio(section, outcome),
+        Text(wrong, style="" if harmless else "bold red"),
+    ]
+
+
+def _remarks(section: Section) -> list[RenderableType]:
+    remarks: list[RenderableType] = []
+    for outcome in section.outcomes:
+        if outcome.failed:
+            remarks.append(Text(f"DID NOT RUN: {outcome.name}: {why(outcome.failed)}", style="red"))
+        if outcome.invalid:
+            remarks.append(Text(f"INVALID: {outcome.name}: {'; '.join(outcome.invalid)}", style="bold red"))
+        notes = dict.fromkeys(note for run in outcome.runs for note in run.notes)
+        remarks += [Text(f"{outcome.name}: {note}", style="dim") for note in list(notes)[:4]]
+    return remarks

@@ -1,0 +1,123 @@
+"""The scenarios by name: what runs them, with which options, and which figures their tables show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks.scenarios import channels, churn, failover, fanout, memory, restart, saturation, slow, storm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from benchmarks.harness.run import Options, Run
+    from benchmarks.harness.server import Server
+
+__all__ = ["SCENARIOS", "Scenario"]
+
+_LATENCY = ("latency_p50_ms", "latency_p99_ms", "latency_p99.9_ms", "latency_max_ms")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One scenario.
+
+    Attributes:
+        run: Runs it once.
+        about: What it tells, in a few words.
+        columns: The figures of its table, `harness.figures` names; the first is the one ratios are shown of.
+        defaults: Where its options differ from those of `harness.run.Options`.
+        faults_allowed: Whether losses and closed sockets are what it looks at, not what must not be.
+        needs: What a candidate must have for it: a `broker` to break, or `workers` to restart; empty for nothing.
+    """
+
+    run: Callable[[Server, Options], Run]
+    about: str
+    columns: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    faults_allowed: bool = False
+    needs: str = ""
+
+
+SCENARIOS: Final[dict[str, Scenario]] = {
+    "fanout": Scenario(
+        run=fanout.run,
+        about="latency of one channel at a rate",
+        columns=(
+            "latency_p50_ms",
+            "latency_p99_ms",
+            "latency_p99.9_ms",
+            "last_p50_ms",
+            "last_p99_ms",
+            "last_max_ms",
+            "cpu_us_per_delivery",
+        ),
+    ),
+    "saturation": Scenario(
+        run=saturation.run,
+        about="deliveries per second and CPU per delivery",
+        columns=(
+            "cpu_us_per_delivery",
+            "deliveries_per_second",
+            "server_cpu_percent",
+            "latency_p50_ms",
+            "latency_p99_ms",
+            "client_cpu_percent",
+        ),
+    ),
+    "channels": Scenario(
+        run=channels.run,
+        about="many channels with a few sockets each",
+        columns=("latency_p99_ms", "latency_p50_ms", "latency_max_ms", "cpu_us_per_delivery", "server_mib"),
+        defaults={"channels": 500, "connections": 1000, "rate": 500.0},
+    ),
+    "memory": Scenario(
+        run=memory.run,
+        about="memory per idle connection",
+        columns=("kib_per_connection", "server_mib", "server_mib_before"),
+        defaults={"connections": 5000},
+    ),
+    "slow": Scenario(
+        run=slow.run,
+        about="what the others get while some never read",
+        columns=(
+            "last_p99_ms",
+            "latency_p50_ms",
+            "latency_p99_ms",
+            "latency_max_ms",
+            "silence_ms",
+            "stalled_closed",
+            "server_mib_grown",
+        ),
+        defaults={"connections": 200, "rate": 100.0, "payload": 16_384, "seconds": 8.0},
+    ),
+    "churn": Scenario(
+        run=churn.run,
+        about="joins and leaves beside a steady audience",
+        columns=("joins_per_second", "cpu_us_per_join", "connect_p99_ms", "latency_p50_ms", "latency_p99_ms"),
+        defaults={"connections": 200},
+    ),
+    "storm": Scenario(
+        run=storm.run,
+        about="all clients reconnect at once",
+        columns=("all_back_ms", "connect_p50_ms", "connect_p99_ms", "connect_max_ms"),
+        defaults={"connections": 1000},
+        faults_allowed=True,
+    ),
+    "failover": Scenario(
+        run=failover.run,
+        about="broker killed and back",
+        columns=("all_back_ms", "lost", "late", "gaps", "refused", "closed"),
+        defaults={"connections": 100, "seconds": 6.0},
+        faults_allowed=True,
+        needs="broker",
+    ),
+    "restart": Scenario(
+        run=restart.run,
+        about="rolling restart of the workers",
+        columns=("all_back_ms", "lost", "closed", "connect_p99_ms"),
+        defaults={"connections": 200, "seconds": 8.0, "workers": 2, "server": "gunicorn"},
+        faults_allowed=True,
+        needs="workers",
+    ),
+}

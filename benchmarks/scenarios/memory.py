@@ -1,0 +1,50 @@
+"""Memory per idle connection, in the server's own processes; what the kernel holds for a socket is not in it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from benchmarks.harness.run import Load, Run
+
+if TYPE_CHECKING:
+    from benchmarks.harness.run import Options
+    from benchmarks.harness.server import Server
+
+__all__ = ["run"]
+
+_WARM_UP = 100
+_STEADY = 0.005
+_STEADY_SECONDS = 10.0
+
+
+def run(server: Server, options: Options) -> Run:
+    """Open a hundred sockets, so that everything is imported, then `connections` more, and compare."""
+    with Load(server, replace(options, channels=1)) as load:
+        load.connect(connections=min(_WARM_UP, options.connections))
+        load.ready()
+        before = _steady(server)
+        seconds = load.connect()
+        load.ready()
+        after = _steady(server)
+        still_open = sum(audience.call("open_count") for audience in load.audience)
+        found = Run()
+        found.figures = {
+            "kib_per_connection": (after - before) / options.connections / 1024,
+            "server_mib": after / 2**20,
+            "server_mib_before": before / 2**20,
+            "connect_seconds": sum(seconds) / len(seconds),
+            "closed": float(min(_WARM_UP, options.connections) + options.connections - still_open),
+        }
+        return found
+
+
+def _steady(server: Server) -> int:
+    """Return the memory when it no longer changes."""
+    deadline = time.monotonic() + _STEADY_SECONDS
+    last, now = 0, server.resident_bytes()
+    while abs(now - last) > now * _STEADY and time.monotonic() < deadline:
+        time.sleep(0.3)
+        last, now = now, server.resident_bytes()
+    return now

@@ -1,0 +1,28 @@
+"""How much goes through: 16 publishers talk as soon as a few watchers have heard what is on its way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks.harness.run import Load
+
+if TYPE_CHECKING:
+    from benchmarks.harness.run import Options, Run
+    from benchmarks.harness.server import Server
+
+__all__ = ["run"]
+
+_WATCHERS_PER_WORKER = 4
+"""With several workers every one of them should have a watcher: none may be run away from."""
+
+
+def run(server: Server, options: Options) -> Run:
+    """Keep `outstanding` messages on their way to `connections` sockets, each from a publisher of its own."""
+    workers = server.candidate.workers
+    with Load(server, options, publishers=options.outstanding) as load:
+        load.connect()
+        load.ready(watchers=1 if workers == 1 else workers * _WATCHERS_PER_WORKER)
+        load.begin(rate=0)
+        with load.measured():
+            pass
+        return load.finish()[0]
