@@ -13,11 +13,11 @@ from backplane.closing import CloseCode
 from backplane.codec import plain
 from backplane.conduct import Conduct, SlowConsumer
 from backplane.errors import InvalidMessageError, JoinRefusedError, TooManyChannelsError
+from backplane.incoming import Incoming
 from backplane.member import Member
 from backplane.message import Message
 from backplane.outbox import Rule
 from backplane.outgoing import LaneOutgoing, Outgoing, PlainOutgoing, SocketGoneError
-from backplane.rate import TokenBucket
 from backplane.typed import parse
 from backplane.watch import Lifetime
 
@@ -79,14 +79,13 @@ class Connection(Member):
     """
 
     __slots__ = (
-        "_bucket",
         "_close_with",
         "_closing",
         "_conduct",
+        "_incoming",
         "_open",
         "_outbox",
         "_outgoing",
-        "_receiving",
         "_retiring",
         "_retiring_with",
         "_socket",
@@ -110,15 +109,12 @@ class Connection(Member):
         outbox.on_drop = self._dropped
         self.lifetime = Lifetime(asyncio.get_running_loop().time())
         limits = self._conduct.limits
-        rate = limits.max_messages_per_second
-        burst = limits.max_burst or max(1, round(2 * (rate or 0)))
-        self._bucket = None if rate is None else TokenBucket(rate, burst)
+        self._incoming = Incoming(socket.receive, limits, self._end_by_limit)
         self._open = False
         self._close_with: tuple[int, str] | None = None  # asked for before the handshake was done
         self._closing: asyncio.Task[None] | None = None
         self._retiring: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._retiring_with: int = CloseCode.NORMAL
-        self._receiving: asyncio.Timeout | None = None
         self._tasks: set[asyncio.Task[Any]] | None = None
 
     def __repr__(self) -> str:
@@ -372,18 +368,13 @@ class Connection(Member):
             raise JoinRefusedError(f"this connection may not join channel {channel!r}")
 
     async def _next(self) -> str | bytes | None:
-        """Return what the client says next, within its limits; `None` at the end, which it brings about."""
-        data = None if self._ended else await self._receive()
+        """Return what the client says next; `None` at the end, which this brings about."""
+        data = await self._incoming.next()
         if data is None:
             self._end()
-            return None
-        limits, now = self._conduct.limits, asyncio.get_running_loop().time()
-        self.lifetime.said_at = now
-        if limits.max_message_bytes is not None and len(data) > limits.max_message_bytes:
-            self._end_by_limit(CloseCode.TOO_BIG, f"at most {limits.max_message_bytes} bytes")
-        elif self._bucket is not None and not self._bucket.take(now):
-            self._end_by_limit(CloseCode.TOO_MANY_MESSAGES, "too many messages")
-        return None if self._ended else data
+        else:
+            self.lifetime.said_at = asyncio.get_running_loop().time()
+        return data
 
     def _end_by_limit(self, code: CloseCode, reason: str) -> None:
         logger.info("closing connection %s: %s", self.id, reason)
@@ -396,7 +387,7 @@ class Connection(Member):
         if lane is not None:
             heard, listening = lane.last_heard, lane.reading
         else:  # without a handler that receives, nothing a client says is seen
-            heard, listening = lifetime.said_at, message is not None and self._receiving is not None
+            heard, listening = lifetime.said_at, message is not None and self._incoming.is_waiting
         if not listening:
             lifetime.asked_at = None
         elif lifetime.asked_at is not None and heard < lifetime.asked_at:
@@ -445,8 +436,7 @@ class Connection(Member):
         self._conduct.watch.remove(self)
         if self._retiring is not None:
             self._retiring.cancel()
-        if self._receiving is not None:
-            self._receiving.reschedule(0)
+        self._incoming.close()
 
     def _reload(self, gap: Gap) -> None:
         """Hear nothing more, and close when it is this connection's turn: not all clients come back at once."""
@@ -470,18 +460,6 @@ class Connection(Member):
                 await self._outgoing.sent()
         except TimeoutError:
             logger.debug("connection %s does not read what waits for it", self.id)
-
-    async def _receive(self) -> str | bytes | None:
-        try:
-            # A deadline that only `_end` sets: the one way to wake the handler without a second task.
-            async with asyncio.timeout(None) as self._receiving:
-                return await self._socket.receive()
-        except TimeoutError:
-            if self._ended:
-                return None
-            raise
-        finally:
-            self._receiving = None
 
     async def _close_socket(self, code: int, reason: str) -> None:
         try:

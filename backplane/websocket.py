@@ -87,10 +87,8 @@ class StarletteSocket:
     async def send(self, data: str | bytes) -> None:
         """Send one message."""
         try:
-            if isinstance(data, str):
-                await self._websocket.send_text(data)
-            else:
-                await self._websocket.send_bytes(data)
+            # What `send_text` and `send_bytes` do, with one call less on the way of every message.
+            await self._websocket.send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
         except _GONE as error:
             raise SocketGoneError from error
 

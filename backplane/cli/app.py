@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from backplane.cli.bench import bench
 from backplane.cli.check import check
 from backplane.cli.demo import demo
 from backplane.cli.publish import publish
@@ -43,5 +44,5 @@ def backplane_command(
     """Pub/sub backplane for FastAPI and Starlette WebSockets."""
 
 
-for command in (demo, run, check, publish, tail):
+for command in (demo, run, check, publish, tail, bench):
     app.command()(command)

@@ -148,7 +148,7 @@ class RedisSentinels:
                 and (self.ask(node, "ROLE") or [""])[0] == "master"
             ),
             f"the sentinels name {node.url}",
-            seconds=20,
+            seconds=60,
         )
 
     def wait_until_demoted(self, node: RedisProcess) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
 from fastapi import Depends, WebSocket
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from backplane import Backplane, MissingDependencyError
 from backplane.adapters.memory import MemoryBroadcaster
@@ -31,7 +31,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 WAIT_SECONDS = 5.0
 
-TESTED = {"room", "outside", "consumer", "dependency", "starlette", "gap", "health", "settings"}
+TESTED = {"sockets", "room", "outside", "consumer", "dependency", "starlette", "gap", "health", "settings"}
 
 
 def examples(text: str) -> list[tuple[str | None, str]]:
@@ -181,6 +181,18 @@ def test_example_health(capsys: pytest.CaptureFixture[str]) -> None:
         ["starting", "->", "live"],
         ["live", "->", "closed"],
     ]
+
+
+def test_example_sockets() -> None:
+    """A client hears its own orders, is answered what does not validate, and a page of another site stays outside."""
+    with TestClient(run("sockets")["app"]) as client, client.websocket_connect("/orders?token=ada") as ada:
+        ada.send_json({"item": "tea", "amount": 2})
+        assert ada.receive_json() == {"item": "tea", "amount": 2}
+        ada.send_json({"item": "tea"})
+        assert ada.receive_json()["error"] == "invalid message"
+        with pytest.raises(WebSocketDenialResponse) as refused:
+            client.websocket_connect("/orders?token=eve", headers={"Origin": "https://evil.example"}).__enter__()
+        assert refused.value.status_code == 403
 
 
 def test_example_settings() -> None:
