@@ -1,0 +1,41 @@
+"""The chat example of encode/broadcaster (archived), moved to backplane.
+
+| broadcaster | backplane |
+|---|---|
+| `Broadcast("redis://localhost:6379")` | `Backplane("redis://localhost:6379")` |
+| `on_startup=[broadcast.connect], on_shutdown=[broadcast.disconnect]` | `lifespan=backplane.lifespan` |
+| `await websocket.accept()` | `backplane.connect(websocket, "chatroom")` accepts, when the client is joined |
+| a task per client: `subscribe(channel=...)`, `websocket.send_text(event.message)` | none: what is published is sent |
+| a task per client: `websocket.iter_text()` | `async for message in connection` |
+| `await broadcast.publish(channel="chatroom", message=message)` | `await backplane.publish("chatroom", message)` |
+| `broadcast.subscribe(channel="orders")`, elsewhere | `backplane.subscribe("orders")` |
+| `event.channel`, `event.message` | `message.channel`, `message.data`; a `Gap` where messages may be missing |
+
+On the broker a message of backplane has a short header in front (docs/wire-format.md). A worker that still runs
+broadcaster would show it, so move all of an application at once; what broadcaster publishes is heard as it is.
+
+Run it in this folder:
+
+    BACKPLANE_URL=ipc://moved uvicorn from_broadcaster:app --workers 2
+"""
+
+from starlette.applications import Starlette
+from starlette.routing import Mount, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from backplane import Backplane
+from backplane.routes import health_routes
+
+backplane = Backplane()  # BACKPLANE_URL, or the URL that Broadcast had
+
+
+async def chatroom(websocket: WebSocket) -> None:
+    """Pass on what a client says to everybody, the one who said it included."""
+    async with backplane.connect(websocket, "chatroom") as connection:
+        async for message in connection:
+            await backplane.publish("chatroom", message)
+
+
+app = Starlette(
+    routes=[WebSocketRoute("/", chatroom), Mount("/health", health_routes(backplane))], lifespan=backplane.lifespan
+)

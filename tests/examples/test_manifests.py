@@ -1,0 +1,134 @@
+"""docker-compose.yml and examples/kubernetes: what they say agrees with the code and with the files that are there."""
+
+from __future__ import annotations
+
+import runpy
+from typing import Any
+
+import pytest
+import yaml
+from starlette.testclient import TestClient
+
+from backplane import Settings
+from backplane.drain import spread_seconds
+from tests.examples.site import EXAMPLES
+
+ROOT = EXAMPLES.parent
+
+# backplane.running: how long handlers may take behind the last close.
+HANDLERS_SECONDS = 2
+
+
+@pytest.fixture
+def compose() -> dict[str, Any]:
+    """docker-compose.yml."""
+    return dict(yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def manifest() -> dict[str, Any]:
+    """The manifest's objects by kind."""
+    text = (EXAMPLES / "kubernetes" / "chat.yaml").read_text(encoding="utf-8")
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
+@pytest.fixture
+def pod(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What each pod is made of."""
+    return dict(manifest["Deployment"]["spec"]["template"]["spec"])
+
+
+@pytest.fixture
+def container(pod: dict[str, Any]) -> dict[str, Any]:
+    """The one container of a pod."""
+    (container,) = pod["containers"]
+    return dict(container)
+
+
+def option(command: list[str], name: str) -> str:
+    """Return the value of a command's option."""
+    return command[command.index(name) + 1]
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
+def test_probe_asks_what_the_example_answers(container: dict[str, Any], probe: str) -> None:
+    """Each probe's path is answered 200 by the running example; the port is the one the server listens on."""
+    asked = container[probe]["httpGet"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert str(ports[asked["port"]]) == option(container["command"], "--port")
+    with TestClient(runpy.run_path(str(EXAMPLES / "chat.py"))["app"]) as client:
+        assert client.get(asked["path"]).status_code == 200
+
+
+def test_probes_ask_for_what_they_are_for(container: dict[str, Any]) -> None:
+    """Only readiness may say no when the broker is away."""
+    paths = {
+        probe: container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")
+    }
+    assert paths == {
+        "startupProbe": "/health/live",
+        "livenessProbe": "/health/live",
+        "readinessProbe": "/health/ready",
+    }
+
+
+def test_pod_is_given_the_time_that_it_needs(pod: dict[str, Any], container: dict[str, Any]) -> None:
+    """The grace period holds preStop and the longest drain, with room for the server's own end."""
+    program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == "sleep"
+    longest_drain = spread_seconds(1_000_000, Settings().drain_seconds) + HANDLERS_SECONDS
+    assert pod["terminationGracePeriodSeconds"] >= int(seconds) + longest_drain + 5
+
+
+def test_pre_stop_outlasts_the_readiness_probe(container: dict[str, Any]) -> None:
+    """While preStop sleeps, what is told of the end by the probes alone would have heard of it too."""
+    probe = container["readinessProbe"]
+    assert (
+        int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+        > probe["periodSeconds"] * probe["failureThreshold"]
+    )
+
+
+def test_objects_mean_the_same_pods(manifest: dict[str, Any]) -> None:
+    """Deployment, service and budget select what the pods are labelled with."""
+    labels = manifest["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert manifest["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+    assert manifest["Service"]["spec"]["selector"] == labels
+    assert manifest["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+
+
+def test_broker_comes_from_a_secret(container: dict[str, Any]) -> None:
+    """The broker's URL, which holds a password, does not stand in the manifest."""
+    (variable,) = container["env"]
+    assert variable["name"] == "BACKPLANE_URL"
+    assert "secretKeyRef" in variable["valueFrom"]
+
+
+def test_mounted_files_exist(compose: dict[str, Any]) -> None:
+    """Whatever a service mounts from the repository is there, and every proxy's configuration is mounted somewhere."""
+    mounted = [
+        volume.split(":")[0] for service in compose["services"].values() for volume in service.get("volumes", ())
+    ]
+    assert [path for path in mounted if not (ROOT / path).exists()] == []
+    assert {(ROOT / path).name for path in mounted} >= {path.name for path in (EXAMPLES / "proxies").iterdir()}
+
+
+def test_services_name_each_other_rightly(compose: dict[str, Any]) -> None:
+    """What the proxies are told to reach is a service, on the port it listens on; no published port is twice."""
+    services = compose["services"]
+    for name, service in services.items():
+        for other in service.get("depends_on", ()):
+            assert other in services, name
+        for variable in ("SERVER_1", "SERVER_2"):
+            if variable in service.get("environment", {}):
+                host, port = service["environment"][variable].split(":")
+                assert option(services[host]["command"], "--port") == port
+                assert service["environment"]["LISTEN"].split(":")[1] == service["ports"][0].split(":")[2]
+    published = [port.split(":")[1] for service in services.values() for port in service.get("ports", ())]
+    assert len(published) == len(set(published))
+
+
+def test_chat_is_given_the_time_to_drain(compose: dict[str, Any]) -> None:
+    """Docker waits longer than the drain takes before it kills."""
+    seconds = int(compose["services"]["chat-1"]["stop_grace_period"].removesuffix("s"))
+    assert seconds > Settings().drain_seconds + HANDLERS_SECONDS
