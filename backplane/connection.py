@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar, overload
 
 from backplane.batch import Batch
+from backplane.channels import validate_channel
 from backplane.closing import CloseCode
 from backplane.codec import plain
 from backplane.conduct import Conduct, SlowConsumer
@@ -22,7 +23,7 @@ from backplane.typed import parse
 from backplane.watch import Lifetime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from backplane.hub import Hub
     from backplane.lane import Lane
@@ -109,7 +110,7 @@ class Connection(Member):
         outbox.on_drop = self._dropped
         self.lifetime = Lifetime(asyncio.get_running_loop().time())
         limits = self._conduct.limits
-        self._incoming = Incoming(socket.receive, limits, self._end_by_limit)
+        self._incoming = Incoming(socket.receive, limits, self)
         self._open = False
         self._close_with: tuple[int, str] | None = None  # asked for before the handshake was done
         self._closing: asyncio.Task[None] | None = None
@@ -151,12 +152,15 @@ class Connection(Member):
             if when_full is None and latest_by is None
             else Rule(when_full=when_full or "latest", latest_by=latest_by)
         )
-        most = self._conduct.limits.max_channels
-        if most is not None and len(self._channels) >= most and channel not in self._channels:
-            self._conduct.counts["refused_channels"] += 1
-            raise TooManyChannelsError(f"a connection may join {most:,} channels: Limits(max_channels=...)")
+        validate_channel(channel)
+        self._check_channels(len(self._channels) + (channel not in self._channels))
         await self._check_authorized(channel)
         await super().join(channel)
+        try:
+            self._check_channels(len(self._channels))  # other joins came through meanwhile
+        except TooManyChannelsError:
+            await self.leave(channel)
+            raise
         self._outbox.set_rule(channel, rule)
 
     async def leave(self, channel: str) -> None:
@@ -220,7 +224,7 @@ class Connection(Member):
         Raises:
             InvalidMessageError: It does not validate; `error.answer` is fit to be sent back. The connection lives on.
         """
-        data = await self._next()
+        data = await self._incoming.next()
         return data if model is None or data is None else parse(model, data)
 
     async def iter(
@@ -233,7 +237,7 @@ class Connection(Member):
             on_invalid: What happens to a message that does not validate: `answer` sends back what is wrong and goes on,
                 `close` ends the connection with code 1007.
         """
-        while (data := await self._next()) is not None:
+        while (data := await self._incoming.next()) is not None:
             try:
                 parsed = parse(model, data)
             except InvalidMessageError as error:
@@ -248,11 +252,8 @@ class Connection(Member):
     def __aiter__(self) -> AsyncIterator[str | bytes]:
         return self
 
-    async def __anext__(self) -> str | bytes:
-        data = await self._next()
-        if data is None:
-            raise StopAsyncIteration
-        return data
+    def __anext__(self) -> Awaitable[str | bytes]:
+        return self._incoming.iterate()
 
     def offer(self, batch: Batch, /) -> None:
         """Take messages for the client: the hub's side."""
@@ -292,16 +293,30 @@ class Connection(Member):
         self._hear_nothing()
         self._conduct.watch.remove(self)
 
+    def client_said(self, now: float, /) -> None:
+        """Something came from the client."""
+        self.lifetime.said_at = now
+
+    def client_left(self) -> None:
+        """Nothing more will come: the end."""
+        self._end()
+
+    def limit_reached(self, code: CloseCode, reason: str, /) -> None:
+        """The client did more than it may: end it."""
+        logger.info("closing connection %s: %s", self.id, reason)
+        self._conduct.counts[f"closed_{code.name.lower()}"] += 1
+        self.end(code, reason)
+
     def look_after(self, now: float, /) -> None:
         """Do what is due: end it at a limit, or ask for a sign."""
         limits = self._conduct.limits
         code = self.lifetime.ended_by(now, limits)
         if code is not None:
             self.lifetime.due = float("inf")
-            return self._end_by_limit(code, code.name.lower().replace("_", " "))
+            return self.limit_reached(code, code.name.lower().replace("_", " "))
         if limits.heartbeat_seconds is not None:
             self._heartbeat(now, limits.heartbeat_seconds)
-        self.lifetime.due = self.lifetime.next_due(now, limits)
+        self.lifetime.due = float("inf") if self._ended else self.lifetime.next_due(now, limits)
 
     def opened(self) -> None:
         """The handshake is done: what waited since the joins may go, a close too."""
@@ -310,6 +325,8 @@ class Connection(Member):
             self._closing = asyncio.create_task(self._close_socket(*self._close_with))
             return
         self._outgoing.open()
+        if self._ended:  # its first message found it gone
+            return
         self.lifetime.begin(asyncio.get_running_loop().time(), self._conduct.limits)
         self._conduct.watch.put(self)
 
@@ -356,6 +373,12 @@ class Connection(Member):
             self._closing.cancel()
         await self._cancel_tasks()
 
+    def _check_channels(self, count: int) -> None:
+        most = self._conduct.limits.max_channels
+        if most is not None and count > most:
+            self._conduct.counts["refused_channels"] += 1
+            raise TooManyChannelsError(f"a connection may join {most:,} channels: Limits(max_channels=...)")
+
     async def _check_authorized(self, channel: str) -> None:
         authorize = self._conduct.authorize
         if authorize is None:
@@ -366,20 +389,6 @@ class Connection(Member):
         if not answer:
             self._conduct.counts["refused_joins"] += 1
             raise JoinRefusedError(f"this connection may not join channel {channel!r}")
-
-    async def _next(self) -> str | bytes | None:
-        """Return what the client says next; `None` at the end, which this brings about."""
-        data = await self._incoming.next()
-        if data is None:
-            self._end()
-        else:
-            self.lifetime.said_at = asyncio.get_running_loop().time()
-        return data
-
-    def _end_by_limit(self, code: CloseCode, reason: str) -> None:
-        logger.info("closing connection %s: %s", self.id, reason)
-        self._conduct.counts[f"closed_{code.name.lower()}"] += 1
-        self.end(code, reason)
 
     def _heartbeat(self, now: float, interval: float) -> None:
         lane, lifetime = self._socket.lane, self.lifetime
@@ -403,7 +412,7 @@ class Connection(Member):
 
     def _give_up(self) -> None:
         """The client has vanished: nothing tells the other side of a broken line."""
-        self._end_by_limit(CloseCode.SILENT, "no answer to heartbeats")
+        self.limit_reached(CloseCode.SILENT, "no answer to heartbeats")
         if self._socket.lane is not None:
             self._socket.lane.abort()
 
@@ -437,6 +446,9 @@ class Connection(Member):
         if self._retiring is not None:
             self._retiring.cancel()
         self._incoming.close()
+        for task in self._tasks or ():
+            if task is not asyncio.current_task():  # a task may end its own connection
+                task.cancel()
 
     def _reload(self, gap: Gap) -> None:
         """Hear nothing more, and close when it is this connection's turn: not all clients come back at once."""
@@ -471,11 +483,10 @@ class Connection(Member):
             logger.exception("connection %s failed to close", self.id)
 
     async def _cancel_tasks(self) -> None:
-        if not self._tasks:
-            return
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        while self._tasks:  # one that ends may have begun another
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         if self._tasks is not None:

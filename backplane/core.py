@@ -6,11 +6,12 @@ import asyncio
 import logging
 import os
 import time
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from backplane.admission import Admission
 from backplane.channels import validate_channel
-from backplane.closing import CloseCode
 from backplane.codec import encode
 from backplane.conduct import Conduct
 from backplane.connection import Connection
@@ -21,7 +22,6 @@ from backplane.errors import (
     InvalidDataError,
     LifecycleError,
     NotStartedError,
-    OriginRefusedError,
     PayloadTooLargeError,
 )
 from backplane.health import Health
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
     from backplane.conduct import Authorize, OnGap, OnSlow
+    from backplane.message import Message
     from backplane.origins import AllowedOrigins
     from backplane.supervision import LinkState, StateChange
 
@@ -93,6 +94,7 @@ class Backplane:
         self._on_gap: OnGap = on_gap
         self._authorize: Authorize | None = None
         self._on_slow: OnSlow | None = None
+        self._shared_conduct: Conduct | None = None  # of all connections that do not say otherwise
         self._state_callbacks: list[Callable[[StateChange], object]] = []
         self._broadcaster = broadcaster_from_url(url or os.environ.get("BACKPLANE_URL") or "memory://")
         self._running: Running | None = None
@@ -127,6 +129,7 @@ class Backplane:
         block; what it raises is logged. Set it before the first client connects.
         """
         self._on_slow = callback
+        self._shared_conduct = None
         return callback
 
     def authorize(self, callback: Authorize) -> Authorize:
@@ -137,6 +140,7 @@ class Backplane:
         client connects.
         """
         self._authorize = callback
+        self._shared_conduct = None
         return callback
 
     def statistics(self) -> dict[str, int]:
@@ -181,6 +185,7 @@ class Backplane:
             raise LifecycleError("this Backplane is started already; a second one needs an object of its own")
         running = Running(self._broadcaster, self._settings, self._tell_state)
         self._running = running
+        self._shared_conduct = None
         try:
             await running.supervisor.start()
         except BaseException:
@@ -294,8 +299,7 @@ class Backplane:
             subscription.end()
             running.subscriptions.pop(subscription, None)
 
-    @asynccontextmanager
-    async def connect(
+    def connect(
         self,
         websocket: WebSocket,
         *channels: str,
@@ -307,13 +311,15 @@ class Backplane:
         limits: Limits | None = None,
         on_gap: OnGap | None = None,
         when_full: FullPolicy = "close",
+        latest_by: Callable[[Message], object] | None = None,
         max_outbox_bytes: int | None = None,
         max_outbox_messages: int | None = None,
-    ) -> AsyncGenerator[Connection]:
+    ) -> AbstractAsyncContextManager[Connection]:
         """Join `channels`, accept `websocket`, and look after it until the block ends.
 
         The client is joined before it is accepted: from the moment its handshake is done it misses nothing. When the
-        block ends the socket is closed: 1000, or 1011 if it raised.
+        block ends the socket is closed: 1000, or 1011 if it raised. A `ClosedError` that the block raises because its
+        client is gone, or the worker ends, is an ordinary end: it goes no further.
 
         Args:
             websocket: As the framework handed it over, not accepted yet.
@@ -326,6 +332,7 @@ class Backplane:
             limits: Its limits; defaults to those of the backplane.
             on_gap: What this client is told when messages may be missing; defaults to what the backplane was made with.
             when_full: What happens when the client is too slow; `close` ends it with code 1013.
+            latest_by: With `latest`, what tells the messages of one channel apart; see `backplane.outbox.Rule`.
             max_outbox_bytes: Bound of what waits for it, in bytes.
             max_outbox_messages: Bound of what waits for it, in messages.
 
@@ -343,28 +350,19 @@ class Backplane:
 
         running = self._require_running()
         socket = StarletteSocket(websocket)
-        outbox = self._outbox(max_outbox_bytes, max_outbox_messages, when_full)
+        outbox = self._outbox(max_outbox_bytes, max_outbox_messages, when_full, latest_by)
         connection = Connection(socket, running.hub, outbox, self._conduct(running, limits, on_gap), context=context)
         connection.expire_at(expires_at)
-        try:
-            async with socket.refusing_on_error():
-                self._check_origin(running, socket.origin, socket.host)
-                running.admit(connection, client_key or socket.client_host)
-                for channel in channels:
-                    await connection.join(channel)
-                await socket.accept(subprotocol, headers)
-            connection.opened()
-            yield connection
-        except Exception:
-            await connection.finish(CloseCode.INTERNAL_ERROR)
-            raise
-        except BaseException:
-            await connection.abandon()
-            raise
-        else:
-            await connection.finish(CloseCode.NORMAL)
-        finally:
-            running.dismiss(connection)
+        return Admission(
+            running,
+            socket,
+            connection,
+            origins=self._origins,
+            channels=channels,
+            client_key=client_key,
+            subprotocol=subprotocol,
+            headers=headers,
+        )
 
     def sse(
         self,
@@ -424,30 +422,35 @@ class Backplane:
         """
         return TypedChannel(self, template, model)
 
-    def _outbox(self, max_bytes: int | None, max_messages: int | None, when_full: FullPolicy) -> Outbox:
+    def _outbox(
+        self,
+        max_bytes: int | None,
+        max_messages: int | None,
+        when_full: FullPolicy,
+        latest_by: Callable[[Message], object] | None = None,
+    ) -> Outbox:
         return Outbox(
             max_bytes=self._settings.max_outbox_bytes if max_bytes is None else max_bytes,
             max_messages=self._settings.max_outbox_messages if max_messages is None else max_messages,
             when_full=when_full,
+            latest_by=latest_by,
         )
 
     def _conduct(self, running: Running, limits: Limits | None, on_gap: OnGap | None) -> Conduct:
-        return Conduct(
-            on_gap=self._on_gap if on_gap is None else on_gap,
-            limits=limits or self._limits,
-            authorize=self._authorize,
-            on_slow=self._on_slow,
-            reload_seconds=running.reload_seconds,
-            watch=running.watch,
-            counts=running.counts,
-        )
-
-    def _check_origin(self, running: Running, origin: str | None, host: str | None) -> None:
-        refusal = self._origins.refusal(origin, host)
-        if refusal is not None:
-            running.counts["refused_origins"] += 1
-            logger.warning("refused a WebSocket: %s", refusal)
-            raise OriginRefusedError(refusal)
+        if self._shared_conduct is None:
+            self._shared_conduct = Conduct(
+                on_gap=self._on_gap,
+                limits=self._limits,
+                authorize=self._authorize,
+                on_slow=self._on_slow,
+                reload_seconds=running.reload_seconds,
+                watch=running.watch,
+                counts=running.counts,
+            )
+        shared = self._shared_conduct
+        if limits is None and on_gap is None:
+            return shared
+        return replace(shared, limits=limits or shared.limits, on_gap=on_gap or shared.on_gap)
 
     def _tell_state(self, change: StateChange) -> None:
         for callback in self._state_callbacks:

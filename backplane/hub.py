@@ -284,5 +284,8 @@ class _FanOut:
         for subscriber in islice(self._left, most):
             offered += 1
             if subscriber in members:  # it may have left since
-                subscriber.offer(batch.for_token(subscriber.token) if batch.excludes else batch)
+                try:
+                    subscriber.offer(batch.for_token(subscriber.token) if batch.excludes else batch)
+                except Exception:  # it must not; the others, and all that comes, would be lost with it
+                    logger.exception("a subscriber of channel %r failed", self.channel)
         return most is None or offered < most

@@ -13,72 +13,93 @@ if TYPE_CHECKING:
 
     from backplane.limits import Limits
 
-__all__ = ["Incoming", "LimitReached"]
+__all__ = ["Incoming", "Speaker"]
 
 
-class LimitReached(Protocol):
-    """Who ends the connection."""
+class Speaker(Protocol):
+    """Whose client speaks."""
 
-    def __call__(self, code: CloseCode, reason: str, /) -> None:
-        """The client said more than it may."""
+    def client_said(self, now: float, /) -> None:
+        """Something came, at this time of the event loop's clock."""
+
+    def client_left(self) -> None:
+        """Nothing more will come."""
+
+    def limit_reached(self, code: CloseCode, reason: str, /) -> None:
+        """The client said more than it may: end it."""
 
 
 class Incoming:
     """What a client says, one message after the other.
 
+    An idle client costs what is suspended here, so there is one coroutine between the handler and the socket, and no
+    timer.
+
     Args:
         receive: Returns the next message, or `None` at the end.
-        limits: Size and rate of messages.
-        limit_reached: Told of the first message over a limit, which is not handed on.
-
-    Attributes:
-        is_closed: Nothing is received any more.
+        limits: Size and rate of messages; the first one over a limit is not handed on.
+        speaker: Who is told.
     """
 
-    __slots__ = ("_bucket", "_limit_reached", "_most_bytes", "_receive", "_waiting", "is_closed")
+    __slots__ = ("_bucket", "_closed", "_most_bytes", "_receive", "_speaker", "_waiting")
 
-    def __init__(
-        self, receive: Callable[[], Awaitable[str | bytes | None]], limits: Limits, limit_reached: LimitReached
-    ) -> None:
+    def __init__(self, receive: Callable[[], Awaitable[str | bytes | None]], limits: Limits, speaker: Speaker) -> None:
         self._receive = receive
-        self._limit_reached = limit_reached
+        self._speaker = speaker
         self._most_bytes = limits.max_message_bytes
         rate = limits.max_messages_per_second
         burst = limits.max_burst or max(1, round(2 * (rate or 0)))
         self._bucket = None if rate is None else TokenBucket(rate, burst)
-        self._waiting: asyncio.Timeout | None = None
-        self.is_closed = False
+        self._waiting: asyncio.Task[object] | None = None
+        self._closed = False
 
     @property
     def is_waiting(self) -> bool:
         """Whether the handler listens: else nothing the client says is seen."""
         return self._waiting is not None
 
+    async def iterate(self) -> str | bytes:
+        """Return the client's next message, as `__anext__` must.
+
+        Raises:
+            StopAsyncIteration: The end, of which the speaker was told.
+        """
+        data = None
+        if not self._closed:
+            task = self._waiting = asyncio.current_task()
+            cancelling = task.cancelling() if task is not None else 0
+            try:
+                data = await self._receive()
+            except asyncio.CancelledError:
+                # `close` wakes by a cancellation, as a timeout does: no second task, and nothing to set up per message.
+                if task is None or not self._closed or task.uncancel() > cancelling:
+                    raise
+            finally:
+                self._waiting = None
+        if data is None:
+            self._speaker.client_left()
+            raise StopAsyncIteration
+        now = asyncio.get_running_loop().time()
+        self._speaker.client_said(now)
+        if self._most_bytes is not None and len(data) > self._most_bytes:
+            self._speaker.limit_reached(CloseCode.TOO_BIG, f"at most {self._most_bytes} bytes")
+        elif self._bucket is not None and not self._bucket.take(now):
+            self._speaker.limit_reached(CloseCode.TOO_MANY_MESSAGES, "too many messages")
+        if self._closed:
+            raise StopAsyncIteration
+        return data
+
     async def next(self) -> str | bytes | None:
         """Return the client's next message, or `None` at the end."""
-        data = None if self.is_closed else await self._next()
-        if data is None:
+        try:
+            return await self.iterate()
+        except StopAsyncIteration:
             return None
-        if self._most_bytes is not None and len(data) > self._most_bytes:
-            self._limit_reached(CloseCode.TOO_BIG, f"at most {self._most_bytes} bytes")
-        elif self._bucket is not None and not self._bucket.take(asyncio.get_running_loop().time()):
-            self._limit_reached(CloseCode.TOO_MANY_MESSAGES, "too many messages")
-        return None if self.is_closed else data
 
     def close(self) -> None:
         """Receive nothing more, and wake the handler that waits."""
-        self.is_closed = True
+        if self._closed:
+            return
+        self._closed = True
         if self._waiting is not None:
-            self._waiting.reschedule(0)
-
-    async def _next(self) -> str | bytes | None:
-        try:
-            # A deadline that only `close` sets: the one way to wake the handler without a second task.
-            async with asyncio.timeout(None) as self._waiting:
-                return await self._receive()
-        except TimeoutError:
-            if self.is_closed:
-                return None
-            raise
-        finally:
-            self._waiting = None
+            self._waiting.cancel()

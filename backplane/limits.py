@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Final
 
-from backplane.errors import ConfigurationError
+from backplane.codec import plain
+from backplane.errors import ConfigurationError, InvalidDataError
 
 __all__ = ["Limits"]
 
@@ -31,7 +33,8 @@ class Limits:
             1,000.
 
     Raises:
-        ConfigurationError: A value is not a number or not more than 0.
+        ConfigurationError: A value is not a number (of messages, bytes, channels: a whole one), or not more than 0; or
+            `heartbeat_message` cannot be sent.
     """
 
     heartbeat_seconds: float | None = 30.0
@@ -44,9 +47,23 @@ class Limits:
     max_channels: int | None = 1000
 
     def __post_init__(self) -> None:
+        try:
+            plain(self.heartbeat_message)
+        except InvalidDataError as error:
+            raise ConfigurationError(f"heartbeat_message cannot be sent: {error}") from error
         for option in fields(self):
             value = getattr(self, option.name)
             if option.name == "heartbeat_message" or value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ConfigurationError(f"{option.name} must be a number more than 0, or None, not {value!r}")
+            whole = option.name in _COUNTS
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int if whole else int | float)
+                or not 0 < value < float("inf")
+            ):
+                kind = "a whole number" if whole else "a number"
+                raise ConfigurationError(f"{option.name} must be {kind} more than 0, or None, not {value!r}")
+
+
+# A burst of half a message would let none through.
+_COUNTS: Final = frozenset({"max_message_bytes", "max_burst", "max_channels"})

@@ -41,6 +41,11 @@ class Member(ABC):
         """The channels it has joined."""
         return self._channels.keys()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or is about to: nothing more reaches it."""
+        return self._deaf
+
     async def join(self, channel: str) -> None:
         """Receive what is published to `channel`; once this returns no later publish is missed without a gap.
 

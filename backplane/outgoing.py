@@ -13,7 +13,7 @@ from backplane.frames import encode_frame
 from backplane.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+    from collections.abc import Callable, Coroutine, Generator, Sequence
 
     from backplane.batch import Batch
     from backplane.lane import Lane
@@ -79,6 +79,8 @@ class Outgoing(ABC):
 
     def _queue(self, messages: Sequence[Message]) -> None:
         for message in messages:
+            if self._closed:  # by what the application does when one is dropped
+                return self._outbox.clear()
             if not self._outbox.offer(message):
                 return self._owner.too_slow(message)
 
@@ -87,7 +89,8 @@ class PlainOutgoing(Outgoing):
     """Sends by ASGI, on any server.
 
     A send is begun in the pass of the event loop that brought the message, and is mostly over at once; a task exists
-    only for one that the server makes wait.
+    only for one that the server makes wait. So a middleware that wraps `send` runs up to its first wait outside any
+    task of its own: it must not begin a timeout or a task group there.
     """
 
     __slots__ = ("_open", "_send", "_task")
@@ -112,8 +115,7 @@ class PlainOutgoing(Outgoing):
         for index, message in enumerate(batch):
             if (rest := self._begin(message)) is not None:
                 self._queue(batch[index + 1 :])
-                if not self._closed:
-                    self._task = asyncio.create_task(self._finish(rest))
+                self._go_on(rest)
             if rest is not None or self._closed:
                 return
 
@@ -137,8 +139,7 @@ class PlainOutgoing(Outgoing):
     def _send_waiting(self) -> None:
         while not self._closed and (item := self._outbox.take()) is not None:
             if isinstance(item, Message) and (rest := self._begin(item)) is not None:
-                self._task = asyncio.create_task(self._finish(rest))
-                return
+                return self._go_on(rest)
 
     def _begin(self, message: Message) -> _Rest | None:
         """Send as far as it goes without waiting; return what is left of it."""
@@ -147,12 +148,21 @@ class PlainOutgoing(Outgoing):
             first = sending.send(None)
         except StopIteration:
             return None
+        except asyncio.CancelledError:
+            self._fail(SocketGoneError())
+            return None
         except Exception as error:
             self._fail(error)
             return None
         return _Rest(sending, first)
 
-    async def _finish(self, rest: Awaitable[None]) -> None:
+    def _go_on(self, rest: _Rest) -> None:
+        if self._closed:
+            return rest.close()
+        self._task = asyncio.create_task(self._finish(rest))
+        self._task.add_done_callback(lambda _: rest.close())  # a task can be cancelled before it has begun
+
+    async def _finish(self, rest: _Rest) -> None:
         try:
             await rest
             while (item := self._outbox.take()) is not None:
@@ -192,6 +202,10 @@ class _Rest:
                     waits_for = self._coroutine.send(sent)
         except StopIteration:
             return
+
+    def close(self) -> None:
+        """End it where it stands, if it has not ended."""
+        self._coroutine.close()
 
 
 class LaneOutgoing(Outgoing):

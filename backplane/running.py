@@ -114,7 +114,8 @@ class Running:
         client_key = self._connections.pop(connection, None)
         if client_key is not None:
             self._by_client[client_key] -= 1
-            self._by_client += Counter()  # drops those with none left
+            if not self._by_client[client_key]:
+                del self._by_client[client_key]
         if not self._connections:
             self._emptied.set()
 

@@ -128,6 +128,8 @@ class Watch:
         looked_at = 0
         for bucket in sorted(bucket for bucket in self._buckets if bucket * _TICK_SECONDS <= now):
             for client in list(self._buckets.get(bucket, ())):
+                if client.lifetime.bucket != bucket:  # the one before it has ended it
+                    continue
                 self.remove(client)
                 client.look_after(now)
                 self.put(client)

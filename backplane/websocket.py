@@ -34,6 +34,8 @@ class StarletteSocket:
         ClosedError: It is closed.
     """
 
+    __slots__ = ("_websocket", "lane")
+
     def __init__(self, websocket: WebSocket) -> None:
         states = (websocket.application_state, websocket.client_state)
         if WebSocketState.DISCONNECTED in states:

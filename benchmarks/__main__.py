@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import signal
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -20,6 +21,7 @@ from benchmarks.harness.candidate import CACHE, Loop, ServerName, Serving
 from benchmarks.harness.figures import FIGURES
 from benchmarks.harness.machine import description
 from benchmarks.harness.result import Report
+from benchmarks.harness.sockets import allow_many_files
 from benchmarks.peers.catalog import PEERS
 from benchmarks.plans import FULL, SHORT
 from benchmarks.report import compare as comparison
@@ -54,6 +56,7 @@ Optional = Annotated[int | None, typer.Option(min=1)]
 def main() -> None:
     """Benchmarks of backplane."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started ends with us
+    allow_many_files()  # servers inherit it
 
 
 def scenario(  # one for each option
@@ -62,7 +65,9 @@ def scenario(  # one for each option
     *,
     lane: Annotated[bool, typer.Option("--lane", help="Measure with the direct lane too.")] = False,
     only_lane: Annotated[bool, typer.Option("--only-lane", help="Measure with the direct lane only.")] = False,
-    floors: Annotated[bool, typer.Option("--floors", help="Measure what no product can beat too.")] = False,
+    floors: Annotated[
+        bool, typer.Option("--floors", help="Measure the least that a write per message costs too.")
+    ] = False,
     peers: Peers = [],  # noqa: B006
     server: Annotated[str, typer.Option(help="uvicorn or gunicorn.")] = "uvicorn",
     workers: Annotated[int, typer.Option(min=1)] = 1,
@@ -126,10 +131,28 @@ def full(output: Output = CACHE / "full.json") -> None:
 
 @app.command()
 def compare(before: Path, after: Path) -> None:
-    """Tell what changed between two results beyond the spread of their repetitions."""
-    changes, same = comparison.changes(Report.load(before), Report.load(after))
-    console.print(comparison.as_table(changes) if changes else "Nothing changed beyond the spread.")
-    console.print(f"{same} figures are the same within it.")
+    """Tell what changed between two results by more than the spread of their repetitions."""
+    found = comparison.compared(Report.load(before), Report.load(after))
+    if found.changes:
+        console.print(comparison.as_table(found.changes))
+    for words in (*found.faults, *found.alone):
+        console.print(words, markup=False, style="bold red" if words in found.faults else "")
+    counts = ", ".join(f"{count} {said}" for said, count in found.counts.most_common()) or "none in common"
+    console.print(f"{found.candidates} candidates compared; figures: {counts}.\n[dim]{comparison.CRITERION}[/]")
+
+
+@app.command()
+def claims(
+    result: Annotated[Path | None, typer.Argument(show_default="the newest in benchmarks/results")] = None,
+) -> None:
+    """Write the README's claims, and the plot they show, from a committed result."""
+    from benchmarks.report import claims as made  # reads the README when asked to
+
+    try:
+        console.print(made.rewrite(result or made.newest()), markup=False, soft_wrap=True)
+    except made.ClaimsError as error:
+        console.print(f"[bold red]{error}[/]")
+        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -147,7 +170,7 @@ def serving(server: str, workers: int, loop: str) -> Serving:
 
 def session(parts: Sequence[tuple[str, Choice]], output: Path) -> None:
     """Measure, show the tables as they come, and write JSON and page; they hold what is there if it is interrupted."""
-    report = Report(machine=description())
+    began, report = time.monotonic(), Report(machine=description())
     console.print(f"{report.machine['processor']}, {report.machine['cores']} cores, {report.machine['python']}")
     with Brokers() as brokers:
         for number, (name, choice) in enumerate(parts, 1):
@@ -157,9 +180,15 @@ def session(parts: Sequence[tuple[str, Choice]], output: Path) -> None:
             console.print(table(section))
             report.save(output)
             write_page(report, output.with_suffix(".html"))
-    console.print(f"{output}\n{output.with_suffix('.html')}", soft_wrap=True)
-    if any(outcome.invalid for section in report.sections for outcome in section.outcomes):
-        console.print("[bold red]Some runs are invalid: see above.[/]")
+    minutes = (time.monotonic() - began) / 60
+    console.print(f"{output}\n{output.with_suffix('.html')}\nIn {minutes:.1f} minutes.", soft_wrap=True)
+    outcomes = [outcome for section in report.sections for outcome in section.outcomes]
+    if invalid := sum(len(each.runs) - len(each.valid) for each in outcomes):
+        console.print(
+            f"[bold red]{invalid} of {sum(len(each.runs) for each in outcomes)} runs are invalid: see above.[/]"
+        )
+    if missing := [each.name for each in outcomes if each.failed]:
+        console.print(f"[bold red]{len(missing)} did not run, each with its reason above.[/]")
 
 
 @contextmanager

@@ -32,10 +32,14 @@ COMMANDS = {
     ),
     "uvicorn": (
         *("uvicorn", "app:app", "--workers", "{workers}", "--log-level", "warning"),
+        *("--ws", "backplane.server.uvicorn:DirectLaneProtocol"),
         *("--timeout-keep-alive", _KEEP_ALIVE_SECONDS, "--host", "127.0.0.1", "--port", "{port}"),
     ),
 }
-"""How a server is started, by its name; `{port}` and `{workers}` are filled in."""
+"""How a server is started, by its name; `{port}` and `{workers}` are filled in.
+
+Gunicorn without the direct lane and Uvicorn with it, so that what runs under both has gone both ways.
+"""
 
 _APP_FOLDER = Path(__file__).parent / "e2e"
 

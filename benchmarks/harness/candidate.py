@@ -130,7 +130,10 @@ def faulty(fault: str) -> Candidate:
 
 
 def floors(redis_url: str = "") -> list[Candidate]:
-    """Return what no product can beat: the kernel, the event loop (fed by Redis where there is a URL), and ASGI."""
+    """Return the least that a write for each message and socket costs: in the kernel, the event loop, and ASGI.
+
+    Where there is a URL there is also the event loop fed by Redis.
+    """
     python = sys.executable
     bare = (python, "-m", "benchmarks.servers.bare_uvloop", "{port}")
     return [

@@ -28,6 +28,7 @@ FIGURES: Final[dict[str, Figure]] = {
     **_latencies("latency", "latency"),
     **_latencies("last", "to last socket"),
     **_latencies("connect", "connect"),
+    "stall_ms": Figure("loop's longest stall", "ms"),
     "deliveries_per_second": Figure("deliveries/s", "", "higher", 0),
     "cpu_us_per_delivery": Figure("server CPU per delivery", "µs"),
     "cpu_us_per_join": Figure("server CPU per join", "µs", digits=0),

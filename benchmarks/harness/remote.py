@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import select
 import traceback
 from contextlib import suppress
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from benchmarks.harness.listener import Listener
 from benchmarks.harness.publisher import Plan, Publisher, Said
-from benchmarks.harness.sockets import Client, connect
+from benchmarks.harness.sockets import Client, allow_many_files, connect
 from benchmarks.harness.tally import Tally, Window
 from benchmarks.harness.text import channel_name
 
@@ -211,7 +210,7 @@ class RemotePublisher(_Remote):
 
 
 def _serve_audience(pipe: Connection, shape: Shape) -> None:
-    _allow_many_files()
+    allow_many_files()
     _Audience(shape).serve(pipe)
 
 
@@ -238,9 +237,3 @@ def _answer(target: object, pipe: Connection) -> bool:
     with suppress(BrokenPipeError):
         pipe.send(answer)
     return True
-
-
-def _allow_many_files() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -47,23 +47,39 @@ class Outcome:
     runs: list[Run] = field(default_factory=list[Run])
     failed: str = ""
 
+    @property
+    def valid(self) -> list[Run]:
+        """The runs whose figures are worth something: no other one is in a median, a ratio or a plot."""
+        return [run for run in self.runs if not run.invalid]
+
     def values(self, figure: str) -> list[float]:
-        """Return one figure of each run that has it."""
-        return [run.figures[figure] for run in self.runs if figure in run.figures]
+        """Return one figure of each valid run that has it."""
+        return [run.figures[figure] for run in self.valid if figure in run.figures]
 
     def spread(self, figure: str) -> Spread | None:
-        """Return one figure over the runs; `None` where none has it."""
+        """Return one figure over the valid runs; `None` where none has it."""
         return Spread.of(self.values(figure))
 
+    def ratios(self, figure: str, reference: Outcome) -> list[float]:
+        """Return how many times the reference's it is, in each repetition in which the runs of both are valid."""
+        return [
+            own.figures[figure] / other.figures[figure]
+            for own, other in zip(self.runs, reference.runs, strict=False)
+            if not own.invalid and not other.invalid and figure in own.figures and other.figures.get(figure)
+        ]
+
     def ratio(self, figure: str, reference: Outcome) -> Spread | None:
-        """Return how many times the reference's it is: each repetition by the one measured right before or after."""
-        pairs = zip(self.values(figure), reference.values(figure), strict=False)
-        return Spread.of([own / other for own, other in pairs if other])
+        """Return the spread of `ratios`; `None` where there is none."""
+        return Spread.of(self.ratios(figure, reference))
 
     @property
     def invalid(self) -> list[str]:
-        """Why runs of it are worth nothing."""
-        return sorted({reason for run in self.runs for reason in run.invalid})
+        """Why runs of it are worth nothing, each reason with how many of how many it befell."""
+        if not self.runs:
+            return []
+        reasons = sorted({reason for run in self.runs for reason in run.invalid})
+        count = f"{len(self.runs) - len(self.valid)} of {len(self.runs)} runs left out"
+        return [f"{count}: {reason}" for reason in reasons]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,7 +87,7 @@ class Section:
     """One scenario with one set of options.
 
     Attributes:
-        reference: The candidate that ratios are to: the first.
+        reference: The candidate that ratios are to: the first with a valid run.
     """
 
     scenario: str
@@ -81,8 +97,8 @@ class Section:
 
     @property
     def reference(self) -> Outcome | None:
-        """The first candidate that ran."""
-        return next((each for each in self.outcomes if each.runs), None)
+        """The first candidate with a valid run."""
+        return next((each for each in self.outcomes if each.valid), None)
 
 
 @dataclass(slots=True, kw_only=True)

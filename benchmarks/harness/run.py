@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -16,6 +17,7 @@ from benchmarks.harness.remote import Heard, RemoteAudience, RemotePublisher, Sh
 from benchmarks.harness.server import cpu_seconds, listener_pid
 from benchmarks.harness.tally import Window
 from benchmarks.harness.text import letters
+from benchmarks.servers import stall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -34,9 +36,6 @@ _BUSY: Final = 0.9
 
 _ANY: Final = -1
 """A socket that comes later may hear any message first."""
-
-_LATE_MILLISECONDS: Final = 20.0
-"""A publisher that is further behind in one of a hundred messages does not keep its rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +94,14 @@ class Run:
 
 @dataclass(slots=True, kw_only=True)
 class Usage:
-    """Processor seconds in the window."""
+    """Processor seconds in the window, and the longest in which an event loop of the server did not come round."""
 
     seconds: float = 0.0
     server: float = 0.0
     broker: float = 0.0
     audience: list[float] = field(default_factory=list[float])
     publisher: float = 0.0
+    stall: float | None = None
 
 
 class Load:
@@ -111,10 +111,15 @@ class Load:
         server: Where to.
         options: How much.
         publishers: How many talk in each channel.
+        late_milliseconds: A publisher that is further behind in one of a hundred messages makes the run invalid. Where
+            figures are times of seconds it may be more.
     """
 
-    def __init__(self, server: Server, options: Options, *, publishers: int | None = None) -> None:
+    def __init__(
+        self, server: Server, options: Options, *, publishers: int | None = None, late_milliseconds: float = 20.0
+    ) -> None:
         self.server = server
+        self._late_milliseconds = late_milliseconds
         self.options = options
         self.shape = Shape(
             run=letters(int.from_bytes(os.urandom(4), "big")),
@@ -212,6 +217,7 @@ class Load:
         """Measure from the window's start to its end; the block runs between."""
         self.sleep_until(self.window.start)
         broker = listener_pid(self.server.candidate.broker_url) if self.server.candidate.broker_url else None
+        stall.reset(self.server.stalls)
         started, before = self.now(), self._cpu(broker)
         yield
         self.sleep_until(self.window.end)
@@ -223,6 +229,7 @@ class Load:
             broker=used[1],
             publisher=used[2],
             audience=used[3:],
+            stall=stall.longest(self.server.stalls),
         )
 
     def finish(self) -> tuple[Run, Counted]:
@@ -270,7 +277,8 @@ class Load:
             self._add_overdue(counted)
         figures |= histogram.summary(counted.latency, "latency")
         figures |= histogram.summary(self._to_last(counted), "last")
-        closed = [f"{count} by {code}" for each in heard for code, count in each.closed.items()]
+        codes = sum((Counter(each.closed) for each in heard), Counter[int]())
+        closed = [f"{count} by {code}" for code, count in codes.items()]
         tail = np.where(counted.next_ones < 0, 0, said.counts[counted.channels] - counted.next_ones).clip(0)
         figures |= {
             "messages": float(said.counts.sum()),
@@ -288,6 +296,8 @@ class Load:
             figures["client_cpu_percent"] = max(usage.audience) / usage.seconds * 100
             figures["publisher_cpu_percent"] = usage.publisher / usage.seconds * 100
             figures["broker_cpu_percent"] = usage.broker / usage.seconds * 100
+            if usage.stall is not None:
+                figures["stall_ms"] = usage.stall * 1000
             if counted.in_window:
                 figures["cpu_us_per_delivery"] = usage.server / counted.in_window * 1e6
         if self._plan.rate and len(said.late):
@@ -296,6 +306,8 @@ class Load:
             run.notes.append(f"sockets closed by the server: {', '.join(closed)}")
         if said.unsent:
             run.notes.append(f"the server did not take {said.unsent:,} of the messages that were to be published")
+        if said.reconnects:
+            run.notes.append(f"publishers were cut {said.reconnects} times; what they were about to say counts as lost")
         if said.stalls:
             run.notes.append(f"{said.stalls} times nothing was heard for 3 s")
         run.notes += counted.examples
@@ -327,7 +339,7 @@ class Load:
         for name in ("client", "publisher"):
             if (busy := figures.get(f"{name}_cpu_percent", 0)) > _BUSY * 100:
                 run.invalid.append(f"the {name} itself was saturated: {busy:.0f} % of a core")
-        if figures.get("publisher_late_p99_ms", 0) > _LATE_MILLISECONDS:
+        if figures.get("publisher_late_p99_ms", 0) > self._late_milliseconds:
             run.invalid.append(
                 f"the publisher did not keep its rate: p99 {figures['publisher_late_p99_ms']:.0f} ms late"
             )

@@ -30,9 +30,14 @@ class ServerError(Exception):
 
 
 class Server:
-    """A running candidate."""
+    """A running candidate.
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, candidate: Candidate) -> None:
+    Attributes:
+        stalls: The folder in which its event loops note their longest stall (`servers.stall`).
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, candidate: Candidate, stalls: Path) -> None:
+        self.stalls = stalls
         self.port = port
         self.candidate = candidate
         self.process = process
@@ -95,12 +100,19 @@ def serving(candidate: Candidate) -> Generator[Server]:
         ServerError: It does not serve.
     """
     with TemporaryDirectory(prefix="backplane-bench-") as folder:
-        port, log = free_port(), Path(folder, "server.log")
+        port, log, stalls = free_port(), Path(folder, "server.log"), Path(folder, "stalls")
+        stalls.mkdir()
         command = [part.replace("{port}", str(port)) for part in candidate.command]
         # Gunicorn puts a control socket into the home folder; two of them would share it.
-        environment = {**os.environ, "HOME": folder, "PORT": str(port), **candidate.environment}
+        environment = {
+            **os.environ,
+            "HOME": folder,
+            "PORT": str(port),
+            "BENCH_STALLS": str(stalls),
+            **candidate.environment,
+        }
         process = start(command, cwd=candidate.folder, log=log, env=environment)
-        server = Server(process, port, candidate)
+        server = Server(process, port, candidate, stalls)
         try:
             server.wait_for_workers()
             yield server

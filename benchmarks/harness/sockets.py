@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import select
 import socket
 import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +16,7 @@ from benchmarks.harness.websocket import CLOSE, PING, PONG, Dialect, client_fram
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Client", "HandshakeError", "connect"]
+__all__ = ["Client", "HandshakeError", "allow_many_files", "connect"]
 
 _OPEN_SECONDS: Final = 60.0
 
@@ -92,6 +94,13 @@ class Client:
         self._inflate = self._inflate or zlib.decompressobj(-15)
         inflated: bytes = self._inflate.decompress(payload + b"\x00\x00\xff\xff")
         return inflated
+
+
+def allow_many_files() -> None:
+    """Raise the number of sockets that this process and those it starts may open, as far as the system lets it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def connect(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.harness.figures import FIGURES
 from benchmarks.report import plots
-from benchmarks.report.table import cell, faults, ratio, why
+from benchmarks.report.table import NO_VALID_RUN, cell, faults, ratio, valid_runs, why
 from benchmarks.scenarios.catalog import SCENARIOS
 
 if TYPE_CHECKING:
@@ -52,8 +52,10 @@ _METHOD = """
 of the same turn. Server, clients and publishers are processes of their own on one machine, joined by real sockets.
 Messages are sent at their time whether the server keeps up or not, and latency counts from when a message
 <em>should</em> have been sent. <em>To last socket</em> is when the last of all sockets had a message. Every delivery is
-checked for loss, doubling and order. A floor is what no product can beat: the kernel's <code>send</code> from C, a bare
-event loop, a bare ASGI application. A run whose own clients were saturated is struck out.</p>
+checked for loss, doubling and order. A floor is the least that one write for each message and socket costs: the
+kernel's <code>send</code> from C, a bare event loop, a bare ASGI application; only what joins messages can be below it.
+A run whose own clients were saturated, or whose publisher did not keep its rate, is left out of all figures and counted
+under <em>valid runs</em>.</p>
 """
 
 _PLOTTED = {
@@ -122,7 +124,7 @@ def _groups(report: Report, scenario: str, setting: str) -> Iterator[list[Sectio
 
 def _section(section: Section) -> str:
     found = [_figure(f"{FIGURES[name].title}", plots.bars(section, name)) for name in _shown(section)]
-    if section.scenario in _DISTRIBUTED and any(run.histogram for each in section.outcomes for run in each.runs):
+    if section.scenario in _DISTRIBUTED and any(run.histogram for each in section.outcomes for run in each.valid):
         found.append(_figure("Share that took no longer than", plots.distribution(section)))
     if section.scenario in _OVER_TIME and section.reference:
         found.append(_figure("Deliveries over time", plots.over_time(section)))
@@ -143,7 +145,7 @@ def _table(section: Section) -> str:
     columns = SCENARIOS[section.scenario].columns
     titles = [f"{FIGURES[name].title} {FIGURES[name].unit}" for name in columns]
     reference = section.reference
-    heads = ["candidate", *titles, f"x {reference.name if reference else ''}", "faults"]
+    heads = ["candidate", *titles, f"x {reference.name if reference else ''}", "valid runs", "faults"]
     rows = "".join(_row(section, outcome) for outcome in section.outcomes)
     head = "".join(f"<th>{escape(title)}</th>" for title in heads)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
@@ -153,17 +155,18 @@ def _row(section: Section, outcome: Outcome) -> str:
     columns = SCENARIOS[section.scenario].columns
     if outcome.failed:
         return (
-            f'<tr><td>{escape(outcome.name)}</td><td class="wrong" colspan="{len(columns) + 2}">did not run</td></tr>'
+            f'<tr><td>{escape(outcome.name)}</td><td class="wrong" colspan="{len(columns) + 3}">did not run</td></tr>'
         )
     cells = [cell(name, outcome.spread(name)) for name in columns]
-    cells += [ratio(section, outcome), faults(section, outcome)]
+    cells += [ratio(section, outcome), valid_runs(outcome), faults(section, outcome)]
     values = "".join(f"<td>{escape(value)}</td>" for value in cells)
-    kind = f"{outcome.kind}{' invalid' if outcome.invalid else ''}"
+    kind = f"{outcome.kind}{'' if outcome.valid else ' invalid'}"
     return f'<tr class="{kind}"><td>{escape(outcome.name)}</td>{values}</tr>'
 
 
 def _remarks(section: Section) -> str:
     wrong = [(each.name, f"did not run: {why(each.failed)}") for each in section.outcomes if each.failed]
+    wrong += [("all", NO_VALID_RUN)] if section.reference is None else []
     wrong += [(each.name, f"invalid: {reason}") for each in section.outcomes for reason in each.invalid]
     notes = [(each.name, note) for each in section.outcomes for run in each.runs for note in run.notes]
     items = [f'<li class="wrong">{escape(f"{name}: {words}")}</li>' for name, words in wrong]

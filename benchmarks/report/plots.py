@@ -48,7 +48,7 @@ def distribution(section: Section) -> str:
     """Plot how many deliveries took no longer than what, over all repetitions of each candidate."""
     canvas, axes = _axes("ms, logarithmic", "of all deliveries")
     for number, outcome in enumerate(_with_histogram(section)):
-        merged = sum(histogram.decoded(run.histogram) for run in outcome.runs if run.histogram)
+        merged = sum(histogram.decoded(run.histogram) for run in outcome.valid if run.histogram)
         milliseconds, share = histogram.curve(merged)  # type: ignore[arg-type]
         axes.step(
             milliseconds.clip(0.01), 1 - share.clip(0, 0.99999), where="post", label=outcome.name, **_look(number)
@@ -101,10 +101,10 @@ def lines(sections: Sequence[Section], setting: str, figure: str) -> str:
 
 
 def over_time(section: Section) -> str:
-    """Plot the deliveries of each tenth of a second of the first repetition."""
+    """Plot the deliveries of each tenth of a second of the first valid repetition."""
     canvas, axes = _axes("s", "deliveries/s")
-    for number, outcome in enumerate(each for each in section.outcomes if each.runs):
-        slices = outcome.runs[0].slices
+    for number, outcome in enumerate(each for each in section.outcomes if each.valid):
+        slices = outcome.valid[0].slices
         at = [index / SLICES_PER_SECOND for index in range(len(slices))]
         axes.plot(at, [count * SLICES_PER_SECOND for count in slices], label=outcome.name, **_look(number))
     axes.set_ylim(bottom=0)
@@ -126,7 +126,7 @@ def _plain_ticks(axis: Any) -> None:
 
 
 def _with_histogram(section: Section) -> list[Outcome]:
-    return [outcome for outcome in section.outcomes if any(run.histogram for run in outcome.runs)]
+    return [outcome for outcome in section.outcomes if any(run.histogram for run in outcome.valid)]
 
 
 def _axes(across: str, up: str, *, height: float = 3.2) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Group
 from rich.table import Table
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from benchmarks.harness.result import Outcome, Section, Spread
 
-__all__ = ["cell", "faults", "ratio", "table", "why"]
+__all__ = ["NO_VALID_RUN", "cell", "faults", "ratio", "table", "valid_runs", "why"]
+
+NO_VALID_RUN: Final = "NO VALID RUN: this scenario tells nothing."
 
 
 def table(section: Section) -> RenderableType:
@@ -29,6 +31,7 @@ def table(section: Section) -> RenderableType:
         found.add_column(f"{figure.title}{f' {figure.unit}' if figure.unit else ''}", justify="right", overflow="fold")
     reference = section.reference
     found.add_column(f"x {reference.name if reference else ''}", justify="right", overflow="fold")
+    found.add_column("valid runs", justify="right")
     found.add_column("faults", overflow="fold")
     for outcome in section.outcomes:
         found.add_row(*_row(section, outcome))
@@ -54,9 +57,14 @@ def ratio(section: Section, outcome: Outcome) -> str:
     return f"{spread.median:.2f} ({spread.low:.2f}\N{EN DASH}{spread.high:.2f})" if spread else "\N{EN DASH}"
 
 
+def valid_runs(outcome: Outcome) -> str:
+    """Return how many runs the figures are of."""
+    return f"{len(outcome.valid)} of {len(outcome.runs)}"
+
+
 def faults(section: Section, outcome: Outcome) -> str:
-    """Return what went wrong with messages and sockets, over all runs."""
-    sums = {FIGURES[name].title: sum(outcome.values(name)) for name in FAULTS}
+    """Return what went wrong with messages and sockets, over all runs: what is lost is lost in an invalid one too."""
+    sums = {FIGURES[name].title: sum(run.figures.get(name, 0) for run in outcome.runs) for name in FAULTS}
     return ", ".join(f"{count:,.0f} {title}" for title, count in sums.items() if count) or "none"
 
 
@@ -70,19 +78,22 @@ def why(failure: str) -> str:
 def _row(section: Section, outcome: Outcome) -> list[Text | str]:
     columns = SCENARIOS[section.scenario].columns
     if outcome.failed:
-        return [outcome.name, Text("did not run", style="red"), *[""] * (len(columns) + 1)]
+        return [outcome.name, Text("did not run", style="red"), *[""] * (len(columns) + 2)]
     wrong = faults(section, outcome)
     harmless = wrong == "none" or SCENARIOS[section.scenario].faults_allowed
     return [
-        Text(outcome.name, style="strike" if outcome.invalid else ""),
+        outcome.name,
         *(cell(name, outcome.spread(name)) for name in columns),
         ratio(section, outcome),
+        Text(valid_runs(outcome), style="bold red" if outcome.invalid else ""),
         Text(wrong, style="" if harmless else "bold red"),
     ]
 
 
 def _remarks(section: Section) -> list[RenderableType]:
     remarks: list[RenderableType] = []
+    if section.reference is None:
+        remarks.append(Text(NO_VALID_RUN, style="bold red"))
     for outcome in section.outcomes:
         if outcome.failed:
             remarks.append(Text(f"DID NOT RUN: {outcome.name}: {why(outcome.failed)}", style="red"))

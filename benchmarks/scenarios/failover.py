@@ -34,7 +34,7 @@ def run(server: Server, options: Options) -> Run:
     assert options.break_broker is not None
     assert options.mend_broker is not None
     url = server.candidate.broker_url
-    with Load(server, options) as load:
+    with Load(server, options, late_milliseconds=250) as load:
         gap_listener = _gap_listener(server)
         load.connect()
         load.ready()
@@ -53,7 +53,7 @@ def run(server: Server, options: Options) -> Run:
         figures = found.figures
         back = _back(counted, mended, options.connections)
         if back is None:
-            found.notes.append("after the broker's return no message reached every socket")
+            found.notes.insert(0, "after the broker's return no message reached every socket")
         else:
             figures["all_back_ms"] = back
         if gap_listener is not None:

@@ -25,7 +25,7 @@ def run(server: Server, options: Options) -> Run:
     """
     before = set(server.worker_pids())
     back_at, seconds = 0.0, list[float]()
-    with Load(server, options) as load:
+    with Load(server, options, late_milliseconds=250) as load:
         load.connect()
         load.ready()
         load.begin(rate=options.rate)
@@ -45,7 +45,7 @@ def run(server: Server, options: Options) -> Run:
         if back_at:
             figures["all_back_ms"] = (back_at - signalled) * 1000
         else:
-            found.notes.append("the old workers were not all gone in time")
+            found.notes.insert(0, "the old workers were not all gone in time")
         if seconds:
             counts = histogram.counts_of((np.array(seconds) * 1e6).astype(np.int64))
             figures |= histogram.summary(counts, "connect")

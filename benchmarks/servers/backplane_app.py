@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
 from fastapi import FastAPI, WebSocket
 
 from backplane import Backplane, BrokerError, Gap
+from benchmarks.servers.stall import watch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
 
 backplane = Backplane()
-app = FastAPI(lifespan=backplane.lifespan)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    """Start backplane, and watch the loop."""
+    async with backplane.lifespan(app):
+        watch()
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
 
 
 @app.websocket("/ws/{channel}")

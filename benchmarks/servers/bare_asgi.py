@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from benchmarks.servers.stall import watch
+
 _rooms: defaultdict[str, dict[Any, None]] = defaultdict(dict)
 
 
@@ -30,6 +32,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 async def _lifespan(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         await receive()
+        watch()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await send({"type": "lifespan.shutdown.complete"})

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import uvloop
 
 from benchmarks.harness.websocket import CLOSE, PING
+from benchmarks.servers.stall import watch
 
 _ANSWER = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 
@@ -133,6 +134,7 @@ async def main(port: int) -> None:
         _, hearing = await loop.create_connection(Redis, url.hostname, url.port or 6379)
         hearing.command(b"PSUBSCRIBE", b"bench:*")
     server = await loop.create_server(Socket, "127.0.0.1", port, backlog=4096)
+    watch()
     await server.serve_forever()
 
 

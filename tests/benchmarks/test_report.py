@@ -1,19 +1,20 @@
-"""What a person sees: medians, ratios, changes beyond the spread, and a page that needs no network."""
+"""What a person sees: medians and ratios of what is valid, and a page that needs no network."""
 
 from __future__ import annotations
 
+import io
 import re
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.console import Console
 
 from benchmarks.harness import histogram
 from benchmarks.harness.machine import description
 from benchmarks.harness.result import Outcome, Report, Section
 from benchmarks.harness.run import Run
-from benchmarks.report import compare
 from benchmarks.report.page import write_page
-from benchmarks.report.table import faults, ratio
+from benchmarks.report.table import NO_VALID_RUN, faults, ratio, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,16 +52,47 @@ def test_faults_are_summed_over_the_runs() -> None:
     assert faults(section, section.outcomes[0]) == "6 lost"
 
 
-def test_only_what_is_beyond_the_spread_has_changed() -> None:
-    """Ranges that meet are the same; ranges apart are better or worse."""
-    before = report(outcome("steady", 1.0, 1.2), outcome("slower", 2.0, 2.2), outcome("faster", 3.0, 3.3))
-    after = report(outcome("steady", 1.1, 1.3), outcome("slower", 4.0, 4.2), outcome("faster", 2.0, 2.2))
-    changes, same = compare.changes(before, after)
-    verdicts = {(change.where, change.figure): change.verdict for change in changes}
-    assert verdicts["fanout: slower", "latency_p50_ms"] == "worse"
-    assert verdicts["fanout: faster", "latency_p50_ms"] == "better"
-    assert not [change for change in changes if change.where == "fanout: steady"]
-    assert same > 0
+def mixed(name: str, *figures: float | None) -> Outcome:
+    """Return a candidate whose runs are valid but for those that are `None`, which found 1000."""
+    found = outcome(name, *(1000 if figure is None else figure for figure in figures))
+    for run, figure in zip(found.runs, figures, strict=True):
+        run.invalid = ["the client itself was saturated"] if figure is None else []
+    return found
+
+
+def test_invalid_runs_are_in_no_figure_but_counted() -> None:
+    """Medians and ratios are of valid runs, each with that of its own turn, and the table tells how many those are."""
+    section = report(mixed("floor", 1, 2, None, 4), mixed("ours", 3, None, 300, 12)).sections[0]
+    ours = section.outcomes[1]
+    assert ours.values("latency_p50_ms") == [3, 300, 12]
+    assert ours.ratios("latency_p50_ms", section.outcomes[0]) == [3, 3]
+    shown = printed(section)
+    assert "3 of 4" in shown
+    assert "INVALID: ours: 1 of 4 runs left out: the client itself was saturated" in shown
+
+
+def test_a_scenario_without_a_valid_run_says_so(tmp_path: Path) -> None:
+    """No figures stand there, neither in the terminal nor in the page, but that there are none."""
+    made = report(mixed("ours", None, None))
+    assert NO_VALID_RUN in printed(made.sections[0])
+    assert "0 of 2" in printed(made.sections[0])
+    assert "1,000" not in printed(made.sections[0])
+    page = write_page(made, tmp_path / "result.html").read_text()
+    assert NO_VALID_RUN in page
+    assert "1,000" not in page
+
+
+def test_losses_of_invalid_runs_count() -> None:
+    """What was lost in a run that is worth nothing otherwise was lost."""
+    section = report(outcome("ours", 1, lost=3, invalid="the client itself was saturated")).sections[0]
+    assert faults(section, section.outcomes[0]) == "3 lost"
+
+
+def printed(section: Section) -> str:
+    """Return the table as a terminal shows it."""
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(table(section))
+    return console.export_text()
 
 
 def test_a_report_survives_its_json(tmp_path: Path) -> None:
@@ -73,12 +105,13 @@ def test_a_report_survives_its_json(tmp_path: Path) -> None:
 def test_the_page_stands_alone(tmp_path: Path) -> None:
     """The page loads nothing, shows the failed and the invalid, and plots."""
     made = report(
-        outcome("ours", 1.0, 2.0, invalid="the client itself was saturated"),
+        outcome("ours", 1.0, 2.0),
+        outcome("late", 1.0, 2.0, invalid="the client itself was saturated"),
         Outcome(name="<other>", kind="peer", failed="it fell over"),
     )
     page = write_page(made, tmp_path / "result.html").read_text()
     assert not re.search(r"(src|href)=\"(?!#)", page.replace("xlink:href", "href"))
     assert "<script" not in page
     assert "&lt;other&gt;: did not run: it fell over" in page
-    assert "invalid: the client itself was saturated" in page
+    assert "late: invalid: 2 of 2 runs left out: the client itself was saturated" in page
     assert page.count("<svg") == 2

@@ -67,8 +67,17 @@ class Server:
         return [*running.connections, *running.hub.channels, *running.interest.wanted, *objects, *tasks]
 
 
+@pytest.fixture(
+    params=["websockets-sansio", "backplane.server.uvicorn:DirectLaneProtocol"], ids=["plain", "direct lane"]
+)
+def ws(request: pytest.FixtureRequest) -> str:
+    """Uvicorn's way to speak WebSocket, without the direct lane and with it."""
+    protocol: str = request.param
+    return protocol
+
+
 @pytest.fixture
-async def server(url: str) -> AsyncGenerator[Server]:
+async def server(url: str, ws: str) -> AsyncGenerator[Server]:
     """An application with one handler for each way to end."""
     backplane = Backplane(url, settings=Settings(linger_seconds=0.02))
     app = FastAPI(lifespan=backplane.lifespan)
@@ -86,7 +95,7 @@ async def server(url: str) -> AsyncGenerator[Server]:
                     task.cancel()
                 await backplane.publish(room, message)
 
-    config = uvicorn.Config(app, port=0, log_level="critical", lifespan="on", ws="websockets-sansio")
+    config = uvicorn.Config(app, port=0, log_level="critical", lifespan="on", ws=ws)
     uvicorn_server = uvicorn.Server(config)
     # `serve` would take over the signals of pytest
     serving = asyncio.create_task(uvicorn_server._serve())  # pyright: ignore[reportPrivateUsage]

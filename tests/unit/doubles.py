@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import zlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,18 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Sink
     from backplane.interest import Interest
+    from backplane.lane import LaneUser
     from backplane.message import Gap, Message
 
-__all__ = ["ControlledBroadcaster", "Gate", "RecordingSubscriber", "following", "let_tasks_run"]
+__all__ = [
+    "ControlledBroadcaster",
+    "FakeLane",
+    "Gate",
+    "RecordingSubscriber",
+    "following",
+    "let_tasks_run",
+    "messages_in",
+]
 
 
 class Gate:
@@ -38,6 +48,113 @@ class Gate:
     async def passage(self) -> None:
         """Return once the gate is open."""
         await self._open.wait()
+
+
+class FakeLane:
+    """A `backplane.lane.Lane` whose transport does what a test says.
+
+    Attributes:
+        writes: What was written, call by call; in `written`, the messages of all of it.
+        takes: How many more writes the transport takes before it pauses; `None`: all.
+        pings: How many were asked for.
+        aborted: Whether it was cut.
+        last_heard: As in `Lane`, set by the test.
+        reading: As in `Lane`, set by the test.
+        deflate_window_bits: As in `Lane`, set by the test.
+        on_write: Called behind each write.
+    """
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.takes: int | None = None
+        self.pings = 0
+        self.aborted = False
+        self.last_heard = 0.0
+        self.reading = True
+        self.buffered_bytes = 0
+        self.deflate_window_bits: int | None = None
+        self.writable = True
+        self.ended = False
+        self.on_write: Callable[[bytes], object] | None = None
+        self._user: LaneUser | None = None
+
+    @property
+    def written(self) -> list[str | bytes]:
+        """Every message that was written."""
+        return messages_in(b"".join(self.writes))
+
+    def write(self, frames: bytes) -> None:
+        """Take frames, as told."""
+        assert self._user is not None, "written before the lane was taken"
+        assert self.writable, "written while the transport takes no more"
+        assert not self.ended, "written behind the end"
+        self.writes.append(frames)
+        if self.on_write is not None:
+            self.on_write(frames)
+        if self.takes is not None:
+            self.takes -= 1
+            if self.takes <= 0:
+                self.pause()
+
+    def attach(self, user: LaneUser, /) -> None:
+        """Take the user."""
+        assert self._user is None, "the lane has a user"
+        if self.ended:
+            return user.lane_closed()
+        self._user = user
+        user.lane_writable(self.writable)
+
+    def ping(self) -> None:
+        """Count it."""
+        self.pings += 1
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self.aborted = True
+        asyncio.get_running_loop().call_soon(self.end)
+
+    def pause(self) -> None:
+        """Take no more."""
+        self._set_writable(False)
+
+    def resume(self, takes: int | None = None) -> None:
+        """Take more."""
+        self.takes = takes
+        self._set_writable(True)
+
+    def end(self) -> None:
+        """Leave the state OPEN."""
+        if self.ended:
+            return
+        self.ended = True
+        self.writable = False
+        user, self._user = self._user, None
+        if user is not None:
+            user.lane_closed()
+
+    def _set_writable(self, writable: bool) -> None:
+        if self.ended or self.writable is writable:
+            return
+        self.writable = writable
+        if self._user is not None:
+            self._user.lane_writable(writable)
+
+
+def messages_in(frames: bytes) -> list[str | bytes]:
+    """Return the messages of whole frames as a server sends them, compressed ones too."""
+    messages: list[str | bytes] = []
+    while frames:
+        length, start = frames[1], 2
+        if length >= 126:
+            start = 4 if length == 126 else 10
+            length = int.from_bytes(frames[2:start], "big")
+        payload = frames[start : start + length]
+        assert len(payload) == length, "a frame is cut"
+        if frames[0] & 0x40:
+            payload = zlib.decompressobj(-15).decompress(payload + b"\x00\x00\xff\xff")
+        messages.append(payload.decode() if frames[0] & 0x0F == 1 else payload)
+        frames = frames[start + length :]
+    return messages
 
 
 class ControlledBroadcaster(Broadcaster):

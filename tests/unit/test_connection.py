@@ -4,30 +4,87 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel
 
-from backplane.conduct import Conduct
+from backplane.conduct import Conduct, SlowConsumer
 from backplane.connection import Connection
-from backplane.errors import ClosedError, InvalidChannelError, InvalidDataError, SubscribeError
+from backplane.errors import (
+    ClosedError,
+    ConfigurationError,
+    InvalidChannelError,
+    InvalidDataError,
+    InvalidMessageError,
+    JoinRefusedError,
+    SubscribeError,
+    TooManyChannelsError,
+)
 from backplane.hub import Hub
 from backplane.interest import Interest
+from backplane.limits import Limits
 from backplane.message import ALL, Gap
 from backplane.outbox import FullPolicy, Outbox
 from backplane.outgoing import SocketGoneError
-from tests.unit.doubles import ControlledBroadcaster, Gate, following, let_tasks_run
+from tests.unit.doubles import ControlledBroadcaster, FakeLane, Gate, following, let_tasks_run, messages_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from backplane.conduct import OnGap
+    from backplane.conduct import Authorize, OnGap
 
 pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS = 5.0
+
+
+class ClientLane(FakeLane):
+    """A lane whose transport takes one write, and pauses with it, while the client does not read."""
+
+    def __init__(self, socket: FakeSocket) -> None:
+        super().__init__()
+        self.on_write = self._take
+        self._socket = socket
+        self._held: list[str | bytes] = []
+        self._reads = True
+
+    def stop_reading(self) -> None:
+        """Pause at the next write."""
+        self._reads = False
+
+    def go_on_reading(self) -> None:
+        """Hand over what the transport holds, and take more."""
+        self._reads = True
+        held, self._held = self._held, []
+        self._socket.taken(*held)
+        self.resume()
+
+    def _take(self, frames: bytes) -> None:
+        self._socket.sending += 1
+        if self._reads:
+            return self._socket.taken(*messages_in(frames))
+        self._held += messages_in(frames)
+        self._socket.taken()
+        self.pause()
+
+
+class LaneGate(Gate):
+    """The gate of a client's reading, on a lane."""
+
+    def __init__(self, lane: ClientLane) -> None:
+        super().__init__()
+        self._lane = lane
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self._lane.stop_reading()
+
+    def open(self) -> None:
+        """Read everything."""
+        self._lane.go_on_reading()
 
 
 class FakeSocket:
@@ -40,17 +97,17 @@ class FakeSocket:
         close_gate: Holds `close`.
         sending: How many calls of `send` were begun.
         closing: How many calls of `close` were begun.
+        lane: The server's direct lane, if it has one; what is written there reaches the client as if it were sent.
         error: What `send` raises once it is through the gate, if anything.
         close_error: What `close` raises once it is through the gate, if anything.
         incoming: What the client says; `None` is its end.
     """
 
-    lane = None
-
-    def __init__(self) -> None:
+    def __init__(self, *, lane: bool = False) -> None:
+        self.lane = ClientLane(self) if lane else None
         self.sent: list[str | bytes] = []
         self.closed: list[tuple[int, str]] = []
-        self.send_gate = Gate()
+        self.send_gate = Gate() if self.lane is None else LaneGate(self.lane)
         self.close_gate = Gate()
         self.sending = 0
         self.closing = 0
@@ -84,6 +141,13 @@ class FakeSocket:
         if self.close_error is not None:
             raise self.close_error
         self.closed.append((code, reason))
+        if self.lane is not None:
+            self.lane.end()
+        self._changed.set()
+
+    def taken(self, *messages: str | bytes) -> None:
+        """Learn what came to the client by its lane."""
+        self.sent += messages
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -102,7 +166,8 @@ class FakeSocket:
 class World:
     """A hub over a controlled broker, and the connections on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lane: bool = False) -> None:
+        self._lane = lane
         self.broker = ControlledBroadcaster()
         self.interest = Interest(linger_seconds=60, timeout_seconds=60)
         self.hub = Hub(self.interest)
@@ -117,12 +182,14 @@ class World:
         max_bytes: int = 1024 * 1024,
         on_gap: OnGap = "close",
         reload_seconds: float = 0.0,
+        conduct: Conduct | None = None,
+        context: object = None,
     ) -> tuple[Connection, FakeSocket]:
         """Return a connection and its socket."""
-        socket = socket or FakeSocket()
+        socket = socket or FakeSocket(lane=self._lane)
         outbox = Outbox(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full)
-        conduct = Conduct(on_gap=on_gap, reload_seconds=lambda: reload_seconds)
-        connection = Connection(socket, self.hub, outbox, conduct)
+        conduct = conduct or Conduct(on_gap=on_gap, reload_seconds=lambda: reload_seconds)
+        connection = Connection(socket, self.hub, outbox, conduct, context=context)
         if opened:
             connection.opened()
         return connection, socket
@@ -133,13 +200,34 @@ class World:
             self.hub.deliver(channel, payload.encode())
 
 
-@pytest.fixture
-async def world() -> AsyncGenerator[World]:
-    """A hub whose broker is up."""
-    made = World()
+@asynccontextmanager
+async def hub_of(*, lane: bool) -> AsyncGenerator[World]:
+    """Run a hub whose broker is up."""
+    made = World(lane=lane)
     async with following(made.interest, made.broker):
         yield made
     made.hub.close()
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "lane"])
+async def world(request: pytest.FixtureRequest) -> AsyncGenerator[World]:
+    """A hub whose broker is up, and clients by ASGI or on the direct lane."""
+    async with hub_of(lane=request.param) as made:
+        yield made
+
+
+@pytest.fixture
+async def plain_world() -> AsyncGenerator[World]:
+    """The same with clients by ASGI alone, for what only a `send` can do: raise."""
+    async with hub_of(lane=False) as made:
+        yield made
+
+
+@pytest.fixture
+async def lane_world() -> AsyncGenerator[World]:
+    """The same with clients on the direct lane alone."""
+    async with hub_of(lane=True) as made:
+        yield made
 
 
 @asynccontextmanager
@@ -246,8 +334,10 @@ async def test_what_waits_at_the_gap_is_still_sent(world: World) -> None:
     connection, socket = world.connection()
     await connection.join("a")
     socket.send_gate.close()
-    world.deliver("a", "1", "2")
+    world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
+    world.deliver("a", "2")
+    await let_tasks_run()
     world.hub.gap(ALL, "overrun")
     await let_tasks_run()
     assert socket.closing == 0
@@ -281,7 +371,7 @@ async def test_gap_closes_when_it_is_this_clients_turn(world: World) -> None:
         await let_tasks_run()
     assert (socket.closing, socket.sent, list(world.hub.channels)) == (0, [], [])
     socket.incoming.put_nowait("hello")
-    assert await bounded(asyncio.create_task(anext(connection))) == "hello"
+    assert await bounded(asyncio.create_task(connection.receive())) == "hello"
     await connection.finish(1000)
 
 
@@ -445,8 +535,10 @@ async def test_what_waits_at_the_leave_is_still_sent(world: World) -> None:
     connection, socket = world.connection()
     await connection.join("a")
     socket.send_gate.close()
-    world.deliver("a", "1", "2")
+    world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
+    world.deliver("a", "2")
+    await let_tasks_run()
     await connection.leave("a")
     socket.send_gate.open()
     await socket.receives("1", "2")
@@ -920,33 +1012,33 @@ async def test_timeout_of_the_receive_itself_is_no_end(world: World) -> None:
     await connection.finish(1000)
 
 
-async def test_client_gone_while_sending(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_client_gone_while_sending(plain_world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A client that went away is an ordinary end: iteration ends, the hub is left, nothing is logged."""
-    connection, socket = world.connection()
+    connection, socket = plain_world.connection()
     await connection.join("a")
     iterating = asyncio.create_task(said_by(connection))
     await let_tasks_run()
     socket.error = SocketGoneError()
     async with no_new_task():
-        world.deliver("a", "1", "2")
+        plain_world.deliver("a", "1", "2")
         assert await bounded(iterating) == []
         await connection.finish(1000)
-    assert (socket.sending, socket.closing, list(world.hub.channels)) == (1, 0, [])
+    assert (socket.sending, socket.closing, list(plain_world.hub.channels)) == (1, 0, [])
     assert caplog.records == []
 
 
-async def test_unexpected_error_while_sending(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_unexpected_error_while_sending(plain_world: World, caplog: pytest.LogCaptureFixture) -> None:
     """What a socket must not raise ends the connection and is logged with its traceback."""
-    connection, socket = world.connection()
+    connection, socket = plain_world.connection()
     await connection.join("a")
     iterating = asyncio.create_task(said_by(connection))
     await let_tasks_run()
     socket.error = KeyError("a fault")
     async with no_new_task():
-        world.deliver("a", "1", "2")
+        plain_world.deliver("a", "1", "2")
         assert await bounded(iterating) == []
         await connection.finish(1000)
-    assert list(world.hub.channels) == []
+    assert list(plain_world.hub.channels) == []
     (record,) = caplog.records
     assert (record.levelname, record.getMessage()) == ("ERROR", f"connection {connection.id} failed to send")
     assert record.exc_info is not None
@@ -962,14 +1054,14 @@ async def test_unexpected_error_while_closing(world: World, caplog: pytest.LogCa
     assert [record.name for record in caplog.records] == ["backplane.connection"]
 
 
-async def test_no_task_while_nothing_waits(world: World) -> None:
+async def test_no_task_while_nothing_waits(plain_world: World) -> None:
     """An open connection at rest has no task of its own: one exists only while something is being sent."""
     before = asyncio.all_tasks()
-    connection, socket = world.connection()
+    connection, socket = plain_world.connection()
     await connection.join("a")
     assert asyncio.all_tasks() == before
     socket.send_gate.close()
-    world.deliver("a", "1")
+    plain_world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
     assert len(asyncio.all_tasks() - before) == 1
     socket.send_gate.open()
@@ -997,3 +1089,624 @@ async def test_ids_are_unique(world: World) -> None:
     ids = {world.connection()[0].id for _ in range(100)}
     assert len(ids) == 100
     assert all(len(bytes.fromhex(connection_id)) == 8 for connection_id in ids)
+
+
+# --- limits --------------------------------------------------------------------------------------------------------
+
+
+async def test_message_over_the_limit(world: World) -> None:
+    """A message of the largest size is handed on, one a character larger ends the connection with 1009, unseen."""
+    conduct = Conduct(limits=Limits(max_message_bytes=4))
+    connection, socket = world.connection(conduct=conduct)
+    for said in ("1234", b"1234", "12345", "never"):
+        socket.incoming.put_nowait(said)
+    assert await bounded(asyncio.create_task(said_by(connection))) == ["1234", b"1234"]
+    await connection.finish(1000)
+    assert socket.closed == [(1009, "at most 4 bytes")]
+    assert conduct.counts == {"closed_too_big": 1}
+
+
+@pytest.mark.parametrize(
+    ("limits", "passing"),
+    [
+        (Limits(max_messages_per_second=0.001), 1),
+        (Limits(max_messages_per_second=0.001, max_burst=5), 5),
+    ],
+    ids=["alone", "burst"],
+)
+async def test_too_many_messages(world: World, limits: Limits, passing: int) -> None:
+    """Messages above the rate and its burst end the connection with 4029."""
+    conduct = Conduct(limits=limits)
+    connection, socket = world.connection(conduct=conduct)
+    texts = [str(number) for number in range(10)]
+    for said in texts:
+        socket.incoming.put_nowait(said)
+    assert await bounded(asyncio.create_task(said_by(connection))) == texts[:passing]
+    await connection.finish(1000)
+    assert [code for code, _ in socket.closed] == [4029]
+    assert conduct.counts == {"closed_too_many_messages": 1}
+
+
+async def test_too_many_channels(world: World) -> None:
+    """One channel too many raises and is not joined; joining again, and another after a leave, are allowed."""
+    conduct = Conduct(limits=Limits(max_channels=2))
+    connection, _ = world.connection(conduct=conduct)
+    for channel in ("a", "b", "a"):
+        await connection.join(channel)
+    with pytest.raises(TooManyChannelsError, match=r"^a connection may join 2 channels"):
+        await connection.join("c")
+    assert (list(connection.channels), conduct.counts) == (["a", "b"], {"refused_channels": 1})
+    await connection.leave("a")
+    await connection.join("c")
+    assert list(world.hub.channels) == ["b", "c"]
+    await connection.finish(1000)
+
+
+async def test_too_many_channels_at_once(world: World) -> None:
+    """Joins under way count: many at once do not get around the limit."""
+    connection, _ = world.connection(conduct=Conduct(limits=Limits(max_channels=2)))
+    joins = await asyncio.gather(*(connection.join(channel) for channel in "abcde"), return_exceptions=True)
+    joined = len(connection.channels)
+    await connection.finish(1000)
+    assert (joined, [type(error) for error in joins if error]) == (2, [TooManyChannelsError] * 3)
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "count"),
+    [
+        (Limits(idle_timeout_seconds=0.01), 4008, "closed_idle"),
+        (Limits(max_age_seconds=0.01), 4010, "closed_max_age"),
+    ],
+    ids=["idle", "age"],
+)
+async def test_time_that_runs_out(world: World, limits: Limits, code: int, count: str) -> None:
+    """A client that has been silent, or there, for too long is closed, its handler ends, and the watch forgets it."""
+    conduct = Conduct(limits=limits)
+    connection, socket = world.connection(conduct=conduct)
+    assert await bounded(asyncio.create_task(said_by(connection))) == []
+    await connection.finish(1000)
+    assert ([sent for sent, _ in socket.closed], conduct.counts) == ([code], {count: 1})
+    assert watched(conduct) == []
+
+
+def watched(conduct: Conduct) -> list[object]:
+    """Return whom the watch keeps."""
+    buckets = conduct.watch._buckets.values()  # pyright: ignore[reportPrivateUsage]
+    return [client for bucket in buckets for client in bucket]
+
+
+async def test_expiry(world: World) -> None:
+    """A permission that runs out closes with 4001, also when it had run out before the handshake was done."""
+    for opened in (True, False):
+        conduct = Conduct()
+        connection, socket = world.connection(conduct=conduct, opened=opened)
+        connection.expire_at(time.time() + (0.01 if opened else -10))
+        if not opened:
+            connection.opened()
+        assert await bounded(asyncio.create_task(said_by(connection))) == []
+        await connection.finish(1000)
+        assert (socket.closed, conduct.counts) == ([(4001, "expired")], {"closed_expired": 1})
+
+
+async def test_renewed_permission(world: World) -> None:
+    """A new token puts the end off, and none at all takes it away; it is shorter if the new one is."""
+    conduct = Conduct(limits=Limits(heartbeat_seconds=None))
+    connection, socket = world.connection(conduct=conduct)
+    connection.expire_at(time.time() + 0.01)
+    connection.expire_at(time.time() + 3_600)
+    assert connection.lifetime.due - asyncio.get_running_loop().time() > 3_000
+    connection.expire_at(None)
+    assert (connection.lifetime.due, watched(conduct)) == (float("inf"), [])
+    connection.expire_at(time.time() + 3_600)
+    connection.expire_at(time.time())
+    await socket.until(lambda: socket.closed != [])
+    assert [code for code, _ in socket.closed] == [4001]
+    connection.expire_at(time.time() + 10)
+    assert watched(conduct) == []
+    await connection.finish(1000)
+
+
+# --- heartbeats: the times are given, no time goes by --------------------------------------------------------------
+
+
+def beat(connection: Connection, after: float) -> None:
+    """Look after the connection so many seconds after its beginning."""
+    connection.look_after(connection.lifetime.opened_at + after)
+
+
+def lane_of(socket: FakeSocket) -> ClientLane:
+    """Return the lane of a client that has one."""
+    assert socket.lane is not None
+    socket.lane.last_heard = asyncio.get_running_loop().time()
+    return socket.lane
+
+
+HEARTBEAT = Limits(heartbeat_seconds=10)
+
+
+async def test_silent_client_is_pinged_then_cut(lane_world: World) -> None:
+    """A client on the lane that is not heard of is pinged, and cut when it has not answered by the next heartbeat."""
+    conduct = Conduct(limits=HEARTBEAT)
+    connection, socket = lane_world.connection(conduct=conduct)
+    lane = lane_of(socket)
+    beat(connection, 10)
+    assert (lane.pings, lane.aborted) == (1, False)
+    beat(connection, 20)
+    assert (lane.pings, lane.aborted, conduct.counts) == (1, True, {"closed_silent": 1})
+    assert await bounded(asyncio.create_task(said_by(connection))) == []
+    await connection.finish(1000)
+
+
+async def test_client_that_answers_pings_stays(lane_world: World) -> None:
+    """Whoever answers is asked again and again and stays; whoever talks anyway is not asked at all."""
+    connection, socket = lane_world.connection(conduct=Conduct(limits=HEARTBEAT))
+    lane, begin = lane_of(socket), connection.lifetime.opened_at
+    for heartbeat in range(1, 6):
+        beat(connection, 10 * heartbeat)
+        lane.last_heard = begin + 10 * heartbeat + 1
+    assert (lane.pings, lane.aborted) == (5, False)
+    for heartbeat in range(6, 9):
+        lane.last_heard = begin + 10 * heartbeat - 1
+        beat(connection, 10 * heartbeat)
+    assert lane.pings == 5
+    await connection.finish(1000)
+
+
+async def test_not_reading_is_no_silence(lane_world: World) -> None:
+    """While the server does not read, a silence says nothing about the client; it counts anew from then on."""
+    connection, socket = lane_world.connection(conduct=Conduct(limits=HEARTBEAT))
+    lane = lane_of(socket)
+    beat(connection, 10)
+    lane.reading = False
+    for heartbeat in range(2, 6):
+        beat(connection, 10 * heartbeat)
+    assert (lane.pings, lane.aborted) == (1, False)
+    lane.reading = True
+    beat(connection, 60)
+    assert (lane.pings, lane.aborted) == (2, False)
+    beat(connection, 70)
+    assert lane.aborted
+    await connection.finish(1000)
+
+
+async def test_heartbeat_message(plain_world: World) -> None:
+    """Without a lane the application's message is sent, and a client that says nothing to it is closed with 4011."""
+    conduct = Conduct(limits=Limits(heartbeat_seconds=10, heartbeat_message={"type": "ping"}))
+    connection, socket = plain_world.connection(conduct=conduct)
+    iterating = asyncio.create_task(said_by(connection))
+    await let_tasks_run()
+    beat(connection, 10)
+    assert socket.sent == ['{"type":"ping"}']
+    connection.lifetime.said_at = connection.lifetime.opened_at + 11
+    beat(connection, 20)
+    assert len(socket.sent) == 2
+    beat(connection, 30)
+    assert (await bounded(iterating), conduct.counts) == ([], {"closed_silent": 1})
+    await connection.finish(1000)
+    assert socket.closed == [(4011, "no answer to heartbeats")]
+
+
+@pytest.mark.parametrize("why", ["no message", "no handler that receives"])
+async def test_no_heartbeat(plain_world: World, why: str) -> None:
+    """Without a lane nothing is asked without a message to ask with, or while nobody would see the answer."""
+    message = None if why == "no message" else "ping"
+    connection, socket = plain_world.connection(
+        conduct=Conduct(limits=Limits(heartbeat_seconds=10, heartbeat_message=message))
+    )
+    iterating = asyncio.create_task(said_by(connection)) if why == "no message" else None
+    await let_tasks_run()
+    for heartbeat in range(1, 6):
+        beat(connection, 10 * heartbeat)
+    assert (socket.sent, socket.closing) == ([], 0)
+    await connection.close()
+    if iterating is not None:
+        await bounded(iterating)
+
+
+async def test_watch_forgets_a_client_that_is_given_up(lane_world: World) -> None:
+    """A client that was given up is not looked after again: neither kept nor counted a second time."""
+    conduct = Conduct(limits=HEARTBEAT)
+    connection, socket = lane_world.connection(conduct=conduct)
+    lane_of(socket)
+    beat(connection, 10)
+    beat(connection, 20)
+    conduct.watch.put(connection)  # what the watch does behind each look
+    left = watched(conduct)
+    conduct.watch.remove(connection)
+    await connection.finish(1000)
+    assert left == []
+
+
+async def test_watch_forgets_a_client_that_is_gone_at_the_handshake(plain_world: World) -> None:
+    """A client whose first message fails is not kept by the watch."""
+    conduct = Conduct()
+    connection, socket = plain_world.connection(conduct=conduct, opened=False)
+    await connection.join("a")
+    plain_world.deliver("a", "1")
+    await let_tasks_run()
+    socket.error = SocketGoneError()
+    connection.opened()
+    await connection.finish(1000)
+    left = watched(conduct)
+    conduct.watch.remove(connection)
+    assert left == []
+
+
+async def test_watch_keeps_nobody_behind_the_end(world: World) -> None:
+    """However a connection ends, the watch has forgotten it, and holds no timer."""
+    conduct = Conduct()
+    for ending in ("finish", "close", "abandon", "client", "retire"):
+        connection, socket = world.connection(conduct=conduct)
+        assert watched(conduct) == [connection]
+        if ending == "close":
+            await connection.close()
+        elif ending == "abandon":
+            await connection.abandon()
+        elif ending == "client":
+            socket.incoming.put_nowait(None)
+            assert await said_by(connection) == []
+        elif ending == "retire":
+            connection.retire(1012, "")
+        await connection.finish(1000)
+        assert watched(conduct) == []
+    assert conduct.watch._timer is None  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_lane_that_ends(lane_world: World) -> None:
+    """When the lane ends nothing more is written, what the client had said is still received, and then it ends."""
+    connection, socket = lane_world.connection()
+    await connection.join("a")
+    socket.incoming.put_nowait("last words")
+    lane_of(socket).end()
+    lane_world.deliver("a", "unheard")
+    await connection.send("unheard")
+    socket.incoming.put_nowait(None)
+    assert await bounded(asyncio.create_task(said_by(connection))) == ["last words"]
+    with pytest.raises(ClosedError):
+        await connection.join("b")
+    await connection.finish(1000)
+    assert (socket.sent, list(lane_world.hub.channels)) == ([], [])
+
+
+# --- what the application says -------------------------------------------------------------------------------------
+
+
+def allow_now(connection: Connection, channel: str) -> bool:
+    """Allow the channel that stands in the context."""
+    return bool(connection.context == channel)
+
+
+async def allow_later(connection: Connection, channel: str) -> bool:
+    """Allow the channel that stands in the context, after a while."""
+    await asyncio.sleep(0)
+    return bool(connection.context == channel)
+
+
+@pytest.mark.parametrize("authorize", [allow_now, allow_later], ids=["sync", "async"])
+async def test_authorize(world: World, authorize: Authorize) -> None:
+    """The application decides about every join; a no raises, is counted, and never reaches the broker."""
+    conduct = Conduct(authorize=authorize)
+    connection, socket = world.connection(conduct=conduct, context="mine")
+    with pytest.raises(JoinRefusedError, match=r"^this connection may not join channel 'theirs'$"):
+        await connection.join("theirs")
+    await connection.join("mine")
+    assert [verb for verb in world.broker.calls if "theirs" in verb[1]] == []
+    world.deliver("mine", "heard")
+    await socket.receives("heard")
+    assert (list(connection.channels), conduct.counts) == (["mine"], {"refused_joins": 1})
+    await connection.finish(1000)
+
+
+async def test_authorize_that_raises(world: World) -> None:
+    """What it raises goes to whoever joins, and nothing is joined."""
+
+    def fail(_: Connection, channel: str) -> bool:
+        raise KeyError(channel)
+
+    connection, _ = world.connection(conduct=Conduct(authorize=fail))
+    with pytest.raises(KeyError, match="a"):
+        await connection.join("a")
+    assert (list(connection.channels), world.broker.calls) == ([], [])
+    await connection.finish(1000)
+
+
+async def test_end_while_authorizing(world: World) -> None:
+    """A connection that ends while the application decides joins nothing."""
+    gate, asked = Gate(), asyncio.Event()
+    gate.close()
+
+    async def slow(*_: object) -> bool:
+        asked.set()
+        await gate.passage()
+        return True
+
+    connection, _ = world.connection(conduct=Conduct(authorize=slow))
+    joining = asyncio.create_task(connection.join("a"))
+    await asked.wait()
+    await connection.close()
+    gate.open()
+    with pytest.raises(ClosedError):
+        await bounded(joining)
+    assert world.broker.calls == []
+
+
+async def test_policy_of_a_join(world: World) -> None:
+    """A channel may be joined with a policy and a key of its own; a leave forgets them."""
+    connection, socket = world.connection(max_messages=3)
+    await connection.join("ticks", latest_by=lambda message: message.data[0])
+    await connection.join("orders")
+    socket.send_gate.close()
+    world.deliver("orders", "0")
+    await socket.until(lambda: socket.sending == 1)
+    world.deliver("ticks", "x1", "y1", "x2", "y2", "x3")
+    world.deliver("orders", "1")
+    await let_tasks_run()
+    socket.send_gate.open()
+    await socket.receives("0", "y2", "x3", "1")
+    await connection.leave("ticks")
+    await connection.join("ticks")
+    socket.send_gate.close()
+    world.deliver("ticks", "0")
+    await let_tasks_run()
+    world.deliver("ticks", "x1", "x2", "x3", "x4")
+    await socket.until(lambda: bool(socket.closed))
+    assert socket.closed == [(1013, "too slow")]
+    await connection.finish(1000)
+
+
+async def test_policy_that_makes_no_sense(world: World) -> None:
+    """A wrong policy is refused before anything is joined."""
+    connection, _ = world.connection()
+    policy: Any = "drop"
+    with pytest.raises(ConfigurationError):
+        await connection.join("a", when_full=policy)
+    with pytest.raises(ConfigurationError):
+        await connection.join("a", when_full="close", latest_by=str)
+    assert (list(connection.channels), world.broker.calls) == ([], [])
+    await connection.finish(1000)
+
+
+async def stall(world: World, socket: FakeSocket, *payloads: str) -> None:
+    """Let the client read nothing, and what comes then wait."""
+    socket.send_gate.close()
+    begun = socket.sending
+    world.deliver("a", "first")
+    await socket.until(lambda: socket.sending == begun + 1)
+    world.deliver("a", *payloads)
+    await let_tasks_run()
+
+
+async def test_slow_client_is_told_of_once_a_stretch(world: World) -> None:
+    """The application hears of a slow client at the first drop of each stretch, and again when it is slow anew."""
+    slow: list[SlowConsumer] = []
+    conduct = Conduct(on_slow=slow.append)
+    connection, socket = world.connection(when_full="drop_oldest", max_messages=2, conduct=conduct)
+    await connection.join("a")
+    for stretch in (1, 2, 3):
+        await stall(world, socket, "1", "22", "333", "4", "5")
+        assert len(slow) == stretch
+        socket.send_gate.open()
+        await socket.until(lambda: len(socket.sent) == 3 * stretch)  # noqa: B023
+        await let_tasks_run()
+    assert slow[0] == SlowConsumer(
+        connection=connection, channel="a", action="dropped_oldest", waiting_messages=1, waiting_bytes=2
+    )
+    assert conduct.counts == {"dropped_oldest": 9}
+    await connection.finish(1000)
+
+
+async def test_slow_client_that_is_closed(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The application hears of the client that is closed for it, with what waited; what it raises changes nothing."""
+    slow: list[SlowConsumer] = []
+
+    def fail(told: SlowConsumer) -> None:
+        slow.append(told)
+        raise RuntimeError("a fault")
+
+    conduct = Conduct(on_slow=fail)
+    connection, socket = world.connection(max_messages=2, conduct=conduct)
+    await connection.join("a")
+    await stall(world, socket, "1", "22", "333", "4")
+    await socket.until(lambda: bool(socket.closed))
+    assert slow == [
+        SlowConsumer(connection=connection, channel="a", action="closed", waiting_messages=2, waiting_bytes=3)
+    ]
+    assert (socket.closed, conduct.counts) == ([(1013, "too slow")], {"closed_slow": 1})
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == ["on_slow failed"]
+    await connection.finish(1000)
+
+
+async def test_replaced_messages_are_no_slowness(world: World) -> None:
+    """With `latest`, a replaced message is counted and is not told of."""
+    slow: list[SlowConsumer] = []
+    conduct = Conduct(on_slow=slow.append)
+    connection, socket = world.connection(when_full="latest", conduct=conduct)
+    await connection.join("a")
+    await stall(world, socket, "1", "2", "3")
+    socket.send_gate.open()
+    await socket.receives("first", "3")
+    assert (slow, conduct.counts) == ([], {"replaced": 2})
+    await connection.finish(1000)
+
+
+async def test_on_slow_may_end_the_connection(world: World) -> None:
+    """An application that ends its slow clients itself does so with its own code, told once."""
+    slow: list[SlowConsumer] = []
+
+    def end(told: SlowConsumer) -> None:
+        slow.append(told)
+        told.connection.end(4999, "go away")
+
+    connection, socket = world.connection(when_full="drop_oldest", max_messages=1, conduct=Conduct(on_slow=end))
+    await connection.join("a")
+    await stall(world, socket, "1", "2", "3", "4")
+    await connection.finish(1000)
+    assert (len(slow), socket.closed) == (1, [(4999, "go away")])
+
+
+# --- tasks beside the handler --------------------------------------------------------------------------------------
+
+
+async def test_spawn(world: World) -> None:
+    """A task beside the handler runs, returns, and is forgotten; a second one too."""
+    connection, socket = world.connection()
+
+    async def greet(name: str) -> str:
+        await connection.send(f"hello {name}")
+        return name
+
+    assert await bounded(connection.spawn(greet("you"))) == "you"
+    task = connection.spawn(greet("me"), name="greeter")
+    assert (task.get_name(), await bounded(task)) == ("greeter", "me")
+    await connection.finish(1000)
+    assert (socket.sent, [code for code, _ in socket.closed]) == (["hello you", "hello me"], [1000])
+
+
+@pytest.mark.parametrize("ending", ["finish", "abandon"])
+async def test_spawned_task_at_the_end(world: World, ending: str) -> None:
+    """At the end of the handler every task is cancelled and awaited, its last words to the client included."""
+    connection, socket = world.connection()
+    steps: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            steps.append("cleaned up")
+            await connection.send("bye")
+
+    tasks = [connection.spawn(work()) for _ in range(3)]
+    await let_tasks_run()
+    if ending == "finish":
+        await connection.finish(1000)
+    else:
+        await connection.abandon()
+    assert [task.cancelled() for task in tasks] == [True] * 3
+    assert steps == ["cleaned up"] * 3
+    assert (socket.sent, [code for code, _ in socket.closed]) == (
+        (["bye"] * 3, [1000]) if ending == "finish" else ([], [])
+    )
+
+
+async def test_spawned_task_that_fails(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """An error of a task is logged with its traceback, ends the handler's iteration, and closes with 1011."""
+    connection, socket = world.connection()
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise KeyError("a fault")
+
+    iterating = asyncio.create_task(said_by(connection))
+    connection.spawn(work())
+    assert await bounded(iterating) == []
+    await connection.finish(1000)
+    assert [code for code, _ in socket.closed] == [1011]
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage() == f"a task of connection {connection.id} failed: closing it"
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], KeyError)
+
+
+async def test_spawn_after_the_end(world: World) -> None:
+    """After the end nothing is begun, and the coroutine is closed without a warning."""
+    connection, _ = world.connection()
+    await connection.close()
+    with pytest.raises(ClosedError):
+        connection.spawn(let_tasks_run())
+
+
+async def test_spawned_task_that_closes(world: World) -> None:
+    """A task may close the connection it belongs to."""
+    connection, socket = world.connection()
+
+    async def work() -> str:
+        await connection.close(4999, "enough")
+        return "done"
+
+    iterating = asyncio.create_task(said_by(connection))
+    task = connection.spawn(work())
+    assert (await bounded(iterating), await bounded(task)) == ([], "done")
+    await connection.finish(1000)
+    assert socket.closed == [(4999, "enough")]
+
+
+async def test_task_that_spawns_at_its_end(world: World) -> None:
+    """What a task begins while it is being cancelled is cancelled and awaited as well."""
+    connection, _ = world.connection()
+    late: list[asyncio.Task[Any]] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            late.append(connection.spawn(asyncio.Event().wait()))
+
+    connection.spawn(work())
+    await let_tasks_run()
+    await connection.finish(1000)
+    left = [task for task in late if not task.done()]
+    for task in left:
+        task.cancel()
+    await let_tasks_run()
+    assert left == []
+
+
+async def test_handler_that_waits_for_its_task(world: World) -> None:
+    """A handler that only waits for a task of its connection comes to its end when the connection does."""
+    connection, _ = world.connection()
+    task = connection.spawn(asyncio.Event().wait())
+    await connection.close()
+    done, _ = await asyncio.wait([task], timeout=0.1)
+    await connection.finish(1000)
+    assert done
+
+
+# --- what the client says, as a model ------------------------------------------------------------------------------
+
+
+async def test_receive(world: World) -> None:
+    """The next message comes as it is, or as a model; the end is `None`, and again `None`."""
+    connection, socket = world.connection()
+    for said in ("text", b"\xff", '{"id":42}', None):
+        socket.incoming.put_nowait(said)
+    assert [await connection.receive(), await connection.receive()] == ["text", b"\xff"]
+    assert await connection.receive(Order) == Order(id=42)
+    assert [await connection.receive(Order), await connection.receive()] == [None, None]
+    await connection.finish(1000)
+
+
+async def test_receive_of_what_does_not_validate(world: World) -> None:
+    """What does not validate raises, and the connection goes on with the next message."""
+    connection, socket = world.connection()
+    for said in ('{"id":"x"}', "no json", b"\xff", '{"id":1}'):
+        socket.incoming.put_nowait(said)
+    for _ in range(3):
+        with pytest.raises(InvalidMessageError):
+            await connection.receive(Order)
+    assert await connection.receive(Order) == Order(id=1)
+    await connection.finish(1000)
+
+
+async def test_iter_answers(world: World) -> None:
+    """By default what does not validate is answered with what is wrong, counted, and skipped."""
+    conduct = Conduct()
+    connection, socket = world.connection(conduct=conduct)
+    for said in ('{"id":1}', '{"id":"x"}', '{"id":2}', None):
+        socket.incoming.put_nowait(said)
+    assert [order.id async for order in connection.iter(Order)] == [1, 2]
+    assert (len(socket.sent), conduct.counts) == (1, {"invalid_messages": 1})
+    assert '"id"' in str(socket.sent[0])
+    await connection.finish(1000)
+
+
+async def test_iter_closes(world: World) -> None:
+    """Where the application says so, the first one that does not validate closes with 1007."""
+    conduct = Conduct()
+    connection, socket = world.connection(conduct=conduct)
+    for said in ('{"id":1}', '{"id":"x"}', '{"id":2}'):
+        socket.incoming.put_nowait(said)
+    assert [order.id async for order in connection.iter(Order, on_invalid="close")] == [1]
+    await connection.finish(1000)
+    assert (socket.closed, socket.sent) == ([(1007, "invalid message")], [])
+    assert conduct.counts == {"invalid_messages": 1}

@@ -20,7 +20,9 @@ from backplane.message import ALL, Gap, Position
 from tests.unit.doubles import ControlledBroadcaster, RecordingSubscriber, let_tasks_run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
+
+    from backplane.message import Message
 
 pytestmark = pytest.mark.anyio
 
@@ -564,6 +566,265 @@ async def test_close() -> None:
         worker.hub.tell_gaps(["b"])
         await let_tasks_run()
         assert (subscriber.heard, set(worker.hub.channels), worker.hub.delivered) == ([], set(), 0)
+
+
+# --- a fan-out too long for one pass -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of three subscribers, one in each pass of the event loop."""
+    monkeypatch.setattr("backplane.hub._SLICE", 3)
+    monkeypatch.setattr("backplane.hub._PASS_SECONDS", 0.0)
+
+
+async def crowd(worker: Worker, channel: str, size: int) -> list[RecordingSubscriber]:
+    """Return so many subscribers of a channel."""
+    return [await worker.joined(channel) for _ in range(size)]
+
+
+def counts(*crowds: list[RecordingSubscriber]) -> tuple[int, ...]:
+    """Return how many of each crowd have heard something."""
+    return tuple(sum(bool(member.heard) for member in members) for members in crowds)
+
+
+@pytest.mark.usefixtures("tiny_passes")
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 10])
+async def test_slices(size: int) -> None:
+    """A channel with more members than a slice is delivered over several passes, everyone once, in order of joining."""
+    async with running() as worker:
+        members = await crowd(worker, "a", size)
+        worker.deliver("a", "1", "2")
+        passes: list[int] = []
+        while len(passes) < 5:
+            await let_tasks_run(1)
+            passes.append(*counts(members))
+        assert passes == [min(size, 3 * number) for number in range(1, 6)]
+        assert [member.offers for member in members] == [[["1", "2"]]] * size
+        assert worker.hub.delivered == 2
+
+
+@pytest.mark.usefixtures("tiny_passes")
+async def test_channels_take_turns() -> None:
+    """Of two long fan-outs neither waits for the end of the other, and a short one is over at its first turn."""
+    async with running() as worker:
+        one, two, short = [await crowd(worker, channel, size) for channel, size in (("a", 9), ("b", 6), ("c", 2))]
+        for channel in "abc":
+            worker.deliver(channel, "1")
+        passes: list[tuple[int, ...]] = []
+        while not passes or passes[-1] != (9, 6, 2):
+            await let_tasks_run(1)
+            passes.append(counts(one, two, short))
+            assert len(passes) < 20
+        assert passes[:6] == [(3, 0, 0), (3, 3, 0), (3, 3, 2), (6, 3, 2), (6, 6, 2), (9, 6, 2)]
+
+
+@pytest.mark.usefixtures("tiny_passes")
+async def test_messages_during_a_long_fan_out() -> None:
+    """What arrives on a channel whose fan-out is under way comes in one later batch, in order, to everyone."""
+    async with running() as worker:
+        members = await crowd(worker, "a", 10)
+        worker.deliver("a", "1")
+        await let_tasks_run(1)
+        worker.deliver("a", "2")
+        await let_tasks_run(1)
+        worker.deliver("a", "3", "4")
+        await let_tasks_run(20)
+        assert [member.offers for member in members] == [[["1"], ["2", "3", "4"]]] * 10
+        assert worker.hub.delivered == 4
+
+
+@pytest.mark.usefixtures("tiny_passes")
+async def test_other_channel_during_a_long_fan_out() -> None:
+    """What arrives on another channel does not wait for the end of a long fan-out."""
+    async with running() as worker:
+        members = await crowd(worker, "a", 30)
+        (other,) = await crowd(worker, "b", 1)
+        worker.deliver("a", "1")
+        await let_tasks_run(1)
+        worker.deliver("b", "2")
+        await let_tasks_run(20)
+        assert (other.heard, counts(members)) == (["2"], (30,))
+
+
+@pytest.mark.usefixtures("tiny_passes")
+async def test_other_channel_takes_its_turn_at_once() -> None:
+    """A channel whose message comes during a long fan-out of another one takes its turn behind the present slice."""
+    async with running() as worker:
+        members = await crowd(worker, "a", 30)
+        (other,) = await crowd(worker, "b", 1)
+        worker.deliver("a", "1")
+        await let_tasks_run(1)
+        worker.deliver("b", "2")
+        await let_tasks_run(3)
+        assert (other.heard, counts(members) < (30,)) == (["2"], True)
+
+
+@pytest.mark.usefixtures("tiny_passes")
+async def test_leave_during_a_long_fan_out() -> None:
+    """Whoever leaves before its slice hears nothing, and the others everything."""
+    async with running() as worker:
+        members = await crowd(worker, "a", 10)
+        worker.deliver("a", "1")
+        await let_tasks_run(1)
+        for number in (0, 5, 9):
+            worker.hub.leave("a", members[number])
+        worker.deliver("a", "2")
+        await let_tasks_run(20)
+        expected = [["1", "2"]] * 10
+        expected[0], expected[5], expected[9] = ["1"], [], []
+        assert [member.heard for member in members] == expected
+
+
+@pytest.mark.usefixtures("tiny_passes")
+async def test_everybody_leaves_during_a_long_fan_out() -> None:
+    """When all have left, nothing more is offered, to newcomers neither; what comes then reaches these."""
+    async with running() as worker:
+        members = await crowd(worker, "a", 10)
+        worker.deliver("a", "1")
+        await let_tasks_run(1)
+        for member in members:
+            worker.hub.leave("a", member)
+        newcomer = await worker.joined("a")
+        await let_tasks_run()
+        assert (counts(members), newcomer.heard) == ((3,), [])
+        worker.deliver("a", "2")
+        await let_tasks_run()
+        assert newcomer.heard == ["2"]
+
+
+@pytest.mark.usefixtures("tiny_passes")
+async def test_leave_from_within_an_offer() -> None:
+    """A subscriber that ends another one while it is offered something keeps that one from hearing."""
+    async with running() as worker:
+        members = await crowd(worker, "a", 5)
+        offer = members[0].offer
+
+        def offer_and_end(messages: Sequence[Message]) -> None:
+            offer(messages)
+            for member in members:
+                worker.hub.leave("a", member)
+
+        members[0].offer = offer_and_end  # type: ignore[method-assign]
+        worker.deliver("a", "1")
+        await let_tasks_run()
+        assert [member.heard for member in members] == [["1"], [], [], [], []]
+
+
+@pytest.mark.usefixtures("tiny_passes")
+@pytest.mark.parametrize("at_once", [True, False], ids=["gap", "open_gap"])
+async def test_gap_during_a_long_fan_out(at_once: bool) -> None:
+    """A gap stands behind all that came before it, for everyone, however far the fan-out was."""
+    async with running() as worker:
+        members = await crowd(worker, "a", 10)
+        others = await crowd(worker, "b", 4)
+        worker.deliver("a", "1")
+        worker.deliver("b", "x")
+        await let_tasks_run(1)
+        worker.deliver("a", "2")
+        if at_once:
+            worker.hub.gap(["a"], "overrun")
+        else:
+            worker.hub.open_gap(["a"], "overrun")
+        assert [member.heard[:2] for member in members] == [["1", "2"]] * 10
+        assert counts(others) == (4,)
+        worker.deliver("a", "3")
+        await let_tasks_run(20)
+        assert [member.heard for member in members] == [["1", "2", lost(reason="overrun"), "3"]] * 10
+        assert [member.heard for member in others] == [["x"]] * 4
+
+
+@pytest.mark.usefixtures("tiny_passes")
+async def test_many_messages_during_a_long_fan_out() -> None:
+    """A publisher that does not yield during a long fan-out is bounded as ever, and the order is kept."""
+    async with running() as worker:
+        members = await crowd(worker, "a", 5)
+        worker.deliver("a", "first")
+        await let_tasks_run(1)
+        payloads = [str(number) for number in range(2_000)]
+        worker.deliver("a", *payloads)
+        await let_tasks_run(20)
+        assert [member.heard for member in members] == [["first", *payloads]] * 5
+
+
+@pytest.mark.usefixtures("tiny_passes")
+async def test_close_during_a_long_fan_out() -> None:
+    """At the close nothing more is offered, and nothing is left to run."""
+    async with running() as worker:
+        members = await crowd(worker, "a", 10)
+        worker.deliver("a", "1")
+        await let_tasks_run(1)
+        worker.deliver("a", "2")
+        worker.hub.close()
+        await let_tasks_run(20)
+        assert counts(members) == (3,)
+
+
+@pytest.mark.usefixtures("tiny_passes")
+async def test_exclusions_in_slices() -> None:
+    """Whoever is left out of one message of a batch gets the others, in whichever slice it stands."""
+    async with running() as worker:
+        members = await crowd(worker, "a", 7)
+        for data, excluded in (("1", members[0].token), ("2", None), ("3", members[6].token)):
+            worker.hub.deliver("a", encode(data, origin=b"ORIGIN_8", published_at=0.0, excluded=excluded))
+        await let_tasks_run(20)
+        expected = [["1", "2", "3"]] * 7
+        expected[0], expected[6] = ["2", "3"], ["1", "2"]
+        assert [member.heard for member in members] == expected
+
+
+async def test_one_fan_out_within_its_budget_is_one_pass() -> None:
+    """As long as the budget of a pass lasts, several slices of several channels are delivered in one pass."""
+    async with running() as worker:
+        one, two = await crowd(worker, "a", 450), await crowd(worker, "b", 10)
+        worker.deliver("a", "1")
+        worker.deliver("b", "2")
+        await let_tasks_run(1)
+        assert counts(one[:200]) == (200,)
+        await let_tasks_run(10)
+        assert counts(one, two) == (450, 10)
+
+
+async def test_subscriber_that_raises() -> None:
+    """A subscriber that raises, which it must not, costs neither the others nor any later message."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, __: None)
+    async with running() as worker:
+        bad, good = await worker.joined("a"), await worker.joined("a")
+
+        def fail(_: Sequence[Message]) -> None:
+            raise KeyError("a fault")
+
+        bad.offer = fail  # type: ignore[method-assign,assignment]
+        worker.deliver("a", "1")
+        await let_tasks_run()
+        worker.deliver("a", "2")
+        await let_tasks_run()
+        loop.set_exception_handler(None)
+        assert good.heard == ["1", "2"]
+
+
+published = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3)), max_size=30)
+
+
+@settings(max_examples=100, deadline=None)
+@given(published, st.integers(1, 4), st.integers(1, 9))
+async def test_any_traffic_in_slices(steps: list[tuple[str, int]], slice_size: int, size: int) -> None:
+    """Whatever is delivered whenever, every member of a channel hears all of it, once and in order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backplane.hub._SLICE", slice_size)
+        patch.setattr("backplane.hub._PASS_SECONDS", 0.0)
+        async with running() as worker:
+            crowds = {channel: await crowd(worker, channel, size) for channel in "ab"}
+            said: dict[str, list[str]] = {"a": [], "b": []}
+            for number, (channel, passes) in enumerate(steps):
+                worker.deliver(channel, str(number))
+                said[channel].append(str(number))
+                await let_tasks_run(passes)
+            await let_tasks_run(200)
+            for channel, members in crowds.items():
+                assert [member.heard for member in members] == [said[channel]] * size
+            assert worker.hub.delivered == len(steps)
 
 
 Verb = Literal["join", "leave", "cancel", "hold", "refuse", "lose", "open", "retry", "run", "publish"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from backplane.errors import ConfigurationError
 from backplane.message import Gap, Message
-from backplane.outbox import FullPolicy, Outbox
+from backplane.outbox import FullPolicy, Outbox, Rule
 
 POLICIES: tuple[FullPolicy, ...] = ("close", "drop_oldest", "drop_newest", "latest")
 GAP_BYTES = 64
@@ -258,3 +258,205 @@ def test_latest_holds_one_message_of_each_channel(steps: list[tuple[str, int]]) 
         last.pop(channel, None)
         last[channel] = data
     assert drained(outbox) == list(last.values())
+
+
+# --- rules per channel and keys ------------------------------------------------------------------------------------
+
+
+def told_by(outbox: Outbox) -> list[tuple[str | bytes | Gap, str]]:
+    """Return a list that each drop is added to, with its reason."""
+    told: list[tuple[str | bytes | Gap, str]] = []
+    outbox.on_drop = lambda item, reason: told.append((item.data if isinstance(item, Message) else item, reason))
+    return told
+
+
+def keyed(**options: Any) -> Rule:
+    """Return a rule that tells messages apart by what stands before the colon."""
+    return Rule(when_full="latest", latest_by=lambda message: str(message.data).partition(":")[0], **options)
+
+
+def fail(message: Message) -> object:
+    """Tell numbers apart, and fail for anything else."""
+    return int(message.data)
+
+
+@pytest.mark.parametrize("when_full", ["close", "drop_oldest", "drop_newest"])
+def test_key_without_latest(when_full: FullPolicy) -> None:
+    """A key is refused where nothing would ask for it."""
+    with pytest.raises(ConfigurationError, match=r"^latest_by needs when_full='latest'$"):
+        Rule(when_full=when_full, latest_by=str)
+    with pytest.raises(ConfigurationError):
+        Outbox(max_bytes=1, max_messages=1, when_full=when_full, latest_by=str)
+
+
+def test_rule_of_a_channel() -> None:
+    """A channel with a policy of its own acts by it, all others by the subscriber's, until it is taken away."""
+    outbox = outbox_of("close", max_messages=2)
+    outbox.set_rule("ticks", Rule(when_full="latest"))
+    assert [outbox.offer(text(data, "ticks")) for data in "123"] == [True] * 3
+    assert [outbox.offer(text(data, "a")) for data in "45"] == [True, False]
+    assert drained(outbox) == ["3", "4"]
+    outbox.set_rule("ticks", None)
+    outbox.set_rule("never set", None)
+    assert [outbox.offer(text(data, "ticks")) for data in "678"] == [True, True, False]
+
+
+def test_other_channels_make_no_room_at_the_cost_of_close() -> None:
+    """A channel that drops takes the room of those that may be dropped, and never of one with `close`."""
+    outbox = outbox_of("close", max_messages=3)
+    outbox.set_rule("ticks", Rule(when_full="drop_oldest"))
+    told = told_by(outbox)
+    for item in (text("a1"), text("t1", "ticks"), text("a2"), text("t2", "ticks")):
+        assert outbox.offer(item)
+    assert told == [("t1", "dropped_oldest")]
+    assert drained(outbox) == ["a1", "a2", "t2"]
+
+
+@pytest.mark.parametrize("when_full", ["drop_oldest", "drop_newest", "latest"])
+def test_no_room_that_may_be_made(when_full: FullPolicy) -> None:
+    """Among messages that may not be dropped, one of a channel that drops goes itself."""
+    outbox = outbox_of("close", max_messages=2)
+    outbox.set_rule("ticks", Rule(when_full=when_full))
+    told = told_by(outbox)
+    assert [outbox.offer(item) for item in (text("1"), text("2"), text("3", "ticks"))] == [True] * 3
+    assert (told, outbox.dropped, drained(outbox)) == ([("3", "dropped_newest")], 1, ["1", "2"])
+
+
+def test_gap_follows_the_rule_of_its_channel() -> None:
+    """A gap of a channel with `close` is kept, or refused, like its messages."""
+    outbox = outbox_of("drop_oldest", max_messages=2)
+    outbox.set_rule("orders", Rule(when_full="close"))
+    assert [outbox.offer(item) for item in (gap("orders"), text("1"), text("2"))] == [True] * 3
+    assert drained(outbox) == [gap("orders"), "2"]
+    assert [outbox.offer(item) for item in (text("1"), text("2"), gap("orders"))] == [True, True, False]
+
+
+def test_keys() -> None:
+    """With a key, the last message of each key is kept, and stands where it came."""
+    outbox = Outbox(max_bytes=100, max_messages=9, when_full="latest", latest_by=keyed().latest_by)
+    told = told_by(outbox)
+    for data in ("x:1", "y:1", "x:2", "z:1", "y:2"):
+        assert outbox.offer(text(data))
+    assert outbox.offer(text("x:other", "b"))
+    assert told == [("x:1", "replaced"), ("y:1", "replaced")]
+    assert drained(outbox) == ["x:2", "z:1", "y:2", "x:other"]
+
+
+def test_key_of_one_channel_alone() -> None:
+    """A key of one channel is not asked for messages of others."""
+    outbox = outbox_of("latest", max_messages=9)
+    outbox.set_rule("keyed", keyed())
+    for data in ("x:1", "y:1", "x:2"):
+        assert outbox.offer(text(data, "keyed"))
+        assert outbox.offer(text(data, "plain"))
+    assert drained(outbox) == ["y:1", "x:2", "x:2"]
+
+
+@pytest.mark.parametrize("key", [list[object](), {"a": 1}, set[object]()], ids=["list", "dict", "set"])
+def test_unhashable_key(key: object, caplog: pytest.LogCaptureFixture) -> None:
+    """A key that cannot be compared keeps its message beside the others, and is logged."""
+    outbox = Outbox(max_bytes=100, max_messages=9, when_full="latest", latest_by=lambda _: key)
+    assert [outbox.offer(text(data)) for data in "12"] == [True, True]
+    assert (outbox.dropped, drained(outbox)) == (0, ["1", "2"])
+    assert caplog.messages == ["latest_by failed for a message on channel 'a': kept beside the others"] * 2
+
+
+def test_raising_key(caplog: pytest.LogCaptureFixture) -> None:
+    """A message whose key cannot be told replaces none, whatever the keys of the others are, and none replaces it."""
+    outbox = Outbox(max_bytes=1_000, max_messages=99, when_full="latest", latest_by=fail)
+    parts = ["1", "x", "2", "3", "y", "4", "5", "6", "z", "0", "-1"]
+    for data in parts:
+        assert outbox.offer(text(data))
+    assert (outbox.dropped, drained(outbox)) == (0, parts)
+    assert len(caplog.messages) == 3
+
+
+def test_reasons() -> None:
+    """Every drop is told with what was dropped and why, when it is counted."""
+    outbox = outbox_of("drop_oldest", max_messages=2)
+    outbox.set_rule("new", Rule(when_full="drop_newest"))
+    outbox.set_rule("last", Rule(when_full="latest"))
+    told = told_by(outbox)
+    for data, channel in (("1", "a"), ("2", "last"), ("3", "last"), ("4", "new"), ("5", "a")):
+        assert outbox.offer(text(data, channel))
+    assert told == [("2", "replaced"), ("4", "dropped_newest"), ("1", "dropped_oldest")]
+    assert outbox.dropped == 3
+
+
+def test_behind() -> None:
+    """It is behind from the first drop for lack of room until it is empty; a replaced message is no lack."""
+    outbox = outbox_of("drop_oldest", max_messages=2)
+    outbox.set_rule("last", Rule(when_full="latest"))
+    seen: list[bool] = []
+    outbox.on_drop = lambda _, __: seen.append(outbox.behind)
+    for data in "12":
+        outbox.offer(text(data, "last"))
+    assert not outbox.behind
+    for data in "345":
+        outbox.offer(text(data))
+    assert (seen, outbox.behind) == ([False, False, True], True)
+    outbox.take()
+    assert outbox.behind
+    outbox.take()
+    assert not outbox.behind
+    for data in "678":
+        outbox.offer(text(data))
+    assert (seen[3:], outbox.behind) == ([False], True)
+    outbox.clear()
+    assert not outbox.behind
+
+
+def test_replaced_by_what_does_not_fit() -> None:
+    """A message that replaces another one and is too large makes room as by `drop_oldest`."""
+    outbox = outbox_of("latest", max_bytes=10)
+    for item in (text("1234", "b"), text("5678", "c"), text("9", "a"), text("x" * 5, "a")):
+        assert outbox.offer(item)
+    assert (drained(outbox), outbox.dropped) == (["5678", "x" * 5], 2)
+
+
+rules = st.dictionaries(
+    st.sampled_from("abc"),
+    st.sampled_from([*(Rule(when_full=policy) for policy in POLICIES), Rule(when_full="latest", latest_by=fail)]),
+)
+
+
+@given(st.sampled_from(POLICIES), rules, st.integers(1, 150), st.integers(1, 6), operations)
+def test_any_use_with_rules(
+    when_full: FullPolicy,
+    by_channel: dict[str, Rule],
+    max_bytes: int,
+    max_messages: int,
+    steps: list[str | tuple[str, int]],
+) -> None:
+    """With any rules: bounds hold, order is kept, all is accounted for, and what `close` has taken is never dropped."""
+    outbox = Outbox(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full)
+    for channel, rule in by_channel.items():
+        outbox.set_rule(channel, rule)
+    dropped: list[Message | Gap] = []
+    outbox.on_drop = lambda item, _: dropped.append(item)
+    accepted: list[Message | Gap] = []
+    taken: list[Message | Gap] = []
+    for number, step in enumerate([*steps, *["take"] * len(steps)]):
+        if step == "take":
+            item = outbox.take()
+            taken += [] if item is None else [item]
+        else:
+            offered: Message | Gap = Gap(channel=str(step[-1]), reason="")
+            if not isinstance(step, str):  # every other one is a number, for the key
+                offered = text(str(number % 3) if number % 2 else "x" * step[1], step[0])
+            policy = by_channel[offered.channel].when_full if offered.channel in by_channel else when_full
+            if outbox.offer(offered):
+                accepted.append(offered)
+            else:
+                assert policy == "close"
+        waiting = outbox.size_bytes
+        assert len(outbox) <= max_messages
+        assert waiting <= max_bytes or len(outbox) == 1
+    assert (len(outbox), outbox.size_bytes) == (0, 0)
+    places = {id(item): place for place, item in enumerate(accepted)}
+    order = [places[id(item)] for item in taken]
+    assert order == sorted(set(order))
+    assert {id(item) for item in dropped}.isdisjoint(id(item) for item in taken)
+    assert len(dropped) == outbox.dropped == len(accepted) - len(taken)
+    for item in dropped:
+        assert (by_channel[item.channel].when_full if item.channel in by_channel else when_full) != "close"

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import FastAPI
+from starlette.exceptions import WebSocketException
+from starlette.requests import Request  # noqa: TC002  # FastAPI reads it
+from starlette.responses import Response  # noqa: TC002
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -23,6 +26,8 @@ from backplane import (
     SubscribeError,
 )
 from backplane.adapters.memory import MemoryBroadcaster
+from backplane.errors import JoinRefusedError, OriginRefusedError, TooManyChannelsError, TooManyConnectionsError
+from backplane.limits import Limits
 from tests.unit.doubles import Gate, let_tasks_run
 
 if TYPE_CHECKING:
@@ -590,3 +595,224 @@ async def test_connection_after_its_block() -> None:
             await connection.join("b")
         await connection.send("too late")
     assert client.sent_types == ["accept", "close"]
+
+
+# --- refusals and options ------------------------------------------------------------------------------------------
+
+
+def browser(origin: str | None, host: str = "shop.example", *, extensions: dict[str, Any] | None = None) -> Client:
+    """Return a client on a page of `origin`, which wants to reach `host`."""
+    client = Client(DENIAL_EXTENSION if extensions is None else extensions)
+    headers = [(b"host", host.encode()), *([] if origin is None else [(b"origin", origin.encode())])]
+    client.websocket.scope["headers"] = headers
+    client.websocket.scope["client"] = ("192.0.2.1", 4711)
+    return client
+
+
+async def refusal(backplane: Backplane, client: Client, *channels: str, **options: Any) -> tuple[Exception, int, str]:
+    """Return why a client is refused, and the answer to its handshake."""
+    with pytest.raises(WebSocketException) as caught:
+        async with backplane.connect(client.websocket, *channels, **options):
+            pytest.fail("the block was entered")
+    cause = caught.value.__cause__
+    assert isinstance(cause, Exception)
+    start, body = client.sent
+    return cause, start["status"], body["body"].decode()
+
+
+async def is_admitted(backplane: Backplane, client: Client, **options: Any) -> bool:
+    """Return whether a client is let in."""
+    async with backplane.connect(client.websocket, **options):
+        return client.sent_types == ["accept"]
+
+
+async def test_page_of_another_site() -> None:
+    """A page of another site is refused with 403 and words, before anything is joined, and counted."""
+    async with Backplane("memory://") as backplane:
+        error, status, words = await refusal(backplane, browser("https://evil.example"), "a")
+        assert (type(error), status, words) == (OriginRefusedError, 403, str(error))
+        assert "evil.example" in words
+        assert (await backplane.health()).connections == 0
+        assert backplane.statistics() == {"delivered": 0, "malformed": 0, "gaps": 0, "refused_origins": 1}
+        assert await is_admitted(backplane, browser("https://shop.example"))
+        assert await is_admitted(backplane, browser(None))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "admitted"),
+    [
+        (["https://app.example"], "https://app.example", True),
+        (["https://app.example"], "https://shop.example", False),
+        ("*", "https://evil.example", True),
+    ],
+    ids=["named", "own host not named", "all"],
+)
+async def test_allowed_origins(allowed: Any, origin: str, admitted: bool) -> None:
+    """The application names the sites whose pages may connect, in place of its own host."""
+    async with Backplane("memory://", allowed_origins=allowed) as backplane:
+        if admitted:
+            assert await is_admitted(backplane, browser(origin))
+        else:
+            error, status, _ = await refusal(backplane, browser(origin))
+            assert (type(error), status) == (OriginRefusedError, 403)
+
+
+def test_refusal_through_the_framework(caplog: pytest.LogCaptureFixture) -> None:
+    """The framework takes a refusal for an ordinary end: the client reads why, and nobody sees a traceback."""
+
+    async def handle(websocket: WebSocket, backplane: Backplane) -> None:
+        async with backplane.connect(websocket, "a"):
+            pytest.fail("the block was entered")
+
+    with (
+        served(handle) as client,
+        pytest.raises(WebSocketDenialResponse) as caught,
+        client.websocket_connect("/", headers={"origin": "https://evil.example"}),
+    ):
+        pytest.fail("the client was accepted")
+    assert (caught.value.status_code, "evil.example" in caught.value.text) == (403, True)
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def test_too_many_connections() -> None:
+    """One client more than allowed is refused with 429 and when to try again; one that leaves makes room."""
+    async with Backplane("memory://", settings=Settings(max_connections=1)) as backplane:
+        async with backplane.connect(browser(None).websocket):
+            client = browser(None)
+            error, status, words = await refusal(backplane, client)
+            assert (type(error), status, "try again later" in words) == (TooManyConnectionsError, 429, True)
+            assert (b"retry-after", b"5") in client.sent[0]["headers"]
+            assert (await backplane.health()).connections == 1
+        assert await is_admitted(backplane, browser(None))
+        assert backplane.statistics()["refused_connections"] == 1
+
+
+async def test_too_many_connections_of_one_client() -> None:
+    """Connections are counted by the client's address, or by the key that the application gives."""
+    async with Backplane("memory://", settings=Settings(max_connections_per_client=1)) as backplane:
+        async with (
+            backplane.connect(browser(None).websocket),
+            backplane.connect(browser(None).websocket, client_key="alice"),
+            backplane.connect(browser(None).websocket, client_key="bob"),
+        ):
+            for options in ({}, {"client_key": "alice"}):
+                error, status, words = await refusal(backplane, browser(None), **options)
+                assert (type(error), status, words) == (
+                    TooManyConnectionsError,
+                    429,
+                    "a client may have 1 connections",
+                )
+            elsewhere = browser(None)
+            elsewhere.websocket.scope["client"] = ("192.0.2.2", 4711)
+            assert await is_admitted(backplane, elsewhere)
+        assert await is_admitted(backplane, browser(None))
+        assert await is_admitted(backplane, browser(None), client_key="alice")
+
+
+async def test_refused_client_takes_no_place() -> None:
+    """A client that is refused for another reason, or fails to join, counts for nothing."""
+    async with Backplane("memory://", settings=Settings(max_connections=1)) as backplane:
+
+        @backplane.authorize
+        def never(_: Connection, channel: str) -> bool:
+            return channel != "secret"
+
+        for _ in range(2):
+            await refusal(backplane, browser("https://evil.example"))
+            error, status, _ = await refusal(backplane, browser(None), "secret")
+            assert (type(error), status) == (JoinRefusedError, 403)
+            with pytest.raises(InvalidChannelError):
+                await echo(backplane, browser(None), "")
+        assert await is_admitted(backplane, browser(None))
+
+
+async def test_too_many_channels_at_the_handshake() -> None:
+    """A client that is to join more channels than allowed is refused with 403."""
+    async with Backplane("memory://", limits=Limits(max_channels=1)) as backplane:
+        error, status, _ = await refusal(backplane, browser(None), "a", "b")
+        assert (type(error), status) == (TooManyChannelsError, 403)
+
+
+async def test_authorize_sees_the_context() -> None:
+    """The application's own object stands on the connection when it is asked, and in the handler."""
+    user, asked = object(), list[tuple[object, str]]()
+    async with Backplane("memory://") as backplane:
+
+        @backplane.authorize
+        async def may_join(connection: Connection, channel: str) -> bool:
+            asked.append((connection.context, channel))
+            await asyncio.sleep(0)
+            return True
+
+        async with backplane.connect(browser(None).websocket, "a", "b", context=user) as connection:
+            assert connection.context is user
+        assert asked == [(user, "a"), (user, "b")]
+        async with backplane.connect(browser(None).websocket) as connection:
+            assert connection.context is None
+
+
+async def test_permission_that_runs_out() -> None:
+    """A client whose permission has run out is closed with 4001, and counted."""
+    client = browser(None)
+    async with Backplane("memory://") as backplane:
+        async with backplane.connect(client.websocket, "a", expires_at=1.0) as connection:
+            assert [message async for message in connection] == []
+        assert client.sent[1] == {"type": "websocket.close", "code": 4001, "reason": "expired"}
+        assert backplane.statistics()["closed_expired"] == 1
+
+
+async def test_limits_of_one_client() -> None:
+    """The limits of the call go before those of the backplane."""
+    async with Backplane("memory://", limits=Limits(max_message_bytes=1)) as backplane:
+        for limits, code in ((None, 1009), (Limits(max_message_bytes=2), 1000)):
+            client = browser(None)
+            client.says("12")
+            async with backplane.connect(client.websocket, limits=limits) as connection:
+                assert await connection.receive() == (None if limits is None else "12")
+            assert client.sent[-1]["code"] == code
+
+
+async def test_slow_clients_are_told_of() -> None:
+    """`on_slow` hears of the client that is closed for being too slow; so do the statistics."""
+    slow: list[tuple[Connection, str]] = []
+    client = browser(None)
+    held = asyncio.Event()
+    send = client.websocket.send
+
+    async def stall(event: Event) -> None:
+        if event["type"] == "websocket.send":
+            await held.wait()
+        await send(event)
+
+    client.websocket.send = stall  # type: ignore[method-assign,assignment]
+    async with Backplane("memory://") as backplane:
+        backplane.on_slow(lambda told: slow.append((told.connection, told.action)))
+        async with backplane.connect(client.websocket, "a", max_outbox_messages=1) as connection:
+            for text in "123":
+                await backplane.publish("a", text)
+            assert [message async for message in connection] == []
+        assert slow == [(connection, "closed")]
+        assert backplane.statistics()["closed_slow"] == 1
+    assert backplane.statistics() == {}
+
+
+def test_stream_and_typed_channel() -> None:
+    """What a typed channel publishes reaches a WebSocket and an event stream of the same backplane."""
+    backplane = Backplane("memory://", settings=Settings(max_connections=1))
+    numbers = backplane.channel("numbers:{id}", int)
+    app = FastAPI(lifespan=backplane.lifespan)
+
+    @app.get("/stream")
+    async def stream(request: Request) -> Response:
+        return backplane.sse(request, "numbers:1")
+
+    @app.websocket("/")
+    async def socket(websocket: WebSocket) -> None:
+        async with backplane.connect(websocket, "numbers:1"):
+            await numbers.publish(42, id=1)
+            await asyncio.Event().wait()
+
+    with TestClient(app) as client, client.websocket_connect("/") as session:
+        assert session.receive_text() == "42"
+        refused = client.get("/stream")  # the place is taken: streams count as well
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")

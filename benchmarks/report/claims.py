@@ -1,0 +1,177 @@
+"""What the README says about speed, made from the committed results: `python -m benchmarks claims` writes it anew."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.harness.candidate import ROOT
+from benchmarks.harness.figures import FIGURES
+from benchmarks.harness.result import Report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benchmarks.harness.result import Outcome, Section
+
+__all__ = ["README", "RESULTS", "ClaimsError", "claims", "newest", "plot", "rewrite", "written_claims"]
+
+README: Final = ROOT / "README.md"
+RESULTS: Final = ROOT / "benchmarks" / "results"
+
+_BLOCK: Final = re.compile(r"^(<!-- claims -->\n)(.*?)(^<!-- end -->)", re.DOTALL | re.MULTILINE)
+_RELEASE: Final = re.compile(r"\d+(\.\d+)*")
+_CPU: Final = "cpu_us_per_delivery"
+_LAST: Final = "last_p99_ms"
+_OURS: Final = ("backplane redis", "backplane redis lane")
+_PEER: Final = "encode/broadcaster"
+_NOTHING: Final = "\N{EN DASH}"
+
+
+class ClaimsError(Exception):
+    """What is to be claimed is not in the result, or has no place in the README; says which."""
+
+
+def newest(folder: Path = RESULTS) -> Path | None:
+    """Return the result of the newest release, `RELEASE.json`; `None` where there is none yet."""
+    found = [path for path in folder.glob("*.json") if _RELEASE.fullmatch(path.stem)]
+    return max(found, key=lambda path: [int(part) for part in path.stem.split(".")], default=None)
+
+
+def claims(result: Path | None) -> str:
+    """Return the block as the result has it: a table, the plot, and where they are from; empty without a result.
+
+    Raises:
+        ClaimsError: The result has no saturation and no fan-out of backplane on Redis with one worker.
+    """
+    if result is None:
+        return ""
+    report = Report.load(result)
+    saturation, fanout = _section(report, "saturation", result), _section(report, "fanout", result)
+    return "\n".join(
+        [
+            *_table(saturation, fanout),
+            "",
+            f"![{FIGURES[_CPU].title}]({_relative(result.with_suffix('.svg'))})",
+            "",
+            *_origin(report, result, saturation),
+            "",
+        ]
+    )
+
+
+def plot(result: Path) -> str:
+    """Return the plot that the README shows, as SVG."""
+    from benchmarks.report import plots  # matplotlib takes its time
+
+    return plots.bars(_section(Report.load(result), "saturation", result), _CPU)
+
+
+def written_claims(readme: Path = README) -> str:
+    """Return the block that stands in the README.
+
+    Raises:
+        ClaimsError: Its marks are not there, or more than once.
+    """
+    found = _BLOCK.findall(readme.read_text(encoding="utf-8"))
+    if len(found) != 1:
+        raise ClaimsError(
+            f"{readme.name} has {len(found)} places for claims: write <!-- claims --> and <!-- end --> on lines of "
+            "their own once, where they are to stand"
+        )
+    return str(found[0][1])
+
+
+def rewrite(result: Path | None, readme: Path = README) -> str:
+    """Write the block into the README, and the plot beside the result; returns what was done, in words.
+
+    Raises:
+        ClaimsError: As `claims` and `written_claims` do; nothing is written then.
+    """
+    written_claims(readme)
+    made = claims(result)
+    if result is not None:
+        result.with_suffix(".svg").write_text(plot(result), encoding="utf-8")
+    readme.write_text(
+        _BLOCK.sub(lambda marks: f"{marks[1]}{made}{marks[3]}", readme.read_text(encoding="utf-8")), encoding="utf-8"
+    )
+    return f"{readme.name} claims what {_relative(result)} tells" if result else f"{readme.name} claims nothing"
+
+
+def _section(report: Report, scenario: str, result: Path) -> Section:
+    """Return the section with the most candidates that has backplane on Redis with one worker."""
+    fit = [
+        section
+        for section in report.sections
+        if section.scenario == scenario
+        and section.settings["workers"] == 1
+        and all(_candidate(section, name) for name in _OURS)
+    ]
+    if not fit:
+        raise ClaimsError(f"{result.name} has no valid {scenario} of {' and '.join(_OURS)} with one worker")
+    return max(fit, key=lambda section: len([each for each in section.outcomes if each.valid]))
+
+
+def _candidate(section: Section, name: str) -> Outcome | None:
+    return next((each for each in section.outcomes if each.name == name and each.valid), None)
+
+
+def _table(saturation: Section, fanout: Section) -> list[str]:
+    """Return a row for each candidate of the saturation, with ratios to the lowest floor and to a peer on Redis."""
+    floor = next((each for each in saturation.outcomes if each.kind == "floor" and each.valid), None)
+    references = [each for each in (floor, _candidate(saturation, _PEER)) if each]
+    settings = fanout.settings
+    heads = [
+        "",
+        FIGURES[_CPU].title,
+        *(f"x {each.name}" for each in references),
+        f"p99 to the last of {settings['connections']:,} sockets at {settings['rate']:g}/s",
+    ]
+    rows = [
+        [
+            each.name,
+            _cell(each, _CPU),
+            *(_ratio(each, reference) for reference in references),
+            _cell(_candidate(fanout, each.name), _LAST),
+        ]
+        for kind in ("backplane", "floor", "peer")
+        for each in saturation.outcomes
+        if each.kind == kind and each.valid and (kind != "backplane" or each.name in _OURS)
+    ]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---", *["--:"] * (len(heads) - 1)], *rows)]
+
+
+def _cell(outcome: Outcome | None, figure: str) -> str:
+    spread = outcome.spread(figure) if outcome else None
+    return f"{spread.median:,.2f} {FIGURES[figure].unit}" if spread else _NOTHING
+
+
+def _ratio(outcome: Outcome, reference: Outcome) -> str:
+    spread = outcome.ratio(_CPU, reference) if outcome is not reference else None
+    return f"{spread.median:.2f}" if spread else _NOTHING
+
+
+def _origin(report: Report, result: Path, saturation: Section) -> list[str]:
+    """Say where the figures are from, and what was left out of them."""
+    machine, settings = report.machine, saturation.settings
+    page = result.with_suffix(".html")
+    commit = f"`{machine['commit'][:7]}`{' and changes' if machine['dirty'] else ''}"
+    lines = [
+        f"One worker on {settings['loop']}, {settings['connections']:,} sockets, {settings['payload']} B, on "
+        f"{machine['cores']} cores of {machine['processor']}, {machine['python']}, {machine['when'][:10]}, commit "
+        f"{commit}; medians of {settings['repetitions']} turns "
+        f"([all figures]({_relative(result)}){f', [as a page]({_relative(page)})' if page.exists() else ''}).",
+        "Server, clients and broker share these cores: ratios carry over to another machine, milliseconds do not.",
+        "Messages that arrive together leave the direct lane in one write; the floors write each one by itself.",
+    ]
+    left_out = [
+        f"{each.name} ({'did not run' if each.failed else 'no valid run'})"
+        for each in saturation.outcomes
+        if not each.valid
+    ]
+    return [*lines, *([f"Not in it: {', '.join(left_out)}."] if left_out else [])]
+
+
+def _relative(path: Path) -> str:
+    """Return a path as the README links to it."""
+    return path.resolve().relative_to(ROOT).as_posix() if path.resolve().is_relative_to(ROOT) else path.name

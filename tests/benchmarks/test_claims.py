@@ -1,0 +1,155 @@
+"""README.md claims what the committed results tell, to the letter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.harness.result import Outcome, Report, Section
+from benchmarks.harness.run import Run
+from benchmarks.report.claims import README, ClaimsError, claims, newest, plot, rewrite, written_claims
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benchmarks.harness.candidate import Kind
+
+MACHINE = {
+    "cores": 2,
+    "processor": "A processor",
+    "python": "CPython 3.11.7",
+    "when": "2026-01-02T03:04:05+00:00",
+    "commit": "0123456789abcdef",
+    "dirty": False,
+}
+
+
+def outcome(name: str, kind: Kind, *cpu: float, invalid: int = 0) -> Outcome:
+    """Return a candidate with these figures; the first repetitions are invalid."""
+    runs = [
+        Run(
+            figures={"cpu_us_per_delivery": each, "last_p99_ms": 10 * each},
+            invalid=["the client itself was saturated"] * (number < invalid),
+        )
+        for number, each in enumerate(cpu)
+    ]
+    return Outcome(name=name, kind=kind, runs=runs)
+
+
+def made(*more: Outcome) -> Report:
+    """Return a result of both scenarios."""
+    outcomes = [
+        outcome("floor: send() in C", "floor", 1, 2, 4),
+        outcome("backplane redis", "backplane", 5, 10, 20),
+        outcome("backplane redis lane", "backplane", 2, 4, 8),
+        *more,
+    ]
+    settings = {"workers": 1, "loop": "uvloop", "connections": 1000, "rate": 20.0, "payload": 128, "repetitions": 3}
+    return Report(
+        machine=MACHINE,
+        sections=[
+            Section(scenario=name, title=name, settings=settings, outcomes=outcomes)
+            for name in ("fanout", "saturation")
+        ],
+    )
+
+
+def saved(report: Report, folder: Path) -> Path:
+    """Write it as a release."""
+    report.save(folder / "0.9.0.json")
+    return folder / "0.9.0.json"
+
+
+def row(block: str, name: str) -> list[str]:
+    """Return the cells of a candidate."""
+    (line,) = [line for line in block.splitlines() if line.startswith(f"| {name} |")]
+    return line.strip("| ").split(" | ")
+
+
+def test_the_readme_claims_what_the_newest_result_tells() -> None:
+    """The block in README.md is what `python -m benchmarks claims` writes, and empty before there is a result."""
+    assert written_claims() == claims(newest()), "run: python -m benchmarks claims"
+
+
+def test_the_plot_shows_the_figures_of_the_result() -> None:
+    """The committed plot holds the number of each bar as the result has it."""
+    if (result := newest()) is not None:
+        assert numbers(result.with_suffix(".svg").read_text()) == numbers(plot(result))
+
+
+def numbers(svg: str) -> list[str]:
+    """Return the texts of a plot; where they stand depends on the version of what drew it."""
+    return [line.split(">")[-2].split("<")[0].strip() for line in svg.splitlines() if "</text>" in line]
+
+
+def test_ratios_are_of_medians_within_turns(tmp_path: Path) -> None:
+    """Each candidate stands there with its median, its ratio to the floor and to the peer, and its time."""
+    block = claims(saved(made(outcome("encode/broadcaster", "peer", 20, 40, 80)), tmp_path))
+    assert row(block, "backplane redis") == ["backplane redis", "10.00 µs", "5.00", "0.25", "100.00 ms"]
+    assert row(block, "backplane redis lane") == ["backplane redis lane", "4.00 µs", "2.00", "0.10", "40.00 ms"]
+    assert row(block, "encode/broadcaster") == ["encode/broadcaster", "40.00 µs", "20.00", "\N{EN DASH}", "400.00 ms"]
+    assert "x floor: send() in C | x encode/broadcaster" in block
+    assert "p99 to the last of 1,000 sockets at 20/s" in block
+    assert "commit `0123456`;" in block
+    assert "medians of 3 turns" in block
+
+
+def test_what_is_not_in_it_is_said(tmp_path: Path) -> None:
+    """A candidate without a valid run has no row and is named below; an invalid run counts in no median."""
+    none = outcome("Broken", "peer", 1, 1, 1, invalid=3)
+    one = outcome("encode/broadcaster", "peer", 1, 40, 80, invalid=1)
+    block = claims(saved(made(none, one, Outcome(name="Absent", kind="peer", failed="not installed")), tmp_path))
+    assert "| Broken" not in block
+    assert "Not in it: Broken (no valid run), Absent (did not run)." in block
+    assert row(block, "encode/broadcaster")[1] == "60.00 µs"
+
+
+def test_a_result_of_changed_files_says_so(tmp_path: Path) -> None:
+    """What was measured with uncommitted changes is claimed with these words."""
+    report = made()
+    report.machine = {**MACHINE, "dirty": True}
+    assert "`0123456` and changes" in claims(saved(report, tmp_path))
+
+
+def test_writing_twice_changes_nothing(tmp_path: Path) -> None:
+    """The block is put between its marks, the rest stays, and the plot stands beside the result."""
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- claims -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
+    result = saved(made(), tmp_path)
+    rewrite(result, readme)
+    once = readme.read_text()
+    assert once.startswith("before\n<!-- claims -->\n|")
+    assert once.endswith("\n<!-- end -->\nafter\n<!-- end -->\n")
+    assert "old" not in once
+    assert "10.00" in (tmp_path / "0.9.0.svg").read_text()
+    rewrite(result, readme)
+    assert readme.read_text() == once
+    rewrite(None, readme)
+    assert written_claims(readme) == ""
+
+
+@pytest.mark.parametrize("text", ["nothing\n", "<!-- claims -->\n", "<!-- claims -->\n<!-- end -->\n" * 2])
+def test_missing_marks_are_said(text: str, tmp_path: Path) -> None:
+    """A README without a place for claims, or with two, is left alone, and the marks to write are told."""
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ClaimsError, match="write <!-- claims --> and <!-- end -->"):
+        rewrite(saved(made(), tmp_path), readme)
+    assert readme.read_text() == text
+
+
+def test_a_result_without_the_scenarios_claims_nothing(tmp_path: Path) -> None:
+    """A result with no saturation of backplane on Redis is refused."""
+    with pytest.raises(ClaimsError, match="no valid saturation"):
+        claims(saved(Report(machine=MACHINE), tmp_path))
+
+
+def test_the_newest_release_counts(tmp_path: Path) -> None:
+    """0.10.0 is newer than 0.9.1; what is named otherwise is no release."""
+    for name in ("0.9.1", "0.10.0", "today"):
+        (tmp_path / f"{name}.json").touch()
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.name == "0.10.0.json"
+    assert newest(README.parent / "docs") is None

@@ -1,0 +1,323 @@
+"""`backplane.deadline`: one timer for many limits, with the manners of `asyncio.timeout`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from backplane.deadline import Deadlines
+from tests.unit.doubles import let_tasks_run
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 5.0
+NEVER = 3_600.0
+SOON = 0.02
+
+Limit = Callable[[], AbstractAsyncContextManager[object]]
+
+
+@asynccontextmanager
+async def limited(deadlines: Deadlines) -> AsyncGenerator[None]:
+    """Enter a limit as `asyncio.timeout` is entered."""
+    with deadlines.limit():
+        yield
+
+
+@pytest.fixture(params=["Deadlines", "asyncio.timeout"])
+async def limit(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
+    """Make limits of some milliseconds, by the one way and by the other: what holds for one holds for both."""
+    if request.param == "asyncio.timeout":
+        yield lambda: asyncio.timeout(SOON)
+        return
+    deadlines = Deadlines(SOON)
+    yield lambda: limited(deadlines)
+    deadlines.close()
+
+
+class Timers:
+    """The running loop as `Deadlines` uses it, with its timers kept."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.handles: list[asyncio.TimerHandle] = []
+
+    def time(self) -> float:
+        """Return the loop's time."""
+        return self._loop.time()
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        """Set a timer."""
+        self.handles.append(self._loop.call_at(when, callback))
+        return self.handles[-1]
+
+    @property
+    def left(self) -> int:
+        """How many were not cancelled."""
+        return sum(not handle.cancelled() for handle in self.handles)
+
+
+def with_timers(seconds: float) -> tuple[Deadlines, Timers]:
+    """Return limits of so many seconds, and their timers."""
+    deadlines, timers = Deadlines(seconds), Timers()
+    deadlines._loop = timers  # type: ignore[assignment]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    return deadlines, timers
+
+
+async def never() -> None:
+    """Wait for ever."""
+    await asyncio.get_running_loop().create_future()
+
+
+async def outcome(task: asyncio.Task[Any]) -> type[BaseException] | object:
+    """Return what a task came to: the type of its error, or its result."""
+    done, _ = await asyncio.wait([task], timeout=WAIT_SECONDS)
+    assert done, "did not end in time"
+    if task.cancelled():
+        return asyncio.CancelledError
+    error = task.exception()
+    return task.result() if error is None else type(error)
+
+
+def stand_still() -> None:
+    """Hold the event loop until every limit of `SOON` is over."""
+    until = time.monotonic() + 3 * SOON
+    while time.monotonic() < until:
+        pass
+
+
+async def test_runs_out(limit: Limit) -> None:
+    """What takes longer raises `TimeoutError`, with the cancellation as its cause, and the task goes on uncancelled."""
+    with pytest.raises(TimeoutError) as raised:
+        async with limit():
+            await never()
+    assert isinstance(raised.value.__cause__, asyncio.CancelledError)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    await asyncio.sleep(0)
+
+
+async def test_in_time(limit: Limit) -> None:
+    """What ends in time raises nothing then, nor when the time is over."""
+    async with limit():
+        await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):  # begun later, so the first one's time is over too
+        async with limit():
+            await never()
+
+
+async def test_error_of_the_block(limit: Limit) -> None:
+    """An error of the block goes on as it is."""
+    with pytest.raises(KeyError, match="mine"):
+        async with limit():
+            raise KeyError("mine")
+
+
+async def test_error_in_answer_to_the_time(limit: Limit) -> None:
+    """An error that the block raises when its time is over goes on, and leaves the task uncancelled."""
+
+    async def block() -> int:
+        try:
+            async with limit():
+                try:
+                    await never()
+                finally:
+                    raise KeyError("mine")
+        except KeyError:
+            await asyncio.sleep(0)
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    assert await outcome(asyncio.create_task(block())) == 0
+
+
+async def test_cancelled_from_outside(limit: Limit) -> None:
+    """A cancellation from outside stays one."""
+
+    async def block() -> None:
+        async with limit():
+            await never()
+
+    task = asyncio.create_task(block())
+    await let_tasks_run()
+    task.cancel()
+    assert await outcome(task) is asyncio.CancelledError
+
+
+async def test_both_at_once(limit: Limit) -> None:
+    """Cancelled from outside and out of time, before the task has run again: the cancellation from outside wins."""
+
+    async def block() -> None:
+        async with limit():
+            await never()
+
+    task = asyncio.create_task(block())
+    await let_tasks_run()
+    stand_still()
+    asyncio.get_running_loop().call_at(0, task.cancel)  # among the timers that are due, in front of the limit's
+    assert await outcome(task) is asyncio.CancelledError
+
+
+async def test_nested_outer_first(limit: Limit) -> None:
+    """Of two limits of one task that run out together the inner one lets the outer one raise."""
+    order: list[str] = []
+
+    async def block() -> None:
+        try:
+            async with limit():
+                try:
+                    async with limit():
+                        asyncio.get_running_loop().call_soon(stand_still)
+                        await never()
+                except TimeoutError:
+                    order.append("inner")
+                    raise
+                except asyncio.CancelledError:
+                    order.append("cancelled")
+                    raise
+        except TimeoutError:
+            order.append("outer")
+
+    await outcome(asyncio.create_task(block()))
+    assert order == ["cancelled", "outer"]
+
+
+async def test_inner_is_shorter() -> None:
+    """An inner limit that runs out alone is a `TimeoutError` inside the outer one, which goes on."""
+    outer, inner = Deadlines(NEVER), Deadlines(SOON)
+    with outer.limit():
+        with pytest.raises(TimeoutError), inner.limit():
+            await never()
+        await asyncio.sleep(0)
+    outer.close()
+    inner.close()
+
+
+async def test_task_that_was_being_cancelled_before() -> None:
+    """A limit entered while a cancellation is under way, as in a cleanup, still raises its own `TimeoutError`."""
+    deadlines = Deadlines(SOON)
+
+    async def block() -> str:
+        try:
+            await never()
+        except asyncio.CancelledError:
+            with pytest.raises(TimeoutError), deadlines.limit():
+                await never()
+        return "timed out"
+
+    task = asyncio.create_task(block())
+    await let_tasks_run()
+    task.cancel()
+    assert await outcome(task) == "timed out"
+    deadlines.close()
+
+
+async def test_thousands_run_out_with_one_timer() -> None:
+    """Thousands of limits begun together cost one timer, and each of them raises in its own task."""
+    deadlines, timers = with_timers(0.2)
+
+    async def block() -> None:
+        with deadlines.limit():
+            await never()
+
+    tasks = [asyncio.create_task(block()) for _ in range(5_000)]
+    await let_tasks_run()
+    assert len(timers.handles) == 1
+    assert {await outcome(task) for task in tasks} == {TimeoutError}
+    deadlines.close()
+
+
+async def test_order_of_the_ends() -> None:
+    """Limits run out in the order in which they began, those that were left early skipped."""
+    deadlines = Deadlines(SOON)
+    ended: list[int] = []
+    gates = [asyncio.Event() for _ in range(10)]
+
+    async def block(number: int) -> None:
+        try:
+            with deadlines.limit():
+                await gates[number].wait()
+        except TimeoutError:
+            ended.append(number)
+
+    tasks = [asyncio.create_task(block(number)) for number in range(10)]
+    await let_tasks_run()
+    for number in (0, 3, 4, 9):
+        gates[number].set()
+    await asyncio.wait(tasks, timeout=WAIT_SECONDS)
+    assert ended == [1, 2, 5, 6, 7, 8]
+    deadlines.close()
+
+
+async def test_one_timer_for_one_after_the_other() -> None:
+    """Limits that follow one another share a timer as well, and none of the past ones is kept."""
+    deadlines, timers = with_timers(NEVER)
+    for _ in range(1_000):
+        with deadlines.limit():
+            await asyncio.sleep(0)
+    assert len(timers.handles) == 1
+    assert len(deadlines._limits) <= 1  # pyright: ignore[reportPrivateUsage]
+    deadlines.close()
+
+
+async def test_no_timer_before_the_first_and_after_the_close() -> None:
+    """Without a limit there is no timer, and none is left behind the close, which may come twice."""
+    deadlines, timers = with_timers(NEVER)
+    assert timers.handles == []
+    with deadlines.limit():
+        assert timers.left == 1
+        deadlines.close()
+        assert timers.left == 0
+    deadlines.close()
+    assert timers.left == 0
+
+
+async def test_closed_limits_run_no_more() -> None:
+    """A limit that is entered at the close waits for as long as its block does."""
+    deadlines, other = Deadlines(SOON), Deadlines(3 * SOON)
+
+    async def block() -> str:
+        with deadlines.limit():
+            with pytest.raises(TimeoutError), other.limit():
+                await never()
+            return "not limited"
+
+    task = asyncio.create_task(block())
+    await let_tasks_run()
+    deadlines.close()
+    assert await outcome(task) == "not limited"
+    other.close()
+
+
+def test_outside_of_a_task() -> None:
+    """Without a task there is nothing to limit: refused, as by `asyncio.timeout`."""
+    caught: list[BaseException] = []
+
+    async def run() -> None:
+        deadlines = Deadlines(NEVER)
+        done = asyncio.Event()
+
+        def enter() -> None:
+            try:
+                with deadlines.limit():
+                    pytest.fail("entered")
+            except RuntimeError as error:
+                caught.append(error)
+            done.set()
+
+        asyncio.get_running_loop().call_soon(enter)
+        await done.wait()
+        deadlines.close()
+
+    asyncio.run(run())
+    assert [str(error) for error in caught] == ["a time limit needs a task"]
