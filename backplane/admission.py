@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from backplane.closing import CloseCode
-from backplane.connection import Connection, Socket
+from backplane.connection import Connection
 from backplane.errors import ClosedError, JoinRefusedError, OriginRefusedError, TooManyChannelsError
 
 if TYPE_CHECKING:
@@ -16,37 +16,11 @@ if TYPE_CHECKING:
 
     from backplane.origins import OriginRule
     from backplane.running import Running
+    from backplane.sockets import ServerSocket
 
-__all__ = ["Admission", "ServerSocket"]
+__all__ = ["Admission"]
 
 logger = logging.getLogger("backplane.admission")
-
-
-class ServerSocket(Socket, Protocol):
-    """A WebSocket whose handshake is not answered yet."""
-
-    @property
-    def origin(self) -> str | None:
-        """The page the client says it is on; `None` for what is no browser."""
-        ...
-
-    @property
-    def host(self) -> str | None:
-        """The host the client wanted to reach."""
-        ...
-
-    @property
-    def client_host(self) -> str:
-        """The client's address, as the server knows it."""
-        ...
-
-    def refusing_on_error(self) -> AbstractAsyncContextManager[None]:
-        """Answer the handshake with an HTTP error if the block raises one of ours, and let the error go on."""
-        ...
-
-    async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
-        """Finish the handshake."""
-        ...
 
 
 class Admission(AbstractAsyncContextManager[Connection]):

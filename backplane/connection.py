@@ -1,4 +1,4 @@
-"""One client: receive, limits, its tasks, its end. Knows no web framework; `Socket` is what it needs of one."""
+"""One client: receive, limits, its tasks, its end. Knows no web framework."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from backplane.batch import Batch
 from backplane.channels import validate_channel
@@ -19,6 +19,7 @@ from backplane.member import Member
 from backplane.message import Message
 from backplane.outbox import Rule
 from backplane.outgoing import LaneOutgoing, Outgoing, PlainOutgoing, SocketGoneError
+from backplane.tasks import Tasks
 from backplane.typed import parse
 from backplane.watch import Lifetime
 
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from backplane.hub import Hub
-    from backplane.lane import Lane
     from backplane.message import Gap
     from backplane.outbox import DropReason, FullPolicy, Outbox
+    from backplane.sockets import Socket
 
-__all__ = ["Connection", "Socket"]
+__all__ = ["Connection"]
 
 logger = logging.getLogger("backplane.connection")
 
@@ -39,31 +40,6 @@ _ResultT = TypeVar("_ResultT")
 
 # A client that does not read does not read a close frame either.
 _CLOSE_SECONDS: Final = 1.0
-
-
-class Socket(Protocol):
-    """An accepted WebSocket, or one about to be."""
-
-    @property
-    def lane(self) -> Lane | None:
-        """The server's direct lane, where it has one."""
-        ...
-
-    async def send(self, data: str | bytes) -> None:
-        """Send one message; waits while the client does not read.
-
-        Raises:
-            SocketGoneError: It is gone.
-        """
-        ...
-
-    async def receive(self) -> str | bytes | None:
-        """Return the client's next message, or `None` at its end."""
-        ...
-
-    async def close(self, code: int, reason: str) -> None:
-        """Close; a client that is gone is no error."""
-        ...
 
 
 class Connection(Member):
@@ -116,7 +92,7 @@ class Connection(Member):
         self._closing: asyncio.Task[None] | None = None
         self._retiring: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._retiring_with: int = CloseCode.NORMAL
-        self._tasks: set[asyncio.Task[Any]] | None = None
+        self._tasks: Tasks | None = None
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "open" if self._open else "joining"
@@ -207,12 +183,9 @@ class Connection(Member):
         except BaseException:
             work.close()
             raise
-        task = asyncio.create_task(work, name=name or f"backplane-connection-{self.id}")
         if self._tasks is None:
-            self._tasks = set()
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
+            self._tasks = Tasks(self._task_failed)
+        return self._tasks.spawn(work, name or f"backplane-connection-{self.id}")
 
     @overload
     async def receive(self) -> str | bytes | None: ...
@@ -352,7 +325,7 @@ class Connection(Member):
     async def finish(self, code: int) -> None:
         """End the tasks beside the handler, flush what waits, close, and await all of it: the end of the handler."""
         try:
-            await self._cancel_tasks()
+            await self._end_tasks()
             if not self._ended and self._outgoing.is_waiting:
                 await self._flush()
             if code == CloseCode.NORMAL and self._retiring is not None:  # the client has still to be told why
@@ -371,7 +344,7 @@ class Connection(Member):
         self._end()
         if self._closing is not None:
             self._closing.cancel()
-        await self._cancel_tasks()
+        await self._end_tasks()
 
     def _check_channels(self, count: int) -> None:
         most = self._conduct.limits.max_channels
@@ -397,24 +370,17 @@ class Connection(Member):
             heard, listening = lane.last_heard, lane.reading
         else:  # without a handler that receives, nothing a client says is seen
             heard, listening = lifetime.said_at, message is not None and self._incoming.is_waiting
-        if not listening:
-            lifetime.asked_at = None
-        elif lifetime.asked_at is not None and heard < lifetime.asked_at:
-            self._give_up()
-        elif now - heard < interval / 2:
-            lifetime.asked_at = None
-        else:
-            lifetime.asked_at = now
-            if lane is not None:
+        match lifetime.heartbeat(now, interval, heard=heard, listening=listening):
+            case "ask" if lane is not None:
                 lane.ping()
-            else:
+            case "ask":
                 self.offer(Batch(Message(channel="", data=plain(message))))
-
-    def _give_up(self) -> None:
-        """The client has vanished: nothing tells the other side of a broken line."""
-        self.limit_reached(CloseCode.SILENT, "no answer to heartbeats")
-        if self._socket.lane is not None:
-            self._socket.lane.abort()
+            case "vanished":
+                self.limit_reached(CloseCode.SILENT, "no answer to heartbeats")
+                if lane is not None:
+                    lane.abort()
+            case "there":
+                pass
 
     def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
         self._conduct.counts[reason] += 1
@@ -446,9 +412,8 @@ class Connection(Member):
         if self._retiring is not None:
             self._retiring.cancel()
         self._incoming.close()
-        for task in self._tasks or ():
-            if task is not asyncio.current_task():  # a task may end its own connection
-                task.cancel()
+        if self._tasks is not None:
+            self._tasks.cancel()
 
     def _reload(self, gap: Gap) -> None:
         """Hear nothing more, and close when it is this connection's turn: not all clients come back at once."""
@@ -482,15 +447,10 @@ class Connection(Member):
         except Exception:
             logger.exception("connection %s failed to close", self.id)
 
-    async def _cancel_tasks(self) -> None:
-        while self._tasks:  # one that ends may have begun another
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
-
-    def _task_done(self, task: asyncio.Task[Any]) -> None:
+    async def _end_tasks(self) -> None:
         if self._tasks is not None:
-            self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a task of connection %s failed: closing it", self.id, exc_info=error)
-            self.end(CloseCode.INTERNAL_ERROR, "")
+            await self._tasks.end()
+
+    def _task_failed(self, error: BaseException) -> None:
+        logger.error("a task of connection %s failed: closing it", self.id, exc_info=error)
+        self.end(CloseCode.INTERNAL_ERROR, "")

@@ -318,8 +318,8 @@ class Backplane:
         """Join `channels`, accept `websocket`, and look after it until the block ends.
 
         The client is joined before it is accepted: from the moment its handshake is done it misses nothing. When the
-        block ends the socket is closed: 1000, or 1011 if it raised. A `ClosedError` that the block raises because its
-        client is gone, or the worker ends, is an ordinary end: it goes no further.
+        block ends the socket is closed: 1000, or 1011 if it raised. Two errors are ordinary ends and go no further: a
+        `ClosedError` because the client is gone or the worker ends, and a join that was refused (4003, 4013).
 
         Args:
             websocket: As the framework handed it over, not accepted yet.

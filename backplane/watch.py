@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from backplane.closing import CloseCode
 
@@ -71,6 +71,21 @@ class Lifetime:
         if limits.idle_timeout_seconds is not None and now >= self.said_at + limits.idle_timeout_seconds:
             return CloseCode.IDLE
         return None
+
+    def heartbeat(
+        self, now: float, interval: float, *, heard: float, listening: bool
+    ) -> Literal["there", "ask", "vanished"]:
+        """Tell what a heartbeat is to do about a client that was `heard` last at that time.
+
+        Where nobody is `listening`, silence says nothing.
+        """
+        if listening and self.asked_at is not None and heard < self.asked_at:
+            return "vanished"  # nothing tells the other side of a broken line
+        if not listening or now - heard < interval / 2:
+            self.asked_at = None
+            return "there"
+        self.asked_at = now
+        return "ask"
 
     def next_due(self, now: float, limits: Limits) -> float:
         """Return when the next limit can be reached, or the next heartbeat is due."""

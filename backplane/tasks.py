@@ -1,0 +1,52 @@
+"""Tasks that belong to someone: cancelled and awaited at their owner's end, and no error of theirs unseen."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+__all__ = ["Tasks"]
+
+_ResultT = TypeVar("_ResultT")
+
+
+class Tasks:
+    """What one owner runs.
+
+    Args:
+        on_error: Called with what a task raised.
+    """
+
+    __slots__ = ("_on_error", "_tasks")
+
+    def __init__(self, on_error: Callable[[BaseException], None]) -> None:
+        self._on_error = on_error
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, _ResultT], name: str) -> asyncio.Task[_ResultT]:
+        """Run `work`."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def cancel(self) -> None:
+        """Cancel all but the one that calls: a task may end its own owner."""
+        calling = asyncio.current_task()
+        for task in self._tasks:
+            if task is not calling:
+                task.cancel()
+
+    async def end(self) -> None:
+        """Cancel all, and wait until none is left, those too that they begin meanwhile."""
+        while self._tasks:
+            self.cancel()
+            await asyncio.wait(self._tasks)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_error(error)
