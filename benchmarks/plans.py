@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.choice import Choice
@@ -38,35 +39,27 @@ That makes 225 s for 24 runs of fan-out and 21 of saturation, and 80 s for the o
 says so.
 """
 
-_EVERY: Final = Choice(urls=_ALL, lane=True, floors=True, peers=("all",), repetitions=5)
-_FOUR: Final = Choice(urls=("ipc", "redis", "nats", "kafka"), lane=True, peers=("all",), serving=Serving(workers=4))
+_REDIS: Final = Choice(urls=("redis",), lane=True, floors=True, options=(("seconds", 3.0),))
+_EVERY: Final = Choice(urls=_ALL, lane=True, floors=True, peers=("all",))
+_ONCE: Final = replace(_EVERY, floors=False, repetitions=1)
+
+
+def _with(choice: Choice, **options: float) -> Choice:
+    return replace(choice, options=tuple((dict(choice.options) | options).items()))
+
 
 FULL: Final[Sequence[tuple[str, Choice]]] = (
     *((name, _EVERY) for name in ("fanout", "saturation")),
+    *(("fanout", _with(_REDIS, rate=float(rate))) for rate in (5, 50, 100, 200)),
+    *(("saturation", _with(_REDIS, connections=count)) for count in (10, 100, 5000)),
+    ("fanout", _with(_REDIS, connections=10_000, rate=2.0, clients=2)),
     *(
-        ("fanout", Choice(urls=("redis",), lane=True, floors=True, options=(("rate", float(rate)),)))
-        for rate in (5, 50, 100, 200)
+        (name, replace(_ONCE, urls=("ipc", "redis", "nats", "kafka"), serving=Serving(workers=4), repetitions=2))
+        for name in ("fanout", "saturation")
     ),
-    *(
-        ("saturation", Choice(urls=("redis",), lane=True, floors=True, options=(("connections", count),)))
-        for count in (10, 100, 5000)
-    ),
-    (
-        "fanout",
-        Choice(
-            urls=("redis",),
-            lane=True,
-            floors=True,
-            options=(("connections", 10_000), ("rate", 2.0), ("clients", 2)),
-        ),
-    ),
-    *((name, _FOUR) for name in ("fanout", "saturation")),
-    *(
-        (name, Choice(urls=_ALL, lane=True, floors=True, peers=("all",)))
-        for name in ("memory", "slow", "channels", "churn", "storm")
-    ),
+    *((name, _ONCE) for name in ("memory", "slow", "channels", "churn", "storm")),
     # Kafka's client may take ten seconds to find its way back.
-    ("failover", Choice(urls=_ALL, lane=True, peers=("all",), options=(("seconds", 20.0),))),
-    ("restart", Choice(urls=("ipc", "redis", "nats", "kafka"), lane=True, peers=("all",))),
+    ("failover", _with(_ONCE, seconds=20.0)),
+    ("restart", _ONCE),
 )
-"""All scenarios on all adapters."""
+"""All scenarios on all adapters, in about an hour: what ratios are taken of three times, the rest once."""
