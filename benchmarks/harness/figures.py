@@ -42,6 +42,8 @@ FIGURES: Final[dict[str, Figure]] = {
     "server_mib": Figure("server memory", "MiB", digits=0),
     "server_mib_before": Figure("server memory before", "MiB", digits=0),
     "server_mib_grown": Figure("server memory grown", "MiB", digits=1),
+    "alone_p99_ms": Figure("latency p99 without stalled ones", "ms"),
+    "times_alone": Figure("latency p99, times that"),
     "silence_ms": Figure("longest silence", "ms", digits=0),
     "all_back_ms": Figure("all back after", "ms", digits=0),
     "first_back_ms": Figure("first back after", "ms", digits=0),

@@ -82,10 +82,11 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         run=slow.run,
         about="what the others get while some never read",
         columns=(
-            "last_p99_ms",
-            "latency_p50_ms",
             "latency_p99_ms",
+            "alone_p99_ms",
+            "times_alone",
             "latency_max_ms",
+            "last_p99_ms",
             "silence_ms",
             "stalled_closed",
             "server_mib_grown",

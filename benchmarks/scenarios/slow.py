@@ -10,28 +10,26 @@ from benchmarks.harness.run import Load
 if TYPE_CHECKING:
     from benchmarks.harness.run import Options, Run
     from benchmarks.harness.server import Server
+    from benchmarks.harness.tally import Counted
 
 __all__ = ["run"]
 
 
 def run(server: Server, options: Options) -> Run:
-    """Send at `rate` to `connections` sockets that read and `stalled` ones that do not.
+    """Send at `rate` to `connections` sockets that read, first alone, then beside `stalled` ones that do not.
 
     The figures are those of the ones that read. A stalled socket is a load only when the kernel's buffers for it (some
     megabytes) are full, so payload times rate times seconds must be more.
     """
     with Load(server, options) as load:
+        alone, _ = _measured(load)
+    with Load(server, options) as load:
         load.audience[0].call("stall", options.stalled)
-        load.connect()
-        load.ready()
-        before = server.resident_bytes()
-        load.begin(rate=options.rate)
-        with load.measured():
-            pass
-        grown = server.resident_bytes() - before
-        found, counted = load.finish()
+        found, counted = _measured(load)
         codes: Counter[int | None] = Counter(load.audience[0].call("stalled_codes"))
-        found.figures["server_mib_grown"] = grown / 2**20
+        found.invalid += alone.invalid
+        found.figures["alone_p99_ms"] = alone.figures["latency_p99_ms"]
+        found.figures["times_alone"] = found.figures["latency_p99_ms"] / alone.figures["latency_p99_ms"]
         found.figures["stalled_closed"] = float(options.stalled - codes[None])
         found.figures["silence_ms"] = _longest_silence(counted.slices.tolist(), load.window.start, load.window.end)
         found.notes.append(
@@ -40,6 +38,19 @@ def run(server: Server, options: Options) -> Run:
             + f"; {options.rate * options.seconds * options.payload / 2**20:,.0f} MiB were sent to each"
         )
         return found
+
+
+def _measured(load: Load) -> tuple[Run, Counted]:
+    load.connect()
+    load.ready()
+    before = load.server.resident_bytes()
+    load.begin(rate=load.options.rate)
+    with load.measured():
+        pass
+    grown = load.server.resident_bytes() - before
+    found, counted = load.finish()
+    found.figures["server_mib_grown"] = grown / 2**20
+    return found, counted
 
 
 def _ending(code: int | None) -> str:
