@@ -129,6 +129,7 @@ class Connection(Member):
             else Rule(when_full=when_full or "latest", latest_by=latest_by)
         )
         validate_channel(channel)
+        self._check_hears()
         self._check_channels(len(self._channels) + (channel not in self._channels))
         await self._check_authorized(channel)
         await super().join(channel)

@@ -111,13 +111,17 @@ class Hub:
             BrokerUnavailableError: The broker did not confirm in time.
         """
         # First here, then at the broker: a message can arrive between its confirmation and this task's next turn.
-        members = self._members.setdefault(channel, {})
-        members[subscriber] = members.get(subscriber, 0) + 1
-        try:
-            await self._interest.want(channel)
-        except BaseException:
-            self._take_back(channel, subscriber)
-            raise
+        while True:
+            members = self._members.setdefault(channel, {})
+            members[subscriber] = members.get(subscriber, 0) + 1
+            try:
+                await self._interest.want(channel)
+            except BaseException:
+                self._take_back(channel, subscriber)
+                raise
+            if subscriber in self._members.get(channel, ()):
+                return
+            # Another join of it came through before this one, and was left again: that took this one along.
 
     def leave(self, channel: str, subscriber: Subscriber) -> None:
         """Remove `subscriber`: nothing more reaches it. Leaving twice changes nothing."""

@@ -74,6 +74,9 @@ class Incoming:
                 # `close` wakes by a cancellation, as a timeout does: no second task, and nothing to set up per message.
                 if task is None or not self._closed or task.uncancel() > cancelling:
                     raise
+            else:
+                if self._closed and task is not None and task.cancelling() > cancelling:
+                    task.uncancel()  # the socket took the waking for its end
             finally:
                 self._waiting = None
         if data is None:

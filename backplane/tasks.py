@@ -41,10 +41,11 @@ class Tasks:
                 task.cancel()
 
     async def end(self) -> None:
-        """Cancel all, and wait until none is left, those too that they begin meanwhile."""
-        while self._tasks:
+        """Cancel all but the one that calls, and wait until no other is left, those too that they begin meanwhile."""
+        calling = asyncio.current_task()
+        while others := [task for task in self._tasks if task is not calling]:
             self.cancel()
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(others)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

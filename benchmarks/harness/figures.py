@@ -39,6 +39,7 @@ FIGURES: Final[dict[str, Figure]] = {
     "publisher_cpu_percent": Figure("publisher CPU", "%", "neither", 0),
     "publisher_late_p99_ms": Figure("publisher late p99", "ms", "neither"),
     "kib_per_connection": Figure("memory per connection", "KiB", digits=1),
+    "tasks_per_connection": Figure("tasks per connection"),
     "server_mib": Figure("server memory", "MiB", digits=0),
     "server_mib_before": Figure("server memory before", "MiB", digits=0),
     "server_mib_grown": Figure("server memory grown", "MiB", digits=1),

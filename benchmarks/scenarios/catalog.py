@@ -75,7 +75,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "memory": Scenario(
         run=memory.run,
         about="memory per idle connection",
-        columns=("kib_per_connection", "server_mib", "server_mib_before"),
+        columns=("kib_per_connection", "tasks_per_connection", "server_mib", "server_mib_before"),
         defaults={"connections": 5000},
     ),
     "slow": Scenario(

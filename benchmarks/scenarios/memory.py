@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from urllib.request import urlopen
 
 from benchmarks.harness.run import Load, Run
 
@@ -24,7 +25,7 @@ def run(server: Server, options: Options) -> Run:
     with Load(server, replace(options, channels=1)) as load:
         load.connect(connections=min(_WARM_UP, options.connections))
         load.ready()
-        before = _steady(server)
+        before, tasks = _steady(server), _tasks(server)
         seconds = load.connect()
         load.ready()
         after = _steady(server)
@@ -37,7 +38,17 @@ def run(server: Server, options: Options) -> Run:
             "connect_seconds": sum(seconds) / len(seconds),
             "closed": float(min(_WARM_UP, options.connections) + options.connections - still_open),
         }
+        if tasks is not None and (now := _tasks(server)) is not None:
+            found.figures["tasks_per_connection"] = (now - tasks) / options.connections
         return found
+
+
+def _tasks(server: Server) -> int | None:
+    """Return how many tasks the event loop has, where the server is backplane and one process that can be asked."""
+    if server.candidate.kind != "backplane" or server.candidate.workers > 1:
+        return None
+    with urlopen(f"http://127.0.0.1:{server.port}/tasks", timeout=10) as answer:  # this machine's
+        return int(answer.read())
 
 
 def _steady(server: Server) -> int:

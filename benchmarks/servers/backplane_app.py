@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,12 @@ async def hear(websocket: WebSocket, channel: str) -> None:
     async with backplane.connect(websocket, channel) as connection:
         async for _ in connection:
             pass
+
+
+@app.get("/tasks")
+async def count_tasks() -> int:
+    """Tell how many tasks the loop has."""
+    return len(asyncio.all_tasks())
 
 
 @app.websocket("/publish")

@@ -20,7 +20,6 @@ from backplane.errors import (
     InvalidDataError,
     InvalidMessageError,
     JoinRefusedError,
-    SubscribeError,
     TooManyChannelsError,
 )
 from backplane.hub import Hub
@@ -29,10 +28,11 @@ from backplane.limits import Limits
 from backplane.message import ALL, Gap
 from backplane.outbox import FullPolicy, Outbox
 from backplane.outgoing import SocketGoneError
-from tests.unit.doubles import ControlledBroadcaster, FakeLane, Gate, following, let_tasks_run, messages_in
+from tests.unit.doubles import ControlledBroadcaster, Gate, following, let_tasks_run
+from tests.unit.sockets import ClientLane, FakeSocket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator
 
     from backplane.conduct import Authorize, OnGap
 
@@ -41,133 +41,12 @@ pytestmark = pytest.mark.anyio
 WAIT_SECONDS = 5.0
 
 
-class ClientLane(FakeLane):
-    """A lane whose transport takes one write, and pauses with it, while the client does not read."""
-
-    def __init__(self, socket: FakeSocket) -> None:
-        super().__init__()
-        self.on_write = self._take
-        self._socket = socket
-        self._held: list[str | bytes] = []
-        self._reads = True
-
-    def stop_reading(self) -> None:
-        """Pause at the next write."""
-        self._reads = False
-
-    def go_on_reading(self) -> None:
-        """Hand over what the transport holds, and take more."""
-        self._reads = True
-        held, self._held = self._held, []
-        self._socket.taken(*held)
-        self.resume()
-
-    def _take(self, frames: bytes) -> None:
-        self._socket.sending += 1
-        if self._reads:
-            return self._socket.taken(*messages_in(frames))
-        self._held += messages_in(frames)
-        self._socket.taken()
-        self.pause()
-
-
-class LaneGate(Gate):
-    """The gate of a client's reading, on a lane."""
-
-    def __init__(self, lane: ClientLane) -> None:
-        super().__init__()
-        self._lane = lane
-
-    def close(self) -> None:
-        """Read nothing more."""
-        self._lane.stop_reading()
-
-    def open(self) -> None:
-        """Read everything."""
-        self._lane.go_on_reading()
-
-
-class FakeSocket:
-    """A client under the test's control.
-
-    Attributes:
-        sent: What reached the client.
-        closed: Every `(code, reason)` that reached the client.
-        send_gate: Holds `send`: closed, the client does not read.
-        close_gate: Holds `close`.
-        sending: How many calls of `send` were begun.
-        closing: How many calls of `close` were begun.
-        lane: The server's direct lane, if it has one; what is written there reaches the client as if it were sent.
-        error: What `send` raises once it is through the gate, if anything.
-        close_error: What `close` raises once it is through the gate, if anything.
-        incoming: What the client says; `None` is its end.
-    """
-
-    def __init__(self, *, lane: bool = False) -> None:
-        self.lane = ClientLane(self) if lane else None
-        self.sent: list[str | bytes] = []
-        self.closed: list[tuple[int, str]] = []
-        self.send_gate = Gate() if self.lane is None else LaneGate(self.lane)
-        self.close_gate = Gate()
-        self.sending = 0
-        self.closing = 0
-        self.error: Exception | None = None
-        self.close_error: Exception | None = None
-        self.incoming: asyncio.Queue[str | bytes | Exception | None] = asyncio.Queue()
-        self._changed = asyncio.Event()
-
-    async def send(self, data: str | bytes) -> None:
-        """Take one message, as told."""
-        self.sending += 1
-        self._changed.set()
-        await self.send_gate.passage()
-        if self.error is not None:
-            raise self.error
-        self.sent.append(data)
-        self._changed.set()
-
-    async def receive(self) -> str | bytes | None:
-        """Return what the test put into `incoming`."""
-        said = await self.incoming.get()
-        if isinstance(said, Exception):
-            raise said
-        return said
-
-    async def close(self, code: int, reason: str) -> None:
-        """Take the close frame, as told."""
-        self.closing += 1
-        self._changed.set()
-        await self.close_gate.passage()
-        if self.close_error is not None:
-            raise self.close_error
-        self.closed.append((code, reason))
-        if self.lane is not None:
-            self.lane.end()
-        self._changed.set()
-
-    def taken(self, *messages: str | bytes) -> None:
-        """Learn what came to the client by its lane."""
-        self.sent += messages
-        self._changed.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds; it is looked at after everything that happens to the socket."""
-        async with asyncio.timeout(WAIT_SECONDS):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
-
-    async def receives(self, *expected: str | bytes) -> None:
-        """Wait until exactly `expected` was sent, in order."""
-        await self.until(lambda: len(self.sent) >= len(expected))
-        assert self.sent == list(expected)
-
-
 class World:
     """A hub over a controlled broker, and the connections on it."""
 
     def __init__(self, *, lane: bool = False) -> None:
         self._lane = lane
+        self._connections: list[Connection] = []
         self.broker = ControlledBroadcaster()
         self.interest = Interest(linger_seconds=60, timeout_seconds=60)
         self.hub = Hub(self.interest)
@@ -179,7 +58,6 @@ class World:
         opened: bool = True,
         when_full: FullPolicy = "close",
         max_messages: int = 1024,
-        max_bytes: int = 1024 * 1024,
         on_gap: OnGap = "close",
         reload_seconds: float = 0.0,
         conduct: Conduct | None = None,
@@ -187,9 +65,10 @@ class World:
     ) -> tuple[Connection, FakeSocket]:
         """Return a connection and its socket."""
         socket = socket or FakeSocket(lane=self._lane)
-        outbox = Outbox(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full)
+        outbox = Outbox(max_bytes=1024 * 1024, max_messages=max_messages, when_full=when_full)
         conduct = conduct or Conduct(on_gap=on_gap, reload_seconds=lambda: reload_seconds)
         connection = Connection(socket, self.hub, outbox, conduct, context=context)
+        self._connections.append(connection)
         if opened:
             connection.opened()
         return connection, socket
@@ -199,14 +78,21 @@ class World:
         for payload in payloads:
             self.hub.deliver(channel, payload.encode())
 
+    async def end(self) -> None:
+        """End every connection, whatever has become of it."""
+        for connection in self._connections:
+            await connection.abandon()
+        self.hub.close()
+        await let_tasks_run()
+
 
 @asynccontextmanager
 async def hub_of(*, lane: bool) -> AsyncGenerator[World]:
-    """Run a hub whose broker is up."""
+    """Run a hub whose broker is up; what a test leaves open is ended behind it."""
     made = World(lane=lane)
     async with following(made.interest, made.broker):
         yield made
-    made.hub.close()
+        await made.end()
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "lane"])
@@ -265,7 +151,6 @@ async def test_messages_in_order(world: World) -> None:
     await let_tasks_run()
     world.deliver("a", "3")
     await socket.receives("1", "2", "3")
-    await connection.finish(1000)
 
 
 async def test_binary_stays_binary(world: World) -> None:
@@ -274,7 +159,6 @@ async def test_binary_stays_binary(world: World) -> None:
     await connection.join("a")
     world.hub.deliver("a", b"\xff\x00")
     await socket.receives(b"\xff\x00")
-    await connection.finish(1000)
 
 
 async def test_order_behind_a_stall(world: World) -> None:
@@ -289,7 +173,6 @@ async def test_order_behind_a_stall(world: World) -> None:
     assert socket.sent == []
     socket.send_gate.open()
     await socket.receives("1", "2", "3")
-    await connection.finish(1000)
 
 
 async def test_nothing_is_sent_before_the_handshake(world: World) -> None:
@@ -302,7 +185,6 @@ async def test_nothing_is_sent_before_the_handshake(world: World) -> None:
     connection.opened()
     world.deliver("a", "late")
     await socket.receives("early", "late")
-    await connection.finish(1000)
 
 
 RELOAD = (4000, "messages may have been missed: reload")
@@ -344,7 +226,6 @@ async def test_what_waits_at_the_gap_is_still_sent(world: World) -> None:
     socket.send_gate.open()
     await socket.until(lambda: socket.closed != [])
     assert (socket.sent, socket.closed) == (["1", "2"], [RELOAD])
-    await connection.finish(1000)
 
 
 async def test_gap_does_not_wait_for_a_client_that_reads_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +239,6 @@ async def test_gap_does_not_wait_for_a_client_that_reads_nothing(world: World, m
     world.hub.gap(ALL, "overrun")
     await socket.until(lambda: socket.closed != [])
     assert (socket.sent, socket.closed) == ([], [RELOAD])
-    await connection.finish(1000)
 
 
 async def test_gap_closes_when_it_is_this_clients_turn(world: World) -> None:
@@ -372,7 +252,6 @@ async def test_gap_closes_when_it_is_this_clients_turn(world: World) -> None:
     assert (socket.closing, socket.sent, list(world.hub.channels)) == (0, [], [])
     socket.incoming.put_nowait("hello")
     assert await bounded(asyncio.create_task(connection.receive())) == "hello"
-    await connection.finish(1000)
 
 
 async def test_end_of_the_handler_before_its_turn_still_tells(world: World) -> None:
@@ -418,7 +297,6 @@ async def test_gap_before_the_handshake(world: World) -> None:
     connection.opened()
     await socket.until(lambda: socket.closed != [])
     assert socket.closed == [RELOAD]
-    await connection.finish(1000)
 
 
 async def test_on_gap_is_sent_in_its_place(world: World) -> None:
@@ -430,7 +308,6 @@ async def test_on_gap_is_sent_in_its_place(world: World) -> None:
     world.deliver("a", "after")
     await socket.receives("before", '{"missed":"a","why":"overrun"}', "after")
     assert (socket.closed, list(connection.channels)) == ([], ["a"])
-    await connection.finish(1000)
 
 
 async def test_on_gap_may_say_nothing(world: World) -> None:
@@ -442,7 +319,6 @@ async def test_on_gap_may_say_nothing(world: World) -> None:
     world.deliver("a", "after")
     await socket.receives("after")
     assert (told, socket.closed) == ([Gap(channel="a", reason="overrun")], [])
-    await connection.finish(1000)
 
 
 @pytest.mark.parametrize("on_gap", [fail_on_gap, lose_for_words], ids=["raises", "returns no data"])
@@ -456,7 +332,6 @@ async def test_on_gap_that_fails_closes(world: World, on_gap: OnGap, caplog: pyt
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [
         f"on_gap failed for channel 'a': closing connection {connection.id}"
     ]
-    await connection.finish(1000)
 
 
 async def test_restart_overtakes_a_reload(world: World) -> None:
@@ -516,22 +391,8 @@ async def test_join_under_way_at_a_gap_hears_nothing(world: World) -> None:
 # --- channels ------------------------------------------------------------------------------------------------------
 
 
-async def test_join_and_leave(world: World) -> None:
-    """A client hears a channel from the join to the leave, and no other."""
-    connection, socket = world.connection()
-    await connection.join("a")
-    await connection.join("b")
-    assert list(connection.channels) == ["a", "b"]
-    await connection.leave("a")
-    assert (list(connection.channels), list(world.hub.channels)) == (["b"], ["b"])
-    world.deliver("a", "unheard")
-    world.deliver("b", "heard")
-    await socket.receives("heard")
-    await connection.finish(1000)
-
-
 async def test_what_waits_at_the_leave_is_still_sent(world: World) -> None:
-    """A leave stops what comes, not what came."""
+    """A leave stops what comes, not what came before, nor what comes of other channels."""
     connection, socket = world.connection()
     await connection.join("a")
     socket.send_gate.close()
@@ -540,108 +401,22 @@ async def test_what_waits_at_the_leave_is_still_sent(world: World) -> None:
     world.deliver("a", "2")
     await let_tasks_run()
     await connection.leave("a")
+    await connection.join("b")
+    world.deliver("a", "unheard")
+    world.deliver("b", "3")
     socket.send_gate.open()
-    await socket.receives("1", "2")
-    await connection.finish(1000)
+    await socket.receives("1", "2", "3")
 
 
-async def test_join_twice(world: World) -> None:
-    """Joining again changes nothing: one copy, and one leave ends it."""
-    connection, socket = world.connection()
-    await connection.join("a")
-    await connection.join("a")
-    world.deliver("a", "once")
-    await socket.receives("once")
-    await connection.leave("a")
-    assert list(world.hub.channels) == []
-    await connection.finish(1000)
+async def test_join_of_an_illegal_name(world: World) -> None:
+    """A name that is not legal reaches neither the application nor the broker."""
 
+    def authorize(_: Connection, channel: str) -> bool:
+        pytest.fail(f"asked about {channel!r}")
 
-async def test_leave_what_was_not_joined(world: World) -> None:
-    """Leaving a channel of others changes nothing for them."""
-    connection, _ = world.connection()
-    other, socket = world.connection()
-    await other.join("a")
-    await connection.leave("a")
-    world.deliver("a", "heard")
-    await socket.receives("heard")
-    await connection.finish(1000)
-    await other.finish(1000)
-
-
-async def test_join_refused(world: World) -> None:
-    """A channel the broker refuses is not joined, and the connection goes on."""
-    connection, socket = world.connection()
-    world.broker.refusals["secret"] = "not permitted"
-    with pytest.raises(SubscribeError, match="not permitted"):
-        await connection.join("secret")
-    assert (list(connection.channels), list(world.hub.channels)) == ([], [])
-    await connection.join("a")
-    world.deliver("a", "heard")
-    await socket.receives("heard")
-    await connection.finish(1000)
-
-
-@pytest.mark.parametrize(
-    "channel", ["", "x" * 256, "$backplane/probe", "\ud800"], ids=["empty", "long", "reserved", "lone surrogate"]
-)
-async def test_join_of_an_illegal_name(world: World, channel: str) -> None:
-    """A name that is not legal never reaches the broker."""
-    connection, _ = world.connection()
+    connection, _ = world.connection(conduct=Conduct(authorize=authorize))
     with pytest.raises(InvalidChannelError):
-        await connection.join(channel)
-    assert world.broker.calls == []
-    await connection.finish(1000)
-
-
-async def test_join_cancelled(world: World) -> None:
-    """A cancelled join leaves the channel unjoined."""
-    connection, _ = world.connection()
-    world.broker.subscribe_gate.close()
-    joining = asyncio.create_task(connection.join("a"))
-    await world.broker.until(lambda: len(world.broker.calls) == 1)
-    joining.cancel()
-    await asyncio.wait([joining])
-    assert (list(connection.channels), list(world.hub.channels)) == ([], [])
-    await connection.finish(1000)
-
-
-async def test_join_cancelled_beside_another_of_the_same_channel(world: World) -> None:
-    """Of two concurrent joins of one channel, the cancelled one does not take the channel from the other."""
-    connection, socket = world.connection()
-    world.broker.subscribe_gate.close()
-    first, second = (asyncio.create_task(connection.join("a")) for _ in range(2))
-    await world.broker.until(lambda: len(world.broker.calls) == 1)
-    first.cancel()
-    await asyncio.wait([first])
-    world.broker.subscribe_gate.open()
-    await bounded(second)
-    assert list(connection.channels) == ["a"]
-    world.deliver("a", "heard")
-    await let_tasks_run()
-    assert socket.sent == ["heard"]
-    await connection.finish(1000)
-
-
-async def test_join_while_ending(world: World) -> None:
-    """A join the broker confirms after the connection's end raises, and leaves nothing in the hub."""
-    connection, _ = world.connection()
-    world.broker.subscribe_gate.close()
-    joining = asyncio.create_task(connection.join("a"))
-    await world.broker.until(lambda: len(world.broker.calls) == 1)
-    await connection.close()
-    world.broker.subscribe_gate.open()
-    with pytest.raises(ClosedError, match=f"connection {connection.id} has ended"):
-        await bounded(joining)
-    assert (list(connection.channels), list(world.hub.channels)) == ([], [])
-
-
-async def test_join_after_the_end(world: World) -> None:
-    """A connection that has ended joins nothing."""
-    connection, _ = world.connection()
-    await connection.close()
-    with pytest.raises(ClosedError):
-        await connection.join("a")
+        await connection.join("$backplane/probe")
     assert world.broker.calls == []
 
 
@@ -677,21 +452,6 @@ async def test_slow_client_leaves_the_others_alone(world: World) -> None:
     world.deliver("a", *texts)
     await socket.receives(*texts)
     assert list(quick.channels) == ["a"]
-    await slow.finish(1000)
-    await quick.finish(1000)
-
-
-async def test_bound_counts_bytes(world: World) -> None:
-    """The bound is reached in bytes as well as in messages."""
-    connection, socket = world.connection(max_bytes=10)
-    await connection.join("a")
-    socket.send_gate.close()
-    world.deliver("a", "x")
-    await socket.until(lambda: socket.sending == 1)
-    world.deliver("a", "123456", "7890ab")
-    await socket.until(lambda: bool(socket.closed))
-    assert socket.closed == [(1013, "too slow")]
-    await connection.finish(1000)
 
 
 async def test_close_of_a_client_that_reads_nothing_is_bounded(
@@ -735,7 +495,6 @@ async def test_drop_policies(world: World, when_full: FullPolicy, expected: list
     await socket.receives(*expected)
     await let_tasks_run()
     assert (socket.sent, socket.closing, list(connection.channels)) == (expected, 0, ["a"])
-    await connection.finish(1000)
 
 
 # --- send ----------------------------------------------------------------------------------------------------------
@@ -754,7 +513,6 @@ async def test_send_waits_behind_what_waits(world: World) -> None:
     socket.send_gate.open()
     await bounded(sending)
     assert socket.sent == ["1", "2"]
-    await connection.finish(1000)
 
 
 class Order(BaseModel):
@@ -765,42 +523,17 @@ class Order(BaseModel):
 
 @pytest.mark.parametrize(
     ("data", "expected"),
-    [
-        ("text", "text"),
-        ("", ""),
-        (b"\x00\xff", b"\x00\xff"),
-        (b"", b""),
-        (bytearray(b"\x00\xff"), b"\x00\xff"),
-        (memoryview(b"\x00\xff"), b"\x00\xff"),
-        ({"id": 42}, '{"id":42}'),
-        ([1, None, "é"], '[1,null,"é"]'),
-        (Order(id=42), '{"id":42}'),
-        (None, "null"),
-    ],
-    ids=["text", "no text", "bytes", "no bytes", "bytearray", "memoryview", "dict", "list", "model", "None"],
+    [("", ""), (b"\x00\xff", b"\x00\xff"), (memoryview(b"\xff"), b"\xff"), (Order(id=42), '{"id":42}'), (None, "null")],
+    ids=["text", "bytes", "memoryview", "model", "None"],
 )
 async def test_send_takes_what_publish_takes(world: World, data: object, expected: str | bytes) -> None:
-    """Text goes as text, bytes as binary, anything else as JSON text."""
+    """Text goes as text, bytes as binary, anything else as JSON text; what is none of these raises in the caller."""
     connection, socket = world.connection()
+    with pytest.raises(InvalidDataError):
+        await connection.send({"x": object()})
     await connection.send(data)
     assert socket.sent == [expected]
     assert type(socket.sent[0]) is type(expected)
-    await connection.finish(1000)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [object(), {"x": object()}, "\ud800", {"x": "\ud800"}],
-    ids=["object", "object inside", "lone surrogate", "lone surrogate inside"],
-)
-async def test_send_of_anything_else(world: World, data: object) -> None:
-    """What cannot be sent raises in the caller, and the connection goes on."""
-    connection, socket = world.connection()
-    with pytest.raises(InvalidDataError):
-        await connection.send(data)
-    await connection.send("still here")
-    assert socket.sent == ["still here"]
-    await connection.finish(1000)
 
 
 async def test_send_over_the_bound_closes(world: World) -> None:
@@ -827,21 +560,6 @@ async def test_latest_does_not_replace_direct_messages(world: World) -> None:
     for task in sending:
         await bounded(task)
     await socket.receives("0", "1", "2", "new")
-    await connection.finish(1000)
-
-
-async def test_send_cancelled_still_sends(world: World) -> None:
-    """Who stops waiting has said it all the same, and nothing of the others is lost."""
-    connection, socket = world.connection()
-    socket.send_gate.close()
-    sending = asyncio.create_task(connection.send("said"))
-    await socket.until(lambda: socket.sending == 1)
-    sending.cancel()
-    await asyncio.wait([sending])
-    socket.send_gate.open()
-    await connection.send("after")
-    assert socket.sent == ["said", "after"]
-    await connection.finish(1000)
 
 
 async def test_send_after_the_end(world: World) -> None:
@@ -849,7 +567,7 @@ async def test_send_after_the_end(world: World) -> None:
     connection, socket = world.connection()
     await connection.close()
     await connection.send("too late")
-    assert socket.sent == []
+    assert (socket.sent, socket.closed) == ([], [(1000, "")])
 
 
 # --- ends ----------------------------------------------------------------------------------------------------------
@@ -867,14 +585,6 @@ async def test_client_says_and_leaves(world: World) -> None:
     assert socket.closing == 0
 
 
-async def test_iterating_after_the_end(world: World) -> None:
-    """Iterating again ends at once."""
-    connection, socket = world.connection()
-    socket.incoming.put_nowait(None)
-    assert await said_by(connection) == []
-    assert await bounded(asyncio.create_task(said_by(connection))) == []
-
-
 async def test_close_ends_the_iteration(world: World) -> None:
     """A close wakes the handler, reaches the client once, and leaves the hub."""
     connection, socket = world.connection()
@@ -888,23 +598,6 @@ async def test_close_ends_the_iteration(world: World) -> None:
         await connection.finish(1000)
     assert socket.closed == [(4000, "enough")]
     assert list(world.hub.channels) == []
-
-
-async def test_close_inside_the_iteration(world: World) -> None:
-    """A handler that closes while iterating has its loop end."""
-    connection, socket = world.connection()
-    for said in ("1", "2", "3"):
-        socket.incoming.put_nowait(said)
-    heard: list[str | bytes] = []
-
-    async def handle() -> None:
-        async for message in connection:
-            heard.append(message)
-            if message == "2":
-                await connection.close()
-
-    await bounded(asyncio.create_task(handle()))
-    assert (heard, socket.closed) == (["1", "2"], [(1000, "")])
 
 
 async def test_close_before_the_handshake(world: World) -> None:
@@ -990,59 +683,24 @@ async def test_abandon_ends_a_close_under_way(world: World) -> None:
     assert socket.closed == []
 
 
-async def test_iteration_cancelled_from_outside(world: World) -> None:
-    """A cancelled handler sees its own cancellation, not an end; the next iteration goes on."""
-    connection, socket = world.connection()
-    iterating = asyncio.create_task(said_by(connection))
-    await let_tasks_run()
-    iterating.cancel()
-    await asyncio.wait([iterating])
-    assert iterating.cancelled()
-    socket.incoming.put_nowait("still here")
-    assert await anext(aiter(connection)) == "still here"
-    await connection.finish(1000)
-
-
-async def test_timeout_of_the_receive_itself_is_no_end(world: World) -> None:
-    """A `TimeoutError` that comes from the socket is not taken for the connection's end."""
-    connection, socket = world.connection()
-    socket.incoming.put_nowait(TimeoutError("from below"))
-    with pytest.raises(TimeoutError, match=r"^from below$"):
-        await anext(aiter(connection))
-    await connection.finish(1000)
-
-
-async def test_client_gone_while_sending(plain_world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A client that went away is an ordinary end: iteration ends, the hub is left, nothing is logged."""
+@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["gone", "fault"])
+async def test_error_while_sending(plain_world: World, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that went away is an ordinary end; so is what no socket may raise, logged with its traceback."""
     connection, socket = plain_world.connection()
     await connection.join("a")
     iterating = asyncio.create_task(said_by(connection))
     await let_tasks_run()
-    socket.error = SocketGoneError()
+    socket.error = error
     async with no_new_task():
         plain_world.deliver("a", "1", "2")
         assert await bounded(iterating) == []
         await connection.finish(1000)
-    assert (socket.sending, socket.closing, list(plain_world.hub.channels)) == (1, 0, [])
-    assert caplog.records == []
-
-
-async def test_unexpected_error_while_sending(plain_world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """What a socket must not raise ends the connection and is logged with its traceback."""
-    connection, socket = plain_world.connection()
-    await connection.join("a")
-    iterating = asyncio.create_task(said_by(connection))
-    await let_tasks_run()
-    socket.error = KeyError("a fault")
-    async with no_new_task():
-        plain_world.deliver("a", "1", "2")
-        assert await bounded(iterating) == []
-        await connection.finish(1000)
-    assert list(plain_world.hub.channels) == []
-    (record,) = caplog.records
-    assert (record.levelname, record.getMessage()) == ("ERROR", f"connection {connection.id} failed to send")
-    assert record.exc_info is not None
-    assert record.exc_info[1] is socket.error
+    assert (socket.sending, list(plain_world.hub.channels)) == (1, [])
+    if isinstance(error, SocketGoneError):
+        assert (socket.closing, caplog.records) == (0, [])
+    else:
+        assert caplog.messages == [f"connection {connection.id} failed to send"]
+        assert [record.exc_info and record.exc_info[1] for record in caplog.records] == [error]
 
 
 async def test_unexpected_error_while_closing(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -1084,47 +742,30 @@ async def test_repr_names_state_and_channels(world: World) -> None:
     assert repr(connection) == f"<Connection {connection.id} ended channels=[]>"
 
 
-async def test_ids_are_unique(world: World) -> None:
-    """Each connection has an id of its own, 8 bytes as hex."""
-    ids = {world.connection()[0].id for _ in range(100)}
-    assert len(ids) == 100
-    assert all(len(bytes.fromhex(connection_id)) == 8 for connection_id in ids)
-
-
 # --- limits --------------------------------------------------------------------------------------------------------
 
 
-async def test_message_over_the_limit(world: World) -> None:
-    """A message of the largest size is handed on, one a character larger ends the connection with 1009, unseen."""
-    conduct = Conduct(limits=Limits(max_message_bytes=4))
-    connection, socket = world.connection(conduct=conduct)
-    for said in ("1234", b"1234", "12345", "never"):
-        socket.incoming.put_nowait(said)
-    assert await bounded(asyncio.create_task(said_by(connection))) == ["1234", b"1234"]
-    await connection.finish(1000)
-    assert socket.closed == [(1009, "at most 4 bytes")]
-    assert conduct.counts == {"closed_too_big": 1}
-
-
 @pytest.mark.parametrize(
-    ("limits", "passing"),
+    ("limits", "closed", "count"),
     [
-        (Limits(max_messages_per_second=0.001), 1),
-        (Limits(max_messages_per_second=0.001, max_burst=5), 5),
+        (Limits(max_message_bytes=4), (1009, "at most 4 bytes"), "closed_too_big"),
+        (Limits(max_messages_per_second=0.001), (4029, "too many messages"), "closed_too_many_messages"),
     ],
-    ids=["alone", "burst"],
+    ids=["size", "rate"],
 )
-async def test_too_many_messages(world: World, limits: Limits, passing: int) -> None:
-    """Messages above the rate and its burst end the connection with 4029."""
+async def test_client_that_says_too_much(
+    world: World, limits: Limits, closed: tuple[int, str], count: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A message over a limit ends the connection with the limit's code, unseen, is counted, and told in the log."""
+    caplog.set_level(logging.INFO, "backplane.connection")
     conduct = Conduct(limits=limits)
     connection, socket = world.connection(conduct=conduct)
-    texts = [str(number) for number in range(10)]
-    for said in texts:
+    for said in ("1234", "12345", "never"):
         socket.incoming.put_nowait(said)
-    assert await bounded(asyncio.create_task(said_by(connection))) == texts[:passing]
+    assert await bounded(asyncio.create_task(said_by(connection))) == ["1234"]
     await connection.finish(1000)
-    assert [code for code, _ in socket.closed] == [4029]
-    assert conduct.counts == {"closed_too_many_messages": 1}
+    assert (socket.closed, conduct.counts) == ([closed], {count: 1})
+    assert caplog.messages == [f"closing connection {connection.id}: {closed[1]}"]
 
 
 async def test_too_many_channels(world: World) -> None:
@@ -1139,7 +780,6 @@ async def test_too_many_channels(world: World) -> None:
     await connection.leave("a")
     await connection.join("c")
     assert list(world.hub.channels) == ["b", "c"]
-    await connection.finish(1000)
 
 
 async def test_too_many_channels_at_once(world: World) -> None:
@@ -1203,7 +843,6 @@ async def test_renewed_permission(world: World) -> None:
     assert [code for code, _ in socket.closed] == [4001]
     connection.expire_at(time.time() + 10)
     assert watched(conduct) == []
-    await connection.finish(1000)
 
 
 # --- heartbeats: the times are given, no time goes by --------------------------------------------------------------
@@ -1234,39 +873,22 @@ async def test_silent_client_is_pinged_then_cut(lane_world: World) -> None:
     beat(connection, 20)
     assert (lane.pings, lane.aborted, conduct.counts) == (1, True, {"closed_silent": 1})
     assert await bounded(asyncio.create_task(said_by(connection))) == []
-    await connection.finish(1000)
 
 
-async def test_client_that_answers_pings_stays(lane_world: World) -> None:
-    """Whoever answers is asked again and again and stays; whoever talks anyway is not asked at all."""
+async def test_client_that_answers_or_is_not_read_stays(lane_world: World) -> None:
+    """Whoever answers stays, and so does whom the server does not read: what it hears and reads there is looked at."""
     connection, socket = lane_world.connection(conduct=Conduct(limits=HEARTBEAT))
     lane, begin = lane_of(socket), connection.lifetime.opened_at
-    for heartbeat in range(1, 6):
-        beat(connection, 10 * heartbeat)
-        lane.last_heard = begin + 10 * heartbeat + 1
-    assert (lane.pings, lane.aborted) == (5, False)
-    for heartbeat in range(6, 9):
-        lane.last_heard = begin + 10 * heartbeat - 1
-        beat(connection, 10 * heartbeat)
-    assert lane.pings == 5
-    await connection.finish(1000)
-
-
-async def test_not_reading_is_no_silence(lane_world: World) -> None:
-    """While the server does not read, a silence says nothing about the client; it counts anew from then on."""
-    connection, socket = lane_world.connection(conduct=Conduct(limits=HEARTBEAT))
-    lane = lane_of(socket)
     beat(connection, 10)
+    lane.last_heard = begin + 11
+    beat(connection, 20)
     lane.reading = False
-    for heartbeat in range(2, 6):
-        beat(connection, 10 * heartbeat)
-    assert (lane.pings, lane.aborted) == (1, False)
+    beat(connection, 30)
     lane.reading = True
-    beat(connection, 60)
-    assert (lane.pings, lane.aborted) == (2, False)
-    beat(connection, 70)
+    beat(connection, 40)
+    assert (lane.pings, lane.aborted) == (3, False)
+    beat(connection, 50)
     assert lane.aborted
-    await connection.finish(1000)
 
 
 async def test_heartbeat_message(plain_world: World) -> None:
@@ -1394,7 +1016,6 @@ async def test_authorize(world: World, authorize: Authorize) -> None:
     world.deliver("mine", "heard")
     await socket.receives("heard")
     assert (list(connection.channels), conduct.counts) == (["mine"], {"refused_joins": 1})
-    await connection.finish(1000)
 
 
 async def test_authorize_that_raises(world: World) -> None:
@@ -1407,7 +1028,6 @@ async def test_authorize_that_raises(world: World) -> None:
     with pytest.raises(KeyError, match="a"):
         await connection.join("a")
     assert (list(connection.channels), world.broker.calls) == ([], [])
-    await connection.finish(1000)
 
 
 async def test_end_while_authorizing(world: World) -> None:
@@ -1451,7 +1071,6 @@ async def test_policy_of_a_join(world: World) -> None:
     world.deliver("ticks", "x1", "x2", "x3", "x4")
     await socket.until(lambda: bool(socket.closed))
     assert socket.closed == [(1013, "too slow")]
-    await connection.finish(1000)
 
 
 async def test_policy_that_makes_no_sense(world: World) -> None:
@@ -1463,7 +1082,6 @@ async def test_policy_that_makes_no_sense(world: World) -> None:
     with pytest.raises(ConfigurationError):
         await connection.join("a", when_full="close", latest_by=str)
     assert (list(connection.channels), world.broker.calls) == ([], [])
-    await connection.finish(1000)
 
 
 async def stall(world: World, socket: FakeSocket, *payloads: str) -> None:
@@ -1492,7 +1110,6 @@ async def test_slow_client_is_told_of_once_a_stretch(world: World) -> None:
         connection=connection, channel="a", action="dropped_oldest", waiting_messages=1, waiting_bytes=2
     )
     assert conduct.counts == {"dropped_oldest": 9}
-    await connection.finish(1000)
 
 
 async def test_slow_client_that_is_closed(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -1513,7 +1130,6 @@ async def test_slow_client_that_is_closed(world: World, caplog: pytest.LogCaptur
     ]
     assert (socket.closed, conduct.counts) == ([(1013, "too slow")], {"closed_slow": 1})
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == ["on_slow failed"]
-    await connection.finish(1000)
 
 
 async def test_replaced_messages_are_no_slowness(world: World) -> None:
@@ -1526,7 +1142,6 @@ async def test_replaced_messages_are_no_slowness(world: World) -> None:
     socket.send_gate.open()
     await socket.receives("first", "3")
     assert (slow, conduct.counts) == ([], {"replaced": 2})
-    await connection.finish(1000)
 
 
 async def test_on_slow_may_end_the_connection(world: World) -> None:
@@ -1616,42 +1231,6 @@ async def test_spawn_after_the_end(world: World) -> None:
         connection.spawn(let_tasks_run())
 
 
-async def test_spawned_task_that_closes(world: World) -> None:
-    """A task may close the connection it belongs to."""
-    connection, socket = world.connection()
-
-    async def work() -> str:
-        await connection.close(4999, "enough")
-        return "done"
-
-    iterating = asyncio.create_task(said_by(connection))
-    task = connection.spawn(work())
-    assert (await bounded(iterating), await bounded(task)) == ([], "done")
-    await connection.finish(1000)
-    assert socket.closed == [(4999, "enough")]
-
-
-async def test_task_that_spawns_at_its_end(world: World) -> None:
-    """What a task begins while it is being cancelled is cancelled and awaited as well."""
-    connection, _ = world.connection()
-    late: list[asyncio.Task[Any]] = []
-
-    async def work() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            late.append(connection.spawn(asyncio.Event().wait()))
-
-    connection.spawn(work())
-    await let_tasks_run()
-    await connection.finish(1000)
-    left = [task for task in late if not task.done()]
-    for task in left:
-        task.cancel()
-    await let_tasks_run()
-    assert left == []
-
-
 async def test_handler_that_waits_for_its_task(world: World) -> None:
     """A handler that only waits for a task of its connection comes to its end when the connection does."""
     connection, _ = world.connection()
@@ -1666,26 +1245,15 @@ async def test_handler_that_waits_for_its_task(world: World) -> None:
 
 
 async def test_receive(world: World) -> None:
-    """The next message comes as it is, or as a model; the end is `None`, and again `None`."""
+    """The next message comes as it is, or as a model or an error that ends nothing; the end is `None`, and stays so."""
     connection, socket = world.connection()
-    for said in ("text", b"\xff", '{"id":42}', None):
+    for said in ("text", b"\xff", '{"id":"x"}', '{"id":42}', None):
         socket.incoming.put_nowait(said)
     assert [await connection.receive(), await connection.receive()] == ["text", b"\xff"]
+    with pytest.raises(InvalidMessageError):
+        await connection.receive(Order)
     assert await connection.receive(Order) == Order(id=42)
     assert [await connection.receive(Order), await connection.receive()] == [None, None]
-    await connection.finish(1000)
-
-
-async def test_receive_of_what_does_not_validate(world: World) -> None:
-    """What does not validate raises, and the connection goes on with the next message."""
-    connection, socket = world.connection()
-    for said in ('{"id":"x"}', "no json", b"\xff", '{"id":1}'):
-        socket.incoming.put_nowait(said)
-    for _ in range(3):
-        with pytest.raises(InvalidMessageError):
-            await connection.receive(Order)
-    assert await connection.receive(Order) == Order(id=1)
-    await connection.finish(1000)
 
 
 async def test_iter_answers(world: World) -> None:
@@ -1697,7 +1265,6 @@ async def test_iter_answers(world: World) -> None:
     assert [order.id async for order in connection.iter(Order)] == [1, 2]
     assert (len(socket.sent), conduct.counts) == (1, {"invalid_messages": 1})
     assert '"id"' in str(socket.sent[0])
-    await connection.finish(1000)
 
 
 async def test_iter_closes(world: World) -> None:
@@ -1710,3 +1277,18 @@ async def test_iter_closes(world: World) -> None:
     await connection.finish(1000)
     assert (socket.closed, socket.sent) == ([(1007, "invalid message")], [])
     assert conduct.counts == {"invalid_messages": 1}
+
+
+async def test_join_after_the_end_asks_nobody() -> None:
+    """A connection that has ended is told so, and the application is not asked about it, nor a refusal counted."""
+    world = World()
+    async with following(world.interest, world.broker):
+        conduct = Conduct(authorize=lambda _, __: False)
+        connection, _ = world.connection(conduct=conduct)
+        await connection.close()
+        try:
+            with pytest.raises(ClosedError):
+                await connection.join("a")
+            assert conduct.counts == {}
+        finally:
+            await world.end()

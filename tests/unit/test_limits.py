@@ -59,6 +59,13 @@ def test_heartbeat_message_is_no_number(message: object) -> None:
     assert Limits(heartbeat_message=message).heartbeat_message is message
 
 
+@pytest.mark.parametrize("message", [object(), {"type": object()}, "\ud800"], ids=["object", "inside", "surrogate"])
+def test_heartbeat_message_that_cannot_be_sent(message: object) -> None:
+    """What no client could be sent is refused by its name, before a heartbeat is due."""
+    with pytest.raises(ConfigurationError, match=r"^heartbeat_message cannot be sent: "):
+        Limits(heartbeat_message=message)
+
+
 def test_immutable() -> None:
     """Limits are shared by many connections, and cannot be changed under them."""
     limits: Any = Limits()

@@ -323,6 +323,33 @@ def test_first_heartbeats_are_spread() -> None:
     assert max(dues) <= 130
 
 
+def test_silent_client_is_asked_then_given_up() -> None:
+    """A client that is not heard of is asked at a heartbeat, and has vanished if it is not heard of by the next one."""
+    lifetime = Lifetime(0.0)
+    assert lifetime.heartbeat(10.0, 10.0, heard=0.0, listening=True) == "ask"
+    assert lifetime.heartbeat(20.0, 10.0, heard=9.9, listening=True) == "vanished"
+
+
+def test_client_that_answers_stays() -> None:
+    """Whoever answers is asked again and again and stays; whoever talks anyway is not asked at all."""
+    lifetime = Lifetime(0.0)
+    for beat in range(1, 6):
+        assert lifetime.heartbeat(10.0 * beat, 10.0, heard=10.0 * (beat - 1), listening=True) == "ask"
+    for beat in range(6, 9):
+        assert lifetime.heartbeat(10.0 * beat, 10.0, heard=10.0 * beat - 4.9, listening=True) == "there"
+    assert lifetime.heartbeat(90.0, 10.0, heard=80.0, listening=True) == "ask"
+
+
+def test_not_listening_is_no_silence() -> None:
+    """While nobody listens, a silence says nothing about the client; it counts anew from then on."""
+    lifetime = Lifetime(0.0)
+    assert lifetime.heartbeat(10.0, 10.0, heard=0.0, listening=True) == "ask"
+    for beat in range(2, 6):
+        assert lifetime.heartbeat(10.0 * beat, 10.0, heard=0.0, listening=False) == "there"
+    assert lifetime.heartbeat(60.0, 10.0, heard=0.0, listening=True) == "ask"
+    assert lifetime.heartbeat(70.0, 10.0, heard=0.0, listening=True) == "vanished"
+
+
 times = st.none() | st.floats(0.01, 1e6)
 
 

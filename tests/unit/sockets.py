@@ -1,0 +1,184 @@
+"""Doubles of `backplane.sockets`: a client that reads, says and does what a test says, by ASGI or on a direct lane."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from backplane.errors import BackplaneError
+from tests.unit.doubles import FakeLane, Gate, messages_in
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterable
+
+__all__ = ["ClientLane", "FakeServerSocket", "FakeSocket"]
+
+_WAIT_SECONDS = 5.0
+
+
+class ClientLane(FakeLane):
+    """A lane whose transport takes one write, and pauses with it, while the client does not read."""
+
+    def __init__(self, socket: FakeSocket) -> None:
+        super().__init__()
+        self.on_write = self._take
+        self._socket = socket
+        self._held: list[str | bytes] = []
+        self._reads = True
+
+    def stop_reading(self) -> None:
+        """Pause at the next write."""
+        self._reads = False
+
+    def go_on_reading(self) -> None:
+        """Hand over what the transport holds, and take more."""
+        self._reads = True
+        held, self._held = self._held, []
+        self._socket.taken(*held)
+        self.resume()
+
+    def _take(self, frames: bytes) -> None:
+        self._socket.sending += 1
+        if self._reads:
+            return self._socket.taken(*messages_in(frames))
+        self._held += messages_in(frames)
+        self._socket.taken()
+        self.pause()
+
+
+class LaneGate(Gate):
+    """The gate of a client's reading, on a lane."""
+
+    def __init__(self, lane: ClientLane) -> None:
+        super().__init__()
+        self._lane = lane
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self._lane.stop_reading()
+
+    def open(self) -> None:
+        """Read everything."""
+        self._lane.go_on_reading()
+
+
+class FakeSocket:
+    """A client under the test's control.
+
+    Attributes:
+        sent: What reached the client.
+        closed: Every `(code, reason)` that reached the client.
+        send_gate: Holds `send`: closed, the client does not read.
+        close_gate: Holds `close`.
+        sending: How many calls of `send` were begun.
+        closing: How many calls of `close` were begun.
+        lane: The server's direct lane, if it has one; what is written there reaches the client as if it were sent.
+        error: What `send` raises once it is through the gate, if anything.
+        close_error: What `close` raises once it is through the gate, if anything.
+        incoming: What the client says; `None` is its end.
+    """
+
+    def __init__(self, *, lane: bool = False) -> None:
+        self.lane = ClientLane(self) if lane else None
+        self.sent: list[str | bytes] = []
+        self.closed: list[tuple[int, str]] = []
+        self.send_gate = Gate() if self.lane is None else LaneGate(self.lane)
+        self.close_gate = Gate()
+        self.sending = 0
+        self.closing = 0
+        self.error: Exception | None = None
+        self.close_error: Exception | None = None
+        self.incoming: asyncio.Queue[str | bytes | Exception | None] = asyncio.Queue()
+        self._changed = asyncio.Event()
+
+    async def send(self, data: str | bytes) -> None:
+        """Take one message, as told."""
+        self.sending += 1
+        self._changed.set()
+        await self.send_gate.passage()
+        if self.error is not None:
+            raise self.error
+        self.sent.append(data)
+        self._changed.set()
+
+    async def receive(self) -> str | bytes | None:
+        """Return what the test put into `incoming`."""
+        said = await self.incoming.get()
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    async def close(self, code: int, reason: str) -> None:
+        """Take the close frame, as told."""
+        self.closing += 1
+        self._changed.set()
+        await self.close_gate.passage()
+        if self.close_error is not None:
+            raise self.close_error
+        self.closed.append((code, reason))
+        if self.lane is not None:
+            self.lane.end()
+        self._changed.set()
+
+    def taken(self, *messages: str | bytes) -> None:
+        """Learn what came to the client by its lane."""
+        self.sent += messages
+        self._changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds; it is looked at after everything that happens to the socket."""
+        async with asyncio.timeout(_WAIT_SECONDS):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def receives(self, *expected: str | bytes) -> None:
+        """Wait until exactly `expected` was sent, in order."""
+        await self.until(lambda: len(self.sent) >= len(expected))
+        assert self.sent == list(expected)
+
+
+class FakeServerSocket(FakeSocket):
+    """A client whose handshake is not answered yet; on a page of its own host, unless a test says otherwise.
+
+    Attributes:
+        origin: As in `ServerSocket`, set by the test.
+        host: As in `ServerSocket`, set by the test.
+        client_host: As in `ServerSocket`, set by the test.
+        accept_gate: Holds `accept`.
+        accept_error: What `accept` raises once it is through the gate, if anything.
+        accepting: How many calls of `accept` were begun.
+        accepted: Every `(subprotocol, headers)` that reached the client.
+        refusals: What the handshake was refused with.
+    """
+
+    def __init__(self, *, lane: bool = False) -> None:
+        super().__init__(lane=lane)
+        self.origin: str | None = "https://shop.example"
+        self.host: str | None = "shop.example"
+        self.client_host = "192.0.2.1"
+        self.accept_gate = Gate()
+        self.accept_error: Exception | None = None
+        self.accepting = 0
+        self.accepted: list[tuple[str | None, Iterable[tuple[bytes, bytes]] | None]] = []
+        self.refusals: list[BackplaneError] = []
+
+    @asynccontextmanager
+    async def refusing_on_error(self) -> AsyncGenerator[None]:
+        """Keep what the handshake is refused with."""
+        try:
+            yield
+        except BackplaneError as error:
+            self.refusals.append(error)
+            raise
+
+    async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
+        """Finish the handshake, as told."""
+        self.accepting += 1
+        self._changed.set()
+        await self.accept_gate.passage()
+        if self.accept_error is not None:
+            raise self.accept_error
+        self.accepted.append((subprotocol, headers))
+        self._changed.set()

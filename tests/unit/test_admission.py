@@ -1,0 +1,361 @@
+"""`backplane.admission`: one client from its handshake to the end of its handler, over a socket that obeys the test."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backplane.admission import Admission
+from backplane.conduct import Conduct
+from backplane.connection import Connection
+from backplane.errors import (
+    ClosedError,
+    InvalidChannelError,
+    JoinRefusedError,
+    OriginRefusedError,
+    PublishError,
+    SubscribeError,
+    TooManyChannelsError,
+    TooManyConnectionsError,
+)
+from backplane.limits import Limits
+from backplane.origins import OriginRule
+from backplane.outbox import Outbox
+from backplane.running import Running
+from backplane.settings import Settings
+from tests.unit.doubles import ControlledBroadcaster, following, let_tasks_run
+from tests.unit.sockets import FakeServerSocket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 5.0
+
+
+class Door:
+    """A running backplane over a controlled broker, into which clients are let.
+
+    Attributes:
+        connection: The one that was made last.
+    """
+
+    def __init__(self) -> None:
+        self.broker = ControlledBroadcaster()
+        self.running = Running(self.broker, Settings(max_connections_per_client=1))
+        self.connection: Connection | None = None
+        self.conduct = Conduct(
+            authorize=lambda _, channel: channel != "secret",
+            limits=Limits(max_channels=2, heartbeat_seconds=None),
+            counts=self.running.counts,
+            watch=self.running.watch,
+        )
+
+    def admission(
+        self,
+        socket: FakeServerSocket,
+        *channels: str,
+        client_key: str | None = None,
+        subprotocol: str | None = None,
+        headers: list[tuple[bytes, bytes]] | None = None,
+    ) -> Admission:
+        """Return what lets this client in."""
+        outbox = Outbox(max_bytes=1_000, max_messages=10)
+        self.connection = Connection(socket, self.running.hub, outbox, self.conduct)
+        return Admission(
+            self.running,
+            socket,
+            self.connection,
+            origins=OriginRule(),
+            channels=channels,
+            client_key=client_key,
+            subprotocol=subprotocol,
+            headers=headers,
+        )
+
+    async def handle(self, socket: FakeServerSocket, *channels: str) -> None:
+        """Let a client in, and return when it has left, within a bounded time."""
+        async with asyncio.timeout(WAIT_SECONDS), self.admission(socket, *channels) as connection:
+            async for _ in connection:
+                pytest.fail("the client said nothing")
+
+    def assert_nothing_left(self) -> None:
+        """Assert that no client is there, that nothing is joined, and that the watch keeps nobody."""
+        assert (list(self.running.connections), list(self.running.hub.channels)) == ([], [])
+        assert self.running.watch._timer is None  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.fixture
+async def door() -> AsyncGenerator[Door]:
+    """A door that everyone has left in the end."""
+    made = Door()
+    async with following(made.running.interest, made.broker):
+        yield made
+        made.assert_nothing_left()
+    made.running.hub.close()
+
+
+@asynccontextmanager
+async def entered(door: Door, socket: FakeServerSocket, *channels: str) -> AsyncGenerator[asyncio.Task[None]]:
+    """Let a client in, whose handler waits for what it says."""
+    handling = asyncio.create_task(door.handle(socket, *channels))
+    await socket.until(lambda: socket.accepted != [])
+    await let_tasks_run()
+    yield handling
+    await asyncio.wait([handling])
+
+
+# --- the handshake -------------------------------------------------------------------------------------------------
+
+
+async def test_joined_before_accepted(door: Door) -> None:
+    """The handshake waits for the broker to confirm every channel; the first message waits for the handshake."""
+    socket = FakeServerSocket()
+    door.broker.subscribe_gate.close()
+    socket.accept_gate.close()
+    handling = asyncio.create_task(door.handle(socket, "a", "b"))
+    await door.broker.until(lambda: door.broker.calls != [])
+    await let_tasks_run()
+    assert socket.accepting == 0
+    door.broker.subscribe_gate.open()
+    await socket.until(lambda: socket.accepting == 1)
+    assert set(door.running.hub.channels) == {"a", "b"}
+    door.running.hub.deliver("a", b"early")
+    await let_tasks_run()
+    assert socket.sent == []
+    socket.accept_gate.open()
+    await socket.receives("early")
+    socket.incoming.put_nowait(None)
+    await handling
+
+
+async def test_accepted_with(door: Door) -> None:
+    """The handler gets the connection, once the client is accepted with what the handler chose."""
+    socket, headers = FakeServerSocket(), [(b"x-worker", b"7")]
+    async with door.admission(socket, subprotocol="chat.v2", headers=headers) as connection:
+        assert connection is door.connection
+        assert list(door.running.connections) == [connection]
+        assert socket.accepted == [("chat.v2", headers)]
+
+
+async def test_page_of_another_site(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    """A page of another site is refused before it takes a place or joins, counted, and told in the log."""
+    socket = FakeServerSocket()
+    socket.origin = "https://evil.example"
+    with pytest.raises(OriginRefusedError, match=r"evil\.example") as caught:
+        await door.handle(socket, "a")
+    assert (socket.refusals, socket.accepting, door.broker.calls) == ([caught.value], 0, [])
+    assert door.running.counts == {"refused_origins": 1}
+    assert caplog.messages == [f"refused a WebSocket: {caught.value}"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "error"),
+    [
+        (["a", ""], InvalidChannelError),
+        (["a", "secret"], JoinRefusedError),
+        (["a", "b", "c"], TooManyChannelsError),
+        (["a", "theirs"], SubscribeError),
+    ],
+    ids=["illegal", "not authorized", "too many", "refused by the broker"],
+)
+async def test_refused_join(door: Door, channels: list[str], error: type[Exception]) -> None:
+    """A client that may not join one of its channels is refused for that, and what it had joined is left."""
+    socket = FakeServerSocket()
+    door.broker.refusals["theirs"] = "not permitted"
+    with pytest.raises(error) as caught:
+        await door.handle(socket, *channels)
+    assert (socket.refusals, socket.accepting, socket.closing) == ([caught.value], 0, 0)
+
+
+async def test_client_of_a_worker_that_drains(door: Door) -> None:
+    """A worker that drains takes nobody."""
+    socket = FakeServerSocket()
+    door.running.draining = True
+    with pytest.raises(ClosedError, match="connect again") as caught:
+        await door.handle(socket, "a")
+    assert (socket.refusals, socket.accepting, door.broker.calls) == ([caught.value], 0, [])
+
+
+@pytest.mark.parametrize("client_key", [None, "alice"])
+async def test_whose_connection_it_is(door: Door, client_key: str | None) -> None:
+    """A client is counted by the key it was given, else by its address; a refused one takes nobody's place."""
+    one, same, other = (FakeServerSocket() for _ in range(3))
+    if client_key is None:
+        other.client_host = "192.0.2.2"
+    async with door.admission(one, client_key=client_key):
+        with pytest.raises(TooManyConnectionsError) as caught:
+            async with door.admission(same, client_key=client_key):
+                pytest.fail("the block was entered")
+        assert (same.refusals, same.accepting) == ([caught.value], 0)
+        async with door.admission(other, client_key=client_key and "bob"):
+            assert len(door.running.connections) == 2
+    async with door.admission(FakeServerSocket(), client_key=client_key):
+        pass
+
+
+async def test_accept_that_fails(door: Door) -> None:
+    """An error of the server in the handshake goes on as it is; it is no refusal, and leaves nothing."""
+    socket = FakeServerSocket()
+    socket.accept_error = RuntimeError("the server's own")
+    with pytest.raises(RuntimeError) as caught:
+        await door.handle(socket, "a")
+    assert caught.value is socket.accept_error
+    assert (socket.refusals, socket.closing) == ([], 0)
+
+
+@pytest.mark.parametrize("at", ["join", "accept"])
+async def test_cancelled_in_the_handshake(door: Door, at: str) -> None:
+    """A handler that is cancelled before its client is there leaves nothing joined, and no task."""
+    socket = FakeServerSocket()
+    (door.broker.subscribe_gate if at == "join" else socket.accept_gate).close()
+    handling = asyncio.create_task(door.handle(socket, "a"))
+    if at == "join":
+        await door.broker.until(lambda: door.broker.calls != [])
+    else:
+        await socket.until(lambda: socket.accepting == 1)
+    handling.cancel()
+    await asyncio.wait([handling])
+    door.broker.subscribe_gate.open()
+    assert (handling.cancelled(), socket.accepted, socket.closing) == (True, [], 0)
+
+
+async def test_client_that_is_closed_in_the_handshake(door: Door) -> None:
+    """A client that is closed while it is being accepted has a handler that ends, and is told when it is there."""
+    socket = FakeServerSocket()
+    socket.accept_gate.close()
+    handling = asyncio.create_task(door.handle(socket, "a"))
+    await socket.until(lambda: socket.accepting == 1)
+    for connection in list(door.running.connections):
+        await connection.close(1012, "restart")
+    socket.accept_gate.open()
+    await handling
+    assert socket.closed == [(1012, "restart")]
+
+
+# --- the end of the block ------------------------------------------------------------------------------------------
+
+
+async def block(admission: Admission, error: BaseException | None) -> None:
+    """Enter, then raise or return."""
+    async with admission:
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "raised"),
+    [
+        (None, 1000, False),
+        (JoinRefusedError("not this one"), 4003, False),
+        (TooManyChannelsError("not so many"), 4013, False),
+        (ClosedError("of a subscription"), 1011, True),
+        (KeyError("mine"), 1011, True),
+        (PublishError("refused"), 1011, True),
+        (OriginRefusedError("of something else"), 1011, True),
+        (ExceptionGroup("several", [JoinRefusedError("not this one")]), 1011, True),
+        (asyncio.CancelledError(), None, True),
+        (KeyboardInterrupt(), None, True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+async def test_end(door: Door, error: BaseException | None, code: int | None, raised: bool) -> None:
+    """How the block ends says with which code the client is closed, if at all, and whether the handler raises."""
+    socket = FakeServerSocket()
+    caught: BaseException | None = None
+    try:
+        await block(door.admission(socket, "a"), error)
+    except BaseException as left:
+        caught = left
+    assert caught is (error if raised else None)
+    assert (socket.closed, socket.refusals) == ([] if code is None else [(code, "")], [])
+    door.assert_nothing_left()
+
+
+async def test_refused_join_in_the_block(door: Door) -> None:
+    """A join that is refused may end the handler: the client is told by the code; or be handled, and it stays."""
+    socket = FakeServerSocket()
+    async with door.admission(socket) as connection:
+        with pytest.raises(InvalidChannelError):
+            await connection.join("")
+        with pytest.raises(JoinRefusedError):
+            await connection.join("secret")
+        assert socket.closing == 0
+        await connection.join("secret")
+    assert socket.closed == [(4003, "")]
+
+
+@pytest.mark.parametrize("ending", ["client", "worker"])
+async def test_use_behind_the_end(door: Door, ending: str) -> None:
+    """A handler that finds its connection over ends as if it had returned: the client is gone, or is told of that."""
+    socket = FakeServerSocket()
+    async with door.admission(socket, "a") as connection:
+        if ending == "client":
+            connection.client_left()
+        else:
+            connection.retire(1012, "restart")
+            await let_tasks_run()
+        await connection.join("b")
+        pytest.fail("joined behind the end")
+    assert socket.closed == ([] if ending == "client" else [(1012, "restart")])
+
+
+async def test_client_leaves(door: Door) -> None:
+    """A client that goes away ends its handler, and nothing is said to it."""
+    socket = FakeServerSocket()
+    async with entered(door, socket, "a"):
+        socket.incoming.put_nowait(None)
+    assert socket.closing == 0
+
+
+async def test_what_waits_at_the_end_is_sent(door: Door) -> None:
+    """The end of the handler sends what waits before it closes."""
+    socket = FakeServerSocket()
+    async with door.admission(socket, "a"):
+        socket.send_gate.close()
+        door.running.hub.deliver("a", b"1")
+        door.running.hub.deliver("a", b"2")
+        await socket.until(lambda: socket.sending == 1)
+        asyncio.get_running_loop().call_soon(socket.send_gate.open)
+    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "")])
+
+
+async def test_cancelled_in_the_block(door: Door) -> None:
+    """A cancelled handler says nothing more to the client, and leaves no task."""
+    socket = FakeServerSocket()
+    async with entered(door, socket, "a") as handling:
+        handling.cancel()
+    assert (handling.cancelled(), socket.closing) == (True, 0)
+
+
+async def test_cancelled_at_the_end_of_the_block(door: Door) -> None:
+    """A handler that is cancelled while its client is being closed is cancelled, forgotten, and leaves no task."""
+    socket = FakeServerSocket()
+    socket.close_gate.close()
+    async with entered(door, socket, "a") as handling:
+        assert door.connection is not None
+        door.connection.end(1000, "")
+        await socket.until(lambda: socket.closing == 1)
+        handling.cancel()
+    assert (handling.cancelled(), socket.closed) == (True, [])
+
+
+async def test_task_of_the_connection_at_the_end(door: Door) -> None:
+    """What runs beside the handler has ended when the block has, and only then is the client forgotten."""
+    socket, seen = FakeServerSocket(), list[int]()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            seen.append(len(door.running.connections))
+
+    async with door.admission(socket) as connection:
+        connection.spawn(work())
+        await let_tasks_run()
+    assert seen == [1]

@@ -1,0 +1,89 @@
+"""`backplane.running`: whom a worker takes, and that it forgets who leaves; `test_core.py` has the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from backplane.errors import ClosedError, TooManyConnectionsError
+from backplane.running import Running
+from backplane.settings import Settings
+from tests.unit.doubles import ControlledBroadcaster
+
+pytestmark = pytest.mark.anyio
+
+
+class Guest:
+    """Someone who must be told before the worker ends."""
+
+    def retire(self, code: int, reason: str) -> None:
+        """Do nothing."""
+
+    async def close(self, code: int, reason: str) -> None:
+        """Do nothing."""
+
+
+def running(max_connections: int | None = None, max_connections_per_client: int | None = None) -> Running:
+    """Return a backplane with these limits."""
+    settings = Settings(max_connections=max_connections, max_connections_per_client=max_connections_per_client)
+    return Running(ControlledBroadcaster(), settings)
+
+
+async def test_as_many_as_are_allowed() -> None:
+    """The worker takes as many as it may, is counted for one more, and takes the next when one has left."""
+    worker, guests = running(max_connections=2), [Guest() for _ in range(3)]
+    for guest in guests[:2]:
+        worker.admit(guest, "alice")
+    with pytest.raises(TooManyConnectionsError, match="as many connections as it may"):
+        worker.admit(guests[2], "bob")
+    assert (list(worker.connections), worker.counts) == (guests[:2], {"refused_connections": 1})
+    worker.dismiss(guests[0])
+    worker.admit(guests[2], "bob")
+    assert list(worker.connections) == guests[1:]
+
+
+async def test_as_many_of_one_client() -> None:
+    """One client has as many as it may, whatever others have, also when all of its own have left and come again."""
+    worker, other = running(max_connections_per_client=2), Guest()
+    worker.admit(other, "bob")
+    for _ in range(3):
+        guests = [Guest() for _ in range(2)]
+        for guest in guests:
+            worker.admit(guest, "alice")
+        with pytest.raises(TooManyConnectionsError, match=r"^a client may have 2 connections$"):
+            worker.admit(Guest(), "alice")
+        for guest in guests:
+            worker.dismiss(guest)
+    assert list(worker.connections) == [other]
+
+
+async def test_dismissed_twice_or_never_admitted() -> None:
+    """Who is forgotten already, or was refused, takes no one else's place away."""
+    worker, one, two, refused = running(max_connections_per_client=2), Guest(), Guest(), Guest()
+    for guest in (one, two):
+        worker.admit(guest, "alice")
+    with pytest.raises(TooManyConnectionsError):
+        worker.admit(refused, "alice")
+    for guest in (refused, one, one):
+        worker.dismiss(guest)
+    worker.admit(one, "alice")
+    with pytest.raises(TooManyConnectionsError):
+        worker.admit(refused, "alice")
+
+
+async def test_clients_that_left_cost_nothing() -> None:
+    """A worker that many clients have come to and left keeps nothing of their keys."""
+    worker = running(max_connections_per_client=1)
+    for number in range(100):
+        guest = Guest()
+        worker.admit(guest, f"192.0.2.{number}")
+        worker.dismiss(guest)
+    assert worker._by_client == {}  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_nobody_while_draining() -> None:
+    """A worker that drains takes nobody, and does not count that as a refusal for being full."""
+    worker = running()
+    worker.draining = True
+    with pytest.raises(ClosedError, match="connect again, to another one"):
+        worker.admit(Guest(), "alice")
+    assert (list(worker.connections), worker.counts) == ([], {})
