@@ -82,6 +82,7 @@ def scenario(  # one for each option
     stalled: Optional = None,
     clients: Annotated[int | None, typer.Option(min=1, help="Processes of the audience.")] = None,
     deflate: Annotated[bool, typer.Option("--deflate", help="Clients offer compression, as browsers do.")] = False,
+    stalls: Annotated[bool, typer.Option("--stalls", help="Watch the server's event loops for stalls.")] = False,
     repetitions: Annotated[int, typer.Option(min=1)] = 3,
     output: Output = CACHE / "last.json",
 ) -> None:
@@ -97,6 +98,7 @@ def scenario(  # one for each option
         "stalled": stalled,
         "clients": clients,
         "deflate": deflate or None,
+        "stalls": stalls or None,
     }
     choice = Choice(
         urls=url,

@@ -50,13 +50,13 @@ def _with(choice: Choice, **options: float) -> Choice:
 
 FULL: Final[Sequence[tuple[str, Choice]]] = (
     *((name, _EVERY) for name in ("fanout", "saturation")),
-    *(("fanout", _with(_REDIS, rate=float(rate))) for rate in (5, 50, 100, 200)),
+    *(("fanout", _with(_REDIS, rate=float(rate))) for rate in (5, 50, 100)),
     *(("saturation", _with(_REDIS, connections=count)) for count in (10, 100, 5000)),
-    ("fanout", _with(_REDIS, connections=10_000, rate=2.0, clients=2)),
-    *(
-        (name, replace(_ONCE, urls=("ipc", "redis", "nats", "kafka"), serving=Serving(workers=4), repetitions=2))
-        for name in ("fanout", "saturation")
-    ),
+    ("fanout", _with(_REDIS, connections=10_000, rate=2.0, clients=2, stalls=True)),
+    ("fanout", replace(_REDIS, peers=("broadcaster",), serving=Serving(workers=2))),
+    ("slow", Choice(lane=True, options=(("connections", 999), ("stalled", 1), ("rate", 40.0)))),
+    ("fanout", replace(_ONCE, urls=("ipc", "redis", "nats", "kafka"), serving=Serving(workers=4))),
+    ("saturation", Choice(urls=("redis",), lane=True, serving=Serving(workers=2))),
     *((name, _ONCE) for name in ("memory", "slow", "channels", "churn", "storm")),
     # Kafka's client may take ten seconds to find its way back.
     ("failover", _with(_ONCE, seconds=20.0)),

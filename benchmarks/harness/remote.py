@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import select
+import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Shape:
         publishers: How many talk in each.
         size: Bytes of a message.
         deflate: Whether clients offer compression.
+        read_every_seconds: How long the audience sleeps between two looks at its sockets.
     """
 
     run: str
@@ -54,6 +56,7 @@ class Shape:
     publishers: int = 1
     size: int = 128
     deflate: bool = False
+    read_every_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +79,8 @@ class _Audience:
 
     def serve(self, pipe: Connection) -> None:
         self._listener.poll.register(pipe.fileno(), select.EPOLLIN)
-        while True:
-            if self._listener.listen(1.0) and not _answer(self, pipe):
-                return
+        while not self._listener.listen(1.0) or _answer(self, pipe):
+            time.sleep(self._shape.read_every_seconds)
 
     def connect(self, channels: Sequence[int], at_once: int, first: int, may_fail: bool = False) -> list[float]:
         shape = self._shape

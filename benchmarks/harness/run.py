@@ -54,6 +54,7 @@ class Options:
         clients: Processes of the audience.
         stalled: Sockets that never read.
         deflate: Whether clients offer permessage-deflate, as browsers do.
+        stalls: Whether to watch for how long the server's event loops do not come round, which costs them a little.
         break_broker: Kills the broker at a URL, where a candidate has one that may be killed.
         mend_broker: Brings it back.
     """
@@ -69,6 +70,7 @@ class Options:
     clients: int = 1
     stalled: int = 2
     deflate: bool = False
+    stalls: bool = False
     break_broker: Callable[[str], None] | None = None
     mend_broker: Callable[[str], None] | None = None
 
@@ -111,12 +113,19 @@ class Load:
         server: Where to.
         options: How much.
         publishers: How many talk in each channel.
+        read_every_seconds: How long the audience sleeps between two looks at its sockets; latencies are longer by that.
         late_milliseconds: A publisher that is further behind in one of a hundred messages makes the run invalid. Where
             figures are times of seconds it may be more.
     """
 
     def __init__(
-        self, server: Server, options: Options, *, publishers: int | None = None, late_milliseconds: float = 20.0
+        self,
+        server: Server,
+        options: Options,
+        *,
+        publishers: int | None = None,
+        late_milliseconds: float = 20.0,
+        read_every_seconds: float = 0.0,
     ) -> None:
         self.server = server
         self._late_milliseconds = late_milliseconds
@@ -130,6 +139,7 @@ class Load:
             publishers=publishers or options.publishers,
             size=options.payload,
             deflate=options.deflate,
+            read_every_seconds=read_every_seconds,
         )
         self.usage = Usage()
         self.audience: list[RemoteAudience] = []

@@ -93,26 +93,26 @@ class Server:
 
 
 @contextmanager
-def serving(candidate: Candidate) -> Generator[Server]:
-    """Run `candidate`; entered when every worker accepts connections.
+def serving(candidate: Candidate, *, stalls: bool = False) -> Generator[Server]:
+    """Run `candidate`; entered when every worker accepts connections. With `stalls` its event loops are watched.
 
     Raises:
         ServerError: It does not serve.
     """
     with TemporaryDirectory(prefix="backplane-bench-") as folder:
-        port, log, stalls = free_port(), Path(folder, "server.log"), Path(folder, "stalls")
-        stalls.mkdir()
+        port, log, noted = free_port(), Path(folder, "server.log"), Path(folder, "stalls")
+        noted.mkdir()
         command = [part.replace("{port}", str(port)) for part in candidate.command]
         # Gunicorn puts a control socket into the home folder; two of them would share it.
         environment = {
             **os.environ,
             "HOME": folder,
             "PORT": str(port),
-            "BENCH_STALLS": str(stalls),
+            **({"BENCH_STALLS": str(noted)} if stalls else {}),
             **candidate.environment,
         }
         process = start(command, cwd=candidate.folder, log=log, env=environment)
-        server = Server(process, port, candidate, stalls)
+        server = Server(process, port, candidate, noted)
         try:
             server.wait_for_workers()
             yield server

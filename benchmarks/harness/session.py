@@ -65,7 +65,7 @@ def measure(
 
 
 def _run(candidate: Candidate, run: Callable[[Server, Options], Run], options: Options) -> Run:
-    with serving(candidate) as server:
+    with serving(candidate, stalls=options.stalls) as server:
         return run(server, options)
 
 

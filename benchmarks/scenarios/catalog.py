@@ -61,8 +61,6 @@ SCENARIOS: Final[dict[str, Scenario]] = {
             "cpu_us_per_delivery",
             "deliveries_per_second",
             "server_cpu_percent",
-            "latency_p50_ms",
-            "latency_p99_ms",
             "client_cpu_percent",
         ),
     ),

@@ -12,14 +12,20 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_READ_EVERY_SECONDS = 0.01
+
 _WATCHERS_PER_WORKER = 4
 """With several workers every one of them should have a watcher: none may be run away from."""
 
 
 def run(server: Server, options: Options) -> Run:
-    """Keep `outstanding` messages on their way to `connections` sockets, each from a publisher of its own."""
+    """Keep `outstanding` messages on their way to `connections` sockets, each from a publisher of its own.
+
+    The audience reads at intervals, as what is measured is no latency: reading each small frame by itself would keep a
+    client busier than the kernel keeps the server.
+    """
     workers = server.candidate.workers
-    with Load(server, options, publishers=options.outstanding) as load:
+    with Load(server, options, publishers=options.outstanding, read_every_seconds=_READ_EVERY_SECONDS) as load:
         load.connect()
         load.ready(watchers=1 if workers == 1 else workers * _WATCHERS_PER_WORKER)
         load.begin(rate=0)

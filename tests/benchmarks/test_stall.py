@@ -49,9 +49,9 @@ def test_the_servers_of_this_folder_tell_it() -> None:
     """Backplane and the floors on an event loop have the figure; the one in C has none."""
     c, *on_loops = floors()
     for candidate in (backplane("memory://", Serving(workers=1)), *on_loops):
-        with serving(candidate) as server:
+        with serving(candidate, stalls=True) as server:
             assert fanout.run(server, SMALL).figures["stall_ms"] > 0
-    with serving(c) as server:
+    with serving(c, stalls=True) as server:
         assert "stall_ms" not in fanout.run(server, SMALL).figures
 
 
