@@ -117,10 +117,14 @@ class RedisSentinels:
 
     def failover(self) -> None:
         """Have a sentinel put the replica in the primary's place, and wait until all of them name it."""
-        wait_until(
-            lambda: bool(self.ask(self.sentinels[0], "SENTINEL", "FAILOVER", SERVICE)), "a sentinel begins a failover"
-        )
-        self.wait_until_promoted(self.nodes[1])
+        old, new = self.nodes
+
+        def is_done() -> bool:
+            if self._named(self.sentinels[0]) == old.port:  # refused while one is under way; one given up begins anew
+                self.ask(self.sentinels[0], "SENTINEL", "FAILOVER", SERVICE)
+            return self._is_promoted(new)
+
+        wait_until(is_done, f"the sentinels put {new.url} in the place of {old.url}", seconds=40)
 
     def replace_unseen(self) -> None:
         """Have the sentinels name the replica, made a primary of its own, while the old primary stays what it was.
@@ -141,15 +145,7 @@ class RedisSentinels:
 
     def wait_until_promoted(self, node: RedisProcess) -> None:
         """Wait until `node` is a primary and every sentinel names it."""
-        question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
-        wait_until(
-            lambda: (
-                all((self.ask(sentinel, *question) or [""])[-1] == str(node.port) for sentinel in self.sentinels)
-                and (self.ask(node, "ROLE") or [""])[0] == "master"
-            ),
-            f"the sentinels name {node.url}",
-            seconds=60,
-        )
+        wait_until(lambda: self._is_promoted(node), f"the sentinels name {node.url}", seconds=60)
 
     def wait_until_demoted(self, node: RedisProcess) -> None:
         """Wait until `node` says that it is a replica."""
@@ -170,6 +166,16 @@ class RedisSentinels:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _named(self, sentinel: RedisProcess) -> int:
+        """Return the port of the primary that it names."""
+        return int((self.ask(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE) or ["0"])[-1])
+
+    def _is_promoted(self, node: RedisProcess) -> bool:
+        return (
+            all(self._named(sentinel) == node.port for sentinel in self.sentinels)
+            and (self.ask(node, "ROLE") or [""])[0] == "master"
+        )
 
     def _knows_all(self, sentinel: RedisProcess) -> bool:
         """Whether it knows the other sentinels, and a replica that could take over."""
