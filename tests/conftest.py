@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import shutil
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -20,7 +21,19 @@ from tests.brokers.redis_sentinel import private_sentinels
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
+    from playwright.sync_api import Browser
+
     from tests.brokers.redis_sentinel import RedisSentinels
+
+_CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 _MISSING = pytest.StashKey[dict[str, str]]()
 
@@ -235,3 +248,21 @@ def _go_without(config: pytest.Config, name: str, reason: str) -> NoReturn:
         pytest.fail(f"CI must not go without {name}: {reason}", pytrace=False)
     config.stash[_MISSING].setdefault(name, reason)
     pytest.skip(f"{name}: {reason}")
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
+    from playwright.sync_api import sync_playwright  # most tests need none
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        missing = f"no browser found: install one of {', '.join(names)}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=_CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,21 +12,12 @@ from urllib.request import Request, urlopen
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
 pytestmark = pytest.mark.timeout(120)
 
-CHROMIUM_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # With four workers, one reconnect of the page (which itself tries eight times) nearly always suffices.
 TRIES_TO_SEPARATE = 10
 
@@ -71,22 +61,6 @@ def _read_panel(process: subprocess.Popen[str]) -> str:
         if "Ctrl-C" in line:
             break
     return printed
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    """A headless Chromium."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        missing = f"no browser found: install one of {', '.join(names)}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

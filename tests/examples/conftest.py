@@ -1,22 +1,17 @@
-"""What the tests of the examples share: a server that runs one, and a browser."""
+"""What the tests of the examples share: a server that runs one."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from contextlib import ExitStack
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from tests.examples.site import EXAMPLES, Site, documented_command, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from playwright.sync_api import Browser
 
 
 class Serve(Protocol):
@@ -59,22 +54,3 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             return sites[key]
 
         yield start
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    """A headless Chromium."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        missing = f"no browser found: install one of {', '.join(names)}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path,
-            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update"],
-        )
-        yield browser
-        browser.close()
