@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -19,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backplane.cli.load import Load, LoadError
-from backplane.cli.terminal import INSTALL_HINT, fail, failing_in_words, given_url, out, progress, visible
+from backplane.cli.terminal import fail, failing_in_words, given_url, out, progress, require_modules, visible
 from backplane.core import Backplane
 from backplane.registry import broadcaster_from_url
 
@@ -48,8 +47,7 @@ def bench(
     Ends with 0 where everything arrived once, 1 where not or where the figures are worth nothing,
     2 where the URL or an option is wrong.
     """
-    if missing := [name for name in ("uvicorn", "websockets") if find_spec(name) is None]:
-        fail(f"bench needs {', '.join(missing)}; {INSTALL_HINT}")
+    require_modules("bench", "uvicorn", "websockets")
     with failing_in_words():
         url = given_url(url)
         broadcaster = broadcaster_from_url(url)

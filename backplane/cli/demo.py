@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from backplane.cli.terminal import INSTALL_HINT, fail, failing_in_words, out, say
+from backplane.cli.terminal import fail, failing_in_words, out, require_modules, say
 from backplane.core import Backplane
 from backplane.registry import broadcaster_from_url
 
@@ -34,7 +33,7 @@ def demo(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
 ) -> None:
     """Run a chat on several workers, to see one room span them all."""
-    _require_modules("fastapi", "gunicorn", "uvicorn", "uvicorn_worker", "websockets")
+    require_modules("the demo", "fastapi", "gunicorn", "uvicorn", "uvicorn_worker", "websockets")
     with suppress(KeyboardInterrupt), _listen(host, port) as listener:
         _run_demo(url, workers, listener)
 
@@ -54,11 +53,6 @@ def _run_demo(url: str | None, workers: int, listener: socket.socket) -> None:
     )
     if not serve("backplane.demo.app:app", listener, workers=workers, announcements=announcements):
         fail(f"a worker could not start: is the broker at {masked_url} still there?")
-
-
-def _require_modules(*names: str) -> None:
-    if missing := [name for name in names if find_spec(name) is None]:
-        fail(f"the demo needs {', '.join(missing)}; {INSTALL_HINT}")
 
 
 def _listen(host: str, port: int) -> socket.socket:

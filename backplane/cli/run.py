@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from backplane.cli.terminal import INSTALL_HINT, fail, failing_in_words
+from backplane.cli.terminal import fail, failing_in_words, require_modules
 from backplane.registry import broadcaster_from_url
 
 __all__ = ["run"]
@@ -48,8 +48,7 @@ def run(
     ] = False,
 ) -> None:
     """Run an application under Uvicorn, with the direct lane to its WebSockets."""
-    if missing := [name for name in ("uvicorn", "websockets") if find_spec(name) is None]:
-        fail(f"to run an application needs {', '.join(missing)}; {INSTALL_HINT}")
+    require_modules("to run an application", "uvicorn", "websockets")
     _check_application(application)
     if url is not None:
         with failing_in_words():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -25,6 +26,7 @@ __all__ = [
     "given_url",
     "out",
     "progress",
+    "require_modules",
     "say",
     "showing_warnings",
     "visible",
@@ -55,6 +57,12 @@ def fail(text: str, *, status: int = 1) -> NoReturn:
     """End the command with `status` and one line that says why."""
     err.print(visible(f"backplane: {text}"), soft_wrap=True)
     raise typer.Exit(status)
+
+
+def require_modules(what: str, *names: str) -> None:
+    """End with a word where a module that `what` needs is not installed."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        fail(f"{what} needs {', '.join(missing)}; {INSTALL_HINT}")
 
 
 @contextmanager
