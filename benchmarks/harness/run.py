@@ -242,6 +242,13 @@ class Load:
             stall=stall.longest(self.server.stalls),
         )
 
+    def talk(self, *, rate: float) -> tuple[Run, Counted]:
+        """Let the publishers talk with nothing else going on, and return what was found."""
+        self.begin(rate=rate)
+        with self.measured():
+            pass
+        return self.finish()
+
     def finish(self) -> tuple[Run, Counted]:
         """Wait for the end and for what is still on its way, and return what was found."""
         said = self._said = self.publisher.said()

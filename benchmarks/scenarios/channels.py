@@ -18,9 +18,6 @@ def run(server: Server, options: Options) -> Run:
     with Load(server, options) as load:
         load.connect()
         load.ready()
-        load.begin(rate=options.rate)
-        with load.measured():
-            pass
-        found = load.finish()[0]
+        found = load.talk(rate=options.rate)[0]
         found.figures["server_mib"] = server.resident_bytes() / 2**20
         return found

@@ -18,7 +18,4 @@ def run(server: Server, options: Options) -> Run:
     with Load(server, options) as load:
         load.connect()
         load.ready()
-        load.begin(rate=options.rate)
-        with load.measured():
-            pass
-        return load.finish()[0]
+        return load.talk(rate=options.rate)[0]

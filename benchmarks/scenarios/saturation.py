@@ -28,7 +28,4 @@ def run(server: Server, options: Options) -> Run:
     with Load(server, options, publishers=options.outstanding, read_every_seconds=_READ_EVERY_SECONDS) as load:
         load.connect()
         load.ready(watchers=1 if workers == 1 else workers * _WATCHERS_PER_WORKER)
-        load.begin(rate=0)
-        with load.measured():
-            pass
-        return load.finish()[0]
+        return load.talk(rate=0)[0]
