@@ -2,13 +2,15 @@
 
 Reads go one behind the other into one piece of memory, so that thousands of frames lie in a row there and numpy reads
 them as a table. That holds while every frame has one size and a read ends with a frame; where it does not, the frames
-of that read are taken apart one by one.
+of that read are taken apart one by one. Of long frames only the beginning is read: the system drops the rest without
+copying it, or a client would need half of what it measures.
 """
 
 from __future__ import annotations
 
 import gc
 import select
+import socket
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
@@ -30,6 +32,7 @@ __all__ = ["Listener"]
 
 _READ_BYTES: Final = 65536
 _ARENA_BYTES: Final = 8 * 1024 * 1024
+_LONG_BYTES: Final = 16 * 1024
 # Looking takes a tenth of a millisecond, which a socket that is read behind it would show as latency.
 _QUIET_SECONDS: Final = 0.002
 
@@ -61,7 +64,7 @@ class Listener:
         self._sizes: list[int] = []
         self._times: list[int] = []
         self._frame_bytes = 0
-        self._unit = 1 << 62  # the same; nothing is even before the first frame has told its size
+        self._unit = 1 << 62  # what is kept of it; nothing is even before the first frame has told its size
         self._offset = 0
         self._head = b""
         self._read_bytes = _READ_BYTES
@@ -110,6 +113,9 @@ class Listener:
                 other = True
                 continue
             index, receive = found
+            if self._unit < self._frame_bytes:
+                self._read_long(index)
+                continue
             used = self._used
             try:
                 size = receive(view[used : used + self._read_bytes])
@@ -123,20 +129,15 @@ class Listener:
             elif size % self._unit or index in self._with_rest:
                 self._read_uneven(index, size, now)
             else:
-                self._indexes.append(index)
-                self._sizes.append(size)
-                self._times.append(now)
-                self._used = used + size
-                if self._used > _ARENA_BYTES:
-                    self.look()
+                self._keep(index, size, now)
         return other
 
     def look(self) -> None:
         """Count what was read."""
         if not self._indexes:
             return
-        counts = np.array(self._sizes) // self._frame_bytes
-        rows = np.frombuffer(self._memory, record_type(self._frame_bytes, self._offset), int(counts.sum()))
+        counts = np.array(self._sizes) // self._unit
+        rows = np.frombuffer(self._memory, record_type(self._unit, self._offset), int(counts.sum()))
         connections = np.repeat(np.array(self._indexes, np.int64), counts)
         received = np.repeat((np.array(self._times, np.int64) - self._epoch) // 1000, counts)
         head = np.frombuffer(self._head, np.uint16)[0]
@@ -176,6 +177,44 @@ class Listener:
     def _now(self) -> int:
         return time.monotonic_ns()
 
+    def _keep(self, index: int, size: int, now: int) -> None:
+        """Leave what stands behind `_used` where it is, for `look`."""
+        self._indexes.append(index)
+        self._sizes.append(size)
+        self._times.append(now)
+        self._used += size
+        if self._used > _ARENA_BYTES:
+            self.look()
+
+    def _read_long(self, index: int) -> None:
+        """Read one frame of ours, the most of it without keeping it; what else comes is taken apart."""
+        client, used = self.clients[index], self._used
+        try:
+            if not client.unread:
+                sizes = (self._unit, self._frame_bytes, len(client.rest) + _READ_BYTES)
+                data = client.sock.recv(min(size for size in sizes if size > len(client.rest)) - len(client.rest))
+                if not data or not self._begins_long(client.rest + data):
+                    return self._take_apart(index, data, self._now()) if data else self._ended(index)
+                client.rest += data
+                client.unread = self._frame_bytes - len(client.rest)
+            while client.unread:
+                size = client.sock.recv_into(self._view[used:], min(client.unread, _READ_BYTES), socket.MSG_TRUNC)
+                if not size:
+                    return self._ended(index)
+                client.unread -= size
+        except BlockingIOError:
+            return None
+        except OSError:
+            return self._ended(index)
+        self._view[used : used + self._unit] = client.rest[: self._unit]
+        client.rest = b""
+        return self._keep(index, self._unit, self._now())
+
+    def _begins_long(self, data: bytes) -> bool:
+        """Whether `data` is the beginning of a frame of ours, as much of it as `look` reads."""
+        begins = data.startswith(self._head) and data.startswith(self._run, self._offset)
+        return begins and self._unit <= len(data) <= self._frame_bytes
+
     def _read_uneven(self, index: int, size: int, now: int) -> None:
         """Take what does not end with a frame, or begins inside one."""
         client, used = self.clients[index], self._used
@@ -185,12 +224,7 @@ class Listener:
             client.rest = data[whole:]
             if whole:
                 self._view[used : used + whole] = data[:whole]
-                self._indexes.append(index)
-                self._sizes.append(whole)
-                self._times.append(now)
-                self._used = used + whole
-                if self._used > _ARENA_BYTES:
-                    self.look()
+                self._keep(index, whole, now)
         else:
             self._take_apart(index, bytes(self._view[used : used + size]), now)
         self._mark_rest(index)
@@ -236,6 +270,8 @@ class Listener:
         self._head = bytes((0x81, {0: size, 2: 126, 8: 127}[wide]))
         self._frame_bytes = self._unit = 2 + wide + size
         self._offset = 2 + wide + text.find(self._run)
+        if self._frame_bytes >= _LONG_BYTES:
+            self._unit = self._offset + HEADER_BYTES
         self._read_bytes = max(_READ_BYTES // self._frame_bytes, 1) * self._frame_bytes
 
     def _ended(self, index: int) -> None:

@@ -34,6 +34,7 @@ class Client:
         path: Where it is connected.
         seconds: How long it took to get in.
         rest: What arrived behind the last whole frame.
+        unread: How many bytes of the frame that `rest` begins have not been read and need not be kept.
         closed: The code it was closed with; 0 where the connection ended without one, `None` while open.
         said: Texts that came and were none of the harness's own.
     """
@@ -45,6 +46,7 @@ class Client:
     started: float
     seconds: float = 0.0
     rest: bytes = b""
+    unread: int = 0
     closed: int | None = None
     said: list[bytes] = field(default_factory=list[bytes])
     _upgraded: bool = False

@@ -43,9 +43,10 @@ def pair() -> Generator[tuple[Listener, socket.socket]]:
         ends[0].close()
 
 
-def frame(sequence: int) -> bytes:
+def frame(sequence: int, size: int = SIZE, run: str = RUN) -> bytes:
     """Return a message as a server frames it."""
-    return bytes((0x81, 126)) + SIZE.to_bytes(2, "big") + text(RUN, 0, 0, sequence, 0, SIZE).encode()
+    length = bytes((126,)) + size.to_bytes(2, "big") if size < 65536 else bytes((127,)) + size.to_bytes(8, "big")
+    return b"\x81" + length + text(run, 0, 0, sequence, 0, size).encode()
 
 
 def heard(listener: Listener, count: int) -> tuple[int, int, int, int]:
@@ -85,3 +86,53 @@ def test_frames_cut_anywhere(pair: tuple[Listener, socket.socket]) -> None:
             listener.listen(5)
             listener.look()
     assert listener.tally.deliveries == 11
+
+
+LONG = 65536
+LONG_FRAME = LONG + 10
+ODD = b"\x81\x05hello"
+
+
+@pytest.mark.parametrize("cut", [1, 2, 9, 41, 42, 43, 5000, LONG_FRAME - 1, LONG_FRAME, LONG_FRAME + 3])
+def test_long_frames_cut_anywhere(pair: tuple[Listener, socket.socket], cut: int) -> None:
+    """Of a long frame only the beginning is kept, wherever the reads end; pings and other texts may stand between."""
+    listener, end = pair
+    # The first one teaches the size, and the listener changes its way inside the second.
+    words = b"".join(frame(sequence, LONG) for sequence in range(3))
+    said = words + PING + frame(3, LONG) + ODD + PING + frame(4, LONG) + frame(5, LONG) + ODD
+    end.sendall(said[: LONG_FRAME + cut])
+    assert heard(listener, 1)[1:] == (0, 0, 0)
+    end.sendall(said[LONG_FRAME + cut : 4 * LONG_FRAME + cut])
+    listener.listen(5)
+    end.sendall(said[4 * LONG_FRAME + cut :])
+    assert heard(listener, 6) == (6, 0, 0, 0)
+    while len(listener.clients[0].said) < 2:
+        listener.listen(5)
+        listener.look()
+    assert listener.clients[0].said == [b"hello", b"hello"]
+    assert (listener.clients[0].rest, listener.clients[0].unread) == (b"", 0)
+
+
+def test_long_frames_of_another_run(pair: tuple[Listener, socket.socket]) -> None:
+    """They are texts like others, whatever their size; and a close behind them is heard."""
+    listener, end = pair
+    end.sendall(frame(0, LONG) + frame(1, LONG, "hgfedcba") + frame(0, 2 * LONG, "hgfedcba") + frame(1, LONG))
+    assert heard(listener, 2) == (2, 0, 0, 0)
+    assert [len(said) for said in listener.clients[0].said] == [LONG, 2 * LONG]
+    end.sendall(frame(2, LONG) + b"\x88\x02\x03\xe8")
+    assert heard(listener, 3) == (3, 0, 0, 0)
+    while listener.clients[0].closed is None:
+        listener.listen(5)
+    assert listener.closed() == {1000: 1}
+
+
+def test_a_long_frame_that_never_ends(pair: tuple[Listener, socket.socket]) -> None:
+    """It is not counted, and its client has ended without a code."""
+    listener, end = pair
+    end.sendall(frame(0, LONG) + frame(1, LONG)[:-1])
+    assert heard(listener, 1) == (1, 0, 0, 0)
+    end.close()
+    while listener.clients[0].closed is None:
+        listener.listen(5)
+    listener.look()
+    assert (listener.tally.deliveries, listener.closed()) == (1, {0: 1})
