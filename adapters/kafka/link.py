@@ -9,6 +9,7 @@ where this one was.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import ssl
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from backplane.adapters.kafka.wire import Security
 
 __all__ = ["KafkaLink", "Target", "unavailable"]
+
+logger = logging.getLogger("backplane.kafka")
 
 _UNKNOWN_TOPIC: Final = 3
 _NO_LEADER: Final = 5
@@ -191,7 +194,15 @@ class KafkaLink:
             code, message = await controller.create_topic(topic, partitions, replicas, milliseconds)
         finally:
             controller.abort()
-        if code not in (0, _EXISTS):  # another process was faster
+        if code == 0:
+            logger.info(
+                "created topic %r: %d partitions, each on %d of %d brokers",
+                topic,
+                partitions,
+                replicas,
+                len(topology.addresses),
+            )
+        elif code != _EXISTS:  # else another process was faster
             raise BrokerError(
                 f"topic {topic!r} does not exist and cannot be created: {message}; create it by hand, or grant CREATE",
                 adapter="kafka",

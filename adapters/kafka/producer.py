@@ -56,6 +56,7 @@ class KafkaProducer:
         self._identity: Identity | None = None
         self._link: KafkaLink | None = None
         self._sending: dict[int, asyncio.Task[None]] = {}
+        self._awaited: set[int] = set()  # partitions with a batch on its way
 
     async def open(self, link: KafkaLink) -> None:
         """Send over `link` from now on, first what the link before left unanswered.
@@ -130,15 +131,26 @@ class KafkaProducer:
         milliseconds = int(link.target.request_timeout_seconds * 1000)
         while heads := self._heads(link, node):
             batches = {partition: self._build(partition, batch) for partition, batch in heads.items()}
-            answers = await connection.produce(link.target.topic, batches, milliseconds)
+            self._awaited |= heads.keys()
+            try:
+                answers = await connection.produce(link.target.topic, batches, milliseconds)
+            finally:
+                self._awaited -= heads.keys()
             failed = {code for partition, code in answers.items() if not self._settle(partition, code)}
             if failed:
                 link.lost(f"publishing failed: {', '.join(map(words, failed))}")
                 return
+            for partition in heads:
+                if self._queues[partition] and link.topology.leaders.get(partition, node) != node:  # it moved meanwhile
+                    self._send_soon(partition)
 
     def _heads(self, link: KafkaLink, node: int) -> dict[int, _Batch]:
-        leaders = link.topology.leaders
-        return {number: queue[0] for number, queue in self._queues.items() if queue and leaders.get(number) == node}
+        leaders, awaited = link.topology.leaders, self._awaited
+        return {
+            partition: queue[0]
+            for partition, queue in self._queues.items()
+            if queue and leaders.get(partition) == node and partition not in awaited
+        }
 
     def _build(self, partition: int, batch: _Batch) -> bytes:
         assert self._identity is not None

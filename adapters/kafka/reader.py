@@ -63,6 +63,7 @@ class KafkaReader:
         self._sink: Sink | None = None
         self._link: KafkaLink | None = None
         self._connections: dict[int, Connection] = {}
+        self._reading: dict[int, asyncio.Task[None]] = {}
 
     @property
     def is_open(self) -> bool:
@@ -86,18 +87,15 @@ class KafkaReader:
             self.close()
             raise
         self._link, self._sink = link, sink
-        for node in self._connections:
-            self._spawn(self._read(link, node), f"kafka-read-{node}")
+        self._read_all(link)
 
     async def follow(self) -> None:
-        """Take in what `link.refresh` found: new partitions, and leaders that were none before."""
+        """Take in what `link.refresh` found: new partitions, and leaders that were none before, or none for a while."""
         if self._link is None or self._sink is None:
             return
-        before = set(self._connections)
         await self._connect(self._link)
         await self._compare(self._link, self._sink)
-        for node in self._connections.keys() - before:
-            self._spawn(self._read(self._link, node), f"kafka-read-{node}")
+        self._read_all(self._link)
 
     def close(self) -> None:
         """Stop to deliver, at once; positions and channels stay."""
@@ -105,6 +103,13 @@ class KafkaReader:
         for connection in self._connections.values():
             connection.abort()
         self._connections = {}
+        self._reading = {}
+
+    def _read_all(self, link: KafkaLink) -> None:
+        """Read from every broker, once."""
+        for node in self._connections:
+            if node not in self._reading or self._reading[node].done():
+                self._reading[node] = self._spawn(self._read(link, node), f"kafka-read-{node}")
 
     async def _connect(self, link: KafkaLink) -> None:
         for node in set(link.topology.leaders.values()) - self._connections.keys():
@@ -149,7 +154,7 @@ class KafkaReader:
         return found
 
     async def _read(self, link: KafkaLink, node: int) -> None:
-        """Read from one broker until the link ends."""
+        """Read from one broker until the link ends, or it leads nothing any more."""
         connection, pace, turn = self._connections[node], self._pace, 0
         while wanted := self._wanted(link, node):
             turn = (turn + 1) % len(wanted)  # a full answer must not always leave out the same ones

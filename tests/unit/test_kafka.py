@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from backplane.adapters.kafka.producer import KafkaProducer
+from backplane.adapters.kafka.reader import KafkaReader, Pace
 from backplane.adapters.kafka.wire import Identity, Records, Topology, UnreadableError, partition_hash, read_records
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
     from backplane.adapters.kafka.link import KafkaLink
+    from backplane.broadcaster import Sink
 
 IDENTITY = Identity(producer_id=7, epoch=0)
 STORED, TOO_LARGE, NOT_LEADER, TOO_FEW_REPLICAS, OUT_OF_SEQUENCE, DUPLICATE = 0, 10, 6, 19, 45, 46
@@ -195,6 +197,122 @@ async def test_too_much_without_an_answer_is_refused(tasks: Tasks) -> None:
         await producer.publish(b"key", b"x")
     assert raised.value.retriable
     first.cancel()
+
+
+class Node:
+    """A broker of several, which answers when the test lets it.
+
+    Attributes:
+        asked: Set while it has a request that is not answered.
+        answer: What it answers.
+        batches: What was published to it.
+        positions: From where it was read last.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.batches: list[bytes] = []
+        self.positions: list[tuple[int, int, int]] = []
+        self._answer: asyncio.Future[Any] | None = None
+
+    def answer(self, value: object) -> None:
+        """Answer the request."""
+        assert self._answer is not None
+        self._answer.set_result(value)
+
+    async def produce(self, _: str, batches: Mapping[int, bytes], __: int) -> dict[int, int]:
+        """Take what is published."""
+        self.batches += batches.values()
+        return cast("dict[int, int]", await self._asked())
+
+    async def fetch(self, _: str, positions: list[tuple[int, int, int]], **__: int) -> list[tuple[int, int, bytes]]:
+        """Be read."""
+        self.positions = positions
+        return cast("list[tuple[int, int, bytes]]", await self._asked())
+
+    async def offsets(self, _: str, partitions: Mapping[int, int]) -> dict[int, tuple[int, int]]:
+        """Say that all are empty."""
+        return dict.fromkeys(partitions, (0, 0))
+
+    async def identify(self) -> tuple[int, Identity]:
+        """Grant an identity."""
+        return 0, IDENTITY
+
+    def abort(self) -> None:
+        """End."""
+
+    async def _asked(self) -> object:
+        self._answer = asyncio.get_running_loop().create_future()
+        self.asked.set()
+        try:
+            return await self._answer
+        finally:
+            self.asked.clear()
+
+
+class Nodes:
+    """A link with two brokers, of whom one leads the only partition."""
+
+    def __init__(self) -> None:
+        self.nodes = {1: Node(), 2: Node()}
+        self.is_over = False
+        self.target = Target()
+        self.move_to(1)
+
+    def move_to(self, node: int) -> None:
+        """Let `node` lead, as `refresh` finds it."""
+        addresses = {1: ("a", 1), 2: ("b", 1)}
+        self.topology = Topology(addresses=addresses, leaders={0: node}, controller=1, error=0, cluster=None)
+
+    def leader(self, node: int) -> Node:
+        """Return the connection for publishing."""
+        return self.nodes[node]
+
+    async def connect(self, node: int) -> Node:
+        """Return the connection for reading."""
+        return self.nodes[node]
+
+
+@pytest.mark.anyio
+async def test_a_batch_on_its_way_is_not_sent_to_the_next_leader_too(tasks: Tasks) -> None:
+    """While a partition's answer is awaited its next leader waits; then it gets what came behind, and nothing twice."""
+    link = Nodes()
+    producer = KafkaProducer(1000, 10_000, tasks.spawn)
+    await producer.open(cast("KafkaLink", link))
+    first = asyncio.create_task(producer.publish(b"key", b"first"))
+    await link.nodes[1].asked.wait()
+    second = asyncio.create_task(producer.publish(b"key", b"second"))
+    link.move_to(2)
+    third = asyncio.create_task(producer.publish(b"key", b"third"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not link.nodes[2].batches
+    link.nodes[1].answer({0: STORED})
+    await first
+    await link.nodes[2].asked.wait()
+    assert not second.done()
+    link.nodes[2].answer({0: STORED})
+    await second
+    await third
+    values = [[value for _, key, value in read_records(batch, 0) if key] for batch in link.nodes[2].batches]
+    assert (len(link.nodes[1].batches), values) == (1, [[b"second", b"third"]])
+
+
+@pytest.mark.anyio
+async def test_a_partition_that_comes_back_to_a_broker_is_read_there_again(tasks: Tasks) -> None:
+    """A broker that led nothing for a while, which ended the reading there, is read again when it leads."""
+    link, reader = Nodes(), KafkaReader(Pace(wait_ms=500), tasks.spawn)
+    await reader.open(cast("KafkaLink", link), cast("Sink", object()))
+    for leader, other in ((1, 2), (2, 1), (1, 2)):
+        await link.nodes[leader].asked.wait()
+        assert link.nodes[leader].positions[0][0] == 0
+        link.move_to(other)
+        await reader.follow()
+        link.nodes[leader].answer([])
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not link.nodes[leader].asked.is_set()
+    reader.close()
 
 
 def test_a_damaged_batch_says_where_the_next_one_begins() -> None:
