@@ -8,11 +8,12 @@ import resource
 import shutil
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import pytest
 
 from tests.brokers.broker import Broker, BrokerMissingError
+from tests.brokers.cluster import kafka_cluster, nats_cluster
 from tests.brokers.kafka import KafkaConfig, private_kafka, shared_kafka
 from tests.brokers.nats import private_nats, shared_nats
 from tests.brokers.redis import RedisConfig, private_redis, shared_redis
@@ -20,9 +21,12 @@ from tests.brokers.redis_sentinel import private_sentinels
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from playwright.sync_api import Browser
 
+    from tests.brokers.cluster import Cluster
     from tests.brokers.redis_sentinel import RedisSentinels
 
 _CHROMIUM_ARGUMENTS = [
@@ -35,6 +39,7 @@ _CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 
+_T = TypeVar("_T")
 _MISSING = pytest.StashKey[dict[str, str]]()
 
 
@@ -195,6 +200,21 @@ def private_nats_fixture(
         yield start
 
 
+@pytest.fixture(name="nats_cluster")
+def nats_cluster_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    """Three NATS servers of the test's own that are one cluster."""
+    with _started(request.config, "nats", lambda: nats_cluster(tmp_path)) as cluster:
+        yield cluster
+
+
+@pytest.fixture(name="kafka_cluster")
+def kafka_cluster_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    """Three Kafka brokers of the test's own that are one cluster, which takes ten seconds."""
+    announce = _announcer(request.config)
+    with _started(request.config, "kafka", lambda: kafka_cluster(tmp_path, announce)) as cluster:
+        yield cluster
+
+
 @pytest.fixture(scope="session")
 def kafka_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """The Kafka that the whole run shares; a test takes a topic of its own there, or `private_kafka` to break it."""
@@ -233,7 +253,7 @@ def _announcer(config: pytest.Config) -> Callable[[str], None]:
 
 
 @contextmanager
-def _started(config: pytest.Config, name: str, make: Callable[[], Broker]) -> Generator[Broker]:
+def _started(config: pytest.Config, name: str, make: Callable[[], AbstractContextManager[_T]]) -> Generator[_T]:
     with ExitStack() as stack:
         try:
             broker = stack.enter_context(make())

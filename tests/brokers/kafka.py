@@ -66,12 +66,18 @@ class KafkaConfig:
         users: Names and passwords; with any, clients must log in, by SASL PLAIN.
         administrators: Users who may do anything; with any, the others may do nothing.
         tls: Speak TLS only, with a certificate signed by itself that the URL names as its authority.
+        cluster: Id of the cluster. Defaults to one of its own.
+        node: Its number there.
+        controllers: Ports of all nodes' controllers, its own too, by their numbers. Defaults to its own alone.
         properties: Anything else for `server.properties`.
     """
 
     users: Mapping[str, str] = field(default_factory=dict[str, str])
     administrators: tuple[str, ...] = ()
     tls: bool = False
+    cluster: str = ""
+    node: int = 1
+    controllers: Mapping[int, int] = field(default_factory=dict[int, int])
     properties: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -142,7 +148,8 @@ class KafkaProcess(ProcessBroker):
         super().__init__(folder)
         self._java = [java, *_JVM, "-cp", f"{libs}/*"]
         self._config = config
-        self._internal_port, self._controller_port, proxied_port = free_port(), free_port(), free_port()
+        self._internal_port, proxied_port = free_port(), free_port()
+        self._controllers = config.controllers or {config.node: free_port()}
         self.proxy_port = free_port()
         certificate = self_signed_certificate(folder) if config.tls else None
         tls = f"?tls=true&ssl_ca_certs={certificate}" if certificate else ""
@@ -162,7 +169,7 @@ class KafkaProcess(ProcessBroker):
     def launch(self) -> None:
         """Format its storage the first time, then run it."""
         if not (self.folder / "data").exists():
-            identity = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+            identity = self._config.cluster or urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
             # With the equals sign: an identity that starts with a dash would be taken for another option.
             options = [f"--cluster-id={identity}", "--config=server.properties"]
             tool = [*self._java, "kafka.tools.StorageTool", "format", *options]
@@ -174,14 +181,14 @@ class KafkaProcess(ProcessBroker):
             "CLIENT": self.port,
             "PROXIED": proxied_port,
             "INTERNAL": self._internal_port,
-            "CONTROLLER": self._controller_port,
+            "CONTROLLER": self._controllers[self._config.node],
         }
         advertised = {"CLIENT": self.port, "PROXIED": self.proxy_port, "INTERNAL": self._internal_port}
         protocol = self._config.protocol
         properties = {
             "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
+            "node.id": str(self._config.node),
+            "controller.quorum.voters": ",".join(f"{n}@127.0.0.1:{port}" for n, port in self._controllers.items()),
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "INTERNAL",
             "listeners": _listeners(ports),

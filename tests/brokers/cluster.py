@@ -1,0 +1,132 @@
+"""Several NATS servers, or several Kafka brokers, that are one cluster."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import struct
+from base64 import urlsafe_b64encode
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from backplane.adapters.kafka.wire import Connection, Security
+from tests.brokers.broker import BrokerMissingError, ProcessBroker
+from tests.brokers.kafka import KafkaConfig, private_kafka
+from tests.brokers.nats import private_nats
+from tests.brokers.process import free_port, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from tests.brokers.broker import Broker
+
+__all__ = ["Cluster", "kafka_cluster", "kafka_leaders", "nats_cluster"]
+
+_SIZE = 3
+
+
+class Cluster:
+    """Brokers that belong together, running from entering to leaving.
+
+    Args:
+        nodes: Its brokers, which wait for each other: all are launched before one is waited for.
+        knows_all: Whether one of them knows that all are there.
+
+    Attributes:
+        url: All of them, as `Backplane` takes it.
+    """
+
+    def __init__(self, nodes: Sequence[ProcessBroker], knows_all: Callable[[ProcessBroker], bool]) -> None:
+        self.nodes = nodes
+        self._knows_all = knows_all
+        self._stack = ExitStack()
+        scheme = nodes[0].url.partition("://")[0]
+        self.url = f"{scheme}://{','.join(node.url.partition('://')[2] for node in nodes)}"
+
+    def wait_until_whole(self) -> None:
+        """Wait until every node answers and knows all others."""
+        for node in self.nodes:
+            node.wait_until_up()
+        wait_until(lambda: all(map(self._knows_all, self.nodes)), f"{self.url} is one cluster", seconds=60)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for node in self.nodes:
+                node.launch()
+                stack.callback(node.kill9)  # in an orderly way they would wait for each other
+            self.wait_until_whole()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def nats_cluster(folder: Path) -> Cluster:
+    """Return three NATS servers with routes between them, not started.
+
+    Raises:
+        BrokerMissingError: This machine has no `nats-server`.
+    """
+    ports = [free_port() for _ in range(_SIZE)]
+    routes = ", ".join(f"nats://127.0.0.1:{port}" for port in ports)
+    configs = {port: f"cluster {{ name: rooms, listen: 127.0.0.1:{port}, routes: [{routes}] }}" for port in ports}
+    return Cluster(
+        [_as_process(private_nats(config, _made(folder / str(port)))) for port, config in configs.items()],
+        lambda node: len(_nats_info(node.port).get("connect_urls", ())) == _SIZE,
+    )
+
+
+def kafka_cluster(folder: Path, announce: Callable[[str], None]) -> Cluster:
+    """Return three Kafka brokers that are their controllers too, not started.
+
+    Raises:
+        BrokerMissingError: This machine has no Kafka of its own.
+    """
+    controllers = {number: free_port() for number in range(1, _SIZE + 1)}
+    identity = urlsafe_b64encode(b"\0" + secrets.token_bytes(15)).decode()[:22]
+    configs = [KafkaConfig(cluster=identity, node=number, controllers=controllers) for number in controllers]
+    return Cluster(
+        [_as_process(private_kafka(config, _made(folder / str(config.node)), announce)) for config in configs],
+        lambda node: _kafka_brokers(node.port) == _SIZE,
+    )
+
+
+async def kafka_leaders(node: ProcessBroker, topic: str) -> set[int]:
+    """Return the numbers of the brokers that lead partitions of `topic`, as `node` knows it; -1 for none."""
+    security = Security(ssl_context=None, mechanism="PLAIN", username=None, password=None)
+    connection = Connection(("127.0.0.1", node.port), security, 5, lambda _: None)
+    await connection.open()
+    try:
+        return set((await connection.topology(topic)).leaders.values())
+    finally:
+        connection.abort()
+        await connection.wait_gone()
+
+
+def _as_process(broker: Broker) -> ProcessBroker:
+    if not isinstance(broker, ProcessBroker):
+        raise BrokerMissingError(f"{broker.url} is no program of this machine")
+    return broker
+
+
+def _nats_info(port: int) -> dict[str, Any]:
+    with socket.create_connection(("127.0.0.1", port), timeout=1) as link, link.makefile("rb") as words:
+        info: dict[str, Any] = json.loads(words.readline().removeprefix(b"INFO "))
+        return info
+
+
+def _kafka_brokers(port: int) -> int:
+    """Return how many brokers the one at `port` knows: https://kafka.apache.org/protocol#The_Messages_Metadata."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as link:
+        link.sendall(struct.pack(">ihhihsi", 15, 3, 1, 7, 1, b"t", 0))
+        answer = link.recv(12)  # its size, the number of the request, the number of brokers
+        return int.from_bytes(answer[8:], "big")
+    return 0
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
