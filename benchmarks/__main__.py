@@ -127,7 +127,7 @@ def short(output: Output = CACHE / "short.json") -> None:
 
 @app.command()
 def full(output: Output = CACHE / "full.json") -> None:
-    """Run every scenario on every adapter, with floors and peers: about an hour."""
+    """Run every scenario on every adapter, with floors and peers: five quarters of an hour."""
     session(FULL, output)
 
 

@@ -43,6 +43,13 @@ _REDIS: Final = Choice(urls=("redis",), lane=True, floors=True, options=(("secon
 _EVERY: Final = Choice(urls=_ALL, lane=True, floors=True, peers=("all",))
 # One of the others takes minutes to deliver what is a second's work here.
 _ONCE: Final = replace(_EVERY, floors=False, peers=("tutorial", "broadcaster", "node"), repetitions=1)
+# What 450 sockets get in a flood of 1.5 GB/s beside 50 that never read: two minutes each.
+_FLOOD: Final = Choice(
+    urls=("ipc", "redis"),
+    lane=True,
+    repetitions=1,
+    options=(("connections", 450), ("stalled", 50), ("payload", 65_536), ("rate", 50.0), ("seconds", 60.0)),
+)
 
 
 def _with(choice: Choice, **options: float) -> Choice:
@@ -56,6 +63,7 @@ FULL: Final[Sequence[tuple[str, Choice]]] = (
     ("fanout", _with(_REDIS, connections=10_000, rate=2.0, clients=2, stalls=True)),
     ("fanout", replace(_REDIS, peers=("broadcaster",), serving=Serving(workers=2))),
     ("slow", Choice(lane=True, options=(("connections", 999), ("stalled", 1), ("rate", 40.0)))),
+    ("slow", _FLOOD),
     ("fanout", replace(_ONCE, urls=("ipc", "redis", "nats", "kafka"), serving=Serving(workers=4))),
     ("saturation", Choice(urls=("redis",), lane=True, serving=Serving(workers=2))),
     *((name, _ONCE) for name in ("memory", "slow", "channels", "churn", "storm")),
@@ -63,4 +71,4 @@ FULL: Final[Sequence[tuple[str, Choice]]] = (
     ("failover", _with(_ONCE, seconds=20.0)),
     ("restart", _ONCE),
 )
-"""All scenarios on all adapters, in about an hour: what ratios are taken of three times, the rest once."""
+"""All scenarios on all adapters, in five quarters of an hour: what ratios are taken of three times, the rest once."""

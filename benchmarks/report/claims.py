@@ -55,6 +55,7 @@ def claims(result: Path | None) -> str:
             f"![{FIGURES[_CPU].title}]({_relative(result.with_suffix('.svg'))})",
             "",
             *_origin(report, result, saturation),
+            *_beside_stalled(report),
             "",
         ]
     )
@@ -143,7 +144,7 @@ def _table(saturation: Section, fanout: Section) -> list[str]:
 
 def _cell(outcome: Outcome | None, figure: str) -> str:
     spread = outcome.spread(figure) if outcome else None
-    return f"{spread.median:,.2f} {FIGURES[figure].unit}" if spread else _NOTHING
+    return f"{spread.median:,.2f} {FIGURES[figure].unit}".strip() if spread else _NOTHING
 
 
 def _ratio(outcome: Outcome, reference: Outcome) -> str:
@@ -170,6 +171,24 @@ def _origin(report: Report, result: Path, saturation: Section) -> list[str]:
         if not each.valid
     ]
     return [*lines, *([f"Not in it: {', '.join(left_out)}."] if left_out else [])]
+
+
+def _beside_stalled(report: Report) -> list[str]:
+    """Say what sockets that stop reading cost the others, of the section with the most of them."""
+    fit = [
+        each for each in report.sections if each.scenario == "slow" and all(_candidate(each, name) for name in _OURS)
+    ]
+    if not fit:
+        return []
+    section = max(fit, key=lambda each: int(each.settings["stalled"]))
+    settings = section.settings
+    plain, lane = (_cell(_candidate(section, name), "times_alone") for name in _OURS)
+    return [
+        f"Where {settings['stalled']} of {settings['connections'] + settings['stalled']} sockets stop reading, at "
+        f"{settings['rate']:g} messages of {settings['payload']:,} B per second, the p99 of the others is {plain} "
+        f"times what it is without those, on the direct lane {lane} times (medians of {settings['repetitions']} turns "
+        f"of {settings['seconds']:g} s)."
+    ]
 
 
 def _relative(path: Path) -> str:

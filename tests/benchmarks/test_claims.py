@@ -95,6 +95,23 @@ def test_ratios_are_of_medians_within_turns(tmp_path: Path) -> None:
     assert "medians of 3 turns" in block
 
 
+def test_what_stalled_sockets_cost_is_of_the_section_with_the_most(tmp_path: Path) -> None:
+    """The sentence has the medians of plain and lane, and is not there without a valid run of both."""
+    report = made()
+    assert "stop reading" not in claims(saved(report, tmp_path))
+    ours = ("backplane redis", "backplane redis lane")
+    for stalled, times in ((2, 9.0), (50, 1.25)):
+        runs = [Run(figures={"times_alone": each * times}) for each in (1, 2, 3)]
+        settings = {"connections": 450, "rate": 50.0, "payload": 65536, "seconds": 60.0, "repetitions": 3}
+        outcomes = [Outcome(name=name, kind="backplane", runs=runs) for name in ours]
+        report.sections.append(
+            Section(scenario="slow", title="slow", settings={**settings, "stalled": stalled}, outcomes=outcomes)
+        )
+    block = claims(saved(report, tmp_path))
+    assert "Where 50 of 500 sockets stop reading, at 50 messages of 65,536 B per second" in block
+    assert "is 2.50 times what it is without those, on the direct lane 2.50 times" in block
+
+
 def test_what_is_not_in_it_is_said(tmp_path: Path) -> None:
     """A candidate without a valid run has no row and is named below; an invalid run counts in no median."""
     none = outcome("Broken", "peer", 1, 1, 1, invalid=3)
