@@ -49,7 +49,7 @@ class KafkaOptions(Options):
     partitions: int = Field(default=8, gt=0)
     """How many partitions it is created with. Each costs every process a little per request."""
     replication_factor: int = Field(default=-1, ge=-1)
-    """On how many brokers it is created. -1: on three, or on all where there are fewer."""
+    """On how many brokers it is created. -1: on three, or on all that are up where those are fewer."""
     latency: Literal["low", "balanced", "cheap"] = "low"
     """`low`: each message at once; `balanced`: up to 5 ms later, and `cheap`: up to 25 ms, for less CPU per message."""
     max_payload_bytes: int = Field(default=1_000_000, gt=0, le=256 * 1024 * 1024)

