@@ -224,13 +224,13 @@ async def test_task_that_was_being_cancelled_before() -> None:
 
 async def test_thousands_run_out_with_one_timer() -> None:
     """Thousands of limits begun together cost one timer, and each of them raises in its own task."""
-    deadlines, timers = with_timers(0.2)
+    deadlines, timers = with_timers(0.5)
 
     async def block() -> None:
         with deadlines.limit():
             await never()
 
-    tasks = [asyncio.create_task(block()) for _ in range(5_000)]
+    tasks = [asyncio.create_task(block()) for _ in range(2_000)]
     await let_tasks_run()
     assert len(timers.handles) == 1
     assert {await outcome(task) for task in tasks} == {TimeoutError}

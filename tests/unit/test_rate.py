@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backplane.errors import ConfigurationError
@@ -53,10 +53,11 @@ def test_values_out_of_range(rate: float, burst: float) -> None:
 
 
 @given(rate=RATES, burst=BURSTS, takes=TAKES)
+@example(rate=0.5, burst=2, takes=[(-1, 1), (16, 2)])
 def test_never_more_than_burst_and_rate(rate: float, burst: int, takes: list[tuple[int, int]]) -> None:
     """Over any window no more passes than the burst and what the rate fills in it."""
     bucket = TokenBucket(rate, burst)
-    now, latest = 0.0, 0.0
+    now, latest = 0.0, float("-inf")
     passed: list[tuple[float, int]] = []  # when, by the furthest the clock has been, and how much
     for eighths, amount in takes:
         now += eighths / 8
