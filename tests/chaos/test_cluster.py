@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
-@pytest.fixture(params=["nats", "kafka"])
+@pytest.fixture
 def cluster(request: pytest.FixtureRequest) -> Cluster:
     """Three brokers of the test's own that are one."""
     made: Cluster = request.getfixturevalue(f"{request.param}_cluster")
@@ -46,6 +46,7 @@ async def all_live(crew: Crew) -> float:
     return asyncio.get_running_loop().time() - since
 
 
+@pytest.mark.parametrize("cluster", ["nats", pytest.param("kafka", marks=pytest.mark.full)], indirect=True)
 async def test_each_is_killed_in_turn(cluster: Cluster, judge: Judge) -> None:
     """After SIGKILL of one everybody goes on at the others, and when it is back."""
     slowest = 0.0
@@ -62,6 +63,7 @@ async def test_each_is_killed_in_turn(cluster: Cluster, judge: Judge) -> None:
     judge("kill -9 of each of three", name_of(cluster), crew, recovered=slowest)
 
 
+@pytest.mark.parametrize("cluster", ["nats", "kafka"], indirect=True)
 async def test_all_are_restarted_one_after_the_other(cluster: Cluster, judge: Judge) -> None:
     """A rolling restart, as an update does it: the last one is back before the next one goes."""
     async with talk(cluster) as crew:

@@ -317,34 +317,6 @@ async def test_a_silent_link_resumes_too(proxy: FaultProxy, url: str) -> None:
         assert await _texts(messages, 1) == ["into the silence"]
 
 
-@pytest.mark.timeout(120)
-async def test_a_broker_that_is_killed_and_returns_loses_nothing(
-    kafka_broker: Broker, private_kafka: StartKafka
-) -> None:
-    """Over SIGKILL and restart of the broker every published message arrives once, in order, without a gap."""
-    if not kafka_broker.restartable:
-        pytest.skip("this Kafka is not ours to kill")
-    broker = private_kafka()
-    async with (
-        Backplane(broker.url, settings=_QUICK) as publisher,
-        Backplane(broker.url, settings=_QUICK) as subscriber,
-        subscriber.subscribe("room", max_outbox_messages=100_000) as messages,
-    ):
-        stop = asyncio.Event()
-        publishing = asyncio.create_task(_publish_until(stop, publisher))
-        for _ in range(2):
-            for _ in range(200):
-                assert isinstance(await anext(messages), Message)
-            broker.kill9()
-            await subscriber.wait_for_state("degraded")
-            broker.start()
-            await subscriber.wait_for_state("live")
-        stop.set()
-        count = await publishing
-        heard = await _texts(messages, count - 400)
-        assert heard == [f"{number}" for number in range(400, count)]
-
-
 async def test_a_new_life_begins_at_the_end(url: str) -> None:
     """After an orderly stop the same object starts at the end: what was published meanwhile is of no concern to it."""
     broadcaster = broadcaster_from_url(url)
