@@ -458,18 +458,6 @@ async def _texts(messages: Subscription, count: int) -> list[str | bytes]:
     return [item.data for item in heard if isinstance(item, Message)]
 
 
-async def _publish_until(stop: asyncio.Event, backplane: Backplane) -> int:
-    """Publish numbers, each again for as long as it was certainly not published; returns how many."""
-    count = 0
-    while not stop.is_set():
-        try:
-            await backplane.publish("room", f"{count}")
-        except BrokerUnavailableError:
-            continue
-        count += 1
-    return count
-
-
 @asynccontextmanager
 async def _admin(url: str) -> AsyncGenerator[Any]:
     admin = AIOKafkaAdminClient(bootstrap_servers=_server(url))
