@@ -12,7 +12,6 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
-from tests.brokers.process import free_port
 from tests.examples.site import SECONDS
 
 if TYPE_CHECKING:
@@ -108,9 +107,11 @@ def test_upstream_that_is_cut_is_a_bad_gateway(serve: Serve) -> None:
 
 def test_upstream_that_is_not_there_is_a_bad_gateway(serve: Serve) -> None:
     """An upstream that cannot be reached is told as 1014, and no error reaches the log as a traceback."""
-    site = serve("proxy", UPSTREAM_URL=f"ws://127.0.0.1:{free_port()}/")
-    with site.connect("/") as client:
-        assert closed_with(client) == (1014, "upstream not reachable")
+    with socket.socket() as nobody:  # bound and not listening: refused, and no server can take the port
+        nobody.bind(("127.0.0.1", 0))
+        site = serve("proxy", UPSTREAM_URL=f"ws://127.0.0.1:{nobody.getsockname()[1]}/")
+        with site.connect("/") as client:
+            assert closed_with(client) == (1014, "upstream not reachable")
 
 
 def test_upstream_that_is_no_websocket_server_is_a_bad_gateway(serve: Serve) -> None:
