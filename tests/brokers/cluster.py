@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 import socket
 import struct
-from base64 import urlsafe_b64encode
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from backplane.adapters.kafka.wire import Connection, Security
 from tests.brokers.broker import BrokerMissingError, ProcessBroker
-from tests.brokers.kafka import KafkaConfig, private_kafka
-from tests.brokers.nats import private_nats
-from tests.brokers.process import free_port, wait_until
+from tests.brokers.kafka import KafkaConfig, cluster_identity, private_kafka
+from tests.brokers.nats import private_nats, server_info
+from tests.brokers.process import free_port, made, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,8 +71,8 @@ def nats_cluster(folder: Path) -> Cluster:
     routes = ", ".join(f"nats://127.0.0.1:{port}" for port in ports)
     configs = {port: f"cluster {{ name: rooms, listen: 127.0.0.1:{port}, routes: [{routes}] }}" for port in ports}
     return Cluster(
-        [_as_process(private_nats(config, _made(folder / str(port)))) for port, config in configs.items()],
-        lambda node: len(_nats_info(node.port).get("connect_urls", ())) == _SIZE,
+        [_as_process(private_nats(config, made(folder / str(port)))) for port, config in configs.items()],
+        lambda node: len(server_info(node.port).get("connect_urls", ())) == _SIZE,
     )
 
 
@@ -86,10 +83,10 @@ def kafka_cluster(folder: Path, announce: Callable[[str], None]) -> Cluster:
         BrokerMissingError: This machine has no Kafka of its own.
     """
     controllers = {number: free_port() for number in range(1, _SIZE + 1)}
-    identity = urlsafe_b64encode(b"\0" + secrets.token_bytes(15)).decode()[:22]
+    identity = cluster_identity()
     configs = [KafkaConfig(cluster=identity, node=number, controllers=controllers) for number in controllers]
     return Cluster(
-        [_as_process(private_kafka(config, _made(folder / str(config.node)), announce)) for config in configs],
+        [_as_process(private_kafka(config, made(folder / str(config.node)), announce)) for config in configs],
         lambda node: _kafka_brokers(node.port) == _SIZE,
     )
 
@@ -112,12 +109,6 @@ def _as_process(broker: Broker) -> ProcessBroker:
     return broker
 
 
-def _nats_info(port: int) -> dict[str, Any]:
-    with socket.create_connection(("127.0.0.1", port), timeout=1) as link, link.makefile("rb") as words:
-        info: dict[str, Any] = json.loads(words.readline().removeprefix(b"INFO "))
-        return info
-
-
 def _kafka_brokers(port: int) -> int:
     """Return how many brokers the one at `port` knows: https://kafka.apache.org/protocol#The_Messages_Metadata."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as link:
@@ -125,8 +116,3 @@ def _kafka_brokers(port: int) -> int:
         answer = link.recv(12)  # its size, the number of the request, the number of brokers
         return int.from_bytes(answer[8:], "big")
     return 0
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-__all__ = ["KafkaConfig", "KafkaProcess", "private_kafka", "shared_kafka"]
+__all__ = ["KafkaConfig", "KafkaProcess", "cluster_identity", "private_kafka", "shared_kafka"]
 
 _IMAGE = f"apache/kafka:{VERSION}"  # as in docker-compose.yml
 
@@ -169,7 +169,7 @@ class KafkaProcess(ProcessBroker):
     def launch(self) -> None:
         """Format its storage the first time, then run it."""
         if not (self.folder / "data").exists():
-            identity = self._config.cluster or urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+            identity = self._config.cluster or cluster_identity()
             # With the equals sign: an identity that starts with a dash would be taken for another option.
             options = [f"--cluster-id={identity}", "--config=server.properties"]
             tool = [*self._java, "kafka.tools.StorageTool", "format", *options]
@@ -237,6 +237,11 @@ class _KafkaContainer(ContainerBroker):
 
     def answers(self) -> bool:
         return _serves(self.port)
+
+
+def cluster_identity() -> str:
+    """Return a new id of a cluster: 16 bytes in Base64, as Kafka has them."""
+    return urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
 
 
 def _listeners(ports: Mapping[str, int]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.brokers.broker import Broker, BrokerMissingError, ContainerBroker, GivenBroker, ProcessBroker
 from tests.brokers.process import install
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["private_nats", "shared_nats"]
+__all__ = ["private_nats", "server_info", "shared_nats"]
 
 _IMAGE = "nats:2.12.2-alpine"  # as in docker-compose.yml
 
@@ -61,7 +62,7 @@ class _NatsProcess(ProcessBroker):
         return [self._program, "--addr", "127.0.0.1", "--port", str(self.port), "--config", str(self._file)]
 
     def answers(self) -> bool:
-        return _sends_info(self.port)
+        return bool(server_info(self.port))
 
 
 class _NatsContainer(ContainerBroker):
@@ -73,10 +74,18 @@ class _NatsContainer(ContainerBroker):
         return []
 
     def answers(self) -> bool:
-        return _sends_info(self.port)
+        return bool(server_info(self.port))
 
 
-def _sends_info(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as link:
-        return link.recv(5) == b"INFO "
-    return False
+def server_info(port: int) -> dict[str, Any]:
+    """Return what a server says of itself to whoever connects; nothing where none answers."""
+    with (
+        suppress(OSError),
+        socket.create_connection(("127.0.0.1", port), timeout=1) as link,
+        link.makefile("rb") as lines,
+    ):
+        command, _, info = lines.readline().partition(b" ")
+        if command == b"INFO":
+            found: dict[str, Any] = json.loads(info)
+            return found
+    return {}

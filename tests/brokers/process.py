@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["end", "free_port", "install", "start", "wait_until"]
+__all__ = ["end", "free_port", "install", "made", "start", "wait_until"]
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -37,6 +37,12 @@ def free_port() -> int:
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     raise RuntimeError("no free port between 20,000 and 32,000")
+
+
+def made(folder: Path) -> Path:
+    """Create `folder` and return it."""
+    folder.mkdir()
+    return folder
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:

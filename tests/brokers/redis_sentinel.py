@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tests.brokers.broker import BrokerMissingError
 from tests.brokers.certificate import self_signed_certificate
-from tests.brokers.process import install, wait_until
+from tests.brokers.process import install, made, wait_until
 from tests.brokers.redis import RedisConfig, RedisProcess
 
 if TYPE_CHECKING:
@@ -67,15 +67,15 @@ class RedisSentinels:
         arguments = ["--repl-diskless-sync-delay", "0", "--masterauth", password]
         arguments += ["--tls-replication", "yes"] if certificate else []
         config = RedisConfig(password=password, arguments=tuple(arguments))
-        primary = RedisProcess(program, config, _made(folder / "primary"), certificate)
+        primary = RedisProcess(program, config, made(folder / "primary"), certificate)
         arguments += ["--replicaof", "127.0.0.1", str(primary.port)]
         config = replace(config, arguments=tuple(arguments))
-        self.nodes = (primary, RedisProcess(program, config, _made(folder / "replica"), certificate))
+        self.nodes = (primary, RedisProcess(program, config, made(folder / "replica"), certificate))
         self.sentinels = [
             _SentinelProcess(
                 program,
                 RedisConfig(password=sentinel_password),
-                _made(folder / f"sentinel-{number}"),
+                made(folder / f"sentinel-{number}"),
                 certificate,
                 port=primary.port,
                 password=password,
@@ -211,11 +211,6 @@ class _SentinelProcess(RedisProcess):
     def command(self) -> list[str]:
         login = ["--requirepass", self._config.password] if self._config.password else []
         return [self._program, str(self._file), "--sentinel", "--bind", "127.0.0.1", *login, *self.port_arguments()]
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 def _program() -> str:

@@ -204,7 +204,6 @@ class Node:
 
     Attributes:
         asked: Set while it has a request that is not answered.
-        answer: What it answers.
         batches: What was published to it.
         positions: From where it was read last.
     """
