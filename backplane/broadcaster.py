@@ -107,6 +107,14 @@ class Sink(Protocol):
         """Say that messages of `channels` may be missing here, though the link stands (a queue overran, say)."""
         ...
 
+    def revoked(self, channels: Collection[str], reason: str) -> None:
+        """Report that the broker took away these subscriptions, which it had confirmed, while the link stands.
+
+        The core opens a gap on them and subscribes again; subscribers are notified of the gap once the broker has
+        confirmed or refused. Channels that are not subscribed are ignored.
+        """
+        ...
+
     def lost(self, error: BrokerError) -> None:
         """Say that the link is gone: once per `start`, and after it nothing more until the next `start`."""
         ...
@@ -173,9 +181,12 @@ class Broadcaster(ABC):
         """Subscribe to `channels`; the core passes some hundreds at a time, none twice.
 
         When it returns the broker has confirmed: every later publish is delivered, or a gap or a loss is reported.
+        An answer that cannot be attributed to a channel confirms none: the adapter reports every channel that it may
+        concern as unconfirmed.
 
         Raises:
-            SubscribeError: The broker refused the channels in `refused`; the others are subscribed.
+            SubscribeError: The broker refused the channels in `refused`, and has given no final answer on those in
+                `unconfirmed`, which the core asks for again with back-off; the others are subscribed.
             BrokerUnavailableError: The link is gone.
         """
 

@@ -8,12 +8,61 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Deadlines"]
+__all__ = ["Deadlines", "PatientTimeout"]
+
+# A timer that runs this much after its time shows that the process was paused, or its event loop blocked.
+_LATE_SECONDS: Final = 0.1
+# What arrived during a pause is read within the next passes of the event loop.
+_GRACE_SECONDS: Final = 0.05
+
+
+class PatientTimeout:
+    """`async with PatientTimeout(seconds): ...` raises `TimeoutError` as `asyncio.timeout` does, but never for a pause.
+
+    The process may be stopped, or its event loop blocked, while an answer arrives. The timer that is due then runs
+    before the task which waits for that answer. So where the timer runs late it is set once more, for a moment in which
+    the event loop reads what has arrived.
+
+    Args:
+        seconds: How long the block may take; `None` for no limit.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        if self._seconds is not None:
+            self._set(self._seconds)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def _set(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        self._timer = loop.call_at(due, self._look, due)
+
+    def _look(self, due: float) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - due > _LATE_SECONDS:
+            self._set(_GRACE_SECONDS)
+        else:
+            self._timer = None
+            self._timeout.reschedule(now)
 
 
 class Deadlines:

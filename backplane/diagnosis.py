@@ -142,6 +142,9 @@ class _Deaf:
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Drop it."""
 
+    def revoked(self, channels: Collection[str], reason: str) -> None:
+        """Drop it."""
+
     def lost(self, error: BrokerError) -> None:
         """Drop it: what is asked next raises."""
 

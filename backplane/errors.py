@@ -175,17 +175,34 @@ class PublishOutcomeUnknownError(PublishError):
 
 
 class SubscribeError(BrokerError):
-    """The broker refused one or more channels; every other channel of the same call is subscribed.
+    """The broker did not confirm one or more channels; every other channel of the same call is subscribed.
+
+    What `Connection.join` and `Backplane.subscribe` raise holds refused channels only: a channel without a final answer
+    is asked for again until the join's time is up, which raises `BrokerUnavailableError`.
 
     Attributes:
-        refused: The refused channels, each with the broker's words.
+        refused: The channels that the broker refused, each with the broker's words. Asking again does not help until
+            somebody changes the broker's rules.
+        unconfirmed: The channels without a final answer, each with the reason: the broker named a passing state (a
+            script runs, it is loading its data, a failover is under way), or its refusal named no channel.
     """
 
-    def __init__(self, refused: Mapping[str, str], *, adapter: str = "") -> None:
-        words = "; ".join(f"{channel!r}: {reason}" for channel, reason in list(refused.items())[:5])
-        more = f" (and {len(refused) - 5} more)" if len(refused) > 5 else ""
-        super().__init__(f"subscription refused: {words}{more}", adapter=adapter)
+    def __init__(
+        self, refused: Mapping[str, str], *, unconfirmed: Mapping[str, str] | None = None, adapter: str = ""
+    ) -> None:
         self.refused = dict(refused)
+        self.unconfirmed = dict(unconfirmed or {})
+        parts = [_listed("subscription refused", self.refused), _listed("not confirmed yet", self.unconfirmed)]
+        super().__init__("; ".join(filter(None, parts)), adapter=adapter, retriable=not self.refused)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), adapter=self.adapter), (self.refused,)
+        return partial(type(self), unconfirmed=self.unconfirmed, adapter=self.adapter), (self.refused,)
+
+
+def _listed(title: str, channels: Mapping[str, str]) -> str:
+    """Return up to five channels with their reasons, in one line."""
+    if not channels:
+        return ""
+    words = "; ".join(f"{channel!r}: {reason}" for channel, reason in list(channels.items())[:5])
+    more = f" (and {len(channels) - 5} more)" if len(channels) > 5 else ""
+    return f"{title}: {words}{more}"

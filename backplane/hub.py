@@ -165,6 +165,12 @@ class Hub:
         gap.reason = f"the broker refused the channel: {reason}"
         self._tell(channel, gap)
 
+    def revoke(self, channels: Collection[str], reason: str) -> None:
+        """Open a gap on subscriptions that the broker took away, and ask for them again."""
+        logger.warning("the broker took away %d subscriptions: %s", len(channels), reason)
+        self.open_gap(channels, reason)
+        self._interest.revoke(channels)
+
     def open_gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Remember that messages may be missing from here on.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from backplane.errors import BrokerUnavailableError, SubscribeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from backplane.broadcaster import Broadcaster
 
@@ -26,6 +26,9 @@ _BATCH = 500
 _SPREAD_SECONDS = 0.02
 # All the pauses of one worker together: a hundred thousand channels must fit into the time that a link has to open.
 _MOST_SPREAD_SECONDS = 1.0
+# Between two tries to subscribe to what the broker could not confirm yet: doubled up to the second.
+_FIRST_RETRY_SECONDS = 0.05
+_MAX_RETRY_SECONDS = 1.0
 
 
 class Interest:
@@ -42,6 +45,9 @@ class Interest:
         self._wanted: set[str] = set()
         self._confirmed: set[str] = set()
         self._refused: set[str] = set()
+        self._unconfirmed: dict[str, str] = {}  # with the broker's last words
+        self._retry_seconds = _FIRST_RETRY_SECONDS
+        self._retry: asyncio.TimerHandle | None = None
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._to_subscribe: dict[str, None] = {}
         self._to_unsubscribe: dict[str, None] = {}
@@ -88,8 +94,10 @@ class Interest:
             async with asyncio.timeout(self._timeout_seconds):
                 await asyncio.shield(future)
         except TimeoutError:
+            reason = self._unconfirmed.get(channel)
             raise BrokerUnavailableError(
                 f"the broker did not confirm channel {channel!r} within {self._timeout_seconds:g} s"
+                + (f": {reason}" if reason else "")
             ) from None
 
     def release(self, channel: str) -> None:
@@ -104,6 +112,15 @@ class Interest:
         self._refused.clear()
         self._to_unsubscribe.clear()
         self._to_subscribe.clear()
+        self._forget_unconfirmed()
+
+    def revoke(self, channels: Collection[str]) -> None:
+        """Ask again for confirmed channels whose subscriptions the broker took away."""
+        revoked = self._confirmed.intersection(channels)
+        if revoked:
+            self._confirmed -= revoked
+            self._to_subscribe |= dict.fromkeys(revoked)
+            self._changed.set()
 
     async def subscribe_all(self, broadcaster: Broadcaster, resumed: Collection[str] = ()) -> None:
         """Ask a new link for every wanted channel, and take back what it was `resumed` with and is wanted no longer."""
@@ -138,6 +155,7 @@ class Interest:
         self._lingering.clear()
         self._wanted.clear()
         self._confirmed.clear()
+        self._forget_unconfirmed()
         for channel in list(self._waiting):
             self._settle(channel, BrokerUnavailableError("the backplane was stopped"))
 
@@ -145,6 +163,7 @@ class Interest:
         del self._lingering[channel]
         self._wanted.discard(channel)
         self._refused.discard(channel)
+        self._unconfirmed.pop(channel, None)
         self._to_subscribe.pop(channel, None)
         self._settle(channel, BrokerUnavailableError(f"channel {channel!r} was given up"))
         if channel in self._confirmed:
@@ -167,18 +186,22 @@ class Interest:
 
     async def _subscribe(self, broadcaster: Broadcaster, channels: list[str]) -> None:
         refused: dict[str, str] = {}
+        unconfirmed: dict[str, str] = {}
         try:
             await broadcaster.subscribe(channels)
         except SubscribeError as error:
-            refused = error.refused
-        confirmed = [channel for channel in channels if channel not in refused]
+            refused, unconfirmed = error.refused, error.unconfirmed
+        confirmed = [channel for channel in channels if channel not in refused and channel not in unconfirmed]
         for channel in confirmed:
             self._confirm(channel)
         self.on_confirmed(confirmed)
         for channel, reason in refused.items():
             self._refuse(channel, reason)
+        if unconfirmed:
+            self._postpone(unconfirmed)
 
     def _confirm(self, channel: str) -> None:
+        self._answered(channel)
         if channel in self._wanted:
             self._to_subscribe.pop(channel, None)
             self._refused.discard(channel)
@@ -187,7 +210,32 @@ class Interest:
         else:  # given up while the broker was being asked
             self._to_unsubscribe[channel] = None
 
+    def _postpone(self, unconfirmed: Mapping[str, str]) -> None:
+        """Ask again, after a pause, for channels on which the broker gave no final answer."""
+        self._unconfirmed |= {channel: reason for channel, reason in unconfirmed.items() if channel in self._wanted}
+        if self._unconfirmed and self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(self._retry_seconds, self._ask_again)
+            self._retry_seconds = min(2 * self._retry_seconds, _MAX_RETRY_SECONDS)
+
+    def _ask_again(self) -> None:
+        self._retry = None
+        self._to_subscribe |= dict.fromkeys(self._unconfirmed)
+        self._changed.set()
+
+    def _forget_unconfirmed(self) -> None:
+        self._unconfirmed.clear()
+        self._retry_seconds = _FIRST_RETRY_SECONDS
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def _answered(self, channel: str) -> None:
+        """The broker has given its final answer: the next doubt starts with a short pause again."""
+        if self._unconfirmed.pop(channel, None) is not None and not self._unconfirmed:
+            self._forget_unconfirmed()
+
     def _refuse(self, channel: str, reason: str) -> None:
+        self._answered(channel)
         if channel in self._wanted:
             self._refused.add(channel)
             self._settle(channel, SubscribeError({channel: reason}))

@@ -69,6 +69,11 @@ class Link:
         else:  # found while resuming, when the hub holds no channel for confirmed yet
             self._early_gaps.append((channels, reason))
 
+    def revoked(self, channels: Collection[str], reason: str) -> None:
+        """Hand the revoked subscriptions to the hub, which opens a gap and asks for them again."""
+        if not self.retired:
+            self._hub.revoke(channels, reason)
+
     def confirm(self) -> None:
         """Every wanted channel is confirmed: tell the gaps that were found before."""
         self._confirmed = True

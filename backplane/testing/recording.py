@@ -22,12 +22,14 @@ class RecordingSink:
     Attributes:
         delivered: Every `(channel, payload)`, in order.
         gaps: Every `(channels, reason)`; the channels are `None` for all.
+        revocations: Every `(channels, reason)` reported by `revoked`.
         losses: Every error reported by `lost`.
     """
 
     def __init__(self) -> None:
         self.delivered: list[tuple[str, bytes]] = []
         self.gaps: list[tuple[frozenset[str] | None, str]] = []
+        self.revocations: list[tuple[frozenset[str], str]] = []
         self.losses: list[BrokerError] = []
         self._changed = asyncio.Event()
 
@@ -39,6 +41,11 @@ class RecordingSink:
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Keep a gap."""
         self.gaps.append((None if isinstance(channels, All) else frozenset(channels), reason))
+        self._changed.set()
+
+    def revoked(self, channels: Collection[str], reason: str) -> None:
+        """Keep a revocation."""
+        self.revocations.append((frozenset(channels), reason))
         self._changed.set()
 
     def lost(self, error: BrokerError) -> None:
@@ -64,5 +71,5 @@ class RecordingSink:
         except TimeoutError:
             raise TimeoutError(
                 f"not within {timeout_seconds:g} s; {len(self.delivered)} deliveries, the last {self.delivered[-3:]}, "
-                f"gaps {self.gaps[-3:]}, losses {self.losses[-3:]}"
+                f"gaps {self.gaps[-3:]}, revocations {self.revocations[-3:]}, losses {self.losses[-3:]}"
             ) from None

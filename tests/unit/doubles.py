@@ -165,6 +165,7 @@ class ControlledBroadcaster(Broadcaster):
         channels: What the broker has subscribed.
         doubled: Channels it was asked to subscribe while they were subscribed already.
         refusals: Channels it refuses, with its words.
+        doubts: Channels on which it gives no final answer, with its words.
         subscribe_gate: Holds `subscribe`.
         unsubscribe_gate: Holds `unsubscribe`.
         error: What `subscribe` and `unsubscribe` raise once they are through the gate, if anything.
@@ -177,6 +178,7 @@ class ControlledBroadcaster(Broadcaster):
         self.channels: set[str] = set()
         self.doubled: list[str] = []
         self.refusals: dict[str, str] = {}
+        self.doubts: dict[str, str] = {}
         self.subscribe_gate = Gate()
         self.unsubscribe_gate = Gate()
         self.error: Exception | None = None
@@ -207,10 +209,11 @@ class ControlledBroadcaster(Broadcaster):
         await self._called("subscribe", channels, self.subscribe_gate)
         self.doubled += [channel for channel in channels if channel in self.channels]
         refused = {channel: self.refusals[channel] for channel in channels if channel in self.refusals}
-        self.channels.update(channel for channel in channels if channel not in refused)
+        unconfirmed = {channel: self.doubts[channel] for channel in channels if channel in self.doubts}
+        self.channels.update(channel for channel in channels if channel not in refused and channel not in unconfirmed)
         self._changed.set()
-        if refused:
-            raise SubscribeError(refused, adapter="controlled")
+        if refused or unconfirmed:
+            raise SubscribeError(refused, unconfirmed=unconfirmed, adapter="controlled")
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
         """Drop `channels`, behind the gate."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backplane.deadline import Deadlines
+from backplane.deadline import Deadlines, PatientTimeout
 from tests.unit.doubles import let_tasks_run
 
 if TYPE_CHECKING:
@@ -32,11 +33,14 @@ async def limited(deadlines: Deadlines) -> AsyncGenerator[None]:
         yield
 
 
-@pytest.fixture(params=["Deadlines", "asyncio.timeout"])
+@pytest.fixture(params=["Deadlines", "PatientTimeout", "asyncio.timeout"])
 async def limit(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
     """Make limits of some milliseconds, by the one way and by the other: what holds for one holds for both."""
     if request.param == "asyncio.timeout":
         yield lambda: asyncio.timeout(SOON)
+        return
+    if request.param == "PatientTimeout":
+        yield lambda: PatientTimeout(SOON)
         return
     deadlines = Deadlines(SOON)
     yield lambda: limited(deadlines)
@@ -321,3 +325,23 @@ def test_outside_of_a_task() -> None:
 
     asyncio.run(run())
     assert [str(error) for error in caught] == ["a time limit needs a task"]
+
+
+async def test_patient_timeout_sees_what_arrived_during_a_pause() -> None:
+    """An answer that arrived while the event loop was blocked past the limit is in time."""
+    loop = asyncio.get_running_loop()
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    with reader, writer:
+        loop.call_soon(writer.send, b"answer")
+        loop.call_soon(time.sleep, SOON + 0.15)
+        async with PatientTimeout(SOON):
+            assert await loop.sock_recv(reader, 6) == b"answer"
+
+
+async def test_patient_timeout_ends_when_nothing_arrived_during_a_pause() -> None:
+    """A pause delays the end of the limit and does not lift it."""
+    asyncio.get_running_loop().call_soon(time.sleep, SOON + 0.15)
+    with pytest.raises(TimeoutError):
+        async with PatientTimeout(SOON):
+            await asyncio.Event().wait()

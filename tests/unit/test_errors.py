@@ -135,3 +135,12 @@ def test_errors_travel_between_processes(error: BackplaneError) -> None:
     """An error survives pickling whole: task queues and process pools hand errors on that way."""
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_subscribe_error_tells_refused_from_unconfirmed() -> None:
+    """A channel without a final answer is named apart from a refused one, and the error survives a pickle."""
+    error = SubscribeError({"a": "no"}, unconfirmed={"b": "BUSY"}, adapter="redis")
+    assert str(error) == "redis: subscription refused: 'a': no; not confirmed yet: 'b': BUSY"
+    assert (error.retriable, SubscribeError({}, unconfirmed={"b": "BUSY"}).retriable) == (False, True)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.refused, copy.unconfirmed, copy.adapter) == (error.refused, error.unconfirmed, "redis")

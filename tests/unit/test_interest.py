@@ -593,3 +593,53 @@ async def test_joins_on_a_link_that_stands_are_not_delayed(
     async with following(interest, broadcaster):
         await asyncio.gather(*(interest.want(str(number)) for number in range(1_200)))
         assert bounds == []
+
+
+async def test_unconfirmed_channel_is_asked_for_again(broadcaster: ControlledBroadcaster) -> None:
+    """A channel without a final answer is asked for again until the broker confirms it; the others do not wait."""
+    interest = interest_of()
+    broadcaster.doubts["a"] = "BUSY a script runs"
+    async with following(interest, broadcaster):
+        joining = asyncio.create_task(interest.want("a"))
+        await interest.want("b")
+        await broadcaster.until(lambda: broadcaster.calls.count(("subscribe", ("a",))) >= 2)
+        assert (joining.done(), set(interest.confirmed)) == (False, {"b"})
+        broadcaster.doubts.clear()
+        await joining
+        assert (set(interest.confirmed), broadcaster.channels) == ({"a", "b"}, {"a", "b"})
+
+
+async def test_unconfirmed_channel_in_time_names_the_reason(broadcaster: ControlledBroadcaster) -> None:
+    """A join whose channel stays unconfirmed is no refusal: it ends as unavailable, with the broker's last words."""
+    interest = interest_of(timeout_seconds=0.02)
+    broadcaster.doubts["a"] = "BUSY a script runs"
+    async with following(interest, broadcaster):
+        with pytest.raises(BrokerUnavailableError, match=r"did not confirm channel 'a' within 0\.02 s: BUSY a script"):
+            await interest.want("a")
+
+
+async def test_unconfirmed_channel_that_is_then_refused(broadcaster: ControlledBroadcaster) -> None:
+    """The final answer counts, whichever it is."""
+    interest = interest_of()
+    broadcaster.doubts["a"] = "not now"
+    async with following(interest, broadcaster):
+        joining = asyncio.create_task(interest.want("a"))
+        await broadcaster.until(lambda: len(broadcaster.calls) == 1)
+        broadcaster.refusals["a"] = "never"
+        broadcaster.doubts.clear()
+        with pytest.raises(SubscribeError, match="'a': never"):
+            await joining
+
+
+async def test_revoked_channel_is_asked_for_again(broadcaster: ControlledBroadcaster) -> None:
+    """A subscription that the broker took away is confirmed no more, and subscribed again; others are left alone."""
+    interest = interest_of()
+    async with following(interest, broadcaster):
+        await interest.want("a")
+        await interest.want("b")
+        broadcaster.channels.discard("a")
+        interest.revoke(["a", "never joined"])
+        assert set(interest.confirmed) == {"b"}
+        await broadcaster.until(lambda: broadcaster.channels == {"a", "b"})
+        await interest.want("a")
+        assert broadcaster.calls[-1] == ("subscribe", ("a",))

@@ -33,12 +33,17 @@ def gap_late(link: Sink) -> None:
     link.gap(ALL, "late")
 
 
+def revoke_late(link: Sink) -> None:
+    """Report a subscription that was taken away."""
+    link.revoked(["a"], "late")
+
+
 def lose_late(link: Sink) -> None:
     """Report a loss."""
     link.lost(BrokerUnavailableError("late"))
 
 
-LATE = pytest.mark.parametrize("report", [deliver_late, gap_late, lose_late])
+LATE = pytest.mark.parametrize("report", [deliver_late, gap_late, revoke_late, lose_late])
 
 
 @LATE
@@ -111,3 +116,14 @@ async def test_probe_is_carried_and_never_reaches_the_hub() -> None:
     link.deliver(PROBE_CHANNEL, b"")
     link.deliver(PROBE_CHANNEL, b"")
     assert (link.echo.done(), link.carried, hub.malformed) == (True, True, 0)
+
+
+async def test_revoked_subscription_is_a_gap_once_it_is_back() -> None:
+    """What the broker took away is subscribed again, and its subscribers are notified of one gap, others of none."""
+    async with supervised(Adapter()) as made:
+        listener = await made.listener("a")
+        other = await made.listener("b")
+        made.adapter.links[-1].revoked(["a"], "maximum subscriptions exceeded")
+        assert await listener.hears(1) == [Gap(channel="a", reason="maximum subscriptions exceeded")]
+        assert other.heard == []
+        assert made.adapter.verbs[-1] == "subscribe"
