@@ -1,46 +1,55 @@
-"""A time limit for many awaits of the same length, at a fraction of what a timer each costs.
+"""Time limits that judge a broker's silence by what came, not by our own clock.
 
-`asyncio.timeout` makes and cancels a timer per use (4 µs on uvloop, more than the rest of a publish). Limits of one
-length run out in the order in which they began, so one timer is enough, for the oldest.
+Two rules make the difference to `asyncio.timeout`.
+
+*A pause of this process is not time.* The process may be stopped, its machine frozen, its event loop blocked. When it
+goes on, every timer is due at once; the answers that arrived meanwhile are not read yet, and some are not even sent,
+because the question still lay in a buffer of ours. So limits run on a clock that counts only the time in which the event
+loop turned, and one that runs late all the same gives the loop a moment to read what has arrived.
+
+*A queue that moves is not silent* (`Deadlines` only). A limit counts from the last answer to one that began before it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING, Final, Self
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 __all__ = ["Deadlines", "PatientTimeout"]
 
-# A timer that runs this much after its time shows that the process was paused, or its event loop blocked.
-_LATE_SECONDS: Final = 0.1
-# What arrived during a pause is read within the next passes of the event loop.
-_GRACE_SECONDS: Final = 0.05
+# How often the clock looks whether the event loop turns, and what one of its steps counts at most.
+_TICK_SECONDS: Final = 0.1
+_MAX_STEP_SECONDS: Final = 0.2
+# A timer that runs this much after its time shares its pass of the event loop with answers that nobody has read.
+_LATE_SECONDS: Final = 0.05
+# What arrived during a pause, or is only sent after it, is read within this time.
+_GRACE_SECONDS: Final = 0.25
 
 
 class PatientTimeout:
     """`async with PatientTimeout(seconds): ...` raises `TimeoutError` as `asyncio.timeout` does, but never for a pause.
 
-    The process may be stopped, or its event loop blocked, while an answer arrives. The timer that is due then runs
-    before the task which waits for that answer. So where the timer runs late it is set once more, for a moment in which
-    the event loop reads what has arrived.
-
     Args:
-        seconds: How long the block may take; `None` for no limit.
+        seconds: How long the block may take while the event loop turns; `None` for no limit.
     """
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
         self._timeout = asyncio.timeout(None)
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: _PatientTimer | None = None
 
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
         if self._seconds is not None:
-            self._set(self._seconds)
+            self._timer = _PatientTimer(self._end)
+            self._timer.set(self._timer.clock.now() + self._seconds)
         return self
 
     async def __aexit__(
@@ -48,25 +57,22 @@ class PatientTimeout:
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
         await self._timeout.__aexit__(kind, error, trace)
 
-    def _set(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time() + seconds
-        self._timer = loop.call_at(due, self._look, due)
-
-    def _look(self, due: float) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - due > _LATE_SECONDS:
-            self._set(_GRACE_SECONDS)
-        else:
-            self._timer = None
-            self._timeout.reschedule(now)
+    def _end(self) -> None:
+        self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
 class Deadlines:
-    """Makes limits: `with deadlines.limit(): await ...` raises `TimeoutError` after `seconds`.
+    """Makes limits of one length: `with deadlines.limit(): await ...` raises `TimeoutError`, at a fraction of the cost.
+
+    A timer for each would cost more than the rest of a publish (4 µs on uvloop). Limits of one length run out in the
+    order in which they began, so one timer is enough, for the oldest.
+
+    What the limits wait for is a queue at the other end, worked off more or less in order. While it moves, it is a long
+    queue and not a silent one: a limit counts from its own begin, or from the moment at which the last of those that
+    began before it was left in time. So a burst never runs out for its size, and what is stuck does, though answers to
+    later ones come in.
 
     A cancellation from outside stays a cancellation, as with `asyncio.timeout`. Belongs to one event loop.
 
@@ -76,9 +82,10 @@ class Deadlines:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
         self._limits: deque[_Limit] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = _PatientTimer(self._look)
+        self._moved_at = 0.0
+        self.clock = self._timer.clock
 
     def limit(self) -> _Limit:
         """Return a limit that begins when it is entered, in the current task."""
@@ -86,42 +93,43 @@ class Deadlines:
 
     def close(self) -> None:
         """Cancel the timer: limits that are still entered run no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         self._limits.clear()
 
     def begin(self, limit: _Limit) -> float:
-        """Return when `limit` runs out."""
-        ends_at = self._loop.time() + self._seconds
-        limits = self._limits
-        while limits and limits[0].is_over:
-            limits.popleft()
-        limits.append(limit)
-        if self._timer is None:
-            self._timer = self._loop.call_at(ends_at, self._look)
+        """Return when `limit` runs out, by the clock of these limits, if the queue does not move."""
+        ends_at = self.clock.now() + self._seconds
+        self._forget_left()
+        self._limits.append(limit)
+        if not self._timer.is_set:
+            self._timer.set(ends_at)
         return ends_at
 
+    def _forget_left(self) -> None:
+        limits = self._limits
+        while limits and limits[0].is_left:
+            self._moved_at = max(self._moved_at, limits.popleft().moved_at)
+
     def _look(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        while self._limits:
-            limit = self._limits[0]
-            if not limit.is_over:
-                if limit.ends_at > now:
-                    self._timer = self._loop.call_at(limit.ends_at, self._look)
-                    return
-                limit.run_out()
-            self._limits.popleft()
+        now = self.clock.now()
+        while True:
+            self._forget_left()
+            if not self._limits:
+                return
+            ends_at = max(self._limits[0].ends_at, self._moved_at + self._seconds)
+            if ends_at > now:
+                return self._timer.set(ends_at)
+            self._limits.popleft().run_out()
 
 
 class _Limit:
-    __slots__ = ("_cancelling", "_deadlines", "_ran_out", "_task", "ends_at", "is_over")
+    __slots__ = ("_cancelling", "_deadlines", "_ran_out", "_task", "ends_at", "is_left", "moved_at")
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
         self._ran_out = False
-        self.is_over = False
+        self.is_left = False
+        self.moved_at = 0.0
         self.ends_at = 0.0
 
     def __enter__(self) -> Self:
@@ -134,7 +142,9 @@ class _Limit:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.is_over = True
+        self.is_left = True
+        if kind is not asyncio.CancelledError:  # what was given up is no sign that the queue moves
+            self.moved_at = self._deadlines.clock.last  # near enough
         if self._ran_out and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
@@ -142,3 +152,100 @@ class _Limit:
         """Cancel the task, to be turned into a `TimeoutError` on leaving."""
         self._ran_out = True
         self._task.cancel()
+
+
+class _PatientTimer:
+    """Calls `on_over` when the time for which it was set has come, on the clock of the running event loop.
+
+    Attributes:
+        clock: The clock it runs on.
+    """
+
+    __slots__ = ("_ends_at", "_handle", "_is_graced", "_loop", "_on_over", "clock")
+
+    def __init__(self, on_over: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_over = on_over
+        self._handle: asyncio.TimerHandle | None = None
+        self._ends_at = 0.0
+        self._is_graced = False
+        self.clock = _clocks.get(self._loop) or _clocks.setdefault(self._loop, _AwakeClock())
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is set and has not run."""
+        return self._handle is not None
+
+    def set(self, ends_at: float) -> None:
+        """Set it, while it is not set, to a time by its clock."""
+        self._ends_at = ends_at
+        self._is_graced = False
+        self.clock.enter()
+        self._schedule(ends_at - self.clock.last)
+
+    def cancel(self) -> None:
+        """Call nothing any more; cancelling again does nothing."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+            self.clock.leave()
+
+    def _schedule(self, seconds: float) -> None:
+        due = self._loop.time() + seconds
+        self._handle = self._loop.call_at(due, self._run, due)
+
+    def _run(self, due: float) -> None:
+        left = self._ends_at - self.clock.now()
+        if left <= 0 and not self._is_graced and self._loop.time() - due > _LATE_SECONDS:
+            self._is_graced = True
+            self._ends_at += _GRACE_SECONDS - left
+            left = _GRACE_SECONDS
+        if left > 0:
+            return self._schedule(left)
+        self._handle = None
+        self.clock.leave()
+        self._on_over()
+
+
+class _AwakeClock:
+    """The time in which one event loop turned: whatever passes between two looks at it counts 0.2 s at most.
+
+    While somebody needs it, it looks by itself ten times a second. Where the event loop is always that slow, limits on
+    this clock last longer, and still end.
+
+    Attributes:
+        last: The time at the last look.
+    """
+
+    __slots__ = ("_looked_at", "_ticking", "_users", "last")
+
+    def __init__(self) -> None:
+        self.last = 0.0
+        self._looked_at = monotonic()
+        self._ticking: asyncio.TimerHandle | None = None
+        self._users = 0
+
+    def now(self) -> float:
+        """Look, and return the time."""
+        at = monotonic()
+        step = at - self._looked_at
+        self._looked_at = at
+        self.last += step if step < _MAX_STEP_SECONDS else _MAX_STEP_SECONDS
+        return self.last
+
+    def enter(self) -> None:
+        """Look regularly, until `leave` was called as often."""
+        self._users += 1
+        if self._ticking is None:
+            self._tick()
+
+    def leave(self) -> None:
+        """Be needed once less."""
+        self._users -= 1
+
+    def _tick(self) -> None:
+        self.now()
+        self._ticking = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick) if self._users else None
+
+
+_clocks: WeakKeyDictionary[asyncio.AbstractEventLoop, _AwakeClock] = WeakKeyDictionary()

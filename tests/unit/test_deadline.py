@@ -48,7 +48,7 @@ async def limit(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
 
 
 class Timers:
-    """The running loop as `Deadlines` uses it, with its timers kept."""
+    """The running loop as a limit's timer uses it, with its timers kept."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -58,9 +58,9 @@ class Timers:
         """Return the loop's time."""
         return self._loop.time()
 
-    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+    def call_at(self, when: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
         """Set a timer."""
-        self.handles.append(self._loop.call_at(when, callback))
+        self.handles.append(self._loop.call_at(when, callback, *args))
         return self.handles[-1]
 
     @property
@@ -72,7 +72,7 @@ class Timers:
 def with_timers(seconds: float) -> tuple[Deadlines, Timers]:
     """Return limits of so many seconds, and their timers."""
     deadlines, timers = Deadlines(seconds), Timers()
-    deadlines._loop = timers  # type: ignore[assignment]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    deadlines._timer._loop = timers  # type: ignore[assignment]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     return deadlines, timers
 
 
@@ -327,21 +327,161 @@ def test_outside_of_a_task() -> None:
     assert [str(error) for error in caught] == ["a time limit needs a task"]
 
 
-async def test_patient_timeout_sees_what_arrived_during_a_pause() -> None:
-    """An answer that arrived while the event loop was blocked past the limit is in time."""
+# --- a pause of the process ----------------------------------------------------------------------------------------
+
+PAUSE_SECONDS = 0.5
+
+
+@pytest.fixture(params=["Deadlines", "PatientTimeout"])
+async def patient(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
+    """Make limits of some milliseconds that a pause of the process does not use up."""
+    if request.param == "PatientTimeout":
+        yield lambda: PatientTimeout(SOON)
+        return
+    deadlines = Deadlines(SOON)
+    yield lambda: limited(deadlines)
+    deadlines.close()
+
+
+async def test_answer_that_arrived_during_a_pause_is_in_time(patient: Limit) -> None:
+    """An answer that arrived while the event loop was blocked past the limit is read before the limit runs out."""
     loop = asyncio.get_running_loop()
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     with reader, writer:
         loop.call_soon(writer.send, b"answer")
-        loop.call_soon(time.sleep, SOON + 0.15)
-        async with PatientTimeout(SOON):
+        loop.call_soon(time.sleep, PAUSE_SECONDS)
+        async with patient():
             assert await loop.sock_recv(reader, 6) == b"answer"
 
 
-async def test_patient_timeout_ends_when_nothing_arrived_during_a_pause() -> None:
-    """A pause delays the end of the limit and does not lift it."""
-    asyncio.get_running_loop().call_soon(time.sleep, SOON + 0.15)
+async def test_answer_that_is_only_asked_for_after_a_pause_is_in_time(patient: Limit) -> None:
+    """A question that lay in a buffer of ours during the pause still gets its answer in time."""
+    loop = asyncio.get_running_loop()
+    (near, far), question = socket.socketpair(), b"question"
+    near.setblocking(False)
+    far.setblocking(False)
+
+    async def peer() -> None:
+        await loop.sock_sendall(far, await loop.sock_recv(far, len(question)))
+
+    with near, far:
+        answering = asyncio.create_task(peer())
+        await let_tasks_run()
+        loop.call_soon(time.sleep, PAUSE_SECONDS)
+        async with patient():
+            await asyncio.sleep(0)
+            await loop.sock_sendall(near, question)
+            assert await loop.sock_recv(near, len(question)) == question
+        await answering
+
+
+async def test_limit_goes_on_after_a_pause() -> None:
+    """A limit that had most of its time left at the pause has it left afterwards."""
+    deadlines = Deadlines(PAUSE_SECONDS)
+    begun = time.monotonic()
+    asyncio.get_running_loop().call_soon(time.sleep, 2 * PAUSE_SECONDS)
+    with pytest.raises(TimeoutError), deadlines.limit():
+        await never()
+    assert time.monotonic() - begun > 2 * PAUSE_SECONDS + PAUSE_SECONDS / 2
+    deadlines.close()
+
+
+async def test_pause_does_not_lift_the_limit(patient: Limit) -> None:
+    """What does not come after a pause either is given up."""
+    asyncio.get_running_loop().call_soon(time.sleep, PAUSE_SECONDS)
     with pytest.raises(TimeoutError):
-        async with PatientTimeout(SOON):
-            await asyncio.Event().wait()
+        async with patient():
+            await never()
+
+
+async def test_event_loop_that_is_always_slow_does_not_lift_the_limit(patient: Limit) -> None:
+    """Where every pass of the event loop takes longer than the clock counts a limit lasts longer, and ends."""
+    loop = asyncio.get_running_loop()
+    over = False
+
+    def drag() -> None:
+        time.sleep(0.25)
+        if not over:
+            loop.call_soon(drag)
+
+    loop.call_soon(drag)
+    with pytest.raises(TimeoutError):
+        async with patient():
+            await never()
+    over = True
+
+
+async def test_clock_stops_with_its_last_user() -> None:
+    """Nothing ticks on where no limit is entered."""
+    deadlines = Deadlines(NEVER)
+    with deadlines.limit():
+        async with PatientTimeout(NEVER):
+            await asyncio.sleep(0)
+    assert deadlines.clock._users == 1  # pyright: ignore[reportPrivateUsage]
+    deadlines.close()
+    assert deadlines.clock._users == 0  # pyright: ignore[reportPrivateUsage]
+
+
+# --- a queue that moves --------------------------------------------------------------------------------------------
+
+LENGTH_SECONDS = 0.3
+
+
+async def entered(deadlines: Deadlines, answer: asyncio.Event) -> None:
+    """Wait for an answer within a limit."""
+    with deadlines.limit():
+        await answer.wait()
+
+
+async def test_queue_that_moves_does_not_run_out() -> None:
+    """A limit counts from the last answer to one that began before it: a long queue is worked off, however long."""
+    deadlines = Deadlines(LENGTH_SECONDS)
+    answers = [asyncio.Event() for _ in range(6)]
+    tasks = [asyncio.create_task(entered(deadlines, answer)) for answer in answers]
+    for answer in answers:
+        await asyncio.sleep(LENGTH_SECONDS / 2)
+        answer.set()
+    assert [await outcome(task) for task in tasks] == [None] * 6
+    deadlines.close()
+
+
+async def test_queue_that_stops_runs_out() -> None:
+    """Once the answers cease everything that waits runs out, one length after the last of them."""
+    deadlines = Deadlines(LENGTH_SECONDS)
+    answers = [asyncio.Event() for _ in range(6)]
+    tasks = [asyncio.create_task(entered(deadlines, answer)) for answer in answers]
+    await asyncio.sleep(LENGTH_SECONDS / 2)
+    answers[0].set()
+    stopped = time.monotonic()
+    assert [await outcome(task) for task in tasks] == [None, *[TimeoutError] * 5]
+    assert LENGTH_SECONDS - 0.15 < time.monotonic() - stopped < LENGTH_SECONDS + 1
+    deadlines.close()
+
+
+async def test_answers_to_later_ones_do_not_keep_a_stuck_one() -> None:
+    """One that gets no answer runs out in its time, though those that began after it are answered without end."""
+    deadlines = Deadlines(LENGTH_SECONDS)
+    stuck = asyncio.create_task(entered(deadlines, asyncio.Event()))
+    begun = time.monotonic()
+    while not stuck.done():
+        answer = asyncio.Event()
+        later = asyncio.create_task(entered(deadlines, answer))
+        await asyncio.sleep(0.01)
+        answer.set()
+        await later
+        assert time.monotonic() - begun < LENGTH_SECONDS + 1
+    assert await outcome(stuck) is TimeoutError
+    deadlines.close()
+
+
+async def test_who_gives_up_does_not_keep_the_others() -> None:
+    """A cancelled wait is no answer: those that began after it run out in their own time."""
+    deadlines = Deadlines(LENGTH_SECONDS)
+    given_up, waiting = (asyncio.create_task(entered(deadlines, asyncio.Event())) for _ in range(2))
+    await asyncio.sleep(LENGTH_SECONDS / 2)
+    given_up.cancel()
+    stopped = time.monotonic()
+    assert await outcome(waiting) is TimeoutError
+    assert time.monotonic() - stopped < LENGTH_SECONDS
+    deadlines.close()
