@@ -4,8 +4,8 @@ Two rules make the difference to `asyncio.timeout`.
 
 *A pause of this process is not time.* The process may be stopped, its machine frozen, its event loop blocked. When it
 goes on, every timer is due at once; the answers that arrived meanwhile are not read yet, and some are not even sent,
-because the question still lay in a buffer of ours. So limits run on a clock that counts only the time in which the event
-loop turned, and one that runs late all the same gives the loop a moment to read what has arrived.
+because the question still lay in a buffer of ours. So limits run on a clock that counts only the time in which the
+event loop turned, and one that runs late all the same gives the loop a moment to read what has arrived.
 
 *A queue that moves is not silent* (`Deadlines` only). A limit counts from the last answer to one that began before it.
 """

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from backplane.batch import Batch
 from backplane.codec import decode
+from backplane.errors import SubscribeError
 from backplane.message import All, Gap, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from backplane.interest import Interest
     from backplane.message import Position
@@ -91,6 +92,7 @@ class Hub:
         self._flush_handle: asyncio.Handle | None = None
         self._open_gaps: dict[str, _OpenGap] = {}
         self.delivered = 0
+        self._revocations = 0
         self.malformed = 0
         self.gaps = 0
         self.last_gap_at: float | None = None
@@ -155,21 +157,33 @@ class Hub:
         self.open_gap(channels, reason)
         self.tell_gaps(list(self._open_gaps) if isinstance(channels, All) else channels)
 
-    def refuse(self, channel: str, reason: str) -> None:
-        """Tell the subscribers of a channel that the broker no longer grants, now, and again when it does."""
-        gap = self._open_gaps.get(channel)
-        if gap is None or gap.refused:  # nobody heard it before, or they know
+    def refuse(self, refused: Mapping[str, str]) -> None:
+        """Notify the subscribers of channels that the broker no longer grants, now, and again when it does.
+
+        Args:
+            refused: The channels, each with the broker's reason.
+        """
+        gaps = {channel: self._open_gaps.get(channel) for channel in refused}
+        # Without an open gap nobody received the channel before; and once is enough.
+        news = {channel: gap for channel, gap in gaps.items() if gap is not None and not gap.refused}
+        if not news:
             return
-        logger.error("the broker refuses channel %r, its subscribers hear nothing: %s", channel, reason)
-        gap.refused = True
-        gap.reason = f"the broker refused the channel: {reason}"
-        self._tell(channel, gap)
+        reasons = SubscribeError({channel: refused[channel] for channel in news})
+        logger.error("the broker refuses channels, their subscribers receive nothing: %s", reasons)
+        for channel, gap in news.items():
+            gap.refused = True
+            gap.reason = f"the broker refused the channel: {refused[channel]}"
+            self._tell(channel, gap)
 
     def revoke(self, channels: Collection[str], reason: str) -> None:
         """Open a gap on subscriptions that the broker took away, and ask for them again."""
-        logger.warning("the broker took away %d subscriptions: %s", len(channels), reason)
+        self._revocations += 1
+        if self._revocations & (self._revocations - 1) == 0:  # rate-limited by powers of two
+            logger.warning(
+                "the broker took away %d subscriptions (times so far: %d): %s", len(channels), self._revocations, reason
+            )
         self.open_gap(channels, reason)
-        self._interest.revoke(channels)
+        self._interest.revoke(channels, reason)
 
     def open_gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Remember that messages may be missing from here on.
@@ -212,7 +226,10 @@ class Hub:
         self.last_gap_reason = gap.reason
         for subscriber in open_gap.witnesses:
             if subscriber in self._members.get(channel, ()):
-                subscriber.gap(gap)
+                try:
+                    subscriber.gap(gap)
+                except Exception:  # it must not; the others, and the link's owner, would suffer for it
+                    logger.exception("a subscriber of channel %r failed", channel)
 
     def _take_back(self, channel: str, subscriber: Subscriber) -> None:
         """Undo one join, and leave when it was the only one."""

@@ -11,7 +11,9 @@ import random
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerUnavailableError, SubscribeError
+from backplane.suspects import Suspects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -26,9 +28,12 @@ _BATCH = 500
 _SPREAD_SECONDS = 0.02
 # All the pauses of one worker together: a hundred thousand channels must fit into the time that a link has to open.
 _MOST_SPREAD_SECONDS = 1.0
-# Between two tries to subscribe to what the broker could not confirm yet: doubled up to the second.
+# Between two tries to subscribe to what the broker could not confirm yet: doubled up to the second, and from the first
+# again once nothing had to be tried for a while.
 _FIRST_RETRY_SECONDS = 0.05
 _MAX_RETRY_SECONDS = 1.0
+_CALM_SECONDS = 5.0
+_CULPRIT = "the link to the broker ended each time this channel was subscribed; it is asked for rarely now"
 
 
 class Interest:
@@ -45,16 +50,20 @@ class Interest:
         self._wanted: set[str] = set()
         self._confirmed: set[str] = set()
         self._refused: set[str] = set()
-        self._unconfirmed: dict[str, str] = {}  # with the broker's last words
+        self._unconfirmed: dict[str, str] = {}  # with the last reason
         self._retry_seconds = _FIRST_RETRY_SECONDS
+        self._postponed_at = float("-inf")
         self._retry: asyncio.TimerHandle | None = None
+        self._suspects = Suspects()
+        self._under_way: Collection[str] = ()
+        self._revoked: dict[str, str] = {}  # while they were under way
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._to_subscribe: dict[str, None] = {}
         self._to_unsubscribe: dict[str, None] = {}
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()
         self.on_confirmed: Callable[[Collection[str]], None] = _ignore
-        self.on_refused: Callable[[str, str], None] = _ignore
+        self.on_refused: Callable[[Mapping[str, str]], None] = _ignore
         self._closed = False
 
     @property
@@ -71,9 +80,11 @@ class Interest:
         """Ask for `channel`; returns when the broker has confirmed it. Concurrent calls share one request.
 
         Raises:
-            SubscribeError: The broker refused it.
+            SubscribeError: The broker refused it, or ends the link whenever it is asked for it.
             BrokerUnavailableError: No confirmation in time. The channel is not given up: `release` it.
         """
+        if self._suspects.is_convicted(channel):
+            raise SubscribeError({channel: _CULPRIT})
         lingering = self._lingering.pop(channel, None)
         if lingering is not None:
             lingering.cancel()
@@ -91,7 +102,7 @@ class Interest:
             self._to_subscribe[channel] = None
             self._changed.set()
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with PatientTimeout(self._timeout_seconds):
                 await asyncio.shield(future)
         except TimeoutError:
             reason = self._unconfirmed.get(channel)
@@ -106,26 +117,40 @@ class Interest:
             loop = asyncio.get_running_loop()
             self._lingering[channel] = loop.call_later(self._linger_seconds, self._drop, channel)
 
-    def forget_link(self) -> None:
-        """The link is gone, and with it every confirmation: whoever joins from now on waits for the next one."""
+    def forget_link(self, *, ended: bool = False) -> None:
+        """The link is gone, and with it every confirmation: who joins from now on waits for the next one.
+
+        Args:
+            ended: The link ended, other than by our own judgement: what was being subscribed may be the reason.
+        """
         self._confirmed.clear()
         self._refused.clear()
         self._to_unsubscribe.clear()
         self._to_subscribe.clear()
         self._forget_unconfirmed()
+        under_way, self._under_way = self._under_way, ()
+        culprit = self._suspects.link_ended(under_way) if ended else None
+        if culprit is not None:
+            self._refuse({culprit: _CULPRIT})
 
-    def revoke(self, channels: Collection[str]) -> None:
-        """Ask again for confirmed channels whose subscriptions the broker took away."""
+    def revoke(self, channels: Collection[str], reason: str) -> None:
+        """Ask again, after a pause, for channels whose subscriptions the broker took away."""
+        # One that is under way can have been confirmed at the adapter, though not here.
+        self._revoked |= {channel: reason for channel in channels if channel in self._under_way}
         revoked = self._confirmed.intersection(channels)
-        if revoked:
-            self._confirmed -= revoked
-            self._to_subscribe |= dict.fromkeys(revoked)
-            self._changed.set()
+        self._confirmed -= revoked
+        self._postpone(dict.fromkeys(revoked, reason))
 
     async def subscribe_all(self, broadcaster: Broadcaster, resumed: Collection[str] = ()) -> None:
-        """Ask a new link for every wanted channel, and take back what it was `resumed` with and is wanted no longer."""
-        self._to_subscribe = dict.fromkeys(self._wanted)
+        """Ask a new link for every wanted channel, and take back what it was `resumed` with and is wanted no longer.
+
+        What is set aside because links ended over it follows once this one stands: see `Suspects`.
+        """
+        self._refused = {channel for channel in self._wanted if self._suspects.is_convicted(channel)}
+        apart = {channel for channel in self._wanted - self._refused if self._suspects.is_apart(channel)}
+        self._to_subscribe = dict.fromkeys(self._wanted - self._refused - apart)
         self._to_unsubscribe = dict.fromkeys(channel for channel in resumed if channel not in self._wanted)
+        self._postpone(dict.fromkeys(apart, "the link to the broker ended while it was subscribed"))
         batches = len(self._wanted) // _BATCH + 1
         await self._apply(broadcaster, spread_seconds=min(_SPREAD_SECONDS, _MOST_SPREAD_SECONDS / batches))
 
@@ -142,9 +167,10 @@ class Interest:
 
     def retry_refused(self) -> None:
         """Ask once more for what the broker refused after a reconnect; its rules may have changed."""
-        if self._refused:
-            self._to_subscribe |= dict.fromkeys(self._refused & self._wanted)
-            self._refused.clear()
+        again = {channel for channel in self._refused & self._wanted if not self._suspects.is_convicted(channel)}
+        if again:
+            self._to_subscribe |= dict.fromkeys(again)
+            self._refused -= again
             self._changed.set()
 
     def close(self) -> None:
@@ -163,7 +189,7 @@ class Interest:
         del self._lingering[channel]
         self._wanted.discard(channel)
         self._refused.discard(channel)
-        self._unconfirmed.pop(channel, None)
+        self._answered(channel)
         self._to_subscribe.pop(channel, None)
         self._settle(channel, BrokerUnavailableError(f"channel {channel!r} was given up"))
         if channel in self._confirmed:
@@ -176,29 +202,40 @@ class Interest:
     ) -> None:
         # A channel stands in one of the two at most, so their order does not matter.
         while self._to_unsubscribe or self._to_subscribe:
-            async with asyncio.timeout(answer_seconds):
+            async with PatientTimeout(answer_seconds):
                 if leaving := _take(self._to_unsubscribe):
                     await broadcaster.unsubscribe(leaving)
-                if joining := _take(self._to_subscribe):
+                if joining := self._next_batch():
                     await self._subscribe(broadcaster, joining)
             if spread_seconds and self._to_subscribe:
                 await asyncio.sleep(random.uniform(0, spread_seconds))  # noqa: S311  # hides nothing
 
+    def _next_batch(self) -> list[str]:
+        """Return what is asked for next; what is set aside comes last, in pieces of its own."""
+        pending, suspects = self._to_subscribe, self._suspects
+        batch = list(islice((channel for channel in pending if not suspects.is_apart(channel)), _BATCH))
+        batch = batch or suspects.piece(pending)
+        for channel in batch:
+            del pending[channel]
+        return batch
+
     async def _subscribe(self, broadcaster: Broadcaster, channels: list[str]) -> None:
         refused: dict[str, str] = {}
         unconfirmed: dict[str, str] = {}
+        self._under_way, self._revoked = frozenset(channels), {}
         try:
             await broadcaster.subscribe(channels)
         except SubscribeError as error:
             refused, unconfirmed = error.refused, error.unconfirmed
+        self._under_way = ()  # not where the link ended: see `forget_link`
+        self._suspects.answered(channels)
+        unconfirmed = {**unconfirmed, **self._revoked}
         confirmed = [channel for channel in channels if channel not in refused and channel not in unconfirmed]
         for channel in confirmed:
             self._confirm(channel)
         self.on_confirmed(confirmed)
-        for channel, reason in refused.items():
-            self._refuse(channel, reason)
-        if unconfirmed:
-            self._postpone(unconfirmed)
+        self._refuse(refused)
+        self._postpone(unconfirmed)
 
     def _confirm(self, channel: str) -> None:
         self._answered(channel)
@@ -213,9 +250,14 @@ class Interest:
     def _postpone(self, unconfirmed: Mapping[str, str]) -> None:
         """Ask again, after a pause, for channels on which the broker gave no final answer."""
         self._unconfirmed |= {channel: reason for channel, reason in unconfirmed.items() if channel in self._wanted}
-        if self._unconfirmed and self._retry is None:
-            self._retry = asyncio.get_running_loop().call_later(self._retry_seconds, self._ask_again)
-            self._retry_seconds = min(2 * self._retry_seconds, _MAX_RETRY_SECONDS)
+        if not self._unconfirmed or self._retry is not None:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._postponed_at > _CALM_SECONDS:
+            self._retry_seconds = _FIRST_RETRY_SECONDS
+        self._postponed_at = loop.time()
+        self._retry = loop.call_later(self._retry_seconds, self._ask_again)
+        self._retry_seconds = min(2 * self._retry_seconds, _MAX_RETRY_SECONDS)
 
     def _ask_again(self) -> None:
         self._retry = None
@@ -224,22 +266,24 @@ class Interest:
 
     def _forget_unconfirmed(self) -> None:
         self._unconfirmed.clear()
-        self._retry_seconds = _FIRST_RETRY_SECONDS
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
 
     def _answered(self, channel: str) -> None:
-        """The broker has given its final answer: the next doubt starts with a short pause again."""
+        """No answer is awaited for `channel` any more."""
         if self._unconfirmed.pop(channel, None) is not None and not self._unconfirmed:
             self._forget_unconfirmed()
 
-    def _refuse(self, channel: str, reason: str) -> None:
-        self._answered(channel)
-        if channel in self._wanted:
+    def _refuse(self, refused: Mapping[str, str]) -> None:
+        refused = {channel: reason for channel, reason in refused.items() if channel in self._wanted}
+        for channel, reason in refused.items():
+            self._answered(channel)
+            self._to_subscribe.pop(channel, None)
             self._refused.add(channel)
             self._settle(channel, SubscribeError({channel: reason}))
-            self.on_refused(channel, reason)
+        if refused:
+            self.on_refused(refused)
 
     def _settle(self, channel: str, error: Exception | None) -> None:
         future = self._waiting.pop(channel, None)

@@ -1,4 +1,4 @@
-"""One generation of the broker link, as its adapter sees it: the sink that is heard only while its time lasts."""
+"""One generation of the broker link, as its adapter sees it: the sink that is used only while its time lasts."""
 
 from __future__ import annotations
 
@@ -24,20 +24,23 @@ class Link:
 
     Attributes:
         retired: Nothing is heard any more.
-        heard_at: When something last came, by the event loop's clock; at first, when the link was made.
-        carried: Something ever came.
+        received_at: When something was last received, by the event loop's clock; at first, when the link was made.
+        answered_at: When the broker last answered a publish, likewise.
+        carried: Something was ever received.
         ended: Raises why the link was lost, once it is.
         echo: What a delivery probe waits for.
+        probe_subscribed: The probe's channel is subscribed.
         unanswered: Publishes in a row to which the broker owes the answer.
     """
 
     def __init__(self, hub: Hub, probe_channel: str) -> None:
         self.retired = False
         self._loop = asyncio.get_running_loop()
-        self.heard_at = self._loop.time()
+        self.received_at = self.answered_at = self._loop.time()
         self.carried = False
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self.echo: asyncio.Future[None] | None = None
+        self.probe_subscribed = False
         self.unanswered = 0
         self._hub = hub
         self._probe_channel = probe_channel
@@ -49,12 +52,17 @@ class Link:
         """Whether it was lost, or given up."""
         return self.retired or self.ended.done()
 
+    def answered(self) -> None:
+        """Note that the broker has answered a publish: the way out carries."""
+        self.answered_at = self._loop.time()
+        self.unanswered = 0
+
     def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
         """Hand a payload to the hub, a probe to who waits for it."""
         if self.retired:
             return
         self.carried = True
-        self.heard_at = self._loop.time()
+        self.received_at = self._loop.time()
         if channel != self._probe_channel:
             self._hub.deliver(channel, payload, position)
         elif self.echo is not None and not self.echo.done():
@@ -71,8 +79,11 @@ class Link:
 
     def revoked(self, channels: Collection[str], reason: str) -> None:
         """Hand the revoked subscriptions to the hub, which opens a gap and asks for them again."""
-        if not self.retired:
-            self._hub.revoke(channels, reason)
+        if self.retired:
+            return
+        if self._probe_channel in channels:
+            self.probe_subscribed = False
+        self._hub.revoke(channels, reason)
 
     def confirm(self) -> None:
         """Every wanted channel is confirmed: tell the gaps that were found before."""

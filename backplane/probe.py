@@ -2,6 +2,10 @@
 
 A half-open link, a stopped server, a publish connection that leads elsewhere than the subscribe connection: all look
 healthy from the outside, and none carries the probe back.
+
+Each direction is judged by what came on it: the way out by the broker's answers to publishes, the way in by messages. A
+direction that was quiet for an interval is probed, however busy the other one is: they may be two connections, and a
+server, a proxy or a firewall closes the idle one.
 """
 
 from __future__ import annotations
@@ -9,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from backplane.channels import RESERVED_PREFIX
+from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError, SubscribeError
 
 if TYPE_CHECKING:
@@ -20,9 +25,14 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Broadcaster
     from backplane.link import Link
 
-__all__ = ["DeliveryProbe", "SilentLinkError"]
+__all__ = ["MAX_MISSED", "DeliveryProbe", "SilentLinkError"]
 
 logger = logging.getLogger("backplane.probe")
+
+MAX_MISSED: Final = 2
+"""Probes, or checks of the adapter, in a row without an answer after which a link is taken for silent."""
+# A broker that names a passing state answers, so its link is not silent; one that names nothing else is opened anew.
+_MAX_POSTPONED: Final = 6
 
 
 class SilentLinkError(BrokerUnavailableError):
@@ -35,8 +45,9 @@ class DeliveryProbe:
     Args:
         broadcaster: The adapter.
         origin: Random bytes of this process; they name its channel.
-        wanted: The channels this process hears; one that hears none can miss nothing and is not probed.
-        interval_seconds: How long a link may be quiet before it is asked; it is given up within two intervals.
+        wanted: The channels this process is subscribed to. Without any it can miss nothing: the probe is published, the
+            broker's answer is all that is waited for, and no subscription is opened.
+        interval_seconds: How long a direction may be quiet before it is probed; it is given up within two intervals.
 
     Attributes:
         channel: The probe's own channel.
@@ -59,44 +70,59 @@ class DeliveryProbe:
 
         Raises:
             SilentLinkError: Two probes in a row, each given half an interval, did not come back.
+            BrokerUnavailableError: The broker was in a passing state for six intervals.
         """
         loop = asyncio.get_running_loop()
-        subscribed = False
-        missed = 0
-        since = loop.time()  # nothing was heard since then, as far as this task has looked
+        missed = postponed = 0
+        since = loop.time()
         while True:
-            # What arrives proves the way back; who hears no channel any more can miss nothing.
-            if not missed or not self._wanted or link.heard_at > since:
-                missed, since = 0, max(since, link.heard_at)
-                await asyncio.sleep(since + self._interval * random.uniform(0.9, 1.0) - loop.time())  # noqa: S311  # spreads
-                if link.heard_at > since:
-                    continue
-            since = loop.time()
-            if not self._wanted:
-                continue
-            try:
-                async with asyncio.timeout(self._interval / 2):
-                    if not subscribed:
-                        await self._broadcaster.subscribe([self.channel])
-                        subscribed = True
-                    await self._send(link)
+            if not missed or self._carried_at(link) > since:
                 missed = 0
+                await self._quiet(link, since)
+            since = loop.time()
+            try:
+                async with PatientTimeout(self._interval / 2):
+                    await self._send(link)
+                missed = postponed = 0
             except TimeoutError:
                 missed += 1
-                if missed == 2:
-                    raise SilentLinkError("the link is silent: two delivery probes did not come back") from None
-            except (SubscribeError, PublishError) as error:
-                if isinstance(error, PublishOutcomeUnknownError):
+                if missed == MAX_MISSED:
+                    raise SilentLinkError(f"the link is silent: {MAX_MISSED} delivery probes got no answer") from None
+            except (BrokerUnavailableError, SubscribeError, PublishError) as error:
+                if isinstance(error, PublishOutcomeUnknownError) or link.is_over:
                     raise
-                logger.warning("no delivery probe, a silent link will go unnoticed: allow channel %s*: %s",
-                               RESERVED_PREFIX, error)  # fmt: skip
+                if not error.retriable:
+                    logger.warning("no delivery probe, a silent link will go unnoticed: allow channel %s*: %s",
+                                   RESERVED_PREFIX, error)  # fmt: skip
+                    return
+                missed, postponed = 0, postponed + 1
+                if postponed == _MAX_POSTPONED:
+                    raise BrokerUnavailableError(f"the broker takes no delivery probe: {error}") from error
+
+    def _carried_at(self, link: Link) -> float:
+        """When the quieter direction of the two carried something; who is subscribed to nothing has but one."""
+        return min(link.answered_at, link.received_at) if self._wanted else link.answered_at
+
+    async def _quiet(self, link: Link, since: float) -> None:
+        """Wait until a direction has been quiet for an interval."""
+        loop = asyncio.get_running_loop()
+        while True:
+            carried_at = max(since, self._carried_at(link))
+            await asyncio.sleep(carried_at + self._interval * random.uniform(0.9, 1.0) - loop.time())  # noqa: S311  # spreads
+            if self._carried_at(link) <= carried_at:
                 return
 
     async def _send(self, link: Link) -> None:
         loop = asyncio.get_running_loop()
+        there_and_back = bool(self._wanted)
+        if there_and_back and not link.probe_subscribed:
+            await self._broadcaster.subscribe([self.channel])
+            link.probe_subscribed = True
         sent = loop.time()
         link.echo = loop.create_future()
         await self._broadcaster.publish(self.channel, b"")
-        await link.echo
+        link.answered()
+        if there_and_back:
+            await link.echo
         self.answered_at = loop.time()
         self.round_trip_seconds = self.answered_at - sent

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from backplane.broadcaster import Checks, Resumes
-from backplane.deadline import Deadlines
-from backplane.errors import BrokerError, BrokerUnavailableError, ClosedError, PublishOutcomeUnknownError
+from backplane.deadline import PatientTimeout
+from backplane.errors import BrokerError, BrokerUnavailableError
 from backplane.link import Link
 from backplane.message import ALL
-from backplane.probe import DeliveryProbe, SilentLinkError
+from backplane.probe import MAX_MISSED, DeliveryProbe, SilentLinkError
+from backplane.publisher import Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -32,15 +33,16 @@ __all__ = ["LinkState", "StateChange", "Supervisor"]
 logger = logging.getLogger("backplane.supervision")
 
 LinkState = Literal["starting", "live", "degraded", "closed"]
-"""`live`: the broker answers and every wanted channel is subscribed. `degraded`: the link is lost and being rebuilt."""
+"""`live`: the broker answers, and every wanted channel is subscribed but those that it refused or has given no final
+answer on, which are asked for again. `degraded`: the link is lost and being rebuilt."""
 
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 # A link that stood this long was a good one: the next back-off starts from the beginning.
 _STABLE_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 2.0
 _CANCEL_AGAIN_SECONDS: Final = 0.1
-# Publishes in a row to which the broker owes the answer: the link is taken for silent.
-_MAX_UNANSWERED: Final = 2
+# An outage that lasts is reported once more in this time, not at every try.
+_OUTAGE_LOG_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ class Supervisor:
 
     Attributes:
         state: How the link is.
+        link: The present link.
         generation: How many links were tried so far, the present one included.
         probe: The delivery probe.
         max_payload_bytes: Largest payload of the adapter, as it was when the link was made: a server can have a say.
@@ -97,13 +100,10 @@ class Supervisor:
         )
         self._on_state = on_state
         self._changed = asyncio.Event()
-        self._link = Link(hub, self.probe.channel)
+        self.link = Link(hub, self.probe.channel)
         self._owner: asyncio.Task[None] | None = None
-        self._deadlines = Deadlines(settings.publish_timeout_seconds)
-        self._publish_turn = asyncio.Lock()
-        self._waiting_to_publish = 0
-        self._in_flight = 0
-        self._settled = asyncio.Event()
+        self._outage = _Outage()
+        self._publisher = Publisher(broadcaster, self, timeout_seconds=settings.publish_timeout_seconds)
         self._rebuilding = False
         interest.on_confirmed = hub.tell_gaps
         interest.on_refused = hub.refuse
@@ -135,21 +135,15 @@ class Supervisor:
     async def stop(self) -> None:
         """Close the link and end its owner, behind the publishes in flight. Cancelling it leaves no open link."""
         try:
-            await self._publishes_settled()
+            await self._publisher.settled()
         finally:
             await self._close()
 
-    async def _publishes_settled(self) -> None:
-        """Wait for the broker's answers; each publish is bounded in time, and so is this."""
-        while self._in_flight and self.state == "live":
-            self._settled.clear()
-            await self._settled.wait()
-
     async def _close(self) -> None:
         self._set_state("closed", "stopped")
-        self._link.retired = True
+        self.link.retired = True
         self._interest.close()
-        self._deadlines.close()
+        self._publisher.close()
         try:
             # More than once: a cancellation that meets a loss is swallowed by the task group that reports the loss.
             while self._owner is not None and not self._owner.done():
@@ -168,72 +162,12 @@ class Supervisor:
         return self._closed or self._owner is None or not self._owner.done()
 
     async def publish(self, channel: str, payload: bytes, *, wait: bool = True) -> None:
-        """Publish once the link is live; without `wait` only if it is.
-
-        Raises:
-            BrokerUnavailableError: The link did not return in time; certainly not published.
-            PublishOutcomeUnknownError: The broker did not answer in time.
-            PublishError: The broker refused it.
-        """
-        seconds = self._settings.publish_timeout_seconds
-        asked: Link | None = None
-        try:
-            with self._deadlines.limit():
-                while True:
-                    link = self._link
-                    if self.state != "live" or link.is_over or self._waiting_to_publish:
-                        link = await self._live_link(wait=wait)
-                    try:
-                        asked = link
-                        return await self._publish_on(link, channel, payload)
-                    except BrokerUnavailableError:
-                        asked = None
-                        if not link.is_over:
-                            raise
-        except TimeoutError:
-            if asked is not None:
-                self._count_unanswered(asked)
-                raise PublishOutcomeUnknownError(
-                    f"no answer within {seconds:g} s; it may have been published"
-                ) from None
-            raise BrokerUnavailableError(
-                f"{self._broadcaster.url} has been away for {seconds:g} s; not published"
-            ) from None
+        """Publish once the link is live; without `wait` only if it is. See `Publisher.publish`."""
+        await self._publisher.publish(channel, payload, wait=wait)
 
     @property
     def _closed(self) -> bool:
         return self.state == "closed"
-
-    async def _publish_on(self, link: Link, channel: str, payload: bytes) -> None:
-        self._in_flight += 1
-        try:
-            await self._broadcaster.publish(channel, payload)
-            link.unanswered = 0
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._settled.set()
-
-    @staticmethod
-    def _count_unanswered(link: Link) -> None:
-        """Give up a link whose way out is dead, even while its way in still carries: no probe is sent then."""
-        link.unanswered += 1
-        if link.unanswered >= _MAX_UNANSWERED:
-            link.lost(SilentLinkError(f"the link is silent: {_MAX_UNANSWERED} publishes got no answer"))
-
-    async def _live_link(self, *, wait: bool) -> Link:
-        self._waiting_to_publish += 1
-        try:
-            async with self._publish_turn:  # publishes that waited for the link go on in the order of their calls
-                while self.state != "live" or self._link.is_over:
-                    if self._closed:
-                        raise ClosedError("this Backplane has been stopped")
-                    if not wait:
-                        raise BrokerUnavailableError(f"{self._broadcaster.url} is away; not published")
-                    await self.state_changed()
-                return self._link
-        finally:
-            self._waiting_to_publish -= 1
 
     async def _open_first(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._settings.start_timeout_seconds
@@ -245,6 +179,7 @@ class Supervisor:
                 pause = backoff.next()
                 if not error.retriable or asyncio.get_running_loop().time() + pause >= deadline:
                     raise
+                self._interest.forget_link(ended=not isinstance(error, SilentLinkError))
                 await self._stop_broadcaster()
                 await asyncio.sleep(pause)
 
@@ -257,29 +192,30 @@ class Supervisor:
         return None
 
     async def _open(self, seconds: float) -> None:
-        self._link = Link(self._hub, self.probe.channel)
+        self.link = Link(self._hub, self.probe.channel)
         self.generation += 1
         try:
-            async with asyncio.timeout(seconds):
+            async with PatientTimeout(seconds):
                 await self._connect()
         except TimeoutError:
-            self._link.retired = True
-            raise BrokerUnavailableError(f"no answer from {self._broadcaster.url} within {seconds:.1f} s") from None
+            self.link.retired = True
+            raise SilentLinkError(f"no answer from {self._broadcaster.url} within {seconds:.1f} s") from None
         except BaseException:
-            self._link.retired = True
+            self.link.retired = True
             raise
         self._rebuilding = True
         self.max_payload_bytes = self._broadcaster.capabilities.max_payload_bytes
-        self._link.confirm()
-        self._set_state("live", f"connected to {self._broadcaster.url}")
+        self.link.confirm()
+        away = f" after {self._outage.seconds:.1f} s" if self.state == "degraded" else ""
+        self._set_state("live", f"connected to {self._broadcaster.url}{away}")
 
     async def _connect(self) -> None:
         resumed: Collection[str] = ()
         if self._rebuilding and isinstance(self._broadcaster, Resumes):
             resumed = frozenset(self._interest.wanted)
-            await self._broadcaster.resume(self._link, resumed)
+            await self._broadcaster.resume(self.link, resumed)
         else:
-            await self._broadcaster.start(self._link)
+            await self._broadcaster.start(self.link)
         await self._interest.subscribe_all(self._broadcaster, resumed)
 
     async def _own(self, failure: Exception | None) -> None:
@@ -292,7 +228,7 @@ class Supervisor:
                 return
             self._set_state("degraded", str(error))
             self._retire_link(error)
-            if self._was_good(self._link, error, asyncio.get_running_loop().time() - since):
+            if self._was_good(self.link, error, asyncio.get_running_loop().time() - since):
                 backoff.reset()
             await self._reopen(backoff)
 
@@ -309,8 +245,8 @@ class Supervisor:
                 group.create_task(self._follow())
                 group.create_task(self._tend())
                 if self._broadcaster.capabilities.brokered:
-                    group.create_task(self.probe.watch(self._link))
-                await self._link.ended
+                    group.create_task(self.probe.watch(self.link))
+                await self.link.ended
         except* BrokerError as errors:
             error = errors
         except* Exception as errors:  # a fault of an adapter or of ours: loud, and healed like a lost link
@@ -336,10 +272,10 @@ class Supervisor:
 
     def _retire_link(self, error: Exception) -> None:
         """Hear nothing more of the link, and open a gap on every channel it had confirmed."""
-        self._link.retired = True
+        self.link.retired = True
         if not self._broadcaster.capabilities.resumes:
             self._hub.open_gap(ALL, f"the link to the broker was lost: {error}")
-        self._interest.forget_link()
+        self._interest.forget_link(ended=not isinstance(error, SilentLinkError))
 
     async def _reopen(self, backoff: _Backoff) -> None:
         while not self._closed:
@@ -348,16 +284,13 @@ class Supervisor:
             await asyncio.sleep(backoff.next())
             try:
                 return await self._open(self._settings.start_timeout_seconds)
-            except BrokerError as error:
-                logger.info("still no link: %s", error)
-                self._retire_link(error)
-            except Exception as error:
-                logger.exception("unexpected error while connecting to %s", self._broadcaster.url)
+            except Exception as error:  # of a broker, or a fault of an adapter; both are tried again
+                self._outage.log(error, f"still no link to {self._broadcaster.url}")
                 self._retire_link(error)
 
     async def _stop_broadcaster(self, *, suspend: bool = False) -> None:
         try:
-            async with asyncio.timeout(_STOP_SECONDS):
+            async with PatientTimeout(_STOP_SECONDS):
                 if suspend and isinstance(self._broadcaster, Resumes):
                     await self._broadcaster.suspend()
                 else:
@@ -366,17 +299,26 @@ class Supervisor:
             logger.exception("the adapter of %s failed to stop", self._broadcaster.url)
 
     async def _tend(self) -> None:
-        """Each probe interval: ask again for what was refused, and whether the link still leads to the right place."""
+        """Each probe interval: ask again for what was refused, and whether the link still leads to the right place.
+
+        A check without an answer counts like a missed probe: it may ask over a connection that no probe uses.
+        """
         interval = self._settings.probe_interval_seconds
+        missed = 0
         while True:
-            await asyncio.sleep(interval)
+            if not missed:
+                await asyncio.sleep(interval)
             self._interest.retry_refused()
-            if isinstance(self._broadcaster, Checks):
-                try:
-                    async with asyncio.timeout(interval):
-                        await self._broadcaster.check()
-                except TimeoutError:
-                    logger.debug("no answer to the check of %s", self._broadcaster.url)  # the probe decides
+            if not isinstance(self._broadcaster, Checks):
+                continue
+            try:
+                async with PatientTimeout(interval):
+                    await self._broadcaster.check()
+                missed = 0
+            except TimeoutError:
+                missed += 1
+                if missed == MAX_MISSED:
+                    raise SilentLinkError(f"the link is silent: {MAX_MISSED} checks got no answer") from None
 
     def _owner_ended(self, owner: asyncio.Task[None]) -> None:
         if not owner.cancelled() and (error := owner.exception()) is not None:
@@ -387,13 +329,47 @@ class Supervisor:
         if state == self.state:
             return
         change = StateChange(old=self.state, new=state, generation=self.generation, reason=why)
-        level = logging.WARNING if state == "degraded" else logging.INFO
+        if state == "degraded":
+            self._outage = _Outage()
+        # What is visible when it begins must be visible when it ends.
+        level = logging.WARNING if state == "degraded" or (self.state, state) == ("degraded", "live") else logging.INFO
         logger.log(level, "%s -> %s (generation %d): %s", self.state, state, self.generation, why)
         self.state = state
         self._changed.set()
         self._changed = asyncio.Event()
         if self._on_state is not None:
             self._on_state(change)
+
+
+class _Outage:
+    """The present outage, as the log shows it: a new kind of error at once, the same ones again more and more rarely.
+
+    The first error of a plain outage is in the line that reports the loss.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._began_at = self._loop.time()
+        self._seen: set[type[Exception]] = {BrokerUnavailableError, SilentLinkError}
+        self._next_line_seconds = _OUTAGE_LOG_SECONDS
+        self._tries = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long it has lasted."""
+        return self._loop.time() - self._began_at
+
+    def log(self, error: Exception, what: str) -> None:
+        """Log a try that failed, or keep it for the next line."""
+        self._tries += 1
+        is_new = type(error) not in self._seen
+        if not is_new and self.seconds < self._next_line_seconds:
+            return logger.debug("%s: %s", what, error)
+        self._seen.add(type(error))
+        while self.seconds >= self._next_line_seconds:
+            self._next_line_seconds *= 2
+        fault = None if isinstance(error, BrokerError) else error  # one of an adapter, which a traceback helps to find
+        logger.warning("%s after %.0f s, tries: %d: %s", what, self.seconds, self._tries, error, exc_info=fault)
 
 
 class _Backoff:

@@ -551,7 +551,9 @@ async def test_refused_again_and_again(caplog: pytest.LogCaptureFixture) -> None
             await worker.broadcaster.until(lambda calls=calls: len(worker.broadcaster.calls) == calls)  # type: ignore[misc]
         await let_tasks_run()
         assert subscriber.heard == [lost(reason="the broker refused the channel: not yours")]
-        assert caplog.messages == ["the broker refuses channel 'a', its subscribers hear nothing: not yours"]
+        assert caplog.messages == [
+            "the broker refuses channels, their subscribers receive nothing: subscription refused: 'a': not yours"
+        ]
 
 
 async def test_close() -> None:
@@ -802,6 +804,46 @@ async def test_subscriber_that_raises() -> None:
         await let_tasks_run()
         loop.set_exception_handler(None)
         assert good.heard == ["1", "2"]
+
+
+async def test_subscriber_that_raises_at_a_gap(caplog: pytest.LogCaptureFixture) -> None:
+    """A subscriber that raises at a gap costs neither the others' notice nor the report of the gap itself."""
+    async with running() as worker:
+        bad, good = await worker.joined("a"), await worker.joined("a")
+
+        def fail(_: Gap) -> None:
+            raise KeyError("a fault")
+
+        bad.gap = fail  # type: ignore[method-assign]
+        worker.hub.gap(["a"], "overrun")
+        assert good.heard == [Gap(channel="a", reason="overrun")]
+        assert caplog.messages == ["a subscriber of channel 'a' failed"]
+
+
+async def test_many_refusals_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A broker whose rules changed for a thousand channels costs one line, and each subscriber is notified."""
+    names = [f"room-{number}" for number in range(400)]
+    async with running() as worker:
+        subscriber = await worker.joined(*names)
+        await worker.lose_link()
+        worker.broadcaster.refusals |= dict.fromkeys(names, "not yours")
+        worker.open_link()
+        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls[-1][1]) == 400)
+        await let_tasks_run()
+        assert len(subscriber.heard) == 400
+        (line,) = caplog.messages
+        assert line.endswith("(and 395 more)")
+
+
+async def test_subscriptions_that_are_taken_away_again_and_again_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that takes a subscription away at each confirmation is asked more and more rarely, and logged so."""
+    async with running() as worker:
+        await worker.joined("a")
+        for _ in range(9):
+            worker.hub.revoke(["a"], "maximum subscriptions exceeded")
+        assert [message.partition("(")[2].partition(")")[0] for message in caplog.messages] == [
+            f"times so far: {times}" for times in (1, 2, 4, 8)
+        ]
 
 
 published = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3)), max_size=30)

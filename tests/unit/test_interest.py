@@ -12,7 +12,7 @@ from backplane.interest import Interest
 from tests.unit.doubles import ControlledBroadcaster, following, let_tasks_run
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 pytestmark = pytest.mark.anyio
 
@@ -432,9 +432,9 @@ class Listener:
         """Keep a confirmation."""
         self.confirmed.append(list(channels))
 
-    def on_refused(self, channel: str, reason: str) -> None:
-        """Keep a refusal."""
-        self.refused.append((channel, reason))
+    def on_refused(self, refused: Mapping[str, str]) -> None:
+        """Keep refusals."""
+        self.refused += refused.items()
 
 
 async def test_confirmations_are_told(broadcaster: ControlledBroadcaster) -> None:
@@ -638,7 +638,7 @@ async def test_revoked_channel_is_asked_for_again(broadcaster: ControlledBroadca
         await interest.want("a")
         await interest.want("b")
         broadcaster.channels.discard("a")
-        interest.revoke(["a", "never joined"])
+        interest.revoke(["a", "never joined"], "taken away")
         assert set(interest.confirmed) == {"b"}
         await broadcaster.until(lambda: broadcaster.channels == {"a", "b"})
         await interest.want("a")

@@ -104,7 +104,7 @@ async def lose(backplane: Backplane, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lose the link for good."""
     keep_away(monkeypatch)
     supervisor = backplane._require_running().supervisor  # pyright: ignore[reportPrivateUsage]
-    supervisor._link.lost(BrokerUnavailableError("redis://:secret@somewhere is gone"))  # pyright: ignore[reportPrivateUsage]
+    supervisor.link.lost(BrokerUnavailableError("redis://:secret@somewhere is gone"))
     await backplane.wait_for_state("degraded")
 
 

@@ -177,16 +177,53 @@ async def test_lost_link_is_rebuilt() -> None:
 
 
 async def test_lost_link_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The loss is a warning and the return a note, each with its reason."""
+    """Loss and return are warnings, so that a default set-up shows both; the return says how long it took."""
     caplog.set_level(logging.INFO, "backplane.supervision")
     async with supervised() as made:
         await made.recover()
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("INFO", "starting -> live (generation 1): connected to controlled://"),
         ("WARNING", "live -> degraded (generation 1): cut"),
-        ("INFO", "degraded -> live (generation 2): connected to controlled://"),
+        ("WARNING", "degraded -> live (generation 2): connected to controlled:// after 0.0 s"),
         ("INFO", "live -> closed (generation 2): stopped"),
     ]
+
+
+async def test_outage_of_many_tries_is_two_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Tries that fail in the way that is known already are not logged one by one, for whatever reason."""
+    async with supervised() as made:
+        made.adapter.start_errors = [BrokerUnavailableError("refused")] * 30
+        made.adapter.cut()
+        await made.reaches("live", generation=32)
+        assert len(warnings_of(caplog)) == 2
+
+
+@pytest.mark.parametrize("error", [BrokerAuthenticationError("wrong password"), RuntimeError("a fault")], ids=repr)
+async def test_outage_of_another_kind_is_logged_once(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """An error that the loss did not name is logged at once, a fault with its traceback, and not at every try."""
+    async with supervised() as made:
+        made.adapter.start_errors = [error] * 10
+        made.adapter.cut()
+        await made.reaches("live", generation=12)
+        _, line, _ = warnings_of(caplog)
+        assert line == f"still no link to controlled:// after 0 s, tries: 1: {error}"
+        assert [bool(record.exc_info) for record in caplog.records] == [False, isinstance(error, RuntimeError), False]
+
+
+async def test_outage_that_lasts_is_logged_rarely(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reported again in intervals that double, with the number of tries and the last error."""
+    monkeypatch.setattr("backplane.supervision._OUTAGE_LOG_SECONDS", 0.05)
+    async with supervised() as made:
+        made.adapter.start_error = BrokerUnavailableError("refused")
+        made.adapter.cut()
+        await made.adapter.until(lambda: len(warnings_of(caplog)) == 4)
+        made.adapter.start_error = None
+        await made.reaches("live", generation=2)
+        assert made.supervisor.generation > 10
+        assert len(warnings_of(caplog)) <= 6
+        assert warnings_of(caplog)[1].startswith("still no link to controlled:// after 0 s, tries: ")
 
 
 async def test_loss_reported_twice_is_one_loss() -> None:
@@ -514,9 +551,10 @@ async def test_channel_refused_after_a_reconnect_tells_a_gap(caplog: pytest.LogC
     async with refused_after_reconnect(Adapter(brokered=True)) as (made, listener):
         assert [type(item) for item in await listener.hears(1)] == [Gap]
         assert (made.supervisor.state, made.adapter.channels) == ("live", {"b"})
-    assert "the broker refuses channel 'a', its subscribers hear nothing: not permitted any more" in warnings_of(
-        caplog, logging.ERROR
-    )
+    assert (
+        "the broker refuses channels, their subscribers receive nothing: "
+        "subscription refused: 'a': not permitted any more"
+    ) in warnings_of(caplog, logging.ERROR)
 
 
 async def test_channel_refused_after_a_reconnect_is_asked_again() -> None:
@@ -701,7 +739,7 @@ async def test_two_publishes_without_an_answer_rebuild_a_link_that_hears() -> No
 
 async def test_answer_between_two_publishes_without_one_keeps_the_link() -> None:
     """Only publishes in a row speak against a link."""
-    async with supervised(settings=QUICK_PUBLISH) as made:
+    async with supervised(Adapter(brokered=True), QUICK_PUBLISH) as made:
         for _ in range(3):
             made.adapter.publish_gate.close()
             await unanswered(made)
@@ -713,7 +751,7 @@ async def test_answer_between_two_publishes_without_one_keeps_the_link() -> None
 
 async def test_unanswered_publishes_of_an_old_link_do_not_cost_the_new_one() -> None:
     """What was sent on a link that is gone says nothing about the next."""
-    async with supervised(settings=QUICK_PUBLISH) as made:
+    async with supervised(Adapter(brokered=True), QUICK_PUBLISH) as made:
         made.adapter.publish_gate.close()
         async with asyncio.TaskGroup() as publishing:
             for _ in range(3):
@@ -759,16 +797,29 @@ async def test_check_that_raises_rebuilds_the_link(error: Exception) -> None:
         assert [type(item) for item in await listener.hears(1)] == [Gap]
 
 
-async def test_check_that_hangs_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Whether a link is silent is for the probe to find: a check without an answer is asked again."""
-    caplog.set_level(logging.DEBUG, "backplane.supervision")
+async def test_check_without_an_answer_twice_in_a_row_is_a_silent_link() -> None:
+    """It may ask over a connection that nothing else uses while others carry: two in a row count like two probes."""
+    changes: list[StateChange] = []
     adapter = CheckingAdapter()
     adapter.check_gate.close()
-    async with supervised(adapter, replace(BRISK_PROBE, probe_interval_seconds=0.02)) as made:
-        await adapter.until(lambda: adapter.verbs.count("check") == 3)
+    async with supervised(adapter, BRISK_PROBE, changes.append) as made:
+        await adapter.until(lambda: adapter.verbs.count("check") == 2)
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
-    assert "no answer to the check of controlled://" in caplog.messages
-    assert warnings_of(caplog) == []
+        await made.reaches("live", generation=2)
+        assert changes[1].reason == "the link is silent: 2 checks got no answer"
+        adapter.check_gate.open()
+
+
+async def test_check_without_an_answer_once_is_asked_again() -> None:
+    """One late answer is no silence."""
+    adapter = CheckingAdapter()
+    async with supervised(adapter, BRISK_PROBE) as made:
+        for checks in (1, 3, 5):
+            adapter.check_gate.close()
+            await adapter.until(lambda checks=checks: adapter.verbs.count("check") == checks + 1)  # type: ignore[misc]
+            adapter.check_gate.open()
+            await adapter.until(lambda checks=checks: adapter.verbs.count("check") == checks + 2)  # type: ignore[misc]
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
 # --- start without the broker --------------------------------------------------------------------------------------
@@ -836,7 +887,7 @@ async def test_stop_waits_for_publishes_in_flight() -> None:
 
 async def test_stop_is_bounded_by_a_publish_that_gets_no_answer() -> None:
     """A broker that never answers holds up the stop no longer than the publish itself."""
-    async with supervised(settings=QUICK_PUBLISH) as made:
+    async with supervised(Adapter(brokered=True), QUICK_PUBLISH) as made:
         made.adapter.publish_gate.close()
         publishing = asyncio.create_task(unanswered(made))
         await made.adapter.until(lambda: "publish" in made.adapter.verbs)
