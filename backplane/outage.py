@@ -23,7 +23,8 @@ logger = logging.getLogger("backplane.outage")
 class OutageBuffer:
     """Publishes through `supervisor`; keeps what certainly did not go out, and sends it when the link is live again.
 
-    While anything waits, what is published goes behind it. A message whose outcome is unknown is never sent again.
+    While anything waits on a channel, what is published there goes after it. A channel that the broker cannot serve for
+    the moment holds up no other. A message whose outcome is unknown is never sent again: it may be what ended the link.
 
     Args:
         supervisor: Who publishes.
@@ -38,14 +39,15 @@ class OutageBuffer:
         self._supervisor = supervisor
         self._max_bytes = max_bytes
         self._max_messages = max_messages
-        self._waiting: deque[tuple[str, bytes]] = deque()
+        self._waiting: dict[str, deque[bytes]] = {}
+        self._count = 0
         self._size_bytes = 0
         self._sender: asyncio.Task[None] | None = None
         self._stopped = False
         self.dropped = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._count
 
     async def publish(self, channel: str, payload: bytes) -> None:
         """Publish, or keep for later; returns at once where it is kept.
@@ -54,7 +56,7 @@ class OutageBuffer:
             BrokerUnavailableError: The buffer is full; the message is not kept.
             PublishError: The broker refused it, or its outcome is unknown.
         """
-        if not self._waiting:
+        if channel not in self._waiting:
             try:
                 return await self._supervisor.publish(channel, payload, wait=False)
             except BrokerUnavailableError as error:
@@ -73,46 +75,67 @@ class OutageBuffer:
             sender.cancel()
             await asyncio.wait([sender])
         if self._waiting:
-            self.dropped += len(self._waiting)
-            logger.error("%d messages were never published: the broker was away until the end", len(self._waiting))
+            self.dropped += self._count
+            logger.error("%d messages were never published: the broker was away until the end", self._count)
             self._waiting.clear()
+            self._count = self._size_bytes = 0
 
     def _keep(self, channel: str, payload: bytes) -> None:
-        if len(self._waiting) >= self._max_messages or self._size_bytes + len(payload) > self._max_bytes:
+        if self._count >= self._max_messages or self._size_bytes + len(payload) > self._max_bytes:
             raise BrokerUnavailableError(
-                f"the broker is away, and the buffer holds all it may: {len(self._waiting)} messages, "
+                f"the broker is away, and the buffer holds all it may: {self._count} messages, "
                 f"{self._size_bytes:,} bytes; not published"
             )
-        self._waiting.append((channel, payload))
+        self._waiting.setdefault(channel, deque()).append(payload)
+        self._count += 1
         self._size_bytes += len(payload)
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_waiting(), name="backplane-outage-buffer")
 
     async def _send_waiting(self) -> None:
-        """Send in order. The task exists only while something waits."""
+        """Send in order, channel by channel. The task exists only while something waits."""
         try:
             while self._waiting:
                 while self._supervisor.state != "live":
                     await self._supervisor.state_changed()
-                await self._send(*self._waiting[0])
+                sent = [await self._send_channel(channel) for channel in list(self._waiting)]
+                if not all(sent):
+                    await asyncio.sleep(_AGAIN_SECONDS)
         except ClosedError:
             pass
         finally:
             self._sender = None
 
-    async def _send(self, channel: str, payload: bytes) -> None:
+    async def _send_channel(self, channel: str) -> bool:
+        """Send what waits on a channel; return whether that was all."""
+        payloads = self._waiting[channel]
+        while payloads:
+            if not await self._send(channel, payloads[0]):
+                return False
+            self._size_bytes -= len(payloads.popleft())
+            self._count -= 1
+        del self._waiting[channel]
+        return True
+
+    async def _send(self, channel: str, payload: bytes) -> bool:
+        """Return whether it is done with; else it keeps its place."""
         try:
             await self._supervisor.publish(channel, payload)
-        except BrokerUnavailableError:
-            await asyncio.sleep(_AGAIN_SECONDS)  # the link was lost once more: it keeps its place
-            return
+        except BrokerUnavailableError:  # the link was lost once more, or the broker cannot take it at the moment
+            return False
         except PublishError as error:
-            self.dropped += 1
-            logger.error("a message that was kept for channel %r is lost: %s", channel, error)  # noqa: TRY400
+            self._count_dropped(channel, error)
         except ClosedError:
             raise
-        except Exception:  # a fault of an adapter: one message must not hold up all that wait behind it
-            self.dropped += 1
-            logger.exception("a message that was kept for channel %r is lost", channel)
-        self._waiting.popleft()
-        self._size_bytes -= len(payload)
+        except Exception as error:  # a fault of an adapter: one message must not hold up all that wait after it
+            self._count_dropped(channel, error)
+        return True
+
+    def _count_dropped(self, channel: str, error: Exception) -> None:
+        self.dropped += 1
+        if self.dropped & (self.dropped - 1) == 0:  # rate-limited by powers of two
+            fault = None if isinstance(error, PublishError) else error
+            logger.error(
+                "a message that was kept for channel %r is lost (%d so far): %s",
+                channel, self.dropped, error, exc_info=fault,
+            )  # fmt: skip

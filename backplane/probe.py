@@ -31,6 +31,8 @@ logger = logging.getLogger("backplane.probe")
 
 MAX_MISSED: Final = 2
 """Probes, or checks of the adapter, in a row without an answer after which a link is taken for silent."""
+# Links in a row that ended while the probe was under way: the broker closes the connection over it.
+_MAX_ENDED: Final = 3
 # A broker that names a passing state answers, so its link is not silent; one that names nothing else is opened anew.
 _MAX_POSTPONED: Final = 6
 
@@ -61,17 +63,21 @@ class DeliveryProbe:
         self._broadcaster = broadcaster
         self._wanted = wanted
         self._interval = interval_seconds
+        self._ended = 0
+        self._is_refusal_logged = False
         self.channel = f"{RESERVED_PREFIX}probe/{origin.hex()}"
         self.round_trip_seconds: float | None = None
         self.answered_at: float | None = None
 
     async def watch(self, link: Link) -> None:
-        """Return only where the broker does not allow the probe.
+        """Return only where the broker does not allow the probe, or ends the link over it.
 
         Raises:
             SilentLinkError: Two probes in a row, each given half an interval, did not come back.
             BrokerUnavailableError: The broker was in a passing state for six intervals.
         """
+        if self._ended >= _MAX_ENDED:
+            return self._give_up(f"{self._ended} links ended over it")
         loop = asyncio.get_running_loop()
         missed = postponed = 0
         since = loop.time()
@@ -82,8 +88,11 @@ class DeliveryProbe:
             since = loop.time()
             try:
                 async with PatientTimeout(self._interval / 2):
-                    await self._send(link)
-                missed = postponed = 0
+                    try:
+                        await self._send(link)
+                    finally:
+                        self._ended += link.ended.done()
+                missed = postponed = self._ended = 0
             except TimeoutError:
                 missed += 1
                 if missed == MAX_MISSED:
@@ -92,12 +101,17 @@ class DeliveryProbe:
                 if isinstance(error, PublishOutcomeUnknownError) or link.is_over:
                     raise
                 if not error.retriable:
-                    logger.warning("no delivery probe, a silent link will go unnoticed: allow channel %s*: %s",
-                                   RESERVED_PREFIX, error)  # fmt: skip
-                    return
+                    return self._give_up(error)
                 missed, postponed = 0, postponed + 1
                 if postponed == _MAX_POSTPONED:
                     raise BrokerUnavailableError(f"the broker takes no delivery probe: {error}") from error
+
+    def _give_up(self, reason: object) -> None:
+        level = logging.DEBUG if self._is_refusal_logged else logging.WARNING  # not at every link
+        self._is_refusal_logged = True
+        logger.log(
+            level, "no delivery probe, a silent link will go unnoticed: allow channel %s*: %s", RESERVED_PREFIX, reason
+        )
 
     def _carried_at(self, link: Link) -> float:
         """When the quieter direction of the two carried something; who is subscribed to nothing has but one."""

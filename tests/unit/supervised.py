@@ -66,6 +66,7 @@ class Adapter(ControlledBroadcaster):
         start_errors: What the next tries to start raise, one each.
         start_error: What every try to start raises, if anything.
         stop_error: What `stop` raises, if anything.
+        publish_gates: Hold the next publishes, one each.
         publish_errors: What `publish` raises, by channel.
         silent: Whether a publish is accepted and nothing comes back.
         cancel_gate: Holds a `subscribe` that is cancelled, as a client library's cleanup would.
@@ -81,6 +82,7 @@ class Adapter(ControlledBroadcaster):
         self.start_gate = Gate()
         self.stop_gate = Gate()
         self.publish_gate = Gate()
+        self.publish_gates: list[Gate] = []
         self.cancel_gate = Gate()
         self.start_errors: list[Exception] = []
         self.start_error: Exception | None = None
@@ -133,7 +135,7 @@ class Adapter(ControlledBroadcaster):
     async def publish(self, channel: str, payload: bytes) -> None:
         """Accept, and deliver unless silent."""
         self._record("publish", channel)
-        await self.publish_gate.passage()
+        await (self.publish_gates.pop(0) if self.publish_gates else self.publish_gate).passage()
         if channel in self.publish_errors:
             raise self.publish_errors[channel]
         self.published.append((channel, payload))

@@ -814,7 +814,7 @@ async def test_subscriber_that_raises_at_a_gap(caplog: pytest.LogCaptureFixture)
         def fail(_: Gap) -> None:
             raise KeyError("a fault")
 
-        bad.gap = fail  # type: ignore[method-assign]
+        bad.gap = fail  # type: ignore[method-assign,assignment]
         worker.hub.gap(["a"], "overrun")
         assert good.heard == [Gap(channel="a", reason="overrun")]
         assert caplog.messages == ["a subscriber of channel 'a' failed"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -629,6 +629,74 @@ async def test_unconfirmed_channel_that_is_then_refused(broadcaster: ControlledB
         broadcaster.doubts.clear()
         with pytest.raises(SubscribeError, match="'a': never"):
             await joining
+
+
+async def test_revocation_that_overtakes_the_confirmation_is_not_lost(broadcaster: ControlledBroadcaster) -> None:
+    """A subscription that is taken away while its confirmation is on the way here is asked for again."""
+    interest = interest_of()
+    broadcaster.subscribe_gate.close()
+    async with following(interest, broadcaster):
+        joining = asyncio.create_task(interest.want("a"))
+        await broadcaster.until(lambda: len(broadcaster.calls) == 1)
+        broadcaster.subscribe_gate.open()
+        interest.revoke(["a"], "taken away")
+        await joining
+        assert broadcaster.calls == [("subscribe", ("a",))] * 2
+        assert set(interest.confirmed) == {"a"}
+
+
+async def test_revoked_again_and_again_is_asked_for_more_and_more_rarely(
+    broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that confirms and takes away in turn is not asked in a circle without a pause."""
+    pauses: list[float] = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def record(delay: float, callback: Any, *args: Any, **options: Any) -> asyncio.TimerHandle:
+        if getattr(callback, "__name__", "") == "_ask_again":
+            pauses.append(delay)
+            delay = 0
+        return call_later(delay, callback, *args, **options)
+
+    interest = interest_of()
+    async with following(interest, broadcaster):
+        await interest.want("a")
+        monkeypatch.setattr(loop, "call_later", record)
+        for _ in range(6):
+            interest.revoke(["a"], "taken away")
+            await interest.want("a")
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0]
+
+
+async def test_unconfirmed_channel_that_is_given_up_is_not_asked_for(broadcaster: ControlledBroadcaster) -> None:
+    """Whoever gives up before the broker's final answer leaves nothing to try again."""
+    interest = interest_of(linger_seconds=AT_ONCE)
+    broadcaster.doubts["a"] = "not now"
+    async with following(interest, broadcaster):
+        joining = asyncio.create_task(interest.want("a"))
+        await broadcaster.until(lambda: len(broadcaster.calls) == 1)
+        joining.cancel()
+        interest.release("a")
+        await let_tasks_run()
+        broadcaster.doubts.clear()
+        await interest.want("b")
+        assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("b",))]
+
+
+async def test_unconfirmed_on_an_old_link_is_asked_for_once_on_the_new_one(broadcaster: ControlledBroadcaster) -> None:
+    """The pause of the link before does not ask for a second time what the new link was asked for."""
+    interest = interest_of()
+    broadcaster.doubts["a"] = "not now"
+    async with following(interest, broadcaster):
+        joining = asyncio.create_task(interest.want("a"))
+        await broadcaster.until(lambda: len(broadcaster.calls) == 1)
+        broadcaster.doubts.clear()
+        interest.forget_link()
+        await interest.subscribe_all(broadcaster)
+        await joining
+        await asyncio.sleep(0.1)  # longer than the pause
+        assert broadcaster.calls == [("subscribe", ("a",))] * 2
 
 
 async def test_revoked_channel_is_asked_for_again(broadcaster: ControlledBroadcaster) -> None:

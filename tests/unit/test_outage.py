@@ -11,7 +11,7 @@ import pytest
 
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.outage import OutageBuffer
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import Gate, let_tasks_run
 from tests.unit.supervised import WAIT_SECONDS, supervised, warnings_of
 
 if TYPE_CHECKING:
@@ -156,6 +156,56 @@ async def test_lost_message_is_logged_counted_and_never_sent_again(
         assert made.adapter.calls.count(("publish", ("bad",))) == 1
         (line,) = warnings_of(caplog, logging.ERROR)
         assert line.startswith("a message that was kept for channel 'bad' is lost")
+
+
+async def test_channel_that_the_broker_cannot_serve_holds_up_no_other() -> None:
+    """A passing state of one channel keeps its messages in their order, and the other channels are sent meanwhile."""
+    async with buffered() as (made, buffer):
+        await made.degrade()
+        made.adapter.publish_errors["moving"] = BrokerUnavailableError("its shard fails over")
+        for number in range(3):
+            await buffer.publish("moving", b"m%d" % number)
+            await publish(buffer, b"a%d" % number)
+        await come_back(made, 3)
+        await buffer.publish("moving", b"m3")
+        await publish(buffer, b"a3")
+        assert (payloads(made), len(buffer)) == ([b"a0", b"a1", b"a2", b"a3"], 4)
+        del made.adapter.publish_errors["moving"]
+        await come_back(made, 8)
+        assert payloads(made)[4:] == [b"m0", b"m1", b"m2", b"m3"]
+        assert (len(buffer), buffer.dropped, senders()) == (0, 0, 0)
+
+
+async def test_message_over_which_the_link_ends_is_not_sent_again() -> None:
+    """One whose sending ended the link has an unknown outcome: it is dropped, and the others go out on the next one."""
+    async with buffered() as (made, buffer):
+        await made.degrade()
+        await buffer.publish("deadly", b"x")
+        await publish(buffer, b"1", b"2")
+        made.adapter.publish_errors["deadly"] = PublishOutcomeUnknownError("the connection ended")
+        made.adapter.publish_gates = [Gate()]
+        made.adapter.publish_gates[0].close()
+        (gate,) = made.adapter.publish_gates
+        made.adapter.start_gate.open()
+        await made.adapter.until(lambda: "publish" in made.adapter.verbs)
+        made.adapter.cut()
+        gate.open()
+        await come_back(made, 2)
+        assert (payloads(made), buffer.dropped) == ([b"1", b"2"], 1)
+        assert made.adapter.calls.count(("publish", ("deadly",))) == 1
+
+
+async def test_many_lost_messages_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that refuses all that was kept costs some lines, not one for each message."""
+    async with buffered() as (made, buffer):
+        await made.degrade()
+        await publish(buffer, *[b"x"] * 50)
+        made.adapter.publish_errors["a"] = PublishError("not permitted any more")
+        made.adapter.start_gate.open()
+        await made.adapter.until(lambda: made.adapter.verbs.count("publish") == 50)
+        await let_tasks_run()
+        assert buffer.dropped == 50
+        assert len(warnings_of(caplog, logging.ERROR)) == 6
 
 
 @pytest.mark.parametrize("error", [PublishOutcomeUnknownError("cut"), PublishError("too large")])

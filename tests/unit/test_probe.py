@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from tests.unit.supervised import (
     SETTINGS,
     WAIT_SECONDS,
     Adapter,
+    World,
     interrupting_a_spin,
     supervised,
     warnings_of,
@@ -108,38 +110,152 @@ async def test_probe_keeps_the_round_trip(monkeypatch: pytest.MonkeyPatch) -> No
         assert (made.supervisor.state, made.supervisor.generation, listener.heard) == ("live", 1, [])
 
 
-async def test_traffic_suppresses_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What arrives proves the way back: no probe is sent while something does, and one is as soon as nothing does."""
+@pytest.mark.parametrize("stops", ["in", "out"])
+async def test_traffic_both_ways_suppresses_the_probe(stops: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While messages come in and publishes are answered no probe is sent, and one is as soon as either ceases."""
     pace = Pace(monkeypatch)
     adapter = Adapter(brokered=True)
     quiet = asyncio.Event()
 
-    async def traffic() -> None:
-        while not quiet.is_set():
-            adapter.links[-1].deliver("a", b"traffic")
+    async def traffic(made: World) -> None:
+        while not (quiet.is_set() and probes(adapter) > before):
+            if not quiet.is_set() or stops == "out":
+                adapter.links[-1].deliver("a", b"traffic")
+            if not quiet.is_set() or stops == "in":
+                await made.supervisor.publish("elsewhere", b"traffic")
             await asyncio.sleep(BRISK_PROBE.probe_interval_seconds / 20)
 
+    before = 0
     async with supervised(adapter, BRISK_PROBE) as made:
-        talking = asyncio.create_task(traffic())
         await made.listener("a")
+        talking = asyncio.create_task(traffic(made))
         await pace.reaches(pace.rounds + 1)
         before = probes(adapter)
         await pace.reaches(pace.rounds + 3)
         assert probes(adapter) == before
         quiet.set()
-        await talking
-        await adapter.until(lambda: probes(adapter) > before)
+        async with asyncio.timeout(WAIT_SECONDS):
+            await talking
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
-async def test_no_probe_without_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who subscribes to nothing can miss nothing: a process that only publishes opens no subscription."""
+async def test_probe_without_channels_asks_the_way_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that only publishes opens no subscription; the broker's answer to a probe shows that its link works."""
     pace = Pace(monkeypatch)
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
         await pace.reaches(4)
-        assert adapter.verbs == ["start"]
+        assert adapter.verbs == ["start", "publish", "publish", "publish"]
+        assert made.supervisor.probe.answered_at is not None
         await made.listener("a")
-        await adapter.until(lambda: probes(adapter) > 0)
+        await adapter.until(lambda: ("subscribe", (PROBE_CHANNEL,)) in adapter.calls)
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+
+
+async def test_silent_link_without_channels_is_found() -> None:
+    """A broker that answers nothing any more is left, though nobody here is subscribed to anything."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter, BRISK_PROBE) as made:
+        adapter.publish_gate.close()
+        adapter.start_gate.close()
+        await made.reaches("degraded")
+        adapter.publish_gate.open()
+        adapter.start_gate.open()
+        await made.reaches("live", generation=2)
+
+
+async def test_dead_way_out_is_found_while_messages_come_in() -> None:
+    """What is received stands for the way in alone: a busy listener finds by its probe that its way out has died."""
+    adapter = Adapter(brokered=True)
+
+    async def traffic() -> None:
+        while made.supervisor.generation == 1:
+            adapter.links[0].deliver("a", b"traffic")
+            await asyncio.sleep(BRISK_PROBE.probe_interval_seconds / 20)
+
+    async with supervised(adapter, BRISK_PROBE) as made:
+        await made.listener("a")
+        adapter.publish_gate.close()
+        talking = asyncio.create_task(traffic())
+        await made.reaches("live", generation=2)
+        await talking
+        adapter.publish_gate.open()
+
+
+async def test_probe_whose_subscription_was_taken_away_subscribes_again() -> None:
+    """A broker that takes the probe's subscription away costs no link."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter, BRISK_PROBE) as made:
+        await made.listener("a")
+        await adapter.until(lambda: probes(adapter) == 1)
+        adapter.channels.discard(PROBE_CHANNEL)
+        adapter.links[-1].revoked([PROBE_CHANNEL], "maximum subscriptions exceeded")
+        await adapter.until(lambda: adapter.calls.count(("subscribe", (PROBE_CHANNEL,))) == 2)
+        await adapter.until(lambda: probes(adapter) == 4)
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+
+
+PASSING = {
+    "publish": BrokerUnavailableError("BUSY a script runs"),
+    "full": PublishError("publish slower", retriable=True),
+}
+
+
+@pytest.mark.parametrize("state", ["publish", "full", "subscribe"])
+async def test_passing_state_postpones_the_probe(state: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that is busy for a while answers: the link is neither silent nor without a probe from then on."""
+    adapter = Adapter(brokered=True)
+    if state == "subscribe":
+        adapter.doubts[PROBE_CHANNEL] = "BUSY a script runs"
+    else:
+        adapter.publish_errors[PROBE_CHANNEL] = PASSING[state]
+    async with supervised(adapter, BRISK_PROBE) as made:
+        await made.listener("a")
+        await adapter.until(lambda: max(probes(adapter), adapter.calls.count(("subscribe", (PROBE_CHANNEL,)))) == 3)
+        adapter.doubts.clear()
+        adapter.publish_errors.clear()
+        await adapter.until(lambda: adapter.published[-2:] == [(PROBE_CHANNEL, b"")] * 2)
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+        assert warnings_of(caplog) == []
+
+
+async def test_passing_state_that_lasts_rebuilds_the_link() -> None:
+    """A broker that is busy without end is left after some intervals: the next link may lead to one that is not."""
+    adapter = Adapter(brokered=True)
+    adapter.publish_errors[PROBE_CHANNEL] = PASSING["publish"]
+    async with supervised(adapter, BRISK_PROBE) as made:
+        await made.listener("a")
+        await made.reaches("live", generation=2)
+        assert probes(adapter) == 6
+
+
+async def test_probe_over_which_links_end_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    """Where each link ends at its first probe the probe is sent no more, and a line says so."""
+    adapter = Adapter(brokered=True)
+    adapter.publish_gate.close()
+    async with supervised(adapter, BRISK_PROBE) as made:
+        for links in (1, 2, 3):
+            await adapter.until(lambda links=links: probes(adapter) == links)  # type: ignore[misc]
+            adapter.cut()
+            await made.reaches("live", generation=links + 1)
+        await let_tasks_run()
+        assert (made.supervisor.state, probes(adapter)) == ("live", 3)
+        assert "allow channel $backplane/*: 3 links ended over it" in warnings_of(caplog)[-1]
+        adapter.publish_gate.open()
+
+
+async def test_pause_of_the_process_is_no_missed_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was paused while its probe was under way, for longer than two probes take, keeps its link."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter, BRISK_PROBE) as made:
+        await made.listener("a")
+        for pauses in (1, 2, 3):
+            adapter.publish_gate.close()
+            await adapter.until(lambda pauses=pauses: probes(adapter) >= pauses)  # type: ignore[misc]
+            asyncio.get_running_loop().call_soon(adapter.publish_gate.open)
+            time.sleep(4 * BRISK_PROBE.probe_interval_seconds)
+        await adapter.until(lambda: probes(adapter) >= 4)
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
 async def test_no_probe_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from backplane.errors import (
     BrokerUnavailableError,
     PublishError,
     PublishOutcomeUnknownError,
+    SubscribeError,
 )
 from backplane.message import ALL, Gap
 from tests.unit.doubles import Gate, let_tasks_run
@@ -32,7 +34,7 @@ from tests.unit.supervised import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Collection
 
     from backplane.supervision import StateChange
 
@@ -532,6 +534,117 @@ async def test_lost_link_while_joining_is_healed() -> None:
         assert listener.heard == []
 
 
+# --- a channel over which links end --------------------------------------------------------------------------------
+
+
+class TouchyAdapter(Adapter):
+    """An adapter whose broker ends the link when it is asked for a channel.
+
+    Attributes:
+        touchy: The channels.
+        batches: What was asked for, call by call, without the probe.
+    """
+
+    def __init__(self, *touchy: str) -> None:
+        super().__init__(brokered=True)
+        self.touchy = set(touchy)
+        self.batches: list[set[str]] = []
+
+    async def subscribe(self, channels: Collection[str]) -> None:
+        """End the link over a touchy channel, else subscribe."""
+        self.batches.append(set(channels))
+        if self.touchy.intersection(channels):
+            self.cut()
+            raise BrokerUnavailableError("the link is lost")
+        await super().subscribe(channels)
+
+
+async def test_channel_over_which_links_end_is_refused() -> None:
+    """Its join is refused after three links, the others come back before it is tried alone, and it is left in peace."""
+    adapter = TouchyAdapter("evil")
+    async with supervised(adapter) as made:
+        listener = await made.listener("a", "b")
+        with pytest.raises(SubscribeError, match="'evil': the link to the broker ended each time"):
+            await made.listener("evil")
+        assert adapter.batches == [{"a"}, {"b"}, {"evil"}, {"a", "b", "evil"}, {"a", "b"}, {"evil"}]
+        await made.reaches("live", generation=4)
+        asked = len(adapter.batches)
+        with pytest.raises(SubscribeError, match="it is asked for rarely now"):
+            await made.listener("evil")
+        await made.recover()
+        assert [batch for batch in adapter.batches[asked:] if "evil" in batch] == []
+        assert adapter.channels == {"a", "b"}
+        adapter.links[-1].deliver("a", b"after")
+        heard = await listener.hears(len(listener.heard) + 1)
+        assert heard[-1] == "after"
+
+
+async def test_channel_that_turns_bad_notifies_its_subscribers() -> None:
+    """A channel that was fine until the broker changed ends in a refusal to its subscribers; a newcomer is refused."""
+    adapter = TouchyAdapter()
+    async with supervised(adapter) as made:
+        names = [f"room-{number}" for number in range(400)]
+        good, bad = await made.listener(*names), await made.listener("evil")
+        adapter.touchy.add("evil")
+        adapter.cut()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not bad.heard:
+                await bad.hears(1)
+        (gap,) = bad.heard
+        assert isinstance(gap, Gap)
+        assert "the broker refused the channel: the link to the broker ended each time" in gap.reason
+        await adapter.until(lambda: adapter.channels.issuperset(names))
+        # One loss each to count it twice, to find the piece of 25 and the channel in it.
+        assert sum("evil" in batch for batch in adapter.batches) <= 6
+        adapter.links[-1].deliver("room-7", b"after")
+        async with asyncio.timeout(WAIT_SECONDS):
+            while "after" not in good.heard:
+                await good.hears(len(good.heard) + 1)
+
+
+async def test_channel_over_which_links_end_does_not_hold_up_a_start() -> None:
+    """A strict start with such a channel among those wanted already comes up, with all the others."""
+    adapter = TouchyAdapter("evil")
+    made = world(adapter)
+    joining = {name: asyncio.create_task(made.listener(name)) for name in ("a", "evil", "b")}
+    await let_tasks_run()
+    await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
+    await asyncio.wait_for(asyncio.gather(joining["a"], joining["b"]), WAIT_SECONDS)
+    with pytest.raises(SubscribeError):
+        await asyncio.wait_for(joining["evil"], WAIT_SECONDS)
+    await made.supervisor.stop()
+    made.hub.close()
+
+
+async def test_batch_that_is_too_large_is_divided() -> None:
+    """Where the broker ends the link over the size of a batch every channel is subscribed in smaller ones."""
+
+    class Narrow(TouchyAdapter):
+        async def subscribe(self, channels: Collection[str]) -> None:
+            self.touchy = set(channels) if len(channels) > 50 else set()
+            await super().subscribe(channels)
+
+    adapter = Narrow()
+    async with supervised(adapter) as made:
+        names = [f"room-{number}" for number in range(400)]
+        joining = [asyncio.create_task(made.listener(name)) for name in names]
+        await asyncio.wait_for(asyncio.gather(*joining), WAIT_SECONDS)
+        assert adapter.channels == set(names)
+        assert made.supervisor.generation == 3
+
+
+async def test_losses_by_chance_convict_nobody() -> None:
+    """A link that is cut again and again while the same join is under way refuses nothing, once it stands."""
+    async with supervised() as made:
+        made.adapter.subscribe_gate.close()
+        joining = asyncio.create_task(made.listener("a"))
+        for subscribes in (1, 2):
+            await made.adapter.until(lambda n=subscribes: made.adapter.verbs.count("subscribe") == n)  # type: ignore[misc]
+            made.adapter.cut()
+        made.adapter.subscribe_gate.open()
+        await asyncio.wait_for(joining, WAIT_SECONDS)
+
+
 # --- channels refused after a reconnect ----------------------------------------------------------------------------
 
 
@@ -747,6 +860,59 @@ async def test_answer_between_two_publishes_without_one_keeps_the_link() -> None
             await made.supervisor.publish("a", b"answered")
         await let_tasks_run()
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+
+
+async def test_unanswered_publishes_do_not_speak_against_a_link_without_a_broker() -> None:
+    """Where no server stands between there is no answer that could be owed: a slow worker tells itself no gap."""
+    async with supervised(Adapter(brokered=False), QUICK_PUBLISH) as made:
+        listener = await made.listener("a")
+        made.adapter.publish_gate.close()
+        for _ in range(3):
+            await unanswered(made)
+        await let_tasks_run()
+        assert (made.supervisor.state, made.supervisor.generation, listener.heard) == ("live", 1, [])
+        made.adapter.publish_gate.open()
+
+
+async def test_long_queue_is_no_silence() -> None:
+    """A burst that the broker works off for longer than the publish timeout is answered whole, and costs no link."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter, replace(SETTINGS, publish_timeout_seconds=0.3)) as made:
+        adapter.publish_gates = [Gate() for _ in range(8)]
+        for gate in adapter.publish_gates:
+            gate.close()
+        publishing = [asyncio.create_task(made.supervisor.publish("a", b"%d" % number)) for number in range(8)]
+        for gate in list(adapter.publish_gates):
+            await asyncio.sleep(0.15)
+            gate.open()
+        await asyncio.gather(*publishing)
+        assert adapter.published == [("a", b"%d" % number) for number in range(8)]
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+
+
+async def test_pause_of_the_process_leaves_publishes_their_answers() -> None:
+    """Publishes under way while the process is paused are answered, and the link stands."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter, replace(SETTINGS, publish_timeout_seconds=0.3)) as made:
+        listener = await made.listener("a")
+        adapter.publish_gate.close()
+        publishing = [asyncio.create_task(made.supervisor.publish("a", b"%d" % number)) for number in range(5)]
+        await adapter.until(lambda: adapter.verbs.count("publish") == 5)
+        asyncio.get_running_loop().call_later(0.05, adapter.publish_gate.open)  # an answer that is read after the pause
+        time.sleep(1)
+        await asyncio.gather(*publishing)
+        assert await listener.hears(5) == [str(number) for number in range(5)]
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
+
+
+async def test_publish_in_a_passing_state_of_the_broker_raises_at_once() -> None:
+    """It was certainly not published, the link stands, and the error says that it can be tried again."""
+    async with supervised(Adapter(brokered=True)) as made:
+        made.adapter.publish_errors["a"] = BrokerUnavailableError("BUSY a script runs")
+        with pytest.raises(BrokerUnavailableError, match="BUSY") as caught:
+            await made.supervisor.publish("a", b"x")
+        assert caught.value.retriable
+        assert (made.supervisor.state, made.adapter.verbs.count("publish")) == ("live", 1)
 
 
 async def test_unanswered_publishes_of_an_old_link_do_not_cost_the_new_one() -> None:
