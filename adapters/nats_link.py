@@ -3,8 +3,8 @@
 nats-py has connected and authenticated it; here its socket is taken over. The protocol is
 https://docs.nats.io/reference/reference-protocols/nats-protocol.
 
-What was asked in one pass of the event loop leaves in one write with a PING behind it. The server works in order, so
-its PONG says that it has done all of it, and what it refused it has said before.
+What was asked in one pass of the event loop leaves in one write with a PING after it, a burst in several. The server
+works in order, so its PONG says that it has done all of it, and what it refused it has said before.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["NatsLink", "unavailable"]
 
 _REFUSED: Final = re.compile(r'Permissions Violation for (?:Publish|Subscription) to "([^"]*)"', re.IGNORECASE)
+
+# A burst is confirmed piece by piece: one answer for all of it would look like silence until it comes.
+_MAX_COMMANDS: Final = 500
 
 
 class NatsLink(asyncio.Protocol):
@@ -187,11 +190,14 @@ class NatsLink(asyncio.Protocol):
             raise unavailable("the link is lost")
         if not self._asked.commands:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._asked.commands.append(commands)
-        return self._asked
+        asked = self._asked
+        asked.commands.append(commands)
+        if len(asked.commands) >= _MAX_COMMANDS:
+            self._flush()
+        return asked
 
     def _flush(self) -> None:
-        if self.is_open:
+        if self.is_open and self._asked.commands:
             asked, self._asked = self._asked, _Asked()
             self._unconfirmed.append(asked)
             self._write(b"".join((*asked.commands, b"PING\r\n")))

@@ -1,0 +1,71 @@
+"""A worker that another process pauses: `python -m tests.chaos.paused URL LOOP` publishes to itself until it is asked.
+
+It writes `"ready"` as a line of JSON, and at the end of its input one with what it counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from itertools import count
+
+import uvloop
+
+from backplane import Backplane, Gap
+from tests.chaos.crew import QUICK
+
+_SPEAKERS = 4
+
+
+async def main(url: str) -> dict[str, object]:
+    """Publish without pause from some tasks, and keep what came of each message, until the end of the input."""
+    published: Counter[str] = Counter()
+    received: list[str] = []
+    gaps: list[str] = []
+    states: list[str] = []
+    over = asyncio.Event()
+    backplane = Backplane(url, settings=QUICK)
+
+    async def listen() -> None:
+        async with backplane.subscribe("room", max_outbox_messages=1_000_000) as messages:
+            ready.set()
+            async for item in messages:
+                if isinstance(item, Gap):
+                    gaps.append(item.reason)
+                else:
+                    received.append(str(item.data))
+
+    async def speak(name: int) -> None:
+        for number in count():
+            if over.is_set():
+                return
+            try:
+                await backplane.publish("room", f"{name} {number}")
+            except Exception as error:
+                published[type(error).__name__] += 1
+            else:
+                published["ok"] += 1
+
+    async with backplane:
+        backplane.on_state(lambda change: states.append(f"{change.new}: {change.reason}"))
+        ready = asyncio.Event()
+        listening = asyncio.create_task(listen())
+        await ready.wait()
+        speaking = [asyncio.create_task(speak(name)) for name in range(_SPEAKERS)]
+        print(json.dumps("ready"), flush=True)  # noqa: T201
+        await asyncio.to_thread(sys.stdin.read)
+        over.set()
+        await asyncio.gather(*speaking)
+        async with asyncio.timeout(10):
+            while len(received) < published["ok"]:  # no event tells
+                await asyncio.sleep(0.01)
+        seen = {"published": published, "received": len(received), "gaps": gaps, "states": list(states)}
+    listening.cancel()
+    return seen
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if sys.argv[2] == "uvloop" else None) as runner:
+        print(json.dumps(runner.run(main(sys.argv[1]))), flush=True)  # noqa: T201
