@@ -99,9 +99,10 @@ class Deadlines:
     def begin(self, limit: _Limit) -> float:
         """Return when `limit` runs out, by the clock of these limits, if the queue does not move."""
         ends_at = self.clock.now() + self._seconds
-        self._forget_left()
+        if self._limits and self._limits[0].is_left:
+            self._forget_left()
         self._limits.append(limit)
-        if not self._timer.is_set:
+        if self._timer.handle is None:
             self._timer.set(ends_at)
         return ends_at
 
@@ -159,22 +160,18 @@ class _PatientTimer:
 
     Attributes:
         clock: The clock it runs on.
+        handle: While it is set.
     """
 
-    __slots__ = ("_ends_at", "_handle", "_is_graced", "_loop", "_on_over", "clock")
+    __slots__ = ("_ends_at", "_is_graced", "_loop", "_on_over", "clock", "handle")
 
     def __init__(self, on_over: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_over = on_over
-        self._handle: asyncio.TimerHandle | None = None
+        self.handle: asyncio.TimerHandle | None = None
         self._ends_at = 0.0
         self._is_graced = False
         self.clock = _clocks.get(self._loop) or _clocks.setdefault(self._loop, _AwakeClock())
-
-    @property
-    def is_set(self) -> bool:
-        """Whether it is set and has not run."""
-        return self._handle is not None
 
     def set(self, ends_at: float) -> None:
         """Set it, while it is not set, to a time by its clock."""
@@ -185,14 +182,14 @@ class _PatientTimer:
 
     def cancel(self) -> None:
         """Call nothing any more; cancelling again does nothing."""
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+        if self.handle is not None:
+            self.handle.cancel()
+            self.handle = None
             self.clock.leave()
 
     def _schedule(self, seconds: float) -> None:
         due = self._loop.time() + seconds
-        self._handle = self._loop.call_at(due, self._run, due)
+        self.handle = self._loop.call_at(due, self._run, due)
 
     def _run(self, due: float) -> None:
         left = self._ends_at - self.clock.now()
@@ -202,7 +199,7 @@ class _PatientTimer:
             left = _GRACE_SECONDS
         if left > 0:
             return self._schedule(left)
-        self._handle = None
+        self.handle = None
         self.clock.leave()
         self._on_over()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Link:
 
     def answered(self) -> None:
         """Note that the broker has answered a publish: the way out carries."""
-        self.answered_at = self._loop.time()
+        self.answered_at = monotonic()  # what an event loop's clock shows, at half the cost
         self.unanswered = 0
 
     def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:

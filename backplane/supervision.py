@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from backplane.broadcaster import Checks, Resumes
 from backplane.deadline import PatientTimeout
@@ -21,7 +21,7 @@ from backplane.probe import MAX_MISSED, DeliveryProbe, SilentLinkError
 from backplane.publisher import Publisher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Coroutine
 
     from backplane.broadcaster import Broadcaster
     from backplane.hub import Hub
@@ -161,9 +161,9 @@ class Supervisor:
         """Whether someone looks after the link. If not, only a new process helps."""
         return self._closed or self._owner is None or not self._owner.done()
 
-    async def publish(self, channel: str, payload: bytes, *, wait: bool = True) -> None:
+    def publish(self, channel: str, payload: bytes, *, wait: bool = True) -> Coroutine[Any, Any, None]:
         """Publish once the link is live; without `wait` only if it is. See `Publisher.publish`."""
-        await self._publisher.publish(channel, payload, wait=wait)
+        return self._publisher.publish(channel, payload, wait=wait)
 
     @property
     def _closed(self) -> bool:
