@@ -14,10 +14,13 @@ from urllib.parse import urlsplit, urlunsplit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FaultProxy", "Way"]
+__all__ = ["FaultProxy", "PassingWay", "Way"]
 
 Way = Literal["both", "to_broker", "to_client"]
 """Which bytes a fault concerns: those of either side, the client's, or the broker's."""
+
+PassingWay = Literal["to_broker", "to_client"]
+"""Where bytes are going."""
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 # What a thin or slow way holds at most; behind it the sender is held up, as the windows of TCP would.
@@ -43,8 +46,7 @@ class FaultProxy:
     def __init__(self, url: str, port: int = 0) -> None:
         self._port = port
         self._target = urlsplit(url)
-        if self._target.port is None:
-            raise ValueError("a FaultProxy needs host and port in the URL: it knows no broker's default")
+        self._address = _address(url)
         self._server: asyncio.Server | None = None
         self._pairs: set[_Pair] = set()
         self._faults = _Faults()
@@ -84,6 +86,32 @@ class FaultProxy:
         """End every connection, and each new one as soon as it is made."""
         self._faults.refusing = True
         self.cut()
+
+    def cut_on(self, picks: Callable[[bytes], bool]) -> None:
+        """End, with RST, each connection on which the client sends something that `picks` says yes to.
+
+        What a broker does that closes the connection over a command. The bytes do not reach it.
+        """
+        self._faults.deadly = picks
+
+    def lead_to(self, url: str) -> None:
+        """Lead new connections to the broker at `url`, as after a failover behind a name; `heal` leaves it so.
+
+        Those that stand stay where they lead.
+        """
+        self._address = _address(url)
+
+    def rewrite(self, change: Callable[[PassingWay, bytes], bytes]) -> None:
+        """Let pass what `change(way, data)` makes of each piece of bytes, as somebody on the way could alter it."""
+        self._faults.change = change
+
+    def record(self) -> None:
+        """Keep what passes from now on, for `recorded`; what was kept before is dropped."""
+        self._faults.recorded = {"to_broker": bytearray(), "to_client": bytearray()}
+
+    def recorded(self, way: PassingWay) -> bytes:
+        """Return what has passed one way, over all connections, since `record`."""
+        return bytes(self._faults.recorded[way])
 
     def silence(self, way: Way = "both", *, after: Callable[[bytes], bool] | None = None) -> None:
         """Swallow everything from now on, on new connections too: half open, as behind a dead middlebox.
@@ -143,7 +171,7 @@ class FaultProxy:
         if self._faults.refusing:
             asyncio.get_running_loop().call_soon(pair.abort)
         else:
-            pair.connect(self._target.hostname or "127.0.0.1", self._target.port or 0)
+            pair.connect(*self._address)
         return pair.client
 
 
@@ -155,6 +183,9 @@ class _Faults:
     way: Way | None = None
     after: Callable[[bytes], bool] | None = None
     swallowed: asyncio.Event = field(default_factory=asyncio.Event)
+    deadly: Callable[[bytes], bool] | None = None
+    change: Callable[[PassingWay, bytes], bytes] | None = None
+    recorded: dict[PassingWay, bytearray] = field(default_factory=dict[PassingWay, bytearray])
     latency_seconds: float = 0.0
     bytes_per_second: float = float("inf")
 
@@ -167,7 +198,7 @@ class _Faults:
         self.swallowed.clear()
 
     def reset(self) -> None:
-        self.refusing, self.way, self.after = False, None, None
+        self.refusing, self.way, self.after, self.deadly, self.change = False, None, None, None, None
         self.latency_seconds, self.bytes_per_second = 0.0, float("inf")
 
 
@@ -201,6 +232,14 @@ class _Pair:
         if self._swallows(end, data):
             self._faults.swallowed.set()
             return b""
+        faults, way = self._faults, self._way_from(end)
+        if way == "to_broker" and faults.deadly is not None and faults.deadly(data):
+            asyncio.get_running_loop().call_soon(self.abort)
+            return b""
+        if faults.change is not None:
+            data = faults.change(way, data)
+        if way in faults.recorded:
+            faults.recorded[way] += data
         if end is self.client or self.bytes_left is None:
             return data
         self.bytes_left -= len(data)
@@ -253,7 +292,10 @@ class _Pair:
             return False
         if end is self.client and faults.after is not None and faults.after(data):
             self.silenced = True
-        return self.silenced and faults.way in ("both", "to_broker" if end is self.client else "to_client")
+        return self.silenced and faults.way in ("both", self._way_from(end))
+
+    def _way_from(self, end: _End) -> PassingWay:
+        return "to_broker" if end is self.client else "to_client"
 
 
 class _End(asyncio.Protocol):
@@ -280,9 +322,11 @@ class _End(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         data = self._pair.passing(self, data)
         target = self._pair.other(self).transport
+        if not data:
+            return
         if target is not None and not self._line and not self._faults.is_slow:
             target.write(data)
-        elif data:
+        else:
             self._line_up(data)
 
     def pause_writing(self) -> None:
@@ -351,6 +395,13 @@ class _End(asyncio.Protocol):
         if self._line_bytes > _MAX_WAITING_BYTES:
             self.hold("line")
         self.send_due()
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    if parts.port is None:
+        raise ValueError("a FaultProxy needs host and port in the URL: it knows no broker's default")
+    return parts.hostname or "127.0.0.1", parts.port
 
 
 def _reset_on_close(transport: asyncio.Transport) -> None:

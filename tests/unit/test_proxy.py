@@ -221,3 +221,70 @@ def test_a_url_without_port_is_refused() -> None:
     """A proxy knows no broker's default port."""
     with pytest.raises(ValueError, match="host and port"):
         FaultProxy("redis://localhost")
+
+
+async def test_cut_on_ends_the_connection_that_sends_it(server: Server) -> None:
+    """A command that the client must not send ends its connection and does not reach the broker; others go on."""
+    async with linked(server) as (proxy, (reader, writer), (server_reader, _)), client_of(proxy) as (_, other):
+        other_reader, _ = await server.accepted.get()
+        proxy.cut_on(lambda sent: b"deadly" in sent)
+        writer.write(b"harmless")
+        assert await server_reader.readexactly(8) == b"harmless"
+        writer.write(b"deadly")
+        with pytest.raises(ConnectionError):
+            await reader.read(1)
+        other.write(b"hello")
+        assert await other_reader.readexactly(5) == b"hello"
+        proxy.heal()
+        other.write(b"deadly")
+        assert await other_reader.readexactly(6) == b"deadly"
+
+
+async def test_lead_to_takes_new_connections_elsewhere(server: Server) -> None:
+    """After a failover behind a name who is connected stays where it is, and who comes reaches the new one."""
+    other: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        other.put_nowait(await reader.readexactly(3))
+        writer.close()
+
+    async with linked(server) as (proxy, (_, writer), (server_reader, _)):
+        listening = await asyncio.start_server(accept, "127.0.0.1", 0)
+        proxy.lead_to(f"test://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+        async with client_of(proxy) as (_, newcomer):
+            newcomer.write(b"new")
+            assert await other.get() == b"new"
+        writer.write(b"old")
+        assert await server_reader.readexactly(3) == b"old"
+        listening.close()
+        await listening.wait_closed()
+    with pytest.raises(ValueError, match="needs host and port"):
+        proxy.lead_to("test://localhost")
+
+
+async def test_rewrite_alters_and_strips(server: Server) -> None:
+    """Bytes pass as the callable makes them, each way, and what it strips does not pass."""
+    async with linked(server) as (proxy, (reader, writer), (server_reader, server_writer)):
+        proxy.rewrite(lambda way, data: data.upper() if way == "to_broker" else data.replace(b"tls", b""))
+        writer.write(b"hello")
+        assert await server_reader.readexactly(5) == b"HELLO"
+        server_writer.write(b"tls")
+        await server_writer.drain()
+        server_writer.write(b"plain")
+        assert await reader.readexactly(5) == b"plain"
+        proxy.heal()
+        server_writer.write(b"tls")
+        assert await reader.readexactly(3) == b"tls"
+
+
+async def test_record_keeps_what_passes(server: Server) -> None:
+    """What passed each way since `record` can be read, and nothing of before."""
+    async with linked(server) as (proxy, (reader, writer), (server_reader, server_writer)):
+        writer.write(b"before")
+        assert await server_reader.readexactly(6) == b"before"
+        proxy.record()
+        writer.write(b"asked")
+        assert await server_reader.readexactly(5) == b"asked"
+        server_writer.write(b"answered")
+        assert await reader.readexactly(8) == b"answered"
+        assert (proxy.recorded("to_broker"), proxy.recorded("to_client")) == (b"asked", b"answered")
