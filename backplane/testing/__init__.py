@@ -12,7 +12,7 @@ The suite needs pytest and the pytest plugin of anyio (which Starlette brings). 
 
 import pytest
 
-pytest.register_assert_rewrite("backplane.testing.conformance")
+pytest.register_assert_rewrite("backplane.testing.conformance", "backplane.testing.fault_conformance")
 
 from backplane.testing.conformance import BroadcasterConformance  # noqa: E402  # its asserts must be rewritten
 from backplane.testing.proxy import FaultProxy  # noqa: E402

@@ -23,6 +23,7 @@ from backplane import (
 )
 from backplane.broadcaster import Describes, Resumes
 from backplane.registry import broadcaster_from_url
+from backplane.testing.fault_conformance import FaultConformance
 from backplane.testing.harness import (
     Members,
     Worker,
@@ -74,7 +75,7 @@ HOSTILE_CHANNELS = (
 """Names that a broker could take for more than a name."""
 
 
-class BroadcasterConformance:
+class BroadcasterConformance(FaultConformance):
     """Subclass it, give it the fixture `url`, and pytest runs every promise of the contract."""
 
     pytestmark = pytest.mark.anyio

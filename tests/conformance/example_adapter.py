@@ -16,7 +16,7 @@ from backplane.errors import (
     PublishOutcomeUnknownError,
     SubscribeError,
 )
-from tests.conformance.example_broker import MESSAGE, PUBLISH, REFUSED, SUBSCRIBE, UNSUBSCRIBE, Frames
+from tests.conformance.example_broker import MESSAGE, PUBLISH, REFUSED, REVOKED, SUBSCRIBE, UNSUBSCRIBE, Frames
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -117,7 +117,11 @@ class _Link(Frames):
         return self._asked[-1]
 
     def received(self, kind: int, channel: str, payload: bytes) -> None:
-        if kind != MESSAGE:
+        if kind == REVOKED:
+            self.channels.discard(channel)
+            if self._sink is not None:
+                self._sink.revoked([channel], "the broker took the subscription away")
+        elif kind != MESSAGE:
             answer = self._asked.popleft()
             if not answer.done():  # who asked may have been cancelled
                 answer.set_result(kind)

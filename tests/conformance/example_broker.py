@@ -1,7 +1,8 @@
 """A toy broker for the example of docs/write-an-adapter.md: what it speaks, and a server that lives in the test.
 
 Every request is answered, in order, by DONE or REFUSED. A published payload goes to every connection that subscribes to
-its channel, the publisher's own included.
+its channel, the publisher's own included. What is published to `revoke` names a channel to which every subscription is
+taken away.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-__all__ = ["DONE", "MESSAGE", "PUBLISH", "REFUSED", "SUBSCRIBE", "UNSUBSCRIBE", "Frames", "example_broker"]
+__all__ = ["DONE", "MESSAGE", "PUBLISH", "REFUSED", "REVOKED", "SUBSCRIBE", "UNSUBSCRIBE", "Frames", "example_broker"]
 
-SUBSCRIBE, UNSUBSCRIBE, PUBLISH, MESSAGE, DONE, REFUSED = range(6)
+SUBSCRIBE, UNSUBSCRIBE, PUBLISH, MESSAGE, DONE, REFUSED, REVOKED = range(7)
 
 _HEAD = Struct(">BHI")  # kind, bytes of the channel's name, bytes of the payload
 
@@ -93,8 +94,16 @@ class _Client(Frames):
             self._channels.add(channel)
         elif kind == UNSUBSCRIBE:
             self._channels.discard(channel)
+        elif channel == "revoke":
+            for client in self._clients:
+                client.revoke(payload.decode())
         else:
             for client in self._clients:
                 if channel in client._channels:
                     client.send(MESSAGE, channel, payload)
         return self.send(DONE)
+
+    def revoke(self, channel: str) -> None:
+        if channel in self._channels:
+            self._channels.remove(channel)
+            self.send(REVOKED, channel)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from backplane.testing import BroadcasterConformance
+from backplane.testing.fault_conformance import TakeAway
+from backplane.testing.harness import started_worker
 from tests.conformance.example_broker import example_broker
 
 
@@ -27,3 +29,13 @@ class TestExample(BroadcasterConformance):
     def refused_channel(self) -> str:
         """What the broker refuses."""
         return "forbidden"
+
+    @pytest.fixture
+    def take_away(self, url: str) -> TakeAway:
+        """The broker's own way of taking subscriptions away."""
+
+        async def take_away(channel: str) -> None:
+            async with started_worker(url) as worker:
+                await worker.broadcaster.publish("revoke", channel.encode())
+
+        return take_away

@@ -1,0 +1,234 @@
+"""The promises of a `Broadcaster` under faults other than the end of a connection, each as a test for any adapter.
+
+Part of `backplane.testing.BroadcasterConformance`. What only a broker can do comes from hooks: fixtures that a suite
+overrides where its broker can do it; a test whose hook is not given is skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backplane import Backplane, BrokerError, Gap, PublishError, SubscribeError
+from backplane.registry import broadcaster_from_url
+from backplane.testing.harness import next_message, quick_backplane, started_worker
+from backplane.testing.proxy import FaultProxy, PassingWay
+from backplane.testing.recording import RecordingSink
+
+if TYPE_CHECKING:
+    from backplane import Subscription
+
+__all__ = ["FaultConformance"]
+
+_PAUSE_SECONDS = 2.5
+_BURST = 10_000
+# Once, and again where the adapter lets the broker discard the repetition, until the publish has run out of time.
+_MAX_SENT = 5
+
+TakeAway = Callable[[str], Awaitable[None]]
+FailOver = Callable[[], Awaitable[str]]
+Strip = Callable[[PassingWay, bytes], bytes]
+
+
+class FaultConformance:
+    """A pause, a burst, a culprit, a revocation, a failover, a stripped TLS."""
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+
+    @pytest.fixture
+    def take_away(self) -> TakeAway | None:
+        """How the broker is made to take every subscription to a channel away, on links that stand.
+
+        It is called by `await take_away(channel)`.
+        """
+        return None
+
+    @pytest.fixture
+    def crowded(self) -> tuple[str, Sequence[str]] | None:
+        """A URL, and channels of which the broker there refuses some without a word of which."""
+        return None
+
+    @pytest.fixture
+    def fail_over(self) -> FailOver | None:
+        """Put another server in the place to which `proxy` leads, while the old one goes on to answer who stays.
+
+        `await fail_over()` returns the URL of the new one, past the proxy. `FaultProxy.lead_to` does its half.
+        """
+        return None
+
+    @pytest.fixture
+    def strip_tls(self) -> Strip | None:
+        """For a URL that asks for TLS: what somebody on the way makes of the bytes to talk the client out of it.
+
+        `strip_tls(way, data)` returns what passes: see `FaultProxy.rewrite`. The URL must hold a password.
+        """
+        return None
+
+    # -- promises ------------------------------------------------------------------------------------------------------
+
+    async def test_a_pause_of_the_process_is_no_outage(self, url: str) -> None:
+        """What is under way while the event loop is blocked is answered: nothing unknown, no gap, no new link."""
+        async with (
+            quick_backplane(url, probe_interval_seconds=0.5) as backplane,
+            backplane.subscribe("room") as messages,
+        ):
+            changes: list[str] = []
+            backplane.on_state(lambda change: changes.append(change.reason))
+            for passes in (1, 2, 5):  # not written yet, on the way, perhaps answered
+                publishing = [asyncio.create_task(backplane.publish("room", f"{passes} {n}")) for n in range(5)]
+                joining = asyncio.create_task(messages.join(f"other-{passes}"))
+                for _ in range(passes):
+                    await asyncio.sleep(0)
+                time.sleep(_PAUSE_SECONDS)  # noqa: ASYNC251  # the fault
+                await asyncio.gather(*publishing, joining)
+                assert await received(messages, 5) == [f"{passes} {n}" for n in range(5)]
+            assert changes == []
+
+    async def test_a_burst_is_no_outage(self, url: str) -> None:
+        """Ten thousand publishes at once are worked off, however long that takes: all answered, on the same link."""
+        async with (
+            quick_backplane(url) as backplane,
+            backplane.subscribe("room", max_outbox_messages=2 * _BURST, max_outbox_bytes=64 * _BURST) as messages,
+        ):
+            changes: list[str] = []
+            backplane.on_state(lambda change: changes.append(change.reason))
+            await asyncio.gather(*(backplane.publish("room", str(number)) for number in range(_BURST)))
+            assert await received(messages, _BURST) == [str(number) for number in range(_BURST)]
+            assert changes == []
+
+    async def test_a_channel_over_which_links_end_is_refused_alone(self, brokered_url: str, proxy: FaultProxy) -> None:
+        """Where each link ends over one channel its join is refused, others come back, and no link is lost again."""
+        async with (
+            proxy,
+            quick_backplane(proxy.url) as backplane,
+            quick_backplane(brokered_url) as outside,
+            backplane.subscribe("room") as messages,
+        ):
+            proxy.cut_on(lambda sent: b"deadly" in sent)
+            async with asyncio.timeout(20):
+                (error,) = await asyncio.gather(messages.join("deadly"), return_exceptions=True)
+            await passes_through(outside, messages)
+            if error is None:  # the name does not reach the broker as it is
+                return
+            assert isinstance(error, SubscribeError)
+            assert list(error.refused) == ["deadly"]
+            links = (await backplane.health()).generation
+            with pytest.raises(SubscribeError):
+                await messages.join("deadly")
+            await passes_through(outside, messages)
+            assert (await backplane.health()).generation == links
+
+    async def test_a_message_over_which_links_end_is_not_sent_for_ever(
+        self, brokered_url: str, proxy: FaultProxy
+    ) -> None:
+        """A message that ends the link raises, and is not sent again and again: the next ones pass."""
+        sent: list[bytes] = []
+        async with (
+            proxy,
+            quick_backplane(proxy.url) as backplane,
+            quick_backplane(brokered_url) as outside,
+            backplane.subscribe("room") as messages,
+        ):
+            proxy.cut_on(lambda data: b"deadly" in data and not sent.append(data))  # type: ignore[func-returns-value]
+            async with asyncio.timeout(20):
+                (error,) = await asyncio.gather(backplane.publish("room", "deadly"), return_exceptions=True)
+            await passes_through(outside, messages)
+            await passes_through(backplane, messages)
+            if error is None:  # the bytes do not reach the broker as they are
+                return
+            assert isinstance(error, PublishError)
+            assert len(sent) <= _MAX_SENT
+
+    async def test_a_subscription_that_is_taken_away_is_a_gap(self, url: str, take_away: TakeAway | None) -> None:
+        """A subscription that the broker takes away is reported, and comes back behind a gap, on the same link."""
+        if take_away is None:
+            pytest.skip("this broker takes no subscription away: no fixture take_away")
+        async with quick_backplane(url) as backplane, quick_backplane(url) as outside:
+            async with backplane.subscribe("room") as messages:
+                await passes_through(outside, messages)
+                await take_away("room")
+                async with asyncio.timeout(10):
+                    assert isinstance(await anext(messages), Gap)
+                await passes_through(outside, messages)
+            assert (await backplane.health()).generation == 1
+
+    async def test_a_refusal_without_a_name_confirms_nothing(self, crowded: tuple[str, Sequence[str]] | None) -> None:
+        """Where the broker refuses some channels of many without a name, none counts as confirmed that is not."""
+        if crowded is None:
+            pytest.skip("this broker names what it refuses: no fixture crowded")
+        url, channels = crowded
+        async with started_worker(url) as worker:
+            with pytest.raises(SubscribeError) as raised:
+                await worker.broadcaster.subscribe(channels)
+            doubtful = {**raised.value.refused, **raised.value.unconfirmed}
+            confirmed = [channel for channel in channels if channel not in doubtful]
+            assert doubtful
+            for channel in confirmed:
+                await worker.broadcaster.publish(channel, b"")
+            await worker.sink.until(lambda: {name for name, _ in worker.sink.delivered}.issuperset(confirmed))
+
+    async def test_a_replaced_server_is_found(
+        self, brokered_url: str, proxy: FaultProxy, fail_over: FailOver | None
+    ) -> None:
+        """A link that still answers but leads to a server that was replaced is left for the new one, with a gap."""
+        if fail_over is None:
+            pytest.skip("no server of this broker can be replaced here: no fixture fail_over")
+        async with (
+            proxy,
+            quick_backplane(proxy.url, probe_interval_seconds=0.5) as backplane,
+            backplane.subscribe("room") as messages,
+        ):
+            new_url = await fail_over()
+            async with asyncio.timeout(20):
+                assert isinstance(await anext(messages), Gap)
+            async with quick_backplane(new_url) as outside:
+                await passes_through(outside, messages)
+
+    async def test_tls_that_is_stripped_is_an_error(self, url: str, strip_tls: Strip | None) -> None:
+        """Who asks for TLS gets TLS or an error: somebody on the way sees no password."""
+        if strip_tls is None:
+            pytest.skip("no TLS that could be stripped: no fixture strip_tls")
+        broadcaster = broadcaster_from_url(url)
+        password = broadcaster.url.password
+        assert password
+        async with FaultProxy(url) as proxy:
+            proxy.rewrite(strip_tls)
+            proxy.record()
+            stripped = broadcaster_from_url(proxy.url)
+            with pytest.raises(BrokerError):
+                await stripped.start(RecordingSink())
+            await stripped.stop()
+            assert password.encode() not in proxy.recorded("to_broker")
+
+
+async def received(messages: Subscription, count: int) -> list[str]:
+    """Return the next messages; a gap fails the test."""
+    data: list[str] = []
+    async with asyncio.timeout(30):
+        while len(data) < count:
+            item = await anext(messages)
+            assert not isinstance(item, Gap), item
+            data.append(str(item.data))
+    return data
+
+
+async def passes_through(publisher: Backplane, messages: Subscription) -> None:
+    """Publish into the room until one of these messages has arrived: the first ones may fall into the end of a gap."""
+    sent: set[str] = set()
+
+    async def arrival() -> None:
+        while (await next_message(messages)).data not in sent:
+            pass
+
+    arriving = asyncio.create_task(arrival())
+    async with asyncio.timeout(20):
+        while not arriving.done():
+            sent.add(word := secrets.token_hex(8))
+            await publisher.publish("room", word)
+            await asyncio.wait([arriving], timeout=0.2)
+    await arriving
