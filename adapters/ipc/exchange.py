@@ -13,6 +13,7 @@ from backplane.adapters.ipc.folder import is_socket_name, list_sockets, remove_s
 from backplane.adapters.ipc.link import Link
 from backplane.adapters.ipc.peer import Interest, Peer
 from backplane.adapters.ipc.role import AudienceRole, FeedRole, StrangerRole
+from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerUnavailableError
 from backplane.message import ALL
 
@@ -168,7 +169,7 @@ class Exchange:
     async def _wait(self, is_done: Callable[[], bool], seconds: float) -> bool:
         """Wait until `is_done`, which is asked again after every change; return whether it was in time."""
         try:
-            async with asyncio.timeout(seconds):
+            async with PatientTimeout(seconds):  # a pause of ours is no silence of theirs
                 while not is_done():
                     self._changed.clear()
                     await self._changed.wait()

@@ -31,6 +31,8 @@ _TOO_FEW_REPLICAS: Final = 19
 _LOADING: Final = frozenset({7, 14, 15, 16})
 _LOADING_PAUSE_SECONDS: Final = 0.05
 _MAX_SEQUENCE: Final = 2**31
+# Links in a row that ended while a batch was under way: it is taken for the reason, and sent no more.
+_MAX_UNANSWERED: Final = 3
 _MAX_BATCH_BYTES: Final = 256 * 1024
 
 
@@ -65,6 +67,8 @@ class KafkaProducer:
             BrokerUnavailableError: The broker is gone.
             BrokerError: It grants no identity.
         """
+        if any(queue and queue[0].unanswered >= _MAX_UNANSWERED for queue in self._queues.values()):
+            self._forget_identity("links ended over it again and again")
         if self._identity is None:
             self._identity = await _identify(link.leader(link.topology.leaders[0]))
         self._link = link
@@ -162,6 +166,7 @@ class KafkaProducer:
     def _settle(self, partition: int, code: int) -> bool:
         """Take the broker's answer for the first batch of `partition`; returns whether the link can go on."""
         batch = self._queues[partition][0]
+        batch.unanswered = 0
         if code in _LATER:
             return False
         self._queues[partition].popleft()
@@ -197,6 +202,7 @@ class _Batch:
         self._records = Records(max_bytes)
         self._waiters: list[asyncio.Future[None]] = []
         self._sent = 0
+        self.unanswered = 0  # in a row
         self.sequence: int | None = None
 
     @property
@@ -221,6 +227,7 @@ class _Batch:
     def build(self, identity: Identity) -> bytes:
         assert self.sequence is not None
         self._sent += 1
+        self.unanswered += 1
         return self._records.build(identity, self.sequence)
 
     def succeed(self) -> None:

@@ -373,6 +373,21 @@ async def test_a_frozen_peer_holds_up_one_subscription_once(url: str, stack: Asy
     assert process.gaps == []
 
 
+async def test_a_pause_of_this_process_is_no_silence_of_a_peer(
+    url: str, stack: AsyncExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who was blocked itself while its peers confirmed goes on without none of them, and reports no gap."""
+    url += "&peer_timeout_seconds=0.5"
+    process = await stack.enter_async_context(await Process.spawn(url))
+    await process.ask("start")
+    worker = await stack.enter_async_context(Worker(url))
+    asyncio.get_running_loop().call_soon(time.sleep, 1.5)
+    await worker.adapter.subscribe(["room"])
+    await process.ask("publish", "room", "now", 0, 1)
+    await worker.sink.until(lambda: ("room", b"now") in worker.sink.delivered)
+    assert (worker.sink.gaps, caplog.messages) == ([], [])
+
+
 async def test_a_late_peer_that_dies_leaves_a_gap(url: str, stack: AsyncExitStack) -> None:
     """A peer that died before it confirmed a subscription may have published: the gap is told at its death."""
     url += "&peer_timeout_seconds=0.2"
