@@ -1,8 +1,18 @@
 """The contract of an adapter.
 
-An adapter is one link to one broker and nothing more. It connects when told to, says once when the link is lost, and is
-then told to stop and to start again. Everything else lives in the core and is the same for every broker: reference
-counts, batches, back-off, subscribing again after a reconnect, the delivery probe, gaps, queues, encoding.
+An adapter is one link to one broker and nothing more. It connects when asked to, reports once that the link is lost, and
+is then stopped and started again. Everything else lives in the core and is the same for every broker: reference counts,
+batches, back-off, subscribing again after a reconnect, the delivery probe, gaps, queues, encoding.
+
+What every adapter is judged by, beside the promises of each method:
+
+- An answer that cannot be attributed to a channel makes every channel it may concern unconfirmed, or is a gap.
+- Silence is judged by what arrived, not by our own clock: limits run on `backplane.deadline.PatientTimeout`.
+- A link that answers is not yet one that leads to the right place: see `Checks`.
+- A position carries the identity of its log, and a hole in a log is a gap.
+- What one message or one name does, no other pays for, and no reconnect pays for again.
+- A passing state of the broker is reported as such and tried again; only a refusal is a refusal.
+- Use from another event loop, thread or process raises at once and names the cure.
 
 `backplane.testing.BroadcasterConformance` pins each promise below; a new adapter runs it in a few lines.
 """
@@ -35,7 +45,8 @@ class Capabilities:
         reach: How far a message gets: the `process`, the processes of one `host`, or every host of the `network`.
         publish_returns: What is certain when `publish` returns: `delivered` (handed to every subscriber of the process
             or to the kernel for each peer), `accepted` (the broker has answered), `sent` (written towards the broker,
-            no answer exists), `stored` (the broker has it on disk or on its replicas).
+            no answer exists: in a process without channels nothing finds a silent link), `stored` (the broker has it on
+            disk or on its replicas).
         resumes: After a lost link the adapter goes on where it was (it is a `Resumes`), so the core reports no gap of
             its own for it.
         max_payload_bytes: Largest payload `publish` takes, header of the core included.
@@ -123,6 +134,10 @@ class Sink(Protocol):
 class Broadcaster(ABC):
     """One link to one broker; subclassed by every adapter.
 
+    An adapter that spreads over several connections is one link all the same. It may rebuild one of them by itself: it
+    reports `Sink.gap` for the channels of that part once they are confirmed again, and `Sink.lost` only when no part is
+    left, or when it cannot heal.
+
     Constructed without any I/O, outside any event loop. `start` and `stop` may alternate any number of times, and a
     `stop` leaves nothing behind: no task, no socket, no subscription. All methods are called from one event loop.
 
@@ -168,11 +183,14 @@ class Broadcaster(ABC):
         """Publish `payload`, intact, to every process subscribed to `channel`, this one included, one copy each.
 
         Payloads of one channel arrive in the order of the calls, whether or not the caller awaits one before the next.
-        Returns when the broker has it as firmly as `capabilities.publish_returns` says. Never retried in secret.
+        Returns when the broker has it as firmly as `capabilities.publish_returns` says. Never retried in secret. Many
+        publishes at once are answered as the broker works them off, not all together at the end: the core takes a
+        queue that does not move for a silent link.
 
         Raises:
-            BrokerUnavailableError: It was certainly not published.
-            PublishError: The broker refused it.
+            BrokerUnavailableError: It was certainly not published: the link is gone, or, where it stands, the broker is
+                in a passing state, which reaches the caller as an error that can be retried.
+            PublishError: The broker refused it, or (`retriable`) too much awaits its answer.
             PublishOutcomeUnknownError: The link ended before the broker's answer.
         """
 
@@ -182,7 +200,8 @@ class Broadcaster(ABC):
 
         When it returns the broker has confirmed: every later publish is delivered, or a gap or a loss is reported.
         An answer that cannot be attributed to a channel confirms none: the adapter reports every channel that it may
-        concern as unconfirmed.
+        concern as unconfirmed. Where the link ends again and again while the same channels are asked for, the core asks
+        for them in ever smaller batches, until the one over which it ends is alone and refused.
 
         Raises:
             SubscribeError: The broker refused the channels in `refused`, and has given no final answer on those in
@@ -203,17 +222,19 @@ class Broadcaster(ABC):
 class Checks(Protocol):
     """An optional ability of a `Broadcaster`: to see that a link which carries leads to the wrong place all the same.
 
-    For brokers where a server that was replaced goes on answering whoever stayed on it: the probe of the core comes
-    back there, and nobody else hears it. To have the method announces it.
+    For brokers where a server that was replaced goes on answering those who stayed on it: the probe of the core comes
+    back there, and nobody else receives it. Implementing the method is enough to enable it.
     """
 
     async def check(self) -> None:
-        """Say whether this link still leads to the right place; raises where it does not.
+        """Check whether this link still leads to the right place; raises where it does not.
 
-        Called between `start` and `stop`, once per probe interval, while messages flow. It asks over the link that
-        stands, or beside it, and changes nothing there; the core bounds the time by cancelling. Where the answer cannot
-        be had it returns: that a link is silent is for the probe to find. After it has raised the core rebuilds the
-        link as if it were lost.
+        Called between `start` and `stop`, once per probe interval, whether or not messages flow. It asks over the
+        connections that stand, over each of several, or beside them, and it may act: an adapter of several parts may
+        rebuild one that leads elsewhere, as described at `Broadcaster`. The core bounds the time by cancelling after
+        one interval. Two checks in a row without an answer are a silent link, like two probes. Where the question is
+        not allowed, or its answer does not decide, it returns. After it has raised the core rebuilds the link as if it
+        were lost.
 
         Raises:
             BrokerUnavailableError: It leads elsewhere, or it is gone.

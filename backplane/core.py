@@ -249,7 +249,8 @@ class Backplane:
             InvalidDataError: `data` is neither text, nor bytes, nor anything JSON.
             PayloadTooLargeError: It is over the adapter's limit; nothing was sent.
             BrokerUnavailableError: The broker was away for `publish_timeout_seconds`, or the buffer of
-                `outage="buffer"` is full; certainly not published.
+                `outage="buffer"` is full; certainly not published. At once where the broker answers that it cannot take
+                it for the moment (a script runs, a failover is under way): another try can succeed.
             PublishOutcomeUnknownError: The link ended, or time ran out, before the broker's answer.
             PublishError: The broker refused it.
             NotStartedError, ClosedError: The backplane is not running.

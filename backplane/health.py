@@ -22,7 +22,7 @@ class Health:
         draining: The worker is about to end.
         generation: How many links were tried so far, the present one included.
         round_trip_seconds: What the last delivery probe took, through the broker and back.
-        probed_seconds_ago: When the last delivery probe came back. A link with traffic is not probed.
+        probed_seconds_ago: When the last delivery probe came back. A link with traffic both ways is not probed.
         gaps: How many times subscribers were told of a gap, one per channel and stretch.
         last_gap_seconds_ago: When the last of them was.
         last_gap_reason: Why.

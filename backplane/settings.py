@@ -22,22 +22,28 @@ _CHOICES: Final = {"start": get_args(Start), "outage": get_args(Outage)}
 class Settings:
     """Times and bounds of a `Backplane`: `Backplane(url, settings=Settings(publish_timeout_seconds=1))`.
 
+    What waits for the broker is limited in the time in which this process ran: neither a pause of the process nor a
+    blocked event loop is taken for the broker's silence.
+
     Attributes:
         start: What a start does where the broker cannot be reached: `strict` raises, `lazy` comes up degraded and goes
             on trying. Defaults to `strict`.
         start_timeout_seconds: How long `start` tries to reach the broker before it gives up. Defaults to 4.
         outage: What `publish` does while the broker is away: `raise` after `publish_timeout_seconds`, or `buffer`:
-            return at once, and send in order when it is back. What is buffered is lost with the process, and what the
-            broker then refuses is logged. Defaults to `raise`.
+            return at once, and send in order of each channel when it is back. What is buffered is lost with the
+            process, and what the broker then refuses is logged. Defaults to `raise`.
         max_buffer_bytes: Most bytes that `buffer` keeps; above it `publish` raises. Defaults to 1 MiB.
         max_buffer_messages: Most messages that `buffer` keeps. Defaults to 1,024.
         publish_timeout_seconds: How long `publish` waits, for a lost link to return and for the broker's answer
-            together, before it raises. Defaults to 2.
+            together, before it raises. While the broker works off what was published before it, the time counts from
+            the last of these answers: a burst is no outage, and each publish ends this long after the one before it at
+            the latest. Defaults to 2.
         subscribe_timeout_seconds: How long a join waits for the broker's confirmation before it raises. Defaults to 5.
         linger_seconds: How long a channel stays subscribed at the broker after its last subscriber left, so that a page
             reload costs the broker nothing. Defaults to 1.
-        probe_interval_seconds: How often a worker, while it hears nothing, sends itself a message through the broker; a
-            link that carries none back is rebuilt within two intervals. Defaults to 5.
+        probe_interval_seconds: How long either direction of the link may be quiet, messages or the broker's answers to
+            publishes, before the worker sends itself a message through the broker; a link that carries none back is
+            rebuilt within two intervals. Without any channel the broker's answer is enough. Defaults to 5.
         max_backoff_seconds: Longest pause between two tries to reconnect; the pause is drawn evenly between 0 and a
             bound that doubles from 0.1 up to this. Defaults to 5.
         drain_seconds: Over how long many sockets are closed, at random, when the worker ends or must ask them to

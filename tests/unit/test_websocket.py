@@ -239,6 +239,20 @@ async def test_broker_that_does_not_confirm(monkeypatch: pytest.MonkeyPatch) -> 
     assert client.sent[1]["body"] == b"not available, try again later"
 
 
+async def test_passing_state_of_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that is busy for longer than a join waits answers 503, from which clients come back, and not 403."""
+
+    async def busy(_: MemoryBroadcaster, channels: Collection[str]) -> None:
+        raise SubscribeError({}, unconfirmed=dict.fromkeys(channels, "BUSY a script runs"))
+
+    monkeypatch.setattr(MemoryBroadcaster, "subscribe", busy)
+    client = Client(DENIAL_EXTENSION)
+    async with Backplane("memory://", settings=Settings(subscribe_timeout_seconds=0.2)) as backplane:
+        with pytest.raises(BrokerUnavailableError, match="BUSY a script runs"):
+            await echo(backplane, client, "a")
+    assert client.sent[0]["status"] == 503
+
+
 async def test_stop_while_joining(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that is still joining at the stop is answered 503: it may come back to another worker."""
     asked = asyncio.Event()
