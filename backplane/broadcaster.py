@@ -1,7 +1,7 @@
 """The contract of an adapter.
 
-An adapter is one link to one broker and nothing more. It connects when asked to, reports once that the link is lost, and
-is then stopped and started again. Everything else lives in the core and is the same for every broker: reference counts,
+An adapter is one link to one broker and nothing more. It connects when asked to, reports a lost link once, and is
+then stopped and started again. Everything else lives in the core and is the same for every broker: reference counts,
 batches, back-off, subscribing again after a reconnect, the delivery probe, gaps, queues, encoding.
 
 What every adapter is judged by, beside the promises of each method:
