@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos.judge import Judge, Row, lines
+from tests.chaos.judge import Judge
 from tests.chaos.site import BROKERS, Site
-
-_ROWS = pytest.StashKey[list[Row]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Know the marker, and have a place for the figures."""
+    """Know the marker."""
     config.addinivalue_line("markers", "full: only with --chaos=full")
-    config.stash[_ROWS] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -23,14 +20,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("full")]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the figures."""
-    if rows := config.stash[_ROWS]:
-        terminalreporter.section("chaos")
-        for line in lines(rows):
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="module")
@@ -54,4 +43,4 @@ def own_site(request: pytest.FixtureRequest) -> Site:
 @pytest.fixture
 def judge(request: pytest.FixtureRequest) -> Judge:
     """Judges a case and keeps its figures."""
-    return Judge(request.config.stash[_ROWS])
+    return Judge(request.node.user_properties)
