@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.chaos.judge import Judge
@@ -14,7 +16,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what only the full suite runs."""
+    """Let all of them run alone, and deselect what only the full suite runs."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.alone("within how many seconds a fault is found and over is what it promises"))
     if config.getoption("chaos") == "full":
         return
     left_out = [item for item in items if item.get_closest_marker("full")]
