@@ -56,7 +56,7 @@ wheel-test: $(VENV)/.installed-check ## Build the wheel and run the unit tests o
 	$(PYTHON) -m venv --without-pip $(WHEEL_TEST)/venv
 	$(BIN)/python -m pip --python $(WHEEL_TEST)/venv/bin/python install --quiet --group test $(WHEEL_TEST)/dist/*.whl
 	cp -R tests pyproject.toml README.md $(WHEEL_TEST)
-	cd $(WHEEL_TEST) && venv/bin/pytest tests/unit $(ARGS)
+	cd $(WHEEL_TEST) && venv/bin/pytest -n auto tests/unit $(ARGS)
 
 clean: ## Remove everything that was built, installed or cached
 	rm -rf $(VENV) .cache build dist *.egg-info .coverage .hypothesis .*_cache
