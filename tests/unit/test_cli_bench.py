@@ -16,7 +16,6 @@ from backplane.cli.load import Load, LoadError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
-    from pathlib import Path
 
     Deliver = Callable[[int, ServerConnection, str], Awaitable[None]]
 
