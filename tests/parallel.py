@@ -56,10 +56,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
                 self._send_tests(node, 1)
 
         def _send_tests(self, node: Any, num: int) -> None:
-            files = [self.collection[index].partition("::")[0] for index in self.pending] if self.collection else []
-            while num < len(files) and files[num - 1] == files[num] and files[num].startswith(_SHARES_SERVERS):
+            while num < len(self.pending) and self._file(num).startswith(_SHARES_SERVERS):
+                if self._file(num) != self._file(num - 1):
+                    break
                 num += 1
             super()._send_tests(node, num)
+
+        def _file(self, place: int) -> str:
+            nodeid: str = self.collection[self.pending[place]]
+            return nodeid.partition("::")[0]
 
     config.option.maxschedchunk = 1
     return InOrder(config, log)
@@ -67,10 +72,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put those that run alone behind all others."""
-    for item in items:
-        for marker in item.iter_markers("alone"):
-            assert marker.args, f"{item.nodeid}: say why it runs alone"
+    """Put those that run alone after all others."""
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
@@ -81,3 +83,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     with locked(path, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH):
         return (yield)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test that does not give the reason why it runs alone."""
+    if any(not marker.args for marker in item.iter_markers("alone")):
+        pytest.fail("alone needs its reason", pytrace=False)

@@ -37,7 +37,7 @@ def free_port() -> int:
     """
     for _ in range(100):
         address = ("127.0.0.1", random.randint(20_000, 32_000))
-        # The UDP port of the same number says that it is taken, from now on until this process ends.
+        # The UDP port of the same number marks it as taken, from now on until this process ends.
         claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             claim.bind(address)

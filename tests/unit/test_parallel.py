@@ -75,6 +75,11 @@ def test_another(number):
 @pytest.mark.alone("it must run all the same")
 def test_alone():
     pass
+
+
+@pytest.mark.alone
+def test_without_a_reason():
+    pass
 """
 
 
@@ -99,8 +104,9 @@ def test_all_meet_but_those_that_run_alone(tmp_path: Path) -> None:
 
 
 def test_one_that_hangs_ends_alone_and_shows_where(tmp_path: Path) -> None:
-    """A test over its time fails with its stack, and all others run."""
+    """A test over its time fails with its stack, and all others run; who gives no reason to run alone fails too."""
     status, output = run(tmp_path, HANGING)
     assert status == 1, output
-    assert "1 failed, 11 passed" in output
+    assert "1 failed, 11 passed, 1 error" in output
+    assert "alone needs its reason" in output
     assert "time.sleep(60)" in output
