@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+# Each starts three or four processes of pytest.
+pytestmark = pytest.mark.timeout(120)
+
 ROOT = Path(__file__).parents[2]
 
 # Each test lies here as a file while it runs.
@@ -87,10 +92,11 @@ def run(folder: Path, code: str) -> tuple[int, str]:
     """Run these tests on two workers; return the exit status, and what a person sees."""
     (folder / "running").mkdir()
     (folder / "test_it.py").write_text(SHARED + code, encoding="utf-8")
-    options = ["-n", "2", "-p", "tests.parallel", "-p", "no:cacheprovider"]
+    options = ["-n", "2", "-p", "xdist", "-p", "pytest_timeout", "-p", "tests.parallel", "-p", "no:cacheprovider"]
     options += ["--timeout", "30", "--timeout-method", "thread"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RUNNING": str(folder / "running")}
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # three processes of pytest start sooner
     command = [sys.executable, "-m", "pytest", "--rootdir", str(folder), *options, str(folder)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
