@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Side by side, but for those that need the machine: tests/parallel.py. ARGS="-n 0" runs one after the other.
+PYTEST := $(BIN)/pytest -n auto
 # Only errors: setuptools warns of every editable install.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 WHEEL_TEST := .cache/wheel-test
@@ -20,10 +22,10 @@ brokers: $(VENV)/.installed-test ## Start Redis, NATS and Kafka, and print where
 	$(BIN)/python -m tests.brokers
 
 test: $(VENV)/.installed-test ## Run all tests; ARGS="-k redis -x"
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-unit: $(VENV)/.installed-test ## Run the unit tests
-	$(BIN)/pytest tests/unit $(ARGS)
+	$(PYTEST) tests/unit $(ARGS)
 
 chaos: $(VENV)/.installed-test ## Break brokers and links in every way there is, about five minutes; ARGS="-k redis"
 	$(BIN)/pytest tests/chaos --chaos=full $(ARGS)
@@ -54,7 +56,7 @@ wheel-test: $(VENV)/.installed-check ## Build the wheel and run the unit tests o
 	$(PYTHON) -m venv --without-pip $(WHEEL_TEST)/venv
 	$(BIN)/python -m pip --python $(WHEEL_TEST)/venv/bin/python install --quiet --group test $(WHEEL_TEST)/dist/*.whl
 	cp -R tests pyproject.toml README.md $(WHEEL_TEST)
-	cd $(WHEEL_TEST) && venv/bin/pytest tests/unit $(ARGS)
+	cd $(WHEEL_TEST) && venv/bin/pytest -n auto tests/unit $(ARGS)
 
 clean: ## Remove everything that was built, installed or cached
 	rm -rf $(VENV) .cache build dist *.egg-info .coverage .hypothesis .*_cache

@@ -18,6 +18,7 @@ from tests.brokers.kafka import KafkaConfig, private_kafka, shared_kafka
 from tests.brokers.nats import private_nats, shared_nats
 from tests.brokers.redis import RedisConfig, private_redis, shared_redis
 from tests.brokers.redis_sentinel import private_sentinels
+from tests.chaos.judge import lines as chaos_lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -40,7 +41,9 @@ _CHROMIUM_ARGUMENTS = [
 ]
 
 _T = TypeVar("_T")
-_MISSING = pytest.StashKey[dict[str, str]]()
+_SKIPPED = "Tests on "
+
+pytest_plugins = ["tests.parallel"]
 
 
 class StartRedis(Protocol):
@@ -80,18 +83,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos", choices=("short", "full"), default="short", help="how much of the chaos suite to run")
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Allow as many open files as the system lets us: hundreds of sockets stand on both sides in one process."""
-    config.stash[_MISSING] = {}
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS names a hard limit that it does not allow
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say once for each broker that this run went without it."""
-    for name, reason in config.stash[_MISSING].items():
-        terminalreporter.write_line(f"Tests on {name} were skipped: {reason}.", yellow=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print once for each broker that this run went without it, and the figures of the chaos suite."""
+    skipped: list[pytest.TestReport] = terminalreporter.stats.get("skipped", [])
+    reasons = {str(report.longrepr[2]) for report in skipped if isinstance(report.longrepr, tuple)}
+    for reason in sorted(reasons):
+        if reason.startswith(f"Skipped: {_SKIPPED}"):
+            terminalreporter.write_line(reason.removeprefix("Skipped: "), yellow=True)
+    judged: list[pytest.TestReport] = [
+        *terminalreporter.stats.get("passed", []),
+        *terminalreporter.stats.get("failed", []),
+    ]
+    if table := chaos_lines(judged):
+        terminalreporter.section("chaos")
+        for line in table:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +155,7 @@ def ipc_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def redis_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """The Redis that the whole run shares; a test that breaks it, or counts on it, takes `private_redis`."""
-    with _started(request.config, "redis", lambda: shared_redis(tmp_path_factory.mktemp("redis"))) as broker:
+    with _started("redis", lambda: shared_redis(tmp_path_factory.mktemp("redis"))) as broker:
         yield broker
 
 
@@ -155,7 +168,7 @@ def private_redis_fixture(
 
         def start(config: RedisConfig = RedisConfig(), /) -> Broker:  # noqa: B008  # frozen
             folder = tmp_path_factory.mktemp("redis")
-            return stack.enter_context(_started(request.config, "redis", lambda: private_redis(config, folder)))
+            return stack.enter_context(_started("redis", lambda: private_redis(config, folder)))
 
         yield start
 
@@ -172,7 +185,7 @@ def private_sentinels_fixture(
             try:
                 made = private_sentinels(folder, password=password, sentinel_password=sentinel_password, tls=tls)
             except BrokerMissingError as error:
-                _go_without(request.config, "redis-sentinel", str(error))
+                _go_without("redis-sentinel", str(error))
             return stack.enter_context(made)
 
         yield start
@@ -181,7 +194,7 @@ def private_sentinels_fixture(
 @pytest.fixture(scope="session")
 def nats_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """The NATS that the whole run shares; a test that breaks it, or counts on it, takes `private_nats`."""
-    with _started(request.config, "nats", lambda: shared_nats(tmp_path_factory.mktemp("nats"))) as broker:
+    with _started("nats", lambda: shared_nats(tmp_path_factory.mktemp("nats"))) as broker:
         yield broker
 
 
@@ -194,7 +207,7 @@ def private_nats_fixture(
 
         def start(config: str = "", /, *, login: str = "") -> Broker:
             folder = tmp_path_factory.mktemp("nats")
-            made = _started(request.config, "nats", lambda: private_nats(config, folder, login=login))
+            made = _started("nats", lambda: private_nats(config, folder, login=login))
             return stack.enter_context(made)
 
         yield start
@@ -203,7 +216,7 @@ def private_nats_fixture(
 @pytest.fixture(name="nats_cluster")
 def nats_cluster_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
     """Three NATS servers of the test's own that are one cluster."""
-    with _started(request.config, "nats", lambda: nats_cluster(tmp_path)) as cluster:
+    with _started("nats", lambda: nats_cluster(tmp_path)) as cluster:
         yield cluster
 
 
@@ -211,7 +224,7 @@ def nats_cluster_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Iter
 def kafka_cluster_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
     """Three Kafka brokers of the test's own that are one cluster, which takes ten seconds."""
     announce = _announcer(request.config)
-    with _started(request.config, "kafka", lambda: kafka_cluster(tmp_path, announce)) as cluster:
+    with _started("kafka", lambda: kafka_cluster(tmp_path, announce)) as cluster:
         yield cluster
 
 
@@ -219,7 +232,7 @@ def kafka_cluster_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Ite
 def kafka_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """The Kafka that the whole run shares; a test takes a topic of its own there, or `private_kafka` to break it."""
     announce = _announcer(request.config)
-    with _started(request.config, "kafka", lambda: shared_kafka(tmp_path_factory.mktemp("kafka"), announce)) as broker:
+    with _started("kafka", lambda: shared_kafka(tmp_path_factory.mktemp("kafka"), announce)) as broker:
         yield broker
 
 
@@ -233,7 +246,7 @@ def private_kafka_fixture(
 
         def start(config: KafkaConfig = KafkaConfig(), /) -> Broker:  # noqa: B008  # frozen
             folder = tmp_path_factory.mktemp("kafka")
-            made = _started(request.config, "kafka", lambda: private_kafka(config, folder, announce))
+            made = _started("kafka", lambda: private_kafka(config, folder, announce))
             return stack.enter_context(made)
 
         yield start
@@ -242,32 +255,29 @@ def private_kafka_fixture(
 def _announcer(config: pytest.Config) -> Callable[[str], None]:
     """Return what writes a line to the person at the terminal, past the capture."""
     capture: Any = config.pluginmanager.getplugin("capturemanager")
-    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
 
     def announce(line: str) -> None:
         with capture.global_and_fixture_disabled() if capture else nullcontext():
-            if reporter is not None:
-                reporter.write_line(line)
+            config.get_terminal_writer().line(line)
 
     return announce
 
 
 @contextmanager
-def _started(config: pytest.Config, name: str, make: Callable[[], AbstractContextManager[_T]]) -> Generator[_T]:
+def _started(name: str, make: Callable[[], AbstractContextManager[_T]]) -> Generator[_T]:
     with ExitStack() as stack:
         try:
             broker = stack.enter_context(make())
         except BrokerMissingError as error:
-            _go_without(config, name, str(error))
+            _go_without(name, str(error))
         yield broker
 
 
-def _go_without(config: pytest.Config, name: str, reason: str) -> NoReturn:
+def _go_without(name: str, reason: str) -> NoReturn:
     """Skip, but fail in CI: a green run that skipped everything is worth nothing."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI must not go without {name}: {reason}", pytrace=False)
-    config.stash[_MISSING].setdefault(name, reason)
-    pytest.skip(f"{name}: {reason}")
+    pytest.skip(f"{_SKIPPED}{name} were skipped: {reason}.")
 
 
 @pytest.fixture

@@ -370,7 +370,11 @@ class BroadcasterConformance(FaultConformance):
         self, brokered_url: str, proxy: FaultProxy
     ) -> None:
         """Joins and leaves from eight tasks while the link is cut again and again: what is joined is heard."""
-        async with proxy, quick_backplane(proxy.url) as backplane, quick_backplane(brokered_url) as outside:
+        async with (
+            proxy,
+            quick_backplane(proxy.url) as backplane,
+            quick_backplane(brokered_url, publish_timeout_seconds=30) as outside,  # it publishes a thousand at once
+        ):
             running = backplane._running  # pyright: ignore[reportPrivateUsage]
             assert running is not None
             members = Members()

@@ -58,10 +58,10 @@ async def started_worker(url: str) -> AsyncGenerator[Worker]:
         await broadcaster.stop()
 
 
-def quick_backplane(url: str, *, probe_interval_seconds: float = 30) -> Backplane:
+def quick_backplane(url: str, *, probe_interval_seconds: float = 30, publish_timeout_seconds: float = 1) -> Backplane:
     """Return a backplane that reconnects and forgets channels faster than the defaults do."""
     settings = Settings(
-        publish_timeout_seconds=1,
+        publish_timeout_seconds=publish_timeout_seconds,
         subscribe_timeout_seconds=30,
         linger_seconds=0.02,
         probe_interval_seconds=probe_interval_seconds,

@@ -53,6 +53,7 @@ def test_nothing_is_found_where_nothing_is_wrong(scenario: Callable[[Server, Opt
     assert "latency_p99_ms" in run.figures
 
 
+@pytest.mark.alone("a publisher that cannot keep its rate makes the result invalid")
 def test_a_stall_does_not_look_fast() -> None:
     """Where one stalled socket holds up all the others, what they never got counts as late, not as nothing."""
     bare = floors()[-1]

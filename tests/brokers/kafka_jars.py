@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import subprocess
 from functools import cache
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from tests.brokers.broker import BrokerMissingError
-from tests.brokers.process import install
+from tests.brokers.process import install, locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +46,7 @@ def kafka_jars(announce: Callable[[str], None]) -> Path:
     libs = _CACHE / f"kafka-{VERSION}" / "libs"
     if not libs.exists():
         _CACHE.mkdir(exist_ok=True)
-        with (_CACHE / f"kafka-{VERSION}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(_CACHE / f"kafka-{VERSION}.lock"):
             if not libs.exists():
                 announce(f"Downloading Apache Kafka {VERSION} into {_CACHE.name}/ (43 MB, once)")
                 _download(libs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import random
 import shutil
@@ -10,33 +11,53 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
-__all__ = ["end", "free_port", "install", "made", "start", "wait_until"]
+__all__ = ["end", "free_port", "install", "locked", "made", "start", "wait_until"]
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
+_INSTALLING = Path(tempfile.gettempdir(), "backplane-tests-install.lock")
 
 
 def free_port() -> int:
-    """Return a loopback port that nothing listens on.
+    """Return a loopback port that nothing listens on, and that no other process is given while this one runs.
 
     Below the range from which Linux takes the ports of outgoing connections: a client that knocks at a stopped broker
     in that range can take the broker's port, or meet itself there.
     """
     for _ in range(100):
-        port = random.randint(20_000, 32_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+        address = ("127.0.0.1", random.randint(20_000, 32_000))
+        # The UDP port of the same number marks it as taken, from now on until this process ends.
+        claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            claim.bind(address)
+            with socket.create_server(address):
+                claim.detach()
+                return address[1]
+        except OSError:
+            claim.close()
     raise RuntimeError("no free port between 20,000 and 32,000")
+
+
+@contextmanager
+def locked(path: Path, kind: int = fcntl.LOCK_EX) -> Generator[None]:
+    """Hold the lock of a file, which is made if need be, among all processes; `fcntl.LOCK_SH` to share it."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, kind)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough where the block has forked
 
 
 def made(folder: Path) -> Path:
@@ -88,7 +109,9 @@ def install(program: str) -> str | None:
     apt_get = shutil.which("apt-get")
     if apt_get is None or os.geteuid() != 0 or os.environ.get("BACKPLANE_TEST_INSTALL") == "0":
         return None
-    _install_by(apt_get, program)
+    with locked(_INSTALLING):  # apt-get refuses to run beside itself
+        if shutil.which(program) is None:
+            _install_by(apt_get, program)
     return shutil.which(program)
 
 

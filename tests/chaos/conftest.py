@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.chaos.judge import Judge, Row, lines
+from tests.chaos.judge import Judge
 from tests.chaos.site import BROKERS, Site
-
-_ROWS = pytest.StashKey[list[Row]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Know the marker, and have a place for the figures."""
+    """Know the marker."""
     config.addinivalue_line("markers", "full: only with --chaos=full")
-    config.stash[_ROWS] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what only the full suite runs."""
+    """Let all of them run alone, and deselect what only the full suite runs."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.alone("within how many seconds a fault is found and over is what it promises"))
     if config.getoption("chaos") == "full":
         return
     left_out = [item for item in items if item.get_closest_marker("full")]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the figures."""
-    if rows := config.stash[_ROWS]:
-        terminalreporter.section("chaos")
-        for line in lines(rows):
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="module")
@@ -54,4 +48,4 @@ def own_site(request: pytest.FixtureRequest) -> Site:
 @pytest.fixture
 def judge(request: pytest.FixtureRequest) -> Judge:
     """Judges a case and keeps its figures."""
-    return Judge(request.config.stash[_ROWS])
+    return Judge(request.node.user_properties)

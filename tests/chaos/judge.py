@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    import pytest
 
     from tests.chaos.crew import Crew
 
-__all__ = ["Judge", "Row", "lines"]
+__all__ = ["Judge", "lines"]
 
 # What the event loop of five workers may be late on a machine that is busy with other things.
 _SCHEDULING_SECONDS: Final = 0.3
+_FIGURES: Final = "chaos"
 _HEAD: Final = ("case", "broker", "detected s", "bound", "recovered s", "bound", "gaps", "lost", "unknown")
 
 
@@ -54,11 +57,12 @@ class Judge:
     """Puts a case into the table, then fails it where a promise was broken.
 
     Args:
-        rows: The table.
+        properties: What the test's report carries, to this process or from a worker of `pytest -n`; the table is made
+            from it.
     """
 
-    def __init__(self, rows: list[Row]) -> None:
-        self._rows = rows
+    def __init__(self, properties: list[tuple[str, object]]) -> None:
+        self._properties = properties
 
     def __call__(
         self,
@@ -94,15 +98,19 @@ class Judge:
             lost=verdict.lost,
             unknown=crew.unknown,
         )
-        self._rows.append(row)
+        self._properties.append((_FIGURES, row.cells()))
         assert not verdict.faults, "\n".join(verdict.faults[:20])
         assert _within(row.detected, row.detected_within), f"found too late: {row}"
         assert _within(row.recovered, row.recovered_within), f"back too late: {row}"
 
 
-def lines(rows: Iterable[Row]) -> list[str]:
-    """Return the table, as lines of even width."""
-    cells = [_HEAD, *(row.cells() for row in rows)]
+def lines(reports: Iterable[pytest.TestReport]) -> list[str]:
+    """Return the table of all cases, as lines of even width; nothing where there was none."""
+    properties = [found for report in reports if report.when == "call" for found in report.user_properties]
+    rows = [cast("Sequence[str]", value) for name, value in properties if name == _FIGURES]
+    if not rows:
+        return []
+    cells = [_HEAD, *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join([*map(str.ljust, row[:2], widths), *map(str.rjust, row[2:], widths[2:])]) for row in cells]
 

@@ -114,6 +114,20 @@ def test_a_free_port_is_outside_the_range_of_outgoing_connections() -> None:
     assert all(20_000 <= free_port() <= 32_000 for _ in range(50))
 
 
+def test_a_free_port_is_nobody_elses() -> None:
+    """Of two processes that try the same ports in the same order the second is given another one."""
+    code = "import random; from tests.brokers.process import free_port; random.seed(7); print(free_port(), flush=True)"
+    first, second = ([sys.executable, "-c", f"{code}; input()"], [sys.executable, "-c", code])
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(first, env=environment, text=True, stdin=pipe, stdout=pipe) as holding:
+        assert holding.stdout is not None
+        port = int(holding.stdout.readline())
+        other = int(subprocess.run(second, env=environment, capture_output=True, check=True).stdout)
+        holding.communicate("\n")
+    assert other != port
+
+
 def test_waiting_in_vain_says_for_what() -> None:
     """A bounded wait names what did not happen."""
     with pytest.raises(TimeoutError, match="the moon is blue"):

@@ -16,7 +16,6 @@ from backplane.cli.load import Load, LoadError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
-    from pathlib import Path
 
     Deliver = Callable[[int, ServerConnection, str], Awaitable[None]]
 
@@ -63,10 +62,11 @@ def number_of(text: str) -> int:
     return int(text.split()[1])
 
 
+@pytest.mark.alone("a machine that sends late makes the figures worth nothing")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_everything_arrives_on_real_workers(workers: int, tmp_path: Path) -> None:
+def test_everything_arrives_on_real_workers(workers: int, ipc_url: str) -> None:
     """Real workers joined by ipc:// deliver each message to each socket, and the times are told."""
-    options = ["--url", f"ipc://bench?directory={tmp_path}", "--workers", str(workers)]
+    options = ["--url", ipc_url, "--workers", str(workers)]
     status, printed, said = bench(*options, "--connections", "20", "--rate", "20", "--seconds", "0.5", "--json")
     assert status == 0, said
     found = json.loads(printed)

@@ -1,0 +1,118 @@
+"""The tests side by side: who runs with whom, and what becomes of one that ends its worker."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Each starts three or four processes of pytest.
+pytestmark = pytest.mark.timeout(120)
+
+ROOT = Path(__file__).parents[2]
+
+# Each test lies here as a file while it runs.
+SHARED = """
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+RUNNING = Path(os.environ["RUNNING"])
+
+
+@contextmanager
+def running(name):
+    (RUNNING / name).touch()
+    yield
+    (RUNNING / name).unlink()
+
+
+def others(name):
+    return sorted(path.name for path in RUNNING.iterdir() if path.name != name)
+"""
+
+MEETING = """
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.alone("nobody may be there")
+def test_alone(number):
+    with running(f"alone-{number}"):
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            assert others(f"alone-{number}") == []
+
+
+def meet(number):
+    with running(f"meeting-{number}"):
+        (RUNNING.parent / f"met-{number}").touch()
+        while not (RUNNING.parent / f"met-{3 - number}").exists():
+            time.sleep(0.01)
+
+
+def test_meeting_one():
+    meet(1)
+
+
+def test_between():
+    pass  # the first worker is given two tests at once
+
+
+def test_meeting_two():
+    meet(2)
+"""
+
+HANGING = """
+@pytest.mark.timeout(0.5)
+def test_hanging():
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_another(number):
+    pass
+
+
+@pytest.mark.alone("it must run all the same")
+def test_alone():
+    pass
+
+
+@pytest.mark.alone
+def test_without_a_reason():
+    pass
+"""
+
+
+def run(folder: Path, code: str) -> tuple[int, str]:
+    """Run these tests on two workers; return the exit status, and what a person sees."""
+    (folder / "running").mkdir()
+    (folder / "test_it.py").write_text(SHARED + code, encoding="utf-8")
+    options = ["-n", "2", "-p", "xdist", "-p", "pytest_timeout", "-p", "tests.parallel", "-p", "no:cacheprovider"]
+    options += ["--timeout", "30", "--timeout-method", "thread"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RUNNING": str(folder / "running")}
+    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # three processes of pytest start sooner
+    command = [sys.executable, "-m", "pytest", "--rootdir", str(folder), *options, str(folder)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_all_meet_but_those_that_run_alone(tmp_path: Path) -> None:
+    """Two tests that wait for each other both pass; one marked `alone` meets nobody, not even another such one."""
+    status, output = run(tmp_path, MEETING)
+    assert status == 0, output
+    assert "5 passed" in output
+
+
+def test_one_that_hangs_ends_alone_and_shows_where(tmp_path: Path) -> None:
+    """A test over its time fails with its stack, and all others run; who gives no reason to run alone fails too."""
+    status, output = run(tmp_path, HANGING)
+    assert status == 1, output
+    assert "1 failed, 11 passed, 1 error" in output
+    assert "alone needs its reason" in output
+    assert "time.sleep(60)" in output
