@@ -44,7 +44,8 @@ _MEBIBYTE: Final = 1024 * 1024
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _SPECIAL: Final = re.compile(rb"[^A-Za-z0-9_-]")
 _PREFIX: Final = re.compile(r"([A-Za-z0-9_-]+\.)*")
-_AUTHENTICATION_WORDS: Final = ("authorization", "authentication", "credentials", "nkey")
+# "Authentication Timeout" is none of them: the server was waiting for this process.
+_CREDENTIALS_REFUSED: Final = re.compile(r"authorization violation|authentication (expired|revoked)|credentials", re.I)
 # The workers of a server in lame duck mode do not move at the same time.
 _LEAVE_SPREAD_SECONDS: Final = 1.0
 _LEAVE_RETRY_SECONDS: Final = 1.0
@@ -150,13 +151,17 @@ class NatsBroadcaster(Broadcaster):
         leaving, self._leaving = self._leaving, None
         if leaving is not None:
             leaving.cancel()
-        if link is not None:
-            if link.info.ldm:  # left in time: what was asked of it is still answered
+        try:
+            if link is not None and link.info.ldm:  # left in time: what was asked of it is still answered
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_SETTLE_SECONDS):
                         await link.settle()
-            link.abort()
-            await link.closed.wait()
+        finally:
+            if link is not None:
+                link.abort()
+                await link.closed.wait()
+            if leaving is not None:
+                await asyncio.wait([leaving])
 
     async def publish(self, channel: str, payload: bytes) -> None:
         """Publish; returns when the server has confirmed that it accepted it.
@@ -190,7 +195,8 @@ class NatsBroadcaster(Broadcaster):
 
     async def describe(self) -> str:
         """Return the server's name and version."""
-        return f"NATS {self._require_link().info.version}"
+        version = re.match(r"[0-9A-Za-z.+-]{1,40}", self._require_link().info.version)
+        return f"NATS {version[0] if version else '(version not granted)'}"
 
     def _with_hint(self, channel: str, words: str) -> str:
         return f"{words}; {self._reserved_subjects()}" if channel.startswith(RESERVED_PREFIX) else words
@@ -276,7 +282,7 @@ class NatsBroadcaster(Broadcaster):
                 return BrokerError(f"{self.url} shows a certificate that is not trusted: {words}", adapter="nats")
             if isinstance(error, BrokerError) and not error.retriable:
                 return BrokerError(f"{self.url}, server {server}: {words}", adapter="nats")
-            if isinstance(error, BrokerError) and any(word in words.lower() for word in _AUTHENTICATION_WORDS):
+            if isinstance(error, BrokerError) and _CREDENTIALS_REFUSED.search(words):
                 return BrokerAuthenticationError(f"{self.url} refused the credentials: {words}", adapter="nats")
         return unavailable(f"cannot reach {self.url}: {'; '.join(self._reason(*failure) for failure in failures)}")
 

@@ -60,7 +60,8 @@ class Publishes(Group):
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._publishes.append((subject, line_bytes, payload_bytes, future))
         self.size_bytes += len(subject) + payload_bytes
-        self.longest_line = max(self.longest_line, line_bytes)
+        if line_bytes > self.longest_line:
+            self.longest_line = line_bytes
         return future
 
     def refuse(self, subject: bytes, words: str) -> bool:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from backplane.adapters.nats_group import Group, Publishes, Round, Subscription, line_refused, unavailable
 from backplane.adapters.nats_login import ServerInfo
-from backplane.adapters.nats_parser import MAX_PAYLOAD_BYTES, NatsParser
+from backplane.adapters.nats_parser import MAX_LINE_BYTES, MAX_PAYLOAD_BYTES, NatsParser
 from backplane.adapters.nats_servers import Server
 from backplane.errors import BrokerError, PublishError
 
@@ -36,6 +37,9 @@ _DENIED: Final = re.compile(
 _LINE_TOO_LONG: Final = "maximum control line exceeded"
 # What a burst of publishes adds up to before it is sent, in bytes: the server then works while the rest is prepared.
 _WRITE_BYTES: Final = 64 * 1024
+# The shortest idle time after which load balancers and NATs forget a connection is some minutes.
+_KEEPALIVE_SECONDS: Final = 30
+_MAX_WORDS: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ class NatsLink(asyncio.Protocol):
         self._channels: dict[bytes, tuple[str, bytes]] = {}  # and their subjects, by the subscription's id
         self._ids: dict[str, bytes] = {}
         self._last_id = 0
+        self._max_line_bytes = MAX_LINE_BYTES
         self._longest_confirmed = 0
         self._last_words = ""
         self.server = Server.parse("")
@@ -167,8 +172,13 @@ class NatsLink(asyncio.Protocol):
         self.is_encrypted = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Keep the transport, and what lies between alive: a worker that only publishes may do so rarely."""
         self._transport = cast("asyncio.Transport", transport)
+        connection: socket.socket = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):  # else the system's two hours
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_SECONDS)
         self.closed.clear()
 
     def abort(self) -> None:
@@ -193,7 +203,7 @@ class NatsLink(asyncio.Protocol):
             PublishOutcomeUnknownError: The connection ended, or the server refused something that it did not name.
         """
         size = len(subject) + len(payload)
-        if self._pending_bytes and self._pending_bytes + size > self._max_pending_bytes:
+        if self._pending_bytes + size > self._max_pending_bytes and self._pending_bytes:
             raise PublishError(
                 f"{self._pending_bytes:,} bytes await the server; publish slower, or raise max_pending_bytes",
                 adapter="nats",
@@ -268,7 +278,7 @@ class NatsLink(asyncio.Protocol):
         elif line == b"PING":
             self._require_transport().write(b"PONG\r\n")
         elif line.startswith(b"-ERR"):
-            self._refused(line[4:].decode(errors="replace").strip(" '"))
+            self._refused(line[4:].decode(errors="replace").strip(" '")[:_MAX_WORDS])
         elif line.startswith(b"INFO"):
             self._inform(line[4:])
         elif line != b"+OK":
@@ -279,6 +289,7 @@ class NatsLink(asyncio.Protocol):
             self.info = ServerInfo.model_validate_json(text)
         except ValueError:
             raise ValueError("an INFO that cannot be read") from None
+        self._max_line_bytes = self._line_limits.get(self.info.server_id, MAX_LINE_BYTES)
         if not self._greeting.done():
             self._greeting.set_result(self.info)
         self._on_info(self)
@@ -383,10 +394,6 @@ class NatsLink(asyncio.Protocol):
         self._commands.clear()
         self._commands_bytes = 0
         self._require_transport().write(data)
-
-    @property
-    def _max_line_bytes(self) -> int:
-        return self._line_limits.get(self.info.server_id, 2**31)
 
     def _require_transport(self) -> asyncio.Transport:
         assert self._transport is not None

@@ -40,7 +40,7 @@ class ServerInfo(BaseModel):
     """
 
     server_id: str = ""
-    version: str = "of unknown version"
+    version: str = ""
     max_payload: int = 0
     nonce: str | None = None
     tls_required: bool = False

@@ -89,6 +89,6 @@ def _measure(words: list[bytes], start: int) -> tuple[bytes, int, int]:
 
 
 def _size(digits: bytes) -> int:
-    if not digits.isdigit() or len(digits) > _MAX_DIGITS or int(digits) > MAX_PAYLOAD_BYTES:
-        raise ValueError("a size that is none")
-    return int(digits)
+    if digits.isdigit() and len(digits) <= _MAX_DIGITS and (size := int(digits)) <= MAX_PAYLOAD_BYTES:
+        return size
+    raise ValueError("a size that is none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from contextlib import asynccontextmanager, suppress
@@ -28,9 +29,9 @@ from backplane import (
 from backplane.registry import broadcaster_from_url
 from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.certificate import self_signed_certificate
-from tests.brokers.nats import NatsProcess
+from tests.brokers.nats import NatsProcess, server_info
 from tests.brokers.nats_accounts import new_seed, operator_config
-from tests.brokers.process import free_port
+from tests.brokers.process import free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -60,6 +61,11 @@ async def adapter(url: str) -> AsyncGenerator[tuple[Broadcaster, RecordingSink]]
         yield broadcaster, sink
     finally:
         await broadcaster.stop()
+
+
+def knows_two(broker: Broker) -> bool:
+    """Whether a server knows of its cluster."""
+    return len(server_info(cast("NatsProcess", broker).port).get("connect_urls", ())) == 2
 
 
 class Relay:
@@ -145,6 +151,15 @@ async def test_a_server_that_never_answers_fails_the_start(nats_broker: Broker) 
         proxy.silence()
         with pytest.raises(BrokerUnavailableError, match=r"within 0\.2 s"):
             await Backplane(proxy.url, settings=Settings(start_timeout_seconds=0.2)).start()
+
+
+async def test_a_server_that_waited_for_us_has_not_refused(private_nats: StartNats) -> None:
+    """A login that comes too late for the server is no wrong one: the start tries again."""
+    broker = private_nats("authorization { user: alice, password: secret, timeout: 0.1 }", login="alice:secret")
+    async with FaultProxy(broker.url) as proxy:
+        proxy.silence("to_broker")
+        with pytest.raises(BrokerUnavailableError, match="Authentication Timeout"):
+            await broadcaster_from_url(proxy.url).start(RecordingSink())
 
 
 async def test_a_token_lets_in(private_nats: StartNats) -> None:
@@ -431,6 +446,27 @@ async def test_the_other_servers_of_a_cluster_are_known(nats_cluster: Cluster) -
     named.launch()  # the cluster ends whole
 
 
+async def test_a_learned_server_shows_the_certificate_of_the_named_one(private_nats: StartNats, tmp_path: Path) -> None:
+    """Over TLS a server known by its address alone is believed where its certificate has the name in the URL."""
+    certificate = self_signed_certificate(tmp_path, names="DNS:localhost")
+    ports = [free_port(), free_port()]
+    routes = ", ".join(f"nats://127.0.0.1:{port}" for port in ports)
+    tls = f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}'
+    brokers = [
+        private_nats(f"cluster {{ name: rooms, listen: 127.0.0.1:{port}, routes: [{routes}] }}\n{tls}")
+        for port in ports
+    ]
+    await asyncio.to_thread(wait_until, lambda: all(knows_two(broker) for broker in brokers), "a cluster of two")
+    url = f"tls://localhost:{cast('NatsProcess', brokers[0]).port}?tls_ca_certs={certificate}"
+    async with adapter(url) as (broadcaster, sink):
+        brokers[0].kill9()
+        await sink.until(lambda: bool(sink.losses))
+        await broadcaster.stop()
+        await broadcaster.start(sink)
+        await broadcaster.publish("room", b"hello")
+    brokers[0].start()  # the fixture stops it
+
+
 async def test_a_server_in_lame_duck_mode_is_left_in_time(nats_cluster: Cluster) -> None:
     """A server that announces its end is left for another one, and no publish meanwhile has an unknown outcome."""
     node = cast("NatsProcess", nats_cluster.nodes[0])
@@ -480,8 +516,8 @@ async def test_tls_that_is_taken_out_of_the_offer_is_missed(private_nats: StartN
         assert relay.sent == b""
 
 
-async def test_bytes_in_front_of_the_handshake_are_ignored(private_nats: StartNats, tmp_path: Path) -> None:
-    """What somebody on the way writes after the INFO, in front of the TLS handshake, counts for nothing."""
+async def test_bytes_in_front_of_the_handshake_end_the_connection(private_nats: StartNats, tmp_path: Path) -> None:
+    """An answer that somebody on the way writes in front of the TLS handshake is taken for none: nothing is sent."""
     certificate = self_signed_certificate(tmp_path)
     broker = private_nats(f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}')
 
@@ -530,3 +566,13 @@ async def test_a_server_that_gives_us_up_during_a_pause_is_an_ordinary_loss(priv
         assert isinstance(await anext(messages), Gap)
         await backplane.publish("room", "hello")
         assert isinstance(await anext(messages), Message)
+
+
+async def test_the_system_keeps_an_idle_connection_alive(nats_broker: Broker) -> None:
+    """The socket has TCP keepalive on: a worker without a channel sends no probe, and a NAT forgets what is idle."""
+    async with adapter(nats_broker.url) as (broadcaster, _):
+        await broadcaster.publish("room", b"x")
+        link = cast("Any", broadcaster)._link
+        connection: socket.socket = link._transport.get_extra_info("socket")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
