@@ -212,7 +212,7 @@ class NatsBroadcaster(Broadcaster):
 
     async def _connect(self, sink: Sink) -> NatsLink:
         """Return a link to the first server that accepts the login."""
-        failures: list[tuple[Server, Exception]] = []
+        failures: list[tuple[NatsLink, Exception]] = []
         for server in self._servers.in_order():
             link = NatsLink(
                 sink,
@@ -227,7 +227,7 @@ class NatsBroadcaster(Broadcaster):
                 self._servers.reached(server)
                 return link
             except (OSError, BrokerError) as error:
-                failures.append((server, error))
+                failures.append((link, error))
             finally:
                 if not link.is_up:  # failed, or cancelled
                     link.abort()
@@ -274,27 +274,25 @@ class NatsBroadcaster(Broadcaster):
             raise BrokerError(f"cannot load the TLS options' files: {error}", adapter="nats") from error
         return context
 
-    def _most_telling(self, failures: Sequence[tuple[Server, Exception]]) -> BrokerError:
+    def _most_telling(self, failures: Sequence[tuple[NatsLink, Exception]]) -> BrokerError:
         """Return the error of a start: a refusal before silence, for another try does not help against it."""
-        for server, error in failures:
+        for link, error in failures:
             words = str(error).removeprefix("nats: ")
             if isinstance(error, ssl.SSLCertVerificationError):
                 return BrokerError(f"{self.url} shows a certificate that is not trusted: {words}", adapter="nats")
             if isinstance(error, BrokerError) and not error.retriable:
-                return BrokerError(f"{self.url}, server {server}: {words}", adapter="nats")
+                return BrokerError(f"{self.url}, server {link.server}: {words}", adapter="nats")
             if isinstance(error, BrokerError) and _CREDENTIALS_REFUSED.search(words):
                 return BrokerAuthenticationError(f"{self.url} refused the credentials: {words}", adapter="nats")
         return unavailable(f"cannot reach {self.url}: {'; '.join(self._reason(*failure) for failure in failures)}")
 
-    def _reason(self, server: Server, error: Exception) -> str:
-        words = str(error).removeprefix("nats: ")
-        if isinstance(error, TimeoutError) and not words:
-            words = f"no answer within {self.options.connect_timeout_seconds:g} s"
-            if self._tls.required and not self._tls.first:
-                words += ", and a server with handshake_first gives none without ?tls_first=true"
-        elif isinstance(error, ssl.SSLError) and self._tls.first:
-            words += ", as from a server without handshake_first, for which tls_first is false"
-        return f"{server}: {words}" if str(server) != self.url.netloc else words
+    def _reason(self, link: NatsLink, error: Exception) -> str:
+        words = str(error).removeprefix("nats: ") or f"no answer within {self.options.connect_timeout_seconds:g} s"
+        greeted = link.info.server_id or not isinstance(error, (TimeoutError, ssl.SSLError, BrokerError))
+        if self._tls.required and not greeted:
+            other = "false" if self._tls.first else "true"
+            words += f"; no INFO came, as from a server that wants tls_first={other} (its handshake_first)"
+        return words if str(link.server) == self.url.netloc else f"{link.server}: {words}"
 
 
 @lru_cache(maxsize=10_000)
