@@ -182,10 +182,16 @@ class NatsBroadcaster(Broadcaster):
             raise PublishError(f"{error}; {self._reserved_subjects()}") from error
 
     async def subscribe(self, channels: Collection[str]) -> None:
-        """Subscribe; a channel that the permissions deny does not take the others with it."""
+        """Subscribe; a channel that the permissions deny does not take the others with it.
+
+        Over the server's or the account's limit of subscriptions channels are unconfirmed, for places get free.
+        Only the package's own are refused then: an application does not pay for a probe with its link.
+        """
         subjects = {encode_channel(self.options.prefix, channel): channel for channel in channels}
         answer = await self._require_link().subscribe(subjects)
         if answer.refused or answer.unconfirmed:
+            own = {name for name in answer.unconfirmed if name.startswith(RESERVED_PREFIX)}
+            answer.refused.update((name, answer.unconfirmed.pop(name)) for name in own)
             refused = {name: self._with_hint(name, words) for name, words in answer.refused.items()}
             raise SubscribeError(refused, unconfirmed=answer.unconfirmed, adapter="nats")
 

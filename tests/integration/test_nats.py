@@ -302,6 +302,16 @@ async def test_a_join_over_the_limit_gets_the_first_free_place(private_nats: Sta
             assert (await anext(messages)).channel == "three"
 
 
+async def test_a_full_server_has_no_place_for_the_probe(private_nats: StartNats) -> None:
+    """Where an application has taken every place, its probe is refused for good, for it must not cost the link."""
+    broker = private_nats("max_subscriptions: 1")
+    async with adapter(broker.url) as (broadcaster, _):
+        await broadcaster.subscribe(["room"])
+        with pytest.raises(SubscribeError, match="maximum subscriptions") as raised:
+            await broadcaster.subscribe([PROBE])
+        assert raised.value.retriable is False
+
+
 async def test_an_accounts_limit_of_subscriptions(private_nats: StartNats, tmp_path: Path) -> None:
     """The limit of an account is one like the server's."""
     config, credentials = operator_config(tmp_path, {"subs": 3})
