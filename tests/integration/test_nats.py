@@ -30,7 +30,7 @@ from backplane.registry import broadcaster_from_url
 from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.certificate import self_signed_certificate
 from tests.brokers.nats import NatsProcess, server_info
-from tests.brokers.nats_accounts import new_seed, operator_config
+from tests.brokers.nats_accounts import Operator, new_seed
 from tests.brokers.process import free_port, wait_until
 
 if TYPE_CHECKING:
@@ -182,12 +182,31 @@ async def test_an_nkey_lets_in(private_nats: StartNats, tmp_path: Path) -> None:
 
 async def test_a_file_of_credentials_lets_in(private_nats: StartNats, tmp_path: Path) -> None:
     """A user's JWT is shown and the challenge signed with its key, both from the file that an option names."""
-    config, credentials = operator_config(tmp_path, {})
-    broker = private_nats(config)
+    operator = Operator()
+    credentials = operator.write_credentials(tmp_path / "alice.creds")
+    broker = private_nats(operator.config)
     async with Backplane(f"{broker.url}?user_credentials={credentials}") as backplane:
         await backplane.publish("room", "hello")
     with pytest.raises(BrokerAuthenticationError):
         await Backplane(broker.url).start()
+
+
+async def test_credentials_that_expire_are_renewed_from_their_file(private_nats: StartNats, tmp_path: Path) -> None:
+    """A link that the server closes when its user expires comes back with the credentials that the file holds then.
+
+    https://github.com/nats-io/nats.py/issues/193
+    """
+    operator = Operator()
+    broker = private_nats(operator.config)
+    credentials = operator.write_credentials(tmp_path / "alice.creds", seconds=2)
+    url = f"{broker.url}?user_credentials={credentials}"
+    async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
+        operator.write_credentials(credentials)
+        gap = await anext(messages)
+        assert isinstance(gap, Gap)
+        assert "Expired" in gap.reason
+        await backplane.publish("room", "hello")
+        assert isinstance(await anext(messages), Message)
 
 
 @pytest.mark.parametrize("login", ["password: s3cr3t, user: alice", "token: s3cr3t"], ids=["password", "token"])
@@ -314,8 +333,9 @@ async def test_a_full_server_has_no_place_for_the_probe(private_nats: StartNats)
 
 async def test_an_accounts_limit_of_subscriptions(private_nats: StartNats, tmp_path: Path) -> None:
     """The limit of an account is one like the server's."""
-    config, credentials = operator_config(tmp_path, {"subs": 3})
-    broker = private_nats(config)
+    operator = Operator(subs=3)
+    credentials = operator.write_credentials(tmp_path / "alice.creds")
+    broker = private_nats(operator.config)
     async with adapter(f"{broker.url}?user_credentials={credentials}") as (broadcaster, sink):
         with pytest.raises(SubscribeError) as raised:
             await broadcaster.subscribe([f"room-{number}" for number in range(5)])
@@ -401,8 +421,9 @@ async def test_the_limit_of_an_account_counts(private_nats: StartNats, tmp_path:
 
     https://github.com/nats-io/nats.go/issues/480
     """
-    config, credentials = operator_config(tmp_path, {"payload": 2048})
-    broker = private_nats(config)
+    operator = Operator(payload=2048)
+    credentials = operator.write_credentials(tmp_path / "alice.creds")
+    broker = private_nats(operator.config)
     url = f"{broker.url}?user_credentials={credentials}"
     async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
         with pytest.raises(PayloadTooLargeError) as raised:
