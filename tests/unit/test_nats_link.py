@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator
 
+    from backplane.adapters.nats_login import ServerInfo
     from backplane.errors import BrokerError
 
 pytestmark = pytest.mark.anyio
@@ -74,20 +75,24 @@ def no_context() -> ssl.SSLContext:
     raise AssertionError("TLS was not asked for")
 
 
+def connect_command(_info: ServerInfo, _over_tls: bool) -> bytes:
+    """Return a CONNECT without credentials."""
+    return b"CONNECT {}\r\n"
+
+
 @asynccontextmanager
 async def played() -> AsyncGenerator[Played]:
     """A link that is logged in."""
     both = Played()
     connected: asyncio.Future[PlayedServer] = asyncio.get_running_loop().create_future()
-    listener = await asyncio.start_server(
-        lambda *ends: connected.set_result(PlayedServer(*ends)), "127.0.0.1", 0, limit=1_000_000
-    )
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set_result(PlayedServer(reader, writer))
+
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0, limit=1_000_000)
     port: int = listener.sockets[0].getsockname()[1]
-    opening = asyncio.create_task(
-        both.link.open(
-            Server("127.0.0.1", port, "localhost"), Tls(False, False, no_context), lambda *_: b"CONNECT {}\r\n"
-        )
-    )
+    where, tls = Server("127.0.0.1", port, "localhost"), Tls(False, False, no_context)
+    opening = asyncio.create_task(both.link.open(where, tls, connect_command))
     server = both.server = await connected
     server.send(INFO.strip())
     await server.until(b"CONNECT {}\r\nPING\r\n")
@@ -193,19 +198,23 @@ async def test_a_cancelled_subscription_that_is_refused_is_forgotten() -> None:
         assert not (await again).unconfirmed
 
 
-@pytest.mark.parametrize("asked_for", [b"", b"UNSUB"])
-async def test_a_refusal_that_concerns_nobody_ends_the_link(asked_for: bytes) -> None:
+async def test_a_refusal_that_concerns_nobody_ends_the_link() -> None:
     """Where nobody who awaits an answer can be meant, all subscriptions may be: the link is lost, with the words."""
     async with played() as both:
-        if asked_for:
-            asked = asyncio.create_task(both.link.unsubscribe([]))
-            await both.server.until(b"PING\r\n")
         both.server.send(b"-ERR 'something is wrong'")
         await both.link.closed.wait()
         assert "something is wrong" in str(both.lost[0])
-        if asked_for:
-            with pytest.raises(BrokerUnavailableError):
-                await asked
+
+
+async def test_a_refusal_does_not_concern_who_drops_a_channel() -> None:
+    """Nor can it concern a call of `unsubscribe`, which then has no answer."""
+    async with played() as both:
+        asked = asyncio.create_task(both.link.unsubscribe([]))
+        await both.server.until(b"PING\r\n")
+        both.server.send(b"-ERR 'something is wrong'")
+        with pytest.raises(BrokerUnavailableError, match="something is wrong"):
+            await asked
+        assert len(both.lost) == 1
 
 
 async def test_words_of_an_earlier_refusal_do_not_explain_a_later_end() -> None:
