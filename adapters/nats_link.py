@@ -278,7 +278,7 @@ class NatsLink(asyncio.Protocol):
         elif line == b"PING":
             self._require_transport().write(b"PONG\r\n")
         elif line.startswith(b"-ERR"):
-            self._refused(line[4:].decode(errors="replace").strip(" '")[:_MAX_WORDS])
+            self._refused(line[4:].decode(errors="replace").strip(" '"))
         elif line.startswith(b"INFO"):
             self._inform(line[4:])
         elif line != b"+OK":
@@ -296,9 +296,10 @@ class NatsLink(asyncio.Protocol):
 
     def _refused(self, words: str) -> None:
         """Put a refusal into somebody's hands: of what awaits its PONG, of a standing subscription, or of them all."""
+        denied = _DENIED.match(words)
+        words = words[:_MAX_WORDS]
         self._last_words = words  # where the server now closes the connection
         group = self._unconfirmed[0] if self._unconfirmed else None
-        denied = _DENIED.match(words)
         if denied is not None and denied[1].lower() == "subscription":
             if not (isinstance(group, Subscription) and group.refuse(denied[2].encode(), denied[3], words)):
                 self._revoke(denied[2].encode(), denied[3], words)

@@ -153,6 +153,21 @@ async def test_a_publish_that_is_denied_leaves_a_subscription_alone() -> None:
         assert not both.sink.revocations
 
 
+async def test_a_refusal_of_a_long_subject_is_attributed() -> None:
+    """However long the subject that a refusal names, it is compared whole; the words for a person are bounded."""
+    subject = b"a" * 900
+    async with played() as both:
+        published = asyncio.create_task(both.link.publish(subject, b"1"))
+        subscribed = asyncio.create_task(both.link.subscribe({subject: "a"}))
+        await both.server.until(b"PING\r\nSUB " + subject + b" 1\r\nPING\r\nPING\r\n")
+        both.server.send(b"-ERR 'Permissions Violation for Publish to \"%b\"'" % subject, b"PONG")
+        both.server.send(b"-ERR 'Permissions Violation for Subscription to \"%b\"'" % subject, b"PONG", b"PONG")
+        with pytest.raises(PublishError, match="Publish") as raised:
+            await published
+        assert len(str(raised.value)) < 400
+        assert (await subscribed).refused.keys() == {"a"}
+
+
 @pytest.mark.parametrize("words", ['to "a" (sid "1")', 'to "a"', 'to "a" using queue "q" (sid "1")'])
 async def test_a_refusal_without_a_question_revokes(words: str) -> None:
     """A standing subscription that the server removes is revoked and dropped there too, also beside other questions."""
