@@ -9,6 +9,7 @@ import asyncio
 import random
 import re
 import ssl
+from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -50,6 +51,8 @@ _CREDENTIALS_REFUSED: Final = re.compile(r"authorization violation|authenticatio
 _LEAVE_SPREAD_SECONDS: Final = 1.0
 _LEAVE_RETRY_SECONDS: Final = 1.0
 _SETTLE_SECONDS: Final = 1.0
+# How long a server that does not answer is waited for alone: a host that is gone refuses nothing.
+_NEXT_SERVER_SECONDS: Final = 1.0
 
 
 class NatsOptions(Options):
@@ -84,8 +87,8 @@ class NatsOptions(Options):
 class NatsBroadcaster(Broadcaster):
     """One link to one NATS server, of several that the URL may name: `nats://one:4222,two:4222`.
 
-    The servers of which a cluster notifies its clients are remembered for as long as this object lives, and tried after
-    those of the URL. A server in lame duck mode is left as soon as another one accepts the login.
+    The servers of which a cluster notifies its clients are remembered for as long as this object lives, and tried in
+    turn with those of the URL. A server in lame duck mode is left as soon as another one accepts the login.
 
     A channel becomes one token of a subject: letters, digits, `_` and `-` stay, every other byte of its UTF-8 is
     written `=XX`. So no channel name is a wildcard or leads into another account's subjects, and `nats pub chat hello`
@@ -140,9 +143,11 @@ class NatsBroadcaster(Broadcaster):
 
     async def start(self, sink: Sink) -> None:
         """Connect to the first server that accepts the login."""
-        self._sink = sink
-        self._link = await self._connect(sink)
-        self._adapt(self._link)
+        link = await self._connect(sink)
+        if not link.is_open:  # ended before anybody could be notified
+            raise unavailable(f"cannot reach {self.url}: the connection ended")
+        self._sink, self._link = sink, link
+        self._adapt(link)
 
     async def stop(self) -> None:
         """Close the connection; publishes without a confirmation raise `PublishOutcomeUnknownError`."""
@@ -217,28 +222,46 @@ class NatsBroadcaster(Broadcaster):
         return self._link
 
     async def _connect(self, sink: Sink) -> NatsLink:
-        """Return a link to the first server that accepts the login."""
+        """Return a link to the first server that accepts the login; one that is slow to answer holds up no other."""
         failures: list[tuple[NatsLink, Exception]] = []
-        for server in self._servers.in_order():
-            link = NatsLink(
-                sink,
-                on_lost=self._lost,
-                on_info=self._informed,
-                max_pending_bytes=self.options.max_pending_bytes,
-                line_limits=self._line_limits,
-            )
-            try:
-                async with PatientTimeout(self.options.connect_timeout_seconds):
-                    await link.open(server, self._tls, self._login.command)
-                self._servers.reached(server)
-                return link
-            except (OSError, BrokerError) as error:
-                failures.append((link, error))
-            finally:
-                if not link.is_up:  # failed, or cancelled
-                    link.abort()
-                    self._servers.failed(server)
+        opening: set[asyncio.Task[NatsLink | None]] = set()
+        servers = deque(self._servers.in_order())
+        try:
+            while servers or opening:
+                if servers:
+                    opening.add(asyncio.create_task(self._open(servers.popleft(), sink, failures)))
+                seconds = _NEXT_SERVER_SECONDS if servers else None
+                await asyncio.wait(opening, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in opening if task.done()]:
+                    opening.remove(task)
+                    if (link := task.result()) is not None:
+                        return link
+        finally:
+            await _abandon(opening)
         raise self._most_telling(failures) from failures[-1][1]
+
+    async def _open(self, server: Server, sink: Sink, failures: list[tuple[NatsLink, Exception]]) -> NatsLink | None:
+        """Return a link to `server`, or add why there is none to `failures`."""
+        link = NatsLink(
+            sink,
+            on_lost=self._lost,
+            on_info=self._informed,
+            max_pending_bytes=self.options.max_pending_bytes,
+            line_limits=self._line_limits,
+        )
+        try:
+            async with PatientTimeout(self.options.connect_timeout_seconds):
+                await link.open(server, self._tls, self._login.command)
+        except (OSError, BrokerError) as error:
+            failures.append((link, error))
+            return None
+        finally:
+            if link.is_up:
+                self._servers.reached(server)
+            else:  # failed, or cancelled
+                link.abort()
+                self._servers.failed(server)
+        return link
 
     def _informed(self, link: NatsLink) -> None:
         """Remember which servers there are, and follow what the server in use announces."""
@@ -267,7 +290,6 @@ class NatsBroadcaster(Broadcaster):
     def _lost(self, link: NatsLink, error: BrokerError) -> None:
         if link is self._link and self._sink is not None:
             sink, self._sink = self._sink, None
-            self._servers.failed(link.server)
             sink.lost(error)
 
     def _tls_context(self) -> ssl.SSLContext:
@@ -299,6 +321,17 @@ class NatsBroadcaster(Broadcaster):
             other = "false" if self._tls.first else "true"
             words += f"; no INFO came, as from a server that wants tls_first={other} (its handshake_first)"
         return words if str(link.server) == self.url.netloc else f"{link.server}: {words}"
+
+
+async def _abandon(opening: Collection[asyncio.Task[NatsLink | None]]) -> None:
+    """End what is still opening a link, and a link that was opened in the same moment as another one."""
+    for task in opening:
+        task.cancel()
+    if opening:
+        await asyncio.wait(opening)
+    for task in opening:
+        if not task.cancelled() and (link := task.result()) is not None:
+            link.abort()
 
 
 @lru_cache(maxsize=10_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from ipaddress import ip_address
-from itertools import count
+from itertools import count, zip_longest
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -51,7 +51,9 @@ class Server:
 class Servers:
     """Every known server, in the order in which they are tried.
 
-    Those of the URL come first, then those of the cluster, each kind at random; one that failed comes after all others.
+    One of the URL comes first, then one of the cluster, and so on in turn: neither names that lead nowhere any more nor
+    addresses that only the cluster itself can reach keep from the others. Each kind is tried at random, and of its kind
+    one that failed comes last.
 
     Args:
         of_url: The servers of the URL. They are never forgotten.
@@ -66,13 +68,14 @@ class Servers:
     def in_order(self) -> Sequence[Server]:
         """Return all of them, in the order in which to try them."""
 
-        def rank(item: tuple[str, Server]) -> tuple[int, bool, float]:
-            return self._failed.get(item[0], 0), item[0] in self._learned, random.random()  # noqa: S311  # spreads
+        def rank(item: tuple[str, Server]) -> tuple[int, float]:
+            return self._failed.get(item[0], 0), random.random()  # noqa: S311  # spreads, hides nothing
 
-        return [server for _, server in sorted((self._of_url | self._learned).items(), key=rank)]
+        kinds = [[server for _, server in sorted(kind.items(), key=rank)] for kind in (self._of_url, self._learned)]
+        return [server for turn in zip_longest(*kinds) for server in turn if server is not None]
 
     def failed(self, server: Server) -> None:
-        """Try `server` last: it was not reached, or has ended the connection."""
+        """Try `server` last of its kind: it was not reached, or is about to close."""
         self._failed[str(server)] = next(self._failures)
 
     def reached(self, server: Server) -> None:

@@ -246,6 +246,20 @@ async def test_the_next_server_of_a_cluster_is_taken(nats_broker: Broker) -> Non
             await backplane.publish("room", "hello")
 
 
+async def test_servers_that_are_silent_hold_up_no_other(nats_broker: Broker) -> None:
+    """Servers that accept and stay silent, cost a second each and not their time limit."""
+    async with FaultProxy(nats_broker.url) as one, FaultProxy(nats_broker.url) as two:
+        one.silence()
+        two.silence()
+        addresses = ",".join(url.removeprefix("nats://") for url in (one.url, two.url, nats_broker.url))
+        for _ in range(3):  # they are tried in a random order
+            broadcaster = broadcaster_from_url(f"nats://{addresses}?connect_timeout_seconds=30")
+            async with asyncio.timeout(10):
+                await broadcaster.start(RecordingSink())
+            await broadcaster.publish("room", b"hello")
+            await broadcaster.stop()
+
+
 async def test_a_foreign_publish_arrives_as_it_is(nats_broker: Broker) -> None:
     """What a bare nats-py client publishes, headers or not, is text where it is UTF-8, else binary."""
     client: Any = nats

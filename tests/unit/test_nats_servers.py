@@ -22,12 +22,13 @@ def test_an_address(address: str, shown: str) -> None:
     assert str(Server.parse(address)) == shown
 
 
-def test_those_of_the_url_come_first() -> None:
-    """Servers of the cluster are tried after those of the URL, and the same one is not tried twice."""
+def test_both_kinds_are_tried_in_turn() -> None:
+    """A server of the URL comes first, then one of the cluster, and so on; the same one is not tried twice."""
     servers = Servers([ONE, TWO])
-    servers.learn(["two:4222", "10.0.0.3:4222"], ONE, verified=True)
-    assert sorted(tried(servers)[:2]) == ["one:4222", "two:4222"]
-    assert tried(servers)[2:] == ["10.0.0.3:4222"]
+    servers.learn(["two:4222", "10.0.0.3:4222", "10.0.0.4:4222", "10.0.0.5:4222"], ONE, verified=True)
+    found = tried(servers)
+    assert sorted([found[0], found[2]]) == ["one:4222", "two:4222"]
+    assert sorted([found[1], *found[3:]]) == ["10.0.0.3:4222", "10.0.0.4:4222", "10.0.0.5:4222"]
 
 
 def test_each_kind_is_shuffled() -> None:
@@ -36,13 +37,13 @@ def test_each_kind_is_shuffled() -> None:
     assert len({tuple(tried(servers)) for _ in range(20)}) > 1
 
 
-def test_one_that_failed_comes_last() -> None:
-    """Servers that failed are tried after all others, the one that failed longest ago first, until one is reached."""
+def test_one_that_failed_comes_last_of_its_kind() -> None:
+    """Of those that failed the one that failed longest ago comes first, until one is reached."""
     servers = Servers([ONE, TWO])
     servers.learn(["three:4222"], ONE, verified=True)
     servers.failed(TWO)
     servers.failed(ONE)
-    assert tried(servers) == ["three:4222", "two:4222", "one:4222"]
+    assert tried(servers) == ["two:4222", "three:4222", "one:4222"]
     servers.reached(ONE)
     assert tried(servers) == ["one:4222", "three:4222", "two:4222"]
 
