@@ -1,256 +1,406 @@
-"""One connection to a NATS server, spoken to without nats-py: what happens per message.
+"""One connection to a NATS server, from its first byte to its last.
 
-nats-py has connected and authenticated it; here its socket is taken over. The protocol is
-https://docs.nats.io/reference/reference-protocols/nats-protocol.
-
-What was asked in one pass of the event loop leaves in one write with a PING after it, a burst in several. The server
-works in order, so its PONG says that it has done all of it, and what it refused it has said before.
+The protocol is https://docs.nats.io/reference/reference-protocols/nats-protocol. The server works in order and confirms
+nothing but a PING. So commands are sent in groups, each with a PING at its end: the PONG confirms the group, and a
+refusal that arrives before it concerns this group. Publishes of one pass of the event loop share a group, for a refused
+publish is named; every subscription is a group of its own, for not every refused subscription is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections import deque
-from typing import TYPE_CHECKING, Final, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
-from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
+from backplane.adapters.nats_group import Group, Publishes, Round, Subscription, line_refused, unavailable
+from backplane.adapters.nats_login import ServerInfo
+from backplane.adapters.nats_parser import MAX_LINE_BYTES, MAX_PAYLOAD_BYTES, NatsParser
+from backplane.adapters.nats_servers import Server
+from backplane.errors import BrokerError, PublishError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    import ssl
+    from collections.abc import Callable, Iterable, Mapping
 
     from backplane.broadcaster import Sink
-    from backplane.errors import BrokerError
 
-__all__ = ["NatsLink", "unavailable"]
+__all__ = ["Answer", "NatsLink", "Tls"]
 
-_REFUSED: Final = re.compile(r'Permissions Violation for (?:Publish|Subscription) to "([^"]*)"', re.IGNORECASE)
+_Group = TypeVar("_Group", bound=Group)
 
-# A burst is confirmed piece by piece: one answer for all of it would look like silence until it comes.
-_MAX_COMMANDS: Final = 500
+_DENIED: Final = re.compile(
+    r'Permissions Violation for (Publish|Subscription) to "([^"]*)"(?:.*\(sid "(\d+)"\))?', re.IGNORECASE
+)
+_LINE_TOO_LONG: Final = "maximum control line exceeded"
+# What a burst of publishes adds up to before it is sent, in bytes: the server then works while the rest is prepared.
+_WRITE_BYTES: Final = 64 * 1024
+# The shortest idle time after which load balancers and NATs forget a connection is some minutes.
+_KEEPALIVE_SECONDS: Final = 30
+_MAX_WORDS: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Whether and how to encrypt.
+
+    Attributes:
+        required: End the connection where the server offers no TLS, before anything is sent.
+        first: Start with the handshake, before the server's INFO.
+        make_context: Called where it is used.
+    """
+
+    required: bool
+    first: bool
+    make_context: Callable[[], ssl.SSLContext]
+
+
+@dataclass(slots=True)
+class Answer:
+    """The answer to one call of `subscribe`.
+
+    Attributes:
+        refused: The channels that the server refused, with its words.
+        unconfirmed: The channels without a final answer, with the server's words.
+    """
+
+    refused: dict[str, str] = field(default_factory=dict[str, str])
+    unconfirmed: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class NatsLink(asyncio.Protocol):
-    """One authenticated connection.
+    """One connection.
 
     Args:
-        sink: Where messages go.
-        on_lost: Called once when it ends.
+        sink: Where messages and revoked subscriptions go.
+        on_lost: Called once, when it ends after `open` has returned.
+        on_info: Called after every INFO.
         max_pending_bytes: Most bytes published and not yet confirmed.
+        line_limits: By the server's id, the most bytes that the arguments of a command may have at a server which ended
+            a connection for more. Added to here.
+
+    Attributes:
+        server: Where it leads, from `open` on.
+        info: The server's last INFO.
+        is_encrypted: Whether TLS protects it.
+        is_up: Whether `open` has returned; it stays so after the end.
+        closed: Set while it is not connected.
     """
 
-    def __init__(self, sink: Sink, on_lost: Callable[[BrokerError], None], max_pending_bytes: int) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        on_lost: Callable[[NatsLink, BrokerError], None],
+        on_info: Callable[[NatsLink], None],
+        max_pending_bytes: int,
+        line_limits: dict[str, int],
+    ) -> None:
         self._sink = sink
         self._on_lost = on_lost
+        self._on_info = on_info
         self._max_pending_bytes = max_pending_bytes
+        self._line_limits = line_limits
         self._pending_bytes = 0
         self._transport: asyncio.Transport | None = None
-        self._owner: object = None
-        self._asked = _Asked()
-        self._unconfirmed: deque[_Asked] = deque()
-        self._channels: dict[bytes, str] = {}
+        self._parser = NatsParser(self._message, self._control)
+        self._greeting: asyncio.Future[ServerInfo] = asyncio.get_running_loop().create_future()
+        self._commands: list[bytes] = []
+        self._commands_bytes = 0
+        self._flush_is_due = False
+        self._unsent: list[Group] = []
+        self._unconfirmed: deque[Group] = deque()
+        self._channels: dict[bytes, tuple[str, bytes]] = {}  # and their subjects, by the subscription's id
         self._ids: dict[str, bytes] = {}
         self._last_id = 0
-        self._chunks: list[bytes] = []
-        self._missing = 0
+        self._max_line_bytes = MAX_LINE_BYTES
+        self._longest_confirmed = 0
         self._last_words = ""
+        self.server = Server.parse("")
+        self.info = ServerInfo()
+        self.is_encrypted = False
+        self.is_up = False
         self.closed = asyncio.Event()
         self.closed.set()
 
     @property
     def is_open(self) -> bool:
-        """Whether it was taken over and has not ended."""
+        """Whether it is connected."""
         return not self.closed.is_set()
 
-    def take_over(self, transport: asyncio.BaseTransport, received: bytes, owner: object) -> None:
-        """Make `transport` ours, with what was `received` on it and not looked at yet.
+    @property
+    def max_payload_bytes(self) -> int:
+        """Largest payload that the server accepts."""
+        return self.info.max_payload if self.info.max_payload > 0 else MAX_PAYLOAD_BYTES
 
-        Its former `owner` is kept: collected, it would close the transport.
+    async def open(self, server: Server, tls: Tls, login: Callable[[ServerInfo, bool], bytes]) -> None:
+        """Connect and log in; `login` returns the CONNECT for the server's INFO, and for whether TLS protects it.
+
+        What fails, or is cancelled, leaves a connection that has to be aborted.
+
+        Raises:
+            OSError: There is no server, or its certificate is not trusted.
+            BrokerError: The server offers no TLS, or has ended the connection, with its words.
         """
-        self._owner = owner
+        self.server = server
+        loop = asyncio.get_running_loop()
+        context = tls.make_context() if tls.first else None
+        name = server.tls_name
+        await loop.create_connection(
+            lambda: self, server.host, server.port, ssl=context, server_hostname=name if context else None
+        )
+        self.is_encrypted = context is not None
+        info = await self._greeting
+        if not self.is_encrypted and (tls.required or info.tls_required):
+            # INFO comes unprotected: whoever is on the way can take the offer out of it.
+            if not (info.tls_required or info.tls_available):
+                raise BrokerError("the server offers no TLS; nothing was sent to it", adapter="nats")
+            await self._encrypt(tls.make_context(), name)
+        await self._confirmed(login(info, self.is_encrypted))
+        await self._confirmed(b"")  # an INFO with the account's own limits follows the first PONG
+        self.is_up = True
+
+    async def _encrypt(self, context: ssl.SSLContext, name: str) -> None:
+        transport = self._require_transport()
+        if transport.is_closing():  # uvloop would fail in a callback
+            raise unavailable(f"the connection ended: {self._last_words or 'closed by the server'}")
+        self._parser = NatsParser(self._message, self._control)  # what came before the handshake is nobody's
+        encrypted = await asyncio.get_running_loop().start_tls(transport, self, context, server_hostname=name)
+        self._transport = cast("asyncio.Transport", encrypted)
+        self.is_encrypted = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport, and what lies between alive: a worker that only publishes may do so rarely."""
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_protocol(self)
+        connection: socket.socket = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):  # else the system's two hours
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_SECONDS)
         self.closed.clear()
-        if received:
-            self.data_received(received)
 
     def abort(self) -> None:
-        """End it at once; `closed` tells when that is done."""
+        """End it at once; `closed` is set when that is done, except where `open` has failed."""
         if self._transport is not None:
             self._transport.abort()
+        if not self._greeting.done():
+            self._greeting.cancel()
+
+    async def settle(self) -> None:
+        """Return when the server has confirmed all that was asked, or the connection has ended."""
+        try:
+            await self._confirmed(b"")
+        except BrokerError:
+            return
 
     async def publish(self, subject: bytes, payload: bytes) -> None:
-        """Send PUB and wait for the confirmation."""
+        """Send PUB and wait for the confirmation.
+
+        Raises:
+            PublishError: The server refuses it, or too much awaits its confirmation (`retriable`).
+            PublishOutcomeUnknownError: The connection ended, or the server refused something that it did not name.
+        """
         size = len(subject) + len(payload)
-        if self._pending_bytes and self._pending_bytes + size > self._max_pending_bytes:
+        if self._pending_bytes + size > self._max_pending_bytes and self._pending_bytes:
             raise PublishError(
                 f"{self._pending_bytes:,} bytes await the server; publish slower, or raise max_pending_bytes",
                 adapter="nats",
                 retriable=True,
             )
-        asked = self._ask(b"PUB %b %d\r\n%b\r\n" % (subject, len(payload), payload))
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        asked.publishes.append((subject, future))
-        asked.size_bytes += size
+        line = b"%b %d" % (subject, len(payload))
+        if len(line) > self._max_line_bytes:
+            raise PublishError(line_refused(len(line)), adapter="nats")
+        group = self._unsent[-1] if self._unsent else None
+        if not isinstance(group, Publishes):
+            group = self._begin(Publishes())
+        answer = group.add(subject, len(line), len(payload))
         self._pending_bytes += size
-        await future
+        self._send(b"PUB %b\r\n%b\r\n" % (line, payload))
+        await answer
 
-    async def subscribe(self, subjects: dict[bytes, str]) -> dict[bytes, str]:
-        """Subscribe to `subjects`, each for a channel; return those the server refused, with its words."""
-        commands: list[bytes] = []
+    async def subscribe(self, subjects: Mapping[bytes, str]) -> Answer:
+        """Subscribe to `subjects`, each for a channel."""
+        answer = Answer()
         for subject, channel in subjects.items():
             if channel not in self._ids:
-                self._last_id += 1
-                number = self._ids[channel] = b"%d" % self._last_id
-                self._channels[number] = channel
-                commands.append(b"SUB %b %b\r\n" % (subject, number))
-        refused = await self._confirmed(b"".join(commands))
-        for subject in refused.keys() & subjects.keys():
-            self._forget([subjects[subject]])
-        return {subject: words for subject, words in refused.items() if subject in subjects}
+                self._subscribe(subject, channel, answer)
+        await self._confirmed(b"")
+        for channel in subjects.values():
+            if channel not in self._ids and channel not in answer.refused:
+                answer.unconfirmed.setdefault(channel, "the server took the subscription away")
+        return answer
 
     async def unsubscribe(self, channels: Iterable[str]) -> None:
         """Drop `channels`, here at once and then at the server."""
-        await self._confirmed(b"".join(b"UNSUB %b\r\n" % number for number in self._forget(channels)))
+        await self._confirmed(b"".join(self._forget(channels)))
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; a message that is cut is gathered without looking at it again and again."""
-        if self._chunks:
-            self._chunks.append(data)
-            self._missing -= len(data)
-            if self._missing > 0:
-                return
-            data = b"".join(self._chunks)
-            self._chunks.clear()
+        """Parse what came."""
         try:
-            done, self._missing = self._parse(data)
-        except (ValueError, IndexError):
-            self._last_words = "the server sent what is not NATS"
-            self.abort()
-            return
-        if done < len(data):
-            self._chunks.append(data[done:])
+            self._parser.feed(data)
+        except ValueError as error:
+            self._end(f"the server sent what is not NATS: {error}"[:200])
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail whoever waits, and report the end."""
         words = f"the connection ended: {self._last_words or exc or 'closed by the server'}"
+        error = unavailable(words)
         self.closed.set()
+        if not self._greeting.done():
+            self._greeting.set_exception(error)
+            self._greeting.exception()  # whoever opened it may have been cancelled
+        if self._unconfirmed and self._last_words.lower() == _LINE_TOO_LONG:
+            too_long = self._unconfirmed[0].longest_line
+            self._line_limits[self.info.server_id] = max(self._longest_confirmed, _power_of_two_below(too_long))
         while self._unconfirmed:
-            self._unconfirmed.popleft().fail(words, sent=True)
-        self._asked.fail(words, sent=False)
-        self._on_lost(unavailable(words))
+            self._unconfirmed.popleft().fail(words, self._last_words)
+        while self._unsent:
+            self._unsent.pop().fail(words, None)
+        if self.is_up:
+            self._on_lost(self, error)
 
-    def _parse(self, data: bytes) -> tuple[int, int]:
-        """Return how far `data` is done with, and how many bytes are missing at least."""
-        position, size = 0, len(data)
-        while True:
-            end = data.find(b"\r\n", position)
-            if end < 0:
-                return position, 1
-            if data.startswith((b"MSG ", b"HMSG "), position):
-                words = data[position:end].split()
-                start = end + 2
-                stop = start + int(words[-1])
-                if stop + 2 > size:
-                    return position, stop + 2 - size
-                if words[0] == b"HMSG":  # ... header bytes, all bytes
-                    start += int(words[-2])
-                channel = self._channels.get(words[2])
-                if channel is not None:
-                    self._sink.deliver(channel, data[start:stop])
-                position = stop + 2
-            else:
-                self._control(data[position:end])
-                position = end + 2
+    def _message(self, number: bytes, payload: bytes) -> None:
+        found = self._channels.get(number)
+        if found is not None:
+            self._sink.deliver(found[0], payload)
 
     def _control(self, line: bytes) -> None:
         if line == b"PONG":
-            self._pending_bytes -= self._unconfirmed[0].size_bytes
-            self._unconfirmed.popleft().confirm()
+            if not self._unconfirmed:
+                raise ValueError("a PONG without a PING")
+            group = self._unconfirmed.popleft()
+            self._pending_bytes -= group.size_bytes
+            self._longest_confirmed = max(self._longest_confirmed, group.longest_line)
+            self._last_words = ""
+            group.confirm()
         elif line == b"PING":
-            self._write(b"PONG\r\n")
+            self._require_transport().write(b"PONG\r\n")
         elif line.startswith(b"-ERR"):
-            words = line[4:].decode(errors="replace").strip(" '")
-            refused = _REFUSED.search(words)
-            if refused is not None and self._unconfirmed:
-                self._unconfirmed[0].refused[refused[1].encode()] = words
-            else:  # the server closes the connection behind it
-                self._last_words = words
-        elif not line.startswith((b"INFO", b"+OK")):
-            raise ValueError(line)
+            self._refused(line[4:].decode(errors="replace").strip(" '"))
+        elif line.startswith(b"INFO"):
+            self._inform(line[4:])
+        elif line != b"+OK":
+            raise ValueError("an unknown command")
 
-    async def _confirmed(self, commands: bytes) -> dict[bytes, str]:
-        asked = self._ask(commands)
-        if asked.confirmed is None:
-            asked.confirmed = asyncio.get_running_loop().create_future()
-        return await asyncio.shield(asked.confirmed)
+    def _inform(self, text: bytes) -> None:
+        try:
+            self.info = ServerInfo.model_validate_json(text)
+        except ValueError:
+            raise ValueError("an INFO that cannot be read") from None
+        self._max_line_bytes = self._line_limits.get(self.info.server_id, MAX_LINE_BYTES)
+        if not self._greeting.done():
+            self._greeting.set_result(self.info)
+        self._on_info(self)
 
-    def _ask(self, commands: bytes) -> _Asked:
-        if not self.is_open:
-            raise unavailable("the link is lost")
-        if not self._asked.commands:
-            asyncio.get_running_loop().call_soon(self._flush)
-        asked = self._asked
-        asked.commands.append(commands)
-        if len(asked.commands) >= _MAX_COMMANDS:
-            self._flush()
-        return asked
+    def _refused(self, words: str) -> None:
+        """Put a refusal into somebody's hands: of what awaits its PONG, of a standing subscription, or of them all."""
+        denied = _DENIED.match(words)
+        words = words[:_MAX_WORDS]
+        self._last_words = words  # where the server now closes the connection
+        group = self._unconfirmed[0] if self._unconfirmed else None
+        if denied is not None and denied[1].lower() == "subscription":
+            if not (isinstance(group, Subscription) and group.refuse(denied[2].encode(), denied[3], words)):
+                self._revoke(denied[2].encode(), denied[3], words)
+        elif isinstance(group, Publishes) and denied is not None and group.refuse(denied[2].encode(), words):
+            pass
+        elif group is None or not group.doubt(words):
+            self._end(words)
 
-    def _flush(self) -> None:
-        if self.is_open and self._asked.commands:
-            asked, self._asked = self._asked, _Asked()
-            self._unconfirmed.append(asked)
-            self._write(b"".join((*asked.commands, b"PING\r\n")))
+    def _revoke(self, subject: bytes, number: str | None, words: str) -> None:
+        """Report a standing subscription that the server has removed; nobody misses one that was given up here."""
+        if number is not None:
+            found = self._channels.get(number.encode())
+        else:
+            found = next((known for known in self._channels.values() if known[1] == subject), None)
+        if found is not None:
+            self._drop(found[0])
+            self._sink.revoked([found[0]], words)
 
-    def _write(self, data: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(data)
+    def _end(self, words: str) -> None:
+        self._last_words = words
+        self.abort()
+
+    def _subscribe(self, subject: bytes, channel: str, answer: Answer) -> None:
+        number = b"%d" % (self._last_id + 1)
+        line = b"%b %b" % (subject, number)
+        if len(line) > self._max_line_bytes:
+            answer.refused[channel] = line_refused(len(line))
+            return
+
+        def refused(words: str) -> None:
+            if self._ids.get(channel) == number:
+                self._forget([channel])
+            answer.refused[channel] = words
+
+        def doubted(words: str) -> None:
+            if self._ids.get(channel) == number:
+                self._drop(channel)
+            answer.unconfirmed[channel] = words
+
+        self._begin(Subscription(subject, number, len(line), refused, doubted))
+        self._send(b"SUB %b\r\n" % line)
+        self._last_id += 1
+        self._ids[channel] = number
+        self._channels[number] = channel, subject
+
+    def _drop(self, channel: str) -> None:
+        """Drop a subscription of which nobody knows whether the server has it."""
+        for command in self._forget([channel]):
+            self._begin(Round())
+            self._send(command)
 
     def _forget(self, channels: Iterable[str]) -> list[bytes]:
+        """Deliver nothing more for `channels`; return the commands that drop them at the server."""
         numbers = [self._ids.pop(channel) for channel in channels if channel in self._ids]
         for number in numbers:
             del self._channels[number]
-        return numbers
+        return [b"UNSUB %b\r\n" % number for number in numbers]
+
+    async def _confirmed(self, commands: bytes) -> None:
+        group = self._begin(Round())
+        self._send(commands)
+        await group.confirmed()
+
+    def _begin(self, group: _Group) -> _Group:
+        """Let the next commands belong to `group`."""
+        if not self.is_open:
+            raise unavailable(f"the link is lost: {self._last_words}" if self._last_words else "the link is lost")
+        if self._unsent:
+            self._commands.append(b"PING\r\n")
+        self._unsent.append(group)
+        return group
+
+    def _send(self, command: bytes) -> None:
+        self._commands.append(command)
+        self._commands_bytes += len(command)
+        if self._commands_bytes >= _WRITE_BYTES:
+            self._flush()
+        elif not self._flush_is_due:
+            self._flush_is_due = True
+            asyncio.get_running_loop().call_soon(self._flush_at_end)
+
+    def _flush_at_end(self) -> None:
+        """Send what is left at the end of a pass of the event loop."""
+        self._flush_is_due = False
+        if self.is_open and self._unsent:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._commands.append(b"PING\r\n")
+        self._unconfirmed.extend(self._unsent)
+        self._unsent.clear()
+        data = b"".join(self._commands)
+        self._commands.clear()
+        self._commands_bytes = 0
+        self._require_transport().write(data)
+
+    def _require_transport(self) -> asyncio.Transport:
+        assert self._transport is not None
+        return self._transport
 
 
-class _Asked:
-    """What was asked in one pass of the event loop, and who waits for it."""
-
-    __slots__ = ("commands", "confirmed", "publishes", "refused", "size_bytes")
-
-    def __init__(self) -> None:
-        self.commands: list[bytes] = []
-        self.publishes: list[tuple[bytes, asyncio.Future[None]]] = []
-        self.confirmed: asyncio.Future[dict[bytes, str]] | None = None
-        self.refused: dict[bytes, str] = {}
-        self.size_bytes = 0
-
-    def confirm(self) -> None:
-        for subject, future in self.publishes:
-            if future.done():  # cancelled
-                continue
-            if subject in self.refused:
-                future.set_exception(PublishError(self.refused[subject], adapter="nats"))
-            else:
-                future.set_result(None)
-        if self.confirmed is not None:
-            self.confirmed.set_result(self.refused)
-
-    def fail(self, words: str, *, sent: bool) -> None:
-        for _, future in self.publishes:
-            if not future.done():
-                future.set_exception(_unknown(words) if sent else unavailable(words))
-        if self.confirmed is not None:
-            self.confirmed.set_exception(unavailable(words))
-            self.confirmed.exception()  # whoever asked may have been cancelled
-
-
-def unavailable(words: str) -> BrokerUnavailableError:
-    """Return the error for a link that is not there."""
-    return BrokerUnavailableError(words, adapter="nats")
-
-
-def _unknown(words: str) -> PublishOutcomeUnknownError:
-    return PublishOutcomeUnknownError(
-        f"{words}, before the server confirmed; it may have been published", adapter="nats"
-    )
+def _power_of_two_below(size: int) -> int:
+    """Guess what a server accepts that has refused `size`: limits are such numbers, and few guesses are needed."""
+    return 1 << ((size - 1).bit_length() - 1)

@@ -19,6 +19,7 @@ What every adapter is judged by, beside the promises of each method:
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -82,9 +83,12 @@ class BrokerUrl:
     def parse(cls, url: str) -> BrokerUrl:
         """Split `url`; percent-escapes in user name, password and path are resolved.
 
+        Of several servers each may repeat scheme and user: `nats://me:secret@one,nats://me:secret@two`.
+
         Raises:
             ValueError: It is not a URL. The message holds no part of it: it can be a password.
         """
+        url = _without_repetitions(url)
         try:
             parts = urlsplit(url)
         except ValueError:
@@ -105,6 +109,18 @@ class BrokerUrl:
         password = ":***" if self.password is not None else ""
         userinfo = f"{self.username or ''}{password}@" if self.username or password else ""
         return f"{self.scheme}://{userinfo}{self.netloc}{self.path}"
+
+
+def _without_repetitions(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    user = re.match(r"[^,/?#]*@", rest)
+    first, *others = re.split(rf",{re.escape(scheme)}://", url, flags=re.IGNORECASE)
+    for place, other in enumerate(others):
+        own = re.match(r"[^,/?#]*@", other)
+        if own is not None and (user is None or own[0] != user[0]):
+            raise ValueError("all servers of a list share one user: write it once, in front of the first")
+        others[place] = other[own.end() :] if own else other
+    return ",".join((first, *others))
 
 
 class Sink(Protocol):

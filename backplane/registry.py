@@ -33,8 +33,8 @@ _BUILT_IN = {
     "rediss": ("backplane.adapters.redis:RedisBroadcaster", "redis"),
     "redis+sentinel": ("backplane.adapters.redis_sentinel:RedisSentinelBroadcaster", "redis"),
     "rediss+sentinel": ("backplane.adapters.redis_sentinel:RedisSentinelBroadcaster", "redis"),
-    "nats": ("backplane.adapters.nats:NatsBroadcaster", "nats"),
-    "tls": ("backplane.adapters.nats:NatsBroadcaster", "nats"),
+    "nats": ("backplane.adapters.nats:NatsBroadcaster", None),
+    "tls": ("backplane.adapters.nats:NatsBroadcaster", None),
     "kafka": ("backplane.adapters.kafka:KafkaBroadcaster", "kafka"),
 }
 

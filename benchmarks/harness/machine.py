@@ -24,7 +24,6 @@ _PACKAGES = (
     "websockets",
     "uvloop",
     "redis",
-    "nats-py",
     "aiokafka",
 )
 

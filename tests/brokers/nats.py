@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["private_nats", "server_info", "shared_nats"]
+__all__ = ["NatsProcess", "private_nats", "server_info", "shared_nats"]
 
 _IMAGE = "nats:2.12.2-alpine"  # as in docker-compose.yml
 
@@ -44,13 +45,22 @@ def private_nats(config: str, folder: Path, *, login: str = "") -> Broker:
     """
     program = shutil.which("nats-server") or install("nats-server")
     if program is not None:
-        return _NatsProcess(program, config, folder, login)
+        return NatsProcess(program, config, folder, login)
     if config:
         raise BrokerMissingError("no nats-server, and the one in Docker takes no configuration here")
     return _NatsContainer()
 
 
-class _NatsProcess(ProcessBroker):
+class NatsProcess(ProcessBroker):
+    """A `nats-server` with a configuration file.
+
+    Args:
+        program: The server.
+        config: Lines of the file.
+        folder: An empty folder.
+        login: What stands before the `@` of the URL.
+    """
+
     def __init__(self, program: str, config: str, folder: Path, login: str) -> None:
         super().__init__(folder)
         self._program = program
@@ -58,10 +68,21 @@ class _NatsProcess(ProcessBroker):
         self._file.write_text(config)
         self.url = f"nats://{login and login + '@'}127.0.0.1:{self.port}"
 
+    def reload(self, config: str) -> None:
+        """Let it read `config` in place of the lines it has; returns before it has done so."""
+        self._file.write_text(config)
+        self._running().send_signal(signal.SIGHUP)
+
+    def enter_lame_duck_mode(self) -> None:
+        """Let it announce its end: it accepts nobody from now on, and closes its connections after a while."""
+        self._running().send_signal(signal.SIGUSR2)
+
     def command(self) -> Sequence[str]:
+        """Return the command."""
         return [self._program, "--addr", "127.0.0.1", "--port", str(self.port), "--config", str(self._file)]
 
     def answers(self) -> bool:
+        """Whether it greets."""
         return bool(server_info(self.port))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+import asyncio
+import socket
+import ssl
+import time
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, cast
 
 import nats
 import nkeys  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
@@ -15,31 +18,119 @@ from backplane import (
     BrokerAuthenticationError,
     BrokerError,
     BrokerUnavailableError,
+    Gap,
     Message,
     PayloadTooLargeError,
     PublishError,
+    PublishOutcomeUnknownError,
     Settings,
     SubscribeError,
 )
-from backplane.testing import FaultProxy
+from backplane.registry import broadcaster_from_url
+from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.certificate import self_signed_certificate
-from tests.brokers.process import free_port
+from tests.brokers.nats import NatsProcess, server_info
+from tests.brokers.nats_accounts import Operator, new_seed
+from tests.brokers.process import free_port, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
+    from backplane.broadcaster import Broadcaster
     from tests.brokers.broker import Broker
+    from tests.brokers.cluster import Cluster
     from tests.conftest import StartNats
 
 pytestmark = pytest.mark.anyio
 
+PROBE = "$backplane/probe/0123abcd"
+
+
+def user(permissions: str) -> str:
+    """Return the configuration of a server with one user, alice, password secret."""
+    return f"authorization {{ users: [{{ user: alice, password: secret, permissions: {permissions} }}] }}"
+
+
+@asynccontextmanager
+async def adapter(url: str) -> AsyncGenerator[tuple[Broadcaster, RecordingSink]]:
+    """An adapter without the core, started."""
+    broadcaster, sink = broadcaster_from_url(url), RecordingSink()
+    await broadcaster.start(sink)
+    try:
+        yield broadcaster, sink
+    finally:
+        await broadcaster.stop()
+
+
+def knows_two(broker: Broker) -> bool:
+    """Whether a server knows of its cluster."""
+    return len(server_info(cast("NatsProcess", broker).port).get("connect_urls", ())) == 2
+
+
+class Relay:
+    """Stands between client and server, keeps what the client sends, and rewrites what the server sends.
+
+    Args:
+        broker: The server.
+        rewrite: Given each piece that the server sends.
+        context: With it the relay takes TLS from the first byte, and speaks without to the server.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        rewrite: Callable[[bytes], bytes] = lambda data: data,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        self.sent = b""
+        self._port = int(broker.url.rpartition(":")[2])
+        self._rewrite = rewrite
+        self._context = context
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Relay:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        upstream, down = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._copy(reader, down, to_broker=True))
+                group.create_task(self._copy(upstream, writer, to_broker=False))
+        finally:
+            for end in (writer, down):
+                end.transport.abort()
+                with suppress(ConnectionError, ssl.SSLError):
+                    await end.wait_closed()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_broker: bool) -> None:
+        with suppress(ConnectionError, ssl.SSLError):
+            while data := await reader.read(65536):
+                if to_broker:
+                    self.sent += data
+                writer.write(data if to_broker else self._rewrite(data))
+                await writer.drain()
+        writer.transport.abort()
+
 
 async def test_a_broker_that_is_down_fails_the_start() -> None:
     """With no server there, start raises within five seconds, says where it looked, and shows no password."""
-    started = monotonic()
+    started = time.monotonic()
     with pytest.raises(BrokerUnavailableError, match="cannot reach") as raised:
         await Backplane(f"nats://alice:hunter2@127.0.0.1:{free_port()}").start()
-    assert monotonic() - started < 5
+    assert time.monotonic() - started < 5
     assert "nats://alice:***@127.0.0.1:" in str(raised.value)
     assert "hunter2" not in repr(raised.value)
 
@@ -62,6 +153,15 @@ async def test_a_server_that_never_answers_fails_the_start(nats_broker: Broker) 
             await Backplane(proxy.url, settings=Settings(start_timeout_seconds=0.2)).start()
 
 
+async def test_a_server_that_waited_for_us_has_not_refused(private_nats: StartNats) -> None:
+    """A login that comes too late for the server is no wrong one: the start tries again."""
+    broker = private_nats("authorization { user: alice, password: secret, timeout: 0.1 }", login="alice:secret")
+    async with FaultProxy(broker.url) as proxy:
+        proxy.silence("to_broker")
+        with pytest.raises(BrokerUnavailableError, match="Authentication Timeout"):
+            await broadcaster_from_url(proxy.url).start(RecordingSink())
+
+
 async def test_a_token_lets_in(private_nats: StartNats) -> None:
     """A lone user name in the URL is the token."""
     broker = private_nats("authorization { token: s3cr3t }", login="s3cr3t")
@@ -71,13 +171,56 @@ async def test_a_token_lets_in(private_nats: StartNats) -> None:
 
 async def test_an_nkey_lets_in(private_nats: StartNats, tmp_path: Path) -> None:
     """A file with an NKey seed, named by an option, signs the server's challenge."""
+    seed = new_seed(nkeys.PREFIX_BYTE_USER)
     keys: Any = nkeys
-    seed: bytes = keys.encode_seed(os.urandom(32), keys.PREFIX_BYTE_USER)
     public_key = keys.from_seed(bytearray(seed)).public_key.decode()
-    (tmp_path / "seed").write_bytes(seed)
+    (tmp_path / "seed").write_bytes(seed + b"\n")
     broker = private_nats(f"authorization {{ users: [{{ nkey: {public_key} }}] }}")
     async with Backplane(f"{broker.url}?nkeys_seed={tmp_path / 'seed'}") as backplane:
         await backplane.publish("room", "hello")
+
+
+async def test_a_file_of_credentials_lets_in(private_nats: StartNats, tmp_path: Path) -> None:
+    """A user's JWT is shown and the challenge signed with its key, both from the file that an option names."""
+    operator = Operator()
+    credentials = operator.write_credentials(tmp_path / "alice.creds")
+    broker = private_nats(operator.config)
+    async with Backplane(f"{broker.url}?user_credentials={credentials}") as backplane:
+        await backplane.publish("room", "hello")
+    with pytest.raises(BrokerAuthenticationError):
+        await Backplane(broker.url).start()
+
+
+async def test_credentials_that_expire_are_renewed_from_their_file(private_nats: StartNats, tmp_path: Path) -> None:
+    """A link that the server closes when its user expires comes back with the credentials that the file holds then.
+
+    https://github.com/nats-io/nats.py/issues/193
+    """
+    operator = Operator()
+    broker = private_nats(operator.config)
+    credentials = operator.write_credentials(tmp_path / "alice.creds", seconds=2)
+    url = f"{broker.url}?user_credentials={credentials}"
+    async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
+        operator.write_credentials(credentials)
+        gap = await anext(messages)
+        assert isinstance(gap, Gap)
+        assert "Expired" in gap.reason
+        await backplane.publish("room", "hello")
+        assert isinstance(await anext(messages), Message)
+
+
+@pytest.mark.parametrize("login", ["password: s3cr3t, user: alice", "token: s3cr3t"], ids=["password", "token"])
+async def test_a_password_in_a_file_lets_in(private_nats: StartNats, tmp_path: Path, login: str) -> None:
+    """The password, or the token, can stand in a file, which is read again at each login."""
+    broker = private_nats(f"authorization {{ {login} }}", login="alice" if "user" in login else "")
+    secret = tmp_path / "secret"
+    secret.write_text("wrong\n")
+    adapter = broadcaster_from_url(f"{broker.url}?password_file={secret}")
+    with pytest.raises(BrokerAuthenticationError):
+        await adapter.start(RecordingSink())
+    secret.write_text("s3cr3t\n")
+    await adapter.start(RecordingSink())
+    await adapter.stop()
 
 
 async def test_tls(private_nats: StartNats, tmp_path: Path) -> None:
@@ -101,6 +244,20 @@ async def test_the_next_server_of_a_cluster_is_taken(nats_broker: Broker) -> Non
     for _ in range(4):  # they are tried in a random order
         async with Backplane(f"nats://127.0.0.1:{free_port()},{address}") as backplane:
             await backplane.publish("room", "hello")
+
+
+async def test_servers_that_are_silent_hold_up_no_other(nats_broker: Broker) -> None:
+    """Servers that accept and stay silent, cost a second each and not their time limit."""
+    async with FaultProxy(nats_broker.url) as one, FaultProxy(nats_broker.url) as two:
+        one.silence()
+        two.silence()
+        addresses = ",".join(url.removeprefix("nats://") for url in (one.url, two.url, nats_broker.url))
+        for _ in range(3):  # they are tried in a random order
+            broadcaster = broadcaster_from_url(f"nats://{addresses}?connect_timeout_seconds=30")
+            async with asyncio.timeout(10):
+                await broadcaster.start(RecordingSink())
+            await broadcaster.publish("room", b"hello")
+            await broadcaster.stop()
 
 
 async def test_a_foreign_publish_arrives_as_it_is(nats_broker: Broker) -> None:
@@ -141,3 +298,326 @@ async def test_the_limit_of_the_server_counts(private_nats: StartNats) -> None:
         assert raised.value.limit_bytes == 1000
         await backplane.publish("room", "x" * 979)  # and 21 of the header
         assert (await anext(messages)).channel == "room"
+
+
+async def test_joins_over_the_limit_of_subscriptions_fail(private_nats: StartNats) -> None:
+    """Of twenty joins at a server that takes ten, ten raise with the server's words, and ten receive what is published.
+
+    That refusal names no subscription (https://github.com/nats-io/nats.go/issues/921).
+    """
+    broker = private_nats("max_subscriptions: 10")
+    channels = [f"room-{number}" for number in range(20)]
+    async with adapter(broker.url) as (broadcaster, sink):
+        with pytest.raises(SubscribeError) as raised:
+            await broadcaster.subscribe(channels)
+        assert not raised.value.refused
+        assert set(raised.value.unconfirmed.values()) == {"maximum subscriptions exceeded"}
+        held = [channel for channel in channels if channel not in raised.value.unconfirmed]
+        assert len(held) == 10
+        await asyncio.gather(*[broadcaster.publish(channel, b"hello") for channel in channels])
+        assert [channel for channel, _ in sink.delivered] == held
+        await broadcaster.unsubscribe(held[:1])
+        await broadcaster.subscribe(list(raised.value.unconfirmed)[:1])
+        assert not sink.losses
+
+
+async def test_a_join_over_the_limit_gets_the_first_free_place(private_nats: StartNats) -> None:
+    """A join that the server has no place for waits for one, and raises with the server's words where none comes."""
+    broker = private_nats("max_subscriptions: 1")
+    settings = Settings(subscribe_timeout_seconds=0.3, linger_seconds=0.01)
+    async with Backplane(broker.url, settings=settings) as backplane:
+        async with backplane.subscribe("one"):
+            with pytest.raises(BrokerUnavailableError, match="maximum subscriptions exceeded"):
+                async with backplane.subscribe("two"):
+                    pass
+        async with backplane.subscribe("three") as messages:
+            await backplane.publish("three", "hello")
+            assert (await anext(messages)).channel == "three"
+
+
+async def test_a_full_server_has_no_place_for_the_probe(private_nats: StartNats) -> None:
+    """Where an application has taken every place, its probe is refused for good, for it must not cost the link."""
+    broker = private_nats("max_subscriptions: 1")
+    async with adapter(broker.url) as (broadcaster, _):
+        await broadcaster.subscribe(["room"])
+        with pytest.raises(SubscribeError, match="maximum subscriptions") as raised:
+            await broadcaster.subscribe([PROBE])
+        assert raised.value.retriable is False
+
+
+async def test_an_accounts_limit_of_subscriptions(private_nats: StartNats, tmp_path: Path) -> None:
+    """The limit of an account is one like the server's."""
+    operator = Operator(subs=3)
+    credentials = operator.write_credentials(tmp_path / "alice.creds")
+    broker = private_nats(operator.config)
+    async with adapter(f"{broker.url}?user_credentials={credentials}") as (broadcaster, sink):
+        with pytest.raises(SubscribeError) as raised:
+            await broadcaster.subscribe([f"room-{number}" for number in range(5)])
+        assert len(raised.value.unconfirmed) == 2
+        assert not sink.losses
+
+
+@pytest.mark.parametrize("denied", ["publish", "subscribe"])
+async def test_a_refusal_reaches_whom_it_concerns(private_nats: StartNats, denied: str) -> None:
+    """Of a publish and a subscription to one channel at one time each gets its own answer.
+
+    https://github.com/nats-io/nats.go/issues/330
+    """
+    broker = private_nats(user(f"{{ {denied}: {{ deny: room }} }}"), login="alice:secret")
+    async with adapter(broker.url) as (broadcaster, _):
+        for calls in [(0, 1), (1, 0)] * 5:  # in either order
+            both = [broadcaster.publish("room", b"x"), broadcaster.subscribe(["room"])]
+            answers = await asyncio.gather(*[both[number] for number in calls], return_exceptions=True)
+            published, subscribed = (answers[calls.index(number)] for number in (0, 1))
+            assert isinstance(published, PublishError) == (denied == "publish")
+            assert isinstance(subscribed, SubscribeError) == (denied == "subscribe")
+            if denied == "publish":
+                await broadcaster.unsubscribe(["room"])
+
+
+async def test_a_subscription_that_is_taken_away_is_revoked(private_nats: StartNats) -> None:
+    """Permissions that are reloaded without a channel revoke its subscription; the others stand."""
+    broker = private_nats(user("{ subscribe: { allow: [room, hall] } }"), login="alice:secret")
+    assert isinstance(broker, NatsProcess)
+    async with adapter(broker.url) as (broadcaster, sink):
+        await broadcaster.subscribe(["room", "hall"])
+        broker.reload(user("{ subscribe: { allow: [hall] } }"))
+        await sink.until(lambda: bool(sink.revocations))
+        assert [channels for channels, _ in sink.revocations] == [{"room"}]
+        assert "Permissions Violation" in sink.revocations[0][1]
+        with pytest.raises(SubscribeError) as raised:
+            await broadcaster.subscribe(["room"])
+        assert raised.value.refused.keys() == {"room"}
+        await broadcaster.publish("hall", b"hello")
+        assert sink.delivered == [("hall", b"hello")]
+        assert not sink.losses
+
+
+async def test_a_subscription_that_comes_back_after_a_reload_is_a_gap(private_nats: StartNats) -> None:
+    """A subscriber whose channel is revoked and then allowed again receives a gap, and what is published after it."""
+    broker = private_nats(user("{ subscribe: { allow: [room] } }"), login="alice:secret")
+    assert isinstance(broker, NatsProcess)
+    settings = Settings(probe_interval_seconds=0.2)
+    async with Backplane(broker.url, settings=settings) as backplane, backplane.subscribe("room") as messages:
+        broker.reload(user("{ subscribe: { allow: [hall] } }"))
+        assert isinstance(await anext(messages), Gap)
+        broker.reload(user("{ subscribe: { allow: [room] } }"))
+        while True:  # until the core has asked again
+            await backplane.publish("room", "hello")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    if isinstance(await anext(messages), Message):
+                        break
+
+
+async def test_one_wildcard_grants_the_reserved_channels(private_nats: StartNats) -> None:
+    """A user who is granted the package's own subjects by one wildcard, and nothing else, can be probed."""
+    for prefix in ("", "shop."):
+        grant = f'{{ allow: ["{prefix}=24backplane.>"] }}'
+        broker = private_nats(user(f"{{ publish: {grant}, subscribe: {grant} }}"), login="alice:secret")
+        async with adapter(f"{broker.url}?prefix={prefix}") as (broadcaster, sink):
+            await broadcaster.subscribe([PROBE])
+            await broadcaster.publish(PROBE, b"")
+            assert sink.delivered == [(PROBE, b"")]
+
+
+@pytest.mark.parametrize("denied", ["publish", "subscribe"])
+async def test_a_refused_probe_names_the_subjects_to_allow(private_nats: StartNats, denied: str) -> None:
+    """Where the package's own channels are refused, the error names the wildcard that grants them."""
+    broker = private_nats(user(f'{{ {denied}: {{ allow: ["shop.room"] }} }}'), login="alice:secret")
+    async with adapter(f"{broker.url}?prefix=shop.") as (broadcaster, _):
+        with pytest.raises(BrokerError, match=r'"shop\.=24backplane\.>"'):
+            await (broadcaster.publish(PROBE, b"") if denied == "publish" else broadcaster.subscribe([PROBE]))
+
+
+async def test_the_limit_of_an_account_counts(private_nats: StartNats, tmp_path: Path) -> None:
+    """An account's `max_payload` under the server's is known after the login; what is over it never reaches the wire.
+
+    https://github.com/nats-io/nats.go/issues/480
+    """
+    operator = Operator(payload=2048)
+    credentials = operator.write_credentials(tmp_path / "alice.creds")
+    broker = private_nats(operator.config)
+    url = f"{broker.url}?user_credentials={credentials}"
+    async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
+        with pytest.raises(PayloadTooLargeError) as raised:
+            await backplane.publish("room", "x" * 5000)
+        assert raised.value.limit_bytes == 2048
+        await backplane.publish("room", "still here")
+        assert isinstance(await anext(messages), Message)
+
+
+async def test_a_channel_over_the_limit_of_a_control_line_fails_alone(private_nats: StartNats) -> None:
+    """A subject over the server's `max_control_line` costs one link; from then on it is refused, and the rest lives."""
+    broker = private_nats("max_control_line: 512")
+    long = "\N{GRINNING FACE}" * 60
+    async with Backplane(broker.url) as backplane, backplane.subscribe("room") as messages:
+        with pytest.raises(SubscribeError, match="max_control_line"):
+            async with backplane.subscribe(long):
+                pass
+        assert isinstance(await anext(messages), Gap)
+        with pytest.raises(PublishError, match="max_control_line"):
+            await backplane.publish(long, "hello")
+        generation = (await backplane.health()).generation
+        with pytest.raises(SubscribeError, match="max_control_line"):
+            async with backplane.subscribe(long[1:]):
+                pass
+        await backplane.publish("room", "hello")
+        assert isinstance(await anext(messages), Message)
+        assert (await backplane.health()).generation == generation == 2
+
+
+async def test_what_ended_the_connection_was_not_published(private_nats: StartNats) -> None:
+    """The publish that made the server end the connection is refused; those beside it have an unknown outcome."""
+    broker = private_nats("max_control_line: 512")
+    async with adapter(broker.url) as (broadcaster, sink):
+        long = broadcaster.publish("\N{GRINNING FACE}" * 60, b"x")
+        answers = await asyncio.gather(long, broadcaster.publish("room", b"x"), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [PublishError, PublishOutcomeUnknownError]
+        await sink.until(lambda: bool(sink.losses))
+
+
+async def test_the_other_servers_of_a_cluster_are_known(nats_cluster: Cluster) -> None:
+    """With one server of three in the URL, and that one gone for good, another is taken; so it is at the next start."""
+    named = nats_cluster.nodes[0]
+    async with Backplane(named.url) as backplane, backplane.subscribe("room") as messages:
+        named.kill9()
+        assert isinstance(await anext(messages), Gap)
+        await backplane.publish("room", "hello")
+        assert isinstance(await anext(messages), Message)
+    await backplane.start()
+    await backplane.publish("room", "hello")
+    await backplane.stop()
+    named.launch()  # the cluster ends whole
+
+
+async def test_a_learned_server_shows_the_certificate_of_the_named_one(private_nats: StartNats, tmp_path: Path) -> None:
+    """Over TLS a server known by its address alone is believed where its certificate has the name in the URL."""
+    certificate = self_signed_certificate(tmp_path, names="DNS:localhost")
+    ports = [free_port(), free_port()]
+    routes = ", ".join(f"nats://127.0.0.1:{port}" for port in ports)
+    tls = f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}'
+    brokers = [
+        private_nats(f"cluster {{ name: rooms, listen: 127.0.0.1:{port}, routes: [{routes}] }}\n{tls}")
+        for port in ports
+    ]
+    await asyncio.to_thread(wait_until, lambda: all(knows_two(broker) for broker in brokers), "a cluster of two")
+    url = f"tls://localhost:{cast('NatsProcess', brokers[0]).port}?tls_ca_certs={certificate}"
+    async with adapter(url) as (broadcaster, sink):
+        brokers[0].kill9()
+        await sink.until(lambda: bool(sink.losses))
+        await broadcaster.stop()
+        await broadcaster.start(sink)
+        await broadcaster.publish("room", b"hello")
+    brokers[0].start()  # the fixture stops it
+
+
+async def test_a_server_in_lame_duck_mode_is_left_in_time(nats_cluster: Cluster) -> None:
+    """A server that announces its end is left for another one, and no publish meanwhile has an unknown outcome."""
+    node = cast("NatsProcess", nats_cluster.nodes[0])
+    async with adapter(node.url) as (broadcaster, sink):
+        await broadcaster.subscribe(["room"])
+        node.enter_lame_duck_mode()
+        published = 0
+        while not sink.losses:
+            await broadcaster.publish("room", b"%d" % published)
+            published += 1
+        assert "lame duck" in str(sink.losses[0])
+        answer = asyncio.gather(*[broadcaster.publish("room", b"last") for _ in range(10)])
+        await asyncio.sleep(0)  # they are asked
+        await broadcaster.stop()
+        await answer
+        assert len(sink.payloads("room")) == published + 10
+        await broadcaster.start(sink)
+        await broadcaster.publish("room", b"elsewhere")
+        assert len(sink.losses) == 1
+
+
+async def test_the_only_server_is_not_left_in_lame_duck_mode(private_nats: StartNats) -> None:
+    """Where no other server accepts a login, one in lame duck mode is used until it closes the connection."""
+    broker = private_nats("lame_duck_duration: 30s\nlame_duck_grace_period: 2s")
+    assert isinstance(broker, NatsProcess)
+    async with adapter(broker.url) as (broadcaster, sink):
+        await broadcaster.subscribe(["room"])
+        broker.enter_lame_duck_mode()
+        await sink.until(lambda: bool(sink.losses), timeout_seconds=20)
+        assert "lame duck" not in str(sink.losses[0])
+
+
+async def test_tls_that_is_taken_out_of_the_offer_is_missed(private_nats: StartNats, tmp_path: Path) -> None:
+    """Who asked for TLS sends neither password nor message to a server that seems to offer none."""
+    certificate = self_signed_certificate(tmp_path)
+    tls = f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}\nallow_non_tls: true'
+    broker = private_nats(f"authorization {{ user: alice, password: hunter2 }}\n{tls}")
+
+    def strip(data: bytes) -> bytes:
+        return data.replace(b'"tls_required":true', b'"tls_required":false').replace(b'"tls_available":true,', b"")
+
+    async with Relay(broker, strip) as relay:
+        for scheme, options in [("tls", ""), ("nats", f"?tls_ca_certs={certificate}")]:
+            with pytest.raises(BrokerError, match="no TLS") as raised:
+                await Backplane(f"{scheme}://alice:hunter2@127.0.0.1:{relay.port}{options}").start()
+            assert raised.value.retriable is False
+        assert relay.sent == b""
+
+
+async def test_bytes_in_front_of_the_handshake_end_the_connection(private_nats: StartNats, tmp_path: Path) -> None:
+    """An answer that somebody on the way writes in front of the TLS handshake is taken for none: nothing is sent."""
+    certificate = self_signed_certificate(tmp_path)
+    broker = private_nats(f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}')
+
+    def inject(data: bytes) -> bytes:
+        return data + b"PONG\r\nPONG\r\n" if data.startswith(b"INFO") else data
+
+    async with Relay(broker, inject) as relay:
+        with pytest.raises(BrokerUnavailableError):
+            await Backplane(
+                f"tls://127.0.0.1:{relay.port}?tls_ca_certs={certificate}", settings=Settings(start_timeout_seconds=0.5)
+            ).start()
+        assert b"CONNECT" not in relay.sent
+
+
+async def test_tls_first(nats_broker: Broker, tmp_path: Path) -> None:
+    """With `tls_first` the handshake comes before the INFO, as at a server with `handshake_first`."""
+    certificate = self_signed_certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, tmp_path / "key.pem")
+    async with Relay(nats_broker, context=context) as relay:
+        url = f"tls://127.0.0.1:{relay.port}?tls_ca_certs={certificate}&connect_timeout_seconds=0.3"
+        async with Backplane(f"{url}&tls_first=true") as backplane, backplane.subscribe("first") as messages:
+            await backplane.publish("first", b"x" * 500_000)
+            assert isinstance(await anext(messages), Message)
+        with pytest.raises(BrokerUnavailableError, match="tls_first=true"):
+            await broadcaster_from_url(url).start(RecordingSink())
+    with pytest.raises(BrokerUnavailableError, match="tls_first=false"):
+        await broadcaster_from_url(f"{nats_broker.url}?tls_first=true").start(RecordingSink())
+
+
+async def test_a_burst_of_publishes_is_confirmed(nats_broker: Broker) -> None:
+    """Fifty thousand publishes at one time are all confirmed, in order, on a link that stays."""
+    async with adapter(nats_broker.url) as (broadcaster, sink):
+        await broadcaster.subscribe(["burst"])
+        payloads = [b"%d" % number for number in range(50_000)]
+        await asyncio.gather(*[broadcaster.publish("burst", payload) for payload in payloads])
+        assert sink.payloads("burst") == payloads
+        assert not sink.losses
+
+
+async def test_a_server_that_gives_us_up_during_a_pause_is_an_ordinary_loss(private_nats: StartNats) -> None:
+    """A server with short pings closes the connection of a process that was stopped: everybody gets a gap."""
+    broker = private_nats('ping_interval: "100ms"\nping_max: 2')
+    async with Backplane(broker.url) as backplane, backplane.subscribe("room") as messages:
+        time.sleep(1)  # the event loop is blocked
+        assert isinstance(await anext(messages), Gap)
+        await backplane.publish("room", "hello")
+        assert isinstance(await anext(messages), Message)
+
+
+async def test_the_system_keeps_an_idle_connection_alive(nats_broker: Broker) -> None:
+    """The socket has TCP keepalive on: a worker without a channel sends no probe, and a NAT forgets what is idle."""
+    async with adapter(nats_broker.url) as (broadcaster, _):
+        await broadcaster.publish("room", b"x")
+        link = cast("Any", broadcaster)._link
+        connection: socket.socket = link._transport.get_extra_info("socket")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60

@@ -43,6 +43,23 @@ def test_parse(url: str, parts: tuple[str, str | None, str | None, str, str]) ->
     assert (parsed.scheme, parsed.username, parsed.password, parsed.netloc, parsed.path) == parts
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://u:w@a:1,b:2/x", "redis://u:w@a:1,redis://b:2/x", "redis://u:w@a:1,REDIS://u:w@b:2/x?prefix=y"]
+)
+def test_servers_may_repeat_scheme_and_user(url: str) -> None:
+    """Several servers are given as one URL, or as several with a comma between them."""
+    parsed = BrokerUrl.parse(url)
+    assert (parsed.username, parsed.password, parsed.netloc, parsed.path) == ("u", "w", "a:1,b:2", "/x")
+
+
+@pytest.mark.parametrize("url", ["redis://u:w@a,redis://v:w@b", "redis://a,redis://u:w@b"])
+def test_servers_of_two_users_are_refused(url: str) -> None:
+    """One link has one user, and the error shows none of them."""
+    with pytest.raises(ValueError, match="share one user") as caught:
+        BrokerUrl.parse(url)
+    assert "w" not in str(caught.value).replace("write", "")
+
+
 @given(st.text(min_size=1), st.text(), st.text())
 def test_escapes(username: str, password: str, path: str) -> None:
     """Any user name, password and path, percent-escaped, comes back as it was."""

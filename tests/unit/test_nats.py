@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from backplane import Backplane, ConfigurationError
 from backplane.adapters.nats import encode_channel
-from backplane.channels import MAX_CHANNEL_BYTES
+from backplane.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
 
 channels = st.text(min_size=1, max_size=MAX_CHANNEL_BYTES).filter(
     lambda name: (
         len(name.encode(errors="surrogatepass")) <= MAX_CHANNEL_BYTES and not re.search("[\ud800-\udfff]", name)
     )
 )
+
+reserved = channels.map(lambda name: RESERVED_PREFIX + name)
 
 
 @given(channels)
@@ -34,10 +36,29 @@ def test_a_channel_is_one_plain_token(channel: str) -> None:
     assert len(subject) <= len("shop.") + 3 * MAX_CHANNEL_BYTES
 
 
-@given(channels, channels)
+@given(reserved)
+@example("$backplane/")
+@example("$backplane//x")
+@example("$backplane/>/*")
+def test_one_wildcard_fits_every_reserved_channel(channel: str) -> None:
+    """A channel of the package itself has a token per part, the first of which no other channel has."""
+    subject = encode_channel("shop.", channel)
+    assert re.fullmatch(rb"shop\.=24backplane(\.[A-Za-z0-9_=-]+)+", subject)
+    assert len(subject) <= len("shop.") + 3 * len(channel.encode())
+
+
+def test_subject_of_the_probe() -> None:
+    """The random end of the probe's channel is a token of its own, so that a permission can name the rest."""
+    assert encode_channel("", "$backplane/probe/0123abcd") == b"=24backplane.probe.0123abcd"
+
+
+@given(channels | reserved, channels | reserved)
 @example("=3E", ">")
 @example("a=2Eb", "a.b")
 @example("=3e", "=3E")
+@example("$backplane/a.b", "$backplane/a/b")
+@example("$backplane//", "$backplane/=")
+@example("$backplane.a", "$backplane/a")
 def test_two_channels_never_share_a_subject(one: str, other: str) -> None:
     """The encoding is injective."""
     assert (encode_channel("", one) == encode_channel("", other)) == (one == other)
@@ -59,12 +80,23 @@ def test_a_token_is_masked() -> None:
     assert backplane.url == "nats://:***@localhost"
 
 
+@pytest.mark.parametrize("url", ["ws://localhost", "wss://localhost"])
+def test_websockets_of_nats_are_refused(url: str) -> None:
+    """NATS over WebSockets is no scheme of this package, and the error names those that are."""
+    with pytest.raises(ConfigurationError, match=r"unknown scheme 'wss?'.*nats.*tls"):
+        Backplane(url)
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
         ("nats://localhost:notaport", "host:port"),
         ("nats://one,two:99999", "host:port"),
         ("nats://localhost/shop", "no path"),
+        ("nats://one,tls://two", "nats://one:4222,two:4222"),
+        ("nats://alice:x@one,nats://bob:y@two", "share one user"),
+        ("nats://one,nats://bob:y@two", "share one user"),
+        ("nats://one?tls_keyfile=key.pem", "tls_certfile"),
         ("nats://localhost?prefix=shop", "ended by a dot"),
         ("nats://localhost?prefix=>.", "ended by a dot"),
     ],
