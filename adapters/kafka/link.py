@@ -316,8 +316,8 @@ class KafkaLink:
         topic, replicas = self.target.topic, self.target.replicas
         if replicas == -1:
             replicas = min(3, len(topology.addresses))
-        address = topology.addresses.get(topology.controller, next(iter(topology.addresses.values())))
-        controller = await self._connect(address, lambda _: None)
+        node = topology.controller if topology.controller in topology.addresses else next(iter(topology.addresses))
+        controller = await self._connect(topology.addresses[node], lambda _: None, node)
         try:
             milliseconds = int(self.target.request_timeout_seconds * 1000)
             code, message = await controller.create_topic(topic, partitions, replicas, milliseconds)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiokafka.conn import AIOKafkaConnection, CloseReason  # type: ignore[import-untyped]
-from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaError, SaslAuthenticationFailed  # type: ignore[import-untyped]
 from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest  # type: ignore[import-untyped]
 from aiokafka.protocol.transaction import InitProducerIdRequest  # type: ignore[import-untyped]
 
@@ -194,7 +194,7 @@ class Connection:
         self._on_end = on_end
         self._timeout_seconds = timeout_seconds
         self._transport: asyncio.Transport | None = None
-        self._inner = _BoundedConnection(
+        self._inner = _CarefulConnection(
             *address,
             client_id="backplane",
             request_timeout_ms=_NO_LIMIT_MS,
@@ -351,10 +351,11 @@ class Connection:
             self._on_end(f"the connection to {self._address} {why}")
 
 
-class _BoundedConnection(AIOKafkaConnection):  # type: ignore[misc]
-    """aiokafka's connection, which believes every length: a port that speaks TLS "announces" 350 MB."""
+class _CarefulConnection(AIOKafkaConnection):  # type: ignore[misc]
+    """aiokafka's connection, less credulous."""
 
     def _create_reader_task(self) -> Any:
+        """Bound the length of an answer: a port that speaks TLS "announces" 350 MB."""
         reader = self._reader
         read = reader.readexactly
 
@@ -365,6 +366,19 @@ class _BoundedConnection(AIOKafkaConnection):  # type: ignore[misc]
 
         reader.readexactly = readexactly
         return super()._create_reader_task()
+
+    def authenticator_oauth(self) -> Any:
+        """Return what logs in with a token, and takes the broker's "no" for one: aiokafka goes on as if logged in."""
+        inner: Any = super().authenticator_oauth()
+        step = inner.step
+
+        async def checked(answer: bytes | None) -> Any:
+            if answer:  # https://www.rfc-editor.org/rfc/rfc7628#section-3.2.2
+                raise SaslAuthenticationFailed(answer.decode(errors="replace"))
+            return await step(answer)
+
+        inner.step = checked
+        return inner
 
 
 def _produce_answer(found: Sequence[Any]) -> ProduceAnswer:
