@@ -333,7 +333,7 @@ async def test_learned_brokers_are_asked_when_the_one_of_the_url_is_gone(kafka_c
             await backplane.publish("room", "before")
             first.kill9()
             await backplane.wait_for_state("degraded")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await backplane.wait_for_state("live")
             await backplane.publish("room", "after")
             assert await _texts(messages, 2) == ["before", "after"]
