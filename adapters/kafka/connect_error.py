@@ -68,9 +68,7 @@ def connect_error(error: Exception, url: str, address: str, node: int | None, se
 def _unreached(url: str, address: str, node: int | None) -> str:
     if node is None:
         return f"cannot reach {url} ({address})"
-    return (
-        f"cannot reach broker {node} at {address}, the address in its advertised.listeners, though its cluster answers"
-    )
+    return f"cannot reach broker {node} at {address}, the address in its advertised.listeners (the cluster answers)"
 
 
 def _reason(error: Exception) -> str:

@@ -153,23 +153,27 @@ class KafkaLink:
         self.limits = _limits(config)
 
     async def leader(self, node: int) -> Connection:
-        """Return the connection for publishing to broker `node`; opens it anew where the broker has closed it.
+        """Return the connection for publishing to broker `node`.
+
+        Opens it anew where the broker has closed it, and replaces it before its login runs out.
 
         Raises:
             BrokerError: It cannot be reached any more.
         """
-        connection = self._leaders.get(node)
-        if connection is not None and not connection.is_over:
+        if (connection := self._usable_leader(node)) is not None:
             return connection
         async with self._opening[node]:
-            connection = self._leaders.get(node)
-            if connection is None or connection.is_over:
+            if (connection := self._usable_leader(node)) is None:
+                old = self._leaders.get(node)
                 connection = self._leaders[node] = await self._open_leader(node)
+                self._drop(old)
             return connection
 
-    async def connect(self, node: int) -> Connection:
-        """Open one more connection to broker `node`; it ends with the link, and the link with it."""
-        return await self._connect(self._address(node), self.lost, node)
+    async def connect(self, node: int, old: Connection | None = None) -> Connection:
+        """Open one more connection to broker `node`, in place of `old`; it ends with the link, and the link with it."""
+        connection = await self._connect(self._address(node), self.lost, node)
+        self._drop(old)
+        return connection
 
     async def refresh(self) -> None:
         """Ask every leader where the partitions are now, which also keeps quiet connections from being closed.
@@ -205,6 +209,17 @@ class KafkaLink:
         """Wait, after `abort`, until every socket is closed."""
         for connection in list(self._connections):
             await connection.wait_gone()
+
+    def _usable_leader(self, node: int) -> Connection | None:
+        connection = self._leaders.get(node)
+        if connection is None or connection.is_over or (connection.expires_soon and not connection.awaited):
+            return None
+        return connection
+
+    def _drop(self, old: Connection | None) -> None:
+        if old is not None:
+            self._connections.discard(old)
+            old.abort()
 
     async def _find(self) -> Topology:
         """Ask the brokers of the URL, then those that it led to before; each gets its share of the time."""

@@ -61,12 +61,14 @@ async def ask_password(credentials: Callable[[], Any], mechanism: str) -> tuple[
         BrokerUnavailableError: The callable raised.
         BrokerAuthenticationError: It returned something else.
     """
-    pair = await _ask(credentials)
-    if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
-        raise BrokerAuthenticationError(
-            f"credentials returned {type(pair).__name__}, and {mechanism} needs (username, password)", adapter="kafka"
-        )
-    return pair
+    match await _ask(credentials):
+        case (str() as username, str() as password):
+            return username, password
+        case other:
+            raise BrokerAuthenticationError(
+                f"credentials returned {type(other).__name__}, and {mechanism} needs (username, password)",
+                adapter="kafka",
+            )
 
 
 class Token(AbstractTokenProvider):  # type: ignore[misc]
@@ -75,7 +77,7 @@ class Token(AbstractTokenProvider):  # type: ignore[misc]
     def __init__(self, token: str) -> None:
         self._token = token
 
-    async def token(self) -> str:
+    async def token(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  # aiokafka's says None
         """Return it."""
         return self._token
 

@@ -6,6 +6,7 @@ Laid out as in https://kafka.apache.org/protocol, in aiokafka's types. Where a b
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false, reportArgumentType=false, reportUntypedBaseClass=false
+# pyright: reportIncompatibleMethodOverride=false, reportAssignmentType=false, reportMissingTypeArgument=false
 # mypy: disable-error-code="misc, import-untyped"
 # aiokafka has no types for its users.
 

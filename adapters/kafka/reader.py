@@ -219,9 +219,12 @@ class KafkaReader:
 
     async def _fetch(self, link: KafkaLink, node: int, *, wait_ms: int, turn: int = 0) -> bool:
         """Read once from one broker; returns whether there was anything."""
+        connection = self._connections[node]
+        if connection.expires_soon:
+            connection = self._connections[node] = await link.connect(node, connection)
         wanted = self._wanted(link, node)
         asked = {partition: self._positions[partition] for partition in wanted[turn:] + wanted[:turn]}
-        answers = await self._connections[node].fetch(
+        answers = await connection.fetch(
             link.target.topic,
             link.topology.topic_id,
             asked,

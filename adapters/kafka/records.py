@@ -141,12 +141,8 @@ def _read(piece: bytes, position: int, end: int, following: int | None) -> Batch
         return Batch(position + 1, _OLD_EPOCH, problem="damaged records")
     base, _, epoch, _, _, attributes, last_delta = _HEADER.unpack_from(piece)
     after = base + last_delta + 1
-    try:
-        batch: Any = MemoryRecords(piece).next_batch()
-        is_sound = bool(batch.validate_crc())
-    except Exception:  # whatever a parser in C raises for bytes that are no batch
-        is_sound = False
-    if not is_sound:
+    batch = _sound_batch(piece)
+    if batch is None:
         # The checksum covers neither the first offset nor the length: the batch that follows is the better witness.
         if following is not None and position < following <= end:
             after = following
@@ -162,6 +158,15 @@ def _read(piece: bytes, position: int, end: int, following: int | None) -> Batch
     if codec_problem(name):
         return Batch(after, epoch, problem=f"records compressed with {name}", codec=name)
     return _take(batch, found, position)
+
+
+def _sound_batch(piece: bytes) -> Any:
+    """Return the batch that aiokafka finds in `piece`, or `None` where it is damaged."""
+    try:
+        batch: Any = MemoryRecords(piece).next_batch()
+        return batch if batch.validate_crc() else None
+    except Exception:  # whatever a parser in C raises for bytes that are no batch
+        return None
 
 
 def _read_old(piece: bytes, position: int) -> Batch | None:

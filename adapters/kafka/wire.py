@@ -14,12 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiokafka.conn import AIOKafkaConnection, CloseReason  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError, SaslAuthenticationFailed  # type: ignore[import-untyped]
-from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest  # type: ignore[import-untyped]
+from aiokafka.protocol.admin import (  # type: ignore[import-untyped]
+    CreateTopicsRequest,
+    DescribeConfigsRequest,
+    SaslAuthenticateRequest,
+)
 from aiokafka.protocol.transaction import InitProducerIdRequest  # type: ignore[import-untyped]
 
 from backplane.adapters.kafka.codes import code_name
@@ -60,6 +65,8 @@ _TOPIC: Final = 2
 _LONGEST_MS: Final = 2**31 - 1
 # aiokafka's own limits are not used: they take a pause of this process for the broker's silence.
 _NO_LIMIT_MS: Final = 24 * 3600 * 1000
+# Of the time that a login lasts, when the connection is replaced.
+_RENEW_AFTER: Final = 0.8
 # No answer of a broker is larger: a record of `max_payload_bytes` at its most, or four mebibytes of smaller ones.
 _MAX_ANSWER_BYTES: Final = 300 * 1024 * 1024
 
@@ -232,6 +239,11 @@ class Connection:
         if self.is_over:
             raise ConnectionResetError("closed at once")
 
+    @property
+    def expires_soon(self) -> bool:
+        """Whether its login is about to run out: the broker then ends it at the next request (KIP-368)."""
+        return asyncio.get_running_loop().time() >= self._inner.renew_at
+
     def abort(self) -> None:
         """End it at once, whatever is still to be written."""
         self._aborted = self.is_over = True
@@ -354,15 +366,28 @@ class Connection:
 class _CarefulConnection(AIOKafkaConnection):  # type: ignore[misc]
     """aiokafka's connection, less credulous."""
 
+    renew_at = math.inf
+
+    def send(self, request: Any, expect_response: bool = True) -> Any:
+        """Send a request; note how long a login lasts, which aiokafka does not look at."""
+        answer: Any = super().send(request, expect_response)
+        return self._note_session(answer) if isinstance(request, SaslAuthenticateRequest) else answer
+
+    async def _note_session(self, answer: Any) -> Any:
+        found = await answer
+        if lifetime_ms := getattr(found, "session_lifetime_ms", 0):
+            self.renew_at = asyncio.get_running_loop().time() + _RENEW_AFTER * lifetime_ms / 1000
+        return found
+
     def _create_reader_task(self) -> Any:
         """Bound the length of an answer: a port that speaks TLS "announces" 350 MB."""
-        reader = self._reader
+        reader: Any = self._reader
         read = reader.readexactly
 
-        async def readexactly(size: int) -> bytes:
-            if not 0 <= size <= _MAX_ANSWER_BYTES:
-                raise ConnectionResetError(f"an answer of {size:,} bytes is none of Kafka's; does this port speak TLS?")
-            return cast("bytes", await read(size))
+        async def readexactly(n: int) -> Any:
+            if not 0 <= n <= _MAX_ANSWER_BYTES:
+                raise ConnectionResetError(f"an answer of {n:,} bytes is none of Kafka's; does this port speak TLS?")
+            return await read(n)
 
         reader.readexactly = readexactly
         return super()._create_reader_task()

@@ -1,7 +1,7 @@
 """What is particular to Kafka: refusals at the start, foreign records, resuming after outages, changes of the topic."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportMissingTypeStubs=false, reportArgumentType=false
+# pyright: reportMissingTypeStubs=false, reportArgumentType=false, reportPrivateUsage=false
 # aiokafka has no types.
 
 from __future__ import annotations
@@ -215,6 +215,31 @@ async def test_a_login_by_token(private_kafka: StartKafka, monkeypatch: pytest.M
     monkeypatch.setattr(sys.modules[__name__], "_token", lambda: _unsigned_token(-7200))
     with pytest.raises(BrokerAuthenticationError, match=r"is a clock wrong\? This machine's reads"):
         await Backplane(url).start()
+
+
+async def test_a_login_that_runs_out_costs_nothing(
+    private_kafka: StartKafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each connection is replaced, with a new token, before the broker ends it: no loss, no gap, nothing unknown."""
+    broker = private_kafka(KafkaConfig(takes_tokens=True, properties={"connections.max.reauth.ms": "2000"}))
+    handed_out: list[str] = []
+    module = ModuleType("short_tokens")
+    monkeypatch.setitem(sys.modules, "short_tokens", module)
+
+    def ask() -> str:
+        handed_out.append(_unsigned_token(60))
+        return handed_out[-1]
+
+    monkeypatch.setattr(module, "ask", ask, raising=False)
+    url = f"{broker.url}?sasl_mechanism=OAUTHBEARER&credentials=short_tokens:ask"
+    async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
+        at_first, number = len(handed_out), 0
+        while len(handed_out) < at_first + 6:
+            await backplane.publish("room", f"{number}")
+            assert await _texts(messages, 1) == [f"{number}"]
+            number += 1
+            await asyncio.sleep(0.05)  # the time that passes is what is tested
+        assert "degraded" not in caplog.text
 
 
 @pytest.mark.parametrize("ask", [lambda: ("alice", "secret"), lambda: None, lambda: ("alice",), lambda: 1 / 0])
@@ -488,6 +513,30 @@ async def test_a_foreign_record_arrives_as_it_is(url: str, topic: str) -> None:
             await foreign.send_and_wait(topic, payload, key=b"foreign")
         heard = [await anext(messages) for _ in range(4)]
     assert [item.data for item in heard if isinstance(item, Message)] == ["hello", "grüße", b"\xff\0", ""]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+async def test_a_topic_that_compresses_what_it_is_given_is_read(url: str, topic: str, compression: str) -> None:
+    """A broker that recompresses, whose answers an old fetch request cannot hold, is read like any other."""
+    async with _admin(url) as admin:
+        await admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"compression.type": compression})])
+    async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
+        await backplane.publish("room", "hello" * 100)
+        assert await _texts(messages, 1) == ["hello" * 100]
+
+
+async def test_a_topic_in_a_compression_that_is_not_installed_refuses_subscribers(
+    url: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the codec publishing goes on, and a subscription is refused with the command that installs it."""
+    monkeypatch.setattr("aiokafka.codec.cramjam", None)
+    async with _admin(url) as admin:
+        await admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"compression.type": "zstd"})])
+    async with Backplane(url) as backplane:
+        await backplane.publish("room", "hello")
+        with pytest.raises(SubscribeError, match=r"pip install 'fastapi-backplane\[kafka\]'"):
+            async with backplane.subscribe("room"):
+                pass
 
 
 @pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
@@ -889,7 +938,7 @@ async def _grant(broker: Broker, user: str, topic: str, operation: int, *, allow
     await admin.start()
     try:
         entry = CreateAclsRequest(_TOPIC, topic, _LITERAL, f"User:{user}", "*", operation, _ALLOW if allow else _DENY)
-        answer = await admin._send_to_controller(entry)
+        answer: Any = await admin._send_to_controller(entry)
         assert not answer.creation_responses[0][0]
     finally:
         await admin.close()

@@ -393,6 +393,8 @@ class Node:
         ends: Where each partition begins and ends.
     """
 
+    expires_soon = False
+
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.batches: list[bytes] = []
