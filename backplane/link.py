@@ -47,6 +47,7 @@ class Link:
         self._probe_channel = probe_channel
         self._confirmed = False
         self._early_gaps: list[tuple[Collection[str] | All, str]] = []
+        self._early_messages: list[tuple[str, bytes, Position | None]] = []  # after those gaps
 
     @property
     def is_over(self) -> bool:
@@ -65,7 +66,10 @@ class Link:
         self.carried = True
         self.received_at = self._loop.time()
         if channel != self._probe_channel:
-            self._hub.deliver(channel, payload, position)
+            if self._early_gaps:
+                self._early_messages.append((channel, payload, position))
+            else:
+                self._hub.deliver(channel, payload, position)
         elif self.echo is not None and not self.echo.done():
             self.echo.set_result(None)
 
@@ -87,11 +91,14 @@ class Link:
         self._hub.revoke(channels, reason)
 
     def confirm(self) -> None:
-        """Every wanted channel is confirmed: tell the gaps that were found before."""
+        """Every wanted channel is confirmed: report the gaps that were found before, then what was received after."""
         self._confirmed = True
         for channels, reason in self._early_gaps:
             self._hub.gap(channels, reason)
         self._early_gaps.clear()
+        for channel, payload, position in self._early_messages:
+            self._hub.deliver(channel, payload, position)
+        self._early_messages.clear()
 
     def lost(self, error: BrokerError) -> None:
         """End it, with the error that its owner then sees."""

@@ -15,15 +15,19 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from backplane.adapters.kafka.link import KafkaLink, Target, unavailable
+from backplane.adapters.kafka.connect_error import unavailable
+from backplane.adapters.kafka.link import KafkaLink, Learned, Target
+from backplane.adapters.kafka.login import Token, ask_password, ask_token, find_callable
 from backplane.adapters.kafka.producer import KafkaProducer
-from backplane.adapters.kafka.reader import KafkaReader, Pace
+from backplane.adapters.kafka.reader import KafkaReader, NotReadableError, Pace
 from backplane.adapters.kafka.wire import Security
 from backplane.broadcaster import Broadcaster, Capabilities, Options
-from backplane.errors import BrokerError, ConfigurationError
+from backplane.deadline import PatientTimeout
+from backplane.errors import BrokerError, ConfigurationError, SubscribeError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine
+    from collections.abc import Callable, Collection, Coroutine
+    from typing import Any
 
     from backplane.broadcaster import BrokerUrl, Sink
 
@@ -53,7 +57,8 @@ class KafkaOptions(Options):
     latency: Literal["low", "balanced", "cheap"] = "low"
     """`low`: each message at once; `balanced`: up to 5 ms later, and `cheap`: up to 25 ms, for less CPU per message."""
     max_payload_bytes: int = Field(default=1_000_000, gt=0, le=256 * 1024 * 1024)
-    """Largest payload, in bytes. The topic's `max.message.bytes` (1,048,588 by default) must be 400 bytes above it."""
+    """Largest payload, in bytes. Where the user may DESCRIBE_CONFIGS the topic, it is lowered to what the topic takes:
+    400 bytes below its `max.message.bytes` (1,048,588 by default)."""
     max_pending_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
     """Most bytes published and not yet answered; one message is always taken. Over it `publish` raises."""
     connect_timeout_seconds: float = Field(default=5.0, gt=0)
@@ -62,8 +67,12 @@ class KafkaOptions(Options):
     """How long the broker may take for an answer; a link without answers is lost."""
     metadata_max_age_seconds: float = Field(default=30.0, gt=0)
     """How often to look for new partitions."""
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    """How to log in, where the URL holds a user name and password. `PLAIN` without TLS shows them to the network."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "PLAIN"
+    """How to log in, where the URL holds a user name and password, or `credentials` hands them out. `PLAIN` and
+    `OAUTHBEARER` without TLS show them to the network."""
+    credentials: str = Field(default="", pattern=r"^$|^[\w.]+:[\w.]+$")
+    """A function of the application, `package.module:function`, sync or async, that is called at each login and returns
+    `(username, password)`, or a token for `OAUTHBEARER`. Defaults to what the URL holds."""
     tls: bool = False
     """Whether to speak TLS."""
     ssl_ca_certs: str | None = None
@@ -89,16 +98,28 @@ class KafkaBroadcaster(Broadcaster):
         super().__init__(url, options)
         if url.path.strip("/"):
             raise ConfigurationError(f"kafka: a URL has no path; the topic is an option: ?topic={url.path.strip('/')}")
-        if not options.tls and (options.ssl_ca_certs or options.ssl_certfile or options.ssl_keyfile):
-            raise ConfigurationError("kafka: the files of TLS are given without tls=true")
+        if not options.tls and (
+            ignored := sorted(name for name in options.model_fields_set if name.startswith("ssl_"))
+        ):
+            raise ConfigurationError(f"kafka: {', '.join(ignored)} given without tls=true: nothing would be encrypted")
+        if options.ssl_keyfile and not options.ssl_certfile:
+            raise ConfigurationError("kafka: ssl_keyfile is given without ssl_certfile")
+        if options.credentials and url.username is not None:
+            raise ConfigurationError("kafka: credentials is given, and a user name in the URL too")
+        if options.sasl_mechanism == "OAUTHBEARER" and not options.credentials:
+            raise ConfigurationError("kafka: OAUTHBEARER needs credentials=package.module:function, for a token")
         self._target = Target(
             url=str(url),
             servers=_servers(url),
             topic=options.topic,
             partitions=options.partitions if options.create_topic else None,
             replicas=options.replication_factor,
+            connect_timeout_seconds=options.connect_timeout_seconds,
             request_timeout_seconds=options.request_timeout_seconds,
         )
+        self._learned = Learned()
+        self._max_payload_bytes = options.max_payload_bytes
+        self._warned = False
         self._sink: Sink | None = None
         self._link: KafkaLink | None = None
         self._producer: KafkaProducer | None = None
@@ -115,12 +136,13 @@ class KafkaBroadcaster(Broadcaster):
             reach="network",
             publish_returns="stored",
             resumes=True,
-            max_payload_bytes=self.options.max_payload_bytes,
+            max_payload_bytes=self._max_payload_bytes,
         )
 
     async def start(self, sink: Sink) -> None:
         """Find the topic and connect to its leaders; reading begins with the first subscription, at the end."""
         options = self.options
+        self._warned = False
         self._producer = KafkaProducer(options.max_payload_bytes, options.max_pending_bytes, self._spawn)
         self._reader = KafkaReader(_PACES[options.latency], self._spawn)
         await self._open(sink)
@@ -149,7 +171,10 @@ class KafkaBroadcaster(Broadcaster):
         self._reader.channels = {channel.encode(): channel for channel in channels}
         await self._open(sink)
         if channels:
-            await self._require_reader()
+            try:
+                await self._require_reader()
+            except NotReadableError as error:
+                logger.warning("%s", error)  # which `subscribe` raises to those whom it concerns
 
     async def stop(self) -> None:
         """Close the link; publishes without an answer raise `PublishOutcomeUnknownError`."""
@@ -176,7 +201,10 @@ class KafkaBroadcaster(Broadcaster):
 
     async def subscribe(self, channels: Collection[str]) -> None:
         """Pick `channels` from now on; the first call finds the end of every partition and begins to read."""
-        reader = await self._require_reader()
+        try:
+            reader = await self._require_reader()
+        except NotReadableError as error:
+            raise SubscribeError(dict.fromkeys(channels, str(error)), adapter="kafka") from error
         for channel in channels:
             reader.channels[channel.encode()] = channel
 
@@ -202,17 +230,12 @@ class KafkaBroadcaster(Broadcaster):
         assert self._producer is not None
         self._sink, self._reported = sink, False
         self._reader_opening = asyncio.Lock()
-        security = Security(
-            ssl_context=await asyncio.to_thread(_ssl_context, self.options) if self.options.tls else None,
-            mechanism=self.options.sasl_mechanism,
-            username=self.url.username,
-            password=self.url.password or "",
-        )
-        link = self._link = KafkaLink(self._target, security, self._lost)
+        link = self._link = KafkaLink(self._target, await self._prepare_login(), self._learned, self._spawn, self._lost)
         seconds = self.options.connect_timeout_seconds
         try:
-            async with asyncio.timeout(seconds):
+            async with PatientTimeout(seconds):
                 await link.open()
+                self._apply_limits(link)
                 await self._producer.open(link)
         except TimeoutError:
             link.abort()
@@ -222,13 +245,42 @@ class KafkaBroadcaster(Broadcaster):
             raise
         self._spawn(self._watch(link), "kafka-watch")
 
+    async def _prepare_login(self) -> Callable[[], Coroutine[Any, Any, Security]]:
+        """Return what makes a `Security` for each connection, with credentials that are fresh."""
+        options, url = self.options, self.url
+        context = await asyncio.to_thread(_ssl_context, options) if options.tls else None
+        credentials = find_callable(options.credentials) if options.credentials else None
+
+        async def login() -> Security:
+            mechanism, username, password, token = options.sasl_mechanism, url.username, url.password or "", None
+            if credentials is not None and mechanism == "OAUTHBEARER":
+                token = Token(await ask_token(credentials))
+            elif credentials is not None:
+                username, password = await ask_password(credentials, mechanism)
+            return Security(ssl_context=context, mechanism=mechanism, username=username, password=password, token=token)
+
+        return login
+
+    def _apply_limits(self, link: KafkaLink) -> None:
+        assert self._producer is not None
+        limits, wanted = link.limits, self.options.max_payload_bytes
+        self._max_payload_bytes = min(wanted, limits.max_payload_bytes or wanted)
+        self._producer.max_payload_bytes = self._max_payload_bytes
+        if limits.is_compacted and not self._warned:
+            self._warned = True
+            logger.warning(
+                "topic %r is compacted: the broker deletes each message that a later one of its channel has replaced, "
+                "so a worker that was away misses some, with a gap; set cleanup.policy=delete",
+                self.options.topic,
+            )
+
     async def _require_reader(self) -> KafkaReader:
         async with self._reader_opening:
             if self._link is None or self._link.is_over or self._reader is None or self._sink is None:
                 raise unavailable("the link is closed")
             if not self._reader.is_open:
                 try:
-                    async with asyncio.timeout(self.options.connect_timeout_seconds):
+                    async with PatientTimeout(self.options.connect_timeout_seconds):
                         await self._reader.open(self._link, self._sink)
                 except TimeoutError:
                     raise unavailable("the brokers do not tell where the topic ends") from None
@@ -239,6 +291,8 @@ class KafkaBroadcaster(Broadcaster):
         while True:
             await asyncio.sleep(self.options.metadata_max_age_seconds)
             await link.refresh()
+            if self._producer is not None:
+                await self._producer.follow(link)
             if self._reader is not None:
                 await self._reader.follow()
 

@@ -1,76 +1,90 @@
 """Publishing to Kafka: one batch on its way per partition, the next one filling meanwhile.
 
-Idempotent (https://kafka.apache.org/documentation/#semantics): a batch whose answer did not come is sent again over the
-next link under its old sequence number, and the broker drops the repetition.
+Idempotent (https://kafka.apache.org/documentation/#semantics): a batch whose answer did not come is sent again, over
+another connection or the next link, under its old sequence number, and the broker drops the repetition.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from backplane.adapters.kafka.link import unavailable
-from backplane.adapters.kafka.wire import Records, partition_hash, words
-from backplane.errors import BrokerError, PublishError, PublishOutcomeUnknownError
+from backplane.adapters.kafka.batch import PublishBatch
+from backplane.adapters.kafka.codes import Meaning, code_name, meaning
+from backplane.adapters.kafka.connect_error import clock_hint, unavailable
+from backplane.adapters.kafka.records import partition_hash
+from backplane.adapters.kafka.wire import ConnectionEndedError, Identity, ProduceAnswer
+from backplane.errors import PublishError, PublishOutcomeUnknownError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from backplane.adapters.kafka.link import KafkaLink
-    from backplane.adapters.kafka.wire import Connection, Identity
 
 __all__ = ["KafkaProducer"]
 
-_DUPLICATE: Final = 46
-# The broker lost what it knew of this producer, or gave its place away: a new identity is needed.
-_FORGOTTEN: Final = frozenset({45, 47, 49, 59, 90})
-# The broker had not yet heard of the topic, the leader moved, a replica was slow: the same batch can succeed later.
-_LATER: Final = frozenset({3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 20, 56, 74, 75})
-_TOO_FEW_REPLICAS: Final = 19
-_LOADING: Final = frozenset({7, 14, 15, 16})
-_LOADING_PAUSE_SECONDS: Final = 0.05
+logger = logging.getLogger("backplane.kafka")
+
+_INVALID_TIMESTAMP: Final = 32
 _MAX_SEQUENCE: Final = 2**31
-# Links in a row that ended while a batch was under way: it is taken for the reason, and sent no more.
-_MAX_UNANSWERED: Final = 3
 _MAX_BATCH_BYTES: Final = 256 * 1024
+# A batch that the broker puts off is sent again after this time, doubled up to the second.
+_FIRST_PAUSE_SECONDS: Final = 0.05
+_MAX_PAUSE_SECONDS: Final = 1.0
+# How often it is put off, some 1.5 s in all, before its publishers are told: less than `publish_timeout_seconds`.
+_MAX_RETRIES: Final = 5
+# A message that was alone on its way when as many connections ended is what ends them. Two can be chance, and then the
+# message may stand in the log.
+_MAX_KILLED: Final = 3
 
 
 class KafkaProducer:
     """What is published in one life of the adapter, over however many links.
 
     Args:
-        max_payload_bytes: Largest payload; a batch of several records is kept below it, as it must be below the topic's
-            `max.message.bytes` too.
         max_pending_bytes: Most bytes published and not yet answered.
         spawn: Starts a task whose failure is the link's loss.
+
+    Attributes:
+        max_payload_bytes: Largest payload; a batch of several records is kept below it, as it must be below the topic's
+            `max.message.bytes` too.
     """
 
     def __init__(
         self, max_payload_bytes: int, max_pending_bytes: int, spawn: Callable[..., asyncio.Task[None]]
     ) -> None:
-        self._max_batch_bytes = min(_MAX_BATCH_BYTES, max_payload_bytes)
+        self.max_payload_bytes = max_payload_bytes
         self._max_pending_bytes = max_pending_bytes
         self._spawn = spawn
         self._pending_bytes = 0
-        self._queues: dict[int, deque[_Batch]] = {}
+        self._queues: dict[int, deque[PublishBatch]] = {}
         self._sequences: dict[int, int] = {}
         self._identity: Identity | None = None
+        self._identifying = asyncio.Lock()
+        self._forbidden = ""
+        self._log: tuple[str | None, bytes] | None = None
         self._link: KafkaLink | None = None
         self._sending: dict[int, asyncio.Task[None]] = {}
         self._awaited: set[int] = set()  # partitions with a batch on its way
+        self._resting: dict[int, asyncio.TimerHandle] = {}  # partitions whose batch the broker has put off
 
     async def open(self, link: KafkaLink) -> None:
         """Send over `link` from now on, first what the link before left unanswered.
 
+        A user who may not publish is no error: whatever is published then raises.
+
         Raises:
-            BrokerUnavailableError: The broker is gone.
-            BrokerError: It grants no identity.
+            BrokerUnavailableError: The broker is gone, or grants no identity yet.
         """
-        if any(queue and queue[0].unanswered >= _MAX_UNANSWERED for queue in self._queues.values()):
-            self._forget_identity("links ended over it again and again")
-        if self._identity is None:
-            self._identity = await _identify(link.leader(link.topology.leaders[0]))
+        log = (link.topology.cluster, link.topology.topic_id)
+        if self._log not in (None, log):
+            # Another cluster may have given the identity to somebody else, and would drop what is new as a repetition.
+            self._forget_identity()
+            self._fail_sent("the topic was created anew")
+        self._log = log
+        await self._identify(link)
         self._link = link
         for partition in list(self._queues):
             if partition in link.topology.leaders:
@@ -78,10 +92,18 @@ class KafkaProducer:
             else:
                 self._fail(self._queues.pop(partition), "the partition is gone")
 
+    async def follow(self, link: KafkaLink) -> None:
+        """Ask again for the right to publish, where it was denied: it may have been granted."""
+        if self._forbidden:
+            await self._identify(link)
+
     def close(self) -> None:
         """Forget the link; what is unanswered waits for the next one, or for `fail`."""
         self._link = None
         self._sending.clear()
+        for timer in self._resting.values():
+            timer.cancel()
+        self._resting.clear()
 
     def fail(self, reason: str) -> None:
         """Fail every publish: what never left for certain, what awaited its answer as unknown."""
@@ -99,6 +121,8 @@ class KafkaProducer:
         link, size = self._link, len(key) + len(payload)
         if link is None or link.is_over:
             raise unavailable("the link is lost")
+        if self._forbidden:
+            raise PublishError(self._forbidden, adapter="kafka")
         if self._pending_bytes and self._pending_bytes + size > self._max_pending_bytes:
             raise PublishError(
                 f"{self._pending_bytes:,} bytes await the broker's answer; publish slower, or raise max_pending_bytes",
@@ -107,23 +131,51 @@ class KafkaProducer:
             )
         partition = partition_hash(key) % len(link.topology.leaders)
         queue = self._queues.setdefault(partition, deque())
-        if not queue or not queue[-1].append(key, payload):
-            queue.append(_Batch(self._max_batch_bytes))
-            queue[-1].append(key, payload)
+        answered = queue[-1].append(key, payload) if queue else None
+        if answered is None:
+            queue.append(PublishBatch(min(_MAX_BATCH_BYTES, self.max_payload_bytes)))
+            answered = queue[-1].append(key, payload)
+            assert answered is not None
         self._pending_bytes += size
-        answered = queue[-1].add_waiter()
         self._send_soon(partition)
         try:
             await answered
         finally:
             self._pending_bytes -= size
 
-    def _fail(self, queue: deque[_Batch], reason: str) -> None:
+    async def _identify(self, link: KafkaLink) -> None:
+        """Get an identity, or keep why there is none; the tasks that send share one."""
+        async with self._identifying:
+            if self._identity is not None:
+                return
+            connection = await link.leader(next(iter(link.topology.leaders.values())))
+            code, identity = await connection.identify()
+            while meaning(code) is Meaning.PASSING:  # a cluster that has just come up; no event tells when it is ready
+                await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+                code, identity = await connection.identify()
+        if not code:
+            self._identity, self._forbidden = identity, ""
+            return
+        if meaning(code) is not Meaning.FORBIDDEN:
+            raise unavailable(f"no identity as a producer: {code_name(code)}")
+        words = f"not authorized to publish to topic {link.target.topic!r} ({code_name(code)}): grant WRITE on it"
+        if self._forbidden != words:
+            logger.warning("this process can only listen: %s", words)
+        self._forbidden = words
+        self.fail(words)
+
+    def _fail(self, queue: deque[PublishBatch], reason: str) -> None:
         for batch in queue:
-            batch.fail(_unknown(reason) if batch.was_sent else unavailable(reason))
+            batch.fail(_unknown(reason) if batch.sent else unavailable(reason))
+
+    def _fail_sent(self, reason: str) -> None:
+        for queue in self._queues.values():
+            while queue and queue[0].sent:
+                queue.popleft().fail(_unknown(reason))
 
     def _send_soon(self, partition: int) -> None:
-        assert self._link is not None
+        if self._link is None or partition in self._resting:
+            return
         node = self._link.topology.leaders[partition]
         sending = self._sending.get(node)
         if sending is None or sending.done():
@@ -131,129 +183,140 @@ class KafkaProducer:
 
     async def _send(self, link: KafkaLink, node: int) -> None:
         """Send to one broker until nothing is left; all that was published in one pass of the loop goes at once."""
-        connection: Connection = link.leader(node)
         milliseconds = int(link.target.request_timeout_seconds * 1000)
-        while heads := self._heads(link, node):
+        while self._heads(link, node):
+            await self._identify(link)
+            connection = await link.leader(node)
+            heads = self._heads(link, node)
             batches = {partition: self._build(partition, batch) for partition, batch in heads.items()}
             self._awaited |= heads.keys()
             try:
-                answers = await connection.produce(link.target.topic, batches, milliseconds)
+                answers = await connection.produce(link.target.topic, batches, milliseconds) if batches else {}
+            except ConnectionEndedError as error:
+                self._suspect(heads, str(error))
+                continue  # over a new connection, where the broker can be reached
             finally:
                 self._awaited -= heads.keys()
-            failed = {code for partition, code in answers.items() if not self._settle(partition, code)}
-            if failed:
-                link.lost(f"publishing failed: {', '.join(map(words, failed))}")
+            moved = [self._settle(partition, batch, answers) for partition, batch in heads.items()]
+            if any(moved):
+                link.lost(f"publishing failed: {', '.join(sorted(set(filter(None, moved))))}")
                 return
             for partition in heads:
-                if self._queues[partition] and link.topology.leaders.get(partition, node) != node:  # it moved meanwhile
-                    self._send_soon(partition)
+                if self._queues.get(partition) and link.topology.leaders.get(partition, node) != node:
+                    self._send_soon(partition)  # it moved meanwhile
 
-    def _heads(self, link: KafkaLink, node: int) -> dict[int, _Batch]:
-        leaders, awaited = link.topology.leaders, self._awaited
-        return {
+    def _heads(self, link: KafkaLink, node: int) -> dict[int, PublishBatch]:
+        """Return what is next; a batch on which a connection ended goes alone, to find out which one ends them."""
+        leaders, busy = link.topology.leaders, self._awaited | self._resting.keys()
+        heads = {
             partition: queue[0]
             for partition, queue in self._queues.items()
-            if queue and leaders.get(partition) == node and partition not in awaited
+            if queue and leaders.get(partition) == node and partition not in busy
         }
+        suspects = [partition for partition, batch in heads.items() if batch.sent > batch.retries]
+        return {suspects[0]: heads[suspects[0]]} if suspects else heads
 
-    def _build(self, partition: int, batch: _Batch) -> bytes:
+    def _build(self, partition: int, batch: PublishBatch) -> bytes:
         assert self._identity is not None
-        if batch.sequence is None:
-            batch.sequence = self._sequences.get(partition, 0)
-            self._sequences[partition] = (batch.sequence + batch.count) % _MAX_SEQUENCE
-        return batch.build(self._identity)
+        sequence = self._sequences.get(partition, 0)
+        if batch.identity is None:
+            self._sequences[partition] = (sequence + batch.count) % _MAX_SEQUENCE
+        return batch.build(self._identity, sequence)
 
-    def _settle(self, partition: int, code: int) -> bool:
-        """Take the broker's answer for the first batch of `partition`; returns whether the link can go on."""
-        batch = self._queues[partition][0]
-        batch.unanswered = 0
-        if code in _LATER:
-            return False
+    def _suspect(self, heads: Mapping[int, PublishBatch], reason: str) -> None:
+        """Set aside what ends every connection: a request that is larger than the broker reads, say."""
+        if len(heads) > 1:
+            return
+        for partition, batch in heads.items():
+            batch.killed += 1
+            if batch.killed < _MAX_KILLED or not self._is_next(partition, batch):
+                continue
+            if batch.count > 1:
+                self._replace(partition, batch, batch.halves())
+                continue
+            self._queues[partition].popleft()
+            logger.warning("gave up a message on channel %r: every connection ended that it was sent on", batch.key)
+            batch.fail(_unknown(f"{reason} each time it was sent: is it larger than socket.request.max.bytes?"))
+            self._forget_identity()  # whether its number was used is not known
+
+    def _settle(self, partition: int, batch: PublishBatch, answers: Mapping[int, ProduceAnswer]) -> str:
+        """Take the broker's answer to `batch`; returns why the link must be opened anew, if it must."""
+        answer = answers.get(partition, _NO_ANSWER)
+        means = meaning(answer.code)
+        if not self._is_next(partition, batch):
+            return ""
+        if means is Meaning.MOVED:
+            return code_name(answer.code)
+        if means in (Meaning.WRONG_CONTENT, Meaning.CORRUPT) and batch.count > 1:
+            self._split(partition, batch, answer)
+            return ""
+        can_wait = batch.retries < _MAX_RETRIES and means in (Meaning.PASSING, Meaning.CORRUPT)
+        if means is Meaning.STORED_MAYBE or can_wait:
+            self._rest(partition, batch)
+            return ""
         self._queues[partition].popleft()
-        if code in (0, _DUPLICATE):
+        if means is Meaning.OK:
             batch.succeed()
-            return True
-        retriable = code == _TOO_FEW_REPLICAS
-        batch.fail(
-            _unknown(words(code))
-            if batch.was_repeated
-            else PublishError(f"refused: {words(code)}", adapter="kafka", retriable=retriable)
-        )
-        if code in _FORGOTTEN:
-            self._forget_identity(words(code))
-            return False
-        if batch.sequence is not None:  # what was not stored used no number
-            self._sequences[partition] = batch.sequence
-        return True
+        elif batch.sent > 1 + batch.retries or means in (Meaning.FORGOTTEN, Meaning.UNPLACED):
+            # An answer that says nothing of the batch, or comes to its repetition: it can be in the log all the same.
+            batch.fail(_unknown(_words(answer)))
+            self._forget_identity()
+        else:
+            batch.fail(_refused(answer))
+            self._take_back(partition, batch)
+        return ""
 
-    def _forget_identity(self, reason: str) -> None:
-        """Numbers of the old identity are worth nothing to the next one: fail what carries them."""
+    def _is_next(self, partition: int, batch: PublishBatch) -> bool:
+        queue = self._queues.get(partition)
+        return bool(queue) and queue[0] is batch  # type: ignore[index]
+
+    def _rest(self, partition: int, batch: PublishBatch) -> None:
+        seconds = min(_FIRST_PAUSE_SECONDS * 2**batch.retries, _MAX_PAUSE_SECONDS)
+        batch.retries += 1
+        self._resting[partition] = asyncio.get_running_loop().call_later(seconds, self._wake, partition)
+
+    def _wake(self, partition: int) -> None:
+        del self._resting[partition]
+        if self._link is not None and not self._link.is_over and partition in self._link.topology.leaders:
+            self._send_soon(partition)
+
+    def _split(self, partition: int, batch: PublishBatch, answer: ProduceAnswer) -> None:
+        """Let only those records fail that the broker does not take; where it does not name them, halve the batch."""
+        culprits = {index: words for index, words in answer.culprits.items() if index < batch.count}
+        for index, words in culprits.items():
+            batch.fail(_refused(ProduceAnswer(answer.code, words or answer.message)), only={index})
+        self._replace(partition, batch, batch.without(culprits) if culprits else batch.halves())
+
+    def _replace(self, partition: int, batch: PublishBatch, parts: list[PublishBatch]) -> None:
+        queue = self._queues[partition]
+        queue.popleft()
+        queue.extendleft(reversed(parts))
+        self._take_back(partition, batch)
+
+    def _take_back(self, partition: int, batch: PublishBatch) -> None:
+        """Give the number of a batch that was not stored to the next one."""
+        if batch.identity == self._identity:
+            self._sequences[partition] = batch.sequence
+
+    def _forget_identity(self) -> None:
+        """Go on under a new identity; what is on its way keeps the old one, in which its numbers count."""
         self._identity = None
         self._sequences.clear()
-        for queue in self._queues.values():
-            if queue and queue[0].sequence is not None:
-                queue.popleft().fail(_unknown(reason))
 
 
-class _Batch:
-    """Records of one partition, and who waits for their answer."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._records = Records(max_bytes)
-        self._waiters: list[asyncio.Future[None]] = []
-        self._sent = 0
-        self.unanswered = 0  # in a row
-        self.sequence: int | None = None
-
-    @property
-    def count(self) -> int:
-        return self._records.count
-
-    @property
-    def was_sent(self) -> bool:
-        return self._sent > 0
-
-    @property
-    def was_repeated(self) -> bool:
-        return self._sent > 1
-
-    def append(self, key: bytes, payload: bytes) -> bool:
-        return self._records.append(key, payload)
-
-    def add_waiter(self) -> asyncio.Future[None]:
-        self._waiters.append(asyncio.get_running_loop().create_future())
-        return self._waiters[-1]
-
-    def build(self, identity: Identity) -> bytes:
-        assert self.sequence is not None
-        self._sent += 1
-        self.unanswered += 1
-        return self._records.build(identity, self.sequence)
-
-    def succeed(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def fail(self, error: BrokerError) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_exception(_copy(error))
+_NO_ANSWER: Final = ProduceAnswer(-1, "the answer does not name the partition")
 
 
-async def _identify(connection: Connection) -> Identity:
-    code, identity = await connection.identify()
-    while code in _LOADING:  # a cluster that has just come up; no event tells when it is ready
-        await asyncio.sleep(_LOADING_PAUSE_SECONDS)
-        code, identity = await connection.identify()
-    if code:
-        raise BrokerError(f"no identity as a producer: {words(code)}; grant IDEMPOTENT_WRITE", adapter="kafka")
-    return identity
+def _words(answer: ProduceAnswer) -> str:
+    words = code_name(answer.code) + (f": {answer.message}" if answer.message else "")
+    if meaning(answer.code) is Meaning.FORBIDDEN:
+        return f"{words}: grant WRITE on the topic"
+    return f"{words}; {clock_hint()}" if answer.code == _INVALID_TIMESTAMP else words
 
 
-def _copy(error: BrokerError) -> BrokerError:
-    """Return the same error anew: each of many publishers raises its own."""
-    return type(error)(str(error).removeprefix("kafka: "), adapter="kafka", retriable=error.retriable)
+def _refused(answer: ProduceAnswer) -> PublishError:
+    retriable = meaning(answer.code) in (Meaning.PASSING, Meaning.CORRUPT)
+    return PublishError(f"refused: {_words(answer)}", adapter="kafka", retriable=retriable)
 
 
 def _unknown(reason: str) -> PublishOutcomeUnknownError:

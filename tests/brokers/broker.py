@@ -105,6 +105,11 @@ class ProcessBroker(Broker):
         self._log = folder / "broker.log"
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not ended since."""
+        return self._process is not None
+
     @abstractmethod
     def command(self) -> Sequence[str]:
         """The command that runs it in the foreground on `port`."""

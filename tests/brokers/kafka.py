@@ -64,8 +64,10 @@ class KafkaConfig:
 
     Attributes:
         users: Names and passwords; with any, clients must log in, by SASL PLAIN.
+        takes_tokens: Clients must log in by OAUTHBEARER, with tokens that nobody signs.
         administrators: Users who may do anything; with any, the others may do nothing.
         tls: Speak TLS only, with a certificate signed by itself that the URL names as its authority.
+        advertised_host: Where the broker says that its clients find it.
         cluster: Id of the cluster. Defaults to one of its own.
         node: Its number there.
         controllers: Ports of all nodes' controllers, its own too, by their numbers. Defaults to its own alone.
@@ -73,8 +75,10 @@ class KafkaConfig:
     """
 
     users: Mapping[str, str] = field(default_factory=dict[str, str])
+    takes_tokens: bool = False
     administrators: tuple[str, ...] = ()
     tls: bool = False
+    advertised_host: str = "127.0.0.1"
     cluster: str = ""
     node: int = 1
     controllers: Mapping[int, int] = field(default_factory=dict[int, int])
@@ -84,7 +88,7 @@ class KafkaConfig:
     def protocol(self) -> str:
         """What clients speak, in Kafka's words."""
         return {(0, 0): "PLAINTEXT", (1, 0): "SASL_PLAINTEXT", (0, 1): "SSL", (1, 1): "SASL_SSL"}[
-            bool(self.users), self.tls
+            bool(self.users) or self.takes_tokens, self.tls
         ]
 
     def login_properties(self) -> dict[str, str]:
@@ -96,6 +100,11 @@ class KafkaConfig:
             for listener in ("client", "proxied"):
                 found[f"listener.name.{listener}.sasl.enabled.mechanisms"] = "PLAIN"
                 found[f"listener.name.{listener}.plain.sasl.jaas.config"] = f"{module} required {users};"
+        if self.takes_tokens:
+            module = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule"
+            for listener in ("client", "proxied"):
+                found[f"listener.name.{listener}.sasl.enabled.mechanisms"] = "OAUTHBEARER"
+                found[f"listener.name.{listener}.oauthbearer.sasl.jaas.config"] = f"{module} required;"
         if self.administrators:
             found["authorizer.class.name"] = "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
             # Anonymous is the broker itself, on its own listener.
@@ -202,6 +211,12 @@ class KafkaProcess(ProcessBroker):
             **(_pem_keystore(self.folder) if self._config.tls else {}),
             **self._config.properties,
         }
+        if self._config.advertised_host != "127.0.0.1":
+            own = f"CLIENT://127.0.0.1:{self.port}"
+            others = properties["advertised.listeners"]
+            properties["advertised.listeners"] = others.replace(
+                own, f"CLIENT://{self._config.advertised_host}:{self.port}"
+            )
         lines = "".join(f"{name}={value}\n" for name, value in properties.items())
         (self.folder / "server.properties").write_text(lines)
 

@@ -107,6 +107,20 @@ async def test_gap_before_the_confirmation_waits_for_it() -> None:
         assert listener.heard[1:] == [Gap(channel="a", reason="late")]
 
 
+async def test_messages_after_an_early_gap_stay_after_it() -> None:
+    """What is received between a gap found while resuming and the confirmation is delivered after that gap."""
+    async with supervised(Adapter()) as made:
+        listener = await made.listener("a")
+        link = Link(made.hub, PROBE_CHANNEL)
+        link.gap(["a"], "early")
+        link.deliver("a", b"first")
+        link.deliver("a", b"second")
+        assert listener.heard == []
+        link.confirm()
+        link.deliver("a", b"third")
+        assert await listener.hears(4) == [Gap(channel="a", reason="early"), "first", "second", "third"]
+
+
 async def test_probe_is_carried_and_never_reaches_the_hub() -> None:
     """The echo settles who waits for it, once; a second one is no error, and one that nobody awaits neither."""
     hub = Hub(Interest(linger_seconds=1, timeout_seconds=1))
