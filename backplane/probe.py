@@ -85,9 +85,12 @@ class DeliveryProbe:
                 missed += 1
                 if missed == 2:
                     raise SilentLinkError("the link is silent: two delivery probes did not come back") from None
-            except (SubscribeError, PublishError) as error:
-                if isinstance(error, PublishOutcomeUnknownError):
+            except (SubscribeError, PublishError, BrokerUnavailableError) as error:
+                if isinstance(error, PublishOutcomeUnknownError) or link.is_over:
                     raise
+                if error.retriable:  # an answer all the same: the broker takes nothing at present
+                    missed = 0
+                    continue
                 logger.warning("no delivery probe, a silent link will go unnoticed: allow channel %s*: %s",
                                RESERVED_PREFIX, error)  # fmt: skip
                 return
