@@ -108,8 +108,8 @@ class RedisBroadcaster(Broadcaster):
         """Publish; returns when the server has answered.
 
         Raises:
-            BrokerUnavailableError: Also where the server takes no commands at present; certainly not published.
-            PublishError: The server refused it, or too much awaits its answer (`retriable`).
+            PublishError: The server refused it; `retriable` where it takes no commands at present, or where too much
+                awaits its answer.
         """
         await _required(self._publisher).publish(self._encode(channel), payload)
 

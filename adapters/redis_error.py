@@ -51,15 +51,13 @@ def outcome_unknown(words: str) -> PublishOutcomeUnknownError:
     )
 
 
-def publish_error(reply: hiredis.ReplyError) -> BrokerError:
+def publish_error(reply: hiredis.ReplyError) -> PublishError:
     """Return what to raise for a publish that the server answered with an error: it was not published."""
-    if meaning(reply) == "passing":
-        return unavailable(f"not published: {reply}")
     if "Protocol error" in str(reply):
         return PublishError(
             f"{reply}: set max_payload_bytes to what the server accepts (its proto-max-bulk-len)", adapter="redis"
         )
-    return PublishError(str(reply), adapter="redis")
+    return PublishError(str(reply), adapter="redis", retriable=meaning(reply) == "passing")
 
 
 def login_error(verb: bytes, reply: hiredis.ReplyError, where: str) -> BrokerError | None:

@@ -208,8 +208,9 @@ class PublisherLink(RedisLink):
         """Send PUBLISH and wait for its answer.
 
         Raises:
-            BrokerUnavailableError: The link ended before it was sent, or the server takes none at present.
-            PublishError: The server refused it; `retriable` where too much awaits its answer.
+            BrokerUnavailableError: The link ended before it was sent.
+            PublishError: The server refused it; `retriable` where it takes none at present, or where too much awaits
+                its answer.
             PublishOutcomeUnknownError: The link ended before the answer.
         """
         if self.loss is not None:

@@ -57,8 +57,8 @@ class OutageBuffer:
         if not self._waiting:
             try:
                 return await self._supervisor.publish(channel, payload, wait=False)
-            except BrokerUnavailableError as error:
-                if self._stopped:
+            except (BrokerUnavailableError, PublishError) as error:
+                if self._stopped or not error.retriable:
                     raise
                 logger.debug("keeping what is published until the broker is back: %s", error)
         self._keep(channel, payload)
@@ -103,10 +103,10 @@ class OutageBuffer:
     async def _send(self, channel: str, payload: bytes) -> None:
         try:
             await self._supervisor.publish(channel, payload)
-        except BrokerUnavailableError:
-            await asyncio.sleep(_AGAIN_SECONDS)  # the link was lost once more: it keeps its place
-            return
-        except PublishError as error:
+        except (BrokerUnavailableError, PublishError) as error:
+            if error.retriable:  # the link was lost once more, or the broker accepts nothing at present
+                await asyncio.sleep(_AGAIN_SECONDS)  # it keeps its place
+                return
             self.dropped += 1
             logger.error("a message that was kept for channel %r is lost: %s", channel, error)  # noqa: TRY400
         except ClosedError:

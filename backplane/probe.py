@@ -50,6 +50,7 @@ class DeliveryProbe:
         self._broadcaster = broadcaster
         self._wanted = wanted
         self._interval = interval_seconds
+        self._subscribed = False
         self.channel = f"{RESERVED_PREFIX}probe/{origin.hex()}"
         self.round_trip_seconds: float | None = None
         self.answered_at: float | None = None
@@ -61,7 +62,7 @@ class DeliveryProbe:
             SilentLinkError: Two probes in a row, each given half an interval, did not come back.
         """
         loop = asyncio.get_running_loop()
-        subscribed = False
+        self._subscribed = False
         missed = 0
         since = loop.time()  # nothing was heard since then, as far as this task has looked
         while True:
@@ -76,20 +77,17 @@ class DeliveryProbe:
                 continue
             try:
                 async with asyncio.timeout(self._interval / 2):
-                    if not subscribed:
-                        await self._broadcaster.subscribe([self.channel])
-                        subscribed = True
                     await self._send(link)
                 missed = 0
             except TimeoutError:
                 missed += 1
                 if missed == 2:
                     raise SilentLinkError("the link is silent: two delivery probes did not come back") from None
-            except (SubscribeError, PublishError, BrokerUnavailableError) as error:
-                if isinstance(error, PublishOutcomeUnknownError) or link.is_over:
+            except (SubscribeError, PublishError) as error:
+                if isinstance(error, PublishOutcomeUnknownError):
                     raise
-                if error.retriable:  # an answer all the same: the broker takes nothing at present
-                    missed = 0
+                missed = 0
+                if error.retriable:  # an answer all the same: the broker accepts nothing at present
                     continue
                 logger.warning("no delivery probe, a silent link will go unnoticed: allow channel %s*: %s",
                                RESERVED_PREFIX, error)  # fmt: skip
@@ -97,6 +95,9 @@ class DeliveryProbe:
 
     async def _send(self, link: Link) -> None:
         loop = asyncio.get_running_loop()
+        if not self._subscribed:
+            await self._broadcaster.subscribe([self.channel])
+            self._subscribed = True
         sent = loop.time()
         link.echo = loop.create_future()
         await self._broadcaster.publish(self.channel, b"")
