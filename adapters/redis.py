@@ -308,6 +308,7 @@ class RedisBroadcaster(Broadcaster):
             self._lost(error)
             return
         self._publisher = PublisherLink(self.options.max_pending_bytes)  # what is published meanwhile waits in it
+        self._publisher.inherit(publisher)
         self._publisher.server, self._publisher.address = publisher.server, publisher.address
         self._replacing = asyncio.create_task(self._replace(self._publisher, subscriber), name="backplane-redis")
         logger.debug("the connection that publishes is replaced: %s", error)

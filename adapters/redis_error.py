@@ -17,7 +17,16 @@ from backplane.errors import (
 if TYPE_CHECKING:
     import hiredis
 
-__all__ = ["Meaning", "connect_error", "login_error", "meaning", "outcome_unknown", "publish_error", "unavailable"]
+__all__ = [
+    "Meaning",
+    "connect_error",
+    "is_protocol_error",
+    "login_error",
+    "meaning",
+    "outcome_unknown",
+    "publish_error",
+    "unavailable",
+]
 
 Meaning = Literal["refused", "passing", "unclear"]
 """`refused`: asking again does not help. `passing`: the server will take it later. `unclear`: it can be either."""
@@ -51,9 +60,14 @@ def outcome_unknown(words: str) -> PublishOutcomeUnknownError:
     )
 
 
+def is_protocol_error(reply: hiredis.ReplyError) -> bool:
+    """Return whether the server could not read a command: one over `proto-max-bulk-len`, say. It closes then."""
+    return str(reply).startswith("ERR Protocol error")
+
+
 def publish_error(reply: hiredis.ReplyError) -> PublishError:
     """Return what to raise for a publish that the server answered with an error: it was not published."""
-    if "Protocol error" in str(reply):
+    if is_protocol_error(reply):
         return PublishError(
             f"{reply}: set max_payload_bytes to what the server accepts (its proto-max-bulk-len)", adapter="redis"
         )

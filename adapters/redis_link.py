@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import hiredis
 
-from backplane.adapters.redis_error import outcome_unknown, publish_error, unavailable
+from backplane.adapters.redis_error import is_protocol_error, outcome_unknown, publish_error, unavailable
 from backplane.errors import PublishError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class RedisLink(asyncio.Protocol):
         # Each with what it stands for: bytes to publish, or names to subscribe to.
         self._unanswered: deque[tuple[asyncio.Future[Any], int]] = deque()
         self._question: asyncio.Future[Any] | None = None
+        self._greeting: hiredis.ReplyError | None = None  # "max number of clients reached": sent unasked, and the end
 
     def adopt(self, on_lost: Callable[[BrokerError], None]) -> None:
         """Take it into use; `on_lost` is called once, at its end.
@@ -115,9 +116,12 @@ class RedisLink(asyncio.Protocol):
         Raises:
             BrokerUnavailableError: The link ended.
         """
-        if self.loss is not None or self._transport is None:
-            raise unavailable("the link is lost")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._greeting is not None:
+            _settle(future, self._greeting)
+            return future
+        if self.loss is not None or self._transport is None:
+            raise self.loss or unavailable("the link is not made")
         self._unanswered.append((future, count))
         self._transport.write(command)
         return future
@@ -129,9 +133,9 @@ class RedisLink(asyncio.Protocol):
         self.loss = unavailable(words)
         if self._transport is not None:
             self._transport.abort()
-        self.fail_pending(words)
-        if self._on_lost is not None:
+        if self._on_lost is not None:  # first: what was not sent yet can be taken over
             self._on_lost(self.loss)
+        self.fail_pending(words)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the socket."""
@@ -159,7 +163,9 @@ class RedisLink(asyncio.Protocol):
 
     def reply_received(self, reply: Any) -> None:
         """Answer the oldest command."""
-        if not self._unanswered:  # whatever it is about, it is not to be lost
+        if not self._unanswered:  # whatever it is about, it must not get lost
+            if self._on_lost is None and isinstance(reply, hiredis.ReplyError):
+                self._greeting = reply
             self.end(f"the server sent what nobody had asked for: {str(reply)[:200]}")
             return
         future, _ = self._unanswered.popleft()
@@ -191,6 +197,7 @@ class PublisherLink(RedisLink):
         self._max_pending_bytes = max_pending_bytes
         self._pending_bytes = 0
         self._adopted = False
+        self._misread = False
         self._unsent: list[tuple[bytes, asyncio.Future[Any], int]] = []
 
     @property
@@ -203,6 +210,11 @@ class PublisherLink(RedisLink):
         super().adopt(on_lost)
         self._adopted = True
         self._flush()
+
+    def inherit(self, other: PublisherLink) -> None:
+        """Take over what `other`, which has ended, did not send."""
+        self._unsent, other._unsent = other._unsent, []
+        self._pending_bytes = sum(size for _, _, size in self._unsent)
 
     async def publish(self, name: bytes, payload: bytes) -> None:
         """Send PUBLISH and wait for its answer.
@@ -239,13 +251,18 @@ class PublisherLink(RedisLink):
         if self._unanswered:
             self._pending_bytes -= self._unanswered[0][1]
         super().reply_received(reply)
+        if isinstance(reply, hiredis.ReplyError) and is_protocol_error(reply):
+            # The server reads no further, and closes: what is published from now on must not meet that.
+            self._misread = True
+            self.end(f"the server ended the connection: {reply}")
 
     def fail_pending(self, words: str) -> None:
-        """Fail every publish: what never left for certain, what awaited its answer as unknown."""
+        """Fail every publish: what was not carried out for certain, what awaited its answer as unknown."""
+        failure = unavailable if self._misread else outcome_unknown
         while self._unanswered:
             future, _ = self._unanswered.popleft()
             if not future.done():
-                future.set_exception(outcome_unknown(words))
+                future.set_exception(failure(words))
         for _, future, _ in self._unsent:
             if not future.done():
                 future.set_exception(unavailable(words))
