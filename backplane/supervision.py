@@ -60,6 +60,10 @@ class StateChange:
     reason: str
 
 
+class _NoAnswerError(BrokerUnavailableError):
+    """The time for a try ran out."""
+
+
 class Supervisor:
     """Owns one adapter from start to stop.
 
@@ -238,13 +242,16 @@ class Supervisor:
     async def _open_first(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._settings.start_timeout_seconds
         backoff = _Backoff(self._settings.max_backoff_seconds)
+        failure: BrokerError | None = None
         while True:
             try:
                 return await self._open(max(0.0, deadline - asyncio.get_running_loop().time()))
             except BrokerError as error:
+                if failure is None or not isinstance(error, _NoAnswerError):
+                    failure = error  # that the last try was cut short explains nothing
                 pause = backoff.next()
                 if not error.retriable or asyncio.get_running_loop().time() + pause >= deadline:
-                    raise
+                    raise failure from failure.__cause__
                 await self._stop_broadcaster()
                 await asyncio.sleep(pause)
 
@@ -264,7 +271,7 @@ class Supervisor:
                 await self._connect()
         except TimeoutError:
             self._link.retired = True
-            raise BrokerUnavailableError(f"no answer from {self._broadcaster.url} within {seconds:.1f} s") from None
+            raise _NoAnswerError(f"no answer from {self._broadcaster.url} within {seconds:.1f} s") from None
         except BaseException:
             self._link.retired = True
             raise
