@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import hiredis
 
-from backplane.adapters.redis_connect import Endpoint, first_usable, identify, info_lines, text
+from backplane.adapters.redis_connect import Endpoint, first_usable, identify, info_lines, primary_of, text
 from backplane.adapters.redis_error import meaning, unavailable
 from backplane.adapters.redis_link import Address, PublisherLink, RedisLink, SubscriberLink
 from backplane.adapters.redis_options import RedisOptions, check_options, host_and_port, login
@@ -187,8 +187,7 @@ class RedisBroadcaster(Broadcaster):
         except hiredis.ReplyError as error:
             logger.debug("no answer that says anything: %s", error)
             return
-        if isinstance(answer, list) and answer[0] == b"slave" and not server.is_cluster:
-            primary = text((answer[1].decode(), answer[2]))
+        if (primary := primary_of(answer)) and not server.is_cluster:
             raise unavailable(f"{self._endpoint.where} became a replica of {primary}")
 
     async def _compare(self) -> None:

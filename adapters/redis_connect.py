@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backplane.adapters.redis_options import Login, RedisOptions
     from backplane.broadcaster import BrokerUrl
 
-__all__ = ["Endpoint", "first_usable", "identify", "info_lines", "text"]
+__all__ = ["Endpoint", "first_usable", "identify", "info_lines", "primary_of", "text"]
 
 # After it the next address is tried as well: RFC 8305 (Happy Eyeballs) recommends this delay.
 _NEXT_ADDRESS_SECONDS: Final = 0.25
@@ -140,13 +140,17 @@ async def identify(link: RedisLink) -> Server:
     """
     role, info = await asyncio.gather(_granted(link, b"ROLE"), _granted(link, b"INFO", b"server"))
     told = info_lines(info)
-    replica = isinstance(role, list) and role[0] == b"slave"
     return Server(
-        role=role[0].decode() if isinstance(role, list) else "",
-        primary=text((role[1].decode(), role[2])) if replica else "",
+        role=role[0].decode() if role else "",
+        primary=primary_of(role),
         run_id=told.get("run_id", ""),
         is_cluster=told.get("redis_mode", told.get("server_mode")) == "cluster",
     )
+
+
+def primary_of(role: Any) -> str:
+    """Return whose replica a server is by its answer to ROLE; nothing where it is none, or the answer is another."""
+    return text((role[1].decode(), role[2])) if role and role[0] == b"slave" else ""
 
 
 def info_lines(info: Any) -> dict[str, str]:

@@ -44,8 +44,10 @@ _MEANINGS: Final[tuple[tuple[Meaning, re.Pattern[str]], ...]] = (
 
 def meaning(reply: hiredis.ReplyError) -> Meaning:
     """Return what an error reply means."""
-    words = str(reply)
-    return next((found for found, pattern in _MEANINGS if pattern.match(words)), "unclear")
+    for found, pattern in _MEANINGS:
+        if pattern.match(str(reply)):
+            return found
+    return "unclear"
 
 
 def unavailable(words: str) -> BrokerUnavailableError:

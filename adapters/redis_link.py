@@ -327,16 +327,15 @@ class SubscriberLink(RedisLink):
 
     def reply_received(self, reply: Any) -> None:
         """Deliver a message, count a confirmation, or answer the oldest command."""
-        if type(reply) is not list:
-            self._confirmed = 0
-            super().reply_received(reply)
-        elif reply[0] == b"message":
+        kind: Any = reply[0] if reply.__class__ is list else None
+        if kind == b"message":
             channel = self._channels.get(reply[1])
             if channel is not None:
                 self._sink.deliver(channel, reply[2])
-        elif reply[0] in (b"subscribe", b"unsubscribe"):
-            self._confirmation_received(reply[0], reply[1])
+        elif kind in (b"subscribe", b"unsubscribe"):
+            self._confirmation_received(kind, reply[1])
         else:
+            self._confirmed = 0
             super().reply_received(reply)
 
     def _confirmation_received(self, kind: bytes, name: bytes) -> None:

@@ -70,7 +70,6 @@ class RedisSentinelBroadcaster(RedisBroadcaster):
     """
 
     options_class = RedisSentinelOptions
-    options: RedisSentinelOptions
     _where_to_go = "the sentinels will name another server"
 
     def __init__(self, url: BrokerUrl, options: RedisSentinelOptions) -> None:
