@@ -208,7 +208,7 @@ class RedisBroadcaster(Broadcaster):
                 addresses = [address]
             self._compared_at = now
             other = await self._open_publisher(addresses)
-        except BrokerError as error:  # nobody there, or no primary: no better place than here
+        except (BrokerError, ConfigurationError) as error:  # nobody there, or no primary: no better place than here
             logger.debug("nothing to compare the link with: %s", error)
             return
         other.end("it was compared")

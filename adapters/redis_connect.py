@@ -141,7 +141,7 @@ async def identify(link: RedisLink) -> Server:
     role, info = await asyncio.gather(_granted(link, b"ROLE"), _granted(link, b"INFO", b"server"))
     told = info_lines(info)
     return Server(
-        role=role[0].decode() if role else "",
+        role=role[0].decode() if role.__class__ is list else "",
         primary=primary_of(role),
         run_id=told.get("run_id", ""),
         is_cluster=told.get("redis_mode", told.get("server_mode")) == "cluster",
@@ -150,7 +150,8 @@ async def identify(link: RedisLink) -> Server:
 
 def primary_of(role: Any) -> str:
     """Return whose replica a server is by its answer to ROLE; nothing where it is none, or the answer is another."""
-    return text((role[1].decode(), role[2])) if role and role[0] == b"slave" else ""
+    is_replica = role.__class__ is list and role[0] == b"slave"
+    return text((role[1].decode(), role[2])) if is_replica else ""
 
 
 def info_lines(info: Any) -> dict[str, str]:

@@ -101,7 +101,7 @@ def connect_error(error: Exception, where: str, *, scheme: str = "redis", tls: b
     if tls and isinstance(error, TimeoutError | ssl.SSLError | ConnectionError | BrokerUnavailableError):
         words += f"; where this port speaks no TLS, the scheme is {_other_scheme(scheme)}://"
         words += ", and where it wants a client's certificate, set ssl_certfile and ssl_keyfile"
-    elif isinstance(error, BrokerUnavailableError):  # it took the connection and ended it
+    elif isinstance(error, BrokerUnavailableError) and scheme != "unix":  # it took the connection and ended it
         words += f"; where this port speaks TLS, the scheme is {_other_scheme(scheme)}://"
     return unavailable(words)
 

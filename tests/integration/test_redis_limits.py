@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from backplane import (
     Settings,
 )
 from backplane.registry import broadcaster_from_url
-from backplane.testing import RecordingSink
+from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.redis import RedisConfig
 
 if TYPE_CHECKING:
@@ -266,6 +267,49 @@ async def test_publishes_that_wait_for_the_replacement_keep_their_order(private_
                 received.append(int(data))
             assert received == sorted(received)
             assert set(certain) <= set(received) <= set(certain) | unknown
+
+
+async def test_a_half_open_connection_that_publishes_is_replaced(private_redis: StartRedis) -> None:
+    """A middlebox that forgets the idle flow of a worker which only listens is found, and nobody has a gap."""
+    broker = private_redis()
+    forgotten: list[bytes] = []
+
+    def is_first(sent: bytes) -> bool:
+        if b"ROLE" in sent and not forgotten:
+            forgotten.append(sent)
+            return True
+        return False
+
+    async with (
+        client(broker.url) as outside,
+        FaultProxy(broker.url) as proxy,
+        Backplane(proxy.url, settings=QUICK) as backplane,
+        backplane.subscribe("room") as messages,
+    ):
+        before = await publishers(outside)
+        proxy.silence(after=is_first)
+        number = 0
+        async with asyncio.timeout(10):
+            while await publishers(outside) <= before:
+                number += 1
+                await outside.publish("room", f"{number}")
+                assert (await receive(messages)).data == f"{number}"
+                await asyncio.sleep(0.02)
+        await backplane.publish("room", "mine")
+        assert (await receive(messages)).data == "mine"
+
+
+async def test_a_pause_of_the_process_is_no_silence_of_the_server(private_redis: StartRedis) -> None:
+    """A process that is paused while it connects, for longer than connecting may take, has its link all the same."""
+    url = f"{private_redis().url}?connect_timeout_seconds=0.2"
+    for passes in range(1, 8):
+        broadcaster = broadcaster_from_url(url)
+        starting = asyncio.create_task(broadcaster.start(RecordingSink()))
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        time.sleep(0.35)
+        await starting
+        await broadcaster.stop()
 
 
 async def test_a_payload_over_the_servers_limit_is_its_publishers_alone(private_redis: StartRedis) -> None:
