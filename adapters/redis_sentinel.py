@@ -14,19 +14,29 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import hiredis
 from pydantic import SecretStr  # noqa: TC002  # pydantic reads the annotation
-from redis.exceptions import RedisError, ResponseError
 
-from backplane.adapters.redis import RedisBroadcaster, RedisOptions, connect_error, host_and_port
-from backplane.adapters.redis_link import abort, unavailable
-from backplane.errors import BrokerAuthenticationError, BrokerError, BrokerUnavailableError, ConfigurationError
+from backplane.adapters.redis import RedisBroadcaster
+from backplane.adapters.redis_connect import Endpoint, first_usable, text
+from backplane.adapters.redis_error import unavailable
+from backplane.adapters.redis_link import RedisLink
+from backplane.adapters.redis_options import RedisOptions, host_and_port
+from backplane.deadline import PatientTimeout
+from backplane.errors import BrokerAuthenticationError, BrokerError, ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from backplane.adapters.redis_link import Address
+    from backplane.adapters.redis_options import Login
     from backplane.broadcaster import BrokerUrl, Sink
 
 __all__ = ["RedisSentinelBroadcaster", "RedisSentinelOptions"]
 
 _DEFAULT_PORT: Final = 26379
+
+_Host = tuple[str, int]
 
 
 class RedisSentinelOptions(RedisOptions):
@@ -45,44 +55,48 @@ class RedisSentinelOptions(RedisOptions):
 class _Named:
     """What one sentinel, or several that agree, name as the primary."""
 
-    address: tuple[str, int]
+    address: _Host
     epoch: int
     is_down: bool
 
     def __str__(self) -> str:
-        return f"{_text(self.address)}{', which is down' if self.is_down else ''}"
+        return f"{text(self.address)}{', which is down' if self.is_down else ''}"
 
 
 class RedisSentinelBroadcaster(RedisBroadcaster):
-    """One link to the primary of one service. The URL names the sentinels, its path is the name of the service."""
+    """One link to the primary of one service. The URL names the sentinels, its path is the name of the service.
+
+    The sentinels of the URL know others, which are asked where those of the URL name no primary.
+    """
 
     options_class = RedisSentinelOptions
+    _where_to_go = "the sentinels will name another server"
 
     def __init__(self, url: BrokerUrl, options: RedisSentinelOptions) -> None:
+        self._learned: set[_Host] = set()
         super().__init__(url, options)
         password = options.sentinel_password
-        self._login = (options.sentinel_username, None if password is None else password.get_secret_value())
+        self._login: Login = (options.sentinel_username, None if password is None else password.get_secret_value())
 
     async def start(self, sink: Sink) -> None:
         """Ask the sentinels, connect, and see that it is a primary."""
         self._named = await self._discover()
-        self._address = self._named.address
-        self._where = f"{_text(self._address)} (the primary, as the sentinels of {self.url} say)"
+        where = f"{text(self._named.address)} (the primary, as the sentinels of {self.url} say)"
+        self._endpoint = Endpoint(self._named.address, where, self.url, self.options)
         await super().start(sink)
-        await self._require_primary()
 
     async def check(self) -> None:
         """See that the server is still a primary, and the one that the sentinels name, as far as they answer."""
-        await self._require_primary()
+        await self._check_connections()
         try:
             named = await self._discover()
         except BrokerError:  # who names nobody says nothing against this link
             return
         # A sentinel that just started anew names the primary of its configuration file until the others tell it.
-        if named.address != self._address and named.epoch >= self._named.epoch:
-            raise unavailable(f"{_text(self._address)} was replaced: the sentinels of {self.url} name {named}")
+        if named.address != self._named.address and named.epoch >= self._named.epoch:
+            raise unavailable(f"{text(self._named.address)} was replaced: the sentinels of {self.url} name {named}")
 
-    def _read_url(self) -> None:
+    def _read_url(self) -> Endpoint:
         self._sentinels = [host_and_port(part, _DEFAULT_PORT) for part in self.url.netloc.split(",")]
         self._service = self.url.path[1:]
         if not self._service or "/" in self._service:
@@ -90,31 +104,27 @@ class RedisSentinelBroadcaster(RedisBroadcaster):
                 f"redis: the path of the URL is the name of the service, not {self.url.path!r}: "
                 f"{self.url.scheme}://host1:26379,host2:26379/mymaster"
             )
-
-    async def _require_primary(self) -> None:
-        if self._publisher is None:
-            raise unavailable("the link is closed")
-        role = await self._publisher.role()
-        if role not in ("master", ""):  # nothing: an ACL does not grant ROLE
-            raise unavailable(f"{self._where} says itself that it is a {role}")
+        return Endpoint(self._sentinels[0], str(self.url), self.url, self.options)  # until they name the primary
 
     async def _discover(self) -> _Named:
-        """Ask every sentinel, and wait for no more of them than it takes to be sure.
+        """Ask every sentinel that is known, and wait for no more of them than it takes to be sure.
+
+        The others that those of the URL know can have addresses which are good inside their network only.
 
         Raises:
             BrokerError: None names a primary that is up, or they contradict each other.
         """
         answers: dict[str, _Named | BrokerError] = {}
-        asking = {asyncio.create_task(self._ask(address)): _text(address) for address in self._sentinels}
+        known = {*self._sentinels, *self._learned}
+        asking = {asyncio.create_task(self._ask(address)): text(address) for address in known}
         pending = set(asking)
         try:
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 answers.update((asking[task], task.result()) for task in done)
-                named = [answer for answer in answers.values() if isinstance(answer, _Named) and not answer.is_down]
-                most = Counter(named).most_common(1)
-                if most and most[0][1] > len(self._sentinels) // 2:
-                    return most[0][0]
+                for hosts in (set(map(text, self._sentinels)), set(asking.values())):
+                    if (named := _majority(answers, hosts)) is not None:
+                        return named
         finally:
             for task in pending:
                 task.cancel()
@@ -141,34 +151,62 @@ class RedisSentinelBroadcaster(RedisBroadcaster):
                     raise failure
         raise unavailable(f"no sentinel of {self.url} names a primary of {self._service!r} that is up ({words})")
 
-    async def _ask(self, address: tuple[str, int]) -> _Named | BrokerError:
-        connection = self._connection(address, *self._login)
+    async def _ask(self, host: _Host) -> _Named | BrokerError:
+        where = f"the sentinel {text(host)}"
+        endpoint = Endpoint(host, where, self.url, self.options)
+
+        async def opened(address: Address) -> RedisLink:
+            link = RedisLink()
+            await endpoint.connect(link, address, self._login)
+            return link
+
+        link: RedisLink | None = None
         try:
-            async with asyncio.timeout(self.options.connect_timeout_seconds):
-                await connection.connect()  # type: ignore[no-untyped-call]
-                await connection.send_command("SENTINEL", "MASTER", self._service)
-                return _named(await connection.read_response())
+            async with PatientTimeout(self.options.connect_timeout_seconds):
+                link = await first_usable(await endpoint.addresses(), opened)
+                named = _named(await link.ask(b"SENTINEL", b"MASTER", self._service.encode()))
+                if others := await self._others(link):
+                    self._learned = {host, *others}
+                return named
         except TimeoutError:
             return unavailable(f"no answer within {self.options.connect_timeout_seconds:g} s")
-        except (RedisError, OSError) as error:
-            refused = self._refusal(error, f"the sentinel {_text(address)}")
+        except (BrokerError, hiredis.ReplyError) as error:
+            refused = self._refusal(error, where)
             refused.__cause__ = error
             return refused
         finally:
-            abort(connection)
+            if link is not None:
+                link.end("it was asked")
+
+    async def _others(self, link: RedisLink) -> list[_Host]:
+        """Return the other sentinels that it knows; none where it does not grant the question."""
+        try:
+            answer = await link.ask(b"SENTINEL", b"SENTINELS", self._service.encode())
+        except hiredis.ReplyError:
+            return []
+        return [_address(dict(zip(told[::2], told[1::2], strict=False))) for told in answer]
 
     def _refusal(self, error: Exception, where: str) -> BrokerError:
         """Return the error of one sentinel, in words that say what to do."""
-        if isinstance(error, ResponseError) and "No such master" in str(error):
+        if "No such master" in str(error):
             words = f"{where} knows no service {self._service!r}: the path of the URL must be a name it monitors"
             return BrokerError(words, adapter="redis", retriable=False)
-        found = connect_error(error, where)
-        if isinstance(found, BrokerAuthenticationError):
-            way_out = "set sentinel_password, and sentinel_username where it has users"
-            return BrokerAuthenticationError(f"{where} refused the credentials: {error}; {way_out}", adapter="redis")
-        if isinstance(error, ResponseError) and isinstance(found, BrokerUnavailableError):
+        if isinstance(error, hiredis.ReplyError):
             return unavailable(f"{where} refused SENTINEL MASTER, is it a sentinel? {error}")
-        return found
+        if isinstance(error, BrokerAuthenticationError):
+            way_out = "set sentinel_password, and sentinel_username where it has users"
+            words = f"{str(error).removeprefix('redis: ')}; {way_out}"
+            return BrokerAuthenticationError(words, adapter="redis")
+        assert isinstance(error, BrokerError)
+        return error
+
+
+def _majority(answers: Mapping[str, _Named | BrokerError], hosts: Collection[str]) -> _Named | None:
+    """Return the primary that more than half of these hosts name."""
+    named = [answers[host] for host in hosts if host in answers]
+    up = Counter(answer for answer in named if isinstance(answer, _Named) and not answer.is_down)
+    most = up.most_common(1)
+    return most[0][0] if most and most[0][1] > len(hosts) // 2 else None
 
 
 def _named(reply: Any) -> _Named:
@@ -176,12 +214,11 @@ def _named(reply: Any) -> _Named:
     told = dict(zip(reply[::2], reply[1::2], strict=False))
     flags = set(told[b"flags"].split(b","))
     return _Named(
-        address=(told[b"ip"].decode(), int(told[b"port"])),
+        address=_address(told),
         epoch=int(told[b"config-epoch"]),
         is_down=not flags.isdisjoint({b"s_down", b"o_down"}) or b"master" not in flags,
     )
 
 
-def _text(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _address(told: dict[bytes, bytes]) -> _Host:
+    return told[b"ip"].decode(), int(told[b"port"])

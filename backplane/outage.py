@@ -59,8 +59,8 @@ class OutageBuffer:
         if channel not in self._waiting:
             try:
                 return await self._supervisor.publish(channel, payload, wait=False)
-            except BrokerUnavailableError as error:
-                if self._stopped:
+            except (BrokerUnavailableError, PublishError) as error:
+                if self._stopped or not error.retriable:
                     raise
                 logger.debug("keeping what is published until the broker is back: %s", error)
         self._keep(channel, payload)
@@ -121,9 +121,9 @@ class OutageBuffer:
         """Return whether it is done with; else it keeps its place."""
         try:
             await self._supervisor.publish(channel, payload)
-        except BrokerUnavailableError:  # the link was lost once more, or the broker cannot take it at the moment
-            return False
-        except PublishError as error:
+        except (BrokerUnavailableError, PublishError) as error:
+            if error.retriable:  # the link was lost once more, or the broker accepts nothing at present
+                return False
             self._count_dropped(channel, error)
         except ClosedError:
             raise

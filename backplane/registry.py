@@ -31,10 +31,15 @@ _BUILT_IN = {
     "ipc": ("backplane.adapters.ipc:IpcBroadcaster", None),
     "redis": ("backplane.adapters.redis:RedisBroadcaster", "redis"),
     "rediss": ("backplane.adapters.redis:RedisBroadcaster", "redis"),
+    "unix": ("backplane.adapters.redis:RedisBroadcaster", "redis"),
+    "valkey": ("backplane.adapters.redis:RedisBroadcaster", "redis"),
+    "valkeys": ("backplane.adapters.redis:RedisBroadcaster", "redis"),
     "redis+sentinel": ("backplane.adapters.redis_sentinel:RedisSentinelBroadcaster", "redis"),
     "rediss+sentinel": ("backplane.adapters.redis_sentinel:RedisSentinelBroadcaster", "redis"),
-    "nats": ("backplane.adapters.nats:NatsBroadcaster", None),
-    "tls": ("backplane.adapters.nats:NatsBroadcaster", None),
+    "valkey+sentinel": ("backplane.adapters.redis_sentinel:RedisSentinelBroadcaster", "redis"),
+    "valkeys+sentinel": ("backplane.adapters.redis_sentinel:RedisSentinelBroadcaster", "redis"),
+    "nats": ("backplane.adapters.nats:NatsBroadcaster", "nats"),
+    "tls": ("backplane.adapters.nats:NatsBroadcaster", "nats"),
     "kafka": ("backplane.adapters.kafka:KafkaBroadcaster", "kafka"),
 }
 

@@ -172,13 +172,16 @@ class Supervisor:
     async def _open_first(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._settings.start_timeout_seconds
         backoff = _Backoff(self._settings.max_backoff_seconds)
+        failure: BrokerError | None = None
         while True:
             try:
                 return await self._open(max(0.0, deadline - asyncio.get_running_loop().time()))
             except BrokerError as error:
+                if failure is None or not isinstance(error, SilentLinkError):
+                    failure = error  # that the last try was cut short explains nothing
                 pause = backoff.next()
                 if not error.retriable or asyncio.get_running_loop().time() + pause >= deadline:
-                    raise
+                    raise failure from failure.__cause__
                 self._interest.forget_link(ended=not isinstance(error, SilentLinkError))
                 await self._stop_broadcaster()
                 await asyncio.sleep(pause)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+from contextlib import suppress
+from pathlib import Path
 from time import monotonic
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +28,7 @@ from backplane import (
     SubscribeError,
 )
 from backplane.testing import FaultProxy
+from backplane.testing.harness import next_message
 from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig
 
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
     from tests.conftest import StartRedis
 
 pytestmark = pytest.mark.anyio
+
+HASTY = Settings(start_timeout_seconds=0.5)
 
 
 def foreign_client(url: str) -> Any:
@@ -189,3 +196,112 @@ def test_a_url_that_makes_no_sense_is_refused(url: str) -> None:
     """A port that is none, and a path that is no database number, are refused before anything is opened."""
     with pytest.raises(ConfigurationError, match="redis:"):
         Backplane(url)
+
+
+async def test_a_unix_socket(private_redis: StartRedis, tmp_path: Path) -> None:
+    """`unix://` with the path of a socket, and a password, works as an address does."""
+    path = tmp_path / "redis.sock"
+    private_redis(RedisConfig(password="right", arguments=("--unixsocket", str(path))))
+    settings = Settings(probe_interval_seconds=0.2)
+    async with (
+        Backplane(f"unix://:right@{path}", settings=settings) as backplane,
+        backplane.subscribe("room") as messages,
+    ):
+        await backplane.publish("room", "hello")
+        assert (await next_message(messages)).data == "hello"
+    with pytest.raises(BrokerAuthenticationError, match=r"unix://:\*\*\*@/"):
+        await Backplane(f"unix://:hunter2@{path}").start()
+    with pytest.raises(BrokerUnavailableError, match="No such file"):
+        await Backplane(f"unix://{path}.not", settings=Settings(start_timeout_seconds=0.1)).start()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["valkey", "valkeys"])
+async def test_the_schemes_of_valkey(private_redis: StartRedis, tls: bool) -> None:
+    """`valkey://` and `valkeys://` are `redis://` and `rediss://`."""
+    url = private_redis(RedisConfig(tls=tls)).url.replace("redis", "valkey", 1)
+    async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
+        await backplane.publish("room", "hello")
+        assert (await next_message(messages)).data == "hello"
+
+
+async def test_a_password_that_is_missing_has_words(private_redis: StartRedis) -> None:
+    """A server that wants a password nobody gave, and one that wants none, are told apart."""
+    guarded, open_ = private_redis(RedisConfig(password="right")), private_redis()
+    with pytest.raises(BrokerAuthenticationError, match="wants a password and the URL has none"):
+        await Backplane(guarded.url.replace(":right@", "")).start()
+    with pytest.raises(BrokerAuthenticationError, match="without any password configured"):
+        await Backplane(open_.url.replace("//", "//:hunter2@")).start()
+
+
+async def test_tls_to_a_plain_port_names_the_other_scheme(private_redis: StartRedis) -> None:
+    """A server without TLS does not answer a handshake; the error says what that can mean."""
+    url = private_redis().url.replace("redis", "rediss", 1) + "?connect_timeout_seconds=0.3"
+    with pytest.raises(BrokerUnavailableError, match="speaks no TLS, the scheme is redis://"):
+        await Backplane(url, settings=HASTY).start()
+
+
+async def test_clear_text_to_a_port_of_tls_names_the_other_scheme(private_redis: StartRedis) -> None:
+    """A server with TLS ends a connection in clear without a word; the error says what that can mean."""
+    url = private_redis(RedisConfig(tls=True)).url.replace("rediss", "redis", 1).partition("?")[0]
+    with pytest.raises(BrokerUnavailableError, match="speaks TLS, the scheme is rediss://"):
+        await Backplane(url, settings=HASTY).start()
+
+
+async def test_whoever_strips_tls_gets_no_password() -> None:
+    """A place in between that answers `rediss://` in clear receives a handshake, and neither user nor password."""
+    received = bytearray()
+
+    async def strip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            received.extend(await reader.read(65_536))
+            writer.write(b"+OK\r\n+PONG\r\n-ERR this server speaks no TLS\r\n")
+            received.extend(await reader.read(65_536))
+        writer.transport.abort()
+
+    server = await asyncio.start_server(strip, "127.0.0.1", 0)
+    async with server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for scheme in ("rediss", "valkeys"):
+            with pytest.raises(BrokerError):
+                await Backplane(f"{scheme}://alice:hunter2@{address}?ssl_cert_reqs=none", settings=HASTY).start()
+    assert received.startswith(b"\x16\x03")
+    assert b"hunter2" not in received
+    assert b"alice" not in received
+
+
+async def test_credentials_are_asked_for_at_each_connect(
+    private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that was exchanged while the link stood is used for the next, and shown nowhere."""
+    broker = private_redis(RedisConfig(users=("alice on >first +@all ~* &*",)))
+    tokens = ["first"]
+    module = ModuleType("tokens_of_this_test")
+    vars(module)["current"] = lambda: ("alice", tokens[-1])
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    url = f"{broker.url}?credentials=tokens_of_this_test:current"
+    async with (
+        foreign_client(broker.url) as operator,
+        Backplane(url, settings=Settings(max_backoff_seconds=0.1)) as backplane,
+        backplane.subscribe("room") as messages,
+    ):
+        await operator.execute_command("ACL", "SETUSER", "alice", "resetpass", ">second")
+        tokens.append("second")
+        for kind in ("normal", "pubsub"):
+            await operator.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+        assert isinstance(await anext(messages), Gap)
+        await backplane.publish("room", "hello")
+        assert (await next_message(messages)).data == "hello"
+        assert await operator.execute_command("ACL", "WHOAMI") == b"default"
+
+
+async def test_a_certificate_of_the_client_that_is_missing_is_hinted_at(private_redis: StartRedis) -> None:
+    """A server that wants a client's certificate ends the connection; the error names the options."""
+    broker = private_redis(RedisConfig(tls=True))
+    async with foreign_client(broker.url) as operator:
+        await operator.config_set("tls-auth-clients", "yes")
+    with pytest.raises(BrokerUnavailableError, match="set ssl_certfile and ssl_keyfile"):
+        await Backplane(broker.url, settings=HASTY).start()
+    certificate = broker.url.partition("ssl_ca_certs=")[2]
+    key = str(Path(certificate).parent / "key.pem")
+    async with Backplane(f"{broker.url}&ssl_certfile={certificate}&ssl_keyfile={key}") as backplane:
+        await backplane.publish("room", "hello")

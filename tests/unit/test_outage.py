@@ -123,10 +123,15 @@ async def test_link_lost_while_sending_keeps_the_place() -> None:
         assert payloads(made) == [b"1", b"2"]
 
 
-async def test_adapter_that_refuses_while_its_link_stands_is_asked_again() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [BrokerUnavailableError("queue full"), PublishError("BUSY", retriable=True)],
+    ids=lambda error: type(error).__name__,
+)
+async def test_adapter_that_refuses_while_its_link_stands_is_asked_again(error: Exception) -> None:
     """An adapter that says it is away, on a link that is live, loses nothing and is not asked without a pause."""
     async with buffered() as (made, buffer):
-        made.adapter.publish_errors["a"] = BrokerUnavailableError("queue full")
+        made.adapter.publish_errors["a"] = error
         await publish(buffer, b"1")
         await made.adapter.until(lambda: made.adapter.verbs.count("publish") == 3)
         await let_tasks_run(100)

@@ -285,6 +285,26 @@ async def test_refused_probe_is_a_warning(refused: str, caplog: pytest.LogCaptur
         await made.recover()
 
 
+@pytest.mark.parametrize("refused", ["subscribe", "publish"])
+async def test_broker_that_accepts_nothing_at_present_is_probed_again(
+    refused: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A probe that is refused for the time being ends neither the link nor the probing."""
+    adapter = Adapter(brokered=True)
+    if refused == "subscribe":
+        adapter.doubts[PROBE_CHANNEL] = "BUSY"
+    else:
+        adapter.publish_errors[PROBE_CHANNEL] = PublishError("BUSY", retriable=True)
+    async with supervised(adapter, BRISK_PROBE) as made:
+        await made.listener("a")
+        await adapter.until(lambda: adapter.calls.count((refused, (PROBE_CHANNEL,))) == 3)
+        assert (made.supervisor.state, made.supervisor.generation, warnings_of(caplog)) == ("live", 1, [])
+        adapter.doubts.clear()
+        adapter.publish_errors.clear()
+        adapter.silent = True
+        await made.reaches("degraded")
+
+
 async def test_message_behind_a_missed_probe_ends_the_doubt() -> None:
     """A message that arrives while the first probe is out proves the way back, and the event loop goes on turning."""
     adapter = Adapter(brokered=True)

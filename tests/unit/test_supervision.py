@@ -112,6 +112,17 @@ async def test_start_that_never_answers_is_cut_off() -> None:
     assert made.adapter.verbs == ["start", "stop"]
 
 
+async def test_start_that_is_cut_off_raises_what_an_earlier_try_found() -> None:
+    """The last try, which ended with the time, explains less than the one before it."""
+    made = world(settings=replace(SETTINGS, start_timeout_seconds=0.3, max_backoff_seconds=0.02))
+    made.adapter.start_errors = [BrokerUnavailableError("no TLS here")]
+    starting = asyncio.create_task(made.supervisor.start())
+    await made.adapter.until(lambda: made.adapter.verbs.count("start") == 1)
+    made.adapter.start_gate.close()
+    with pytest.raises(BrokerUnavailableError, match="no TLS here"):
+        await asyncio.wait_for(starting, WAIT_SECONDS)
+
+
 async def test_start_cancelled_stops_the_adapter() -> None:
     """A cancelled start leaves neither a link nor a task."""
     made = world()

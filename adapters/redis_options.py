@@ -1,0 +1,146 @@
+"""Options of the Redis adapters, and what a URL says about where to connect and as whom."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import ssl
+from importlib import import_module
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from backplane.adapters.redis_error import unavailable
+from backplane.broadcaster import Options
+from backplane.deadline import PatientTimeout
+from backplane.errors import BrokerError, ConfigurationError
+
+if TYPE_CHECKING:
+    from backplane.broadcaster import BrokerUrl
+
+__all__ = ["Login", "RedisOptions", "check_options", "host_and_port", "login", "speaks_tls", "tls_context"]
+
+Login = tuple[str | None, str | None]
+"""User and password, either of which may be missing."""
+
+_VERIFY: Final = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
+
+
+class RedisOptions(Options):
+    """Options of `redis://`, `rediss://`, `unix://`, `valkey://` and `valkeys://`."""
+
+    prefix: str = Field(default="", max_length=255)
+    """Put in front of every channel name on the server, to share it among applications or to fit an ACL."""
+    credentials: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")
+    """`package.module:callable`, called at each connect in place of user and password in the URL, for tokens that
+    expire. Returns a password, `(password,)` or `(username, password)`; async, or run in a thread."""
+    db: int = Field(default=0, ge=0)
+    """The database number of other clients' URLs. It has no effect: pub/sub knows no databases."""
+    connect_timeout_seconds: float = Field(default=3.0, gt=0)
+    """How long connecting to one address, TLS and authentication may take."""
+    max_payload_bytes: int = Field(default=16 * 1024 * 1024, gt=0, le=512 * 1024 * 1024)
+    """Largest payload, in bytes. Redis itself takes 512 MiB (`proto-max-bulk-len`)."""
+    max_pending_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
+    """Most bytes published and not yet answered; one message is always taken. Over it `publish` raises."""
+    client_name: str | None = None
+    """Name in `CLIENT LIST`. Needs the permission for `CLIENT SETNAME`."""
+    ssl_ca_certs: str | None = None
+    """File of the authorities to trust, for `rediss://`. Defaults to the system's."""
+    ssl_certfile: str | None = None
+    """File of the client's certificate."""
+    ssl_keyfile: str | None = None
+    """File of the client's key."""
+    ssl_cert_reqs: Literal["required", "optional", "none"] = "required"
+    """Whether the server must show a valid certificate."""
+    ssl_check_hostname: bool = True
+    """Whether its certificate must name the host."""
+
+
+def speaks_tls(url: BrokerUrl) -> bool:
+    """Return whether the scheme asks for TLS."""
+    return url.scheme.startswith(("rediss", "valkeys"))
+
+
+def check_options(url: BrokerUrl, options: RedisOptions) -> None:
+    """Refuse options that contradict the URL or each other.
+
+    Raises:
+        ConfigurationError: They do.
+    """
+    given = sorted(name for name in options.model_fields_set if name.startswith("ssl_"))
+    if given and not speaks_tls(url):
+        raise ConfigurationError(
+            f"redis: {', '.join(given)} given, and {url.scheme}:// speaks no TLS: use rediss://, rediss+sentinel:// "
+            "or valkeys://"
+        )
+    if options.ssl_keyfile and not options.ssl_certfile:
+        raise ConfigurationError("redis: ssl_keyfile needs ssl_certfile, the certificate of that key")
+    if options.credentials and (url.username or url.password):
+        raise ConfigurationError("redis: credentials stand in place of user and password in the URL: give one of both")
+
+
+async def login(url: BrokerUrl, options: RedisOptions) -> Login:
+    """Return as whom to log in, asked anew at each connect where a callable says it.
+
+    Raises:
+        ConfigurationError: The callable cannot be imported, or returns something else.
+        BrokerUnavailableError: It raised.
+    """
+    if options.credentials is None:
+        return url.username, url.password
+    module, _, name = options.credentials.partition(":")
+    try:
+        function = attrgetter(name)(import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"redis: credentials={options.credentials} cannot be imported: {error}") from error
+    try:
+        async with PatientTimeout(options.connect_timeout_seconds):
+            # A token service takes its time, and the event loop has others to serve.
+            found: Any = function() if inspect.iscoroutinefunction(function) else await asyncio.to_thread(function)
+            found = await found if inspect.isawaitable(found) else found
+    except Exception as error:  # its words can hold a secret
+        raise unavailable(f"no credentials: {options.credentials} raised {type(error).__name__}") from error
+    match found:
+        case str() | (str(),):
+            return None, found if isinstance(found, str) else found[0]
+        case (str() | None as username, str() as password):
+            return username, password
+        case _:
+            raise ConfigurationError(
+                f"redis: {options.credentials} must return a password or (username, password), "
+                f"not {type(found).__name__}"
+            )
+
+
+def tls_context(options: RedisOptions) -> ssl.SSLContext:
+    """Return the settings of TLS; the files are read anew at each connect, for certificates are renewed.
+
+    Raises:
+        BrokerError: A file cannot be read, or is none.
+    """
+    try:
+        context = ssl.create_default_context(cafile=options.ssl_ca_certs)
+        if options.ssl_certfile is not None:
+            context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise BrokerError(
+            f"ssl_ca_certs, ssl_certfile or ssl_keyfile cannot be used: {error}", adapter="redis", retriable=False
+        ) from error
+    context.check_hostname = options.ssl_check_hostname and options.ssl_cert_reqs != "none"
+    context.verify_mode = _VERIFY[options.ssl_cert_reqs]
+    return context
+
+
+def host_and_port(text: str, default_port: int) -> tuple[str, int]:
+    """Split `host:port`, either of which may be missing.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    try:
+        parts = urlsplit(f"//{text}")
+        return parts.hostname or "localhost", parts.port or default_port
+    except ValueError as error:
+        raise ConfigurationError(f"redis: {text!r} is not host:port: {error}") from None
