@@ -144,17 +144,8 @@ class Backplane:
         return callback
 
     def statistics(self) -> dict[str, int]:
-        """Return what was counted since the start; empty while not running.
-
-        `delivered` (messages handed to subscribers, once each), `malformed`, `gaps`, and, where they happened: of slow
-        clients `dropped_oldest`, `dropped_newest`, `replaced`, `closed_slow`; of refusals `refused_origins`,
-        `refused_connections`, `refused_joins`, `refused_channels`; of limits `closed_idle`, `closed_max_age`,
-        `closed_expired`, `closed_silent`, `closed_too_big`, `closed_too_many_messages`; `invalid_messages`.
-        """
-        if self._running is None:
-            return {}
-        hub = self._running.hub
-        return {"delivered": hub.delivered, "malformed": hub.malformed, "gaps": hub.gaps, **self._running.counts}
+        """Return what this worker counted since the start, by the names of `Statistics`; empty while not running."""
+        return {} if self._running is None else self._running.count().as_dict()
 
     async def health(self) -> Health:
         """Return how this worker is; works at any time. `backplane.routes.health_routes` serves it over HTTP."""
@@ -289,7 +280,7 @@ class Backplane:
         """
         running = self._require_running()
         outbox = self._outbox(max_outbox_bytes, max_outbox_messages, when_full)
-        subscription = Subscription(running.hub, outbox)
+        subscription = Subscription(running.hub, outbox, statistics=running.statistics, bursts=running.bursts)
         running.subscriptions[subscription] = None
         try:
             for channel in channels:
@@ -445,7 +436,8 @@ class Backplane:
                 on_slow=self._on_slow,
                 reload_seconds=running.reload_seconds,
                 watch=running.watch,
-                counts=running.counts,
+                statistics=running.statistics,
+                bursts=running.bursts,
             )
         shared = self._shared_conduct
         if limits is None and on_gap is None:
