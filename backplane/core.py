@@ -309,8 +309,13 @@ class Backplane:
         """Join `channels`, accept `websocket`, and look after it until the block ends.
 
         The client is joined before it is accepted: from the moment its handshake is done it misses nothing. When the
-        block ends the socket is closed: 1000, or 1011 if it raised. Two errors are ordinary ends and go no further: a
-        `ClosedError` because the client is gone or the worker ends, and a join that was refused (4003, 4013).
+        block ends the socket is closed: 1000, or 1011 if it raised. Some errors are ordinary ends and go no further,
+        alone or in an `ExceptionGroup` of them: a `ClosedError` because the client is gone or the worker ends, a join
+        that was refused (4003, 4013), and any other `BrokerError` (1013).
+
+        At a gap, and after a `BrokerError`, many clients are concerned at once, and each is closed in its turn, spread
+        over `drain_seconds`. Until it is closed a client receives what is published; after a `BrokerError` its handler
+        has ended, and what it sends is dropped.
 
         Args:
             websocket: As the framework handed it over, not accepted yet.
@@ -328,11 +333,11 @@ class Backplane:
             max_outbox_messages: Bound of what waits for it, in messages.
 
         Raises:
-            InvalidChannelError, SubscribeError, BrokerUnavailableError: As `Connection.join`; the client's handshake is
-                answered with an HTTP error.
+            InvalidChannelError: A name is not legal; the client's handshake is answered with 400.
             WebSocketException: The client was refused, and its cause says why: a `RefusedError` (the origin,
-                `authorize`, a limit), or a `ClosedError` while the worker drains. The handshake is answered; the
-                framework takes it for an ordinary end.
+                `authorize`, a limit), a `BrokerError` (403 where the broker refused the channel, else 503), or a
+                `ClosedError` while the worker drains. The handshake is answered; the framework takes it for an ordinary
+                end.
             LifecycleError: The socket was accepted already.
             ClosedError: The socket is closed, or the backplane has stopped.
             NotStartedError: The backplane is not started.
