@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.brokers.broker import ProcessBroker
 from tests.e2e.clients import Client
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.brokers.broker import Broker
+    from tests.conftest import StartRedis
     from tests.servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
@@ -134,15 +136,15 @@ class Beat:
                 await asyncio.sleep(0.03)
 
 
-def lost(stay: Stay, beat: Beat, received_at: dict[int, float]) -> list[int]:
-    """Return what was accepted, reached others before this client was closed, and did not reach it.
+def lost(stay: Stay, beat: Beat, delivered_at: dict[int, float]) -> list[int]:
+    """Return what was accepted, delivered before this client was closed, and did not reach it.
 
     Counted from the first number it received; of a client that is not closed yet, up to the last one.
     """
     first, last = (stay.heard[0], stay.heard[-1]) if stay.heard else (sys.maxsize, 0)
     owed = [
         number
-        for number, at in received_at.items()
+        for number, at in delivered_at.items()
         if number in beat.accepted
         and first < number
         and (number < last or (stay.code and at < stay.closed_at - MARGIN_SECONDS))
@@ -184,9 +186,9 @@ class Trial:
     received_at: dict[int, float]
     log: str
 
-    def assert_nothing_lost(self) -> None:
-        """Assert that every client received what reached the others until it was closed."""
-        missed = [lost(stay, self.beat, self.received_at) for stays in self.stays for stay in stays]
+    def assert_nothing_lost(self, delivered_at: dict[int, float]) -> None:
+        """Assert that every client received what was accepted, and delivered at these times, until it was closed."""
+        missed = [lost(stay, self.beat, delivered_at) for stays in self.stays for stay in stays]
         assert [numbers for numbers in missed if numbers] == []
 
     def assert_quiet(self) -> None:
@@ -219,7 +221,7 @@ async def test_talking_clients(server_name: str, broker: Broker, tmp_path: Path)
     ends = sorted(stays[0].closed_at for stays in trial.stays)
     assert ends[-1] - ends[0] > 1
     assert set(trial.beat.refused) == {503}
-    trial.assert_nothing_lost()
+    trial.assert_nothing_lost(trial.beat.accepted)
     trial.assert_quiet()
 
 
@@ -232,7 +234,34 @@ async def test_buffered_messages(staying: bool, broker: Broker, tmp_path: Path) 
     # 1013: the broker was killed before it had answered a message of this client.
     assert {stay.code for stays in trial.stays for stay in stays} <= ({0, 1013} if staying else {0, 1013, 4000})
     assert sum(len(stays) == 1 for stays in trial.stays) >= (SIZE // 2 if staying else 0)
-    last = max(trial.received_at)
-    assert [number for number in trial.beat.accepted if number < last and number not in trial.received_at] == []
-    trial.assert_nothing_lost()
+    first, last = min(trial.received_at), max(trial.received_at)
+    assert [number for number in trial.beat.accepted if first < number < last and number not in trial.received_at] == []
+    trial.assert_nothing_lost(trial.received_at)
     trial.assert_quiet()
+
+
+@pytest.mark.parametrize("server_name", ["uvicorn", "gunicorn"])
+async def test_new_clients(server_name: str, private_redis: StartRedis, tmp_path: Path) -> None:
+    """Clients that come while the broker is away are answered 503 with when to come back, in few lines of log."""
+    broker = private_redis()
+    with serving(server_name, broker.url, tmp_path, workers=1, environment=ENVIRONMENT) as server:
+        before = len(server.log.read_text())
+        broker.kill9()
+        answers = await asyncio.gather(*(refusal(f"{server.ws_url}/rooms/{ROOM}") for _ in range(SIZE)))
+        log = server.log.read_text()[before:]
+        broker.start()
+    assert {status for status, _ in answers} == {503}
+    # Not all at the same time.
+    assert {int(seconds) > 0 for _, seconds in answers} == {True}
+    assert len({seconds for _, seconds in answers}) > 1
+    refused = [line for line in log.splitlines() if "refused a WebSocket" in line]
+    assert (len(refused), "Traceback" in log) == (1, False), log
+
+
+async def refusal(url: str) -> tuple[int, str]:
+    """Return with which status a new client is refused, and after how many seconds it may come back."""
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(url, open_timeout=30):
+            pytest.fail("a client was let in")
+    response = refused.value.response
+    return response.status_code, response.headers["retry-after"]

@@ -31,7 +31,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 WAIT_SECONDS = 5.0
 
-TESTED = {"sockets", "room", "outside", "consumer", "dependency", "starlette", "gap", "health", "settings", "unavailable"}
+TESTED = {
+    "sockets",
+    "room",
+    "outside",
+    "consumer",
+    "dependency",
+    "starlette",
+    "gap",
+    "health",
+    "settings",
+    "unavailable",
+}
 
 
 def examples(text: str) -> list[tuple[str | None, str]]:
