@@ -462,7 +462,7 @@ class Connection(Member):
 
     def _log_end(self, code: int, error: BaseException | None) -> None:
         if code == CloseCode.TRY_AGAIN_LATER:
-            self._log(logging.WARNING, "closing connection %s, the broker failed: %s", self.id, reasons(error))
+            self._log(logging.WARNING, "connection %s ends, the broker failed: %s", self.id, reasons(error))
         elif code in {CloseCode.FORBIDDEN, CloseCode.TOO_MANY_CHANNELS}:
             self._log(logging.INFO, "closing connection %s: %s", self.id, reasons(error))
 

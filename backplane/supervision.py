@@ -342,6 +342,7 @@ class Supervisor:
         self._interest.forget_link()
 
     async def _reopen(self, backoff: _Backoff) -> None:
+        known = ""
         while not self._closed:
             # Nothing is awaited before it: what a retired link hears is lost.
             await self._stop_broadcaster(suspend=self._rebuilding)
@@ -349,7 +350,9 @@ class Supervisor:
             try:
                 return await self._open(self._settings.start_timeout_seconds)
             except BrokerError as error:
-                logger.info("still no link: %s", error)
+                # An outage is many tries: the log gets each reason once.
+                logger.log(logging.DEBUG if str(error) == known else logging.INFO, "still no link: %s", error)
+                known = str(error)
                 self._retire_link(error)
             except Exception as error:
                 logger.exception("unexpected error while connecting to %s", self._broadcaster.url)

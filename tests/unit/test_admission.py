@@ -6,6 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from backplane.admission import Admission
@@ -200,6 +201,24 @@ async def test_broker_that_fails_in_a_task_group_of_the_block(door: Door) -> Non
 
     async with door.admission(socket, "a") as connection, asyncio.TaskGroup() as tasks:
         tasks.create_task(publish())
+        async for _ in connection:
+            pytest.fail("the client said nothing")
+    assert [code for code, _ in socket.closed] == [1013]
+
+
+async def test_broker_that_fails_in_a_task_group_of_anyio(door: Door) -> None:
+    """So it is in the task groups of anyio, whose errors are groups of groups."""
+    socket = FakeServerSocket()
+
+    async def publish() -> None:
+        async with anyio.create_task_group() as inner:
+            inner.start_soon(fail)
+
+    async def fail() -> None:
+        raise BrokerUnavailableError("away; not published")
+
+    async with door.admission(socket, "a") as connection, anyio.create_task_group() as tasks:
+        tasks.start_soon(publish)
         async for _ in connection:
             pytest.fail("the client said nothing")
     assert [code for code, _ in socket.closed] == [1013]

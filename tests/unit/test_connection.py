@@ -597,8 +597,8 @@ async def test_many_clients_write_few_lines(world: World, caplog: pytest.LogCapt
         [
             f"closing connection {first}, to reload: overrun",
             f"29 more within 10 s, the last one: closing connection {last}, to reload: overrun",
-            f"closing connection {first}, the broker failed: {AWAY}",
-            f"29 more within 10 s, the last one: closing connection {last}, the broker failed: {AWAY}",
+            f"connection {first} ends, the broker failed: {AWAY}",
+            f"29 more within 10 s, the last one: connection {last} ends, the broker failed: {AWAY}",
             f"connection {first} is too slow for channel 'a': closing it",
             f"29 more within 10 s, the last one: connection {last} is too slow for channel 'a': closing it",
         ]
