@@ -77,12 +77,13 @@ class Reception(Client):
 
 
 class Talker:
-    """A client that says something every now and then, and connects again when it is closed."""
+    """A client that says something every now and then, or only listens, and connects again when it is closed."""
 
-    def __init__(self, url: str, name: str, received_at: dict[int, float]) -> None:
+    def __init__(self, url: str, name: str, received_at: dict[int, float], *, talks: bool) -> None:
         self.stays: list[Stay] = []
         self.client = Reception(url, received_at)
         self._name = name
+        self._talks = talks
 
     async def run(self) -> None:
         """Talk until cancelled."""
@@ -107,7 +108,7 @@ class Talker:
 
     async def _talk(self) -> None:
         with suppress(ConnectionClosed):
-            for _ in count():
+            while self._talks:
                 await self.client.publish(self._name, 1)
                 await asyncio.sleep(random.uniform(0.5, 1.5))
 
@@ -210,7 +211,8 @@ async def outage_at(
     """Let clients talk through outages of so many seconds each, with as many between."""
     url = f"{server.ws_url}/rooms/{ROOM}"
     received_at: dict[int, float] = {}
-    talkers = [Talker(url, f"talk{number}", received_at) for number in range(SIZE)]
+    # Those that only listen are still there when the broker is back.
+    talkers = [Talker(url, f"talk{number}", received_at, talks=number % 3 > 0) for number in range(SIZE)]
     beat = Beat(server)
     before = len(server.log.read_text())
     async with asyncio.TaskGroup() as tasks:
