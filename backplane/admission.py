@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from backplane.closing import CloseCode
 from backplane.connection import Connection
-from backplane.errors import ClosedError, JoinRefusedError, OriginRefusedError, TooManyChannelsError
+from backplane.ending import close_code
+from backplane.errors import BackplaneError, BrokerError, OriginRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,8 +27,8 @@ logger = logging.getLogger("backplane.admission")
 class Admission(AbstractAsyncContextManager[Connection]):
     """Joins a client, accepts it, and ends it with the block. Used once.
 
-    Two errors of a block are ordinary ends and go no further: a `ClosedError` when its client is gone or its worker
-    ends, and a join that was refused, which closes the client with the code that says so.
+    Some errors of a block are ordinary ends and go no further; `backplane.ending` decides which, and with what code the
+    client is closed. Where the broker failed, many blocks end at once: their clients are closed one after the other.
 
     A class and no generator: a suspended generator would be the largest part of an idle connection.
 
@@ -77,11 +78,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
     async def __aenter__(self) -> Connection:
         try:
             async with self._socket.refusing_on_error():
-                self._check_origin()
-                self._running.admit(self._connection, self._client_key or self._socket.client_host)
-                for channel in self._channels:
-                    await self._connection.join(channel)
-                await self._socket.accept(self._subprotocol, self._headers)
+                await self._let_in()
             self._connection.opened()
         except BaseException as error:
             await self.__aexit__(type(error), error, None)
@@ -91,35 +88,32 @@ class Admission(AbstractAsyncContextManager[Connection]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> bool:
-        code = self._close_code(error)
+        code = close_code(error, is_over=self._connection.is_over)
         try:
             if code is None:
                 await self._connection.abandon()
             else:
-                await self._connection.finish(code)
+                await self._connection.finish(code, error)
         finally:
             self._running.dismiss(self._connection)
         return code is not None and code != CloseCode.INTERNAL_ERROR
 
-    def _close_code(self, error: BaseException | None) -> CloseCode | None:
-        """Tell what the client is told; `None`: nothing, the handler was cancelled."""
-        match error:
-            case None:
-                return CloseCode.NORMAL
-            case ClosedError() if self._connection.is_over:
-                return CloseCode.NORMAL
-            case JoinRefusedError():
-                return CloseCode.FORBIDDEN
-            case TooManyChannelsError():
-                return CloseCode.TOO_MANY_CHANNELS
-            case Exception():
-                return CloseCode.INTERNAL_ERROR
-            case _:
-                return None
+    async def _let_in(self) -> None:
+        try:
+            self._check_origin()
+            self._running.admit(self._connection, self._client_key or self._socket.client_host)
+            for channel in self._channels:
+                await self._connection.join(channel)
+        except BackplaneError as error:
+            self._running.statistics.connections_refused += 1
+            if isinstance(error, BrokerError):
+                self._running.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", error)
+            raise
+        await self._socket.accept(self._subprotocol, self._headers)
 
     def _check_origin(self) -> None:
         refusal = self._origins.refusal(self._socket.origin, self._socket.host)
         if refusal is not None:
-            self._running.counts["refused_origins"] += 1
-            logger.warning("refused a WebSocket: %s", refusal)
+            self._running.statistics.refused_origins += 1
+            self._running.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refusal)
             raise OriginRefusedError(refusal)

@@ -6,15 +6,25 @@ plain characters here, and an adapter encodes what its broker would take for mor
 
 from __future__ import annotations
 
+import logging
+from typing import Final
+
 from backplane.errors import InvalidChannelError
 
-__all__ = ["MAX_CHANNEL_BYTES", "RESERVED_PREFIX", "validate_channel"]
+__all__ = ["MAX_CHANNEL_BYTES", "RESERVED_PREFIX", "validate_channel", "warn_if_pattern"]
+
+logger = logging.getLogger("backplane.channels")
 
 MAX_CHANNEL_BYTES = 255
 """Longest channel name, in bytes of UTF-8."""
 
 RESERVED_PREFIX = "$backplane/"
 """Channels under this prefix belong to the package itself (its delivery probe is one)."""
+
+# NATS ends a pattern with `>`, MQTT and AMQP with `#`.
+_LAST_WILDCARDS: Final = (".>", ".#", "/#")
+_MAX_WARNINGS: Final = 100
+_warned_of: Final = set[str]()
 
 
 def validate_channel(channel: str) -> str:
@@ -47,3 +57,20 @@ def _validate_encoded(channel: str) -> None:
         raise InvalidChannelError(
             f"a channel name takes at most {MAX_CHANNEL_BYTES} bytes in UTF-8 and this one {size:,}: {channel[:40]!r}…"
         )
+
+
+def warn_if_pattern(channel: str) -> None:
+    """Log a warning, once for each name, if `channel` looks like a pattern of a broker: here it is a plain name.
+
+    After a hundred names nothing is logged any more: clients may choose names, and must not fill the log.
+    """
+    if "*" not in channel and not channel.endswith(_LAST_WILDCARDS) and channel != ">":
+        return
+    if channel in _warned_of or len(_warned_of) >= _MAX_WARNINGS:
+        return
+    _warned_of.add(channel)
+    logger.warning(
+        "channel %r looks like a pattern, but there are no patterns: it receives only what is published to exactly "
+        "this name",
+        channel,
+    )

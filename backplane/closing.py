@@ -25,9 +25,10 @@ class CloseCode(IntEnum):
     SERVICE_RESTART = 1012
     """The worker ends. Reconnect: another one is there."""
     TRY_AGAIN_LATER = 1013
-    """The client read more slowly than its outbox allows, and was cut. Reconnect."""
+    """The client read more slowly than its outbox allows, and was cut; or the broker failed while its handler published
+    or joined. The reason says which. Reconnect."""
     MESSAGES_MISSED = 4000
-    """Messages may have been missed on the way to this worker. Reconnect."""
+    """Messages may have been missed on the way to this worker; those since have been sent. Reconnect."""
     EXPIRED = 4001
     """The client's permission ran out (a token expired). Get a new one, then reconnect."""
     FORBIDDEN = 4003

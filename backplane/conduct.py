@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import inspect
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from backplane.errors import JoinRefusedError, TooManyChannelsError
 from backplane.limits import Limits
+from backplane.log_burst import LogBursts
 from backplane.message import Gap
+from backplane.statistics import Statistics
 from backplane.watch import Watch
 
 if TYPE_CHECKING:
     from backplane.connection import Connection
 
 __all__ = ["Authorize", "Conduct", "OnGap", "OnSlow", "SlowConsumer"]
+
+logger = logging.getLogger("backplane.conduct")
 
 OnGap = Literal["close"] | Callable[[Gap], object]
 """What a client is told when messages may be missing.
@@ -60,9 +66,10 @@ class Conduct:
         limits: What it may do, and how it is kept alive.
         authorize: Who may join what; `None` lets everybody.
         on_slow: Who hears of slow clients.
-        reload_seconds: Draws after how long one of many clients is told to reload.
+        reload_seconds: Draws after how long one of many clients is closed, at a gap or because the broker failed.
         watch: The timer of all connections.
-        counts: What happened, by name; see `Backplane.statistics`.
+        statistics: Where what happens is counted.
+        bursts: How what can concern many connections at once is logged.
     """
 
     on_gap: OnGap = "close"
@@ -71,4 +78,45 @@ class Conduct:
     on_slow: OnSlow | None = None
     reload_seconds: Callable[[], float] = float
     watch: Watch = field(default_factory=Watch)
-    counts: Counter[str] = field(default_factory=Counter[str])
+    statistics: Statistics = field(default_factory=Statistics)
+    bursts: LogBursts = field(default_factory=LogBursts)
+
+    def check_channels(self, connection: Connection, count: int) -> None:
+        """Check that a connection may join so many channels.
+
+        Raises:
+            TooManyChannelsError: It may not.
+        """
+        most = self.limits.max_channels
+        if most is not None and count > most:
+            self.statistics.refused_channels += 1
+            words = f"a connection may join {most:,} channels: Limits(max_channels=...)"
+            self.bursts.log(logger, logging.WARNING, "connection %s: %s", connection.id, words)
+            raise TooManyChannelsError(words)
+
+    async def check_authorized(self, connection: Connection, channel: str) -> None:
+        """Ask the application whether a connection may join `channel`.
+
+        Raises:
+            JoinRefusedError: It may not.
+        """
+        if self.authorize is None:
+            return
+        answer = self.authorize(connection, channel)
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if not answer:
+            self.statistics.refused_joins += 1
+            self.bursts.log(logger, logging.WARNING, "authorize refused %r to connection %s", channel, connection.id)
+            raise JoinRefusedError(f"this connection may not join channel {channel!r}")
+
+    def notify_slow(self, slow: SlowConsumer) -> None:
+        """Call the application's `on_slow`, if there is one; what it raises is logged."""
+        if self.on_slow is None:
+            return
+        try:
+            self.on_slow(slow)
+        except Exception as error:
+            self.bursts.log(
+                logger, logging.ERROR, "on_slow failed for connection %s", slow.connection.id, exc_info=error
+            )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from backplane.batch import Batch
 from backplane.channels import validate_channel
+from backplane.close_sequence import CloseSequence, flush
 from backplane.closing import CloseCode
 from backplane.codec import plain
 from backplane.conduct import Conduct, SlowConsumer
-from backplane.errors import InvalidMessageError, JoinRefusedError, TooManyChannelsError
+from backplane.ending import close_code, reasons
+from backplane.errors import InvalidMessageError, TooManyChannelsError
 from backplane.incoming import Incoming
 from backplane.member import Member
 from backplane.message import Message
@@ -38,8 +39,8 @@ logger = logging.getLogger("backplane.connection")
 _ModelT = TypeVar("_ModelT")
 _ResultT = TypeVar("_ResultT")
 
-# A client that does not read does not read a close frame either.
-_CLOSE_SECONDS: Final = 1.0
+_TOO_SLOW: Final = "too slow"
+_BROKER_FAILED: Final = "the broker is not available: try again later"
 
 
 class Connection(Member):
@@ -56,15 +57,13 @@ class Connection(Member):
     """
 
     __slots__ = (
+        "_close_sequence",
         "_close_with",
-        "_closing",
         "_conduct",
         "_incoming",
         "_open",
         "_outbox",
         "_outgoing",
-        "_retiring",
-        "_retiring_with",
         "_socket",
         "_tasks",
         "context",
@@ -89,9 +88,7 @@ class Connection(Member):
         self._incoming = Incoming(socket.receive, limits, self)
         self._open = False
         self._close_with: tuple[int, str] | None = None  # asked for before the handshake was done
-        self._closing: asyncio.Task[None] | None = None
-        self._retiring: asyncio.TimerHandle | asyncio.Task[None] | None = None
-        self._retiring_with: int = CloseCode.NORMAL
+        self._close_sequence: CloseSequence | None = None
         self._tasks: Tasks | None = None
 
     def __repr__(self) -> str:
@@ -130,11 +127,11 @@ class Connection(Member):
         )
         validate_channel(channel)
         self._check_hears()
-        self._check_channels(len(self._channels) + (channel not in self._channels))
-        await self._check_authorized(channel)
+        self._conduct.check_channels(self, len(self._channels) + (channel not in self._channels))
+        await self._conduct.check_authorized(self, channel)
         await super().join(channel)
         try:
-            self._check_channels(len(self._channels))  # other joins came through meanwhile
+            self._conduct.check_channels(self, len(self._channels))  # other joins came through meanwhile
         except TooManyChannelsError:
             await self.leave(channel)
             raise
@@ -160,8 +157,7 @@ class Connection(Member):
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close with `code`; iteration ends, what still waits is dropped. Closing again changes nothing."""
         self.end(code, reason)
-        if self._closing is not None:
-            await asyncio.wait([self._closing])
+        await self._closing.closed()
 
     def expire_at(self, moment: float | None) -> None:
         """Close with code 4001 at `moment`, in seconds since the epoch, as in a token's `exp`; `None`: never.
@@ -199,7 +195,13 @@ class Connection(Member):
             InvalidMessageError: It does not validate; `error.answer` is fit to be sent back. The connection lives on.
         """
         data = await self._incoming.next()
-        return data if model is None or data is None else parse(model, data)
+        if model is None or data is None:
+            return data
+        try:
+            return parse(model, data)
+        except InvalidMessageError as error:
+            self._note_invalid(error)
+            raise
 
     async def iter(
         self, model: type[_ModelT], *, on_invalid: Literal["answer", "close"] = "answer"
@@ -215,7 +217,7 @@ class Connection(Member):
             try:
                 parsed = parse(model, data)
             except InvalidMessageError as error:
-                self._conduct.counts["invalid_messages"] += 1
+                self._note_invalid(error)
                 if on_invalid == "close":
                     await self.close(CloseCode.INVALID_DATA, "invalid message")
                 else:
@@ -235,7 +237,7 @@ class Connection(Member):
 
     def gap(self, gap: Gap) -> None:
         """Learn that messages may be missing: the hub's side."""
-        if self._ended or self._retiring is not None:
+        if self._ended or self._is_about_to_end:
             return
         on_gap = self._conduct.on_gap
         if on_gap == "close":
@@ -243,24 +245,24 @@ class Connection(Member):
         try:
             answer = on_gap(gap)
             data = None if answer is None else plain(answer)
-        except Exception:
-            logger.exception("on_gap failed for channel %r: closing connection %s", gap.channel, self.id)
+        except Exception as error:
+            words = "on_gap failed for channel %r: closing connection %s"
+            self._log(logging.ERROR, words, gap.channel, self.id, exc_info=error)
             return self._reload(gap)
         if data is not None:
             self.offer(Batch(Message(channel="", data=data)))
 
     def too_slow(self, item: Message | Gap) -> None:
         """The outbox is full: cut the client."""
-        logger.warning("connection %s is too slow for channel %r: closing it", self.id, item.channel)
-        self._conduct.counts["closed_slow"] += 1
-        self._tell_slow(item, "closed")
-        self.end(CloseCode.TRY_AGAIN_LATER, "too slow")
+        self._log(logging.WARNING, "connection %s is too slow for channel %r: closing it", self.id, item.channel)
+        self._notify_slow(item, "closed")
+        self.end(CloseCode.TRY_AGAIN_LATER, _TOO_SLOW)
 
     def send_failed(self, error: Exception) -> None:
         """The client is gone: the end."""
         if not isinstance(error, SocketGoneError):
-            logger.error("connection %s failed to send", self.id, exc_info=error)
-        self._end()
+            self._log(logging.ERROR, "connection %s failed to send", self.id, exc_info=error)
+        self.client_left()
 
     def client_gone(self) -> None:
         """Nothing can be sent any more; what the client has said before is still there to be received."""
@@ -273,12 +275,12 @@ class Connection(Member):
 
     def client_left(self) -> None:
         """Nothing more will come: the end."""
-        self._end()
+        if self._end() and self._open:
+            self._conduct.statistics.closed_by_client += 1
 
     def limit_reached(self, code: CloseCode, reason: str, /) -> None:
         """The client did more than it may: end it."""
-        logger.info("closing connection %s: %s", self.id, reason)
-        self._conduct.counts[f"closed_{code.name.lower()}"] += 1
+        self._log(logging.INFO, "closing connection %s: %s", self.id, reason)
         self.end(code, reason)
 
     def look_after(self, now: float, /) -> None:
@@ -295,9 +297,9 @@ class Connection(Member):
     def opened(self) -> None:
         """The handshake is done: what waited since the joins may go, a close too."""
         self._open = True
+        self._conduct.statistics.connections_opened += 1
         if self._close_with is not None:
-            self._closing = asyncio.create_task(self._close_socket(*self._close_with))
-            return
+            return self._begin_close(*self._close_with)
         self._outgoing.open()
         if self._ended:  # its first message found it gone
             return
@@ -306,35 +308,50 @@ class Connection(Member):
 
     def end(self, code: int, reason: str) -> None:
         """Close without waiting: iteration ends, and the close frame is sent if the client still reads."""
-        if self._ended:
+        if not self._end():
             return
-        self._end()
         if self._open:
-            self._closing = asyncio.create_task(self._close_socket(code, reason))
+            self._begin_close(code, reason)
         else:
             self._close_with = (code, reason)
 
     def retire(self, code: int, reason: str) -> None:
-        """Send what waits, for a second at most, then close: an end that is nobody's fault."""
-        if self._ended or isinstance(self._retiring, asyncio.Task):
-            return
-        if self._retiring is not None:
-            self._retiring.cancel()
-        self._retiring_with = code
-        self._retiring = asyncio.create_task(self._retire(code, reason))
+        """Send what waits, for a second at most, then close: an end that is nobody's fault.
 
-    async def finish(self, code: int) -> None:
-        """End the tasks beside the handler, flush what waits, close, and await all of it: the end of the handler."""
+        Until it is closed the client receives what is published, as before.
+        """
+        if not self._ended:
+            self._closing.retire(code, reason)
+
+    def retire_in_turn(self, code: int, reason: str) -> None:
+        """Do that when it is this connection's turn: what concerns all clients must not bring all back at once."""
+        if not self._ended:
+            self._closing.retire_in(self._conduct.reload_seconds(), code, reason)
+
+    async def finish(self, code: int, error: BaseException | None = None) -> None:
+        """End the tasks beside the handler, flush what waits, close, and await all of it: the end of the handler.
+
+        With `TRY_AGAIN_LATER`, as many handlers end by the same failure of the broker, the close waits for its turn.
+        Until then the client receives what is published; what it sends is received, so that its leaving is noticed,
+        and dropped.
+
+        Args:
+            code: What the client is closed with.
+            error: What the handler raised.
+        """
         try:
             await self._end_tasks()
+            if self._open:
+                self._log_end(code, error)
+            if self._open and code == CloseCode.TRY_AGAIN_LATER:
+                self.retire_in_turn(code, _BROKER_FAILED)
+                await self._drop_incoming()
             if not self._ended and self._outgoing.is_waiting:
-                await self._flush()
-            if code == CloseCode.NORMAL and self._retiring is not None:  # the client has still to be told why
-                code = self._retiring_with
+                await flush(self._outgoing, self.id)
+            if code == CloseCode.NORMAL and self._is_about_to_end:  # its client must still learn why
+                code = self._closing.code
             self.end(code, "")
-            tasks = [task for task in (self._retiring, self._closing) if isinstance(task, asyncio.Task)]
-            if tasks:
-                await asyncio.wait(tasks)
+            await self._closing.finished()
             await self._outgoing.sent()
         except asyncio.CancelledError:
             await self.abandon()
@@ -342,27 +359,22 @@ class Connection(Member):
 
     async def abandon(self) -> None:
         """End at once, without a word to the client: the handler was cancelled."""
-        self._end()
-        if self._closing is not None:
-            self._closing.cancel()
+        if self._end() and self._open:
+            self._conduct.statistics.closed_cancelled += 1
+        self._closing.abandon()
         await self._end_tasks()
 
-    def _check_channels(self, count: int) -> None:
-        most = self._conduct.limits.max_channels
-        if most is not None and count > most:
-            self._conduct.counts["refused_channels"] += 1
-            raise TooManyChannelsError(f"a connection may join {most:,} channels: Limits(max_channels=...)")
+    @property
+    def _closing(self) -> CloseSequence:
+        if self._close_sequence is None:
+            self._close_sequence = CloseSequence(
+                self.id, self._socket, self._outgoing, end=self.end, bursts=self._conduct.bursts
+            )
+        return self._close_sequence
 
-    async def _check_authorized(self, channel: str) -> None:
-        authorize = self._conduct.authorize
-        if authorize is None:
-            return
-        answer = authorize(self, channel)
-        if inspect.isawaitable(answer):
-            answer = await answer
-        if not answer:
-            self._conduct.counts["refused_joins"] += 1
-            raise JoinRefusedError(f"this connection may not join channel {channel!r}")
+    @property
+    def _is_about_to_end(self) -> bool:
+        return self._close_sequence is not None and self._close_sequence.is_pending
 
     def _heartbeat(self, now: float, interval: float) -> None:
         lane, lifetime = self._socket.lane, self.lifetime
@@ -384,74 +396,75 @@ class Connection(Member):
                 pass
 
     def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
-        self._conduct.counts[reason] += 1
+        self._conduct.statistics.count_drop(reason)
         if reason != "replaced" and not self._outbox.behind:  # once for each stretch
-            self._tell_slow(item, reason)
+            self._notify_slow(item, reason)
 
-    def _tell_slow(self, item: Message | Gap, action: str) -> None:
-        on_slow = self._conduct.on_slow
-        if on_slow is None:
-            return
-        slow = SlowConsumer(
-            connection=self,
-            channel=item.channel,
-            action=action,
-            waiting_messages=len(self._outbox),
-            waiting_bytes=self._outbox.size_bytes,
-        )
-        try:
-            on_slow(slow)
-        except Exception:
-            logger.exception("on_slow failed")
+    def _notify_slow(self, item: Message | Gap, action: str) -> None:
+        waiting = {"waiting_messages": len(self._outbox), "waiting_bytes": self._outbox.size_bytes}
+        self._conduct.notify_slow(SlowConsumer(connection=self, channel=item.channel, action=action, **waiting))
 
-    def _end(self) -> None:
+    def _note_invalid(self, error: InvalidMessageError) -> None:
+        self._conduct.statistics.invalid_messages += 1
+        self._log(logging.INFO, "connection %s sent an invalid message: %s", self.id, error.details[0]["type"])
+
+    def _end(self) -> bool:
+        """Receive and send nothing more; return whether that is new."""
         if self._ended:
-            return
+            return False
         self._leave_all()
         self._outgoing.close()
         self._conduct.watch.remove(self)
-        if self._retiring is not None:
-            self._retiring.cancel()
+        if self._close_sequence is not None:
+            self._close_sequence.cancel_turn()
         self._incoming.close()
         if self._tasks is not None:
             self._tasks.cancel()
+        return True
+
+    def _begin_close(self, code: int, reason: str) -> None:
+        statistics = self._conduct.statistics
+        if (code, reason) == (CloseCode.TRY_AGAIN_LATER, _TOO_SLOW):
+            statistics.closed_slow += 1
+        else:
+            statistics.count_close(code)
+        self._closing.close(code, reason)
 
     def _reload(self, gap: Gap) -> None:
-        """Hear nothing more, and close when it is this connection's turn: not all clients come back at once."""
-        logger.info("closing connection %s, to reload: %s", self.id, gap.reason)
-        self._hear_nothing()
-        seconds = self._conduct.reload_seconds()
-        self._retiring_with = CloseCode.MESSAGES_MISSED
-        self._retiring = asyncio.get_running_loop().call_later(
-            seconds, self.retire, CloseCode.MESSAGES_MISSED, "messages may have been missed: reload"
-        )
+        self._log(logging.INFO, "closing connection %s, to reload: %s", self.id, gap.reason)
+        self.retire_in_turn(CloseCode.MESSAGES_MISSED, "messages may have been missed: reload")
 
-    async def _retire(self, code: int, reason: str) -> None:
-        self._hear_nothing()
-        await self._flush()
-        self._retiring = None  # nothing waits any more: `end` has no one to cancel
-        self.end(code, reason)
-
-    async def _flush(self) -> None:
+    async def _drop_incoming(self) -> None:
         try:
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await self._outgoing.sent()
-        except TimeoutError:
-            logger.debug("connection %s does not read what waits for it", self.id)
-
-    async def _close_socket(self, code: int, reason: str) -> None:
-        try:
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await self._socket.close(code, reason)
-        except TimeoutError:
-            logger.debug("connection %s does not read its close frame", self.id)
-        except Exception:
-            logger.exception("connection %s failed to close", self.id)
+            while await self._incoming.next() is not None:
+                pass
+        except Exception as error:  # the handler may have taken the client's end from the socket itself
+            logger.debug("connection %s can receive nothing more: %r", self.id, error)
+            self.client_left()
 
     async def _end_tasks(self) -> None:
         if self._tasks is not None:
             await self._tasks.end()
 
     def _task_failed(self, error: BaseException) -> None:
-        logger.error("a task of connection %s failed: closing it", self.id, exc_info=error)
-        self.end(CloseCode.INTERNAL_ERROR, "")
+        code = close_code(error, is_over=self.is_over) or CloseCode.INTERNAL_ERROR
+        self._log_end(code, error)
+        match code:
+            case CloseCode.NORMAL:
+                pass
+            case CloseCode.TRY_AGAIN_LATER:
+                self.retire_in_turn(code, _BROKER_FAILED)
+            case CloseCode.INTERNAL_ERROR:
+                self._log(logging.ERROR, "a task of connection %s failed: closing it", self.id, exc_info=error)
+                self.end(code, "")
+            case _:
+                self.end(code, "")
+
+    def _log_end(self, code: int, error: BaseException | None) -> None:
+        if code == CloseCode.TRY_AGAIN_LATER:
+            self._log(logging.WARNING, "connection %s ends, the broker failed: %s", self.id, reasons(error))
+        elif code in {CloseCode.FORBIDDEN, CloseCode.TOO_MANY_CHANNELS}:
+            self._log(logging.INFO, "closing connection %s: %s", self.id, reasons(error))
+
+    def _log(self, level: int, message: str, *args: object, exc_info: BaseException | None = None) -> None:
+        self._conduct.bursts.log(logger, level, message, *args, exc_info=exc_info)

@@ -144,17 +144,8 @@ class Backplane:
         return callback
 
     def statistics(self) -> dict[str, int]:
-        """Return what was counted since the start; empty while not running.
-
-        `delivered` (messages handed to subscribers, once each), `malformed`, `gaps`, and, where they happened: of slow
-        clients `dropped_oldest`, `dropped_newest`, `replaced`, `closed_slow`; of refusals `refused_origins`,
-        `refused_connections`, `refused_joins`, `refused_channels`; of limits `closed_idle`, `closed_max_age`,
-        `closed_expired`, `closed_silent`, `closed_too_big`, `closed_too_many_messages`; `invalid_messages`.
-        """
-        if self._running is None:
-            return {}
-        hub = self._running.hub
-        return {"delivered": hub.delivered, "malformed": hub.malformed, "gaps": hub.gaps, **self._running.counts}
+        """Return what this worker counted since the start, by the names of `Statistics`; empty while not running."""
+        return {} if self._running is None else self._running.count().as_dict()
 
     async def health(self) -> Health:
         """Return how this worker is; works at any time. `backplane.routes.health_routes` serves it over HTTP."""
@@ -290,7 +281,7 @@ class Backplane:
         """
         running = self._require_running()
         outbox = self._outbox(max_outbox_bytes, max_outbox_messages, when_full)
-        subscription = Subscription(running.hub, outbox)
+        subscription = Subscription(running.hub, outbox, statistics=running.statistics, bursts=running.bursts)
         running.subscriptions[subscription] = None
         try:
             for channel in channels:
@@ -319,8 +310,13 @@ class Backplane:
         """Join `channels`, accept `websocket`, and look after it until the block ends.
 
         The client is joined before it is accepted: from the moment its handshake is done it misses nothing. When the
-        block ends the socket is closed: 1000, or 1011 if it raised. Two errors are ordinary ends and go no further: a
-        `ClosedError` because the client is gone or the worker ends, and a join that was refused (4003, 4013).
+        block ends the socket is closed: 1000, or 1011 if it raised. Some errors are ordinary ends and go no further,
+        alone or in an `ExceptionGroup` of them: a `ClosedError` because the client is gone or the worker ends, a join
+        that was refused (4003, 4013), and any other `BrokerError` (1013).
+
+        At a gap, and after a `BrokerError`, many clients are concerned at once, and each is closed in its turn, spread
+        over `drain_seconds`. Until it is closed a client receives what is published; after a `BrokerError` its handler
+        has ended, and what it sends is dropped.
 
         Args:
             websocket: As the framework handed it over, not accepted yet.
@@ -338,11 +334,11 @@ class Backplane:
             max_outbox_messages: Bound of what waits for it, in messages.
 
         Raises:
-            InvalidChannelError, SubscribeError, BrokerUnavailableError: As `Connection.join`; the client's handshake is
-                answered with an HTTP error.
+            InvalidChannelError: A name is not legal; the client's handshake is answered with 400.
             WebSocketException: The client was refused, and its cause says why: a `RefusedError` (the origin,
-                `authorize`, a limit), or a `ClosedError` while the worker drains. The handshake is answered; the
-                framework takes it for an ordinary end.
+                `authorize`, a limit), a `BrokerError` (403 where the broker refused the channel, else 503), or a
+                `ClosedError` while the worker drains. The handshake is answered; the framework takes it for an ordinary
+                end.
             LifecycleError: The socket was accepted already.
             ClosedError: The socket is closed, or the backplane has stopped.
             NotStartedError: The backplane is not started.
@@ -446,7 +442,8 @@ class Backplane:
                 on_slow=self._on_slow,
                 reload_seconds=running.reload_seconds,
                 watch=running.watch,
-                counts=running.counts,
+                statistics=running.statistics,
+                bursts=running.bursts,
             )
         shared = self._shared_conduct
         if limits is None and on_gap is None:

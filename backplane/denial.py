@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import random
+from typing import TYPE_CHECKING, Final
 
 from starlette.responses import PlainTextResponse
+from starlette.websockets import WebSocketState
 
 from backplane.errors import InvalidChannelError, RefusedError, SubscribeError, TooManyConnectionsError
 
 if TYPE_CHECKING:
+    from starlette.responses import Response
+    from starlette.websockets import WebSocket
+
     from backplane.errors import BackplaneError
 
-__all__ = ["denial"]
+__all__ = ["denial", "deny", "retry_later"]
+
+# After an outage all clients would come back in the same second: each is given a time of its own.
+_RETRY_SECONDS: Final = (2, 8)
+
+
+def retry_later() -> dict[str, str]:
+    """Return the header `Retry-After`, with some seconds, drawn for each client."""
+    return {"Retry-After": str(random.randint(*_RETRY_SECONDS))}  # noqa: S311
 
 
 def denial(error: BackplaneError) -> PlainTextResponse:
     """Return the HTTP answer to an error of a join.
 
-    400 for a channel name that is not legal, 403 for what the broker or the application refuses, 429 for one client too
-    many, 503 for anything else. A broker's own words are not repeated.
+    400 for a channel name that is not legal; 403 for what the broker or the application refuses for good; 429 for one
+    client too many, 503 for anything else, such as a broker that is away or in a passing state, both with
+    `Retry-After`. A broker's own words are not repeated.
     """
     if isinstance(error, InvalidChannelError):
         return PlainTextResponse(str(error), 400)
-    if isinstance(error, SubscribeError):
+    if isinstance(error, SubscribeError) and error.refused:
         return PlainTextResponse("this channel is not allowed", 403)
     if isinstance(error, TooManyConnectionsError):
-        return PlainTextResponse(str(error), 429, headers={"Retry-After": "5"})
+        return PlainTextResponse(str(error), 429, headers=retry_later())
     if isinstance(error, RefusedError):
         return PlainTextResponse(str(error), 403)
-    return PlainTextResponse("not available, try again later", 503)
+    return PlainTextResponse("not available, try again later", 503, headers=retry_later())
+
+
+async def deny(websocket: WebSocket, answer: Response) -> None:
+    """Answer the handshake of `websocket` with `answer`, or with 403 where the server cannot send any other."""
+    if websocket.client_state is WebSocketState.CONNECTING:
+        await websocket.receive()  # the connect event comes before any answer
+    if "websocket.http.response" in websocket.scope.get("extensions", {}):
+        await websocket.send_denial_response(answer)
+    elif WebSocketState.DISCONNECTED not in (websocket.application_state, websocket.client_state):
+        await websocket.close(1008)

@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from backplane.channels import validate_channel
+from backplane.channels import validate_channel, warn_if_pattern
 from backplane.errors import ClosedError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Member(ABC):
         self._check_hears()
         if channel in self._channels:
             return
+        warn_if_pattern(channel)
         await self._hub.join(channel, self)
         if self._deaf:  # since the broker was asked
             self._hub.leave(channel, self)

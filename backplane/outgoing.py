@@ -134,7 +134,7 @@ class PlainOutgoing(Outgoing):
     @property
     def is_waiting(self) -> bool:
         """Whether the task is there."""
-        return self._task is not None
+        return self._task is not None and not self._closed
 
     def _send_waiting(self) -> None:
         while not self._closed and (item := self._outbox.take()) is not None:

@@ -1,19 +1,29 @@
-"""What Kubernetes and load balancers ask over HTTP: `app.mount("/health", health_routes(backplane))`."""
+"""HTTP for the operation of an application: health for Kubernetes and load balancers, and what an outage answers.
+
+app = FastAPI(lifespan=backplane.lifespan, exception_handlers={BrokerError: broker_error_response})
+app.mount("/health", health_routes(backplane))
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from starlette.responses import JSONResponse
 from starlette.routing import Route, Router
+from starlette.websockets import WebSocket, WebSocketState
+
+from backplane.closing import CloseCode
+from backplane.denial import deny, retry_later
+from backplane.errors import BrokerUnavailableError, PublishOutcomeUnknownError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from backplane.core import Backplane
 
-__all__ = ["health_routes"]
+__all__ = ["broker_error_response", "health_routes"]
 
 
 def health_routes(backplane: Backplane) -> Router:
@@ -40,3 +50,37 @@ def health_routes(backplane: Backplane) -> Router:
 def _answer(*, health_ok: bool, body: dict[str, object]) -> JSONResponse:
     body.pop("last_gap_reason")  # may hold a broker's own words
     return JSONResponse(body, 200 if health_ok else 503, headers={"Cache-Control": "no-store"})
+
+
+@overload
+async def broker_error_response(connection: Request, error: Exception) -> Response: ...
+@overload
+async def broker_error_response(connection: WebSocket, error: Exception) -> None: ...
+async def broker_error_response(connection: Request | WebSocket, error: Exception) -> Response | None:
+    """Answer a request in which the broker failed; an exception handler of FastAPI and Starlette for `BrokerError`.
+
+    503 with `Retry-After` where the broker is away, and where it is unknown whether a message was published, which the
+    answer says: sending such a request again can publish twice. 502 where the broker refused: the same request would be
+    refused again. The body is `{"detail": ...}`; the broker's own words are not in it.
+
+    In a WebSocket route it is for what is raised outside of `Backplane.connect`, which needs no handler: the handshake
+    gets the same answer, and an accepted client is closed with 1013.
+    """
+    answer = _answer_to(error)
+    if not isinstance(connection, WebSocket):
+        return answer
+    if connection.application_state is WebSocketState.CONNECTING:
+        await deny(connection, answer)
+    elif WebSocketState.DISCONNECTED not in (connection.application_state, connection.client_state):
+        await connection.close(CloseCode.TRY_AGAIN_LATER, "the broker is not available: try again later")
+    return None
+
+
+def _answer_to(error: Exception) -> Response:
+    if isinstance(error, PublishOutcomeUnknownError):
+        words = "it is unknown whether this was published: sending it again can publish it twice"
+    elif isinstance(error, BrokerUnavailableError) or getattr(error, "retriable", False):
+        words = "not available, try again later"
+    else:
+        return JSONResponse({"detail": "refused by the message broker"}, 502)
+    return JSONResponse({"detail": words}, 503, headers=retry_later())

@@ -7,15 +7,24 @@ import logging
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.closing import CloseCode
 from backplane.drain import spread_seconds
-from backplane.errors import ClosedError, TooManyConnectionsError
+from backplane.errors import (
+    BrokerUnavailableError,
+    ClosedError,
+    PublishError,
+    PublishOutcomeUnknownError,
+    TooManyConnectionsError,
+)
 from backplane.health import Health
 from backplane.hub import Hub
 from backplane.interest import Interest
+from backplane.log_burst import LogBursts
 from backplane.outage import OutageBuffer
+from backplane.statistics import Statistics
 from backplane.supervision import Supervisor
 from backplane.watch import Watch
 
@@ -51,7 +60,8 @@ class Running:
     Attributes:
         origin: Random bytes that name this process on the broker.
         watch: The timer of all connections.
-        counts: What happened to connections, by name.
+        statistics: Where what happens is counted; `count` returns it with what others count.
+        bursts: How what can concern many clients at once is logged.
         draining: No new client is taken.
     """
 
@@ -69,7 +79,8 @@ class Running:
         )
         self.subscriptions: dict[Subscription, None] = {}
         self.watch = Watch()
-        self.counts: Counter[str] = Counter()
+        self.statistics = Statistics()
+        self.bursts = LogBursts()
         self.draining = False
         self._connections: dict[Client, str] = {}
         self._by_client: Counter[str] = Counter()
@@ -84,11 +95,24 @@ class Running:
         return self._connections.keys()
 
     async def publish(self, channel: str, payload: bytes) -> None:
-        """Publish in the way the setting `outage` says."""
-        if self.settings.outage == "buffer":
-            await self._buffer.publish(channel, payload)
-        else:
-            await self.supervisor.publish(channel, payload)
+        """Publish in the way the setting `outage` says, and count how that ended."""
+        statistics = self.statistics
+        try:
+            if self.settings.outage == "buffer":
+                await self._buffer.publish(channel, payload)
+            else:
+                await self.supervisor.publish(channel, payload)
+        except BrokerUnavailableError:
+            statistics.publishes_unavailable += 1
+            raise
+        except PublishOutcomeUnknownError:
+            statistics.publishes_unknown += 1
+            raise
+        except PublishError as error:
+            statistics.publishes_refused += 1
+            self.bursts.log(logger, logging.WARNING, "the broker refused a message on channel %r: %s", channel, error)
+            raise
+        statistics.published += 1
 
     def admit(self, connection: Client, client_key: str) -> None:
         """Take a client.
@@ -98,14 +122,13 @@ class Running:
             TooManyConnectionsError: There are as many as are allowed, of this client or in all.
         """
         if self.draining:
+            self.bursts.log(logger, logging.INFO, "refused a client: this worker drains")
             raise ClosedError("this worker is about to end: connect again, to another one")
         most, most_of_one = self.settings.max_connections, self.settings.max_connections_per_client
         if most is not None and len(self._connections) >= most:
-            self.counts["refused_connections"] += 1
-            raise TooManyConnectionsError("this worker has as many connections as it may: try again later")
+            raise self._one_too_many("this worker has as many connections as it may: try again later")
         if most_of_one is not None and self._by_client[client_key] >= most_of_one:
-            self.counts["refused_connections"] += 1
-            raise TooManyConnectionsError(f"a client may have {most_of_one} connections")
+            raise self._one_too_many(f"a client may have {most_of_one} connections")
         self._connections[connection] = client_key
         self._by_client[client_key] += 1
 
@@ -119,8 +142,13 @@ class Running:
         if not self._connections:
             self._emptied.set()
 
+    def _one_too_many(self, words: str) -> TooManyConnectionsError:
+        self.statistics.refused_connections += 1
+        self.bursts.log(logger, logging.WARNING, "refused a client: %s", words)
+        return TooManyConnectionsError(words)
+
     def reload_seconds(self) -> float:
-        """Draw after how long one of many clients is told to reload."""
+        """Draw after how long one of many clients is closed that an outage concerns alike."""
         return random.uniform(0, spread_seconds(len(self._connections), self.settings.drain_seconds))  # noqa: S311
 
     async def drain(self) -> None:
@@ -152,6 +180,18 @@ class Running:
         await asyncio.gather(*closing)
         await self.supervisor.stop()
         self.hub.close()
+        self.bursts.flush()
+
+    def count(self) -> Statistics:
+        """What was counted since the start."""
+        return replace(
+            self.statistics,
+            delivered=self.hub.delivered,
+            malformed=self.hub.malformed,
+            gaps=self.hub.gaps,
+            buffered=len(self._buffer),
+            buffer_dropped=self._buffer.dropped,
+        )
 
     def health(self) -> Health:
         """How this worker is."""

@@ -27,7 +27,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from backplane.denial import denial
-from backplane.errors import BackplaneError, ConfigurationError, SlowConsumerError
+from backplane.errors import BackplaneError, BrokerError, ConfigurationError, SlowConsumerError
 from backplane.message import Gap, Message
 from backplane.subscription import Subscription
 
@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from backplane.hub import Hub
+    from backplane.log_burst import LogBursts
     from backplane.outbox import Outbox
     from backplane.running import Running
+    from backplane.statistics import Statistics
 
 __all__ = ["EventStream", "event_stream"]
 
@@ -94,8 +96,8 @@ def event_stream(
 class EventStream(Subscription):
     """One client of a stream. Once it has ended, its client has a second to take what waits."""
 
-    def __init__(self, hub: Hub, outbox: Outbox) -> None:
-        super().__init__(hub, outbox)
+    def __init__(self, hub: Hub, outbox: Outbox, statistics: Statistics, bursts: LogBursts) -> None:
+        super().__init__(hub, outbox, statistics=statistics, bursts=bursts)
         self._deadline: asyncio.Timeout | None = None
 
     def retire(self, code: int, reason: str) -> None:
@@ -130,8 +132,10 @@ class EventStream(Subscription):
             logger.debug("the client of event stream %s is gone, or does not read", self.id)
         finally:
             self._deadline = None
-            if self._overrun:
-                logger.warning("event stream %s was too slow: ended it", self.id)
+
+    def _note_overrun(self) -> None:
+        self._statistics.slow_streams += 1
+        self._bursts.log(logger, logging.WARNING, "event stream %s is too slow: ending it", self.id)
 
     async def _next_chunk(self, heartbeat_seconds: float) -> bytes | None:
         try:
@@ -186,19 +190,24 @@ class _EventStreamResponse(Response):
             await self.background()
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = EventStream(self._running.hub, self._outbox)
+        running = self._running
+        stream = EventStream(running.hub, self._outbox, running.statistics, running.bursts)
         try:
             await self._join(stream, scope)
         except BackplaneError as error:
             await self._refuse(error, scope, receive, send)
         else:
-            async with asyncio.TaskGroup() as tasks:
-                listening = tasks.create_task(_listen(receive, stream), name=f"backplane-sse-{stream.id}")
-                await stream.send_to(send, self)
-                listening.cancel()
+            running.statistics.streams_opened += 1
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    listening = tasks.create_task(_listen(receive, stream), name=f"backplane-sse-{stream.id}")
+                    await stream.send_to(send, self)
+                    listening.cancel()
+            finally:
+                running.statistics.streams_closed += 1
         finally:
             stream.end()
-            self._running.dismiss(stream)
+            running.dismiss(stream)
 
     async def _join(self, stream: EventStream, scope: Scope) -> None:
         address = (scope.get("client") or ("",))[0]
@@ -207,7 +216,9 @@ class _EventStreamResponse(Response):
             await stream.join(channel)
 
     async def _refuse(self, error: BackplaneError, scope: Scope, receive: Receive, send: Send) -> None:
-        logger.info("refused an event stream: %s", error)
+        self._running.statistics.streams_refused += 1
+        level = logging.WARNING if isinstance(error, BrokerError) else logging.INFO
+        self._running.bursts.log(logger, level, "refused an event stream: %s", error)
         answer = denial(error)
         if answer.status_code in _LATER and _MEDIA_TYPE in Headers(scope=scope).get("accept", ""):
             return await self._send_at_once(send, b": not available, try again later\n" + self.hint())

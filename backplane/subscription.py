@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
-from backplane.errors import SlowConsumerError
+from backplane.errors import InvalidMessageError, SlowConsumerError
+from backplane.log_burst import LogBursts
 from backplane.member import Member
+from backplane.statistics import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -14,9 +17,11 @@ if TYPE_CHECKING:
     from backplane.batch import Batch
     from backplane.hub import Hub
     from backplane.message import Gap, Message
-    from backplane.outbox import Outbox
+    from backplane.outbox import DropReason, Outbox
 
 __all__ = ["Subscription"]
+
+logger = logging.getLogger("backplane.subscription")
 
 
 class Subscription(Member):
@@ -29,9 +34,14 @@ class Subscription(Member):
             outbox allows, and everything since is lost. Only with the policy `close`.
     """
 
-    def __init__(self, hub: Hub, outbox: Outbox) -> None:
+    def __init__(
+        self, hub: Hub, outbox: Outbox, *, statistics: Statistics | None = None, bursts: LogBursts | None = None
+    ) -> None:
         super().__init__(hub)
         self._outbox = outbox
+        self._statistics = statistics or Statistics()
+        self._bursts = bursts or LogBursts()
+        outbox.on_drop = self._dropped
         self._overrun = False
         self._wakeup: asyncio.Future[None] | None = None
 
@@ -43,6 +53,13 @@ class Subscription(Member):
     def gap(self, gap: Gap) -> None:
         """Take the news that messages may be missing: the hub's side."""
         self._take(gap)
+
+    def note_invalid(self, channel: str, error: InvalidMessageError) -> None:
+        """Count a message that is not of the type its consumer expects, and log it without its content."""
+        self._statistics.invalid_published += 1
+        self._bursts.log(
+            logger, logging.WARNING, "dropped a message on channel %r: %s", channel, error.details[0]["type"]
+        )
 
     def end(self) -> None:
         """Leave every channel; iteration ends behind what already waits."""
@@ -71,7 +88,16 @@ class Subscription(Member):
             self._wake()
         else:
             self._overrun = True
+            self._note_overrun()
             self.end()
+
+    def _note_overrun(self) -> None:
+        self._statistics.slow_subscriptions += 1
+        some = list(self.channels)[:3]
+        self._bursts.log(logger, logging.WARNING, "subscription %s of %r is too slow: ending it", self.id, some)
+
+    def _dropped(self, _: Message | Gap, reason: DropReason) -> None:
+        self._statistics.count_drop(reason)
 
     def _wake(self) -> None:
         if self._wakeup is not None and not self._wakeup.done():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from string import Formatter
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from backplane.subscription import Subscription
 
 __all__ = ["TypedChannel", "adapter_for", "parse"]
-
-logger = logging.getLogger("backplane.typed")
 
 ModelT = TypeVar("ModelT")
 
@@ -123,7 +120,7 @@ class TypedChannel(Generic[ModelT]):
         """Subscribe: `async with orders.subscribe(id=42) as messages: async for order in messages: ...`.
 
         Yields validated models, and a `Gap` where messages may be missing. What is not of the type, a foreign publish
-        perhaps, is dropped: counted in `invalid`, and logged now and then.
+        perhaps, is dropped: counted in `invalid` and in `Backplane.statistics`, and logged, a burst in one line.
 
         Raises:
             TypeError, InvalidChannelError: As `name`.
@@ -148,12 +145,8 @@ class TypedChannel(Generic[ModelT]):
         except PydanticSerializationError as error:
             raise InvalidDataError(f"not a message for {self._template!r}: {error}") from error
 
-    def _count_invalid(self, channel: str, error: InvalidMessageError) -> None:
+    def _count_invalid(self) -> None:
         self.invalid += 1
-        # Rate-limited by powers of two: one wrong publisher must not fill the log. No words of the message itself.
-        if self.invalid & (self.invalid - 1) == 0:
-            kind = error.details[0]["type"]
-            logger.warning("dropped a message on channel %r: %s (%d so far)", channel, kind, self.invalid)
 
 
 class _TypedMessages(Generic[ModelT]):
@@ -163,7 +156,7 @@ class _TypedMessages(Generic[ModelT]):
         self,
         messages: Subscription,
         adapter: TypeAdapter[ModelT],
-        count_invalid: Callable[[str, InvalidMessageError], None],
+        count_invalid: Callable[[], None],
     ) -> None:
         self._messages = messages
         self._adapter = adapter
@@ -179,7 +172,8 @@ class _TypedMessages(Generic[ModelT]):
             try:
                 return parse(self._adapter, item.data)
             except InvalidMessageError as error:
-                self._count_invalid(item.channel, error)
+                self._count_invalid()
+                self._messages.note_invalid(item.channel, error)
         raise StopAsyncIteration
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
-from backplane.denial import denial
-from backplane.errors import BackplaneError, ClosedError, LifecycleError, RefusedError
+from backplane.denial import denial, deny
+from backplane.errors import BackplaneError, BrokerError, ClosedError, LifecycleError, RefusedError
 from backplane.lane import EXTENSION
 from backplane.outgoing import SocketGoneError
 
@@ -71,17 +71,18 @@ class StarletteSocket:
     async def refusing_on_error(self) -> AsyncGenerator[None]:
         """Answer the handshake with an HTTP error if the block raises one of ours, and let the error go on.
 
-        A `RefusedError`, or a `ClosedError` while the worker ends, goes on as the cause of a `WebSocketException`,
-        which the framework handles without a word.
+        A `RefusedError`, a `BrokerError`, or a `ClosedError` while the worker ends, goes on as the cause of a
+        `WebSocketException`, which the framework handles without a traceback.
 
-        400 for a channel name that is not legal, 403 for what is not allowed, 429 for too many connections, 503 for
-        anything else. A server without the denial response extension answers 403.
+        `backplane.denial` says with which status. A server without the denial response extension answers 403.
         """
         try:
             yield
         except BackplaneError as error:
             await self._refuse(error)
-            if isinstance(error, RefusedError | ClosedError):  # an ordinary event: no traceback in the server's log
+            if isinstance(
+                error, RefusedError | BrokerError | ClosedError
+            ):  # an ordinary event: no traceback in the server's log
                 self._websocket.close = _is_answered  # type: ignore[method-assign]
                 raise WebSocketException(1008, str(error)) from error
             raise
@@ -113,12 +114,8 @@ class StarletteSocket:
             await self._websocket.close(code, reason)
 
     async def _refuse(self, error: BackplaneError) -> None:
-        if self._websocket.client_state is WebSocketState.CONNECTING:
-            await self._websocket.receive()  # the connect event comes before any answer
-        if "websocket.http.response" not in self._websocket.scope.get("extensions", {}):
-            return await self.close(1008, "")
         with suppress(*_GONE):
-            await self._websocket.send_denial_response(denial(error))
+            await deny(self._websocket, denial(error))
 
 
 async def _is_answered(code: int = 1000, reason: str | None = None) -> None:

@@ -48,11 +48,14 @@ class Server:
     """A running server; its application answers `GET /pid`.
 
     Attributes:
+        port: Where it listens.
+        log: The file of what it and its workers log.
         pids: Its workers when it had started.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, workers: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, workers: int, log: Path) -> None:
         self.port = port
+        self.log = log
         self._workers = workers
         self._process = process
         self.pids = self.wait_for_workers()
@@ -127,7 +130,7 @@ def serving(
     own = {"BACKPLANE_URL": broker_url, "HOME": str(folder), "XDG_RUNTIME_DIR": ""}
     process = start(command, cwd=_APP_FOLDER, log=log, env={**os.environ, **own, **(environment or {})})
     try:
-        yield Server(process, port, workers)
+        yield Server(process, port, workers, log)
     except BaseException as error:
         error.add_note(f"The log of {name}:\n{log.read_text()[-10_000:]}")
         raise

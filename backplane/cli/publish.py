@@ -40,9 +40,10 @@ def publish(
     """
     if as_json and (as_binary or as_hex):
         fail("JSON is text: give --json, or --binary or --hex", status=2)
+    with failing_in_words():
+        url = given_url(url)
     body = _body(_read(data, file), as_json=as_json, as_binary=as_binary, as_hex=as_hex)
     with showing_warnings(), failing_in_words("not published: "):
-        url = given_url(url)
         try:
             asyncio.run(_publish(url, channel, body))
         except PublishOutcomeUnknownError as error:

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from backplane.cli.terminal import UrlArgument, failing_in_words, given_url, progress, say, showing_warnings, visible
+from backplane.cli.terminal import (
+    UrlArgument,
+    fail,
+    failing_in_words,
+    given_url,
+    progress,
+    say,
+    showing_warnings,
+    visible,
+)
 from backplane.core import Backplane
 from backplane.diagnosis import size_in_words
 from backplane.message import Gap
@@ -37,7 +46,10 @@ _MAX_OUTBOX_MESSAGES: Final = 100_000
 
 def tail(
     url: UrlArgument,
-    channels: Annotated[list[str], typer.Argument(metavar="CHANNEL", help="What to hear.", show_default=False)],
+    channels: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CHANNEL", help="Whole names: there are no patterns.", show_default=False),
+    ] = None,
     count: Annotated[
         int | None, typer.Option(min=1, help="End after this many messages.", show_default="at Ctrl-C")
     ] = None,
@@ -52,6 +64,10 @@ def tail(
     refuses or is not there, 2 where the URL or a channel is wrong.
     Only messages and gaps go to standard output.
     """
+    with failing_in_words():
+        url = given_url(url)
+    if not channels:
+        fail("name at least one channel, after the broker's URL", status=2)
     tally = _Tally(count)
     try:
         with (
@@ -59,7 +75,7 @@ def tail(
             progress(shown=not sys.stdout.isatty()) as on_progress,
             failing_in_words(),
         ):
-            _run(given_url(url), channels, tally, _line_maker(channels, as_json=as_json, full=full), on_progress)
+            _run(url, channels, tally, _line_maker(channels, as_json=as_json, full=full), on_progress)
     finally:
         if tally.joined_at is not None:
             say(tally.words())

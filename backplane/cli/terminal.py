@@ -80,9 +80,17 @@ def given_url(url: str) -> str:
     """Return the broker's URL; `env` keeps a password out of the list of processes and of the shell's history.
 
     Raises:
-        ConfigurationError: The variable is not set.
+        ConfigurationError: The variable is not set, or what was given is empty, as it is where a shell replaced a
+            variable that is not set, or is no URL.
     """
+    if not url.strip():
+        raise ConfigurationError("the broker's URL is empty: is BACKPLANE_URL set where the shell replaced it?")
     if url != "env":
+        if "://" not in url:
+            raise ConfigurationError(
+                "the first argument is the broker's URL, such as redis://localhost, "
+                "or `env` for the variable BACKPLANE_URL"
+            )
         return url
     if not (found := os.environ.get("BACKPLANE_URL")):
         raise ConfigurationError("BACKPLANE_URL is not set: set it, or name the broker's URL")

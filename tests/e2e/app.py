@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from fastapi import FastAPI, Request, WebSocket
 
-from backplane import Backplane, Gap, Settings
-from backplane.routes import health_routes
+from backplane import Backplane, BrokerError, Gap, Settings
+from backplane.routes import broker_error_response, health_routes
+
+logging.basicConfig(level=os.environ.get("TEST_LOG_LEVEL", "WARNING"))
 
 
 def tell_gap(_: Gap) -> str | None:
@@ -16,10 +19,13 @@ def tell_gap(_: Gap) -> str | None:
 
 
 backplane = Backplane(
-    settings=Settings(drain_seconds=float(os.environ.get("TEST_DRAIN_SECONDS", "5"))),
+    settings=Settings(
+        drain_seconds=float(os.environ.get("TEST_DRAIN_SECONDS", "5")),
+        outage="buffer" if os.environ.get("TEST_BUFFER") else "raise",
+    ),
     on_gap=tell_gap if os.environ.get("TEST_ON_GAP") else "close",
 )
-app = FastAPI(lifespan=backplane.lifespan)
+app = FastAPI(lifespan=backplane.lifespan, exception_handlers={BrokerError: broker_error_response})
 app.mount("/health", health_routes(backplane))
 
 

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from backplane.interest import Interest
     from backplane.lane import LaneUser
     from backplane.message import Gap, Message
+    from backplane.statistics import Statistics
 
 __all__ = [
     "ControlledBroadcaster",
     "FakeLane",
     "Gate",
     "RecordingSubscriber",
+    "counted",
     "following",
     "let_tasks_run",
     "messages_in",
@@ -283,3 +285,8 @@ async def let_tasks_run(passes: int = 10) -> None:
     """Give every ready task some passes of the event loop; no time goes by."""
     for _ in range(passes):
         await asyncio.sleep(0)
+
+
+def counted(statistics: Statistics) -> dict[str, int]:
+    """Return what was counted at all."""
+    return {name: count for name, count in statistics.as_dict().items() if count}

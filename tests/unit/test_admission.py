@@ -6,17 +6,20 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from backplane.admission import Admission
 from backplane.conduct import Conduct
 from backplane.connection import Connection
 from backplane.errors import (
+    BrokerUnavailableError,
     ClosedError,
     InvalidChannelError,
     JoinRefusedError,
     OriginRefusedError,
     PublishError,
+    PublishOutcomeUnknownError,
     SubscribeError,
     TooManyChannelsError,
     TooManyConnectionsError,
@@ -26,7 +29,7 @@ from backplane.origins import OriginRule
 from backplane.outbox import Outbox
 from backplane.running import Running
 from backplane.settings import Settings
-from tests.unit.doubles import ControlledBroadcaster, following, let_tasks_run
+from tests.unit.doubles import ControlledBroadcaster, counted, following, let_tasks_run
 from tests.unit.sockets import FakeServerSocket
 
 if TYPE_CHECKING:
@@ -51,7 +54,8 @@ class Door:
         self.conduct = Conduct(
             authorize=lambda _, channel: channel != "secret",
             limits=Limits(max_channels=2, heartbeat_seconds=None),
-            counts=self.running.counts,
+            statistics=self.running.statistics,
+            bursts=self.running.bursts,
             watch=self.running.watch,
         )
 
@@ -149,7 +153,7 @@ async def test_page_of_another_site(door: Door, caplog: pytest.LogCaptureFixture
     with pytest.raises(OriginRefusedError, match=r"evil\.example") as caught:
         await door.handle(socket, "a")
     assert (socket.refusals, socket.accepting, door.broker.calls) == ([caught.value], 0, [])
-    assert door.running.counts == {"refused_origins": 1}
+    assert counted(door.running.statistics) == {"connections_refused": 1, "refused_origins": 1}
     assert caplog.messages == [f"refused a WebSocket: {caught.value}"]
 
 
@@ -170,6 +174,54 @@ async def test_refused_join(door: Door, channels: list[str], error: type[Excepti
     with pytest.raises(error) as caught:
         await door.handle(socket, *channels)
     assert (socket.refusals, socket.accepting, socket.closing) == ([caught.value], 0, 0)
+
+
+async def test_broker_that_is_away_at_the_handshake(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    """Clients refused because the broker is away are counted, wait for no turn, and fill no log."""
+    door.running.interest.close()
+    for _ in range(3):
+        socket = FakeServerSocket()
+        with pytest.raises(BrokerUnavailableError):
+            await asyncio.wait_for(door.handle(socket, "a"), WAIT_SECONDS)
+        assert (len(socket.refusals), socket.accepting, socket.closing) == (1, 0, 0)
+    door.running.bursts.flush()
+    assert counted(door.running.statistics) == {"connections_refused": 3}
+    assert caplog.messages == [
+        "refused a WebSocket: the backplane was stopped",
+        "2 more within 10 s, the last one: refused a WebSocket: the backplane was stopped",
+    ]
+
+
+async def test_broker_that_fails_in_a_task_group_of_the_block(door: Door) -> None:
+    """A publish that fails in a task group of the handler is what it is in the handler itself."""
+    socket = FakeServerSocket()
+
+    async def publish() -> None:
+        raise BrokerUnavailableError("away; not published")
+
+    async with door.admission(socket, "a") as connection, asyncio.TaskGroup() as tasks:
+        tasks.create_task(publish())
+        async for _ in connection:
+            pytest.fail("the client said nothing")
+    assert [code for code, _ in socket.closed] == [1013]
+
+
+async def test_broker_that_fails_in_a_task_group_of_anyio(door: Door) -> None:
+    """So it is in the task groups of anyio, whose errors are groups of groups."""
+    socket = FakeServerSocket()
+
+    async def publish() -> None:
+        async with anyio.create_task_group() as inner:
+            inner.start_soon(fail)
+
+    async def fail() -> None:
+        raise BrokerUnavailableError("away; not published")
+
+    async with door.admission(socket, "a") as connection, anyio.create_task_group() as tasks:
+        tasks.start_soon(publish)
+        async for _ in connection:
+            pytest.fail("the client said nothing")
+    assert [code for code, _ in socket.closed] == [1013]
 
 
 async def test_client_of_a_worker_that_drains(door: Door) -> None:
@@ -255,13 +307,18 @@ async def block(admission: Admission, error: BaseException | None) -> None:
         (TooManyChannelsError("not so many"), 4013, False),
         (ClosedError("of a subscription"), 1011, True),
         (KeyError("mine"), 1011, True),
-        (PublishError("refused"), 1011, True),
+        (PublishError("refused"), 1013, False),
+        (BrokerUnavailableError("away"), 1013, False),
+        (PublishOutcomeUnknownError("no answer"), 1013, False),
+        (SubscribeError({}, unconfirmed={"b": "busy"}), 1013, False),
+        (SubscribeError({"b": "not permitted"}), 4003, False),
         (OriginRefusedError("of something else"), 1011, True),
-        (ExceptionGroup("several", [JoinRefusedError("not this one")]), 1011, True),
+        (ExceptionGroup("several", [JoinRefusedError("not this one")]), 4003, False),
+        (ExceptionGroup("several", [BrokerUnavailableError("away"), KeyError("mine")]), 1011, True),
         (asyncio.CancelledError(), None, True),
         (KeyboardInterrupt(), None, True),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+    ids=repr,
 )
 async def test_end(door: Door, error: BaseException | None, code: int | None, raised: bool) -> None:
     """How the block ends says with which code the client is closed, if at all, and whether the handler raises."""
@@ -272,7 +329,7 @@ async def test_end(door: Door, error: BaseException | None, code: int | None, ra
     except BaseException as left:
         caught = left
     assert caught is (error if raised else None)
-    assert (socket.closed, socket.refusals) == ([] if code is None else [(code, "")], [])
+    assert ([closed for closed, _ in socket.closed], socket.refusals) == ([] if code is None else [code], [])
     door.assert_nothing_left()
 
 

@@ -1,12 +1,13 @@
 """`backplane.channels`: which names are legal."""
 
+import logging
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from backplane.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX, validate_channel
+from backplane.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX, validate_channel, warn_if_pattern
 from backplane.errors import InvalidChannelError
 
 
@@ -86,3 +87,37 @@ def test_refusal_is_short(character: str) -> None:
 def test_constants() -> None:
     """The bound and the reserved prefix are part of the contract with adapters."""
     assert (MAX_CHANNEL_BYTES, RESERVED_PREFIX) == (255, "$backplane/")
+
+
+@pytest.fixture
+def nothing_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin as a new process does."""
+    monkeypatch.setattr("backplane.channels._warned_of", set[str]())
+
+
+@pytest.mark.usefixtures("nothing_warned_of")
+@pytest.mark.parametrize("channel", ["prices.*", "*", "a.*.b", "news*", "prices.>", ">", "home/#", "logs.#"])
+def test_pattern_is_warned_of_once(channel: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A name that some broker would take for a pattern is named in one warning, however often it is joined."""
+    for _ in range(3):
+        warn_if_pattern(channel)
+    assert [(record.levelno, repr(channel) in record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, True)
+    ]
+    assert "there are no patterns" in caplog.text
+
+
+@pytest.mark.usefixtures("nothing_warned_of")
+@pytest.mark.parametrize("channel", ["prices", "a>b", "c#", "#general", "a -> b", "what?", "[a]", "user:1"])
+def test_plain_name_is_not_warned_of(channel: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A name that only holds such a character is a usual one."""
+    warn_if_pattern(channel)
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("nothing_warned_of")
+def test_warnings_of_patterns_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """Clients that choose ever new names fill neither the log nor the memory."""
+    for number in range(1000):
+        warn_if_pattern(f"{number}*")
+    assert len(caplog.records) == 100

@@ -116,6 +116,8 @@ def test_absent_broker_in_json() -> None:
         pytest.param(["memory://?max_payload=1"], "did you mean 'max_payload_bytes'?", id="option"),
         pytest.param(["memory://", "--channel", "$backplane/x"], "are reserved", id="channel"),
         pytest.param([], "BACKPLANE_URL is not set", id="no URL"),
+        pytest.param([""], "BACKPLANE_URL", id="empty URL"),
+        pytest.param(["localhost:6379"], "BACKPLANE_URL", id="no scheme"),
     ],
 )
 def test_wrong_usage(arguments: list[str], words: str) -> None:

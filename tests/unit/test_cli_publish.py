@@ -121,3 +121,14 @@ def test_too_large(published: list[tuple[str, str | bytes]]) -> None:
     result = CliRunner().invoke(app, ["publish", "memory://?max_payload_bytes=30", "room", "0123456789"])
     assert (result.exit_code, published) == (1, [])
     assert "not published: the message takes 31 bytes on the broker and the limit is 30" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["", "room", "data"], [" ", "room", "data"], ["room", "data"], ["env", "room", "data"]]
+)
+def test_no_url(published: list[tuple[str, str | bytes]], arguments: list[str]) -> None:
+    """Without a broker's URL nothing is published, and certainly not into its own memory: it names BACKPLANE_URL."""
+    result = CliRunner().invoke(app, ["publish", *arguments])
+    assert (result.exit_code, result.stdout, published) == (2, "", [])
+    assert "BACKPLANE_URL" in result.stderr
+    assert result.stderr.count("\n") == 1

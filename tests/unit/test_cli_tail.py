@@ -184,6 +184,8 @@ def test_too_slow(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param("reddis://localhost", "room", "did you mean 'redis'?", id="scheme"),
         pytest.param("memory://", "$backplane/x", "are reserved", id="channel"),
         pytest.param("env", "room", "BACKPLANE_URL is not set", id="no variable"),
+        pytest.param("", "room", "BACKPLANE_URL", id="variable that the shell replaced"),
+        pytest.param("room", "other", "BACKPLANE_URL", id="no URL"),
     ],
 )
 def test_wrong_usage(url: str, channel: str, words: str) -> None:
@@ -192,6 +194,23 @@ def test_wrong_usage(url: str, channel: str, words: str) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(["room"], "BACKPLANE_URL"), (["memory://"], "at least one channel")])
+def test_one_argument(arguments: list[str], words: str) -> None:
+    """Of a URL and a channel, the one that is missing is named."""
+    result = CliRunner().invoke(app, ["tail", *arguments])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+
+
+def test_pattern(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks like a pattern is joined as it is, with a warning that there are none."""
+    monkeypatch.setattr("backplane.channels._warned_of", set[str]())
+    say("one")
+    status, _, said = tail("memory://", "room", "prices.*", count=1)
+    assert status == 0
+    assert [line for line in said if "'prices.*' looks like a pattern" in line] != []
 
 
 # --- how it ends ---------------------------------------------------------------------------------------------------

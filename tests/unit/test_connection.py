@@ -14,12 +14,14 @@ from pydantic import BaseModel
 from backplane.conduct import Conduct, SlowConsumer
 from backplane.connection import Connection
 from backplane.errors import (
+    BrokerUnavailableError,
     ClosedError,
     ConfigurationError,
     InvalidChannelError,
     InvalidDataError,
     InvalidMessageError,
     JoinRefusedError,
+    PublishOutcomeUnknownError,
     TooManyChannelsError,
 )
 from backplane.hub import Hub
@@ -28,7 +30,7 @@ from backplane.limits import Limits
 from backplane.message import ALL, Gap
 from backplane.outbox import FullPolicy, Outbox
 from backplane.outgoing import SocketGoneError
-from tests.unit.doubles import ControlledBroadcaster, Gate, following, let_tasks_run
+from tests.unit.doubles import ControlledBroadcaster, Gate, counted, following, let_tasks_run
 from tests.unit.sockets import ClientLane, FakeSocket
 
 if TYPE_CHECKING:
@@ -190,6 +192,13 @@ async def test_nothing_is_sent_before_the_handshake(world: World) -> None:
 RELOAD = (4000, "messages may have been missed: reload")
 
 
+def what_happened(conduct: Conduct) -> dict[str, int]:
+    """Return what was counted beside the handshakes."""
+    happened = counted(conduct.statistics)
+    happened.pop("connections_opened", None)
+    return happened
+
+
 def fail_on_gap(_: Gap) -> None:
     """Fail."""
     raise RuntimeError("a fault")
@@ -201,14 +210,14 @@ def lose_for_words(_: Gap) -> object:
 
 
 async def test_gap_closes(world: World) -> None:
-    """A client that may have missed something is told to reconnect, and hears nothing more in between."""
+    """A client that may have missed something is asked to reconnect, and receives everything until then."""
     connection, socket = world.connection()
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     world.deliver("a", "after")
     assert await bounded(asyncio.create_task(said_by(connection))) == []
     await connection.finish(1000)
-    assert (socket.sent, socket.closed, list(world.hub.channels)) == ([], [RELOAD], [])
+    assert (socket.sent, socket.closed, list(world.hub.channels)) == (["after"], [RELOAD], [])
 
 
 async def test_what_waits_at_the_gap_is_still_sent(world: World) -> None:
@@ -230,7 +239,7 @@ async def test_what_waits_at_the_gap_is_still_sent(world: World) -> None:
 
 async def test_gap_does_not_wait_for_a_client_that_reads_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits has a second at most; then the client is closed without it."""
-    monkeypatch.setattr("backplane.connection._CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr("backplane.close_sequence._CLOSE_SECONDS", 0.01)
     connection, socket = world.connection()
     await connection.join("a")
     socket.send_gate.close()
@@ -242,16 +251,44 @@ async def test_gap_does_not_wait_for_a_client_that_reads_nothing(world: World, m
 
 
 async def test_gap_closes_when_it_is_this_clients_turn(world: World) -> None:
-    """Until its turn the socket stays open, hears nothing, costs no task, and what the client says is received."""
+    """Until its turn a client receives what is published, is received, can join, and costs no task."""
     connection, socket = world.connection(reload_seconds=60)
     await connection.join("a")
     async with no_new_task():
         world.hub.gap(ALL, "overrun")
-        world.deliver("a", "unheard")
+        world.deliver("a", "1")
+        await connection.join("b")
+        world.deliver("b", "2")
+        await connection.leave("a")
+        world.deliver("a", "left")
+        world.deliver("b", "3")
         await let_tasks_run()
-    assert (socket.closing, socket.sent, list(world.hub.channels)) == (0, [], [])
+    assert (socket.closing, socket.sent, list(world.hub.channels)) == (0, ["1", "2", "3"], ["b"])
     socket.incoming.put_nowait("hello")
     assert await bounded(asyncio.create_task(connection.receive())) == "hello"
+
+
+@pytest.mark.parametrize("ending", ["gap", "drain"])
+async def test_what_is_published_until_the_close_is_sent(world: World, ending: str) -> None:
+    """What is published while the close waits for a client that reads slowly still reaches it, before the close."""
+    connection, socket = world.connection()
+    await connection.join("a")
+    socket.send_gate.close()
+    world.deliver("a", "1")
+    await socket.until(lambda: socket.sending == 1)
+    world.deliver("a", "2")
+    await let_tasks_run()
+    if ending == "gap":
+        world.hub.gap(ALL, "overrun")
+    else:
+        connection.retire(1012, "restart")
+    await let_tasks_run()
+    world.deliver("a", "3")
+    await let_tasks_run()
+    assert socket.closing == 0
+    socket.send_gate.open()
+    await socket.until(lambda: socket.closed != [])
+    assert (socket.sent, socket.closed) == (["1", "2", "3"], [RELOAD if ending == "gap" else (1012, "restart")])
 
 
 async def test_end_of_the_handler_before_its_turn_still_tells(world: World) -> None:
@@ -369,8 +406,8 @@ async def test_end_of_the_handler_right_behind_a_restart_keeps_its_code(world: W
     assert [code for code, _ in socket.closed] == [1012]
 
 
-async def test_join_under_way_at_a_gap_hears_nothing(world: World) -> None:
-    """A client that is to reload hears nothing in between, whatever it was about to join."""
+async def test_join_under_way_at_a_gap(world: World) -> None:
+    """A join that the broker confirms after the gap holds until the close."""
     connection, socket = world.connection(reload_seconds=60)
     await connection.join("a")
     world.broker.subscribe_gate.close()
@@ -378,14 +415,194 @@ async def test_join_under_way_at_a_gap_hears_nothing(world: World) -> None:
     await let_tasks_run()
     world.hub.gap(["a"], "overrun")
     world.broker.subscribe_gate.open()
-    await asyncio.wait([joining], timeout=WAIT_SECONDS)
-    world.deliver("b", "unheard")
-    await let_tasks_run()
-    joined = list(world.hub.channels)
+    await bounded(joining)
+    world.deliver("b", "1")
+    await socket.receives("1")
     await connection.finish(1000)
-    assert (socket.sent, joined) == ([], [])
-    assert joining.done()
-    joining.exception()
+    assert (list(world.hub.channels), [code for code, _ in socket.closed]) == ([], [4000])
+
+
+async def test_slow_client_before_its_turn(world: World) -> None:
+    """A client that reads too slowly after a gap is closed for that, and not a second time when its turn comes."""
+    conduct = Conduct(reload_seconds=lambda: 60)
+    connection, socket = world.connection(conduct=conduct, max_messages=2)
+    await connection.join("a")
+    world.hub.gap(ALL, "overrun")
+    await stall(world, socket, *"1234")
+    await connection.finish(1000)
+    assert (socket.closed, what_happened(conduct)) == ([(1013, "too slow")], {"closed_slow": 1})
+
+
+# --- a handler that the broker's failure ended ---------------------------------------------------------------------
+
+AWAY = BrokerUnavailableError("away; not published")
+LATER = (1013, "the broker is not available: try again later")
+
+
+@asynccontextmanager
+async def failing(
+    world: World, *, reload_seconds: float = 60, max_messages: int = 1024
+) -> AsyncGenerator[tuple[Connection, FakeSocket, asyncio.Task[None], Conduct]]:
+    """A connection of channel `a` whose handler was ended by the broker, and which waits for its turn."""
+    conduct = Conduct(reload_seconds=lambda: reload_seconds)
+    connection, socket = world.connection(conduct=conduct, max_messages=max_messages)
+    await connection.join("a")
+    finishing = asyncio.create_task(connection.finish(1013, AWAY))
+    await let_tasks_run()
+    yield connection, socket, finishing, conduct
+    await bounded(finishing)
+
+
+async def test_broker_failure_closes_in_turn(world: World) -> None:
+    """A client whose handler the broker ended is closed with 1013 when it is its turn."""
+    async with failing(world, reload_seconds=0) as (_, socket, finishing, conduct):
+        await bounded(finishing)
+        assert socket.closed == [LATER]
+    assert what_happened(conduct) == {"closed_try_again_later": 1}
+
+
+async def test_client_receives_until_its_turn(world: World) -> None:
+    """Until its turn the client receives what is published, and what it sends is dropped."""
+    async with failing(world) as (connection, socket, finishing, _):
+        for said in ("1", b"2", "3"):
+            socket.incoming.put_nowait(said)
+        world.deliver("a", "4", "5")
+        await socket.receives("4", "5")
+        assert (finishing.done(), socket.closing, socket.incoming.qsize()) == (False, 0, 0)
+        connection.retire(*LATER)
+    assert socket.closed == [LATER]
+
+
+async def test_client_leaves_before_its_turn(world: World) -> None:
+    """A client that leaves before its turn ends the wait."""
+    async with failing(world) as (_, socket, _, conduct):
+        socket.incoming.put_nowait(None)
+    assert (socket.closing, list(world.hub.channels)) == (0, [])
+    assert what_happened(conduct) == {"closed_by_client": 1}
+
+
+async def test_socket_that_receives_nothing_more_before_its_turn(world: World) -> None:
+    """A socket whose end the handler has received by itself ends the wait, and is no error."""
+    async with failing(world) as (_, socket, _, conduct):
+        socket.incoming.put_nowait(RuntimeError("already disconnected"))
+    assert (socket.closing, what_happened(conduct)) == (0, {"closed_by_client": 1})
+
+
+async def test_gap_before_the_turn(world: World) -> None:
+    """A gap while a client waits for its turn gives it no second one, and costs it no message."""
+    async with failing(world) as (connection, socket, finishing, _):
+        world.hub.gap(ALL, "overrun")
+        world.hub.gap(ALL, "again")
+        world.deliver("a", "after")
+        await socket.receives("after")
+        assert not finishing.done()
+        connection.retire(*LATER)
+    assert socket.closed == [LATER]
+
+
+@pytest.mark.parametrize("ending", ["drain", "stop"])
+async def test_worker_ends_before_the_turn(world: World, ending: str) -> None:
+    """A worker that ends does not wait for the turn of a client."""
+    async with failing(world) as (connection, socket, _, _):
+        if ending == "drain":
+            connection.retire(1012, "restart")
+        else:
+            await connection.close(1012, "restart")
+    assert socket.closed == [(1012, "restart")]
+
+
+async def test_slow_client_in_the_wait(world: World) -> None:
+    """A client that reads too slowly while it waits for its turn is closed for that."""
+    async with failing(world, max_messages=2) as (_, socket, _, conduct):
+        await stall(world, socket, *"1234")
+    assert (socket.closed, what_happened(conduct)) == ([(1013, "too slow")], {"closed_slow": 1})
+
+
+async def test_broker_failure_after_a_gap(world: World) -> None:
+    """A client that waits to be asked to reload is asked that in its turn, also where its handler then fails."""
+    connection, socket = world.connection(reload_seconds=60)
+    await connection.join("a")
+    world.hub.gap(ALL, "overrun")
+    finishing = asyncio.create_task(connection.finish(1013, AWAY))
+    await let_tasks_run()
+    assert not finishing.done()
+    connection.retire(*RELOAD)
+    await bounded(finishing)
+    assert socket.closed == [RELOAD]
+
+
+async def test_cancelled_before_the_turn(world: World) -> None:
+    """A handler that is cancelled while it waits for its turn leaves nothing, and its client learns nothing."""
+    conduct = Conduct(reload_seconds=lambda: 60)
+    connection, socket = world.connection(conduct=conduct)
+    await connection.join("a")
+    async with no_new_task():
+        finishing = asyncio.create_task(connection.finish(1013, AWAY))
+        await let_tasks_run()
+        finishing.cancel()
+        await asyncio.wait([finishing])
+    assert (finishing.cancelled(), socket.closing, list(world.hub.channels)) == (True, 0, [])
+    assert what_happened(conduct) == {"closed_cancelled": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "closed"),
+    [
+        (AWAY, LATER),
+        (PublishOutcomeUnknownError("no answer"), LATER),
+        (ExceptionGroup("of a task group", [AWAY, AWAY]), LATER),
+        (JoinRefusedError("not this one"), (4003, "")),
+        (KeyError("a fault"), (1011, "")),
+    ],
+    ids=["away", "unknown", "group", "refused join", "fault"],
+)
+async def test_task_that_fails(
+    world: World, error: Exception, closed: tuple[int, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A task beside the handler ends its client as the handler would: a traceback for a fault alone."""
+    connection, socket = world.connection()
+    await connection.join("a")
+
+    async def work() -> None:
+        raise error
+
+    connection.spawn(work())
+    assert await bounded(asyncio.create_task(said_by(connection))) == []
+    await connection.finish(1000)
+    assert socket.closed == [closed]
+    assert [bool(record.exc_info) for record in caplog.records if record.levelno >= logging.ERROR] == (
+        [True] if closed[0] == 1011 else []
+    )
+
+
+async def test_many_clients_write_few_lines(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A gap, a failure of the broker, and slow clients write one line for the first of many, and one for the rest."""
+    caplog.set_level(logging.INFO)
+    conduct = Conduct(reload_seconds=lambda: 60)
+    connections = [world.connection(conduct=conduct, max_messages=1) for _ in range(30)]
+    for connection, _ in connections:
+        await connection.join("a")
+    world.hub.gap(ALL, "overrun")
+    finishing = [asyncio.create_task(connection.finish(1013, AWAY)) for connection, _ in connections]
+    await let_tasks_run()
+    for _, socket in connections:
+        socket.send_gate.close()
+    await stall(world, connections[0][1], *"1234")
+    for task in finishing:
+        await bounded(task)
+    conduct.bursts.flush()
+    first = connections[0][0].id
+    last = connections[-1][0].id
+    assert sorted(caplog.messages) == sorted(
+        [
+            f"closing connection {first}, to reload: overrun",
+            f"29 more within 10 s, the last one: closing connection {last}, to reload: overrun",
+            f"connection {first} ends, the broker failed: {AWAY}",
+            f"29 more within 10 s, the last one: connection {last} ends, the broker failed: {AWAY}",
+            f"connection {first} is too slow for channel 'a': closing it",
+            f"29 more within 10 s, the last one: connection {last} is too slow for channel 'a': closing it",
+        ]
+    )
 
 
 # --- channels ------------------------------------------------------------------------------------------------------
@@ -458,7 +675,7 @@ async def test_close_of_a_client_that_reads_nothing_is_bounded(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who does not read does not read the close frame either: the attempt is given up."""
-    monkeypatch.setattr("backplane.connection._CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("backplane.close_sequence._CLOSE_SECONDS", 0.05)
     caplog.set_level(logging.DEBUG, "backplane.connection")
     connection, socket = world.connection(max_messages=1)
     await connection.join("a")
@@ -630,7 +847,7 @@ async def test_finish_flushes(world: World) -> None:
 
 async def test_finish_of_a_client_that_reads_nothing_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The handler's end does not wait for ever: a flush and a close of bounded time each."""
-    monkeypatch.setattr("backplane.connection._CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("backplane.close_sequence._CLOSE_SECONDS", 0.05)
     connection, socket = world.connection()
     await connection.join("a")
     socket.send_gate.close()
@@ -764,7 +981,7 @@ async def test_client_that_says_too_much(
         socket.incoming.put_nowait(said)
     assert await bounded(asyncio.create_task(said_by(connection))) == ["1234"]
     await connection.finish(1000)
-    assert (socket.closed, conduct.counts) == ([closed], {count: 1})
+    assert (socket.closed, what_happened(conduct)) == ([closed], {count: 1})
     assert caplog.messages == [f"closing connection {connection.id}: {closed[1]}"]
 
 
@@ -776,7 +993,7 @@ async def test_too_many_channels(world: World) -> None:
         await connection.join(channel)
     with pytest.raises(TooManyChannelsError, match=r"^a connection may join 2 channels"):
         await connection.join("c")
-    assert (list(connection.channels), conduct.counts) == (["a", "b"], {"refused_channels": 1})
+    assert (list(connection.channels), what_happened(conduct)) == (["a", "b"], {"refused_channels": 1})
     await connection.leave("a")
     await connection.join("c")
     assert list(world.hub.channels) == ["b", "c"]
@@ -805,7 +1022,7 @@ async def test_time_that_runs_out(world: World, limits: Limits, code: int, count
     connection, socket = world.connection(conduct=conduct)
     assert await bounded(asyncio.create_task(said_by(connection))) == []
     await connection.finish(1000)
-    assert ([sent for sent, _ in socket.closed], conduct.counts) == ([code], {count: 1})
+    assert ([sent for sent, _ in socket.closed], what_happened(conduct)) == ([code], {count: 1})
     assert watched(conduct) == []
 
 
@@ -825,7 +1042,7 @@ async def test_expiry(world: World) -> None:
             connection.opened()
         assert await bounded(asyncio.create_task(said_by(connection))) == []
         await connection.finish(1000)
-        assert (socket.closed, conduct.counts) == ([(4001, "expired")], {"closed_expired": 1})
+        assert (socket.closed, what_happened(conduct)) == ([(4001, "expired")], {"closed_expired": 1})
 
 
 async def test_renewed_permission(world: World) -> None:
@@ -871,7 +1088,7 @@ async def test_silent_client_is_pinged_then_cut(lane_world: World) -> None:
     beat(connection, 10)
     assert (lane.pings, lane.aborted) == (1, False)
     beat(connection, 20)
-    assert (lane.pings, lane.aborted, conduct.counts) == (1, True, {"closed_silent": 1})
+    assert (lane.pings, lane.aborted, what_happened(conduct)) == (1, True, {"closed_silent": 1})
     assert await bounded(asyncio.create_task(said_by(connection))) == []
 
 
@@ -903,7 +1120,7 @@ async def test_heartbeat_message(plain_world: World) -> None:
     beat(connection, 20)
     assert len(socket.sent) == 2
     beat(connection, 30)
-    assert (await bounded(iterating), conduct.counts) == ([], {"closed_silent": 1})
+    assert (await bounded(iterating), what_happened(conduct)) == ([], {"closed_silent": 1})
     await connection.finish(1000)
     assert socket.closed == [(4011, "no answer to heartbeats")]
 
@@ -1015,7 +1232,7 @@ async def test_authorize(world: World, authorize: Authorize) -> None:
     assert [verb for verb in world.broker.calls if "theirs" in verb[1]] == []
     world.deliver("mine", "heard")
     await socket.receives("heard")
-    assert (list(connection.channels), conduct.counts) == (["mine"], {"refused_joins": 1})
+    assert (list(connection.channels), what_happened(conduct)) == (["mine"], {"refused_joins": 1})
 
 
 async def test_authorize_that_raises(world: World) -> None:
@@ -1109,7 +1326,7 @@ async def test_slow_client_is_told_of_once_a_stretch(world: World) -> None:
     assert slow[0] == SlowConsumer(
         connection=connection, channel="a", action="dropped_oldest", waiting_messages=1, waiting_bytes=2
     )
-    assert conduct.counts == {"dropped_oldest": 9}
+    assert what_happened(conduct) == {"dropped_oldest": 9}
 
 
 async def test_slow_client_that_is_closed(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -1128,8 +1345,10 @@ async def test_slow_client_that_is_closed(world: World, caplog: pytest.LogCaptur
     assert slow == [
         SlowConsumer(connection=connection, channel="a", action="closed", waiting_messages=2, waiting_bytes=3)
     ]
-    assert (socket.closed, conduct.counts) == ([(1013, "too slow")], {"closed_slow": 1})
-    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == ["on_slow failed"]
+    assert (socket.closed, what_happened(conduct)) == ([(1013, "too slow")], {"closed_slow": 1})
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
+        f"on_slow failed for connection {connection.id}"
+    ]
 
 
 async def test_replaced_messages_are_no_slowness(world: World) -> None:
@@ -1141,7 +1360,7 @@ async def test_replaced_messages_are_no_slowness(world: World) -> None:
     await stall(world, socket, "1", "2", "3")
     socket.send_gate.open()
     await socket.receives("first", "3")
-    assert (slow, conduct.counts) == ([], {"replaced": 2})
+    assert (slow, what_happened(conduct)) == ([], {"replaced": 2})
 
 
 async def test_on_slow_may_end_the_connection(world: World) -> None:
@@ -1263,7 +1482,7 @@ async def test_iter_answers(world: World) -> None:
     for said in ('{"id":1}', '{"id":"x"}', '{"id":2}', None):
         socket.incoming.put_nowait(said)
     assert [order.id async for order in connection.iter(Order)] == [1, 2]
-    assert (len(socket.sent), conduct.counts) == (1, {"invalid_messages": 1})
+    assert (len(socket.sent), what_happened(conduct)) == (1, {"invalid_messages": 1, "closed_by_client": 1})
     assert '"id"' in str(socket.sent[0])
 
 
@@ -1276,7 +1495,7 @@ async def test_iter_closes(world: World) -> None:
     assert [order.id async for order in connection.iter(Order, on_invalid="close")] == [1]
     await connection.finish(1000)
     assert (socket.closed, socket.sent) == ([(1007, "invalid message")], [])
-    assert conduct.counts == {"invalid_messages": 1}
+    assert what_happened(conduct) == {"invalid_messages": 1, "closed_invalid_data": 1}
 
 
 async def test_join_after_the_end_asks_nobody() -> None:
@@ -1289,6 +1508,6 @@ async def test_join_after_the_end_asks_nobody() -> None:
         try:
             with pytest.raises(ClosedError):
                 await connection.join("a")
-            assert conduct.counts == {}
+            assert what_happened(conduct) == {"closed_normal": 1}
         finally:
             await world.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from starlette.websockets import WebSocket
 from backplane import (
     Backplane,
     BrokerAuthenticationError,
+    BrokerError,
     BrokerUnavailableError,
     ClosedError,
     ConfigurationError,
@@ -26,6 +28,8 @@ from backplane import (
     Message,
     NotStartedError,
     PayloadTooLargeError,
+    PublishError,
+    PublishOutcomeUnknownError,
     Settings,
     StateChange,
     Subscription,
@@ -494,6 +498,70 @@ async def first_two(backplane: Backplane) -> list[str | bytes]:
         await backplane.publish("a", "1")
         await backplane.publish("a", "2")
         return await data_of(messages, 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (None, "published"),
+        (BrokerUnavailableError("away"), "publishes_unavailable"),
+        (PublishOutcomeUnknownError("no answer"), "publishes_unknown"),
+        (PublishError("no permission"), "publishes_refused"),
+    ],
+    ids=["published", "unavailable", "unknown", "refused"],
+)
+async def test_publishes_are_counted(
+    error: BrokerError | None, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each call of `publish` is counted by its outcome; those the broker refuses write few lines to the log."""
+
+    async def publish(*_: object) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(MemoryBroadcaster, "publish", publish)
+    async with Backplane("memory://") as backplane:
+        for _ in range(3):
+            with suppress(BrokerError):
+                await backplane.publish("a", "x")
+        counted = backplane.statistics()
+        outcomes = ("published", "publishes_unavailable", "publishes_unknown", "publishes_refused")
+        assert {outcome: counted[outcome] for outcome in outcomes} == {**dict.fromkeys(outcomes, 0), name: 3}
+    refused = [text for text in caplog.messages if "refused a message" in text]
+    assert len(refused) == (2 if name == "publishes_refused" else 0)
+
+
+async def test_buffer_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `outage="buffer"` keeps is counted as published and as waiting."""
+
+    async def publish(*_: object) -> None:
+        raise BrokerUnavailableError("away")
+
+    monkeypatch.setattr(MemoryBroadcaster, "publish", publish)
+    settings = Settings(outage="buffer", publish_timeout_seconds=0.01)
+    async with Backplane("memory://", settings=settings) as backplane:
+        for _ in range(3):
+            await backplane.publish("a", "x")
+        counted = backplane.statistics()
+        assert (counted["published"], counted["buffered"], counted["buffer_dropped"]) == (3, 3, 0)
+
+
+async def test_connections_are_counted() -> None:
+    """Of the connections that were opened, each is there or stands in exactly one of the counts of ends."""
+    async with Backplane("memory://", settings=BRIEF) as backplane:
+        clients, handling = await accepted(backplane, 5)
+        for client in clients[:2]:
+            client.incoming.put_nowait({"type": "websocket.disconnect", "code": 1001})
+        await ends(handling[:2])
+        handling[2].cancel()
+        await asyncio.wait([handling[2]])
+        counted = backplane.statistics()
+        assert (counted["connections_opened"], (await backplane.health()).connections) == (5, 2)
+        await backplane.drain()
+        await ends(handling[3:])
+        counted = backplane.statistics()
+    closed = {name: count for name, count in counted.items() if name.startswith("closed_") and count}
+    assert closed == {"closed_by_client": 2, "closed_cancelled": 1, "closed_service_restart": 2}
 
 
 async def test_health_counts_gaps() -> None:

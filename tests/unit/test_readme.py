@@ -14,7 +14,7 @@ import pytest
 from fastapi import Depends, WebSocket
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
-from backplane import Backplane, MissingDependencyError
+from backplane import Backplane, BrokerUnavailableError, MissingDependencyError
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.lifespan import get_backplane
 from backplane.message import ALL
@@ -31,7 +31,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 WAIT_SECONDS = 5.0
 
-TESTED = {"sockets", "room", "outside", "consumer", "dependency", "starlette", "gap", "health", "settings"}
+TESTED = {
+    "sockets",
+    "room",
+    "outside",
+    "consumer",
+    "dependency",
+    "starlette",
+    "gap",
+    "health",
+    "settings",
+    "unavailable",
+}
 
 
 def examples(text: str) -> list[tuple[str | None, str]]:
@@ -193,6 +204,19 @@ def test_example_sockets() -> None:
         with pytest.raises(WebSocketDenialResponse) as refused:
             client.websocket_connect("/orders?token=eve", headers={"Origin": "https://evil.example"}).__enter__()
         assert refused.value.status_code == 403
+
+
+def test_example_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose publish fails because the broker is away is answered 503 with when to try again."""
+
+    async def fail(*_: object) -> None:
+        raise BrokerUnavailableError("away")
+
+    with TestClient(run("unavailable")["app"]) as client:
+        assert client.post("/rooms/a?text=hello").status_code == 200
+        monkeypatch.setattr(MemoryBroadcaster, "publish", fail)
+        answer = client.post("/rooms/a?text=hello")
+    assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (503, True)
 
 
 def test_example_settings() -> None:

@@ -1,4 +1,4 @@
-"""`backplane.routes`: what a load balancer is told."""
+"""`backplane.routes`: what a load balancer is told, and what a client is answered where the broker failed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,30 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.websockets import WebSocketDisconnect
 
-from backplane import Backplane, BrokerUnavailableError, Settings
+from backplane import (
+    Backplane,
+    BrokerAuthenticationError,
+    BrokerError,
+    BrokerUnavailableError,
+    PublishError,
+    PublishOutcomeUnknownError,
+    Settings,
+    SubscribeError,
+)
 from backplane.adapters.memory import MemoryBroadcaster
-from backplane.routes import health_routes
+from backplane.routes import broker_error_response, health_routes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from starlette.requests import Request
+    from starlette.responses import Response
     from starlette.types import Message as Event
 
     from backplane.broadcaster import Sink
@@ -174,3 +187,74 @@ async def test_body_names_nothing(name: str, monkeypatch: pytest.MonkeyPatch) ->
 async def test_only_these_two() -> None:
     """Nothing else is served there."""
     assert (await ask(Backplane("memory://"), "metrics")).status == 404
+
+
+# --- where the broker failed ---------------------------------------------------------------------------------------
+
+LATER = "not available, try again later"
+PERHAPS = "it is unknown whether this was published: sending it again can publish it twice"
+REFUSED = "refused by the message broker"
+
+
+def failing_app(error: BrokerError, framework: str) -> FastAPI | Starlette:
+    """Serve a route that raises, and WebSockets that raise before and after they are accepted."""
+
+    async def fail(_: Request) -> Response:
+        raise error
+
+    async def fail_before(_: WebSocket) -> None:
+        raise error
+
+    async def fail_after(websocket: WebSocket) -> None:
+        await websocket.accept()
+        raise error
+
+    async def fail_at_the_end(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.close(1000)
+        raise error
+
+    routes = [
+        Route("/", fail, methods=["POST"]),
+        WebSocketRoute("/before", fail_before),
+        WebSocketRoute("/after", fail_after),
+        WebSocketRoute("/end", fail_at_the_end),
+    ]
+    if framework == "fastapi":
+        return FastAPI(routes=list(routes), exception_handlers={BrokerError: broker_error_response})
+    return Starlette(routes=routes, exception_handlers={BrokerError: broker_error_response})
+
+
+@pytest.mark.parametrize("framework", ["fastapi", "starlette"])
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (BrokerUnavailableError("secret"), 503, LATER),
+        (PublishOutcomeUnknownError("secret"), 503, PERHAPS),
+        (SubscribeError({}, unconfirmed={"a": "secret"}), 503, LATER),
+        (SubscribeError({"a": "secret"}), 502, REFUSED),
+        (PublishError("secret"), 502, REFUSED),
+        (BrokerAuthenticationError("secret"), 502, REFUSED),
+        (BrokerError("secret", retriable=True), 503, LATER),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_broker_error_in_a_request(framework: str, error: BrokerError, status: int, words: str) -> None:
+    """An outage is a 503 with when to try again, a refusal a 502; neither repeats the broker's words."""
+    with TestClient(failing_app(error, framework)) as client:
+        answer = client.post("/")
+    assert (answer.status_code, answer.json()) == (status, {"detail": words})
+    assert ("retry-after" in answer.headers) == (status == 503)
+
+
+@pytest.mark.parametrize("framework", ["fastapi", "starlette"])
+def test_broker_error_in_a_websocket(framework: str) -> None:
+    """Outside of `connect` it answers the handshake, or closes with 1013; a client that is closed stays so."""
+    with TestClient(failing_app(BrokerUnavailableError("away"), framework)) as client:
+        with pytest.raises(WebSocketDenialResponse) as denied, client.websocket_connect("/before"):
+            pytest.fail("the client was accepted")
+        assert (denied.value.status_code, denied.value.json()) == (503, {"detail": LATER})
+        for path, code in (("/after", 1013), ("/end", 1000)):
+            with client.websocket_connect(path) as session, pytest.raises(WebSocketDisconnect) as closed:
+                session.receive_text()
+            assert closed.value.code == code

@@ -7,7 +7,7 @@ import pytest
 from backplane.errors import ClosedError, TooManyConnectionsError
 from backplane.running import Running
 from backplane.settings import Settings
-from tests.unit.doubles import ControlledBroadcaster
+from tests.unit.doubles import ControlledBroadcaster, counted
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +35,7 @@ async def test_as_many_as_are_allowed() -> None:
         worker.admit(guest, "alice")
     with pytest.raises(TooManyConnectionsError, match="as many connections as it may"):
         worker.admit(guests[2], "bob")
-    assert (list(worker.connections), worker.counts) == (guests[:2], {"refused_connections": 1})
+    assert (list(worker.connections), counted(worker.statistics)) == (guests[:2], {"refused_connections": 1})
     worker.dismiss(guests[0])
     worker.admit(guests[2], "bob")
     assert list(worker.connections) == guests[1:]
@@ -86,4 +86,4 @@ async def test_nobody_while_draining() -> None:
     worker.draining = True
     with pytest.raises(ClosedError, match="connect again, to another one"):
         worker.admit(Guest(), "alice")
-    assert (list(worker.connections), worker.counts) == ([], {})
+    assert (list(worker.connections), counted(worker.statistics)) == ([], {})

@@ -280,6 +280,7 @@ async def test_head() -> None:
     [
         (None, "x" * 256, 400),
         (SubscribeError({"a": "the broker's own words"}), "a", 403),
+        (SubscribeError({}, unconfirmed={"a": "the broker's own words"}), "a", 503),
         (BrokerUnavailableError("away"), "a", 503),
     ],
 )
@@ -298,7 +299,8 @@ async def test_refused(
         answer = await client.get(f"/events/{channel}", headers={"Accept": accept})
         later = status == 503 and accept == "text/event-stream"
         assert answer.status_code == (200 if later else status)
-        assert "words" not in answer.text
+        assert ("words" in answer.text, "retry-after" in answer.headers) == (False, status == 503 and not later)
+        assert site.backplane.statistics()["streams_refused"] == 1
         assert (await site.backplane.health()).connections == 0
 
 
@@ -323,7 +325,8 @@ async def test_slow_client_that_reads_on(caplog: pytest.LogCaptureFixture) -> No
         assert client.sent[3].startswith(b"retry: ")
         assert not client.more
         assert (await backplane.health()).connections == 0
-    assert "was too slow: ended it" in caplog.text
+        assert (backplane.statistics()["slow_streams"], backplane.statistics()["streams_closed"]) == (1, 1)
+    assert "is too slow: ending it" in caplog.text
 
 
 async def test_slow_client_that_never_reads(caplog: pytest.LogCaptureFixture) -> None:
@@ -338,7 +341,8 @@ async def test_slow_client_that_never_reads(caplog: pytest.LogCaptureFixture) ->
         await streaming
         assert client.sent == []
         assert list(running_of(backplane).hub.channels) == []
-    assert "was too slow: ended it" in caplog.text
+        assert (backplane.statistics()["slow_streams"], backplane.statistics()["streams_closed"]) == (1, 1)
+    assert "is too slow: ending it" in caplog.text
 
 
 async def test_policy() -> None:

@@ -342,3 +342,42 @@ async def test_not_started() -> None:
     with pytest.raises(NotStartedError):
         async with Backplane("memory://").subscribe("a"):
             pytest.fail("the block was entered")
+
+
+@pytest.mark.parametrize("channel", ["prices.*", "quotes.>"])
+async def test_pattern(channel: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who subscribes to what looks like a pattern is warned, and hears what is published to exactly that name."""
+    monkeypatch.setattr("backplane.channels._warned_of", set[str]())
+    async with Backplane("memory://") as backplane, backplane.subscribe(channel) as messages:
+        await backplane.publish("prices.dax", "1")
+        await backplane.publish("quotes.dax", "2")
+        await backplane.publish(channel, "3")
+        assert await take(messages, 1) == ["3"]
+    assert len([text for text in caplog.messages if "there are no patterns" in text]) == 1
+
+
+@pytest.mark.parametrize(
+    ("when_full", "expected"),
+    [
+        ("close", {"slow_subscriptions": 1}),
+        ("drop_oldest", {"dropped_oldest": 3}),
+        ("drop_newest", {"dropped_newest": 3}),
+        ("latest", {"replaced": 4}),
+    ],
+)
+async def test_slow_consumer_is_counted(
+    when_full: FullPolicy, expected: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a consumer loses, or that it was cut, is in the statistics; a cut is in the log too."""
+    async with (
+        Backplane("memory://") as backplane,
+        backplane.subscribe("a", when_full=when_full, max_outbox_messages=2),
+    ):
+        for number in range(5):
+            await backplane.publish("a", str(number))
+        await let_tasks_run()
+        counted = backplane.statistics()
+        assert {name: counted[name] for name in expected} == expected
+    slow = [text for text in caplog.messages if "is too slow" in text]
+    assert len(slow) == (when_full == "close")
+    assert all("['a']" in text for text in slow)

@@ -208,7 +208,7 @@ async def test_refused_name(first: list[str]) -> None:
 
 
 async def test_channel_the_broker_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A channel the broker refuses answers 403, without the broker's words, and raises in the handler."""
+    """A channel the broker refuses answers 403, without the broker's words; the handler does not begin."""
 
     async def refuse(_: MemoryBroadcaster, channels: Collection[str]) -> None:
         raise SubscribeError(dict.fromkeys(channels, "ACL of user bob"))
@@ -216,14 +216,14 @@ async def test_channel_the_broker_refuses(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(MemoryBroadcaster, "subscribe", refuse)
     client = Client(DENIAL_EXTENSION)
     async with Backplane("memory://") as backplane:
-        with pytest.raises(SubscribeError, match="ACL of user bob"):
-            await echo(backplane, client, "secret")
-    assert client.sent[0]["status"] == 403
+        error, status, _ = await refusal(backplane, client, "secret")
+        assert isinstance(error, SubscribeError)
+        assert (status, "ACL of user bob" in str(error)) == (403, True)
     assert client.sent[1]["body"] == b"this channel is not allowed"
 
 
 async def test_broker_that_does_not_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that does not confirm in time answers 503, and raises in the handler."""
+    """A broker that does not confirm in time answers 503 with when to try again; the handler does not begin."""
     gate = Gate()
     gate.close()
 
@@ -233,9 +233,9 @@ async def test_broker_that_does_not_confirm(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(MemoryBroadcaster, "subscribe", hang)
     client = Client(DENIAL_EXTENSION)
     async with Backplane("memory://", settings=Settings(subscribe_timeout_seconds=0.05)) as backplane:
-        with pytest.raises(BrokerUnavailableError, match="did not confirm channel 'a'"):
-            await echo(backplane, client, "a")
-    assert client.sent[0]["status"] == 503
+        error, status, _ = await refusal(backplane, client, "a")
+        assert (type(error), status) == (BrokerUnavailableError, 503)
+    assert b"retry-after" in dict(client.sent[0]["headers"])
     assert client.sent[1]["body"] == b"not available, try again later"
 
 
@@ -268,8 +268,9 @@ async def test_stop_while_joining(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Backplane("memory://") as backplane:
         handling = asyncio.create_task(echo(backplane, client, "a"))
         await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
-    with pytest.raises((ClosedError, BrokerUnavailableError)):
+    with pytest.raises(WebSocketException) as caught:
         await ended(handling)
+    assert isinstance(caught.value.__cause__, ClosedError | BrokerUnavailableError)
     assert client.sent[0]["status"] == 503
 
 
@@ -572,7 +573,7 @@ async def test_page_of_another_site() -> None:
         assert (type(error), status, words) == (OriginRefusedError, 403, str(error))
         assert "evil.example" in words
         assert (await backplane.health()).connections == 0
-        assert backplane.statistics() == {"delivered": 0, "malformed": 0, "gaps": 0, "refused_origins": 1}
+        assert backplane.statistics()["refused_origins"] == 1
         assert await is_admitted(backplane, browser("https://shop.example"))
         assert await is_admitted(backplane, browser(None))
 
@@ -620,7 +621,7 @@ async def test_too_many_connections() -> None:
             client = browser(None)
             error, status, words = await refusal(backplane, client)
             assert (type(error), status, "try again later" in words) == (TooManyConnectionsError, 429, True)
-            assert (b"retry-after", b"5") in client.sent[0]["headers"]
+            assert 2 <= int(dict(client.sent[0]["headers"])[b"retry-after"]) <= 8
             assert (await backplane.health()).connections == 1
         assert await is_admitted(backplane, browser(None))
         assert backplane.statistics()["refused_connections"] == 1
@@ -743,4 +744,4 @@ def test_stream_and_typed_channel() -> None:
     with TestClient(app) as client, client.websocket_connect("/") as session:
         assert session.receive_text() == "42"
         refused = client.get("/stream")  # the place is taken: streams count as well
-        assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+        assert (refused.status_code, int(refused.headers["retry-after"]) in range(2, 9)) == (429, True)
