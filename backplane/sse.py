@@ -186,6 +186,7 @@ class _EventStreamResponse(Response):
             await self.background()
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._running.affinity.check()
         stream = EventStream(self._running.hub, self._outbox)
         try:
             await self._join(stream, scope)
