@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from backplane.admission import Admission
+from backplane.affinity import current_process
 from backplane.channels import validate_channel
 from backplane.codec import encode
 from backplane.conduct import Conduct
@@ -117,7 +118,7 @@ class Backplane:
         self._broadcaster = broadcaster_from_url(self._given_url or _DEFAULT_URL)
         self._running: Running | None = None
         self._stopping: tuple[LoopAffinity, asyncio.Task[None]] | None = None
-        self._was_started = False
+        self._started_in: object = None  # the process
         self._sync = WorkerPublisher(
             self, self._calls, PublisherThreads(self._unstarted, self._settings), self._settings.publish_timeout_seconds
         )
@@ -140,8 +141,9 @@ class Backplane:
     def sync(self) -> SyncPublisher:
         """Publishes from synchronous code: `backplane.sync.publish(...)` in a `def` endpoint, a thread, a task queue.
 
-        Where this backplane is started it publishes through it, in its event loop. Elsewhere, in a task queue or a
-        script that shares the module, it begins a thread with a link of its own, as a `SyncBackplane` does.
+        Where this backplane is started it publishes through it, in its event loop, and raises `ClosedError` after its
+        end. In a process that never starts it, a task queue or a script that shares the module, it begins a thread
+        with a link of its own, as a `SyncBackplane` does.
         """
         return self._sync
 
@@ -231,7 +233,7 @@ class Backplane:
         except BaseException:
             self._running = None
             raise
-        self._was_started = True
+        self._started_in = current_process()
         warn_if_isolated(self._broadcaster.capabilities, self.url)
 
     async def drain(self) -> None:
@@ -516,7 +518,7 @@ class Backplane:
     def _require_running(self) -> Running:
         running = self._running
         if running is None:
-            if self._was_started:
+            if self._started_in is not None:
                 raise ClosedError("this Backplane has been stopped")
             raise NotStartedError(
                 "this Backplane is not started: pass lifespan=backplane.lifespan to the application, "
@@ -548,9 +550,17 @@ class Backplane:
         self._broadcaster = broadcaster_from_url(self._given_url or _DEFAULT_URL)
 
     def _calls(self) -> CallQueue | None:
-        """Return what takes the publishes of other threads into the event loop, where one runs."""
+        """Return what takes the publishes of other threads into the event loop; `None` where none was started here.
+
+        Raises:
+            ClosedError: One was, in this process, and has ended.
+        """
         running = self._running
-        return running.calls if running is not None and running.affinity.is_alive else None
+        if running is not None and running.affinity.is_alive:
+            return running.calls
+        if self._started_in is current_process():
+            raise ClosedError("this Backplane has been stopped; not published")
+        return None
 
     def _unstarted(self) -> Backplane:
         """Return another one like this, for a thread that publishes."""

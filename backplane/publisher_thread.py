@@ -138,7 +138,7 @@ class _PublisherThread:
         ended = new_waiter()
         self._on_end = ended.notify
         self.end()
-        if not self._ended and not ended.wait(_CLOSE_SECONDS):
+        if self._calls.is_open and not self._ended and not ended.wait(_CLOSE_SECONDS):
             logger.warning("the publisher's thread did not end within %g s", _CLOSE_SECONDS)
 
     def _begin(self) -> None:

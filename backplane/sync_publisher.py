@@ -74,7 +74,7 @@ class WorkerPublisher(SyncPublisher):
 
     Args:
         backplane: Whose it is.
-        calls: Returns what takes calls into its event loop; `None` where it is not started in this process.
+        calls: Returns what takes calls into its event loop; `None` where it was never started in this process.
         threads: What publishes elsewhere.
         publish_timeout_seconds: How long a publish of it takes at most.
     """
