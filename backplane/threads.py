@@ -44,6 +44,10 @@ def start_thread(run: Callable[[], None], name: str) -> None:
     if monkey is None:
         threading.Thread(target=run, name=name, daemon=True).start()
     else:
+        from gevent import get_hub
+
+        # Two hubs that are made at once, each in its thread, wait for each other's import locks for ever (gevent 26.9).
+        get_hub()
         monkey.get_original("_thread", "start_new_thread")(run, ())
 
 
@@ -72,7 +76,6 @@ class _GreenletWaiter:
         from gevent import get_hub
         from gevent.event import Event
 
-        # A second hub, that of the new thread, must not be the first to load what a hub needs.
         self._loop: Any = get_hub().loop
         self._event = Event()
 

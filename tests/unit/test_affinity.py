@@ -1,11 +1,9 @@
-"""`backplane.affinity`: everything a user can call is refused, at once, outside the event loop it belongs to."""
+"""`backplane.affinity`: what a user can call is refused, at once, outside its event loop; forks: tests/integration."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,6 @@ from tests.unit.sockets import FakeSocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -259,7 +256,7 @@ async def test_an_adapter_that_reports_from_a_thread(world: World) -> None:
     assert getattr(await asyncio.wait_for(anext(world.subscription), 5), "data", None) == "in its event loop"
 
 
-# --- an event loop that ended, a process that was forked --------------------------------------------------------------
+# --- an event loop that ended -----------------------------------------------------------------------------------------
 
 
 async def test_an_event_loop_that_ended_without_stop(caplog: pytest.LogCaptureFixture) -> None:
@@ -285,76 +282,6 @@ async def test_stop_after_the_end_of_the_event_loop() -> None:
     await backplane.drain()
     with pytest.raises(ClosedError):
         await backplane.publish("a", "x")
-
-
-def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end."""
-    script = folder / "script.py"
-    script.write_text(code, encoding="utf-8")
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", str(script)],
-        env={"PATH": "", "PYTHONPATH": ":".join(sys.path), **environment},
-        capture_output=True,
-        text=True,
-        timeout=40,
-        check=False,
-    )
-
-
-FORK = """
-import asyncio, os, sys
-{loop}
-from backplane import Backplane, WrongLoopError
-
-async def child(backplane):
-    for use in (
-        lambda: backplane.publish("a", "x"), backplane.stop, backplane.drain, backplane.health,
-        lambda: backplane.wait_for_state("live"),
-    ):
-        try:
-            await use()
-        except WrongLoopError as error:
-            assert "forked" in str(error) and "SyncBackplane" in str(error), error
-        else:
-            raise AssertionError(use)
-    assert backplane.state == "closed"
-    async with backplane:                # of its own
-        await backplane.publish("a", "from the child")
-        assert backplane.state == "live"
-    assert backplane.state == "closed"
-
-async def main():
-    async with Backplane(sys.argv[1] if len(sys.argv) > 1 else os.environ["URL"]) as backplane:
-        async with backplane.subscribe("a") as messages:
-            pid = os.fork()
-            if not pid:
-                code = 1
-                try:
-                    asyncio.events._set_running_loop(None)
-                    asyncio.run(child(backplane))
-                    code = 0
-                finally:
-                    os._exit(code)
-            assert (await anext(messages)).data == "from the child"
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-            await backplane.publish("a", "from the parent")
-            assert (await anext(messages)).data == "from the parent"
-            await asyncio.sleep(0.7)     # two probe intervals: a link that the child harmed would show
-            assert backplane.state == "live"
-            assert backplane.statistics()["gaps"] == 0
-    print("done")
-
-asyncio.run(main())
-"""
-
-
-@pytest.mark.parametrize("loop", ["", "import uvloop; uvloop.install()"], ids=["asyncio", "uvloop"])
-@pytest.mark.parametrize("broker", ["redis", "nats", "kafka"])
-def test_a_forked_child(request: pytest.FixtureRequest, broker: str, loop: str, tmp_path: Path) -> None:
-    """A child is refused what its parent started, may start it anew, and disturbs no socket of the parent."""
-    url: str = request.getfixturevalue(f"{broker}_broker").url
-    done = python(FORK.replace("{loop}", loop), tmp_path, URL=url)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
