@@ -96,7 +96,7 @@ class CallQueue:
             if self._closed:
                 call.end(ClosedError("this Backplane has been stopped; not published"))
                 continue
-            task = asyncio.get_running_loop().create_task(call.publish(), context=call.context)
+            task = asyncio.get_running_loop().create_task(call.run(), context=call.context)
             self._in_progress[task] = call  # an event loop holds its tasks weakly
             task.add_done_callback(self._done)
 
@@ -104,8 +104,6 @@ class CallQueue:
         call = self._in_progress.pop(task)
         if task.cancelled():
             call.end(PublishOutcomeUnknownError("the event loop ended; it may have been published"))
-        else:
-            call.end(task.exception())
 
     def _give_up(self, call: _Call, seconds: float = 0.0) -> BrokerUnavailableError | PublishOutcomeUnknownError:
         if call.claim():
@@ -125,16 +123,15 @@ class _Call:
     """One publish on its way.
 
     Attributes:
-        publish: What to run.
         context: The context variables of its caller.
         waiter: What its caller waits for.
         error: What the publish raised.
     """
 
-    __slots__ = ("_unclaimed", "context", "error", "publish", "waiter")
+    __slots__ = ("_publish", "_unclaimed", "context", "error", "waiter")
 
     def __init__(self, publish: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self.publish = publish
+        self._publish = publish
         self.context = copy_context()
         self.waiter = new_waiter()
         self.error: BaseException | None = None
@@ -147,6 +144,15 @@ class _Call:
         except IndexError:
             return False
         return True
+
+    async def run(self) -> None:
+        """Publish, and wake the caller at once: a callback of the task would come a pass of the event loop later."""
+        try:
+            await self._publish()
+        except Exception as error:
+            self.end(error)
+        else:
+            self.end(None)
 
     def end(self, error: BaseException | None) -> None:
         """Wake the caller."""
