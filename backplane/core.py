@@ -452,7 +452,7 @@ class Backplane:
         from backplane.sse import event_stream  # the core must not need the framework
 
         return event_stream(
-            self._require_running(),
+            self._require_started(),  # a `def` endpoint may make a response, which its own event loop then sends
             self._outbox(max_outbox_bytes, max_outbox_messages, when_full),
             *channels,
             client_key=client_key,
@@ -516,6 +516,11 @@ class Backplane:
                 logger.exception("a callback of on_state failed")
 
     def _require_running(self) -> Running:
+        running = self._require_started()
+        running.affinity.check()
+        return running
+
+    def _require_started(self) -> Running:
         running = self._running
         if running is None:
             if self._started_in is not None:
@@ -525,7 +530,6 @@ class Backplane:
                 "or use `async with backplane:`; in a test `with TestClient(app):` runs the lifespan, "
                 "and `TestClient(app)` alone does not"
             )
-        running.affinity.check()
         return running
 
     def _running_here(self) -> Running | None:

@@ -100,6 +100,7 @@ class _PublisherThread:
         self._start_seconds = settings.start_timeout_seconds
         self._calls = CallQueue()
         self._not_begun = [None]
+        self._not_run = [None]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Task[None] | None = None
         self._is_started = False
@@ -147,13 +148,19 @@ class _PublisherThread:
         except IndexError:
             return
         try:
+            atexit.register(self.close)
             start_thread(self._run, "backplane-sync")
-        except RuntimeError as error:
+        except BaseException as error:  # of a signal handler too, and then it may have begun all the same
             self._not_begun.append(None)
-            raise BrokerUnavailableError(f"no thread to publish in, so nothing was published: {error}") from error
-        atexit.register(self.close)
+            if isinstance(error, RuntimeError):
+                raise BrokerUnavailableError(f"no thread to publish in, nothing was published: {error}") from error
+            raise
 
     def _run(self) -> None:
+        try:
+            self._not_run.pop()
+        except IndexError:  # an interrupted call had begun it already
+            return
         loop = asyncio.new_event_loop()
         try:
             loop.run_until_complete(self._serve())

@@ -71,6 +71,8 @@ def misuse(way: str, room: str) -> str:
             case "process":
                 with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as processes:
                     processes.submit(_run, room).result()
+            case _:
+                return "no such way"
     except WrongLoopError as error:
         return str(error)
     return "not refused"

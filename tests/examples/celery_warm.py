@@ -6,4 +6,4 @@ from shop import backplane, queue  # type: ignore[import-not-found]  # the examp
 
 __all__ = ["queue"]
 
-backplane.sync.publish("imports", str(os.getpid()))
+backplane.sync.publish("imports", str(os.getpid()))  # pyright: ignore[reportUnknownMemberType]

@@ -16,7 +16,7 @@ from tests.brokers.process import end, start, wait_until
 from tests.examples.site import EXAMPLES, SECONDS, Site, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from tests.brokers.broker import Broker
 
@@ -37,7 +37,7 @@ def site(redis_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @contextmanager
-def celery(module: str, pool: str, url: str, folder: Path) -> Iterator[Path]:
+def celery(module: str, pool: str, url: str, folder: Path) -> Generator[Path]:
     """Run a Celery worker until the block ends; it must end within 15 s of SIGTERM. Yields its log."""
     log = folder / "celery.log"
     command = [sys.executable, "-m", "celery", "--app", f"{module}:queue", "worker", "--loglevel", "INFO"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 from pydantic import BaseModel
+from starlette.requests import Request
 
 from backplane import (
     Backplane,
@@ -162,16 +163,16 @@ async def test_use_from_another_event_loop(use: Callable[[World], Any], world: W
     assert world.backplane.state == "live"
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda world: world.backplane.connect(websocket(), "a"),
-        lambda world: world.connection.spawn(nothing()),
-        lambda world: world.connection.expire_at(1.0),
-        lambda world: anext(world.connection),
-    ],
-    ids=["connect", "spawn", "expire_at", "anext"],
-)
+# Those that are called without `await`.
+AT_ONCE: dict[str, Callable[[World], Any]] = {
+    "connect": lambda world: world.backplane.connect(websocket(), "a"),
+    "spawn": lambda world: world.connection.spawn(nothing()),
+    "expire_at": lambda world: world.connection.expire_at(1.0),
+    "anext": lambda world: anext(world.connection),
+}
+
+
+@pytest.mark.parametrize("use", AT_ONCE.values(), ids=AT_ONCE)
 async def test_use_from_a_thread_without_an_event_loop(use: Callable[[World], Any], world: World) -> None:
     """What is called without `await` is refused in a thread."""
     with pytest.raises(WrongLoopError, match="a thread without an event loop"):
@@ -220,6 +221,28 @@ async def test_legitimate_ways_from_a_thread(way: str, world: World) -> None:
 
     await anyio.to_thread.run_sync(publish)
     assert getattr(await asyncio.wait_for(anext(world.subscription), 5), "data", None) == "x"
+
+
+async def test_event_stream_made_in_a_thread(world: World) -> None:
+    """A `def` endpoint may make an event stream; it is sent in the worker's event loop, and refused in any other."""
+    sent: list[Any] = []
+    gone = asyncio.Event()
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+        gone.set()
+
+    async def receive() -> dict[str, str]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": None}
+    response = await asyncio.to_thread(world.backplane.sse, Request(scope), "a")
+    with pytest.raises(WrongLoopError):
+        await asyncio.to_thread(asyncio.run, response(scope, receive, send))
+    assert sent == []
+    await asyncio.wait_for(response(scope, receive, send), 5)
+    assert sent[0]["status"] == 200
 
 
 async def test_reading_from_a_thread(world: World) -> None:

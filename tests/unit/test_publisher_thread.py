@@ -6,13 +6,17 @@ import asyncio
 import gc
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from backplane import BrokerUnavailableError, ClosedError, Settings
 from backplane.publisher_thread import PublisherThreads
+from backplane.threads import start_thread
 from tests.brokers.process import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SETTINGS = Settings(publish_timeout_seconds=1, start_timeout_seconds=1)
 
@@ -178,9 +182,32 @@ def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     threads.close()
 
 
+def test_an_interrupted_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler that raises while the thread begins leaves one thread, and the next publish goes through."""
+
+    def interrupted(run: Callable[[], None], name: str) -> None:
+        start_thread(run, name)
+        raise KeyboardInterrupt
+
+    publisher = FakePublisher()
+    threads = threads_of(publisher)
+    with monkeypatch.context() as patched:
+        patched.setattr("backplane.publisher_thread.start_thread", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            threads.publish("a", 1)
+    threads.publish("a", 2)
+    assert publisher.published == [("a", 2, None)]
+    threads.close()
+    wait_until(lambda: not running_threads(), "every thread ends")
+
+
 def test_a_thread_that_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under uWSGI without threads the first publish names the option, in bounded time, and nothing was published."""
-    monkeypatch.setattr("backplane.publisher_thread.start_thread", lambda *_: None)
+
+    def never(_: Callable[[], None], __: str) -> None:
+        pass
+
+    monkeypatch.setattr("backplane.publisher_thread.start_thread", never)
     threads = PublisherThreads(FakePublisher, Settings(publish_timeout_seconds=0.05, start_timeout_seconds=0.05))
     started = time.monotonic()
     with pytest.raises(BrokerUnavailableError, match="enable-threads"):
