@@ -1,4 +1,4 @@
-"""The event loop and the process that an object belongs to, and the error of whoever uses it from elsewhere.
+"""The event loop and the process that an object belongs to, and the error of a use from elsewhere.
 
 What an event loop drives must not be touched from outside it: a callback that is put into a foreign loop never runs, or
 runs beside the loop that owns the data. The commonest way there is `asyncio.run(...)` in a `def` endpoint.
@@ -23,7 +23,7 @@ _CURE: Final = (
 
 
 class _Process:
-    """What tells a process from the one that it was forked from; an id of a process can come again."""
+    """Identity of a process, which differs from that of its parent; a process id can be used again."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()

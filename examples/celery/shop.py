@@ -37,7 +37,7 @@ queue = Celery("shop", broker=os.environ.get("CELERY_BROKER_URL", "redis://local
 queue.conf.task_ignore_result = True
 
 
-# `BrokerUnavailableError` says that nothing was published, so a retry cannot publish twice.
+# `BrokerUnavailableError` means that nothing was published, so a retry cannot publish twice.
 @queue.task(autoretry_for=(BrokerUnavailableError,), retry_backoff=True)
 def ship(order: int) -> None:
     """Do the slow work, and publish that it is done."""

@@ -137,7 +137,7 @@ EVERY_USE = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("kind", USES, ids=lambda kind: kind.__name__)
 def test_every_public_name_is_known(kind: type) -> None:
-    """Whoever adds a public name decides whether it may be used from anywhere."""
+    """Each public name is known as guarded or as safe from anywhere; a new one has to be decided on."""
     names = {name for name, _ in inspect.getmembers(kind) if not name.startswith("_")}
     assert names - INTERNAL == (USES[kind].keys() | SAFE[kind]) - {"__anext__"}
 
@@ -180,7 +180,7 @@ async def test_use_from_a_thread_without_an_event_loop(use: Callable[[World], An
 
 
 async def test_use_from_another_event_loop_of_the_same_thread() -> None:
-    """Two event loops that take turns in one thread are told apart."""
+    """Of two event loops that take turns in one thread only its own may use a backplane."""
 
     def take_turns() -> None:
         first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
@@ -283,7 +283,7 @@ async def test_an_adapter_that_reports_from_a_thread(world: World) -> None:
 
 
 async def test_an_event_loop_that_ended_without_stop(caplog: pytest.LogCaptureFixture) -> None:
-    """The backplane is closed, says why, and can be started again."""
+    """The backplane is closed, logs the reason, and can be started again."""
     backplane = Backplane("memory://")
     await asyncio.to_thread(asyncio.run, backplane.start())
     assert backplane.state == "closed"

@@ -22,7 +22,7 @@ SETTINGS = Settings(publish_timeout_seconds=1, start_timeout_seconds=1)
 
 
 class FakePublisher:
-    """A `Backplane` that does what a test says.
+    """A `Backplane` under control of a test.
 
     Attributes:
         published: What was published.
@@ -166,7 +166,7 @@ def test_dropped_without_close() -> None:
 
 
 def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system grants no thread the publish says so, and a later one tries again."""
+    """Where the system grants no thread the publish raises the reason, and a later one tries again."""
 
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")

@@ -54,7 +54,7 @@ async def test_publish_from_a_thread() -> None:
 
 @pytest.mark.anyio
 async def test_publish_in_the_event_loop() -> None:
-    """In the event loop's own thread it would wait for itself: it raises, and says what to do."""
+    """In the event loop's own thread it would wait for itself: it raises, and names the cure."""
     async with Backplane("memory://") as backplane:
         with pytest.raises(WrongLoopError, match=r"`await backplane\.publish\(\.\.\.\)` instead"):
             backplane.sync.publish("a", "x")
