@@ -17,7 +17,7 @@ __all__ = ["LoopAffinity", "current_process", "refuse_in_event_loop"]
 
 _CURE: Final = (
     "`await` it in an `async def` endpoint; publish from a `def` endpoint or a thread with "
-    "`backplane.sync.publish(...)`, and reach anything else there with `anyio.from_thread.run(...)`; "
+    "`backplane.sync.publish(...)`, and run anything else by `asyncio.run_coroutine_threadsafe(..., its loop)`; "
     "in a script or a task queue use `backplane.sync.SyncBackplane`"
 )
 
@@ -51,12 +51,20 @@ class LoopAffinity:
 
     Attributes:
         loop: The event loop.
+
+    Raises:
+        LifecycleError: No event loop of asyncio runs here.
     """
 
     __slots__ = ("_process", "_thread", "loop")
 
     def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
+        try:
+            self.loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise LifecycleError(
+                "a Backplane is started in an event loop of asyncio, and none runs here: trio is not supported"
+            ) from None
         self._process = _process
         self._thread = get_ident()
 

@@ -87,6 +87,7 @@ class _GreenletWaiter:
 
 
 def _gevent_monkey() -> Any:
-    """Return `gevent.monkey` where it has replaced the threads of this process, else `None`."""
+    """Return `gevent.monkey` where it has patched this process, else `None`."""
     monkey: Any = sys.modules.get("gevent.monkey")
-    return monkey if monkey is not None and monkey.is_module_patched("threading") else None
+    # Some patch all but the threads; those greenlets must not be blocked either.
+    return monkey if monkey is not None and monkey.is_module_patched("socket") else None

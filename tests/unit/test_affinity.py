@@ -336,6 +336,13 @@ async def test_affinity_of_a_loop() -> None:
     assert len(raised) == 1
 
 
+def test_start_without_an_event_loop_of_asyncio() -> None:
+    """A start under trio, which awaits the same coroutine without asyncio, raises the reason."""
+    starting = Backplane("memory://").start()
+    with pytest.raises(LifecycleError, match="asyncio"):
+        starting.send(None)
+
+
 def test_one_object_for_one_process() -> None:
     """The process is the same object for as long as nobody forks."""
     assert current_process() is current_process()

@@ -133,7 +133,9 @@ async def test_use_before_the_start_in_a_test() -> None:
 
 
 @pytest.mark.parametrize("given", ["nothing", "argument", "environment", "lifespan"])
-async def test_warning_of_the_default_url(given: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_warning_of_the_default_url(
+    given: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A script that nobody gave a URL is warned with the name of the variable; a web application is not."""
     if given == "environment":
         monkeypatch.setenv("BACKPLANE_URL", "memory://")

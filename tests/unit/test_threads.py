@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 
+import pytest
+
 from backplane.threads import new_waiter, start_thread
 
 GREENLETS = """
 import sys
 from gevent import monkey
-monkey.patch_all()
+monkey.patch_all(thread=len(sys.argv) < 2)
 import asyncio
 import gevent
 from backplane.threads import new_waiter, start_thread
@@ -84,9 +86,14 @@ def test_thread_is_a_daemon_with_a_name() -> None:
     assert seen == [("named", True)]
 
 
-def test_under_gevent() -> None:
+@pytest.mark.parametrize("arguments", [[], ["real threads"]], ids=["all", "all but threads"])
+def test_under_gevent(arguments: list[str]) -> None:
     """A waiting greenlet blocks no other, and an event loop in a started thread does not count as one here."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", GREENLETS], capture_output=True, text=True, timeout=40, check=False
+        [sys.executable, "-W", "error", "-c", GREENLETS, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "no event loop here\n", "")
