@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import time
@@ -222,7 +223,7 @@ class Backplane:
 
     async def _start(self) -> None:
         if self._running is not None and not self._running.affinity.is_alive:
-            self._leave_behind(self._running)
+            self._leave_behind()
         if self._running is not None:
             raise LifecycleError("this Backplane is started already; a second one needs an object of its own")
         running = Running(self._broadcaster, self._settings, self._tell_state)
@@ -252,7 +253,7 @@ class Backplane:
         Publishes in flight are answered first, and what `outage="buffer"` keeps is sent where the broker is there.
         """
         if self._running is not None and self._running.affinity.has_ended:
-            self._leave_behind(self._running)
+            self._leave_behind()
         running = self._running_here()
         if running is not None:
             self._running = None
@@ -544,14 +545,16 @@ class Backplane:
         running.affinity.check()
         return running
 
-    def _leave_behind(self, running: Running) -> None:
+    def _leave_behind(self) -> None:
         """Forget what belongs to an event loop that has ended, or to the process that this one was forked from."""
-        if running.affinity.is_inherited:
-            _inherited.append((running, self._broadcaster))
-        else:
-            logger.warning("the event loop in which %s was started has ended without `stop`", self.url)
+        inherited = self._running is not None and self._running.affinity.is_inherited
+        if inherited:
+            _inherited.append((self._running, self._broadcaster))
         self._running = self._stopping = None
         self._broadcaster = broadcaster_from_url(self._given_url or _DEFAULT_URL)
+        if not inherited:
+            logger.warning("the event loop in which %s was started has ended without `stop`", self.url)
+            gc.collect()  # closes its sockets, which nobody reads any more, now instead of at some time
 
     def _calls(self) -> CallQueue | None:
         """Return what takes the publishes of other threads into the event loop; `None` where none was started here.
