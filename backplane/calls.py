@@ -6,7 +6,8 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
 
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishOutcomeUnknownError
 from backplane.threads import new_waiter
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 __all__ = ["CallQueue"]
+
+# A wait that ends this much after its time shows that the process was paused, and the event loop with it.
+_LATE_SECONDS: Final = 0.1
+# What the event loop then needs to read what has arrived, and to answer.
+_GRACE_SECONDS: Final = 1.0
 
 
 class CallQueue:
@@ -58,11 +64,14 @@ class CallQueue:
             ClosedError: The event loop takes no more; certainly not published.
         """
         call = _Call(publish)
+        began = monotonic()
         try:
             # First into the queue, then the look at `_closed`, which `close` sets before it empties the queue.
             self._waiting.append(call)
             self._wake()
             in_time = call.waiter.wait(seconds)
+            if not in_time and monotonic() - began > seconds + _LATE_SECONDS:
+                in_time = call.waiter.wait(_GRACE_SECONDS)
         except BaseException:
             self._give_up(call)
             raise

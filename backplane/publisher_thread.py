@@ -126,6 +126,7 @@ class _PublisherThread:
 
     def end(self) -> None:
         """Ask it to end, without waiting."""
+        atexit.unregister(self.close)
         self._is_closing = True
         if self._loop is not None:
             with suppress(RuntimeError):  # it has ended
@@ -133,7 +134,6 @@ class _PublisherThread:
 
     def close(self) -> None:
         """End it, and wait for that; does nothing in a forked child."""
-        atexit.unregister(self.close)
         if self._not_begun or self._process is not current_process():
             return
         ended = new_waiter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 
 from backplane import BrokerUnavailableError, ClosedError, PublishError, PublishOutcomeUnknownError
 from backplane.calls import CallQueue
+from backplane.threads import new_waiter
 from tests.unit.doubles import let_tasks_run
 
 if TYPE_CHECKING:
@@ -131,6 +133,29 @@ async def test_a_publish_without_an_end() -> None:
     with pytest.raises(PublishOutcomeUnknownError, match="may have been published"):
         await asyncio.to_thread(calls.run, never, seconds=0.05)
     await asyncio.wait_for(cancelled.wait(), WAIT_SECONDS)
+
+
+async def test_a_pause_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait that ends late, as after a pause of the process, gives the event loop time to answer."""
+    calls, published = await opened(), list[int]()
+
+    class Paused:
+        def __init__(self) -> None:
+            self._waiter, self._paused = new_waiter(), False
+
+        def wait(self, seconds: float) -> bool:
+            if self._paused:
+                return self._waiter.wait(seconds)
+            self._paused = True
+            time.sleep(seconds + 0.2)
+            return False
+
+        def notify(self) -> None:
+            self._waiter.notify()
+
+    monkeypatch.setattr("backplane.calls.new_waiter", Paused)
+    await asyncio.to_thread(calls.run, publish(published, 1), seconds=0.01)
+    assert published == [1]
 
 
 async def test_an_interrupted_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -156,13 +157,17 @@ def test_close_during_the_start() -> None:
 
 
 def test_dropped_without_close() -> None:
-    """An owner that is collected leaves no thread."""
-    threads = threads_of(FakePublisher())
+    """An owner that is collected leaves no thread, and nothing else."""
+    publisher = FakePublisher()
+    threads = threads_of(publisher)
     threads.publish("a", 1)
     assert len(running_threads()) == 1
-    del threads
+    left = weakref.ref(publisher)
+    del threads, publisher
     gc.collect()
     wait_until(lambda: not running_threads(), "the thread ends")
+    gc.collect()
+    assert left() is None
 
 
 def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
