@@ -27,6 +27,7 @@ from backplane.errors import (
     SubscribeError,
     TooManyChannelsError,
     TooManyConnectionsError,
+    WrongLoopError,
 )
 from backplane.health import Health
 from backplane.limits import Limits
@@ -70,4 +71,5 @@ __all__ = [
     "Subscription",
     "TooManyChannelsError",
     "TooManyConnectionsError",
+    "WrongLoopError",
 ]

@@ -49,7 +49,8 @@ class Connection(Member):
     Iterating yields what the client says, `str` or `bytes`, and ends when either side closed. What is published to its
     channels is sent to it in order per channel, whether the handler iterates or not.
 
-    Not safe to use from another thread.
+    Used from another event loop, thread or process than the one it was made in, each of its methods raises
+    `WrongLoopError`; what only reads (`id`, `channels`, `is_over`, `context`) is safe anywhere.
 
     Attributes:
         context: What `connect(context=...)` was given: the application's own, such as the user.
@@ -125,6 +126,7 @@ class Connection(Member):
             if when_full is None and latest_by is None
             else Rule(when_full=when_full or "latest", latest_by=latest_by)
         )
+        self._hub.affinity.check()
         validate_channel(channel)
         self._check_hears()
         self._conduct.check_channels(self, len(self._channels) + (channel not in self._channels))
@@ -151,11 +153,13 @@ class Connection(Member):
         Raises:
             InvalidDataError: `data` is none of these.
         """
+        self._hub.affinity.check()
         self.offer(Batch(Message(channel="", data=plain(data))))
         await self._outgoing.sent()
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close with `code`; iteration ends, what still waits is dropped. Closing again changes nothing."""
+        self._hub.affinity.check()
         self.end(code, reason)
         await self._closing.closed()
 
@@ -164,6 +168,7 @@ class Connection(Member):
 
         Call it again when the client has shown a new token.
         """
+        self._hub.affinity.check()
         loop = asyncio.get_running_loop()
         self.lifetime.expires_at = None if moment is None else loop.time() + moment - time.time()
         if self._open and not self._ended:
@@ -176,6 +181,7 @@ class Connection(Member):
         An error in it is logged, and closes the connection with code 1011.
         """
         try:
+            self._hub.affinity.check()
             self._check_not_ended()
         except BaseException:
             work.close()
@@ -194,6 +200,7 @@ class Connection(Member):
         Raises:
             InvalidMessageError: It does not validate; `error.answer` is fit to be sent back. The connection lives on.
         """
+        self._hub.affinity.check()
         data = await self._incoming.next()
         if model is None or data is None:
             return data
@@ -213,7 +220,7 @@ class Connection(Member):
             on_invalid: What happens to a message that does not validate: `answer` sends back what is wrong and goes on,
                 `close` ends the connection with code 1007.
         """
-        while (data := await self._incoming.next()) is not None:
+        while (data := await self.receive()) is not None:
             try:
                 parsed = parse(model, data)
             except InvalidMessageError as error:
@@ -229,6 +236,7 @@ class Connection(Member):
         return self
 
     def __anext__(self) -> Awaitable[str | bytes]:
+        self._hub.affinity.check()
         return self._incoming.iterate()
 
     def offer(self, batch: Batch, /) -> None:

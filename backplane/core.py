@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import time
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from backplane.admission import Admission
+from backplane.affinity import current_process
 from backplane.channels import validate_channel
 from backplane.codec import encode
 from backplane.conduct import Conduct
 from backplane.connection import Connection
-from backplane.deployment import warn_if_isolated
+from backplane.deployment import warn_if_isolated, warn_of_default_url
 from backplane.drain import draining_on_sigterm
 from backplane.errors import (
     ClosedError,
+    ConfigurationError,
     InvalidDataError,
     LifecycleError,
     NotStartedError,
@@ -28,10 +31,12 @@ from backplane.health import Health
 from backplane.limits import Limits
 from backplane.origins import OriginRule
 from backplane.outbox import FullPolicy, Outbox
+from backplane.publisher_thread import PublisherThreads
 from backplane.registry import broadcaster_from_url
 from backplane.running import Running
 from backplane.settings import Settings
 from backplane.subscription import Subscription
+from backplane.sync_publisher import WorkerPublisher
 from backplane.typed import TypedChannel
 
 if TYPE_CHECKING:
@@ -42,16 +47,24 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.websockets import WebSocket
 
+    from backplane.affinity import LoopAffinity
+    from backplane.calls import CallQueue
     from backplane.conduct import Authorize, OnGap, OnSlow
     from backplane.message import Message
     from backplane.origins import AllowedOrigins
     from backplane.supervision import LinkState, StateChange
+    from backplane.sync_publisher import SyncPublisher
 
 __all__ = ["Backplane"]
 
 logger = logging.getLogger("backplane.core")
 
 _ModelT = TypeVar("_ModelT")
+
+_DEFAULT_URL: Final = "memory://"
+
+# Collected, these would close sockets that the parent process still uses.
+_inherited: list[object] = []
 
 
 class Backplane:
@@ -62,6 +75,12 @@ class Backplane:
 
     One publish reaches each subscriber at most once, in the order in which one worker published to one channel. Where
     messages may be missing, the subscribers are told by a `Gap`.
+
+    Once started it belongs to its event loop: used from another event loop (`asyncio.run` in a `def` endpoint), another
+    thread or a forked process it raises `WrongLoopError`, at once. Safe anywhere are `sync`, which publishes from other
+    threads, what only reads (`state`, `url`, `repr`, `statistics`), and what configures (`channel`, `on_state`,
+    `on_slow`, `authorize`); `sse` may be called in a `def` endpoint, as it only makes a response. If its event loop
+    ends without `stop`, it is closed and may be started again; a forked child may start it too.
 
     Args:
         url: The broker, such as `redis://localhost:6379`; its query string holds the adapter's options. Defaults to the
@@ -96,10 +115,14 @@ class Backplane:
         self._on_slow: OnSlow | None = None
         self._shared_conduct: Conduct | None = None  # of all connections that do not say otherwise
         self._state_callbacks: list[Callable[[StateChange], object]] = []
-        self._broadcaster = broadcaster_from_url(url or os.environ.get("BACKPLANE_URL") or "memory://")
+        self._given_url = url or os.environ.get("BACKPLANE_URL")
+        self._broadcaster = broadcaster_from_url(self._given_url or _DEFAULT_URL)
         self._running: Running | None = None
-        self._stopping: asyncio.Task[None] | None = None
-        self._was_started = False
+        self._stopping: tuple[LoopAffinity, asyncio.Task[None]] | None = None
+        self._started_in: object = None  # the process
+        self._sync = WorkerPublisher(
+            self, self._calls, PublisherThreads(self._unstarted, self._settings), self._settings.publish_timeout_seconds
+        )
 
     def __repr__(self) -> str:
         return f"<Backplane {self.url} {self.state}>"
@@ -112,7 +135,18 @@ class Backplane:
     @property
     def state(self) -> LinkState:
         """How the link to the broker is; `closed` while not started."""
-        return self._running.supervisor.state if self._running else "closed"
+        running = self._running
+        return running.supervisor.state if running is not None and running.affinity.is_alive else "closed"
+
+    @property
+    def sync(self) -> SyncPublisher:
+        """Publishes from synchronous code: `backplane.sync.publish(...)` in a `def` endpoint, a thread, a task queue.
+
+        Where this backplane is started it publishes through it, in its event loop, and raises `ClosedError` after its
+        end. In a process that never starts it, a task queue or a script that shares the module, it begins a thread
+        with a link of its own, as a `SyncBackplane` does.
+        """
+        return self._sync
 
     def on_state(self, callback: Callable[[StateChange], object]) -> Callable[[StateChange], object]:
         """Call `callback` on every change of the link's state, from now on: `@backplane.on_state`.
@@ -149,15 +183,15 @@ class Backplane:
 
     async def health(self) -> Health:
         """Return how this worker is; works at any time. `backplane.routes.health_routes` serves it over HTTP."""
-        if self._running is None:
-            return Health(live=True, ready=False, state="closed")
-        return self._running.health()
+        running = self._running_here()
+        return Health(live=True, ready=False, state="closed") if running is None else running.health()
 
     async def wait_for_state(self, state: LinkState) -> None:
         """Wait until the link to the broker is in `state`. A state that passes at once can be missed.
 
         Raises:
             NotStartedError, ClosedError: The backplane is not running.
+            WrongLoopError: It runs in another event loop, thread or process.
         """
         supervisor = self._require_running().supervisor
         while supervisor.state != state:
@@ -168,10 +202,19 @@ class Backplane:
     async def start(self) -> None:
         """Connect to the broker; with the setting `start="lazy"` come up without it where it is away.
 
+        Logs a warning where `memory://` is used because no URL was given: outside a web worker it reaches nobody.
+
         Raises:
             BrokerError: The broker could not be reached within `start_timeout_seconds`, or it refused.
             LifecycleError: It is started already.
         """
+        await self._start()
+        if not self._given_url:
+            warn_of_default_url(self.url)
+
+    async def _start(self) -> None:
+        if self._running is not None and not self._running.affinity.is_alive:
+            self._leave_behind()
         if self._running is not None:
             raise LifecycleError("this Backplane is started already; a second one needs an object of its own")
         running = Running(self._broadcaster, self._settings, self._tell_state)
@@ -182,7 +225,7 @@ class Backplane:
         except BaseException:
             self._running = None
             raise
-        self._was_started = True
+        self._started_in = current_process()
         warn_if_isolated(self._broadcaster.capabilities, self.url)
 
     async def drain(self) -> None:
@@ -191,20 +234,27 @@ class Backplane:
         Publishing and `subscribe` go on until `stop`. Under Uvicorn, by itself or below Gunicorn, SIGTERM does this
         before the server acts; elsewhere call it yourself where the server lets you.
         """
-        if self._running is not None:
-            await self._running.drain()
+        running = self._running_here()
+        if running is not None:
+            await running.drain()
 
     async def stop(self) -> None:
         """End every connection (code 1012) and subscription and close the link. Stopping again changes nothing.
 
         Publishes in flight are answered first, and what `outage="buffer"` keeps is sent where the broker is there.
         """
-        running, self._running = self._running, None
+        if self._running is not None and self._running.affinity.has_ended:
+            self._leave_behind()
+        running = self._running_here()
         if running is not None:
-            self._stopping = asyncio.create_task(running.stop())
-        if self._stopping is not None:
+            self._running = None
             # In a task of its own: cancelling whoever waits for the end must not leave half of it.
-            await asyncio.shield(self._stopping)
+            self._stopping = running.affinity, asyncio.create_task(running.stop())
+        if self._stopping is not None:
+            affinity, stopping = self._stopping
+            if not affinity.has_ended:
+                affinity.check()
+                await asyncio.shield(stopping)
             self._stopping = None
 
     async def __aenter__(self) -> Self:
@@ -220,9 +270,12 @@ class Backplane:
 
         Puts itself into the lifespan state, where `backplane.lifespan.get_backplane` finds it.
         """
-        async with self:
+        await self._start()
+        try:
             with draining_on_sigterm(self.drain):
                 yield {"backplane": self}
+        finally:
+            await self.stop()
 
     async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
         """Publish `data` to every subscriber of `channel`, on every worker.
@@ -245,6 +298,7 @@ class Backplane:
             PublishOutcomeUnknownError: The link ended, or time ran out, before the broker's answer.
             PublishError: The broker refused it.
             NotStartedError, ClosedError: The backplane is not running.
+            WrongLoopError: It runs in another event loop, thread or process.
         """
         running = self._require_running()
         validate_channel(channel)
@@ -278,6 +332,7 @@ class Backplane:
             SubscribeError: The broker refused a channel.
             BrokerUnavailableError: The broker did not confirm in time.
             NotStartedError, ClosedError: The backplane is not running.
+            WrongLoopError: It runs in another event loop, thread or process.
         """
         running = self._require_running()
         outbox = self._outbox(max_outbox_bytes, max_outbox_messages, when_full)
@@ -342,6 +397,7 @@ class Backplane:
             LifecycleError: The socket was accepted already.
             ClosedError: The socket is closed, or the backplane has stopped.
             NotStartedError: The backplane is not started.
+            WrongLoopError: It runs in another event loop, thread or process.
         """
         from backplane.websocket import StarletteSocket  # the core must not need the framework
 
@@ -389,11 +445,12 @@ class Backplane:
 
         Raises:
             NotStartedError, ClosedError: The backplane is not running.
+            WrongLoopError: It runs in another event loop, thread or process.
         """
         from backplane.sse import event_stream  # the core must not need the framework
 
         return event_stream(
-            self._require_running(),
+            self._require_started(),  # a `def` endpoint may make a response, which its own event loop then sends
             self._outbox(max_outbox_bytes, max_outbox_messages, when_full),
             *channels,
             client_key=client_key,
@@ -458,14 +515,66 @@ class Backplane:
                 logger.exception("a callback of on_state failed")
 
     def _require_running(self) -> Running:
-        if self._running is None:
-            if self._was_started:
+        running = self._require_started()
+        running.affinity.check()
+        return running
+
+    def _require_started(self) -> Running:
+        running = self._running
+        if running is None:
+            if self._started_in is not None:
                 raise ClosedError("this Backplane has been stopped")
             raise NotStartedError(
                 "this Backplane is not started: pass lifespan=backplane.lifespan to the application, "
-                "or use `async with backplane:`"
+                "or use `async with backplane:`; in a test `with TestClient(app):` runs the lifespan, "
+                "and `TestClient(app)` alone does not"
             )
-        return self._running
+        return running
+
+    def _running_here(self) -> Running | None:
+        """Return what runs in this event loop, `None` while closed.
+
+        Raises:
+            WrongLoopError: It runs elsewhere.
+        """
+        running = self._running
+        if running is None or running.affinity.has_ended:
+            return None
+        running.affinity.check()
+        return running
+
+    def _leave_behind(self) -> None:
+        """Forget what belongs to an event loop that has ended, or to the process that this one was forked from."""
+        inherited = self._running is not None and self._running.affinity.is_inherited
+        if inherited:
+            _inherited.append((self._running, self._broadcaster))
+        self._running = self._stopping = None
+        self._broadcaster = broadcaster_from_url(self._given_url or _DEFAULT_URL)
+        if not inherited:
+            logger.warning("the event loop in which %s was started has ended without `stop`", self.url)
+            gc.collect()  # closes its sockets, which nobody reads any more, now instead of at some time
+
+    def _calls(self) -> CallQueue | None:
+        """Return what takes the publishes of other threads into the event loop; `None` where none was started here.
+
+        Raises:
+            ClosedError: One was, in this process, and has ended.
+        """
+        running = self._running
+        if running is not None and running.affinity.is_alive:
+            return running.calls
+        if self._started_in is current_process():
+            raise ClosedError("this Backplane has been stopped; not published")
+        return None
+
+    def _unstarted(self) -> Backplane:
+        """Return another one like this, for a thread that publishes."""
+        if not self._given_url:
+            raise ConfigurationError(
+                "`sync.publish` of a Backplane that is not started needs the broker of the web workers: "
+                "set BACKPLANE_URL. The default, memory://, would reach nobody"
+            )
+        return Backplane(self._given_url, settings=self._settings)
 
 
 def _token(connection_id: str | None) -> bytes | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from backplane.broadcaster import Capabilities
 
-__all__ = ["warn_if_isolated", "worker_count"]
+__all__ = ["warn_if_isolated", "warn_of_default_url", "worker_count"]
 
 logger = logging.getLogger("backplane.deployment")
 
@@ -36,6 +36,15 @@ def warn_if_isolated(capabilities: Capabilities, url: str) -> None:
             "a broadcast will reach a part of the clients. Set BACKPLANE_URL=redis://... to join pods.",
             url,
         )
+
+
+def warn_of_default_url(url: str) -> None:
+    """Log a warning that nobody chose `url`: a script that publishes there reaches nobody, and would not notice."""
+    logger.warning(
+        "no URL was given and BACKPLANE_URL is not set, so %s is used, which reaches this process only: "
+        "set BACKPLANE_URL to the broker of the web workers, or give the URL",
+        url,
+    )
 
 
 def worker_count(proc: Path = Path("/proc")) -> int:

@@ -35,6 +35,7 @@ __all__ = [
     "SubscribeError",
     "TooManyChannelsError",
     "TooManyConnectionsError",
+    "WrongLoopError",
 ]
 
 
@@ -60,6 +61,14 @@ class NotStartedError(LifecycleError):
 
 class ClosedError(LifecycleError):
     """The backplane, or the connection, was used after its end."""
+
+
+class WrongLoopError(LifecycleError):
+    """A started `Backplane`, or what belongs to it, was used outside the event loop that started it.
+
+    From another event loop, as `asyncio.run` makes one, from another thread, or from a forked process. Raised at once,
+    with nothing done; the message names the cure.
+    """
 
 
 class InvalidChannelError(BackplaneError, ValueError):

@@ -13,6 +13,7 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
+from backplane.affinity import LoopAffinity
 from backplane.batch import Batch
 from backplane.codec import decode
 from backplane.errors import SubscribeError
@@ -74,6 +75,7 @@ class Hub:
         interest: What the broker is asked to deliver; it follows the first join and the last leave of each channel.
 
     Attributes:
+        affinity: The event loop in which all that is local lives; what users call checks it first.
         delivered: Messages handed to subscribers, counted once per message.
         malformed: Payloads dropped because their header made no sense.
         gaps: How many gaps were told, counted once per channel and stretch.
@@ -82,6 +84,7 @@ class Hub:
     """
 
     def __init__(self, interest: Interest) -> None:
+        self.affinity = LoopAffinity()
         self._interest = interest
         # How many joins of a subscriber stand or are under way: one that fails must not undo another.
         self._members: dict[str, dict[Subscriber, int]] = {}

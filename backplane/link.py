@@ -19,6 +19,8 @@ __all__ = ["Link"]
 class Link:
     """The sink of one generation: what an adapter reports after its time is not heard.
 
+    An adapter reports in the event loop; a report from another thread raises `WrongLoopError` there.
+
     Args:
         hub: Where messages and gaps go.
         probe_channel: The channel of the delivery probe, which the hub never sees.
@@ -44,6 +46,7 @@ class Link:
         self.probe_subscribed = False
         self.unanswered = 0
         self._hub = hub
+        self._affinity = hub.affinity
         self._probe_channel = probe_channel
         self._confirmed = False
         self._early_gaps: list[tuple[Collection[str] | All, str]] = []
@@ -61,6 +64,7 @@ class Link:
 
     def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
         """Hand a payload to the hub, a probe to who waits for it."""
+        self._affinity.check()
         if self.retired:
             return
         self.carried = True
@@ -75,6 +79,7 @@ class Link:
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Tell the hub, or keep it until the channels are confirmed."""
+        self._affinity.check()
         if self.retired:
             return
         if self._confirmed:
@@ -84,6 +89,7 @@ class Link:
 
     def revoked(self, channels: Collection[str], reason: str) -> None:
         """Hand the revoked subscriptions to the hub, which opens a gap and asks for them again."""
+        self._affinity.check()
         if self.retired:
             return
         if self._probe_channel in channels:
@@ -102,6 +108,7 @@ class Link:
 
     def lost(self, error: BrokerError) -> None:
         """End it, with the error that its owner then sees."""
+        self._affinity.check()
         if not self.is_over:
             self.ended.set_exception(error)
             self.ended.exception()  # read even when the owner ends first

@@ -57,6 +57,7 @@ class Member(ABC):
             BrokerUnavailableError: The broker did not confirm in time.
             ClosedError: It has ended.
         """
+        self._hub.affinity.check()
         validate_channel(channel)
         self._check_hears()
         if channel in self._channels:
@@ -70,6 +71,7 @@ class Member(ABC):
 
     async def leave(self, channel: str) -> None:
         """Receive nothing more of `channel`; what waits still comes. Leaving what was not joined changes nothing."""
+        self._hub.affinity.check()
         if channel in self._channels:
             del self._channels[channel]
             self._hub.leave(channel, self)

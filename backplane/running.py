@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
+from backplane.calls import CallQueue
 from backplane.closing import CloseCode
 from backplane.drain import spread_seconds
 from backplane.errors import (
@@ -58,6 +59,8 @@ class Running:
     """The parts, put together, and everything local that receives.
 
     Attributes:
+        affinity: The event loop in which all of it lives.
+        calls: What other threads publish, on its way into that event loop.
         origin: Random bytes that name this process on the broker.
         watch: The timer of all connections.
         statistics: Where what happens is counted; `count` returns it with what others count.
@@ -74,6 +77,9 @@ class Running:
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
         self.hub = Hub(self.interest)
+        self.affinity = self.hub.affinity
+        self.calls = CallQueue()
+        self.calls.open()
         self.supervisor = Supervisor(
             broadcaster, self.hub, self.interest, origin=self.origin, settings=settings, on_state=on_state
         )
@@ -179,6 +185,7 @@ class Running:
         closing = [connection.close(CloseCode.SERVICE_RESTART, "restart") for connection in self._connections]
         await asyncio.gather(*closing)
         await self.supervisor.stop()
+        await self.calls.close()
         self.hub.close()
         self.bursts.flush()
 

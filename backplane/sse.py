@@ -191,6 +191,7 @@ class _EventStreamResponse(Response):
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         running = self._running
+        running.affinity.check()
         stream = EventStream(running.hub, self._outbox, running.statistics, running.bursts)
         try:
             await self._join(stream, scope)

@@ -70,6 +70,7 @@ class Subscription(Member):
         return self
 
     async def __anext__(self) -> Message | Gap:
+        self._hub.affinity.check()
         while (item := self._outbox.take()) is None:
             if self._overrun:
                 raise SlowConsumerError(

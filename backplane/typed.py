@@ -106,7 +106,7 @@ class TypedChannel(Generic[ModelT]):
             BackplaneError: As `Backplane.publish`.
         """
         channel = self.name(**placeholders)
-        await self._backplane.publish(channel, self._encode(message), exclude=exclude)
+        await self._backplane.publish(channel, self.encode(message), exclude=exclude)
 
     @asynccontextmanager
     async def subscribe(
@@ -134,7 +134,12 @@ class TypedChannel(Generic[ModelT]):
         ) as messages:
             yield _TypedMessages[ModelT](messages, self._adapter, self._count_invalid)
 
-    def _encode(self, message: object) -> str:
+    def encode(self, message: object) -> str:
+        """Return the JSON text that `publish` publishes for `message`.
+
+        Raises:
+            InvalidDataError: `message` is not of the type.
+        """
         try:
             return self._adapter.dump_json(
                 self._adapter.validate_python(message), by_alias=True, warnings="error"

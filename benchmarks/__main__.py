@@ -253,6 +253,20 @@ def micro_channels(
     console.print(found_table)
 
 
+@app.command("micro-sync")
+def micro_sync(
+    url: str = typer.Argument(help="A Redis, such as redis://localhost"),
+    rounds: int = typer.Option(20, min=3, help="Rounds per figure; the median is shown."),
+) -> None:
+    """Measure a publish from synchronous code beside redis-py's blocking PUBLISH, side by side, as wall time."""
+    from benchmarks.micro import sync_publish  # what is measured is imported where it is measured
+
+    for threads in (1, 8, 32):
+        with console.status(f"{threads} threads"):
+            found = sync_publish.run(url, rounds, threads)
+        show(f"A publish of 200 bytes, {threads} thread{'s' if threads > 1 else ''}, median of the calls", found)
+
+
 def show(title: str, figures: list[Figure]) -> None:
     """Print one table; the first row is the floor the others are compared to."""
     found = Table(title=title, title_justify="left")

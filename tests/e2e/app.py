@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+from asgiref.sync import async_to_sync
 from fastapi import FastAPI, Request, WebSocket
 
-from backplane import Backplane, BrokerError, Gap, Settings
+from backplane import Backplane, BrokerError, Gap, Settings, WrongLoopError
 from backplane.routes import broker_error_response, health_routes
 
 logging.basicConfig(level=os.environ.get("TEST_LOG_LEVEL", "WARNING"))
@@ -49,3 +53,36 @@ async def announce(room: str, request: Request) -> int:
     """Publish the body; return which worker did."""
     await backplane.publish(room, (await request.body()).decode())
     return os.getpid()
+
+
+@app.post("/sync/{room}")
+def announce_from_a_thread(room: str, text: str) -> int:
+    """Publish from a `def` endpoint, which runs in a thread."""
+    backplane.sync.publish(room, text)
+    return os.getpid()
+
+
+@app.post("/misuse/{way}/{room}")
+def misuse(way: str, room: str) -> str:
+    """Publish in a way that cannot work; return what it raises."""
+    try:
+        match way:
+            case "asyncio.run":
+                _run(room)
+            case "async_to_sync":
+                async_to_sync(backplane.publish)(room, "misuse 0")
+            case "thread":
+                with ThreadPoolExecutor(1) as threads:
+                    threads.submit(_run, room).result()
+            case "process":
+                with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as processes:
+                    processes.submit(_run, room).result()
+            case _:
+                return "no such way"
+    except WrongLoopError as error:
+        return str(error)
+    return "not refused"
+
+
+def _run(room: str) -> None:
+    asyncio.run(backplane.publish(room, "misuse 0"))

@@ -122,8 +122,9 @@ def running(
     broker_url: str,
     environment: Mapping[str, str] | None = None,
     tolerated: str | None = None,
+    cwd: Path = EXAMPLES,
 ) -> Generator[Site]:
-    """Run a server in the folder of the examples, entered when it is ready; `{port}` in `command` is filled in.
+    """Run a server in `cwd`, by default the folder of the examples, entered when it is ready; `{port}` is filled in.
 
     On leaving it must end within 15 s of SIGTERM, with all its workers, and must not have complained in its log. An
     error of the block shows the log. What the regular expression `tolerated` matches there is no complaint.
@@ -133,7 +134,7 @@ def running(
     # Gunicorn puts a control socket into the home folder; two of them would share it.
     variables = {**os.environ, "HOME": str(folder), "XDG_RUNTIME_DIR": "", "PYTHONDONTWRITEBYTECODE": "1"}
     variables |= {"BACKPLANE_URL": broker_url, "UPLOADS": str(folder / "uploads"), **(environment or {})}
-    process = start([part.format(port=port) for part in command], cwd=EXAMPLES, log=log, env=variables)
+    process = start([part.format(port=port) for part in command], cwd=cwd, log=log, env=variables)
     site = Site(process=process, port=port, folder=folder, broker_url=broker_url)
     try:
         wait_until(lambda: _is_ready(site), "the server is ready", seconds=SECONDS)

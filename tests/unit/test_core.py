@@ -130,6 +130,25 @@ async def test_use_before_the_start(use: Callable[[Backplane], Awaitable[None]])
         await use(backplane)
 
 
+async def test_use_before_the_start_in_a_test() -> None:
+    """The commonest reason in a test, a client that does not run the lifespan, is named."""
+    with pytest.raises(NotStartedError, match=r"with TestClient\(app\)"):
+        await Backplane("memory://").publish("a", "x")
+
+
+@pytest.mark.parametrize("given", ["nothing", "argument", "environment", "lifespan"])
+async def test_warning_of_the_default_url(
+    given: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A script that nobody gave a URL is warned with the name of the variable; a web application is not."""
+    if given == "environment":
+        monkeypatch.setenv("BACKPLANE_URL", "memory://")
+    backplane = Backplane("memory://" if given == "argument" else None)
+    async with backplane.lifespan(object()) if given == "lifespan" else backplane:
+        await backplane.publish("a", "x")
+    assert ("BACKPLANE_URL" in caplog.text) is (given == "nothing")
+
+
 @USES
 async def test_use_after_the_stop(use: Callable[[Backplane], Awaitable[None]]) -> None:
     """What was stopped says so."""

@@ -10,7 +10,7 @@ import pytest
 
 from backplane import deployment
 from backplane.broadcaster import Capabilities
-from backplane.deployment import warn_if_isolated, worker_count
+from backplane.deployment import warn_if_isolated, warn_of_default_url, worker_count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -219,3 +219,10 @@ def test_silence(
 ) -> None:
     """An adapter that reaches as far as the surroundings go is not warned of."""
     assert warnings(monkeypatch, caplog, reach=reach, workers=workers, kubernetes=kubernetes) == []
+
+
+def test_warning_of_the_default_url(caplog: pytest.LogCaptureFixture) -> None:
+    """A URL that nobody chose is named in a warning, with the variable that sets it."""
+    warn_of_default_url("memory://")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "BACKPLANE_URL is not set, so memory:// is used" in caplog.text

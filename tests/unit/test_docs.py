@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from backplane.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-FENCE = re.compile(r"^<!-- (excerpt|run): (.*?) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^<!-- (excerpt|run|script)(?:: (.*?))? -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # The tests run against an installed wheel too, with the sources away.
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documents are away")
@@ -66,6 +67,23 @@ def test_suite_runs_in_another_project(code: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
+
+
+@pytest.mark.parametrize("code", [code for _, code in snippets("script")])
+def test_script_runs(code: str, tmp_path: Path) -> None:
+    """A script runs to its end as the page has it, without a complaint."""
+    script = tmp_path / "script.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        cwd=tmp_path,
+        env=os.environ | {"BACKPLANE_URL": "memory://"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_adapter_page_names_the_whole_contract() -> None:

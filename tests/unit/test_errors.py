@@ -23,6 +23,7 @@ TREE = {
     "MissingDependencyError": (errors.ConfigurationError, ImportError),
     "LifecycleError": (BackplaneError, RuntimeError),
     "NotStartedError": (errors.LifecycleError,),
+    "WrongLoopError": (errors.LifecycleError,),
     "ClosedError": (errors.LifecycleError,),
     "InvalidChannelError": (BackplaneError, ValueError),
     "InvalidDataError": (BackplaneError, TypeError),

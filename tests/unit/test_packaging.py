@@ -58,6 +58,7 @@ PUBLIC_NAMES = [
     "Subscription",
     "TooManyChannelsError",
     "TooManyConnectionsError",
+    "WrongLoopError",
 ]
 
 # What an application may not have, or may want to import later.

@@ -35,6 +35,7 @@ TESTED = {
     "sockets",
     "room",
     "outside",
+    "sync",
     "consumer",
     "dependency",
     "starlette",
@@ -109,6 +110,30 @@ def test_example_outside(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_example_sync(ipc_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `def` endpoint and a task outside publish to the same channel."""
+    monkeypatch.setenv("BACKPLANE_URL", ipc_url)
+    names = run("sync")
+    names["app"].add_api_websocket_route("/listen/{channel}", listen_on(names["backplane"]))
+    with TestClient(names["app"]) as client, client.websocket_connect("/listen/orders") as socket:
+        assert client.post("/orders/42").status_code == 200
+        assert socket.receive_json() == {"id": 42}
+        with names["SyncBackplane"]() as outside:
+            names["celery_task"](42, outside)
+        assert socket.receive_json() == {"id": 42, "state": "shipped"}
+
+
+def listen_on(backplane: Backplane) -> Callable[[WebSocket, str], Coroutine[Any, Any, None]]:
+    """Return an endpoint that receives a channel."""
+
+    async def endpoint(websocket: WebSocket, channel: str) -> None:
+        async with backplane.connect(websocket, channel) as connection:
+            async for _ in connection:
+                pytest.fail("the client sent something")
+
+    return endpoint
 
 
 @pytest.mark.anyio

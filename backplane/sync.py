@@ -1,0 +1,90 @@
+"""Publish from synchronous code outside the web workers: scripts, Celery tasks, Django and Flask views.
+
+    from backplane.sync import SyncBackplane
+
+    backplane = SyncBackplane()                  # at import; opens nothing, and survives forks
+    backplane.publish("orders", {"id": 42})
+
+Inside a web worker the ordinary `Backplane` has the same, for `def` endpoints and threads:
+`backplane.sync.publish(...)`.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+from backplane.affinity import refuse_in_event_loop
+from backplane.core import Backplane
+from backplane.errors import ConfigurationError
+from backplane.publisher_thread import PublisherThreads
+from backplane.settings import Settings
+from backplane.sync_publisher import SyncPublisher, SyncTypedChannel
+
+if TYPE_CHECKING:
+    from backplane.connection import Connection
+
+__all__ = ["SyncBackplane", "SyncPublisher", "SyncTypedChannel"]
+
+
+class SyncBackplane(SyncPublisher):
+    """Publishes from synchronous code, to all that the web workers' `Backplane` reaches; it subscribes to nothing.
+
+    Opens nothing until the first publish, which starts one daemon thread with an event loop and connects to the broker.
+    One object serves all threads. A forked process gets a thread and a connection of its own with its first publish;
+    those of its parent stay untouched. Under gevent the thread is a real one, and a waiting greenlet blocks no other.
+
+    As each publish waits for the broker's answer, nothing is left to be sent at the end of the process. Only with
+    `Settings(outage="buffer")` the end of the process loses what still waits, unless `close` or the interpreter's
+    ordinary exit, which wait for two seconds at most, can send it.
+
+    Args:
+        url: The broker, that of the web workers. Defaults to the environment variable `BACKPLANE_URL`.
+        settings: Times and bounds; those of publishing count.
+
+    Raises:
+        ConfigurationError: There is no URL, or it or a setting is wrong. `memory://` is no default here, as it would
+            reach nobody.
+        MissingDependencyError: The adapter's client library is not installed.
+    """
+
+    def __init__(self, url: str | None = None, *, settings: Settings | None = None) -> None:
+        url = url or os.environ.get("BACKPLANE_URL")
+        if not url:
+            raise ConfigurationError(
+                "SyncBackplane needs the broker of the web workers: set BACKPLANE_URL, or give a URL. "
+                "memory:// reaches this process only, so it is used where it is given explicitly"
+            )
+        settings = settings or Settings()
+        super().__init__(Backplane(url, settings=settings))
+        self._threads = PublisherThreads(partial(Backplane, url, settings=settings), settings)
+
+    def __repr__(self) -> str:
+        return f"<SyncBackplane {self.url}>"
+
+    @property
+    def url(self) -> str:
+        """The broker's URL, without options and with its password masked."""
+        return self._backplane.url
+
+    def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+        """Publish `data` to every subscriber of `channel`, on every web worker.
+
+        As `SyncPublisher.publish`. The first one of a process connects, for up to `start_timeout_seconds`.
+        """
+        refuse_in_event_loop()
+        self._threads.publish(channel, data, exclude=exclude)
+
+    def close(self) -> None:
+        """Close the link and end the thread, within two seconds. Closing again changes nothing.
+
+        A program that ends does it by itself.
+        """
+        self._threads.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
