@@ -4,7 +4,9 @@ WORKDIR /app
 COPY pyproject.toml README.md LICENSE ./
 COPY backplane backplane
 COPY adapters adapters
-RUN pip install --no-cache-dir ".[all]" && useradd --create-home demo
-USER demo
+# A numeric user, so that Kubernetes can check `runAsNonRoot`; the files stay root's, so that it cannot change them.
+RUN pip install --no-cache-dir ".[all]" && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin demo
+USER 10001
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 EXPOSE 8000
 CMD ["uvicorn", "backplane.demo.app:app", "--host", "0.0.0.0", "--port", "8000"]

@@ -21,7 +21,7 @@ from backplane.message import Message
 from backplane.outbox import Rule
 from backplane.outgoing import LaneOutgoing, Outgoing, PlainOutgoing, SocketGoneError
 from backplane.tasks import Tasks
-from backplane.typed import parse
+from backplane.validation import parse
 from backplane.watch import Lifetime
 
 if TYPE_CHECKING:

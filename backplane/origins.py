@@ -19,17 +19,25 @@ __all__ = ["AllowedOrigins", "OriginRule"]
 AllowedOrigins = Literal["*"] | Collection[str] | None
 """Which pages may come in.
 
-- `None`: those of this very host: what the page was loaded from is what the socket is opened to.
+- `None`: those of this very host: what the page was loaded from is what the socket is opened to. All names of the
+  loopback interface on one port (`localhost`, `127.0.0.1`, `[::1]`) are one host. This compares two headers of the
+  client, so it does not stop DNS rebinding: add Starlette's `TrustedHostMiddleware`, or list the origins.
 - a collection: exactly those, this host's own no longer by itself. An entry is `scheme://host[:port]`; `*.` before the
-  host stands for one label; `null` for pages without an origin, which any site can make (a sandboxed frame).
+  host stands for one label. Applications: `app://.` (Electron), `capacitor://localhost`, `file://` for pages opened
+  from a disk. `null` is for pages without an origin, which any site can make (a sandboxed frame).
 - `"*"`: all. Right only where no cookie, client certificate or private network lets a client in.
 """
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
-_AUTHORITY: Final = r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_~%-][a-z0-9._~%-]*)(?::(?P<port>[0-9]{1,5}))?"
+# Electron's pages have a host of one dot.
+_AUTHORITY: Final = r"(?P<host>\[[0-9a-f:.]+\]|\.|[a-z0-9_~%-][a-z0-9._~%-]*)(?::(?P<port>[0-9]{1,5}))?"
 _HOST: Final = re.compile(_AUTHORITY)
 _ORIGIN: Final = re.compile(rf"(?P<scheme>[a-z][a-z0-9+.-]*)://{_AUTHORITY}")
+
+# Origins without a host, which are listed as they are.
+_WITHOUT_HOST: Final = frozenset({"null", "file://"})
+_LOOPBACK: Final = re.compile(r"localhost|127\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}|::1")
 
 # What a client sent is shown in logs and in answers: nothing that means anything in a terminal, a log or a page.
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9:/.\[\]_~%+*-]")
@@ -49,14 +57,14 @@ class OriginRule:
         ConfigurationError: An entry is no origin; the message says what is wrong with it.
     """
 
-    __slots__ = ("_any", "_exact", "_null", "_own", "_wildcards")
+    __slots__ = ("_any", "_exact", "_own", "_wildcards", "_without_host")
 
     def __init__(self, allowed: AllowedOrigins = None) -> None:
         self._own = allowed is None
         self._any = allowed == "*"
         entries = () if allowed is None or self._any else _checked_collection(allowed)
-        self._null = "null" in entries
-        parsed = [_parse_entry(entry) for entry in entries if entry != "null"]
+        self._without_host = frozenset(name for name in _WITHOUT_HOST if name in entries)
+        parsed = [_parse_entry(entry) for entry in entries if entry not in self._without_host]
         self._exact = frozenset(origin for origin, wildcard in parsed if not wildcard)
         self._wildcards = frozenset(origin for origin, wildcard in parsed if wildcard)
 
@@ -73,7 +81,7 @@ class OriginRule:
             return None
         parsed = _parse(origin)
         if parsed is None:
-            return None if origin == "null" and self._null else _words(origin, None, allowable=origin == "null")
+            return None if origin in self._without_host else _words(origin, None, allowable=origin in _WITHOUT_HOST)
         if self._own:
             return None if _is_own(parsed, host) else _words(origin, host or "", allowable=True)
         if parsed in self._exact or _parent(parsed) in self._wildcards:
@@ -83,7 +91,13 @@ class OriginRule:
 
 def _is_own(origin: _Origin, host: str | None) -> bool:
     match = _HOST.fullmatch((host or "").lower())
-    return match is not None and _endpoint(origin.scheme, match) == origin
+    own = None if match is None else _endpoint(origin.scheme, match)
+    return own is not None and _one_loopback(own) == _one_loopback(origin)
+
+
+def _one_loopback(endpoint: _Origin) -> _Origin:
+    """Return the endpoint with one name for the loopback interface: a server there prints one, a page names another."""
+    return endpoint._replace(host="localhost") if _LOOPBACK.fullmatch(endpoint.host) else endpoint
 
 
 def _parent(origin: _Origin) -> _Origin:

@@ -1,29 +1,31 @@
-"""Messages with a type: `orders = backplane.channel("orders:{id}", Order)`; what a client says, checked by a model."""
+"""Channels whose messages have a type: `orders = backplane.channel("orders:{id}", Order)`."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from string import Formatter
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
+from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from backplane.channels import validate_channel
 from backplane.errors import ConfigurationError, InvalidChannelError, InvalidDataError, InvalidMessageError
 from backplane.message import Gap
+from backplane.validation import error_details, validator_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+
+    from pydantic import TypeAdapter
 
     from backplane.connection import Connection
     from backplane.core import Backplane
     from backplane.outbox import FullPolicy
     from backplane.subscription import Subscription
+    from backplane.validation import Validator
 
-__all__ = ["TypedChannel", "adapter_for", "parse"]
+__all__ = ["TypedChannel"]
 
 ModelT = TypeVar("ModelT")
 
@@ -32,10 +34,6 @@ _OPTIONS: Final = frozenset({"exclude", "when_full", "max_outbox_bytes", "max_ou
 
 # These join words in a name; every other punctuation in a template separates its levels.
 _WORD_MARKS: Final = "-_ "
-
-# What is answered to a hostile message stays small.
-_MAX_DETAILS: Final = 20
-_MAX_CHARACTERS: Final = 200
 
 
 class TypedChannel(Generic[ModelT]):
@@ -64,7 +62,7 @@ class TypedChannel(Generic[ModelT]):
     def __init__(self, backplane: Backplane, template: str, model: object) -> None:
         self._backplane = backplane
         self._template = template
-        self._adapter: TypeAdapter[ModelT] = adapter_for(model)
+        self._validator: Validator[ModelT] = validator_for(model)
         self._forbidden = _placeholders(template)
         self.invalid = 0
         if not self._forbidden:
@@ -132,7 +130,7 @@ class TypedChannel(Generic[ModelT]):
             max_outbox_bytes=max_outbox_bytes,
             max_outbox_messages=max_outbox_messages,
         ) as messages:
-            yield _TypedMessages[ModelT](messages, self._adapter, self._count_invalid)
+            yield _TypedMessages[ModelT](messages, self._validator, self._count_invalid)
 
     def encode(self, message: object) -> str:
         """Return the JSON text that `publish` publishes for `message`.
@@ -141,11 +139,10 @@ class TypedChannel(Generic[ModelT]):
             InvalidDataError: `message` is not of the type.
         """
         try:
-            return self._adapter.dump_json(
-                self._adapter.validate_python(message), by_alias=True, warnings="error"
-            ).decode()
+            adapter = self._validator.adapter
+            return adapter.dump_json(adapter.validate_python(message), by_alias=True, warnings="error").decode()
         except ValidationError as error:
-            reason = str(InvalidMessageError(_details(error))).removeprefix("invalid message: ")
+            reason = str(InvalidMessageError(error_details(error))).removeprefix("invalid message: ")
             raise InvalidDataError(f"not a message for {self._template!r}: {reason}") from error
         except PydanticSerializationError as error:
             raise InvalidDataError(f"not a message for {self._template!r}: {error}") from error
@@ -160,11 +157,11 @@ class _TypedMessages(Generic[ModelT]):
     def __init__(
         self,
         messages: Subscription,
-        adapter: TypeAdapter[ModelT],
+        validator: Validator[ModelT],
         count_invalid: Callable[[], None],
     ) -> None:
         self._messages = messages
-        self._adapter = adapter
+        self._validator = validator
         self._count_invalid = count_invalid
 
     def __aiter__(self) -> AsyncIterator[ModelT | Gap]:
@@ -175,79 +172,11 @@ class _TypedMessages(Generic[ModelT]):
             if isinstance(item, Gap):
                 return item
             try:
-                return parse(self._adapter, item.data)
+                return self._validator.parse(item.data)
             except InvalidMessageError as error:
                 self._count_invalid()
                 self._messages.note_invalid(item.channel, error)
         raise StopAsyncIteration
-
-
-@overload
-def parse(model: TypeAdapter[ModelT] | type[ModelT], data: str | bytes) -> ModelT: ...
-@overload
-def parse(model: Any, data: str | bytes) -> Any: ...
-def parse(model: Any, data: str | bytes) -> Any:
-    """Return what the JSON text `data` says, as `model`: a type pydantic can validate, or a `TypeAdapter`.
-
-    Raises:
-        InvalidMessageError: It is no JSON, or not of that type.
-        ConfigurationError: Pydantic cannot validate `model`.
-    """
-    try:
-        return adapter_for(model).validate_json(data)
-    except ValidationError as error:
-        raise InvalidMessageError(_details(error)) from None  # the cause would hold the input
-
-
-def adapter_for(model: Any) -> TypeAdapter[Any]:
-    """Return pydantic's adapter for a type, from a cache where the type can be hashed.
-
-    Raises:
-        ConfigurationError: Pydantic cannot validate it.
-    """
-    if isinstance(model, TypeAdapter):
-        return model  # pyright: ignore[reportUnknownVariableType]
-    try:
-        hash(model)
-    except TypeError:
-        return _make_adapter(model, ())
-    # `A | B` equals `B | A`, and yet the first that fits wins: the order is part of the key.
-    return _cached_adapter(model, get_args(model))
-
-
-def _make_adapter(model: Any, _: tuple[Any, ...]) -> TypeAdapter[Any]:
-    try:
-        return TypeAdapter(model)
-    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
-        words = str(error).partition("\n")[0]
-        raise ConfigurationError(f"pydantic cannot validate {model!r}: {words}") from error
-
-
-_cached_adapter = lru_cache(maxsize=256)(_make_adapter)
-
-
-def _details(error: ValidationError) -> list[dict[str, Any]]:
-    """Return what is wrong, without the input, bounded."""
-    found = error.errors(include_url=False, include_input=False)[:_MAX_DETAILS]
-    return [
-        {
-            "loc": [_short(part) if isinstance(part, str) else part for part in detail["loc"]],
-            "msg": _short(_unquoted(detail["type"], detail["msg"], detail.get("ctx", {}))),
-            "type": detail["type"],
-        }
-        for detail in found
-    ]
-
-
-def _unquoted(kind: str, words: str, context: Mapping[str, Any]) -> str:
-    # The one message of pydantic that repeats a text of the input.
-    if kind == "union_tag_invalid":
-        return f"Input tag does not match any of the expected tags: {context.get('expected_tags')}"
-    return words
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "…"
 
 
 def _placeholders(template: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 
 from backplane import Backplane, CloseCode, Connection, InvalidMessageError, Limits
 from backplane.routes import health_routes
-from backplane.typed import parse
+from backplane.validation import parse
 
 MAX_FILE_BYTES = 10 * 1024 * 1024
 FOLDER = Path(os.environ.get("UPLOADS", "uploads"))

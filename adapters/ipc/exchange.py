@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import socket
 from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.ipc import wire
 from backplane.adapters.ipc.door import Door
-from backplane.adapters.ipc.folder import is_socket_name, list_sockets, remove_stale
+from backplane.adapters.ipc.folder import connect_socket, foreign_peer, is_socket_name, list_sockets, remove_stale
 from backplane.adapters.ipc.link import Link
 from backplane.adapters.ipc.peer import Interest, Peer
 from backplane.adapters.ipc.role import AudienceRole, FeedRole, StrangerRole
@@ -18,6 +18,7 @@ from backplane.errors import BrokerUnavailableError
 from backplane.message import ALL
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Collection, Iterable
     from pathlib import Path
 
@@ -201,6 +202,10 @@ class Exchange:
     # -- those who want to hear us -----------------------------------------------------------------------
 
     def _meet(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it has ended, as the link will find
+            if (user := foreign_peer(connection)) is not None:
+                logger.warning("refused a connection of user %d", user)
+                return connection.close()
         self._strangers.add(Link(self._loop, connection, StrangerRole(self), self._max_payload_bytes))
 
     def stranger_ended(self, link: Link) -> None:
@@ -297,11 +302,8 @@ class Exchange:
     def _dial(self, peer: Peer) -> None:
         peer.retry = None
         path = self._folder / peer.name
-        sock: socket.socket | None = None
         try:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.setblocking(False)
-            sock.connect(str(path))  # a Unix socket connects at once or not at all
+            sock = connect_socket(path)
         except (ConnectionRefusedError, FileNotFoundError):
             remove_stale(path)
             peer.dead = True
@@ -314,9 +316,6 @@ class Exchange:
         else:
             link = Link(self._loop, sock, FeedRole(self, peer), self._max_payload_bytes)
             peer.feed.open(link, self._door.name, self.channels, behind=peer.audience.told_behind)
-            return
-        if sock is not None:
-            sock.close()
 
     def welcomed(self, peer: Peer) -> None:
         """Note that a peer has understood us."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import secrets
 import socket
 import stat
+import struct
 import sys
 import tempfile
 import time
@@ -17,7 +19,17 @@ from typing import Final
 
 from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationError
 
-__all__ = ["bind_socket", "is_socket_name", "list_sockets", "open_folder", "remove_stale"]
+__all__ = [
+    "bind_socket",
+    "connect_socket",
+    "foreign_peer",
+    "is_socket_name",
+    "list_sockets",
+    "open_folder",
+    "remove_stale",
+]
+
+logger = logging.getLogger("backplane.adapters.ipc")
 
 _MAX_PATH_BYTES: Final = 107 if sys.platform == "linux" else 103
 """What fits into `sun_path`, unix(7), without the closing NUL."""
@@ -30,6 +42,8 @@ _SOCKET_NAME: Final = re.compile(r"\d{1,10}-[0-9a-f]{8}\.sock")
 # from one that refuses because its process has not called listen() yet. It also keeps systemd-tmpfiles away: the XDG
 # base directory specification names the sticky bit as the mark of a file that must not be cleaned up.
 _LISTENING: Final = stat.S_ISVTX
+
+_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 
 # A process killed between bind() and listen(), which are microseconds apart, leaves a socket without the mark.
 _MAX_BINDING_SECONDS: Final = 60.0
@@ -45,12 +59,13 @@ def open_folder(application: str, directory: Path | None) -> Path:
 
     Raises:
         ConfigurationError: The path is too long for a Unix socket.
-        BrokerError: The folder cannot be created, or is not private.
+        BrokerError: The folder cannot be created, is not private, or another user could replace it.
     """
     base = directory or _default_directory()
     folder = base / _folder_name(application, base)
     try:
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_ancestors(base if directory is not None else base.parent)
         if directory is None:
             _check_private(base)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -104,6 +119,44 @@ def bind_socket(folder: Path, backlog: int) -> tuple[socket.socket, str]:
     return listener, name
 
 
+def connect_socket(path: Path) -> socket.socket:
+    """Connect to the socket of a process of this user.
+
+    Raises:
+        ConnectionRefusedError: Nobody listens on it, or another user does, which is logged.
+        OSError: As `socket.connect`.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        connection.connect(str(path))  # a Unix socket connects at once or not at all
+        user = foreign_peer(connection)
+    except BaseException:
+        connection.close()
+        raise
+    if user is None:
+        return connection
+    connection.close()
+    logger.warning("ignored the socket %s of user %d", path, user)
+    raise ConnectionRefusedError
+
+
+def foreign_peer(connection: socket.socket) -> int | None:
+    """Return the user at the other end of a Unix socket where that is not this one, else `None`.
+
+    The folder is private, so this is a second look, for a folder that was replaced. Linux alone tells (`SO_PEERCRED`,
+    unix(7)); elsewhere nobody is foreign.
+
+    Raises:
+        OSError: The connection has ended.
+    """
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return None
+    _pid, uid, _gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size))
+    return None if uid == os.geteuid() else int(uid)
+
+
 def remove_stale(path: Path) -> None:
     """Remove a socket that refused a connection, unless its process is only about to listen."""
     with contextlib.suppress(OSError):
@@ -130,12 +183,27 @@ def _folder_name(application: str, base: Path) -> str:
     return f"{slug}-{digest}" if slug else digest
 
 
+def _check_ancestors(base: Path) -> None:
+    """Refuse a path in which another user could replace our folder, as OpenSSH does (sshd_config(5), StrictModes)."""
+    resolved = base.resolve()
+    trusted = {os.geteuid(), Path("/").stat().st_uid}  # root, or what stands for it in a user namespace
+    for folder in (resolved, *resolved.parents):
+        found = folder.stat()
+        if found.st_uid not in trusted:
+            problem = f"belongs to user {found.st_uid}, who could replace what is in it"
+        elif found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+            problem = f"can be written by other users (mode {stat.S_IMODE(found.st_mode):04o})"
+        else:
+            continue
+        raise BrokerError(f"{str(folder)!r} {problem}: name another folder with ?directory=", adapter="ipc")
+
+
 def _check_private(folder: Path) -> None:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         problem = "is not a directory (a symbolic link is not followed)"
     elif found.st_uid != os.geteuid():
-        problem = f"belongs to user {found.st_uid}, and this process runs as {os.geteuid()}"
+        problem = f"belongs to user {found.st_uid}, and this process runs as {os.geteuid()}: remove it as that user"
     elif found.st_mode & 0o077:
         problem = f"is open to other users (mode {stat.S_IMODE(found.st_mode):04o}): chmod 700 it"
     else:

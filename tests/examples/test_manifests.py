@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from typing import Any
 
@@ -95,6 +96,50 @@ def test_objects_mean_the_same_pods(manifest: dict[str, Any]) -> None:
     assert manifest["Deployment"]["spec"]["selector"]["matchLabels"] == labels
     assert manifest["Service"]["spec"]["selector"] == labels
     assert manifest["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    assert manifest["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == labels
+
+
+def test_pod_has_no_more_rights_than_it_needs(pod: dict[str, Any], container: dict[str, Any]) -> None:
+    """No root, no token of the cluster, no capability, no file to write, and a bound on memory."""
+    assert pod["automountServiceAccountToken"] is False
+    assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (True, 10001)
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["resources"]["limits"].keys() == {"memory"}
+    assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+
+
+def test_network_policy_lets_clients_in_and_the_broker_out(manifest: dict[str, Any], container: dict[str, Any]) -> None:
+    """Clients reach the one port of the pods, and the pods reach nothing but the broker and DNS."""
+    policy = manifest["NetworkPolicy"]["spec"]
+    (port,) = container["ports"]
+    assert policy["ingress"] == [{"ports": [{"port": port["name"]}]}]
+    assert [[port["port"] for port in rule["ports"]] for rule in policy["egress"]] == [[6379], [53, 53]]
+
+
+def test_image_runs_as_the_user_that_the_manifest_names(pod: dict[str, Any]) -> None:
+    """The image's user is a number, which `runAsNonRoot` can check, and the one of the manifest."""
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert f"USER {pod['securityContext']['runAsUser']}\n" in dockerfile
+
+
+def test_our_containers_are_hardened(compose: dict[str, Any]) -> None:
+    """What is built here cannot write its image nor gain rights; no container may gain any."""
+    for name, service in compose["services"].items():
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        if "build" in service:
+            assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"]), name
+
+
+def test_actions_are_pinned_by_commit() -> None:
+    """A tag of an action can be moved, a commit cannot; the tag stands beside it, for people."""
+    for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for line in workflow.read_text(encoding="utf-8").splitlines():
+            if "uses:" in line:
+                assert re.search(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
 
 
 def test_broker_comes_from_a_secret(container: dict[str, Any]) -> None:

@@ -110,3 +110,20 @@ def test_each_gets_what_does_not_exclude_it(parts: list[tuple[str | bytes, int |
         assert messages_in(mine.frames) == expected
         assert messages_in(mine.compressed(9)) == expected
         assert mine.size_bytes == sum(map(len, expected))
+
+
+def test_shorter_batches_share_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message is compressed once, however many shorter batches hold it: each sender of a chat is left out of one."""
+    compressed: list[str | bytes] = []
+
+    def compress(data: str | bytes, window_bits: int) -> bytes:
+        compressed.append(data)
+        return compress_frame(data, window_bits)
+
+    monkeypatch.setattr(backplane.batch, "compress_frame", compress)
+    tokens = [secrets.token_bytes(8) for _ in range(5)]
+    batch = Batch(*(text(f"message {number} " * 10, token) for number, token in enumerate(tokens)))
+    for token in tokens:
+        shorter = batch.for_token(token)
+        assert shorter.compressed(12) == b"".join(compress_frame(message.data, 12) for message in shorter)
+    assert len(compressed) == len(tokens)

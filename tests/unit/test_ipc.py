@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from backplane.adapters.ipc import IpcBroadcaster, wire
-from backplane.adapters.ipc.folder import bind_socket, open_folder
+from backplane.adapters.ipc.folder import bind_socket, connect_socket, open_folder
 from backplane.adapters.ipc.peer import Ledger
 from backplane.errors import BrokerError, ConfigurationError
 from backplane.registry import broadcaster_from_url
@@ -539,6 +539,47 @@ async def test_a_folder_of_another_user_is_refused(url: str, directory: Path, mo
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(BrokerError, match="belongs to user"):
         await Worker(url).__aenter__()
+
+
+@pytest.mark.parametrize(("owner", "mode", "problem"), [
+    (12345, 0o755, "belongs to user 12345"), (None, 0o777, "can be written by other users"),
+])  # fmt: skip
+def test_a_path_that_another_user_could_replace_is_refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, owner: int | None, mode: int, problem: str
+) -> None:
+    """Whoever owns or may write a folder above ours could put another one in its place."""
+    parent = directory / "parent"
+    parent.mkdir()
+    parent.chmod(mode)
+    found = os.stat_result((parent.stat().st_mode, 0, 0, 1, owner or os.geteuid(), 0, 0, 0, 0, 0))
+    stat_of = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **options: found if path == parent else stat_of(path, **options))
+    with pytest.raises(BrokerError, match=problem):
+        open_folder("app", parent / "own")
+    monkeypatch.undo()
+    parent.chmod(0o1777)  # as /tmp is
+    assert open_folder("app", parent / "own").is_dir()
+
+
+async def test_a_peer_of_another_user_is_refused(
+    url: str, directory: Path, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process of another user that found a way to the sockets is neither answered nor received from."""
+    worker = await stack.enter_async_context(Worker(url))
+    (name,) = sockets(directory)
+    listener, foreign = bind_socket(folder_of(directory), 1)
+    stack.callback(listener.close)
+    folder = folder_of(directory)
+    monkeypatch.setattr("backplane.adapters.ipc.folder.os.geteuid", lambda: os.getuid() + 1)
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.setblocking(False)
+        ours.connect(str(folder / name))
+        assert await asyncio.get_running_loop().sock_recv(ours, 1) == b""
+    assert f"refused a connection of user {os.getuid()}" in caplog.text
+    with pytest.raises(ConnectionRefusedError):
+        connect_socket(folder / foreign)
+    assert f"ignored the socket {folder / foreign} of user {os.getuid()}" in caplog.text
+    assert worker.sink.losses == []
 
 
 @pytest.mark.parametrize("runtime", [True, False])

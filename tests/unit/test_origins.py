@@ -34,6 +34,10 @@ def test_no_browser(allowed: Any) -> None:
         ("https://xn--bcher-kva.example", "xn--bcher-kva.example"),
         ("http://my_service:8000", "my_service:8000"),
         ("capacitor://localhost", "localhost"),
+        ("http://localhost:8000", "127.0.0.1:8000"),
+        ("http://127.0.0.1:8000", "localhost:8000"),
+        ("http://[::1]:8000", "localhost:8000"),
+        ("http://127.0.0.1:8000", "127.1.2.3:8000"),
     ],
 )
 def test_own_pages(origin: str, host: str) -> None:
@@ -53,6 +57,13 @@ def test_own_pages(origin: str, host: str) -> None:
         ("https://shop.example:8443", "shop.example"),
         ("http://shop.example", "shop.example:443"),
         ("http://localhost:3000", "localhost:8000"),
+        ("http://localhost:3000", "127.0.0.1:8000"),
+        ("http://localhost.evil.example:8000", "127.0.0.1:8000"),
+        ("http://127.0.0.1.evil.example", "127.0.0.1"),
+        ("http://0.0.0.0:8000", "127.0.0.1:8000"),
+        ("file://", "shop.example"),
+        ("file://", ""),
+        ("app://.", "localhost:8000"),
         ("http://[::1]", "[::2]"),
         ("http://[::1::]", "[::1::]"),
         ("http://shop.example:99999", "shop.example:99999"),
@@ -76,6 +87,8 @@ def test_pages_of_elsewhere(origin: str, host: str | None) -> None:
 @pytest.mark.parametrize(
     ("entry", "origin"),
     [
+        ("file://", "file://"),
+        ("app://.", "app://."),
         ("https://shop.example", "https://shop.example"),
         ("https://shop.example", "https://shop.example:443"),
         ("https://shop.example:443", "https://shop.example"),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -16,8 +14,8 @@ from pydantic import BaseModel, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from backplane import Backplane, Gap, Message
-from backplane.errors import ConfigurationError, InvalidChannelError, InvalidDataError, InvalidMessageError
-from backplane.typed import TypedChannel, adapter_for, parse
+from backplane.errors import ConfigurationError, InvalidChannelError, InvalidDataError
+from backplane.typed import TypedChannel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -295,91 +293,3 @@ async def test_cancelled_iteration_loses_nothing() -> None:
                     await anext(messages)
             await numbers.publish(1)
             assert await take(messages) == [1]
-
-
-# --- parse ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("data", ['{"number": 1}', b'{"number": 1}'])
-def test_parse(data: str | bytes) -> None:
-    """JSON, as text or as bytes, becomes the model."""
-    assert parse(Order, data) == Order(number=1)
-
-
-def test_parse_answer() -> None:
-    """The answer says what is wrong and where, and neither the input nor a URL."""
-    with pytest.raises(InvalidMessageError) as raised:
-        parse(Order, '{"number": "secret", "totalCents": []}')
-    assert raised.value.answer == {
-        "error": "invalid message",
-        "details": [
-            {
-                "loc": ["number"],
-                "msg": "Input should be a valid integer, unable to parse string as an integer",
-                "type": "int_parsing",
-            },
-            {"loc": ["totalCents"], "msg": "Input should be a valid integer", "type": "int_type"},
-        ],
-    }
-    assert str(raised.value) == (
-        "invalid message: number: Input should be a valid integer, unable to parse string as an integer"
-    )
-    assert raised.value.__cause__ is None
-
-
-@pytest.mark.parametrize("data", ["", "{", "[" * 100_000, b"\xff", "9" * 10_000, "secret", "\ud800"])
-def test_parse_of_no_json(data: str | bytes) -> None:
-    """Whatever a client sends that is no JSON is an invalid message and nothing worse."""
-    with pytest.raises(InvalidMessageError) as raised:
-        parse(Order, data)
-    assert "secret" not in json.dumps(raised.value.answer)
-
-
-def test_parse_names_no_tag() -> None:
-    """The tag of a union is not repeated either."""
-    union = Annotated[Placed | Cancelled, Field(discriminator="kind")]
-    with pytest.raises(InvalidMessageError) as raised:
-        parse(union, '{"kind": "<script>"}')
-    assert raised.value.answer["details"] == [
-        {
-            "loc": [],
-            "msg": "Input tag does not match any of the expected tags: 'placed', 'cancelled'",
-            "type": "union_tag_invalid",
-        }
-    ]
-
-
-def test_answer_is_bounded() -> None:
-    """A message with very many or very long errors gets a short answer."""
-    with pytest.raises(InvalidMessageError) as raised:
-        parse(dict[str, int], json.dumps({"x" * 10_000 + str(number): "no" for number in range(1000)}))
-    assert len(raised.value.details) == 20
-    assert len(json.dumps(raised.value.answer)) < 10_000
-
-
-def test_error_can_be_pickled() -> None:
-    """The error survives a process pool."""
-    error = InvalidMessageError([{"loc": ["a", 0], "msg": "wrong", "type": "x"}])
-    copy = pickle.loads(pickle.dumps(error))
-    assert (str(copy), copy.answer) == ("invalid message: a.0: wrong", error.answer)
-
-
-def test_adapters_are_made_once() -> None:
-    """A type has one adapter, a ready adapter is taken as it is, and what cannot be hashed works without the cache."""
-    ready = TypeAdapter(int)
-    assert adapter_for(Order) is adapter_for(Order)
-    assert adapter_for(ready) is ready
-    assert parse(Annotated[int, {"un": "hashable"}], "7") == 7
-
-
-def test_order_of_a_union_counts() -> None:
-    """Of two unions with the same members, each keeps its own order."""
-
-    class First(BaseModel):
-        n: int
-
-    class Second(BaseModel):
-        n: int
-
-    assert type(parse(First | Second, '{"n": 1}')) is First
-    assert type(parse(Second | First, '{"n": 1}')) is Second
