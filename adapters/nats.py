@@ -236,7 +236,7 @@ class NatsBroadcaster(Broadcaster):
                 for task in [task for task in opening if task.done()]:
                     opening.remove(task)
                     if (link := task.result()) is not None:
-                        return link
+                        return await _first(link, opening)
         finally:
             await _abandon(opening)
         raise self._most_telling(failures) from failures[-1][1]
@@ -322,6 +322,16 @@ class NatsBroadcaster(Broadcaster):
             other = "false" if self._tls.first else "true"
             words += f"; no INFO came, as from a server that wants tls_first={other} (its handshake_first)"
         return words if str(link.server) == self.url.netloc else f"{link.server}: {words}"
+
+
+async def _first(link: NatsLink, opening: Collection[asyncio.Task[NatsLink | None]]) -> NatsLink:
+    """Return `link` once nothing else is being opened; cancelled meanwhile, end it too."""
+    try:
+        await _abandon(opening)
+    except BaseException:
+        link.abort()
+        raise
+    return link
 
 
 async def _abandon(opening: Collection[asyncio.Task[NatsLink | None]]) -> None:
