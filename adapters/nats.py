@@ -182,9 +182,10 @@ class NatsBroadcaster(Broadcaster):
         except PublishOutcomeUnknownError:
             raise
         except PublishError as error:
-            if not channel.startswith(RESERVED_PREFIX):
+            hint = self._hint(channel, str(error))
+            if not hint:
                 raise
-            raise PublishError(f"{error}; {self._reserved_subjects()}") from error
+            raise PublishError(f"{str(error).removeprefix('nats: ')}{hint}", adapter="nats") from error
 
     async def subscribe(self, channels: Collection[str]) -> None:
         """Subscribe; a channel that the permissions deny does not take the others with it.
@@ -197,7 +198,7 @@ class NatsBroadcaster(Broadcaster):
         if answer.refused or answer.unconfirmed:
             own = {name for name in answer.unconfirmed if name.startswith(RESERVED_PREFIX)}
             answer.refused.update((name, answer.unconfirmed.pop(name)) for name in own)
-            refused = {name: self._with_hint(name, words) for name, words in answer.refused.items()}
+            refused = {name: words + self._hint(name, words) for name, words in answer.refused.items()}
             raise SubscribeError(refused, unconfirmed=answer.unconfirmed, adapter="nats")
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
@@ -209,12 +210,12 @@ class NatsBroadcaster(Broadcaster):
         version = re.match(r"[0-9A-Za-z.+-]{1,40}", self._require_link().info.version)
         return f"NATS {version[0] if version else '(version not granted)'}"
 
-    def _with_hint(self, channel: str, words: str) -> str:
-        return f"{words}; {self._reserved_subjects()}" if channel.startswith(RESERVED_PREFIX) else words
-
-    def _reserved_subjects(self) -> str:
+    def _hint(self, channel: str, words: str) -> str:
+        """Return what to permit where one of the package's own channels was denied."""
+        if not channel.startswith(RESERVED_PREFIX) or "permissions" not in words.lower():
+            return ""
         subjects = encode_channel(self.options.prefix, f"{RESERVED_PREFIX}x").decode().removesuffix("x") + ">"
-        return f'the package\'s own subjects are "{subjects}": allow them for publish and subscribe'
+        return f'; the package\'s own subjects are "{subjects}": allow them for publish and subscribe'
 
     def _require_link(self) -> NatsLink:
         if self._link is None:
@@ -235,7 +236,7 @@ class NatsBroadcaster(Broadcaster):
                 for task in [task for task in opening if task.done()]:
                     opening.remove(task)
                     if (link := task.result()) is not None:
-                        return link
+                        return await _first(link, opening)
         finally:
             await _abandon(opening)
         raise self._most_telling(failures) from failures[-1][1]
@@ -321,6 +322,16 @@ class NatsBroadcaster(Broadcaster):
             other = "false" if self._tls.first else "true"
             words += f"; no INFO came, as from a server that wants tls_first={other} (its handshake_first)"
         return words if str(link.server) == self.url.netloc else f"{link.server}: {words}"
+
+
+async def _first(link: NatsLink, opening: Collection[asyncio.Task[NatsLink | None]]) -> NatsLink:
+    """Return `link` once nothing else is being opened; cancelled meanwhile, end it too."""
+    try:
+        await _abandon(opening)
+    except BaseException:
+        link.abort()
+        raise
+    return link
 
 
 async def _abandon(opening: Collection[asyncio.Task[NatsLink | None]]) -> None:

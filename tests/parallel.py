@@ -63,8 +63,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
             super()._send_tests(node, num)
 
         def _file(self, place: int) -> str:
-            nodeid: str = self.collection[self.pending[place]]
-            return nodeid.partition("::")[0]
+            collection: Any = self.collection
+            return str(collection[self.pending[place]]).partition("::")[0]
 
     config.option.maxschedchunk = 1
     return InOrder(config, log)
