@@ -113,7 +113,7 @@ async def test_a_join_that_a_script_outlasts_is_unavailable(private_redis: Start
 
 
 async def test_a_publish_to_a_busy_server_is_retriable(private_redis: StartRedis) -> None:
-    """A publish that the server refuses for the time being says that another try can help."""
+    """A publish that the server refuses for the time being is marked as retriable."""
     broker = private_redis(BUSY)
     async with Backplane(broker.url, settings=PATIENT) as backplane:
         async with busy(broker.url):
