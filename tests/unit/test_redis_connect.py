@@ -127,17 +127,17 @@ async def test_fault_is_raised_as_it_is() -> None:
         await first_usable(addresses, network.opened)
 
 
-@pytest.mark.parametrize(
-    ("role", "primary"),
-    [
-        ([b"slave", b"10.0.0.1", 6379, b"connected", 5], "10.0.0.1:6379"),
-        ([b"slave", b"::1", 6379, b"connect", -1], "[::1]:6379"),
-        ([b"master", 0, []], ""),
-        (b"PONG", ""),
-        (None, ""),
-        (5, ""),
-    ],
-)
+ROLES: list[tuple[object, str]] = [
+    ([b"slave", b"10.0.0.1", 6379, b"connected", 5], "10.0.0.1:6379"),
+    ([b"slave", b"::1", 6379, b"connect", -1], "[::1]:6379"),
+    ([b"master", 0, []], ""),
+    (b"PONG", ""),
+    (None, ""),
+    (5, ""),
+]
+
+
+@pytest.mark.parametrize(("role", "primary"), ROLES)
 def test_primary_of_a_replica(role: object, primary: str) -> None:
     """Only a replica's answer to ROLE names a primary; any other answer names none."""
     assert primary_of(role) == primary
