@@ -37,8 +37,8 @@ logger = logging.getLogger("backplane.adapters.redis")
 _DEFAULT_PORT: Final = 6379
 # A publishing connection that is ended as soon as it stands must not be replaced in a circle.
 _REPLACE_SECONDS: Final = 1.0
-# How often a new connection is made to the address in use, to see whether it still leads to the same server: behind a
-# load balancer the address stays. Where the name has other addresses, that is seen at each check.
+# How often a new connection is made to the address in use, to see whether it still leads to the same server: the
+# address of a load balancer stays. Where the name has other addresses, that is seen at each check.
 _COMPARE_SECONDS: Final = 60.0
 
 _L = TypeVar("_L", bound=RedisLink)
@@ -140,12 +140,12 @@ class RedisBroadcaster(Broadcaster):
         """Return name and version, as `INFO server` has them; it can be denied by an ACL."""
         publisher = _required(self._publisher)
         try:
-            told = info_lines(await publisher.ask(b"INFO", b"server"))
+            fields = info_lines(await publisher.ask(b"INFO", b"server"))
         except hiredis.ReplyError:
-            told = {}
-        if "valkey_version" in told:  # it names the Redis it is compatible with too
-            return f"Valkey {told['valkey_version']}"
-        return f"Redis {told.get('redis_version', '(version not granted)')}"
+            fields = {}
+        if "valkey_version" in fields:  # it names the Redis it is compatible with too
+            return f"Valkey {fields['valkey_version']}"
+        return f"Redis {fields.get('redis_version', '(version not granted)')}"
 
     def _read_url(self) -> Endpoint:
         """Return where to connect."""
@@ -185,7 +185,7 @@ class RedisBroadcaster(Broadcaster):
             # An ACL that denies ROLE would log each denial.
             answer = await publisher.check(b"ROLE" if server.role else b"PING")
         except hiredis.ReplyError as error:
-            logger.debug("no answer that says anything: %s", error)
+            logger.debug("the role was not reported: %s", error)
             return
         if (primary := primary_of(answer)) and not server.is_cluster:
             raise unavailable(f"{self._endpoint.where} became a replica of {primary}")

@@ -40,7 +40,7 @@ class Endpoint:
     Args:
         target: Host and port, or the path of a Unix socket.
         where: The same in the words of an error.
-        url: Its scheme says whether to speak TLS.
+        url: Its scheme decides about TLS.
         options: Of the adapter.
     """
 
@@ -107,7 +107,7 @@ class Endpoint:
             commands.append([b"AUTH", *(word.encode() for word in given)])
         if self._options.client_name is not None:
             commands.append([b"CLIENT", b"SETNAME", self._options.client_name.encode()])
-        commands.append([b"PING"])  # a server that wants a password nobody gave says so only when asked
+        commands.append([b"PING"])  # only the answer shows that the server wants a password
         answers = await asyncio.gather(*(link.ask(*words) for words in commands), return_exceptions=True)
         for words, answer in zip(commands, answers, strict=True):
             if isinstance(answer, hiredis.ReplyError):
@@ -139,12 +139,12 @@ async def identify(link: RedisLink) -> Server:
         BrokerUnavailableError: The link ended, or the server takes no commands at present.
     """
     role, info = await asyncio.gather(_granted(link, b"ROLE"), _granted(link, b"INFO", b"server"))
-    told = info_lines(info)
+    fields = info_lines(info)
     return Server(
         role=role[0].decode() if role.__class__ is list else "",
         primary=primary_of(role),
-        run_id=told.get("run_id", ""),
-        is_cluster=told.get("redis_mode", told.get("server_mode")) == "cluster",
+        run_id=fields.get("run_id", ""),
+        is_cluster=fields.get("redis_mode", fields.get("server_mode")) == "cluster",
     )
 
 

@@ -63,7 +63,7 @@ def outcome_unknown(words: str) -> PublishOutcomeUnknownError:
 
 
 def is_protocol_error(reply: hiredis.ReplyError) -> bool:
-    """Return whether the server could not read a command: one over `proto-max-bulk-len`, say. It closes then."""
+    """Return whether the server could not read a command: such as one over `proto-max-bulk-len`. It closes then."""
     return str(reply).startswith("ERR Protocol error")
 
 

@@ -1,7 +1,7 @@
 """One connection to a Redis server: what is asked on it, and what happens per message.
 
 RESP2 (https://redis.io/docs/latest/develop/reference/protocol-spec/), parsed by hiredis: every server speaks it, and a
-reply tells itself apart from a message.
+reply cannot be taken for a message.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Options of the Redis adapters, and what a URL says about where to connect and as whom."""
+"""Options of the Redis adapters, and the login and the address of a URL."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_options(url: BrokerUrl, options: RedisOptions) -> None:
 
 
 async def login(url: BrokerUrl, options: RedisOptions) -> Login:
-    """Return as whom to log in, asked anew at each connect where a callable says it.
+    """Return as whom to log in, asked anew at each connect where a callable provides it.
 
     Raises:
         ConfigurationError: The callable cannot be imported, or returns something else.

@@ -184,7 +184,7 @@ class RedisSentinelBroadcaster(RedisBroadcaster):
             answer = await link.ask(b"SENTINEL", b"SENTINELS", self._service.encode())
         except hiredis.ReplyError:
             return []
-        return [_address(dict(zip(told[::2], told[1::2], strict=False))) for told in answer]
+        return [_address(dict(zip(entry[::2], entry[1::2], strict=False))) for entry in answer]
 
     def _refusal(self, error: Exception, where: str) -> BrokerError:
         """Return the error of one sentinel, in words that say what to do."""
@@ -211,14 +211,14 @@ def _majority(answers: Mapping[str, _Named | BrokerError], hosts: Collection[str
 
 def _named(reply: Any) -> _Named:
     """Read the answer to SENTINEL MASTER, names and values in turn."""
-    told = dict(zip(reply[::2], reply[1::2], strict=False))
-    flags = set(told[b"flags"].split(b","))
+    fields = dict(zip(reply[::2], reply[1::2], strict=False))
+    flags = set(fields[b"flags"].split(b","))
     return _Named(
-        address=_address(told),
-        epoch=int(told[b"config-epoch"]),
+        address=_address(fields),
+        epoch=int(fields[b"config-epoch"]),
         is_down=not flags.isdisjoint({b"s_down", b"o_down"}) or b"master" not in flags,
     )
 
 
-def _address(told: dict[bytes, bytes]) -> _Host:
-    return told[b"ip"].decode(), int(told[b"port"])
+def _address(fields: dict[bytes, bytes]) -> _Host:
+    return fields[b"ip"].decode(), int(fields[b"port"])

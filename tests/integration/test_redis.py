@@ -225,7 +225,7 @@ async def test_the_schemes_of_valkey(private_redis: StartRedis, tls: bool) -> No
 
 
 async def test_a_password_that_is_missing_has_words(private_redis: StartRedis) -> None:
-    """A server that wants a password nobody gave, and one that wants none, are told apart."""
+    """A server that wants a password nobody gave, and one that wants none, are named as such."""
     guarded, open_ = private_redis(RedisConfig(password="right")), private_redis()
     with pytest.raises(BrokerAuthenticationError, match="wants a password and the URL has none"):
         await Backplane(guarded.url.replace(":right@", "")).start()
@@ -234,14 +234,14 @@ async def test_a_password_that_is_missing_has_words(private_redis: StartRedis) -
 
 
 async def test_tls_to_a_plain_port_names_the_other_scheme(private_redis: StartRedis) -> None:
-    """A server without TLS does not answer a handshake; the error says what that can mean."""
+    """A server without TLS does not answer a handshake; the error names the scheme for it."""
     url = private_redis().url.replace("redis", "rediss", 1) + "?connect_timeout_seconds=0.3"
     with pytest.raises(BrokerUnavailableError, match="speaks no TLS, the scheme is redis://"):
         await Backplane(url, settings=HASTY).start()
 
 
 async def test_clear_text_to_a_port_of_tls_names_the_other_scheme(private_redis: StartRedis) -> None:
-    """A server with TLS ends a connection in clear without a word; the error says what that can mean."""
+    """A server with TLS ends a connection in clear without a word; the error names the scheme for it."""
     url = private_redis(RedisConfig(tls=True)).url.replace("rediss", "redis", 1).partition("?")[0]
     with pytest.raises(BrokerUnavailableError, match="speaks TLS, the scheme is rediss://"):
         await Backplane(url, settings=HASTY).start()

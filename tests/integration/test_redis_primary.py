@@ -108,7 +108,7 @@ async def test_a_sentinel_is_no_server_of_messages(private_redis: StartRedis, tm
 
 
 async def test_a_demoted_primary_is_left(private_redis: StartRedis) -> None:
-    """After a failover behind one address everybody is on the new primary within a probe interval, with one gap."""
+    """After a failover under one address everybody is on the new primary within a probe interval, with one gap."""
     old = private_redis()
     new = private_redis(replica_of(old))
     async with (
@@ -236,7 +236,7 @@ async def test_two_connections_to_two_servers_are_no_link(private_redis: StartRe
 
 
 async def test_a_subscriber_is_on_no_replica(private_redis: StartRedis) -> None:
-    """Behind an address that balances over a primary and its replicas, subscriptions are on the primary too."""
+    """Under an address that balances over a primary and its replicas, subscriptions are on the primary too."""
     primary = private_redis()
     replica = private_redis(replica_of(primary))
     async with MovingService(port_of(primary), port_of(replica)) as service:

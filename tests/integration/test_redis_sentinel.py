@@ -93,7 +93,7 @@ async def test_a_failover_is_followed(private_sentinels: StartSentinels) -> None
 
 
 async def test_sentinels_that_the_url_does_not_name_are_learned(private_sentinels: StartSentinels) -> None:
-    """With the only sentinel of the URL gone, a failover is followed by what the others say."""
+    """With the only sentinel of the URL gone, a failover is followed by what the others report."""
     service = private_sentinels()
     url = service.url_of(service.sentinels[2:])
     async with Backplane(url, settings=QUICK) as backplane, backplane.subscribe("room") as messages:

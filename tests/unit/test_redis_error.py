@@ -68,7 +68,7 @@ def test_protocol_error_names_the_option() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "words", "said"),
+    ("verb", "words", "expected"),
     [
         (b"PING", "NOAUTH Authentication required.", "wants a password and the URL has none"),
         (b"AUTH", "WRONGPASS invalid username-password pair or user is disabled.", "refused the credentials"),
@@ -77,11 +77,11 @@ def test_protocol_error_names_the_option() -> None:
         (b"PING", "DENIED Redis is running in protected mode", "protected mode"),
     ],
 )
-def test_refused_login_is_an_authentication_error(verb: bytes, words: str, said: str) -> None:
+def test_refused_login_is_an_authentication_error(verb: bytes, words: str, expected: str) -> None:
     """What the server does not let in is no outage, and is not tried again."""
     error = login_error(verb, hiredis.ReplyError(words), "here")
     assert isinstance(error, BrokerAuthenticationError)
-    assert said in str(error)
+    assert expected in str(error)
 
 
 @pytest.mark.parametrize("words", ["NOPERM this user has no permissions to run the 'ping' command", "MISCONF disk"])

@@ -201,7 +201,7 @@ async def test_publishes_before_adoption_wait_in_order() -> None:
     await asyncio.gather(tasks[0], tasks[2])
 
 
-async def test_end_of_a_link_tells_sent_from_unsent() -> None:
+async def test_end_of_a_link_separates_sent_from_unsent() -> None:
     """What had left is unknown, what had not is certainly not published, and a successor sends that."""
     link, _, _ = publisher()
     sent = asyncio.create_task(link.publish(b"room", b"sent"))
@@ -221,7 +221,7 @@ async def test_end_of_a_link_tells_sent_from_unsent() -> None:
 
 
 async def test_protocol_error_ends_the_link_and_leaves_nothing_unknown() -> None:
-    """After a command that the server could not read, those behind it were certainly not carried out."""
+    """After a command that the server could not read, those after it were certainly not carried out."""
     link, _, losses = publisher()
     tasks = [asyncio.create_task(link.publish(b"room", b"%d" % number)) for number in range(3)]
     await let_tasks_run()

@@ -101,7 +101,7 @@ async def test_coroutine_function_is_awaited(provider: Any) -> None:
 
 
 async def test_callable_that_raises_is_an_outage_and_shows_no_secret(provider: Any) -> None:
-    """A token service that is away is tried again; what the error says can hold a token and is left out."""
+    """A token service that is away is tried again; the words of its error can hold a token and are left out."""
 
     def token() -> str:
         raise RuntimeError("hunter2 expired")
@@ -147,7 +147,7 @@ def test_file_that_cannot_be_read_is_final(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["redis://localhost/3", "redis://localhost?db=3", "unix:///run/redis.sock?db=3"])
 def test_database_number_is_a_warning(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A database separates no channels, which the log says with the option that does."""
+    """A database separates no channels, which is logged with the option that does."""
     broadcaster_from_url(url)
     (record,) = caplog.records
     assert "names database 3, and Redis pub/sub knows no databases" in record.getMessage()
@@ -156,7 +156,7 @@ def test_database_number_is_a_warning(url: str, caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize("url", ["redis://localhost", "redis://localhost/0", "redis://localhost/?db=0"])
 def test_first_database_is_no_warning(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What every URL has by default says nothing."""
+    """The number that every URL has by default is not logged."""
     broadcaster_from_url(url)
     assert caplog.records == []
 
