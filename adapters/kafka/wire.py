@@ -216,6 +216,7 @@ class Connection:
         )
         self._aborted = False
         self._silent = False
+        self._quiet_until = 0.0  # by then a broker whose quota was exceeded reads this connection again
         self._gone: asyncio.Future[None] | None = None
         self.is_over = False
         self.awaited = 0
@@ -338,9 +339,13 @@ class Connection:
 
     async def _ask(self, request: object) -> Any:
         self.awaited += 1
+        loop = asyncio.get_running_loop()
+        told_to_wait = max(0.0, self._quiet_until - loop.time())
         try:
-            async with PatientTimeout(self._timeout_seconds):
-                return await self._inner.send(request)
+            async with PatientTimeout(self._timeout_seconds + told_to_wait):
+                answer = await self._inner.send(request)
+            self._quiet_until = loop.time() + getattr(answer, "throttle_time_ms", 0) / 1000
+            return answer
         except TimeoutError as error:
             self._silent = True
             self._inner.close(reason=CloseReason.CONNECTION_TIMEOUT)

@@ -1,5 +1,7 @@
 """The Kafka adapter without a broker: answers of a broker to what is published, and records that cannot be read."""
 
+# pyright: reportPrivateUsage=false, reportMissingTypeStubs=false
+
 from __future__ import annotations
 
 import asyncio
@@ -7,6 +9,7 @@ import re
 import struct
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -643,6 +646,28 @@ async def test_an_answer_of_a_senseless_size_ends_the_connection(size: int) -> N
         with pytest.raises(KafkaError) as raised:
             await connection.open()
         assert "does this port speak TLS?" in str(raised.value.__cause__)
+
+
+@pytest.mark.anyio
+async def test_a_broker_that_said_how_long_it_will_be_quiet_is_not_taken_for_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over its quota a client is read again after the time that the last answer names; else no answer is silence."""
+    security = Security(ssl_context=None, mechanism="PLAIN", username=None, password=None)
+    connection = Connection(("127.0.0.1", 9), security, 0.1, lambda _: None)
+    throttled, later = SimpleNamespace(throttle_time_ms=1000), SimpleNamespace(throttle_time_ms=0)
+    answers = [(0.0, throttled), (0.4, later), (0.4, later)]
+
+    async def send(_: object) -> SimpleNamespace:
+        seconds, answer = answers.pop(0)
+        await asyncio.sleep(seconds)
+        return answer
+
+    monkeypatch.setattr(connection._inner, "send", send)
+    assert await connection._ask(object()) is throttled
+    assert await connection._ask(object()) is later
+    with pytest.raises(BrokerUnavailableError, match="no answer from"):
+        await connection._ask(object())
 
 
 def test_no_secret_is_shown() -> None:
