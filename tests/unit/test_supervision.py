@@ -621,7 +621,7 @@ async def test_batch_that_is_too_large_is_divided() -> None:
 
     class Narrow(TouchyAdapter):
         async def subscribe(self, channels: Collection[str]) -> None:
-            self.touchy = set(channels) if len(channels) > 50 else set()
+            self.touchy = set(channels if len(channels) > 50 else ())
             await super().subscribe(channels)
 
     adapter = Narrow()
