@@ -630,7 +630,7 @@ async def test_batch_that_is_too_large_is_divided() -> None:
         joining = [asyncio.create_task(made.listener(name)) for name in names]
         await asyncio.wait_for(asyncio.gather(*joining), WAIT_SECONDS)
         assert adapter.channels == set(names)
-        assert made.supervisor.generation == 3
+        assert made.supervisor.generation == 4
 
 
 async def test_losses_by_chance_convict_nobody() -> None:
