@@ -28,7 +28,7 @@ __all__ = ["Deadlines", "PatientTimeout"]
 _TICK_SECONDS: Final = 0.1
 _MAX_STEP_SECONDS: Final = 0.2
 # A timer that runs this much after its time shares its pass of the event loop with answers that nobody has read.
-_LATE_SECONDS: Final = 0.05
+_LATE_SECONDS: Final = 0.1
 # What arrived during a pause, or is only sent after it, is read within this time.
 _GRACE_SECONDS: Final = 0.25
 
@@ -205,33 +205,31 @@ class _PatientTimer:
 
 
 class _AwakeClock:
-    """The time in which one event loop turned: whatever passes between two looks at it counts 0.2 s at most.
+    """The time in which one event loop turned: what passes between two of its turns counts 0.2 s at most.
 
-    While somebody needs it, it looks by itself ten times a second. Where the event loop is always that slow, limits on
-    this clock last longer, and still end.
+    While somebody needs it, it ticks ten times a second; between two ticks, however often it is looked at, it stops
+    after 0.2 s. Where the event loop is always that slow, limits on this clock last longer, and still end.
 
     Attributes:
         last: The time at the last look.
     """
 
-    __slots__ = ("_looked_at", "_ticking", "_users", "last")
+    __slots__ = ("_ticked", "_ticked_at", "_ticking", "_users", "last")
 
     def __init__(self) -> None:
-        self.last = 0.0
-        self._looked_at = monotonic()
+        self.last = self._ticked = 0.0
+        self._ticked_at = monotonic()
         self._ticking: asyncio.TimerHandle | None = None
         self._users = 0
 
     def now(self) -> float:
         """Look, and return the time."""
-        at = monotonic()
-        step = at - self._looked_at
-        self._looked_at = at
-        self.last += step if step < _MAX_STEP_SECONDS else _MAX_STEP_SECONDS
+        step = monotonic() - self._ticked_at
+        self.last = self._ticked + (step if step < _MAX_STEP_SECONDS else _MAX_STEP_SECONDS)
         return self.last
 
     def enter(self) -> None:
-        """Look regularly, until `leave` was called as often."""
+        """Tick, until `leave` was called as often."""
         self._users += 1
         if self._ticking is None:
             self._tick()
@@ -241,7 +239,8 @@ class _AwakeClock:
         self._users -= 1
 
     def _tick(self) -> None:
-        self.now()
+        self._ticked = self.now()
+        self._ticked_at = monotonic()
         self._ticking = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick) if self._users else None
 
 

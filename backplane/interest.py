@@ -42,6 +42,9 @@ class Interest:
     Args:
         linger_seconds: How long an unwanted channel stays subscribed.
         timeout_seconds: How long `want` waits for the broker's confirmation.
+
+    Attributes:
+        proved: The present link has answered something.
     """
 
     def __init__(self, *, linger_seconds: float, timeout_seconds: float) -> None:
@@ -56,6 +59,7 @@ class Interest:
         self._retry: asyncio.TimerHandle | None = None
         self._suspects = Suspects()
         self._under_way: Collection[str] = ()
+        self.proved = False
         self._revoked: dict[str, str] = {}  # while they were under way
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._to_subscribe: dict[str, None] = {}
@@ -70,6 +74,11 @@ class Interest:
     def wanted(self) -> Collection[str]:
         """The channels the broker should deliver, the lingering ones included."""
         return self._wanted
+
+    @property
+    def needs_proof(self) -> bool:
+        """Whether the next link must answer something harmless before it is asked for channels."""
+        return self._suspects.needs_proof
 
     @property
     def confirmed(self) -> Collection[str]:
@@ -129,7 +138,8 @@ class Interest:
         self._to_subscribe.clear()
         self._forget_unconfirmed()
         under_way, self._under_way = self._under_way, ()
-        culprit = self._suspects.link_ended(under_way) if ended else None
+        proved, self.proved = self.proved, False
+        culprit = self._suspects.link_ended(under_way, proved=proved) if ended else None
         if culprit is not None:
             self._refuse({culprit: _CULPRIT})
 
@@ -227,6 +237,7 @@ class Interest:
             await broadcaster.subscribe(channels)
         except SubscribeError as error:
             refused, unconfirmed = error.refused, error.unconfirmed
+        self.proved = True
         self._under_way = ()  # not where the link ended: see `forget_link`
         self._suspects.answered(channels)
         unconfirmed = {**unconfirmed, **self._revoked}

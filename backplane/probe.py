@@ -106,6 +106,21 @@ class DeliveryProbe:
                 if postponed == _MAX_POSTPONED:
                     raise BrokerUnavailableError(f"the broker takes no delivery probe: {error}") from error
 
+    async def prove(self, link: Link) -> bool:
+        """Return whether the broker answers anything on a new link; a refusal is an answer too.
+
+        Raises:
+            BrokerUnavailableError: The link ended over it.
+        """
+        if self._ended >= _MAX_ENDED:
+            return False
+        try:
+            await self._broadcaster.publish(self.channel, b"")
+        except (BrokerUnavailableError, PublishError) as error:
+            if link.is_over or isinstance(error, PublishOutcomeUnknownError):
+                raise BrokerUnavailableError(f"the link ended before it answered anything: {error}") from error
+        return True
+
     def _give_up(self, reason: object) -> None:
         level = logging.DEBUG if self._is_refusal_logged else logging.WARNING  # not at every link
         self._is_refusal_logged = True

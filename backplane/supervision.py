@@ -219,6 +219,8 @@ class Supervisor:
             await self._broadcaster.resume(self.link, resumed)
         else:
             await self._broadcaster.start(self.link)
+        if self._interest.needs_proof:
+            self._interest.proved = await self.probe.prove(self.link)
         await self._interest.subscribe_all(self._broadcaster, resumed)
 
     async def _own(self, failure: Exception | None) -> None:

@@ -30,12 +30,17 @@ _MAX_SUSPECTS: Final = 100_000
 class Suspects:
     """Counts, for each channel, the links that ended while it was being subscribed.
 
-    A batch that was under way twice is set aside, and divided at each further loss, until the channel is alone: its
+    Only links that had answered something before count: one that never did leads nowhere, whoever is asked for on it. A
+    batch that was under way twice is set aside, and divided at each further loss, until the channel is alone: its
     joins are refused from then on, and it is tried again rarely. An answer of the broker acquits.
+
+    Attributes:
+        needs_proof: A link ended before it had answered anything: the next one must answer something harmless first.
     """
 
     def __init__(self) -> None:
         self._losses: dict[str, int] = {}
+        self.needs_proof = False
         self._piece = 0
         self._sentences: dict[str, tuple[float, float]] = {}  # until when, and for how long
 
@@ -47,8 +52,11 @@ class Suspects:
         """Whether it must not be asked for at present."""
         return channel in self._sentences and monotonic() < self._sentences[channel][0]
 
-    def link_ended(self, under_way: Collection[str]) -> str | None:
+    def link_ended(self, under_way: Collection[str], *, proved: bool) -> str | None:
         """Note what was being subscribed when a link ended; return the channel which that convicts, if any."""
+        self.needs_proof = bool(under_way)
+        if not proved:
+            return None
         if len(self._losses) > _MAX_SUSPECTS:
             self._losses.clear()
         for channel in under_way:

@@ -10,6 +10,7 @@ import json
 import sys
 from collections import Counter
 from itertools import count
+from typing import Any
 
 import uvloop
 
@@ -19,7 +20,7 @@ from tests.chaos.crew import QUICK
 _SPEAKERS = 4
 
 
-async def main(url: str) -> dict[str, object]:
+async def main(url: str) -> dict[str, Any]:
     """Publish without pause from some tasks, and keep what came of each message, until the end of the input."""
     published: Counter[str] = Counter()
     received: list[str] = []

@@ -446,6 +446,23 @@ async def test_queue_that_moves_does_not_run_out() -> None:
     deadlines.close()
 
 
+async def test_burst_that_fills_one_pass_of_the_event_loop_does_not_run_out() -> None:
+    """The time in which the event loop was kept busy by beginning more limits is no time that an answer had."""
+    deadlines = Deadlines(LENGTH_SECONDS)
+    answer = asyncio.Event()
+
+    async def begin() -> None:
+        with deadlines.limit():
+            time.sleep(LENGTH_SECONDS / 5)
+            await answer.wait()
+
+    tasks = [asyncio.create_task(begin()) for _ in range(10)]
+    await asyncio.sleep(0.01)
+    answer.set()
+    assert [await outcome(task) for task in tasks] == [None] * 10
+    deadlines.close()
+
+
 async def test_queue_that_stops_runs_out() -> None:
     """Once the answers cease everything that waits runs out, one length after the last of them."""
     deadlines = Deadlines(LENGTH_SECONDS)

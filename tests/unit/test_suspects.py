@@ -16,15 +16,15 @@ NAMES = [f"room-{number}" for number in range(500)]
 def test_one_loss_is_chance() -> None:
     """What was under way at one loss is asked for as before."""
     suspects = Suspects()
-    assert suspects.link_ended(NAMES) is None
+    assert suspects.link_ended(NAMES, proved=True) is None
     assert not any(suspects.is_apart(name) for name in NAMES)
 
 
 def test_second_loss_sets_apart() -> None:
     """What was under way twice is asked for apart, in pieces; what was under way once is not."""
     suspects = Suspects()
-    suspects.link_ended(NAMES[:100])
-    suspects.link_ended(NAMES[50:250])
+    suspects.link_ended(NAMES[:100], proved=True)
+    suspects.link_ended(NAMES[50:250], proved=True)
     assert [name for name in NAMES if suspects.is_apart(name)] == NAMES[50:100]
     assert suspects.piece(NAMES[50:100]) == NAMES[50:62]
 
@@ -38,7 +38,7 @@ def test_culprit_is_found_in_few_losses() -> None:
         batch = suspects.piece(pending) if suspects.is_apart(NAMES[77]) else pending
         if NAMES[77] in batch:
             losses += 1
-            culprit = suspects.link_ended(batch)
+            culprit = suspects.link_ended(batch, proved=True)
             pending = batch
         else:
             suspects.answered(batch)
@@ -52,7 +52,7 @@ def test_answer_acquits() -> None:
     """An answer of the broker ends the suspicion, and a conviction too."""
     suspects = Suspects()
     for _ in range(3):
-        suspects.link_ended(["evil"])
+        suspects.link_ended(["evil"], proved=True)
     assert suspects.is_convicted("evil")
     suspects.answered(["evil"])
     assert not suspects.is_convicted("evil")
@@ -65,9 +65,9 @@ def test_sentence_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "monotonic", lambda: now)
     suspects = Suspects()
     for _ in range(2):
-        suspects.link_ended(["evil"])
+        suspects.link_ended(["evil"], proved=True)
     for seconds in (60, 120, 240, 480, 960, 1920, 3600, 3600):
-        assert suspects.link_ended(["evil"]) == "evil"
+        assert suspects.link_ended(["evil"], proved=True) == "evil"
         now += seconds - 1
         assert suspects.is_convicted("evil")
         now += 1
@@ -83,11 +83,22 @@ def test_names_at_will_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     suspects = Suspects()
     for number in range(30):
         for _ in range(3):
-            suspects.link_ended([f"evil-{number}"])
+            suspects.link_ended([f"evil-{number}"], proved=True)
     assert [number for number in range(30) if suspects.is_convicted(f"evil-{number}")] == list(range(20, 30))
-    suspects.link_ended(NAMES[:60])
-    suspects.link_ended(NAMES[:60])
+    suspects.link_ended(NAMES[:60], proved=True)
+    suspects.link_ended(NAMES[:60], proved=True)
     assert suspects.is_apart(NAMES[0])
-    suspects.link_ended(NAMES[60:])
-    suspects.link_ended(NAMES[60:])
+    suspects.link_ended(NAMES[60:], proved=True)
+    suspects.link_ended(NAMES[60:], proved=True)
     assert not suspects.is_apart(NAMES[0])
+
+
+def test_link_that_answered_nothing_convicts_nobody() -> None:
+    """Where links end before they have answered anything nothing is counted, and the next one has to prove itself."""
+    suspects = Suspects()
+    for _ in range(10):
+        assert suspects.link_ended(["a"], proved=False) is None
+        assert suspects.needs_proof
+    assert not suspects.is_apart("a")
+    suspects.link_ended([], proved=False)
+    assert not suspects.needs_proof
