@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from backplane.batch import Batch
 from backplane.codec import decode
+from backplane.log_burst import LogBursts
 from backplane.message import All, Gap, Message
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Hub:
 
     Args:
         interest: What the broker is asked to deliver; it follows the first join and the last leave of each channel.
+        bursts: How refusals, which can concern many channels at once, are logged.
 
     Attributes:
         delivered: Messages handed to subscribers, counted once per message.
@@ -80,8 +82,9 @@ class Hub:
         last_gap_reason: Why.
     """
 
-    def __init__(self, interest: Interest) -> None:
+    def __init__(self, interest: Interest, bursts: LogBursts | None = None) -> None:
         self._interest = interest
+        self._bursts = bursts or LogBursts()
         # How many joins of a subscriber stand or are under way: one that fails must not undo another.
         self._members: dict[str, dict[Subscriber, int]] = {}
         self._collected: dict[str, Batch] = {}
@@ -160,7 +163,8 @@ class Hub:
         gap = self._open_gaps.get(channel)
         if gap is None or gap.refused:  # nobody heard it before, or they know
             return
-        logger.error("the broker refuses channel %r, its subscribers hear nothing: %s", channel, reason)
+        words = "the broker refuses channel %r, its subscribers hear nothing: %s"
+        self._bursts.log(logger, logging.ERROR, words, channel, reason)
         gap.refused = True
         gap.reason = f"the broker refused the channel: {reason}"
         self._tell(channel, gap)

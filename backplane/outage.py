@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishError
+from backplane.log_burst import LogBursts
 
 if TYPE_CHECKING:
     from backplane.supervision import Supervisor
@@ -29,13 +30,17 @@ class OutageBuffer:
         supervisor: Who publishes.
         max_bytes: Most bytes that wait.
         max_messages: Most messages that wait.
+        bursts: How lost messages are logged: all that wait can be.
 
     Attributes:
         dropped: Messages that were kept and never published: refused, or still waiting at the end.
     """
 
-    def __init__(self, supervisor: Supervisor, *, max_bytes: int, max_messages: int) -> None:
+    def __init__(
+        self, supervisor: Supervisor, *, max_bytes: int, max_messages: int, bursts: LogBursts | None = None
+    ) -> None:
         self._supervisor = supervisor
+        self._bursts = bursts or LogBursts()
         self._max_bytes = max_bytes
         self._max_messages = max_messages
         self._waiting: deque[tuple[str, bytes]] = deque()
@@ -107,12 +112,15 @@ class OutageBuffer:
             await asyncio.sleep(_AGAIN_SECONDS)  # the link was lost once more: it keeps its place
             return
         except PublishError as error:
-            self.dropped += 1
-            logger.error("a message that was kept for channel %r is lost: %s", channel, error)  # noqa: TRY400
+            self._lost(channel, error)
         except ClosedError:
             raise
-        except Exception:  # a fault of an adapter: one message must not hold up all that wait behind it
-            self.dropped += 1
-            logger.exception("a message that was kept for channel %r is lost", channel)
+        except Exception as error:  # a fault of an adapter: one message must not hold up all that wait after it
+            self._lost(channel, error, exc_info=error)
         self._waiting.popleft()
         self._size_bytes -= len(payload)
+
+    def _lost(self, channel: str, error: Exception, *, exc_info: Exception | None = None) -> None:
+        self.dropped += 1
+        words = "a message that was kept for channel %r is lost: %s"
+        self._bursts.log(logger, logging.ERROR, words, channel, error, exc_info=exc_info)

@@ -73,20 +73,23 @@ class Running:
         self.interest = Interest(
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
-        self.hub = Hub(self.interest)
+        self.bursts = LogBursts()
+        self.hub = Hub(self.interest, self.bursts)
         self.supervisor = Supervisor(
             broadcaster, self.hub, self.interest, origin=self.origin, settings=settings, on_state=on_state
         )
         self.subscriptions: dict[Subscription, None] = {}
         self.watch = Watch()
         self.statistics = Statistics()
-        self.bursts = LogBursts()
         self.draining = False
         self._connections: dict[Client, str] = {}
         self._by_client: Counter[str] = Counter()
         self._emptied = asyncio.Event()
         self._buffer = OutageBuffer(
-            self.supervisor, max_bytes=settings.max_buffer_bytes, max_messages=settings.max_buffer_messages
+            self.supervisor,
+            max_bytes=settings.max_buffer_bytes,
+            max_messages=settings.max_buffer_messages,
+            bursts=self.bursts,
         )
 
     @property
