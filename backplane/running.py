@@ -98,7 +98,7 @@ class Running:
         return self._connections.keys()
 
     async def publish(self, channel: str, payload: bytes) -> None:
-        """Publish in the way the setting `outage` says, and count how that ended."""
+        """Publish as the setting `outage` decides, and count how that ended."""
         statistics = self.statistics
         try:
             if self.settings.outage == "buffer":

@@ -464,8 +464,8 @@ async def test_broker_failure_closes_in_turn(world: World) -> None:
 async def test_client_receives_until_its_turn(world: World) -> None:
     """Until its turn the client receives what is published, and what it sends is dropped."""
     async with failing(world) as (connection, socket, finishing, _):
-        for said in ("1", b"2", "3"):
-            socket.incoming.put_nowait(said)
+        for sent in ("1", b"2", "3"):
+            socket.incoming.put_nowait(sent)
         world.deliver("a", "4", "5")
         await socket.receives("4", "5")
         assert (finishing.done(), socket.closing, socket.incoming.qsize()) == (False, 0, 0)
