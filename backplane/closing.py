@@ -26,7 +26,7 @@ class CloseCode(IntEnum):
     """The worker ends. Reconnect: another one is there."""
     TRY_AGAIN_LATER = 1013
     """The client read more slowly than its outbox allows, and was cut; or the broker failed while its handler published
-    or joined. The reason says which. Reconnect."""
+    or joined. The reason names which. Reconnect."""
     MESSAGES_MISSED = 4000
     """Messages may have been missed on the way to this worker; those since have been sent. Reconnect."""
     EXPIRED = 4001

@@ -24,7 +24,7 @@ _ORDER: Final = (
 
 
 def close_code(error: BaseException | None, *, is_over: bool) -> CloseCode | None:
-    """Return the code, or `None` where the client is not to be told: the handler was cancelled.
+    """Return the code, or `None` where the client is not notified: the handler was cancelled.
 
     Every code but `INTERNAL_ERROR` is an ordinary end, in which nobody made a mistake: the error goes no further. That
     is a broker that failed (`TRY_AGAIN_LATER`), a channel that the application or the broker refused, and a connection

@@ -17,6 +17,7 @@ from backplane.affinity import LoopAffinity
 from backplane.batch import Batch
 from backplane.codec import decode
 from backplane.errors import SubscribeError
+from backplane.log_burst import LogBursts
 from backplane.message import All, Gap, Message
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Hub:
 
     Args:
         interest: What the broker is asked to deliver; it follows the first join and the last leave of each channel.
+        bursts: How refusals, which can concern many channels at once, are logged.
 
     Attributes:
         affinity: The event loop in which all that is local lives; what users call checks it first.
@@ -83,9 +85,10 @@ class Hub:
         last_gap_reason: Why.
     """
 
-    def __init__(self, interest: Interest) -> None:
+    def __init__(self, interest: Interest, bursts: LogBursts | None = None) -> None:
         self.affinity = LoopAffinity()
         self._interest = interest
+        self._bursts = bursts or LogBursts()
         # How many joins of a subscriber stand or are under way: one that fails must not undo another.
         self._members: dict[str, dict[Subscriber, int]] = {}
         self._collected: dict[str, Batch] = {}
@@ -172,7 +175,8 @@ class Hub:
         if not news:
             return
         reasons = SubscribeError({channel: refused[channel] for channel in news})
-        logger.error("the broker refuses channels, their subscribers receive nothing: %s", reasons)
+        words = "the broker refuses channels, their subscribers receive nothing: %s"
+        self._bursts.log(logger, logging.ERROR, words, reasons)
         for channel, gap in news.items():
             gap.refused = True
             gap.reason = f"the broker refused the channel: {refused[channel]}"

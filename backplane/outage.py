@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishError
+from backplane.log_burst import LogBursts
 
 if TYPE_CHECKING:
     from backplane.supervision import Supervisor
@@ -30,13 +31,17 @@ class OutageBuffer:
         supervisor: Who publishes.
         max_bytes: Most bytes that wait.
         max_messages: Most messages that wait.
+        bursts: How lost messages are logged: all that wait can be.
 
     Attributes:
         dropped: Messages that were kept and never published: refused, or still waiting at the end.
     """
 
-    def __init__(self, supervisor: Supervisor, *, max_bytes: int, max_messages: int) -> None:
+    def __init__(
+        self, supervisor: Supervisor, *, max_bytes: int, max_messages: int, bursts: LogBursts | None = None
+    ) -> None:
         self._supervisor = supervisor
+        self._bursts = bursts or LogBursts()
         self._max_bytes = max_bytes
         self._max_messages = max_messages
         self._waiting: dict[str, deque[bytes]] = {}
@@ -124,18 +129,14 @@ class OutageBuffer:
         except (BrokerUnavailableError, PublishError) as error:
             if error.retriable:  # the link was lost once more, or the broker accepts nothing at present
                 return False
-            self._count_dropped(channel, error)
+            self._lost(channel, error)
         except ClosedError:
             raise
         except Exception as error:  # a fault of an adapter: one message must not hold up all that wait after it
-            self._count_dropped(channel, error)
+            self._lost(channel, error, exc_info=error)
         return True
 
-    def _count_dropped(self, channel: str, error: Exception) -> None:
+    def _lost(self, channel: str, error: Exception, *, exc_info: Exception | None = None) -> None:
         self.dropped += 1
-        if self.dropped & (self.dropped - 1) == 0:  # rate-limited by powers of two
-            fault = None if isinstance(error, PublishError) else error
-            logger.error(
-                "a message that was kept for channel %r is lost (%d so far): %s",
-                channel, self.dropped, error, exc_info=fault,
-            )  # fmt: skip
+        words = "a message that was kept for channel %r is lost: %s"
+        self._bursts.log(logger, logging.ERROR, words, channel, error, exc_info=exc_info)

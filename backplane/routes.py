@@ -60,8 +60,8 @@ async def broker_error_response(connection: Request | WebSocket, error: Exceptio
     """Answer a request in which the broker failed; an exception handler of FastAPI and Starlette for `BrokerError`.
 
     503 with `Retry-After` where the broker is away, and where it is unknown whether a message was published, which the
-    answer says: sending such a request again can publish twice. 502 where the broker refused: the same request would be
-    refused again. The body is `{"detail": ...}`; the broker's own words are not in it.
+    answer states: sending such a request again can publish twice. 502 where the broker refused: the same request would
+    be refused again. The body is `{"detail": ...}`; the broker's own words are not in it.
 
     In a WebSocket route it is for what is raised outside of `Backplane.connect`, which needs no handler: the handshake
     gets the same answer, and an accepted client is closed with 1013.

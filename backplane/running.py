@@ -76,7 +76,8 @@ class Running:
         self.interest = Interest(
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
-        self.hub = Hub(self.interest)
+        self.bursts = LogBursts()
+        self.hub = Hub(self.interest, self.bursts)
         self.affinity = self.hub.affinity
         self.calls = CallQueue()
         self.calls.open()
@@ -86,13 +87,15 @@ class Running:
         self.subscriptions: dict[Subscription, None] = {}
         self.watch = Watch()
         self.statistics = Statistics()
-        self.bursts = LogBursts()
         self.draining = False
         self._connections: dict[Client, str] = {}
         self._by_client: Counter[str] = Counter()
         self._emptied = asyncio.Event()
         self._buffer = OutageBuffer(
-            self.supervisor, max_bytes=settings.max_buffer_bytes, max_messages=settings.max_buffer_messages
+            self.supervisor,
+            max_bytes=settings.max_buffer_bytes,
+            max_messages=settings.max_buffer_messages,
+            bursts=self.bursts,
         )
 
     @property
@@ -101,7 +104,7 @@ class Running:
         return self._connections.keys()
 
     async def publish(self, channel: str, payload: bytes) -> None:
-        """Publish in the way the setting `outage` says, and count how that ended."""
+        """Publish as the setting `outage` decides, and count how that ended."""
         statistics = self.statistics
         try:
             if self.settings.outage == "buffer":

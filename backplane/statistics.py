@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
 from backplane.closing import CloseCode
@@ -112,7 +112,7 @@ class Statistics:
 
     def as_dict(self) -> dict[str, int]:
         """Return every count by its name."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _NAMES}
 
     def count_close(self, code: int) -> None:
         """Count a connection that this side closed with `code`."""
@@ -126,4 +126,5 @@ class Statistics:
         setattr(self, name, getattr(self, name) + 1)
 
 
+_NAMES: Final = tuple(field.name for field in fields(Statistics))
 _BY_CODE: Final = {int(code): f"closed_{code.name.lower()}" for code in CloseCode}

@@ -74,7 +74,7 @@ class StarletteSocket:
         A `RefusedError`, a `BrokerError`, or a `ClosedError` while the worker ends, goes on as the cause of a
         `WebSocketException`, which the framework handles without a traceback.
 
-        `backplane.denial` says with which status. A server without the denial response extension answers 403.
+        `backplane.denial` decides with which status. A server without the denial response extension answers 403.
         """
         try:
             yield

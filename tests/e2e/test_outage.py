@@ -53,7 +53,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 class Stay:
     """One connection of a client: the beats it received, and how and when it was closed, if it was."""
 
-    heard: list[int]
+    received: list[int]
     code: int = 0
     closed_at: float = 0.0
 
@@ -77,7 +77,7 @@ class Reception(Client):
 
 
 class Talker:
-    """A client that says something every now and then, or only listens, and connects again when it is closed."""
+    """A client that sends something every now and then, or only listens, and connects again when it is closed."""
 
     def __init__(self, url: str, name: str, received_at: dict[int, float], *, talks: bool) -> None:
         self.stays: list[Stay] = []
@@ -144,7 +144,7 @@ def lost(stay: Stay, beat: Beat, delivered_at: dict[int, float]) -> list[int]:
 
     Counted from the first number it received; of a client that is not closed yet, up to the last one.
     """
-    first, last = (stay.heard[0], stay.heard[-1]) if stay.heard else (sys.maxsize, 0)
+    first, last = (stay.received[0], stay.received[-1]) if stay.received else (sys.maxsize, 0)
     owed = [
         number
         for number, at in delivered_at.items()
@@ -152,7 +152,7 @@ def lost(stay: Stay, beat: Beat, delivered_at: dict[int, float]) -> list[int]:
         and first < number
         and (number < last or (stay.code and at < stay.closed_at - MARGIN_SECONDS))
     ]
-    return sorted(set(owed).difference(stay.heard))
+    return sorted(set(owed).difference(stay.received))
 
 
 async def outage(
@@ -160,7 +160,7 @@ async def outage(
 ) -> None:
     """Take the broker away, and return when every client has received something new on a connection that stays."""
     async with asyncio.timeout(30):
-        while not all(talker.stays and len(talker.stays[-1].heard) > 10 for talker in talkers):
+        while not all(talker.stays and len(talker.stays[-1].received) > 10 for talker in talkers):
             await asyncio.sleep(0.05)
     for number in range(times):
         if number:
@@ -174,7 +174,9 @@ async def outage(
             await asyncio.to_thread(broker.start)
     back = max(beat.accepted)
     async with asyncio.timeout(60):
-        while not all(len(talker.stays) > closed and talker.stays[-1].heard[-1:] > [back + 50] for talker in talkers):
+        while not all(
+            len(talker.stays) > closed and talker.stays[-1].received[-1:] > [back + 50] for talker in talkers
+        ):
             await asyncio.sleep(0.05)
 
 

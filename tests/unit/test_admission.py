@@ -202,7 +202,7 @@ async def test_broker_that_fails_in_a_task_group_of_the_block(door: Door) -> Non
     async with door.admission(socket, "a") as connection, asyncio.TaskGroup() as tasks:
         tasks.create_task(publish())
         async for _ in connection:
-            pytest.fail("the client said nothing")
+            pytest.fail("the client sent nothing")
     assert [code for code, _ in socket.closed] == [1013]
 
 
@@ -220,7 +220,7 @@ async def test_broker_that_fails_in_a_task_group_of_anyio(door: Door) -> None:
     async with door.admission(socket, "a") as connection, anyio.create_task_group() as tasks:
         tasks.start_soon(publish)
         async for _ in connection:
-            pytest.fail("the client said nothing")
+            pytest.fail("the client sent nothing")
     assert [code for code, _ in socket.closed] == [1013]
 
 

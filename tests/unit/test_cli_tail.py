@@ -208,9 +208,9 @@ def test_pattern(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     """What looks like a pattern is joined as it is, with a warning that there are none."""
     monkeypatch.setattr("backplane.channels._warned_of", set[str]())
     say("one")
-    status, _, said = tail("memory://", "room", "prices.*", count=1)
+    status, _, words = tail("memory://", "room", "prices.*", count=1)
     assert status == 0
-    assert [line for line in said if "'prices.*' looks like a pattern" in line] != []
+    assert [line for line in words if "'prices.*' looks like a pattern" in line] != []
 
 
 # --- how it ends ---------------------------------------------------------------------------------------------------

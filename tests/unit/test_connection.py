@@ -464,8 +464,8 @@ async def test_broker_failure_closes_in_turn(world: World) -> None:
 async def test_client_receives_until_its_turn(world: World) -> None:
     """Until its turn the client receives what is published, and what it sends is dropped."""
     async with failing(world) as (connection, socket, finishing, _):
-        for said in ("1", b"2", "3"):
-            socket.incoming.put_nowait(said)
+        for sent in ("1", b"2", "3"):
+            socket.incoming.put_nowait(sent)
         world.deliver("a", "4", "5")
         await socket.receives("4", "5")
         assert (finishing.done(), socket.closing, socket.incoming.qsize()) == (False, 0, 0)
@@ -1511,3 +1511,42 @@ async def test_join_after_the_end_asks_nobody() -> None:
             assert what_happened(conduct) == {"closed_normal": 1}
         finally:
             await world.end()
+
+
+@pytest.mark.parametrize(
+    ("authorize", "words"),
+    [
+        (lambda _, __: False, "authorize refused 'a' to connection {id}"),
+        (None, "connection {id}: a connection may join 1 channels: "),
+    ],
+    ids=["authorize", "max_channels"],
+)
+async def test_refused_joins_are_logged(
+    world: World, authorize: Authorize | None, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that tries again and again what it may not is in the log by one line, and by number in a second one."""
+    conduct = Conduct(authorize=authorize, limits=Limits(max_channels=1))
+    connection, _ = world.connection(conduct=conduct)
+    if authorize is None:
+        await connection.join("first")
+    for _ in range(20):
+        with pytest.raises((JoinRefusedError, TooManyChannelsError)):
+            await connection.join("a")
+    conduct.bursts.flush()
+    first, rest = caplog.messages
+    assert first.startswith(words.format(id=connection.id))
+    assert rest == f"19 more within 10 s, the last one: {first}"
+
+
+async def test_invalid_messages_are_counted_and_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What does not validate is counted where it is received one by one, too, and logged without its content."""
+    caplog.set_level(logging.INFO)
+    conduct = Conduct()
+    connection, socket = world.connection(conduct=conduct)
+    for _ in range(3):
+        socket.incoming.put_nowait('{"id":"secret"}')
+        with pytest.raises(InvalidMessageError):
+            await connection.receive(Order)
+    conduct.bursts.flush()
+    assert what_happened(conduct) == {"invalid_messages": 3}
+    assert (len(caplog.messages), "secret" in caplog.text) == (2, False)

@@ -61,7 +61,7 @@ def test_broker_errors(error: BrokerError) -> None:
     ids=repr,
 )
 def test_other_errors(error: BaseException | None, is_over: bool, code: CloseCode | None) -> None:
-    """A refusal says so, a fault is one, and a cancelled handler says nothing."""
+    """A refusal has a code of its own, a fault is one, and a cancelled handler closes with none."""
     assert close_code(error, is_over=is_over) == code
 
 

@@ -556,6 +556,18 @@ async def test_refused_again_and_again(caplog: pytest.LogCaptureFixture) -> None
         ]
 
 
+async def test_many_refused_channels_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Rules that take many channels away write one line for the first and one for the rest; each is still a gap."""
+    names = [f"room{number}" for number in range(50)]
+    async with running() as worker:
+        subscriber = await worker.joined(*names)
+        worker.hub.open_gap(names, "lost")
+        for name in names:
+            worker.hub.refuse(name, "not yours")
+        assert len(subscriber.heard) == 50
+        assert caplog.messages == ["the broker refuses channel 'room0', its subscribers hear nothing: not yours"]
+
+
 async def test_close() -> None:
     """Closed, a hub has no subscribers, and what was collected or suspected is told to nobody."""
     async with running() as worker:

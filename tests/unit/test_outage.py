@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
+from backplane.log_burst import LogBursts
 from backplane.outage import OutageBuffer
 from tests.unit.doubles import Gate, let_tasks_run
 from tests.unit.supervised import WAIT_SECONDS, supervised, warnings_of
@@ -23,10 +24,12 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def buffered(*, max_bytes: int = 1024, max_messages: int = 100) -> AsyncGenerator[tuple[World, OutageBuffer]]:
+async def buffered(
+    *, max_bytes: int = 1024, max_messages: int = 100, bursts: LogBursts | None = None
+) -> AsyncGenerator[tuple[World, OutageBuffer]]:
     """Run a buffer over a supervisor; nothing of it is left behind."""
     async with supervised() as made:
-        buffer = OutageBuffer(made.supervisor, max_bytes=max_bytes, max_messages=max_messages)
+        buffer = OutageBuffer(made.supervisor, max_bytes=max_bytes, max_messages=max_messages, bursts=bursts)
         yield made, buffer
         await asyncio.wait_for(buffer.stop(WAIT_SECONDS), WAIT_SECONDS)
 
@@ -200,17 +203,23 @@ async def test_message_over_which_the_link_ends_is_not_sent_again() -> None:
         assert made.adapter.calls.count(("publish", ("deadly",))) == 1
 
 
-async def test_many_lost_messages_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
-    """A broker that refuses all that was kept costs some lines, not one for each message."""
-    async with buffered() as (made, buffer):
+async def test_many_lost_messages_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that refuses all that was kept writes one line for the first and one for the rest."""
+    bursts = LogBursts()
+    async with buffered(bursts=bursts) as (made, buffer):
         await made.degrade()
-        await publish(buffer, *[b"x"] * 50)
-        made.adapter.publish_errors["a"] = PublishError("not permitted any more")
-        made.adapter.start_gate.open()
-        await made.adapter.until(lambda: made.adapter.verbs.count("publish") == 50)
-        await let_tasks_run()
+        made.adapter.publish_errors["bad"] = PublishError("not yours")
+        for _ in range(50):
+            await buffer.publish("bad", b"lost")
+        await publish(buffer, b"last")
+        caplog.clear()
+        await come_back(made, 1)
+        bursts.flush()
         assert buffer.dropped == 50
-        assert len(warnings_of(caplog, logging.ERROR)) == 6
+        assert warnings_of(caplog, logging.ERROR) == [
+            "a message that was kept for channel 'bad' is lost: not yours",
+            "49 more within 10 s, the last one: a message that was kept for channel 'bad' is lost: not yours",
+        ]
 
 
 @pytest.mark.parametrize("error", [PublishOutcomeUnknownError("cut"), PublishError("too large")])

@@ -1,4 +1,4 @@
-"""`backplane.routes`: what a load balancer is told, and what a client is answered where the broker failed."""
+"""`backplane.routes`: what a load balancer is answered, and what a client is where the broker failed."""
 
 from __future__ import annotations
 

@@ -87,3 +87,29 @@ async def test_nobody_while_draining() -> None:
     with pytest.raises(ClosedError, match="connect again, to another one"):
         worker.admit(Guest(), "alice")
     assert (list(worker.connections), counted(worker.statistics)) == ([], {})
+
+
+async def test_refused_clients_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """A client that comes again and again to a full worker is in the log by one line, and by number in a second one."""
+    worker = running(max_connections_per_client=1)
+    worker.admit(Guest(), "alice")
+    for _ in range(20):
+        with pytest.raises(TooManyConnectionsError):
+            worker.admit(Guest(), "alice")
+    worker.bursts.flush()
+    assert caplog.messages == [
+        "refused a client: a client may have 1 connections",
+        "19 more within 10 s, the last one: refused a client: a client may have 1 connections",
+    ]
+
+
+async def test_stop_flushes_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """What was counted and not logged yet is logged at the stop."""
+    worker = running(max_connections_per_client=1)
+    await worker.supervisor.start()
+    worker.admit(Guest(), "alice")
+    for _ in range(2):
+        with pytest.raises(TooManyConnectionsError):
+            worker.admit(Guest(), "alice")
+    await worker.stop()
+    assert [text for text in caplog.messages if text.startswith("1 more within 10 s")] != []

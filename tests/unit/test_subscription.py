@@ -346,7 +346,7 @@ async def test_not_started() -> None:
 
 @pytest.mark.parametrize("channel", ["prices.*", "quotes.>"])
 async def test_pattern(channel: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who subscribes to what looks like a pattern is warned, and hears what is published to exactly that name."""
+    """Who subscribes to what looks like a pattern is warned, and receives what is published to exactly that name."""
     monkeypatch.setattr("backplane.channels._warned_of", set[str]())
     async with Backplane("memory://") as backplane, backplane.subscribe(channel) as messages:
         await backplane.publish("prices.dax", "1")

@@ -248,8 +248,9 @@ async def test_passing_state_of_the_broker(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(MemoryBroadcaster, "subscribe", busy)
     client = Client(DENIAL_EXTENSION)
     async with Backplane("memory://", settings=Settings(subscribe_timeout_seconds=0.2)) as backplane:
-        with pytest.raises(BrokerUnavailableError, match="BUSY a script runs"):
+        with pytest.raises(WebSocketException, match="BUSY a script runs") as raised:
             await echo(backplane, client, "a")
+    assert isinstance(raised.value.__cause__, BrokerUnavailableError)
     assert client.sent[0]["status"] == 503
 
 
