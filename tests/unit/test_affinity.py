@@ -126,7 +126,7 @@ SAFE: dict[type, set[str]] = {
 }
 INTERNAL = {
     *("abandon", "client_gone", "client_left", "client_said", "end", "finish", "gap", "limit_reached", "look_after"),
-    *("offer", "opened", "retire", "send_failed", "too_slow"),
+    *("note_invalid", "offer", "opened", "retire", "retire_in_turn", "send_failed", "too_slow"),
 }
 
 EVERY_USE = pytest.mark.parametrize(
