@@ -1513,10 +1513,15 @@ async def test_join_after_the_end_asks_nobody() -> None:
             await world.end()
 
 
+def refuse_all(_: Connection, __: str) -> bool:
+    """Allow nothing."""
+    return False
+
+
 @pytest.mark.parametrize(
     ("authorize", "words"),
     [
-        (lambda _, __: False, "authorize refused 'a' to connection {id}"),
+        (refuse_all, "authorize refused 'a' to connection {id}"),
         (None, "connection {id}: a connection may join 1 channels: "),
     ],
     ids=["authorize", "max_channels"],
