@@ -98,7 +98,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
             else:
                 await self._connection.finish(code)
         finally:
-            self._running.dismiss(self._connection)
+            self._running.dismiss(self._connection, self._socket.when_gone)
         return code is not None and code != CloseCode.INTERNAL_ERROR
 
     def _close_code(self, error: BaseException | None) -> CloseCode | None:

@@ -62,6 +62,7 @@ class FakeLane:
         reading: As in `Lane`, set by the test.
         deflate_window_bits: As in `Lane`, set by the test.
         on_write: Called behind each write.
+        max_message_bytes: What the client's messages were limited to.
     """
 
     def __init__(self) -> None:
@@ -73,6 +74,7 @@ class FakeLane:
         self.reading = True
         self.buffered_bytes = 0
         self.deflate_window_bits: int | None = None
+        self.max_message_bytes: int | None = None
         self.writable = True
         self.ended = False
         self.on_write: Callable[[bytes], object] | None = None
@@ -103,6 +105,10 @@ class FakeLane:
             return user.lane_closed()
         self._user = user
         user.lane_writable(self.writable)
+
+    def limit_messages(self, max_bytes: int, /) -> None:
+        """Keep it."""
+        self.max_message_bytes = max_bytes
 
     def ping(self) -> None:
         """Count it."""
