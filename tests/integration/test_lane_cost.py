@@ -28,16 +28,17 @@ MIB = 1024 * 1024
 MOST = 8 * MIB  # what any attack may cost
 HANDSHAKE = (
     b"GET %s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-    b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s\r\n"
 )
+DEFLATE = b"Sec-WebSocket-Extensions: permessage-deflate\r\n"
 SITE = '''
-import asyncio, json, logging, socket, sys
+import asyncio, importlib, json, socket, sys
 import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from backplane import Backplane
+from backplane.limits import Limits
 from backplane.settings import Settings
 
 lane, options = sys.argv[1] == "lane", json.loads(sys.argv[2])
@@ -49,11 +50,17 @@ async def room(websocket):
     global handlers
     handlers += 1
     try:
-        async with backplane.connect(websocket, "room") as connection:
-            if websocket.url.path == "/deaf":
-                await asyncio.Event().wait()
+        path = websocket.url.path
+        limits = Limits(max_message_bytes=None) if path == "/unlimited" else None
+        bound = 100_000_000 if path == "/hoarder" else None
+        async with backplane.connect(websocket, "room", limits=limits, max_outbox_bytes=bound) as connection:
+            if path == "/deaf":
+                while not connection.is_over:
+                    await asyncio.sleep(0.1)
             async for message in connection:
-                pass
+                if message == "close":
+                    break
+                await connection.send(str(len(message)))
     finally:
         handlers -= 1
 
@@ -84,6 +91,10 @@ class OnlyPlain:
         scope.get("extensions", {}).pop("backplane.lane", None)
         await self.app(scope, receive, send)
 
+for place, value in options.pop("patch", {}).items():
+    module, _, name = place.rpartition(".")
+    setattr(importlib.import_module(module), name, value)
+
 app = Starlette(lifespan=backplane.lifespan, routes=[
     Route("/publish", publish), Route("/health", health), Route("/events", events),
     Route("/echo", echo, methods=["POST"]), WebSocketRoute("/denied", deny), WebSocketRoute("/{path}", room),
@@ -93,7 +104,7 @@ listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # its clients' too: a stalled one costs the kernel little
 listener.bind(("127.0.0.1", options.pop("port")))
 config = uvicorn.Config(app if lane else OnlyPlain(app), **options)
-asyncio_run = uvicorn.Server(config).run(sockets=[listener])
+uvicorn.Server(config).run(sockets=[listener])
 '''
 
 
@@ -106,9 +117,9 @@ class Client:
         self.socket.settimeout(30)
         self.socket.connect(("127.0.0.1", port))
 
-    def handshake(self, path: bytes = b"/ws") -> bytes:
+    def handshake(self, path: bytes = b"/ws", headers: bytes = b"") -> bytes:
         """Open a WebSocket; return the head of the answer."""
-        self.socket.sendall(HANDSHAKE % path)
+        self.socket.sendall(HANDSHAKE % (path, headers))
         return self.read_head()
 
     def read_head(self) -> bytes:
@@ -127,11 +138,38 @@ class Client:
         return True
 
     def flood(self, data: bytes, total: int) -> None:
-        """Send `data` again and again, until it was `total` bytes, or the server ends it or reads no more."""
-        self.socket.settimeout(2)
+        """Send `data` again and again, until it was `total` bytes, or the server has ended it."""
         for _ in range(0, total, len(data)):
             if not self.send(data):
                 return
+
+    def read_text(self) -> str:
+        """Return the next text, past any pongs."""
+        while True:
+            opcode, data = self.read_frame()
+            if opcode == Opcode.TEXT:
+                return data.decode()
+
+    def read_close(self) -> int:
+        """Return the code of the close frame, past anything else."""
+        while True:
+            opcode, data = self.read_frame()
+            if opcode == Opcode.CLOSE:
+                return int.from_bytes(data[:2], "big")
+
+    def read_frame(self) -> tuple[int, bytes]:
+        """Return opcode and payload of the next frame."""
+        head = self._read(2)
+        length = head[1] if head[1] < 126 else int.from_bytes(self._read(2 if head[1] == 126 else 8), "big")
+        return head[0] & 15, self._read(length)
+
+    def _read(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            more = self.socket.recv(count - len(data))
+            assert more, "the server has ended the connection"
+            data += more
+        return data
 
     def read_all(self) -> bytes:
         """Return everything to the end of the connection."""
@@ -196,6 +234,12 @@ class Site:
         """Return how many sockets the process has with clients."""
         connections = psutil.Process(self.process.pid).net_connections()
         return sum(each.laddr.port == self.port and each.status != "LISTEN" for each in connections)
+
+    def agrees(self, count: int) -> None:
+        """Fail if the site does not count so many clients, or has not as many sockets."""
+        assert self.get("/health")[0] == count
+        wait_until(lambda: self.sockets() == count, "this test's own request is over", seconds=2)
+        assert self.get("/health")[0] == count
 
     @contextmanager
     def cost(self) -> Generator[None]:
@@ -272,8 +316,8 @@ def bomb(size: int) -> bytes:
     """Return the first fragment of a message, compressed, that inflates to `size` bytes."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -12)
     data = deflate.compress(bytes(size)) + deflate.flush(zlib.Z_SYNC_FLUSH)
-    frame = Frame(Opcode.BINARY, data[:-4], fin=False, rsv1=True)
-    return frame.serialize(mask=True)
+    frame = Frame(Opcode.BINARY, data[:-4], fin=False).serialize(mask=True)
+    return bytes([frame[0] | 0x40]) + frame[1:]
 
 
 def many(frame: Frame) -> bytes:
@@ -301,5 +345,212 @@ def test_fragments_below_the_limit(setup: Setup, payload: bytes, tmp_path: Path)
         client.handshake(b"/unlimited")
         client.send(Frame(Opcode.TEXT, b"x", fin=False).serialize(mask=True))
         with site.cost():
-            client.flood(many(Frame(Opcode.CONT, payload, fin=False)), 3_000_000)
+            client.flood(many(Frame(Opcode.CONT, payload, fin=False)), 2_000_000)
+            client.send(Frame(Opcode.CONT, b"").serialize(mask=True))
+            length = int(client.read_text())
+    assert length == 1 + len(payload) * (2_000_000 // 65536 + 1) * (65536 // (6 + len(payload)))
+
+
+def test_pings(setup: Setup, tmp_path: Path) -> None:
+    """A client that sends 150 MB of pings and reads no pong costs no more than a full transport, and is served on."""
+    with serving(tmp_path, setup) as site:
+        client = site.client()
+        client.handshake()
+        with site.cost():
+            client.flood(many(Frame(Opcode.PING, b"x" * 125)), 150_000_000)
+            client.send(Frame(Opcode.TEXT, b"still there").serialize(mask=True))
+            assert client.read_text() == "11"
+
+
+def test_pings_after_a_close_frame(setup: Setup, tmp_path: Path) -> None:
+    """Pings cost nothing either after the server's close frame, to which the client never answers."""
+    with serving(tmp_path, setup) as site:
+        client = site.client()
+        client.handshake()
+        client.send(Frame(Opcode.TEXT, b"close").serialize(mask=True))
+        with site.cost():
+            client.flood(many(Frame(Opcode.PING, b"x" * 125)), 150_000_000)
+        wait_until(lambda: site.sockets() == 0, "the client is gone", seconds=10)
+
+
+def test_bombs(setup: Setup, tmp_path: Path) -> None:
+    """20 clients send 15 KiB each that inflate to 15 MiB, as a fragment; it is refused before it is inflated."""
+    with serving(tmp_path, setup, ws_max_size=16 * MIB if setup.lane == "lane" else 64 * 1024) as site:
+        clients = [site.client() for _ in range(20)]
+        assert all(b"permessage-deflate" in client.handshake(headers=DEFLATE) for client in clients)
+        with site.cost():
+            for client in clients:
+                client.send(bomb(15 * MIB))
+            assert [client.read_close() for client in clients] == [1009] * 20
+
+
+def test_messages_that_nobody_takes(setup: Setup, tmp_path: Path) -> None:
+    """20 clients send as many one-byte messages as the server reads, whose handlers take none."""
+    with serving(tmp_path, setup) as site:
+        clients = [site.client() for _ in range(20)]
+        for client in clients:
+            client.handshake(b"/deaf")
+        with site.cost():
+            for client in clients:
+                client.socket.setblocking(False)
+                client.send(many(Frame(Opcode.TEXT, b"x")) * 8)
             site.get("/health")
+        site.leave()
+
+
+def test_requests_that_nobody_answers(setup: Setup, tmp_path: Path) -> None:
+    """10 clients send as many requests as the server reads, behind one for an event stream."""
+    with serving(tmp_path, setup) as site:
+        clients = [site.client() for _ in range(10)]
+        for client in clients:
+            client.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b" 200 " in client.read_head()
+        with site.cost():
+            for client in clients:
+                client.socket.setblocking(False)
+                client.send(b"GET / HTTP/1.1\r\nHost:\r\n\r\n" * 20_000)
+            site.get("/health")
+
+
+@pytest.mark.timeout(180)
+def test_cut_clients_are_gone(setup: Setup, tmp_path: Path) -> None:
+    """2,000 clients that read nothing and are cut for it are gone within 10 s, and count until they are."""
+    with serving(tmp_path, setup, log_level="error") as site:
+        for _ in range(2_000):
+            assert b" 101 " in site.client().handshake()
+        site.agrees(2_000)
+        site.get("/publish?count=20")
+        wait_until(lambda: site.get("/health")[1] == 0, "the handlers have ended", seconds=30)
+        cut = time.monotonic()
+        site.agrees(2_000)
+        wait_until(lambda: site.sockets() == 0, "the clients are gone")
+        print(f"gone after {time.monotonic() - cut:.1f} s")
+        assert site.get("/health")[0] == 0
+
+
+def test_cut_streams_are_gone(setup: Setup, tmp_path: Path) -> None:
+    """Event streams that nobody reads are cut, count until they are gone, and are gone within 10 s."""
+    with serving(tmp_path, setup) as site:
+        for _ in range(200):
+            client = site.client()
+            client.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b" 200 " in client.read_head()
+        site.get("/publish?count=20")
+        wait_until(lambda: "ended it" in site.log.read_text(), "a stream is ended")
+        site.agrees(200)
+        wait_until(lambda: site.sockets() == 0, "the clients are gone")
+        assert site.get("/health")[0] == 0
+
+
+def test_stream_that_ended_on_a_connection_that_goes_on(tmp_path: Path) -> None:
+    """A client whose stream was ended in order may ask for the next one on the same connection."""
+    with serving(tmp_path, LOOPS[0], settings={"max_connections": 1}) as site:
+        client = site.client()
+        for _ in range(2):
+            client.send(b"HEAD /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b" 200 " in client.read_head()
+
+
+def test_as_many_as_a_client_may_have(setup: Setup, tmp_path: Path) -> None:
+    """A client that is cut does not get another place before its socket is gone."""
+    with serving(tmp_path, setup, settings={"max_connections_per_client": 5}) as site:
+        stalled = [site.client() for _ in range(5)]
+        assert all(b" 101 " in client.handshake() for client in stalled)
+        site.get("/publish?count=20")
+        wait_until(lambda: site.get("/health")[1] == 0, "the handlers have ended")
+        assert b" 429 " in site.client().handshake()
+        wait_until(lambda: site.get("/health")[0] == 0, "the clients are gone")
+        assert b" 101 " in site.client().handshake()
+
+
+def test_end_with_stalled_clients(setup: Setup, tmp_path: Path) -> None:
+    """A server with clients that read nothing, on a socket and on a stream, ends on SIGTERM."""
+    with serving(tmp_path, setup, settings={"max_outbox_messages": 1_000_000}) as site:
+        assert b" 101 " in site.client().handshake(b"/hoarder")
+        stream = site.client()
+        stream.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in stream.read_head()
+        site.get("/publish?count=20")
+        began = time.monotonic()
+        assert end(site.process, seconds=20)
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET / HT",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n",
+        HANDSHAKE[:-6] % b"/",
+        b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET ",
+    ],
+    ids=["nothing", "line", "header", "handshake", "the next one"],
+)
+def test_half_requests(setup: Setup, begun: bytes, tmp_path: Path) -> None:
+    """A request that does not come to the end of its head in time ends its connection; others go on."""
+    with serving(tmp_path, setup, timeout_keep_alive=60, patch={"backplane.server.http._HEAD_SECONDS": 1.0}) as site:
+        member = site.client()
+        assert b" 101 " in member.handshake()
+        client = site.client()
+        client.send(begun)
+        if begun.endswith(b"GET "):
+            assert b" 200 " in client.read_head()
+            client.send(b"/")
+        client.read_all()
+        member.send(Frame(Opcode.TEXT, b"still there").serialize(mask=True))
+        assert member.read_text() == "11"
+
+
+def test_slow_body(setup: Setup, tmp_path: Path) -> None:
+    """A body may take longer than a head."""
+    with serving(tmp_path, setup, patch={"backplane.server.http._HEAD_SECONDS": 0.2}) as site:
+        client = site.client()
+        client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        for _ in range(10):
+            client.send(b"x" * 10_000)
+            time.sleep(0.05)
+        assert b" 200 " in client.read_head()
+
+
+@pytest.mark.parametrize("line", [b"A: " + b"x" * 1021, b"x" * 1024], ids=["lines", "one line"])
+def test_endless_head(setup: Setup, line: bytes, tmp_path: Path) -> None:
+    """A head of more than 64 KiB is refused."""
+    with serving(tmp_path, setup) as site, site.cost():
+        client = site.client()
+        client.send(b"GET / HTTP/1.1\r\n")
+        client.flood(line + (b"\r\n" if b":" in line else b""), 100_000_000)
+        client.socket.settimeout(5)
+        wait_until(lambda: site.sockets() == 0, "the client is gone")
+
+
+def test_handshake_that_websockets_refuses(setup: Setup, tmp_path: Path) -> None:
+    """A handshake with a header that is longer than the WebSocket's parser takes is answered with 431."""
+    with serving(tmp_path, setup) as site:
+        client = site.client()
+        assert b" 431 " in client.handshake(headers=b"Cookie: " + b"x" * 9_000 + b"\r\n")
+        client.read_all()
+
+
+def test_denial_is_no_error(setup: Setup, tmp_path: Path) -> None:
+    """A handshake that the application refuses is a line of the access log, and no error."""
+    with serving(tmp_path, setup) as site:
+        before = site.log.read_text()
+        client = site.client()
+        assert b" 418 " in client.handshake(b"/denied")
+        client.read_all()
+        site.get("/health")
+        logged = site.log.read_text().removeprefix(before)
+        assert '"WebSocket /denied" 418' in logged
+        assert "ERROR" not in logged
+
+
+@pytest.mark.parametrize("end", [b"", Frame(Opcode.CLOSE, b"").serialize(mask=True)], ids=["alone", "and a close"])
+def test_text_that_is_none(setup: Setup, end: bytes, tmp_path: Path) -> None:
+    """A text that is no UTF-8 ends the client with 1007, and logs no traceback."""
+    with serving(tmp_path, setup) as site:
+        client = site.client()
+        client.handshake()
+        client.send(Frame(Opcode.TEXT, b"\xc3").serialize(mask=True) + end)
+        code = client.read_close()
+        assert end or code == 1007

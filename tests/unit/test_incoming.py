@@ -128,7 +128,16 @@ async def test_is_waiting() -> None:
             (CloseCode.TOO_BIG, "at most 1 bytes"),
         ),
     ],
-    ids=["text", "text counts in UTF-8", "four bytes", "binary", "rate", "two seconds' worth", "burst", "too big before too many"],
+    ids=[
+        "text",
+        "text counts in UTF-8",
+        "four bytes",
+        "binary",
+        "rate",
+        "two seconds' worth",
+        "burst",
+        "too big before too many",
+    ],
 )
 async def test_limit(limits: Limits, said: list[str | bytes], passing: int, told: tuple[CloseCode, str]) -> None:
     """What is at a limit is handed on, the first message over it is told with its code, and is the unseen end."""
