@@ -38,7 +38,7 @@ class BoundedTransport:
         paused: Whether the owner asked for nothing more.
     """
 
-    __slots__ = ("_closing", "_inner", "_loop", "_lost", "_unsent", "_when_gone", "owner", "paused", "write")
+    __slots__ = ("_closing", "_inner", "_loop", "_lost", "_reads", "_unsent", "_when_gone", "owner", "paused", "write")
 
     def __init__(self, inner: asyncio.Transport, loop: asyncio.AbstractEventLoop, owner: _Owner) -> None:
         self.owner: _Owner | None = owner
@@ -49,6 +49,7 @@ class BoundedTransport:
         self._closing: asyncio.TimerHandle | None = None
         self._unsent = 0
         self._lost = False
+        self._reads = True
         self._when_gone: list[Callable[[], None]] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -57,6 +58,7 @@ class BoundedTransport:
     def pause_reading(self) -> None:
         """Read nothing more, and parse nothing more of what was read."""
         self.paused = True
+        self._reads = False
         self._inner.pause_reading()
 
     def resume_reading(self) -> None:
@@ -69,7 +71,8 @@ class BoundedTransport:
 
     def read_on(self) -> None:
         """Read again, unless the owner has enough, or the end has come."""
-        if not (self.paused or self._lost or self._inner.is_closing() or self._inner.is_reading()):
+        if not (self.paused or self._reads or self._lost or self._inner.is_closing()):
+            self._reads = True
             self._inner.resume_reading()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -82,8 +85,8 @@ class BoundedTransport:
         """Close when what is written has been taken; abort once the client stops taking it."""
         if self.owner is not None:
             self.owner.transport_closes()
-        self._inner.close()
         if self._closing is None and not self._lost:
+            self._inner.close()
             self._unsent = self._inner.get_write_buffer_size()
             self._closing = self._loop.call_later(_LINGER_SECONDS, self._look)
 
