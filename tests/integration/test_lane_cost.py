@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import struct
 import sys
 import time
 import zlib
 from contextlib import ExitStack, contextmanager, suppress
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from websockets.frames import Frame, Opcode
 
+from tests.brokers.certificate import self_signed_certificate
 from tests.brokers.process import end, free_port, start, wait_until
 
 if TYPE_CHECKING:
@@ -110,11 +112,13 @@ uvicorn.Server(config).run(sockets=[listener])
 class Client:
     """A hostile client: raw bytes on a socket with a small receive buffer."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.socket.settimeout(30)
         self.socket.connect(("127.0.0.1", port))
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
 
     def handshake(self, path: bytes = b"/ws", headers: bytes = b"") -> bytes:
         """Open a WebSocket; return the head of the answer."""
@@ -203,15 +207,16 @@ LOOPS = [
 class Site:
     """The site under attack."""
 
-    def __init__(self, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, port: int, process: subprocess.Popen[bytes], log: Path, tls: ssl.SSLContext | None) -> None:
         self.port = port
+        self._tls = tls
         self.process = process
         self.log = log
         self._stack = ExitStack()
 
     def client(self) -> Client:
         """Connect; the client leaves when the site ends."""
-        client = Client(self.port)
+        client = Client(self.port, self._tls)
         self._stack.callback(client.reset)
         return client
 
@@ -221,7 +226,11 @@ class Site:
 
     def get(self, path: str) -> list[int]:
         """Ask the site."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = (
+            HTTPConnection("127.0.0.1", self.port, timeout=30)
+            if self._tls is None
+            else HTTPSConnection("localhost", self.port, timeout=30, context=self._tls)
+        )
         try:
             connection.request("GET", path)
             answer: list[int] = json.loads(connection.getresponse().read())
@@ -256,7 +265,7 @@ def _kib(status: Path, name: str) -> int:
 
 
 @contextmanager
-def serving(folder: Path, setup: Setup, **options: object) -> Generator[Site]:
+def serving(folder: Path, setup: Setup, certificate: Path | None = None, **options: object) -> Generator[Site]:
     """Serve the site in a process of its own, warm; it must end on SIGTERM, without a traceback."""
     (folder / "site_under_attack.py").write_text(SITE, encoding="utf-8")
     port, log = free_port(), folder / "log"
@@ -270,9 +279,13 @@ def serving(folder: Path, setup: Setup, **options: object) -> Generator[Site]:
         "timeout_graceful_shutdown": 10,
         **options,
     }
+    tls = None
+    if certificate is not None:
+        all_options |= {"ssl_certfile": str(certificate), "ssl_keyfile": str(certificate.with_name("key.pem"))}
+        tls = ssl.create_default_context(cafile=str(certificate))
     command = [sys.executable, "site_under_attack.py", setup.lane, json.dumps(all_options)]
     process = start(command, cwd=folder, log=log)
-    site = Site(port, process, log)
+    site = Site(port, process, log, tls)
 
     def answers() -> bool:
         assert process.poll() is None, log.read_text()
@@ -295,10 +308,10 @@ def serving(folder: Path, setup: Setup, **options: object) -> Generator[Site]:
 def warm(site: Site) -> None:
     """Let the process do once what it will do often."""
     for _ in range(20):
-        client = Client(site.port)
+        client = site.client()
         client.handshake()
         client.send(Frame(Opcode.TEXT, b"x" * 1000).serialize(mask=True))
-        client.reset()
+    site.leave()
     wait_until(lambda: site.get("/health")[0] == 0, "the site is empty again")
 
 
@@ -419,6 +432,20 @@ def test_cut_clients_are_gone(setup: Setup, tmp_path: Path) -> None:
         site.get("/publish?count=20")
         wait_until(lambda: site.get("/health")[1] == 0, "the handlers have ended", seconds=30)
         site.agrees(2_000)
+        wait_until(lambda: site.sockets() == 0, "the clients are gone")
+        assert site.get("/health")[0] == 0
+
+
+def test_cut_clients_are_gone_with_tls(setup: Setup, tmp_path: Path) -> None:
+    """With TLS, whose own goodbye nobody reads either, the same holds, for sockets and for streams."""
+    with serving(tmp_path, setup, self_signed_certificate(tmp_path)) as site:
+        for _ in range(5):
+            assert b" 101 " in site.client().handshake()
+            stream = site.client()
+            stream.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b" 200 " in stream.read_head()
+        site.get("/publish?count=100")
+        wait_until(lambda: site.get("/health")[1] == 0 and "ended it" in site.log.read_text(), "all are cut")
         wait_until(lambda: site.sockets() == 0, "the clients are gone")
         assert site.get("/health")[0] == 0
 

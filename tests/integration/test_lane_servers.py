@@ -7,8 +7,10 @@ import socket
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.request import urlopen
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.brokers.process import end, free_port, start, wait_until
@@ -26,9 +28,17 @@ class User:
     def lane_closed(self): ...
 
 async def app(scope, receive, send):
+    if scope["type"] == "http":
+        body = b"bounded" if "backplane.transport" in scope["extensions"] else b"not bounded"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        return await send({"type": "http.response.body", "body": body})
     assert scope["type"] == "websocket"
     await receive()
     await send({"type": "websocket.accept"})
+    if scope["path"] == "/echo":
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({**message, "type": "websocket.send"})
+        return
     lane = scope["extensions"]["backplane.lane"]
     lane.attach(User())
     lane.write(encode_frame(f"{lane.deflate_window_bits} {os.environ['BACKPLANE_URL']}"))
@@ -76,3 +86,29 @@ def test_server_has_the_lane(command: tuple[str, ...], words: str, tmp_path: Pat
     """The application finds the lane, and what it writes to it reaches the client."""
     with serving(command, tmp_path) as url, connect(url, open_timeout=20) as client:
         assert client.recv(timeout=20) == words
+
+
+@pytest.mark.parametrize(
+    ("command", "deflates"),
+    [
+        pytest.param(RUN, False, id="run"),
+        pytest.param((*RUN, "--", "--ws-per-message-deflate=true"), True, id="run, deflate"),
+        pytest.param((*RUN, "--shared-compression"), True, id="run, shared"),
+        pytest.param((*GUNICORN, "backplane.server.gunicorn.Worker"), False, id="gunicorn"),
+        pytest.param((*GUNICORN, "backplane.server.gunicorn.SharedCompressionWorker"), True, id="gunicorn, shared"),
+    ],
+)
+def test_server_is_bounded(command: tuple[str, ...], deflates: bool, tmp_path: Path) -> None:
+    """HTTP is bounded too, a message may have 1 MiB, and a client's own compression is off unless it is asked for."""
+    with serving(command, tmp_path) as url:
+        with urlopen(url.replace("ws:", "http:"), timeout=20) as answer:
+            assert answer.read() == b"bounded"
+        with connect(f"{url}/echo", open_timeout=20, max_size=None) as client:
+            assert bool(client.protocol.extensions) is deflates
+            client.send(b"x" * 1024 * 1024)
+            assert len(client.recv(timeout=20)) == 1024 * 1024
+            client.send(b"x" * (1024 * 1024 + 1))
+            with pytest.raises(ConnectionClosed) as caught:
+                client.recv(timeout=20)
+    assert caught.value.rcvd is not None
+    assert caught.value.rcvd.code == 1009
