@@ -296,7 +296,7 @@ def _finds_everything(protocol: WebSocketsSansIOProtocol) -> bool:
         "run_asgi with its scope": _names(base, "run_asgi", "scope"),
         "on_task_complete": hasattr(base, "on_task_complete"),
         "transport": hasattr(protocol, "transport"),
-        "the largest size of a message": isinstance(getattr(protocol.conn, _MAX_SIZE or "-", None), int | None),
+        "the largest size of a message": bool(_MAX_SIZE),
         "frames": _names(base, "handle_cont", "frames") and _names(base, "send_receive_event_to_app", "frames"),
         "handle_parser_exception": _names(base, "handle_parser_exception", "close_sent"),
         "handle_ping": _names(base, "handle_ping", "data_to_send"),

@@ -768,6 +768,15 @@ async def test_client_that_says_too_much(
     assert caplog.messages == [f"closing connection {connection.id}: {closed[1]}"]
 
 
+@pytest.mark.parametrize("most_bytes", [4, None])
+async def test_limit_reaches_the_lane(most_bytes: int | None) -> None:
+    """The server learns the largest message before the handshake is accepted, so that it need not hold a larger one."""
+    async with hub_of(lane=True) as world:
+        _, socket = world.connection(opened=False, conduct=Conduct(limits=Limits(max_message_bytes=most_bytes)))
+        assert socket.lane is not None
+        assert socket.lane.max_message_bytes == most_bytes
+
+
 async def test_too_many_channels(world: World) -> None:
     """One channel too many raises and is not joined; joining again, and another after a leave, are allowed."""
     conduct = Conduct(limits=Limits(max_channels=2))
