@@ -447,6 +447,8 @@ class Connection(Member):
                 await self._socket.close(code, reason)
         except TimeoutError:
             logger.debug("connection %s does not read its close frame", self.id)
+            if self._socket.lane is not None:  # whose client goes even if its handler never ends
+                self._socket.lane.close()
         except Exception:
             logger.exception("connection %s failed to close", self.id)
 

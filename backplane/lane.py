@@ -127,6 +127,13 @@ class Lane(Protocol):
         """Send a ping, whose pong sets `last_heard`. Does nothing while not writable: it would only wait too."""
         ...
 
+    def close(self) -> None:
+        """Close without a close frame, for a client that takes none, while its handler may go on.
+
+        What the server holds is still sent for as long as the client takes it; then the connection is cut.
+        """
+        ...
+
     def abort(self) -> None:
         """Cut the connection and drop what the server holds, for a client that has vanished.
 

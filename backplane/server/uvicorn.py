@@ -219,6 +219,10 @@ class _UvicornLane:
         if self.writable:
             self.write(_PING)
 
+    def close(self) -> None:
+        self.end()
+        self._transport.close()
+
     def abort(self) -> None:
         self._transport.abort()
 

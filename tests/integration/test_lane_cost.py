@@ -46,6 +46,7 @@ lane, options = sys.argv[1] == "lane", json.loads(sys.argv[2])
 settings = Settings(max_outbox_bytes=64 * 1024, drain_seconds=0.1, **options.pop("settings", {}))
 backplane = Backplane("memory://", settings=settings)
 handlers = 0
+released = asyncio.Event()
 
 async def room(websocket):
     global handlers
@@ -55,6 +56,8 @@ async def room(websocket):
         limits = Limits(max_message_bytes=None) if path == "/unlimited" else None
         bound = 100_000_000 if path == "/hoarder" else None
         async with backplane.connect(websocket, "room", limits=limits, max_outbox_bytes=bound) as connection:
+            if path == "/stubborn":
+                await released.wait()
             if path == "/deaf":
                 while not connection.is_over:
                     await asyncio.sleep(0.1)
@@ -78,6 +81,10 @@ async def publish(request):
 async def health(request):
     return JSONResponse([(await backplane.health()).connections, handlers])
 
+async def release(request):
+    released.set()
+    return JSONResponse(None)
+
 async def events(request):
     return backplane.sse(request, "room")
 
@@ -97,7 +104,8 @@ for place, value in options.pop("patch", {}).items():
     setattr(importlib.import_module(module), name, value)
 
 app = Starlette(lifespan=backplane.lifespan, routes=[
-    Route("/publish", publish), Route("/health", health), Route("/events", events),
+    Route("/publish", publish), Route("/health", health), Route("/release", release),
+    Route("/events", events),
     Route("/echo", echo, methods=["POST"]), WebSocketRoute("/denied", deny), WebSocketRoute("/{path}", room),
 ])
 listener = socket.socket()
@@ -448,6 +456,17 @@ def test_cut_clients_are_gone_with_tls(setup: Setup, tmp_path: Path) -> None:
         wait_until(lambda: site.get("/health")[1] == 0 and "ended it" in site.log.read_text(), "all are cut")
         wait_until(lambda: site.sockets() == 0, "the clients are gone")
         assert site.get("/health")[0] == 0
+
+
+def test_cut_client_of_a_handler_that_goes_on(tmp_path: Path) -> None:
+    """A client with the lane that is cut goes though its handler does not end, and counts until both are over."""
+    with serving(tmp_path, LOOPS[0]) as site:
+        assert b" 101 " in site.client().handshake(b"/stubborn")
+        site.get("/publish?count=20")
+        wait_until(lambda: site.sockets() == 0, "the client is gone")
+        assert site.get("/health") == [1, 1]
+        site.get("/release")
+        wait_until(lambda: site.get("/health") == [0, 0], "nothing counts")
 
 
 def test_cut_streams_are_gone(setup: Setup, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ class FakeLane:
         takes: How many more writes the transport takes before it pauses; `None`: all.
         pings: How many were asked for.
         aborted: Whether it was cut.
+        closed: Whether it was closed without a close frame.
         last_heard: As in `Lane`, set by the test.
         reading: As in `Lane`, set by the test.
         deflate_window_bits: As in `Lane`, set by the test.
@@ -70,6 +71,7 @@ class FakeLane:
         self.takes: int | None = None
         self.pings = 0
         self.aborted = False
+        self.closed = False
         self.last_heard = 0.0
         self.reading = True
         self.buffered_bytes = 0
@@ -113,6 +115,11 @@ class FakeLane:
     def ping(self) -> None:
         """Count it."""
         self.pings += 1
+
+    def close(self) -> None:
+        """End, and keep that it was closed without a close frame."""
+        self.closed = True
+        self.end()
 
     def abort(self) -> None:
         """Cut the connection."""

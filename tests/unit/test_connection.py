@@ -472,6 +472,7 @@ async def test_close_of_a_client_that_reads_nothing_is_bounded(
         await bounded(asyncio.create_task(connection.finish(1000)))
     assert socket.closed == []
     assert f"connection {connection.id} does not read its close frame" in caplog.messages
+    assert socket.lane is None or socket.lane.closed
 
 
 @pytest.mark.parametrize(
