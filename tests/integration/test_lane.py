@@ -602,7 +602,7 @@ async def test_last_ping_is_answered() -> None:
         for number in range(100):
             client.send(Opcode.PING, b"%d" % number)
         await full.wait()
-        pongs = []
+        pongs: list[bytes] = []
         async for frame in client.frames():
             if frame.opcode is Opcode.PONG:
                 pongs.append(bytes(frame.data))

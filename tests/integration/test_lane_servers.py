@@ -44,6 +44,14 @@ async def app(scope, receive, send):
     lane.write(encode_frame(f"{lane.deflate_window_bits} {os.environ['BACKPLANE_URL']}"))
     await send({"type": "websocket.close"})
 """
+WORKER = """
+from backplane.server.gunicorn import Worker
+
+
+class MyWorker(Worker):
+    CONFIG_KWARGS = {**Worker.CONFIG_KWARGS, "ws_max_size": 4 * 1024 * 1024, "timeout_graceful_shutdown": 5}
+"""
+MIB = 1024 * 1024
 GUNICORN = ("gunicorn", "shop:app", "--workers", "2", "--bind", "127.0.0.1:{port}", "-k")
 RUN = ("backplane.cli", "run", "shop:app", "--workers", "2", "--port", "{port}")
 
@@ -52,6 +60,7 @@ RUN = ("backplane.cli", "run", "shop:app", "--workers", "2", "--port", "{port}")
 def serving(command: tuple[str, ...], folder: Path) -> Generator[str]:
     """Run a server, entered when it listens; it must end on SIGTERM."""
     (folder / "shop.py").write_text(APPLICATION, encoding="utf-8")
+    (folder / "worker.py").write_text(WORKER, encoding="utf-8")
     port, log = free_port(), folder / "log"
     # Gunicorn puts a control socket into the home folder.
     environment = {"BACKPLANE_URL": "memory://", **os.environ, "HOME": str(folder), "XDG_RUNTIME_DIR": ""}
@@ -89,25 +98,30 @@ def test_server_has_the_lane(command: tuple[str, ...], words: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("command", "deflates"),
+    ("command", "deflates", "limit"),
     [
-        pytest.param(RUN, False, id="run"),
-        pytest.param((*RUN, "--", "--ws-per-message-deflate=true"), True, id="run, deflate"),
-        pytest.param((*RUN, "--shared-compression"), True, id="run, shared"),
-        pytest.param((*GUNICORN, "backplane.server.gunicorn.Worker"), False, id="gunicorn"),
-        pytest.param((*GUNICORN, "backplane.server.gunicorn.SharedCompressionWorker"), True, id="gunicorn, shared"),
+        pytest.param(RUN, False, MIB, id="run"),
+        pytest.param(
+            (*RUN, "--", "--ws-per-message-deflate=true", "--ws-max-size=9000"), True, 9000, id="run, options"
+        ),
+        pytest.param((*RUN, "--shared-compression"), True, MIB, id="run, shared"),
+        pytest.param((*GUNICORN, "backplane.server.gunicorn.Worker"), False, MIB, id="gunicorn"),
+        pytest.param(
+            (*GUNICORN, "backplane.server.gunicorn.SharedCompressionWorker"), True, MIB, id="gunicorn, shared"
+        ),
+        pytest.param((*GUNICORN, "worker.MyWorker"), False, 4 * MIB, id="gunicorn, a worker of one's own"),
     ],
 )
-def test_server_is_bounded(command: tuple[str, ...], deflates: bool, tmp_path: Path) -> None:
-    """HTTP is bounded too, a message may have 1 MiB, and a client's own compression is off unless it is asked for."""
+def test_server_is_bounded(command: tuple[str, ...], deflates: bool, limit: int, tmp_path: Path) -> None:
+    """HTTP is bounded, a message may have 1 MiB, a client has no compression of its own; or what is asked for."""
     with serving(command, tmp_path) as url:
         with urlopen(url.replace("ws:", "http:"), timeout=20) as answer:
             assert answer.read() == b"bounded"
         with connect(f"{url}/echo", open_timeout=20, max_size=None) as client:
             assert bool(client.protocol.extensions) is deflates
-            client.send(b"x" * 1024 * 1024)
-            assert len(client.recv(timeout=20)) == 1024 * 1024
-            client.send(b"x" * (1024 * 1024 + 1))
+            client.send(b"x" * limit)
+            assert len(client.recv(timeout=20)) == limit
+            client.send(b"x" * (limit + 1))
             with pytest.raises(ConnectionClosed) as caught:
                 client.recv(timeout=20)
     assert caught.value.rcvd is not None
