@@ -581,6 +581,20 @@ async def test_limit_of_messages(
     assert all("1000 bytes" in word and "ws_max_size" in word for word in words)
 
 
+async def test_write_is_the_transports_own() -> None:
+    """What bounds a client costs a message nothing: the lane writes by the event loop's method, and nothing between."""
+
+    async def application(socket: Accepting) -> None:
+        user = await socket.accept_with_user()
+        write: Any = socket.lane.write
+        assert type(write.__self__).__module__.partition(".")[0] in {"asyncio", "uvloop"}
+        user.offer("there")
+        await socket.close()
+
+    async with serving(application) as server, server.client() as client:
+        assert [text async for text in client.texts()] == ["there", "last"]
+
+
 async def test_last_ping_is_answered() -> None:
     """A client that reads again gets the pong of its last ping, in time, among what waited for it."""
     spilled = asyncio.Event()
