@@ -251,11 +251,11 @@ class Site:
         connections = psutil.Process(self.process.pid).net_connections()
         return sum(each.laddr.port == self.port and each.status != "LISTEN" for each in connections)
 
-    def agrees(self, count: int) -> None:
-        """Fail if the site does not count so many clients, or has not as many sockets."""
-        assert self.get("/health")[0] == count
-        wait_until(lambda: self.sockets() == count, "this test's own request is over", seconds=2)
-        assert self.get("/health")[0] == count
+    def agrees(self) -> None:
+        """Fail if the site counts more clients than it has sockets, or fewer, while some of them may go."""
+        before = self.sockets()
+        count = self.get("/health")[0]
+        assert self.sockets() - 1 <= count <= before + 1  # this request has a socket too
 
     @contextmanager
     def cost(self) -> Generator[None]:
@@ -436,10 +436,10 @@ def test_cut_clients_are_gone(setup: Setup, tmp_path: Path) -> None:
     with serving(tmp_path, setup, log_level="error") as site:
         for _ in range(2_000):
             assert b" 101 " in site.client().handshake()
-        site.agrees(2_000)
+        assert site.get("/health")[0] == 2_000
         site.get("/publish?count=20")
         wait_until(lambda: site.get("/health")[1] == 0, "the handlers have ended", seconds=30)
-        site.agrees(2_000)
+        site.agrees()
         wait_until(lambda: site.sockets() == 0, "the clients are gone")
         assert site.get("/health")[0] == 0
 
@@ -478,7 +478,7 @@ def test_cut_streams_are_gone(setup: Setup, tmp_path: Path) -> None:
             assert b" 200 " in client.read_head()
         site.get("/publish?count=20")
         wait_until(lambda: "ended it" in site.log.read_text(), "a stream is ended")
-        site.agrees(200)
+        site.agrees()
         wait_until(lambda: site.sockets() == 0, "the clients are gone")
         assert site.get("/health")[0] == 0
 
