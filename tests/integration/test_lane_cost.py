@@ -428,6 +428,7 @@ def test_requests_that_nobody_answers(setup: Setup, tmp_path: Path) -> None:
                 client.socket.setblocking(False)
                 client.send(b"GET / HTTP/1.1\r\nHost:\r\n\r\n" * 20_000)
             site.get("/health")
+        site.leave()
 
 
 @pytest.mark.timeout(180)
