@@ -95,7 +95,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
             else:
                 await self._connection.finish(code, error)
         finally:
-            self._running.dismiss(self._connection)
+            self._running.dismiss(self._connection, self._socket.when_gone)
         return code is not None and code != CloseCode.INTERNAL_ERROR
 
     async def _let_in(self) -> None:

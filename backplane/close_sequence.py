@@ -125,5 +125,7 @@ class CloseSequence:
                 await self._socket.close(code, reason)
         except TimeoutError:
             logger.debug("connection %s does not read its close frame", self._id)
+            if self._socket.lane is not None:  # whose client goes even if its handler never ends
+                self._socket.lane.close()
         except Exception as error:
             self._bursts.log(logger, logging.ERROR, "connection %s failed to close", self._id, exc_info=error)

@@ -86,6 +86,8 @@ class Connection(Member):
         outbox.on_drop = self._dropped
         self.lifetime = Lifetime(asyncio.get_running_loop().time())
         limits = self._conduct.limits
+        if lane is not None and limits.max_message_bytes is not None:
+            lane.limit_messages(limits.max_message_bytes)
         self._incoming = Incoming(socket.receive, limits, self)
         self._open = False
         self._close_with: tuple[int, str] | None = None  # asked for before the handshake was done

@@ -84,7 +84,7 @@ class Incoming:
             raise StopAsyncIteration
         now = asyncio.get_running_loop().time()
         self._speaker.client_said(now)
-        if self._most_bytes is not None and len(data) > self._most_bytes:
+        if self._most_bytes is not None and _exceeds(data, self._most_bytes):
             self._speaker.limit_reached(CloseCode.TOO_BIG, f"at most {self._most_bytes} bytes")
         elif self._bucket is not None and not self._bucket.take(now):
             self._speaker.limit_reached(CloseCode.TOO_MANY_MESSAGES, "too many messages")
@@ -106,3 +106,10 @@ class Incoming:
         self._closed = True
         if self._waiting is not None:
             self._waiting.cancel()
+
+
+def _exceeds(data: str | bytes, most_bytes: int) -> bool:
+    # A character has 1 to 4 bytes: most messages need not be encoded for it.
+    if isinstance(data, bytes) or len(data) > most_bytes or 4 * len(data) <= most_bytes:
+        return len(data) > most_bytes
+    return not data.isascii() and len(data.encode()) > most_bytes

@@ -7,15 +7,38 @@ stays with ASGI. `backplane.server` has it for Uvicorn, docs/direct-lane.md says
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-__all__ = ["EXTENSION", "Lane", "LaneUser"]
+__all__ = ["EXTENSION", "TRANSPORT", "ClientTransport", "Lane", "LaneUser", "when_gone"]
 
 EXTENSION: Final = "backplane.lane"
 """Where the lane is in `scope["extensions"]`."""
+
+TRANSPORT: Final = "backplane.transport"
+"""Where a `ClientTransport` is in `scope["extensions"]`: of WebSockets and of HTTP requests."""
+
+
+class ClientTransport(Protocol):
+    """What a server knows of one client's transport, which can outlive the application's part by seconds."""
+
+    def when_gone(self, callback: Callable[[], None], /) -> None:
+        """Call `callback` once, when the transport is gone; at once if it is.
+
+        For an HTTP request that was answered in full on a connection that goes on: at once.
+        """
+        ...
+
+
+def when_gone(scope: Mapping[str, Any], callback: Callable[[], None]) -> None:
+    """Call `callback` once the client of `scope` is gone, and at once where the server does not report it."""
+    transport: ClientTransport | None = scope.get("extensions", {}).get(TRANSPORT)
+    if transport is None:
+        callback()
+    else:
+        transport.when_gone(callback)
 
 
 class LaneUser(Protocol):
@@ -93,8 +116,22 @@ class Lane(Protocol):
         """
         ...
 
+    def limit_messages(self, max_bytes: int, /) -> None:
+        """Refuse messages of the client above `max_bytes` with code 1009, before they are assembled or inflated.
+
+        May be called before the handshake is accepted. A lower limit of the server's own remains.
+        """
+        ...
+
     def ping(self) -> None:
         """Send a ping, whose pong sets `last_heard`. Does nothing while not writable: it would only wait too."""
+        ...
+
+    def close(self) -> None:
+        """Close without a close frame, for a client that takes none, while its handler may go on.
+
+        What the server holds is still sent for as long as the client takes it; then the connection is cut.
+        """
         ...
 
     def abort(self) -> None:

@@ -24,8 +24,9 @@ class Limits:
         idle_timeout_seconds: How long a client may say nothing (pongs do not count) until it is closed with 4008.
             Defaults to none.
         max_age_seconds: How long a connection may last until it is closed with 4010. Defaults to none.
-        max_message_bytes: Largest message a client may send (characters, for text); above it the connection is closed
-            with 1009. The server's own limit comes first. Defaults to 1 MiB.
+        max_message_bytes: Largest message a client may send, a text in UTF-8; above it the connection is closed with
+            1009, on the direct lane before the message is assembled or inflated. A lower limit of the server's own
+            comes first. Defaults to 64 KiB: so much a client can make every one of its connections hold.
         max_messages_per_second: How many messages a client may send per second, in the long run; above it the
             connection is closed with 4029. Defaults to none.
         max_burst: How many messages it may send at once for that. Defaults to twice a second's worth, at least 1.
@@ -41,7 +42,7 @@ class Limits:
     heartbeat_message: object = None
     idle_timeout_seconds: float | None = None
     max_age_seconds: float | None = None
-    max_message_bytes: int | None = 1024 * 1024
+    max_message_bytes: int | None = 64 * 1024
     max_messages_per_second: float | None = None
     max_burst: int | None = None
     max_channels: int | None = 1000

@@ -8,6 +8,7 @@ import os
 import random
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.calls import CallQueue
@@ -43,6 +44,10 @@ logger = logging.getLogger("backplane.running")
 
 # How long handlers may take, behind the last close of a drain, to come to their end.
 _HANDLERS_SECONDS: Final = 2.0
+
+
+def _at_once(callback: Callable[[], None]) -> None:
+    callback()
 
 
 class Client(Protocol):
@@ -89,6 +94,7 @@ class Running:
         self.statistics = Statistics()
         self.draining = False
         self._connections: dict[Client, str] = {}
+        self._ended = 0  # clients whose handler has ended, and whose transport is still there
         self._by_client: Counter[str] = Counter()
         self._emptied = asyncio.Event()
         self._buffer = OutageBuffer(
@@ -134,20 +140,24 @@ class Running:
             self.bursts.log(logger, logging.INFO, "refused a client: this worker drains")
             raise ClosedError("this worker is about to end: connect again, to another one")
         most, most_of_one = self.settings.max_connections, self.settings.max_connections_per_client
-        if most is not None and len(self._connections) >= most:
+        if most is not None and len(self._connections) + self._ended >= most:
             raise self._one_too_many("this worker has as many connections as it may: try again later")
         if most_of_one is not None and self._by_client[client_key] >= most_of_one:
             raise self._one_too_many(f"a client may have {most_of_one} connections")
         self._connections[connection] = client_key
         self._by_client[client_key] += 1
 
-    def dismiss(self, connection: Client) -> None:
-        """Forget a client that has ended."""
+    def dismiss(self, connection: Client, when_gone: Callable[[Callable[[], None]], None] = _at_once) -> None:
+        """Forget a client whose handler has ended; it counts until its transport is gone.
+
+        Args:
+            connection: The client.
+            when_gone: Calls what it is given when the transport is gone. Defaults to at once.
+        """
         client_key = self._connections.pop(connection, None)
         if client_key is not None:
-            self._by_client[client_key] -= 1
-            if not self._by_client[client_key]:
-                del self._by_client[client_key]
+            self._ended += 1
+            when_gone(partial(self._forget, client_key))
         if not self._connections:
             self._emptied.set()
 
@@ -218,10 +228,16 @@ class Running:
             last_gap_seconds_ago=_since(hub.last_gap_at, now),
             last_gap_reason=hub.last_gap_reason,
             channels=len(hub.channels),
-            connections=len(self._connections),
+            connections=len(self._connections) + self._ended,
             subscriptions=len(self.subscriptions),
             buffered=len(self._buffer),
         )
+
+    def _forget(self, client_key: str) -> None:
+        self._ended -= 1
+        self._by_client[client_key] -= 1
+        if not self._by_client[client_key]:
+            del self._by_client[client_key]
 
 
 def _since(moment: float | None, now: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from contextlib import AbstractAsyncContextManager
 
     from backplane.lane import Lane
@@ -62,4 +62,8 @@ class ServerSocket(Socket, Protocol):
 
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
         """Finish the handshake."""
+        ...
+
+    def when_gone(self, callback: Callable[[], None], /) -> None:
+        """Call `callback` once the client's transport is gone, and at once where the server does not report it."""
         ...

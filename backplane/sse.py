@@ -21,6 +21,7 @@ import json
 import logging
 import random
 from base64 import b64encode
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from starlette.datastructures import Headers
@@ -28,6 +29,7 @@ from starlette.responses import Response
 
 from backplane.denial import denial
 from backplane.errors import BackplaneError, BrokerError, ConfigurationError, SlowConsumerError
+from backplane.lane import when_gone
 from backplane.message import Gap, Message
 from backplane.subscription import Subscription
 
@@ -208,7 +210,7 @@ class _EventStreamResponse(Response):
                 running.statistics.streams_closed += 1
         finally:
             stream.end()
-            running.dismiss(stream)
+            running.dismiss(stream, partial(when_gone, scope))
 
     async def _join(self, stream: EventStream, scope: Scope) -> None:
         address = (scope.get("client") or ("",))[0]

@@ -10,11 +10,11 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from backplane.denial import denial, deny
 from backplane.errors import BackplaneError, BrokerError, ClosedError, LifecycleError, RefusedError
-from backplane.lane import EXTENSION
+from backplane.lane import EXTENSION, when_gone
 from backplane.outgoing import SocketGoneError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable
 
     from starlette.websockets import WebSocket
 
@@ -112,6 +112,10 @@ class StarletteSocket:
             return
         with suppress(*_GONE):
             await self._websocket.close(code, reason)
+
+    def when_gone(self, callback: Callable[[], None], /) -> None:
+        """Call `callback` once the client's transport is gone, and at once where the server does not report it."""
+        when_gone(self._websocket.scope, callback)
 
     async def _refuse(self, error: BackplaneError) -> None:
         with suppress(*_GONE):

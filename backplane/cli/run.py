@@ -11,6 +11,7 @@ import typer
 
 from backplane.cli.terminal import fail, failing_in_words, require_modules
 from backplane.registry import broadcaster_from_url
+from backplane.server.bounds import BOUNDS
 
 __all__ = ["run"]
 
@@ -40,9 +41,8 @@ def run(
         Literal["critical", "error", "warning", "info", "debug", "trace"], typer.Option(help="What Uvicorn logs.")
     ] = "info",
     timeout_graceful_shutdown: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="SECONDS", help="How long an end may take.", show_default="as long as it takes"),
-    ] = None,
+        int, typer.Option(min=0, metavar="SECONDS", help="How long an end may take, after the drain.")
+    ] = BOUNDS["timeout_graceful_shutdown"],
     shared_compression: Annotated[
         bool, typer.Option("--shared-compression", help="Compress what is published once for all clients.")
     ] = False,
@@ -56,7 +56,10 @@ def run(
         os.environ["BACKPLANE_URL"] = url  # which the workers inherit
     protocol = "SharedCompressionProtocol" if shared_compression else "DirectLaneProtocol"
     options = {
+        "--http": "backplane.server.http:BoundedHTTPProtocol",
         "--ws": f"backplane.server.uvicorn:{protocol}",
+        "--ws-max-size": BOUNDS["ws_max_size"],
+        "--ws-per-message-deflate": shared_compression or BOUNDS["ws_per_message_deflate"],
         "--workers": workers,
         "--host": host,
         "--port": port,

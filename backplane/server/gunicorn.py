@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from backplane.errors import MissingDependencyError
+from backplane.server.bounds import BOUNDS
+from backplane.server.http import BoundedHTTPProtocol
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
 
 try:
@@ -16,12 +18,20 @@ __all__ = ["SharedCompressionWorker", "Worker"]
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]
-    """A Uvicorn worker with `backplane.server.uvicorn.DirectLaneProtocol`."""
+    """A Uvicorn worker with the direct lane and bounds on what a client may cost.
 
-    CONFIG_KWARGS = {**UvicornWorker.CONFIG_KWARGS, "ws": DirectLaneProtocol}  # noqa: RUF012
+    A class of one's own with other `CONFIG_KWARGS`, which are options of `uvicorn.Config`, changes them.
+    """
+
+    CONFIG_KWARGS = {  # noqa: RUF012
+        **UvicornWorker.CONFIG_KWARGS,
+        **BOUNDS,
+        "http": BoundedHTTPProtocol,
+        "ws": DirectLaneProtocol,
+    }
 
 
 class SharedCompressionWorker(Worker):
-    """A Uvicorn worker with `backplane.server.uvicorn.SharedCompressionProtocol`."""
+    """The same, with `backplane.server.uvicorn.SharedCompressionProtocol`."""
 
-    CONFIG_KWARGS = {**Worker.CONFIG_KWARGS, "ws": SharedCompressionProtocol}  # noqa: RUF012
+    CONFIG_KWARGS = {**Worker.CONFIG_KWARGS, "ws": SharedCompressionProtocol, "ws_per_message_deflate": True}  # noqa: RUF012

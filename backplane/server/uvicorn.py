@@ -1,17 +1,20 @@
 """Uvicorn with the direct lane: `uvicorn app:app --ws backplane.server.uvicorn:DirectLaneProtocol`.
 
-Handshake, closing, pings, limits and the access log stay Uvicorn's. What the lane leans on beyond Uvicorn's documented
-interface is looked for at the first connection: where anything is missing, the class is Uvicorn's own protocol.
+Handshake, closing, pings, limits and the access log stay Uvicorn's; what a client may cost is bounded. What all of it
+leans on beyond Uvicorn's documented interface is looked for at the first connection: where anything is missing, the
+class is Uvicorn's own protocol, bounded by `backplane.server.transport` alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from backplane.errors import LifecycleError, MissingDependencyError
-from backplane.lane import EXTENSION
+from backplane.lane import EXTENSION, TRANSPORT
+from backplane.server.transport import BoundedProtocol
 
 try:
     from uvicorn import __version__ as uvicorn_version
@@ -27,6 +30,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from websockets.frames import Frame
+
     from backplane.lane import LaneUser
 
 __all__ = ["DirectLaneProtocol", "SharedCompressionProtocol"]
@@ -34,18 +39,26 @@ __all__ = ["DirectLaneProtocol", "SharedCompressionProtocol"]
 logger = logging.getLogger("backplane.server.uvicorn")
 
 _PING: Final = b"\x89\x00"
+_PONG: Final = b"\x8a"
 
 _STATE: Any = getattr(ServerProtocol, "state", None)
 
+_MAX_SIZE: Final = next((name for name in ("max_message_size", "max_size") if hasattr(ServerProtocol(), name)), "")
 
-class DirectLaneProtocol(WebSocketsSansIOProtocol):
-    """Uvicorn's protocol, with a `backplane.lane.Lane` in the scope of every WebSocket."""
+# For the client's answer to a close frame, after which the transport is closed; Uvicorn waits 10 s.
+_ANSWER_SECONDS: Final = 5.0
+
+
+class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
+    """Uvicorn's protocol, with a `backplane.lane.Lane` in the scope of every WebSocket, and bounds on its cost."""
 
     _offers_lane: bool | None = None  # of the process; not known before the first connection
     _lane: _UvicornLane | None = None
+    _pong: bytes | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.close_timeout = _ANSWER_SECONDS
         if DirectLaneProtocol._offers_lane is None:
             DirectLaneProtocol._offers_lane = _finds_everything(self)
 
@@ -56,7 +69,7 @@ class DirectLaneProtocol(WebSocketsSansIOProtocol):
             self._lane = _UvicornLane(self.conn, self.transport, self.loop.time())
             _watch(self.conn, self._lane)
             extensions: dict[str, Any] = self.scope.setdefault("extensions", {})
-            extensions[EXTENSION] = self._lane
+            extensions |= {EXTENSION: self._lane, TRANSPORT: self.client_transport}
         return super().run_asgi()
 
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
@@ -69,6 +82,10 @@ class DirectLaneProtocol(WebSocketsSansIOProtocol):
         if self._lane is not None:
             self._lane.last_heard = self.loop.time()
         super().data_received(data)
+        if not self.handshake_initiated and not self.transport.is_closing():
+            # websockets refused the request, which came in one piece, and Uvicorn waits for the rest of it.
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
 
     def eof_received(self) -> None:
         """End the lane: the transport closes, though not before it has written what it holds."""
@@ -89,10 +106,45 @@ class DirectLaneProtocol(WebSocketsSansIOProtocol):
             self._lane.pause()
 
     def resume_writing(self) -> None:
-        """Let the lane go first; an awaited `send` goes on if that has not filled the transport again."""
+        """Let a pong go, then the lane; an awaited `send` goes on if that has not filled the transport again."""
+        pong, self._pong = self._pong, None
+        if pong is not None and self.conn.state is State.OPEN:
+            self.transport.write(pong)
         if self._lane is None or self._lane.resume():
             super().resume_writing()
             self.writable.set()
+
+    def handle_ping(self) -> None:
+        """Answer; to a client that does not read, the last of its pings only (RFC 6455, section 5.5.3)."""
+        if not self._offers_lane or self.writable.is_set():
+            return super().handle_ping()
+        output = self.conn.data_to_send()
+        self._pong = next((frame for frame in reversed(output) if frame.startswith(_PONG)), self._pong)
+        return self.transport.write(b"".join(frame for frame in output if not frame.startswith(_PONG)))
+
+    def handle_cont(self, event: Frame) -> None:
+        """Join a fragment to those before it: Uvicorn keeps an object of each, of empty ones too."""
+        if event.fin or not self._offers_lane:
+            super().handle_cont(event)
+        elif len(self.frames) == 1:
+            self.frames.append(bytearray(event.data))  # type: ignore[arg-type]  # to be joined, which takes any bytes
+        else:
+            self.frames[1] += event.data
+
+    def send_receive_event_to_app(self) -> None:
+        """Hand a message on; one that is no text ends the client without the traceback that Uvicorn logs for it."""
+        if self._offers_lane and self.curr_msg_data_type == "text" and not self.close_sent:
+            self.frames = [b"".join(self.frames)]
+            if not _is_text(self.frames[0]):
+                self.frames = []
+                self.conn.fail(1007)
+                return self.handle_parser_exception()
+        return super().send_receive_event_to_app()
+
+    def transport_closes(self) -> None:
+        """Note that a denial has answered the handshake, or Uvicorn logs an error that nothing has."""
+        if self.initial_response is not None:
+            self.handshake_complete = True
 
     def _end_lane(self) -> None:
         if self._lane is not None:
@@ -156,9 +208,20 @@ class _UvicornLane:
         self.write = self._transport.write
         return user.lane_writable(self.writable)
 
+    def limit_messages(self, max_bytes: int, /) -> None:
+        of_server: int | None = getattr(self._conn, _MAX_SIZE)
+        if of_server is None or max_bytes < of_server:
+            setattr(self._conn, _MAX_SIZE, max_bytes)
+        elif max_bytes > of_server:
+            _report_lower_limit(of_server, max_bytes)
+
     def ping(self) -> None:
         if self.writable:
             self.write(_PING)
+
+    def close(self) -> None:
+        self.end()
+        self._transport.close()
 
     def abort(self) -> None:
         self._transport.abort()
@@ -215,6 +278,15 @@ def _watch(conn: Any, lane: _UvicornLane) -> None:
     conn.lane = lane
 
 
+@cache  # once, not for every client
+def _report_lower_limit(of_server: int, of_application: int) -> None:
+    logger.warning(
+        "messages may have %d bytes, as the server's ws_max_size has it, though the application allows %d",
+        of_server,
+        of_application,
+    )
+
+
 def _discard(_: bytes) -> None:
     """Write to a lane that is not open."""
 
@@ -228,6 +300,11 @@ def _finds_everything(protocol: WebSocketsSansIOProtocol) -> bool:
         "run_asgi with its scope": _names(base, "run_asgi", "scope"),
         "on_task_complete": hasattr(base, "on_task_complete"),
         "transport": hasattr(protocol, "transport"),
+        "the largest size of a message": bool(_MAX_SIZE),
+        "frames": _names(base, "handle_cont", "frames") and _names(base, "send_receive_event_to_app", "frames"),
+        "handle_parser_exception": _names(base, "handle_parser_exception", "close_sent"),
+        "handle_ping": _names(base, "handle_ping", "data_to_send"),
+        "close_timeout": _names(base, "send", "close_timeout"),
         "loop": isinstance(getattr(protocol, "loop", None), asyncio.AbstractEventLoop),
         "a send that waits until writable": isinstance(getattr(protocol, "writable", None), asyncio.Event)
         and _names(base, "send", "writable"),
@@ -242,6 +319,13 @@ def _finds_everything(protocol: WebSocketsSansIOProtocol) -> bool:
             ", ".join(missing),
         )
     return not missing
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        return data.isascii() or bool(data.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _names(owner: type, method: str, name: str) -> bool:

@@ -17,6 +17,7 @@ import uvicorn
 import uvicorn.protocols.websockets.websockets_sansio_impl as sansio
 from websockets.asyncio.client import connect
 from websockets.client import ClientProtocol
+from websockets.exceptions import ConnectionClosedError
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
@@ -542,6 +543,88 @@ async def test_server_that_reads_no_more() -> None:
         assert [text async for text in client.texts()] == ["last"]
 
 
+@pytest.mark.parametrize("compression", ["deflate", None])
+@pytest.mark.parametrize(
+    ("of_application", "of_server", "limit"), [(1000, 2000, 1000), (2000, 1000, 1000), (9, None, 9)]
+)
+async def test_limit_of_messages(
+    of_application: int,
+    of_server: int | None,
+    limit: int,
+    compression: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The lower limit counts, the application's or the server's; that the server's is lower is logged once."""
+    server_module._report_lower_limit.cache_clear()  # pyright: ignore[reportPrivateUsage]
+
+    async def application(socket: Accepting) -> None:
+        socket.lane.limit_messages(of_application)
+        await socket.accept()
+        while (message := await socket.receive())["type"] == "websocket.receive":
+            await socket.send(str(len(message["text"])))
+
+    async with serving(application, ws_max_size=of_server) as server:
+        for _ in range(2):
+            async with connect(server.url, compression=compression) as client:
+                await client.send("x" * limit)
+                assert await client.recv() == str(limit)
+                if compression is None:  # a compressed fragment is refused if it is longer than what is left
+                    await client.send(["x" * (limit - 1), "x"])
+                    assert await client.recv() == str(limit)
+                await client.send(["x" * (limit - 1), "xx"])
+                with pytest.raises(ConnectionClosedError) as caught:
+                    await client.recv()
+                assert caught.value.rcvd is not None
+                assert caught.value.rcvd.code == 1009
+    words = [record.getMessage() for record in caplog.records if record.name == "backplane.server.uvicorn"]
+    assert len(words) == (of_application > limit)
+    assert all("1000 bytes" in word and "ws_max_size" in word for word in words)
+
+
+async def test_write_is_the_transports_own() -> None:
+    """What bounds a client costs a message nothing: the lane writes by the event loop's method, and nothing between."""
+
+    async def application(socket: Accepting) -> None:
+        user = await socket.accept_with_user()
+        write: Any = socket.lane.write
+        assert type(write.__self__).__module__.partition(".")[0] in {"asyncio", "uvloop"}
+        user.offer("there")
+        await socket.close()
+
+    async with serving(application) as server, server.client() as client:
+        assert [text async for text in client.texts()] == ["there", "last"]
+
+
+async def test_last_ping_is_answered() -> None:
+    """A client that reads again gets the pong of its last ping, in time, among what waited for it."""
+    spilled = asyncio.Event()
+    full = asyncio.Event()
+
+    async def application(socket: Accepting) -> None:
+        user = await socket.accept_with_user()
+        while not user.spill:
+            user.offer("x" * 65_536)
+        spilled.set()
+        before = socket.lane.last_heard
+        while socket.lane.last_heard == before:
+            await asyncio.sleep(0.001)
+        full.set()
+        await user.closed.wait()
+
+    async with serving(application) as server, server.client() as client:
+        await spilled.wait()
+        for number in range(100):
+            client.send(Opcode.PING, b"%d" % number)
+        await full.wait()
+        pongs: list[bytes] = []
+        async for frame in client.frames():
+            if frame.opcode is Opcode.PONG:
+                pongs.append(bytes(frame.data))
+                client.send(Opcode.CLOSE, Close(1000, "").serialize())
+        assert pongs[-1] == b"99"
+        assert len(pongs) < 10
+
+
 class OtherProtocol(ServerProtocol):
     """What a later Uvicorn might use in place of the class that is known."""
 
@@ -551,6 +634,7 @@ class OtherProtocol(ServerProtocol):
     [
         pytest.param((sansio, "ServerProtocol", OtherProtocol), "not as expected: conn", id="another class"),
         pytest.param((server_module, "_STATE", None), "the state of conn", id="no state"),
+        pytest.param((server_module, "_MAX_SIZE", ""), "the largest size of a message", id="no limit"),
     ],
 )
 async def test_another_uvicorn(

@@ -7,8 +7,10 @@ import socket
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.request import urlopen
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.brokers.process import end, free_port, start, wait_until
@@ -26,14 +28,30 @@ class User:
     def lane_closed(self): ...
 
 async def app(scope, receive, send):
+    if scope["type"] == "http":
+        body = b"bounded" if "backplane.transport" in scope["extensions"] else b"not bounded"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        return await send({"type": "http.response.body", "body": body})
     assert scope["type"] == "websocket"
     await receive()
     await send({"type": "websocket.accept"})
+    if scope["path"] == "/echo":
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({**message, "type": "websocket.send"})
+        return
     lane = scope["extensions"]["backplane.lane"]
     lane.attach(User())
     lane.write(encode_frame(f"{lane.deflate_window_bits} {os.environ['BACKPLANE_URL']}"))
     await send({"type": "websocket.close"})
 """
+WORKER = """
+from backplane.server.gunicorn import Worker
+
+
+class MyWorker(Worker):
+    CONFIG_KWARGS = {**Worker.CONFIG_KWARGS, "ws_max_size": 4 * 1024 * 1024, "timeout_graceful_shutdown": 5}
+"""
+MIB = 1024 * 1024
 GUNICORN = ("gunicorn", "shop:app", "--workers", "2", "--bind", "127.0.0.1:{port}", "-k")
 RUN = ("backplane.cli", "run", "shop:app", "--workers", "2", "--port", "{port}")
 
@@ -42,6 +60,7 @@ RUN = ("backplane.cli", "run", "shop:app", "--workers", "2", "--port", "{port}")
 def serving(command: tuple[str, ...], folder: Path) -> Generator[str]:
     """Run a server, entered when it listens; it must end on SIGTERM."""
     (folder / "shop.py").write_text(APPLICATION, encoding="utf-8")
+    (folder / "worker.py").write_text(WORKER, encoding="utf-8")
     port, log = free_port(), folder / "log"
     # Gunicorn puts a control socket into the home folder.
     environment = {"BACKPLANE_URL": "memory://", **os.environ, "HOME": str(folder), "XDG_RUNTIME_DIR": ""}
@@ -76,3 +95,34 @@ def test_server_has_the_lane(command: tuple[str, ...], words: str, tmp_path: Pat
     """The application finds the lane, and what it writes to it reaches the client."""
     with serving(command, tmp_path) as url, connect(url, open_timeout=20) as client:
         assert client.recv(timeout=20) == words
+
+
+@pytest.mark.parametrize(
+    ("command", "deflates", "limit"),
+    [
+        pytest.param(RUN, False, MIB, id="run"),
+        pytest.param(
+            (*RUN, "--", "--ws-per-message-deflate=true", "--ws-max-size=9000"), True, 9000, id="run, options"
+        ),
+        pytest.param((*RUN, "--shared-compression"), True, MIB, id="run, shared"),
+        pytest.param((*GUNICORN, "backplane.server.gunicorn.Worker"), False, MIB, id="gunicorn"),
+        pytest.param(
+            (*GUNICORN, "backplane.server.gunicorn.SharedCompressionWorker"), True, MIB, id="gunicorn, shared"
+        ),
+        pytest.param((*GUNICORN, "worker.MyWorker"), False, 4 * MIB, id="gunicorn, a worker of one's own"),
+    ],
+)
+def test_server_is_bounded(command: tuple[str, ...], deflates: bool, limit: int, tmp_path: Path) -> None:
+    """HTTP is bounded, a message may have 1 MiB, a client has no compression of its own; or what is asked for."""
+    with serving(command, tmp_path) as url:
+        with urlopen(url.replace("ws:", "http:"), timeout=20) as answer:
+            assert answer.read() == b"bounded"
+        with connect(f"{url}/echo", open_timeout=20, max_size=None) as client:
+            assert bool(client.protocol.extensions) is deflates
+            client.send(b"x" * limit)
+            assert len(client.recv(timeout=20)) == limit
+            client.send(b"x" * (limit + 1))
+            with pytest.raises(ConnectionClosed) as caught:
+                client.recv(timeout=20)
+    assert caught.value.rcvd is not None
+    assert caught.value.rcvd.code == 1009

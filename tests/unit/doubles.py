@@ -60,10 +60,12 @@ class FakeLane:
         takes: How many more writes the transport takes before it pauses; `None`: all.
         pings: How many were asked for.
         aborted: Whether it was cut.
+        closed: Whether it was closed without a close frame.
         last_heard: As in `Lane`, set by the test.
         reading: As in `Lane`, set by the test.
         deflate_window_bits: As in `Lane`, set by the test.
         on_write: Called behind each write.
+        max_message_bytes: What the client's messages were limited to.
     """
 
     def __init__(self) -> None:
@@ -71,10 +73,12 @@ class FakeLane:
         self.takes: int | None = None
         self.pings = 0
         self.aborted = False
+        self.closed = False
         self.last_heard = 0.0
         self.reading = True
         self.buffered_bytes = 0
         self.deflate_window_bits: int | None = None
+        self.max_message_bytes: int | None = None
         self.writable = True
         self.ended = False
         self.on_write: Callable[[bytes], object] | None = None
@@ -106,9 +110,18 @@ class FakeLane:
         self._user = user
         user.lane_writable(self.writable)
 
+    def limit_messages(self, max_bytes: int, /) -> None:
+        """Keep it."""
+        self.max_message_bytes = max_bytes
+
     def ping(self) -> None:
         """Count it."""
         self.pings += 1
+
+    def close(self) -> None:
+        """End, and keep that it was closed without a close frame."""
+        self.closed = True
+        self.end()
 
     def abort(self) -> None:
         """Cut the connection."""

@@ -173,6 +173,10 @@ class FakeServerSocket(FakeSocket):
             self.refusals.append(error)
             raise
 
+    def when_gone(self, callback: Callable[[], None], /) -> None:
+        """Have no transport that outlives the handler."""
+        callback()
+
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
         """Finish the handshake, as told."""
         self.accepting += 1

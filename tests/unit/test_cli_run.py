@@ -67,10 +67,14 @@ def test_defaults(given: list[str]) -> None:
     assert run("shop:app") == (0, "")
     assert given == [
         "shop:app",
+        "--http=backplane.server.http:BoundedHTTPProtocol",
         "--ws=backplane.server.uvicorn:DirectLaneProtocol",
+        "--ws-max-size=1048576",
+        "--ws-per-message-deflate=False",
         "--host=127.0.0.1",
         "--port=8000",
         "--log-level=info",
+        "--timeout-graceful-shutdown=15",
     ]
     assert "BACKPLANE_URL" not in os.environ
 
@@ -81,7 +85,10 @@ def test_options_are_passed_on(given: list[str]) -> None:
     assert run("shop:app", *options, "--shared-compression", "--url", "memory://", "--", "--backlog", "9") == (0, "")
     assert given == [
         "shop:app",
+        "--http=backplane.server.http:BoundedHTTPProtocol",
         "--ws=backplane.server.uvicorn:SharedCompressionProtocol",
+        "--ws-max-size=1048576",
+        "--ws-per-message-deflate=True",
         "--workers=4",
         "--host=127.0.0.1",
         "--port=8000",

@@ -689,6 +689,7 @@ async def test_close_of_a_client_that_reads_nothing_is_bounded(
         await bounded(asyncio.create_task(connection.finish(1000)))
     assert socket.closed == []
     assert f"connection {connection.id} does not read its close frame" in caplog.messages
+    assert socket.lane is None or socket.lane.closed
 
 
 @pytest.mark.parametrize(
@@ -983,6 +984,15 @@ async def test_client_that_says_too_much(
     await connection.finish(1000)
     assert (socket.closed, what_happened(conduct)) == ([closed], {count: 1})
     assert caplog.messages == [f"closing connection {connection.id}: {closed[1]}"]
+
+
+@pytest.mark.parametrize("most_bytes", [4, None])
+async def test_limit_reaches_the_lane(most_bytes: int | None) -> None:
+    """The server learns the largest message before the handshake is accepted, so that it need not hold a larger one."""
+    async with hub_of(lane=True) as world:
+        _, socket = world.connection(opened=False, conduct=Conduct(limits=Limits(max_message_bytes=most_bytes)))
+        assert socket.lane is not None
+        assert socket.lane.max_message_bytes == most_bytes
 
 
 async def test_too_many_channels(world: World) -> None:

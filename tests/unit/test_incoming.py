@@ -110,7 +110,9 @@ async def test_is_waiting() -> None:
     ("limits", "said", "passing", "told"),
     [
         (Limits(max_message_bytes=4), ["1234", b"1234", "12345"], 2, (CloseCode.TOO_BIG, "at most 4 bytes")),
-        (Limits(max_message_bytes=4), ["éééé", b"12345"], 1, (CloseCode.TOO_BIG, "at most 4 bytes")),
+        (Limits(max_message_bytes=4), ["éé", "ééé"], 1, (CloseCode.TOO_BIG, "at most 4 bytes")),
+        (Limits(max_message_bytes=4), ["\U0001f600", "1\U0001f600"], 1, (CloseCode.TOO_BIG, "at most 4 bytes")),
+        (Limits(max_message_bytes=4), [b"1234", b"12345"], 1, (CloseCode.TOO_BIG, "at most 4 bytes")),
         (Limits(max_messages_per_second=0.001), ["1"] * 9, 1, (CloseCode.TOO_MANY_MESSAGES, "too many messages")),
         (Limits(max_messages_per_second=0.9), ["1"] * 9, 2, (CloseCode.TOO_MANY_MESSAGES, "too many messages")),
         (
@@ -126,7 +128,16 @@ async def test_is_waiting() -> None:
             (CloseCode.TOO_BIG, "at most 1 bytes"),
         ),
     ],
-    ids=["text", "binary", "rate", "two seconds' worth", "burst", "too big before too many"],
+    ids=[
+        "text",
+        "text counts in UTF-8",
+        "four bytes",
+        "binary",
+        "rate",
+        "two seconds' worth",
+        "burst",
+        "too big before too many",
+    ],
 )
 async def test_limit(limits: Limits, said: list[str | bytes], passing: int, told: tuple[CloseCode, str]) -> None:
     """What is at a limit is handed on, the first message over it is told with its code, and is the unseen end."""

@@ -21,7 +21,7 @@ def test_defaults() -> None:
         heartbeat_message=None,
         idle_timeout_seconds=None,
         max_age_seconds=None,
-        max_message_bytes=1024 * 1024,
+        max_message_bytes=64 * 1024,
         max_messages_per_second=None,
         max_burst=None,
         max_channels=1000,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING
+
 import pytest
 
 from backplane.errors import ClosedError, TooManyConnectionsError
 from backplane.running import Running
 from backplane.settings import Settings
 from tests.unit.doubles import ControlledBroadcaster, counted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.anyio
 
@@ -68,6 +74,36 @@ async def test_dismissed_twice_or_never_admitted() -> None:
     worker.admit(one, "alice")
     with pytest.raises(TooManyConnectionsError):
         worker.admit(refused, "alice")
+
+
+async def test_counts_until_its_transport_is_gone() -> None:
+    """A client whose handler has ended counts, for it, in all and in health, until its transport is gone."""
+    worker, guest, other = running(2, 1), Guest(), Guest()
+    gone: list[Callable[[], None]] = []
+    worker.admit(guest, "alice")
+    worker.admit(other, "bob")
+    worker.dismiss(guest, gone.append)
+    assert list(worker.connections) == [other]
+    assert worker.health().connections == 2
+    with pytest.raises(TooManyConnectionsError, match="as many connections as it may"):
+        worker.admit(guest, "carol")
+    worker.dismiss(other)
+    with pytest.raises(TooManyConnectionsError, match="a client may have 1"):
+        worker.admit(guest, "alice")
+    gone[0]()
+    assert worker.health().connections == 0
+    worker.admit(guest, "alice")
+
+
+async def test_drain_waits_for_no_transport() -> None:
+    """A drain is over when every handler has ended, whatever the clients have not read."""
+    worker, guest = running(), Guest()
+    gone: list[Callable[[], None]] = []
+    worker.admit(guest, "alice")
+    asyncio.get_running_loop().call_soon(worker.dismiss, guest, gone.append)
+    async with asyncio.timeout(1):
+        await worker.drain()
+    gone[0]()
 
 
 async def test_clients_that_left_cost_nothing() -> None:

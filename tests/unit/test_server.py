@@ -14,6 +14,7 @@ from backplane.errors import MissingDependencyError
     ("module", "missing", "words"),
     [
         ("backplane.server.gunicorn", "uvicorn_worker", "pip install gunicorn uvicorn-worker"),
+        ("backplane.server.http", "uvicorn.protocols.http.auto", "pip install 'uvicorn>=0.52.4'"),
         ("backplane.server.uvicorn", "websockets.server", "pip install 'uvicorn>=0.52.4' 'websockets>=14'"),
     ],
 )

@@ -1,0 +1,103 @@
+"""Uvicorn's HTTP protocol, bounded: `uvicorn app:app --http backplane.server.http:BoundedHTTPProtocol`.
+
+The same implementation as Uvicorn's `auto`, httptools where it is installed and h11 elsewhere, with three bounds that
+neither has: a request has a time in which its head must be complete, and a size; and a client that does not take the
+end of a response, such as an event stream, is cut.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from backplane.errors import MissingDependencyError
+from backplane.lane import TRANSPORT
+from backplane.server.transport import BoundedProtocol
+
+try:
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+except ImportError as error:
+    raise MissingDependencyError(f"this protocol needs uvicorn ({error}): pip install 'uvicorn>=0.52.4'") from error
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    _Auto = H11Protocol  # known when it is imported only
+else:
+    _Auto = AutoHTTPProtocol
+
+__all__ = ["BoundedH11Protocol", "BoundedHTTPProtocol"]
+
+# From the connection, or the first byte of a later request, to the end of its head. nginx: 60, centrifuge: 15.
+_HEAD_SECONDS: Final = 15.0
+_HEAD_BYTES: Final = 64 * 1024
+
+
+class _Bounded(BoundedProtocol):
+    """To be put before one of Uvicorn's HTTP protocols."""
+
+    transport: asyncio.Transport
+    cycle: Any
+    send_400_response: Callable[[str], None]
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._head_is_complete()
+        super().connection_lost(exc)
+
+    def parse_slice(self, data: bytes) -> None:
+        """Parse, and see whether a head was completed."""
+        before = self.cycle
+        super().parse_slice(data)
+        transport = self.client_transport
+        if transport is None or transport.owner is not self:  # it was a WebSocket's
+            return self._head_is_complete()
+        if self.cycle is not before:
+            # Its task exists, but has not begun.
+            self.cycle.scope.setdefault("extensions", {})[TRANSPORT] = _Exchange(self.cycle, transport.when_gone)
+            return self._head_is_complete()
+        if before is None or before.response_complete:
+            self._head_bytes += len(data)
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+            if self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("Request header fields too large.")
+        return None
+
+    def _head_is_complete(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+class BoundedHTTPProtocol(_Bounded, _Auto):
+    """Uvicorn's default implementation of HTTP, with bounds on what a client may cost."""
+
+
+class BoundedH11Protocol(_Bounded, H11Protocol):
+    """Uvicorn's implementation on h11, with the same bounds."""
+
+
+class _Exchange:
+    """A `backplane.lane.ClientTransport`: of one request, whose connection may serve another one after it."""
+
+    __slots__ = ("_cycle", "_when_gone")
+
+    def __init__(self, cycle: Any, when_gone: Callable[[Callable[[], None]], None]) -> None:
+        self._cycle = cycle
+        self._when_gone = when_gone
+
+    def when_gone(self, callback: Callable[[], None], /) -> None:
+        if self._cycle.response_complete and self._cycle.keep_alive:
+            callback()
+        else:
+            self._when_gone(callback)
