@@ -93,12 +93,14 @@ class DeliveryProbe:
                     finally:
                         self._ended += link.ended.done()
                 missed = postponed = self._ended = 0
-            except TimeoutError:
-                missed += 1
+            except (TimeoutError, PublishOutcomeUnknownError) as error:
+                if link.is_over and not isinstance(error, TimeoutError):
+                    raise
+                missed += 1  # where an adapter has replaced a connection, the next one gets its answer
                 if missed == MAX_MISSED:
-                    raise SilentLinkError(f"the link is silent: {MAX_MISSED} delivery probes got no answer") from None
+                    raise SilentLinkError(f"the link is silent: {MAX_MISSED} delivery probes got no answer") from error
             except (BrokerUnavailableError, SubscribeError, PublishError) as error:
-                if isinstance(error, PublishOutcomeUnknownError) or link.is_over:
+                if link.is_over:
                     raise
                 if not error.retriable:
                     return self._give_up(error)
