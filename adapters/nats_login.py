@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nats.aio.client import Client, RawCredentials
 from nats.aio.transport import TcpTransport
+from nats.errors import Error
 from pydantic import BaseModel
 
 from backplane.adapters.nats_group import unavailable
@@ -146,7 +147,9 @@ class NatsLogin:
             return
         except (OSError, BrokerError):
             raise
-        except Exception as error:  # of nats-py, nkeys, base64, PyNaCl: their words can show a secret
+        except Error as error:
+            raise unavailable(f"nats-py: {str(error).removeprefix('nats: ')}") from error
+        except Exception as error:  # of nkeys, base64, PyNaCl: their words can show a secret
             raise BrokerError(f"these credentials cannot be used ({type(error).__name__})", adapter="nats") from None
 
     def _credentials(self) -> Mapping[str, Any]:
@@ -195,7 +198,10 @@ class _Stream(TcpTransport):
 
     async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
         """Connect; a line may be as long as it may later."""
-        await super().connect(uri, MAX_LINE_BYTES, connect_timeout)
+        try:
+            await super().connect(uri, MAX_LINE_BYTES, connect_timeout)
+        except ValueError as error:  # of the resolver; a cluster may name anything
+            raise unavailable(f"{self._link.server} is no address: {error}") from error
 
     async def connect_tls(self, uri: Any, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int) -> None:
         """Encrypt, unless somebody has written in front of the handshake."""

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backplane import Backplane, BrokerError, BrokerUnavailableError, ConfigurationError, MissingDependencyError
+from backplane.adapters import nats_login
 from backplane.adapters.nats import NatsOptions
 from backplane.adapters.nats_link import NatsLink
 from backplane.adapters.nats_login import NatsLogin, Tls
@@ -46,12 +47,16 @@ class Attempt:
         sent: What the client sent.
         infos: The `server_id` of each INFO of which the link was informed.
         lost: Set when the link has reported its end.
+        served: Set when the server has sent what it sends before it waits for ever.
+        left: Set when the client has closed the connection.
     """
 
     def __init__(self, port: int, url: str, options: Mapping[str, str]) -> None:
         self.sent = b""
         self.infos: list[str] = []
         self.lost = asyncio.Event()
+        self.served = asyncio.Event()
+        self.left = asyncio.Event()
         self._login = NatsLogin(BrokerUrl.parse(url), NatsOptions.model_validate(options))
         self.link = NatsLink(
             RecordingSink(),
@@ -84,13 +89,17 @@ async def attempt(
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(greeting)
+        if not greeting:
+            attempted.served.set()
         answers = answer
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while answers or not closes:
                 attempted.sent += (line := await reader.readuntil(b"\r\n"))
                 if line == b"PING\r\n":
                     writer.write(answers)
+                    attempted.served.set()
                     answers = b"" if closes else PONG
+        attempted.left.set()
         writer.close()
 
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -251,6 +260,36 @@ async def test_a_login_that_fails(greeting: bytes, answer: bytes, words: str) ->
     async with attempt(greeting, answer, closes=True) as attempted:
         with pytest.raises(BrokerUnavailableError, match=words):
             await attempted.open()
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "a\0b", "none"])
+async def test_a_host_that_cannot_be_one(host: str) -> None:
+    """A name that no resolver takes, as a cluster may announce it, is an error of the broker."""
+    async with attempt() as attempted:
+        attempted.link.server = Server(host, 4222, "localhost")
+        with pytest.raises((BrokerError, OSError)):
+            await attempted.open()
+
+
+async def test_a_login_that_is_cancelled_leaves_no_connection() -> None:
+    """Wherever a login is cancelled, its connection ends."""
+    for greeting, answer in [(b"", b""), (INFO, b""), (INFO, b"PING\r\n")]:
+        async with attempt(greeting, answer) as attempted:
+            opening = asyncio.create_task(attempted.open())
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await attempted.served.wait()
+                opening.cancel()
+                await asyncio.wait([opening])
+                await attempted.left.wait()
+            assert opening.cancelled()
+
+
+async def test_nothing_leaves_in_clear_that_must_not() -> None:
+    """Whatever nats-py makes of an INFO, the transport on which TLS is wanted sends nothing without."""
+    async with attempt() as attempted:
+        stream = nats_login._Stream(attempted.link, Tls(True, False, no_context))
+        with pytest.raises(BrokerError, match="not encrypted"):
+            stream.write(b"CONNECT")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
