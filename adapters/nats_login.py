@@ -129,14 +129,14 @@ class NatsLogin:
             raise
 
     async def _log_in(self, stream: _Stream, link: NatsLink, tls: Tls) -> None:
-        client = Client()
+        client: Any = Client()
         client._transport = stream
         try:
             await client.connect(
                 f"nats://{link.server}",
                 error_cb=_give_up,
                 allow_reconnect=False,  # one link, and the core opens the next one
-                connect_timeout=None,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the caller's
+                connect_timeout=None,  # the caller has one
                 name=self._options.client_name,
                 tls=tls.make_context() if tls.required else None,
                 tls_hostname=link.server.tls_name,
