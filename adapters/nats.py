@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 from pydantic import Field
 
 from backplane.adapters.nats_group import unavailable
-from backplane.adapters.nats_link import NatsLink, Tls
-from backplane.adapters.nats_login import NatsLogin
+from backplane.adapters.nats_link import NatsLink
+from backplane.adapters.nats_login import NatsLogin, Tls
 from backplane.adapters.nats_servers import Server, Servers
 from backplane.broadcaster import Broadcaster, Capabilities, Options
 from backplane.channels import RESERVED_PREFIX
@@ -245,6 +245,7 @@ class NatsBroadcaster(Broadcaster):
         """Return a link to `server`, or add why there is none to `failures`."""
         link = NatsLink(
             sink,
+            server,
             on_lost=self._lost,
             on_info=self._informed,
             max_pending_bytes=self.options.max_pending_bytes,
@@ -252,7 +253,7 @@ class NatsBroadcaster(Broadcaster):
         )
         try:
             async with PatientTimeout(self.options.connect_timeout_seconds):
-                await link.open(server, self._tls, self._login.command)
+                await self._login.open(link, self._tls)
         except (OSError, BrokerError) as error:
             failures.append((link, error))
             return None

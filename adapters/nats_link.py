@@ -1,9 +1,10 @@
-"""One connection to a NATS server, from its first byte to its last.
+"""One connection to a NATS server, from its login to its last byte.
 
-The protocol is https://docs.nats.io/reference/reference-protocols/nats-protocol. The server works in order and confirms
-nothing but a PING. So commands are sent in groups, each with a PING at its end: the PONG confirms the group, and a
-refusal that arrives before it concerns this group. Publishes of one pass of the event loop share a group, for a refused
-publish is named; every subscription is a group of its own, for not every refused subscription is.
+nats-py has connected it and logged in; here its socket is taken over. The protocol is
+https://docs.nats.io/reference/reference-protocols/nats-protocol. The server works in order and confirms nothing but a
+PING. So commands are sent in groups, each with a PING at its end: the PONG confirms the group, and a refusal that
+arrives before it concerns this group. Publishes of one pass of the event loop share a group, for a refused publish is
+named; every subscription is a group of its own, for not every refused subscription is.
 """
 
 from __future__ import annotations
@@ -18,16 +19,15 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 from backplane.adapters.nats_group import Group, Publishes, Round, Subscription, line_refused, unavailable
 from backplane.adapters.nats_login import ServerInfo
 from backplane.adapters.nats_parser import MAX_LINE_BYTES, MAX_PAYLOAD_BYTES, NatsParser
-from backplane.adapters.nats_servers import Server
 from backplane.errors import BrokerError, PublishError
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Iterable, Mapping
 
+    from backplane.adapters.nats_servers import Server
     from backplane.broadcaster import Sink
 
-__all__ = ["Answer", "NatsLink", "Tls"]
+__all__ = ["Answer", "NatsLink"]
 
 _Group = TypeVar("_Group", bound=Group)
 
@@ -40,21 +40,6 @@ _WRITE_BYTES: Final = 64 * 1024
 # The shortest idle time after which load balancers and NATs forget a connection is some minutes.
 _KEEPALIVE_SECONDS: Final = 30
 _MAX_WORDS: Final = 300
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """Whether and how to encrypt.
-
-    Attributes:
-        required: End the connection where the server offers no TLS, before anything is sent.
-        first: Start with the handshake, before the server's INFO.
-        make_context: Called where it is used.
-    """
-
-    required: bool
-    first: bool
-    make_context: Callable[[], ssl.SSLContext]
 
 
 @dataclass(slots=True)
@@ -75,23 +60,25 @@ class NatsLink(asyncio.Protocol):
 
     Args:
         sink: Where messages and revoked subscriptions go.
-        on_lost: Called once, when it ends after `open` has returned.
+        server: Where it leads.
+        on_lost: Called once, when it ends after `take_over` has returned.
         on_info: Called after every INFO.
         max_pending_bytes: Most bytes published and not yet confirmed.
         line_limits: By the server's id, the most bytes that the arguments of a command may have at a server which ended
             a connection for more. Added to here.
 
     Attributes:
-        server: Where it leads, from `open` on.
+        server: Where it leads.
         info: The server's last INFO.
         is_encrypted: Whether TLS protects it.
-        is_up: Whether `open` has returned; it stays so after the end.
+        is_up: Whether `take_over` has returned; it stays so after the end.
         closed: Set while it is not connected.
     """
 
     def __init__(
         self,
         sink: Sink,
+        server: Server,
         *,
         on_lost: Callable[[NatsLink, BrokerError], None],
         on_info: Callable[[NatsLink], None],
@@ -105,8 +92,8 @@ class NatsLink(asyncio.Protocol):
         self._line_limits = line_limits
         self._pending_bytes = 0
         self._transport: asyncio.Transport | None = None
+        self._owner: object = None
         self._parser = NatsParser(self._message, self._control)
-        self._greeting: asyncio.Future[ServerInfo] = asyncio.get_running_loop().create_future()
         self._commands: list[bytes] = []
         self._commands_bytes = 0
         self._flush_is_due = False
@@ -118,7 +105,7 @@ class NatsLink(asyncio.Protocol):
         self._max_line_bytes = MAX_LINE_BYTES
         self._longest_confirmed = 0
         self._last_words = ""
-        self.server = Server.parse("")
+        self.server = server
         self.info = ServerInfo()
         self.is_encrypted = False
         self.is_up = False
@@ -135,58 +122,51 @@ class NatsLink(asyncio.Protocol):
         """Largest payload that the server accepts."""
         return self.info.max_payload if self.info.max_payload > 0 else MAX_PAYLOAD_BYTES
 
-    async def open(self, server: Server, tls: Tls, login: Callable[[ServerInfo, bool], bytes]) -> None:
-        """Connect and log in; `login` returns the CONNECT for the server's INFO, and for whether TLS protects it.
+    async def take_over(self, transport: asyncio.WriteTransport, received: bytes, owner: object) -> None:
+        """Go on with a connection that is logged in; return when the limits of its account are known.
 
         What fails, or is cancelled, leaves a connection that has to be aborted.
 
+        Args:
+            transport: The connection.
+            received: What was received on it and not read.
+            owner: Kept as long as this link: collected, it would close the transport.
+
         Raises:
-            OSError: There is no server, or its certificate is not trusted.
-            BrokerError: The server offers no TLS, or has ended the connection, with its words.
+            BrokerUnavailableError: The connection has ended.
         """
-        self.server = server
-        loop = asyncio.get_running_loop()
-        context = tls.make_context() if tls.first else None
-        name = server.tls_name
-        await loop.create_connection(
-            lambda: self, server.host, server.port, ssl=context, server_hostname=name if context else None
-        )
-        self.is_encrypted = context is not None
-        info = await self._greeting
-        if not self.is_encrypted and (tls.required or info.tls_required):
-            # INFO comes unprotected: whoever is on the way can take the offer out of it.
-            if not (info.tls_required or info.tls_available):
-                raise BrokerError("the server offers no TLS; nothing was sent to it", adapter="nats")
-            await self._encrypt(tls.make_context(), name)
-        await self._confirmed(login(info, self.is_encrypted))
+        self._owner = owner
+        self._transport = cast("asyncio.Transport", transport)
+        if transport.is_closing():
+            raise unavailable("the connection ended: closed by the server")
+        transport.set_protocol(self)
+        # Its former reader may have paused it, or taken notice of its end.
+        self._transport.pause_reading()
+        self._transport.resume_reading()
+        self._keep_alive()
+        self.closed.clear()
+        self.data_received(received)
         await self._confirmed(b"")  # an INFO with the account's own limits follows the first PONG
         self.is_up = True
 
-    async def _encrypt(self, context: ssl.SSLContext, name: str) -> None:
-        transport = self._require_transport()
-        if transport.is_closing():  # uvloop would fail in a callback
-            raise unavailable(f"the connection ended: {self._last_words or 'closed by the server'}")
-        self._parser = NatsParser(self._message, self._control)  # what came before the handshake is nobody's
-        encrypted = await asyncio.get_running_loop().start_tls(transport, self, context, server_hostname=name)
-        self._transport = cast("asyncio.Transport", encrypted)
-        self.is_encrypted = True
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport, and what lies between alive: a worker that only publishes may do so rarely."""
-        self._transport = cast("asyncio.Transport", transport)
-        connection: socket.socket = transport.get_extra_info("socket")
+    def _keep_alive(self) -> None:
+        """Keep what lies between alive: a worker that only publishes may do so rarely."""
+        connection: socket.socket = self._require_transport().get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_KEEPIDLE"):  # else the system's two hours
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_SECONDS)
-        self.closed.clear()
 
     def abort(self) -> None:
-        """End it at once; `closed` is set when that is done, except where `open` has failed."""
+        """End it at once; `closed` is set when that is done."""
         if self._transport is not None:
             self._transport.abort()
-        if not self._greeting.done():
-            self._greeting.cancel()
+
+    def inform(self, info: ServerInfo) -> None:
+        """Follow an INFO of the server."""
+        self.info = info
+        self._max_line_bytes = self._line_limits.get(info.server_id, MAX_LINE_BYTES)
+        self._on_info(self)
 
     async def settle(self) -> None:
         """Return when the server has confirmed all that was asked, or the connection has ended."""
@@ -248,9 +228,6 @@ class NatsLink(asyncio.Protocol):
         words = f"the connection ended: {self._last_words or exc or 'closed by the server'}"
         error = unavailable(words)
         self.closed.set()
-        if not self._greeting.done():
-            self._greeting.set_exception(error)
-            self._greeting.exception()  # whoever opened it may have been cancelled
         if self._unconfirmed and self._last_words.lower() == _LINE_TOO_LONG:
             too_long = self._unconfirmed[0].longest_line
             self._line_limits[self.info.server_id] = max(self._longest_confirmed, _power_of_two_below(too_long))
@@ -280,19 +257,9 @@ class NatsLink(asyncio.Protocol):
         elif line.startswith(b"-ERR"):
             self._refused(line[4:].decode(errors="replace").strip(" '"))
         elif line.startswith(b"INFO"):
-            self._inform(line[4:])
+            self.inform(_info(line[4:]))
         elif line != b"+OK":
             raise ValueError("an unknown command")
-
-    def _inform(self, text: bytes) -> None:
-        try:
-            self.info = ServerInfo.model_validate_json(text)
-        except ValueError:
-            raise ValueError("an INFO that cannot be read") from None
-        self._max_line_bytes = self._line_limits.get(self.info.server_id, MAX_LINE_BYTES)
-        if not self._greeting.done():
-            self._greeting.set_result(self.info)
-        self._on_info(self)
 
     def _refused(self, words: str) -> None:
         """Put a refusal into somebody's hands: of what awaits its PONG, of a standing subscription, or of them all."""
@@ -399,6 +366,13 @@ class NatsLink(asyncio.Protocol):
     def _require_transport(self) -> asyncio.Transport:
         assert self._transport is not None
         return self._transport
+
+
+def _info(text: bytes) -> ServerInfo:
+    try:
+        return ServerInfo.model_validate_json(text)
+    except ValueError:
+        raise ValueError("an INFO that cannot be read") from None
 
 
 def _power_of_two_below(size: int) -> int:

@@ -1,28 +1,40 @@
-"""The first lines of a NATS connection: what the server announces, and the CONNECT that answers it."""
+"""nats-py connects and logs in; what it is not left to decide stands here.
+
+The only module that knows nats-py. `_Stream` is its transport, so that every byte of a login passes here: an INFO is
+checked, and kept, before nats-py acts on it. Once the server has accepted the login, nats-py is stopped where it would
+begin to read by itself. Of its private names three are in use: `Client._transport`, for there is no other way to give
+it one, and `_io_reader` and `_io_writer` of its `TcpTransport`, for there is no other way to take the socket from it.
+"""
 
 from __future__ import annotations
 
-import base64
-import json
 import re
+from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from nats.aio.client import Client, RawCredentials
+from nats.aio.transport import TcpTransport
+from nats.errors import Error
 from pydantic import BaseModel
 
+from backplane.adapters.nats_group import unavailable
+from backplane.adapters.nats_parser import MAX_LINE_BYTES
 from backplane.errors import BrokerError, ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import asyncio
+    import ssl
+    from collections.abc import Callable, Mapping
 
     from backplane.adapters.nats import NatsOptions
+    from backplane.adapters.nats_link import NatsLink
     from backplane.broadcaster import BrokerUrl
 
-__all__ = ["NatsLogin", "ServerInfo"]
+__all__ = ["NatsLogin", "ServerInfo", "Tls"]
 
-_CREDENTIALS: Final = re.compile(r"-{3,}BEGIN ([A-Z ]+)-{3,}\s+(\S+)\s+-{3,}END")
+_CREDENTIALS: Final = re.compile(r"-{3,}BEGIN (NATS USER JWT|USER NKEY SEED)-{3,}\n\S+\n-{3,}END")
 
 
 class ServerInfo(BaseModel):
@@ -32,6 +44,7 @@ class ServerInfo(BaseModel):
         server_id: Another one after each start of the server.
         version: As `2.10.29`.
         max_payload: Largest payload for this connection, in bytes; no bound where it is not more than 0.
+        headers: Whether it knows headers.
         nonce: What an NKey has to sign.
         tls_required: Whether it expects a TLS handshake next.
         tls_available: Whether it accepts one.
@@ -42,11 +55,28 @@ class ServerInfo(BaseModel):
     server_id: str = ""
     version: str = ""
     max_payload: int = 0
+    headers: bool = False
     nonce: str | None = None
     tls_required: bool = False
     tls_available: bool = False
     connect_urls: list[str] | None = None
     ldm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Whether and how to encrypt.
+
+    Attributes:
+        required: End the connection where the server offers no TLS, before anything is sent.
+        first: Start with the handshake, before the server's INFO.
+        make_context: Called at each login that requires TLS. To a server that requires it though nobody here does,
+            nats-py connects with the system's authorities.
+    """
+
+    required: bool
+    first: bool
+    make_context: Callable[[], ssl.SSLContext]
 
 
 class NatsLogin:
@@ -72,59 +102,189 @@ class NatsLogin:
         }
         if len(kinds := [kind for kind, value in given.items() if value]) > 1:
             raise ConfigurationError(f"nats: {' and '.join(kinds)} are given, and a login takes one of them")
-        self._nkeys: Any = None
         if options.user_credentials or options.nkeys_seed:
             try:
-                self._nkeys = import_module("nkeys")
+                import_module("nkeys")  # nats-py would miss it at the login only
             except ImportError as error:
                 raise MissingDependencyError(
                     f"nats: NKeys need a package that is not installed ({error}): pip install 'fastapi-backplane[nats]'"
                 ) from error
 
-    def command(self, info: ServerInfo, over_tls: bool) -> bytes:
-        """Return the CONNECT that answers `info`.
+    async def open(self, link: NatsLink, tls: Tls) -> None:
+        """Connect to the server of `link`, log in, and let `link` go on with the connection.
+
+        What fails, or is cancelled, leaves no connection.
 
         Raises:
-            BrokerError: A file cannot be read, or holds no credentials.
+            OSError: There is no server, or its certificate is not trusted.
+            BrokerError: A file cannot be read or holds no credentials, the server offers no TLS, or it has ended the
+                connection, with its words.
         """
-        fields = {
-            "verbose": False,
-            "pedantic": False,
-            "tls_required": over_tls,
-            "lang": "python",
-            "version": version("fastapi-backplane"),
-            "protocol": 1,  # takes an INFO at any time
-            "headers": True,
-            **({"name": self._options.client_name} if self._options.client_name else {}),
-            **self._credentials(info),
-        }
-        return b"CONNECT %b\r\n" % json.dumps(fields).encode()
+        stream = _Stream(link, tls)
+        try:
+            await self._log_in(stream, link, tls)
+            await stream.hand_over()
+        except BaseException:
+            stream.abort()
+            raise
 
-    def _credentials(self, info: ServerInfo) -> Mapping[str, str]:
+    async def _log_in(self, stream: _Stream, link: NatsLink, tls: Tls) -> None:
+        client: Any = Client()
+        client._transport = stream
+        try:
+            await client.connect(
+                f"nats://{link.server}",
+                error_cb=_give_up,
+                allow_reconnect=False,  # one link, and the core opens the next one
+                connect_timeout=None,  # the caller has one
+                name=self._options.client_name,
+                tls=tls.make_context() if tls.required else None,
+                tls_hostname=link.server.tls_name,
+                tls_handshake_first=tls.first,
+                **self._credentials(),
+            )
+        except _LoggedInError:
+            return
+        except (OSError, BrokerError):
+            raise
+        except Error as error:
+            raise unavailable(f"nats-py: {str(error).removeprefix('nats: ')}") from error
+        except Exception as error:  # of nkeys, base64, PyNaCl: their words can show a secret
+            raise BrokerError(f"these credentials cannot be used ({type(error).__name__})", adapter="nats") from None
+
+    def _credentials(self) -> Mapping[str, Any]:
+        """Return them as arguments of `Client.connect`."""
         options = self._options
         if options.user_credentials:
-            parts = dict(_CREDENTIALS.findall(_read(options.user_credentials)))
-            if not parts.keys() >= {"NATS USER JWT", "USER NKEY SEED"}:
+            text = _read(options.user_credentials)
+            # nats-py searches for a JWT that is not there without end.
+            if set(_CREDENTIALS.findall(text)) != {"NATS USER JWT", "USER NKEY SEED"}:
                 raise BrokerError(f"{options.user_credentials} holds no JWT and NKey seed of a user", adapter="nats")
-            _, signature = self._sign(parts["USER NKEY SEED"], info.nonce)
-            return {"jwt": parts["NATS USER JWT"], "sig": signature}
+            return {"user_credentials": RawCredentials(text)}
         if options.nkeys_seed:
-            public_key, signature = self._sign(_read(options.nkeys_seed), info.nonce)
-            return {"nkey": public_key, "sig": signature}
+            return {"nkeys_seed_str": _read(options.nkeys_seed)}
         password = _read(options.password_file) if options.password_file else self._password
         if self._username is not None and password is not None:
-            return {"user": self._username, "pass": password}
+            return {"user": self._username, "password": password}
         token = password or self._username
-        return {"auth_token": token} if token else {}
+        return {"token": token} if token else {}
 
-    def _sign(self, seed: str, nonce: str | None) -> tuple[str, str]:
-        """Return the public key, and the signature under the server's nonce."""
+
+class _LoggedInError(Exception):
+    """Stops nats-py once the server has accepted the login, before it begins to read and to ping by itself."""
+
+
+class _Stream(TcpTransport):
+    """nats-py's transport, for one login.
+
+    Args:
+        link: What goes on with the connection, and is informed of every INFO.
+        tls: Whether to go on without TLS.
+    """
+
+    _io_reader: asyncio.StreamReader | None
+    _io_writer: asyncio.StreamWriter | None
+
+    def __init__(self, link: NatsLink, tls: Tls) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._link = link
+        self._tls = tls
+        self._is_greeted = False
+        self._unsent = b""
+
+    def __bool__(self) -> bool:
+        """Be there before the connection is, else nats-py makes a transport of its own."""
+        return True
+
+    async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
+        """Connect; a line may be as long as it may later."""
         try:
-            keys = self._nkeys.from_seed(bytearray(seed.encode()))
-            signature = keys.sign((nonce or "").encode())
-            return keys.public_key.decode(), base64.urlsafe_b64encode(signature).rstrip(b"=").decode()
-        except Exception as error:  # of nkeys, of base64, of PyNaCl: none of them a secret's place
-            raise BrokerError(f"the NKey seed is none ({type(error).__name__})", adapter="nats") from None
+            await super().connect(uri, MAX_LINE_BYTES, connect_timeout)
+        except ValueError as error:  # of the resolver; a cluster may name anything
+            raise unavailable(f"{self._link.server} is no address: {error}") from error
+
+    async def connect_tls(self, uri: Any, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int) -> None:
+        """Encrypt, unless somebody has written in front of the handshake."""
+        if await self._unread() or self._writer.is_closing():  # uvloop would fail in a callback
+            raise unavailable("the connection ended: not a TLS handshake after the INFO")
+        await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
+        self._link.is_encrypted = True
+
+    def write(self, payload: bytes) -> None:
+        """Keep it for the next `readline`: what leaves in one piece does not end the connection before it is read."""
+        if self._tls.required and not self._link.is_encrypted:  # whatever nats-py makes of an INFO
+            raise BrokerError("the connection is not encrypted; nothing was sent", adapter="nats")
+        self._unsent += payload
+
+    async def drain(self) -> None:
+        """Wait for nothing: a login is small."""
+
+    async def readline(self) -> bytes:
+        """Return the first INFO. Raise at the PONG, and at an error, of which nats-py does not notice each."""
+        self._flush()
+        while True:
+            try:
+                line: bytes = await super().readline()  # type: ignore[no-untyped-call]
+            except (ValueError, ConnectionError) as error:
+                raise unavailable(f"the connection ended: {error}") from error
+            if line == b"PONG\r\n":
+                raise _LoggedInError
+            if line == b"PING\r\n":
+                self.write(b"PONG\r\n")
+                self._flush()
+            elif line.startswith(b"INFO") and line.endswith(b"\r\n"):
+                if (greeting := self._informed(line[4:])) is not None:
+                    return greeting
+            else:
+                words = line.removeprefix(b"-ERR").decode(errors="replace").strip(" '\r\n")[:300]
+                raise unavailable(f"the connection ended: {words or 'closed by the server'}")
+
+    def _flush(self) -> None:
+        if self._unsent:
+            self._writer.write(self._unsent)
+            self._unsent = b""
+
+    def _informed(self, text: bytes) -> bytes | None:
+        """Let the link know of an INFO; return what nats-py is to know of the first one."""
+        try:
+            info = ServerInfo.model_validate_json(text)
+        except ValueError:
+            raise unavailable("the connection ended: the server sent an INFO that cannot be read") from None
+        self._link.inform(info)
+        if self._is_greeted:  # nats-py would take it for the answer to its CONNECT
+            return None
+        self._is_greeted = True
+        if self._tls.required and not (self._link.is_encrypted or info.tls_required or info.tls_available):
+            # INFO comes unprotected: whoever is on the way can take the offer out of it.
+            raise BrokerError("the server offers no TLS; nothing was sent to it", adapter="nats")
+        # nats-py encrypts where the server requires it. The servers of a cluster are remembered elsewhere.
+        known = info.model_copy(update={"tls_required": info.tls_required or self._tls.required})
+        return b"INFO %b\r\n" % known.model_dump_json(exclude={"connect_urls"}, exclude_none=True).encode()
+
+    async def hand_over(self) -> None:
+        """Let the link go on with the connection, and with what was received on it and not read."""
+        await self._link.take_over(self._writer.transport, await self._unread(), self)
+
+    def abort(self) -> None:
+        """End the connection at once, where there is one."""
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()
+
+    @property
+    def _writer(self) -> asyncio.StreamWriter:
+        assert self._io_writer is not None
+        return self._io_writer
+
+    async def _unread(self) -> bytes:
+        """Return what was received and not read; the reader is of no use after that."""
+        assert self._io_reader is not None
+        self._io_reader.feed_eof()  # so that `read` waits for nothing
+        return await self._io_reader.read()
+
+
+async def _give_up(error: Exception) -> None:
+    """Raise what nats-py could not do, in place of another try."""
+    raise error
 
 
 def _read(path: str) -> str:

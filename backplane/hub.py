@@ -58,15 +58,15 @@ class Subscriber(Protocol):
 class _OpenGap:
     """A gap that has to be told, with those who were there when it opened.
 
-    `refused`: they know that the broker grants the channel no longer.
+    `notices`: of what else they were notified since.
     """
 
-    __slots__ = ("reason", "refused", "witnesses")
+    __slots__ = ("notices", "reason", "witnesses")
 
     def __init__(self, reason: str, witnesses: tuple[Subscriber, ...]) -> None:
         self.reason = reason
         self.witnesses = witnesses
-        self.refused = False
+        self.notices: set[str] = set()
 
 
 class Hub:
@@ -169,18 +169,33 @@ class Hub:
         Args:
             refused: The channels, each with the broker's reason.
         """
-        gaps = {channel: self._open_gaps.get(channel) for channel in refused}
-        # Without an open gap nobody received the channel before; and once is enough.
-        news = {channel: gap for channel, gap in gaps.items() if gap is not None and not gap.refused}
-        if not news:
-            return
-        reasons = SubscribeError({channel: refused[channel] for channel in news})
-        words = "the broker refuses channels, their subscribers receive nothing: %s"
-        self._bursts.log(logger, logging.ERROR, words, reasons)
-        for channel, gap in news.items():
-            gap.refused = True
-            gap.reason = f"the broker refused the channel: {refused[channel]}"
-            self._tell(channel, gap)
+        if news := self._notify(refused, "the broker refused the channel"):
+            words = "the broker refuses channels, their subscribers receive nothing: %s"
+            self._bursts.log(logger, logging.ERROR, words, SubscribeError(news))
+
+    def doubt(self, unconfirmed: Mapping[str, str]) -> None:
+        """Notify the subscribers of channels that the broker does not confirm again, now, and again when it does.
+
+        Args:
+            unconfirmed: The channels, each with the broker's reason.
+        """
+        if news := self._notify(unconfirmed, "the broker has not confirmed the channel again"):
+            shown = SubscribeError({}, unconfirmed=news)
+            words = "the broker does not confirm channels, their subscribers receive nothing: %s"
+            self._bursts.log(logger, logging.ERROR, words, shown)
+
+    def _notify(self, reasons: Mapping[str, str], notice: str) -> Mapping[str, str]:
+        """Notify the subscribers of those channels to whom it is news; return these channels with their reasons."""
+        news: dict[str, str] = {}
+        for channel, reason in reasons.items():
+            gap = self._open_gaps.get(channel)
+            # Without an open gap nobody received the channel before; and once is enough.
+            if gap is not None and notice not in gap.notices:
+                news[channel] = reason
+                gap.notices.add(notice)
+                gap.reason = f"{notice}: {reason}"
+                self._tell(channel, gap)
+        return news
 
     def revoke(self, channels: Collection[str], reason: str) -> None:
         """Open a gap on subscriptions that the broker took away, and ask for them again."""

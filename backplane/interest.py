@@ -68,6 +68,7 @@ class Interest:
         self._changed = asyncio.Event()
         self.on_confirmed: Callable[[Collection[str]], None] = _ignore
         self.on_refused: Callable[[Mapping[str, str]], None] = _ignore
+        self.on_overdue: Callable[[Mapping[str, str]], None] = _ignore
         self._closed = False
 
     @property
@@ -247,6 +248,8 @@ class Interest:
         self.on_confirmed(confirmed)
         self._refuse(refused)
         self._postpone(unconfirmed)
+        if unconfirmed and self._retry_seconds == _MAX_RETRY_SECONDS:  # no passing state
+            self.on_overdue(unconfirmed)
 
     def _confirm(self, channel: str) -> None:
         self._answered(channel)

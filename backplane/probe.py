@@ -98,7 +98,7 @@ class DeliveryProbe:
                 if missed == MAX_MISSED:
                     raise SilentLinkError(f"the link is silent: {MAX_MISSED} delivery probes got no answer") from None
             except (BrokerUnavailableError, SubscribeError, PublishError) as error:
-                if isinstance(error, PublishOutcomeUnknownError) or link.is_over:
+                if link.is_over:
                     raise
                 if not error.retriable:
                     return self._give_up(error)
@@ -149,7 +149,12 @@ class DeliveryProbe:
             link.probe_subscribed = True
         sent = loop.time()
         link.echo = loop.create_future()
-        await self._broadcaster.publish(self.channel, b"")
+        try:
+            await self._broadcaster.publish(self.channel, b"")
+        except PublishOutcomeUnknownError:
+            if link.is_over:
+                raise
+            await loop.create_future()  # an adapter has replaced a connection: a missed probe, once its time is up
         link.answered()
         if there_and_back:
             await link.echo

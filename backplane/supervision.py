@@ -107,6 +107,7 @@ class Supervisor:
         self._rebuilding = False
         interest.on_confirmed = hub.tell_gaps
         interest.on_refused = hub.refuse
+        interest.on_overdue = hub.doubt
         self.state: LinkState = "starting"
         self.generation = 0
         self.max_payload_bytes = broadcaster.capabilities.max_payload_bytes

@@ -68,9 +68,13 @@ class NatsProcess(ProcessBroker):
         self._file.write_text(config)
         self.url = f"nats://{login and login + '@'}127.0.0.1:{self.port}"
 
+    def configure(self, config: str) -> None:
+        """Put `config` in place of the lines it starts with the next time."""
+        self._file.write_text(config)
+
     def reload(self, config: str) -> None:
         """Let it read `config` in place of the lines it has; returns before it has done so."""
-        self._file.write_text(config)
+        self.configure(config)
         self._running().send_signal(signal.SIGHUP)
 
     def enter_lame_duck_mode(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import nats
@@ -233,9 +233,10 @@ async def test_tls(private_nats: StartNats, tmp_path: Path) -> None:
         heard = await anext(messages)
         assert isinstance(heard, Message)
         assert heard.data == b"x" * 500_000
-    with pytest.raises(BrokerError, match="not trusted") as raised:
-        await Backplane(url).start()
-    assert raised.value.retriable is False
+    for untrusting in (url, broker.url):  # the server requires it
+        with pytest.raises(BrokerError, match="not trusted") as raised:
+            await Backplane(untrusting).start()
+        assert raised.value.retriable is False
 
 
 async def test_the_next_server_of_a_cluster_is_taken(nats_broker: Broker) -> None:
@@ -333,6 +334,31 @@ async def test_a_join_over_the_limit_gets_the_first_free_place(private_nats: Sta
         async with backplane.subscribe("three") as messages:
             await backplane.publish("three", "hello")
             assert (await anext(messages)).channel == "three"
+
+
+async def test_a_server_that_comes_back_with_less_room_is_reported(private_nats: StartNats) -> None:
+    """Of five subscribers at a server that comes back with three places, the two without get a gap with its words.
+
+    When there is room for them again, they get another one, and what is published after it.
+    """
+    broker = private_nats("")
+    assert isinstance(broker, NatsProcess)
+    names = [f"room-{number}" for number in range(5)]
+    async with Backplane(broker.url) as backplane, AsyncExitStack() as stack:
+        rooms = [await stack.enter_async_context(backplane.subscribe(name)) for name in names]
+        broker.kill9()
+        broker.configure("max_subscriptions: 3")
+        broker.start()
+        gaps = [await anext(room) for room in rooms]
+        full = [number for number, gap in enumerate(gaps) if "maximum subscriptions" in cast("Gap", gap).reason]
+        assert len(full) == 2
+        broker.kill9()
+        broker.configure("")
+        broker.start()
+        for number in full:
+            assert isinstance(await anext(rooms[number]), Gap)
+            await backplane.publish(names[number], "hello")
+            assert isinstance(await anext(rooms[number]), Message)
 
 
 async def test_a_full_server_has_no_place_for_the_probe(private_nats: StartNats) -> None:

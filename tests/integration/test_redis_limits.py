@@ -25,7 +25,7 @@ from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.redis import RedisConfig
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from backplane import Subscription
     from tests.conftest import StartRedis
@@ -272,8 +272,20 @@ async def test_publishes_that_wait_for_the_replacement_keep_their_order(private_
             assert set(certain) <= set(received) <= set(certain) | unknown
 
 
+async def until_mine(messages: Subscription) -> AsyncIterator[str | bytes]:
+    """Yield the data of what comes, gaps aside, up to the message `mine`."""
+    async for item in messages:
+        if isinstance(item, Message):
+            yield item.data
+            if item.data == "mine":
+                return
+
+
 async def test_a_half_open_connection_that_publishes_is_replaced(private_redis: StartRedis) -> None:
-    """A middlebox that forgets the idle flow of a worker which only listens is found, and nobody has a gap."""
+    """A middlebox that forgets the flow of a worker which only listens is found, by the adapter or by the probe.
+
+    The adapter replaces the one connection, the probe the link, with a gap; whichever comes first, publishing works.
+    """
     broker = private_redis()
     forgotten: list[bytes] = []
 
@@ -296,10 +308,10 @@ async def test_a_half_open_connection_that_publishes_is_replaced(private_redis: 
             while await publishers(outside) <= before:
                 number += 1
                 await outside.publish("room", f"{number}")
-                assert (await receive(messages)).data == f"{number}"
                 await asyncio.sleep(0.02)
-        await backplane.publish("room", "mine")
-        assert (await receive(messages)).data == "mine"
+            await backplane.wait_for_state("live")
+            await backplane.publish("room", "mine")
+            assert [item async for item in until_mine(messages)][-1:] == ["mine"]
 
 
 async def test_a_pause_of_the_process_is_no_silence_of_the_server(private_redis: StartRedis) -> None:

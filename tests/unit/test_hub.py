@@ -46,6 +46,7 @@ class Worker:
         self.hub = Hub(self.interest)
         self.interest.on_confirmed = self.hub.tell_gaps
         self.interest.on_refused = self.hub.refuse
+        self.interest.on_overdue = self.hub.doubt
 
     async def joined(self, *channels: str) -> RecordingSubscriber:
         """Return a subscriber that has joined `channels`."""
@@ -569,6 +570,49 @@ async def test_many_refused_channels_are_few_lines(caplog: pytest.LogCaptureFixt
         assert line.startswith(
             "the broker refuses channels, their subscribers receive nothing: subscription refused: 'room0'"
         )
+
+
+async def test_unconfirmed_on_a_new_link(caplog: pytest.LogCaptureFixture) -> None:
+    """Subscribers of a channel that a new link leaves unconfirmed get one gap while it does, and one when it does not.
+
+    Whoever joins meanwhile missed nothing, and gets none.
+    """
+    async with running() as worker:
+        subscriber = await worker.joined("a")
+        await worker.lose_link()
+        worker.broadcaster.doubts["a"] = "no place"
+        worker.open_link()
+        newcomer = asyncio.create_task(worker.joined("a"))
+        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 8)  # two more than it takes
+        await let_tasks_run()
+        gap = lost(reason="the broker has not confirmed the channel again: no place")
+        assert subscriber.heard == [gap]
+        assert caplog.messages == [
+            "the broker does not confirm channels, their subscribers receive nothing: not confirmed yet: 'a': no place"
+        ]
+        worker.broadcaster.doubts.clear()
+        late = await newcomer
+        worker.deliver("a", "1")
+        await let_tasks_run()
+        assert subscriber.heard == [gap, gap, "1"]
+        assert late.heard == ["1"]
+
+
+async def test_unconfirmed_and_then_refused() -> None:
+    """The final word on a channel that was unconfirmed is another gap, with the broker's reason."""
+    async with running() as worker:
+        subscriber = await worker.joined("a")
+        await worker.lose_link()
+        worker.broadcaster.doubts["a"] = "no place"
+        worker.open_link()
+        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 6)
+        await let_tasks_run()
+        assert len(subscriber.heard) == 1
+        worker.broadcaster.doubts.clear()
+        worker.broadcaster.refusals["a"] = "not yours"
+        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 7)
+        await let_tasks_run()
+        assert subscriber.heard[1] == lost(reason="the broker refused the channel: not yours")
 
 
 async def test_close() -> None:

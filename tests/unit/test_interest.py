@@ -425,8 +425,10 @@ class Listener:
     def __init__(self, interest: Interest) -> None:
         self.confirmed: list[list[str]] = []
         self.refused: list[tuple[str, str]] = []
+        self.overdue: list[Mapping[str, str]] = []
         interest.on_confirmed = self.on_confirmed
         interest.on_refused = self.on_refused
+        interest.on_overdue = self.overdue.append
 
     def on_confirmed(self, channels: Collection[str]) -> None:
         """Keep a confirmation."""
@@ -607,6 +609,29 @@ async def test_unconfirmed_channel_is_asked_for_again(broadcaster: ControlledBro
         broadcaster.doubts.clear()
         await joining
         assert (set(interest.confirmed), broadcaster.channels) == ({"a", "b"}, {"a", "b"})
+
+
+async def test_channel_that_stays_unconfirmed_is_overdue(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that is unconfirmed again and again, until the pauses are longest, is reported; one that waits is not.
+
+    So a passing state of the broker troubles nobody.
+    """
+    interest = interest_of()
+    listener = Listener(interest)
+    async with following(interest, broadcaster):
+        await interest.want("a")
+        interest.forget_link()
+        broadcaster.doubts["a"] = "no place"
+        await interest.subscribe_all(broadcaster)
+        await broadcaster.until(lambda: len(broadcaster.calls) == 5)
+        await let_tasks_run()
+        assert listener.overdue == []
+        await broadcaster.until(lambda: len(broadcaster.calls) == 6)
+        await let_tasks_run()
+        assert listener.overdue == [{"a": "no place"}]
+        broadcaster.doubts.clear()
+        await interest.want("a")
+        assert (listener.confirmed[-1], len(listener.overdue)) == (["a"], 1)
 
 
 async def test_unconfirmed_channel_in_time_names_the_reason(broadcaster: ControlledBroadcaster) -> None:

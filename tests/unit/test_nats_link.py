@@ -11,15 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backplane import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
-from backplane.adapters.nats_link import NatsLink, Tls
+from backplane.adapters.nats import NatsOptions
+from backplane.adapters.nats_link import NatsLink
+from backplane.adapters.nats_login import NatsLogin, Tls
 from backplane.adapters.nats_servers import Server
+from backplane.broadcaster import BrokerUrl
 from backplane.testing import RecordingSink
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator
 
-    from backplane.adapters.nats_login import ServerInfo
     from backplane.errors import BrokerError
 
 pytestmark = pytest.mark.anyio
@@ -52,13 +54,14 @@ class PlayedServer:
 class Played:
     """A link and the server at its other end."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int) -> None:
         self.sink = RecordingSink()
         self.lost: list[BrokerError] = []
         self.infos = 0
         self.line_limits: dict[str, int] = {}
         self.link = NatsLink(
             self.sink,
+            Server("127.0.0.1", port, "localhost"),
             on_lost=lambda _, error: self.lost.append(error),
             on_info=self._count,
             max_pending_bytes=10_000_000,
@@ -75,15 +78,9 @@ def no_context() -> ssl.SSLContext:
     raise AssertionError("TLS was not asked for")
 
 
-def connect_command(_info: ServerInfo, _over_tls: bool) -> bytes:
-    """Return a CONNECT without credentials."""
-    return b"CONNECT {}\r\n"
-
-
 @asynccontextmanager
 async def played() -> AsyncGenerator[Played]:
     """A link that is logged in."""
-    both = Played()
     connected: asyncio.Future[PlayedServer] = asyncio.get_running_loop().create_future()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -91,11 +88,12 @@ async def played() -> AsyncGenerator[Played]:
 
     listener = await asyncio.start_server(accept, "127.0.0.1", 0, limit=1_000_000)
     port: int = listener.sockets[0].getsockname()[1]
-    where, tls = Server("127.0.0.1", port, "localhost"), Tls(False, False, no_context)
-    opening = asyncio.create_task(both.link.open(where, tls, connect_command))
+    both = Played(port)
+    login = NatsLogin(BrokerUrl.parse("nats://localhost"), NatsOptions())
+    opening = asyncio.create_task(login.open(both.link, Tls(False, False, no_context)))
     server = both.server = await connected
     server.send(INFO.strip())
-    await server.until(b"CONNECT {}\r\nPING\r\n")
+    await server.until(b"PING\r\n")
     server.send(b"PONG")
     await server.until(b"PING\r\n")
     server.send(b"PONG")

@@ -62,7 +62,18 @@ PUBLIC_NAMES = [
 ]
 
 # What an application may not have, or may want to import later.
-OPTIONAL_PACKAGES = ["aiokafka", "fastapi", "hiredis", "nkeys", "redis", "rich", "starlette", "typer", "uvicorn"]
+OPTIONAL_PACKAGES = [
+    "aiokafka",
+    "fastapi",
+    "hiredis",
+    "nats",
+    "nkeys",
+    "redis",
+    "rich",
+    "starlette",
+    "typer",
+    "uvicorn",
+]
 
 
 def python(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -96,6 +96,18 @@ async def test_probe_that_fails_rebuilds_the_link(error: Exception) -> None:
         await made.reaches("live", generation=2)
 
 
+async def test_probe_over_a_replaced_connection_is_one_missed_probe() -> None:
+    """An unknown outcome on a link that stands is a missed probe: the adapter has replaced a connection of its own."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter, BRISK_PROBE) as made:
+        listener = await made.listener("a")
+        adapter.publish_errors[PROBE_CHANNEL] = PublishOutcomeUnknownError("replaced")
+        await adapter.until(lambda: probes(adapter) == 1)
+        del adapter.publish_errors[PROBE_CHANNEL]
+        await adapter.until(lambda: probes(adapter) >= 3)
+        assert (made.supervisor.generation, listener.heard) == (1, [])
+
+
 async def test_probe_keeps_the_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe that comes back keeps the link live and says how long the way took; subscribers do not see it."""
     pace = Pace(monkeypatch)

@@ -187,15 +187,24 @@ def test_unescaped_password(scheme: str, reserved: str) -> None:
     assert SECRET not in shown
 
 
-@pytest.mark.parametrize("scheme", ["redis", "rediss"])
-def test_missing_extra(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "extra", "package"),
+    [
+        ("redis", "redis", "hiredis"),
+        ("rediss", "redis", "hiredis"),
+        ("nats", "nats", "nats.aio.client"),
+        ("tls", "nats", "nats.aio.client"),
+    ],
+)
+def test_missing_extra(scheme: str, extra: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its client library an adapter is refused with the command that installs it."""
-    monkeypatch.setitem(sys.modules, "hiredis", None)
-    monkeypatch.delitem(sys.modules, "backplane.adapters.redis", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in ("redis", "nats", "nats_login"):
+        monkeypatch.delitem(sys.modules, f"backplane.adapters.{module}", raising=False)
     with pytest.raises(MissingDependencyError) as caught:
         broadcaster_from_url(f"{scheme}://:s3cr3t@localhost")
     assert str(caught.value).startswith(f"{scheme}:// needs a package that is not installed (")
-    assert str(caught.value).endswith(": pip install 'fastapi-backplane[redis]'")
+    assert str(caught.value).endswith(f": pip install 'fastapi-backplane[{extra}]'")
     assert isinstance(caught.value, ImportError)
     assert isinstance(caught.value.__cause__, ImportError)
     assert SECRET not in str(caught.value)
