@@ -117,7 +117,7 @@ class _TlsConnection(SSLConnection):
     """TLS to an address, with a certificate for the name that has it."""
 
     def __init__(self, context: ssl.SSLContext, name: str, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(**settings)  # pyright: ignore[reportUnknownMemberType]
         # redis-py's own would trust the system's authorities beside `ssl_ca_certs`.
         self.ssl_context.context = context
         self._name = name
