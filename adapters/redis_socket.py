@@ -4,6 +4,9 @@ The one module that knows redis-py. The private names in use are the same from r
 `_writer` of a connection, and `_connection_arguments`, what it opens the socket with.
 """
 
+# The types of redis-py are not complete.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -117,7 +120,7 @@ class _TlsConnection(SSLConnection):
     """TLS to an address, with a certificate for the name that has it."""
 
     def __init__(self, context: ssl.SSLContext, name: str, **settings: Any) -> None:
-        super().__init__(**settings)  # pyright: ignore[reportUnknownMemberType]
+        super().__init__(**settings)
         # redis-py's own would trust the system's authorities beside `ssl_ca_certs`.
         self.ssl_context.context = context
         self._name = name
@@ -131,7 +134,7 @@ class _Parser(DefaultParser):  # type: ignore[valid-type,misc]  # a variable, wh
 
     @classmethod
     def parse_error(cls, response: str) -> Any:
-        error = super().parse_error(response)
+        error: Any = super().parse_error(response)
         error.reply = response
         return error
 
