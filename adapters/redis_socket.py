@@ -111,7 +111,7 @@ def _connection(address: Address, login: Login, client_name: str | None, tls: tu
         settings |= {"host": address[0], "port": address[1], "socket_keepalive": True}
         connection = Connection(**settings) if tls is None else _TlsConnection(*tls, **settings)
     # No CLIENT SETINFO: each refusal of it stands in the server's ACL LOG, and redis-py drops what answers it, the word
-    # of a server that lets nobody in as well. Up to 7.1 redis-py reads the first two names, from then on the third.
+    # of a server that lets nobody in as well. Old versions of redis-py read the first two names, new ones the third.
     connection.lib_name = connection.lib_version = connection.driver_info = None
     return connection
 
