@@ -1,8 +1,9 @@
 """`redis://`, `rediss://` and `unix://`: Redis pub/sub; `valkey://` and `valkeys://` are the same.
 
-Two connections: one publishes, in order and many commands per write; the other, opened with the first subscription,
-receives. The one that receives is the link: with it messages are missed, and its end is a lost link. One that
-publishes is replaced in silence where the other stands, for then nobody missed anything.
+redis-py connects, speaks TLS and logs in; then its socket is taken over, because its own `PubSub` reconnects in secret
+and loses messages without a word. Two connections: one publishes, in order and many commands per write; the other,
+opened with the first subscription, receives. The one that receives is the link: with it messages are missed, and its
+end is a lost link. One that publishes is replaced in silence where the other stands, for then nobody missed anything.
 
 PUBLISH works on a replica, and on a primary that was replaced, and reaches only those who are there. So both
 connections must lead to one primary, and `check` asks again and again whether they still do.

@@ -17,10 +17,12 @@ import hiredis
 from backplane.adapters.redis_error import connect_error, login_error, meaning, unavailable
 from backplane.adapters.redis_link import Address, RedisLink, Server
 from backplane.adapters.redis_options import speaks_tls, tls_context
+from backplane.adapters.redis_socket import open_socket
 from backplane.deadline import PatientTimeout
-from backplane.errors import BrokerError
+from backplane.errors import BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Collection, Coroutine, Sequence
 
     from backplane.adapters.redis_options import Login, RedisOptions
@@ -72,52 +74,32 @@ class Endpoint:
             BrokerAuthenticationError: The server refused the credentials.
             BrokerError: It has no certificate that is trusted.
         """
-        where = self.where if address == self._target else f"{self.where} ({text(address)})"
         try:
-            async with PatientTimeout(self._options.connect_timeout_seconds):
-                await self._connect(link, address)
-                await self._log_in(link, login, where)
-        except TimeoutError as error:
-            link.end("it was given up")
-            silent = TimeoutError(f"no answer within {self._options.connect_timeout_seconds:g} s")
-            raise self._error(silent, where) from error
-        except OSError as error:
-            link.end("it was given up")
-            raise self._error(error, where) from error
+            await self._connect(link, address, login)
         except BaseException:
             link.end("it was given up")
             raise
         link.address = address
 
-    async def _connect(self, link: RedisLink, address: Address) -> None:
-        loop = asyncio.get_running_loop()
-        tls: dict[str, Any] = {}
-        if speaks_tls(self._url):
-            tls = {"ssl": tls_context(self._options), "server_hostname": self._target[0]}
-        if isinstance(address, str):
-            await loop.create_unix_connection(lambda: link, address)
-        else:
-            await loop.create_connection(lambda: link, *address, **tls)
+    async def _connect(self, link: RedisLink, address: Address, login: Login) -> None:
+        where = self.where if address == self._target else f"{self.where} ({text(address)})"
+        verb = b"AUTH"
+        try:
+            async with PatientTimeout(self._options.connect_timeout_seconds):
+                await open_socket(link, address, login, client_name=self._options.client_name, tls=self._tls())
+                verb = b"PING"  # only the answer shows that the server wants a password
+                await link.ask(verb)
+        except hiredis.ReplyError as reply:
+            if (refused := login_error(verb, reply, where)) is not None:
+                raise refused from reply
+        except TimeoutError as error:
+            silent = TimeoutError(f"no answer within {self._options.connect_timeout_seconds:g} s")
+            raise self._error(silent, where) from error
+        except (OSError, BrokerUnavailableError) as error:
+            raise self._error(error, where) from error
 
-    async def _log_in(self, link: RedisLink, login: Login, where: str) -> None:
-        username, password = login
-        commands: list[list[bytes]] = []
-        if username or password:
-            given = [username, password or ""] if username else [password or ""]
-            commands.append([b"AUTH", *(word.encode() for word in given)])
-        if self._options.client_name is not None:
-            commands.append([b"CLIENT", b"SETNAME", self._options.client_name.encode()])
-        commands.append([b"PING"])  # only the answer shows that the server wants a password
-        answers = await asyncio.gather(*(link.ask(*words) for words in commands), return_exceptions=True)
-        for words, answer in zip(commands, answers, strict=True):
-            if isinstance(answer, hiredis.ReplyError):
-                error = login_error(words[0], answer, where)
-                if error is not None:
-                    raise error from answer
-            elif isinstance(answer, BrokerError):  # it ended in the middle
-                raise self._error(answer, where) from answer
-            elif isinstance(answer, BaseException):
-                raise answer
+    def _tls(self) -> tuple[ssl.SSLContext, str] | None:
+        return (tls_context(self._options), str(self._target[0])) if speaks_tls(self._url) else None
 
     def _error(self, error: Exception, where: str) -> BrokerError:
         return connect_error(error, where, scheme=self._url.scheme, tls=speaks_tls(self._url))

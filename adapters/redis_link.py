@@ -7,9 +7,7 @@ reply cannot be taken for a message.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -58,6 +56,7 @@ class RedisLink(asyncio.Protocol):
         server: What the server reported then.
         loss: Why it ended; `None` while it stands, and before it was made.
         closed: Set while it holds no socket.
+        streams: What made the socket. Kept: collected, it would close it.
     """
 
     def __init__(self) -> None:
@@ -66,6 +65,7 @@ class RedisLink(asyncio.Protocol):
         self.loss: BrokerError | None = None
         self.closed = asyncio.Event()
         self.closed.set()
+        self.streams: object = None
         self._parser = hiredis.Reader()
         self._transport: asyncio.Transport | None = None
         self._on_lost: Callable[[BrokerError], None] | None = None
@@ -141,8 +141,6 @@ class RedisLink(asyncio.Protocol):
         """Take the socket."""
         self._transport = cast("asyncio.Transport", transport)
         self.closed.clear()
-        with suppress(OSError):  # a Unix socket
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if self.loss is not None:  # given up while it was being made
             self._transport.abort()
 

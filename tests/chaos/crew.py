@@ -21,6 +21,7 @@ from tests.chaos.checker import GAP, Verdict, check
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
+    from backplane import StateChange
     from tests.chaos.checker import Event, Outcome
 
 __all__ = ["CHANNELS", "QUICK", "Crew", "Member", "talking", "watched_loop"]
@@ -43,6 +44,7 @@ class Member:
         outcomes: For each channel what it was told of each message, by number.
         seen: For each channel messages and gaps as they came.
         degraded_at: When its link was lost, each time, by the event loop's clock.
+        links: How many links were tried, the present one included.
     """
 
     def __init__(self, name: str, url: str, settings: Settings) -> None:
@@ -51,8 +53,9 @@ class Member:
         self.outcomes: dict[str, list[Outcome]] = {channel: [] for channel in CHANNELS}
         self.seen: dict[str, list[Event]] = {channel: [] for channel in CHANNELS}
         self.degraded_at: list[float] = []
+        self.links = 0
         self._heard = asyncio.Event()
-        self.backplane.on_state(lambda change: self._state_changed(change.new))
+        self.backplane.on_state(self._state_changed)
 
     async def listen(self, ready: asyncio.Event) -> None:
         """Hear until cancelled."""
@@ -99,8 +102,9 @@ class Member:
         """Whether the last messages of all speakers have come."""
         return all(set(numbers) <= set(self.seen[channel][-1000:]) for channel, numbers in last.items())
 
-    def _state_changed(self, state: str) -> None:
-        if state == "degraded":
+    def _state_changed(self, change: StateChange) -> None:
+        self.links = change.generation
+        if change.new == "degraded":
             self.degraded_at.append(asyncio.get_running_loop().time())
 
 
@@ -168,6 +172,11 @@ class Crew:
             if told and not speaker.degraded_at:
                 whole.faults.append(f"{speaker.name} had no outage and was told {told}")
         return whole
+
+    @property
+    def failed_openings(self) -> int:
+        """How many links of one member ended before they were live; each can end channels that it had confirmed."""
+        return max(member.links - 1 - len(member.degraded_at) for member in self.members)
 
     @property
     def unknown(self) -> int:

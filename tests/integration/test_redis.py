@@ -27,12 +27,14 @@ from backplane import (
     Settings,
     SubscribeError,
 )
+from backplane.adapters import redis_connect
 from backplane.testing import FaultProxy
 from backplane.testing.harness import next_message
 from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig
 
 if TYPE_CHECKING:
+    from backplane.adapters.redis_link import Address
     from tests.brokers.broker import Broker
     from tests.conftest import StartRedis
 
@@ -84,6 +86,22 @@ async def test_a_certificate_that_is_not_trusted_fails_the_start_at_once(private
     url = private_redis(RedisConfig(tls=True)).url.partition("?")[0]
     with pytest.raises(BrokerError, match="not trusted") as raised:
         await Backplane(url).start()
+    assert raised.value.retriable is False
+
+
+async def test_the_certificate_is_one_for_the_name(private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever address of a name is connected to, the certificate must hold the name of the URL."""
+    broker = private_redis(RedisConfig(tls=True))  # its certificate is for localhost and 127.0.0.1
+    port = int(broker.url.rpartition(":")[2].partition("?")[0])
+
+    async def resolve(*_: object) -> list[Address]:
+        return [("127.0.0.1", port)]
+
+    monkeypatch.setattr(redis_connect, "_resolve", resolve)
+    async with Backplane(broker.url.replace("127.0.0.1", "localhost")) as backplane:
+        await backplane.publish("room", "hello")
+    with pytest.raises(BrokerError, match=r"not trusted.*name\.example") as raised:
+        await Backplane(broker.url.replace("127.0.0.1", "name.example")).start()
     assert raised.value.retriable is False
 
 

@@ -391,6 +391,31 @@ async def test_gap_is_told_once_for_each_loss() -> None:
         assert len(listener.heard) == 2
 
 
+async def test_link_that_ends_between_two_batches_is_a_loss_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel whose gap was reported on a link that ended before it was live has a second one, the others one."""
+
+    class Adrift(Adapter):
+        is_cut = False
+
+        async def subscribe(self, channels: Collection[str]) -> None:
+            if self.is_cut and self.verbs[-1] == "subscribe":
+                self.is_cut = False
+                raise BrokerUnavailableError("gone between two batches")
+            await super().subscribe(channels)
+
+    monkeypatch.setattr("backplane.interest._BATCH", 1)
+    adapter = Adrift()
+    async with supervised(adapter) as made:
+        listeners = [await made.listener("a"), await made.listener("b")]
+        adapter.is_cut = True
+        adapter.cut()
+        await made.reaches("live", generation=3)
+        for listener in listeners:
+            await listener.hears(1)
+        await let_tasks_run()
+        assert sorted(len(listener.heard) for listener in listeners) == [1, 2]
+
+
 async def test_no_gap_where_the_adapter_resumes() -> None:
     """An adapter that goes on where it was has missed nothing."""
     async with supervised(Adapter(resumes=True)) as made:
