@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import ssl
-from importlib import import_module
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from backplane.adapters.redis_error import unavailable
 from backplane.broadcaster import Options
+from backplane.credentials import CREDENTIALS_PATTERN, ask_credentials
 from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError
 
@@ -33,7 +30,7 @@ class RedisOptions(Options):
 
     prefix: str = Field(default="", max_length=255)
     """Put in front of every channel name on the server, to share it among applications or to fit an ACL."""
-    credentials: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")
+    credentials: str | None = Field(default=None, pattern=CREDENTIALS_PATTERN)
     """`package.module:callable`, called at each connect in place of user and password in the URL, for tokens that
     expire. Returns a password, `(password,)` or `(username, password)`; async, or run in a thread."""
     db: int = Field(default=0, ge=0)
@@ -86,22 +83,16 @@ async def login(url: BrokerUrl, options: RedisOptions) -> Login:
 
     Raises:
         ConfigurationError: The callable cannot be imported, or returns something else.
-        BrokerUnavailableError: It raised.
+        BrokerUnavailableError: It raised, or did not return in time.
     """
     if options.credentials is None:
         return url.username, url.password
-    module, _, name = options.credentials.partition(":")
-    try:
-        function = attrgetter(name)(import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"redis: credentials={options.credentials} cannot be imported: {error}") from error
     try:
         async with PatientTimeout(options.connect_timeout_seconds):
-            # A token service takes its time, and the event loop has others to serve.
-            found: Any = function() if inspect.iscoroutinefunction(function) else await asyncio.to_thread(function)
-            found = await found if inspect.isawaitable(found) else found
-    except Exception as error:  # its words can hold a secret
-        raise unavailable(f"no credentials: {options.credentials} raised {type(error).__name__}") from error
+            found = await ask_credentials(options.credentials, adapter="redis")
+    except TimeoutError as error:
+        seconds = options.connect_timeout_seconds
+        raise unavailable(f"no credentials: {options.credentials} raised TimeoutError after {seconds:g} s") from error
     match found:
         case str() | (str(),):
             return None, found if isinstance(found, str) else found[0]

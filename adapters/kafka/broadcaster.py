@@ -17,11 +17,12 @@ from pydantic import Field
 
 from backplane.adapters.kafka.connect_error import unavailable
 from backplane.adapters.kafka.link import KafkaLink, Learned, Target
-from backplane.adapters.kafka.login import Token, ask_password, ask_token, find_callable
+from backplane.adapters.kafka.login import Token, ask_password, ask_token
 from backplane.adapters.kafka.producer import KafkaProducer
 from backplane.adapters.kafka.reader import KafkaReader, NotReadableError, Pace
 from backplane.adapters.kafka.wire import Security
 from backplane.broadcaster import Broadcaster, Capabilities, Options
+from backplane.credentials import CREDENTIALS_PATTERN
 from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError, SubscribeError
 
@@ -70,7 +71,7 @@ class KafkaOptions(Options):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "PLAIN"
     """How to log in, where the URL holds a user name and password, or `credentials` hands them out. `PLAIN` and
     `OAUTHBEARER` without TLS show them to the network."""
-    credentials: str = Field(default="", pattern=r"^$|^[\w.]+:[\w.]+$")
+    credentials: str = Field(default="", pattern=rf"^$|{CREDENTIALS_PATTERN}")
     """A function of the application, `package.module:function`, sync or async, that is called at each login and returns
     `(username, password)`, or a token for `OAUTHBEARER`. Defaults to what the URL holds."""
     tls: bool = False
@@ -249,13 +250,13 @@ class KafkaBroadcaster(Broadcaster):
         """Return what makes a `Security` for each connection, with credentials that are fresh."""
         options, url = self.options, self.url
         context = await asyncio.to_thread(_ssl_context, options) if options.tls else None
-        credentials = find_callable(options.credentials) if options.credentials else None
+        credentials = options.credentials
 
         async def login() -> Security:
             mechanism, username, password, token = options.sasl_mechanism, url.username, url.password or "", None
-            if credentials is not None and mechanism == "OAUTHBEARER":
+            if credentials and mechanism == "OAUTHBEARER":
                 token = Token(await ask_token(credentials))
-            elif credentials is not None:
+            elif credentials:
                 username, password = await ask_password(credentials, mechanism)
             return Security(ssl_context=context, mechanism=mechanism, username=username, password=password, token=token)
 
