@@ -258,9 +258,7 @@ async def test_a_login_by_a_password_that_the_application_hands_out(
     try:
         expected = ask()
     except ZeroDivisionError:
-        with pytest.raises(
-            BrokerUnavailableError, match="no credentials: .*ZeroDivisionError"
-        ):
+        with pytest.raises(BrokerUnavailableError, match="ZeroDivisionError"):
             await backplane.start()
         return
     if isinstance(expected, tuple) and len(expected) == 2:
