@@ -26,8 +26,7 @@ async def publish_after_the_loss(made: World, *, later: int) -> list[asyncio.Tas
     publishing = [asyncio.create_task(made.supervisor.publish("a", b"0"))]
     await made.adapter.until(lambda: "publish" in made.adapter.verbs)
     await made.degrade()
-    for number in range(1, later + 1):
-        publishing.append(asyncio.create_task(made.supervisor.publish("a", b"%d" % number)))
+    publishing += [asyncio.create_task(made.supervisor.publish("a", b"%d" % number)) for number in range(1, later + 1)]
     await let_tasks_run()
     made.adapter.publish_errors["a"] = BrokerUnavailableError("the link ended")
     gate.open()
