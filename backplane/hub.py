@@ -58,15 +58,16 @@ class Subscriber(Protocol):
 class _OpenGap:
     """A gap that has to be told, with those who were there when it opened.
 
-    `notices`: of what else they were notified since.
+    `notices`: of what else they were notified since. `bridged`: nothing is missing so far, the adapter resumes.
     """
 
-    __slots__ = ("notices", "reason", "witnesses")
+    __slots__ = ("bridged", "notices", "reason", "witnesses")
 
-    def __init__(self, reason: str, witnesses: tuple[Subscriber, ...]) -> None:
+    def __init__(self, reason: str, witnesses: tuple[Subscriber, ...], *, bridged: bool) -> None:
         self.reason = reason
         self.witnesses = witnesses
         self.notices: set[str] = set()
+        self.bridged = bridged
 
 
 class Hub:
@@ -150,7 +151,7 @@ class Hub:
         if message is None:
             self._count_malformed(channel)
             return
-        if channel in self._open_gaps:
+        if (gap := self._open_gaps.get(channel)) is not None and not gap.bridged:
             self.tell_gaps([channel])
         self._collect(channel, message)
         if self._flush_handle is None:
@@ -159,9 +160,13 @@ class Hub:
             self._flush()
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
-        """Tell every subscriber of `channels`, now, that messages may be missing at this place."""
+        """Tell every subscriber of `channels` that messages may be missing at this place.
+
+        Now, and where the broker has not confirmed the channel once it has: more is missing until then.
+        """
         self.open_gap(channels, reason)
-        self.tell_gaps(list(self._open_gaps) if isinstance(channels, All) else channels)
+        concerned = list(self._open_gaps) if isinstance(channels, All) else channels
+        self.tell_gaps([channel for channel in concerned if channel in self._interest.confirmed])
 
     def refuse(self, refused: Mapping[str, str]) -> None:
         """Notify the subscribers of channels that the broker no longer grants, now, and again when it does.
@@ -193,6 +198,7 @@ class Hub:
             if gap is not None and notice not in gap.notices:
                 news[channel] = reason
                 gap.notices.add(notice)
+                gap.bridged = False
                 gap.reason = f"{notice}: {reason}"
                 self._tell(channel, gap)
         return news
@@ -207,19 +213,25 @@ class Hub:
         self.open_gap(channels, reason)
         self._interest.revoke(channels, reason)
 
-    def open_gap(self, channels: Collection[str] | All, reason: str) -> None:
+    def open_gap(self, channels: Collection[str] | All, reason: str, *, bridged: bool = False) -> None:
         """Remember that messages may be missing from here on.
 
         It is told, once, by `tell_gaps` or before the next message of the channel, whichever comes first: a subscriber
         that reloads when it is told must be able to rely on hearing everything from then on.
+
+        Args:
+            channels: Where.
+            reason: Why.
+            bridged: The adapter resumes: it is told only if the broker refuses the channel, or after another gap there.
         """
         self._flush()
         for channel in list(self._members) if isinstance(channels, All) else channels:
-            if channel in self._open_gaps:
-                self._open_gaps[channel].reason = reason
+            if (gap := self._open_gaps.get(channel)) is not None:
+                if not bridged:
+                    gap.reason, gap.bridged = reason, False
             # Whoever still waits for the broker's confirmation has been promised nothing yet.
             elif channel in self._members and channel in self._interest.confirmed:
-                self._open_gaps[channel] = _OpenGap(reason, tuple(self._members[channel]))
+                self._open_gaps[channel] = _OpenGap(reason, tuple(self._members[channel]), bridged=bridged)
 
     def tell_gaps(self, channels: Collection[str]) -> None:
         """Tell the open gaps of `channels` to those who were there when they opened and still are."""
@@ -228,7 +240,7 @@ class Hub:
         self._flush()
         for channel in channels:
             gap = self._open_gaps.pop(channel, None)
-            if gap is not None:
+            if gap is not None and not gap.bridged:
                 self._tell(channel, gap)
 
     def close(self) -> None:

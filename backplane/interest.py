@@ -52,6 +52,7 @@ class Interest:
         self._timeout_seconds = timeout_seconds
         self._wanted: set[str] = set()
         self._confirmed: set[str] = set()
+        self._resumed: set[str] = set()  # what the link delivers since it was resumed, confirmed or not
         self._refused: set[str] = set()
         self._unconfirmed: dict[str, str] = {}  # with the last reason
         self._retry_seconds = _FIRST_RETRY_SECONDS
@@ -100,7 +101,8 @@ class Interest:
             lingering.cancel()
         if channel in self._to_unsubscribe:  # given up, but the broker has not been told yet
             del self._to_unsubscribe[channel]
-            self._confirmed.add(channel)
+            if channel not in self._resumed:
+                self._confirmed.add(channel)
         self._wanted.add(channel)
         if channel in self._confirmed:
             return
@@ -134,6 +136,7 @@ class Interest:
             ended: The link ended, other than by our own judgement: what was being subscribed may be the reason.
         """
         self._confirmed.clear()
+        self._resumed.clear()
         self._refused.clear()
         self._to_unsubscribe.clear()
         self._to_subscribe.clear()
@@ -160,6 +163,7 @@ class Interest:
         self._refused = {channel for channel in self._wanted if self._suspects.is_convicted(channel)}
         apart = {channel for channel in self._wanted - self._refused if self._suspects.is_apart(channel)}
         self._to_subscribe = dict.fromkeys(self._wanted - self._refused - apart)
+        self._resumed = set(resumed)
         self._to_unsubscribe = dict.fromkeys(channel for channel in resumed if channel not in self._wanted)
         self._postpone(dict.fromkeys(apart, "the link to the broker ended while it was subscribed"))
         batches = len(self._wanted) // _BATCH + 1
@@ -203,7 +207,7 @@ class Interest:
         self._answered(channel)
         self._to_subscribe.pop(channel, None)
         self._settle(channel, BrokerUnavailableError(f"channel {channel!r} was given up"))
-        if channel in self._confirmed:
+        if channel in self._confirmed or channel in self._resumed:
             self._confirmed.discard(channel)
             self._to_unsubscribe[channel] = None
             self._changed.set()
@@ -215,6 +219,7 @@ class Interest:
         while self._to_unsubscribe or self._to_subscribe:
             async with PatientTimeout(answer_seconds):
                 if leaving := _take(self._to_unsubscribe):
+                    self._resumed.difference_update(leaving)
                     await broadcaster.unsubscribe(leaving)
                 if joining := self._next_batch():
                     await self._subscribe(broadcaster, joining)
@@ -253,6 +258,7 @@ class Interest:
 
     def _confirm(self, channel: str) -> None:
         self._answered(channel)
+        self._resumed.discard(channel)
         if channel in self._wanted:
             self._to_subscribe.pop(channel, None)
             self._refused.discard(channel)
@@ -294,6 +300,7 @@ class Interest:
         for channel, reason in refused.items():
             self._answered(channel)
             self._to_subscribe.pop(channel, None)
+            self._resumed.discard(channel)
             self._refused.add(channel)
             self._settle(channel, SubscribeError({channel: reason}))
         if refused:

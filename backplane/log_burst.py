@@ -21,7 +21,8 @@ class LogBursts:
     """Logs an event at once, and counts those of the same kind that follow within the window; its end logs the count.
 
     So a kind writes one line a window, whatever its rate, and every event is in the log by number. The kinds are the
-    log messages before their arguments, hence few. A timer exists only while something counted is not logged yet.
+    log messages before their arguments, each at its level, hence few. A timer exists only while something counted is
+    not logged yet.
 
     Must be used in an event loop.
 
@@ -33,7 +34,7 @@ class LogBursts:
 
     def __init__(self, *, window_seconds: float = _WINDOW_SECONDS) -> None:
         self._window_seconds = window_seconds
-        self._bursts: dict[tuple[str, str], _Burst] = {}
+        self._bursts: dict[tuple[str, int, str], _Burst] = {}
 
     def log(
         self, logger: logging.Logger, level: int, message: str, *args: object, exc_info: BaseException | None = None
@@ -42,9 +43,9 @@ class LogBursts:
         if not logger.isEnabledFor(level):
             return
         now = asyncio.get_running_loop().time()
-        burst = self._bursts.get((logger.name, message))
+        burst = self._bursts.get((logger.name, level, message))
         if burst is None:
-            burst = self._bursts[logger.name, message] = _Burst(logger, level, message)
+            burst = self._bursts[logger.name, level, message] = _Burst(logger, level, message)
         if now < burst.ends_at:
             burst.count(args)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishError
@@ -24,7 +25,7 @@ logger = logging.getLogger("backplane.outage")
 class OutageBuffer:
     """Publishes through `supervisor`; keeps what certainly did not go out, and sends it when the link is live again.
 
-    While anything waits on a channel, what is published there goes after it. A channel that the broker cannot serve for
+    Messages of one channel are sent in the order of the calls. A channel that the broker cannot serve for
     the moment holds up no other. A message whose outcome is unknown is never sent again: it may be what ended the link.
 
     Args:
@@ -44,7 +45,8 @@ class OutageBuffer:
         self._bursts = bursts or LogBursts()
         self._max_bytes = max_bytes
         self._max_messages = max_messages
-        self._waiting: dict[str, deque[bytes]] = {}
+        self._places = count()
+        self._waiting: dict[str, deque[tuple[int, bytes]]] = {}  # each with the place of its call, in their order
         self._count = 0
         self._size_bytes = 0
         self._sender: asyncio.Task[None] | None = None
@@ -61,6 +63,7 @@ class OutageBuffer:
             BrokerUnavailableError: The buffer is full; the message is not kept.
             PublishError: The broker refused it, or its outcome is unknown.
         """
+        place = next(self._places)
         if channel not in self._waiting:
             try:
                 return await self._supervisor.publish(channel, payload, wait=False)
@@ -68,7 +71,7 @@ class OutageBuffer:
                 if self._stopped or not error.retriable:
                     raise
                 logger.debug("keeping what is published until the broker is back: %s", error)
-        self._keep(channel, payload)
+        self._keep(channel, place, payload)
 
     async def stop(self, timeout_seconds: float) -> None:
         """Give what waits a last chance, where the link is live; what still waits then is dropped, and logged."""
@@ -85,17 +88,24 @@ class OutageBuffer:
             self._waiting.clear()
             self._count = self._size_bytes = 0
 
-    def _keep(self, channel: str, payload: bytes) -> None:
+    def _keep(self, channel: str, place: int, payload: bytes) -> None:
         if self._count >= self._max_messages or self._size_bytes + len(payload) > self._max_bytes:
             raise BrokerUnavailableError(
                 f"the broker is away, and the buffer holds all it may: {self._count} messages, "
                 f"{self._size_bytes:,} bytes; not published"
             )
-        self._waiting.setdefault(channel, deque()).append(payload)
+        self._put(self._waiting.setdefault(channel, deque()), place, payload)
         self._count += 1
         self._size_bytes += len(payload)
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_waiting(), name="backplane-outage-buffer")
+
+    def _put(self, waiting: deque[tuple[int, bytes]], place: int, payload: bytes) -> None:
+        """Add it at its place: it can come back from a link that did not take it after later ones were kept."""
+        later = 0
+        while later < len(waiting) and waiting[-1 - later][0] > place:
+            later += 1
+        waiting.insert(len(waiting) - later, (place, payload))
 
     async def _send_waiting(self) -> None:
         """Send in order, channel by channel. The task exists only while something waits."""
@@ -113,11 +123,18 @@ class OutageBuffer:
 
     async def _send_channel(self, channel: str) -> bool:
         """Send what waits on a channel; return whether that was all."""
-        payloads = self._waiting[channel]
-        while payloads:
-            if not await self._send(channel, payloads[0]):
+        waiting = self._waiting[channel]
+        while waiting:
+            place, payload = waiting.popleft()
+            is_done = False
+            try:
+                is_done = await self._send(channel, payload)
+            finally:
+                if not is_done:
+                    self._put(waiting, place, payload)
+            if not is_done:
                 return False
-            self._size_bytes -= len(payloads.popleft())
+            self._size_bytes -= len(payload)
             self._count -= 1
         del self._waiting[channel]
         return True
@@ -125,7 +142,7 @@ class OutageBuffer:
     async def _send(self, channel: str, payload: bytes) -> bool:
         """Return whether it is done with; else it keeps its place."""
         try:
-            await self._supervisor.publish(channel, payload)
+            await self._supervisor.publish(channel, payload, wait=False)
         except (BrokerUnavailableError, PublishError) as error:
             if error.retriable:  # the link was lost once more, or the broker accepts nothing at present
                 return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from heapq import heappop, heappush
+from itertools import count
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.deadline import Deadlines
@@ -39,7 +41,7 @@ class LinkOwner(Protocol):
 
 
 class Publisher:
-    """Publishes on whichever link its owner has.
+    """Publishes on whichever link its owner has, in the order of the calls.
 
     Args:
         broadcaster: The adapter.
@@ -52,8 +54,8 @@ class Publisher:
         self._owner = owner
         self._seconds = timeout_seconds
         self._deadlines = Deadlines(timeout_seconds)
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._places = count()
+        self._line: list[_Waiting] = []  # a heap
         self._in_flight = 0
         self._settled = asyncio.Event()
 
@@ -67,12 +69,13 @@ class Publisher:
             PublishError: The broker refused it.
         """
         asked: Link | None = None
+        place = next(self._places)
         try:
             with self._deadlines.limit():
                 while True:
                     link = self._owner.link
-                    if self._owner.state != "live" or link.is_over or self._waiting:
-                        link = await self._live_link(wait=wait)
+                    if self._owner.state != "live" or link.is_over or self._line:
+                        link = await self._live_link(place, wait=wait)
                     try:
                         asked = link
                         return await self._publish_on(link, channel, payload)
@@ -120,16 +123,58 @@ class Publisher:
         if link.unanswered >= _MAX_UNANSWERED:
             link.lost(SilentLinkError(f"the link is silent: {_MAX_UNANSWERED} publishes got no answer"))
 
-    async def _live_link(self, *, wait: bool) -> Link:
-        self._waiting += 1
+    async def _live_link(self, place: int, *, wait: bool) -> Link:
+        """Wait for a live link, and for the publishes of earlier calls that wait too.
+
+        One of them can come back from a link that did not take it after later ones have begun to wait.
+        """
+        line, waiting = self._line, _Waiting(place)
+        heappush(line, waiting)
         try:
-            async with self._turn:  # publishes that waited for the link go on in the order of their calls
-                while self._owner.state != "live" or self._owner.link.is_over:
-                    if self._owner.state == "closed":
-                        raise ClosedError("this Backplane has been stopped")
-                    if not wait:
-                        raise BrokerUnavailableError(f"{self._broadcaster.url} is away; not published")
+            while True:
+                link = self._owner.link
+                is_live = self._owner.state == "live" and not link.is_over
+                if self._owner.state == "closed":
+                    raise ClosedError("this Backplane has been stopped")
+                if not (is_live or wait):
+                    raise BrokerUnavailableError(f"{self._broadcaster.url} is away; not published")
+                if line[0] is not waiting:
+                    await waiting.turn()
+                elif is_live:
+                    return link
+                else:
                     await self._owner.state_changed()
-                return self._owner.link
         finally:
-            self._waiting -= 1
+            waiting.has_left = True
+            while line and line[0].has_left:
+                heappop(line)
+            if line:
+                line[0].wake()
+
+
+class _Waiting:
+    """A publish that waits for the link.
+
+    Attributes:
+        has_left: It waits no more.
+    """
+
+    __slots__ = ("_place", "_turn", "has_left")
+
+    def __init__(self, place: int) -> None:
+        self._place = place
+        self._turn: asyncio.Future[None] | None = None
+        self.has_left = False
+
+    def __lt__(self, other: _Waiting) -> bool:
+        return self._place < other._place
+
+    async def turn(self) -> None:
+        """Wait for `wake`."""
+        self._turn = asyncio.get_running_loop().create_future()
+        await self._turn
+
+    def wake(self) -> None:
+        """Let it look whether it is the first in line; doing so again changes nothing."""
+        if self._turn is not None and not self._turn.done():
+            self._turn.set_result(None)

@@ -279,8 +279,8 @@ class Supervisor:
     def _retire_link(self, error: Exception) -> None:
         """Hear nothing more of the link, and open a gap on every channel it had confirmed."""
         self.link.retired = True
-        if not self._broadcaster.capabilities.resumes:
-            self._hub.open_gap(ALL, f"the link to the broker was lost: {error}")
+        resumes = self._broadcaster.capabilities.resumes
+        self._hub.open_gap(ALL, f"the link to the broker was lost: {error}", bridged=resumes)
         self._interest.forget_link(ended=not isinstance(error, SilentLinkError))
 
     async def _reopen(self, backoff: _Backoff) -> None:

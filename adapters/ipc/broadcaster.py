@@ -62,12 +62,13 @@ class IpcBroadcaster(Broadcaster):
     - No peer is ever waited for, but for `peer_timeout_seconds` once in `start` and `subscribe`. One that was not there
       in time reports a gap for what it may have missed, and so does this process for what it may have missed of it.
     - A peer that leaves by `stop`, or dies with nothing left to say, causes no gap.
+    - A child that is forked from a process holds none of its sockets, and does not keep it alive for the others.
 
     Not guaranteed: any order between two publishers.
 
     `lost` is never called, for there is no single link that could be. A socket that someone removes from the folder is
     not missed by the peers that know it, but new ones cannot find it; its sticky bit tells systemd-tmpfiles to leave it
-    alone. A process must not be forked between `start` and `stop`: the child would keep every connection open.
+    alone.
     """
 
     options_class = IpcOptions

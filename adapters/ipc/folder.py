@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from backplane.adapters.ipc.fork import close_in_children
 from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationError
 
 __all__ = [
@@ -106,6 +107,7 @@ def bind_socket(folder: Path, backlog: int) -> tuple[socket.socket, str]:
     listener: socket.socket | None = None
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        close_in_children(listener)
         listener.setblocking(False)
         listener.bind(str(path))
         listener.listen(backlog)

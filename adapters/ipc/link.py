@@ -19,6 +19,7 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
+from backplane.adapters.ipc.fork import close_in_children
 from backplane.adapters.ipc.wire import Decoder, WireError
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Link:
         self._decoder = Decoder(max_payload_bytes)
         self._waiting: deque[bytes | memoryview] = deque()
         self._writable = True
+        close_in_children(sock)
         sock.setblocking(False)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)

@@ -1,7 +1,8 @@
 """The promises of a `Broadcaster` under faults other than the end of a connection, each as a test for any adapter.
 
 Part of `backplane.testing.BroadcasterConformance`. What only a broker can do comes from hooks: fixtures that a suite
-overrides where its broker can do it; a test whose hook is not given is skipped.
+overrides where its broker can do it, and where it cannot with a fixture that skips and gives the reason; a test whose
+hook is not given is skipped.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ class FaultConformance:
         return None
 
     @pytest.fixture
-    def strip_tls(self) -> Strip | None:
-        """For a URL that asks for TLS: what somebody on the way makes of the bytes to talk the client out of it.
+    def strip_tls(self) -> tuple[str, Strip] | None:
+        """A URL that asks for TLS, with a password, and what somebody on the way does to talk the client out of it.
 
-        `strip_tls(way, data)` returns what passes: see `FaultProxy.rewrite`. The URL must hold a password.
+        `strip(way, data)` returns what passes: see `FaultProxy.rewrite`.
         """
         return None
 
@@ -144,11 +145,13 @@ class FaultConformance:
             assert isinstance(error, PublishError)
             assert len(sent) <= _MAX_SENT
 
-    async def test_a_subscription_that_is_taken_away_is_a_gap(self, url: str, take_away: TakeAway | None) -> None:
-        """A subscription that the broker takes away is reported, and comes back behind a gap, on the same link."""
+    async def test_a_subscription_that_is_taken_away_is_a_gap(
+        self, brokered_url: str, take_away: TakeAway | None
+    ) -> None:
+        """A subscription that the broker takes away is reported, and comes back after a gap, on the same link."""
         if take_away is None:
             pytest.skip("this broker takes no subscription away: no fixture take_away")
-        async with quick_backplane(url) as backplane, quick_backplane(url) as outside:
+        async with quick_backplane(brokered_url) as backplane, quick_backplane(brokered_url) as outside:
             async with backplane.subscribe("room") as messages:
                 await passes_through(outside, messages)
                 await take_away("room")
@@ -157,6 +160,7 @@ class FaultConformance:
                 await passes_through(outside, messages)
             assert (await backplane.health()).generation == 1
 
+    @pytest.mark.usefixtures("brokered_url")
     async def test_a_refusal_without_a_name_confirms_nothing(self, crowded: tuple[str, Sequence[str]] | None) -> None:
         """Where the broker refuses some channels of many without a name, none counts as confirmed that is not."""
         if crowded is None:
@@ -189,15 +193,16 @@ class FaultConformance:
             async with quick_backplane(new_url) as outside:
                 await passes_through(outside, messages)
 
-    async def test_tls_that_is_stripped_is_an_error(self, url: str, strip_tls: Strip | None) -> None:
+    @pytest.mark.usefixtures("brokered_url")
+    async def test_tls_that_is_stripped_is_an_error(self, strip_tls: tuple[str, Strip] | None) -> None:
         """Who asks for TLS gets TLS or an error: somebody on the way sees no password."""
         if strip_tls is None:
             pytest.skip("no TLS that could be stripped: no fixture strip_tls")
-        broadcaster = broadcaster_from_url(url)
-        password = broadcaster.url.password
+        url, strip = strip_tls
+        password = broadcaster_from_url(url).url.password
         assert password
         async with FaultProxy(url) as proxy:
-            proxy.rewrite(strip_tls)
+            proxy.rewrite(strip)
             proxy.record()
             stripped = broadcaster_from_url(proxy.url)
             with pytest.raises(BrokerError):

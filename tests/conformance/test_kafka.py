@@ -1,13 +1,17 @@
 """The contract on `kafka://`, against a real broker."""
 
 import uuid
+from collections.abc import Sequence
 
 import pytest
 
 from backplane.testing import BroadcasterConformance, FaultProxy
+from backplane.testing.fault_conformance import FailOver, Strip, TakeAway
+from backplane.testing.proxy import PassingWay
 from tests.brokers.broker import Broker
-from tests.brokers.kafka import KafkaProcess
+from tests.brokers.kafka import KafkaConfig, KafkaProcess
 from tests.brokers.kafka_stand_in import KafkaStandIn
+from tests.conftest import StartKafka
 
 
 class TestKafka(BroadcasterConformance):
@@ -31,3 +35,28 @@ class TestKafka(BroadcasterConformance):
         if not isinstance(kafka_broker, KafkaProcess):
             pytest.skip("a proxy is of no use where the broker tells its clients another address")
         return FaultProxy(f"{kafka_broker.proxied_url}?topic={topic}", port=kafka_broker.proxy_port)
+
+    @pytest.fixture
+    def take_away(self) -> TakeAway:
+        """Nothing: the broker has no subscriptions."""
+        pytest.skip("Kafka takes no subscription away: it has none, its clients fetch the topic and pick the channels")
+
+    @pytest.fixture
+    def crowded(self) -> tuple[str, Sequence[str]]:
+        """Nothing: the broker is not asked for channels."""
+        pytest.skip("Kafka refuses no channel: it is asked for the topic alone")
+
+    @pytest.fixture
+    def fail_over(self) -> FailOver:
+        """Nothing: a leader that was replaced says so."""
+        pytest.skip("no broker of Kafka answers for a partition that it leads no longer: tests/chaos/test_cluster.py")
+
+    @pytest.fixture
+    def strip_tls(self, private_kafka: StartKafka, topic: str) -> tuple[str, Strip]:
+        """A broker with a login over TLS, and somebody who answers the handshake in clear."""
+        url = private_kafka(KafkaConfig(users={"alice": "secret"}, tls=True)).url
+        return f"{url.replace('//', '//alice:secret@', 1)}&topic={topic}", _answer_in_clear
+
+
+def _answer_in_clear(way: PassingWay, data: bytes) -> bytes:
+    return data if way == "to_broker" else b"\0\0\0\x04\0\0\0\x01"

@@ -1,12 +1,16 @@
 """The contract on `nats://`, against a real server."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from backplane.registry import broadcaster_from_url
 from backplane.testing import BroadcasterConformance, RecordingSink
+from backplane.testing.fault_conformance import FailOver, Strip, TakeAway
+from backplane.testing.proxy import PassingWay
 from tests.brokers.broker import Broker
+from tests.brokers.certificate import self_signed_certificate
 from tests.brokers.nats import NatsProcess
 from tests.conftest import StartNats
 
@@ -37,7 +41,7 @@ class TestNats(BroadcasterConformance):
         return "forbidden"
 
     @pytest.fixture
-    def take_away(self, broker: Broker) -> Callable[[str], Awaitable[None]]:
+    def take_away(self, broker: Broker) -> TakeAway:
         """Permissions that are reloaded without the channel, and then with it."""
 
         async def take_away(channel: str) -> None:
@@ -56,3 +60,21 @@ class TestNats(BroadcasterConformance):
     def crowded(self, private_nats: StartNats) -> tuple[str, Sequence[str]]:
         """A server with places for ten subscriptions, which refuses the others without a name."""
         return private_nats("max_subscriptions: 10").url, [f"room-{number}" for number in range(20)]
+
+    @pytest.fixture
+    def fail_over(self) -> FailOver:
+        """Nothing: NATS knows no primary."""
+        pytest.skip("no server of NATS is replaced and goes on: all of a cluster are equal, one that leaves says so")
+
+    @pytest.fixture
+    def strip_tls(self, private_nats: StartNats, tmp_path: Path) -> tuple[str, Strip]:
+        """A server that takes clients without TLS too, and somebody who takes TLS out of its offer."""
+        certificate = self_signed_certificate(tmp_path)
+        tls = f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}\nallow_non_tls: true\n'
+        login = "authorization { user: alice, password: secret }"
+        url = private_nats(tls + login, login="alice:secret").url
+        return f"{url}?tls_ca_certs={certificate}".replace("nats:", "tls:", 1), _without_tls
+
+
+def _without_tls(way: PassingWay, data: bytes) -> bytes:
+    return data.replace(b'"tls_available":true,', b"") if way == "to_client" else data

@@ -1,26 +1,72 @@
 """The contract on `redis://`, `rediss://` and `redis+sentinel://`, against real servers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from backplane.testing import BroadcasterConformance, FaultProxy
+from backplane.testing.fault_conformance import FailOver, Strip, TakeAway
+from backplane.testing.proxy import PassingWay
+from tests.brokers.broker import Broker
 from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig
 from tests.brokers.redis_sentinel import SERVICE, sentinel_of
 from tests.conftest import StartRedis
 
+# A user who may use any channel but one; Redis knows no exception, so all the others are named.
+_ALLOWED = " ".join(f"&{pattern}" for pattern in ("room*", "[^f]*", "f[^o]*"))
+_LIMITED = RedisConfig(users=(f"alice on >secret +@all ~* resetchannels {_ALLOWED}",), login="alice:secret")
+_TLS = RedisConfig(tls=True, password="secret")
 
-class TestRedis(BroadcasterConformance):
+
+class RedisConformance(BroadcasterConformance):
+    """The hooks of all."""
+
+    @pytest.fixture
+    def take_away(self) -> TakeAway:
+        """Nothing: Redis cannot."""
+        pytest.skip("Redis takes no subscription away: it ends the connections of a user who loses a channel")
+
+    @pytest.fixture
+    def crowded(self, private_redis: StartRedis) -> tuple[str, Sequence[str]]:
+        """A server that refuses a SUBSCRIBE as a whole, and names none of its channels."""
+        return private_redis(_LIMITED).url, [*(f"room-{number}" for number in range(20)), "forbidden", "forest"]
+
+    @pytest.fixture
+    def strip_tls(self, private_redis: StartRedis) -> tuple[str, Strip]:
+        """A server with TLS, and somebody who answers the handshake in clear."""
+        return private_redis(_TLS).url, _answer_in_clear
+
+    @pytest.fixture
+    def fail_over(self, broker: Broker, proxy: FaultProxy, private_redis: StartRedis) -> FailOver:
+        """A new server where the proxy leads; the old one is demoted, and keeps its clients."""
+        new = private_redis(_LIMITED)
+
+        async def fail_over() -> str:
+            proxy.lead_to(new.url)
+            client: Any = Redis
+            async with client.from_url(broker.url) as link:
+                await link.replicaof("127.0.0.1", new.url.rpartition(":")[2])
+            return new.url
+
+        return fail_over
+
+
+class TestRedis(RedisConformance):
     """Every promise, on a server that refuses one channel."""
 
     @pytest.fixture
-    def url(self, private_redis: StartRedis) -> str:
-        """A user who may use any channel but one; Redis knows no exception, so all the others are named."""
-        allowed = " ".join(f"&{pattern}" for pattern in ("room*", "[^f]*", "f[^o]*"))
-        rules = f"alice on >secret +@all ~* resetchannels {allowed}"
-        return private_redis(RedisConfig(users=(rules,), login="alice:secret")).url
+    def broker(self, private_redis: StartRedis) -> Broker:
+        """A user who may use any channel but one."""
+        return private_redis(_LIMITED)
+
+    @pytest.fixture
+    def url(self, broker: Broker) -> str:
+        """Its URL."""
+        return broker.url
 
     @pytest.fixture
     def refused_channel(self) -> str:
@@ -34,7 +80,7 @@ class TestRedisTls(BroadcasterConformance):
     @pytest.fixture
     def url(self, private_redis: StartRedis) -> str:
         """A server with a certificate of its own making."""
-        return private_redis(RedisConfig(tls=True)).url
+        return private_redis(_TLS).url
 
     @pytest.fixture(autouse=True)
     def spare_uvloop(self, request: pytest.FixtureRequest, anyio_backend: tuple[str, dict[str, bool]]) -> None:
@@ -44,13 +90,18 @@ class TestRedisTls(BroadcasterConformance):
             pytest.skip("uvloop 0.23 fails by itself when TLS is aborted right behind its handshake")
 
 
-class TestRedisSentinel(BroadcasterConformance):
+class TestRedisSentinel(RedisConformance):
     """Every promise, on a server that a sentinel names."""
 
     @pytest.fixture
-    def redis_url(self, private_redis: StartRedis) -> str:
-        """The server behind the sentinel."""
-        return private_redis().url
+    def broker(self, private_redis: StartRedis) -> Broker:
+        """The server that the sentinel names."""
+        return private_redis()
+
+    @pytest.fixture
+    def redis_url(self, broker: Broker) -> str:
+        """Its URL."""
+        return broker.url
 
     @pytest.fixture
     def url(self, redis_url: str, tmp_path: Path) -> Iterator[str]:
@@ -75,3 +126,7 @@ class _SentinelProxy(FaultProxy):
     @property
     def url(self) -> str:
         return self._sentinel_url
+
+
+def _answer_in_clear(way: PassingWay, data: bytes) -> bytes:
+    return data if way == "to_broker" else b"+OK\r\n+PONG\r\n"

@@ -383,6 +383,30 @@ async def test_gap_where_nobody_is() -> None:
         assert (subscriber.heard, one.heard, two.heard) == ([], ["1"], ["2"])
 
 
+@pytest.mark.parametrize("refused", [False, True], ids=["taken away", "refused"])
+async def test_gap_while_a_channel_is_not_subscribed(refused: bool) -> None:
+    """Another gap while the broker delivers nothing on a channel does not stand for what is missing after it."""
+    async with running() as worker:
+        subscriber = await worker.joined("a")
+        if refused:
+            await worker.lose_link()
+            worker.broadcaster.refusals["a"] = "not yours"
+            worker.open_link()
+            await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
+            await let_tasks_run()
+            del worker.broadcaster.refusals["a"]
+        else:
+            worker.broadcaster.channels.clear()
+            worker.hub.revoke(["a"], "taken away")
+        told = len(subscriber.heard)
+        worker.hub.gap(ALL, "a queue overran")
+        assert len(subscriber.heard) == told
+        worker.interest.retry_refused()
+        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await let_tasks_run()
+        assert subscriber.heard[told:] == [lost(reason="a queue overran")]
+
+
 async def test_gap_of_a_lost_link() -> None:
     """A lost link is told once, when the channel is subscribed again and before the first message of the new link."""
     async with running() as worker:

@@ -419,6 +419,55 @@ async def test_given_up_while_the_link_is_down(broadcaster: ControlledBroadcaste
         assert broadcaster.calls == [("subscribe", ("b",))]
 
 
+async def test_given_up_while_a_resumed_link_is_asked(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that the link was resumed with is taken back, though given up before its turn to be subscribed."""
+    interest = interest_of(linger_seconds=AT_ONCE)
+    names = [str(number) for number in range(600)]  # more than one batch
+    async with following(interest, broadcaster):
+        await asyncio.gather(*(interest.want(name) for name in names))
+        interest.forget_link()
+        broadcaster.subscribe_gate.close()
+        broadcaster.calls.clear()
+        resuming = asyncio.create_task(interest.subscribe_all(broadcaster, resumed=names))
+        await broadcaster.until(lambda: bool(broadcaster.calls))
+        for name in names:
+            interest.release(name)
+        await let_tasks_run()
+        broadcaster.subscribe_gate.open()
+        await resuming
+        await broadcaster.until(lambda: broadcaster.channels == set())
+        assert set(interest.wanted) == set()
+
+
+async def test_set_aside_on_a_resumed_link_and_given_up(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that the link was resumed with and whose subscription is in doubt is taken back when given up."""
+    interest = interest_of(linger_seconds=AT_ONCE)
+    async with following(interest, broadcaster):
+        await interest.want("a")
+        interest.forget_link()
+        broadcaster.doubts["a"] = "BUSY"
+        await interest.subscribe_all(broadcaster, resumed=["a"])
+        interest.release("a")
+        await broadcaster.until(lambda: broadcaster.channels == set())
+        assert broadcaster.calls[-1] == ("unsubscribe", ("a",))
+
+
+async def test_wanted_again_before_a_resumed_link_took_it_back(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that the link was only resumed with is not confirmed before the broker has answered for it."""
+    interest = interest_of(linger_seconds=AT_ONCE)
+    names = [str(number) for number in range(600)]  # more than one batch
+    async with following(interest, broadcaster):
+        broadcaster.unsubscribe_gate.close()
+        resuming = asyncio.create_task(interest.subscribe_all(broadcaster, resumed=names))
+        await broadcaster.until(lambda: bool(broadcaster.calls))
+        joining = asyncio.create_task(interest.want(names[-1]))
+        await let_tasks_run()
+        assert (joining.done(), set(interest.confirmed)) == (False, set())
+        broadcaster.unsubscribe_gate.open()
+        await asyncio.gather(resuming, joining)
+        assert broadcaster.channels == {names[-1]} == set(interest.confirmed)
+
+
 class Listener:
     """Keeps what an `Interest` tells."""
 

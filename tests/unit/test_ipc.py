@@ -71,6 +71,12 @@ async def main():
             for number in range(times):
                 await adapter.publish(channel, b"%d" % number)
             os.kill(os.getpid(), signal.SIGKILL)
+        elif command == "fork":
+            child = os.fork()
+            if not child:
+                while True:
+                    signal.pause()
+            say("forked", child)
         say("done", command)
 
 asyncio.run(main())
@@ -146,6 +152,10 @@ class Process:
         """End it without a goodbye."""
         self._process.kill()
         await self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
 
     async def ended(self) -> None:
         """Wait for its end."""
@@ -269,6 +279,25 @@ async def test_writing_to_a_dead_publisher_loses_nothing_of_what_it_said(url: st
     await worker.adapter.publish("x", b"")
     await worker.sink.until(lambda: len(worker.sink.delivered) == 3)
     assert worker.sink.gaps == []
+
+
+async def test_a_child_does_not_keep_its_parent_alive(url: str, stack: AsyncExitStack) -> None:
+    """A process that is killed is gone for its peers, though a child that it forked lives on."""
+    process = await stack.enter_async_context(await Process.spawn(url))
+    await process.ask("start")
+    worker = await stack.enter_async_context(Worker(url))
+    await process.ask("fork")
+    (child,) = [words[1] for words in process.heard if words[0] == "forked"]
+    stack.callback(os.kill, child, signal.SIGKILL)
+    await process.ask("subscribe", "a")
+    await worker.adapter.publish("a", b"the parent still receives")
+    await process.hears({("a", "the parent still receives")})
+    assert await worker.adapter.describe() == "Unix sockets, 1 other process"
+    process.signal(signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while await worker.adapter.describe() != "Unix sockets, 0 other processes":
+            await asyncio.sleep(0.005)
+    os.kill(child, 0)  # it lives
 
 
 async def test_a_process_that_dies_idle_leaves_no_gap_and_no_socket(

@@ -93,6 +93,16 @@ async def test_events_far_apart(lines: Lines) -> None:
     assert lines.texts == ["event 0", "event 1", "event 2"]
 
 
+async def test_levels_are_counted_apart(lines: Lines) -> None:
+    """A warning that follows notes of the same words stands in the log as a warning."""
+    bursts = LogBursts()
+    bursts.log(logger, logging.INFO, "refused: %s", "the worker drains")
+    for _ in range(2):
+        bursts.log(logger, logging.WARNING, "refused: %s", "the broker is away")
+    bursts.flush()
+    assert [record.levelno for record in lines.records] == [logging.INFO, logging.WARNING, logging.WARNING]
+
+
 async def test_kinds_are_counted_apart(lines: Lines) -> None:
     """A burst of one kind keeps no line of another one back."""
     bursts = LogBursts()

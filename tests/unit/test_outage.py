@@ -91,6 +91,33 @@ async def test_publishes_while_it_drains_go_behind() -> None:
         assert payloads(made) == [b"1", b"2", b"3", b"4", b"5"]
 
 
+@pytest.mark.parametrize("moment", ["waiting", "being sent"])
+async def test_what_comes_back_from_a_lost_link_goes_first(moment: str) -> None:
+    """A message that a lost link did not take is kept before those of later calls, one that is being sent included."""
+    async with buffered() as (made, buffer):
+        gate, sending = Gate(), Gate()
+        gate.close()
+        sending.close()
+        made.adapter.publish_gates += [gate, sending]
+        first = asyncio.create_task(buffer.publish("a", b"1"))
+        await made.adapter.until(lambda: "publish" in made.adapter.verbs)
+        await made.degrade()
+        await publish(buffer, b"2", b"3")
+        if moment == "being sent":
+            made.adapter.start_gate.open()
+            await made.adapter.until(lambda: made.adapter.verbs.count("publish") == 2)
+        made.adapter.publish_errors["a"] = BrokerUnavailableError("the link ended")
+        gate.open()
+        await asyncio.wait_for(first, WAIT_SECONDS)
+        if moment == "being sent":
+            await made.degrade()
+        sending.open()
+        await let_tasks_run()
+        del made.adapter.publish_errors["a"]
+        await come_back(made, 3)
+        assert (payloads(made), len(buffer)) == ([b"1", b"2", b"3"], 0)
+
+
 @pytest.mark.parametrize(("max_bytes", "max_messages"), [(4, 100), (1024, 2)])
 async def test_full_buffer_refuses_and_keeps_nothing(max_bytes: int, max_messages: int) -> None:
     """Over either bound `publish` raises that nothing was published, which stays true."""

@@ -117,6 +117,34 @@ async def test_a_gap_found_while_resuming_is_told() -> None:
         assert await listener.hears(1) == [Gap(channel="a", reason="deleted by age")]
 
 
+async def test_a_channel_that_is_refused_on_a_resumed_link_is_told() -> None:
+    """What the broker no longer grants is a gap, though the adapter resumes, and one more when it grants it again."""
+    adapter = ResumingAdapter()
+    async with supervised(adapter) as made:
+        listener = await made.listener("a", "b")
+        adapter.refusals["a"] = "not yours"
+        adapter.missed = [b"missed"]
+        await made.recover()
+        refused = Gap(channel="a", reason="the broker refused the channel: not yours")
+        assert await listener.hears(2) == ["missed", refused]
+        del adapter.refusals["a"]
+        made.interest.retry_refused()
+        assert await listener.hears(3) == ["missed", refused, refused]
+
+
+async def test_a_gap_on_a_channel_in_doubt_is_told_when_it_is_confirmed() -> None:
+    """A gap that is found while resuming is not lost where the broker gives no final answer yet."""
+    adapter = ResumingAdapter()
+    async with supervised(adapter) as made:
+        listener = await made.listener("a", "b")
+        adapter.gap_reason = "deleted by age"
+        adapter.doubts["a"] = "BUSY"
+        await made.recover()
+        assert await listener.hears(1) == [Gap(channel="b", reason="deleted by age")]
+        del adapter.doubts["a"]
+        assert (await listener.hears(2))[1] == Gap(channel="a", reason="deleted by age")
+
+
 async def test_a_channel_given_up_while_resuming_is_dropped() -> None:
     """Who leaves between the call and its return leaves nothing subscribed."""
     made = world(ResumingAdapter())
