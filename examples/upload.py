@@ -57,12 +57,13 @@ async def upload(websocket: WebSocket, room: str) -> None:
                 digest = await receive_content(connection, file, header.size_bytes)
                 if digest is None:  # closed, or gone: nothing is kept
                     continue
-                if digest != header.sha256:
-                    await connection.send({"error": "sha256 does not match: send it again"})
-                    continue
                 # Named by content as well: nobody's file replaces another one.
                 stored = f"{digest[:16]}-{header.name}"
-                await anyio.to_thread.run_sync(os.replace, file.name, FOLDER / stored)
+                if digest == header.sha256:
+                    await anyio.to_thread.run_sync(os.replace, file.name, FOLDER / stored)
+            if digest != header.sha256:
+                await connection.send({"error": "sha256 does not match: send it again"})
+                continue
             await connection.send({"stored": stored})
             await backplane.publish(room, {"uploaded": stored, "size_bytes": header.size_bytes}, exclude=connection)
 

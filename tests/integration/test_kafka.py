@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from tests.brokers.cluster import Cluster
     from tests.conftest import StartKafka
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]  # a cluster takes its time beside other tests
 
 # https://kafka.apache.org/protocol, as numbers
 _TOPIC, _LITERAL, _DENY, _ALLOW = 2, 3, 2, 3
@@ -163,7 +163,7 @@ async def test_a_user_may_have_one_right_of_two(guarded: Broker, operation: int,
         async with _backplane(guarded, "alice", f"?topic={topic}") as backplane:
             if operation == READ:
                 async with backplane.subscribe("room") as messages:
-                    with pytest.raises(PublishError, match=r"not authorized to publish .* grant WRITE") as raised:
+                    with pytest.raises(PublishError, match="grant WRITE") as raised:
                         await backplane.publish("room", "denied")
                     assert not isinstance(raised.value, PublishOutcomeUnknownError)
                     await admin.publish("room", "hello")
