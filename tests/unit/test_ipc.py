@@ -582,7 +582,11 @@ def test_a_path_that_another_user_could_replace_is_refused(
     parent.chmod(mode)
     found = os.stat_result((parent.stat().st_mode, 0, 0, 1, owner or os.geteuid(), 0, 0, 0, 0, 0))
     stat_of = Path.stat
-    monkeypatch.setattr(Path, "stat", lambda path, **options: found if path == parent else stat_of(path, **options))
+
+    def stat_as_told(path: Path, **options: bool) -> os.stat_result:
+        return found if path == parent else stat_of(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat_as_told)
     with pytest.raises(BrokerError, match=problem):
         open_folder("app", parent / "own")
     monkeypatch.undo()
