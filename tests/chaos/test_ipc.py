@@ -93,7 +93,7 @@ async def test_a_peer_that_stands_still_costs_the_others_nothing(
     """While one process stands still the others hear everything, without a gap; it has a gap itself, and goes on."""
     with peer_process(url, tmp_path) as peer:
         await peer.ready()
-        async with talking(url, filler="x" * 2000) as crew:
+        async with talking(url, filler="x" * 20_000) as crew:
             peer.process.send_signal(signal.SIGSTOP)
             await asyncio.sleep(seconds)
             peer.process.send_signal(signal.SIGCONT)
@@ -103,12 +103,14 @@ async def test_a_peer_that_stands_still_costs_the_others_nothing(
         seen = peer.seen
     judge(f"peer under SIGSTOP for {seconds} s", "ipc", crew, recovered=recovered)
     assert crew.unknown == 0
+    lost = 0
     for channel in CHANNELS:
         published = {speaker.name: speaker.outcomes[channel] for speaker in crew.speakers}
         # Each speaker is a process of its own to it, and may have cut it.
         verdict = check(published, seen[channel], max_gaps=len(crew.speakers))
         assert verdict.faults == []
-        assert verdict.lost > 0
+        lost += verdict.lost
+    assert lost > 0  # of a channel that is published to slowly the kernel may hold everything
 
 
 @pytest.mark.parametrize("seconds", [0.2, pytest.param(3, marks=pytest.mark.full)])

@@ -454,7 +454,7 @@ def test_cut_clients_are_gone_with_tls(setup: Setup, tmp_path: Path) -> None:
             stream.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in stream.read_head()
         site.get("/publish?count=100")
-        wait_until(lambda: site.get("/health")[1] == 0 and "ended it" in site.log.read_text(), "all are cut")
+        wait_until(lambda: site.get("/health")[1] == 0 and "ending it" in site.log.read_text(), "all are cut")
         wait_until(lambda: site.sockets() == 0, "the clients are gone")
         assert site.get("/health")[0] == 0
 
@@ -478,7 +478,7 @@ def test_cut_streams_are_gone(setup: Setup, tmp_path: Path) -> None:
             client.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in client.read_head()
         site.get("/publish?count=20")
-        wait_until(lambda: "ended it" in site.log.read_text(), "a stream is ended")
+        wait_until(lambda: "ending it" in site.log.read_text(), "a stream is ended")
         site.agrees()
         wait_until(lambda: site.sockets() == 0, "the clients are gone")
         assert site.get("/health")[0] == 0
