@@ -368,6 +368,7 @@ async def test_learned_brokers_are_asked_when_the_one_of_the_url_is_gone(kafka_c
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.alone("three brokers and an election need the cores; beside other tests it has hung")
 async def test_records_lost_by_an_unclean_election_are_told_as_a_gap(kafka_cluster: Cluster) -> None:
     """A leader that lacks records which were read, and has others in their place, is found out by its epoch."""
     one, two, three = kafka_cluster.nodes
