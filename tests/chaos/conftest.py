@@ -16,9 +16,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let all of them run alone, and deselect what only the full suite runs."""
+    """Let what is judged run alone, and deselect what only the full suite runs."""
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if Path(__file__).parent in item.path.parents and "judge" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.alone("within how many seconds a fault is found and over is what it promises"))
     if config.getoption("chaos") == "full":
         return
