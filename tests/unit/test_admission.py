@@ -303,17 +303,17 @@ async def block(admission: Admission, error: BaseException | None) -> None:
     ("error", "code", "raised"),
     [
         (None, 1000, False),
-        (JoinRefusedError("not this one"), 4003, False),
-        (TooManyChannelsError("not so many"), 4013, False),
+        (JoinRefusedError("not this one"), 4503, False),
+        (TooManyChannelsError("not so many"), 4513, False),
         (ClosedError("of a subscription"), 1011, True),
         (KeyError("mine"), 1011, True),
         (PublishError("refused"), 1013, False),
         (BrokerUnavailableError("away"), 1013, False),
         (PublishOutcomeUnknownError("no answer"), 1013, False),
         (SubscribeError({}, unconfirmed={"b": "busy"}), 1013, False),
-        (SubscribeError({"b": "not permitted"}), 4003, False),
+        (SubscribeError({"b": "not permitted"}), 4503, False),
         (OriginRefusedError("of something else"), 1011, True),
-        (ExceptionGroup("several", [JoinRefusedError("not this one")]), 4003, False),
+        (ExceptionGroup("several", [JoinRefusedError("not this one")]), 4503, False),
         (ExceptionGroup("several", [BrokerUnavailableError("away"), KeyError("mine")]), 1011, True),
         (asyncio.CancelledError(), None, True),
         (KeyboardInterrupt(), None, True),
@@ -343,7 +343,7 @@ async def test_refused_join_in_the_block(door: Door) -> None:
             await connection.join("secret")
         assert socket.closing == 0
         await connection.join("secret")
-    assert socket.closed == [(4003, "")]
+    assert socket.closed == [(4503, "this connection may not join channel 'secret'")]
 
 
 @pytest.mark.parametrize("ending", ["client", "worker"])
@@ -378,7 +378,7 @@ async def test_what_waits_at_the_end_is_sent(door: Door) -> None:
         door.running.hub.deliver("a", b"2")
         await socket.until(lambda: socket.sending == 1)
         asyncio.get_running_loop().call_soon(socket.send_gate.open)
-    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "")])
+    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal")])
 
 
 async def test_cancelled_in_the_block(door: Door) -> None:

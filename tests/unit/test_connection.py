@@ -551,8 +551,8 @@ async def test_cancelled_before_the_turn(world: World) -> None:
         (AWAY, LATER),
         (PublishOutcomeUnknownError("no answer"), LATER),
         (ExceptionGroup("of a task group", [AWAY, AWAY]), LATER),
-        (JoinRefusedError("not this one"), (4003, "")),
-        (KeyError("a fault"), (1011, "")),
+        (JoinRefusedError("not this one"), (4503, "not this one")),
+        (KeyError("a fault"), (1011, "internal error")),
     ],
     ids=["away", "unknown", "group", "refused join", "fault"],
 )
@@ -785,7 +785,7 @@ async def test_send_after_the_end(world: World) -> None:
     connection, socket = world.connection()
     await connection.close()
     await connection.send("too late")
-    assert (socket.sent, socket.closed) == ([], [(1000, "")])
+    assert (socket.sent, socket.closed) == ([], [(1000, "normal")])
 
 
 # --- ends ----------------------------------------------------------------------------------------------------------
@@ -843,7 +843,7 @@ async def test_finish_flushes(world: World) -> None:
     await let_tasks_run(1)
     async with no_new_task():
         await connection.finish(1000)
-    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "")])
+    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal")])
 
 
 async def test_finish_of_a_client_that_reads_nothing_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1021,7 +1021,7 @@ async def test_too_many_channels_at_once(world: World) -> None:
 @pytest.mark.parametrize(
     ("limits", "code", "count"),
     [
-        (Limits(idle_timeout_seconds=0.01), 4008, "closed_idle"),
+        (Limits(idle_timeout_seconds=0.01), 4508, "closed_idle"),
         (Limits(max_age_seconds=0.01), 4010, "closed_max_age"),
     ],
     ids=["idle", "age"],
