@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from backplane.connection import Connection
 from backplane.ending import refusal
-from backplane.errors import ClosedError, OriginRefusedError, PermissionExpiredError, RefusedError
+from backplane.errors import (
+    BrokerError,
+    ClosedError,
+    InvalidChannelError,
+    OriginRefusedError,
+    PermissionExpiredError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -153,7 +159,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
             raise error
         running = self._running
         running.statistics.connections_refused += 1
-        if not isinstance(refused.error, RefusedError | ClosedError) and not refused.is_fault:
+        if isinstance(refused.error, BrokerError | InvalidChannelError):  # of any other there is a line already
             running.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refused.error)
         # A page of another site is not the application's: it reads nothing.
         if self._after_accept and not isinstance(refused.error, OriginRefusedError) and running.begin_farewell():

@@ -304,10 +304,11 @@ class Connection(Member):
         self.end(CloseCode.TRY_AGAIN_LATER, _TOO_SLOW)
 
     def send_failed(self, error: Exception) -> None:
-        """The client is gone: the end."""
-        if not isinstance(error, SocketGoneError):
-            self._log(logging.ERROR, "connection %s failed to send", self.id, exc_info=error)
-        self.client_left()
+        """The client is gone: the end. Or the server failed, and the client, which is there, is closed."""
+        if isinstance(error, SocketGoneError):
+            self.client_left()
+        else:
+            self._failed(error)
 
     def client_gone(self) -> None:
         """Nothing can be sent any more; what the client has said before is still there to be received."""
@@ -512,7 +513,7 @@ class Connection(Member):
 
     def _failed(self, error: Exception) -> None:
         """Close: the server, or what it wraps, raised where nothing may, and the client would miss what follows."""
-        self._log(logging.ERROR, "connection %s failed, closing it", self.id, exc_info=error)
+        self._log(logging.ERROR, "connection %s failed: closing it", self.id, exc_info=error)
         self.end(CloseCode.INTERNAL_ERROR, "")
 
     def _log_end(self, end: Ending, error: BaseException | None) -> None:

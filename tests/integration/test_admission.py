@@ -266,7 +266,7 @@ async def refusing(
 
     async def handle(websocket: WebSocket) -> None:
         name = websocket.query_params.get("refusal", "")
-        options = dict(REFUSALS[name][0]) if name in REFUSALS else {"channel": name} if name else {}
+        options: dict[str, Any] = dict(REFUSALS[name][0]) if name in REFUSALS else {"channel": name} if name else {}
         channel = options.pop("channel", None)
         options.setdefault("client_key", str(websocket.client))
         channels = () if channel is None else ("first", channel)
