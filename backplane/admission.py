@@ -125,6 +125,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
     async def _join_while_there(self) -> None:
         """Join, unless the client leaves: it would keep its place for as long as `authorize` and the broker take."""
         loop = asyncio.get_running_loop()
+        joining = asyncio.timeout(None)
         watching: asyncio.Task[None] | None = None
 
         def watch() -> None:
@@ -138,7 +139,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
 
         timer = loop.call_later(_QUICK_SECONDS, watch)
         try:
-            async with asyncio.timeout(None) as joining:
+            async with joining:
                 try:
                     for channel in self._channels:
                         await self._connection.join(channel)

@@ -115,8 +115,9 @@ class Conduct:
             raise JoinRefusedError(f"this connection may not join channel {channel!r}")
 
     async def _in_time(self, answer: Awaitable[bool], channel: str) -> bool:
+        deadline = asyncio.timeout(self.authorize_timeout_seconds)
         try:
-            async with asyncio.timeout(self.authorize_timeout_seconds) as deadline:
+            async with deadline:
                 return await answer
         except TimeoutError:
             if not deadline.expired():  # the application's own

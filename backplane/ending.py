@@ -87,7 +87,9 @@ def refusal(error: BaseException, of_framework: Callable[[BaseException], Ending
     """Return the same for a client that is not let in: a full worker, one that ends, an origin are ordinary."""
     match error:
         case ClosedError():
-            return Ending(CloseCode.SERVICE_RESTART, str(error), error)
+            return Ending(
+                CloseCode.SERVICE_RESTART, "this worker is about to end: connect again, to another one", error
+            )
         case TooManyConnectionsError():
             return Ending(CloseCode.TRY_AGAIN_LATER, str(error), error)
         case OriginRefusedError():

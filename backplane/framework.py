@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.websockets import WebSocketDisconnect
@@ -46,17 +46,16 @@ def framework_ending(error: BaseException) -> Ending | None:
 
 
 def _chosen(error: WebSocketException) -> Ending | None:
-    reason: object = error.reason  # not checked by the framework
-    words = reason if isinstance(reason, str) else ""
+    reason = str(error.reason or "")  # the framework checks neither
     try:
-        check_close(error.code, words)
+        check_close(error.code, reason)
     except ConfigurationError:
         return None
-    return Ending(error.code, close_reason(error.code, words))
+    return Ending(error.code, close_reason(error.code, reason))
 
 
 def _words(error: HTTPException) -> str:
-    detail: object = error.detail  # FastAPI takes anything JSON
+    detail: Any = error.detail  # FastAPI takes anything JSON
     if isinstance(detail, str) and detail:
         return detail
     return HTTPStatus(error.status_code).phrase if error.status_code in set(HTTPStatus) else ""

@@ -1,6 +1,6 @@
 """HTTP for the operation of an application: health for Kubernetes and load balancers, and what an outage answers.
 
-app = FastAPI(lifespan=backplane.lifespan, exception_handlers={BrokerError: broker_error_response})
+app = FastAPI(lifespan=backplane.lifespan, exception_handlers={BackplaneError: broker_error_response})
 app.mount("/health", health_routes(backplane))
 """
 

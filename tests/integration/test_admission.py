@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from contextlib import asynccontextmanager, suppress
@@ -32,7 +33,6 @@ from backplane.adapters.memory import MemoryBroadcaster
 from backplane.server.uvicorn import DirectLaneProtocol
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 
     from websockets.asyncio.client import ClientConnection
@@ -334,10 +334,9 @@ async def test_worker_that_drains_or_is_full(protocol: type[asyncio.Protocol], m
         await draining
 
 
-@LANES
-async def test_refused_clients_that_stay(protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_clients_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused clients that do not answer the close frame take no more places than `max_connections`."""
-    async with refusing(protocol, monkeypatch, refuse_after_accept=True, max_connections=3) as (_, url):
+    async with refusing(DirectLaneProtocol, monkeypatch, refuse_after_accept=True, max_connections=3) as (_, url):
         port = int(url.removesuffix("/").rpartition(":")[2])
         writers: list[asyncio.StreamWriter] = []
         answers: list[bytes] = []
@@ -349,12 +348,13 @@ async def test_refused_clients_that_stay(protocol: type[asyncio.Protocol], monke
                 answers.append(await reader.readuntil(b"\r\n"))
         for writer in writers:
             writer.close()
-    statuses = [answer.split()[1] for answer in answers]
-    if protocol is DirectLaneProtocol:  # which reports when a transport is gone
-        assert statuses == [b"101"] * 3 + [b"429"] * 9
+    assert [answer.split()[1] for answer in answers] == [b"101"] * 3 + [b"429"] * 9
 
 
-async def test_client_that_leaves_while_it_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+@LANES
+async def test_client_that_leaves_while_it_is_joined(
+    protocol: type[asyncio.Protocol], caplog: pytest.LogCaptureFixture
+) -> None:
     """A client that leaves while `authorize` thinks gives its place back, long before the answer is due."""
     backplane = Backplane("memory://", settings=Settings(max_connections=1, authorize_timeout_seconds=30))
     asked, gone = asyncio.Event(), asyncio.Event()
@@ -374,7 +374,7 @@ async def test_client_that_leaves_while_it_is_joined(monkeypatch: pytest.MonkeyP
         async with backplane.connect(websocket, websocket.query_params["channel"]) as connection:
             await connection.send("in")
 
-    async with serving(backplane, handle, DirectLaneProtocol) as url:
+    async with serving(backplane, handle, protocol) as url:
         begun = time.monotonic()
         opening = asyncio.create_task(connect(f"{url}?channel=slow").__aenter__())
         await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
@@ -384,3 +384,4 @@ async def test_client_that_leaves_while_it_is_joined(monkeypatch: pytest.MonkeyP
         async with connect(f"{url}?channel=quick") as client:
             assert await client.recv() == "in"
         assert time.monotonic() - begun < 5
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
