@@ -137,7 +137,7 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
             self.frames = [b"".join(self.frames)]
             if not _is_text(self.frames[0]):
                 self.frames = []
-                self.conn.fail(1007, "a text that is not UTF-8")
+                self.conn.fail(1007)
                 return self.handle_parser_exception()
         return super().send_receive_event_to_app()
 
