@@ -165,7 +165,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
         # A page of another site is not the application's: it reads nothing.
         if self._after_accept and not isinstance(refused.error, OriginRefusedError) and running.begin_farewell():
             try:
-                answer = await self._socket.refuse_after_accept(refused, self._subprotocol, self._headers)
+                answer = await self._socket.refuse_after_accept(refused, self._subprotocol)
             finally:
                 self._socket.when_gone(running.end_farewell)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from backplane.closing import CloseCode, close_reason
@@ -135,4 +136,5 @@ class CloseSequence:
     def _cut(self) -> None:
         """Close without a close frame, where the server has a way; elsewhere it does so when the handler ends."""
         if self._socket.lane is not None:
-            self._socket.lane.close()
+            with suppress(Exception):  # a server that failed before; nothing is left to be tried
+                self._socket.lane.close()

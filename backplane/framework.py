@@ -19,6 +19,9 @@ from backplane.errors import ConfigurationError
 
 __all__ = ["framework_ending"]
 
+# How Starlette's `RuntimeError` begins where a socket is used after its end, in every version.
+_USED_AFTER_END: Final = ('Cannot call "send" once', 'Cannot call "receive" once', "WebSocket is not connected.")
+
 # The client may come back after these, and after whatever names a failure of the server (500 and above).
 _PASSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
@@ -28,11 +31,14 @@ def framework_ending(error: BaseException) -> Ending | None:
 
     - `WebSocketException`: with its code and reason; a code that cannot be sent is a fault of the handler, and `None`.
     - `HTTPException`: 4503 with its detail; 1013 for 408, 425, 429, 500 and above, from which clients come back.
-    - `WebSocketDisconnect`: 1000, as if the handler had returned: a client is gone.
+    - `WebSocketDisconnect`, and what Starlette raises for a socket that was closed already: 1000, as if the handler had
+      returned.
     - FastAPI's `RequestValidationError` and `WebSocketRequestValidationError`: 1007, without what was sent.
     """
     match error:
         case WebSocketDisconnect():
+            return Ending(CloseCode.NORMAL)
+        case RuntimeError() if str(error).startswith(_USED_AFTER_END):
             return Ending(CloseCode.NORMAL)
         case WebSocketException():
             return _chosen(error)

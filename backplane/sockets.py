@@ -71,9 +71,7 @@ class ServerSocket(Socket, Protocol):
         """
         ...
 
-    async def refuse_after_accept(
-        self, refused: Ending, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None
-    ) -> BaseException:
+    async def refuse_after_accept(self, refused: Ending, subprotocol: str | None) -> BaseException:
         """Do the same by accepting and closing, with a code and words that a page can read."""
         ...
 

@@ -91,13 +91,11 @@ class StarletteSocket:
             await deny(self._websocket, denial(refused.error))
         return self._answered(refused)
 
-    async def refuse_after_accept(
-        self, refused: Ending, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None
-    ) -> BaseException:
+    async def refuse_after_accept(self, refused: Ending, subprotocol: str | None) -> BaseException:
         """Accept and close, and return what the handler is to raise."""
         try:
             async with asyncio.timeout(_REFUSE_SECONDS):
-                await self.accept(subprotocol, headers)
+                await self.accept(subprotocol, None)
                 await self._websocket.close(refused.code, close_reason(refused.code, refused.reason))
         except _GONE:
             if self.lane is not None:

@@ -146,6 +146,13 @@ async def close_without_words(connection: Connection, _: Backplane) -> None:
     await connection.close(4503)
 
 
+async def close_and_use(connection: Connection, _: Backplane) -> None:
+    """Use the socket itself after the end."""
+    await connection.close(4700, "banned")
+    websocket: WebSocket = connection.context
+    await websocket.send_text("late")
+
+
 async def close_wrongly(connection: Connection, _: Backplane) -> None:
     """Fail to close, and go on."""
     for code in (1005, 1006, 999, 5000, 1004, 1015, "1000", True):
@@ -164,6 +171,7 @@ ENDS = {
     "payload": (publish_too_much, (1009, "a message may take 1,000 bytes on the broker")),
     "long": (close_at_length, (4321, "€" * 40 + "…")),
     "silent": (close_without_words, (4503, "forbidden")),
+    "late": (close_and_use, (4700, "banned")),
     "wrong": (close_wrongly, (1000, "normal")),
 }
 
@@ -175,7 +183,7 @@ async def test_end_of_the_block(protocol: type[asyncio.Protocol], caplog: pytest
     backplane.authorize(lambda _, channel: channel != "secret")
 
     async def handle(websocket: WebSocket) -> None:
-        async with backplane.connect(websocket) as connection:
+        async with backplane.connect(websocket, context=websocket) as connection:
             await ENDS[websocket.query_params["end"]][0](connection, backplane)
 
     ends: dict[str, tuple[int, str]] = {}

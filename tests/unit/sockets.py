@@ -180,11 +180,9 @@ class FakeServerSocket(FakeSocket):
         self.refusals.append(refused.error)
         return refused.error
 
-    async def refuse_after_accept(
-        self, refused: Ending, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None
-    ) -> BaseException:
+    async def refuse_after_accept(self, refused: Ending, subprotocol: str | None) -> BaseException:
         """Accept, close, and keep why."""
-        await self.accept(subprotocol, headers)
+        await self.accept(subprotocol, None)
         self.closed.append((refused.code, refused.reason))
         return await self.refuse(refused)
 

@@ -325,7 +325,7 @@ async def test_refused_after_accept(door: Door) -> None:
     door.running.draining = True
     socket = FakeServerSocket()
     with pytest.raises(ClosedError):
-        await block(door.admission(socket, subprotocol="chat.v2", after_accept=True), None)
+        await block(door.admission(socket, subprotocol="chat.v2", headers=[(b"x", b"y")], after_accept=True), None)
     assert (socket.accepted, [code for code, _ in socket.closed]) == ([("chat.v2", None)], [1012])
     foreign = FakeServerSocket()
     foreign.origin = "https://evil.example"

@@ -77,6 +77,8 @@ def test_broker_errors(error: BrokerError) -> None:
         (PayloadTooLargeError(9_000, 1_000), CloseCode.TOO_BIG, "a message may take 1,000 bytes on the broker"),
         (AuthorizeTimeoutError("later"), CloseCode.TRY_AGAIN_LATER, "later"),
         (GONE, CloseCode.NORMAL, ""),
+        (RuntimeError('Cannot call "send" once a close message has been sent.'), CloseCode.NORMAL, ""),
+        (RuntimeError('Cannot call "receive" once a disconnect message has been received.'), CloseCode.NORMAL, ""),
         (WebSocketException(1008, "not you"), 1008, "not you"),
         (WebSocketException(4321), 4321, "closed by the application"),
         (HTTPException(401), CloseCode.FORBIDDEN, "Unauthorized"),
@@ -101,7 +103,13 @@ def test_no_error() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [FAULT, TooManyConnectionsError("of another socket"), WebSocketException(1006), WebSocketException(5000)],
+    [
+        FAULT,
+        RuntimeError("mine"),
+        TooManyConnectionsError("of another socket"),
+        WebSocketException(1006),
+        WebSocketException(5000),
+    ],
     ids=repr,
 )
 def test_faults(error: Exception) -> None:
