@@ -54,12 +54,13 @@ def denial(error: BackplaneError) -> PlainTextResponse:
 
 
 async def deny(websocket: WebSocket, answer: Response) -> None:
-    """Answer the handshake of `websocket` with `answer`, or with 403 where the server cannot send any other."""
+    """Answer the handshake of `websocket` with `answer`, or with 403 where the server cannot send any other.
+
+    A client that has left is answered too: Uvicorn logs an error for a handshake without an answer.
+    """
     if websocket.client_state is WebSocketState.CONNECTING:
         await websocket.receive()  # the connect event comes before any answer
-    if websocket.client_state is WebSocketState.DISCONNECTED:
-        return
     if "websocket.http.response" in websocket.scope.get("extensions", {}):
         await websocket.send_denial_response(answer)
-    elif WebSocketState.DISCONNECTED not in (websocket.application_state, websocket.client_state):
+    elif websocket.application_state is not WebSocketState.DISCONNECTED:
         await websocket.close(1008)
