@@ -373,7 +373,7 @@ class Backplane:
         - a `ClosedError` because the client is gone or the worker ends, and a `WebSocketDisconnect` (1000);
         - a join that was refused (4503, 4513), a channel name that is not legal (4503);
         - what the client sent: an `InvalidMessageError` (1007), and a `PayloadTooLargeError` of a publish (1009);
-        - any other `BrokerError`, and an `AuthorizeTimeoutError` (1013);
+        - any other `BrokerError`, an `AuthorizeTimeoutError`, a `SlowConsumerError` (1013);
         - the framework's own: a `WebSocketException` (with its code and reason), an `HTTPException` (4503 with its
           detail, 1013 for 408, 425, 429 and from 500 on), FastAPI's `RequestValidationError` (1007).
 

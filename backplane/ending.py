@@ -16,6 +16,7 @@ from backplane.errors import (
     OriginRefusedError,
     PayloadTooLargeError,
     PermissionExpiredError,
+    SlowConsumerError,
     SubscribeError,
     TooManyChannelsError,
     TooManyConnectionsError,
@@ -32,7 +33,7 @@ _CODES: Final = (
     ((PermissionExpiredError,), CloseCode.EXPIRED),
     ((InvalidMessageError,), CloseCode.INVALID_DATA),
     ((PayloadTooLargeError,), CloseCode.TOO_BIG),
-    ((AuthorizeTimeoutError, BrokerError), CloseCode.TRY_AGAIN_LATER),
+    ((AuthorizeTimeoutError, SlowConsumerError, BrokerError), CloseCode.TRY_AGAIN_LATER),
 )
 
 
@@ -123,6 +124,8 @@ def _ending(
 def _words(error: Exception) -> str:
     if isinstance(error, BrokerError):
         return "the broker is not available: try again later"
+    if isinstance(error, SlowConsumerError):
+        return "too slow"
     if isinstance(error, PayloadTooLargeError):
         return f"a message may take {error.limit_bytes:,} bytes on the broker"
     return str(error)

@@ -41,7 +41,8 @@ class Settings:
         subscribe_timeout_seconds: How long a join waits for the broker's confirmation before it raises. Defaults to 5.
         authorize_timeout_seconds: How long the application's `authorize` may take to answer for one channel before the
             join raises `AuthorizeTimeoutError`: a client that waits takes a place of `max_connections`. One that leaves
-            before it is accepted gives it back at once, where the server reports that (Granian does not). Defaults to 5.
+            before it is accepted gives it back at once, where the server reports that (Granian does not). Defaults to
+            5.
         refuse_after_accept: How a client is refused: `False` answers its handshake with an HTTP status, of which a
             browser's page learns nothing but close code 1006; `True` accepts it and closes with a `CloseCode` and a
             reason, which the page reads. See `Backplane.connect`. Defaults to `False`.
