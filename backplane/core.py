@@ -171,8 +171,9 @@ class Backplane:
         """Ask `callback(connection, channel)` at every join whether it may be: `@backplane.authorize`.
 
         A function or a coroutine function that returns whether it may, within `authorize_timeout_seconds`. A no raises
-        `JoinRefusedError`, before the handshake an HTTP 403. `connection.context` is what `connect(context=...)` was
-        given. Set it before the first client connects.
+        `JoinRefusedError`, before the handshake an HTTP 403. It may raise the framework's `HTTPException` or
+        `WebSocketException` instead, for a status or a code of its own. `connection.context` is what
+        `connect(context=...)` was given. Set it before the first client connects.
         """
         self._authorize = callback
         self._shared_conduct = None
