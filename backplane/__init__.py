@@ -5,6 +5,7 @@ from backplane.conduct import SlowConsumer
 from backplane.connection import Connection
 from backplane.core import Backplane
 from backplane.errors import (
+    AuthorizeTimeoutError,
     BackplaneError,
     BrokerAuthenticationError,
     BrokerError,
@@ -20,6 +21,7 @@ from backplane.errors import (
     NotStartedError,
     OriginRefusedError,
     PayloadTooLargeError,
+    PermissionExpiredError,
     PublishError,
     PublishOutcomeUnknownError,
     RefusedError,
@@ -37,6 +39,7 @@ from backplane.subscription import Subscription
 from backplane.supervision import StateChange
 
 __all__ = [
+    "AuthorizeTimeoutError",
     "Backplane",
     "BackplaneError",
     "BrokerAuthenticationError",
@@ -59,6 +62,7 @@ __all__ = [
     "NotStartedError",
     "OriginRefusedError",
     "PayloadTooLargeError",
+    "PermissionExpiredError",
     "Position",
     "PublishError",
     "PublishOutcomeUnknownError",

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from backplane.closing import CloseCode
 from backplane.connection import Connection
-from backplane.ending import close_code
-from backplane.errors import BackplaneError, BrokerError, OriginRefusedError
+from backplane.ending import refusal
+from backplane.errors import (
+    BrokerError,
+    ClosedError,
+    InvalidChannelError,
+    OriginRefusedError,
+    PermissionExpiredError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Admission"]
 
 logger = logging.getLogger("backplane.admission")
+
+# Joins that take no longer are not worth a task that looks whether the client is still there.
+_QUICK_SECONDS: Final = 0.5
 
 
 class Admission(AbstractAsyncContextManager[Connection]):
@@ -41,9 +50,11 @@ class Admission(AbstractAsyncContextManager[Connection]):
         client_key: Whose connection it is.
         subprotocol: What to accept with.
         headers: What to accept with.
+        after_accept: Whether a client is refused after it was accepted, by a close code and words that a page can read.
     """
 
     __slots__ = (
+        "_after_accept",
         "_channels",
         "_client_key",
         "_connection",
@@ -65,6 +76,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
         client_key: str | None,
         subprotocol: str | None,
         headers: Iterable[tuple[bytes, bytes]] | None,
+        after_accept: bool = False,
     ) -> None:
         self._running = running
         self._socket = socket
@@ -74,11 +86,15 @@ class Admission(AbstractAsyncContextManager[Connection]):
         self._client_key = client_key
         self._subprotocol = subprotocol
         self._headers = headers
+        self._after_accept = after_accept
 
     async def __aenter__(self) -> Connection:
         try:
-            async with self._socket.refusing_on_error():
+            try:
                 await self._let_in()
+            except Exception as error:
+                await self._refuse(error)
+            await self._socket.accept(self._subprotocol, self._headers)
             self._connection.opened()
         except BaseException as error:
             await self.__aexit__(type(error), error, None)
@@ -88,28 +104,77 @@ class Admission(AbstractAsyncContextManager[Connection]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> bool:
-        code = close_code(error, is_over=self._connection.is_over)
+        ending = self._connection.ending(error)
         try:
-            if code is None:
+            if ending is None:
                 await self._connection.abandon()
             else:
-                await self._connection.finish(code, error)
+                await self._connection.finish(ending.code, error)
         finally:
             self._running.dismiss(self._connection, self._socket.when_gone)
-        return code is not None and code != CloseCode.INTERNAL_ERROR
+        return ending is not None and not ending.is_fault
 
     async def _let_in(self) -> None:
+        self._check_origin()
+        self._running.admit(self._connection, self._client_key or self._socket.client_host)
+        self._check_permission()
+        if self._channels:
+            await self._join_while_there()
+        self._check_permission()  # `authorize` may have set it, or taken its time
+
+    async def _join_while_there(self) -> None:
+        """Join, unless the client leaves: it would keep its place for as long as `authorize` and the broker take."""
+        loop = asyncio.get_running_loop()
+        joining = asyncio.timeout(None)
+        watching: asyncio.Task[None] | None = None
+
+        def watch() -> None:
+            nonlocal watching
+            watching = asyncio.create_task(self._socket.left())
+            watching.add_done_callback(give_up)
+
+        def give_up(task: asyncio.Task[None]) -> None:
+            if _has_left(task):
+                joining.reschedule(loop.time())
+
+        timer = loop.call_later(_QUICK_SECONDS, watch)
         try:
-            self._check_origin()
-            self._running.admit(self._connection, self._client_key or self._socket.client_host)
-            for channel in self._channels:
-                await self._connection.join(channel)
-        except BackplaneError as error:
-            self._running.statistics.connections_refused += 1
-            if isinstance(error, BrokerError):
-                self._running.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", error)
-            raise
-        await self._socket.accept(self._subprotocol, self._headers)
+            async with joining:
+                try:
+                    for channel in self._channels:
+                        await self._connection.join(channel)
+                finally:
+                    timer.cancel()
+                    if watching is not None:
+                        watching.cancel()
+                        await asyncio.wait([watching])
+        except TimeoutError:
+            if not joining.expired():  # the application's own, in `authorize`
+                raise
+        if watching is not None and _has_left(watching):
+            raise ClosedError("the client left before it was let in")
+
+    async def _refuse(self, error: Exception) -> NoReturn:
+        refused = refusal(error, self._socket.ending)
+        if refused is None:
+            raise error
+        running = self._running
+        running.statistics.connections_refused += 1
+        if isinstance(refused.error, BrokerError | InvalidChannelError):  # of any other there is a line already
+            running.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refused.error)
+        # A page of another site is not the application's: it reads nothing.
+        if self._after_accept and not isinstance(refused.error, OriginRefusedError) and running.begin_farewell():
+            try:
+                answer = await self._socket.refuse_after_accept(refused, self._subprotocol)
+            finally:
+                self._socket.when_gone(running.end_farewell)
+        else:
+            answer = await self._socket.refuse(refused)
+        raise error if refused.is_fault else answer
+
+    def _check_permission(self) -> None:
+        if self._connection.lifetime.has_expired(asyncio.get_running_loop().time()):
+            raise PermissionExpiredError("the permission has run out: get a new one")
 
     def _check_origin(self) -> None:
         refusal = self._origins.refusal(self._socket.origin, self._socket.host)
@@ -117,3 +182,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
             self._running.statistics.refused_origins += 1
             self._running.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refusal)
             raise OriginRefusedError(refusal)
+
+
+def _has_left(watching: asyncio.Task[None]) -> bool:
+    return watching.done() and not watching.cancelled() and watching.exception() is None

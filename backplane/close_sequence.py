@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from backplane.closing import CloseCode
+from backplane.closing import CloseCode, close_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,9 +48,10 @@ class CloseSequence:
 
     Attributes:
         code: With which code the connection is about to be closed, while `is_pending`.
+        reason: In which words.
     """
 
-    __slots__ = ("_bursts", "_closing", "_end", "_id", "_outgoing", "_retiring", "_socket", "code")
+    __slots__ = ("_bursts", "_closing", "_end", "_id", "_outgoing", "_retiring", "_socket", "code", "reason")
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class CloseSequence:
         self._retiring: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.code: int = CloseCode.NORMAL
+        self.reason = ""
 
     @property
     def is_pending(self) -> bool:
@@ -77,7 +80,7 @@ class CloseSequence:
     def retire_in(self, seconds: float, code: int, reason: str) -> None:
         """Retire later. Where a close is pending already it stands: a second turn would only delay it."""
         if self._retiring is None:
-            self.code = code
+            self.code, self.reason = code, reason
             self._retiring = asyncio.get_running_loop().call_later(seconds, self.retire, code, reason)
 
     def retire(self, code: int, reason: str) -> None:
@@ -86,7 +89,7 @@ class CloseSequence:
             return
         if self._retiring is not None:
             self._retiring.cancel()
-        self.code = code
+        self.code, self.reason = code, reason
         self._retiring = asyncio.create_task(self._retire(code, reason))
 
     def close(self, code: int, reason: str) -> None:
@@ -122,10 +125,16 @@ class CloseSequence:
     async def _close(self, code: int, reason: str) -> None:
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await self._socket.close(code, reason)
+                await self._socket.close(code, close_reason(code, reason))
         except TimeoutError:
             logger.debug("connection %s does not read its close frame", self._id)
-            if self._socket.lane is not None:  # whose client goes even if its handler never ends
-                self._socket.lane.close()
+            self._cut()
         except Exception as error:
             self._bursts.log(logger, logging.ERROR, "connection %s failed to close", self._id, exc_info=error)
+            self._cut()
+
+    def _cut(self) -> None:
+        """Close without a close frame, where the server has a way; elsewhere it does so when the handler ends."""
+        if self._socket.lane is not None:
+            with suppress(Exception):  # a server that failed before; nothing is left to be tried
+                self._socket.lane.close()

@@ -1,14 +1,31 @@
-"""Why a connection was closed, as a number that tells its client what to do."""
+"""Why a connection was closed: a number that tells its client what to do, and words for who reads the log."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
-__all__ = ["CloseCode"]
+from backplane.errors import ConfigurationError
+
+__all__ = ["MAX_REASON_BYTES", "CloseCode", "check_close", "close_reason", "comes_back"]
+
+MAX_REASON_BYTES: Final = 123
+"""Longest reason of a close frame, in bytes of UTF-8 (RFC 6455 section 5.5)."""
+
+# Of the codes of RFC 6455 and its registry, those after which the same client can do better at its next try: it, or
+# the server, goes away, was cut, failed, restarts, is busy, has no upstream.
+_PASSING: Final = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 1014})
+
+# What an endpoint may put into a close frame (RFC 6455 section 7.4): 1004 has no meaning, 1005, 1006 and 1015 report
+# what no frame brought, and the rest below 3000 is reserved.
+_SENDABLE: Final = (range(1000, 1004), range(1007, 1015), range(3000, 5000))
 
 
 class CloseCode(IntEnum):
     """Close codes this package sends: RFC 6455 section 7.4.1 and its registry below 4000, our own from there on.
+
+    Ours stand in the ranges on which client libraries agree (Centrifugo's and those that follow it): after 4000 to 4499
+    a client comes back by itself, after 4500 to 4999 it stays away. `reconnect` is derived from that.
 
     A client that reconnects does so after a random pause that grows with every try, and loads again what it shows:
     what was published while it was away is not sent to it.
@@ -17,43 +34,78 @@ class CloseCode(IntEnum):
     NORMAL = 1000
     """The handler ended. The application knows whether to come back."""
     INVALID_DATA = 1007
-    """The client sent what does not validate, where the application closes for that. Do not reconnect."""
+    """The client sent what does not validate, where the application closes for that. Do not reconnect: the same message
+    would end the same way. (Standard code: servers send it too, for a text that is no UTF-8.)"""
     TOO_BIG = 1009
-    """The client sent a larger message than is allowed. Do not reconnect."""
+    """The client sent a larger message than is allowed, or than the broker takes. Do not reconnect: the same message
+    would end the same way. (Standard code: servers send it too.)"""
     INTERNAL_ERROR = 1011
     """The handler, or a task beside it, raised. Reconnect later."""
     SERVICE_RESTART = 1012
     """The worker ends. Reconnect: another one is there."""
     TRY_AGAIN_LATER = 1013
     """The client read more slowly than its outbox allows, and was cut; or the broker failed while its handler published
-    or joined. The reason names which. Reconnect."""
+    or joined; or there was no room for it. The reason names which. Reconnect."""
     MESSAGES_MISSED = 4000
     """Messages may have been missed on the way to this worker; those since have been sent. Reconnect."""
     EXPIRED = 4001
-    """The client's permission ran out (a token expired). Get a new one, then reconnect."""
-    FORBIDDEN = 4003
-    """The client may not do what it asked for. Do not reconnect."""
-    IDLE = 4008
-    """The client said nothing for too long. Reconnect when there is something to say."""
+    """The client's permission ran out (a token expired). Get a new one, then reconnect: that is the usual course of a
+    session, and no refusal."""
     MAX_AGE = 4010
-    """The connection has reached its largest age. Reconnect."""
+    """The connection has reached its largest age. Reconnect: another worker may have more room."""
     SILENT = 4011
-    """The client did not answer heartbeats. Whoever reads this is there after all: reconnect."""
-    TOO_MANY_CHANNELS = 4013
-    """The client joined more channels than are allowed. Do not reconnect."""
+    """The client did not answer heartbeats. A client that reads this is there after all: reconnect."""
     TOO_MANY_MESSAGES = 4029
     """The client sent more messages per second than are allowed. Reconnect, and send less."""
+    FORBIDDEN = 4503
+    """The client may not do what it asked for. Do not reconnect: the answer stays the same."""
+    IDLE = 4508
+    """The client sent nothing for too long. Do not reconnect by yourself, or the limit would save nothing; connect when
+    there is something to send."""
+    TOO_MANY_CHANNELS = 4513
+    """The client joined more channels than are allowed. Do not reconnect: it would join the same ones."""
 
     @property
     def reconnect(self) -> bool:
         """Whether the client should come back by itself."""
-        return self not in _FINAL
+        return comes_back(self)
 
 
-_FINAL = {
-    CloseCode.NORMAL,
-    CloseCode.INVALID_DATA,
-    CloseCode.TOO_BIG,
-    CloseCode.FORBIDDEN,
-    CloseCode.TOO_MANY_CHANNELS,
-}
+def comes_back(code: int) -> bool:
+    """Return whether a client comes back by itself after `code`, any code that can be received.
+
+    Above 3000 the range decides: the first half of each thousand comes back, the second half stays away. Below, a code
+    that names a fault of the client (1002, 1003, 1007, 1008, 1009, 1010), or the end (1000), is final.
+    """
+    return code % 1000 < 500 if code >= 3000 else code in _PASSING
+
+
+def check_close(code: object, reason: object) -> None:
+    """Check what an application closes a connection with.
+
+    Raises:
+        ConfigurationError: `code` is no number that a close frame may carry, or `reason` is no text.
+    """
+    if isinstance(code, bool) or not isinstance(code, int) or not any(code in codes for codes in _SENDABLE):
+        raise ConfigurationError(
+            f"a close code is 1000-1003, 1007-1014 or 3000-4999, and an application's own 4000-4999, not {code!r}"
+        )
+    if not isinstance(reason, str):
+        raise ConfigurationError(f"the reason of a close is a str, not {type(reason).__name__}")
+
+
+def close_reason(code: int, reason: str = "") -> str:
+    """Return `reason` as a close frame takes it: words, never empty, of at most `MAX_REASON_BYTES` in UTF-8.
+
+    A longer one is cut after a character and ends with an ellipsis. Without one it is what `code` is named: client
+    libraries come back after a final code whose reason is empty.
+    """
+    words = reason if reason.strip() else _NAMES.get(code, "closed by the application")
+    encoded = words.encode(errors="replace")  # a lone surrogate cannot be sent
+    if len(encoded) <= MAX_REASON_BYTES:
+        return encoded.decode()
+    ellipsis = "…"
+    return encoded[: MAX_REASON_BYTES - len(ellipsis.encode())].decode(errors="ignore") + ellipsis
+
+
+_NAMES: Final = {int(code): code.name.lower().replace("_", " ") for code in CloseCode}

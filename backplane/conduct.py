@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from backplane.errors import JoinRefusedError, TooManyChannelsError
+from backplane.errors import AuthorizeTimeoutError, JoinRefusedError, TooManyChannelsError
 from backplane.limits import Limits
 from backplane.log_burst import LogBursts
 from backplane.message import Gap
@@ -65,6 +66,7 @@ class Conduct:
         on_gap: What a client is told of a gap.
         limits: What it may do, and how it is kept alive.
         authorize: Who may join what; `None` lets everybody.
+        authorize_timeout_seconds: How long `authorize` may take to answer.
         on_slow: Who hears of slow clients.
         reload_seconds: Draws after how long one of many clients is closed, at a gap or because the broker failed.
         watch: The timer of all connections.
@@ -75,6 +77,7 @@ class Conduct:
     on_gap: OnGap = "close"
     limits: Limits = field(default_factory=Limits)
     authorize: Authorize | None = None
+    authorize_timeout_seconds: float = 5.0
     on_slow: OnSlow | None = None
     reload_seconds: Callable[[], float] = float
     watch: Watch = field(default_factory=Watch)
@@ -99,16 +102,29 @@ class Conduct:
 
         Raises:
             JoinRefusedError: It may not.
+            AuthorizeTimeoutError: There was no answer in time.
         """
         if self.authorize is None:
             return
         answer = self.authorize(connection, channel)
         if inspect.isawaitable(answer):
-            answer = await answer
+            answer = await self._in_time(answer, channel)
         if not answer:
             self.statistics.refused_joins += 1
             self.bursts.log(logger, logging.WARNING, "authorize refused %r to connection %s", channel, connection.id)
             raise JoinRefusedError(f"this connection may not join channel {channel!r}")
+
+    async def _in_time(self, answer: Awaitable[bool], channel: str) -> bool:
+        deadline = asyncio.timeout(self.authorize_timeout_seconds)
+        try:
+            async with deadline:
+                return await answer
+        except TimeoutError:
+            if not deadline.expired():  # the application's own
+                raise
+        seconds = self.authorize_timeout_seconds
+        self.bursts.log(logger, logging.WARNING, "authorize did not answer for %r within %g s", channel, seconds)
+        raise AuthorizeTimeoutError("whether this client may join was not found out in time: try again later")
 
     def notify_slow(self, slow: SlowConsumer) -> None:
         """Call the application's `on_slow`, if there is one; what it raises is logged."""

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 from backplane.batch import Batch
 from backplane.channels import validate_channel
 from backplane.close_sequence import CloseSequence, flush
-from backplane.closing import CloseCode
+from backplane.closing import CloseCode, check_close, close_reason
 from backplane.codec import plain
 from backplane.conduct import Conduct, SlowConsumer
-from backplane.ending import close_code, reasons
-from backplane.errors import InvalidMessageError, TooManyChannelsError
+from backplane.ending import Ending, ending, reasons
+from backplane.errors import BrokerError, InvalidMessageError, TooManyChannelsError
+from backplane.expiry import moment_of
 from backplane.incoming import Incoming
 from backplane.member import Member
 from backplane.message import Message
@@ -26,6 +27,9 @@ from backplane.watch import Lifetime
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from datetime import datetime
+
+    from pydantic import TypeAdapter
 
     from backplane.hub import Hub
     from backplane.message import Gap
@@ -40,7 +44,8 @@ _ModelT = TypeVar("_ModelT")
 _ResultT = TypeVar("_ResultT")
 
 _TOO_SLOW: Final = "too slow"
-_BROKER_FAILED: Final = "the broker is not available: try again later"
+# What points at a bound that does not fit: of the broker, of `authorize`.
+_FOR_OPERATORS: Final = frozenset({CloseCode.TOO_BIG, CloseCode.TRY_AGAIN_LATER})
 
 
 class Connection(Member):
@@ -160,19 +165,35 @@ class Connection(Member):
         await self._outgoing.sent()
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
-        """Close with `code`; iteration ends, what still waits is dropped. Closing again changes nothing."""
+        """Close with `code`; iteration ends, what still waits is dropped. Closing again changes nothing.
+
+        Args:
+            code: See `CloseCode`. A code of the application's own says by its range whether the client comes back by
+                itself: after 4000 to 4499 it does, after 4500 to 4999 it stays away.
+            reason: Why, in words; cut after 123 bytes of UTF-8, as a close frame takes no more. Defaults to the name of
+                the code.
+
+        Raises:
+            ConfigurationError: A close frame cannot carry `code` (1005, 1006, 5000, no number), or `reason` is no text;
+                the connection stays as it is.
+        """
         self._hub.affinity.check()
+        check_close(code, reason)
         self.end(code, reason)
         await self._closing.closed()
 
-    def expire_at(self, moment: float | None) -> None:
-        """Close with code 4001 at `moment`, in seconds since the epoch, as in a token's `exp`; `None`: never.
+    def expire_at(self, moment: float | datetime | None) -> None:
+        """Close with code 4001 at `moment`; `None`: never. Call it again when the client has shown a new token.
 
-        Call it again when the client has shown a new token.
+        Args:
+            moment: In seconds since the epoch, as in a token's `exp`, or a `datetime` with a time zone.
+
+        Raises:
+            ConfigurationError: It is no such moment (a duration, milliseconds, a `datetime` without a time zone).
         """
         self._hub.affinity.check()
-        loop = asyncio.get_running_loop()
-        self.lifetime.expires_at = None if moment is None else loop.time() + moment - time.time()
+        loop, seconds = asyncio.get_running_loop(), moment_of(moment)
+        self.lifetime.expires_at = None if seconds is None else loop.time() + seconds - time.time()
         if self._open and not self._ended:
             self.lifetime.due = self.lifetime.next_due(loop.time(), self._conduct.limits)
             self._conduct.watch.put(self)
@@ -180,7 +201,8 @@ class Connection(Member):
     def spawn(self, work: Coroutine[Any, Any, _ResultT], *, name: str | None = None) -> asyncio.Task[_ResultT]:
         """Run `work` beside the handler until it is done or the connection ends; then it is cancelled and awaited.
 
-        An error in it is logged, and closes the connection with code 1011.
+        An error in it closes the connection as it would in the handler: with code 1011, and logged, where it is no
+        ordinary end (see `Backplane.connect`).
         """
         try:
             self._hub.affinity.check()
@@ -195,9 +217,15 @@ class Connection(Member):
     @overload
     async def receive(self) -> str | bytes | None: ...
     @overload
-    async def receive(self, model: type[_ModelT]) -> _ModelT | None: ...
-    async def receive(self, model: type[_ModelT] | None = None) -> _ModelT | str | bytes | None:
+    async def receive(self, model: type[_ModelT] | TypeAdapter[_ModelT]) -> _ModelT | None: ...
+    @overload
+    async def receive(self, model: object) -> Any: ...
+    async def receive(self, model: Any = None) -> Any:
         """Return the client's next message, as it is or as `model`; `None` when the connection has ended.
+
+        Args:
+            model: Anything pydantic can validate, such as a class, `Join | Leave` or a `TypeAdapter`. A type checker
+                knows what a class or a `TypeAdapter` returns; anything else is `Any` to it.
 
         Raises:
             InvalidMessageError: It does not validate; `error.answer` is fit to be sent back. The connection lives on.
@@ -212,13 +240,17 @@ class Connection(Member):
             self._note_invalid(error)
             raise
 
-    async def iter(
-        self, model: type[_ModelT], *, on_invalid: Literal["answer", "close"] = "answer"
-    ) -> AsyncIterator[_ModelT]:
+    @overload
+    def iter(
+        self, model: type[_ModelT] | TypeAdapter[_ModelT], *, on_invalid: Literal["answer", "close"] = "answer"
+    ) -> AsyncIterator[_ModelT]: ...
+    @overload
+    def iter(self, model: object, *, on_invalid: Literal["answer", "close"] = "answer") -> AsyncIterator[Any]: ...
+    async def iter(self, model: Any, *, on_invalid: Literal["answer", "close"] = "answer") -> AsyncIterator[Any]:
         """Yield what the client says as `model`, until either side closes.
 
         Args:
-            model: Anything pydantic can validate.
+            model: Anything pydantic can validate, as in `receive`.
             on_invalid: What happens to a message that does not validate: `answer` sends back what is wrong and goes on,
                 `close` ends the connection with code 1007.
         """
@@ -242,8 +274,11 @@ class Connection(Member):
         return self._incoming.iterate()
 
     def offer(self, batch: Batch, /) -> None:
-        """Take messages for the client: the hub's side."""
-        self._outgoing.offer(batch)
+        """Take messages for the client: the hub's side. Does not raise: where it fails the client is closed."""
+        try:
+            self._outgoing.offer(batch)
+        except Exception as error:
+            self._failed(error)
 
     def gap(self, gap: Gap) -> None:
         """Learn that messages may be missing: the hub's side."""
@@ -269,10 +304,11 @@ class Connection(Member):
         self.end(CloseCode.TRY_AGAIN_LATER, _TOO_SLOW)
 
     def send_failed(self, error: Exception) -> None:
-        """The client is gone: the end."""
-        if not isinstance(error, SocketGoneError):
-            self._log(logging.ERROR, "connection %s failed to send", self.id, exc_info=error)
-        self.client_left()
+        """The client is gone: the end. Or the server failed, and the client, which is there, is closed."""
+        if isinstance(error, SocketGoneError):
+            self.client_left()
+        else:
+            self._failed(error)
 
     def client_gone(self) -> None:
         """Nothing can be sent any more; what the client has said before is still there to be received."""
@@ -299,9 +335,12 @@ class Connection(Member):
         code = self.lifetime.ended_by(now, limits)
         if code is not None:
             self.lifetime.due = float("inf")
-            return self.limit_reached(code, code.name.lower().replace("_", " "))
+            return self.limit_reached(code, close_reason(code))
         if limits.heartbeat_seconds is not None:
-            self._heartbeat(now, limits.heartbeat_seconds)
+            try:
+                self._heartbeat(now, limits.heartbeat_seconds)
+            except Exception as error:  # of the server: the watch must go on, for all others
+                self._failed(error)
         self.lifetime.due = float("inf") if self._ended else self.lifetime.next_due(now, limits)
 
     def opened(self) -> None:
@@ -338,6 +377,10 @@ class Connection(Member):
         if not self._ended:
             self._closing.retire_in(self._conduct.reload_seconds(), code, reason)
 
+    def ending(self, error: BaseException | None) -> Ending | None:
+        """Return how the client is closed because of `error`, and `None` where it is not notified."""
+        return ending(error, is_over=self.is_over, of_framework=self._socket.ending)
+
     async def finish(self, code: int, error: BaseException | None = None) -> None:
         """End the tasks beside the handler, flush what waits, close, and await all of it: the end of the handler.
 
@@ -349,18 +392,20 @@ class Connection(Member):
             code: What the client is closed with.
             error: What the handler raised.
         """
+        end = self.ending(error)
+        reason = "" if end is None else end.reason
         try:
             await self._end_tasks()
-            if self._open:
-                self._log_end(code, error)
+            if self._open and end is not None:
+                self._log_end(end, error)
             if self._open and code == CloseCode.TRY_AGAIN_LATER:
-                self.retire_in_turn(code, _BROKER_FAILED)
+                self.retire_in_turn(code, reason)
                 await self._drop_incoming()
             if not self._ended and self._outgoing.is_waiting:
                 await flush(self._outgoing, self.id)
             if code == CloseCode.NORMAL and self._is_about_to_end:  # its client must still learn why
-                code = self._closing.code
-            self.end(code, "")
+                code, reason = self._closing.code, self._closing.reason
+            self.end(code, reason)
             await self._closing.finished()
             await self._outgoing.sent()
         except asyncio.CancelledError:
@@ -457,24 +502,27 @@ class Connection(Member):
             await self._tasks.end()
 
     def _task_failed(self, error: BaseException) -> None:
-        code = close_code(error, is_over=self.is_over) or CloseCode.INTERNAL_ERROR
-        self._log_end(code, error)
-        match code:
-            case CloseCode.NORMAL:
-                pass
-            case CloseCode.TRY_AGAIN_LATER:
-                self.retire_in_turn(code, _BROKER_FAILED)
-            case CloseCode.INTERNAL_ERROR:
-                self._log(logging.ERROR, "a task of connection %s failed: closing it", self.id, exc_info=error)
-                self.end(code, "")
-            case _:
-                self.end(code, "")
+        end = self.ending(error) or Ending(CloseCode.INTERNAL_ERROR, "", error, is_fault=True)
+        self._log_end(end, error)
+        if end.is_fault:
+            self._log(logging.ERROR, "a task of connection %s failed: closing it", self.id, exc_info=error)
+        if end.code == CloseCode.TRY_AGAIN_LATER:
+            self.retire_in_turn(end.code, end.reason)
+        elif end.code != CloseCode.NORMAL or end.reason:
+            self.end(end.code, end.reason)
 
-    def _log_end(self, code: int, error: BaseException | None) -> None:
-        if code == CloseCode.TRY_AGAIN_LATER:
-            self._log(logging.WARNING, "connection %s ends, the broker failed: %s", self.id, reasons(error))
-        elif code in {CloseCode.FORBIDDEN, CloseCode.TOO_MANY_CHANNELS}:
-            self._log(logging.INFO, "closing connection %s: %s", self.id, reasons(error))
+    def _failed(self, error: Exception) -> None:
+        """Close: the server, or what it wraps, raised where nothing may, and the client would miss what follows."""
+        self._log(logging.ERROR, "connection %s failed: closing it", self.id, exc_info=error)
+        self.end(CloseCode.INTERNAL_ERROR, "")
+
+    def _log_end(self, end: Ending, error: BaseException | None) -> None:
+        if end.is_fault or end.code == CloseCode.NORMAL:
+            return
+        if isinstance(end.error, BrokerError) and end.code == CloseCode.TRY_AGAIN_LATER:
+            return self._log(logging.WARNING, "connection %s ends, the broker failed: %s", self.id, reasons(error))
+        level = logging.WARNING if end.code in _FOR_OPERATORS else logging.INFO
+        self._log(level, "closing connection %s: %s", self.id, reasons(error))
 
     def _log(self, level: int, message: str, *args: object, exc_info: BaseException | None = None) -> None:
         self._conduct.bursts.log(logger, level, message, *args, exc_info=exc_info)

@@ -41,6 +41,7 @@ from backplane.typed import TypedChannel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
+    from datetime import datetime
 
     from pydantic import TypeAdapter
     from starlette.requests import Request
@@ -169,9 +170,10 @@ class Backplane:
     def authorize(self, callback: Authorize) -> Authorize:
         """Ask `callback(connection, channel)` at every join whether it may be: `@backplane.authorize`.
 
-        A function or a coroutine function that returns whether it may. A no raises `JoinRefusedError`, before the
-        handshake an HTTP 403. `connection.context` is what `connect(context=...)` was given. Set it before the first
-        client connects.
+        A function or a coroutine function that returns whether it may, within `authorize_timeout_seconds`. A no raises
+        `JoinRefusedError`, before the handshake an HTTP 403. It may raise the framework's `HTTPException` or
+        `WebSocketException` instead, for a status or a code of its own. `connection.context` is what
+        `connect(context=...)` was given. Set it before the first client connects.
         """
         self._authorize = callback
         self._shared_conduct = None
@@ -302,7 +304,7 @@ class Backplane:
         """
         running = self._require_running()
         validate_channel(channel)
-        excluded = exclude.token if isinstance(exclude, Connection) else _token(exclude)
+        excluded = _token(exclude)
         payload = encode(data, origin=running.origin, published_at=time.time(), excluded=excluded)
         limit = running.supervisor.max_payload_bytes
         if len(payload) > limit:
@@ -354,7 +356,8 @@ class Backplane:
         headers: Iterable[tuple[bytes, bytes]] | None = None,
         context: Any = None,
         client_key: str | None = None,
-        expires_at: float | None = None,
+        expires_at: float | datetime | None = None,
+        refuse_after_accept: bool | None = None,
         limits: Limits | None = None,
         on_gap: OnGap | None = None,
         when_full: FullPolicy = "close",
@@ -366,12 +369,24 @@ class Backplane:
 
         The client is joined before it is accepted: from the moment its handshake is done it misses nothing. When the
         block ends the socket is closed: 1000, or 1011 if it raised. Some errors are ordinary ends and go no further,
-        alone or in an `ExceptionGroup` of them: a `ClosedError` because the client is gone or the worker ends, a join
-        that was refused (4003, 4013), and any other `BrokerError` (1013).
+        alone or in an `ExceptionGroup` of them, of which the gravest counts:
 
-        At a gap, and after a `BrokerError`, many clients are concerned at once, and each is closed in its turn, spread
-        over `drain_seconds`. Until it is closed a client receives what is published; after a `BrokerError` its handler
-        has ended, and what it sends is dropped.
+        - a `ClosedError` because the client is gone or the worker ends, and a `WebSocketDisconnect` (1000);
+        - a join that was refused (4503, 4513), a channel name that is not legal (4503);
+        - what the client sent: an `InvalidMessageError` (1007), and a `PayloadTooLargeError` of a publish (1009);
+        - any other `BrokerError`, an `AuthorizeTimeoutError`, a `SlowConsumerError` (1013);
+        - the framework's own: a `WebSocketException` (with its code and reason), an `HTTPException` (4503 with its
+          detail, 1013 for 408, 425, 429 and from 500 on), FastAPI's `RequestValidationError` (1007).
+
+        At a gap, and where a block ends with 1013, many clients are concerned at once, and each is closed in its turn,
+        spread over `drain_seconds`. Until it is closed a client receives what is published; where its handler has
+        ended, what it sends is dropped.
+
+        A client that is refused before it is accepted gets an HTTP status, of which a browser's page sees nothing:
+        close code 1006, whatever it was. With `refuse_after_accept` it is accepted and closed at once, with the code
+        above (1012 while the worker drains, 1013 where it is full, 4001 where the permission has run out) and a reason;
+        nothing it sends is read. A page of another site (`allowed_origins`) is always refused by HTTP. So is a client
+        for whom there is no room: as many as `max_connections`, 256 at most, may be refused this way at a time.
 
         Args:
             websocket: As the framework handed it over, not accepted yet.
@@ -380,7 +395,10 @@ class Backplane:
             headers: Headers to accept with.
             context: Anything of the application's, such as the user: `Connection.context`, for `authorize`.
             client_key: Whose connection this is, for `max_connections_per_client`. Defaults to the client's address.
-            expires_at: When its permission runs out, in seconds since the epoch: closed with 4001. Defaults to never.
+            expires_at: When its permission runs out, in seconds since the epoch, or as a `datetime` with a time zone:
+                closed with 4001, and refused (401) where that is past. Defaults to never.
+            refuse_after_accept: Whether a refusal is a close code that a page can read, or an HTTP status. Defaults to
+                the setting of that name, which is an HTTP status.
             limits: Its limits; defaults to those of the backplane.
             on_gap: What this client is told when messages may be missing; defaults to what the backplane was made with.
             when_full: What happens when the client is too slow; `close` ends it with code 1013.
@@ -389,11 +407,12 @@ class Backplane:
             max_outbox_messages: Bound of what waits for it, in messages.
 
         Raises:
-            InvalidChannelError: A name is not legal; the client's handshake is answered with 400.
             WebSocketException: The client was refused, and its cause says why: a `RefusedError` (the origin,
-                `authorize`, a limit), a `BrokerError` (403 where the broker refused the channel, else 503), or a
-                `ClosedError` while the worker drains. The handshake is answered; the framework takes it for an ordinary
-                end.
+                `authorize`, a limit, the permission), an `InvalidChannelError` (400), a `BrokerError` (403 where the
+                broker refused the channel, else 503), an `AuthorizeTimeoutError` (503), or a `ClosedError` while the
+                worker drains, or because the client left before it was accepted. The handshake is answered; the
+                framework takes it for an ordinary end.
+            ConfigurationError: `expires_at` is no moment.
             LifecycleError: The socket was accepted already.
             ClosedError: The socket is closed, or the backplane has stopped.
             NotStartedError: The backplane is not started.
@@ -415,6 +434,7 @@ class Backplane:
             client_key=client_key,
             subprotocol=subprotocol,
             headers=headers,
+            after_accept=self._settings.refuse_after_accept if refuse_after_accept is None else refuse_after_accept,
         )
 
     def sse(
@@ -496,6 +516,7 @@ class Backplane:
                 on_gap=self._on_gap,
                 limits=self._limits,
                 authorize=self._authorize,
+                authorize_timeout_seconds=self._settings.authorize_timeout_seconds,
                 on_slow=self._on_slow,
                 reload_seconds=running.reload_seconds,
                 watch=running.watch,
@@ -577,13 +598,18 @@ class Backplane:
         return Backplane(self._given_url, settings=self._settings)
 
 
-def _token(connection_id: str | None) -> bytes | None:
-    if connection_id is None:
+def _token(exclude: object) -> bytes | None:
+    if exclude is None:
         return None
+    if isinstance(exclude, Connection):
+        return exclude.token
     try:
-        token = bytes.fromhex(connection_id)
+        token = bytes.fromhex(exclude) if isinstance(exclude, str) else b""
     except ValueError:
         token = b""
     if len(token) != 8:
-        raise InvalidDataError(f"exclude takes a Connection or a Connection.id, not {connection_id!r}")
+        raise InvalidDataError(
+            "exclude takes a Connection, as `async with backplane.connect(websocket) as connection` returns it, or its "
+            f"id, not {exclude!r:.100}"
+        )
     return token

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Final
 from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocketState
 
-from backplane.errors import InvalidChannelError, RefusedError, SubscribeError, TooManyConnectionsError
+from backplane.errors import (
+    InvalidChannelError,
+    PermissionExpiredError,
+    RefusedError,
+    SubscribeError,
+    TooManyConnectionsError,
+)
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -30,14 +36,16 @@ def retry_later() -> dict[str, str]:
 def denial(error: BackplaneError) -> PlainTextResponse:
     """Return the HTTP answer to an error of a join.
 
-    400 for a channel name that is not legal; 403 for what the broker or the application refuses for good; 429 for one
-    client too many, 503 for anything else, such as a broker that is away or in a passing state, both with
-    `Retry-After`. A broker's own words are not repeated.
+    400 for a channel name that is not legal; 401 for a permission that has run out; 403 for what the broker or the
+    application refuses for good; 429 for one client too many, 503 for anything else, such as a broker that is away or
+    in a passing state, both with `Retry-After`. A broker's own words are not repeated.
     """
     if isinstance(error, InvalidChannelError):
         return PlainTextResponse(str(error), 400)
     if isinstance(error, SubscribeError) and error.refused:
         return PlainTextResponse("this channel is not allowed", 403)
+    if isinstance(error, PermissionExpiredError):
+        return PlainTextResponse(str(error), 401, headers={"WWW-Authenticate": "Bearer"})
     if isinstance(error, TooManyConnectionsError):
         return PlainTextResponse(str(error), 429, headers=retry_later())
     if isinstance(error, RefusedError):
@@ -46,10 +54,13 @@ def denial(error: BackplaneError) -> PlainTextResponse:
 
 
 async def deny(websocket: WebSocket, answer: Response) -> None:
-    """Answer the handshake of `websocket` with `answer`, or with 403 where the server cannot send any other."""
+    """Answer the handshake of `websocket` with `answer`, or with 403 where the server cannot send any other.
+
+    A client that has left is answered too: Uvicorn logs an error for a handshake without an answer.
+    """
     if websocket.client_state is WebSocketState.CONNECTING:
         await websocket.receive()  # the connect event comes before any answer
     if "websocket.http.response" in websocket.scope.get("extensions", {}):
         await websocket.send_denial_response(answer)
-    elif WebSocketState.DISCONNECTED not in (websocket.application_state, websocket.client_state):
+    elif websocket.application_state is not WebSocketState.DISCONNECTED:
         await websocket.close(1008)

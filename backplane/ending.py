@@ -1,41 +1,102 @@
-"""With which close code a client is closed when its handler, or a task beside it, ends by an error."""
+"""With which close code and which words a client is closed when its handler, or a task beside it, ends by an error."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, cast
 
-from backplane.closing import CloseCode
-from backplane.errors import BrokerError, ClosedError, JoinRefusedError, SubscribeError, TooManyChannelsError
+from backplane.closing import CloseCode, comes_back
+from backplane.errors import (
+    AuthorizeTimeoutError,
+    BrokerError,
+    ClosedError,
+    InvalidChannelError,
+    InvalidMessageError,
+    JoinRefusedError,
+    OriginRefusedError,
+    PayloadTooLargeError,
+    PermissionExpiredError,
+    SlowConsumerError,
+    SubscribeError,
+    TooManyChannelsError,
+    TooManyConnectionsError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["close_code", "reasons"]
+__all__ = ["Ending", "ending", "reasons", "refusal"]
 
-# What a group of errors ends with: the first of these that one of them ends with.
-_ORDER: Final = (
-    None,
-    CloseCode.INTERNAL_ERROR,
-    CloseCode.FORBIDDEN,
-    CloseCode.TOO_MANY_CHANNELS,
-    CloseCode.TRY_AGAIN_LATER,
-    CloseCode.NORMAL,
+_CODES: Final = (
+    ((JoinRefusedError, InvalidChannelError), CloseCode.FORBIDDEN),
+    ((TooManyChannelsError,), CloseCode.TOO_MANY_CHANNELS),
+    ((PermissionExpiredError,), CloseCode.EXPIRED),
+    ((InvalidMessageError,), CloseCode.INVALID_DATA),
+    ((PayloadTooLargeError,), CloseCode.TOO_BIG),
+    ((AuthorizeTimeoutError, SlowConsumerError, BrokerError), CloseCode.TRY_AGAIN_LATER),
 )
 
 
-def close_code(error: BaseException | None, *, is_over: bool) -> CloseCode | None:
-    """Return the code, or `None` where the client is not notified: the handler was cancelled.
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a client is closed.
 
-    Every code but `INTERNAL_ERROR` is an ordinary end, in which nobody made a mistake: the error goes no further. That
-    is a broker that failed (`TRY_AGAIN_LATER`), a channel that the application or the broker refused, and a connection
-    used after its end. A group of errors, as `asyncio.TaskGroup` raises, is ordinary where each of them is.
+    Attributes:
+        code: With which close code.
+        reason: In which words; empty for those of the code. A broker's own words are never among them.
+        error: What was raised; of a group, the gravest of its errors.
+        is_fault: Nobody foresaw the error: it goes on. Any other one is an ordinary end, and goes no further.
+    """
+
+    code: int
+    reason: str = ""
+    error: BaseException | None = None
+    is_fault: bool = False
+
+    @property
+    def gravity(self) -> int:
+        """Which of several counts: a fault, else what keeps the client away, else what it comes back from."""
+        if self.is_fault:
+            return 3
+        return 0 if self.code == CloseCode.NORMAL else 1 if comes_back(self.code) else 2
+
+
+def ending(
+    error: BaseException | None,
+    *,
+    is_over: bool,
+    of_framework: Callable[[BaseException], Ending | None] = lambda _: None,
+) -> Ending | None:
+    """Return how the client is closed, or `None` where it is not notified: the handler was cancelled.
+
+    Ordinary is what nobody has to mend here: a broker that failed, a channel or a permission that was refused, what the
+    client caused by what it sent (no channel name, no valid message, one that the broker does not take), a connection
+    used after its end, and what the web framework has errors for. A group of errors, as `asyncio.TaskGroup` raises, is
+    ordinary where each of them is.
 
     Args:
         error: What was raised, if anything.
         is_over: Whether the connection has ended: a `ClosedError` speaks of it only then.
+        of_framework: Knows the errors of the web framework; returns `None` for any other.
     """
-    codes = {_close_code(leaf, is_over=is_over) for leaf in _leaves(error)}
-    return next(code for code in _ORDER if code in codes)
+    endings = [_ending(leaf, is_over, of_framework) for leaf in _leaves(error)]
+    known = [found for found in endings if found is not None]
+    return max(known, key=lambda found: found.gravity) if len(known) == len(endings) else None
+
+
+def refusal(error: BaseException, of_framework: Callable[[BaseException], Ending | None]) -> Ending | None:
+    """Return the same for a client that is not let in: a full worker, one that ends, an origin are ordinary."""
+    match error:
+        case ClosedError():
+            return Ending(
+                CloseCode.SERVICE_RESTART, "this worker is about to end: connect again, to another one", error
+            )
+        case TooManyConnectionsError():
+            return Ending(CloseCode.TRY_AGAIN_LATER, str(error), error)
+        case OriginRefusedError():
+            return Ending(CloseCode.FORBIDDEN, str(error), error)
+        case _:
+            return ending(error, is_over=False, of_framework=of_framework)
 
 
 def reasons(error: BaseException | None) -> str:
@@ -44,24 +105,30 @@ def reasons(error: BaseException | None) -> str:
     return "; ".join(words[:3]) + (f" (and {len(words) - 3} more)" if len(words) > 3 else "")
 
 
-def _close_code(error: BaseException | None, *, is_over: bool) -> CloseCode | None:
-    match error:
-        case None:
-            return CloseCode.NORMAL
-        case ClosedError() if is_over:
-            return CloseCode.NORMAL
-        case JoinRefusedError():
-            return CloseCode.FORBIDDEN
-        case SubscribeError() if error.refused:
-            return CloseCode.FORBIDDEN
-        case TooManyChannelsError():
-            return CloseCode.TOO_MANY_CHANNELS
-        case BrokerError():
-            return CloseCode.TRY_AGAIN_LATER
-        case Exception():
-            return CloseCode.INTERNAL_ERROR
-        case _:
-            return None
+def _ending(
+    error: BaseException | None, is_over: bool, of_framework: Callable[[BaseException], Ending | None]
+) -> Ending | None:
+    if error is None or (isinstance(error, ClosedError) and is_over):
+        return Ending(CloseCode.NORMAL, "", error)
+    if not isinstance(error, Exception):
+        return None
+    if isinstance(error, SubscribeError) and error.refused:
+        return Ending(CloseCode.FORBIDDEN, "this channel is not allowed", error)
+    for kinds, code in _CODES:
+        if isinstance(error, kinds):
+            return Ending(code, _words(error), error)
+    found = of_framework(error)
+    return Ending(CloseCode.INTERNAL_ERROR, "", error, True) if found is None else replace(found, error=error)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, BrokerError):
+        return "the broker is not available: try again later"
+    if isinstance(error, SlowConsumerError):
+        return "too slow"
+    if isinstance(error, PayloadTooLargeError):
+        return f"a message may take {error.limit_bytes:,} bytes on the broker"
+    return str(error)
 
 
 def _leaves(error: BaseException | None) -> Iterator[BaseException | None]:

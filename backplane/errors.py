@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "AuthorizeTimeoutError",
     "BackplaneError",
     "BrokerAuthenticationError",
     "BrokerError",
@@ -28,6 +29,7 @@ __all__ = [
     "NotStartedError",
     "OriginRefusedError",
     "PayloadTooLargeError",
+    "PermissionExpiredError",
     "PublishError",
     "PublishOutcomeUnknownError",
     "RefusedError",
@@ -143,6 +145,14 @@ class TooManyChannelsError(RefusedError):
 
 class JoinRefusedError(RefusedError):
     """The application's `authorize` did not let a connection join a channel."""
+
+
+class PermissionExpiredError(RefusedError):
+    """The permission of a client had run out before it was let in (`connect(expires_at=...)`)."""
+
+
+class AuthorizeTimeoutError(BackplaneError):
+    """The application's `authorize` did not answer within `Settings.authorize_timeout_seconds`: try again later."""
 
 
 class BrokerError(BackplaneError):

@@ -23,6 +23,6 @@ def get_backplane(connection: HTTPConnection) -> Backplane:
     if not isinstance(found, Backplane):
         raise NotStartedError(
             "no Backplane in the lifespan state: pass lifespan=backplane.lifespan, "
-            'or yield {"backplane": backplane} from your own'
+            'or yield {"backplane": backplane} from your own; in a test `with TestClient(app):` runs the lifespan'
         )
     return found

@@ -21,7 +21,7 @@ class Limits:
             without one by what the server does itself. Defaults to 30.
         heartbeat_message: What is sent as a heartbeat where there is no access to pings: text, bytes, or anything JSON.
             Clients must answer it, with any message. Defaults to none.
-        idle_timeout_seconds: How long a client may say nothing (pongs do not count) until it is closed with 4008.
+        idle_timeout_seconds: How long a client may say nothing (pongs do not count) until it is closed with 4508.
             Defaults to none.
         max_age_seconds: How long a connection may last until it is closed with 4010. Defaults to none.
         max_message_bytes: Largest message a client may send, a text in UTF-8; above it the connection is closed with

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 __all__ = ["ALL", "All", "Gap", "Message", "Position"]
 
@@ -57,6 +58,19 @@ class Message:
     published_at: float | None = None
     excluded: bytes | None = None
     position: Position | None = None
+
+    def json(self) -> Any:
+        """Return the data as what its JSON text holds: what was published as a list, a `dict`, a number and so on.
+
+        Foreign data is checked by a typed channel, `Backplane.channel`; this only parses.
+
+        Raises:
+            ValueError: It is no JSON.
+        """
+        try:
+            return json.loads(self.data)
+        except RecursionError:  # which the depth of a text decides
+            raise ValueError("nested too deep to be parsed as JSON") from None
 
     @property
     def size_bytes(self) -> int:

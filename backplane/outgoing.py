@@ -259,8 +259,11 @@ class LaneOutgoing(Outgoing):
             self._write = None
             return
         self._write = write = self._lane.write
-        while self._outbox and self._write is not None:  # a write can make the transport pause
-            write(self._joined())
+        try:
+            while self._outbox and self._write is not None:  # a write can make the transport pause
+                write(self._joined())
+        except Exception as error:  # the server calls this, which must not pay for its transport
+            return self._owner.send_failed(error)
         if not self._outbox:
             self._tell_who_waits()
 

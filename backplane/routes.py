@@ -1,6 +1,6 @@
 """HTTP for the operation of an application: health for Kubernetes and load balancers, and what an outage answers.
 
-app = FastAPI(lifespan=backplane.lifespan, exception_handlers={BrokerError: broker_error_response})
+app = FastAPI(lifespan=backplane.lifespan, exception_handlers={BackplaneError: broker_error_response})
 app.mount("/health", health_routes(backplane))
 """
 
@@ -13,9 +13,16 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, Router
 from starlette.websockets import WebSocket, WebSocketState
 
-from backplane.closing import CloseCode
+from backplane.closing import close_reason
 from backplane.denial import deny, retry_later
-from backplane.errors import BrokerUnavailableError, PublishOutcomeUnknownError
+from backplane.ending import ending
+from backplane.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    InvalidChannelError,
+    PayloadTooLargeError,
+    PublishOutcomeUnknownError,
+)
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -63,8 +70,12 @@ async def broker_error_response(connection: Request | WebSocket, error: Exceptio
     answer states: sending such a request again can publish twice. 502 where the broker refused: the same request would
     be refused again. The body is `{"detail": ...}`; the broker's own words are not in it.
 
+    As a handler for `BackplaneError` it answers too what a request asked for and cannot have: 400 for a channel name
+    that is not legal (`InvalidChannelError`), 413 for a message larger than the broker takes (`PayloadTooLargeError`).
+    Any other error goes on, to the framework's 500.
+
     In a WebSocket route it is for what is raised outside of `Backplane.connect`, which needs no handler: the handshake
-    gets the same answer, and an accepted client is closed with 1013.
+    gets the same answer, and an accepted client is closed with the code that `connect` would use.
     """
     answer = _answer_to(error)
     if not isinstance(connection, WebSocket):
@@ -72,14 +83,22 @@ async def broker_error_response(connection: Request | WebSocket, error: Exceptio
     if connection.application_state is WebSocketState.CONNECTING:
         await deny(connection, answer)
     elif WebSocketState.DISCONNECTED not in (connection.application_state, connection.client_state):
-        await connection.close(CloseCode.TRY_AGAIN_LATER, "the broker is not available: try again later")
+        end = ending(error, is_over=False)
+        if end is not None:
+            await connection.close(end.code, close_reason(end.code, end.reason))
     return None
 
 
 def _answer_to(error: Exception) -> Response:
+    if isinstance(error, InvalidChannelError):
+        return JSONResponse({"detail": str(error)}, 400)
+    if isinstance(error, PayloadTooLargeError):
+        return JSONResponse({"detail": f"a message may take {error.limit_bytes:,} bytes on the broker"}, 413)
+    if not isinstance(error, BrokerError):
+        raise error
     if isinstance(error, PublishOutcomeUnknownError):
         words = "it is unknown whether this was published: sending it again can publish it twice"
-    elif isinstance(error, BrokerUnavailableError) or getattr(error, "retriable", False):
+    elif isinstance(error, BrokerUnavailableError) or error.retriable:
         words = "not available, try again later"
     else:
         return JSONResponse({"detail": "refused by the message broker"}, 502)

@@ -46,6 +46,10 @@ logger = logging.getLogger("backplane.running")
 _HANDLERS_SECONDS: Final = 2.0
 
 
+# How many refused clients may have a socket at a time: each reads its close frame and goes, but need not.
+_MAX_FAREWELLS: Final = 256
+
+
 def _at_once(callback: Callable[[], None]) -> None:
     callback()
 
@@ -95,6 +99,7 @@ class Running:
         self.draining = False
         self._connections: dict[Client, str] = {}
         self._ended = 0  # clients whose handler has ended, and whose transport is still there
+        self._farewells = 0
         self._by_client: Counter[str] = Counter()
         self._emptied = asyncio.Event()
         self._buffer = OutageBuffer(
@@ -160,6 +165,21 @@ class Running:
             when_gone(partial(self._forget, client_key))
         if not self._connections:
             self._emptied.set()
+
+    def begin_farewell(self) -> bool:
+        """Take a place for a client that is refused after it was accepted; `False` where there is none.
+
+        Such clients are beside those of `max_connections`, and never more than these, or than 256.
+        """
+        most = self.settings.max_connections
+        if self._farewells >= (_MAX_FAREWELLS if most is None else min(most, _MAX_FAREWELLS)):
+            return False
+        self._farewells += 1
+        return True
+
+    def end_farewell(self) -> None:
+        """Give that place back: its transport is gone."""
+        self._farewells -= 1
 
     def _one_too_many(self, words: str) -> TooManyConnectionsError:
         self.statistics.refused_connections += 1

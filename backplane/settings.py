@@ -15,7 +15,7 @@ Start = Literal["strict", "lazy"]
 Outage = Literal["raise", "buffer"]
 """`raise`: `publish` waits for the broker, then raises. `buffer`: it keeps the message, and sends it at the return."""
 
-_CHOICES: Final = {"start": get_args(Start), "outage": get_args(Outage)}
+_CHOICES: Final = {"start": get_args(Start), "outage": get_args(Outage), "refuse_after_accept": (False, True)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,13 @@ class Settings:
             the last of these answers: a burst is no outage, and each publish ends this long after the one before it at
             the latest. Defaults to 2.
         subscribe_timeout_seconds: How long a join waits for the broker's confirmation before it raises. Defaults to 5.
+        authorize_timeout_seconds: How long the application's `authorize` may take to answer for one channel before the
+            join raises `AuthorizeTimeoutError`: a client that waits takes a place of `max_connections`. One that leaves
+            before it is accepted gives it back at once, where the server reports that (Granian does not). Defaults to
+            5.
+        refuse_after_accept: How a client is refused: `False` answers its handshake with an HTTP status, of which a
+            browser's page learns nothing but close code 1006; `True` accepts it and closes with a `CloseCode` and a
+            reason, which the page reads. See `Backplane.connect`. Defaults to `False`.
         linger_seconds: How long a channel stays subscribed at the broker after its last subscriber left, so that a page
             reload costs the broker nothing. Defaults to 1.
         probe_interval_seconds: How long either direction of the link may be quiet, messages or the broker's answers to
@@ -67,6 +74,8 @@ class Settings:
     max_buffer_messages: int = 1024
     publish_timeout_seconds: float = 2.0
     subscribe_timeout_seconds: float = 5.0
+    authorize_timeout_seconds: float = 5.0
+    refuse_after_accept: bool = False
     linger_seconds: float = 1.0
     probe_interval_seconds: float = 5.0
     max_backoff_seconds: float = 5.0
@@ -86,8 +95,9 @@ class Settings:
 
 
 def _check_choice(name: str, value: Any) -> None:
-    if value not in _CHOICES[name]:
-        raise ConfigurationError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
+    choices: tuple[object, ...] = _CHOICES[name]
+    if value not in choices or type(value) is not type(choices[0]):  # 1 is equal to True
+        raise ConfigurationError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
 
 
 def _check_number(name: str, value: Any, *, whole: bool) -> None:

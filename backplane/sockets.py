@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from contextlib import AbstractAsyncContextManager
 
+    from backplane.ending import Ending
     from backplane.lane import Lane
 
 __all__ = ["ServerSocket", "Socket"]
@@ -37,6 +37,10 @@ class Socket(Protocol):
         """Close; a client that is gone is no error."""
         ...
 
+    def ending(self, error: BaseException, /) -> Ending | None:
+        """Return what an error of the web framework means to an accepted client; `None` for any other error."""
+        ...
+
 
 class ServerSocket(Socket, Protocol):
     """A WebSocket whose handshake is not answered yet."""
@@ -56,8 +60,19 @@ class ServerSocket(Socket, Protocol):
         """The client's address, as the server knows it."""
         ...
 
-    def refusing_on_error(self) -> AbstractAsyncContextManager[None]:
-        """Answer the handshake with an HTTP error if the block raises one of ours, and let the error go on."""
+    async def left(self) -> None:
+        """Return when the client has left. Only before `accept`, and not at the same time."""
+        ...
+
+    async def refuse(self, refused: Ending) -> BaseException:
+        """Answer the handshake with an HTTP error, and return what the handler is to raise.
+
+        The framework takes it for handled and logs no traceback, or answers it itself where the error is its own.
+        """
+        ...
+
+    async def refuse_after_accept(self, refused: Ending, subprotocol: str | None) -> BaseException:
+        """Do the same by accepting and closing, with a code and words that a page can read."""
         ...
 
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:

@@ -57,10 +57,10 @@ class Statistics:
         closed_invalid_data: Closed for what they sent, by `on_invalid="close"` (1007).
         closed_too_big: Closed for a message over `max_message_bytes` (1009).
         closed_too_many_messages: Over `max_messages_per_second` (4029).
-        closed_too_many_channels: Whose handler ended by a join over `max_channels` (4013).
-        closed_forbidden: Whose handler ended by a refused join (4003).
+        closed_too_many_channels: Whose handler ended by a join over `max_channels` (4513).
+        closed_forbidden: Whose handler ended by a refused join (4503).
         closed_expired: Whose permission ran out (4001).
-        closed_idle: Over `idle_timeout_seconds` (4008).
+        closed_idle: Over `idle_timeout_seconds` (4508).
         closed_max_age: Over `max_age_seconds` (4010).
         closed_silent: That did not answer heartbeats (4011).
         closed_other: Closed with another code, by the application.

@@ -62,9 +62,13 @@ class Lifetime:
         if limits.heartbeat_seconds is not None:
             self.due = min(self.due, now + limits.heartbeat_seconds * random.uniform(0.5, 1))  # noqa: S311
 
+    def has_expired(self, now: float) -> bool:
+        """Return whether the permission has run out."""
+        return self.expires_at is not None and now >= self.expires_at
+
     def ended_by(self, now: float, limits: Limits) -> CloseCode | None:
         """Return the code of the first limit that is reached."""
-        if self.expires_at is not None and now >= self.expires_at:
+        if self.has_expired(now):
             return CloseCode.EXPIRED
         if limits.max_age_seconds is not None and now >= self.opened_at + limits.max_age_seconds:
             return CloseCode.MAX_AGE

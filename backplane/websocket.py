@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
+from backplane.closing import close_reason
 from backplane.denial import denial, deny
-from backplane.errors import BackplaneError, BrokerError, ClosedError, LifecycleError, RefusedError
+from backplane.errors import BackplaneError, ClosedError, LifecycleError
+from backplane.framework import framework_ending
 from backplane.lane import EXTENSION, when_gone
 from backplane.outgoing import SocketGoneError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import Callable, Iterable
 
     from starlette.websockets import WebSocket
 
+    from backplane.ending import Ending
     from backplane.lane import Lane
 
 __all__ = ["StarletteSocket"]
 
 # What Starlette and the servers raise for a send to a client that is gone, or behind a close.
 _GONE = (WebSocketDisconnect, RuntimeError, OSError)
+
+# A client that does not read does not read why it is refused either.
+_REFUSE_SECONDS: Final = 1.0
 
 
 class StarletteSocket:
@@ -67,25 +74,45 @@ class StarletteSocket:
         """Finish the handshake."""
         await self._websocket.accept(subprotocol, headers)
 
-    @asynccontextmanager
-    async def refusing_on_error(self) -> AsyncGenerator[None]:
-        """Answer the handshake with an HTTP error if the block raises one of ours, and let the error go on.
+    async def left(self) -> None:
+        """Return when the client has left; before the handshake is answered it can send nothing else."""
+        while (await self._websocket.receive())["type"] != "websocket.disconnect":
+            pass
 
-        A `RefusedError`, a `BrokerError`, or a `ClosedError` while the worker ends, goes on as the cause of a
-        `WebSocketException`, which the framework handles without a traceback.
+    async def refuse(self, refused: Ending) -> BaseException:
+        """Answer the handshake with an HTTP error, and return what the handler is to raise.
 
-        `backplane.denial` decides with which status. A server without the denial response extension answers 403.
+        `backplane.denial` decides with which status. A server without the denial response extension answers 403. What
+        is no error of ours is left to the framework, which answers its own `HTTPException` and `WebSocketException`.
         """
+        if not isinstance(refused.error, BackplaneError):
+            return refused.error or AssertionError("a refusal without an error")
+        with suppress(*_GONE):
+            await deny(self._websocket, denial(refused.error))
+        return self._answered(refused)
+
+    async def refuse_after_accept(self, refused: Ending, subprotocol: str | None) -> BaseException:
+        """Accept and close, and return what the handler is to raise."""
         try:
-            yield
-        except BackplaneError as error:
-            await self._refuse(error)
-            if isinstance(
-                error, RefusedError | BrokerError | ClosedError
-            ):  # an ordinary event: no traceback in the server's log
-                self._websocket.close = _is_answered  # type: ignore[method-assign]
-                raise WebSocketException(1008, str(error)) from error
-            raise
+            async with asyncio.timeout(_REFUSE_SECONDS):
+                await self.accept(subprotocol, None)
+                await self._websocket.close(refused.code, close_reason(refused.code, refused.reason))
+        except _GONE:
+            if self.lane is not None:
+                self.lane.close()
+        return self._answered(refused)
+
+    def _answered(self, refused: Ending) -> BaseException:
+        """Return a `WebSocketException`, of which the framework's handler calls `close`: that is done already."""
+        self._websocket.close = _is_answered  # type: ignore[method-assign]
+        answered = WebSocketException(refused.code, str(refused.error))
+        answered.__cause__ = refused.error
+        return answered
+
+    @staticmethod
+    def ending(error: BaseException, /) -> Ending | None:
+        """Return what an error of the framework means to an accepted client; `None` for any other error."""
+        return framework_ending(error)
 
     async def send(self, data: str | bytes) -> None:
         """Send one message."""
@@ -116,10 +143,6 @@ class StarletteSocket:
     def when_gone(self, callback: Callable[[], None], /) -> None:
         """Call `callback` once the client's transport is gone, and at once where the server does not report it."""
         when_gone(self._websocket.scope, callback)
-
-    async def _refuse(self, error: BackplaneError) -> None:
-        with suppress(*_GONE):
-            await deny(self._websocket, denial(error))
 
 
 async def _is_answered(code: int = 1000, reason: str | None = None) -> None:

@@ -47,6 +47,9 @@ class TransportSocket:
         """Close."""
         self.transport.close()
 
+    def ending(self, _: BaseException, /) -> None:
+        """Know no framework."""
+
 
 def run(count: int, rounds: int) -> list[Figure]:
     """Return the figures per delivery; the floor is `transport.write` in a loop."""

@@ -32,7 +32,7 @@ NOT_UTF8 = (
 )
 
 # What a server, or an example, may say of nonsense; 1011 would be an error nobody thought of.
-ANSWERS = {1000, 1002, 1003, 1007, 1009, 4003, 4029}
+ANSWERS = {1000, 1002, 1003, 1007, 1009, 4503, 4029}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,7 @@ def test_renewed_connection_outlives_its_first_token(serve: Serve) -> None:
 
 
 def test_token_of_another_does_not_renew(serve: Serve) -> None:
-    """A token of someone else, sent to renew, closes the connection with 4003."""
+    """A token of someone else, sent to renew, closes the connection with 4503."""
     site = serve("login", JWT_SECRET=SECRET)
     with open_inbox(site, log_in(site)) as ada:
         ada.send(json.dumps({"token": log_in(site, "grace", "compiler")}))

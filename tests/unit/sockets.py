@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from backplane.errors import BackplaneError
+from backplane.framework import framework_ending
 from tests.unit.doubles import FakeLane, Gate, messages_in
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import Callable, Iterable
+
+    from backplane.ending import Ending
 
 __all__ = ["ClientLane", "FakeServerSocket", "FakeSocket"]
 
@@ -121,6 +122,10 @@ class FakeSocket:
             self.lane.end()
         self._changed.set()
 
+    def ending(self, error: BaseException, /) -> Ending | None:
+        """Know the errors of Starlette."""
+        return framework_ending(error)
+
     def taken(self, *messages: str | bytes) -> None:
         """Learn what came to the client by its lane."""
         self.sent += messages
@@ -162,16 +167,24 @@ class FakeServerSocket(FakeSocket):
         self.accept_error: Exception | None = None
         self.accepting = 0
         self.accepted: list[tuple[str | None, Iterable[tuple[bytes, bytes]] | None]] = []
-        self.refusals: list[BackplaneError] = []
+        self.refusals: list[BaseException] = []
 
-    @asynccontextmanager
-    async def refusing_on_error(self) -> AsyncGenerator[None]:
+    async def left(self) -> None:
+        """Wait for the client's end."""
+        while await self.receive() is not None:
+            pass
+
+    async def refuse(self, refused: Ending) -> BaseException:
         """Keep what the handshake is refused with."""
-        try:
-            yield
-        except BackplaneError as error:
-            self.refusals.append(error)
-            raise
+        assert refused.error is not None
+        self.refusals.append(refused.error)
+        return refused.error
+
+    async def refuse_after_accept(self, refused: Ending, subprotocol: str | None) -> BaseException:
+        """Accept, close, and keep why."""
+        await self.accept(subprotocol, None)
+        self.closed.append((refused.code, refused.reason))
+        return await self.refuse(refused)
 
     def when_gone(self, callback: Callable[[], None], /) -> None:
         """Have no transport that outlives the handler."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -13,11 +15,13 @@ from backplane.admission import Admission
 from backplane.conduct import Conduct
 from backplane.connection import Connection
 from backplane.errors import (
+    AuthorizeTimeoutError,
     BrokerUnavailableError,
     ClosedError,
     InvalidChannelError,
     JoinRefusedError,
     OriginRefusedError,
+    PermissionExpiredError,
     PublishError,
     PublishOutcomeUnknownError,
     SubscribeError,
@@ -66,10 +70,13 @@ class Door:
         client_key: str | None = None,
         subprotocol: str | None = None,
         headers: list[tuple[bytes, bytes]] | None = None,
+        after_accept: bool = False,
+        expires_at: float | None = None,
     ) -> Admission:
         """Return what lets this client in."""
         outbox = Outbox(max_bytes=1_000, max_messages=10)
         self.connection = Connection(socket, self.running.hub, outbox, self.conduct)
+        self.connection.expire_at(expires_at)
         return Admission(
             self.running,
             socket,
@@ -79,6 +86,7 @@ class Door:
             client_key=client_key,
             subprotocol=subprotocol,
             headers=headers,
+            after_accept=after_accept,
         )
 
     async def handle(self, socket: FakeServerSocket, *channels: str) -> None:
@@ -224,6 +232,113 @@ async def test_broker_that_fails_in_a_task_group_of_anyio(door: Door) -> None:
     assert [code for code, _ in socket.closed] == [1013]
 
 
+async def test_permission_that_has_run_out(door: Door) -> None:
+    """A client whose permission has run out is refused before anything is joined for it, or accepted."""
+    socket = FakeServerSocket()
+    with pytest.raises(PermissionExpiredError):
+        await block(door.admission(socket, "a", expires_at=time.time() - 1), None)
+    assert (socket.accepting, door.broker.calls) == (0, [])
+    assert counted(door.running.statistics) == {"connections_refused": 1}
+
+
+async def test_permission_that_runs_out_while_it_is_joined(door: Door) -> None:
+    """It is refused too if that happens while it is joined; `authorize` may set when."""
+    socket = FakeServerSocket()
+
+    def authorize(connection: Connection, _: str) -> bool:
+        connection.expire_at(time.time() - 1)
+        return True
+
+    door.conduct = replace(door.conduct, authorize=authorize)
+    with pytest.raises(PermissionExpiredError):
+        await door.handle(socket, "a")
+    assert (len(socket.refusals), socket.accepting) == (1, 0)
+
+
+async def never_answer(connection: Connection, channel: str) -> bool:
+    """Think for ever."""
+    await asyncio.Event().wait()
+    return connection.id != channel
+
+
+async def test_authorize_that_does_not_answer(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    """A client waits for `authorize` no longer than its time, is refused as by a passing state, and logged once."""
+    door.conduct = replace(door.conduct, authorize=never_answer, authorize_timeout_seconds=0.01)
+    for _ in range(2):
+        socket = FakeServerSocket()
+        with pytest.raises(AuthorizeTimeoutError):
+            await door.handle(socket, "a")
+        assert (len(socket.refusals), socket.accepting) == (1, 0)
+    assert caplog.messages == ["authorize did not answer for 'a' within 0.01 s"]
+
+
+async def test_timeout_of_authorize_itself(door: Door) -> None:
+    """A `TimeoutError` of the application is a fault of it, and goes on as it is."""
+
+    async def authorize(*_: object) -> bool:
+        raise TimeoutError("the database")
+
+    door.conduct = replace(door.conduct, authorize=authorize)
+    with pytest.raises(TimeoutError, match="the database"):
+        await door.handle(FakeServerSocket(), "a")
+
+
+async def test_client_that_leaves_while_it_is_joined(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that leaves before it is accepted gives back its place and its joins at once."""
+    monkeypatch.setattr("backplane.admission._QUICK_SECONDS", 0)
+    socket = FakeServerSocket()
+    door.broker.subscribe_gate.close()
+    handling = asyncio.create_task(door.handle(socket, "a"))
+    await door.broker.until(lambda: door.broker.calls != [])
+    socket.incoming.put_nowait(None)
+    with pytest.raises(ClosedError, match="left before it was let in"):
+        await asyncio.wait_for(handling, WAIT_SECONDS)
+    assert socket.accepting == 0
+    door.broker.subscribe_gate.open()
+
+
+@pytest.mark.parametrize("failing", [False, True], ids=["stays", "cannot be watched"])
+async def test_client_that_stays_while_it_is_joined(door: Door, monkeypatch: pytest.MonkeyPatch, failing: bool) -> None:
+    """One that stays, or whose leaving the server cannot report, is accepted, and what it sends then is received."""
+    monkeypatch.setattr("backplane.admission._QUICK_SECONDS", 0)
+    socket = FakeServerSocket()
+    door.broker.subscribe_gate.close()
+    if failing:
+        socket.incoming.put_nowait(RuntimeError("the server's own"))
+
+    async def handle() -> str | bytes | None:
+        async with door.admission(socket, "a") as connection:
+            return await connection.receive()
+        return None
+
+    handling = asyncio.create_task(handle())
+    await door.broker.until(lambda: door.broker.calls != [])
+    await let_tasks_run()
+    door.broker.subscribe_gate.open()
+    await socket.until(lambda: socket.accepted != [])
+    socket.incoming.put_nowait("first")
+    assert await asyncio.wait_for(handling, WAIT_SECONDS) == "first"
+
+
+async def test_refused_after_accept(door: Door) -> None:
+    """For the asking a refused client is accepted and closed; by HTTP where too many are at it, or by its origin."""
+    door.running.draining = True
+    socket = FakeServerSocket()
+    with pytest.raises(ClosedError):
+        await block(door.admission(socket, subprotocol="chat.v2", headers=[(b"x", b"y")], after_accept=True), None)
+    assert (socket.accepted, [code for code, _ in socket.closed]) == ([("chat.v2", None)], [1012])
+    foreign = FakeServerSocket()
+    foreign.origin = "https://evil.example"
+    with pytest.raises(OriginRefusedError):
+        await block(door.admission(foreign, after_accept=True), None)
+    while door.running.begin_farewell():
+        pass
+    late = FakeServerSocket()
+    with pytest.raises(ClosedError):
+        await block(door.admission(late, after_accept=True), None)
+    assert (foreign.accepting, late.accepting, len(late.refusals)) == (0, 0, 1)
+
+
 async def test_client_of_a_worker_that_drains(door: Door) -> None:
     """A worker that drains takes nobody."""
     socket = FakeServerSocket()
@@ -303,17 +418,17 @@ async def block(admission: Admission, error: BaseException | None) -> None:
     ("error", "code", "raised"),
     [
         (None, 1000, False),
-        (JoinRefusedError("not this one"), 4003, False),
-        (TooManyChannelsError("not so many"), 4013, False),
+        (JoinRefusedError("not this one"), 4503, False),
+        (TooManyChannelsError("not so many"), 4513, False),
         (ClosedError("of a subscription"), 1011, True),
         (KeyError("mine"), 1011, True),
         (PublishError("refused"), 1013, False),
         (BrokerUnavailableError("away"), 1013, False),
         (PublishOutcomeUnknownError("no answer"), 1013, False),
         (SubscribeError({}, unconfirmed={"b": "busy"}), 1013, False),
-        (SubscribeError({"b": "not permitted"}), 4003, False),
+        (SubscribeError({"b": "not permitted"}), 4503, False),
         (OriginRefusedError("of something else"), 1011, True),
-        (ExceptionGroup("several", [JoinRefusedError("not this one")]), 4003, False),
+        (ExceptionGroup("several", [JoinRefusedError("not this one")]), 4503, False),
         (ExceptionGroup("several", [BrokerUnavailableError("away"), KeyError("mine")]), 1011, True),
         (asyncio.CancelledError(), None, True),
         (KeyboardInterrupt(), None, True),
@@ -343,7 +458,7 @@ async def test_refused_join_in_the_block(door: Door) -> None:
             await connection.join("secret")
         assert socket.closing == 0
         await connection.join("secret")
-    assert socket.closed == [(4003, "")]
+    assert socket.closed == [(4503, "this connection may not join channel 'secret'")]
 
 
 @pytest.mark.parametrize("ending", ["client", "worker"])
@@ -378,7 +493,7 @@ async def test_what_waits_at_the_end_is_sent(door: Door) -> None:
         door.running.hub.deliver("a", b"2")
         await socket.until(lambda: socket.sending == 1)
         asyncio.get_running_loop().call_soon(socket.send_gate.open)
-    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "")])
+    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal")])
 
 
 async def test_cancelled_in_the_block(door: Door) -> None:

@@ -107,11 +107,11 @@ async def test_a_cut_socket_ends_the_measurement() -> None:
 
     async def cut(number: int, connection: ServerConnection, text: str) -> None:
         if (number, number_of(text)) == (2, 5):
-            await connection.close(4008, "too slow")
+            await connection.close(4508, "too slow")
         else:
             await connection.send(text)
 
-    with pytest.raises(LoadError, match="4008"):
+    with pytest.raises(LoadError, match="4508"):
         await measured(cut)
 
 

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, assert_type
+from unittest.mock import Mock
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from backplane.conduct import Conduct, SlowConsumer
 from backplane.connection import Connection
@@ -140,6 +141,13 @@ async def bounded(task: asyncio.Task[Any], seconds: float = WAIT_SECONDS) -> Any
 async def said_by(connection: Connection) -> list[str | bytes]:
     """Return all the client says until the end."""
     return [message async for message in connection]
+
+
+def break_server(socket: FakeSocket, fault: Exception) -> None:
+    """Let the server raise for each message from now on."""
+    socket.error = fault
+    if socket.lane is not None:
+        socket.lane.on_write = Mock(side_effect=fault)
 
 
 # --- messages ------------------------------------------------------------------------------------------------------
@@ -551,8 +559,8 @@ async def test_cancelled_before_the_turn(world: World) -> None:
         (AWAY, LATER),
         (PublishOutcomeUnknownError("no answer"), LATER),
         (ExceptionGroup("of a task group", [AWAY, AWAY]), LATER),
-        (JoinRefusedError("not this one"), (4003, "")),
-        (KeyError("a fault"), (1011, "")),
+        (JoinRefusedError("not this one"), (4503, "not this one")),
+        (KeyError("a fault"), (1011, "internal error")),
     ],
     ids=["away", "unknown", "group", "refused join", "fault"],
 )
@@ -785,7 +793,7 @@ async def test_send_after_the_end(world: World) -> None:
     connection, socket = world.connection()
     await connection.close()
     await connection.send("too late")
-    assert (socket.sent, socket.closed) == ([], [(1000, "")])
+    assert (socket.sent, socket.closed) == ([], [(1000, "normal")])
 
 
 # --- ends ----------------------------------------------------------------------------------------------------------
@@ -843,7 +851,7 @@ async def test_finish_flushes(world: World) -> None:
     await let_tasks_run(1)
     async with no_new_task():
         await connection.finish(1000)
-    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "")])
+    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal")])
 
 
 async def test_finish_of_a_client_that_reads_nothing_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -901,33 +909,108 @@ async def test_abandon_ends_a_close_under_way(world: World) -> None:
     assert socket.closed == []
 
 
-@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["gone", "fault"])
-async def test_error_while_sending(plain_world: World, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """A client that went away is an ordinary end; so is what no socket may raise, logged with its traceback."""
-    connection, socket = plain_world.connection()
+async def test_client_that_is_gone_while_sending(plain_world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that went away is an ordinary end: nothing is logged, and no close frame is tried."""
+    conduct = Conduct()
+    connection, socket = plain_world.connection(conduct=conduct)
     await connection.join("a")
     iterating = asyncio.create_task(said_by(connection))
     await let_tasks_run()
-    socket.error = error
+    socket.error = SocketGoneError()
     async with no_new_task():
         plain_world.deliver("a", "1", "2")
         assert await bounded(iterating) == []
         await connection.finish(1000)
-    assert (socket.sending, list(plain_world.hub.channels)) == (1, [])
-    if isinstance(error, SocketGoneError):
-        assert (socket.closing, caplog.records) == (0, [])
-    else:
-        assert caplog.messages == [f"connection {connection.id} failed to send"]
-        assert [record.exc_info and record.exc_info[1] for record in caplog.records] == [error]
+    assert (socket.sending, socket.closing, list(plain_world.hub.channels), caplog.records) == (1, 0, [], [])
+    assert what_happened(conduct) == {"closed_by_client": 1}
+
+
+@pytest.mark.parametrize("act", ["publish", "send"])
+async def test_server_that_fails_to_send(world: World, act: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What a server raises for a message ends the client, counted and with one line of the log; others live on."""
+    fault = KeyError("a fault")
+    conduct = Conduct()
+    connection, socket = world.connection(conduct=conduct)
+    other, its_socket = world.connection()
+    await connection.join("a")
+    await other.join("a")
+    iterating = asyncio.create_task(said_by(connection))
+    await let_tasks_run()
+    break_server(socket, fault)
+    if act == "send":
+        await connection.send("1")
+    world.deliver("a", "1")
+    world.deliver("a", "2")
+    await its_socket.receives("1", "2")
+    assert await bounded(iterating) == []
+    await connection.finish(1000)
+    assert (connection.is_over, socket.closed, what_happened(conduct)) == (
+        True,
+        [(1011, "internal error")],
+        {"closed_internal_error": 1},
+    )
+    assert [record.exc_info and record.exc_info[1] for record in caplog.records] == [fault]
+
+
+async def test_server_that_fails_when_a_client_reads_again(lane_world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """So does what it raises for what waited until its transport took more; the server itself does not notice."""
+    connection, socket = lane_world.connection()
+    await connection.join("a")
+    lane = socket.lane
+    assert lane is not None
+    lane.pause()
+    lane_world.deliver("a", "1")
+    await let_tasks_run()
+    break_server(socket, KeyError("a fault"))
+    lane.resume()
+    await connection.finish(1000)
+    assert socket.closed == [(1011, "internal error")]
+    assert caplog.messages == [f"connection {connection.id} failed: closing it"]
+
+
+async def test_server_that_fails_to_ping(lane_world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What a server raises for a ping ends that client, and all others are still asked for a sign."""
+    conduct = Conduct(limits=Limits(heartbeat_seconds=0.05))
+    connections = [lane_world.connection(conduct=conduct) for _ in range(2)]
+    lanes = [socket.lane for _, socket in connections]
+    assert lanes[0] is not None
+    assert lanes[1] is not None
+    pinged = asyncio.Event()
+    lanes[0].ping = Mock(side_effect=KeyError("a fault"))  # type: ignore[method-assign]
+    lanes[1].ping = pinged.set  # type: ignore[method-assign]
+    await asyncio.wait_for(pinged.wait(), WAIT_SECONDS)
+    await connections[0][1].until(lambda: connections[0][1].closed != [])
+    assert [connection.is_over for connection, _ in connections] == [True, False]
+    assert [record.message for record in caplog.records] == [f"connection {connections[0][0].id} failed: closing it"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(1005, ""), (1006, ""), (999, ""), (5000, ""), (True, ""), ("1000", ""), (4001, b"bytes")]
+)
+async def test_close_with_what_no_frame_carries(world: World, code: Any, reason: Any) -> None:
+    """Nothing ends by a close with a code or a reason that cannot be sent: it receives, and can be closed."""
+    conduct = Conduct()
+    connection, socket = world.connection(conduct=conduct)
+    await connection.join("a")
+    with pytest.raises(ConfigurationError):
+        await connection.close(code, reason)
+    assert what_happened(conduct) == {}
+    world.deliver("a", "1")
+    await socket.receives("1")
+    await connection.close(4001, "é" * 100)
+    assert (socket.closed, what_happened(conduct)) == ([(4001, "é" * 60 + "…")], {"closed_expired": 1})
 
 
 async def test_unexpected_error_while_closing(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """What a socket must not raise at the close is seen and logged by the package, not by a forgotten task."""
-    connection, socket = world.connection()
+    """What a server raises for a close frame is logged once; the client is counted, and cut where there is a way."""
+    conduct = Conduct()
+    connection, socket = world.connection(conduct=conduct)
     socket.close_error = KeyError("a fault")
     await connection.close()
     await connection.finish(1000)
     assert [record.name for record in caplog.records] == ["backplane.connection"]
+    assert (connection.is_over, what_happened(conduct)) == (True, {"closed_normal": 1})
+    assert socket.lane is None or socket.lane.closed
 
 
 async def test_no_task_while_nothing_waits(plain_world: World) -> None:
@@ -1021,7 +1104,7 @@ async def test_too_many_channels_at_once(world: World) -> None:
 @pytest.mark.parametrize(
     ("limits", "code", "count"),
     [
-        (Limits(idle_timeout_seconds=0.01), 4008, "closed_idle"),
+        (Limits(idle_timeout_seconds=0.01), 4508, "closed_idle"),
         (Limits(max_age_seconds=0.01), 4010, "closed_max_age"),
     ],
     ids=["idle", "age"],
@@ -1471,6 +1554,24 @@ async def test_handler_that_waits_for_its_task(world: World) -> None:
 
 
 # --- what the client says, as a model ------------------------------------------------------------------------------
+
+
+async def test_union_of_models(plain_world: World) -> None:
+    """A union is as good as a class; type checkers know what a class and a `TypeAdapter` give, and take any union."""
+    connection, socket = plain_world.connection()
+    for text in ('{"id": 1}', '"quit"', '{"id": 2}', '{"id": 3}', "[4]", None):
+        socket.incoming.put_nowait(text)
+    assert_type(await connection.receive(Order | Literal["quit"]), Any)
+    assert assert_type(await connection.receive(Order | Literal["quit"]), Any) == "quit"
+    assert assert_type(await connection.receive(Order), Order | None) == Order(id=2)
+    assert assert_type(await connection.receive(TypeAdapter(Order)), Order | None) == Order(id=3)
+    received: list[Any] = []
+    async for message in connection.iter(Order | list[int]):
+        assert_type(message, Any)
+        received.append(message)
+    async for order in connection.iter(Order):
+        assert_type(order, Order)
+    assert received == [[4]]
 
 
 async def test_receive(world: World) -> None:

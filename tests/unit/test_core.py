@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import anyio
 import pytest
@@ -857,12 +858,16 @@ async def test_exclude(name: Callable[[Connection], Connection | str]) -> None:
             assert [await says.hears() for _ in range(2)] == ["1", "3"]
 
 
-@pytest.mark.parametrize("connection_id", ["", "xyz", "00", "00" * 7, "00" * 9, "é" * 16])
-async def test_exclude_of_a_malformed_id(connection_id: str) -> None:
-    """What is no id is refused instead of excluding nobody."""
+@pytest.mark.parametrize(
+    "exclude",
+    ["", "xyz", "00", "00" * 7, "00" * 9, "é" * 16, b"00" * 8, 7, WebSocket({"type": "websocket"}, Mock(), Mock())],
+    ids=lambda exclude: f"{exclude!r:.30}",
+)
+async def test_exclude_of_what_is_no_connection(exclude: Any) -> None:
+    """What is neither a connection nor an id, such as its `WebSocket`, is refused instead of excluding nobody."""
     async with Backplane("memory://") as backplane:
-        with pytest.raises(InvalidDataError, match=r"Connection\.id"):
-            await backplane.publish("a", "x", exclude=connection_id)
+        with pytest.raises(InvalidDataError, match=r"as `async with backplane\.connect.* returns it, or its id, not "):
+            await backplane.publish("a", "x", exclude=exclude)
 
 
 async def test_exclude_of_an_unknown_id() -> None:

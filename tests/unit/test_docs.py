@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from backplane import broadcaster
+from backplane import CloseCode, broadcaster
 from backplane.broadcaster import Broadcaster, Sink
 from backplane.cli import app
 
@@ -112,3 +112,15 @@ def test_link_is_not_dead(page: Path) -> None:
     """What a page links to within the repository is there."""
     targets = re.findall(r"\]\((?![a-z]+:|#)([^)\s#]+)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_close_code_page_names_every_code() -> None:
+    """Each code has its row, with its name and whether the client comes back."""
+    rows = re.findall(
+        r"^\| (\d{4}) \| `(\w+)`.*\| (stays away|comes back|gets a new one, and comes back)",
+        read("close-codes.md"),
+        re.M,
+    )
+    assert [(int(code), name, "back" in answer) for code, name, answer in rows] == [
+        (code.value, code.name, code.reconnect) for code in sorted(CloseCode)
+    ]

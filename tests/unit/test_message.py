@@ -28,6 +28,19 @@ def test_size(data: str | bytes, size_bytes: int) -> None:
     assert Message(channel="chat", data=data).size_bytes == size_bytes
 
 
+@pytest.mark.parametrize(("data", "value"), [('{"a": [1]}', {"a": [1]}), (b'"\xc3\xa9"', "é"), ("null", None)])
+def test_json(data: str | bytes, value: object) -> None:
+    """What was published as a value is that value again."""
+    assert Message(channel="chat", data=data).json() == value
+
+
+@pytest.mark.parametrize("data", ["", "no JSON", b"\xff", "[" * 100_000], ids=["empty", "text", "binary", "deep"])
+def test_no_json(data: str | bytes) -> None:
+    """Whatever is no JSON is a `ValueError`."""
+    with pytest.raises(ValueError, match=r"."):
+        Message(channel="chat", data=data).json()
+
+
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_values_are_frozen(value: Any) -> None:
     """Every subscriber of a worker shares one object, so none can change it; a `Message` pays for that in speed."""

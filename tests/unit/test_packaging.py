@@ -24,6 +24,7 @@ PYPROJECT: dict[str, Any] = (
 needs_sources = pytest.mark.skipif(not (ROOT / "backplane").is_dir(), reason="the sources are away")
 
 PUBLIC_NAMES = [
+    "AuthorizeTimeoutError",
     "Backplane",
     "BackplaneError",
     "BrokerAuthenticationError",
@@ -46,6 +47,7 @@ PUBLIC_NAMES = [
     "NotStartedError",
     "OriginRefusedError",
     "PayloadTooLargeError",
+    "PermissionExpiredError",
     "Position",
     "PublishError",
     "PublishOutcomeUnknownError",

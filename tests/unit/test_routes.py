@@ -14,9 +14,13 @@ from starlette.websockets import WebSocketDisconnect
 
 from backplane import (
     Backplane,
+    BackplaneError,
     BrokerAuthenticationError,
     BrokerError,
     BrokerUnavailableError,
+    InvalidChannelError,
+    NotStartedError,
+    PayloadTooLargeError,
     PublishError,
     PublishOutcomeUnknownError,
     Settings,
@@ -196,7 +200,7 @@ PERHAPS = "it is unknown whether this was published: sending it again can publis
 REFUSED = "refused by the message broker"
 
 
-def failing_app(error: BrokerError, framework: str) -> FastAPI | Starlette:
+def failing_app(error: BackplaneError, framework: str) -> FastAPI | Starlette:
     """Serve a route that raises, and WebSockets that raise before and after they are accepted."""
 
     async def fail(_: Request) -> Response:
@@ -221,8 +225,8 @@ def failing_app(error: BrokerError, framework: str) -> FastAPI | Starlette:
         WebSocketRoute("/end", fail_at_the_end),
     ]
     if framework == "fastapi":
-        return FastAPI(routes=list(routes), exception_handlers={BrokerError: broker_error_response})
-    return Starlette(routes=routes, exception_handlers={BrokerError: broker_error_response})
+        return FastAPI(routes=list(routes), exception_handlers={BackplaneError: broker_error_response})
+    return Starlette(routes=routes, exception_handlers={BackplaneError: broker_error_response})
 
 
 @pytest.mark.parametrize("framework", ["fastapi", "starlette"])
@@ -258,3 +262,26 @@ def test_broker_error_in_a_websocket(framework: str) -> None:
             with client.websocket_connect(path) as session, pytest.raises(WebSocketDisconnect) as closed:
                 session.receive_text()
             assert closed.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(InvalidChannelError("no name"), 400, 4503), (PayloadTooLargeError(2_000, 1_000), 413, 1009)],
+    ids=["channel", "payload"],
+)
+def test_what_the_client_asked_for(error: BackplaneError, status: int, code: int) -> None:
+    """A channel name, or a message, that cannot be is the client's: 400, 413, or the code of `connect`."""
+    with TestClient(failing_app(error, "fastapi")) as client:
+        assert client.post("/").status_code == status
+        with client.websocket_connect("/after") as session, pytest.raises(WebSocketDisconnect) as closed:
+            session.receive_text()
+        assert closed.value.code == code
+
+
+def test_error_that_is_nobodys() -> None:
+    """Any other error of this package goes on, for it is a mistake of the application."""
+    with TestClient(failing_app(NotStartedError("not started"), "fastapi")) as client:
+        with pytest.raises(NotStartedError):
+            client.post("/")
+        with pytest.raises(NotStartedError), client.websocket_connect("/after"):
+            pass

@@ -16,6 +16,8 @@ DEFAULTS = {
     "max_buffer_messages": 1_024,
     "publish_timeout_seconds": 2.0,
     "subscribe_timeout_seconds": 5.0,
+    "authorize_timeout_seconds": 5.0,
+    "refuse_after_accept": False,
     "linger_seconds": 1.0,
     "probe_interval_seconds": 5.0,
     "max_backoff_seconds": 5.0,
@@ -26,7 +28,8 @@ DEFAULTS = {
     "max_connections_per_client": None,
 }
 CHOICES = ["start", "outage"]
-NUMBERS = [field.name for field in fields(Settings) if field.name not in CHOICES]
+SWITCHES = ["refuse_after_accept"]
+NUMBERS = [field.name for field in fields(Settings) if field.name not in [*CHOICES, *SWITCHES]]
 OPTIONAL = ["max_connections", "max_connections_per_client"]
 WHOLE = [
     *OPTIONAL,
@@ -86,6 +89,15 @@ def test_unknown_choice(name: str, value: object) -> None:
     options: dict[str, Any] = {name: value}
     with pytest.raises(ConfigurationError, match=f"^{name} must be one of (strict, lazy|raise, buffer), not "):
         Settings(**options)
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "yes"])
+def test_switch(value: object) -> None:
+    """What is neither yes nor no is refused."""
+    options: dict[str, Any] = {"refuse_after_accept": value}
+    with pytest.raises(ConfigurationError, match=r"^refuse_after_accept must be one of False, True, not "):
+        Settings(**options)
+    assert Settings(refuse_after_accept=True).refuse_after_accept
 
 
 @pytest.mark.parametrize("name", WHOLE)

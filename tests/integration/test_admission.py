@@ -1,0 +1,395 @@
+"""`backplane.admission` on a real server, with the direct lane and without: what a client reads of its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+import uvicorn
+from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel
+from starlette.exceptions import WebSocketException
+from starlette.websockets import WebSocket  # noqa: TC002  # FastAPI reads it
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from backplane import (
+    Backplane,
+    ConfigurationError,
+    Connection,
+    Limits,
+    Settings,
+    SubscribeError,
+)
+from backplane.adapters.memory import MemoryBroadcaster
+from backplane.server.uvicorn import DirectLaneProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+
+    from websockets.asyncio.client import ClientConnection
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 10.0
+LANES = pytest.mark.parametrize("protocol", [DirectLaneProtocol, WebSocketsSansIOProtocol], ids=["lane", "asgi"])
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+class Order(BaseModel):
+    """What a client may send."""
+
+    amount: int
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """One loop: what a client reads does not depend on it."""
+    return "asyncio"
+
+
+@asynccontextmanager
+async def serving(
+    backplane: Backplane, handle: Callable[[WebSocket], Awaitable[None]], protocol: type[asyncio.Protocol]
+) -> AsyncGenerator[str]:
+    """Serve one WebSocket route on this loop; yield its URL."""
+    app = FastAPI(lifespan=backplane.lifespan)
+    app.add_api_websocket_route("/", handle)
+    server = uvicorn.Server(uvicorn.Config(app, ws=protocol, log_config=None))
+    listener = socket.create_server(("127.0.0.1", 0))
+    serve = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        await serve
+
+
+async def end_of(client: ClientConnection) -> tuple[int, str]:
+    """Return what the close frame of the server holds."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        with suppress(ConnectionClosed):
+            async for _ in client:
+                pass
+        await client.wait_closed()
+    assert client.close_code is not None
+    assert client.close_reason is not None
+    return client.close_code, client.close_reason
+
+
+def tracebacks(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return what was logged with one."""
+    return [record for record in caplog.records if record.exc_info]
+
+
+# --- ends ----------------------------------------------------------------------------------------------------------
+
+
+async def choose(_: Connection, __: Backplane) -> None:
+    """End by an error of the framework."""
+    raise WebSocketException(1008, "not you")
+
+
+async def not_found(_: Connection, __: Backplane) -> None:
+    """End by the other one."""
+    raise HTTPException(404, "no such room")
+
+
+async def join_secret_in_group(connection: Connection, _: Backplane) -> None:
+    """Be refused in a task group."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(connection.join("secret"))
+        await connection.receive()
+
+
+async def join_illegal_in_anyio_group(connection: Connection, _: Backplane) -> None:
+    """Join what is no channel, in a task group of anyio."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(connection.join, "")
+        await connection.receive()
+
+
+async def spawn(connection: Connection, backplane: Backplane) -> None:
+    """End by a task beside the handler."""
+    connection.spawn(choose(connection, backplane))
+    await connection.receive()
+
+
+async def receive_order(connection: Connection, _: Backplane) -> None:
+    """Receive what is not valid."""
+    await connection.receive(Order)
+
+
+async def publish_too_much(_: Connection, backplane: Backplane) -> None:
+    """Publish more than the broker takes."""
+    await backplane.publish("a", "x" * 2_000)
+
+
+async def close_at_length(connection: Connection, _: Backplane) -> None:
+    """Give more words than a close frame takes."""
+    await connection.close(4321, "€" * 100)
+
+
+async def close_without_words(connection: Connection, _: Backplane) -> None:
+    """Give none."""
+    await connection.close(4503)
+
+
+async def close_and_use(connection: Connection, _: Backplane) -> None:
+    """Use the socket itself after the end."""
+    await connection.close(4700, "banned")
+    websocket: WebSocket = connection.context
+    await websocket.send_text("late")
+
+
+async def close_wrongly(connection: Connection, _: Backplane) -> None:
+    """Fail to close, and go on."""
+    for code in (1005, 1006, 999, 5000, 1004, 1015, "1000", True):
+        with pytest.raises(ConfigurationError, match="a close code is"):
+            await connection.close(code)  # type: ignore[arg-type]
+    await connection.send("alive")
+
+
+ENDS = {
+    "WebSocketException": (choose, (1008, "not you")),
+    "HTTPException": (not_found, (4503, "no such room")),
+    "TaskGroup": (join_secret_in_group, (4503, "this connection may not join channel 'secret'")),
+    "anyio": (join_illegal_in_anyio_group, (4503, "a channel name cannot be empty")),
+    "spawn": (spawn, (1008, "not you")),
+    "invalid": (receive_order, (1007, "invalid message: amount: Field required")),
+    "payload": (publish_too_much, (1009, "a message may take 1,000 bytes on the broker")),
+    "long": (close_at_length, (4321, "€" * 40 + "…")),
+    "silent": (close_without_words, (4503, "forbidden")),
+    "late": (close_and_use, (4700, "banned")),
+    "wrong": (close_wrongly, (1000, "normal")),
+}
+
+
+@LANES
+async def test_end_of_the_block(protocol: type[asyncio.Protocol], caplog: pytest.LogCaptureFixture) -> None:
+    """What a block ends with reaches the client as code and words, and leaves no traceback."""
+    backplane = Backplane("memory://?max_payload_bytes=1000")
+    backplane.authorize(lambda _, channel: channel != "secret")
+
+    async def handle(websocket: WebSocket) -> None:
+        async with backplane.connect(websocket, context=websocket) as connection:
+            await ENDS[websocket.query_params["end"]][0](connection, backplane)
+
+    ends: dict[str, tuple[int, str]] = {}
+    async with serving(backplane, handle, protocol) as url:
+        for name in ENDS:
+            async with connect(f"{url}?end={name}") as client:
+                with suppress(ConnectionClosed):
+                    await client.send("{}")
+                ends[name] = await end_of(client)
+        statistics = backplane.statistics()
+    assert ends == {name: end for name, (_, end) in ENDS.items()}
+    assert statistics["connections_opened"] == len(ENDS)
+    assert sum(count for name, count in statistics.items() if name.startswith("closed_")) == len(ENDS)
+    assert tracebacks(caplog) == []
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+async def refuse_to_subscribe(_: MemoryBroadcaster, channels: Collection[str]) -> None:
+    """Be a broker with an access list, which does not answer for one channel."""
+    if "theirs" in channels:
+        raise SubscribeError({"theirs": "ACL of user bob"})
+    if "away" in channels:
+        await asyncio.Event().wait()
+
+
+LONG = "x" * 256
+REFUSALS: dict[str, tuple[dict[str, Any], int, tuple[int, str]]] = {
+    "authorize": ({"channel": "secret"}, 403, (4503, "this connection may not join channel 'secret'")),
+    "name": (
+        {"channel": LONG},
+        400,
+        (4503, f"a channel name takes at most 255 bytes in UTF-8 and this one 256: '{LONG[:40]}'…"),
+    ),
+    "broker": ({"channel": "theirs"}, 403, (4503, "this channel is not allowed")),
+    "away": ({"channel": "away"}, 503, (1013, "the broker is not available: try again later")),
+    "slow": (
+        {"channel": "slow"},
+        503,
+        (1013, "whether this client may join was not found out in time: try again later"),
+    ),
+    "HTTPException": ({"channel": "unpaid"}, 402, (4503, "pay first")),
+    "WebSocketException": ({"channel": "chosen"}, 403, (4444, "not you")),
+    "channels": (
+        {"channel": "a", "limits": Limits(max_channels=1)},
+        403,
+        (4513, "a connection may join 1 channels: Limits(max_channels=...)"),
+    ),
+    "expired": (
+        {"expires_at": datetime.now(UTC) - timedelta(seconds=1)},
+        401,
+        (4001, "the permission has run out: get a new one"),
+    ),
+    "client": ({"client_key": "there"}, 429, (1013, "a client may have 1 connections")),
+}
+
+
+async def decide(_: Connection, channel: str) -> bool:
+    """Answer, or not."""
+    match channel:
+        case "slow":
+            await asyncio.Event().wait()
+        case "unpaid":
+            raise HTTPException(402, "pay first")
+        case "chosen":
+            raise WebSocketException(4444, "not you")
+        case "broken":
+            raise KeyError("a fault")
+        case _:
+            pass
+    return channel != "secret"
+
+
+@asynccontextmanager
+async def refusing(
+    protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> AsyncGenerator[tuple[Backplane, str]]:
+    """Serve a route that refuses by every rule there is, and one client that is in."""
+    monkeypatch.setattr(MemoryBroadcaster, "subscribe", refuse_to_subscribe)
+    backplane = Backplane(
+        "memory://",
+        settings=Settings(
+            max_connections_per_client=1, authorize_timeout_seconds=0.1, subscribe_timeout_seconds=0.1, **settings
+        ),
+    )
+    backplane.authorize(decide)
+
+    async def handle(websocket: WebSocket) -> None:
+        name = websocket.query_params.get("refusal", "")
+        options: dict[str, Any] = dict(REFUSALS[name][0]) if name in REFUSALS else {"channel": name} if name else {}
+        channel = options.pop("channel", None)
+        options.setdefault("client_key", str(websocket.client))
+        channels = () if channel is None else ("first", channel)
+        async with backplane.connect(websocket, *channels, **options) as connection:
+            async for _ in connection:
+                pass
+
+    async with serving(backplane, handle, protocol) as url:
+        yield backplane, url
+
+
+@LANES
+async def test_refused_by_http(
+    protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By default a client that is refused gets a status, without a traceback; nobody joined or took a place for it."""
+    statuses: dict[str, int] = {}
+    async with refusing(protocol, monkeypatch) as (backplane, url), connect(f"{url}?refusal=client"):
+        for name in REFUSALS:
+            with pytest.raises(InvalidStatus) as caught:
+                await connect(f"{url}?refusal={name}")
+            statuses[name] = caught.value.response.status_code
+        health, statistics = await backplane.health(), backplane.statistics()
+    assert statuses == {name: status for name, (_, status, _) in REFUSALS.items()}
+    assert (health.connections, statistics["connections_opened"]) == (1, 1)
+    assert statistics["connections_refused"] == len(REFUSALS)
+    assert tracebacks(caplog) == []
+
+
+@LANES
+async def test_refused_after_accept(
+    protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For the asking it is accepted and closed, with a code and words; what it sends meanwhile is not handled."""
+    ends: dict[str, tuple[int, str]] = {}
+    async with refusing(protocol, monkeypatch, refuse_after_accept=True) as (backplane, url):
+        async with connect(f"{url}?refusal=client"):
+            for name in REFUSALS:
+                async with connect(f"{url}?refusal={name}") as client:
+                    with suppress(ConnectionClosed):
+                        await client.send("early")
+                    ends[name] = await end_of(client)
+            with pytest.raises(InvalidStatus):  # a page of another site reads nothing
+                await connect(url, origin="https://evil.example")  # type: ignore[arg-type]
+            health, statistics = await backplane.health(), backplane.statistics()
+        assert tracebacks(caplog) == []
+        async with connect(f"{url}?refusal=broken") as client:
+            assert await end_of(client) == (1011, "internal error")
+        assert "a fault" in str(tracebacks(caplog)[0].exc_info)
+    assert ends == {name: end for name, (_, _, end) in REFUSALS.items()}
+    assert (health.connections, statistics["connections_opened"]) == (1, 1)
+    assert statistics["connections_refused"] == len(REFUSALS) + 1
+
+
+@LANES
+async def test_worker_that_drains_or_is_full(protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client of a full worker, or of one that ends, reads that too."""
+    async with refusing(protocol, monkeypatch, refuse_after_accept=True, max_connections=1) as (backplane, url):
+        async with connect(url), connect(url) as client:
+            assert await end_of(client) == (1013, "this worker has as many connections as it may: try again later")
+        draining = asyncio.create_task(backplane.drain())
+        await asyncio.sleep(0)
+        async with connect(url) as client:
+            assert await end_of(client) == (1012, "this worker is about to end: connect again, to another one")
+        await draining
+
+
+async def test_refused_clients_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused clients that do not answer the close frame take no more places than `max_connections`."""
+    async with refusing(DirectLaneProtocol, monkeypatch, refuse_after_accept=True, max_connections=3) as (_, url):
+        port = int(url.removesuffix("/").rpartition(":")[2])
+        writers: list[asyncio.StreamWriter] = []
+        answers: list[bytes] = []
+        for _ in range(12):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writers.append(writer)
+            writer.write(HANDSHAKE.replace(b"GET /", b"GET /?refusal=authorize"))
+            async with asyncio.timeout(WAIT_SECONDS):
+                answers.append(await reader.readuntil(b"\r\n"))
+        for writer in writers:
+            writer.close()
+    assert [answer.split()[1] for answer in answers] == [b"101"] * 3 + [b"429"] * 9
+
+
+@LANES
+async def test_client_that_leaves_while_it_is_joined(
+    protocol: type[asyncio.Protocol], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that leaves while `authorize` thinks gives its place back, long before the answer is due."""
+    backplane = Backplane("memory://", settings=Settings(max_connections=1, authorize_timeout_seconds=30))
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    @backplane.authorize
+    async def think(_: Connection, channel: str) -> bool:
+        if channel == "quick":
+            return True
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            gone.set()
+        return True
+
+    async def handle(websocket: WebSocket) -> None:
+        async with backplane.connect(websocket, websocket.query_params["channel"]) as connection:
+            await connection.send("in")
+
+    async with serving(backplane, handle, protocol) as url:
+        begun = time.monotonic()
+        opening = asyncio.create_task(connect(f"{url}?channel=slow").__aenter__())
+        await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
+        opening.cancel()
+        await asyncio.wait([opening])
+        await asyncio.wait_for(gone.wait(), WAIT_SECONDS)
+        async with connect(f"{url}?channel=quick") as client:
+            assert await client.recv() == "in"
+        assert time.monotonic() - begun < 5
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
