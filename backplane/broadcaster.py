@@ -33,7 +33,25 @@ if TYPE_CHECKING:
     from backplane.errors import BrokerError
     from backplane.message import All, Position
 
-__all__ = ["Broadcaster", "BrokerUrl", "Capabilities", "Checks", "Describes", "Options", "Resumes", "Sink"]
+__all__ = [
+    "Broadcaster",
+    "BrokerUrl",
+    "Capabilities",
+    "Checks",
+    "Describes",
+    "Options",
+    "Resumes",
+    "Sink",
+    "WireFormat",
+]
+
+WireFormat = Literal["header", "plain"]
+"""What a payload on the broker is; `backplane.codec` reads both, whichever it writes.
+
+- `header`: the data after a short header (docs/wire-format.md).
+- `plain`: the data alone, for subscribers that know no header: workers that still run another library, services in
+  another language. `exclude` cannot work, and binary data that is valid UTF-8 is received as text.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +85,9 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    wire_format: WireFormat = "header"
+    """What is written to the broker, on every adapter; the core's concern, not the adapter's. Defaults to `header`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

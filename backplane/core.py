@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from backplane.admission import Admission
 from backplane.affinity import current_process
+from backplane.broadcaster import Broadcaster
 from backplane.channels import validate_channel
 from backplane.codec import encode
 from backplane.conduct import Conduct
@@ -84,7 +85,10 @@ class Backplane:
 
     Args:
         url: The broker, such as `redis://localhost:6379`; its query string holds the adapter's options. Defaults to the
-            environment variable `BACKPLANE_URL`, else `memory://`.
+            environment variable `BACKPLANE_URL`, else `memory://`. Or an adapter object, which serves this backplane
+            alone. Only a URL can be opened a second time: with an object, `sync` publishes where this backplane is
+            started and nowhere else, and after an event loop that ended without `stop`, or in a child of the process in
+            which it was started, another object is needed.
         settings: Times and bounds; see `Settings` for each with its default.
         limits: How clients are kept alive and what they may do, where `connect` does not say otherwise; see `Limits`
             for each with its default.
@@ -100,7 +104,7 @@ class Backplane:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Broadcaster | None = None,
         *,
         settings: Settings | None = None,
         limits: Limits | None = None,
@@ -116,7 +120,8 @@ class Backplane:
         self._shared_conduct: Conduct | None = None  # of all connections that do not say otherwise
         self._state_callbacks: list[Callable[[StateChange], object]] = []
         self._given_url = url or os.environ.get("BACKPLANE_URL")
-        self._broadcaster = broadcaster_from_url(self._given_url or _DEFAULT_URL)
+        self._broadcaster = self._new_adapter()
+        self._used_up = False  # the adapter object, by an event loop or a process that is not this one
         self._running: Running | None = None
         self._stopping: tuple[LoopAffinity, asyncio.Task[None]] | None = None
         self._started_in: object = None  # the process
@@ -215,6 +220,11 @@ class Backplane:
     async def _start(self) -> None:
         if self._running is not None and not self._running.affinity.is_alive:
             self._leave_behind()
+        if self._used_up:
+            raise LifecycleError(
+                "the adapter object of this Backplane belongs to an event loop that has ended, or to the process that "
+                "this one was forked from: make a Backplane with a new one, or with a URL, which can be opened again"
+            )
         if self._running is not None:
             raise LifecycleError("this Backplane is started already; a second one needs an object of its own")
         running = Running(self._broadcaster, self._settings, self._tell_state)
@@ -291,6 +301,7 @@ class Backplane:
         Raises:
             InvalidChannelError: The name is not legal.
             InvalidDataError: `data` is neither text, nor bytes, nor anything JSON.
+            ConfigurationError: `exclude` is given, and the URL's option `wire_format=plain` leaves no place for it.
             PayloadTooLargeError: It is over the adapter's limit; nothing was sent.
             BrokerUnavailableError: The broker was away for `publish_timeout_seconds`, or the buffer of
                 `outage="buffer"` is full; certainly not published. At once where the broker answers that it cannot take
@@ -303,7 +314,13 @@ class Backplane:
         running = self._require_running()
         validate_channel(channel)
         excluded = exclude.token if isinstance(exclude, Connection) else _token(exclude)
-        payload = encode(data, origin=running.origin, published_at=time.time(), excluded=excluded)
+        payload = encode(
+            data,
+            origin=running.origin,
+            published_at=time.time(),
+            excluded=excluded,
+            wire_format=self._broadcaster.options.wire_format,
+        )
         limit = running.supervisor.max_payload_bytes
         if len(payload) > limit:
             raise PayloadTooLargeError(len(payload), limit)
@@ -549,10 +566,15 @@ class Backplane:
         if inherited:
             _inherited.append((self._running, self._broadcaster))
         self._running = self._stopping = None
-        self._broadcaster = broadcaster_from_url(self._given_url or _DEFAULT_URL)
+        self._used_up = isinstance(self._given_url, Broadcaster)
+        self._broadcaster = self._new_adapter()
         if not inherited:
             logger.warning("the event loop in which %s was started has ended without `stop`", self.url)
             gc.collect()  # closes its sockets, which nobody reads any more, now instead of at some time
+
+    def _new_adapter(self) -> Broadcaster:
+        given = self._given_url
+        return given if isinstance(given, Broadcaster) else broadcaster_from_url(given or _DEFAULT_URL)
 
     def _calls(self) -> CallQueue | None:
         """Return what takes the publishes of other threads into the event loop; `None` where none was started here.
@@ -569,6 +591,11 @@ class Backplane:
 
     def _unstarted(self) -> Backplane:
         """Return another one like this, for a thread that publishes."""
+        if isinstance(self._given_url, Broadcaster):
+            raise ConfigurationError(
+                "`sync.publish` of a Backplane that is not started opens a link of its own, and an adapter object has "
+                "only one: start the Backplane, or give it a URL"
+            )
         if not self._given_url:
             raise ConfigurationError(
                 "`sync.publish` of a Backplane that is not started needs the broker of the web workers: "

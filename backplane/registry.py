@@ -97,7 +97,7 @@ def _options(adapter_class: type[Broadcaster], scheme: str, url: str) -> Options
     given: dict[str, str] = {}
     for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
         if name not in known:
-            names = ", ".join(sorted(known)) or "none"
+            names = ", ".join(sorted(known))
             raise ConfigurationError(
                 f"{scheme}: unknown option {name!r}{_did_you_mean(name, known)}; known are {names}"
             )
