@@ -352,7 +352,7 @@ class Backplane:
             WrongLoopError: It runs in another event loop, thread or process.
         """
         running = self._require_running()
-        outbox = self._outbox(max_outbox_bytes, max_outbox_messages, when_full)
+        outbox = self._outbox(running, max_outbox_bytes, max_outbox_messages, when_full)
         subscription = Subscription(running.hub, outbox, statistics=running.statistics, bursts=running.bursts)
         running.subscriptions[subscription] = None
         try:
@@ -420,7 +420,7 @@ class Backplane:
 
         running = self._require_running()
         socket = StarletteSocket(websocket)
-        outbox = self._outbox(max_outbox_bytes, max_outbox_messages, when_full, latest_by)
+        outbox = self._outbox(running, max_outbox_bytes, max_outbox_messages, when_full, latest_by)
         connection = Connection(socket, running.hub, outbox, self._conduct(running, limits, on_gap), context=context)
         connection.expire_at(expires_at)
         return Admission(
@@ -466,9 +466,10 @@ class Backplane:
         """
         from backplane.sse import event_stream  # the core must not need the framework
 
+        running = self._require_started()  # a `def` endpoint may make a response, which its own event loop then sends
         return event_stream(
-            self._require_started(),  # a `def` endpoint may make a response, which its own event loop then sends
-            self._outbox(max_outbox_bytes, max_outbox_messages, when_full),
+            running,
+            self._outbox(running, max_outbox_bytes, max_outbox_messages, when_full),
             *channels,
             client_key=client_key,
             heartbeat_seconds=heartbeat_seconds,
@@ -495,6 +496,7 @@ class Backplane:
 
     def _outbox(
         self,
+        running: Running,
         max_bytes: int | None,
         max_messages: int | None,
         when_full: FullPolicy,
@@ -505,6 +507,7 @@ class Backplane:
             max_messages=self._settings.max_outbox_messages if max_messages is None else max_messages,
             when_full=when_full,
             latest_by=latest_by,
+            bursts=running.bursts,
         )
 
     def _conduct(self, running: Running, limits: Limits | None, on_gap: OnGap | None) -> Conduct:

@@ -25,6 +25,8 @@ from backplane.adapters.ipc.wire import Decoder, WireError
 if TYPE_CHECKING:
     import asyncio
 
+    from backplane.log_burst import LogBursts
+
 __all__ = ["Link", "LinkOwner"]
 
 logger = logging.getLogger("backplane.adapters.ipc")
@@ -64,14 +66,21 @@ class Link:
         sock: The socket, which the link owns from now on.
         owner: Who is told.
         max_payload_bytes: Largest payload of a frame.
+        bursts: How what does not speak the protocol is logged.
     """
 
-    __slots__ = ("_decoder", "_loop", "_sock", "_waiting", "_writable", "backlog_bytes", "closed", "owner")
+    __slots__ = ("_bursts", "_decoder", "_loop", "_sock", "_waiting", "_writable", "backlog_bytes", "closed", "owner")
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, owner: LinkOwner, max_payload_bytes: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        owner: LinkOwner,
+        max_payload_bytes: int,
+        bursts: LogBursts,
     ) -> None:
         self.owner = owner
+        self._bursts = bursts
         self.backlog_bytes = 0
         self.closed = False
         self._loop = loop
@@ -175,7 +184,8 @@ class Link:
                 if self.closed:
                     return
         except WireError as error:
-            logger.warning("dropped a connection that does not speak the protocol: %s", error)
+            words = "dropped a connection that does not speak the protocol: %s"
+            self._bursts.log(logger, logging.WARNING, words, error)
             self._end(complete=False, valid=False)
 
     def _end(self, *, complete: bool, valid: bool) -> None:
