@@ -41,7 +41,7 @@ from backplane.sync_publisher import WorkerPublisher
 from backplane.typed import TypedChannel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 
     from pydantic import TypeAdapter
     from starlette.requests import Request
@@ -94,11 +94,14 @@ class Backplane:
             for each with its default.
         allowed_origins: The pages of which sites may connect: by default those of this host alone. A list such as
             `["https://shop.example"]` replaces that, `"*"` allows all; see `backplane.origins.AllowedOrigins`.
+        allowed_hosts: The names of this host, without scheme and port, such as `["shop.example", "*.shop.example"]`:
+            with the default of `allowed_origins` a page of another name is refused even where that name leads here (DNS
+            rebinding). Defaults to any name.
         on_gap: What clients are told when messages may be missing, where `connect` does not say otherwise: `close`
             (default) ends them with code 4000, "reconnect and reload"; see `backplane.conduct.OnGap`.
 
     Raises:
-        ConfigurationError: The URL, a setting or an origin is wrong; the message says what is known.
+        ConfigurationError: The URL, a setting, an origin or a host is wrong; the message says what is known.
         MissingDependencyError: The adapter's client library is not installed.
     """
 
@@ -109,11 +112,12 @@ class Backplane:
         settings: Settings | None = None,
         limits: Limits | None = None,
         allowed_origins: AllowedOrigins = None,
+        allowed_hosts: Collection[str] | None = None,
         on_gap: OnGap = "close",
     ) -> None:
         self._settings = settings or Settings()
         self._limits = limits or Limits()
-        self._origins = OriginRule(allowed_origins)
+        self._origins = OriginRule(allowed_origins, allowed_hosts)
         self._on_gap: OnGap = on_gap
         self._authorize: Authorize | None = None
         self._on_slow: OnSlow | None = None
