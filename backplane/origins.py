@@ -60,7 +60,7 @@ class OriginRule:
             Defaults to whatever the client says it is.
 
     Raises:
-        ConfigurationError: An entry is no origin, or no host; the message says what is wrong with it. Or both are given.
+        ConfigurationError: An entry is no origin or no host, and the message says why; or both are given.
     """
 
     __slots__ = ("_any", "_exact", "_hosts", "_own", "_wildcards", "_without_host")
@@ -168,8 +168,8 @@ def _parse_host(entry: str) -> str:
     endpoint = None if match is None or match["port"] else _endpoint("http", match)
     if endpoint is None:
         raise ConfigurationError(
-            f"allowed_hosts holds {entry!r}: a host is a name or an address without scheme and port, as in shop.example, "
-            "*.shop.example or [::1]"
+            f"allowed_hosts holds {entry!r}: a host is a name or an address without scheme and port, as in "
+            "shop.example, *.shop.example or [::1]"
         )
     return ("*." if name.startswith("*.") else "") + _one_loopback(endpoint).host
 

@@ -256,7 +256,7 @@ def test_another_site_beside_known_hosts() -> None:
 @pytest.mark.parametrize("hosts", ["shop.example", ["https://shop.example"], ["shop.example:80"], [""], ["*"], [7]])
 def test_wrong_hosts(hosts: Any) -> None:
     """What is no host name is refused, with what one looks like."""
-    with pytest.raises(ConfigurationError, match="^allowed_hosts "):
+    with pytest.raises(ConfigurationError, match=r"^allowed_hosts "):
         OriginRule(None, hosts)
 
 
