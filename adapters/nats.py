@@ -23,7 +23,7 @@ from backplane.adapters.nats_login import NatsLogin, Tls
 from backplane.adapters.nats_servers import Server, Servers
 from backplane.broadcaster import Broadcaster, Capabilities, Options
 from backplane.channels import RESERVED_PREFIX
-from backplane.deadline import PatientTimeout
+from backplane.credentials import CREDENTIALS_PATTERN
 from backplane.errors import (
     BrokerAuthenticationError,
     BrokerError,
@@ -46,7 +46,10 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _SPECIAL: Final = re.compile(rb"[^A-Za-z0-9_-]")
 _PREFIX: Final = re.compile(r"([A-Za-z0-9_-]+\.)*")
 # "Authentication Timeout" is none of them: the server was waiting for this process.
-_CREDENTIALS_REFUSED: Final = re.compile(r"authorization violation|authentication (expired|revoked)|credentials", re.I)
+# And "no credentials" is what the application's own callable could not provide.
+_CREDENTIALS_REFUSED: Final = re.compile(
+    r"authorization violation|authentication (expired|revoked)|(?<!^no )credentials", re.I
+)
 # The workers of a server in lame duck mode do not move at the same time.
 _LEAVE_SPREAD_SECONDS: Final = 1.0
 _LEAVE_RETRY_SECONDS: Final = 1.0
@@ -70,6 +73,9 @@ class NatsOptions(Options):
     """Name in the server's monitoring."""
     password_file: str | None = None
     """File with the password of the URL's user, or with a token where the URL names none. Read at each login."""
+    credentials: str | None = Field(default=None, pattern=CREDENTIALS_PATTERN)
+    """`package.module:callable`, called at each login for what expires: returns a token, `(username, password)`, or the
+    text of a `.creds` file; async, or run in a thread."""
     user_credentials: str | None = None
     """File with a user's JWT and NKey (`.creds`). Read at each login."""
     nkeys_seed: str | None = None
@@ -252,8 +258,7 @@ class NatsBroadcaster(Broadcaster):
             line_limits=self._line_limits,
         )
         try:
-            async with PatientTimeout(self.options.connect_timeout_seconds):
-                await self._login.open(link, self._tls)
+            await self._login.open(link, self._tls)
         except (OSError, BrokerError) as error:
             failures.append((link, error))
             return None

@@ -8,10 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from backplane.adapters.redis_error import unavailable
 from backplane.broadcaster import Options
 from backplane.credentials import CREDENTIALS_PATTERN, ask_credentials
-from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -87,21 +85,15 @@ async def login(url: BrokerUrl, options: RedisOptions) -> Login:
     """
     if options.credentials is None:
         return url.username, url.password
-    try:
-        async with PatientTimeout(options.connect_timeout_seconds):
-            found = await ask_credentials(options.credentials, adapter="redis")
-    except TimeoutError as error:
-        seconds = options.connect_timeout_seconds
-        raise unavailable(f"no credentials: {options.credentials} raised TimeoutError after {seconds:g} s") from error
-    match found:
-        case str() | (str(),):
-            return None, found if isinstance(found, str) else found[0]
+    match await ask_credentials(options.credentials, adapter="redis", seconds=options.connect_timeout_seconds):
+        case (str() as password,) | (str() as password):
+            return None, password
         case (str() | None as username, str() as password):
             return username, password
-        case _:
+        case other:
             raise ConfigurationError(
                 f"redis: {options.credentials} must return a password or (username, password), "
-                f"not {type(found).__name__}"
+                f"not {type(other).__name__}"
             )
 
 

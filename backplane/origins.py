@@ -163,15 +163,16 @@ def _checked_collection(allowed: Collection[str] | str, name: str) -> Collection
 
 def _parse_host(entry: str) -> str:
     """Return a host as an origin has it, with the wildcard of its entry."""
-    name = entry.lower() if isinstance(entry, str) else ""  # pyright: ignore[reportUnnecessaryIsInstance]
-    match = _HOST.fullmatch(name.removeprefix("*."))
-    endpoint = None if match is None or match["port"] else _endpoint("http", match)
-    if endpoint is None:
-        raise ConfigurationError(
-            f"allowed_hosts holds {entry!r}: a host is a name or an address without scheme and port, as in "
-            "shop.example, *.shop.example or [::1]"
-        )
-    return ("*." if name.startswith("*.") else "") + _one_loopback(endpoint).host
+    if isinstance(entry, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without type checks
+        name = entry.lower()
+        match = _HOST.fullmatch(name.removeprefix("*."))
+        endpoint = None if match is None or match["port"] else _endpoint("http", match)
+        if endpoint is not None:
+            return ("*." if name.startswith("*.") else "") + _one_loopback(endpoint).host
+    raise ConfigurationError(
+        f"allowed_hosts holds {entry!r}: a host is a name or an address without scheme and port, as in shop.example, "
+        "*.shop.example or [::1]"
+    )
 
 
 def _parse_entry(entry: str) -> tuple[_Origin, bool]:

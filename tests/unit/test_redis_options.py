@@ -107,7 +107,7 @@ async def test_callable_that_raises_is_an_outage_and_shows_no_secret(provider: A
         raise RuntimeError("hunter2 expired")
 
     provider.token = token
-    with pytest.raises(BrokerUnavailableError, match="provider_of_tokens:token raised RuntimeError") as raised:
+    with pytest.raises(BrokerUnavailableError, match="provider_of_tokens:token raised RuntimeError at test") as raised:
         await login(URL, options())
     assert "hunter2" not in str(raised.value)
 
@@ -116,7 +116,7 @@ async def test_callable_that_hangs_is_given_up(provider: Any) -> None:
     """The time to connect bounds it."""
     provider.token = asyncio.Event().wait
     hasty = RedisOptions(credentials="provider_of_tokens:token", connect_timeout_seconds=0.01)
-    with pytest.raises(BrokerUnavailableError, match="TimeoutError"):
+    with pytest.raises(BrokerUnavailableError, match=r"took longer than 0\.01 s"):
         await login(URL, hasty)
 
 
