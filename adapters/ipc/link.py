@@ -19,8 +19,8 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
-from backplane.adapters.ipc.fork import close_in_children
 from backplane.adapters.ipc.wire import Decoder, WireError
+from backplane.fork import close_in_children
 
 if TYPE_CHECKING:
     import asyncio
