@@ -33,6 +33,7 @@ from backplane.errors import (
     PublishOutcomeUnknownError,
     SubscribeError,
 )
+from backplane.tls import client_context
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -301,13 +302,7 @@ class NatsBroadcaster(Broadcaster):
 
     def _tls_context(self) -> ssl.SSLContext:
         options = self.options
-        try:
-            context = ssl.create_default_context(cafile=options.tls_ca_certs)
-            if options.tls_certfile:
-                context.load_cert_chain(options.tls_certfile, options.tls_keyfile)
-        except OSError as error:
-            raise BrokerError(f"cannot load the TLS options' files: {error}", adapter="nats") from error
-        return context
+        return client_context(options.tls_ca_certs, options.tls_certfile, options.tls_keyfile, adapter="nats")
 
     def _most_telling(self, failures: Sequence[tuple[NatsLink, Exception]]) -> BrokerError:
         """Return the error of a start: a refusal before silence, for another try does not help against it."""

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from backplane.broadcaster import Options
 from backplane.credentials import CREDENTIALS_PATTERN, ask_credentials
-from backplane.errors import BrokerError, ConfigurationError
+from backplane.errors import ConfigurationError
+from backplane.tls import client_context
 
 if TYPE_CHECKING:
     from backplane.broadcaster import BrokerUrl
@@ -103,14 +104,7 @@ def tls_context(options: RedisOptions) -> ssl.SSLContext:
     Raises:
         BrokerError: A file cannot be read, or is none.
     """
-    try:
-        context = ssl.create_default_context(cafile=options.ssl_ca_certs)
-        if options.ssl_certfile is not None:
-            context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
-    except (OSError, ssl.SSLError) as error:
-        raise BrokerError(
-            f"ssl_ca_certs, ssl_certfile or ssl_keyfile cannot be used: {error}", adapter="redis", retriable=False
-        ) from error
+    context = client_context(options.ssl_ca_certs, options.ssl_certfile, options.ssl_keyfile, adapter="redis")
     context.check_hostname = options.ssl_check_hostname and options.ssl_cert_reqs != "none"
     context.verify_mode = _VERIFY[options.ssl_cert_reqs]
     return context

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
@@ -25,8 +24,10 @@ from backplane.broadcaster import Broadcaster, Capabilities, Options
 from backplane.credentials import CREDENTIALS_PATTERN
 from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError, SubscribeError
+from backplane.tls import client_context
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Collection, Coroutine
     from typing import Any
 
@@ -327,11 +328,6 @@ def _servers(url: BrokerUrl) -> list[tuple[str, int]]:
 
 
 def _ssl_context(options: KafkaOptions) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=options.ssl_ca_certs)
-        if options.ssl_certfile:
-            context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
-    except OSError as error:
-        raise BrokerError(f"cannot use the files of TLS: {error}", adapter="kafka") from error
+    context = client_context(options.ssl_ca_certs, options.ssl_certfile, options.ssl_keyfile, adapter="kafka")
     context.check_hostname = options.ssl_check_hostname
     return context

@@ -133,8 +133,8 @@ def run_command(*arguments: str, typed: str = "") -> tuple[int, str, str]:
 )
 def test_password_in_the_list_of_processes(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     """A password among the arguments of a command is warned of, with the cure, and is not repeated."""
-    monkeypatch.setattr("backplane.cli.run._check_application", lambda _: None)
-    monkeypatch.setattr("backplane.cli.run._uvicorn", lambda _: None)
+    for name in ("_check_application", "_uvicorn"):
+        monkeypatch.setattr(f"backplane.cli.run.{name}", str)  # which does nothing
     monkeypatch.setenv("BACKPLANE_URL", "")  # put back what `run` sets
     _, printed, said = run_command(*arguments)
     assert f"{WARNING}: write `env` in its place and set BACKPLANE_URL, or `-` and give it on standard input" in said

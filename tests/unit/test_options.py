@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     [
         (Settings, "Settings has no option 'max_outbox_byte' (did you mean 'max_outbox_bytes'?); known are start, "),
         (Limits, "Limits has no option 'max_outbox_byte'; known are heartbeat_seconds, heartbeat_message, "),
-        (lambda **given: replace(Settings(), **given), "Settings has no option 'max_outbox_byte' (did you mean "),
+        (partial(replace, Settings()), "Settings has no option 'max_outbox_byte' (did you mean "),
     ],
     ids=["Settings", "Limits", "replace"],
 )
