@@ -21,7 +21,7 @@ from backplane.adapters.nats_group import unavailable
 from backplane.adapters.nats_link import NatsLink
 from backplane.adapters.nats_login import NatsLogin, Tls
 from backplane.adapters.nats_servers import Server, Servers
-from backplane.broadcaster import Broadcaster, Capabilities, Options
+from backplane.broadcaster import Broadcaster, Capabilities, Options, malformed_address
 from backplane.channels import RESERVED_PREFIX
 from backplane.credentials import CREDENTIALS_PATTERN
 from backplane.errors import (
@@ -367,5 +367,5 @@ def _token(name: str) -> bytes:
 def _server(address: str) -> Server:
     try:
         return Server.parse(address)
-    except ValueError as error:
-        raise ConfigurationError(f"nats: {address!r} is not host:port: {error}") from None
+    except ValueError:
+        raise malformed_address(address, adapter="nats") from None

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from backplane.broadcaster import Options
+from backplane.broadcaster import Options, malformed_address
 from backplane.credentials import CREDENTIALS_PATTERN, ask_credentials
 from backplane.errors import ConfigurationError
 from backplane.tls import client_context
@@ -119,5 +119,5 @@ def host_and_port(text: str, default_port: int) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{text}")
         return parts.hostname or "localhost", parts.port or default_port
-    except ValueError as error:
-        raise ConfigurationError(f"redis: {text!r} is not host:port: {error}") from None
+    except ValueError:
+        raise malformed_address(text, adapter="redis") from None

@@ -27,6 +27,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
+from backplane.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -43,6 +45,7 @@ __all__ = [
     "Resumes",
     "Sink",
     "WireFormat",
+    "malformed_address",
 ]
 
 WireFormat = Literal["header", "plain"]
@@ -130,6 +133,15 @@ class BrokerUrl:
         password = ":***" if self.password is not None else ""
         userinfo = f"{self.username or ''}{password}@" if self.username or password else ""
         return f"{self.scheme}://{userinfo}{self.netloc}{self.path}"
+
+
+def malformed_address(text: str, *, adapter: str) -> ConfigurationError:
+    """Return the error for what should be `host:port` and is not.
+
+    What follows the first colon is not repeated: in `redis://user:password`, which lacks its host, it is a secret.
+    """
+    host, colon, _ = text.partition(":")
+    return ConfigurationError(f"{adapter}: '{host}{colon and ':…'}' is not host:port, with a port of 0 to 65535")
 
 
 def _without_repetitions(url: str) -> str:

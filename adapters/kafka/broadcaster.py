@@ -20,7 +20,7 @@ from backplane.adapters.kafka.login import Token, ask_password, ask_token
 from backplane.adapters.kafka.producer import KafkaProducer
 from backplane.adapters.kafka.reader import KafkaReader, NotReadableError, Pace
 from backplane.adapters.kafka.wire import Security
-from backplane.broadcaster import Broadcaster, Capabilities, Options
+from backplane.broadcaster import Broadcaster, Capabilities, Options, malformed_address
 from backplane.credentials import CREDENTIALS_PATTERN
 from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError, SubscribeError
@@ -323,8 +323,8 @@ def _servers(url: BrokerUrl) -> list[tuple[str, int]]:
     try:
         parts = [urlsplit(f"//{server}") for server in url.netloc.split(",")]
         return [(part.hostname or "localhost", part.port or _DEFAULT_PORT) for part in parts]
-    except ValueError as error:
-        raise ConfigurationError(f"kafka: {url.netloc!r} is not host:port[,host:port…]: {error}") from None
+    except ValueError:
+        raise malformed_address(url.netloc, adapter="kafka") from None
 
 
 def _ssl_context(options: KafkaOptions) -> ssl.SSLContext:

@@ -36,7 +36,8 @@ def test_everybody_hears_what_one_says(serve: Serve) -> None:
 def test_a_rolling_move(serve: Serve, redis_broker: Broker, wire_format: str) -> None:
     """Without a header a worker that still runs broadcaster receives what is published here, and back."""
     site = serve("from_broadcaster", BACKPLANE_URL=f"{redis_broker.url}?wire_format={wire_format}")
-    with redis.from_url(redis_broker.url, socket_timeout=SECONDS) as old, old.pubsub() as pubsub:
+    connected: Any = redis.from_url(redis_broker.url, socket_timeout=SECONDS)
+    with connected as old, old.pubsub() as pubsub:
         pubsub.subscribe(CHANNEL)
         with site.connect("/") as client:
             old.publish(CHANNEL, "published there")

@@ -15,7 +15,7 @@ from backplane import Backplane, Settings
 from backplane.adapters.kafka.login import Token
 from backplane.adapters.kafka.wire import Security
 from backplane.broadcaster import BrokerUrl
-from backplane.errors import BackplaneError
+from backplane.errors import BackplaneError, ConfigurationError
 from backplane.registry import broadcaster_from_url
 from backplane.sync import SyncBackplane
 from tests.brokers.process import free_port
@@ -94,6 +94,14 @@ def test_reprs(url: str) -> None:
         # A lone user name is a token on NATS alone, which its adapter knows.
         shown = [f"{each!r} {each!s}" for each in found if not isinstance(made, BrokerUrl) or made.password]
         assert [text for text in shown if SECRET in text] == []
+
+
+@pytest.mark.parametrize("scheme", ["redis", "nats", "kafka", "redis+sentinel"])
+def test_a_url_that_lacks_its_host(scheme: str) -> None:
+    """Of `redis://alice:password` nothing after the colon is repeated, for it was meant as one."""
+    with pytest.raises(ConfigurationError, match="is not host:port") as refused:
+        broadcaster_from_url(f"{scheme}://alice:{SECRET}/service".removesuffix("" if "+" in scheme else "/service"))
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
 def test_repr_of_what_kafka_logs_in_with() -> None:
