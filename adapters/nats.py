@@ -49,7 +49,7 @@ _PREFIX: Final = re.compile(r"([A-Za-z0-9_-]+\.)*")
 # "Authentication Timeout" is none of them: the server was waiting for this process.
 # And "no credentials" is what the application's own callable could not provide.
 _CREDENTIALS_REFUSED: Final = re.compile(
-    r"authorization violation|authentication (expired|revoked)|(?<!^no )credentials", re.I
+    r"^(?!no credentials: ).*(authorization violation|authentication (expired|revoked)|credentials)", re.I
 )
 # The workers of a server in lame duck mode do not move at the same time.
 _LEAVE_SPREAD_SECONDS: Final = 1.0
@@ -288,7 +288,7 @@ class NatsBroadcaster(Broadcaster):
         await asyncio.sleep(random.uniform(0, _LEAVE_SPREAD_SECONDS))  # noqa: S311  # spreads, hides nothing
         while self._sink is not None:
             self._servers.failed(link.server)
-            with suppress(BrokerError):
+            with suppress(BrokerError, ConfigurationError):  # the latter by a callable that provides credentials
                 other = await self._connect(self._sink)
                 other.abort()
                 if other.info.server_id != link.info.server_id and not other.info.ldm:

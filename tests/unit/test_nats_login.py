@@ -21,6 +21,7 @@ from backplane.adapters.nats_link import NatsLink
 from backplane.adapters.nats_login import NatsLogin, Tls
 from backplane.adapters.nats_servers import Server
 from backplane.broadcaster import BrokerUrl
+from backplane.registry import broadcaster_from_url
 from backplane.testing import RecordingSink
 from tests.brokers.nats_accounts import Operator, new_seed
 
@@ -161,6 +162,21 @@ async def test_credentials_of_a_callable(
         return
     fields = await connect("nats://one", credentials="handed_out:current")
     assert {name: fields[name] for name in ("user", "pass", "auth_token") if name in fields} == expected
+
+
+async def test_a_callable_that_fails_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token service that is away for a moment does not end a start for good, whatever its module is called."""
+
+    def current() -> str:
+        raise ConnectionError
+
+    module = ModuleType("credentials_here")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    vars(module)["current"] = current
+    broadcaster = broadcaster_from_url("nats://127.0.0.1:1?credentials=credentials_here:current")
+    with pytest.raises(BrokerUnavailableError, match="no credentials: credentials_here:current raised Conn") as raised:
+        await broadcaster.start(RecordingSink())
+    assert raised.value.retriable
 
 
 async def test_a_line_break_in_a_password_stays_inside() -> None:
