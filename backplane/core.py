@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import time
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from backplane.adapter_source import AdapterSource
 from backplane.admission import Admission
 from backplane.affinity import current_process
-from backplane.broadcaster import Broadcaster
 from backplane.channels import validate_channel
 from backplane.codec import encode
 from backplane.conduct import Conduct
@@ -22,7 +21,6 @@ from backplane.deployment import warn_if_isolated, warn_of_default_url
 from backplane.drain import draining_on_sigterm
 from backplane.errors import (
     ClosedError,
-    ConfigurationError,
     InvalidDataError,
     LifecycleError,
     NotStartedError,
@@ -33,7 +31,6 @@ from backplane.limits import Limits
 from backplane.origins import OriginRule
 from backplane.outbox import FullPolicy, Outbox
 from backplane.publisher_thread import PublisherThreads
-from backplane.registry import broadcaster_from_url
 from backplane.running import Running
 from backplane.settings import Settings
 from backplane.subscription import Subscription
@@ -49,6 +46,7 @@ if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
     from backplane.affinity import LoopAffinity
+    from backplane.broadcaster import Broadcaster
     from backplane.calls import CallQueue
     from backplane.conduct import Authorize, OnGap, OnSlow
     from backplane.message import Message
@@ -61,8 +59,6 @@ __all__ = ["Backplane"]
 logger = logging.getLogger("backplane.core")
 
 _ModelT = TypeVar("_ModelT")
-
-_DEFAULT_URL: Final = "memory://"
 
 # Collected, these would close sockets that the parent process still uses.
 _inherited: list[object] = []
@@ -123,9 +119,8 @@ class Backplane:
         self._on_slow: OnSlow | None = None
         self._shared_conduct: Conduct | None = None  # of all connections that do not say otherwise
         self._state_callbacks: list[Callable[[StateChange], object]] = []
-        self._given_url = url or os.environ.get("BACKPLANE_URL")
-        self._broadcaster = self._new_adapter()
-        self._used_up = False  # the adapter object, by an event loop or a process that is not this one
+        self._source = AdapterSource(url)
+        self._broadcaster = self._source.adapter
         self._running: Running | None = None
         self._stopping: tuple[LoopAffinity, asyncio.Task[None]] | None = None
         self._started_in: object = None  # the process
@@ -218,19 +213,15 @@ class Backplane:
             LifecycleError: It is started already.
         """
         await self._start()
-        if not self._given_url:
+        if self._source.is_default:
             warn_of_default_url(self.url)
 
     async def _start(self) -> None:
         if self._running is not None and not self._running.affinity.is_alive:
             self._leave_behind()
-        if self._used_up:
-            raise LifecycleError(
-                "the adapter object of this Backplane belongs to an event loop that has ended, or to the process that "
-                "this one was forked from: make a Backplane with a new one, or with a URL, which can be opened again"
-            )
         if self._running is not None:
             raise LifecycleError("this Backplane is started already; a second one needs an object of its own")
+        self._source.check_startable(self)
         running = Running(self._broadcaster, self._settings, self._tell_state)
         self._running = running
         self._shared_conduct = None
@@ -573,15 +564,11 @@ class Backplane:
         if inherited:
             _inherited.append((self._running, self._broadcaster))
         self._running = self._stopping = None
-        self._used_up = isinstance(self._given_url, Broadcaster)
-        self._broadcaster = self._new_adapter()
+        self._source.renew()
+        self._broadcaster = self._source.adapter
         if not inherited:
             logger.warning("the event loop in which %s was started has ended without `stop`", self.url)
             gc.collect()  # closes its sockets, which nobody reads any more, now instead of at some time
-
-    def _new_adapter(self) -> Broadcaster:
-        given = self._given_url
-        return given if isinstance(given, Broadcaster) else broadcaster_from_url(given or _DEFAULT_URL)
 
     def _calls(self) -> CallQueue | None:
         """Return what takes the publishes of other threads into the event loop; `None` where none was started here.
@@ -598,17 +585,7 @@ class Backplane:
 
     def _unstarted(self) -> Backplane:
         """Return another one like this, for a thread that publishes."""
-        if isinstance(self._given_url, Broadcaster):
-            raise ConfigurationError(
-                "`sync.publish` of a Backplane that is not started opens a link of its own, and an adapter object has "
-                "only one: start the Backplane, or give it a URL"
-            )
-        if not self._given_url:
-            raise ConfigurationError(
-                "`sync.publish` of a Backplane that is not started needs the broker of the web workers: "
-                "set BACKPLANE_URL. The default, memory://, would reach nobody"
-            )
-        return Backplane(self._given_url, settings=self._settings)
+        return Backplane(self._source.url_for_another(), settings=self._settings)
 
 
 def _token(connection_id: str | None) -> bytes | None:

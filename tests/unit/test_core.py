@@ -34,8 +34,7 @@ from backplane import (
     StateChange,
     Subscription,
 )
-from backplane.adapters.memory import MemoryBroadcaster, MemoryOptions
-from backplane.broadcaster import BrokerUrl
+from backplane.adapters.memory import MemoryBroadcaster
 from backplane.sync import SyncBackplane
 from tests.unit.doubles import Gate, let_tasks_run
 
@@ -872,51 +871,6 @@ async def test_exclude_of_an_unknown_id() -> None:
     async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
         await backplane.publish("a", "x", exclude="00" * 8)
         assert await data_of(messages, 1) == ["x"]
-
-
-# --- an adapter object ------------------------------------------------------------------------------------------------
-
-
-def adapter() -> MemoryBroadcaster:
-    """Return an adapter that is not started, on a bus of its own."""
-    return MemoryBroadcaster(BrokerUrl(scheme="memory", netloc="of-this-test"), MemoryOptions())
-
-
-async def test_adapter_object() -> None:
-    """An adapter object stands where a URL may, and may be started again after `stop`."""
-    backplane = Backplane(adapter())
-    assert backplane.url == "memory://of-this-test"
-    for _ in range(2):
-        async with backplane, backplane.subscribe("a") as messages:
-            await backplane.publish("a", "x")
-            await asyncio.to_thread(backplane.sync.publish, "a", "y")
-            assert await data_of(messages, 2) == ["x", "y"]
-
-
-async def test_default_url_is_not_warned_of_beside_an_adapter_object(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """An adapter object is a choice, which BACKPLANE_URL does not replace."""
-    monkeypatch.setenv("BACKPLANE_URL", "redis://nowhere.invalid")
-    async with Backplane(adapter()) as backplane:
-        assert backplane.url == "memory://of-this-test"
-    assert caplog.text == ""
-
-
-async def test_adapter_object_of_an_event_loop_that_ended() -> None:
-    """An adapter object cannot be started a second time without its `stop`, and the error names the cure."""
-    backplane = Backplane(adapter())
-    await asyncio.to_thread(asyncio.run, backplane.start())
-    for _ in range(2):
-        with pytest.raises(LifecycleError, match="with a new one, or with a URL"):
-            await backplane.start()
-    assert backplane.state == "closed"
-
-
-def test_adapter_object_cannot_be_opened_a_second_time() -> None:
-    """What publishes from a process that never starts it needs a link of its own, hence a URL."""
-    with pytest.raises(ConfigurationError, match="start the Backplane, or give it a URL"):
-        Backplane(adapter()).sync.publish("a", "x")
 
 
 # --- wire_format ------------------------------------------------------------------------------------------------------
