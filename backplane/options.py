@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from backplane.errors import ConfigurationError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["did_you_mean", "refuse_unknown_options"]
 
 _T = TypeVar("_T")
+
+_class_of: Final[dict[str, str]] = {}  # by the option's name
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -26,19 +28,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def refuse_unknown_options(options: type[_T]) -> type[_T]:
     """Decorate a dataclass of keyword options, so that one it does not know raises `ConfigurationError`.
 
-    The error names what was probably meant and all that are known, as it does for an option of a URL.
+    The error names what was probably meant, or the class that has it, and all that are known.
     """
     construct: Callable[..., None] = options.__init__
     known = [field.name for field in fields(options)]  # type: ignore[arg-type]  # a dataclass
+    _class_of.update(dict.fromkeys(known, options.__name__))
 
     @wraps(construct)
     def checked(self: _T, *positional: Any, **given: Any) -> None:
         for name in given:
             if name not in known:
                 names = ", ".join(known)
-                raise ConfigurationError(
-                    f"{options.__name__} has no option {name!r}{did_you_mean(name, known)}; known are {names}"
-                )
+                hint = f" ({_class_of[name]} has)" if name in _class_of else did_you_mean(name, known)
+                raise ConfigurationError(f"{options.__name__} has no option {name!r}{hint}; known are {names}")
         construct(self, *positional, **given)
 
     options.__init__ = checked  # type: ignore[assignment,method-assign]

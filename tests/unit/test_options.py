@@ -32,6 +32,12 @@ def test_unknown_option(make: Callable[..., Any], words: str) -> None:
     assert str(refused.value).startswith(words)
 
 
+def test_option_of_another_class() -> None:
+    """What belongs to the other class is sent there."""
+    with pytest.raises(ConfigurationError, match=r"^Settings has no option 'max_channels' \(Limits has\); known are"):
+        Settings(max_channels=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
 def test_signature() -> None:
     """Editors and `help` still see the options."""
     assert "linger_seconds" in inspect.signature(Settings).parameters
