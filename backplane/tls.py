@@ -28,5 +28,5 @@ def client_context(ca_certs: str | None, certfile: str | None, keyfile: str | No
             context.load_cert_chain(certfile, keyfile, password="")
     except OSError as error:
         files = ", ".join(filter(None, (ca_certs, certfile, keyfile)))
-        raise BrokerError(f"the files of the TLS options cannot be used ({files}): {error}", adapter=adapter) from error
+        raise BrokerError(f"the files of TLS cannot be used ({files}): {error}", adapter=adapter) from error
     return context
