@@ -21,9 +21,9 @@ from backplane.adapters.nats_group import unavailable
 from backplane.adapters.nats_link import NatsLink
 from backplane.adapters.nats_login import NatsLogin, Tls
 from backplane.adapters.nats_servers import Server, Servers
-from backplane.broadcaster import Broadcaster, Capabilities, Options
+from backplane.broadcaster import Broadcaster, Capabilities, Options, malformed_address
 from backplane.channels import RESERVED_PREFIX
-from backplane.deadline import PatientTimeout
+from backplane.credentials import CREDENTIALS_PATTERN
 from backplane.errors import (
     BrokerAuthenticationError,
     BrokerError,
@@ -33,6 +33,7 @@ from backplane.errors import (
     PublishOutcomeUnknownError,
     SubscribeError,
 )
+from backplane.tls import client_context
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -46,7 +47,10 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _SPECIAL: Final = re.compile(rb"[^A-Za-z0-9_-]")
 _PREFIX: Final = re.compile(r"([A-Za-z0-9_-]+\.)*")
 # "Authentication Timeout" is none of them: the server was waiting for this process.
-_CREDENTIALS_REFUSED: Final = re.compile(r"authorization violation|authentication (expired|revoked)|credentials", re.I)
+# And "no credentials" is what the application's own callable could not provide.
+_CREDENTIALS_REFUSED: Final = re.compile(
+    r"^(?!no credentials: ).*(authorization violation|authentication (expired|revoked)|credentials)", re.I
+)
 # The workers of a server in lame duck mode do not move at the same time.
 _LEAVE_SPREAD_SECONDS: Final = 1.0
 _LEAVE_RETRY_SECONDS: Final = 1.0
@@ -70,6 +74,9 @@ class NatsOptions(Options):
     """Name in the server's monitoring."""
     password_file: str | None = None
     """File with the password of the URL's user, or with a token where the URL names none. Read at each login."""
+    credentials: str | None = Field(default=None, pattern=CREDENTIALS_PATTERN)
+    """`package.module:callable`, called at each login for what expires: returns a token, `(username, password)`, or the
+    text of a `.creds` file; async, or run in a thread."""
     user_credentials: str | None = None
     """File with a user's JWT and NKey (`.creds`). Read at each login."""
     nkeys_seed: str | None = None
@@ -252,8 +259,7 @@ class NatsBroadcaster(Broadcaster):
             line_limits=self._line_limits,
         )
         try:
-            async with PatientTimeout(self.options.connect_timeout_seconds):
-                await self._login.open(link, self._tls)
+            await self._login.open(link, self._tls)
         except (OSError, BrokerError) as error:
             failures.append((link, error))
             return None
@@ -282,7 +288,7 @@ class NatsBroadcaster(Broadcaster):
         await asyncio.sleep(random.uniform(0, _LEAVE_SPREAD_SECONDS))  # noqa: S311  # spreads, hides nothing
         while self._sink is not None:
             self._servers.failed(link.server)
-            with suppress(BrokerError):
+            with suppress(BrokerError, ConfigurationError):  # the latter by a callable that provides credentials
                 other = await self._connect(self._sink)
                 other.abort()
                 if other.info.server_id != link.info.server_id and not other.info.ldm:
@@ -296,13 +302,7 @@ class NatsBroadcaster(Broadcaster):
 
     def _tls_context(self) -> ssl.SSLContext:
         options = self.options
-        try:
-            context = ssl.create_default_context(cafile=options.tls_ca_certs)
-            if options.tls_certfile:
-                context.load_cert_chain(options.tls_certfile, options.tls_keyfile)
-        except OSError as error:
-            raise BrokerError(f"cannot load the TLS options' files: {error}", adapter="nats") from error
-        return context
+        return client_context(options.tls_ca_certs, options.tls_certfile, options.tls_keyfile, adapter="nats")
 
     def _most_telling(self, failures: Sequence[tuple[NatsLink, Exception]]) -> BrokerError:
         """Return the error of a start: a refusal before silence, for another try does not help against it."""
@@ -367,5 +367,5 @@ def _token(name: str) -> bytes:
 def _server(address: str) -> Server:
     try:
         return Server.parse(address)
-    except ValueError as error:
-        raise ConfigurationError(f"nats: {address!r} is not host:port: {error}") from None
+    except ValueError:
+        raise malformed_address(address, adapter="nats") from None

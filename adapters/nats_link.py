@@ -20,6 +20,7 @@ from backplane.adapters.nats_group import Group, Publishes, Round, Subscription,
 from backplane.adapters.nats_login import ServerInfo
 from backplane.adapters.nats_parser import MAX_LINE_BYTES, MAX_PAYLOAD_BYTES, NatsParser
 from backplane.errors import BrokerError, PublishError
+from backplane.fork import close_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -144,6 +145,7 @@ class NatsLink(asyncio.Protocol):
         self._transport.pause_reading()
         self._transport.resume_reading()
         self._keep_alive()
+        close_in_children(self, transport)
         self.closed.clear()
         self.data_received(received)
         await self._confirmed(b"")  # an INFO with the account's own limits follows the first PONG

@@ -21,6 +21,8 @@ from pydantic import BaseModel
 
 from backplane.adapters.nats_group import unavailable
 from backplane.adapters.nats_parser import MAX_LINE_BYTES
+from backplane.credentials import ask_credentials
+from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class NatsLogin:
 
     Args:
         url: User name and password; a lone user name is a token.
-        options: Files in their place.
+        options: Files, or a callable, in their place.
 
     Raises:
         ConfigurationError: More than one kind of credentials.
@@ -99,6 +101,7 @@ class NatsLogin:
             "password_file": options.password_file,
             "user_credentials": options.user_credentials,
             "nkeys_seed": options.nkeys_seed,
+            "credentials": options.credentials,
         }
         if len(kinds := [kind for kind, value in given.items() if value]) > 1:
             raise ConfigurationError(f"nats: {' and '.join(kinds)} are given, and a login takes one of them")
@@ -113,22 +116,26 @@ class NatsLogin:
     async def open(self, link: NatsLink, tls: Tls) -> None:
         """Connect to the server of `link`, log in, and let `link` go on with the connection.
 
-        What fails, or is cancelled, leaves no connection.
+        What fails, or is cancelled, leaves no connection. A callable that provides credentials has the time of a
+        connect for itself.
 
         Raises:
-            OSError: There is no server, or its certificate is not trusted.
+            OSError: There is no server, it did not answer in time, or its certificate is not trusted.
+            ConfigurationError: The callable that `credentials` names is not there, or returned something else.
             BrokerError: A file cannot be read or holds no credentials, the server offers no TLS, or it has ended the
                 connection, with its words.
         """
+        credentials = await self._credentials()
         stream = _Stream(link, tls)
         try:
-            await self._log_in(stream, link, tls)
-            await stream.hand_over()
+            async with PatientTimeout(self._options.connect_timeout_seconds):
+                await self._log_in(stream, link, tls, credentials)
+                await stream.hand_over()
         except BaseException:
             stream.abort()
             raise
 
-    async def _log_in(self, stream: _Stream, link: NatsLink, tls: Tls) -> None:
+    async def _log_in(self, stream: _Stream, link: NatsLink, tls: Tls, credentials: Mapping[str, Any]) -> None:
         client: Any = Client()
         client._transport = stream
         try:
@@ -141,7 +148,7 @@ class NatsLogin:
                 tls=tls.make_context() if tls.required else None,
                 tls_hostname=link.server.tls_name,
                 tls_handshake_first=tls.first,
-                **self._credentials(),
+                **credentials,
             )
         except _LoggedInError:
             return
@@ -152,15 +159,13 @@ class NatsLogin:
         except Exception as error:  # of nkeys, base64, PyNaCl: their words can show a secret
             raise BrokerError(f"these credentials cannot be used ({type(error).__name__})", adapter="nats") from None
 
-    def _credentials(self) -> Mapping[str, Any]:
+    async def _credentials(self) -> Mapping[str, Any]:
         """Return them as arguments of `Client.connect`."""
         options = self._options
+        if options.credentials:
+            return await self._handed_out(options.credentials)
         if options.user_credentials:
-            text = _read(options.user_credentials)
-            # nats-py searches for a JWT that is not there without end.
-            if set(_CREDENTIALS.findall(text)) != {"NATS USER JWT", "USER NKEY SEED"}:
-                raise BrokerError(f"{options.user_credentials} holds no JWT and NKey seed of a user", adapter="nats")
-            return {"user_credentials": RawCredentials(text)}
+            return _user_credentials(_read(options.user_credentials), options.user_credentials)
         if options.nkeys_seed:
             return {"nkeys_seed_str": _read(options.nkeys_seed)}
         password = _read(options.password_file) if options.password_file else self._password
@@ -168,6 +173,20 @@ class NatsLogin:
             return {"user": self._username, "password": password}
         token = password or self._username
         return {"token": token} if token else {}
+
+    async def _handed_out(self, path: str) -> Mapping[str, Any]:
+        match await ask_credentials(path, adapter="nats", seconds=self._options.connect_timeout_seconds):
+            case (str() as username, str() as password):
+                return {"user": username, "password": password}
+            case str() as text if _CREDENTIALS.search(text):
+                return _user_credentials(text, path)
+            case str() as token:
+                return {"token": token}
+            case other:
+                raise ConfigurationError(
+                    f"nats: {path} must return a token, (username, password), or the text of a .creds file, "
+                    f"not {type(other).__name__}"
+                )
 
 
 class _LoggedInError(Exception):
@@ -285,6 +304,13 @@ class _Stream(TcpTransport):
 async def _give_up(error: Exception) -> None:
     """Raise what nats-py could not do, in place of another try."""
     raise error
+
+
+def _user_credentials(text: str, place: str) -> Mapping[str, Any]:
+    # nats-py searches for a JWT that is not there without end.
+    if set(_CREDENTIALS.findall(text)) != {"NATS USER JWT", "USER NKEY SEED"}:
+        raise BrokerError(f"{place} holds no JWT and NKey seed of a user", adapter="nats")
+    return {"user_credentials": RawCredentials(text)}
 
 
 def _read(path: str) -> str:

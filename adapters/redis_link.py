@@ -15,6 +15,7 @@ import hiredis
 
 from backplane.adapters.redis_error import is_protocol_error, outcome_unknown, publish_error, unavailable
 from backplane.errors import PublishError
+from backplane.fork import close_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -140,6 +141,7 @@ class RedisLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the socket."""
         self._transport = cast("asyncio.Transport", transport)
+        close_in_children(self, transport)
         self.closed.clear()
         if self.loss is not None:  # given up while it was being made
             self._transport.abort()

@@ -8,11 +8,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from backplane.adapters.redis_error import unavailable
-from backplane.broadcaster import Options
+from backplane.broadcaster import Options, malformed_address
 from backplane.credentials import CREDENTIALS_PATTERN, ask_credentials
-from backplane.deadline import PatientTimeout
-from backplane.errors import BrokerError, ConfigurationError
+from backplane.errors import ConfigurationError
+from backplane.tls import client_context
 
 if TYPE_CHECKING:
     from backplane.broadcaster import BrokerUrl
@@ -87,21 +86,15 @@ async def login(url: BrokerUrl, options: RedisOptions) -> Login:
     """
     if options.credentials is None:
         return url.username, url.password
-    try:
-        async with PatientTimeout(options.connect_timeout_seconds):
-            found = await ask_credentials(options.credentials, adapter="redis")
-    except TimeoutError as error:
-        seconds = options.connect_timeout_seconds
-        raise unavailable(f"no credentials: {options.credentials} raised TimeoutError after {seconds:g} s") from error
-    match found:
-        case str() | (str(),):
-            return None, found if isinstance(found, str) else found[0]
+    match await ask_credentials(options.credentials, adapter="redis", seconds=options.connect_timeout_seconds):
+        case (str() as password,) | (str() as password):
+            return None, password
         case (str() | None as username, str() as password):
             return username, password
-        case _:
+        case other:
             raise ConfigurationError(
                 f"redis: {options.credentials} must return a password or (username, password), "
-                f"not {type(found).__name__}"
+                f"not {type(other).__name__}"
             )
 
 
@@ -111,14 +104,7 @@ def tls_context(options: RedisOptions) -> ssl.SSLContext:
     Raises:
         BrokerError: A file cannot be read, or is none.
     """
-    try:
-        context = ssl.create_default_context(cafile=options.ssl_ca_certs)
-        if options.ssl_certfile is not None:
-            context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
-    except (OSError, ssl.SSLError) as error:
-        raise BrokerError(
-            f"ssl_ca_certs, ssl_certfile or ssl_keyfile cannot be used: {error}", adapter="redis", retriable=False
-        ) from error
+    context = client_context(options.ssl_ca_certs, options.ssl_certfile, options.ssl_keyfile, adapter="redis")
     context.check_hostname = options.ssl_check_hostname and options.ssl_cert_reqs != "none"
     context.verify_mode = _VERIFY[options.ssl_cert_reqs]
     return context
@@ -133,5 +119,5 @@ def host_and_port(text: str, default_port: int) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{text}")
         return parts.hostname or "localhost", parts.port or default_port
-    except ValueError as error:
-        raise ConfigurationError(f"redis: {text!r} is not host:port: {error}") from None
+    except ValueError:
+        raise malformed_address(text, adapter="redis") from None

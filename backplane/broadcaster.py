@@ -27,13 +27,34 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
+from backplane.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from backplane.errors import BrokerError
     from backplane.message import All, Position
 
-__all__ = ["Broadcaster", "BrokerUrl", "Capabilities", "Checks", "Describes", "Options", "Resumes", "Sink"]
+__all__ = [
+    "Broadcaster",
+    "BrokerUrl",
+    "Capabilities",
+    "Checks",
+    "Describes",
+    "Options",
+    "Resumes",
+    "Sink",
+    "WireFormat",
+    "malformed_address",
+]
+
+WireFormat = Literal["header", "plain"]
+"""What a payload on the broker is; `backplane.codec` reads both, whichever it writes.
+
+- `header`: the data after a short header (docs/wire-format.md).
+- `plain`: the data alone, for subscribers that know no header: workers that still run another library, services in
+  another language. `exclude` cannot work, and binary data that is valid UTF-8 is received as text.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +88,9 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    wire_format: WireFormat = "header"
+    """What is written to the broker, on every adapter; the core's concern, not the adapter's. Defaults to `header`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +133,15 @@ class BrokerUrl:
         password = ":***" if self.password is not None else ""
         userinfo = f"{self.username or ''}{password}@" if self.username or password else ""
         return f"{self.scheme}://{userinfo}{self.netloc}{self.path}"
+
+
+def malformed_address(text: str, *, adapter: str) -> ConfigurationError:
+    """Return the error for what should be `host:port` and is not.
+
+    What follows the first colon is not repeated: in `redis://user:password`, which lacks its host, it is a secret.
+    """
+    host, colon, _ = text.partition(":")
+    return ConfigurationError(f"{adapter}: '{host}{colon and ':…'}' is not host:port, with a port of 0 to 65535")
 
 
 def _without_repetitions(url: str) -> str:

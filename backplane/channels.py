@@ -21,6 +21,10 @@ MAX_CHANNEL_BYTES = 255
 RESERVED_PREFIX = "$backplane/"
 """Channels under this prefix belong to the package itself (its delivery probe is one)."""
 
+# Redis reports keys and their lifetimes on the first two, its sentinels believe what the third one holds, and the last
+# one names what clients have cached: where visitors name channels these must not be within their reach.
+_RESERVED: Final = (RESERVED_PREFIX, "__keyspace@", "__keyevent@", "__sentinel__:", "__redis__:")
+
 # NATS ends a pattern with `>`, MQTT and AMQP with `#`.
 _LAST_WILDCARDS: Final = (".>", ".#", "/#")
 _MAX_WARNINGS: Final = 100
@@ -32,7 +36,7 @@ def validate_channel(channel: str) -> str:
 
     Raises:
         InvalidChannelError: It is not a `str`, is empty, longer than `MAX_CHANNEL_BYTES`, holds a lone surrogate (which
-            UTF-8 cannot carry), or starts with `RESERVED_PREFIX`.
+            UTF-8 cannot carry), or starts with `RESERVED_PREFIX` or a prefix of Redis' own channels.
     """
     if not isinstance(channel, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without type checks
         raise InvalidChannelError(f"a channel is a str, not {type(channel).__name__}")
@@ -41,8 +45,9 @@ def validate_channel(channel: str) -> str:
     # Ascii is counted without encoding: this runs on every publish.
     if not channel.isascii() or len(channel) > MAX_CHANNEL_BYTES:
         _validate_encoded(channel)
-    if channel.startswith(RESERVED_PREFIX):
-        raise InvalidChannelError(f"channels starting with {RESERVED_PREFIX!r} are reserved: {channel!r}")
+    if channel.startswith(_RESERVED):
+        reserved = next(prefix for prefix in _RESERVED if channel.startswith(prefix))
+        raise InvalidChannelError(f"channels starting with {reserved!r} are reserved: {channel!r}")
     return channel
 
 

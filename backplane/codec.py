@@ -12,20 +12,22 @@ A payload is a 21-byte header (29 with an excluded connection) and the data. All
       then        the data
 
 A payload without the magic is a foreign publish (`redis-cli PUBLISH chat hello`) and is delivered as it is: text where
-it is valid UTF-8, else binary. One with the magic whose header makes no sense is malformed.
+it is valid UTF-8, else binary. One with the magic whose header makes no sense is malformed. With the option
+`wire_format=plain` the same is written; what is read does not depend on it.
 """
 
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from pydantic_core import PydanticSerializationError, to_json
 
-from backplane.errors import InvalidDataError
+from backplane.errors import ConfigurationError, InvalidDataError
 from backplane.message import Message
 
 if TYPE_CHECKING:
+    from backplane.broadcaster import WireFormat
     from backplane.message import Position
 
 __all__ = ["decode", "encode", "plain"]
@@ -37,16 +39,29 @@ EXCLUDES = 2
 
 _HEADER = Struct(">3sBB8sQ")
 _ID_BYTES = 8
+# The start of the year 10000, which `datetime` does not know: a reader of `published_at` must not meet it.
+_MAX_MICROSECONDS: Final = 253_402_300_799 * 1_000_000
 
 
-def encode(data: object, *, origin: bytes, published_at: float, excluded: bytes | None = None) -> bytes:
+def encode(
+    data: object,
+    *,
+    origin: bytes,
+    published_at: float,
+    excluded: bytes | None = None,
+    wire_format: WireFormat = "header",
+) -> bytes:
     """Return the payload for `data`: `bytes` stay binary, `str` is text, anything else becomes JSON text.
 
     JSON is what pydantic makes of models, dataclasses, datetimes and so on; infinities and NaN become `null`.
 
     Raises:
-        InvalidDataError: A text that UTF-8 cannot carry, or a value that is not JSON.
+        InvalidDataError: A text that UTF-8 cannot carry, a value that is not JSON, or, without a header, bytes that
+            would be taken for one.
+        ConfigurationError: A connection is excluded, and there is no header to name it.
     """
+    if wire_format == "plain":
+        return _encode_plain(data, excluded)
     flags = 0
     if isinstance(data, bytes | bytearray | memoryview):
         flags, body = BINARY, bytes(cast("bytes", data))
@@ -56,6 +71,17 @@ def encode(data: object, *, origin: bytes, published_at: float, excluded: bytes 
         flags |= EXCLUDES
         body = excluded + body
     return _HEADER.pack(MAGIC, VERSION, flags, origin, int(published_at * 1e6)) + body
+
+
+def _encode_plain(data: object, excluded: bytes | None) -> bytes:
+    if excluded is not None:
+        raise ConfigurationError(
+            "exclude needs the header that wire_format=plain leaves out: publish to all, or take off that option"
+        )
+    body = bytes(cast("bytes", data)) if isinstance(data, bytes | bytearray | memoryview) else _encode_text(data)
+    if body.startswith(MAGIC):
+        raise InvalidDataError("with wire_format=plain, bytes that start with BF 42 50 would be taken for a header")
+    return body
 
 
 def plain(data: object) -> str | bytes:
@@ -95,7 +121,7 @@ def decode(channel: str, payload: bytes, position: Position | None = None) -> Me
     if flags & EXCLUDES:
         excluded = payload[start : start + _ID_BYTES]
         start += _ID_BYTES
-    if version != VERSION or flags & ~(BINARY | EXCLUDES) or len(payload) < start:
+    if version != VERSION or flags & ~(BINARY | EXCLUDES) or len(payload) < start or microseconds > _MAX_MICROSECONDS:
         return None
     data: str | bytes = payload[start:]
     if not flags & BINARY:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import time
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from backplane.adapter_source import AdapterSource
 from backplane.admission import Admission
 from backplane.affinity import current_process
 from backplane.channels import validate_channel
@@ -21,7 +21,6 @@ from backplane.deployment import warn_if_isolated, warn_of_default_url
 from backplane.drain import draining_on_sigterm
 from backplane.errors import (
     ClosedError,
-    ConfigurationError,
     InvalidDataError,
     LifecycleError,
     NotStartedError,
@@ -32,7 +31,6 @@ from backplane.limits import Limits
 from backplane.origins import OriginRule
 from backplane.outbox import FullPolicy, Outbox
 from backplane.publisher_thread import PublisherThreads
-from backplane.registry import broadcaster_from_url
 from backplane.running import Running
 from backplane.settings import Settings
 from backplane.subscription import Subscription
@@ -40,7 +38,7 @@ from backplane.sync_publisher import WorkerPublisher
 from backplane.typed import TypedChannel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterable
     from datetime import datetime
 
     from pydantic import TypeAdapter
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
     from backplane.affinity import LoopAffinity
+    from backplane.broadcaster import Broadcaster
     from backplane.calls import CallQueue
     from backplane.conduct import Authorize, OnGap, OnSlow
     from backplane.message import Message
@@ -61,8 +60,6 @@ __all__ = ["Backplane"]
 logger = logging.getLogger("backplane.core")
 
 _ModelT = TypeVar("_ModelT")
-
-_DEFAULT_URL: Final = "memory://"
 
 # Collected, these would close sockets that the parent process still uses.
 _inherited: list[object] = []
@@ -85,39 +82,46 @@ class Backplane:
 
     Args:
         url: The broker, such as `redis://localhost:6379`; its query string holds the adapter's options. Defaults to the
-            environment variable `BACKPLANE_URL`, else `memory://`.
+            environment variable `BACKPLANE_URL`, else `memory://`. Or an adapter object, which serves this backplane
+            alone. Only a URL can be opened a second time: with an object, `sync` publishes where this backplane is
+            started and nowhere else, and after an event loop that ended without `stop`, or in a child of the process in
+            which it was started, another object is needed.
         settings: Times and bounds; see `Settings` for each with its default.
         limits: How clients are kept alive and what they may do, where `connect` does not say otherwise; see `Limits`
             for each with its default.
         allowed_origins: The pages of which sites may connect: by default those of this host alone. A list such as
             `["https://shop.example"]` replaces that, `"*"` allows all; see `backplane.origins.AllowedOrigins`.
+        allowed_hosts: The names of this host, without scheme and port, such as `["shop.example", "*.shop.example"]`:
+            with the default of `allowed_origins` a page of another name is refused even where that name leads here (DNS
+            rebinding). Defaults to any name.
         on_gap: What clients are told when messages may be missing, where `connect` does not say otherwise: `close`
             (default) ends them with code 4000, "reconnect and reload"; see `backplane.conduct.OnGap`.
 
     Raises:
-        ConfigurationError: The URL, a setting or an origin is wrong; the message says what is known.
+        ConfigurationError: The URL, a setting, an origin or a host is wrong; the message says what is known.
         MissingDependencyError: The adapter's client library is not installed.
     """
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Broadcaster | None = None,
         *,
         settings: Settings | None = None,
         limits: Limits | None = None,
         allowed_origins: AllowedOrigins = None,
+        allowed_hosts: Collection[str] | None = None,
         on_gap: OnGap = "close",
     ) -> None:
         self._settings = settings or Settings()
         self._limits = limits or Limits()
-        self._origins = OriginRule(allowed_origins)
+        self._origins = OriginRule(allowed_origins, allowed_hosts)
         self._on_gap: OnGap = on_gap
         self._authorize: Authorize | None = None
         self._on_slow: OnSlow | None = None
         self._shared_conduct: Conduct | None = None  # of all connections that do not say otherwise
         self._state_callbacks: list[Callable[[StateChange], object]] = []
-        self._given_url = url or os.environ.get("BACKPLANE_URL")
-        self._broadcaster = broadcaster_from_url(self._given_url or _DEFAULT_URL)
+        self._source = AdapterSource(url)
+        self._broadcaster = self._source.adapter
         self._running: Running | None = None
         self._stopping: tuple[LoopAffinity, asyncio.Task[None]] | None = None
         self._started_in: object = None  # the process
@@ -211,7 +215,7 @@ class Backplane:
             LifecycleError: It is started already.
         """
         await self._start()
-        if not self._given_url:
+        if self._source.is_default:
             warn_of_default_url(self.url)
 
     async def _start(self) -> None:
@@ -219,6 +223,7 @@ class Backplane:
             self._leave_behind()
         if self._running is not None:
             raise LifecycleError("this Backplane is started already; a second one needs an object of its own")
+        self._source.check_startable(self)
         running = Running(self._broadcaster, self._settings, self._tell_state)
         self._running = running
         self._shared_conduct = None
@@ -293,6 +298,7 @@ class Backplane:
         Raises:
             InvalidChannelError: The name is not legal.
             InvalidDataError: `data` is neither text, nor bytes, nor anything JSON.
+            ConfigurationError: `exclude` is given, and the URL's option `wire_format=plain` leaves no place for it.
             PayloadTooLargeError: It is over the adapter's limit; nothing was sent.
             BrokerUnavailableError: The broker was away for `publish_timeout_seconds`, or the buffer of
                 `outage="buffer"` is full; certainly not published. At once where the broker answers that it cannot take
@@ -305,7 +311,13 @@ class Backplane:
         running = self._require_running()
         validate_channel(channel)
         excluded = _token(exclude)
-        payload = encode(data, origin=running.origin, published_at=time.time(), excluded=excluded)
+        payload = encode(
+            data,
+            origin=running.origin,
+            published_at=time.time(),
+            excluded=excluded,
+            wire_format=self._broadcaster.options.wire_format,
+        )
         limit = running.supervisor.max_payload_bytes
         if len(payload) > limit:
             raise PayloadTooLargeError(len(payload), limit)
@@ -337,7 +349,7 @@ class Backplane:
             WrongLoopError: It runs in another event loop, thread or process.
         """
         running = self._require_running()
-        outbox = self._outbox(max_outbox_bytes, max_outbox_messages, when_full)
+        outbox = self._outbox(running, max_outbox_bytes, max_outbox_messages, when_full)
         subscription = Subscription(running.hub, outbox, statistics=running.statistics, bursts=running.bursts)
         running.subscriptions[subscription] = None
         try:
@@ -422,7 +434,7 @@ class Backplane:
 
         running = self._require_running()
         socket = StarletteSocket(websocket)
-        outbox = self._outbox(max_outbox_bytes, max_outbox_messages, when_full, latest_by)
+        outbox = self._outbox(running, max_outbox_bytes, max_outbox_messages, when_full, latest_by)
         connection = Connection(socket, running.hub, outbox, self._conduct(running, limits, on_gap), context=context)
         connection.expire_at(expires_at)
         return Admission(
@@ -469,9 +481,10 @@ class Backplane:
         """
         from backplane.sse import event_stream  # the core must not need the framework
 
+        running = self._require_started()  # a `def` endpoint may make a response, which its own event loop then sends
         return event_stream(
-            self._require_started(),  # a `def` endpoint may make a response, which its own event loop then sends
-            self._outbox(max_outbox_bytes, max_outbox_messages, when_full),
+            running,
+            self._outbox(running, max_outbox_bytes, max_outbox_messages, when_full),
             *channels,
             client_key=client_key,
             heartbeat_seconds=heartbeat_seconds,
@@ -498,6 +511,7 @@ class Backplane:
 
     def _outbox(
         self,
+        running: Running,
         max_bytes: int | None,
         max_messages: int | None,
         when_full: FullPolicy,
@@ -508,6 +522,7 @@ class Backplane:
             max_messages=self._settings.max_outbox_messages if max_messages is None else max_messages,
             when_full=when_full,
             latest_by=latest_by,
+            bursts=running.bursts,
         )
 
     def _conduct(self, running: Running, limits: Limits | None, on_gap: OnGap | None) -> Conduct:
@@ -570,7 +585,8 @@ class Backplane:
         if inherited:
             _inherited.append((self._running, self._broadcaster))
         self._running = self._stopping = None
-        self._broadcaster = broadcaster_from_url(self._given_url or _DEFAULT_URL)
+        self._source.renew()
+        self._broadcaster = self._source.adapter
         if not inherited:
             logger.warning("the event loop in which %s was started has ended without `stop`", self.url)
             gc.collect()  # closes its sockets, which nobody reads any more, now instead of at some time
@@ -590,12 +606,7 @@ class Backplane:
 
     def _unstarted(self) -> Backplane:
         """Return another one like this, for a thread that publishes."""
-        if not self._given_url:
-            raise ConfigurationError(
-                "`sync.publish` of a Backplane that is not started needs the broker of the web workers: "
-                "set BACKPLANE_URL. The default, memory://, would reach nobody"
-            )
-        return Backplane(self._given_url, settings=self._settings)
+        return Backplane(self._source.url_for_another(), settings=self._settings)
 
 
 def _token(exclude: object) -> bytes | None:

@@ -9,9 +9,14 @@ import asyncio
 import inspect
 from importlib import import_module
 from operator import attrgetter
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerUnavailableError, ConfigurationError
+from backplane.log_burst import place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["CREDENTIALS_PATTERN", "ask_credentials"]
 
@@ -19,15 +24,21 @@ CREDENTIALS_PATTERN: Final = r"^[\w.]+:[\w.]+$"
 """What the option must look like."""
 
 
-async def ask_credentials(path: str, *, adapter: str) -> Any:
+async def ask_credentials(path: str, *, adapter: str, seconds: float | None = None) -> Any:
     """Import the callable that `path` names, call it, and return what it returns.
 
     An async one runs in this event loop, any other in a thread: a token service takes its time, and the event loop has
-    others to serve. The caller limits the time.
+    others to serve.
+
+    Args:
+        path: `package.module:callable`.
+        adapter: Whose option it is.
+        seconds: How long it may take. Defaults to no limit, where the caller has one.
 
     Raises:
         ConfigurationError: There is nothing callable of that name.
-        BrokerUnavailableError: It raised. The words of its error are left out, for they can hold a secret.
+        BrokerUnavailableError: It raised, or took too long. Of its error only type and place are shown, for its words
+            can hold a secret, and so can those of the errors that it comes from.
     """
     module, _, name = path.partition(":")
     try:
@@ -37,9 +48,16 @@ async def ask_credentials(path: str, *, adapter: str) -> Any:
     if not callable(function):
         raise ConfigurationError(f"{adapter}: credentials={path} is not callable")
     try:
+        async with PatientTimeout(seconds):
+            return await _answer(function, path, adapter)
+    except TimeoutError:
+        words = f"no credentials: {path} took longer than {seconds:g} s"
+        raise BrokerUnavailableError(words, adapter=adapter) from None
+
+
+async def _answer(function: Callable[[], Any], path: str, adapter: str) -> Any:
+    try:
         answer: Any = function() if inspect.iscoroutinefunction(function) else await asyncio.to_thread(function)
         return await answer if inspect.isawaitable(answer) else answer
     except Exception as error:
-        raise BrokerUnavailableError(
-            f"no credentials: {path} raised {type(error).__name__}", adapter=adapter
-        ) from error
+        raise BrokerUnavailableError(f"no credentials: {path} raised {place_of(error)}", adapter=adapter) from None

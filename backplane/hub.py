@@ -17,7 +17,7 @@ from backplane.affinity import LoopAffinity
 from backplane.batch import Batch
 from backplane.codec import decode
 from backplane.errors import SubscribeError
-from backplane.log_burst import LogBursts
+from backplane.log_burst import LogBursts, place_of
 from backplane.message import All, Gap, Message
 
 if TYPE_CHECKING:
@@ -262,8 +262,8 @@ class Hub:
             if subscriber in self._members.get(channel, ()):
                 try:
                     subscriber.gap(gap)
-                except Exception:  # it must not; the others, and the link's owner, would suffer for it
-                    logger.exception("a subscriber of channel %r failed", channel)
+                except Exception as error:  # it must not; the others, and the link's owner, would suffer for it
+                    _log_failed(self._bursts, channel, error)
 
     def _take_back(self, channel: str, subscriber: Subscriber) -> None:
         """Undo one join, and leave when it was the only one."""
@@ -320,7 +320,7 @@ class Hub:
             self._collected_count -= len(batch)
             self._collected_bytes -= batch.size_bytes
             self.delivered += len(batch)
-            self._fan_outs.append(_FanOut(channel, batch, self._members.get(channel, {})))
+            self._fan_outs.append(_FanOut(channel, batch, self._members.get(channel, {}), self._bursts))
 
     def _count_malformed(self, channel: str) -> None:
         self.malformed += 1
@@ -329,11 +329,16 @@ class Hub:
             logger.warning("dropped a malformed payload on channel %r (%d so far)", channel, self.malformed)
 
 
+def _log_failed(bursts: LogBursts, channel: str, error: Exception) -> None:
+    bursts.log(logger, logging.ERROR, "a subscriber of channel %r failed: %s", channel, place_of(error))
+
+
 class _FanOut:
     """One batch on its way to the subscribers that its channel had when it began, and still has."""
 
-    def __init__(self, channel: str, batch: Batch, members: dict[Subscriber, int]) -> None:
+    def __init__(self, channel: str, batch: Batch, members: dict[Subscriber, int], bursts: LogBursts) -> None:
         self.channel = channel
+        self._bursts = bursts
         self._batch = batch
         self._members = members
         self._left: Iterator[Subscriber] = iter(tuple(members))
@@ -347,6 +352,6 @@ class _FanOut:
             if subscriber in members:  # it may have left since
                 try:
                     subscriber.offer(batch.for_token(subscriber.token) if batch.excludes else batch)
-                except Exception:  # it must not; the others, and all that comes, would be lost with it
-                    logger.exception("a subscriber of channel %r failed", self.channel)
+                except Exception as error:  # it must not; the others, and all that comes, would be lost with it
+                    _log_failed(self._bursts, self.channel, error)
         return most is None or offered < most

@@ -7,10 +7,12 @@ from typing import Final
 
 from backplane.codec import plain
 from backplane.errors import ConfigurationError, InvalidDataError
+from backplane.options import refuse_unknown_options
 
 __all__ = ["Limits"]
 
 
+@refuse_unknown_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Of one connection; `None` switches a limit off.
@@ -34,8 +36,8 @@ class Limits:
             1,000.
 
     Raises:
-        ConfigurationError: A value is not a number (of messages, bytes, channels: a whole one), or not more than 0; or
-            `heartbeat_message` cannot be sent.
+        ConfigurationError: A limit is not known; a value is not a number (of messages, bytes, channels: a whole one),
+            or not more than 0; or `heartbeat_message` cannot be sent.
     """
 
     heartbeat_seconds: float | None = 30.0

@@ -1,18 +1,20 @@
 """Log lines that can come in bursts: the first at once, those that follow as one line.
 
 A lost broker concerns every client of a worker in the same second, and a stranger can repeat a refused request as often
-as it likes. Neither may fill the log.
+as it likes. Neither may fill the log. So whatever a client, a publisher or a neighbour on the host can cause is logged
+through `LogBursts`, and what it has sent is not repeated there: see `place_of`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import logging
 
-__all__ = ["LogBursts"]
+__all__ = ["LogBursts", "place_of"]
 
 _WINDOW_SECONDS: Final = 10.0
 
@@ -57,6 +59,19 @@ class LogBursts:
         """Log what was counted, and leave no timer."""
         for burst in self._bursts.values():
             burst.flush()
+
+
+def place_of(error: BaseException) -> str:
+    """Return an error's type and where it was raised, `KeyError at shop.py:12`, for a function of the application.
+
+    Its words and its traceback are left out: they can repeat the message that the function was called with.
+    """
+    name, raised = type(error).__name__, error.__traceback__
+    while raised is not None and raised.tb_next is not None:
+        raised = raised.tb_next
+    return (
+        name if raised is None else f"{name} at {PurePath(raised.tb_frame.f_code.co_filename).name}:{raised.tb_lineno}"
+    )
 
 
 class _Burst:

@@ -21,7 +21,8 @@ AllowedOrigins = Literal["*"] | Collection[str] | None
 
 - `None`: those of this very host: what the page was loaded from is what the socket is opened to. All names of the
   loopback interface on one port (`localhost`, `127.0.0.1`, `[::1]`) are one host. This compares two headers of the
-  client, so it does not stop DNS rebinding: add Starlette's `TrustedHostMiddleware`, or list the origins.
+  client, so by itself it does not stop DNS rebinding, a foreign name that leads to this server: name the hosts
+  (`allowed_hosts`), or list the origins.
 - a collection: exactly those, this host's own no longer by itself. An entry is `scheme://host[:port]`; `*.` before the
   host stands for one label. Applications: `app://.` (Electron), `capacitor://localhost`, `file://` for pages opened
   from a disk. `null` is for pages without an origin, which any site can make (a sandboxed frame).
@@ -53,16 +54,26 @@ class _Origin(NamedTuple):
 class OriginRule:
     """Says which origins may come in; see `AllowedOrigins`.
 
+    Args:
+        allowed: Which may.
+        hosts: With `None` there, the names of this very host, without scheme and port; `*.` stands for one label.
+            Defaults to whatever the client says it is.
+
     Raises:
-        ConfigurationError: An entry is no origin; the message says what is wrong with it.
+        ConfigurationError: An entry is no origin or no host, and the message says why; or both are given.
     """
 
-    __slots__ = ("_any", "_exact", "_own", "_wildcards", "_without_host")
+    __slots__ = ("_any", "_exact", "_hosts", "_own", "_wildcards", "_without_host")
 
-    def __init__(self, allowed: AllowedOrigins = None) -> None:
+    def __init__(self, allowed: AllowedOrigins = None, hosts: Collection[str] | None = None) -> None:
+        if hosts is not None and allowed is not None:
+            raise ConfigurationError("allowed_hosts has no effect beside allowed_origins: give one of both")
+        self._hosts = (
+            None if hosts is None else frozenset(map(_parse_host, _checked_collection(hosts, "allowed_hosts")))
+        )
         self._own = allowed is None
         self._any = allowed == "*"
-        entries = () if allowed is None or self._any else _checked_collection(allowed)
+        entries = () if allowed is None or self._any else _checked_collection(allowed, "allowed_origins")
         self._without_host = frozenset(name for name in _WITHOUT_HOST if name in entries)
         parsed = [_parse_entry(entry) for entry in entries if entry not in self._without_host]
         self._exact = frozenset(origin for origin, wildcard in parsed if not wildcard)
@@ -82,11 +93,17 @@ class OriginRule:
         parsed = _parse(origin)
         if parsed is None:
             return None if origin in self._without_host else _words(origin, None, allowable=origin in _WITHOUT_HOST)
+        if self._own and _is_own(parsed, host):
+            return None if self._is_known(parsed) else _words(origin, None, hint="this host is none of allowed_hosts")
         if self._own:
-            return None if _is_own(parsed, host) else _words(origin, host or "", allowable=True)
+            return _words(origin, host or "", allowable=True)
         if parsed in self._exact or _parent(parsed) in self._wildcards:
             return None
         return _words(origin, None, allowable=True)
+
+    def _is_known(self, origin: _Origin) -> bool:
+        host = _one_loopback(origin).host
+        return self._hosts is None or not self._hosts.isdisjoint((host, f"*.{host.partition('.')[2]}"))
 
 
 def _is_own(origin: _Origin, host: str | None) -> bool:
@@ -122,9 +139,9 @@ def _endpoint(scheme: str, match: re.Match[str]) -> _Origin | None:
     return _Origin(scheme, host, int(port) if port else _DEFAULT_PORTS.get(scheme))
 
 
-def _words(origin: str, host: str | None, *, allowable: bool) -> str:
+def _words(origin: str, host: str | None, *, allowable: bool = False, hint: str = "") -> str:
     shown = _safe(origin)
-    words = f"pages of {shown} may not connect here"
+    words = f"pages of {shown} may not connect here" + (hint and f": {hint}")
     if host is not None:
         words += f": the host they connect to is {_safe(host)}"
         words += " (the Host header; a proxy in front that replaces it must pass it on)"
@@ -137,10 +154,25 @@ def _safe(text: str) -> str:
     return (_UNSAFE.sub("?", text[:_MOST_SHOWN]) + ("..." if len(text) > _MOST_SHOWN else "")) or "(empty)"
 
 
-def _checked_collection(allowed: Collection[str] | str) -> Collection[str]:
+def _checked_collection(allowed: Collection[str] | str, name: str) -> Collection[str]:
     if isinstance(allowed, str | bytes) or not isinstance(allowed, Collection):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigurationError(f'allowed_origins is None, "*" or a list of origins, not {allowed!r}')
+        known = 'None, "*" or a list of origins' if name == "allowed_origins" else "None or a list of host names"
+        raise ConfigurationError(f"{name} is {known}, not {allowed!r}")
     return allowed
+
+
+def _parse_host(entry: str) -> str:
+    """Return a host as an origin has it, with the wildcard of its entry."""
+    if isinstance(entry, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without type checks
+        name = entry.lower()
+        match = _HOST.fullmatch(name.removeprefix("*."))
+        endpoint = None if match is None or match["port"] else _endpoint("http", match)
+        if endpoint is not None:
+            return ("*." if name.startswith("*.") else "") + _one_loopback(endpoint).host
+    raise ConfigurationError(
+        f"allowed_hosts holds {entry!r}: a host is a name or an address without scheme and port, as in shop.example, "
+        "*.shop.example or [::1]"
+    )
 
 
 def _parse_entry(entry: str) -> tuple[_Origin, bool]:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from backplane.errors import ConfigurationError
+from backplane.log_burst import place_of
 from backplane.message import Gap, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from backplane.log_burst import LogBursts
 
 __all__ = ["DropReason", "FullPolicy", "Outbox", "Rule"]
 
@@ -68,6 +71,7 @@ class Outbox:
         max_messages: Most messages that wait.
         when_full: The policy.
         latest_by: The key of `latest`; see `Rule`.
+        bursts: How a `latest_by` that fails is logged. Defaults to not at all.
 
     Attributes:
         dropped: How many messages the policy dropped so far.
@@ -76,6 +80,7 @@ class Outbox:
     """
 
     __slots__ = (
+        "_bursts",
         "_count",
         "_items",
         "_max_bytes",
@@ -95,6 +100,7 @@ class Outbox:
         max_messages: int,
         when_full: FullPolicy = "close",
         latest_by: Callable[[Message], object] | None = None,
+        bursts: LogBursts | None = None,
     ) -> None:
         if max_bytes <= 0 or max_messages <= 0:
             raise ConfigurationError("the bounds of an outbox must be more than 0")
@@ -104,6 +110,7 @@ class Outbox:
             else Rule(when_full=when_full, latest_by=latest_by)
         )
         self._rules: dict[str, Rule] | None = None
+        self._bursts = bursts
         self._max_bytes = max_bytes
         self._max_messages = max_messages
         # An idle subscriber has none: an empty one takes 400 bytes.
@@ -183,8 +190,10 @@ class Outbox:
         try:
             key = rule.latest_by(message)
             hash(key)
-        except Exception:  # the application's function must not end the fan-out
-            logger.exception("latest_by failed for a message on channel %r: kept beside the others", message.channel)
+        except Exception as error:  # the application's function must not end the fan-out
+            if self._bursts is not None:
+                words = "latest_by failed for a message on channel %r, which is kept beside the others: %s"
+                self._bursts.log(logger, logging.ERROR, words, message.channel, place_of(error))
             return object()  # equal to no key of the application's
         return key
 

@@ -7,18 +7,15 @@ party's; nothing is imported before a URL asks for it.
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import cast
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import ValidationError
 
 from backplane.broadcaster import Broadcaster, BrokerUrl, Options
 from backplane.errors import ConfigurationError, MissingDependencyError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from backplane.options import did_you_mean
 
 __all__ = ["ENTRY_POINT_GROUP", "broadcaster_from_url"]
 
@@ -87,7 +84,7 @@ def _load_installed(scheme: str) -> type[Broadcaster]:
     if scheme not in found:
         known = found.keys() | _BUILT_IN.keys()
         raise ConfigurationError(
-            f"unknown scheme {scheme!r}{_did_you_mean(scheme, known)}; known are {', '.join(sorted(known))}"
+            f"unknown scheme {scheme!r}{did_you_mean(scheme, known)}; known are {', '.join(sorted(known))}"
         )
     return cast("type[Broadcaster]", found[scheme].load())
 
@@ -97,10 +94,8 @@ def _options(adapter_class: type[Broadcaster], scheme: str, url: str) -> Options
     given: dict[str, str] = {}
     for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
         if name not in known:
-            names = ", ".join(sorted(known)) or "none"
-            raise ConfigurationError(
-                f"{scheme}: unknown option {name!r}{_did_you_mean(name, known)}; known are {names}"
-            )
+            names = ", ".join(sorted(known))
+            raise ConfigurationError(f"{scheme}: unknown option {name!r}{did_you_mean(name, known)}; known are {names}")
         if name in given:
             raise ConfigurationError(f"{scheme}: option {name!r} is given twice")
         given[name] = value
@@ -112,8 +107,3 @@ def _options(adapter_class: type[Broadcaster], scheme: str, url: str) -> Options
             f"{'.'.join(map(str, line['loc']))}: {line['msg']}" for line in error.errors(include_input=False)
         )
         raise ConfigurationError(f"{scheme}: ill-typed option: {wrong}") from None
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, get_args
 
 from backplane.errors import ConfigurationError
+from backplane.options import refuse_unknown_options
 
 __all__ = ["Outage", "Settings", "Start"]
 
@@ -18,6 +19,7 @@ Outage = Literal["raise", "buffer"]
 _CHOICES: Final = {"start": get_args(Start), "outage": get_args(Outage), "refuse_after_accept": (False, True)}
 
 
+@refuse_unknown_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Times and bounds of a `Backplane`: `Backplane(url, settings=Settings(publish_timeout_seconds=1))`.
@@ -64,7 +66,8 @@ class Settings:
             address if the application does not say more. Defaults to none.
 
     Raises:
-        ConfigurationError: A value is no known choice, not a number, not more than 0, or not finite.
+        ConfigurationError: An option is not known; or a value is no known choice, not a number, not more than 0, or not
+            finite.
     """
 
     start: Start = "strict"

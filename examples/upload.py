@@ -51,7 +51,8 @@ app.mount("/health", health_routes(backplane))
 @app.websocket("/rooms/{room}")
 async def upload(websocket: WebSocket, room: str) -> None:
     """Take one file after the other. What does not fit closes the connection, as the rest of it would come too."""
-    async with backplane.connect(websocket, room) as connection:
+    channel = f"uploads:{room}"
+    async with backplane.connect(websocket, channel) as connection:
         async for header in connection.iter(Header):
             with temporary_file() as file:
                 digest = await receive_content(connection, file, header.size_bytes)
@@ -65,7 +66,7 @@ async def upload(websocket: WebSocket, room: str) -> None:
                 await connection.send({"error": "sha256 does not match: send it again"})
                 continue
             await connection.send({"stored": stored})
-            await backplane.publish(room, {"uploaded": stored, "size_bytes": header.size_bytes}, exclude=connection)
+            await backplane.publish(channel, {"uploaded": stored, "size_bytes": header.size_bytes}, exclude=connection)
 
 
 async def receive_content(connection: Connection, file: IO[bytes], size_bytes: int) -> str | None:

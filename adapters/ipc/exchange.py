@@ -15,6 +15,7 @@ from backplane.adapters.ipc.peer import Interest, Peer
 from backplane.adapters.ipc.role import AudienceRole, FeedRole, StrangerRole
 from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerUnavailableError
+from backplane.log_burst import LogBursts
 from backplane.message import ALL
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Exchange:
     ) -> None:
         self.channels: dict[bytes, str] = {}
         self.sink = sink
+        self._bursts = LogBursts()
         self._folder = folder
         self._peer_timeout_seconds = peer_timeout_seconds
         self._max_payload_bytes = max_payload_bytes
@@ -158,6 +160,7 @@ class Exchange:
         self._changed.set()
         self.channels.clear()
         self._door.close()
+        self._bursts.flush()
         for peer in self._peers.values():
             if peer.retry is not None:
                 peer.retry.cancel()
@@ -204,9 +207,9 @@ class Exchange:
     def _meet(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):  # it has ended, as the link will find
             if (user := foreign_peer(connection)) is not None:
-                logger.warning("refused a connection of user %d", user)
+                self._bursts.log(logger, logging.WARNING, "refused a connection of user %d", user)
                 return connection.close()
-        self._strangers.add(Link(self._loop, connection, StrangerRole(self), self._max_payload_bytes))
+        self._strangers.add(self._link(connection, StrangerRole(self)))
 
     def stranger_ended(self, link: Link) -> None:
         """Forget a connection that never said whose it was."""
@@ -314,7 +317,7 @@ class Exchange:
             self._changed.set()
             peer.retry = self._loop.call_later(_RETRY_SECONDS, self._dial, peer)
         else:
-            link = Link(self._loop, sock, FeedRole(self, peer), self._max_payload_bytes)
+            link = self._link(sock, FeedRole(self, peer))
             peer.feed.open(link, self._door.name, self.channels, behind=peer.audience.told_behind)
 
     def welcomed(self, peer: Peer) -> None:
@@ -353,6 +356,9 @@ class Exchange:
         self._forget(peer)
         missed = self.channels if peer.feed.torn or peer.audience.owes else peer.feed.ledger.missed
         self._report(missed, f"peer {peer.name} died with messages for us")
+
+    def _link(self, connection: socket.socket, role: StrangerRole | FeedRole) -> Link:
+        return Link(self._loop, connection, role, self._max_payload_bytes, self._bursts)
 
     def _forget(self, peer: Peer) -> None:
         if self._peers.get(peer.name) is peer:

@@ -19,11 +19,13 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
-from backplane.adapters.ipc.fork import close_in_children
 from backplane.adapters.ipc.wire import Decoder, WireError
+from backplane.fork import close_in_children
 
 if TYPE_CHECKING:
     import asyncio
+
+    from backplane.log_burst import LogBursts
 
 __all__ = ["Link", "LinkOwner"]
 
@@ -64,14 +66,21 @@ class Link:
         sock: The socket, which the link owns from now on.
         owner: Who is told.
         max_payload_bytes: Largest payload of a frame.
+        bursts: How what does not speak the protocol is logged.
     """
 
-    __slots__ = ("_decoder", "_loop", "_sock", "_waiting", "_writable", "backlog_bytes", "closed", "owner")
+    __slots__ = ("_bursts", "_decoder", "_loop", "_sock", "_waiting", "_writable", "backlog_bytes", "closed", "owner")
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, owner: LinkOwner, max_payload_bytes: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        owner: LinkOwner,
+        max_payload_bytes: int,
+        bursts: LogBursts,
     ) -> None:
         self.owner = owner
+        self._bursts = bursts
         self.backlog_bytes = 0
         self.closed = False
         self._loop = loop
@@ -175,7 +184,8 @@ class Link:
                 if self.closed:
                     return
         except WireError as error:
-            logger.warning("dropped a connection that does not speak the protocol: %s", error)
+            words = "dropped a connection that does not speak the protocol: %s"
+            self._bursts.log(logger, logging.WARNING, words, error)
             self._end(complete=False, valid=False)
 
     def _end(self, *, complete: bool, valid: bool) -> None:

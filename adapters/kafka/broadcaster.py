@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
@@ -21,12 +20,14 @@ from backplane.adapters.kafka.login import Token, ask_password, ask_token
 from backplane.adapters.kafka.producer import KafkaProducer
 from backplane.adapters.kafka.reader import KafkaReader, NotReadableError, Pace
 from backplane.adapters.kafka.wire import Security
-from backplane.broadcaster import Broadcaster, Capabilities, Options
+from backplane.broadcaster import Broadcaster, Capabilities, Options, malformed_address
 from backplane.credentials import CREDENTIALS_PATTERN
 from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError, SubscribeError
+from backplane.tls import client_context
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Collection, Coroutine
     from typing import Any
 
@@ -322,16 +323,11 @@ def _servers(url: BrokerUrl) -> list[tuple[str, int]]:
     try:
         parts = [urlsplit(f"//{server}") for server in url.netloc.split(",")]
         return [(part.hostname or "localhost", part.port or _DEFAULT_PORT) for part in parts]
-    except ValueError as error:
-        raise ConfigurationError(f"kafka: {url.netloc!r} is not host:port[,host:port…]: {error}") from None
+    except ValueError:
+        raise malformed_address(url.netloc, adapter="kafka") from None
 
 
 def _ssl_context(options: KafkaOptions) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=options.ssl_ca_certs)
-        if options.ssl_certfile:
-            context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
-    except OSError as error:
-        raise BrokerError(f"cannot use the files of TLS: {error}", adapter="kafka") from error
+    context = client_context(options.ssl_ca_certs, options.ssl_certfile, options.ssl_keyfile, adapter="kafka")
     context.check_hostname = options.ssl_check_hostname
     return context

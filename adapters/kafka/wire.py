@@ -39,6 +39,7 @@ from backplane.adapters.kafka.protocol import (
 )
 from backplane.deadline import PatientTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
+from backplane.fork import close_in_children
 
 if TYPE_CHECKING:
     import ssl
@@ -237,6 +238,7 @@ class Connection:
             self._inner.close()
             raise
         self._transport = cast("asyncio.Transport", writer.transport)
+        close_in_children(self, self._transport)
         if self.is_over:
             raise ConnectionResetError("closed at once")
 

@@ -18,7 +18,16 @@ from rich.table import Table
 from rich.text import Text
 
 from backplane.cli.load import Load, LoadError
-from backplane.cli.terminal import fail, failing_in_words, given_url, out, progress, require_modules, visible
+from backplane.cli.terminal import (
+    fail,
+    failing_in_words,
+    given_url,
+    out,
+    progress,
+    require_modules,
+    url_option,
+    visible,
+)
 from backplane.core import Backplane
 from backplane.registry import broadcaster_from_url
 
@@ -35,7 +44,7 @@ _START_SECONDS: Final = 30.0
 
 
 def bench(
-    url: Annotated[str, typer.Option(help="The broker.", show_default="BACKPLANE_URL")] = "env",
+    url: Annotated[str, url_option("BACKPLANE_URL")] = "env",
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many worker processes.")] = 2,
     connections: Annotated[int, typer.Option(min=1, help="Sockets that hear each message.")] = 200,
     rate: Annotated[float, typer.Option(min=0.1, help="Messages per second.")] = 20.0,

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from backplane.cli.terminal import fail, failing_in_words, out, require_modules, say
+from backplane.cli.terminal import fail, failing_in_words, given_url, out, require_modules, say, url_option
 from backplane.core import Backplane
 from backplane.registry import broadcaster_from_url
 
@@ -25,15 +25,15 @@ __all__ = ["demo"]
 
 
 def demo(
-    url: Annotated[
-        str | None, typer.Option(help="The broker that joins the workers.", show_default="ipc://demo-<port>")
-    ] = None,
+    url: Annotated[str | None, url_option("ipc://demo-<port>")] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many worker processes.")] = 4,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
 ) -> None:
     """Run a chat on several workers, to see one room span them all."""
     require_modules("the demo", "fastapi", "gunicorn", "uvicorn", "uvicorn_worker", "websockets")
+    with failing_in_words():
+        url = None if url is None else given_url(url)
     with suppress(KeyboardInterrupt), _listen(host, port) as listener:
         _run_demo(url, workers, listener)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from backplane.cli.terminal import fail, failing_in_words, require_modules
+from backplane.cli.terminal import fail, failing_in_words, given_url, require_modules, url_option
 from backplane.registry import broadcaster_from_url
 from backplane.server.bounds import BOUNDS
 
@@ -24,9 +24,7 @@ def run(
         list[str] | None,
         typer.Argument(metavar="[-- OPTIONS]", help="Any other option of Uvicorn, behind `--`.", show_default=False),
     ] = None,
-    url: Annotated[
-        str | None, typer.Option(help="The broker that joins the workers.", show_default="BACKPLANE_URL")
-    ] = None,
+    url: Annotated[str | None, url_option("BACKPLANE_URL")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="How many worker processes.", show_default="WEB_CONCURRENCY, or 1")
     ] = None,
@@ -52,6 +50,7 @@ def run(
     _check_application(application)
     if url is not None:
         with failing_in_words():
+            url = given_url(url)
             broadcaster_from_url(url)
         os.environ["BACKPLANE_URL"] = url  # which the workers inherit
     protocol = "SharedCompressionProtocol" if shared_compression else "DirectLaneProtocol"

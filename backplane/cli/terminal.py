@@ -6,12 +6,13 @@ import logging
 import os
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from backplane.broadcaster import BrokerUrl
 from backplane.errors import BackplaneError, ConfigurationError, InvalidChannelError, InvalidDataError
 
 if TYPE_CHECKING:
@@ -29,14 +30,20 @@ __all__ = [
     "require_modules",
     "say",
     "showing_warnings",
+    "url_option",
     "visible",
 ]
 
 INSTALL_HINT = 'run: pip install "fastapi-backplane[cli]"'
 
-UrlArgument = Annotated[
-    str, typer.Argument(metavar="URL", help="The broker. `env` takes the variable BACKPLANE_URL.", show_default=False)
-]
+_URL_HELP = "The broker. `env` takes the variable BACKPLANE_URL, `-` reads a line of standard input."
+
+UrlArgument = Annotated[str, typer.Argument(metavar="URL", help=_URL_HELP, show_default=False)]
+
+
+def url_option(default: str) -> Any:
+    """Return the option `--url` of a command, which without it takes what `default` names."""
+    return typer.Option(metavar="URL", help=_URL_HELP, show_default=default)
 
 
 class _Output(Console):
@@ -77,24 +84,45 @@ def failing_in_words(what: str = "") -> Generator[None]:
 
 
 def given_url(url: str) -> str:
-    """Return the broker's URL; `env` keeps a password out of the list of processes and of the shell's history.
+    """Return the broker's URL; `env` and `-` keep a password out of the list of processes and of the shell's history.
+
+    Prints a warning where a password stands in the argument.
 
     Raises:
         ConfigurationError: The variable is not set, or what was given is empty, as it is where a shell replaced a
             variable that is not set, or is no URL.
     """
+    if url == "-":
+        url = typer.get_binary_stream("stdin").readline().decode(errors="replace").strip()
+        if "://" not in url:
+            raise ConfigurationError("the first line of standard input is no URL")
+        return url
     if not url.strip():
         raise ConfigurationError("the broker's URL is empty: is BACKPLANE_URL set where the shell replaced it?")
     if url != "env":
         if "://" not in url:
             raise ConfigurationError(
-                "the first argument is the broker's URL, such as redis://localhost, "
-                "or `env` for the variable BACKPLANE_URL"
+                "a broker URL starts with its scheme, such as redis://localhost; `env` in its place takes the variable "
+                "BACKPLANE_URL"
+            )
+        if _holds_secret(url):
+            say(
+                "backplane: the list of processes shows the password of this URL to every user of the machine: "
+                "write `env` in its place and set BACKPLANE_URL, or `-` and give it on standard input"
             )
         return url
     if not (found := os.environ.get("BACKPLANE_URL")):
         raise ConfigurationError("BACKPLANE_URL is not set: set it, or name the broker's URL")
     return found
+
+
+def _holds_secret(url: str) -> bool:
+    try:
+        parts = BrokerUrl.parse(url)
+    except ValueError:  # whoever opens it says what is wrong
+        return False
+    # A lone user name is a token on NATS.
+    return parts.password is not None or (parts.username is not None and parts.scheme in {"nats", "tls"})
 
 
 def visible(text: str) -> str:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
 
 from tests.examples.site import SECONDS
 
 if TYPE_CHECKING:
+    from tests.brokers.broker import Broker
     from tests.examples.conftest import Serve
+
+CHANNEL = "chatroom"
+
+
+def broadcaster_receives(pubsub: Any) -> str:
+    """Return the next message, as the listener of encode/broadcaster 0.3.1 reads it; what it raises ends the worker."""
+    for message in pubsub.listen():
+        if message["type"] == "message":
+            return str(message["data"].decode())
+    raise AssertionError("the listener ended")
 
 
 def test_everybody_hears_what_one_says(serve: Serve) -> None:
@@ -16,3 +30,22 @@ def test_everybody_hears_what_one_says(serve: Serve) -> None:
     with site.connect("/") as one, site.connect("/") as other:
         one.send("hello")
         assert [client.recv(timeout=SECONDS) for client in (one, other)] == ["hello", "hello"]
+
+
+@pytest.mark.parametrize("wire_format", ["plain", "header"])
+def test_a_rolling_move(serve: Serve, redis_broker: Broker, wire_format: str) -> None:
+    """Without a header a worker that still runs broadcaster receives what is published here, and back."""
+    site = serve("from_broadcaster", BACKPLANE_URL=f"{redis_broker.url}?wire_format={wire_format}")
+    connected: Any = redis.from_url(redis_broker.url, socket_timeout=SECONDS)
+    with connected as old, old.pubsub() as pubsub:
+        pubsub.subscribe(CHANNEL)
+        with site.connect("/") as client:
+            old.publish(CHANNEL, "published there")
+            assert client.recv(timeout=SECONDS) == broadcaster_receives(pubsub) == "published there"
+            client.send("published here")
+            if wire_format == "header":  # why the option exists
+                with pytest.raises(UnicodeDecodeError):
+                    broadcaster_receives(pubsub)
+            else:
+                assert broadcaster_receives(pubsub) == "published here"
+            assert client.recv(timeout=SECONDS) == "published here"

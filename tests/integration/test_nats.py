@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import nats
@@ -191,15 +193,22 @@ async def test_a_file_of_credentials_lets_in(private_nats: StartNats, tmp_path: 
         await Backplane(broker.url).start()
 
 
-async def test_credentials_that_expire_are_renewed_from_their_file(private_nats: StartNats, tmp_path: Path) -> None:
-    """A link that the server closes when its user expires comes back with the credentials that the file holds then.
+@pytest.mark.parametrize("source", ["file", "callable"])
+async def test_credentials_that_expire_are_renewed(
+    private_nats: StartNats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """A link that the server closes when its user expires comes back with the credentials that are handed out then.
 
     https://github.com/nats-io/nats.py/issues/193
     """
     operator = Operator()
     broker = private_nats(operator.config)
     credentials = operator.write_credentials(tmp_path / "alice.creds", seconds=2)
-    url = f"{broker.url}?user_credentials={credentials}"
+    module = ModuleType("tokens_of_this_test")
+    vars(module)["current"] = credentials.read_text
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    option = f"user_credentials={credentials}" if source == "file" else f"credentials={module.__name__}:current"
+    url = f"{broker.url}?{option}"
     async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
         operator.write_credentials(credentials)
         gap = await anext(messages)

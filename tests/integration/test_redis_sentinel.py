@@ -305,7 +305,7 @@ def test_no_password_is_shown() -> None:
         ("localhost", "the name of the service, not ''"),
         ("localhost/", "the name of the service, not '/'"),
         ("localhost/rooms/0", "the name of the service, not '/rooms/0'"),
-        ("localhost:1,localhost:notaport/rooms", "'localhost:notaport' is not host:port"),
+        ("localhost:1,localhost:notaport/rooms", "'localhost:…' is not host:port"),
     ],
 )
 def test_a_url_that_makes_no_sense_is_refused(address: str, words: str) -> None:

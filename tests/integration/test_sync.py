@@ -61,9 +61,14 @@ asyncio.run(main())
 STARTED_AND_FORKED = """
 import asyncio, os, sys, time
 {loop}
+import psutil
 from backplane import Backplane, Settings, WrongLoopError
 
+def connections():
+    return [found.raddr for found in psutil.Process().net_connections("inet") if found.raddr]
+
 async def child(backplane):
+    assert connections() == []                   # it keeps nothing open that its parent uses
     for use in (
         lambda: backplane.publish("a", "x"), backplane.stop, backplane.drain, backplane.health,
         lambda: backplane.wait_for_state("live"),
@@ -84,6 +89,7 @@ async def main():
     settings = Settings(probe_interval_seconds=0.2)
     async with Backplane(sys.argv[1], settings=settings) as backplane:
         async with backplane.subscribe("a") as messages:
+            assert bool(connections()) is not sys.argv[1].startswith("ipc:")
             pid = os.fork()
             if not pid:
                 code = 1

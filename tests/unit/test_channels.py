@@ -28,6 +28,7 @@ from backplane.errors import InvalidChannelError
         "😀",
         "$backplane",
         "x$backplane/",
+        "__main__",
         "a" * 255,
         "é" * 127 + "a",
     ],
@@ -40,8 +41,8 @@ def test_any_text_is_legal(channel: str) -> None:
 
 @given(st.text(min_size=1))
 def test_text_of_1_to_255_bytes_is_legal(channel: str) -> None:
-    """Exactly the texts of 1 to 255 bytes in UTF-8 outside the reserved prefix are legal."""
-    assume(not channel.startswith("$backplane/"))
+    """Exactly the texts of 1 to 255 bytes in UTF-8 outside the reserved prefixes are legal."""
+    assume(not channel.startswith(("$backplane/", "__")))
     if len(channel.encode()) <= 255:
         assert validate_channel(channel) == channel
     else:
@@ -58,6 +59,10 @@ def test_text_of_1_to_255_bytes_is_legal(channel: str) -> None:
         ("a\ud800", r"cannot hold a lone surrogate \(position 1\): 'a\\ud800'"),
         ("$backplane/", r"channels starting with '\$backplane/' are reserved: '\$backplane/'"),
         ("$backplane/probe/00", r"channels starting with '\$backplane/' are reserved"),
+        ("__keyevent@0__:set", "channels starting with '__keyevent@' are reserved"),
+        ("__keyspace@0__:session:1", "channels starting with '__keyspace@' are reserved"),
+        ("__sentinel__:hello", "channels starting with '__sentinel__:' are reserved"),
+        ("__redis__:invalidate", "channels starting with '__redis__:' are reserved"),
         (b"chat", "a channel is a str, not bytes"),
         (None, "a channel is a str, not NoneType"),
         (7, "a channel is a str, not int"),

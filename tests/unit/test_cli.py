@@ -105,3 +105,60 @@ def test_missing_typer_names_the_extra() -> None:
     assert result.returncode == 1
     assert 'needs typer; run: pip install "fastapi-backplane[cli]"' in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# --- the URL ----------------------------------------------------------------------------------------------------------
+
+WARNING = "the list of processes shows the password of this URL to every user of the machine"
+
+
+def run_command(*arguments: str, typed: str = "") -> tuple[int, str, str]:
+    """Run the command line; return its status, what it printed and what it wrote to standard error."""
+    result = CliRunner().invoke(app, list(arguments), input=typed)
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "memory://somebody:secret@here", "--messages", "1"],
+        ["publish", "memory://somebody:secret@here", "room", "x"],
+        ["publish", "tls://secret@127.0.0.1:1", "room", "x"],
+        ["tail", "memory://somebody:secret@here", "$backplane/x"],
+        ["run", "no_such_module:app", "--url", "memory://somebody:secret@here"],
+        ["bench", "--url", "memory://somebody:secret@here"],
+        ["demo", "--url", "ipc://somebody:secret@here?directory=/dev/null", "--port", "0"],
+    ],
+    ids=lambda arguments: f"{arguments[0]} {arguments[1][:3]}",
+)
+def test_password_in_the_list_of_processes(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """A password among the arguments of a command is warned of, with the cure, and is not repeated."""
+    for name in ("_check_application", "_uvicorn"):
+        monkeypatch.setattr(f"backplane.cli.run.{name}", str)  # which does nothing
+    monkeypatch.setenv("BACKPLANE_URL", "")  # put back what `run` sets
+    _, printed, said = run_command(*arguments)
+    assert f"{WARNING}: write `env` in its place and set BACKPLANE_URL, or `-` and give it on standard input" in said
+    assert "secret" not in printed + said
+
+
+@pytest.mark.parametrize("given", ["env", "-"])
+def test_password_kept_out_of_the_list_of_processes(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """A URL from the environment or from standard input is used without a warning, and its password not shown."""
+    monkeypatch.setenv("BACKPLANE_URL", "memory://somebody:secret@here")
+    status, printed, said = run_command("check", given, "--messages", "1", typed="memory://somebody:secret@here\n")
+    assert (status, said) == (0, "")
+    assert "memory://somebody:***@here" in printed
+    assert "secret" not in printed
+
+
+def test_url_and_data_from_standard_input() -> None:
+    """Where both come from standard input, the URL is its first line."""
+    status, printed, _ = run_command("publish", "-", "room", "-", typed="memory://\nhello\n")
+    assert (status, printed) == (0, "published 6 bytes to 'room': handed to every subscriber\n")
+
+
+@pytest.mark.parametrize("typed", ["", "localhost:6379\n", "\xff\n"])
+def test_no_url_on_standard_input(typed: str) -> None:
+    """What is no URL is refused and not repeated: it can be a password."""
+    status, _, said = run_command("check", "-", typed=typed)
+    assert (status, said) == (2, "backplane: the first line of standard input is no URL\n")

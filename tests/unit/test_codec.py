@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from backplane.codec import decode, encode, plain
-from backplane.errors import InvalidDataError
+from backplane.errors import ConfigurationError, InvalidDataError
 from backplane.message import Message, Position
 
 ORIGIN = b"ORIGIN_8"
@@ -224,11 +224,7 @@ def test_endless_nesting(depth: int | None) -> None:
 def test_foreign_payload(payload: bytes) -> None:
     """Bytes that do not start with the magic come out as they are, as text exactly where they are valid UTF-8."""
     assume(not payload.startswith(b"\xbfBP"))
-    try:
-        data: str | bytes = payload.decode()
-    except UnicodeDecodeError:
-        data = payload
-    assert decode("chat", payload) == Message(channel="chat", data=data)
+    assert decode("chat", payload) == Message(channel="chat", data=_as_foreign(payload))
 
 
 @given(st.text())
@@ -258,10 +254,10 @@ def test_unknown_version(version: int, data: bytes) -> None:
     assert decode("chat", b"\xbfBP" + bytes([version]) + TEXT_HELLO[4:] + data) is None
 
 
-@pytest.mark.parametrize("flags", range(4, 256))
-def test_unknown_flags(flags: int) -> None:
+def test_unknown_flags() -> None:
     """A flag this version does not know is malformed: what follows cannot be understood."""
-    assert decode("chat", b"\xbfBP\x01" + bytes([flags]) + BINARY_EXCLUDING[5:]) is None
+    known = [flags for flags in range(256) if decode("chat", b"\xbfBP\x01" + bytes([flags]) + BINARY_EXCLUDING[5:])]
+    assert known == [1, 3]  # the data is no text
 
 
 @given(st.binary())
@@ -282,6 +278,55 @@ def test_any_bytes_behind_the_magic(tail: bytes) -> None:
     assert message is None or (message.origin is not None and message.published_at is not None)
 
 
-def test_latest_time() -> None:
-    """A publish time far outside of any calendar is still a number."""
-    assert decoded(TEXT_HELLO[:13] + b"\xff" * 8).published_at == 18_446_744_073_709.551615
+@pytest.mark.parametrize("microseconds", [253_402_300_799_000_001, 2**64 - 1], ids=["year 10000", "last"])
+def test_time_outside_of_the_calendar(microseconds: int) -> None:
+    """A publish time that `datetime` does not know is malformed, so that no reader of it fails."""
+    assert decode("chat", TEXT_HELLO[:13] + microseconds.to_bytes(8) + b"hi") is None
+
+
+def test_last_time_of_the_calendar() -> None:
+    """The last publish time that is taken can be shown as a date."""
+    published_at = decoded(TEXT_HELLO[:13] + (253_402_300_799_000_000).to_bytes(8)).published_at
+    assert published_at is not None
+    assert datetime.fromtimestamp(published_at, UTC).year == 9999
+
+
+# --- wire_format=plain ------------------------------------------------------------------------------------------------
+
+
+def written_plain(data: object, excluded: bytes | None = None) -> bytes:
+    """Return the payload of `data` without a header."""
+    return encode(data, origin=ORIGIN, published_at=PUBLISHED_AT, excluded=excluded, wire_format="plain")
+
+
+@given(st.text() | st.binary())
+def test_plain_payload(data: str | bytes) -> None:
+    """Without a header the payload is the data alone, and is read like a foreign one."""
+    assume(data[:3] != b"\xbfBP")
+    payload = written_plain(data)
+    assert payload == (data.encode() if isinstance(data, str) else data)
+    assert decode("chat", payload) == Message(channel="chat", data=_as_foreign(payload))
+
+
+def _as_foreign(payload: bytes) -> str | bytes:
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        return payload
+
+
+def test_plain_json() -> None:
+    """Without a header too, anything else becomes JSON text."""
+    assert written_plain({"id": math.nan}) == b'{"id":null}'
+
+
+def test_plain_cannot_exclude() -> None:
+    """An excluded connection is refused where no header can name it, rather than served what it must not receive."""
+    with pytest.raises(ConfigurationError, match=r"^exclude needs the header that wire_format=plain leaves out"):
+        written_plain("hello", EXCLUDED)
+
+
+def test_plain_bytes_that_look_like_a_header() -> None:
+    """Bytes that every reader would take for a header are refused."""
+    with pytest.raises(InvalidDataError, match="would be taken for a header"):
+        written_plain(BINARY_EXCLUDING)

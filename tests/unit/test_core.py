@@ -36,6 +36,7 @@ from backplane import (
     Subscription,
 )
 from backplane.adapters.memory import MemoryBroadcaster
+from backplane.sync import SyncBackplane
 from tests.unit.doubles import Gate, let_tasks_run
 
 if TYPE_CHECKING:
@@ -877,19 +878,23 @@ async def test_exclude_of_an_unknown_id() -> None:
         assert await data_of(messages, 1) == ["x"]
 
 
-async def test_two_backplanes_do_not_meet() -> None:
-    """Each `Backplane("memory://")` is a world of its own, also within one process."""
+# --- wire_format ------------------------------------------------------------------------------------------------------
+
+
+async def test_plain_wire_format() -> None:
+    """Workers with and without a header receive each other, from synchronous code too; `exclude` is refused."""
+    url = "memory://of-this-test"
     async with (
-        Backplane("memory://") as one,
-        Backplane("memory://") as other,
-        one.subscribe("a") as messages,
-        other.subscribe("a") as others,
+        Backplane(f"{url}?wire_format=plain") as plain,
+        Backplane(url) as usual,
+        plain.subscribe("a") as plain_messages,
+        usual.subscribe("a") as usual_messages,
     ):
-        await one.publish("a", "one")
-        await other.publish("a", "other")
-        assert await data_of(messages, 1) == ["one"]
-        assert await data_of(others, 1) == ["other"]
-        for subscription in (messages, others):
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0):
-                    await anext(subscription)
+        await plain.publish("a", {"id": 1})
+        await usual.publish("a", b"2")
+        with SyncBackplane(f"{url}?wire_format=plain") as outside:
+            await asyncio.to_thread(outside.publish, "a", "3")
+        with pytest.raises(ConfigurationError, match="wire_format=plain"):
+            await plain.publish("a", "x", exclude="00" * 8)
+        for messages in (plain_messages, usual_messages):
+            assert await data_of(messages, 3) == ['{"id":1}', b"2", "3"]

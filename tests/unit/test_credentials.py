@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
+import traceback
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -58,9 +60,25 @@ async def test_an_error_shows_no_secret(tokens: Any) -> None:
     """What the callable raises is tried again later, and its words, which can hold a secret, are left out."""
 
     def refuse() -> None:
-        raise ValueError("secret")
+        raise ValueError("hunter2")
 
     tokens.current = refuse
     with pytest.raises(BrokerUnavailableError) as raised:
         await ask_credentials("handed_out:current", adapter="nats")
-    assert str(raised.value) == "nats: no credentials: handed_out:current raised ValueError"
+    words = "nats: no credentials: handed_out:current raised ValueError at test_credentials.py:"
+    assert str(raised.value).startswith(words)
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
+
+
+async def test_too_late(tokens: Any) -> None:
+    """What takes longer than it may is cancelled, and told from a callable that ran into a time limit of its own."""
+    tokens.current = asyncio.Event().wait
+    with pytest.raises(BrokerUnavailableError, match=r"took longer than 0\.01 s"):
+        await ask_credentials("handed_out:current", adapter="nats", seconds=0.01)
+
+    def give_up() -> None:
+        raise TimeoutError
+
+    tokens.current = give_up
+    with pytest.raises(BrokerUnavailableError, match="raised TimeoutError"):
+        await ask_credentials("handed_out:current", adapter="nats", seconds=5)

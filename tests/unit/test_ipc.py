@@ -677,15 +677,16 @@ GARBAGE = {
 async def test_garbage_costs_only_its_connection(
     url: str, directory: Path, stack: AsyncExitStack, caplog: pytest.LogCaptureFixture, garbage: str
 ) -> None:
-    """A connection that does not speak the protocol is dropped with one warning; nobody else notices."""
+    """A connection that does not speak the protocol is dropped, several with one warning; nobody else notices."""
     worker = await stack.enter_async_context(Worker(url))
     (name,) = sockets(directory)
     twin = await stack.enter_async_context(Worker(url))
     await worker.adapter.subscribe(["a"])
-    reader, writer = await asyncio.open_unix_connection(folder_of(directory) / name)
-    writer.write(GARBAGE[garbage])
-    await reader.read()  # dropped
-    writer.close()
+    for _ in range(3):
+        reader, writer = await asyncio.open_unix_connection(folder_of(directory) / name)
+        writer.write(GARBAGE[garbage])
+        await reader.read()  # dropped
+        writer.close()
     await worker.hears(twin, "a")
     assert [record.levelname for record in caplog.records if "payload" not in record.getMessage()] == ["WARNING"]
     assert worker.sink.delivered == [("a", b"barrier")]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from contextlib import asynccontextmanager, suppress
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import nkeys  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
@@ -20,6 +21,7 @@ from backplane.adapters.nats_link import NatsLink
 from backplane.adapters.nats_login import NatsLogin, Tls
 from backplane.adapters.nats_servers import Server
 from backplane.broadcaster import BrokerUrl
+from backplane.registry import broadcaster_from_url
 from backplane.testing import RecordingSink
 from tests.brokers.nats_accounts import Operator, new_seed
 
@@ -137,6 +139,46 @@ async def test_credentials_of_the_url(url: str, expected: dict[str, str]) -> Non
     assert (fields["verbose"], fields["protocol"], fields["headers"], fields["echo"]) == (False, 1, True, True)
 
 
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        ("s3cr3t", {"auth_token": "s3cr3t"}),
+        (("alice", "hunter2"), {"user": "alice", "pass": "hunter2"}),
+        (None, "must return a token, "),
+        (("alice",), "must return a token, "),
+        ("-----BEGIN NATS USER JWT-----\nx\n------END NATS USER JWT------", "holds no JWT and NKey seed of a user"),
+    ],
+)
+async def test_credentials_of_a_callable(
+    monkeypatch: pytest.MonkeyPatch, returned: object, expected: dict[str, str] | str
+) -> None:
+    """A callable is asked at each login; what it returns decides how to log in, or is refused by its type."""
+    module = ModuleType("handed_out")
+    monkeypatch.setitem(sys.modules, "handed_out", module)
+    module.current = lambda: returned  # type: ignore[attr-defined]
+    if isinstance(expected, str):
+        with pytest.raises((ConfigurationError, BrokerError), match=expected):
+            await connect("nats://one", credentials="handed_out:current")
+        return
+    fields = await connect("nats://one", credentials="handed_out:current")
+    assert {name: fields[name] for name in ("user", "pass", "auth_token") if name in fields} == expected
+
+
+async def test_a_callable_that_fails_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token service that is away for a moment does not end a start for good, whatever its module is called."""
+
+    def current() -> str:
+        raise ConnectionError
+
+    module = ModuleType("credentials_here")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    vars(module)["current"] = current
+    broadcaster = broadcaster_from_url("nats://127.0.0.1:1?credentials=credentials_here:current")
+    with pytest.raises(BrokerUnavailableError, match="no credentials: credentials_here:current raised Conn") as raised:
+        await broadcaster.start(RecordingSink())
+    assert raised.value.retriable
+
+
 async def test_a_line_break_in_a_password_stays_inside() -> None:
     """No credential can put a second command on the wire."""
     assert (await connect("nats://alice:a%0D%0APUB@one"))["pass"] == "a\r\nPUB"
@@ -195,6 +237,8 @@ async def test_a_file_that_holds_something_else(option: str, text: str, tmp_path
         "nats://alice:x@one?nkeys_seed=f",
         "nats://token@one?user_credentials=f",
         "nats://one?nkeys_seed=f&user_credentials=f",
+        "nats://token@one?credentials=a:b",
+        "nats://one?user_credentials=f&credentials=a:b",
         "nats://alice@one?password_file=f&nkeys_seed=f",
     ],
 )

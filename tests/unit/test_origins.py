@@ -214,3 +214,53 @@ def test_own_page_always_comes_in(label: str, port: int | None) -> None:
     """Every page whose authority is the Host header comes in by default."""
     authority = f"{label}.example" + (f":{port}" if port else "")
     assert OriginRule().refusal(f"https://{authority}", authority) is None
+
+
+# --- allowed_hosts ----------------------------------------------------------------------------------------------------
+
+HOSTS = ["Shop.example", "*.shop.example", "localhost", "[::1]", "10.0.0.7"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("https://shop.example", "shop.example"),
+        ("http://shop.example:8000", "shop.example:8000"),
+        ("https://eu.shop.example", "eu.shop.example"),
+        ("http://127.0.0.1:8000", "localhost:8000"),
+        ("http://[0:0:0:0:0:0:0:1]", "[::1]"),
+        ("http://10.0.0.7", "10.0.0.7"),
+    ],
+)
+def test_own_pages_of_a_known_host(origin: str, host: str) -> None:
+    """Pages of a host that is listed may connect to it, on any port."""
+    assert OriginRule(None, HOSTS).refusal(origin, host) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["evil.example", "a.b.shop.example", "shop.example.evil.example", "notshop.example", "10.0.0.8", "example"]
+)
+def test_dns_rebinding(name: str) -> None:
+    """A page whose name somebody else has made lead to this server may not connect where the hosts are listed."""
+    assert OriginRule().refusal(f"http://{name}", name) is None
+    assert OriginRule(None, HOSTS).refusal(f"http://{name}", name) == (
+        f"pages of http://{name} may not connect here: this host is none of allowed_hosts"
+    )
+
+
+def test_another_site_beside_known_hosts() -> None:
+    """Two hosts that are listed are two sites all the same."""
+    assert OriginRule(None, HOSTS).refusal("https://eu.shop.example", "shop.example") is not None
+
+
+@pytest.mark.parametrize("hosts", ["shop.example", ["https://shop.example"], ["shop.example:80"], [""], ["*"], [7]])
+def test_wrong_hosts(hosts: Any) -> None:
+    """What is no host name is refused, with what one looks like."""
+    with pytest.raises(ConfigurationError, match=r"^allowed_hosts "):
+        OriginRule(None, hosts)
+
+
+def test_hosts_beside_origins() -> None:
+    """Hosts beside a list of origins would do nothing, so they are refused."""
+    with pytest.raises(ConfigurationError, match="no effect beside allowed_origins"):
+        OriginRule(["https://shop.example"], ["shop.example"])

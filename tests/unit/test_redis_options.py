@@ -6,17 +6,14 @@ import asyncio
 import sys
 import threading
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from backplane.adapters.redis_options import RedisOptions, login, tls_context
+from backplane.adapters.redis_options import RedisOptions, login
 from backplane.broadcaster import BrokerUrl
-from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationError
+from backplane.errors import BrokerUnavailableError, ConfigurationError
 from backplane.registry import broadcaster_from_url
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -107,7 +104,7 @@ async def test_callable_that_raises_is_an_outage_and_shows_no_secret(provider: A
         raise RuntimeError("hunter2 expired")
 
     provider.token = token
-    with pytest.raises(BrokerUnavailableError, match="provider_of_tokens:token raised RuntimeError") as raised:
+    with pytest.raises(BrokerUnavailableError, match="provider_of_tokens:token raised RuntimeError at test") as raised:
         await login(URL, options())
     assert "hunter2" not in str(raised.value)
 
@@ -116,7 +113,7 @@ async def test_callable_that_hangs_is_given_up(provider: Any) -> None:
     """The time to connect bounds it."""
     provider.token = asyncio.Event().wait
     hasty = RedisOptions(credentials="provider_of_tokens:token", connect_timeout_seconds=0.01)
-    with pytest.raises(BrokerUnavailableError, match="TimeoutError"):
+    with pytest.raises(BrokerUnavailableError, match=r"took longer than 0\.01 s"):
         await login(URL, hasty)
 
 
@@ -133,16 +130,6 @@ async def test_callable_that_is_not_there_is_refused(provider: Any, path: str) -
     """A path that cannot be imported is an error of the configuration, which names it."""
     with pytest.raises(ConfigurationError, match="cannot be imported"):
         await login(URL, options(path))
-
-
-def test_file_that_cannot_be_read_is_final(tmp_path: Path) -> None:
-    """A missing or broken file of TLS is named at once, and not tried again."""
-    broken = tmp_path / "broken.pem"
-    broken.write_text("no certificate")
-    for file in (broken, tmp_path / "missing.pem"):
-        with pytest.raises(BrokerError, match="ssl_ca_certs, ssl_certfile or ssl_keyfile") as raised:
-            tls_context(RedisOptions(ssl_ca_certs=str(file)))
-        assert not raised.value.retriable
 
 
 @pytest.mark.parametrize("url", ["redis://localhost/3", "redis://localhost?db=3", "unix:///run/redis.sock?db=3"])

@@ -118,13 +118,15 @@ def test_unknown_scheme_that_resembles_none() -> None:
 def test_unknown_option() -> None:
     """An unknown option is refused with the one that was probably meant and all that are known."""
     assert refusal("memory://?max_payload_byte=1") == (
-        "memory: unknown option 'max_payload_byte' (did you mean 'max_payload_bytes'?); known are max_payload_bytes"
+        "memory: unknown option 'max_payload_byte' (did you mean 'max_payload_bytes'?); "
+        "known are max_payload_bytes, wire_format"
     )
 
 
-def test_unknown_option_where_there_are_none(acme: None) -> None:
-    """An adapter without options says so."""
-    assert refusal("plain://?x=1") == "plain: unknown option 'x'; known are none"
+def test_options_of_every_adapter(acme: None) -> None:
+    """What the core reads is an option of every adapter, of a third party's too."""
+    assert refusal("plain://?x=1") == "plain: unknown option 'x'; known are wire_format"
+    assert broadcaster_from_url("plain://?wire_format=plain").options.wire_format == "plain"
 
 
 def test_duplicated_option() -> None:
@@ -214,7 +216,13 @@ def test_third_party(acme: None) -> None:
     """An installed package adds a scheme by an entry point, and its options are validated like any other's."""
     broadcaster = broadcaster_from_url("acme://somewhere?level=high&on=true&ratio=0.5")
     assert type(broadcaster).__module__ == "acme_adapter"
-    assert broadcaster.options.model_dump() == {"level": "high", "ratio": 0.5, "on": True, "token": None}
+    assert broadcaster.options.model_dump() == {
+        "level": "high",
+        "ratio": 0.5,
+        "on": True,
+        "token": None,
+        "wire_format": "header",
+    }
 
 
 @pytest.mark.parametrize(

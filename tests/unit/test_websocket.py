@@ -598,6 +598,16 @@ async def test_allowed_origins(allowed: Any, origin: str, admitted: bool) -> Non
             assert (type(error), status) == (OriginRefusedError, 403)
 
 
+async def test_allowed_hosts() -> None:
+    """The application names this host, so that a page whose own name leads here is refused."""
+    async with Backplane("memory://", allowed_hosts=["localhost"]) as backplane:
+        error, status, words = await refusal(backplane, browser("https://shop.example"))
+        assert (type(error), status) == (OriginRefusedError, 403)
+        assert "none of allowed_hosts" in words
+    async with Backplane("memory://", allowed_hosts=["shop.example"]) as backplane:
+        assert await is_admitted(backplane, browser("https://shop.example"))
+
+
 def test_refusal_through_the_framework(caplog: pytest.LogCaptureFixture) -> None:
     """The framework takes a refusal for an ordinary end: the client reads why, and nobody sees a traceback."""
 
