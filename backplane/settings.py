@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, get_args
 
 from backplane.errors import ConfigurationError
+from backplane.number import check_number
 
 __all__ = ["Outage", "Settings", "Start"]
 
@@ -53,8 +54,10 @@ class Settings:
         max_outbox_bytes: Most bytes that wait for one slow subscriber. Defaults to 1 MiB.
         max_outbox_messages: Most messages that wait for one slow subscriber. Defaults to 1,024.
         max_connections: Most clients of this worker; more are refused with 429. Defaults to none.
-        max_connections_per_client: Most of them with the same `client_key` (`Backplane.connect`), which is the client's
-            address if the application does not say more. Defaults to none.
+        max_connections_per_client: Most of them with the same `client_key` (`Backplane.connect`, `Backplane.sse`). If
+            the application gives none, it is the client's address, of IPv6 the first 64 bits. Clients whose address the
+            server does not know, such as those behind a proxy over a Unix socket, are not counted for it; the first one
+            logs a warning with the cure. Defaults to none.
 
     Raises:
         ConfigurationError: A value is no known choice, not a number, not more than 0, or not finite.
@@ -82,16 +85,9 @@ class Settings:
             if option.name in _CHOICES:
                 _check_choice(option.name, value)
             elif value is not None or option.default is not None:
-                _check_number(option.name, value, whole=not isinstance(option.default, float))
+                check_number(option.name, value, whole=not isinstance(option.default, float))
 
 
 def _check_choice(name: str, value: Any) -> None:
     if value not in _CHOICES[name]:
         raise ConfigurationError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
-
-
-def _check_number(name: str, value: Any, *, whole: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise ConfigurationError(f"{name} must be {'a whole number' if whole else 'a number'}, not {value!r}")
-    if not 0 < value < float("inf"):
-        raise ConfigurationError(f"{name} must be more than 0 and finite, not {value!r}")
