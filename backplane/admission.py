@@ -101,7 +101,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
     async def _let_in(self) -> None:
         try:
             self._check_origin()
-            self._running.admit(self._connection, self._client_key or self._socket.client_host)
+            self._running.admit(self._connection, self._client_key or self._socket.address_key)
             for channel in self._channels:
                 await self._connection.join(channel)
         except BackplaneError as error:

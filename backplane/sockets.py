@@ -52,8 +52,8 @@ class ServerSocket(Socket, Protocol):
         ...
 
     @property
-    def client_host(self) -> str:
-        """The client's address, as the server knows it."""
+    def address_key(self) -> bytes | None:
+        """What tells the client's address from others; `None` where the server does not know it."""
         ...
 
     def refusing_on_error(self) -> AbstractAsyncContextManager[None]:

@@ -238,7 +238,7 @@ async def test_whose_connection_it_is(door: Door, client_key: str | None) -> Non
     """A client is counted by the key it was given, else by its address; a refused one takes nobody's place."""
     one, same, other = (FakeServerSocket() for _ in range(3))
     if client_key is None:
-        other.client_host = "192.0.2.2"
+        other.address_key = bytes([192, 0, 2, 2])
     async with door.admission(one, client_key=client_key):
         with pytest.raises(TooManyConnectionsError) as caught:
             async with door.admission(same, client_key=client_key):
