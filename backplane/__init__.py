@@ -1,7 +1,7 @@
 """Pub/sub backplane for FastAPI and Starlette WebSockets: publish anywhere, reach every socket of every worker."""
 
 from backplane.closing import CloseCode
-from backplane.conduct import SlowConsumer
+from backplane.conduct import Client, SlowConsumer
 from backplane.connection import Connection
 from backplane.core import Backplane
 from backplane.errors import (
@@ -20,6 +20,7 @@ from backplane.errors import (
     NotStartedError,
     OriginRefusedError,
     PayloadTooLargeError,
+    PermissionExpiredError,
     PublishError,
     PublishOutcomeUnknownError,
     RefusedError,
@@ -42,6 +43,7 @@ __all__ = [
     "BrokerAuthenticationError",
     "BrokerError",
     "BrokerUnavailableError",
+    "Client",
     "CloseCode",
     "ClosedError",
     "ConfigurationError",
@@ -59,6 +61,7 @@ __all__ = [
     "NotStartedError",
     "OriginRefusedError",
     "PayloadTooLargeError",
+    "PermissionExpiredError",
     "Position",
     "PublishError",
     "PublishOutcomeUnknownError",

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Final
 from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocketState
 
-from backplane.errors import InvalidChannelError, RefusedError, SubscribeError, TooManyConnectionsError
+from backplane.errors import (
+    InvalidChannelError,
+    PermissionExpiredError,
+    RefusedError,
+    SubscribeError,
+    TooManyConnectionsError,
+)
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -30,14 +36,16 @@ def retry_later() -> dict[str, str]:
 def denial(error: BackplaneError) -> PlainTextResponse:
     """Return the HTTP answer to an error of a join.
 
-    400 for a channel name that is not legal; 403 for what the broker or the application refuses for good; 429 for one
-    client too many, 503 for anything else, such as a broker that is away or in a passing state, both with
-    `Retry-After`. A broker's own words are not repeated.
+    400 for a channel name that is not legal; 401 for a permission that has run out; 403 for what the broker or the
+    application refuses for good; 429 for one client too many, 503 for anything else, such as a broker that is away or
+    in a passing state, both with `Retry-After`. A broker's own words are not repeated.
     """
     if isinstance(error, InvalidChannelError):
         return PlainTextResponse(str(error), 400)
     if isinstance(error, SubscribeError) and error.refused:
         return PlainTextResponse("this channel is not allowed", 403)
+    if isinstance(error, PermissionExpiredError):
+        return PlainTextResponse(str(error), 401)
     if isinstance(error, TooManyConnectionsError):
         return PlainTextResponse(str(error), 429, headers=retry_later())
     if isinstance(error, RefusedError):

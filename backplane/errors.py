@@ -28,6 +28,7 @@ __all__ = [
     "NotStartedError",
     "OriginRefusedError",
     "PayloadTooLargeError",
+    "PermissionExpiredError",
     "PublishError",
     "PublishOutcomeUnknownError",
     "RefusedError",
@@ -143,6 +144,10 @@ class TooManyChannelsError(RefusedError):
 
 class JoinRefusedError(RefusedError):
     """The application's `authorize` did not let a connection join a channel."""
+
+
+class PermissionExpiredError(RefusedError):
+    """The permission of a client had run out before it was let in (`connect(expires_at=...)`)."""
 
 
 class BrokerError(BackplaneError):
