@@ -42,7 +42,7 @@ from backplane.errors import (
     PermissionExpiredError,
     SlowConsumerError,
 )
-from backplane.lane import when_gone
+from backplane.lane import abort, when_gone
 from backplane.message import Gap, Message
 from backplane.number import check_number
 from backplane.subscription import Subscription
@@ -164,8 +164,8 @@ class EventStream(Subscription):
         self._finish_within(0)
 
     @asynccontextmanager
-    async def while_there(self, receive: Receive) -> AsyncGenerator[None]:
-        """Run the block, from the joins to the last byte, until the client is gone or takes nothing any more.
+    async def while_there(self, scope: Scope, receive: Receive) -> AsyncGenerator[None]:
+        """Run the block, from the joins to the last byte, until the client is gone, or is cut as it takes nothing.
 
         What the block or `receive` raises goes on as it is.
         """
@@ -182,7 +182,10 @@ class EventStream(Subscription):
         except TimeoutError:
             if not deadline.expired():  # the application's own
                 raise
-            logger.debug("the client of event stream %s is gone, or does not read", self.id)
+            if not listening.done():
+                logger.debug("the client of event stream %s does not read: cutting it", self.id)
+                if abort(scope):  # for a response that is left before its client a server logs an error
+                    await _ends(listening)
         except OSError:  # how a server reports a client that is gone (ASGI, HTTP 2.4), if it is
             if not self._has_begun or not await _ends(listening):
                 raise
@@ -297,12 +300,12 @@ class _EventStreamResponse(Response):
         running = self._running
         running.affinity.check()
         stream = EventStream(running, self._rules, self._outbox, self._context)
-        try:
-            async with stream.while_there(receive):
+        async with stream.while_there(scope, receive):
+            try:
                 await self._answer(stream, scope, receive, send)
-        finally:
-            stream.end()
-            running.dismiss(stream, partial(when_gone, scope))
+            finally:  # at once, for the next request may be here already
+                stream.end()
+                running.dismiss(stream, partial(when_gone, scope))
         if self.background is not None:
             await self.background()
 
