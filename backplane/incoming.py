@@ -68,7 +68,8 @@ class Incoming:
         """
         data = None
         if not self._closed:
-            check_one_receiver(self._waiting, "this connection", "receive in one task, and hand on from there")
+            if self._waiting is not None:
+                check_one_receiver(self._waiting, "this connection", "receive in one task, and hand on from there")
             task = self._waiting = asyncio.current_task()
             cancelling = task.cancelling() if task is not None else 0
             try:

@@ -127,7 +127,11 @@ def event_stream(
 
 
 class EventStream(Subscription):
-    """One client of a stream. Once it has ended, its client has a second to take what waits."""
+    """One client of a stream. Once it has ended, its client has a second to take what waits.
+
+    Attributes:
+        is_abandoned: The client is gone.
+    """
 
     def __init__(self, running: Running, rules: Conduct, outbox: Outbox, context: Any) -> None:
         super().__init__(
@@ -135,6 +139,7 @@ class EventStream(Subscription):
         )
         self._max_age_seconds = rules.limits.max_age_seconds
         self._deadline: asyncio.Timeout | None = None
+        self.is_abandoned = False
         self._has_begun = False
         self._has_expired = False
 
@@ -160,6 +165,7 @@ class EventStream(Subscription):
 
     def abandon(self) -> None:
         """End at once: the client is gone."""
+        self.is_abandoned = True
         super().end()
         self._finish_within(0)
 
@@ -313,7 +319,7 @@ class _EventStreamResponse(Response):
         try:
             await self._join(stream, scope)
         except BackplaneError as error:
-            return await self._refuse(error, scope, receive, send)
+            return None if stream.is_abandoned else await self._refuse(error, scope, receive, send)
         if scope["method"] == "HEAD":
             return await self._send_at_once(send, b"")
         statistics = self._running.statistics

@@ -95,7 +95,8 @@ class Subscription(Member):
 
     async def __anext__(self) -> Message | Gap:
         self._hub.affinity.check()
-        check_one_receiver(self._consumer, "this subscription", "subscribe once for each")
+        if self._consumer is not None:
+            check_one_receiver(self._consumer, "this subscription", "subscribe once for each")
         while (item := self._outbox.take()) is None:
             if self._overrun:
                 raise SlowConsumerError(

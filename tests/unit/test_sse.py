@@ -535,6 +535,7 @@ async def test_client_that_goes_while_it_joins(at: str, monkeypatch: pytest.Monk
         client.gone.set()
         await handling
         assert (client.status, (await backplane.health()).connections) == (None, 0)
+        assert backplane.statistics()["streams_refused"] == 0
         answered.set()
 
 
