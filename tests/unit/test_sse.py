@@ -7,7 +7,6 @@ import re
 import socket
 import time
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -334,7 +333,7 @@ async def test_head() -> None:
     ("error", "channel", "options", "status"),
     [
         (None, "x" * 256, {}, 400),
-        (None, "a", {"expires_at": 1.0}, 401),
+        (None, "a", {"expires_at": 1.5e9}, 401),
         (None, "secret", {}, 403),
         (SubscribeError({"a": "the broker's own words"}), "a", {}, 403),
         (SubscribeError({}, unconfirmed={"a": "the broker's own words"}), "a", {}, 503),
@@ -631,7 +630,7 @@ async def test_cancelled_handler() -> None:
         *((["a"], {"heartbeat_seconds": wrong}) for wrong in ("ten", None, True, 0, -1, float("inf"), float("nan"))),
         (["a"], {"retry_seconds": -1}),
         (["a"], {"expires_at": float("nan")}),
-        (["a"], {"expires_at": datetime(2027, 1, 1, tzinfo=UTC)}),
+        (["a"], {"expires_at": "soon"}),
         (["a"], {"max_outbox_bytes": "ten"}),
     ],
     ids=str,
