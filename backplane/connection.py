@@ -13,7 +13,7 @@ from backplane.closing import CloseCode
 from backplane.codec import plain
 from backplane.conduct import Conduct, SlowConsumer
 from backplane.ending import close_code, reasons
-from backplane.errors import InvalidMessageError
+from backplane.errors import InvalidMessageError, LifecycleError
 from backplane.incoming import Incoming
 from backplane.member import Member
 from backplane.message import Message
@@ -442,6 +442,8 @@ class Connection(Member):
         try:
             while await self._incoming.next() is not None:
                 pass
+        except LifecycleError:  # a task that the handler left behind receives still: the close will wake it
+            logger.debug("connection %s is received from after the end of its handler", self.id)
         except Exception as error:  # the handler may have taken the client's end from the socket itself
             logger.debug("connection %s can receive nothing more: %r", self.id, error)
             self.client_left()

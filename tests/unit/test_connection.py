@@ -545,6 +545,16 @@ async def test_cancelled_before_the_turn(world: World) -> None:
     assert what_happened(conduct) == {"closed_cancelled": 1}
 
 
+async def test_task_that_a_handler_leaves_behind(world: World) -> None:
+    """A task that still receives when its handler ends by a failure of the broker keeps no client from its close."""
+    connection, socket = world.connection()
+    receiving = asyncio.create_task(connection.receive())
+    await let_tasks_run()
+    await bounded(asyncio.create_task(connection.finish(1013, AWAY)))
+    assert [code for code, _ in socket.closed] == [1013]
+    assert await bounded(receiving) is None
+
+
 @pytest.mark.parametrize(
     ("error", "closed"),
     [
