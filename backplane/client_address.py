@@ -1,4 +1,4 @@
-"""Whose connection it is, where the application does not say more: the client's address, as far as it is known.
+"""Whose connection it is, where the application gives no key: the client's address, as far as it is known.
 
 What is unknown is not a value: clients without an address are not one client. Behind a proxy the address is known where
 the server believes the proxy's headers (Uvicorn: `--forwarded-allow-ips`); over a Unix socket there is none without.
@@ -19,7 +19,7 @@ _TRANSLATED: Final = IPv6Network("64:ff9b::/96")
 
 
 def address_key(scope: Mapping[str, Any]) -> bytes | None:
-    """Return what tells the client of an ASGI `scope` from others; `None` where the server does not know its address.
+    """Return the key of the client of an ASGI `scope`; `None` where the server does not know its address.
 
     An IPv4 address is one client. So is an IPv6 network of 64 bits, the smallest that a subscriber is given (RFC 6177):
     counted by address, one client would be 2^64. Addresses that are not global, such as those of a private network, are
@@ -42,7 +42,7 @@ def address_key(scope: Mapping[str, Any]) -> bytes | None:
 
 
 def _without_port(host: str) -> str:
-    """Return `host` without the port that some proxies write behind it, a new one for each connection."""
+    """Return `host` without the port that some proxies append, a new one for each connection."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0] if host.count(":") == 1 else host

@@ -26,7 +26,7 @@ class Member(ABC):
     Args:
         hub: Where it subscribes.
         rules: Those for a client, which every join asks. `None` is the application itself, which may join
-            anything. It has no default: whoever adds a way to a channel has to decide which of the two it is.
+            anything. It has no default: each new way to a channel has to decide which of the two it is.
         context: See below.
 
     Attributes:

@@ -53,7 +53,7 @@ class ServerSocket(Socket, Protocol):
 
     @property
     def address_key(self) -> bytes | None:
-        """What tells the client's address from others; `None` where the server does not know it."""
+        """Key of the client's address; `None` where the server does not know it."""
         ...
 
     def refusing_on_error(self) -> AbstractAsyncContextManager[None]:

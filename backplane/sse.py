@@ -223,7 +223,7 @@ class EventStream(Subscription):
         self._bursts.log(logger, logging.WARNING, "event stream %s is too slow: ending it", self.id)
 
     async def _listen(self, receive: Receive) -> None:
-        """End the stream when its client is gone: between two messages, sending would not tell."""
+        """End the stream when its client is gone: between two messages, sending would not show it."""
         try:
             while (await receive())["type"] != "http.disconnect":
                 pass

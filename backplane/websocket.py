@@ -60,7 +60,7 @@ class StarletteSocket:
 
     @property
     def address_key(self) -> bytes | None:
-        """What tells the client's address from others; `None` where the server does not know it."""
+        """Key of the client's address; `None` where the server does not know it."""
         return address_key(self._websocket.scope)
 
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
