@@ -1,7 +1,7 @@
 """Pub/sub backplane for FastAPI and Starlette WebSockets: publish anywhere, reach every socket of every worker."""
 
 from backplane.closing import CloseCode
-from backplane.conduct import SlowConsumer
+from backplane.conduct import Client, SlowConsumer
 from backplane.connection import Connection
 from backplane.core import Backplane
 from backplane.errors import (
@@ -45,6 +45,7 @@ __all__ = [
     "BrokerAuthenticationError",
     "BrokerError",
     "BrokerUnavailableError",
+    "Client",
     "CloseCode",
     "ClosedError",
     "ConfigurationError",

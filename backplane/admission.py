@@ -116,7 +116,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
 
     async def _let_in(self) -> None:
         self._check_origin()
-        self._running.admit(self._connection, self._client_key or self._socket.client_host)
+        self._running.admit(self._connection, self._client_key or self._socket.address_key)
         self._check_permission()
         if self._channels:
             await self._join_while_there()

@@ -1,13 +1,13 @@
-"""What an application has said about all its connections, and what is counted of them."""
+"""The application's settings for all its clients, and what is counted of them."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from backplane.errors import AuthorizeTimeoutError, JoinRefusedError, TooManyChannelsError
 from backplane.limits import Limits
@@ -19,7 +19,7 @@ from backplane.watch import Watch
 if TYPE_CHECKING:
     from backplane.connection import Connection
 
-__all__ = ["Authorize", "Conduct", "OnGap", "OnSlow", "SlowConsumer"]
+__all__ = ["Authorize", "Client", "Conduct", "OnGap", "OnSlow", "SlowConsumer"]
 
 logger = logging.getLogger("backplane.conduct")
 
@@ -54,13 +54,41 @@ class SlowConsumer:
 OnSlow = Callable[[SlowConsumer], object]
 """Called once for each stretch in which a client is too slow, at its beginning. Must not block."""
 
-Authorize = Callable[["Connection", str], bool | Awaitable[bool]]
-"""Asked at every join whether this connection may hear this channel."""
+
+class Client(Protocol):
+    """A client that wants to join a channel: a `Connection`, or an event stream (`Backplane.sse`)."""
+
+    @property
+    def kind(self) -> str:
+        """`connection` or `event stream`."""
+        ...
+
+    @property
+    def id(self) -> str:
+        """Random name of it, unique among all workers."""
+        ...
+
+    @property
+    def channels(self) -> Collection[str]:
+        """The channels it has joined."""
+        ...
+
+    @property
+    def context(self) -> Any:
+        """What `connect(context=...)` or `sse(context=...)` was given."""
+        ...
+
+
+Authorize = (
+    Callable[[Client, str], bool | Awaitable[bool]]
+    | Callable[["Connection", str], bool | Awaitable[bool]]  # right where there are no event streams
+)
+"""Asked at every join whether this client may receive this channel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conduct:
-    """How connections behave; one object for all that behave alike.
+    """How clients are treated; one object for all that are treated alike.
 
     Attributes:
         on_gap: What a client is told of a gap.
@@ -84,8 +112,18 @@ class Conduct:
     statistics: Statistics = field(default_factory=Statistics)
     bursts: LogBursts = field(default_factory=LogBursts)
 
-    def check_channels(self, connection: Connection, count: int) -> None:
-        """Check that a connection may join so many channels.
+    async def check_join(self, client: Client, channel: str) -> None:
+        """Check that `client` may join `channel`: the one rule, of every way on which a client gets to a channel.
+
+        Raises:
+            TooManyChannelsError: It has joined as many as it may.
+            JoinRefusedError: The application's `authorize` refused it.
+        """
+        self.check_channels(client, len(client.channels) + (channel not in client.channels))
+        await self.check_authorized(client, channel)
+
+    def check_channels(self, client: Client, count: int) -> None:
+        """Check that a client may join so many channels.
 
         Raises:
             TooManyChannelsError: It may not.
@@ -93,12 +131,12 @@ class Conduct:
         most = self.limits.max_channels
         if most is not None and count > most:
             self.statistics.refused_channels += 1
-            words = f"a connection may join {most:,} channels: Limits(max_channels=...)"
-            self.bursts.log(logger, logging.WARNING, "connection %s: %s", connection.id, words)
+            words = f"a client may join {most:,} channels: Limits(max_channels=...)"
+            self.bursts.log(logger, logging.WARNING, "%s %s: %s", client.kind, client.id, words)
             raise TooManyChannelsError(words)
 
-    async def check_authorized(self, connection: Connection, channel: str) -> None:
-        """Ask the application whether a connection may join `channel`.
+    async def check_authorized(self, client: Client, channel: str) -> None:
+        """Ask the application whether a client may join `channel`.
 
         Raises:
             JoinRefusedError: It may not.
@@ -106,13 +144,13 @@ class Conduct:
         """
         if self.authorize is None:
             return
-        answer = self.authorize(connection, channel)
+        answer = self.authorize(cast("Any", client), channel)
         if inspect.isawaitable(answer):
             answer = await self._in_time(answer, channel)
         if not answer:
             self.statistics.refused_joins += 1
-            self.bursts.log(logger, logging.WARNING, "authorize refused %r to connection %s", channel, connection.id)
-            raise JoinRefusedError(f"this connection may not join channel {channel!r}")
+            self.bursts.log(logger, logging.WARNING, "authorize refused %r to %s %s", channel, client.kind, client.id)
+            raise JoinRefusedError(f"this client may not join channel {channel!r}")
 
     async def _in_time(self, answer: Awaitable[bool], channel: str) -> bool:
         deadline = asyncio.timeout(self.authorize_timeout_seconds)

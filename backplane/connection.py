@@ -8,13 +8,12 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from backplane.batch import Batch
-from backplane.channels import validate_channel
 from backplane.close_sequence import CloseSequence, flush
 from backplane.closing import CloseCode, check_close, close_reason
 from backplane.codec import plain
 from backplane.conduct import Conduct, SlowConsumer
 from backplane.ending import Ending, ending, reasons
-from backplane.errors import BrokerError, InvalidMessageError, TooManyChannelsError
+from backplane.errors import BrokerError, InvalidMessageError, LifecycleError
 from backplane.expiry import moment_of
 from backplane.incoming import Incoming
 from backplane.member import Member
@@ -52,7 +51,8 @@ class Connection(Member):
     """One client, for as long as `Backplane.connect` is entered.
 
     Iterating yields what the client says, `str` or `bytes`, and ends when either side closed. What is published to its
-    channels is sent to it in order per channel, whether the handler iterates or not.
+    channels is sent to it in order per channel, whether the handler iterates or not. One task receives at a time, by
+    iterating, `iter` or `receive`: a second one that waits at the same moment raises `LifecycleError`.
 
     Used from another event loop, thread or process than the one it was made in, each of its methods raises
     `WrongLoopError`; what only reads (`id`, `channels`, `is_over`, `context`) is safe anywhere.
@@ -72,18 +72,16 @@ class Connection(Member):
         "_outgoing",
         "_socket",
         "_tasks",
-        "context",
         "lifetime",
     )
 
     def __init__(
         self, socket: Socket, hub: Hub, outbox: Outbox, conduct: Conduct | None = None, *, context: Any = None
     ) -> None:
-        super().__init__(hub)
-        self.context = context
+        self._conduct = conduct or Conduct()
+        super().__init__(hub, self._conduct, context=context)
         self._socket = socket
         self._outbox = outbox
-        self._conduct = conduct or Conduct()
         lane = socket.lane
         self._outgoing: Outgoing = (
             PlainOutgoing(outbox, self, socket.send) if lane is None else LaneOutgoing(outbox, self, lane)
@@ -102,6 +100,11 @@ class Connection(Member):
     def __repr__(self) -> str:
         state = "ended" if self._ended else "open" if self._open else "joining"
         return f"<Connection {self.id} {state} channels={list(self._channels)}>"
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "connection"
 
     async def join(
         self,
@@ -133,17 +136,7 @@ class Connection(Member):
             if when_full is None and latest_by is None
             else Rule(when_full=when_full or "latest", latest_by=latest_by)
         )
-        self._hub.affinity.check()
-        validate_channel(channel)
-        self._check_hears()
-        self._conduct.check_channels(self, len(self._channels) + (channel not in self._channels))
-        await self._conduct.check_authorized(self, channel)
         await super().join(channel)
-        try:
-            self._conduct.check_channels(self, len(self._channels))  # other joins came through meanwhile
-        except TooManyChannelsError:
-            await self.leave(channel)
-            raise
         self._outbox.set_rule(channel, rule)
 
     async def leave(self, channel: str) -> None:
@@ -229,6 +222,7 @@ class Connection(Member):
 
         Raises:
             InvalidMessageError: It does not validate; `error.answer` is fit to be sent back. The connection lives on.
+            LifecycleError: Another task receives.
         """
         self._hub.affinity.check()
         data = await self._incoming.next()
@@ -493,6 +487,8 @@ class Connection(Member):
         try:
             while await self._incoming.next() is not None:
                 pass
+        except LifecycleError:  # a task that the handler left behind receives still: the close will wake it
+            logger.debug("connection %s is received from after the end of its handler", self.id)
         except Exception as error:  # the handler may have taken the client's end from the socket itself
             logger.debug("connection %s can receive nothing more: %r", self.id, error)
             self.client_left()

@@ -21,6 +21,7 @@ from backplane.deployment import warn_if_isolated, warn_of_default_url
 from backplane.drain import draining_on_sigterm
 from backplane.errors import (
     ClosedError,
+    ConfigurationError,
     InvalidDataError,
     LifecycleError,
     NotStartedError,
@@ -172,12 +173,15 @@ class Backplane:
         return callback
 
     def authorize(self, callback: Authorize) -> Authorize:
-        """Ask `callback(connection, channel)` at every join whether it may be: `@backplane.authorize`.
+        """Ask `callback(client, channel)` at every join of a client whether it may be: `@backplane.authorize`.
 
         A function or a coroutine function that returns whether it may, within `authorize_timeout_seconds`. A no raises
-        `JoinRefusedError`, before the handshake an HTTP 403. It may raise the framework's `HTTPException` or
-        `WebSocketException` instead, for a status or a code of its own. `connection.context` is what
-        `connect(context=...)` was given. Set it before the first client connects.
+        `JoinRefusedError`; before the handshake of a WebSocket, and before an event stream begins, it is an HTTP 403.
+        It may raise the framework's `HTTPException` or `WebSocketException` instead, for a status or a code of its own.
+        The client is a `Connection` or an event stream: `backplane.conduct.Client` is what both have. `client.context`
+        is what `connect(context=...)` or `sse(context=...)` was given. Set it before the first client connects.
+
+        Every way on which a client gets to a channel asks. `subscribe` does not: it is the application's own.
         """
         self._authorize = callback
         self._shared_conduct = None
@@ -333,10 +337,11 @@ class Backplane:
     ) -> AsyncGenerator[Subscription]:
         """Subscribe a consumer without a socket: `async with backplane.subscribe("orders") as messages: async for ...`.
 
-        Once entered, no later publish is missed without a `Gap`.
+        Once entered, no later publish is missed without a `Gap`. It is the application that subscribes: `authorize` is
+        not asked, and no limit of `Limits` counts. What is passed on to a client by hand, the application checks.
 
         Args:
-            *channels: What to hear.
+            *channels: What to receive; `Subscription.join` adds more, and the first one must come before iterating.
             when_full: What happens when the consumer is too slow; `close` raises `SlowConsumerError` in it.
             max_outbox_bytes: Bound of what waits for it, in bytes.
             max_outbox_messages: Bound of what waits for it, in messages.
@@ -350,7 +355,9 @@ class Backplane:
         """
         running = self._require_running()
         outbox = self._outbox(running, max_outbox_bytes, max_outbox_messages, when_full)
-        subscription = Subscription(running.hub, outbox, statistics=running.statistics, bursts=running.bursts)
+        subscription = Subscription(
+            running.hub, None, outbox, statistics=running.statistics, bursts=running.bursts
+        )  # the application's own
         running.subscriptions[subscription] = None
         try:
             for channel in channels:
@@ -406,7 +413,8 @@ class Backplane:
             subprotocol: The WebSocket subprotocol to accept with.
             headers: Headers to accept with.
             context: Anything of the application's, such as the user: `Connection.context`, for `authorize`.
-            client_key: Whose connection this is, for `max_connections_per_client`. Defaults to the client's address.
+            client_key: Whose connection this is, for `max_connections_per_client`. Defaults to the client's address,
+                of IPv6 the first 64 bits.
             expires_at: When its permission runs out, in seconds since the epoch, or as a `datetime` with a time zone:
                 closed with 4001, and refused (401) where that is past. Defaults to never.
             refuse_after_accept: Whether a refusal is a close code that a page can read, or an HTTP status. Defaults to
@@ -453,7 +461,10 @@ class Backplane:
         self,
         request: Request,
         *channels: str,
+        context: Any = None,
         client_key: str | None = None,
+        expires_at: float | datetime | None = None,
+        limits: Limits | None = None,
         heartbeat_seconds: float = 15.0,
         retry_seconds: float = 3.0,
         when_full: FullPolicy = "close",
@@ -462,31 +473,45 @@ class Backplane:
     ) -> Response:
         """Answer `request` with the same channels as server-sent events: `return backplane.sse(request, "orders")`.
 
-        Joined before the answer begins: from the moment the client sees it, it misses nothing. The module
-        `backplane.sse` says what stands on the wire.
+        Joined before the answer begins: from the moment the client sees it, it misses nothing. A client that may not
+        join, by `authorize`, a limit, an expired permission or the broker, gets an HTTP error before the stream begins,
+        the same as a WebSocket's handshake. The module `backplane.sse` documents what is on the wire.
 
         Args:
             request: As the framework handed it over.
-            *channels: What the client hears.
+            *channels: What the client receives.
+            context: Anything of the application's, such as the user: `client.context`, for `authorize`.
             client_key: Whose stream this is, for `max_connections_per_client`. Defaults to the client's address.
-            heartbeat_seconds: How often a comment is sent while nothing else is. Defaults to 15.
+            expires_at: When its permission runs out, in seconds since the epoch, or as a `datetime` with a time zone:
+                the stream ends with an event `expired`, and the client comes back with a new request, which the
+                application may refuse. Defaults to never.
+            limits: Its limits, of which `max_channels` and `max_age_seconds` concern a stream; defaults to those of the
+                backplane.
+            heartbeat_seconds: How often a comment is sent while nothing else is; a client that takes nothing for two
+                such times is given up. Defaults to 15.
             retry_seconds: After how long the client comes back, give or take. Defaults to 3.
             when_full: What happens when the client is too slow; `close` ends the stream, and the client comes back.
             max_outbox_bytes: Bound of what waits for it, in bytes.
             max_outbox_messages: Bound of what waits for it, in messages.
 
         Raises:
+            ConfigurationError: No channel, `request` is no HTTP request, or an option cannot be used.
             NotStartedError, ClosedError: The backplane is not running.
             WrongLoopError: It runs in another event loop, thread or process.
         """
         from backplane.sse import event_stream  # the core must not need the framework
 
+        if request.scope["type"] != "http":
+            raise ConfigurationError("sse() answers an HTTP request; a WebSocket is for connect()")
         running = self._require_started()  # a `def` endpoint may make a response, which its own event loop then sends
         return event_stream(
             running,
+            self._conduct(running, limits, None),
             self._outbox(running, max_outbox_bytes, max_outbox_messages, when_full),
             *channels,
+            context=context,
             client_key=client_key,
+            expires_at=expires_at,
             heartbeat_seconds=heartbeat_seconds,
             retry_seconds=retry_seconds,
         )

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from backplane.closing import CloseCode
+from backplane.one_receiver import check_one_receiver
 from backplane.rate import TokenBucket
 
 if TYPE_CHECKING:
@@ -63,9 +64,12 @@ class Incoming:
 
         Raises:
             StopAsyncIteration: The end, of which the speaker was told.
+            LifecycleError: Another task waits for it.
         """
         data = None
         if not self._closed:
+            if self._waiting is not None:
+                check_one_receiver(self._waiting, "this connection", "receive in one task, and hand on from there")
             task = self._waiting = asyncio.current_task()
             cancelling = task.cancelling() if task is not None else 0
             try:
@@ -78,16 +82,12 @@ class Incoming:
                 if self._closed and task is not None and task.cancelling() > cancelling:
                     task.uncancel()  # the socket took the waking for its end
             finally:
-                self._waiting = None
+                if self._waiting is task:  # a cancelled one may have a successor already
+                    self._waiting = None
         if data is None:
             self._speaker.client_left()
             raise StopAsyncIteration
-        now = asyncio.get_running_loop().time()
-        self._speaker.client_said(now)
-        if self._most_bytes is not None and _exceeds(data, self._most_bytes):
-            self._speaker.limit_reached(CloseCode.TOO_BIG, f"at most {self._most_bytes} bytes")
-        elif self._bucket is not None and not self._bucket.take(now):
-            self._speaker.limit_reached(CloseCode.TOO_MANY_MESSAGES, "too many messages")
+        self._check_limits(data)
         if self._closed:
             raise StopAsyncIteration
         return data
@@ -106,6 +106,14 @@ class Incoming:
         self._closed = True
         if self._waiting is not None:
             self._waiting.cancel()
+
+    def _check_limits(self, data: str | bytes) -> None:
+        now = asyncio.get_running_loop().time()
+        self._speaker.client_said(now)
+        if self._most_bytes is not None and _exceeds(data, self._most_bytes):
+            self._speaker.limit_reached(CloseCode.TOO_BIG, f"at most {self._most_bytes} bytes")
+        elif self._bucket is not None and not self._bucket.take(now):
+            self._speaker.limit_reached(CloseCode.TOO_MANY_MESSAGES, "too many messages")
 
 
 def _exceeds(data: str | bytes, most_bytes: int) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["EXTENSION", "TRANSPORT", "ClientTransport", "Lane", "LaneUser", "when_gone"]
+__all__ = ["EXTENSION", "TRANSPORT", "ClientTransport", "Lane", "LaneUser", "abort", "when_gone"]
 
 EXTENSION: Final = "backplane.lane"
 """Where the lane is in `scope["extensions"]`."""
@@ -30,6 +30,19 @@ class ClientTransport(Protocol):
         For an HTTP request that was answered in full on a connection that goes on: at once.
         """
         ...
+
+    def abort(self) -> None:
+        """Cut the connection and drop what the server holds, for a client that does not take it."""
+        ...
+
+
+def abort(scope: Mapping[str, Any]) -> bool:
+    """Cut the client of `scope` off; return whether its server offers that."""
+    transport: ClientTransport | None = scope.get("extensions", {}).get(TRANSPORT)
+    if transport is None:
+        return False
+    transport.abort()
+    return True
 
 
 def when_gone(scope: Mapping[str, Any], callback: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from backplane.codec import plain
 from backplane.errors import ConfigurationError, InvalidDataError
-from backplane.options import refuse_unknown_options
+from backplane.options import check_number, refuse_unknown_options
 
 __all__ = ["Limits"]
 
@@ -17,6 +17,8 @@ __all__ = ["Limits"]
 class Limits:
     """Of one connection; `None` switches a limit off.
 
+    An event stream (`Backplane.sse`), whose client sends nothing, has `max_channels` and `max_age_seconds` of these.
+
     Attributes:
         heartbeat_seconds: How often a client that is not heard of is asked whether it is there; it is given up after
             two such times without a sign. By a WebSocket ping on the direct lane; elsewhere by `heartbeat_message`, and
@@ -25,14 +27,15 @@ class Limits:
             Clients must answer it, with any message. Defaults to none.
         idle_timeout_seconds: How long a client may say nothing (pongs do not count) until it is closed with 4508.
             Defaults to none.
-        max_age_seconds: How long a connection may last until it is closed with 4010. Defaults to none.
+        max_age_seconds: How long a connection may last until it is closed with 4010, or an event stream until it ends.
+            Defaults to none.
         max_message_bytes: Largest message a client may send, a text in UTF-8; above it the connection is closed with
             1009, on the direct lane before the message is assembled or inflated. A lower limit of the server's own
             comes first. Defaults to 64 KiB: so much a client can make every one of its connections hold.
         max_messages_per_second: How many messages a client may send per second, in the long run; above it the
             connection is closed with 4029. Defaults to none.
         max_burst: How many messages it may send at once for that. Defaults to twice a second's worth, at least 1.
-        max_channels: How many channels a connection may join; one more raises `TooManyChannelsError`. Defaults to
+        max_channels: How many channels a client may join; one more raises `TooManyChannelsError`. Defaults to
             1,000.
 
     Raises:
@@ -55,17 +58,8 @@ class Limits:
         except InvalidDataError as error:
             raise ConfigurationError(f"heartbeat_message cannot be sent: {error}") from error
         for option in fields(self):
-            value = getattr(self, option.name)
-            if option.name == "heartbeat_message" or value is None:
-                continue
-            whole = option.name in _COUNTS
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int if whole else int | float)
-                or not 0 < value < float("inf")
-            ):
-                kind = "a whole number" if whole else "a number"
-                raise ConfigurationError(f"{option.name} must be {kind} more than 0, or None, not {value!r}")
+            if option.name != "heartbeat_message":
+                check_number(option.name, getattr(self, option.name), whole=option.name in _COUNTS, optional=True)
 
 
 # A burst of half a message would let none through.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backplane.channels import validate_channel, warn_if_pattern
-from backplane.errors import ClosedError
+from backplane.errors import ClosedError, TooManyChannelsError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from backplane.batch import Batch
+    from backplane.conduct import Conduct
     from backplane.hub import Hub
     from backplane.message import Gap
 
@@ -20,16 +21,33 @@ __all__ = ["Member"]
 
 
 class Member(ABC):
-    """A subscriber of the hub, of any number of channels."""
+    """A subscriber of the hub, of any number of channels.
 
-    __slots__ = ("_channels", "_deaf", "_ended", "_hub", "token")
+    Args:
+        hub: Where it subscribes.
+        rules: Those for a client, which every join asks. `None` is the application itself, which may join
+            anything. It has no default: each new way to a channel has to decide which of the two it is.
+        context: See below.
 
-    def __init__(self, hub: Hub) -> None:
+    Attributes:
+        context: The application's own, such as the user.
+    """
+
+    __slots__ = ("_channels", "_deaf", "_ended", "_hub", "_rules", "context", "token")
+
+    def __init__(self, hub: Hub, rules: Conduct | None, *, context: Any = None) -> None:
         self._hub = hub
+        self._rules = rules
+        self.context = context
         self._channels: dict[str, None] = {}
         self._deaf = False  # about to end, or at its end: hears nothing any more
         self._ended = False
         self.token = os.urandom(8)
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What it is, in words, for logs and errors."""
 
     @property
     def id(self) -> str:
@@ -53,6 +71,8 @@ class Member(ABC):
 
         Raises:
             InvalidChannelError: The name is not legal.
+            JoinRefusedError: It is a client's, and the application's `authorize` refused the channel.
+            TooManyChannelsError: It is a client's, and has joined as many as are allowed.
             SubscribeError: The broker refused it.
             BrokerUnavailableError: The broker did not confirm in time.
             ClosedError: It has ended.
@@ -60,6 +80,9 @@ class Member(ABC):
         self._hub.affinity.check()
         validate_channel(channel)
         self._check_hears()
+        if self._rules is not None:
+            await self._rules.check_join(self, channel)
+            self._check_hears()  # the application may have taken its time
         if channel in self._channels:
             return
         warn_if_pattern(channel)
@@ -68,6 +91,12 @@ class Member(ABC):
             self._hub.leave(channel, self)
             self._check_hears()
         self._channels[channel] = None
+        if self._rules is not None:
+            try:
+                self._rules.check_channels(self, len(self._channels))  # other joins came through meanwhile
+            except TooManyChannelsError:
+                await self.leave(channel)
+                raise
 
     async def leave(self, channel: str) -> None:
         """Receive nothing more of `channel`; what waits still comes. Leaving what was not joined changes nothing."""
@@ -97,8 +126,8 @@ class Member(ABC):
 
     def _check_hears(self) -> None:
         if self._deaf:
-            raise ClosedError(f"{type(self).__name__.lower()} {self.id} has ended, or is about to")
+            raise ClosedError(f"{self.kind} {self.id} has ended, or is about to")
 
     def _check_not_ended(self) -> None:
         if self._ended:
-            raise ClosedError(f"{type(self).__name__.lower()} {self.id} has ended")
+            raise ClosedError(f"{self.kind} {self.id} has ended")

@@ -1,10 +1,11 @@
-"""What a wrong option is refused with: what it is, and what was probably meant."""
+"""What a wrong option is refused with: its name, what it must be, and what was probably meant."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from backplane.errors import ConfigurationError
@@ -12,11 +13,31 @@ from backplane.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["did_you_mean", "refuse_unknown_options"]
+__all__ = ["check_number", "did_you_mean", "refuse_unknown_options"]
 
 _T = TypeVar("_T")
 
 _class_of: Final[dict[str, str]] = {}  # by the option's name
+
+
+def check_number(name: str, value: object, *, whole: bool = False, optional: bool = False) -> None:
+    """Check that the option `name` is a number more than 0 and finite.
+
+    Args:
+        name: As the application knows it.
+        value: What it was set to.
+        whole: Whether it must be an `int`.
+        optional: Whether `None` is allowed too.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if value is None and optional:
+        return
+    if isinstance(value, int if whole else int | float) and not isinstance(value, bool) and 0 < value < inf:
+        return
+    kind = "whole" if whole else "finite"
+    raise ConfigurationError(f"{name} must be a {kind} number more than 0{', or None' * optional}, not {value!r}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

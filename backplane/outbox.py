@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 from backplane.errors import ConfigurationError
 from backplane.log_burst import place_of
 from backplane.message import Gap, Message
+from backplane.options import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,8 +103,8 @@ class Outbox:
         latest_by: Callable[[Message], object] | None = None,
         bursts: LogBursts | None = None,
     ) -> None:
-        if max_bytes <= 0 or max_messages <= 0:
-            raise ConfigurationError("the bounds of an outbox must be more than 0")
+        check_number("max_outbox_bytes", max_bytes, whole=True)
+        check_number("max_outbox_messages", max_messages, whole=True)
         self._rule = (
             _PLAIN[when_full]
             if latest_by is None and when_full in _PLAIN

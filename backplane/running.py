@@ -45,6 +45,11 @@ logger = logging.getLogger("backplane.running")
 # How long handlers may take, behind the last close of a drain, to come to their end.
 _HANDLERS_SECONDS: Final = 2.0
 
+_CURE: Final = (
+    "behind a proxy, let the server believe its headers (Uvicorn: --forwarded-allow-ips, over a Unix socket '*'), "
+    "or pass client_key="
+)
+
 
 # How many refused clients may have a socket at a time: each reads its close frame and goes, but need not.
 _MAX_FAREWELLS: Final = 256
@@ -97,10 +102,11 @@ class Running:
         self.watch = Watch()
         self.statistics = Statistics()
         self.draining = False
-        self._connections: dict[Client, str] = {}
+        self._connections: dict[Client, str | bytes | None] = {}
         self._ended = 0  # clients whose handler has ended, and whose transport is still there
         self._farewells = 0
-        self._by_client: Counter[str] = Counter()
+        self._by_client: Counter[str | bytes] = Counter()
+        self._warned_of_unknown = False
         self._emptied = asyncio.Event()
         self._buffer = OutageBuffer(
             self.supervisor,
@@ -134,8 +140,13 @@ class Running:
             raise
         statistics.published += 1
 
-    def admit(self, connection: Client, client_key: str) -> None:
+    def admit(self, connection: Client, client_key: str | bytes | None) -> None:
         """Take a client.
+
+        Args:
+            connection: The client.
+            client_key: Whose it is, by the application (`str`) or by its address (`bytes`). `None`: nobody knows, so
+                that it is counted for the worker alone.
 
         Raises:
             ClosedError: The worker drains.
@@ -147,10 +158,15 @@ class Running:
         most, most_of_one = self.settings.max_connections, self.settings.max_connections_per_client
         if most is not None and len(self._connections) + self._ended >= most:
             raise self._one_too_many("this worker has as many connections as it may: try again later")
-        if most_of_one is not None and self._by_client[client_key] >= most_of_one:
-            raise self._one_too_many(f"a client may have {most_of_one} connections")
+        if most_of_one is not None:
+            if client_key is None:
+                self._warn_of_unknown()
+            elif self._by_client[client_key] >= most_of_one:
+                hint = f"; counted by address: {_CURE}" if isinstance(client_key, bytes) else ""
+                raise self._one_too_many(f"a client may have {most_of_one} connections", hint)
         self._connections[connection] = client_key
-        self._by_client[client_key] += 1
+        if client_key is not None:
+            self._by_client[client_key] += 1
 
     def dismiss(self, connection: Client, when_gone: Callable[[Callable[[], None]], None] = _at_once) -> None:
         """Forget a client whose handler has ended; it counts until its transport is gone.
@@ -159,10 +175,9 @@ class Running:
             connection: The client.
             when_gone: Calls what it is given when the transport is gone. Defaults to at once.
         """
-        client_key = self._connections.pop(connection, None)
-        if client_key is not None:
+        if connection in self._connections:
             self._ended += 1
-            when_gone(partial(self._forget, client_key))
+            when_gone(partial(self._forget, self._connections.pop(connection)))
         if not self._connections:
             self._emptied.set()
 
@@ -181,9 +196,9 @@ class Running:
         """Give that place back: its transport is gone."""
         self._farewells -= 1
 
-    def _one_too_many(self, words: str) -> TooManyConnectionsError:
+    def _one_too_many(self, words: str, hint: str = "") -> TooManyConnectionsError:
         self.statistics.refused_connections += 1
-        self.bursts.log(logger, logging.WARNING, "refused a client: %s", words)
+        self.bursts.log(logger, logging.WARNING, "refused a client: %s", words + hint)
         return TooManyConnectionsError(words)
 
     def reload_seconds(self) -> float:
@@ -253,8 +268,15 @@ class Running:
             buffered=len(self._buffer),
         )
 
-    def _forget(self, client_key: str) -> None:
+    def _warn_of_unknown(self) -> None:
+        if not self._warned_of_unknown:
+            self._warned_of_unknown = True
+            logger.warning("max_connections_per_client does not count clients whose address is unknown: %s", _CURE)
+
+    def _forget(self, client_key: str | bytes | None) -> None:
         self._ended -= 1
+        if client_key is None:
+            return
         self._by_client[client_key] -= 1
         if not self._by_client[client_key]:
             del self._by_client[client_key]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, get_args
 
 from backplane.errors import ConfigurationError
-from backplane.options import refuse_unknown_options
+from backplane.options import check_number, refuse_unknown_options
 
 __all__ = ["Outage", "Settings", "Start"]
 
@@ -62,8 +62,10 @@ class Settings:
         max_outbox_bytes: Most bytes that wait for one slow subscriber. Defaults to 1 MiB.
         max_outbox_messages: Most messages that wait for one slow subscriber. Defaults to 1,024.
         max_connections: Most clients of this worker; more are refused with 429. Defaults to none.
-        max_connections_per_client: Most of them with the same `client_key` (`Backplane.connect`), which is the client's
-            address if the application does not say more. Defaults to none.
+        max_connections_per_client: Most of them with the same `client_key` (`Backplane.connect`, `Backplane.sse`). If
+            the application gives none, it is the client's address, of IPv6 the first 64 bits. Clients whose address the
+            server does not know, such as those behind a proxy over a Unix socket, are not counted for it; the first one
+            logs a warning with the cure. Defaults to none.
 
     Raises:
         ConfigurationError: An option is not known; or a value is no known choice, not a number, not more than 0, or not
@@ -94,17 +96,10 @@ class Settings:
             if option.name in _CHOICES:
                 _check_choice(option.name, value)
             elif value is not None or option.default is not None:
-                _check_number(option.name, value, whole=not isinstance(option.default, float))
+                check_number(option.name, value, whole=not isinstance(option.default, float))
 
 
 def _check_choice(name: str, value: Any) -> None:
     choices: tuple[object, ...] = _CHOICES[name]
     if value not in choices or type(value) is not type(choices[0]):  # 1 is equal to True
         raise ConfigurationError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
-
-
-def _check_number(name: str, value: Any, *, whole: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise ConfigurationError(f"{name} must be {'a whole number' if whole else 'a number'}, not {value!r}")
-    if not 0 < value < float("inf"):
-        raise ConfigurationError(f"{name} must be more than 0 and finite, not {value!r}")

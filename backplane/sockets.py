@@ -56,8 +56,8 @@ class ServerSocket(Socket, Protocol):
         ...
 
     @property
-    def client_host(self) -> str:
-        """The client's address, as the server knows it."""
+    def address_key(self) -> bytes | None:
+        """Key of the client's address; `None` where the server does not know it."""
         ...
 
     async def left(self) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from backplane.errors import InvalidMessageError, SlowConsumerError
+from backplane.errors import InvalidMessageError, LifecycleError, SlowConsumerError
 from backplane.log_burst import LogBursts
 from backplane.member import Member
+from backplane.one_receiver import check_one_receiver
 from backplane.statistics import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from backplane.batch import Batch
+    from backplane.conduct import Conduct
     from backplane.hub import Hub
     from backplane.message import Gap, Message
     from backplane.outbox import DropReason, Outbox
@@ -27,23 +29,45 @@ logger = logging.getLogger("backplane.subscription")
 class Subscription(Member):
     """Messages of some channels, in order per channel, with a `Gap` wherever some may be missing.
 
-    Iterating ends when the backplane stops. Cancelling the iteration loses nothing. One consumer at a time.
+    Iterating ends when the backplane stops. Cancelling the iteration loses nothing. One task iterates at a time; more
+    consumers need a subscription each. A subscription that was made without channels joins its first one before it is
+    iterated.
 
     Raises:
+        LifecycleError: While iterating: another task does, or no channel was ever joined.
         SlowConsumerError: While iterating, once what waited is consumed: the consumer was further behind than its
             outbox allows, and everything since is lost. Only with the policy `close`.
     """
 
     def __init__(
-        self, hub: Hub, outbox: Outbox, *, statistics: Statistics | None = None, bursts: LogBursts | None = None
+        self,
+        hub: Hub,
+        rules: Conduct | None,
+        outbox: Outbox,
+        *,
+        context: Any = None,
+        statistics: Statistics | None = None,
+        bursts: LogBursts | None = None,
     ) -> None:
-        super().__init__(hub)
+        super().__init__(hub, rules, context=context)
         self._outbox = outbox
         self._statistics = statistics or Statistics()
         self._bursts = bursts or LogBursts()
         outbox.on_drop = self._dropped
         self._overrun = False
         self._wakeup: asyncio.Future[None] | None = None
+        self._consumer: asyncio.Task[object] | None = None  # the one that waits for the next message
+        self._has_joined = False
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "subscription"
+
+    async def join(self, channel: str) -> None:
+        """Receive what is published to `channel`; see `backplane.member.Member.join`."""
+        await super().join(channel)
+        self._has_joined = True
 
     def offer(self, batch: Batch, /) -> None:
         """Take messages: the hub's side."""
@@ -71,6 +95,8 @@ class Subscription(Member):
 
     async def __anext__(self) -> Message | Gap:
         self._hub.affinity.check()
+        if self._consumer is not None:
+            check_one_receiver(self._consumer, "this subscription", "subscribe once for each")
         while (item := self._outbox.take()) is None:
             if self._overrun:
                 raise SlowConsumerError(
@@ -78,9 +104,21 @@ class Subscription(Member):
                 )
             if self._ended:
                 raise StopAsyncIteration
-            self._wakeup = asyncio.get_running_loop().create_future()
-            await self._wakeup
+            if not self._has_joined:
+                raise LifecycleError(
+                    "this subscription has no channel: name channels in subscribe(), or join one before iterating"
+                )
+            await self._woken()
         return item
+
+    async def _woken(self) -> None:
+        consumer = self._consumer = asyncio.current_task()
+        self._wakeup = asyncio.get_running_loop().create_future()
+        try:
+            await self._wakeup
+        finally:
+            if self._consumer is consumer:  # a cancelled one may have a successor already
+                self._consumer = None
 
     def _take(self, item: Message | Gap) -> None:
         if self._ended:

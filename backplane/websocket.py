@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
+from backplane.client_address import address_key
 from backplane.closing import close_reason
 from backplane.denial import denial, deny
 from backplane.errors import BackplaneError, ClosedError, LifecycleError
@@ -65,10 +66,9 @@ class StarletteSocket:
         return self._websocket.headers.get("host")
 
     @property
-    def client_host(self) -> str:
-        """The client's address, as the server knows it."""
-        client = self._websocket.client
-        return "" if client is None else client.host
+    def address_key(self) -> bytes | None:
+        """Key of the client's address; `None` where the server does not know it."""
+        return address_key(self._websocket.scope)
 
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
         """Finish the handshake."""

@@ -96,6 +96,9 @@ class _Exchange:
         self._cycle = cycle
         self._when_gone = when_gone
 
+    def abort(self) -> None:
+        self._cycle.transport.abort()
+
     def when_gone(self, callback: Callable[[], None], /) -> None:
         if self._cycle.response_complete and self._cycle.keep_alive:
             callback()

@@ -90,6 +90,10 @@ class BoundedTransport:
             self._unsent = self._inner.get_write_buffer_size()
             self._closing = self._loop.call_later(_LINGER_SECONDS, self._look)
 
+    def abort(self) -> None:
+        """Cut, and drop what is not sent."""
+        self._inner.abort()
+
     def when_gone(self, callback: Callable[[], None], /) -> None:
         """Call `callback` once, when the connection is lost; at once if it is."""
         if self._lost:

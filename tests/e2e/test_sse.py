@@ -6,17 +6,16 @@ import asyncio
 import os
 import shutil
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from playwright.async_api import async_playwright
 
 from backplane import Backplane
-from backplane.outbox import Outbox
-from backplane.sse import event_stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -42,18 +41,24 @@ class Site:
         self.backplane = Backplane("memory://")
         self.app = FastAPI(lifespan=self.backplane.lifespan)
         self.asked: asyncio.Queue[None] = asyncio.Queue()
+        self.sessions = 0
 
-        async def events() -> Response:
+        async def events(request: Request) -> Response:
             self.asked.put_nowait(None)
-            running = self.backplane._running  # pyright: ignore[reportPrivateUsage]
-            assert running is not None
-            outbox = Outbox(max_bytes=1024 * 1024, max_messages=100)
-            return event_stream(running, outbox, "a", retry_seconds=0.05)
+            return self.backplane.sse(request, "a", retry_seconds=0.05)
+
+        async def session(request: Request) -> Response:
+            """Stream for as long as a session lasts, which is over when the client comes back."""
+            self.sessions += 1
+            if self.sessions > 1:
+                return Response("log in", 401)
+            return self.backplane.sse(request, "a", expires_at=time.time() + 0.2, retry_seconds=0.05)
 
         async def page() -> HTMLResponse:
             return HTMLResponse(PAGE)
 
         self.app.add_api_route("/events", events)
+        self.app.add_api_route("/session", session)
         self.app.add_api_route("/", page)
 
     async def until_asked(self) -> None:
@@ -95,7 +100,10 @@ async def hears(page: Page, *expected: str) -> None:
 
 
 async def test_event_source(site: tuple[Site, str], page: Page) -> None:
-    """An `EventSource` hears every kind of event, and outlives a drain, however often it arrives in the midst of it."""
+    """An `EventSource` hears every kind of event, and outlives a drain, however often it arrives in the midst of it.
+
+    One whose permission runs out learns that, comes back with a new request, and stays away once that is refused.
+    """
     backplane = site[0].backplane
     await page.goto(site[1])
     await hears(page, "open")
@@ -106,6 +114,13 @@ async def test_event_source(site: tuple[Site, str], page: Page) -> None:
     assert running is not None
     running.hub.gap(["a"], "overrun")
     await hears(page, "gap on a")
+
+    await page.evaluate("""() => {
+        const session = new EventSource("/session");
+        session.addEventListener("expired", () => heard.push("expired"));
+        session.onerror = () => { if (session.readyState === EventSource.CLOSED) heard.push("refused"); };
+    }""")
+    await hears(page, "expired", "refused")
 
     await backplane.drain()
     for _ in range(4):  # the first stream, and three attempts to come back

@@ -164,7 +164,7 @@ async def close_wrongly(connection: Connection, _: Backplane) -> None:
 ENDS = {
     "WebSocketException": (choose, (1008, "not you")),
     "HTTPException": (not_found, (4503, "no such room")),
-    "TaskGroup": (join_secret_in_group, (4503, "this connection may not join channel 'secret'")),
+    "TaskGroup": (join_secret_in_group, (4503, "this client may not join channel 'secret'")),
     "anyio": (join_illegal_in_anyio_group, (4503, "a channel name cannot be empty")),
     "spawn": (spawn, (1008, "not you")),
     "invalid": (receive_order, (1007, "invalid message: amount: Field required")),
@@ -213,7 +213,7 @@ async def refuse_to_subscribe(_: MemoryBroadcaster, channels: Collection[str]) -
 
 LONG = "x" * 256
 REFUSALS: dict[str, tuple[dict[str, Any], int, tuple[int, str]]] = {
-    "authorize": ({"channel": "secret"}, 403, (4503, "this connection may not join channel 'secret'")),
+    "authorize": ({"channel": "secret"}, 403, (4503, "this client may not join channel 'secret'")),
     "name": (
         {"channel": LONG},
         400,

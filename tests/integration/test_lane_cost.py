@@ -471,7 +471,7 @@ def test_cut_client_of_a_handler_that_goes_on(tmp_path: Path) -> None:
 
 
 def test_cut_streams_are_gone(setup: Setup, tmp_path: Path) -> None:
-    """Event streams that nobody reads are cut, count until they are gone, and are gone within 10 s."""
+    """Event streams that nobody reads are cut, count until they are gone, are gone within 10 s, and fill no log."""
     with serving(tmp_path, setup) as site:
         for _ in range(200):
             client = site.client()
@@ -482,6 +482,7 @@ def test_cut_streams_are_gone(setup: Setup, tmp_path: Path) -> None:
         site.agrees()
         wait_until(lambda: site.sockets() == 0, "the clients are gone")
         assert site.get("/health")[0] == 0
+        assert "ERROR" not in site.log.read_text()
 
 
 def test_stream_that_ended_on_a_connection_that_goes_on(tmp_path: Path) -> None:

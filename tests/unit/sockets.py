@@ -150,7 +150,7 @@ class FakeServerSocket(FakeSocket):
     Attributes:
         origin: As in `ServerSocket`, set by the test.
         host: As in `ServerSocket`, set by the test.
-        client_host: As in `ServerSocket`, set by the test.
+        address_key: As in `ServerSocket`, set by the test.
         accept_gate: Holds `accept`.
         accept_error: What `accept` raises once it is through the gate, if anything.
         accepting: How many calls of `accept` were begun.
@@ -162,7 +162,7 @@ class FakeServerSocket(FakeSocket):
         super().__init__(lane=lane)
         self.origin: str | None = "https://shop.example"
         self.host: str | None = "shop.example"
-        self.client_host = "192.0.2.1"
+        self.address_key: bytes | None = bytes([192, 0, 2, 1])
         self.accept_gate = Gate()
         self.accept_error: Exception | None = None
         self.accepting = 0

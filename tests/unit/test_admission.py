@@ -353,7 +353,7 @@ async def test_whose_connection_it_is(door: Door, client_key: str | None) -> Non
     """A client is counted by the key it was given, else by its address; a refused one takes nobody's place."""
     one, same, other = (FakeServerSocket() for _ in range(3))
     if client_key is None:
-        other.client_host = "192.0.2.2"
+        other.address_key = bytes([192, 0, 2, 2])
     async with door.admission(one, client_key=client_key):
         with pytest.raises(TooManyConnectionsError) as caught:
             async with door.admission(same, client_key=client_key):
@@ -458,7 +458,7 @@ async def test_refused_join_in_the_block(door: Door) -> None:
             await connection.join("secret")
         assert socket.closing == 0
         await connection.join("secret")
-    assert socket.closed == [(4503, "this connection may not join channel 'secret'")]
+    assert socket.closed == [(4503, "this client may not join channel 'secret'")]
 
 
 @pytest.mark.parametrize("ending", ["client", "worker"])

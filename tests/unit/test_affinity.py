@@ -120,8 +120,8 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
 # What only reads, what configures, and what the hub, the sender and the timer call, in the event loop.
 SAFE: dict[type, set[str]] = {
     Backplane: {"authorize", "channel", "on_slow", "on_state", "sse", "state", "statistics", "sync", "url"},
-    Connection: {"channels", "context", "id", "is_over", "lifetime", "token"},
-    Subscription: {"channels", "id", "is_over", "token"},
+    Connection: {"channels", "context", "id", "is_over", "kind", "lifetime", "token"},
+    Subscription: {"channels", "context", "id", "is_over", "kind", "token"},
     TypedChannel: {"encode", "name"},
 }
 INTERNAL = {

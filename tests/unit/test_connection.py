@@ -553,6 +553,16 @@ async def test_cancelled_before_the_turn(world: World) -> None:
     assert what_happened(conduct) == {"closed_cancelled": 1}
 
 
+async def test_task_that_a_handler_leaves_behind(world: World) -> None:
+    """A task that still receives when its handler ends by a failure of the broker keeps no client from its close."""
+    connection, socket = world.connection()
+    receiving = asyncio.create_task(connection.receive())
+    await let_tasks_run()
+    await bounded(asyncio.create_task(connection.finish(1013, AWAY)))
+    assert [code for code, _ in socket.closed] == [1013]
+    assert await bounded(receiving) is None
+
+
 @pytest.mark.parametrize(
     ("error", "closed"),
     [
@@ -1084,7 +1094,7 @@ async def test_too_many_channels(world: World) -> None:
     connection, _ = world.connection(conduct=conduct)
     for channel in ("a", "b", "a"):
         await connection.join(channel)
-    with pytest.raises(TooManyChannelsError, match=r"^a connection may join 2 channels"):
+    with pytest.raises(TooManyChannelsError, match=r"^a client may join 2 channels"):
         await connection.join("c")
     assert (list(connection.channels), what_happened(conduct)) == (["a", "b"], {"refused_channels": 1})
     await connection.leave("a")
@@ -1319,7 +1329,7 @@ async def test_authorize(world: World, authorize: Authorize) -> None:
     """The application decides about every join; a no raises, is counted, and never reaches the broker."""
     conduct = Conduct(authorize=authorize)
     connection, socket = world.connection(conduct=conduct, context="mine")
-    with pytest.raises(JoinRefusedError, match=r"^this connection may not join channel 'theirs'$"):
+    with pytest.raises(JoinRefusedError, match=r"^this client may not join channel 'theirs'$"):
         await connection.join("theirs")
     await connection.join("mine")
     assert [verb for verb in world.broker.calls if "theirs" in verb[1]] == []
@@ -1633,7 +1643,7 @@ def refuse_all(_: Connection, __: str) -> bool:
     ("authorize", "words"),
     [
         (refuse_all, "authorize refused 'a' to connection {id}"),
-        (None, "connection {id}: a connection may join 1 channels: "),
+        (None, "connection {id}: a client may join 1 channels: "),
     ],
     ids=["authorize", "max_channels"],
 )

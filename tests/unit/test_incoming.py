@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backplane.closing import CloseCode
+from backplane.errors import LifecycleError
 from backplane.incoming import Incoming
 from backplane.limits import Limits
 from tests.unit.doubles import let_tasks_run
@@ -101,6 +102,25 @@ async def test_is_waiting() -> None:
     client.said.put_nowait("1")
     assert await asyncio.wait_for(waiting, WAIT_SECONDS) == "1"
     assert not client.incoming.is_waiting
+
+
+async def test_two_receivers() -> None:
+    """A second task that receives raises at once; the first goes on, and after its cancellation another one may."""
+    client = Client()
+    first = asyncio.create_task(client.incoming.next(), name="first")
+    await let_tasks_run()
+    with pytest.raises(LifecycleError, match="'first' receives from this connection already"):
+        await client.incoming.next()
+    client.said.put_nowait("1")
+    assert await asyncio.wait_for(first, WAIT_SECONDS) == "1"
+    cancelled = asyncio.create_task(client.incoming.next())
+    await let_tasks_run()
+    cancelled.cancel()
+    successor = asyncio.create_task(client.incoming.next())
+    await let_tasks_run()
+    assert (cancelled.cancelled(), client.incoming.is_waiting) == (True, True)
+    client.incoming.close()
+    assert await asyncio.wait_for(successor, WAIT_SECONDS) is None
 
 
 # --- limits --------------------------------------------------------------------------------------------------------

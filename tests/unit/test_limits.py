@@ -40,7 +40,9 @@ def test_none_switches_off(name: str) -> None:
 def test_what_is_no_limit(name: str, value: object) -> None:
     """What is no number, or not more than 0, or not finite, is refused with its name and value."""
     options: dict[str, Any] = {name: value}
-    with pytest.raises(ConfigurationError, match=rf"^{name} must be a (whole )?number more than 0, or None, not "):
+    with pytest.raises(
+        ConfigurationError, match=rf"^{name} must be a (whole|finite) number more than 0, or None, not "
+    ):
         Limits(**options)
 
 

@@ -28,8 +28,13 @@ class Listener(Member):
     """A member that keeps what it hears."""
 
     def __init__(self, hub: Hub) -> None:
-        super().__init__(hub)
+        super().__init__(hub, None)
         self.heard: list[str | bytes] = []
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "listener"
 
     def offer(self, batch: Batch, /) -> None:
         """Keep messages."""

@@ -200,10 +200,10 @@ def test_unknown_policy() -> None:
         outbox_of(policy)
 
 
-@pytest.mark.parametrize("bounds", [{"max_bytes": 0}, {"max_bytes": -1}, {"max_messages": 0}, {"max_messages": -1}])
-def test_wrong_bounds(bounds: dict[str, int]) -> None:
-    """A bound that lets nothing through is refused."""
-    with pytest.raises(ConfigurationError, match=r"^the bounds of an outbox must be more than 0$"):
+@pytest.mark.parametrize("bounds", [{"max_bytes": 0}, {"max_bytes": "10"}, {"max_messages": -1}, {"max_messages": 1.5}])
+def test_wrong_bounds(bounds: dict[str, Any]) -> None:
+    """A bound that lets nothing through, or is no number, is refused by the name that the application knows."""
+    with pytest.raises(ConfigurationError, match=r"^max_outbox_(bytes|messages) must be a whole number more than 0, "):
         outbox_of("close", **bounds)
 
 

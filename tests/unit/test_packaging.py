@@ -30,6 +30,7 @@ PUBLIC_NAMES = [
     "BrokerAuthenticationError",
     "BrokerError",
     "BrokerUnavailableError",
+    "Client",
     "CloseCode",
     "ClosedError",
     "ConfigurationError",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
-from fastapi import Depends, WebSocket
+from fastapi import Depends, Request, WebSocket
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from backplane import Backplane, BrokerUnavailableError, MissingDependencyError
@@ -221,7 +221,21 @@ def test_example_health(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_example_sockets() -> None:
     """A client hears its own orders, is answered what does not validate, and a page of another site stays outside."""
-    with TestClient(run("sockets")["app"]) as client, client.websocket_connect("/orders?token=ada") as ada:
+    names = run("sockets")
+
+    async def head() -> int:
+        statuses: list[int] = []
+
+        async def send(event: Any) -> None:
+            statuses.append(event.get("status"))
+
+        stream = await names["listen"](Request({"type": "http"}), user="ada")
+        await stream({"type": "http", "method": "HEAD", "headers": []}, asyncio.Event().wait, send)
+        return statuses[0]
+
+    with TestClient(names["app"]) as client, client.websocket_connect("/orders?token=ada") as ada:
+        assert client.portal is not None
+        assert client.portal.call(head) == 200
         ada.send_json({"item": "tea", "amount": 2})
         assert ada.receive_json() == {"item": "tea", "amount": 2}
         ada.send_json({"item": "tea"})

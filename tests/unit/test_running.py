@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from backplane.client_address import address_key
 from backplane.errors import ClosedError, TooManyConnectionsError
+from backplane.log_burst import LogBursts
 from backplane.running import Running
 from backplane.settings import Settings
 from tests.unit.doubles import ControlledBroadcaster, counted
@@ -60,6 +62,32 @@ async def test_as_many_of_one_client() -> None:
         for guest in guests:
             worker.dismiss(guest)
     assert list(worker.connections) == [other]
+
+
+async def test_clients_whose_address_is_unknown(caplog: pytest.LogCaptureFixture) -> None:
+    """Clients without a known address count for the worker and not as one client; one warning names the cure."""
+    worker, guests = running(max_connections=3, max_connections_per_client=1), [Guest() for _ in range(3)]
+    for guest in guests:
+        worker.admit(guest, None)
+    with pytest.raises(TooManyConnectionsError, match="as many connections as it may"):
+        worker.admit(Guest(), None)
+    for guest in guests:
+        worker.dismiss(guest)
+    assert worker.health().connections == 0
+    assert len([text for text in caplog.messages if "pass client_key=" in text]) == 1
+
+
+async def test_key_and_address(caplog: pytest.LogCaptureFixture) -> None:
+    """A key that looks like an address is not that address, whose refusal logs what to do if it is a proxy's."""
+    worker, address = running(max_connections_per_client=1), address_key({"client": ("192.0.2.1", 4711)})
+    worker.admit(Guest(), "192.0.2.1")
+    worker.admit(Guest(), address)
+    assert len(worker.connections) == 2
+    for key in ("192.0.2.1", address):
+        with pytest.raises(TooManyConnectionsError, match=r"^a client may have 1 connections$"):
+            worker.admit(Guest(), key)
+        assert ("--forwarded-allow-ips" in caplog.messages[-1]) == (key is address)
+        worker.bursts = LogBursts()
 
 
 async def test_dismissed_twice_or_never_admitted() -> None:

@@ -78,7 +78,7 @@ def test_no_limit() -> None:
 def test_ill_typed(name: str, value: object) -> None:
     """What is no number, a bool too, is refused by its name."""
     options: dict[str, Any] = {name: value}
-    with pytest.raises(ConfigurationError, match=f"^{name} must be a (whole )?number, not "):
+    with pytest.raises(ConfigurationError, match=f"^{name} must be a (whole|finite) number more than 0, not "):
         Settings(**options)
 
 
@@ -104,7 +104,7 @@ def test_switch(value: object) -> None:
 def test_counts_are_whole(name: str) -> None:
     """A bound of bytes or messages is a whole number."""
     options: dict[str, Any] = {name: 1.5}
-    with pytest.raises(ConfigurationError, match=rf"^{name} must be a whole number, not 1\.5$"):
+    with pytest.raises(ConfigurationError, match=rf"^{name} must be a whole number more than 0, not 1\.5$"):
         Settings(**options)
 
 

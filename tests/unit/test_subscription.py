@@ -13,6 +13,7 @@ from backplane import (
     ConfigurationError,
     Gap,
     InvalidChannelError,
+    LifecycleError,
     Message,
     NotStartedError,
     SlowConsumerError,
@@ -46,7 +47,7 @@ async def following_hub(broker: ControlledBroadcaster | None = None) -> AsyncGen
 
 def subscription_on(hub: Hub, *, when_full: FullPolicy = "close", max_messages: int = 1024) -> Subscription:
     """Return a subscription that has joined nothing yet."""
-    return Subscription(hub, Outbox(max_bytes=1024, max_messages=max_messages, when_full=when_full))
+    return Subscription(hub, None, Outbox(max_bytes=1024, max_messages=max_messages, when_full=when_full))
 
 
 async def take(subscription: Subscription, count: int) -> list[str | bytes | Gap]:
@@ -236,6 +237,42 @@ async def test_cancelling_in_the_moment_of_a_message_loses_nothing() -> None:
         subscription.end()
 
 
+async def test_two_consumers() -> None:
+    """A second task that iterates raises at once, and takes nothing from the first; when that has ended it may."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
+        taking = asyncio.create_task(take(messages, 2), name="first")
+        await let_tasks_run()
+        for _ in range(2):
+            with pytest.raises(LifecycleError, match="'first' receives from this subscription already"):
+                await take(messages, 1)
+            await backplane.publish("a", "for the first")
+        assert await taking == ["for the first", "for the first"]
+        await backplane.publish("a", "for the second")
+        assert await take(messages, 1) == ["for the second"]
+
+
+@pytest.mark.parametrize("at_a_message", [False, True])
+async def test_consumer_after_a_cancelled_one(at_a_message: bool) -> None:
+    """A task that is being cancelled may be followed at once, and its end takes nothing from its successor."""
+    async with following_hub() as hub:
+        subscription = subscription_on(hub)
+        await subscription.join("a")
+        first = asyncio.create_task(take(subscription, 1))
+        await let_tasks_run()
+        if at_a_message:
+            subscription.offer(Batch(Message(channel="a", data="now")))
+        first.cancel()
+        second = asyncio.create_task(take(subscription, 1), name="second")
+        await let_tasks_run()
+        assert first.cancelled()
+        if not at_a_message:
+            with pytest.raises(LifecycleError, match="'second' receives"):
+                await take(subscription, 1)
+            hub.deliver("a", b"now")
+        assert await second == ["now"]
+        subscription.end()
+
+
 async def test_leaving_the_block_leaves_the_channel() -> None:
     """Behind the block nothing is heard, and whoever still iterates comes to an end."""
     async with Backplane("memory://") as backplane:
@@ -263,9 +300,11 @@ async def test_error_in_the_block_leaves_the_channel() -> None:
 
 
 async def test_join_later() -> None:
-    """A channel joined later is heard from then on."""
+    """A channel joined later is heard from then on; to iterate before that raises."""
     async with Backplane("memory://") as backplane, backplane.subscribe() as messages:
         await backplane.publish("a", "unheard")
+        with pytest.raises(LifecycleError, match="join one before iterating"):
+            await take(messages, 1)  # it would wait for ever
         await messages.join("a")
         await backplane.publish("a", "heard")
         assert await take(messages, 1) == ["heard"]

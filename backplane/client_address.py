@@ -1,0 +1,48 @@
+"""Whose connection it is, where the application gives no key: the client's address, as far as it is known.
+
+What is unknown is not a value: clients without an address are not one client. Behind a proxy the address is known where
+the server believes the proxy's headers (Uvicorn: `--forwarded-allow-ips`); over a Unix socket there is none without.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["address_key"]
+
+# Addresses of the whole IPv4 Internet, as a translator writes them (RFC 6052).
+_TRANSLATED: Final = IPv6Network("64:ff9b::/96")
+
+
+def address_key(scope: Mapping[str, Any]) -> bytes | None:
+    """Return the key of the client of an ASGI `scope`; `None` where the server does not know its address.
+
+    An IPv4 address is one client. So is an IPv6 network of 64 bits, the smallest that a subscriber is given (RFC 6177):
+    counted by address, one client would be 2^64. Addresses that are not global, such as those of a private network, are
+    counted one by one. Bytes, so that no `client_key` of the application's, a `str`, can be taken for an address.
+    """
+    client = scope.get("client")
+    host = str(client[0]).strip() if client else ""
+    # `unknown` is what a proxy writes that does not know, or hides it (RFC 7239, section 6).
+    if not host or host.lower() == "unknown" or host.startswith("unix:"):
+        return None
+    try:
+        address = ip_address(_without_port(host))
+    except ValueError:
+        return f"name {host}".encode()
+    if not isinstance(address, IPv6Address):
+        return address.packed
+    if address.ipv4_mapped is not None:  # a socket that takes both shows IPv4 clients so
+        return address.ipv4_mapped.packed
+    return address.packed[:8] if address.is_global and address not in _TRANSLATED else address.packed
+
+
+def _without_port(host: str) -> str:
+    """Return `host` without the port that some proxies append, a new one for each connection."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0] if host.count(":") == 1 else host
