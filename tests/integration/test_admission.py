@@ -231,7 +231,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, tuple[int, str]]] = {
     "channels": (
         {"channel": "a", "limits": Limits(max_channels=1)},
         403,
-        (4513, "a connection may join 1 channels: Limits(max_channels=...)"),
+        (4513, "a client may join 1 channels: Limits(max_channels=...)"),
     ),
     "expired": (
         {"expires_at": datetime.now(UTC) - timedelta(seconds=1)},
