@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from backplane.batch import Batch
@@ -13,13 +14,14 @@ from backplane.close_sequence import CloseSequence, flush
 from backplane.closing import CloseCode
 from backplane.codec import plain
 from backplane.conduct import Conduct, SlowConsumer
+from backplane.context import run_in
 from backplane.ending import close_code, reasons
 from backplane.errors import InvalidMessageError, TooManyChannelsError
 from backplane.incoming import Incoming
 from backplane.member import Member
 from backplane.message import Message
 from backplane.outbox import Rule
-from backplane.outgoing import LaneOutgoing, Outgoing, PlainOutgoing, SocketGoneError
+from backplane.outgoing import LaneOutgoing, Outgoing, PlainOutgoing
 from backplane.tasks import Tasks
 from backplane.validation import parse
 from backplane.watch import Lifetime
@@ -81,7 +83,9 @@ class Connection(Member):
         self._conduct = conduct or Conduct()
         lane = socket.lane
         self._outgoing: Outgoing = (
-            PlainOutgoing(outbox, self, socket.send) if lane is None else LaneOutgoing(outbox, self, lane)
+            PlainOutgoing(outbox, self, socket.send, self._context)
+            if lane is None
+            else LaneOutgoing(outbox, self, lane, self._context)
         )
         outbox.on_drop = self._dropped
         self.lifetime = Lifetime(asyncio.get_running_loop().time())
@@ -253,8 +257,7 @@ class Connection(Member):
         if on_gap == "close":
             return self._reload(gap)
         try:
-            answer = on_gap(gap)
-            data = None if answer is None else plain(answer)
+            data = run_in(self._context, _answer, on_gap, gap)
         except Exception as error:
             words = "on_gap failed for channel %r: closing connection %s"
             self._log(logging.ERROR, words, gap.channel, self.id, exc_info=error)
@@ -269,15 +272,20 @@ class Connection(Member):
         self.end(CloseCode.TRY_AGAIN_LATER, _TOO_SLOW)
 
     def send_failed(self, error: Exception) -> None:
-        """The client is gone: the end."""
-        if not isinstance(error, SocketGoneError):
-            self._log(logging.ERROR, "connection %s failed to send", self.id, exc_info=error)
-        self.client_left()
+        """A message could not be sent: the end, and where the client is not gone, a fault that is logged."""
+        if self._socket.is_gone(error):
+            return self.client_left()
+        self._log(logging.ERROR, "connection %s failed to send: closing it", self.id, exc_info=error)
+        self.end(CloseCode.INTERNAL_ERROR, "internal error")
 
     def client_gone(self) -> None:
         """Nothing can be sent any more; what the client has said before is still there to be received."""
         self._hear_nothing()
         self._conduct.watch.remove(self)
+
+    def bypassed(self, data: str | bytes | None, /) -> None:
+        """Learn what the application received from the socket itself."""
+        self._incoming.bypassed(data)
 
     def client_said(self, now: float, /) -> None:
         """Something came from the client."""
@@ -378,7 +386,12 @@ class Connection(Member):
     def _closing(self) -> CloseSequence:
         if self._close_sequence is None:
             self._close_sequence = CloseSequence(
-                self.id, self._socket, self._outgoing, end=self.end, bursts=self._conduct.bursts
+                self.id,
+                self._socket,
+                self._outgoing,
+                end=self.end,
+                bursts=self._conduct.bursts,
+                context=self._context,
             )
         return self._close_sequence
 
@@ -412,7 +425,8 @@ class Connection(Member):
 
     def _notify_slow(self, item: Message | Gap, action: str) -> None:
         waiting = {"waiting_messages": len(self._outbox), "waiting_bytes": self._outbox.size_bytes}
-        self._conduct.notify_slow(SlowConsumer(connection=self, channel=item.channel, action=action, **waiting))
+        slow = SlowConsumer(connection=self, channel=item.channel, action=action, **waiting)
+        run_in(self._context, self._conduct.notify_slow, slow)
 
     def _note_invalid(self, error: InvalidMessageError) -> None:
         self._conduct.statistics.invalid_messages += 1
@@ -477,4 +491,9 @@ class Connection(Member):
             self._log(logging.INFO, "closing connection %s: %s", self.id, reasons(error))
 
     def _log(self, level: int, message: str, *args: object, exc_info: BaseException | None = None) -> None:
-        self._conduct.bursts.log(logger, level, message, *args, exc_info=exc_info)
+        run_in(self._context, partial(self._conduct.bursts.log, logger, level, message, *args, exc_info=exc_info))
+
+
+def _answer(on_gap: Callable[[Gap], object], gap: Gap) -> str | bytes | None:
+    answer = on_gap(gap)
+    return None if answer is None else plain(answer)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from backplane.closing import CloseCode
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from backplane.limits import Limits
 
 __all__ = ["Incoming", "Speaker"]
+
+logger = logging.getLogger("backplane.incoming")
 
 
 class Speaker(Protocol):
@@ -82,15 +86,23 @@ class Incoming:
         if data is None:
             self._speaker.client_left()
             raise StopAsyncIteration
-        now = asyncio.get_running_loop().time()
-        self._speaker.client_said(now)
-        if self._most_bytes is not None and _exceeds(data, self._most_bytes):
-            self._speaker.limit_reached(CloseCode.TOO_BIG, f"at most {self._most_bytes} bytes")
-        elif self._bucket is not None and not self._bucket.take(now):
-            self._speaker.limit_reached(CloseCode.TOO_MANY_MESSAGES, "too many messages")
+        self._note(data)
         if self._closed:
             raise StopAsyncIteration
         return data
+
+    def bypassed(self, data: str | bytes | None) -> None:
+        """Learn what the application took from the socket itself: it counts as if it had come by here.
+
+        A message that reaches a limit is with the application already, and the last one.
+        """
+        _warn_of_bypass()
+        if self._closed:
+            return
+        if data is None:
+            self._speaker.client_left()
+        else:
+            self._note(data)
 
     async def next(self) -> str | bytes | None:
         """Return the client's next message, or `None` at the end."""
@@ -106,6 +118,25 @@ class Incoming:
         self._closed = True
         if self._waiting is not None:
             self._waiting.cancel()
+
+    def _note(self, data: str | bytes) -> None:
+        """Count a message."""
+        now = asyncio.get_running_loop().time()
+        self._speaker.client_said(now)
+        if self._most_bytes is not None and _exceeds(data, self._most_bytes):
+            self._speaker.limit_reached(CloseCode.TOO_BIG, f"at most {self._most_bytes} bytes")
+        elif self._bucket is not None and not self._bucket.take(now):
+            self._speaker.limit_reached(CloseCode.TOO_MANY_MESSAGES, "too many messages")
+
+
+@cache
+def _warn_of_bypass() -> None:
+    """Log it, once per process: whatever the code, it is the same for every client."""
+    logger.warning(
+        "a handler receives from the WebSocket itself inside connect(), as by websocket.receive_text(): it counts for "
+        "the limits of its client, but nothing wakes the handler at the end of the connection. "
+        "Use `async for message in connection` or `await connection.receive()`"
+    )
 
 
 def _exceeds(data: str | bytes, most_bytes: int) -> bool:

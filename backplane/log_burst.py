@@ -7,6 +7,7 @@ as it likes. Neither may fill the log.
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class _Burst:
         self._count += 1
         self._args = args
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(self.ends_at, self._end_window)
+            self._timer = asyncio.get_running_loop().call_at(self.ends_at, self._end_window, context=Context())
 
     def flush(self) -> None:
         if self._timer is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from backplane.channels import validate_channel, warn_if_pattern
@@ -22,7 +23,7 @@ __all__ = ["Member"]
 class Member(ABC):
     """A subscriber of the hub, of any number of channels."""
 
-    __slots__ = ("_channels", "_deaf", "_ended", "_hub", "token")
+    __slots__ = ("_channels", "_context", "_deaf", "_ended", "_hub", "token")
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
@@ -30,6 +31,8 @@ class Member(ABC):
         self._deaf = False  # about to end, or at its end: hears nothing any more
         self._ended = False
         self.token = os.urandom(8)
+        # Of whoever made it, a handler usually: what runs for it from elsewhere runs in this Context.
+        self._context = copy_context()
 
     @property
     def id(self) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
     from contextlib import AbstractAsyncContextManager
 
     from backplane.lane import Lane
@@ -21,12 +21,16 @@ class Socket(Protocol):
         """The server's direct lane, where it has one."""
         ...
 
-    async def send(self, data: str | bytes) -> None:
+    def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
         """Send one message; waits while the client does not read.
 
         Raises:
-            SocketGoneError: It is gone.
+            Exception: It was not sent; `is_gone` tells why.
         """
+        ...
+
+    def is_gone(self, error: Exception) -> bool:
+        """Return whether `send` raised `error` because the client is gone; else it is a fault of somebody's."""
         ...
 
     async def receive(self) -> str | bytes | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+import errno
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocketDisconnect, WebSocketState
@@ -14,7 +15,7 @@ from backplane.lane import EXTENSION, when_gone
 from backplane.outgoing import SocketGoneError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, MutableMapping
 
     from starlette.websockets import WebSocket
 
@@ -22,19 +23,40 @@ if TYPE_CHECKING:
 
 __all__ = ["StarletteSocket"]
 
-# What Starlette and the servers raise for a send to a client that is gone, or behind a close.
-_GONE = (WebSocketDisconnect, RuntimeError, OSError)
+# What the system reports of a client that is gone. Any other number comes from elsewhere: a middleware's own file or
+# peer. An OSError without a number is a server's own, as ASGI asks for (Uvicorn's `ClientDisconnected`), but a timeout.
+_CLIENT_ERRNOS: Final = frozenset(
+    {
+        None,
+        errno.EBADF,
+        errno.ECONNABORTED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENOTCONN,
+        errno.EPIPE,
+        errno.ESHUTDOWN,
+    }
+)
+
+# Uvicorn's words where it, or a middleware, has seen the end before Starlette; a RuntimeError, on every protocol of it.
+_BEHIND_THE_END: Final = "after sending 'websocket.close'"
 
 
 class StarletteSocket:
     """Wraps `websocket`, which must not have been accepted yet.
+
+    Attributes:
+        lane: The server's direct lane, if it has one.
+        on_bypass: Called with what the application receives from `websocket` itself, as `receive` would return it.
 
     Raises:
         LifecycleError: It was accepted.
         ClosedError: It is closed.
     """
 
-    __slots__ = ("_websocket", "lane")
+    __slots__ = ("_websocket", "lane", "on_bypass")
 
     def __init__(self, websocket: WebSocket) -> None:
         states = (websocket.application_state, websocket.client_state)
@@ -45,6 +67,7 @@ class StarletteSocket:
                 "this WebSocket is accepted already: connect() accepts it, remove `await websocket.accept()`"
             )
         self._websocket = websocket
+        self.on_bypass: Callable[[str | bytes | None], None] | None = None
         self.lane: Lane | None = websocket.scope.get("extensions", {}).get(EXTENSION)
 
     @property
@@ -64,8 +87,9 @@ class StarletteSocket:
         return "" if client is None else client.host
 
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
-        """Finish the handshake."""
+        """Finish the handshake. From here on `on_bypass` is called with what the application receives by itself."""
         await self._websocket.accept(subprotocol, headers)
+        self._websocket.receive = self._bypassed  # type: ignore[method-assign]
 
     @asynccontextmanager
     async def refusing_on_error(self) -> AsyncGenerator[None]:
@@ -87,39 +111,81 @@ class StarletteSocket:
                 raise WebSocketException(1008, str(error)) from error
             raise
 
-    async def send(self, data: str | bytes) -> None:
+    def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
         """Send one message."""
-        try:
-            # What `send_text` and `send_bytes` do, with one call less on the way of every message.
-            await self._websocket.send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
-        except _GONE as error:
-            raise SocketGoneError from error
+        # What `send_text` and `send_bytes` do, with one call less on the way of every message.
+        return self._websocket.send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+
+    def is_gone(self, error: Exception) -> bool:
+        """Return whether the client is gone, by the state of the socket where `error` alone could be anybody's.
+
+        Uvicorn raises an OSError of its own, and behind a close a RuntimeError, as Starlette does; Hypercorn, Granian
+        and Daphne drop what is sent to a client that is gone. A task group of a middleware makes a group of it.
+        """
+        match error:
+            case WebSocketDisconnect():
+                cause = error.__context__  # Starlette takes every OSError for the end, a middleware's own too
+                if isinstance(cause, OSError) and not _is_of_client(cause):
+                    self._websocket.application_state = WebSocketState.CONNECTED  # so that it can be closed
+                    return False
+                return True
+            case OSError():
+                return _is_of_client(error)
+            case ExceptionGroup():
+                parts: tuple[Exception, ...] = error.exceptions
+                return all(self.is_gone(part) for part in parts)
+            case _:
+                return isinstance(error, SocketGoneError) or self._is_closed or _BEHIND_THE_END in str(error)
 
     async def receive(self) -> str | bytes | None:
         """Return the next message, or `None` when the client is gone."""
-        if self._websocket.application_state is WebSocketState.DISCONNECTED:
+        if self._is_closed:
             return None
-        message = await self._websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            return None
-        text: str | None = message.get("text")
-        data: bytes = message.get("bytes") or b""
-        return data if text is None else text
+        return _data(await type(self._websocket).receive(self._websocket))
 
     async def close(self, code: int, reason: str) -> None:
         """Close, if it is still open."""
-        if WebSocketState.DISCONNECTED in (self._websocket.application_state, self._websocket.client_state):
+        if self._is_closed:
             return
-        with suppress(*_GONE):
+        try:
             await self._websocket.close(code, reason)
+        except Exception as error:
+            if not self.is_gone(error):
+                raise
 
     def when_gone(self, callback: Callable[[], None], /) -> None:
         """Call `callback` once the client's transport is gone, and at once where the server does not report it."""
         when_gone(self._websocket.scope, callback)
 
+    async def _bypassed(self) -> MutableMapping[str, Any]:
+        """Receive as the application asks `websocket` to: stands in for `WebSocket.receive`."""
+        message = await type(self._websocket).receive(self._websocket)
+        if self.on_bypass is not None:
+            self.on_bypass(_data(message))
+        return message
+
+    @property
+    def _is_closed(self) -> bool:
+        return WebSocketState.DISCONNECTED in (self._websocket.application_state, self._websocket.client_state)
+
     async def _refuse(self, error: BackplaneError) -> None:
-        with suppress(*_GONE):
+        try:
             await deny(self._websocket, denial(error))
+        except Exception as failure:
+            if not self.is_gone(failure):
+                raise
+
+
+def _is_of_client(error: OSError) -> bool:
+    return error.errno in _CLIENT_ERRNOS and not isinstance(error, TimeoutError)
+
+
+def _data(message: MutableMapping[str, Any]) -> str | bytes | None:
+    if message["type"] == "websocket.disconnect":
+        return None
+    text: str | None = message.get("text")
+    data: bytes = message.get("bytes") or b""
+    return data if text is None else text
 
 
 async def _is_answered(code: int = 1000, reason: str | None = None) -> None:

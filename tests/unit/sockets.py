@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from backplane.errors import BackplaneError
+from backplane.outgoing import SocketGoneError
 from tests.unit.doubles import FakeLane, Gate, messages_in
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ class FakeSocket:
             raise self.error
         self.sent.append(data)
         self._changed.set()
+
+    def is_gone(self, error: Exception) -> bool:
+        """Return whether it is what a socket raises whose client is gone."""
+        return isinstance(error, SocketGoneError)
 
     async def receive(self) -> str | bytes | None:
         """Return what the test put into `incoming`."""

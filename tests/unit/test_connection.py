@@ -917,7 +917,7 @@ async def test_error_while_sending(plain_world: World, error: Exception, caplog:
     if isinstance(error, SocketGoneError):
         assert (socket.closing, caplog.records) == (0, [])
     else:
-        assert caplog.messages == [f"connection {connection.id} failed to send"]
+        assert caplog.messages == [f"connection {connection.id} failed to send: closing it"]
         assert [record.exc_info and record.exc_info[1] for record in caplog.records] == [error]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -473,8 +474,14 @@ def test_client_disconnects_through_starlette() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [OSError("broken pipe"), RuntimeError("after close"), WebSocketDisconnect(1006)],
-    ids=["os", "order", "gone"],
+    [
+        OSError("the server's own"),
+        ConnectionResetError(errno.ECONNRESET, "reset"),
+        RuntimeError("Unexpected ASGI message 'websocket.send', after sending 'websocket.close'."),
+        WebSocketDisconnect(1006),
+        ExceptionGroup("a task group of a middleware", [OSError("the server's own")]),
+    ],
+    ids=["os", "system", "order", "gone", "group"],
 )
 async def test_client_gone_while_sending(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     """A send to a client that is gone is an ordinary end, whatever the server raises: the iteration ends, no log."""
@@ -487,6 +494,35 @@ async def test_client_gone_while_sending(error: Exception, caplog: pytest.LogCap
         await backplane.publish("a", "x")
         assert await ended(handling) == []
     assert [record.getMessage() for record in caplog.records if record.name != "backplane.supervision"] == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a middleware's own"),
+        TimeoutError(),
+        ConnectionRefusedError(errno.ECONNREFUSED, "the middleware's collector"),
+        ExceptionGroup("a task group", [OSError("the server's own"), KeyError("a fault")]),
+    ],
+    ids=["runtime", "timeout", "os", "group"],
+)
+async def test_fault_while_sending(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """A send that fails while the client is there is somebody's fault: closed with 1011, one log line, counted."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(echo(backplane, client, "a"))
+        await client.gets(1)
+        await let_tasks_run()
+        client.errors["websocket.send"] = error
+        await backplane.publish("a", "x")
+        assert await ended(handling) == []
+        statistics = backplane.statistics()
+    assert (client.sent_types, client.sent[-1]["code"]) == (["accept", "close"], 1011)
+    lines = [record for record in caplog.records if record.name != "backplane.supervision"]
+    assert [line.levelname for line in lines] == ["ERROR"]
+    assert lines[0].getMessage().endswith("failed to send: closing it")
+    assert lines[0].exc_info is not None
+    assert (statistics["closed_internal_error"], statistics["closed_by_client"]) == (1, 0)
 
 
 async def test_client_gone_at_the_close() -> None:
