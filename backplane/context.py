@@ -39,17 +39,18 @@ def run_in(context: Context, work: Callable[..., _ResultT], *args: object) -> _R
 
 if sys.version_info >= (3, 12):
 
-    def begin(work: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None] | None:
-        """Run `work` in a task in `context` up to its first wait; return the task, or `None` where it is over.
+    def begin(
+        work: Coroutine[Any, Any, None], context: Context, loop: asyncio.AbstractEventLoop
+    ) -> asyncio.Task[None] | None:
+        """Run `work` in a task of `loop`, which runs, up to its first wait; return the task, `None` where it is over.
 
-        The code of `work` finds a current task, the one of its later steps; it may cancel it, and use timeouts, cancel
-        scopes and task groups. What it sets in `context` lasts. Where the caller itself is called from `context`, which
-        cannot be entered twice, all of it runs in the next pass of the event loop.
+        All of it runs in `context`, where what it sets lasts. Its code finds one current task from its first step to
+        its last, which it may cancel, and may use timeouts, cancel scopes and task groups. Where the caller itself is
+        called from `context`, which cannot be entered twice, it begins in the next pass of the event loop.
 
         Raises:
             CancelledError, Exception: What `work` raised before it waited.
         """
-        loop = asyncio.get_running_loop()
         try:
             context.run(_nothing)
         except RuntimeError:  # entered already, which `asyncio.Task` would notice half made
@@ -65,23 +66,22 @@ if sys.version_info >= (3, 12):
 
 else:
     from asyncio import current_task
-    from asyncio.events import get_running_loop
     from asyncio.tasks import _enter_task, _leave_task
     from weakref import getweakrefcount
 
     _references: Callable[[object], int] = getattr(sys, "getrefcount", id)  # PyPy counts none: each has its own there
 
-    def begin(work: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None] | None:
-        """Run `work` in a task in `context` up to its first wait; see above."""
+    def begin(
+        work: Coroutine[Any, Any, None], context: Context, loop: asyncio.AbstractEventLoop
+    ) -> asyncio.Task[None] | None:
+        """Run `work` in a task up to its first wait; see above."""
         global _free
-        loop = get_running_loop()
         carrier = _free
         if carrier is None or carrier.loop is not loop or carrier.begun:
             carrier = _Carrier(loop)
         _free = None  # what `work` begins in turn needs another
         task = carrier.task
-        outer = current_task(loop)
-        if outer is not None:
+        if (outer := current_task(loop)) is not None:
             _leave_task(loop, outer)
         _enter_task(loop, task)
         try:
@@ -176,8 +176,11 @@ else:
             run, send, throw = self._context.run, self.work.send, self.work.throw
             waits_for = self._waits_for
             try:
-                if cancelled is not None and not _cancel(waits_for, cancelled):
-                    waits_for = run(throw, cancelled)
+                if cancelled is not None:
+                    if not _cancel(waits_for, cancelled):
+                        waits_for = run(throw, cancelled)
+                elif waits_for is None:  # `sleep(0)`: a pass has gone by
+                    waits_for = run(send, None)
                 while True:
                     try:
                         sent = yield waits_for

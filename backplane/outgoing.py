@@ -103,13 +103,14 @@ class PlainOutgoing(Outgoing):
     the server makes wait.
     """
 
-    __slots__ = ("_direct", "_open", "_send", "_sending", "_task")
+    __slots__ = ("_direct", "_loop", "_open", "_send", "_sending", "_task")
 
     def __init__(
         self, outbox: Outbox, owner: Owner, send: Callable[[str | bytes], Coroutine[Any, Any, None]], context: Context
     ) -> None:
         super().__init__(outbox, owner, context)
         self._send = send
+        self._loop = asyncio.get_running_loop()  # to ask for it costs a system call on Python 3.11
         self._open = False
         self._sending = False
         self._direct: Iterator[Message] = _NOTHING  # what is being sent without having waited in the outbox
@@ -151,13 +152,13 @@ class PlainOutgoing(Outgoing):
         self._sending = True
         try:
             for message in self._direct:
-                if (task := begin(self._send(message.data), self._context)) is not None:
+                if (task := begin(self._send(message.data), self._context, self._loop)) is not None:
                     return self._wait_for(task)
                 if self._closed:
                     break
             while not self._closed and (item := self._outbox.take()) is not None:
                 if isinstance(item, Message):
-                    task = begin(self._send(item.data), self._context)
+                    task = begin(self._send(item.data), self._context, self._loop)
                     if task is not None:
                         return self._wait_for(task)
         except asyncio.CancelledError:
