@@ -66,7 +66,9 @@ if sys.version_info >= (3, 12):
 
 else:
     from asyncio import current_task
-    from asyncio.tasks import _enter_task, _leave_task
+
+    # What a task itself calls around its steps; an event loop in another language has no other way either.
+    from asyncio.tasks import _enter_task, _leave_task  # pyright: ignore[reportPrivateUsage]
     from weakref import getweakrefcount
 
     _references: Callable[[object], int] = getattr(sys, "getrefcount", id)  # PyPy counts none: each has its own there
@@ -87,6 +89,8 @@ else:
         try:
             carrier.keep(work, context.run(work.send, None), context)
         except StopIteration:
+            if task.touched and task._must_cancel:  # type: ignore[attr-defined]  # a task that cancels itself, and ends, is cancelled
+                raise asyncio.CancelledError from None
             return None
         except RuntimeError as error:
             if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # raised by `work`
@@ -157,7 +161,7 @@ else:
 
         def _set_log_destroy_pending(self, value: bool) -> None:
             """Have it logged, or not, that the event loop ends before the task does."""
-            asyncio.Task.__setattr__(self.task, "_log_destroy_pending", value)
+            object.__setattr__(self.task, "_log_destroy_pending", value)
 
         async def _drive(self) -> None:
             await self
@@ -169,25 +173,28 @@ else:
             except asyncio.CancelledError as error:
                 cancelled = error
             self.begun = True
-            if self.work is None:
-                if cancelled is not None:
-                    raise cancelled
-                return
-            run, send, throw = self._context.run, self.work.send, self.work.throw
-            waits_for = self._waits_for
+            if self.work is not None:
+                yield from self._go_on(self.work, cancelled)
+            elif cancelled is not None:
+                raise cancelled
+
+        def _go_on(
+            self, work: Coroutine[Any, Any, None], cancelled: asyncio.CancelledError | None
+        ) -> Generator[Any, Any, None]:
+            run, waits_for = self._context.run, self._waits_for
             try:
                 if cancelled is not None:
                     if not _cancel(waits_for, cancelled):
-                        waits_for = run(throw, cancelled)
+                        waits_for = run(work.throw, cancelled)
                 elif waits_for is None:  # `sleep(0)`: a pass has gone by
-                    waits_for = run(send, None)
+                    waits_for = run(work.send, None)
                 while True:
                     try:
                         sent = yield waits_for
                     except BaseException as error:  # a cancellation, mostly
-                        waits_for = run(throw, error)
+                        waits_for = run(work.throw, error)
                     else:
-                        waits_for = run(send, sent)
+                        waits_for = run(work.send, sent)
             except StopIteration:
                 return
 

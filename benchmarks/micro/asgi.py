@@ -20,6 +20,8 @@ from backplane import Backplane
 from benchmarks.micro.fanout import interleaved_over_sockets
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from starlette.websockets import WebSocket
 
     from benchmarks.micro.figure import Figure
@@ -75,7 +77,10 @@ async def _measure(count: int, rounds: int) -> list[Figure]:
             await asyncio.sleep(0)
         for peer in peers:
             assert peer.recv(4096).startswith(b"HTTP/1.1 101")
-        candidates = {"floor: await send_text() in a loop": bare, "backplane.publish on memory://": publish}
+        candidates: dict[str, Callable[[], Coroutine[None, None, None]]] = {
+            "floor: await send_text() in a loop": bare,
+            "backplane.publish on memory://": publish,
+        }
         try:
             return await interleaved_over_sockets(candidates, rounds, count, lambda: _empty(peers))
         finally:

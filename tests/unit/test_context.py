@@ -39,14 +39,17 @@ def me() -> asyncio.Task[Any]:
 
 
 async def returns(trace: Trace) -> None:
+    """End at once."""
     trace.append(me() in asyncio.all_tasks())
 
 
 async def raises(trace: Trace) -> None:
+    """Fail at once."""
     raise KeyError(me().cancelling())
 
 
 async def stays_itself(trace: Trace) -> None:
+    """Be the same task from the first step to the last."""
     before = me()
     await asyncio.sleep(0)
     trace.append(me() is before)
@@ -55,11 +58,13 @@ async def stays_itself(trace: Trace) -> None:
 
 
 async def raises_later(_: Trace) -> None:
+    """Fail after a pass."""
     await asyncio.sleep(0)
     raise KeyError
 
 
 async def timeout_that_runs_out(trace: Trace) -> None:
+    """Wait for longer than a timeout."""
     try:
         async with asyncio.timeout(0.01):
             await asyncio.Event().wait()
@@ -68,6 +73,7 @@ async def timeout_that_runs_out(trace: Trace) -> None:
 
 
 async def timeout_of_nothing(trace: Trace) -> None:
+    """Do something, and wait, in no time."""
     async with asyncio.timeout(0):
         trace.append("in time")
     with suppress(TimeoutError):
@@ -78,12 +84,14 @@ async def timeout_of_nothing(trace: Trace) -> None:
 
 
 async def timeout_in_time(trace: Trace) -> None:
+    """Be done before a timeout."""
     async with asyncio.timeout(WAIT_SECONDS):
         await asyncio.sleep(0)
     trace.append(me().cancelling())
 
 
 async def scopes(trace: Trace) -> None:
+    """Use the cancel scopes of anyio."""
     with anyio.fail_after(WAIT_SECONDS):
         trace.append("at once")
     with anyio.move_on_after(0) as scope:
@@ -105,6 +113,8 @@ async def scopes(trace: Trace) -> None:
 
 
 async def groups(trace: Trace) -> None:
+    """Use the task groups of asyncio and anyio."""
+
     async def child(number: int) -> None:
         await asyncio.sleep(0)
         trace.append((number, user.get()))
@@ -122,6 +132,7 @@ async def groups(trace: Trace) -> None:
 
 
 async def locks(trace: Trace) -> None:
+    """Hold locks, one of which knows its owner."""
     lock, other = asyncio.Lock(), anyio.Lock()
     async with lock, other:
         trace.append(other.statistics().owner is not None)
@@ -133,6 +144,7 @@ async def locks(trace: Trace) -> None:
 
 
 async def cancels_itself_and_waits(trace: Trace) -> None:
+    """Cancel the own task, wait, and go on."""
     me().cancel("words")
     trace.append(me().cancelling())
     waited = asyncio.get_running_loop().create_future()
@@ -145,6 +157,7 @@ async def cancels_itself_and_waits(trace: Trace) -> None:
 
 
 async def cancels_itself_at_a_bare_pass(trace: Trace) -> None:
+    """Cancel the own task, and wait for nothing."""
     me().cancel()
     try:
         await asyncio.sleep(0)
@@ -152,7 +165,13 @@ async def cancels_itself_at_a_bare_pass(trace: Trace) -> None:
         trace.append(me().cancelling())
 
 
+async def cancels_itself_and_returns(trace: Trace) -> None:
+    """Cancel the own task, and end."""
+    trace.append(me().cancel())
+
+
 async def waits(trace: Trace) -> None:
+    """Wait for ever."""
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError as error:
@@ -161,6 +180,7 @@ async def waits(trace: Trace) -> None:
 
 
 async def waits_for_a_task(trace: Trace) -> None:
+    """Wait for a task, which a cancellation cancels too."""
     child = asyncio.create_task(asyncio.Event().wait())
     try:
         await child
@@ -169,6 +189,7 @@ async def waits_for_a_task(trace: Trace) -> None:
 
 
 async def waits_for_what_is_done(trace: Trace) -> None:
+    """Wait for results and errors."""
     future = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(future.set_result, 42)
     trace.append(await future)
@@ -181,6 +202,7 @@ async def waits_for_what_is_done(trace: Trace) -> None:
 
 
 async def variables(trace: Trace) -> None:
+    """Set and reset variables."""
     token = user.set("bob")
     await asyncio.sleep(0)
     trace.append(user.get())
@@ -190,10 +212,12 @@ async def variables(trace: Trace) -> None:
 
 
 async def named() -> str:
+    """Return the user."""
     return user.get()
 
 
 async def callback_at_its_end(trace: Trace) -> None:
+    """Ask to be notified of the end."""
     me().add_done_callback(lambda _: trace.append("done"))
 
 
@@ -210,6 +234,7 @@ ALL: Final = (
     locks,
     cancels_itself_and_waits,
     cancels_itself_at_a_bare_pass,
+    cancels_itself_and_returns,
     waits_for_what_is_done,
     variables,
     callback_at_its_end,
@@ -230,8 +255,8 @@ async def outcome(started: Callable[[], asyncio.Task[None] | None], cancelled_af
         task.cancel("from outside")
     await asyncio.wait([task], timeout=WAIT_SECONDS)
     await let_tasks_run()
-    error = asyncio.CancelledError() if task.cancelled() else task.exception()
-    return None if error is None else (type(error), error.args)
+    failure = asyncio.CancelledError() if task.cancelled() else task.exception()
+    return None if failure is None else (type(failure), failure.args)
 
 
 async def both(work: Callable[[Trace], Coroutine[Any, Any, None]], cancelled_after: int | None = None) -> list[object]:
@@ -273,26 +298,32 @@ async def test_cancelled_as_any_task(work: Callable[[Trace], Coroutine[Any, Any,
 
 
 def keeps(kept: list[object]) -> None:
+    """Keep the task."""
     kept.append(me())
 
 
 def keeps_weakly(kept: list[object]) -> None:
+    """Keep the task in a weak reference."""
     kept.append(weakref.ref(me()))
 
 
 def names(_: list[object]) -> None:
+    """Name the task."""
     me().set_name("mine")
 
 
 def gives_an_attribute(_: list[object]) -> None:
+    """Keep something on the task."""
     me().user = "alice"  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def gives_a_callback(kept: list[object]) -> None:
+    """Ask to be notified of the end."""
     me().add_done_callback(lambda _: kept.append("done"))
 
 
 def cancels(_: list[object]) -> None:
+    """Cancel the task, and take it back."""
     me().cancel()
     me().uncancel()
 
@@ -311,12 +342,13 @@ async def test_nothing_is_left_for_the_next(act: Callable[[list[object]], None])
 
     async def second() -> None:
         task = me()
-        seen.extend([task.get_name(), getattr(task, "user", None), task.cancelling(), bool(task._callbacks)])  # type: ignore[attr-defined]
+        seen.extend([task.get_name(), getattr(task, "user", None), task.cancelling(), bool(task._callbacks)])
         seen.append(any(task in (one, one() if isinstance(one, weakref.ref) else None) for one in kept))
         await asyncio.sleep(0)
 
     def fan_out() -> None:
-        begin(first(), context, loop)
+        with suppress(asyncio.CancelledError):
+            begin(first(), context, loop)
         begin(second(), context, loop)
 
     loop.call_soon(fan_out)
