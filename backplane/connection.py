@@ -93,6 +93,7 @@ class Connection(Member):
         if lane is not None and limits.max_message_bytes is not None:
             lane.limit_messages(limits.max_message_bytes)
         self._incoming = Incoming(socket.receive, limits, self)
+        socket.on_bypass(self._incoming.bypass)
         self._open = False
         self._close_with: tuple[int, str] | None = None  # asked for before the handshake was done
         self._close_sequence: CloseSequence | None = None
@@ -282,10 +283,6 @@ class Connection(Member):
         """Nothing can be sent any more; what the client has said before is still there to be received."""
         self._hear_nothing()
         self._conduct.watch.remove(self)
-
-    def bypassed(self, data: str | bytes | None, /) -> None:
-        """Learn what the application received from the socket itself."""
-        self._incoming.bypassed(data)
 
     def client_said(self, now: float, /) -> None:
         """Something came from the client."""

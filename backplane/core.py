@@ -405,7 +405,6 @@ class Backplane:
         socket = StarletteSocket(websocket)
         outbox = self._outbox(max_outbox_bytes, max_outbox_messages, when_full, latest_by)
         connection = Connection(socket, running.hub, outbox, self._conduct(running, limits, on_gap), context=context)
-        socket.on_bypass = connection.bypassed
         connection.expire_at(expires_at)
         return Admission(
             running,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Coroutine, Iterable
     from contextlib import AbstractAsyncContextManager
 
     from backplane.lane import Lane
 
-__all__ = ["ServerSocket", "Socket"]
+__all__ = ["Bypass", "ServerSocket", "Socket"]
+
+Bypass = Callable[[Callable[[], Awaitable[str | bytes | None]]], Awaitable[str | bytes]]
+"""Takes what receives the next message, and returns it within the limits; raises `StopAsyncIteration` at the end."""
 
 
 class Socket(Protocol):
@@ -35,6 +39,10 @@ class Socket(Protocol):
 
     async def receive(self) -> str | bytes | None:
         """Return the client's next message, or `None` at its end."""
+        ...
+
+    def on_bypass(self, receive: Bypass, /) -> None:
+        """Ask `receive` for what the application receives by itself, past the connection."""
         ...
 
     async def close(self, code: int, reason: str) -> None:

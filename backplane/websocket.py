@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
     from backplane.lane import Lane
+    from backplane.sockets import Bypass
 
 __all__ = ["StarletteSocket"]
 
@@ -47,16 +48,12 @@ _BEHIND_THE_END: Final = "after sending 'websocket.close'"
 class StarletteSocket:
     """Wraps `websocket`, which must not have been accepted yet.
 
-    Attributes:
-        lane: The server's direct lane, if it has one.
-        on_bypass: Called with what the application receives from `websocket` itself, as `receive` would return it.
-
     Raises:
         LifecycleError: It was accepted.
         ClosedError: It is closed.
     """
 
-    __slots__ = ("_websocket", "lane", "on_bypass")
+    __slots__ = ("_receive_bypassed", "_websocket", "lane")
 
     def __init__(self, websocket: WebSocket) -> None:
         states = (websocket.application_state, websocket.client_state)
@@ -67,7 +64,7 @@ class StarletteSocket:
                 "this WebSocket is accepted already: connect() accepts it, remove `await websocket.accept()`"
             )
         self._websocket = websocket
-        self.on_bypass: Callable[[str | bytes | None], None] | None = None
+        self._receive_bypassed: Bypass | None = None
         self.lane: Lane | None = websocket.scope.get("extensions", {}).get(EXTENSION)
 
     @property
@@ -87,9 +84,9 @@ class StarletteSocket:
         return "" if client is None else client.host
 
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
-        """Finish the handshake. From here on `on_bypass` is called with what the application receives by itself."""
+        """Finish the handshake."""
         await self._websocket.accept(subprotocol, headers)
-        self._websocket.receive = self._bypassed  # type: ignore[method-assign]
+        self._websocket.receive = self._bypass  # type: ignore[method-assign]
 
     @asynccontextmanager
     async def refusing_on_error(self) -> AsyncGenerator[None]:
@@ -153,16 +150,32 @@ class StarletteSocket:
             if not self.is_gone(error):
                 raise
 
+    def on_bypass(self, receive: Bypass, /) -> None:
+        """Ask `receive` for what the application receives from the WebSocket itself, once it is accepted."""
+        self._receive_bypassed = receive
+
     def when_gone(self, callback: Callable[[], None], /) -> None:
         """Call `callback` once the client's transport is gone, and at once where the server does not report it."""
         when_gone(self._websocket.scope, callback)
 
-    async def _bypassed(self) -> MutableMapping[str, Any]:
-        """Receive as the application asks `websocket` to: stands in for `WebSocket.receive`."""
-        message = await type(self._websocket).receive(self._websocket)
-        if self.on_bypass is not None:
-            self.on_bypass(_data(message))
-        return message
+    async def _bypass(self) -> MutableMapping[str, Any]:
+        """Stand in for `WebSocket.receive`, which all of its methods that receive call."""
+        message: MutableMapping[str, Any] = {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+
+        async def receive() -> str | bytes | None:
+            nonlocal message
+            received = await type(self._websocket).receive(self._websocket)
+            if received["type"] == "websocket.disconnect":
+                message = received
+            return _data(received)
+
+        if self._receive_bypassed is None:
+            return await type(self._websocket).receive(self._websocket)
+        try:
+            data = await self._receive_bypassed(receive)
+        except StopAsyncIteration:
+            return message
+        return {"type": "websocket.receive", "text" if isinstance(data, str) else "bytes": data}
 
     @property
     def _is_closed(self) -> bool:

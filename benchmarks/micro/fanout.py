@@ -47,6 +47,9 @@ class TransportSocket:
     async def receive(self) -> None:
         """Say nothing, ever."""
 
+    def on_bypass(self, receive: object, /) -> None:
+        """Have no other way to receive."""
+
     async def close(self, code: int, reason: str) -> None:
         """Close."""
         self.transport.close()

@@ -17,7 +17,7 @@ import anyio.to_thread
 import httpx
 import pytest
 import uvicorn
-from httpx_ws import aconnect_ws
+from httpx_ws import AsyncWebSocketSession, aconnect_ws
 from httpx_ws.transport import ASGIWebSocketTransport
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.trace import TracerProvider
@@ -63,7 +63,7 @@ async def in_time(send: Send, message: Message) -> None:
 
 async def waited_for(send: Send, message: Message) -> None:
     """Within a timeout that may use a task of its own."""
-    await asyncio.wait_for(send(message), WAIT_SECONDS)  # type: ignore[arg-type]
+    await asyncio.wait_for(send(message), WAIT_SECONDS)
 
 
 async def in_time_of_anyio(send: Send, message: Message) -> None:
@@ -97,7 +97,7 @@ async def in_a_task_group(send: Send, message: Message) -> None:
 async def in_a_task_group_of_anyio(send: Send, message: Message) -> None:
     """In a task of a group of anyio."""
     async with anyio.create_task_group() as group:
-        group.start_soon(send, message)
+        group.start_soon(send, message)  # type: ignore[arg-type]
 
 
 async def behind_a_thread(send: Send, message: Message) -> None:
@@ -215,7 +215,8 @@ class Site:
 
 def name(scope: Scope) -> str:
     """Return who the client says it is."""
-    return parse_qs(scope["query_string"].decode())["user"][0]
+    query: bytes = scope["query_string"]
+    return parse_qs(query.decode())["user"][0]
 
 
 @asynccontextmanager
@@ -287,6 +288,8 @@ async def test_opentelemetry(backplane: Backplane) -> None:
 async def test_client_of_httpx_ws(backplane: Backplane) -> None:
     """The test client of httpx-ws, whose `send` is a stream of anyio's, gets broadcasts."""
     site = Site(backplane, lambda app: app)
+    alice: AsyncWebSocketSession
+    mallory: AsyncWebSocketSession
     async with (
         ASGIWebSocketTransport(app=site.app) as transport,
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,

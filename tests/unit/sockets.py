@@ -13,6 +13,8 @@ from tests.unit.doubles import FakeLane, Gate, messages_in
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
+    from backplane.sockets import Bypass
+
 __all__ = ["ClientLane", "FakeServerSocket", "FakeSocket"]
 
 _WAIT_SECONDS = 5.0
@@ -113,6 +115,9 @@ class FakeSocket:
         if isinstance(said, Exception):
             raise said
         return said
+
+    def on_bypass(self, receive: Bypass, /) -> None:
+        """Have no other way to receive."""
 
     async def close(self, code: int, reason: str) -> None:
         """Take the close frame, as told."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +27,7 @@ from backplane import (
 )
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.errors import JoinRefusedError, OriginRefusedError, TooManyChannelsError, TooManyConnectionsError
+from backplane.incoming import _warn_of_bypass  # pyright: ignore[reportPrivateUsage]
 from backplane.limits import Limits
 from tests.unit.doubles import Gate, let_tasks_run
 
@@ -336,6 +337,64 @@ async def test_closed_already(closed_by: str) -> None:
         with pytest.raises(ClosedError, match="closed already"):
             await echo(backplane, client, "a")
     assert len(client.sent) == sent
+
+
+# --- a handler that receives past the connection -------------------------------------------------------------------
+
+
+async def past_the_connection(backplane: Backplane, client: Client, **options: Any) -> list[str]:
+    """Receive as a handler does that was written without the backplane; return what it received."""
+    received: list[str] = []
+    async with backplane.connect(client.websocket, "a", **options) as connection:
+        connection.lifetime.said_at = 0.0
+        with suppress(WebSocketDisconnect):
+            async for text in client.websocket.iter_text():
+                received.append(text)
+                assert connection.lifetime.said_at > 0.0
+    return received
+
+
+async def test_receiving_past_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """What comes past the connection is activity of its client, whose end ends it; once per process it is logged."""
+    _warn_of_bypass.cache_clear()
+    async with Backplane("memory://") as backplane:
+        for _ in range(2):
+            client = Client()
+            client.says("1", "2")
+            client.goes()
+            assert await ended(asyncio.create_task(past_the_connection(backplane, client))) == ["1", "2"]
+        assert backplane.statistics()["closed_by_client"] == 2
+    lines = [record.getMessage() for record in caplog.records if record.name == "backplane.incoming"]
+    assert [line.partition(": ")[2] for line in lines] == [
+        "use `async for message in connection` or `await connection.receive()` in its place"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [(Limits(max_message_bytes=10), 1009), (Limits(max_messages_per_second=1, max_burst=1), 4029)],
+    ids=["size", "rate"],
+)
+async def test_limits_past_the_connection(limits: Limits, code: int) -> None:
+    """The message over a limit does not reach a handler that receives past the connection, and ends it."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(past_the_connection(backplane, client, limits=limits))
+        await client.gets(1)
+        client.says("small", "and this is over both")
+        assert await ended(handling) == ["small"]
+    assert client.sent[-1]["code"] == code
+
+
+async def test_end_past_the_connection() -> None:
+    """A handler that waits past the connection is woken at its end: the worker's, here."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(past_the_connection(backplane, client))
+        await client.gets(1)
+        await let_tasks_run()
+    assert await ended(handling) == []
+    assert (client.sent_types, client.sent[-1]["code"]) == (["accept", "close"], 1012)
 
 
 # --- both ways -----------------------------------------------------------------------------------------------------
