@@ -459,8 +459,9 @@ class Connection(Member):
         try:
             while await self._incoming.next() is not None:
                 pass
-        except Exception as error:  # the handler may have taken the client's end from the socket itself
-            logger.debug("connection %s can receive nothing more: %r", self.id, error)
+        except Exception as error:
+            if not self._socket.is_gone(error):
+                self._log(logging.ERROR, "connection %s failed to receive", self.id, exc_info=error)
             self.client_left()
 
     async def _end_tasks(self) -> None:
