@@ -79,7 +79,7 @@ else:
         """Run `work` in a task up to its first wait; see above."""
         global _free
         carrier = _free
-        if carrier is None or carrier.loop is not loop or carrier.begun:
+        if carrier is None or carrier.loop is not loop:
             carrier = _Carrier(loop)
         _free = None  # what `work` begins in turn needs another
         task = carrier.task
@@ -139,15 +139,13 @@ else:
         Attributes:
             loop: Its event loop.
             task: The task.
-            begun: Whether its turn has come: it can be given to nobody any more.
             work: What has kept it.
         """
 
-        __slots__ = ("_context", "_waits_for", "begun", "loop", "task", "work")
+        __slots__ = ("_context", "_waits_for", "loop", "task", "work")
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
             self.loop = loop
-            self.begun = False
             self.work: Coroutine[Any, Any, None] | None = None
             driver = self._drive()
             driver.send(None)  # a cancellation of what has not begun would never reach what has kept it
@@ -167,12 +165,14 @@ else:
             await self
 
         def __await__(self) -> Generator[Any, Any, None]:
+            global _free
             cancelled: asyncio.CancelledError | None = None
             try:
                 yield
             except asyncio.CancelledError as error:
                 cancelled = error
-            self.begun = True
+            if _free is self:
+                _free = None
             if self.work is not None:
                 yield from self._go_on(self.work, cancelled)
             elif cancelled is not None:

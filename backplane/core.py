@@ -373,6 +373,9 @@ class Backplane:
         over `drain_seconds`. Until it is closed a client receives what is published; after a `BrokerError` its handler
         has ended, and what it sends is dropped.
 
+        What runs for the client from elsewhere (sends through ASGI, `on_gap`, `on_slow`, `latest_by`, its close) runs
+        in a copy of the Context in which this is called.
+
         Args:
             websocket: As the framework handed it over, not accepted yet.
             *channels: What the client hears; `Connection.join` adds more.

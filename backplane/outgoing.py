@@ -161,8 +161,8 @@ class PlainOutgoing(Outgoing):
                     task = begin(self._send(item.data), self._context, self._loop)
                     if task is not None:
                         return self._wait_for(task)
-        except asyncio.CancelledError:
-            self._fail(SocketGoneError())
+        except asyncio.CancelledError as error:
+            self._fail(_cancelled_by_another(error))
         except Exception as error:
             self._fail(error)
         self._sending = False
@@ -178,17 +178,27 @@ class PlainOutgoing(Outgoing):
 
     def _waited(self, task: asyncio.Task[None]) -> None:
         self._task = None
-        error = SocketGoneError() if task.cancelled() else task.exception()
-        if error is None:
-            self._send_on()
-        elif isinstance(error, Exception):
+        try:
+            task.result()
+        except asyncio.CancelledError as error:  # by the end of the event loop, if not by `close`
+            self._fail(SocketGoneError() if task.cancelling() else _cancelled_by_another(error))
+        except Exception as error:
             self._fail(error)
+        else:
+            self._send_on()
 
     def _fail(self, error: Exception) -> None:
         if not self._closed:
             self._closed = True
             self._outbox.clear()
             self._owner.send_failed(error)
+
+
+def _cancelled_by_another(error: asyncio.CancelledError) -> RuntimeError:
+    """Return what it is when nobody has cancelled the send itself: it waited for what somebody else has cancelled."""
+    fault = RuntimeError("a send ended by the cancellation of what it waited for")
+    fault.__cause__ = error
+    return fault
 
 
 class LaneOutgoing(Outgoing):

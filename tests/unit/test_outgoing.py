@@ -393,8 +393,60 @@ async def test_what_the_rest_waits_for() -> None:
     assert (seen, plain.client.got) == ([42, fault], ["1"])
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "later"])
+async def test_send_that_waits_for_what_another_has_cancelled(*, waits: bool) -> None:
+    """A send of a middleware that ends by a cancellation which was not its own is a fault, and nobody else's end."""
+    plain = Plain()
+    future = asyncio.get_running_loop().create_future()
+    if not waits:
+        future.cancel()
+
+    async def send(_: str | bytes) -> None:
+        await future
+
+    plain.outgoing._send = send  # pyright: ignore[reportPrivateUsage]
+    plain.outgoing.offer(batch("1", "2"))
+    future.cancel()
+    await plain.outgoing.sent()
+    await let_tasks_run()
+    assert [type(told) for told in plain.owner.told] == [RuntimeError]
+
+
+async def test_send_that_another_cancels() -> None:
+    """A send whose task another cancels than its owner, as at the end of the event loop, is the end, quietly."""
+    plain, before = Plain(), tasks()
+    plain.client.gate.clear()
+    plain.outgoing.offer(batch("1", "2"))
+    (task,) = tasks() - before
+    task.cancel()
+    await plain.outgoing.sent()
+    plain.outgoing.offer(batch("3"))
+    assert [type(told) for told in plain.owner.told] == [SocketGoneError]
+    assert (plain.client.begun, len(plain.outbox), plain.outgoing.is_waiting) == (1, 0, False)
+
+
+async def test_send_that_sends() -> None:
+    """What a send of a middleware sends to its own client goes out after it, and it may wait for it without a lock."""
+    plain = Plain()
+    send = plain.client.send
+
+    async def send_twice(data: str | bytes) -> None:
+        if data == "1":
+            plain.outgoing.offer(batch("3"))
+            await plain.outgoing.sent()
+            await asyncio.sleep(0)
+            plain.outgoing.offer(batch("4"))
+            await plain.outgoing.sent()
+        await send(data)
+
+    plain.outgoing._send = send_twice  # pyright: ignore[reportPrivateUsage]
+    plain.outgoing.offer(batch("1", "2"))
+    await asyncio.wait_for(plain.outgoing.sent(), WAIT_SECONDS)
+    assert plain.client.got == ["1", "2", "3", "4"]
+
+
 async def test_send_that_raises_a_cancellation_at_once() -> None:
-    """A send that awaits what was cancelled already is a client that is gone: nothing is raised into the fan-out."""
+    """A send that raises a cancellation at once raises nothing into the fan-out."""
     plain = Plain()
     plain.client.error = asyncio.CancelledError()
 
