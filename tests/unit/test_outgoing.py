@@ -368,31 +368,6 @@ async def test_send_that_ignores_its_cancellation() -> None:
     assert plain.client.got == ["1"]
 
 
-async def test_what_the_rest_waits_for() -> None:
-    """What a begun send waits for one after the other reaches it: results, errors, and passes without a future."""
-    plain, seen = Plain(), list[object]()
-    loop = asyncio.get_running_loop()
-    result, error = loop.create_future(), loop.create_future()
-
-    async def send(data: str | bytes) -> None:
-        seen.append(await result)
-        await asyncio.sleep(0)
-        try:
-            await error
-        except KeyError as caught:
-            seen.append(caught)
-        plain.client.got.append(data)
-
-    plain.outgoing._send = send  # pyright: ignore[reportPrivateUsage]
-    plain.outgoing.offer(batch("1"))
-    fault = KeyError("a fault")
-    loop.call_soon(result.set_result, 42)
-    await let_tasks_run()
-    error.set_exception(fault)
-    await plain.outgoing.sent()
-    assert (seen, plain.client.got) == ([42, fault], ["1"])
-
-
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "later"])
 async def test_send_that_waits_for_what_another_has_cancelled(*, waits: bool) -> None:
     """A send of a middleware that ends by a cancellation which was not its own is a fault, and nobody else's end."""
@@ -443,20 +418,6 @@ async def test_send_that_sends() -> None:
     plain.outgoing.offer(batch("1", "2"))
     await asyncio.wait_for(plain.outgoing.sent(), WAIT_SECONDS)
     assert plain.client.got == ["1", "2", "3", "4"]
-
-
-async def test_send_that_raises_a_cancellation_at_once() -> None:
-    """A send that raises a cancellation at once raises nothing into the fan-out."""
-    plain = Plain()
-    plain.client.error = asyncio.CancelledError()
-
-    async def fan_out() -> None:
-        plain.outgoing.offer(batch("1", "2"))
-
-    fanning_out = asyncio.create_task(fan_out())
-    await asyncio.wait([fanning_out])
-    assert not fanning_out.cancelled()
-    assert (plain.client.begun, len(plain.owner.told)) == (1, 1)
 
 
 # --- by a lane -----------------------------------------------------------------------------------------------------

@@ -351,6 +351,8 @@ async def past_the_connection(backplane: Backplane, client: Client, **options: A
             async for text in client.websocket.iter_text():
                 received.append(text)
                 assert connection.lifetime.said_at > 0.0
+        async for _ in connection:
+            pytest.fail("behind its end")
     return received
 
 
