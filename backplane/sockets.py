@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
@@ -11,7 +12,24 @@ if TYPE_CHECKING:
 
     from backplane.lane import Lane
 
-__all__ = ["Bypass", "ServerSocket", "Socket"]
+__all__ = ["Bypass", "ServerSocket", "Socket", "is_of_client"]
+
+# What the system reports of a client that is gone. Any other number comes from elsewhere: a middleware's own file or
+# peer. An OSError without a number is a server's own, as ASGI asks for (Uvicorn's `ClientDisconnected`), but a timeout.
+_CLIENT_ERRNOS: Final = frozenset(
+    {
+        None,
+        errno.EBADF,
+        errno.ECONNABORTED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENOTCONN,
+        errno.EPIPE,
+        errno.ESHUTDOWN,
+    }
+)
 
 Bypass = Callable[[Callable[[], Awaitable[str | bytes | None]]], Awaitable[str | bytes]]
 """Takes what receives the next message, and returns it within the limits; raises `StopAsyncIteration` at the end."""
@@ -79,3 +97,8 @@ class ServerSocket(Socket, Protocol):
     def when_gone(self, callback: Callable[[], None], /) -> None:
         """Call `callback` once the client's transport is gone, and at once where the server does not report it."""
         ...
+
+
+def is_of_client(error: OSError) -> bool:
+    """Return whether an ASGI `send` raised `error` for its client is gone; else a middleware did for its own sake."""
+    return error.errno in _CLIENT_ERRNOS and not isinstance(error, TimeoutError)

@@ -31,6 +31,7 @@ from backplane.denial import denial
 from backplane.errors import BackplaneError, BrokerError, ConfigurationError, SlowConsumerError
 from backplane.lane import when_gone
 from backplane.message import Gap, Message
+from backplane.sockets import is_of_client
 from backplane.subscription import Subscription
 
 if TYPE_CHECKING:
@@ -130,7 +131,9 @@ class EventStream(Subscription):
                 while (chunk := await self._next_chunk(response.heartbeat_seconds)) is not None:
                     await _send_body(send, chunk)
                 await _send_body(send, response.hint(), more=False)
-        except OSError:  # a timeout is one too
+        except OSError as error:  # a timeout is one too, ours and a middleware's
+            if not (is_of_client(error) or (self._deadline is not None and self._deadline.expired())):
+                raise
             logger.debug("the client of event stream %s is gone, or does not read", self.id)
         finally:
             self._deadline = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +12,7 @@ from backplane.denial import denial, deny
 from backplane.errors import BackplaneError, BrokerError, ClosedError, LifecycleError, RefusedError
 from backplane.lane import EXTENSION, when_gone
 from backplane.outgoing import SocketGoneError
+from backplane.sockets import is_of_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, MutableMapping
@@ -23,23 +23,6 @@ if TYPE_CHECKING:
     from backplane.sockets import Bypass
 
 __all__ = ["StarletteSocket"]
-
-# What the system reports of a client that is gone. Any other number comes from elsewhere: a middleware's own file or
-# peer. An OSError without a number is a server's own, as ASGI asks for (Uvicorn's `ClientDisconnected`), but a timeout.
-_CLIENT_ERRNOS: Final = frozenset(
-    {
-        None,
-        errno.EBADF,
-        errno.ECONNABORTED,
-        errno.ECONNRESET,
-        errno.EHOSTUNREACH,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.ENOTCONN,
-        errno.EPIPE,
-        errno.ESHUTDOWN,
-    }
-)
 
 # Uvicorn's words where it, or a middleware, has seen the end before Starlette; a RuntimeError, on every protocol of it.
 _BEHIND_THE_END: Final = "after sending 'websocket.close'"
@@ -122,12 +105,12 @@ class StarletteSocket:
         match error:
             case WebSocketDisconnect():
                 cause = error.__context__  # Starlette takes every OSError for the end, a middleware's own too
-                if isinstance(cause, OSError) and not _is_of_client(cause):
+                if isinstance(cause, OSError) and not is_of_client(cause):
                     self._websocket.application_state = WebSocketState.CONNECTED  # so that it can be closed
                     return False
                 return True
             case OSError():
-                return _is_of_client(error)
+                return is_of_client(error)
             case ExceptionGroup():
                 parts: tuple[Exception, ...] = error.exceptions
                 return all(self.is_gone(part) for part in parts)
@@ -187,10 +170,6 @@ class StarletteSocket:
         except Exception as failure:
             if not self.is_gone(failure):
                 raise
-
-
-def _is_of_client(error: OSError) -> bool:
-    return error.errno in _CLIENT_ERRNOS and not isinstance(error, TimeoutError)
 
 
 def _data(message: MutableMapping[str, Any]) -> str | bytes | None:
