@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["StarletteSocket"]
 
-# Uvicorn's words where it, or a middleware, has seen the end before Starlette; a RuntimeError, on every protocol of it.
-_BEHIND_THE_END: Final = "after sending 'websocket.close'"
+# What Uvicorn, Hypercorn and Daphne call a send after the end, where a middleware has seen or made it before Starlette.
+_AFTER_THE_END: Final = ("after sending 'websocket.close'", "ASGIWebsocketState.CLOSED", "on a closed protocol")
 
 
 class StarletteSocket:
@@ -102,6 +102,8 @@ class StarletteSocket:
         Uvicorn raises an OSError of its own, and behind a close a RuntimeError, as Starlette does; Hypercorn, Granian
         and Daphne drop what is sent to a client that is gone. A task group of a middleware makes a group of it.
         """
+        if self._websocket.client_state is WebSocketState.DISCONNECTED:
+            return True
         match error:
             case WebSocketDisconnect():
                 cause = error.__context__  # Starlette takes every OSError for the end, a middleware's own too
@@ -115,7 +117,9 @@ class StarletteSocket:
                 parts: tuple[Exception, ...] = error.exceptions
                 return all(self.is_gone(part) for part in parts)
             case _:
-                return isinstance(error, SocketGoneError) or self._is_closed or _BEHIND_THE_END in str(error)
+                if isinstance(error, SocketGoneError) or self._is_closed:
+                    return True
+                return any(words in str(error) for words in _AFTER_THE_END)
 
     async def receive(self) -> str | bytes | None:
         """Return the next message, or `None` when the client is gone."""

@@ -539,10 +539,12 @@ def test_client_disconnects_through_starlette() -> None:
         OSError("the server's own"),
         ConnectionResetError(errno.ECONNRESET, "reset"),
         RuntimeError("Unexpected ASGI message 'websocket.send', after sending 'websocket.close'."),
+        ValueError("Unexpected message type, websocket.send given the state ASGIWebsocketState.CLOSED"),
+        RuntimeError("Attempt to send on a closed protocol"),
         WebSocketDisconnect(1006),
         ExceptionGroup("a task group of a middleware", [OSError("the server's own")]),
     ],
-    ids=["os", "system", "order", "gone", "group"],
+    ids=["os", "system", "uvicorn", "hypercorn", "daphne", "gone", "group"],
 )
 async def test_client_gone_while_sending(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     """A send to a client that is gone is an ordinary end, whatever the server raises: the iteration ends, no log."""
