@@ -11,6 +11,7 @@ from backplane.closing import CloseCode, close_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from backplane.log_burst import LogBursts
     from backplane.outgoing import Outgoing
@@ -45,13 +46,25 @@ class CloseSequence:
         outgoing: What is flushed before.
         end: Ends the connection with a code and a reason; called when its turn has come and it is flushed.
         bursts: For the log.
+        context: The connection's, in which all of it runs, whoever ends it.
 
     Attributes:
         code: With which code the connection is about to be closed, while `is_pending`.
         reason: In which words.
     """
 
-    __slots__ = ("_bursts", "_closing", "_end", "_id", "_outgoing", "_retiring", "_socket", "code", "reason")
+    __slots__ = (
+        "_bursts",
+        "_closing",
+        "_context",
+        "_end",
+        "_id",
+        "_outgoing",
+        "_retiring",
+        "_socket",
+        "code",
+        "reason",
+    )
 
     def __init__(
         self,
@@ -61,12 +74,14 @@ class CloseSequence:
         *,
         end: Callable[[int, str], None],
         bursts: LogBursts,
+        context: Context,
     ) -> None:
         self._id = connection_id
         self._socket = socket
         self._outgoing = outgoing
         self._end = end
         self._bursts = bursts
+        self._context = context
         self._retiring: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.code: int = CloseCode.NORMAL
@@ -81,7 +96,9 @@ class CloseSequence:
         """Retire later. Where a close is pending already it stands: a second turn would only delay it."""
         if self._retiring is None:
             self.code, self.reason = code, reason
-            self._retiring = asyncio.get_running_loop().call_later(seconds, self.retire, code, reason)
+            self._retiring = asyncio.get_running_loop().call_later(
+                seconds, self.retire, code, reason, context=self._context
+            )
 
     def retire(self, code: int, reason: str) -> None:
         """Flush what waits, then end the connection. Takes precedence over a turn that has not come."""
@@ -90,11 +107,11 @@ class CloseSequence:
         if self._retiring is not None:
             self._retiring.cancel()
         self.code, self.reason = code, reason
-        self._retiring = asyncio.create_task(self._retire(code, reason))
+        self._retiring = asyncio.get_running_loop().create_task(self._retire(code, reason), context=self._context)
 
     def close(self, code: int, reason: str) -> None:
         """Send the close frame."""
-        self._closing = asyncio.create_task(self._close(code, reason))
+        self._closing = asyncio.get_running_loop().create_task(self._close(code, reason), context=self._context)
 
     def cancel_turn(self) -> None:
         """The connection has ended: nothing is pending any more."""

@@ -29,6 +29,7 @@ OnGap = Literal["close"] | Callable[[Gap], object]
 - `close`: its connection ends with code 4000, which says "reconnect and reload"; many of them one after the other.
 - a function: called with the `Gap`; what it returns is sent to the client, as `Connection.send` would, in its place
   between the messages; `None` sends nothing. It must not block. If it raises, that is logged and the client is closed.
+  It is called in the connection's Context: it sees the variables of the client's handler, as they were at `connect`.
 """
 
 
@@ -52,7 +53,7 @@ class SlowConsumer:
 
 
 OnSlow = Callable[[SlowConsumer], object]
-"""Called once for each stretch in which a client is too slow, at its beginning. Must not block."""
+"""Called once for each stretch in which a client is too slow, at its beginning, in its Context. Must not block."""
 
 
 class Client(Protocol):
@@ -83,7 +84,11 @@ Authorize = (
     Callable[[Client, str], bool | Awaitable[bool]]
     | Callable[["Connection", str], bool | Awaitable[bool]]  # right where there are no event streams
 )
-"""Asked at every join whether this client may receive this channel."""
+"""Asked at every join whether this client may receive this channel.
+
+It runs in the task and Context of the one who joins. Where that may be another than the client's handler, rely on
+`client.context` for who the client is.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from backplane.batch import Batch
@@ -12,6 +13,7 @@ from backplane.close_sequence import CloseSequence, flush
 from backplane.closing import CloseCode, check_close, close_reason
 from backplane.codec import plain
 from backplane.conduct import Conduct, SlowConsumer
+from backplane.context import run_in
 from backplane.ending import Ending, ending, reasons
 from backplane.errors import BrokerError, InvalidMessageError, LifecycleError
 from backplane.expiry import moment_of
@@ -19,7 +21,7 @@ from backplane.incoming import Incoming
 from backplane.member import Member
 from backplane.message import Message
 from backplane.outbox import Rule
-from backplane.outgoing import LaneOutgoing, Outgoing, PlainOutgoing, SocketGoneError
+from backplane.outgoing import LaneOutgoing, Outgoing, PlainOutgoing
 from backplane.tasks import Tasks
 from backplane.validation import parse
 from backplane.watch import Lifetime
@@ -84,7 +86,9 @@ class Connection(Member):
         self._outbox = outbox
         lane = socket.lane
         self._outgoing: Outgoing = (
-            PlainOutgoing(outbox, self, socket.send) if lane is None else LaneOutgoing(outbox, self, lane)
+            PlainOutgoing(outbox, self, socket.send, self._context)
+            if lane is None
+            else LaneOutgoing(outbox, self, lane, self._context)
         )
         outbox.on_drop = self._dropped
         self.lifetime = Lifetime(asyncio.get_running_loop().time())
@@ -92,6 +96,7 @@ class Connection(Member):
         if lane is not None and limits.max_message_bytes is not None:
             lane.limit_messages(limits.max_message_bytes)
         self._incoming = Incoming(socket.receive, limits, self)
+        socket.on_bypass(self._incoming.bypass)
         self._open = False
         self._close_with: tuple[int, str] | None = None  # asked for before the handshake was done
         self._close_sequence: CloseSequence | None = None
@@ -282,8 +287,7 @@ class Connection(Member):
         if on_gap == "close":
             return self._reload(gap)
         try:
-            answer = on_gap(gap)
-            data = None if answer is None else plain(answer)
+            data = run_in(self._context, _answer, on_gap, gap)
         except Exception as error:
             words = "on_gap failed for channel %r: closing connection %s"
             self._log(logging.ERROR, words, gap.channel, self.id, exc_info=error)
@@ -298,8 +302,8 @@ class Connection(Member):
         self.end(CloseCode.TRY_AGAIN_LATER, _TOO_SLOW)
 
     def send_failed(self, error: Exception) -> None:
-        """The client is gone: the end. Or the server failed, and the client, which is there, is closed."""
-        if isinstance(error, SocketGoneError):
+        """A message could not be sent: the end, and where the client is not gone, a fault that closes it."""
+        if self._socket.is_gone(error):
             self.client_left()
         else:
             self._failed(error)
@@ -417,7 +421,12 @@ class Connection(Member):
     def _closing(self) -> CloseSequence:
         if self._close_sequence is None:
             self._close_sequence = CloseSequence(
-                self.id, self._socket, self._outgoing, end=self.end, bursts=self._conduct.bursts
+                self.id,
+                self._socket,
+                self._outgoing,
+                end=self.end,
+                bursts=self._conduct.bursts,
+                context=self._context,
             )
         return self._close_sequence
 
@@ -451,7 +460,8 @@ class Connection(Member):
 
     def _notify_slow(self, item: Message | Gap, action: str) -> None:
         waiting = {"waiting_messages": len(self._outbox), "waiting_bytes": self._outbox.size_bytes}
-        self._conduct.notify_slow(SlowConsumer(connection=self, channel=item.channel, action=action, **waiting))
+        slow = SlowConsumer(connection=self, channel=item.channel, action=action, **waiting)
+        run_in(self._context, self._conduct.notify_slow, slow)
 
     def _note_invalid(self, error: InvalidMessageError) -> None:
         self._conduct.statistics.invalid_messages += 1
@@ -490,7 +500,8 @@ class Connection(Member):
         except LifecycleError:  # a task that the handler left behind receives still: the close will wake it
             logger.debug("connection %s is received from after the end of its handler", self.id)
         except Exception as error:  # the handler may have taken the client's end from the socket itself
-            logger.debug("connection %s can receive nothing more: %r", self.id, error)
+            if not self._socket.is_gone(error):
+                self._log(logging.ERROR, "connection %s failed to receive", self.id, exc_info=error)
             self.client_left()
 
     async def _end_tasks(self) -> None:
@@ -521,4 +532,9 @@ class Connection(Member):
         self._log(level, "closing connection %s: %s", self.id, reasons(error))
 
     def _log(self, level: int, message: str, *args: object, exc_info: BaseException | None = None) -> None:
-        self._conduct.bursts.log(logger, level, message, *args, exc_info=exc_info)
+        run_in(self._context, partial(self._conduct.bursts.log, logger, level, message, *args, exc_info=exc_info))
+
+
+def _answer(on_gap: Callable[[Gap], object], gap: Gap) -> str | bytes | None:
+    answer = on_gap(gap)
+    return None if answer is None else plain(answer)

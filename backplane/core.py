@@ -407,6 +407,9 @@ class Backplane:
         nothing it sends is read. A page of another site (`allowed_origins`) is always refused by HTTP. So is a client
         for whom there is no room: as many as `max_connections`, 256 at most, may be refused this way at a time.
 
+        What runs for the client from elsewhere (sends through ASGI, `on_gap`, `on_slow`, `latest_by`, its close) runs
+        in a copy of the Context in which this is called.
+
         Args:
             websocket: As the framework handed it over, not accepted yet.
             *channels: What the client hears; `Connection.join` adds more.

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+import logging
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
 
 from backplane.closing import CloseCode
 from backplane.one_receiver import check_one_receiver
 from backplane.rate import TokenBucket
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from backplane.limits import Limits
 
 __all__ = ["Incoming", "Speaker"]
+
+logger = logging.getLogger("backplane.incoming")
 
 
 class Speaker(Protocol):
@@ -59,8 +63,11 @@ class Incoming:
         """Whether the handler listens: else nothing the client says is seen."""
         return self._waiting is not None
 
-    async def iterate(self) -> str | bytes:
+    async def iterate(self, receive: Callable[[], Awaitable[str | bytes | None]] | None = None) -> str | bytes:
         """Return the client's next message, as `__anext__` must.
+
+        Args:
+            receive: Where it comes from. Defaults to what this was made with.
 
         Raises:
             StopAsyncIteration: The end, of which the speaker was told.
@@ -73,7 +80,7 @@ class Incoming:
             task = self._waiting = asyncio.current_task()
             cancelling = task.cancelling() if task is not None else 0
             try:
-                data = await self._receive()
+                data = await (receive or self._receive)()
             except asyncio.CancelledError:
                 # `close` wakes by a cancellation, as a timeout does: no second task, and nothing to set up per message.
                 if task is None or not self._closed or task.uncancel() > cancelling:
@@ -91,6 +98,11 @@ class Incoming:
         if self._closed:
             raise StopAsyncIteration
         return data
+
+    def bypass(self, receive: Callable[[], Awaitable[str | bytes | None]]) -> Coroutine[Any, Any, str | bytes]:
+        """Do that for a handler that receives past the connection: the limits hold, and the end reaches it. Logged."""
+        _warn_of_bypass()
+        return self.iterate(receive)
 
     async def next(self) -> str | bytes | None:
         """Return the client's next message, or `None` at the end."""
@@ -114,6 +126,15 @@ class Incoming:
             self._speaker.limit_reached(CloseCode.TOO_BIG, f"at most {self._most_bytes} bytes")
         elif self._bucket is not None and not self._bucket.take(now):
             self._speaker.limit_reached(CloseCode.TOO_MANY_MESSAGES, "too many messages")
+
+
+@cache
+def _warn_of_bypass() -> None:
+    """Log it once per process: the code is the same for every client."""
+    logger.warning(
+        "a handler receives from its WebSocket itself inside connect(), as by websocket.receive_text(): "
+        "use `async for message in connection` or `await connection.receive()` in its place"
+    )
 
 
 def _exceeds(data: str | bytes, most_bytes: int) -> bool:

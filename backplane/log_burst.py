@@ -8,6 +8,7 @@ through `LogBursts`, and what it has sent is not repeated there: see `place_of`.
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
@@ -98,7 +99,7 @@ class _Burst:
         self._count += 1
         self._args = args
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(self.ends_at, self._end_window)
+            self._timer = asyncio.get_running_loop().call_at(self.ends_at, self._end_window, context=Context())
 
     def flush(self) -> None:
         if self._timer is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from backplane.channels import validate_channel, warn_if_pattern
@@ -33,7 +34,7 @@ class Member(ABC):
         context: The application's own, such as the user.
     """
 
-    __slots__ = ("_channels", "_deaf", "_ended", "_hub", "_rules", "context", "token")
+    __slots__ = ("_channels", "_context", "_deaf", "_ended", "_hub", "_rules", "context", "token")
 
     def __init__(self, hub: Hub, rules: Conduct | None, *, context: Any = None) -> None:
         self._hub = hub
@@ -43,6 +44,8 @@ class Member(ABC):
         self._deaf = False  # about to end, or at its end: hears nothing any more
         self._ended = False
         self.token = os.urandom(8)
+        # Of whoever made it, a handler usually: what runs for it from elsewhere runs in this Context.
+        self._context = copy_context()
 
     @property
     @abstractmethod

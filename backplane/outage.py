@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextvars import copy_context
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -50,6 +51,7 @@ class OutageBuffer:
         self._count = 0
         self._size_bytes = 0
         self._sender: asyncio.Task[None] | None = None
+        self._context = copy_context()  # not that of the first publisher, for it sends what all have published
         self._stopped = False
         self.dropped = 0
 
@@ -98,7 +100,9 @@ class OutageBuffer:
         self._count += 1
         self._size_bytes += len(payload)
         if self._sender is None:
-            self._sender = asyncio.create_task(self._send_waiting(), name="backplane-outage-buffer")
+            self._sender = asyncio.get_running_loop().create_task(
+                self._send_waiting(), name="backplane-outage-buffer", context=self._context
+            )
 
     def _put(self, waiting: deque[tuple[int, bytes]], place: int, payload: bytes) -> None:
         """Add it at its place: it can come back from a link that did not take it after later ones were kept."""

@@ -1,6 +1,6 @@
 """Outbox to socket: what goes out to one client, by ASGI or by the server's direct lane.
 
-Both ways keep the order, wait for nobody, and use no task while nothing waits.
+Both ways keep the order, wait for nobody, and have no task while there is nothing to send.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from backplane.context import begin, run_in
 from backplane.frames import encode_frame
 from backplane.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from contextvars import Context
 
     from backplane.batch import Batch
     from backplane.lane import Lane
@@ -24,6 +26,8 @@ __all__ = ["LaneOutgoing", "Outgoing", "Owner", "PlainOutgoing", "SocketGoneErro
 
 # What waited is joined for the transport up to so many bytes at once: about what makes it pause.
 _JOIN_BYTES: Final = 64 * 1024
+
+_NOTHING: Final[Iterator[Message]] = iter(())
 
 
 class SocketGoneError(Exception):
@@ -49,11 +53,12 @@ class Outgoing(ABC):
     Before `open` and while the client does not read, what comes waits in the outbox; after `close` it is dropped.
     """
 
-    __slots__ = ("_closed", "_outbox", "_owner")
+    __slots__ = ("_closed", "_context", "_outbox", "_owner")
 
-    def __init__(self, outbox: Outbox, owner: Owner) -> None:
+    def __init__(self, outbox: Outbox, owner: Owner, context: Context) -> None:
         self._outbox = outbox
         self._owner = owner
+        self._context = context
         self._closed = False
 
     @abstractmethod
@@ -78,6 +83,10 @@ class Outgoing(ABC):
         """Whether something is not sent yet."""
 
     def _queue(self, messages: Sequence[Message]) -> None:
+        """Let messages wait, by the policy; in the connection's Context, as the application's functions have a say."""
+        run_in(self._context, self._queue_here, messages)
+
+    def _queue_here(self, messages: Sequence[Message]) -> None:
         for message in messages:
             if self._closed:  # by what the application does when one is dropped
                 return self._outbox.clear()
@@ -88,40 +97,42 @@ class Outgoing(ABC):
 class PlainOutgoing(Outgoing):
     """Sends by ASGI, on any server.
 
-    A send is begun in the pass of the event loop that brought the message, and is mostly over at once; a task exists
-    only for one that the server makes wait. So a middleware that wraps `send` runs up to its first wait outside any
-    task of its own: it must not begin a timeout or a task group there.
+    A send is begun in the pass of the event loop that brought the message, and is mostly over at once. It runs in the
+    connection's Context and in a task: whatever wraps `send` in a middleware finds the variables of its own client, and
+    may use timeouts, cancel scopes, locks and task groups. A task is there for longer than a pass only for a send that
+    the server makes wait.
     """
 
-    __slots__ = ("_open", "_send", "_task")
+    __slots__ = ("_direct", "_loop", "_open", "_send", "_sending", "_task")
 
-    def __init__(self, outbox: Outbox, owner: Owner, send: Callable[[str | bytes], Coroutine[Any, Any, None]]) -> None:
-        super().__init__(outbox, owner)
+    def __init__(
+        self, outbox: Outbox, owner: Owner, send: Callable[[str | bytes], Coroutine[Any, Any, None]], context: Context
+    ) -> None:
+        super().__init__(outbox, owner, context)
         self._send = send
+        self._loop = asyncio.get_running_loop()  # to ask for it costs a system call on Python 3.11
         self._open = False
-        self._task: asyncio.Task[None] | None = None
+        self._sending = False
+        self._direct: Iterator[Message] = _NOTHING  # what is being sent without having waited in the outbox
+        self._task: asyncio.Task[None] | None = None  # of a send that waits
 
     def open(self) -> None:
         """The handshake is done."""
         self._open = True
-        self._send_waiting()
+        self._send_on()
 
     def offer(self, batch: Batch, /) -> None:
         """Begin to send, or queue behind what waits."""
         if self._closed:
             return
-        if self._task is not None or not self._open or self._outbox:
-            return self._queue(batch)
-        for index, message in enumerate(batch):
-            if (rest := self._begin(message)) is not None:
-                self._queue(batch[index + 1 :])
-                self._go_on(rest)
-            if rest is not None or self._closed:
-                return
+        if self._sending or not self._open:
+            return self._queue((*self._direct, *batch))
+        self._direct = iter(batch)
+        self._send_on()
 
     async def sent(self) -> None:
-        """Wait for the task that sends, if there is one."""
-        if self._task is not None:
+        """Wait for the sends that wait, if there is one."""
+        while self._task is not None and self._task is not asyncio.current_task():  # a middleware may send too
             await asyncio.wait([self._task])
 
     def close(self) -> None:
@@ -133,79 +144,61 @@ class PlainOutgoing(Outgoing):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the task is there."""
+        """Whether a send waits."""
         return self._task is not None and not self._closed
 
-    def _send_waiting(self) -> None:
-        while not self._closed and (item := self._outbox.take()) is not None:
-            if isinstance(item, Message) and (rest := self._begin(item)) is not None:
-                return self._go_on(rest)
-
-    def _begin(self, message: Message) -> _Rest | None:
-        """Send as far as it goes without waiting; return what is left of it."""
-        sending = self._send(message.data)
+    def _send_on(self) -> None:
+        """Send until nothing is left, or a send waits."""
+        self._sending = True
         try:
-            first = sending.send(None)
-        except StopIteration:
-            return None
-        except asyncio.CancelledError:
-            self._fail(SocketGoneError())
-            return None
-        except Exception as error:
-            self._fail(error)
-            return None
-        return _Rest(sending, first)
-
-    def _go_on(self, rest: _Rest) -> None:
-        if self._closed:
-            return rest.close()
-        self._task = asyncio.create_task(self._finish(rest))
-        self._task.add_done_callback(lambda _: rest.close())  # a task can be cancelled before it has begun
-
-    async def _finish(self, rest: _Rest) -> None:
-        try:
-            await rest
-            while (item := self._outbox.take()) is not None:
+            for message in self._direct:
+                if (task := begin(self._send(message.data), self._context, self._loop)) is not None:
+                    return self._wait_for(task)
+                if self._closed:
+                    break
+            while not self._closed and (item := self._outbox.take()) is not None:
                 if isinstance(item, Message):
-                    await self._send(item.data)
+                    task = begin(self._send(item.data), self._context, self._loop)
+                    if task is not None:
+                        return self._wait_for(task)
+        except asyncio.CancelledError as error:
+            self._fail(_cancelled_by_another(error))
         except Exception as error:
-            self._task = None
             self._fail(error)
-        finally:
-            self._task = None
+        self._sending = False
+        self._direct = _NOTHING
+
+    def _wait_for(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+        task.add_done_callback(self._waited)
+        if self._closed:
+            task.cancel()
+        elif rest := tuple(self._direct):
+            self._queue(rest)
+
+    def _waited(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        try:
+            task.result()
+        except asyncio.CancelledError as error:  # by the end of the event loop, if not by `close`
+            self._fail(SocketGoneError() if task.cancelling() else _cancelled_by_another(error))
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._send_on()
 
     def _fail(self, error: Exception) -> None:
-        self._closed = True
-        self._outbox.clear()
-        self._owner.send_failed(error)
+        if not self._closed:
+            self._closed = True
+            self._outbox.clear()
+            self._owner.send_failed(error)
 
 
-class _Rest:
-    """A coroutine that was begun outside any task, and what it waits for: awaited, it goes on."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None], first: Any) -> None:
-        self._coroutine = coroutine
-        self._first = first
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        waits_for = self._first
-        try:
-            while True:
-                try:
-                    sent = yield waits_for
-                except GeneratorExit:
-                    self._coroutine.close()
-                    raise
-                except BaseException as error:  # a cancellation, mostly
-                    waits_for = self._coroutine.throw(error)
-                else:
-                    waits_for = self._coroutine.send(sent)
-        except StopIteration:
-            return
-
-    def close(self) -> None:
-        """End it where it stands, if it has not ended."""
-        self._coroutine.close()
+def _cancelled_by_another(error: asyncio.CancelledError) -> RuntimeError:
+    """Return what it is when nobody has cancelled the send itself: it waited for what somebody else has cancelled."""
+    fault = RuntimeError("a send ended by the cancellation of what it waited for")
+    fault.__cause__ = error
+    return fault
 
 
 class LaneOutgoing(Outgoing):
@@ -213,8 +206,8 @@ class LaneOutgoing(Outgoing):
 
     __slots__ = ("_bits", "_lane", "_nothing_waits", "_write")
 
-    def __init__(self, outbox: Outbox, owner: Owner, lane: Lane) -> None:
-        super().__init__(outbox, owner)
+    def __init__(self, outbox: Outbox, owner: Owner, lane: Lane, context: Context) -> None:
+        super().__init__(outbox, owner, context)
         self._lane = lane
         self._bits: int | None = None
         self._write: Callable[[bytes], object] | None = None  # only while nothing waits and the transport takes more

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import errno
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Coroutine, Iterable
 
     from backplane.ending import Ending
     from backplane.lane import Lane
 
-__all__ = ["ServerSocket", "Socket"]
+__all__ = ["Bypass", "ServerSocket", "Socket", "is_of_client"]
+
+# What the system reports of a client that is gone. Any other number comes from elsewhere: a middleware's own file or
+# peer. An OSError without a number is a server's own, as ASGI asks for (Uvicorn's `ClientDisconnected`), but a timeout.
+_CLIENT_ERRNOS: Final = frozenset(
+    {
+        None,
+        errno.EBADF,
+        errno.ECONNABORTED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENOTCONN,
+        errno.EPIPE,
+        errno.ESHUTDOWN,
+    }
+)
+
+Bypass = Callable[[Callable[[], Awaitable[str | bytes | None]]], Awaitable[str | bytes]]
+"""Takes what receives the next message, and returns it within the limits; raises `StopAsyncIteration` at the end."""
 
 
 class Socket(Protocol):
@@ -21,16 +43,24 @@ class Socket(Protocol):
         """The server's direct lane, where it has one."""
         ...
 
-    async def send(self, data: str | bytes) -> None:
+    def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
         """Send one message; waits while the client does not read.
 
         Raises:
-            SocketGoneError: It is gone.
+            Exception: It was not sent; `is_gone` tells why.
         """
+        ...
+
+    def is_gone(self, error: Exception) -> bool:
+        """Return whether `send` raised `error` because the client is gone; else it is a fault of somebody's."""
         ...
 
     async def receive(self) -> str | bytes | None:
         """Return the client's next message, or `None` at its end."""
+        ...
+
+    def on_bypass(self, receive: Bypass, /) -> None:
+        """Ask `receive` for what the application receives by itself, past the connection."""
         ...
 
     async def close(self, code: int, reason: str) -> None:
@@ -82,3 +112,8 @@ class ServerSocket(Socket, Protocol):
     def when_gone(self, callback: Callable[[], None], /) -> None:
         """Call `callback` once the client's transport is gone, and at once where the server does not report it."""
         ...
+
+
+def is_of_client(error: OSError) -> bool:
+    """Return whether an ASGI `send` raised `error` for its client is gone; else a middleware did for its own sake."""
+    return error.errno in _CLIENT_ERRNOS and not isinstance(error, TimeoutError)

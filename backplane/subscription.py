@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from backplane.context import run_in
 from backplane.errors import InvalidMessageError, LifecycleError, SlowConsumerError
 from backplane.log_burst import LogBursts
 from backplane.member import Member
@@ -127,7 +128,7 @@ class Subscription(Member):
             self._wake()
         else:
             self._overrun = True
-            self._note_overrun()
+            run_in(self._context, self._note_overrun)
             self.end()
 
     def _note_overrun(self) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocketDisconnect, WebSocketState
@@ -16,19 +15,21 @@ from backplane.errors import BackplaneError, ClosedError, LifecycleError
 from backplane.framework import framework_ending
 from backplane.lane import EXTENSION, when_gone
 from backplane.outgoing import SocketGoneError
+from backplane.sockets import is_of_client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, MutableMapping
 
     from starlette.websockets import WebSocket
 
     from backplane.ending import Ending
     from backplane.lane import Lane
+    from backplane.sockets import Bypass
 
 __all__ = ["StarletteSocket"]
 
-# What Starlette and the servers raise for a send to a client that is gone, or behind a close.
-_GONE = (WebSocketDisconnect, RuntimeError, OSError)
+# What Uvicorn, Hypercorn and Daphne call a send after the end, where a middleware has seen or made it before Starlette.
+_AFTER_THE_END: Final = ("after sending 'websocket.close'", "ASGIWebsocketState.CLOSED", "on a closed protocol")
 
 # A client that does not read does not read why it is refused either.
 _REFUSE_SECONDS: Final = 1.0
@@ -42,7 +43,7 @@ class StarletteSocket:
         ClosedError: It is closed.
     """
 
-    __slots__ = ("_websocket", "lane")
+    __slots__ = ("_receive_bypassed", "_websocket", "lane")
 
     def __init__(self, websocket: WebSocket) -> None:
         states = (websocket.application_state, websocket.client_state)
@@ -53,6 +54,7 @@ class StarletteSocket:
                 "this WebSocket is accepted already: connect() accepts it, remove `await websocket.accept()`"
             )
         self._websocket = websocket
+        self._receive_bypassed: Bypass | None = None
         self.lane: Lane | None = websocket.scope.get("extensions", {}).get(EXTENSION)
 
     @property
@@ -73,6 +75,7 @@ class StarletteSocket:
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
         """Finish the handshake."""
         await self._websocket.accept(subprotocol, headers)
+        self._websocket.receive = self._bypass  # type: ignore[method-assign]
 
     async def left(self) -> None:
         """Return when the client has left; before the handshake is answered it can send nothing else."""
@@ -87,17 +90,23 @@ class StarletteSocket:
         """
         if not isinstance(refused.error, BackplaneError):
             return refused.error or AssertionError("a refusal without an error")
-        with suppress(*_GONE):
+        try:
             await deny(self._websocket, denial(refused.error))
+        except Exception as failure:
+            if not self.is_gone(failure):
+                raise
         return self._answered(refused)
 
     async def refuse_after_accept(self, refused: Ending, subprotocol: str | None) -> BaseException:
         """Accept and close, and return what the handler is to raise."""
+        deadline = asyncio.timeout(_REFUSE_SECONDS)
         try:
-            async with asyncio.timeout(_REFUSE_SECONDS):
+            async with deadline:
                 await self.accept(subprotocol, None)
                 await self._websocket.close(refused.code, close_reason(refused.code, refused.reason))
-        except _GONE:
+        except Exception as failure:
+            if not (deadline.expired() or self.is_gone(failure)):
+                raise
             if self.lane is not None:
                 self.lane.close()
         return self._answered(refused)
@@ -114,35 +123,90 @@ class StarletteSocket:
         """Return what an error of the framework means to an accepted client; `None` for any other error."""
         return framework_ending(error)
 
-    async def send(self, data: str | bytes) -> None:
+    def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
         """Send one message."""
-        try:
-            # What `send_text` and `send_bytes` do, with one call less on the way of every message.
-            await self._websocket.send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
-        except _GONE as error:
-            raise SocketGoneError from error
+        # What `send_text` and `send_bytes` do, with one call less on the way of every message.
+        return self._websocket.send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+
+    def is_gone(self, error: Exception) -> bool:
+        """Return whether the client is gone, by the state of the socket where `error` alone could be anybody's.
+
+        Uvicorn raises an OSError of its own, and behind a close a RuntimeError, as Starlette does; Hypercorn, Granian
+        and Daphne drop what is sent to a client that is gone. A task group of a middleware makes a group of it.
+        """
+        if self._websocket.client_state is WebSocketState.DISCONNECTED:
+            return True
+        match error:
+            case WebSocketDisconnect():
+                cause = error.__context__  # Starlette takes every OSError for the end, a middleware's own too
+                if isinstance(cause, OSError) and not is_of_client(cause):
+                    self._websocket.application_state = WebSocketState.CONNECTED  # so that it can be closed
+                    return False
+                return True
+            case OSError():
+                return is_of_client(error)
+            case ExceptionGroup():
+                parts: tuple[Exception, ...] = error.exceptions
+                return all(self.is_gone(part) for part in parts)
+            case _:
+                if isinstance(error, SocketGoneError) or self._is_closed:
+                    return True
+                return any(words in str(error) for words in _AFTER_THE_END)
 
     async def receive(self) -> str | bytes | None:
         """Return the next message, or `None` when the client is gone."""
-        if self._websocket.application_state is WebSocketState.DISCONNECTED:
+        if self._is_closed:
             return None
-        message = await self._websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            return None
-        text: str | None = message.get("text")
-        data: bytes = message.get("bytes") or b""
-        return data if text is None else text
+        return _data(await type(self._websocket).receive(self._websocket))
 
     async def close(self, code: int, reason: str) -> None:
         """Close, if it is still open."""
-        if WebSocketState.DISCONNECTED in (self._websocket.application_state, self._websocket.client_state):
+        if self._is_closed:
             return
-        with suppress(*_GONE):
+        try:
             await self._websocket.close(code, reason)
+        except Exception as error:
+            if not self.is_gone(error):
+                raise
+
+    def on_bypass(self, receive: Bypass, /) -> None:
+        """Ask `receive` for what the application receives from the WebSocket itself, once it is accepted."""
+        self._receive_bypassed = receive
 
     def when_gone(self, callback: Callable[[], None], /) -> None:
         """Call `callback` once the client's transport is gone, and at once where the server does not report it."""
         when_gone(self._websocket.scope, callback)
+
+    async def _bypass(self) -> MutableMapping[str, Any]:
+        """Stand in for `WebSocket.receive`, which all of its methods that receive call."""
+        message: MutableMapping[str, Any] = {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+
+        async def receive() -> str | bytes | None:
+            nonlocal message
+            received = await type(self._websocket).receive(self._websocket)
+            if received["type"] == "websocket.disconnect":
+                message = received
+            return _data(received)
+
+        if self._receive_bypassed is None:
+            return await type(self._websocket).receive(self._websocket)
+        try:
+            data = await self._receive_bypassed(receive)
+        except StopAsyncIteration:
+            return message
+        return {"type": "websocket.receive", "text" if isinstance(data, str) else "bytes": data}
+
+    @property
+    def _is_closed(self) -> bool:
+        return WebSocketState.DISCONNECTED in (self._websocket.application_state, self._websocket.client_state)
+
+
+def _data(message: MutableMapping[str, Any]) -> str | bytes | None:
+    if message["type"] == "websocket.disconnect":
+        return None
+    text: str | None = message.get("text")
+    data: bytes = message.get("bytes") or b""
+    return data if text is None else text
 
 
 async def _is_answered(code: int = 1000, reason: str | None = None) -> None:

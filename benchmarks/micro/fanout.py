@@ -21,7 +21,7 @@ from benchmarks.micro.figure import Figure
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["run"]
+__all__ = ["interleaved_over_sockets", "run"]
 
 _DATA = b"x" * 128
 
@@ -40,8 +40,15 @@ class TransportSocket:
         TransportSocket.sent += 1
         self.transport.write(data if isinstance(data, bytes) else data.encode())
 
+    def is_gone(self, error: Exception) -> bool:
+        """Have only clients that are gone."""
+        return True
+
     async def receive(self) -> None:
         """Say nothing, ever."""
+
+    def on_bypass(self, receive: object, /) -> None:
+        """Have no other way to receive."""
 
     async def close(self, code: int, reason: str) -> None:
         """Close."""
@@ -84,7 +91,7 @@ async def _measure(count: int, rounds: int) -> list[Figure]:
         "backplane.publish on memory://": publish,
     }
     try:
-        return await _interleaved(candidates, rounds, count, lambda: _empty(peers))
+        return await interleaved_over_sockets(candidates, rounds, count, lambda: _empty(peers))
     finally:
         await backplane.stop()
         for each, peer in zip(sockets, peers, strict=True):
@@ -113,12 +120,13 @@ async def _join(backplane: Backplane, own: TransportSocket) -> None:
     connection.opened()
 
 
-async def _interleaved(
+async def interleaved_over_sockets(
     candidates: dict[str, Callable[[], Coroutine[None, None, None]]],
     rounds: int,
     count: int,
     clean: Callable[[], None],
 ) -> list[Figure]:
+    """Run the candidates in turn, `rounds` times, each for `count` sockets, which `clean` empties; the first: floor."""
     figures = {name: Figure(name) for name in candidates}
     for _ in range(rounds):
         for name, run_once in candidates.items():

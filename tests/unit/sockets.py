@@ -6,12 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from backplane.framework import framework_ending
+from backplane.outgoing import SocketGoneError
 from tests.unit.doubles import FakeLane, Gate, messages_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from backplane.ending import Ending
+    from backplane.sockets import Bypass
 
 __all__ = ["ClientLane", "FakeServerSocket", "FakeSocket"]
 
@@ -103,12 +105,19 @@ class FakeSocket:
         self.sent.append(data)
         self._changed.set()
 
+    def is_gone(self, error: Exception) -> bool:
+        """Return whether it is what a socket raises whose client is gone."""
+        return isinstance(error, SocketGoneError)
+
     async def receive(self) -> str | bytes | None:
         """Return what the test put into `incoming`."""
         said = await self.incoming.get()
         if isinstance(said, Exception):
             raise said
         return said
+
+    def on_bypass(self, receive: Bypass, /) -> None:
+        """Have no other way to receive."""
 
     async def close(self, code: int, reason: str) -> None:
         """Take the close frame, as told."""

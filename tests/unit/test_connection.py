@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Literal, assert_type
 from unittest.mock import Mock
 
@@ -48,7 +49,7 @@ class World:
     """A hub over a controlled broker, and the connections on it."""
 
     def __init__(self, *, lane: bool = False) -> None:
-        self._lane = lane
+        self.lane = lane
         self._connections: list[Connection] = []
         self.broker = ControlledBroadcaster()
         self.interest = Interest(linger_seconds=60, timeout_seconds=60)
@@ -67,7 +68,7 @@ class World:
         context: object = None,
     ) -> tuple[Connection, FakeSocket]:
         """Return a connection and its socket."""
-        socket = socket or FakeSocket(lane=self._lane)
+        socket = socket or FakeSocket(lane=self.lane)
         outbox = Outbox(max_bytes=1024 * 1024, max_messages=max_messages, when_full=when_full)
         conduct = conduct or Conduct(on_gap=on_gap, reload_seconds=lambda: reload_seconds)
         connection = Connection(socket, self.hub, outbox, conduct, context=context)
@@ -1009,6 +1010,63 @@ async def test_close_with_what_no_frame_carries(world: World, code: Any, reason:
     await socket.receives("1")
     await connection.close(4001, "é" * 100)
     assert (socket.closed, what_happened(conduct)) == ([(4001, "é" * 60 + "…")], {"closed_expired": 1})
+
+
+user: ContextVar[str] = ContextVar("user", default="nobody")
+
+
+async def test_whatever_runs_for_a_client_has_its_variables(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Functions of the application, log lines, the close and a `send` see the client's variables, not the publisher's.
+
+    As the handler had them at `connect`.
+    """
+    seen: list[tuple[str, str]] = []
+
+    def see(what: str) -> str:
+        seen.append((what, user.get()))
+        return what
+
+    class Log(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            return bool(see("log"))
+
+    class Socket(FakeSocket):
+        async def send(self, data: str | bytes) -> None:
+            see("send")
+            await super().send(data)
+
+        async def close(self, code: int, reason: str) -> None:
+            see("close")
+            await super().close(code, reason)
+
+    conduct = Conduct(on_gap=lambda _: see("on_gap"), on_slow=lambda _: see("on_slow"))
+    socket = Socket(lane=world.lane)
+
+    def connect() -> Connection:
+        user.set("alice")
+        return world.connection(socket, max_messages=2, conduct=conduct)[0]
+
+    connection = copy_context().run(connect)
+    await connection.join("a")
+    await connection.join("b", latest_by=lambda _: see("latest_by"))
+    user.set("mallory")
+    log = Log()
+    logging.getLogger("backplane.connection").addFilter(log)
+    try:
+        world.deliver("a", "1")
+        world.hub.gap(["a"], "lost")
+        socket.send_gate.close()
+        world.deliver("b", "2")
+        await let_tasks_run()
+        world.deliver("b", "3")
+        await let_tasks_run()
+        world.deliver("a", "4", "5", "6", "7")
+        await socket.until(lambda: ("close", "alice") in seen)
+    finally:
+        logging.getLogger("backplane.connection").removeFilter(log)
+    sends = {"send"} if socket.lane is None else set[str]()
+    assert {what for what, _ in seen} == {"on_gap", "on_slow", "latest_by", "log", "close"} | sends
+    assert {whose for _, whose in seen} == {"alice"}
 
 
 async def test_unexpected_error_while_closing(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import pytest
@@ -158,3 +159,27 @@ async def test_words_with_percent_signs(lines: Lines) -> None:
         bursts.log(logger, logging.WARNING, "refused: %s", "100 %s")
     bursts.flush()
     assert lines.texts == ["refused: 100 %s", "1 more within 10 s, the last one: refused: 100 %s"]
+
+
+async def test_count_is_nobodys() -> None:
+    """The line that counts many events is logged without the variables of the one that happened to begin the burst."""
+    user: ContextVar[str] = ContextVar("user", default="nobody")
+    seen: list[str] = []
+    done = asyncio.Event()
+
+    def see(_: logging.LogRecord) -> bool:
+        seen.append(user.get())
+        if len(seen) == 2:
+            done.set()
+        return True
+
+    bursts = LogBursts(window_seconds=0.01)
+    user.set("alice")
+    logger.addFilter(see)
+    try:
+        bursts.log(logger, logging.WARNING, "one")
+        bursts.log(logger, logging.WARNING, "one")
+        await asyncio.wait_for(done.wait(), WAIT_SECONDS)
+    finally:
+        logger.removeFilter(see)
+    assert seen == ["alice", "nobody"]

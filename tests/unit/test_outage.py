@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,6 +75,25 @@ async def test_what_is_published_meanwhile_is_sent_in_order() -> None:
         await come_back(made, 20)
         assert (payloads(made), len(buffer), buffer.dropped) == (numbers, 0, 0)
         assert senders() == 0
+
+
+async def test_sending_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is sent with the variables of the start, for one publisher's are not those of all."""
+    user: ContextVar[str] = ContextVar("user", default="nobody")
+    seen: list[str] = []
+    async with buffered() as (made, buffer):
+        await made.degrade()
+        user.set("alice")
+        accept = made.adapter.publish
+
+        async def publish_and_see(channel: str, payload: bytes) -> None:
+            seen.append(user.get())
+            await accept(channel, payload)
+
+        monkeypatch.setattr(made.adapter, "publish", publish_and_see)
+        await publish(buffer, b"1")
+        await come_back(made, 1)
+    assert seen == ["nobody"]
 
 
 async def test_publishes_while_it_drains_go_behind() -> None:

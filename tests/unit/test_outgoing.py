@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 import pytest
@@ -108,7 +109,7 @@ class Plain:
         self.client = Client()
         self.owner = Owner()
         self.outbox = outbox_of(when_full, max_messages=max_messages)
-        self.outgoing = PlainOutgoing(self.outbox, self.owner, self.client.send)
+        self.outgoing = PlainOutgoing(self.outbox, self.owner, self.client.send, copy_context())
         if opened:
             self.outgoing.open()
 
@@ -120,7 +121,7 @@ class OnLane:
         self.lane = FakeLane()
         self.owner = Owner()
         self.outbox = outbox_of(when_full, max_messages=max_messages)
-        self.outgoing = LaneOutgoing(self.outbox, self.owner, self.lane)
+        self.outgoing = LaneOutgoing(self.outbox, self.owner, self.lane, copy_context())
         if opened:
             self.outgoing.open()
 
@@ -129,11 +130,13 @@ class OnLane:
 
 
 async def test_send_that_completes_at_once() -> None:
-    """Messages the server takes at once are sent in the same pass of the event loop, in order, without a task."""
+    """Messages the server takes at once are sent in the same pass of the event loop, in order, and leave no task."""
     plain, before = Plain(), tasks()
     plain.outgoing.offer(batch("1", "2"))
     plain.outgoing.offer(batch("3"))
-    assert (plain.client.got, plain.outgoing.is_waiting, tasks()) == (["1", "2", "3"], False, before)
+    assert (plain.client.got, plain.outgoing.is_waiting) == (["1", "2", "3"], False)
+    await let_tasks_run()
+    assert tasks() == before
     await plain.outgoing.sent()
 
 
@@ -365,43 +368,56 @@ async def test_send_that_ignores_its_cancellation() -> None:
     assert plain.client.got == ["1"]
 
 
-async def test_what_the_rest_waits_for() -> None:
-    """What a begun send waits for one after the other reaches it: results, errors, and passes without a future."""
-    plain, seen = Plain(), list[object]()
-    loop = asyncio.get_running_loop()
-    result, error = loop.create_future(), loop.create_future()
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "later"])
+async def test_send_that_waits_for_what_another_has_cancelled(*, waits: bool) -> None:
+    """A send of a middleware that ends by a cancellation which was not its own is a fault, and nobody else's end."""
+    plain = Plain()
+    future = asyncio.get_running_loop().create_future()
+    if not waits:
+        future.cancel()
 
-    async def send(data: str | bytes) -> None:
-        seen.append(await result)
-        await asyncio.sleep(0)
-        try:
-            await error
-        except KeyError as caught:
-            seen.append(caught)
-        plain.client.got.append(data)
+    async def send(_: str | bytes) -> None:
+        await future
 
     plain.outgoing._send = send  # pyright: ignore[reportPrivateUsage]
-    plain.outgoing.offer(batch("1"))
-    fault = KeyError("a fault")
-    loop.call_soon(result.set_result, 42)
-    await let_tasks_run()
-    error.set_exception(fault)
+    plain.outgoing.offer(batch("1", "2"))
+    future.cancel()
     await plain.outgoing.sent()
-    assert (seen, plain.client.got) == ([42, fault], ["1"])
+    await let_tasks_run()
+    assert [type(told) for told in plain.owner.told] == [RuntimeError]
 
 
-async def test_send_that_raises_a_cancellation_at_once() -> None:
-    """A send that awaits what was cancelled already is a client that is gone: nothing is raised into the fan-out."""
+async def test_send_that_another_cancels() -> None:
+    """A send whose task another cancels than its owner, as at the end of the event loop, is the end, quietly."""
+    plain, before = Plain(), tasks()
+    plain.client.gate.clear()
+    plain.outgoing.offer(batch("1", "2"))
+    (task,) = tasks() - before
+    task.cancel()
+    await plain.outgoing.sent()
+    plain.outgoing.offer(batch("3"))
+    assert [type(told) for told in plain.owner.told] == [SocketGoneError]
+    assert (plain.client.begun, len(plain.outbox), plain.outgoing.is_waiting) == (1, 0, False)
+
+
+async def test_send_that_sends() -> None:
+    """What a send of a middleware sends to its own client goes out after it, and it may wait for it without a lock."""
     plain = Plain()
-    plain.client.error = asyncio.CancelledError()
+    send = plain.client.send
 
-    async def fan_out() -> None:
-        plain.outgoing.offer(batch("1", "2"))
+    async def send_twice(data: str | bytes) -> None:
+        if data == "1":
+            plain.outgoing.offer(batch("3"))
+            await plain.outgoing.sent()
+            await asyncio.sleep(0)
+            plain.outgoing.offer(batch("4"))
+            await plain.outgoing.sent()
+        await send(data)
 
-    fanning_out = asyncio.create_task(fan_out())
-    await asyncio.wait([fanning_out])
-    assert not fanning_out.cancelled()
-    assert (plain.client.begun, len(plain.owner.told)) == (1, 1)
+    plain.outgoing._send = send_twice  # pyright: ignore[reportPrivateUsage]
+    plain.outgoing.offer(batch("1", "2"))
+    await asyncio.wait_for(plain.outgoing.sent(), WAIT_SECONDS)
+    assert plain.client.got == ["1", "2", "3", "4"]
 
 
 # --- by a lane -----------------------------------------------------------------------------------------------------

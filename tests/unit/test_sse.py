@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import socket
 import time
@@ -640,3 +641,21 @@ async def test_wrong_options(channels: list[str], options: dict[str, Any]) -> No
     async with Backplane("memory://") as backplane:
         with pytest.raises(ConfigurationError, match="|".join(options) or "at least one channel"):
             backplane.sse(REQUEST, *channels, **options)
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError(), ConnectionRefusedError(errno.ECONNREFUSED, "")], ids=["timeout", "os"]
+)
+async def test_fault_while_sending(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a middleware raises for its own sake is not taken for a client that is gone: the server gets it."""
+
+    async def fail(_: object) -> None:
+        raise error
+
+    client = Client()
+    monkeypatch.setattr(client, "_send", fail)
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(type(error)) as caught:
+            await client.gets(stream_of(backplane, "a"))
+        assert caught.value is error
+        assert backplane.statistics()["streams_closed"] == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS = 5.0
+
+
+user: ContextVar[str] = ContextVar("user", default="nobody")
 
 
 @asynccontextmanager
@@ -420,3 +425,23 @@ async def test_slow_consumer_is_counted(
     slow = [text for text in caplog.messages if "is too slow" in text]
     assert len(slow) == (when_full == "close")
     assert all("['a']" in text for text in slow)
+
+
+async def test_log_line_of_an_overrun_is_the_consumers() -> None:
+    """That a consumer is too slow is logged with its own variables, not with those of whoever published."""
+    seen: list[str] = []
+
+    def see(_: logging.LogRecord) -> bool:
+        seen.append(user.get())
+        return True
+
+    async with following_hub() as hub:
+        user.set("alice")
+        slow = subscription_on(hub, max_messages=1)
+        user.set("mallory")
+        logging.getLogger("backplane.subscription").addFilter(see)
+        try:
+            slow.offer(Batch(*(Message(channel="a", data=text) for text in "123")))
+        finally:
+            logging.getLogger("backplane.subscription").removeFilter(see)
+    assert seen == ["alice"]

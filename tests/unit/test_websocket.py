@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +28,7 @@ from backplane import (
 )
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.errors import JoinRefusedError, OriginRefusedError, TooManyChannelsError, TooManyConnectionsError
+from backplane.incoming import _warn_of_bypass  # pyright: ignore[reportPrivateUsage]
 from backplane.limits import Limits
 from tests.unit.doubles import Gate, let_tasks_run
 
@@ -337,6 +339,66 @@ async def test_closed_already(closed_by: str) -> None:
     assert len(client.sent) == sent
 
 
+# --- a handler that receives past the connection -------------------------------------------------------------------
+
+
+async def past_the_connection(backplane: Backplane, client: Client, **options: Any) -> list[str]:
+    """Receive as a handler does that was written without the backplane; return what it received."""
+    received: list[str] = []
+    async with backplane.connect(client.websocket, "a", **options) as connection:
+        connection.lifetime.said_at = 0.0
+        with suppress(WebSocketDisconnect):
+            async for text in client.websocket.iter_text():
+                received.append(text)
+                assert connection.lifetime.said_at > 0.0
+        async for _ in connection:
+            pytest.fail("behind its end")
+    return received
+
+
+async def test_receiving_past_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """What comes past the connection is activity of its client, whose end ends it; once per process it is logged."""
+    _warn_of_bypass.cache_clear()
+    async with Backplane("memory://") as backplane:
+        for _ in range(2):
+            client = Client()
+            client.says("1", "2")
+            client.goes()
+            assert await ended(asyncio.create_task(past_the_connection(backplane, client))) == ["1", "2"]
+        assert backplane.statistics()["closed_by_client"] == 2
+    lines = [record.getMessage() for record in caplog.records if record.name == "backplane.incoming"]
+    assert [line.partition(": ")[2] for line in lines] == [
+        "use `async for message in connection` or `await connection.receive()` in its place"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [(Limits(max_message_bytes=10), 1009), (Limits(max_messages_per_second=1, max_burst=1), 4029)],
+    ids=["size", "rate"],
+)
+async def test_limits_past_the_connection(limits: Limits, code: int) -> None:
+    """The message over a limit does not reach a handler that receives past the connection, and ends it."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(past_the_connection(backplane, client, limits=limits))
+        await client.gets(1)
+        client.says("small", "and this is over both")
+        assert await ended(handling) == ["small"]
+    assert client.sent[-1]["code"] == code
+
+
+async def test_end_past_the_connection() -> None:
+    """A handler that waits past the connection is woken at its end: the worker's, here."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(past_the_connection(backplane, client))
+        await client.gets(1)
+        await let_tasks_run()
+    assert await ended(handling) == []
+    assert (client.sent_types, client.sent[-1]["code"]) == (["accept", "close"], 1012)
+
+
 # --- both ways -----------------------------------------------------------------------------------------------------
 
 
@@ -473,8 +535,16 @@ def test_client_disconnects_through_starlette() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [OSError("broken pipe"), RuntimeError("after close"), WebSocketDisconnect(1006)],
-    ids=["os", "order", "gone"],
+    [
+        OSError("the server's own"),
+        ConnectionResetError(errno.ECONNRESET, "reset"),
+        RuntimeError("Unexpected ASGI message 'websocket.send', after sending 'websocket.close'."),
+        ValueError("Unexpected message type, websocket.send given the state ASGIWebsocketState.CLOSED"),
+        RuntimeError("Attempt to send on a closed protocol"),
+        WebSocketDisconnect(1006),
+        ExceptionGroup("a task group of a middleware", [OSError("the server's own")]),
+    ],
+    ids=["os", "system", "uvicorn", "hypercorn", "daphne", "gone", "group"],
 )
 async def test_client_gone_while_sending(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     """A send to a client that is gone is an ordinary end, whatever the server raises: the iteration ends, no log."""
@@ -487,6 +557,35 @@ async def test_client_gone_while_sending(error: Exception, caplog: pytest.LogCap
         await backplane.publish("a", "x")
         assert await ended(handling) == []
     assert [record.getMessage() for record in caplog.records if record.name != "backplane.supervision"] == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a middleware's own"),
+        TimeoutError(),
+        ConnectionRefusedError(errno.ECONNREFUSED, "the middleware's collector"),
+        ExceptionGroup("a task group", [OSError("the server's own"), KeyError("a fault")]),
+    ],
+    ids=["runtime", "timeout", "os", "group"],
+)
+async def test_fault_while_sending(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """A send that fails while the client is there is somebody's fault: closed with 1011, one log line, counted."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(echo(backplane, client, "a"))
+        await client.gets(1)
+        await let_tasks_run()
+        client.errors["websocket.send"] = error
+        await backplane.publish("a", "x")
+        assert await ended(handling) == []
+        statistics = backplane.statistics()
+    assert (client.sent_types, client.sent[-1]["code"]) == (["accept", "close"], 1011)
+    lines = [record for record in caplog.records if record.name != "backplane.supervision"]
+    assert [line.levelname for line in lines] == ["ERROR"]
+    assert lines[0].getMessage().endswith("failed: closing it")
+    assert lines[0].exc_info is not None
+    assert (statistics["closed_internal_error"], statistics["closed_by_client"]) == (1, 0)
 
 
 async def test_client_gone_at_the_close() -> None:
