@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from backplane.closing import CloseCode
 from backplane.connection import Connection
 from backplane.ending import close_code
-from backplane.errors import BackplaneError, BrokerError, OriginRefusedError
+from backplane.errors import BackplaneError, BrokerError, ClosedError, OriginRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,19 +77,22 @@ class Admission(AbstractAsyncContextManager[Connection]):
         self._headers = headers
 
     async def __aenter__(self) -> Connection:
+        self._connection.handler_entered()
         try:
             async with self._socket.refusing_on_error():
                 await self._let_in()
             self._connection.opened()
         except BaseException as error:
-            await self.__aexit__(type(error), error, None)
+            if await self.__aexit__(type(error), error, None) and isinstance(error, asyncio.CancelledError):
+                raise ClosedError("the connection has ended during its handshake") from None
             raise
         return self._connection
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> bool:
-        code = close_code(error, is_over=self._connection.is_over)
+        is_ours = self._connection.handler_left(error)
+        code = CloseCode.NORMAL if is_ours else close_code(error, is_over=self._connection.is_over)
         try:
             if code is None:
                 await self._connection.abandon()

@@ -64,6 +64,7 @@ class Conduct:
     Attributes:
         on_gap: What a client is told of a gap.
         limits: What it may do, and how it is kept alive.
+        handler_grace_seconds: How long its handler may stay in the block after it has ended.
         authorize: Who may join what; `None` lets everybody.
         on_slow: Who hears of slow clients.
         reload_seconds: Draws after how long one of many clients is closed, at a gap or because the broker failed.
@@ -74,6 +75,7 @@ class Conduct:
 
     on_gap: OnGap = "close"
     limits: Limits = field(default_factory=Limits)
+    handler_grace_seconds: float = 10.0
     authorize: Authorize | None = None
     on_slow: OnSlow | None = None
     reload_seconds: Callable[[], float] = float

@@ -7,7 +7,7 @@ import gc
 import logging
 import os
 import time
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
@@ -18,7 +18,6 @@ from backplane.codec import encode
 from backplane.conduct import Conduct
 from backplane.connection import Connection
 from backplane.deployment import warn_if_isolated, warn_of_default_url
-from backplane.drain import draining_on_sigterm
 from backplane.errors import (
     ClosedError,
     ConfigurationError,
@@ -34,6 +33,7 @@ from backplane.outbox import FullPolicy, Outbox
 from backplane.publisher_thread import PublisherThreads
 from backplane.registry import broadcaster_from_url
 from backplane.running import Running
+from backplane.server_end import drain_at_the_end
 from backplane.settings import Settings
 from backplane.subscription import Subscription
 from backplane.sync_publisher import WorkerPublisher
@@ -120,6 +120,7 @@ class Backplane:
         self._running: Running | None = None
         self._stopping: tuple[LoopAffinity, asyncio.Task[None]] | None = None
         self._started_in: object = None  # the process
+        self._server_end = ExitStack()
         self._sync = WorkerPublisher(
             self, self._calls, PublisherThreads(self._unstarted, self._settings), self._settings.publish_timeout_seconds
         )
@@ -190,13 +191,14 @@ class Backplane:
         """Wait until the link to the broker is in `state`. A state that passes at once can be missed.
 
         Raises:
-            NotStartedError, ClosedError: The backplane is not running.
+            NotStartedError, ClosedError: The backplane is not running, or has drained.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        supervisor = self._require_running().supervisor
+        running = self._require_running()
+        supervisor = running.supervisor
         while supervisor.state != state:
-            if supervisor.state == "closed":
-                raise ClosedError("this Backplane has been stopped")
+            if running.drained or supervisor.state == "closed":
+                raise ClosedError("this Backplane has been stopped, or is about to be")
             await supervisor.state_changed()
 
     async def start(self) -> None:
@@ -226,17 +228,24 @@ class Backplane:
             self._running = None
             raise
         self._started_in = current_process()
+        self._server_end = drain_at_the_end(self._drain)
         warn_if_isolated(self._broadcaster.capabilities, self.url)
 
     async def drain(self) -> None:
         """Prepare the end: not ready, no new clients, those that are there closed with 1012 over `drain_seconds`.
 
-        Publishing and `subscribe` go on until `stop`. Under Uvicorn, by itself or below Gunicorn, SIGTERM does this
-        before the server acts; elsewhere call it yourself where the server lets you.
+        Handlers that stay in their block are cancelled `handler_grace_seconds` after their connection has ended. Then
+        what is iterated from `subscribe` ends, and `wait_for_state` raises; publishing goes on until `stop`.
+
+        Started in the lifespan of an application, this is done when the server ends: before it acts under Uvicorn, by
+        itself, in a thread or below Gunicorn; docs/servers.md has a table for all. Elsewhere call it yourself.
         """
+        await self._drain(hurried=False)
+
+    async def _drain(self, hurried: bool) -> None:
         running = self._running_here()
         if running is not None:
-            await running.drain()
+            await running.drain(hurried=hurried)
 
     async def stop(self) -> None:
         """End every connection (code 1012) and subscription and close the link. Stopping again changes nothing.
@@ -248,6 +257,7 @@ class Backplane:
         running = self._running_here()
         if running is not None:
             self._running = None
+            self._server_end.close()
             # In a task of its own: cancelling whoever waits for the end must not leave half of it.
             self._stopping = running.affinity, asyncio.create_task(running.stop())
         if self._stopping is not None:
@@ -266,14 +276,13 @@ class Backplane:
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncGenerator[dict[str, Any]]:
-        """Run for as long as the application: `FastAPI(lifespan=backplane.lifespan)`; on SIGTERM `drain` first.
+        """Run for as long as the application: `FastAPI(lifespan=backplane.lifespan)`; when its server ends, `drain`.
 
         Puts itself into the lifespan state, where `backplane.lifespan.get_backplane` finds it.
         """
         await self._start()
         try:
-            with draining_on_sigterm(self.drain):
-                yield {"backplane": self}
+            yield {"backplane": self}
         finally:
             await self.stop()
 
@@ -495,6 +504,7 @@ class Backplane:
             self._shared_conduct = Conduct(
                 on_gap=self._on_gap,
                 limits=self._limits,
+                handler_grace_seconds=self._settings.handler_grace_seconds,
                 authorize=self._authorize,
                 on_slow=self._on_slow,
                 reload_seconds=running.reload_seconds,

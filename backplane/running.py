@@ -42,8 +42,11 @@ __all__ = ["Client", "Running"]
 
 logger = logging.getLogger("backplane.running")
 
-# How long handlers may take, behind the last close of a drain, to come to their end.
-_HANDLERS_SECONDS: Final = 2.0
+# For a handler that is cancelled at the end of its grace to come to its end.
+_CANCELLED_SECONDS: Final = 1.0
+
+# Over how long clients are closed where the server ends them meanwhile: Hypercorn gives them 3 s by default.
+_HURRIED_DRAIN_SECONDS: Final = 1.0
 
 
 def _at_once(callback: Callable[[], None]) -> None:
@@ -71,6 +74,7 @@ class Running:
         statistics: Where what happens is counted; `count` returns it with what others count.
         bursts: How what can concern many clients at once is logged.
         draining: No new client is taken.
+        drained: The worker is about to end, and whoever waits has been notified.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Running:
         self.watch = Watch()
         self.statistics = Statistics()
         self.draining = False
+        self.drained = False
         self._connections: dict[Client, str] = {}
         self._ended = 0  # clients whose handler has ended, and whose transport is still there
         self._by_client: Counter[str] = Counter()
@@ -170,31 +175,39 @@ class Running:
         """Draw after how long one of many clients is closed that an outage concerns alike."""
         return random.uniform(0, spread_seconds(len(self._connections), self.settings.drain_seconds))  # noqa: S311
 
-    async def drain(self) -> None:
+    async def drain(self, *, hurried: bool = False) -> None:
         """Take no new client, and close those that are there with code 1012, spread over `drain_seconds`.
 
-        Returns when their handlers have ended, or two seconds behind the last close.
+        Returns when the clients' handlers have ended, or a second after they were cancelled. Subscriptions end last.
+
+        Args:
+            hurried: The server ends meanwhile: close within a second.
         """
         self.draining = True
         loop = asyncio.get_running_loop()
-        seconds = spread_seconds(len(self._connections), self.settings.drain_seconds)
+        most_seconds = self.settings.drain_seconds
+        seconds = spread_seconds(
+            len(self._connections), min(most_seconds, _HURRIED_DRAIN_SECONDS) if hurried else most_seconds
+        )
         logger.info("draining: closing %d connections over %.1f s", len(self._connections), seconds)
         for connection in self._connections:
             loop.call_later(random.uniform(0, seconds), connection.retire, CloseCode.SERVICE_RESTART, "restart")  # noqa: S311
         self._emptied.clear()
         if self._connections:
             try:
-                async with asyncio.timeout(seconds + _HANDLERS_SECONDS):
+                async with asyncio.timeout(seconds + self.settings.handler_grace_seconds + _CANCELLED_SECONDS):
                     await self._emptied.wait()
             except TimeoutError:
                 logger.warning("%d handlers did not end with their connection", len(self._connections))
+        self.drained = True
+        self._end_subscriptions()
+        self.supervisor.wake()
 
     async def stop(self) -> None:
         """End everything that is left, and the link."""
         self.draining = True
         await self._buffer.stop(self.settings.publish_timeout_seconds)
-        for subscription in list(self.subscriptions):
-            subscription.end()
+        self._end_subscriptions()
         closing = [connection.close(CloseCode.SERVICE_RESTART, "restart") for connection in self._connections]
         await asyncio.gather(*closing)
         await self.supervisor.stop()
@@ -232,6 +245,10 @@ class Running:
             subscriptions=len(self.subscriptions),
             buffered=len(self._buffer),
         )
+
+    def _end_subscriptions(self) -> None:
+        for subscription in list(self.subscriptions):
+            subscription.end()
 
     def _forget(self, client_key: str) -> None:
         self._ended -= 1

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
     from contextlib import AbstractAsyncContextManager
 
     from backplane.lane import Lane
@@ -31,6 +31,13 @@ class Socket(Protocol):
 
     async def receive(self) -> str | bytes | None:
         """Return the client's next message, or `None` at its end."""
+        ...
+
+    def read_ahead(self, on_end: Callable[[], None], /) -> Coroutine[Any, Any, None] | None:
+        """Return what receives the messages that `receive` returns later, and calls `on_end` when the client is gone.
+
+        `None` where that is under way.
+        """
         ...
 
     async def close(self, code: int, reason: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocketDisconnect, WebSocketState
@@ -12,9 +12,10 @@ from backplane.denial import denial, deny
 from backplane.errors import BackplaneError, BrokerError, ClosedError, LifecycleError, RefusedError
 from backplane.lane import EXTENSION, when_gone
 from backplane.outgoing import SocketGoneError
+from backplane.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 
     from starlette.websockets import WebSocket
 
@@ -34,7 +35,7 @@ class StarletteSocket:
         ClosedError: It is closed.
     """
 
-    __slots__ = ("_websocket", "lane")
+    __slots__ = ("_ahead", "_websocket", "lane")
 
     def __init__(self, websocket: WebSocket) -> None:
         states = (websocket.application_state, websocket.client_state)
@@ -45,6 +46,7 @@ class StarletteSocket:
                 "this WebSocket is accepted already: connect() accepts it, remove `await websocket.accept()`"
             )
         self._websocket = websocket
+        self._ahead: ReadAhead | None = None
         self.lane: Lane | None = websocket.scope.get("extensions", {}).get(EXTENSION)
 
     @property
@@ -105,6 +107,16 @@ class StarletteSocket:
         text: str | None = message.get("text")
         data: bytes = message.get("bytes") or b""
         return data if text is None else text
+
+    def read_ahead(self, on_end: Callable[[], None], /) -> Coroutine[Any, Any, None] | None:
+        """Return what receives the messages that `receive` returns later, and calls `on_end` when the client is gone.
+
+        Whoever receives from the `WebSocket` itself gets them too, in their place. `None` where that is under way.
+        """
+        if self._ahead is None:
+            self._ahead = ReadAhead(self._websocket._receive, on_end)  # pyright: ignore[reportPrivateUsage]
+            self._websocket._receive = self._ahead.receive  # pyright: ignore[reportPrivateUsage]
+        return None if self._ahead.is_reading else self._ahead.run()
 
     async def close(self, code: int, reason: str) -> None:
         """Close, if it is still open."""

@@ -43,6 +43,9 @@ class TransportSocket:
     async def receive(self) -> None:
         """Say nothing, ever."""
 
+    def read_ahead(self, on_end: Callable[[], None], /) -> None:
+        """Have nothing to receive."""
+
     async def close(self, code: int, reason: str) -> None:
         """Close."""
         self.transport.close()

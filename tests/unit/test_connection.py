@@ -755,12 +755,14 @@ async def test_send_takes_what_publish_takes(world: World, data: object, expecte
 
 
 async def test_send_over_the_bound_closes(world: World) -> None:
-    """The bound counts for direct messages too; the call returns, as at any end."""
+    """The bound counts for direct messages too; the call raises `ClosedError`, as at any end."""
     connection, socket = world.connection(max_messages=1)
     socket.send_gate.close()
     sending = [asyncio.create_task(connection.send(str(number))) for number in range(3)]
-    for task in sending:
-        await bounded(task)
+    with pytest.raises(ClosedError):
+        await bounded(sending[2])
+    await asyncio.wait(sending)
+    assert {type(task.exception()) for task in sending} <= {ClosedError, type(None)}  # a lane takes the first at once
     await connection.finish(1000)
     assert socket.closed == [(1013, "too slow")]
 
@@ -781,10 +783,11 @@ async def test_latest_does_not_replace_direct_messages(world: World) -> None:
 
 
 async def test_send_after_the_end(world: World) -> None:
-    """A client that is gone is an ordinary end: the call returns."""
+    """A connection that is over takes nothing more, so that a handler which only sends comes to its end."""
     connection, socket = world.connection()
     await connection.close()
-    await connection.send("too late")
+    with pytest.raises(ClosedError):
+        await connection.send("too late")
     assert (socket.sent, socket.closed) == ([], [(1000, "")])
 
 
@@ -1208,7 +1211,8 @@ async def test_lane_that_ends(lane_world: World) -> None:
     socket.incoming.put_nowait("last words")
     lane_of(socket).end()
     lane_world.deliver("a", "unheard")
-    await connection.send("unheard")
+    with pytest.raises(ClosedError):
+        await connection.send("unheard")
     socket.incoming.put_nowait(None)
     assert await bounded(asyncio.create_task(said_by(connection))) == ["last words"]
     with pytest.raises(ClosedError):
@@ -1408,7 +1412,7 @@ async def test_spawn(world: World) -> None:
 
 @pytest.mark.parametrize("ending", ["finish", "abandon"])
 async def test_spawned_task_at_the_end(world: World, ending: str) -> None:
-    """At the end of the handler every task is cancelled and awaited, its last words to the client included."""
+    """At the end of the handler every task is cancelled and awaited, what it sends at its end included."""
     connection, socket = world.connection()
     steps: list[str] = []
 
@@ -1426,7 +1430,7 @@ async def test_spawned_task_at_the_end(world: World, ending: str) -> None:
         await connection.finish(1000)
     else:
         await connection.abandon()
-    assert [task.cancelled() for task in tasks] == [True] * 3
+    assert [task.cancelled() for task in tasks] == [ending == "finish"] * 3  # else `send` raises `ClosedError`
     assert steps == ["cleaned up"] * 3
     assert (socket.sent, [code for code, _ in socket.closed]) == (
         (["bye"] * 3, [1000]) if ending == "finish" else ([], [])
