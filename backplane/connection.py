@@ -315,7 +315,12 @@ class Connection(Member):
 
     def client_left(self) -> None:
         """Nothing more will come: the end."""
-        if self._end() and self._open:
+        if not self._end() or not self._open:
+            return
+        lane = self._socket.lane
+        if lane is not None and lane.close_code == CloseCode.TOO_BIG:  # refused by the server, for `max_message_bytes`
+            self._conduct.statistics.count_close(CloseCode.TOO_BIG)
+        else:
             self._conduct.statistics.closed_by_client += 1
 
     def limit_reached(self, code: CloseCode, reason: str, /) -> None:

@@ -17,7 +17,7 @@ from backplane.channels import validate_channel
 from backplane.codec import encode
 from backplane.conduct import Conduct
 from backplane.connection import Connection
-from backplane.deployment import warn_if_isolated, warn_of_default_url
+from backplane.deployment import NO_LIFESPAN, warn_if_isolated, warn_if_nobody_pings, warn_of_default_url
 from backplane.errors import (
     ClosedError,
     ConfigurationError,
@@ -208,13 +208,20 @@ class Backplane:
 
         Raises:
             BrokerError: The broker could not be reached within `start_timeout_seconds`, or it refused.
-            LifecycleError: It is started already.
+            LifecycleError: It is started already, or the event loop is not asyncio's.
         """
         await self._start()
         if not self._given_url:
             warn_of_default_url(self.url)
 
     async def _start(self) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise LifecycleError(
+                "a Backplane needs asyncio, or uvloop, and this event loop is another one, such as trio's: "
+                "take a worker of asyncio (Hypercorn: `--worker-class asyncio`)"
+            ) from error
         if self._running is not None and not self._running.affinity.is_alive:
             self._leave_behind()
         if self._running is not None:
@@ -412,6 +419,8 @@ class Backplane:
 
         running = self._require_running()
         socket = StarletteSocket(websocket)
+        if socket.lane is None:
+            warn_if_nobody_pings(limits or self._limits)
         outbox = self._outbox(max_outbox_bytes, max_outbox_messages, when_full, latest_by)
         connection = Connection(socket, running.hub, outbox, self._conduct(running, limits, on_gap), context=context)
         connection.expire_at(expires_at)
@@ -537,7 +546,7 @@ class Backplane:
             raise NotStartedError(
                 "this Backplane is not started: pass lifespan=backplane.lifespan to the application, "
                 "or use `async with backplane:`; in a test `with TestClient(app):` runs the lifespan, "
-                "and `TestClient(app)` alone does not"
+                f"and `TestClient(app)` alone does not. {NO_LIFESPAN}"
             )
         return running
 

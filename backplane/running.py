@@ -42,8 +42,8 @@ __all__ = ["Client", "Running"]
 
 logger = logging.getLogger("backplane.running")
 
-# For a handler that is cancelled at the end of its grace to come to its end.
-_CANCELLED_SECONDS: Final = 1.0
+# What a client that reads nothing costs before its grace begins and after it: what waits and the close frame.
+_CLOSE_SECONDS: Final = 2.0
 
 # Over how long clients are closed where the server ends them meanwhile: Hypercorn gives them 3 s by default.
 _HURRIED_DRAIN_SECONDS: Final = 1.0
@@ -178,7 +178,7 @@ class Running:
     async def drain(self, *, hurried: bool = False) -> None:
         """Take no new client, and close those that are there with code 1012, spread over `drain_seconds`.
 
-        Returns when the clients' handlers have ended, or a second after they were cancelled. Subscriptions end last.
+        Returns when the clients' handlers have ended, or some seconds after the last grace. Subscriptions end last.
 
         Args:
             hurried: The server ends meanwhile: close within a second.
@@ -195,7 +195,7 @@ class Running:
         self._emptied.clear()
         if self._connections:
             try:
-                async with asyncio.timeout(seconds + self.settings.handler_grace_seconds + _CANCELLED_SECONDS):
+                async with asyncio.timeout(seconds + self.settings.handler_grace_seconds + _CLOSE_SECONDS):
                     await self._emptied.wait()
             except TimeoutError:
                 logger.warning("%d handlers did not end with their connection", len(self._connections))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,7 +42,7 @@ _LINGER_SECONDS: Final = 3.0
 
 def is_in_lifespan() -> bool:
     """Return whether a server runs the lifespan of its application in this task."""
-    return any(_scope_type(frame) == "lifespan" for frame in _frames(asyncio.current_task()))
+    return any(_scope_type(frame) == "lifespan" for frame in _own_frames())
 
 
 def drain_at_the_end(drain: Drain) -> ExitStack:
@@ -53,7 +54,7 @@ def drain_at_the_end(drain: Drain) -> ExitStack:
     stack = ExitStack()
     if not is_in_lifespan():
         return stack
-    managers = [id(frame.f_locals["self"]) for frame in _frames(asyncio.current_task()) if "self" in frame.f_locals]
+    managers = [id(frame.f_locals["self"]) for frame in _own_frames() if "self" in frame.f_locals]
     for frame in [frame for task in asyncio.all_tasks() for frame in _frames(task)]:
         server = frame.f_locals.get("self")
         method = next((_ENDS[name] for name in _class_names(server) if name in _ENDS), None)
@@ -147,9 +148,17 @@ def _is_hypercorn(frame: FrameType) -> bool:
     return (frame.f_globals.get("__name__"), frame.f_code.co_name) == ("hypercorn.asyncio.run", "worker_serve")
 
 
-def _frames(task: asyncio.Task[Any] | None) -> Iterator[FrameType]:
-    """Yield the frames of the coroutines that await each other in a task, the outermost first."""
-    coroutine: Any = None if task is None else task.get_coro()
+def _own_frames() -> Iterator[FrameType]:
+    """Yield the frames of this task and of the event loop, the innermost first."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
+    """Yield the frames of the coroutines that await each other in a task that is suspended, the outermost first."""
+    coroutine: Any = task.get_coro()
     while coroutine is not None:
         frame: FrameType | None = getattr(coroutine, "cr_frame", None)
         if frame is not None:

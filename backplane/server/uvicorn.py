@@ -195,6 +195,11 @@ class _UvicornLane:
                 return extension.local_max_window_bits
         return None
 
+    @property
+    def close_code(self) -> int | None:
+        sent, answered = self._conn.close_sent, self._conn.close_rcvd_then_sent
+        return None if sent is None or answered else int(sent.code)
+
     def attach(self, user: LaneUser, /) -> None:
         if self._user is not None:
             raise LifecycleError("the lane of this WebSocket has a user already")

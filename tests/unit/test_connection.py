@@ -1221,6 +1221,22 @@ async def test_lane_that_ends(lane_world: World) -> None:
     assert (socket.sent, list(lane_world.hub.channels)) == ([], [])
 
 
+@pytest.mark.parametrize(
+    ("code", "count"), [(1009, "closed_too_big"), (1012, "closed_by_client"), (None, "closed_by_client")]
+)
+async def test_message_that_the_server_refuses_is_counted_as_too_big(
+    lane_world: World, code: int | None, count: str
+) -> None:
+    """Where the server refuses it before it is assembled, it is counted as where the connection does; else its end."""
+    conduct = Conduct()
+    connection, socket = lane_world.connection(conduct=conduct)
+    lane_of(socket).close_code = code
+    lane_of(socket).end()
+    socket.incoming.put_nowait(None)
+    assert await said_by(connection) == []
+    assert counted(conduct.statistics) == {"connections_opened": 1, count: 1}
+
+
 # --- what the application says -------------------------------------------------------------------------------------
 
 
