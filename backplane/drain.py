@@ -30,7 +30,7 @@ def spread_seconds(sockets: int, most_seconds: float) -> float:
 
 @contextmanager
 def draining_on_signals(drain: Callable[[bool], Coroutine[Any, Any, None]]) -> Generator[None]:
-    """Put `drain` before what the server does on SIGTERM or SIGINT; a second signal does not wait for it.
+    """Put `drain` before what the server does on SIGTERM or SIGINT; the same signal again does not wait for it.
 
     Works where the server handles the signal in a Python function. Where its event loop does, as with Granian, `drain`
     runs beside what the server does, and is called with `True`: there is little time. Where nobody handles a signal,
@@ -52,6 +52,7 @@ class _Draining:
         self._drain = drain
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
+        self._seen: set[int] = set()
 
     def handle(self, number: signal.Signals) -> Callable[[], None]:
         """Take a signal from now on; return what gives it back."""
@@ -64,10 +65,12 @@ class _Draining:
             if self._task is None:
                 self._task = self._loop.create_task(self._run(number, None if beside else servers))
                 self._task.set_name("backplane-drain")
-            elif not self._task.done():
+            elif self._task.done():
+                if not beside:
+                    servers(number, None)
+            elif number in self._seen:  # at Ctrl-C a worker gets SIGINT from the terminal, and SIGTERM from its parent
                 self._task.cancel()
-            elif not beside:
-                servers(number, None)
+            self._seen.add(number)
 
         def handler(*_: object) -> None:
             self._loop.call_soon_threadsafe(begin)
@@ -96,7 +99,8 @@ class _Draining:
 
 def _set_handler(number: int, handler: Any) -> None:
     signal.signal(number, handler)
-    signal.siginterrupt(number, False)  # as event loops have it, who are notified beside any handler
+    if hasattr(signal, "siginterrupt"):  # not on Windows
+        signal.siginterrupt(number, False)  # as event loops have it, which are notified beside any handler
 
 
 def _is_loops(handler: object) -> bool:

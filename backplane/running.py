@@ -191,7 +191,9 @@ class Running:
         )
         logger.info("draining: closing %d connections over %.1f s", len(self._connections), seconds)
         for connection in self._connections:
-            loop.call_later(random.uniform(0, seconds), connection.retire, CloseCode.SERVICE_RESTART, "restart")  # noqa: S311
+            # Not at once: by then the server's other workers take no new client either.
+            delay = random.uniform(seconds / 10, seconds)  # noqa: S311
+            loop.call_later(delay, connection.retire, CloseCode.SERVICE_RESTART, "restart")
         self._emptied.clear()
         if self._connections:
             try:

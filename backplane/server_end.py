@@ -16,6 +16,7 @@ import asyncio
 import logging
 import sys
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from backplane.drain import draining_on_signals
@@ -54,14 +55,14 @@ def drain_at_the_end(drain: Drain) -> ExitStack:
     stack = ExitStack()
     if not is_in_lifespan():
         return stack
-    managers = [id(frame.f_locals["self"]) for frame in _own_frames() if "self" in frame.f_locals]
+    managers = {id(_local(frame, "self")) for frame in _own_frames()} - {id(None)}
     for frame in [frame for task in asyncio.all_tasks() for frame in _frames(task)]:
-        server = frame.f_locals.get("self")
+        server = _local(frame, "self")
         method = next((_ENDS[name] for name in _class_names(server) if name in _ENDS), None)
         if method is not None and id(getattr(server, "lifespan", None)) in managers:
             stack.callback(_put_before(server, method, drain))
             return stack
-        if _is_hypercorn(frame) and id(frame.f_locals.get("lifespan")) in managers:
+        if _is_hypercorn(frame) and id(_local(frame, "lifespan")) in managers:
             tasks = Tasks(lambda error: logger.error("the drain failed; the server ends all the same", exc_info=error))
             tasks.spawn(_drain_beside_hypercorn(frame, drain), "backplane-drain")
             stack.callback(tasks.cancel)
@@ -93,11 +94,11 @@ def _put_before(server: Any, method: str, drain: Drain) -> Callable[[], None]:
 
 async def _wait_in_patience(draining: asyncio.Task[None], server: Any) -> None:
     """Wait for the drain until somebody is in a hurry; meanwhile keep Gunicorn from taking the worker for hung."""
-    signals = _signals(server)
+    repeated = _repeated_signals(server)
     notify_uvicorn = getattr(getattr(server, "config", None), "callback_notify", None)
     notify_gunicorn = getattr(server, "notify", None)
     while not draining.done():
-        if _is_in_a_hurry(server) or _signals(server) > signals:
+        if _is_in_a_hurry(server) or _repeated_signals(server) > repeated:
             draining.cancel()
         if notify_uvicorn is not None:
             await notify_uvicorn()
@@ -110,9 +111,10 @@ def _is_in_a_hurry(server: Any) -> bool:
     return getattr(server, "force_exit", False) or getattr(server, "_quick_shutdown", False)
 
 
-def _signals(server: Any) -> int:
-    """Return how many signals told Uvicorn to end."""
-    return len(getattr(server, "_captured_signals", ()))
+def _repeated_signals(server: Any) -> int:
+    """Return how often a signal came again: one of each kind is Ctrl-C, by the terminal and by the parent process."""
+    captured: list[int] = getattr(server, "_captured_signals", [])
+    return len(captured) - len(set(captured))
 
 
 async def _cut_stalled(server: Any) -> None:
@@ -132,10 +134,12 @@ async def _cut_stalled(server: Any) -> None:
 
 async def _drain_beside_hypercorn(frame: FrameType, drain: Drain) -> None:
     """Await what Hypercorn awaits: its trigger, and the number of requests, which it counts from the start on."""
-    while (context := frame.f_locals.get("context")) is None:  # noqa: ASYNC110  # it is Hypercorn's variable
+    while (context := _local(frame, "context")) is None:  # noqa: ASYNC110  # it is Hypercorn's variable
         await asyncio.sleep(_POLL_SECONDS)
-    trigger: Callable[[], Coroutine[Any, Any, object]] = frame.f_locals["shutdown_trigger"]
-    awaited = [asyncio.create_task(coroutine) for coroutine in (trigger(), context.terminate.wait())]
+    triggers = [context.terminate.wait, _local(frame, "shutdown_trigger")]
+    # An application's own trigger may be one that can be awaited once.
+    repeatable = [trigger for trigger in triggers if isinstance(trigger, partial) or trigger.__name__ == "wait"]
+    awaited = [asyncio.create_task(trigger()) for trigger in repeatable]
     try:
         await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -166,8 +170,15 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
         coroutine = getattr(coroutine, "cr_await", None)
 
 
+def _local(frame: FrameType, name: str) -> Any:
+    # Where the name is unknown `f_locals` is not asked: it would keep what the variables hold now.
+    code = frame.f_code
+    known = name in code.co_varnames or name in code.co_cellvars or name in code.co_freevars
+    return frame.f_locals.get(name) if known else None
+
+
 def _scope_type(frame: FrameType) -> object:
-    scope = frame.f_locals.get("scope")
+    scope = _local(frame, "scope")
     return scope.get("type") if isinstance(scope, dict) else None
 
 

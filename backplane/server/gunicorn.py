@@ -36,7 +36,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
     def handle_exit(self, sig: int, frame: Any) -> None:
         """End at SIGQUIT, by which Gunicorn ends workers at Ctrl-C; without this Uvicorn goes on as if nothing were."""
         super().handle_exit(sig, frame)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
 
 
 class SharedCompressionWorker(Worker):

@@ -168,7 +168,8 @@ def test_end_reaches_everyone_who_waits(way: Way, tmp_path: Path, ipc_url: str) 
         clients = Clients(stack, port)
         worker = psutil.Process(answers(port))
         if isinstance(way.ending, signal.Signals):
-            process.send_signal(way.ending)
+            send = os.killpg if way.ending is signal.SIGINT else os.kill  # Ctrl-C reaches the workers too
+            send(process.pid, way.ending)
         else:
             for _ in range(way.ending):
                 answers(port)

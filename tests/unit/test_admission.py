@@ -420,6 +420,30 @@ async def test_client_leaves_a_handler_that_waits_for_something_else(door: Door,
     door.assert_nothing_left()
 
 
+@pytest.mark.parametrize(("reading", "reads_ahead"), [(True, 0), (False, 1)])
+async def test_lane_is_read_ahead_only_where_its_server_waits_for_that(
+    door: Door, reading: bool, reads_ahead: int
+) -> None:
+    """The server notices the end by itself while it reads: an idle connection costs no task there."""
+    socket = FakeServerSocket(lane=True)
+    assert socket.lane is not None
+    socket.lane.reading = reading
+    async with door.admission(socket, "a") as connection:
+        connection.look_after(0)
+        assert socket.reading_ahead == reads_ahead
+
+
+async def test_handler_that_receives_is_left_alone(door: Door) -> None:
+    """Nobody receives beside it."""
+    socket = FakeServerSocket()
+    async with entered(door, socket, "a"):
+        await let_tasks_run()
+        assert door.connection is not None
+        door.connection.look_after(0)
+        socket.incoming.put_nowait(None)
+    assert socket.reading_ahead == 0
+
+
 async def test_cancelled_by_somebody_else_after_the_end(door: Door) -> None:
     """A cancellation from outside is never swallowed, also where the handler is cancelled for its connection's end."""
     door.conduct = replace(door.conduct, handler_grace_seconds=0.01)

@@ -122,6 +122,22 @@ async def test_second_signal_does_not_wait(server: Server) -> None:
         assert (drain.begun, server.told) == (1, [signal.SIGTERM])
 
 
+async def test_one_signal_of_each_kind_is_no_hurry(server: Server) -> None:
+    """At Ctrl-C a worker gets SIGINT from the terminal and SIGTERM from its parent: the drain goes on."""
+    signal.signal(signal.SIGINT, server.handle)
+    drain = Drain()
+    with draining_on_signals(drain):
+        os.kill(os.getpid(), signal.SIGINT)
+        await drain.begins()
+        terminate()
+        await let_tasks_run()
+        assert server.told == []
+        drain.may_end.set()
+        await server.is_told()
+        await let_tasks_run()
+    assert (drain.begun, server.told) == (1, [signal.SIGINT])
+
+
 async def test_signal_behind_the_drain_reaches_the_server(server: Server) -> None:
     """When the drain is over a further SIGTERM is the server's alone: it may force its end."""
     drain = Drain()
