@@ -194,16 +194,12 @@ class Running:
             # Not at once: by then the server's other workers take no new client either.
             delay = random.uniform(seconds / 10, seconds)  # noqa: S311
             loop.call_later(delay, connection.retire, CloseCode.SERVICE_RESTART, "restart")
-        self._emptied.clear()
-        if self._connections:
-            try:
-                async with asyncio.timeout(seconds + self.settings.handler_grace_seconds + _CLOSE_SECONDS):
-                    await self._emptied.wait()
-            except TimeoutError:
-                logger.warning("%d handlers did not end with their connection", len(self._connections))
-        self.drained = True
-        self._end_subscriptions()
-        self.supervisor.wake()
+        try:
+            await self._wait_until_empty(seconds + self.settings.handler_grace_seconds + _CLOSE_SECONDS)
+        finally:  # also where somebody is in a hurry, and cancels
+            self.drained = True
+            self._end_subscriptions()
+            self.supervisor.wake()
 
     async def stop(self) -> None:
         """End everything that is left, and the link."""
@@ -247,6 +243,15 @@ class Running:
             subscriptions=len(self.subscriptions),
             buffered=len(self._buffer),
         )
+
+    async def _wait_until_empty(self, seconds: float) -> None:
+        self._emptied.clear()
+        if self._connections:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._emptied.wait()
+            except TimeoutError:
+                logger.warning("%d handlers did not end with their connection", len(self._connections))
 
     def _end_subscriptions(self) -> None:
         for subscription in list(self.subscriptions):
