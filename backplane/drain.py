@@ -73,7 +73,10 @@ class _Draining:
             self._seen.add(number)
 
         def handler(*_: object) -> None:
-            self._loop.call_soon_threadsafe(begin)
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(begin)
+            elif not beside:
+                servers(number, None)
 
         def give_back() -> None:
             if signal.getsignal(number) is handler:

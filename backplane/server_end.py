@@ -13,11 +13,10 @@ in the tasks of its event loop, from the lifespan, once at the start:
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-import sys
 from contextlib import ExitStack
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from backplane.drain import draining_on_signals
 from backplane.tasks import Tasks
@@ -136,10 +135,11 @@ async def _drain_beside_hypercorn(frame: FrameType, drain: Drain) -> None:
     """Await what Hypercorn awaits: its trigger, and the number of requests, which it counts from the start on."""
     while (context := _local(frame, "context")) is None:  # noqa: ASYNC110  # it is Hypercorn's variable
         await asyncio.sleep(_POLL_SECONDS)
-    triggers = [context.terminate.wait, _local(frame, "shutdown_trigger")]
-    # An application's own trigger may be one that can be awaited once.
-    repeatable = [trigger for trigger in triggers if isinstance(trigger, partial) or trigger.__name__ == "wait"]
-    awaited = [asyncio.create_task(trigger()) for trigger in repeatable]
+    triggers: list[Any] = [context.terminate.wait]
+    own = _local(frame, "shutdown_trigger")
+    if getattr(getattr(own, "func", own), "__name__", "") in {"wait", "check_multiprocess_shutdown_event"}:
+        triggers.append(own)  # an application's other one may be such that it can be awaited once
+    awaited: list[asyncio.Task[object]] = [asyncio.create_task(trigger()) for trigger in triggers]
     try:
         await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -154,7 +154,7 @@ def _is_hypercorn(frame: FrameType) -> bool:
 
 def _own_frames() -> Iterator[FrameType]:
     """Yield the frames of this task and of the event loop, the innermost first."""
-    frame: FrameType | None = sys._getframe()
+    frame = inspect.currentframe()
     while frame is not None:
         yield frame
         frame = frame.f_back
@@ -179,7 +179,7 @@ def _local(frame: FrameType, name: str) -> Any:
 
 def _scope_type(frame: FrameType) -> object:
     scope = _local(frame, "scope")
-    return scope.get("type") if isinstance(scope, dict) else None
+    return cast("dict[str, object]", scope).get("type") if isinstance(scope, dict) else None
 
 
 def _class_names(instance: object) -> Iterator[tuple[str, str]]:
