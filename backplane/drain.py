@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
+    _Handler = Callable[[int, None], object]
+
 __all__ = ["draining_on_signals", "spread_seconds"]
 
 logger = logging.getLogger("backplane.drain")
@@ -59,24 +61,13 @@ class _Draining:
         servers = signal.getsignal(number)
         if not callable(servers) or _is_pythons(servers):
             return lambda: None
-        beside = _is_loops(servers)
-
-        def begin() -> None:
-            if self._task is None:
-                self._task = self._loop.create_task(self._run(number, None if beside else servers))
-                self._task.set_name("backplane-drain")
-            elif self._task.done():
-                if not beside:
-                    servers(number, None)
-            elif number in self._seen:  # at Ctrl-C a worker gets SIGINT from the terminal, and SIGTERM from its parent
-                self._task.cancel()
-            self._seen.add(number)
+        then = None if _is_loops(servers) else servers
 
         def handler(*_: object) -> None:
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(begin)
-            elif not beside:
-                servers(number, None)
+                self._loop.call_soon_threadsafe(self._take, number, then)
+            elif then is not None:
+                then(number, None)
 
         def give_back() -> None:
             if signal.getsignal(number) is handler:
@@ -90,14 +81,24 @@ class _Draining:
         if self._task is not None:
             self._task.cancel()
 
-    async def _run(self, number: int, servers: Callable[[int, None], object] | None) -> None:
+    def _take(self, number: int, then: _Handler | None) -> None:
+        if self._task is None:
+            self._task = self._loop.create_task(self._run(number, then), name="backplane-drain")
+        elif self._task.done():
+            if then is not None:
+                then(number, None)
+        elif number in self._seen:  # at Ctrl-C a worker gets SIGINT from the terminal, and SIGTERM from its parent
+            self._task.cancel()
+        self._seen.add(number)
+
+    async def _run(self, number: int, then: _Handler | None) -> None:
         try:
-            await self._drain(servers is None)
+            await self._drain(then is None)
         except Exception:
             logger.exception("the drain failed; the server ends all the same")
         finally:
-            if servers is not None:
-                servers(number, None)
+            if then is not None:
+                then(number, None)
 
 
 def _set_handler(number: int, handler: Any) -> None:
