@@ -58,7 +58,7 @@ def drain_at_the_end(drain: Drain) -> ExitStack:
     for frame in [frame for task in asyncio.all_tasks() for frame in _frames(task)]:
         server = _local(frame, "self")
         method = next((_ENDS[name] for name in _class_names(server) if name in _ENDS), None)
-        if method is not None and id(getattr(server, "lifespan", None)) in managers:
+        if method is not None and hasattr(server, method) and id(getattr(server, "lifespan", None)) in managers:
             stack.callback(_put_before(server, method, drain))
             return stack
         if _is_hypercorn(frame) and id(_local(frame, "lifespan")) in managers:

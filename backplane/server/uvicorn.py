@@ -304,6 +304,7 @@ def _finds_everything(protocol: WebSocketsSansIOProtocol) -> bool:
         "the state of conn": _state_can_be_watched(),
         "run_asgi with its scope": _names(base, "run_asgi", "scope"),
         "on_task_complete": hasattr(base, "on_task_complete"),
+        "who closed": hasattr(getattr(protocol, "conn", None), "close_rcvd_then_sent"),
         "transport": hasattr(protocol, "transport"),
         "the largest size of a message": bool(_MAX_SIZE),
         "frames": _names(base, "handle_cont", "frames") and _names(base, "send_receive_event_to_app", "frames"),
