@@ -89,6 +89,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
         self._after_accept = after_accept
 
     async def __aenter__(self) -> Connection:
+        self._connection.handler_entered()
         try:
             try:
                 await self._let_in()
@@ -97,13 +98,17 @@ class Admission(AbstractAsyncContextManager[Connection]):
             await self._socket.accept(self._subprotocol, self._headers)
             self._connection.opened()
         except BaseException as error:
-            await self.__aexit__(type(error), error, None)
+            if await self.__aexit__(type(error), error, None) and isinstance(error, asyncio.CancelledError):
+                raise ClosedError("the connection has ended during its handshake") from None
             raise
         return self._connection
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> bool:
+        is_ours = self._connection.handler_left(error)
+        if is_ours:  # its handler outlived the connection, and was cancelled
+            error = None
         ending = self._connection.ending(error)
         try:
             if ending is None:

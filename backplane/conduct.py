@@ -98,6 +98,7 @@ class Conduct:
     Attributes:
         on_gap: What a client is told of a gap.
         limits: What it may do, and how it is kept alive.
+        handler_grace_seconds: How long its handler may stay in the block after it has ended.
         authorize: Who may join what; `None` lets everybody.
         authorize_timeout_seconds: How long `authorize` may take to answer.
         on_slow: Who hears of slow clients.
@@ -109,6 +110,7 @@ class Conduct:
 
     on_gap: OnGap = "close"
     limits: Limits = field(default_factory=Limits)
+    handler_grace_seconds: float = 10.0
     authorize: Authorize | None = None
     authorize_timeout_seconds: float = 5.0
     on_slow: OnSlow | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
@@ -15,8 +16,9 @@ from backplane.codec import plain
 from backplane.conduct import Conduct, SlowConsumer
 from backplane.context import run_in
 from backplane.ending import Ending, ending, reasons
-from backplane.errors import BrokerError, InvalidMessageError, LifecycleError
+from backplane.errors import BrokerError, ClosedError, InvalidMessageError, LifecycleError
 from backplane.expiry import moment_of
+from backplane.handler import Handler
 from backplane.incoming import Incoming
 from backplane.member import Member
 from backplane.message import Message
@@ -48,6 +50,13 @@ _TOO_SLOW: Final = "too slow"
 # What points at a bound that does not fit: of the broker, of `authorize`.
 _FOR_OPERATORS: Final = frozenset({CloseCode.TOO_BIG, CloseCode.TRY_AGAIN_LATER})
 
+# When it is looked whether anyone receives, for the first time and then at least: else a client's end goes unnoticed.
+_FIRST_LOOK_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 15.0
+
+# So many sends that wait for nothing, and the other connections get a turn.
+_SENDS: Final = 32
+
 
 class Connection(Member):
     """One client, for as long as `Backplane.connect` is entered.
@@ -68,10 +77,12 @@ class Connection(Member):
         "_close_sequence",
         "_close_with",
         "_conduct",
+        "_handler",
         "_incoming",
         "_open",
         "_outbox",
         "_outgoing",
+        "_sends",
         "_socket",
         "_tasks",
         "lifetime",
@@ -101,6 +112,8 @@ class Connection(Member):
         self._close_with: tuple[int, str] | None = None  # asked for before the handshake was done
         self._close_sequence: CloseSequence | None = None
         self._tasks: Tasks | None = None
+        self._handler: Handler | None = None
+        self._sends = 0
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "open" if self._open else "joining"
@@ -152,15 +165,22 @@ class Connection(Member):
     async def send(self, data: object) -> None:
         """Send `data` to this client alone, behind what already waits for it; returns when the server has taken it.
 
-        `str` goes as text, `bytes` as binary, anything else as JSON text. A client that is gone or was cut is an
-        ordinary end: the call returns. A client that does not read makes it wait; the outbox's bound counts here too.
+        `str` goes as text, `bytes` as binary, anything else as JSON text. A client that does not read makes it wait;
+        the outbox's bound counts here too.
 
         Raises:
             InvalidDataError: `data` is none of these.
+            ClosedError: The connection is over: the client is gone or was cut, perhaps while this waited. An ordinary
+                end, which goes no further than the `connect` block.
         """
         self._hub.affinity.check()
+        self._check_hears()
         self.offer(Batch(Message(channel="", data=plain(data))))
         await self._outgoing.sent()
+        self._sends += 1
+        if not self._sends % _SENDS:
+            await asyncio.sleep(0)
+        self._check_hears()
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close with `code`; iteration ends, what still waits is dropped. Closing again changes nothing.
@@ -261,7 +281,8 @@ class Connection(Member):
                 if on_invalid == "close":
                     await self.close(CloseCode.INVALID_DATA, "invalid message")
                 else:
-                    await self.send(error.answer)
+                    with suppress(ClosedError):  # what the client said before it left is still yielded
+                        await self.send(error.answer)
             else:
                 yield parsed
 
@@ -313,13 +334,27 @@ class Connection(Member):
         self._hear_nothing()
         self._conduct.watch.remove(self)
 
+    def handler_entered(self) -> None:
+        """The block is about to be entered, by the task that calls."""
+        self._handler = Handler(self._conduct.handler_grace_seconds, self._handler_cancelled)
+
+    def handler_left(self, error: BaseException | None) -> bool:
+        """The block is left; return whether `error` is the cancellation of a handler that outlived its connection."""
+        handler, self._handler = self._handler, None
+        return handler is not None and handler.left(error)
+
     def client_said(self, now: float, /) -> None:
         """Something came from the client."""
         self.lifetime.said_at = now
 
     def client_left(self) -> None:
         """Nothing more will come: the end."""
-        if self._end() and self._open:
+        if not self._end() or not self._open:
+            return
+        lane = self._socket.lane
+        if lane is not None and lane.close_code == CloseCode.TOO_BIG:  # refused by the server, for `max_message_bytes`
+            self._conduct.statistics.count_close(CloseCode.TOO_BIG)
+        else:
             self._conduct.statistics.closed_by_client += 1
 
     def limit_reached(self, code: CloseCode, reason: str, /) -> None:
@@ -330,6 +365,7 @@ class Connection(Member):
     def look_after(self, now: float, /) -> None:
         """Do what is due: end it at a limit, or ask for a sign."""
         limits = self._conduct.limits
+        self._notice_end()
         code = self.lifetime.ended_by(now, limits)
         if code is not None:
             self.lifetime.due = float("inf")
@@ -339,7 +375,9 @@ class Connection(Member):
                 self._heartbeat(now, limits.heartbeat_seconds)
             except Exception as error:  # of the server: the watch must go on, for all others
                 self._failed(error)
-        self.lifetime.due = float("inf") if self._ended else self.lifetime.next_due(now, limits)
+        self.lifetime.due = (
+            float("inf") if self._deaf else min(self.lifetime.next_due(now, limits), now + _LOOK_SECONDS)
+        )
 
     def opened(self) -> None:
         """The handshake is done: what waited since the joins may go, a close too."""
@@ -350,7 +388,9 @@ class Connection(Member):
         self._outgoing.open()
         if self._ended:  # its first message found it gone
             return
-        self.lifetime.begin(asyncio.get_running_loop().time(), self._conduct.limits)
+        now = asyncio.get_running_loop().time()
+        self.lifetime.begin(now, self._conduct.limits)
+        self.lifetime.due = min(self.lifetime.due, now + _FIRST_LOOK_SECONDS)
         self._conduct.watch.put(self)
 
     def end(self, code: int, reason: str) -> None:
@@ -399,6 +439,8 @@ class Connection(Member):
             if self._open and code == CloseCode.TRY_AGAIN_LATER:
                 self.retire_in_turn(code, reason)
                 await self._drop_incoming()
+            if self._deaf and not self._ended:  # gone, and nobody received that
+                self.client_left()
             if not self._ended and self._outgoing.is_waiting:
                 await flush(self._outgoing, self.id)
             if code == CloseCode.NORMAL and self._is_about_to_end:  # its client must still learn why
@@ -433,6 +475,34 @@ class Connection(Member):
     @property
     def _is_about_to_end(self) -> bool:
         return self._close_sequence is not None and self._close_sequence.is_pending
+
+    def _hear_nothing(self) -> None:
+        super()._hear_nothing()
+        if self._handler is not None:
+            self._handler.connection_ended()
+
+    def _handler_cancelled(self, is_cancelled: bool) -> None:
+        if is_cancelled:
+            self._conduct.statistics.cancelled_handlers += 1
+            words = "the handler of connection %s did not end with it: cancelled after %g s"
+            self._log(logging.INFO, words, self.id, self._conduct.handler_grace_seconds)
+        else:
+            words = "the handler of connection %s did not end with it within %g s, and its server lets no one cancel it"
+            self._log(logging.WARNING, words, self.id, self._conduct.handler_grace_seconds)
+
+    def _notice_end(self) -> None:
+        """Receive for a handler that does not; on a lane only where the server waits for that, and reads nothing."""
+        lane = self._socket.lane
+        if self._deaf or self._handler is None or self._incoming.is_waiting or (lane is not None and lane.reading):
+            return
+        if (reading := self._socket.read_ahead(self._client_vanished)) is not None:
+            if self._tasks is None:
+                self._tasks = Tasks(self._task_failed)
+            self._tasks.spawn(reading, f"backplane-read-ahead-{self.id}", context=self._context)
+
+    def _client_vanished(self) -> None:
+        self._outgoing.close()
+        self.client_gone()
 
     def _heartbeat(self, now: float, interval: float) -> None:
         lane, lifetime = self._socket.lane, self.lifetime

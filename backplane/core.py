@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import time
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -17,8 +17,7 @@ from backplane.channels import validate_channel
 from backplane.codec import encode
 from backplane.conduct import Conduct
 from backplane.connection import Connection
-from backplane.deployment import warn_if_isolated, warn_of_default_url
-from backplane.drain import draining_on_sigterm
+from backplane.deployment import NO_LIFESPAN, warn_if_isolated, warn_if_nobody_pings, warn_of_default_url
 from backplane.errors import (
     ClosedError,
     ConfigurationError,
@@ -33,6 +32,7 @@ from backplane.origins import OriginRule
 from backplane.outbox import FullPolicy, Outbox
 from backplane.publisher_thread import PublisherThreads
 from backplane.running import Running
+from backplane.server_end import drain_at_the_end
 from backplane.settings import Settings
 from backplane.subscription import Subscription
 from backplane.sync_publisher import WorkerPublisher
@@ -126,6 +126,7 @@ class Backplane:
         self._running: Running | None = None
         self._stopping: tuple[LoopAffinity, asyncio.Task[None]] | None = None
         self._started_in: object = None  # the process
+        self._server_end = ExitStack()
         self._sync = WorkerPublisher(
             self, self._calls, PublisherThreads(self._unstarted, self._settings), self._settings.publish_timeout_seconds
         )
@@ -200,13 +201,14 @@ class Backplane:
         """Wait until the link to the broker is in `state`. A state that passes at once can be missed.
 
         Raises:
-            NotStartedError, ClosedError: The backplane is not running.
+            NotStartedError, ClosedError: The backplane is not running, or has drained.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        supervisor = self._require_running().supervisor
+        running = self._require_running()
+        supervisor = running.supervisor
         while supervisor.state != state:
-            if supervisor.state == "closed":
-                raise ClosedError("this Backplane has been stopped")
+            if running.drained or supervisor.state == "closed":
+                raise ClosedError("this Backplane has been stopped, or is about to be")
             await supervisor.state_changed()
 
     async def start(self) -> None:
@@ -216,13 +218,20 @@ class Backplane:
 
         Raises:
             BrokerError: The broker could not be reached within `start_timeout_seconds`, or it refused.
-            LifecycleError: It is started already.
+            LifecycleError: It is started already, or the event loop is not asyncio's.
         """
         await self._start()
         if self._source.is_default:
             warn_of_default_url(self.url)
 
     async def _start(self) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise LifecycleError(
+                "a Backplane needs asyncio, or uvloop, and this event loop is another one, such as trio's: "
+                "take a worker of asyncio (Hypercorn: `--worker-class asyncio`)"
+            ) from error
         if self._running is not None and not self._running.affinity.is_alive:
             self._leave_behind()
         if self._running is not None:
@@ -237,17 +246,24 @@ class Backplane:
             self._running = None
             raise
         self._started_in = current_process()
+        self._server_end = drain_at_the_end(self._drain)
         warn_if_isolated(self._broadcaster.capabilities, self.url)
 
     async def drain(self) -> None:
         """Prepare the end: not ready, no new clients, those that are there closed with 1012 over `drain_seconds`.
 
-        Publishing and `subscribe` go on until `stop`. Under Uvicorn, by itself or below Gunicorn, SIGTERM does this
-        before the server acts; elsewhere call it yourself where the server lets you.
+        Handlers that stay in their block are cancelled `handler_grace_seconds` after their connection has ended. Then
+        what is iterated from `subscribe` ends, and `wait_for_state` raises; publishing goes on until `stop`.
+
+        Started in the lifespan of an application, this is done when the server ends: before it acts under Uvicorn, by
+        itself, in a thread or below Gunicorn; docs/servers.md has a table for all. Elsewhere call it yourself.
         """
+        await self._drain(hurried=False)
+
+    async def _drain(self, hurried: bool) -> None:
         running = self._running_here()
         if running is not None:
-            await running.drain()
+            await running.drain(hurried=hurried)
 
     async def stop(self) -> None:
         """End every connection (code 1012) and subscription and close the link. Stopping again changes nothing.
@@ -259,6 +275,7 @@ class Backplane:
         running = self._running_here()
         if running is not None:
             self._running = None
+            self._server_end.close()
             # In a task of its own: cancelling whoever waits for the end must not leave half of it.
             self._stopping = running.affinity, asyncio.create_task(running.stop())
         if self._stopping is not None:
@@ -277,14 +294,13 @@ class Backplane:
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncGenerator[dict[str, Any]]:
-        """Run for as long as the application: `FastAPI(lifespan=backplane.lifespan)`; on SIGTERM `drain` first.
+        """Run for as long as the application: `FastAPI(lifespan=backplane.lifespan)`; when its server ends, `drain`.
 
         Puts itself into the lifespan state, where `backplane.lifespan.get_backplane` finds it.
         """
         await self._start()
         try:
-            with draining_on_sigterm(self.drain):
-                yield {"backplane": self}
+            yield {"backplane": self}
         finally:
             await self.stop()
 
@@ -445,6 +461,8 @@ class Backplane:
 
         running = self._require_running()
         socket = StarletteSocket(websocket)
+        if socket.lane is None:
+            warn_if_nobody_pings(limits or self._limits)
         outbox = self._outbox(running, max_outbox_bytes, max_outbox_messages, when_full, latest_by)
         connection = Connection(socket, running.hub, outbox, self._conduct(running, limits, on_gap), context=context)
         connection.expire_at(expires_at)
@@ -558,6 +576,7 @@ class Backplane:
             self._shared_conduct = Conduct(
                 on_gap=self._on_gap,
                 limits=self._limits,
+                handler_grace_seconds=self._settings.handler_grace_seconds,
                 authorize=self._authorize,
                 authorize_timeout_seconds=self._settings.authorize_timeout_seconds,
                 on_slow=self._on_slow,
@@ -591,7 +610,7 @@ class Backplane:
             raise NotStartedError(
                 "this Backplane is not started: pass lifespan=backplane.lifespan to the application, "
                 "or use `async with backplane:`; in a test `with TestClient(app):` runs the lifespan, "
-                "and `TestClient(app)` alone does not"
+                f"and `TestClient(app)` alone does not. {NO_LIFESPAN}"
             )
         return running
 

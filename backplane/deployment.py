@@ -1,4 +1,4 @@
-"""What this process can see of its surroundings, to warn about an adapter that does not reach its siblings."""
+"""What this process can see of its surroundings, to warn about what will not work there."""
 
 from __future__ import annotations
 
@@ -6,15 +6,31 @@ import logging
 import os
 import re
 import shlex
+import sys
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from backplane.broadcaster import Capabilities
+    from backplane.limits import Limits
 
-__all__ = ["warn_if_isolated", "warn_of_default_url", "worker_count"]
+__all__ = ["NO_LIFESPAN", "warn_if_isolated", "warn_if_nobody_pings", "warn_of_default_url", "worker_count"]
 
 logger = logging.getLogger("backplane.deployment")
+
+NO_LIFESPAN: Final = (
+    "If that is in place, the server does not run the lifespan: Uvicorn with `--lifespan off`, Gunicorn's asgi worker "
+    "with `--asgi-lifespan off`, Granian with `--interface asginl`, and Daphne ever"
+)
+"""Why a backplane that its application starts in the lifespan may not be started."""
+
+# Servers whose WebSockets have no pings, or none by default, by a module that their workers import.
+_WITHOUT_PINGS: Final = {
+    "gunicorn.workers.gasgi": "Gunicorn's asgi worker sends no WebSocket pings",
+    "granian._granian": "Granian sends no WebSocket pings",
+    "hypercorn.asyncio.run": "Hypercorn sends no WebSocket pings unless its `websocket_ping_interval` is set",
+}
 
 _SERVER = re.compile(r"(gunicorn|uvicorn|hypercorn|granian|fastapi|backplane)\b")
 _WORKERS_OPTION = re.compile(r"(?:^|\0)(?:-w|--workers)[\0=]?(\d+)(?=\0|$)")
@@ -45,6 +61,24 @@ def warn_of_default_url(url: str) -> None:
         "set BACKPLANE_URL to the broker of the web workers, or give the URL",
         url,
     )
+
+
+def warn_if_nobody_pings(limits: Limits) -> None:
+    """Log a warning, once, that heartbeats have no effect: for a client that is not on the direct lane."""
+    if limits.heartbeat_seconds is not None and limits.heartbeat_message is None:
+        _warn_if_nobody_pings()
+
+
+@cache  # once, not for every client
+def _warn_if_nobody_pings() -> None:
+    for module, words in _WITHOUT_PINGS.items():
+        if module in sys.modules:
+            logger.warning(
+                "heartbeat_seconds has no effect: %s, so a client that vanishes stays until the system gives up a send "
+                "to it. Set Limits(heartbeat_message=...), which clients answer, or use a server with the direct lane; "
+                "heartbeat_seconds=None accepts it",
+                words,
+            )
 
 
 def worker_count(proc: Path = Path("/proc")) -> int:

@@ -118,6 +118,14 @@ class Lane(Protocol):
         """
         ...
 
+    @property
+    def close_code(self) -> int | None:
+        """With which code the server has closed, of its own accord or for the application; `None` if it has not.
+
+        1009 where a message was above `limit_messages`.
+        """
+        ...
+
     def attach(self, user: LaneUser, /) -> None:
         """Give the lane to `user`, once, after the handshake was accepted.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import HTTPConnection  # noqa: TC002  # FastAPI reads the annotation
 
 from backplane.core import Backplane
+from backplane.deployment import NO_LIFESPAN
 from backplane.errors import NotStartedError
 
 __all__ = ["get_backplane"]
@@ -23,6 +24,6 @@ def get_backplane(connection: HTTPConnection) -> Backplane:
     if not isinstance(found, Backplane):
         raise NotStartedError(
             "no Backplane in the lifespan state: pass lifespan=backplane.lifespan, "
-            'or yield {"backplane": backplane} from your own; in a test `with TestClient(app):` runs the lifespan'
+            f'or yield {{"backplane": backplane}} from your own. {NO_LIFESPAN}'
         )
     return found

@@ -22,7 +22,7 @@ class Limits:
     Attributes:
         heartbeat_seconds: How often a client that is not heard of is asked whether it is there; it is given up after
             two such times without a sign. By a WebSocket ping on the direct lane; elsewhere by `heartbeat_message`, and
-            without one by what the server does itself. Defaults to 30.
+            without one by what the server does itself, which is nothing on some: that is logged once. Defaults to 30.
         heartbeat_message: What is sent as a heartbeat where there is no access to pings: text, bytes, or anything JSON.
             Clients must answer it, with any message. Defaults to none.
         idle_timeout_seconds: How long a client may say nothing (pongs do not count) until it is closed with 4508.

@@ -42,8 +42,11 @@ __all__ = ["Client", "Running"]
 
 logger = logging.getLogger("backplane.running")
 
-# How long handlers may take, behind the last close of a drain, to come to their end.
-_HANDLERS_SECONDS: Final = 2.0
+# What a client that reads nothing costs before its grace begins and after it: what waits and the close frame.
+_CLOSE_SECONDS: Final = 2.0
+
+# Over how long clients are closed where the server ends them meanwhile: Hypercorn gives them 3 s by default.
+_HURRIED_DRAIN_SECONDS: Final = 1.0
 
 _CURE: Final = (
     "behind a proxy, let the server believe its headers (Uvicorn: --forwarded-allow-ips, over a Unix socket '*'), "
@@ -80,6 +83,7 @@ class Running:
         statistics: Where what happens is counted; `count` returns it with what others count.
         bursts: How what can concern many clients at once is logged.
         draining: No new client is taken.
+        drained: The worker is about to end, and whoever waits has been notified.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Running:
         self.watch = Watch()
         self.statistics = Statistics()
         self.draining = False
+        self.drained = False
         self._connections: dict[Client, str | bytes | None] = {}
         self._ended = 0  # clients whose handler has ended, and whose transport is still there
         self._farewells = 0
@@ -205,31 +210,37 @@ class Running:
         """Draw after how long one of many clients is closed that an outage concerns alike."""
         return random.uniform(0, spread_seconds(len(self._connections), self.settings.drain_seconds))  # noqa: S311
 
-    async def drain(self) -> None:
+    async def drain(self, *, hurried: bool = False) -> None:
         """Take no new client, and close those that are there with code 1012, spread over `drain_seconds`.
 
-        Returns when their handlers have ended, or two seconds behind the last close.
+        Returns when the clients' handlers have ended, or some seconds after the last grace. Subscriptions end last.
+
+        Args:
+            hurried: The server ends meanwhile: close within a second.
         """
         self.draining = True
         loop = asyncio.get_running_loop()
-        seconds = spread_seconds(len(self._connections), self.settings.drain_seconds)
+        most_seconds = self.settings.drain_seconds
+        seconds = spread_seconds(
+            len(self._connections), min(most_seconds, _HURRIED_DRAIN_SECONDS) if hurried else most_seconds
+        )
         logger.info("draining: closing %d connections over %.1f s", len(self._connections), seconds)
         for connection in self._connections:
-            loop.call_later(random.uniform(0, seconds), connection.retire, CloseCode.SERVICE_RESTART, "restart")  # noqa: S311
-        self._emptied.clear()
-        if self._connections:
-            try:
-                async with asyncio.timeout(seconds + _HANDLERS_SECONDS):
-                    await self._emptied.wait()
-            except TimeoutError:
-                logger.warning("%d handlers did not end with their connection", len(self._connections))
+            # Not at once: by then the server's other workers take no new client either.
+            delay = random.uniform(seconds / 10, seconds)  # noqa: S311
+            loop.call_later(delay, connection.retire, CloseCode.SERVICE_RESTART, "restart")
+        try:
+            await self._wait_until_empty(seconds + self.settings.handler_grace_seconds + _CLOSE_SECONDS)
+        finally:  # also where somebody is in a hurry, and cancels
+            self.drained = True
+            self._end_subscriptions()
+            self.supervisor.wake()
 
     async def stop(self) -> None:
         """End everything that is left, and the link."""
         self.draining = True
         await self._buffer.stop(self.settings.publish_timeout_seconds)
-        for subscription in list(self.subscriptions):
-            subscription.end()
+        self._end_subscriptions()
         closing = [connection.close(CloseCode.SERVICE_RESTART, "restart") for connection in self._connections]
         await asyncio.gather(*closing)
         await self.supervisor.stop()
@@ -267,6 +278,19 @@ class Running:
             subscriptions=len(self.subscriptions),
             buffered=len(self._buffer),
         )
+
+    async def _wait_until_empty(self, seconds: float) -> None:
+        self._emptied.clear()
+        if self._connections:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._emptied.wait()
+            except TimeoutError:
+                logger.warning("%d handlers did not end with their connection", len(self._connections))
+
+    def _end_subscriptions(self) -> None:
+        for subscription in list(self.subscriptions):
+            subscription.end()
 
     def _warn_of_unknown(self) -> None:
         if not self._warned_of_unknown:

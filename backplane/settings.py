@@ -59,6 +59,10 @@ class Settings:
             reload, so that their clients do not return all at once; a hundred or more take the whole of it. Must be
             less than the server's own limit (Gunicorn `--graceful-timeout` 30, Kubernetes
             `terminationGracePeriodSeconds` 30). Defaults to 5.
+        handler_grace_seconds: How long a handler may stay in its `connect` block after its connection has ended, as the
+            client left or for any other reason. One that iterates learns of the end at once; one that waits for
+            something else, or is in the middle of its work, is cancelled after this time (`asyncio.CancelledError`),
+            and again if it swallows that. A drain waits as long for handlers. Defaults to 10.
         max_outbox_bytes: Most bytes that wait for one slow subscriber. Defaults to 1 MiB.
         max_outbox_messages: Most messages that wait for one slow subscriber. Defaults to 1,024.
         max_connections: Most clients of this worker; more are refused with 429. Defaults to none.
@@ -85,6 +89,7 @@ class Settings:
     probe_interval_seconds: float = 5.0
     max_backoff_seconds: float = 5.0
     drain_seconds: float = 5.0
+    handler_grace_seconds: float = 10.0
     max_outbox_bytes: int = 1024 * 1024
     max_outbox_messages: int = 1024
     max_connections: int | None = None

@@ -63,6 +63,13 @@ class Socket(Protocol):
         """Ask `receive` for what the application receives by itself, past the connection."""
         ...
 
+    def read_ahead(self, on_end: Callable[[], None], /) -> Coroutine[Any, Any, None] | None:
+        """Return what receives the messages that `receive` returns later, and calls `on_end` when the client is gone.
+
+        `None` where that is under way.
+        """
+        ...
+
     async def close(self, code: int, reason: str) -> None:
         """Close; a client that is gone is no error."""
         ...

@@ -46,6 +46,7 @@ class Statistics:
         slow_streams: Event streams that were ended for it.
         invalid_messages: Messages of clients that did not validate in `Connection.iter` or `receive`.
         invalid_published: Published messages that did not validate in `TypedChannel.subscribe`.
+        cancelled_handlers: Handlers that were cancelled as they stayed in their block after their connection had ended.
         closed_by_client: Connections that the client ended, or whose network did.
         closed_cancelled: Whose handler was cancelled.
         closed_normal: Whose handler ended (1000).
@@ -91,6 +92,7 @@ class Statistics:
     slow_streams: int = 0
     invalid_messages: int = 0
     invalid_published: int = 0
+    cancelled_handlers: int = 0
     closed_by_client: int = 0
     closed_cancelled: int = 0
     closed_normal: int = 0

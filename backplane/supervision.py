@@ -157,6 +157,11 @@ class Supervisor:
         """Wait for the next change of `state`."""
         await self._changed.wait()
 
+    def wake(self) -> None:
+        """Let everyone who waits for a change look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
     @property
     def is_alive(self) -> bool:
         """Whether someone looks after the link. If not, only a new process helps."""
@@ -341,8 +346,7 @@ class Supervisor:
         level = logging.WARNING if state == "degraded" or (self.state, state) == ("degraded", "live") else logging.INFO
         logger.log(level, "%s -> %s (generation %d): %s", self.state, state, self.generation, why)
         self.state = state
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self.wake()
         if self._on_state is not None:
             self._on_state(change)
 

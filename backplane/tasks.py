@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from contextvars import Context
 
 __all__ = ["Tasks"]
 
@@ -26,9 +27,11 @@ class Tasks:
         self._on_error = on_error
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def spawn(self, work: Coroutine[Any, Any, _ResultT], name: str) -> asyncio.Task[_ResultT]:
-        """Run `work`."""
-        task = asyncio.create_task(work, name=name)
+    def spawn(
+        self, work: Coroutine[Any, Any, _ResultT], name: str, *, context: Context | None = None
+    ) -> asyncio.Task[_ResultT]:
+        """Run `work`, in a copy of the context of who calls unless another one is given."""
+        task = asyncio.create_task(work, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task

@@ -15,6 +15,7 @@ from backplane.errors import BackplaneError, ClosedError, LifecycleError
 from backplane.framework import framework_ending
 from backplane.lane import EXTENSION, when_gone
 from backplane.outgoing import SocketGoneError
+from backplane.read_ahead import ReadAhead
 from backplane.sockets import is_of_client
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class StarletteSocket:
         ClosedError: It is closed.
     """
 
-    __slots__ = ("_receive_bypassed", "_websocket", "lane")
+    __slots__ = ("_ahead", "_receive_bypassed", "_websocket", "lane")
 
     def __init__(self, websocket: WebSocket) -> None:
         states = (websocket.application_state, websocket.client_state)
@@ -55,6 +56,7 @@ class StarletteSocket:
             )
         self._websocket = websocket
         self._receive_bypassed: Bypass | None = None
+        self._ahead: ReadAhead | None = None
         self.lane: Lane | None = websocket.scope.get("extensions", {}).get(EXTENSION)
 
     @property
@@ -158,6 +160,16 @@ class StarletteSocket:
         if self._is_closed:
             return None
         return _data(await type(self._websocket).receive(self._websocket))
+
+    def read_ahead(self, on_end: Callable[[], None], /) -> Coroutine[Any, Any, None] | None:
+        """Return what receives the messages that `receive` returns later, and calls `on_end` when the client is gone.
+
+        Whoever receives from the `WebSocket` itself gets them too, in their place. `None` where that is under way.
+        """
+        if self._ahead is None:
+            self._ahead = ReadAhead(self._websocket._receive, on_end)  # pyright: ignore[reportPrivateUsage]
+            self._websocket._receive = self._ahead.receive  # pyright: ignore[reportPrivateUsage]
+        return None if self._ahead.is_reading else self._ahead.run()
 
     async def close(self, code: int, reason: str) -> None:
         """Close, if it is still open."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 from backplane.errors import MissingDependencyError
 from backplane.server.bounds import BOUNDS
 from backplane.server.http import BoundedHTTPProtocol
@@ -29,6 +32,11 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         "http": BoundedHTTPProtocol,
         "ws": DirectLaneProtocol,
     }
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """End at SIGQUIT, by which Gunicorn ends workers at Ctrl-C; without this Uvicorn goes on as if nothing were."""
+        super().handle_exit(sig, frame)
+        signal.raise_signal(signal.SIGTERM)
 
 
 class SharedCompressionWorker(Worker):

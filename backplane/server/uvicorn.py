@@ -195,6 +195,11 @@ class _UvicornLane:
                 return extension.local_max_window_bits
         return None
 
+    @property
+    def close_code(self) -> int | None:
+        sent, answered = self._conn.close_sent, self._conn.close_rcvd_then_sent
+        return None if sent is None or answered else int(sent.code)
+
     def attach(self, user: LaneUser, /) -> None:
         if self._user is not None:
             raise LifecycleError("the lane of this WebSocket has a user already")
@@ -299,6 +304,7 @@ def _finds_everything(protocol: WebSocketsSansIOProtocol) -> bool:
         "the state of conn": _state_can_be_watched(),
         "run_asgi with its scope": _names(base, "run_asgi", "scope"),
         "on_task_complete": hasattr(base, "on_task_complete"),
+        "who closed": hasattr(getattr(protocol, "conn", None), "close_rcvd_then_sent"),
         "transport": hasattr(protocol, "transport"),
         "the largest size of a message": bool(_MAX_SIZE),
         "frames": _names(base, "handle_cont", "frames") and _names(base, "send_receive_event_to_app", "frames"),

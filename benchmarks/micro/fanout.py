@@ -50,6 +50,9 @@ class TransportSocket:
     def on_bypass(self, receive: object, /) -> None:
         """Have no other way to receive."""
 
+    def read_ahead(self, on_end: Callable[[], None], /) -> None:
+        """Have nothing to receive."""
+
     async def close(self, code: int, reason: str) -> None:
         """Close."""
         self.transport.close()

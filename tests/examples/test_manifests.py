@@ -17,7 +17,7 @@ from tests.examples.site import EXAMPLES
 ROOT = EXAMPLES.parent
 
 # backplane.running: how long handlers may take behind the last close.
-HANDLERS_SECONDS = 2
+HANDLERS_SECONDS = Settings().handler_grace_seconds + 2
 
 
 @pytest.fixture

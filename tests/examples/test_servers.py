@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane import CloseCode
-from tests.examples.site import SECONDS, code_of_end
+from tests.examples.site import SECONDS
 from tests.examples.workers import clients_of_both_workers, running_labelled
 
 if TYPE_CHECKING:
@@ -38,12 +36,6 @@ SERVERS = {
     "hypercorn": ("hypercorn", "labelled:app", "--workers", "2", "--bind", "127.0.0.1:{port}"),
     "granian": ("granian", "labelled:app", "--interface", "asgi", "--workers", "2", "--port", "{port}"),
 }
-
-# These close, or cut, their clients before the application hears of the end; such clients come back too.
-CODES_AT_SIGTERM = {"hypercorn": 1011, "granian": 1006}
-
-# These wait for their clients without end: https://github.com/pgjones/hypercorn/issues/308.
-WAITING_AT_SIGTERM = {"hypercorn"} if sys.version_info >= (3, 12) else set[str]()
 
 # Before Python 3.12 asyncio's streams complain of each connection that Hypercorn cancels in the end.
 TOLERATED = {"hypercorn": r"Exception in callback StreamReaderProtocol\.connection_made.*?CancelledError\n"}
@@ -93,15 +85,3 @@ def test_chat_reaches_the_clients_of_both_workers(start: Start) -> None:
             heard: set[str] = set()
             while not heard >= {"from one", "from other"}:
                 heard.add(json.loads(client.recv(timeout=SECONDS))["text"])
-
-
-def test_sigterm_closes_the_clients(start: Start, server: str) -> None:
-    """A server that is told to end closes its clients with a code that says: come back."""
-    site = start("chat")
-    with ExitStack() as stack:
-        clients = clients_of_both_workers(stack, site, "/rooms/a?name=ada")
-        site.process.send_signal(signal.SIGTERM)
-        if server in WAITING_AT_SIGTERM:  # until the clients go; then it ends, as always
-            return
-        codes = {code_of_end(client) for client in clients}
-    assert codes == {CODES_AT_SIGTERM.get(server, CloseCode.SERVICE_RESTART)}

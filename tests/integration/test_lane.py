@@ -554,7 +554,11 @@ async def test_limit_of_messages(
     compression: str | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The lower limit counts, the application's or the server's; that the server's is lower is logged once."""
+    """The lower limit counts, the application's or the server's; that the server's is lower is logged once.
+
+    The lane knows that it was the server who closed, and why.
+    """
+    codes: list[int | None] = []
     server_module._report_lower_limit.cache_clear()  # pyright: ignore[reportPrivateUsage]
 
     async def application(socket: Accepting) -> None:
@@ -562,8 +566,11 @@ async def test_limit_of_messages(
         await socket.accept()
         while (message := await socket.receive())["type"] == "websocket.receive":
             await socket.send(str(len(message["text"])))
+        codes.append(socket.lane.close_code)
 
     async with serving(application, ws_max_size=of_server) as server:
+        async with connect(server.url, compression=compression):
+            pass  # which the client closes
         for _ in range(2):
             async with connect(server.url, compression=compression) as client:
                 await client.send("x" * limit)
@@ -576,6 +583,7 @@ async def test_limit_of_messages(
                     await client.recv()
                 assert caught.value.rcvd is not None
                 assert caught.value.rcvd.code == 1009
+    assert codes == [None, 1009, 1009]
     words = [record.getMessage() for record in caplog.records if record.name == "backplane.server.uvicorn"]
     assert len(words) == (of_application > limit)
     assert all("1000 bytes" in word and "ws_max_size" in word for word in words)

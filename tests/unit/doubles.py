@@ -65,6 +65,7 @@ class FakeLane:
         reading: As in `Lane`, set by the test.
         deflate_window_bits: As in `Lane`, set by the test.
         on_write: Called behind each write.
+        close_code: As in `Lane`, set by the test.
         max_message_bytes: What the client's messages were limited to.
     """
 
@@ -79,6 +80,7 @@ class FakeLane:
         self.buffered_bytes = 0
         self.deflate_window_bits: int | None = None
         self.max_message_bytes: int | None = None
+        self.close_code: int | None = None
         self.writable = True
         self.ended = False
         self.on_write: Callable[[bytes], object] | None = None

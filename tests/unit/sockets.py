@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backplane.framework import framework_ending
 from backplane.outgoing import SocketGoneError
 from tests.unit.doubles import FakeLane, Gate, messages_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from backplane.ending import Ending
     from backplane.sockets import Bypass
@@ -80,6 +80,7 @@ class FakeSocket:
         error: What `send` raises once it is through the gate, if anything.
         close_error: What `close` raises once it is through the gate, if anything.
         incoming: What the client says; `None` is its end.
+        reading_ahead: How often it was to be received for a handler that does not.
     """
 
     def __init__(self, *, lane: bool = False) -> None:
@@ -93,6 +94,7 @@ class FakeSocket:
         self.error: Exception | None = None
         self.close_error: Exception | None = None
         self.incoming: asyncio.Queue[str | bytes | Exception | None] = asyncio.Queue()
+        self.reading_ahead = 0
         self._changed = asyncio.Event()
 
     async def send(self, data: str | bytes) -> None:
@@ -118,6 +120,16 @@ class FakeSocket:
 
     def on_bypass(self, receive: Bypass, /) -> None:
         """Have no other way to receive."""
+
+    def read_ahead(self, on_end: Callable[[], None], /) -> Coroutine[Any, Any, None] | None:
+        """Return what waits for the client's end: its first message, in `FakeSocket`'s simple world."""
+        self.reading_ahead += 1
+        return None if self.reading_ahead > 1 else self._read_ahead(on_end)
+
+    async def _read_ahead(self, on_end: Callable[[], None]) -> None:
+        if await self.incoming.get() is None:
+            self.incoming.put_nowait(None)
+            on_end()
 
     async def close(self, code: int, reason: str) -> None:
         """Take the close frame, as told."""

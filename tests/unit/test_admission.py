@@ -484,6 +484,136 @@ async def test_client_leaves(door: Door) -> None:
     assert socket.closing == 0
 
 
+class Waiting:
+    """A handler that never receives: it waits in one way or the other, and keeps how it ended.
+
+    Attributes:
+        cancelled: Whether a `CancelledError` reached it.
+        swallows: How many of them it swallows.
+        waits: What it waits for.
+    """
+
+    def __init__(self, *, swallows: int = 0) -> None:
+        self.cancelled = 0
+        self.swallows = swallows
+        self.waits = asyncio.Event()
+
+    async def __call__(self, admission: Admission) -> None:
+        """Handle a client."""
+        async with admission:
+            while True:
+                try:
+                    await self.waits.wait()
+                except asyncio.CancelledError:
+                    self.cancelled += 1
+                    if self.cancelled > self.swallows:
+                        raise
+                else:
+                    return
+
+
+@pytest.mark.parametrize("swallows", [0, 1])
+@pytest.mark.parametrize("lane", [False, True], ids=["plain", "lane"])
+async def test_client_leaves_a_handler_that_waits_for_something_else(door: Door, lane: bool, swallows: int) -> None:
+    """It is cancelled after the grace, again if it swallows that, which is an ordinary end and is counted."""
+    door.conduct = replace(door.conduct, handler_grace_seconds=0.01)
+    socket, waiting = FakeServerSocket(lane=lane), Waiting(swallows=swallows)
+    handling = asyncio.create_task(waiting(door.admission(socket, "a")))
+    await socket.until(lambda: socket.accepted != [])
+    await let_tasks_run()
+    if socket.lane is not None:
+        socket.lane.end()
+    else:
+        socket.incoming.put_nowait(None)
+        assert door.connection is not None
+        door.connection.look_after(0)
+    await asyncio.wait_for(handling, WAIT_SECONDS)
+    assert (waiting.cancelled, handling.cancelling(), socket.closing) == (swallows + 1, 0, 0)
+    counts = door.running.statistics
+    assert (counts.cancelled_handlers, counts.closed_by_client, counts.closed_normal) == (1, 1, 0)
+    door.assert_nothing_left()
+
+
+@pytest.mark.parametrize(("reading", "reads_ahead"), [(True, 0), (False, 1)])
+async def test_lane_is_read_ahead_only_where_its_server_waits_for_that(
+    door: Door, reading: bool, reads_ahead: int
+) -> None:
+    """The server notices the end by itself while it reads: an idle connection costs no task there."""
+    socket = FakeServerSocket(lane=True)
+    assert socket.lane is not None
+    socket.lane.reading = reading
+    async with door.admission(socket, "a") as connection:
+        connection.look_after(0)
+        assert socket.reading_ahead == reads_ahead
+
+
+async def test_handler_that_receives_is_left_alone(door: Door) -> None:
+    """Nobody receives beside it."""
+    socket = FakeServerSocket()
+    async with entered(door, socket, "a"):
+        await let_tasks_run()
+        assert door.connection is not None
+        door.connection.look_after(0)
+        socket.incoming.put_nowait(None)
+    assert socket.reading_ahead == 0
+
+
+async def test_cancelled_by_somebody_else_after_the_end(door: Door) -> None:
+    """A cancellation from outside is never swallowed, also where the handler is cancelled for its connection's end."""
+    door.conduct = replace(door.conduct, handler_grace_seconds=0.01)
+    socket, waiting = FakeServerSocket(), Waiting(swallows=1)
+    handling = asyncio.create_task(waiting(door.admission(socket, "a")))
+    await socket.until(lambda: socket.accepted != [])
+    await let_tasks_run()
+    assert door.connection is not None
+    door.connection.client_left()
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not waiting.cancelled:
+            await asyncio.sleep(0)
+    handling.cancel()
+    await asyncio.wait([handling])
+    assert handling.cancelled()
+
+
+async def test_timeout_around_the_block_is_its_own(door: Door) -> None:
+    """A handler that is cancelled for its connection's end does not end a timeout around the block, nor one inside."""
+    door.conduct = replace(door.conduct, handler_grace_seconds=0.01)
+    socket = FakeServerSocket()
+    steps: list[str] = []
+    async with asyncio.timeout(WAIT_SECONDS):
+        async with door.admission(socket, "a") as connection, asyncio.timeout(WAIT_SECONDS):
+            connection.client_left()
+            await asyncio.Event().wait()
+        steps.append("after the block")
+        await asyncio.sleep(0)
+    assert steps == ["after the block"]
+
+
+async def test_handler_that_ends_in_time_is_not_cancelled(door: Door) -> None:
+    """What a handler does in its block after its client left, it may finish within the grace."""
+    socket = FakeServerSocket()
+    async with entered(door, socket, "a") as handling:
+        socket.incoming.put_nowait(None)
+    assert (handling.cancelling(), door.running.statistics.cancelled_handlers) == (0, 0)
+
+
+async def test_end_in_the_handshake_of_a_handler_that_waits(door: Door) -> None:
+    """Where `authorize` never answers and the connection ends, the handler is cancelled, and raises `ClosedError`."""
+    asked = asyncio.Event()
+
+    async def authorize(_: Connection, __: str) -> bool:
+        asked.set()
+        return await asyncio.Future[bool]()
+
+    door.conduct = replace(door.conduct, handler_grace_seconds=0.01, authorize=authorize)
+    handling = asyncio.create_task(door.handle(FakeServerSocket(), "a"))
+    await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
+    assert door.connection is not None
+    door.connection.end(1012, "restart")
+    with pytest.raises(ClosedError):
+        await asyncio.wait_for(handling, WAIT_SECONDS)
+
+
 async def test_what_waits_at_the_end_is_sent(door: Door) -> None:
     """The end of the handler sends what waits before it closes."""
     socket = FakeServerSocket()

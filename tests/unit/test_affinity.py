@@ -125,8 +125,9 @@ SAFE: dict[type, set[str]] = {
     TypedChannel: {"encode", "name"},
 }
 INTERNAL = {
-    *("abandon", "client_gone", "client_left", "client_said", "end", "ending", "finish", "gap", "limit_reached"),
-    *("look_after", "note_invalid", "offer", "opened", "retire", "retire_in_turn", "send_failed", "too_slow"),
+    *("abandon", "client_gone", "client_left", "client_said", "end", "ending", "finish", "gap", "handler_entered"),
+    *("handler_left", "limit_reached", "look_after", "note_invalid", "offer", "opened", "retire", "retire_in_turn"),
+    *("send_failed", "too_slow"),
 }
 
 EVERY_USE = pytest.mark.parametrize(

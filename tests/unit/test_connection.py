@@ -774,12 +774,14 @@ async def test_send_takes_what_publish_takes(world: World, data: object, expecte
 
 
 async def test_send_over_the_bound_closes(world: World) -> None:
-    """The bound counts for direct messages too; the call returns, as at any end."""
+    """The bound counts for direct messages too; the call raises `ClosedError`, as at any end."""
     connection, socket = world.connection(max_messages=1)
     socket.send_gate.close()
     sending = [asyncio.create_task(connection.send(str(number))) for number in range(3)]
-    for task in sending:
-        await bounded(task)
+    with pytest.raises(ClosedError):
+        await bounded(sending[2])
+    await asyncio.wait(sending)
+    assert {type(task.exception()) for task in sending} <= {ClosedError, type(None)}  # a lane takes the first at once
     await connection.finish(1000)
     assert socket.closed == [(1013, "too slow")]
 
@@ -800,10 +802,11 @@ async def test_latest_does_not_replace_direct_messages(world: World) -> None:
 
 
 async def test_send_after_the_end(world: World) -> None:
-    """A client that is gone is an ordinary end: the call returns."""
+    """A connection that is over takes nothing more, so that a handler which only sends comes to its end."""
     connection, socket = world.connection()
     await connection.close()
-    await connection.send("too late")
+    with pytest.raises(ClosedError):
+        await connection.send("too late")
     assert (socket.sent, socket.closed) == ([], [(1000, "normal")])
 
 
@@ -949,7 +952,8 @@ async def test_server_that_fails_to_send(world: World, act: str, caplog: pytest.
     await let_tasks_run()
     break_server(socket, fault)
     if act == "send":
-        await connection.send("1")
+        with pytest.raises(ClosedError):
+            await connection.send("1")
     world.deliver("a", "1")
     world.deliver("a", "2")
     await its_socket.receives("1", "2")
@@ -1359,13 +1363,30 @@ async def test_lane_that_ends(lane_world: World) -> None:
     socket.incoming.put_nowait("last words")
     lane_of(socket).end()
     lane_world.deliver("a", "unheard")
-    await connection.send("unheard")
+    with pytest.raises(ClosedError):
+        await connection.send("unheard")
     socket.incoming.put_nowait(None)
     assert await bounded(asyncio.create_task(said_by(connection))) == ["last words"]
     with pytest.raises(ClosedError):
         await connection.join("b")
     await connection.finish(1000)
     assert (socket.sent, list(lane_world.hub.channels)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("code", "count"), [(1009, "closed_too_big"), (1012, "closed_by_client"), (None, "closed_by_client")]
+)
+async def test_message_that_the_server_refuses_is_counted_as_too_big(
+    lane_world: World, code: int | None, count: str
+) -> None:
+    """Where the server refuses it before it is assembled, it is counted as where the connection does; else its end."""
+    conduct = Conduct()
+    connection, socket = lane_world.connection(conduct=conduct)
+    lane_of(socket).close_code = code
+    lane_of(socket).end()
+    socket.incoming.put_nowait(None)
+    assert await said_by(connection) == []
+    assert counted(conduct.statistics) == {"connections_opened": 1, count: 1}
 
 
 # --- what the application says -------------------------------------------------------------------------------------
@@ -1559,7 +1580,7 @@ async def test_spawn(world: World) -> None:
 
 @pytest.mark.parametrize("ending", ["finish", "abandon"])
 async def test_spawned_task_at_the_end(world: World, ending: str) -> None:
-    """At the end of the handler every task is cancelled and awaited, its last words to the client included."""
+    """At the end of the handler every task is cancelled and awaited, what it sends at its end included."""
     connection, socket = world.connection()
     steps: list[str] = []
 
@@ -1577,7 +1598,7 @@ async def test_spawned_task_at_the_end(world: World, ending: str) -> None:
         await connection.finish(1000)
     else:
         await connection.abandon()
-    assert [task.cancelled() for task in tasks] == [True] * 3
+    assert [task.cancelled() for task in tasks] == [ending == "finish"] * 3  # else `send` raises `ClosedError`
     assert steps == ["cleaned up"] * 3
     assert (socket.sent, [code for code, _ in socket.closed]) == (
         (["bye"] * 3, [1000]) if ending == "finish" else ([], [])

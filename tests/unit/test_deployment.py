@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 import pytest
 
 from backplane import deployment
 from backplane.broadcaster import Capabilities
-from backplane.deployment import warn_if_isolated, warn_of_default_url, worker_count
+from backplane.deployment import warn_if_isolated, warn_if_nobody_pings, warn_of_default_url, worker_count
+from backplane.limits import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -226,3 +229,28 @@ def test_warning_of_the_default_url(caplog: pytest.LogCaptureFixture) -> None:
     warn_of_default_url("memory://")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "BACKPLANE_URL is not set, so memory:// is used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("module", "limits", "warned"),
+    [
+        ("granian._granian", Limits(), ["Granian sends no WebSocket pings"]),
+        ("hypercorn.asyncio.run", Limits(), ["Hypercorn sends no WebSocket pings unless"]),
+        ("gunicorn.workers.gasgi", Limits(), ["Gunicorn's asgi worker sends no WebSocket pings"]),
+        ("granian._granian", Limits(heartbeat_message="ping"), []),
+        ("granian._granian", Limits(heartbeat_seconds=None), []),
+        ("uvicorn", Limits(), []),
+    ],
+)
+def test_heartbeats_without_effect(
+    module: str, limits: Limits, warned: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the server sends no pings and nothing is sent in their place, that is logged, once, with the cure."""
+    for name in ("granian._granian", "hypercorn.asyncio.run", "gunicorn.workers.gasgi"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    deployment._warn_if_nobody_pings.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    for _ in range(2):
+        warn_if_nobody_pings(limits)
+    deployment._warn_if_nobody_pings.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    assert [words in message for words, message in zip(warned, caplog.messages, strict=True)] == [True] * len(warned)

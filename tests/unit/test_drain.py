@@ -1,4 +1,4 @@
-"""`backplane.drain`: what SIGTERM does before the server acts on it."""
+"""`backplane.drain`: what a signal does before the server acts on it, or beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backplane.drain import draining_on_sigterm, spread_seconds
+from backplane.drain import draining_on_signals, spread_seconds
 from tests.unit.doubles import let_tasks_run
 
 if TYPE_CHECKING:
@@ -50,17 +50,20 @@ class Drain:
     Attributes:
         begun: How often it began.
         error: What it raises in the end, if anything.
+        hurried: Whether the server goes on ending meanwhile.
     """
 
     def __init__(self) -> None:
         self.begun = 0
+        self.hurried = False
         self.error: Exception | None = None
         self.may_end = asyncio.Event()
         self._has_begun = asyncio.Event()
 
-    async def __call__(self) -> None:
+    async def __call__(self, hurried: bool) -> None:
         """Drain."""
         self.begun += 1
+        self.hurried = hurried
         self._has_begun.set()
         await self.may_end.wait()
         if self.error is not None:
@@ -73,10 +76,11 @@ class Drain:
 
 @pytest.fixture(autouse=True)
 def restored() -> Generator[None]:
-    """Keep the handler of the test run."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Keep the handlers of the test run."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ def terminate() -> None:
 async def test_drain_comes_before_the_server(server: Server) -> None:
     """The server hears of SIGTERM once, when the drain has ended."""
     drain = Drain()
-    with draining_on_sigterm(drain):
+    with draining_on_signals(drain):
         terminate()
         await drain.begins()
         await let_tasks_run()
@@ -109,7 +113,7 @@ async def test_drain_comes_before_the_server(server: Server) -> None:
 async def test_second_signal_does_not_wait(server: Server) -> None:
     """Who is in a hurry sends SIGTERM twice; the server hears of it once, and at once."""
     drain = Drain()
-    with draining_on_sigterm(drain):
+    with draining_on_signals(drain):
         terminate()
         await drain.begins()
         terminate()
@@ -118,11 +122,27 @@ async def test_second_signal_does_not_wait(server: Server) -> None:
         assert (drain.begun, server.told) == (1, [signal.SIGTERM])
 
 
+async def test_one_signal_of_each_kind_is_no_hurry(server: Server) -> None:
+    """At Ctrl-C a worker gets SIGINT from the terminal and SIGTERM from its parent: the drain goes on."""
+    signal.signal(signal.SIGINT, server.handle)
+    drain = Drain()
+    with draining_on_signals(drain):
+        os.kill(os.getpid(), signal.SIGINT)
+        await drain.begins()
+        terminate()
+        await let_tasks_run()
+        assert server.told == []
+        drain.may_end.set()
+        await server.is_told()
+        await let_tasks_run()
+    assert (drain.begun, server.told) == (1, [signal.SIGINT])
+
+
 async def test_signal_behind_the_drain_reaches_the_server(server: Server) -> None:
     """When the drain is over a further SIGTERM is the server's alone: it may force its end."""
     drain = Drain()
     drain.may_end.set()
-    with draining_on_sigterm(drain):
+    with draining_on_signals(drain):
         terminate()
         await server.is_told()
         await let_tasks_run()
@@ -137,7 +157,7 @@ async def test_drain_that_raises_still_tells_the_server(server: Server, caplog: 
     drain = Drain()
     drain.error = RuntimeError("a fault")
     drain.may_end.set()
-    with draining_on_sigterm(drain):
+    with draining_on_signals(drain):
         terminate()
         await server.is_told()
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
@@ -147,10 +167,10 @@ async def test_drain_that_raises_still_tells_the_server(server: Server, caplog: 
 
 async def test_handler_is_restored(server: Server) -> None:
     """Behind the block SIGTERM is the server's again, also where the block raised."""
-    with draining_on_sigterm(Drain()):
+    with draining_on_signals(Drain()):
         assert signal.getsignal(signal.SIGTERM) != server.handle
     assert signal.getsignal(signal.SIGTERM) == server.handle
-    with suppress(RuntimeError), draining_on_sigterm(Drain()):
+    with suppress(RuntimeError), draining_on_signals(Drain()):
         raise RuntimeError("a fault")
     assert signal.getsignal(signal.SIGTERM) == server.handle
 
@@ -158,7 +178,7 @@ async def test_handler_is_restored(server: Server) -> None:
 async def test_handler_set_meanwhile_is_kept(server: Server) -> None:
     """What the application has installed inside the block is not undone."""
     other = Server()
-    with draining_on_sigterm(Drain()):
+    with draining_on_signals(Drain()):
         signal.signal(signal.SIGTERM, other.handle)
     assert signal.getsignal(signal.SIGTERM) == other.handle
 
@@ -166,7 +186,7 @@ async def test_handler_set_meanwhile_is_kept(server: Server) -> None:
 async def test_block_that_ends_while_draining_ends_the_drain(server: Server) -> None:
     """A server that ends for another reason, such as SIGINT, leaves no drain behind, and hears of the signal."""
     drain = Drain()
-    with draining_on_sigterm(drain):
+    with draining_on_signals(drain):
         terminate()
         await drain.begins()
     await let_tasks_run()
@@ -177,7 +197,7 @@ async def test_block_that_ends_while_draining_ends_the_drain(server: Server) -> 
 async def test_two_drains_one_inside_the_other(server: Server) -> None:
     """Two backplanes of one application drain one behind the other, then the server is told."""
     outer, inner = Drain(), Drain()
-    with draining_on_sigterm(outer), draining_on_sigterm(inner):
+    with draining_on_signals(outer), draining_on_signals(inner):
         terminate()
         await inner.begins()
         assert outer.begun == 0
@@ -194,24 +214,35 @@ async def test_two_drains_one_inside_the_other(server: Server) -> None:
 async def test_no_handler_is_left_alone(default: Any) -> None:
     """Where no one handles SIGTERM there is nothing to put anything before."""
     signal.signal(signal.SIGTERM, default)
-    with draining_on_sigterm(Drain()):
+    with draining_on_signals(Drain()):
         assert signal.getsignal(signal.SIGTERM) is default
     assert signal.getsignal(signal.SIGTERM) is default
 
 
-async def test_handler_of_the_event_loop_is_left_alone() -> None:
-    """`loop.add_signal_handler`, on asyncio as on uvloop, goes on working: its function cannot be put off."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_handler_of_the_event_loop_goes_on_beside_the_drain(number: signal.Signals) -> None:
+    """`loop.add_signal_handler`, on asyncio as on uvloop, cannot be put off: the drain runs beside it, in a hurry."""
     drain, loop, told = Drain(), asyncio.get_running_loop(), asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, told.set)
+    drain.may_end.set()
+    loop.add_signal_handler(number, told.set)
     try:
-        before = signal.getsignal(signal.SIGTERM)
-        with draining_on_sigterm(drain):
-            assert signal.getsignal(signal.SIGTERM) is before
-            terminate()
+        before = signal.getsignal(number)
+        with draining_on_signals(drain):
+            os.kill(os.getpid(), number)
             await asyncio.wait_for(told.wait(), WAIT_SECONDS)
-        assert drain.begun == 0
+            await drain.begins()
+            await let_tasks_run()
+        assert (drain.begun, drain.hurried, signal.getsignal(number)) == (1, True, before)
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+        loop.remove_signal_handler(number)
+
+
+async def test_ctrl_c_of_a_program_is_left_alone() -> None:
+    """Where Ctrl-C is `KeyboardInterrupt`, as in every program that is no server, it stays so."""
+    before = signal.getsignal(signal.SIGINT)
+    assert before is signal.default_int_handler
+    with draining_on_signals(Drain()):
+        assert signal.getsignal(signal.SIGINT) is before
 
 
 async def test_other_threads_leave_signals_alone(server: Server) -> None:
@@ -219,7 +250,7 @@ async def test_other_threads_leave_signals_alone(server: Server) -> None:
     entered: list[object] = []
 
     async def run() -> None:
-        with draining_on_sigterm(Drain()):
+        with draining_on_signals(Drain()):
             entered.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))

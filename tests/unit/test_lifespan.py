@@ -167,9 +167,7 @@ def over_websocket(client: TestClient) -> None:
 @pytest.mark.parametrize("use", [over_http, over_websocket])
 def test_missing_state(state: dict[str, Any], use: Callable[[TestClient], None]) -> None:
     """Where the lifespan state holds none, the error says what to write."""
-    cure = (
-        r'pass lifespan=backplane\.lifespan, or yield \{"backplane": backplane\} from your own; in a test `with TestCl'
-    )
+    cure = r'pass lifespan=backplane\.lifespan, or yield \{"backplane": backplane\} from your own'
     with TestClient(application(yielding(state))) as client, pytest.raises(NotStartedError, match=cure):
         use(client)
 

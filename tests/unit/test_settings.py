@@ -22,6 +22,7 @@ DEFAULTS = {
     "probe_interval_seconds": 5.0,
     "max_backoff_seconds": 5.0,
     "drain_seconds": 5.0,
+    "handler_grace_seconds": 10.0,
     "max_outbox_bytes": 1_048_576,
     "max_outbox_messages": 1_024,
     "max_connections": None,

@@ -1,0 +1,99 @@
+"""An application whose handlers learn nothing of their client's end by themselves, for the tests of a server's end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route, WebSocketRoute
+
+from backplane import Backplane, Settings
+from backplane.routes import health_routes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+    from starlette.websockets import WebSocket
+
+backplane = Backplane(settings=Settings(handler_grace_seconds=0.5))
+
+
+async def wait(websocket: WebSocket) -> None:
+    """Wait for something else than the client."""
+    async with backplane.connect(websocket, "lobby") as connection:
+        await connection.send("here")
+        await asyncio.Event().wait()
+
+
+async def send(websocket: WebSocket) -> None:
+    """Only send, as fast as the client takes it."""
+    async with backplane.connect(websocket) as connection:
+        while True:
+            await connection.send("x" * 1000)
+
+
+async def forward(websocket: WebSocket) -> None:
+    """Send what is published."""
+    async with backplane.connect(websocket) as connection, backplane.subscribe("lobby") as messages:
+        await connection.send("here")
+        async for message in messages:
+            await connection.send(str(message))
+
+
+async def events(request: Request) -> Response:
+    """Stream what is published."""
+    return backplane.sse(request, "lobby")
+
+
+async def own_stream(_: Request) -> Response:
+    """Stream what is published, in a way of its own."""
+
+    async def stream() -> AsyncIterator[str]:
+        async with backplane.subscribe("lobby") as messages:
+            yield "here"
+            async for message in messages:
+                yield str(message)
+
+    return StreamingResponse(stream())
+
+
+async def pid(_: Request) -> Response:
+    """Return which worker answers."""
+    return PlainTextResponse(str(os.getpid()))
+
+
+app = Starlette(
+    lifespan=backplane.lifespan,
+    routes=[
+        WebSocketRoute("/wait", wait),
+        WebSocketRoute("/send", send),
+        WebSocketRoute("/forward", forward),
+        Route("/events", events),
+        Route("/own-stream", own_stream),
+        Route("/pid", pid),
+        Mount("/health", health_routes(backplane)),
+    ],
+)
+
+
+def serve_in_a_thread(port: int) -> None:
+    """Run the server in a thread until SIGUSR1 comes; then ask it to end, as another thread can."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    signal.sigwait({signal.SIGUSR1})
+    server.should_exit = True
+    thread.join()
+
+
+if __name__ == "__main__":
+    serve_in_a_thread(int(sys.argv[1]))

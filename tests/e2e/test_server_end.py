@@ -1,0 +1,190 @@
+"""However a server ends its worker, whoever waits for anything learns of it, and the server ends within its limits."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sys
+from contextlib import ExitStack, closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import psutil
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from tests.brokers.process import end, free_port, start, wait_until
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Generator
+
+    from websockets.sync.client import ClientConnection
+
+pytestmark = pytest.mark.timeout(60)
+
+FOLDER = Path(__file__).parent
+SECONDS = 20
+
+UVICORN = ("-m", "uvicorn", "ending:app", "--port", "{port}", "--log-level", "warning")
+GUNICORN = ("-m", "gunicorn", "ending:app", "--bind", "127.0.0.1:{port}", "--log-level", "warning", "--worker-class")
+OURS = (*GUNICORN, "backplane.server.gunicorn.Worker")
+HYPERCORN = ("-m", "hypercorn", "ending:app", "--bind", "127.0.0.1:{port}")
+GRANIAN = ("-m", "granian", "ending:app", "--interface", "asgi", "--port", "{port}", "--log-level", "warning")
+RUN = ("-m", "backplane.cli", "run", "ending:app", "--port", "{port}", "--log-level", "warning")
+
+# Before Python 3.12 asyncio's streams complain of each connection that Hypercorn cancels in the end.
+TOLERATED = re.compile(r"Exception in callback StreamReaderProtocol\.connection_made.*?CancelledError\n", re.DOTALL)
+
+
+class Way(NamedTuple):
+    """One way in which a server ends its worker, as a row of the table in docs/servers.md.
+
+    Attributes:
+        server: Its name there.
+        how: What ends it there.
+        code: With which code WebSockets are closed.
+        command: How the server is started.
+        ending: A signal to the server, or the requests that it has answered then.
+    """
+
+    server: str
+    how: str
+    code: int
+    command: tuple[str, ...]
+    ending: signal.Signals | int
+
+
+WAYS = [
+    Way("Uvicorn", "SIGTERM", 1012, UVICORN, signal.SIGTERM),
+    Way("Uvicorn", "Ctrl-C", 1012, UVICORN, signal.SIGINT),
+    Way("Uvicorn", "`should_exit`, in a thread", 1012, ("ending.py", "{port}"), signal.SIGUSR1),
+    Way("Uvicorn", "`--limit-max-requests`", 1012, (*UVICORN, "--limit-max-requests", "30"), 30),
+    Way("Uvicorn", "a reload", 1012, (*UVICORN, "--reload"), signal.SIGTERM),
+    Way("`backplane run`", "Ctrl-C", 1012, (*RUN, "--workers", "2"), signal.SIGINT),
+    Way("`backplane.server.gunicorn.Worker`", "SIGTERM", 1012, OURS, signal.SIGTERM),
+    Way("`backplane.server.gunicorn.Worker`", "Ctrl-C", 1012, OURS, signal.SIGINT),
+    Way("`backplane.server.gunicorn.Worker`", "`--max-requests`", 1012, (*OURS, "--max-requests", "30"), 30),
+    Way("Gunicorn's `asgi` worker", "SIGTERM", 1012, (*GUNICORN, "asgi", "--graceful-timeout", "5"), signal.SIGTERM),
+    Way("Gunicorn's `asgi` worker", "Ctrl-C", 1011, (*GUNICORN, "asgi"), signal.SIGINT),
+    Way("Hypercorn", "SIGTERM", 1012, HYPERCORN, signal.SIGTERM),
+    Way("Hypercorn", "Ctrl-C", 1012, HYPERCORN, signal.SIGINT),
+    Way("Hypercorn", "`--max-requests`", 1012, (*HYPERCORN, "--max-requests", "30"), 30),
+    Way("Granian", "SIGTERM", 1012, GRANIAN, signal.SIGTERM),
+    Way("Granian", "Ctrl-C", 1012, GRANIAN, signal.SIGINT),
+]
+
+
+class Clients:
+    """One client of each kind: it waits, is sent to, is forwarded to, reads nothing, listens to a stream."""
+
+    def __init__(self, stack: ExitStack, port: int) -> None:
+        self._stack = stack
+        self._port = port
+        self.stalled = self._stalled("/send")
+        self.sockets = [self._connected(path) for path in ("/wait", "/forward", "/send")]
+        self.streams = [self._streaming(path) for path in ("/events", "/own-stream")]
+
+    def codes(self) -> set[int | None]:
+        """Read every WebSocket to its end; return the codes."""
+        for client in self.sockets:
+            with suppress(ConnectionClosed):
+                while True:
+                    client.recv(timeout=SECONDS)
+        return {client.close_code for client in self.sockets}
+
+    def read_streams(self) -> None:
+        """Read the event streams to their end."""
+        for stream in self.streams:
+            with suppress(OSError):
+                while stream.recv(65536):
+                    pass
+
+    def _connected(self, path: str) -> ClientConnection:
+        client = self._stack.enter_context(
+            connect(f"ws://127.0.0.1:{self._port}{path}", compression=None, max_queue=None, close_timeout=1)
+        )
+        client.recv(timeout=SECONDS)
+        return client
+
+    def _stalled(self, path: str) -> socket.socket:
+        client = self._stack.enter_context(socket.create_connection(("127.0.0.1", self._port), timeout=SECONDS))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        assert client.recv(12) == b"HTTP/1.1 101"
+        return client
+
+    def _streaming(self, path: str) -> socket.socket:
+        client = self._stack.enter_context(socket.create_connection(("127.0.0.1", self._port), timeout=SECONDS))
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n\r\n".encode())
+        received = b""
+        while b"retry" not in received and b"here" not in received:
+            received += client.recv(65536)
+        return client
+
+
+@contextmanager
+def running(command: tuple[str, ...], port: int, folder: Path, broker_url: str) -> Generator[subprocess.Popen[bytes]]:
+    """Run a server, entered when it answers; whatever is left of it in the end is killed."""
+    log = folder / "server.log"
+    environment = {**os.environ, "BACKPLANE_URL": broker_url, "HOME": str(folder), "XDG_RUNTIME_DIR": ""}
+    arguments = [part.format(port=port) for part in command]
+    process = start([sys.executable, *arguments], cwd=FOLDER, log=log, env=environment)
+    try:
+        wait_until(lambda: answers(port) > 0, "the server answers", seconds=SECONDS)
+        yield process
+        words = TOLERATED.sub("", log.read_text())
+        assert "Traceback" not in words, words
+    except BaseException as error:
+        error.add_note(log.read_text()[-5_000:])
+        raise
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        end(process, seconds=0.1)
+        for child in psutil.wait_procs(children, timeout=1)[1]:
+            child.kill()
+
+
+def answers(port: int) -> int:
+    """Return which worker answers, on a connection of its own; 0 if none does."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection, suppress(OSError, HTTPException):
+        connection.request("GET", "/pid")
+        return int(connection.getresponse().read())
+    return 0
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.server} {way.how}")
+def test_end_reaches_everyone_who_waits(way: Way, tmp_path: Path, ipc_url: str) -> None:
+    """With handlers that wait and that only send, a client that reads nothing and open streams, the worker ends."""
+    port = free_port()
+    with running(way.command, port, tmp_path, ipc_url) as process, ExitStack() as stack:
+        clients = Clients(stack, port)
+        worker = psutil.Process(answers(port))
+        if isinstance(way.ending, signal.Signals):
+            send = os.killpg if way.ending is signal.SIGINT else os.kill  # Ctrl-C reaches the workers too
+            send(process.pid, way.ending)
+        else:
+            for _ in range(way.ending):
+                answers(port)
+        assert clients.codes() == {way.code}
+        clients.read_streams()
+        gone, _ = psutil.wait_procs([worker], timeout=SECONDS)
+        assert gone == [worker]
+
+
+def test_ways_are_those_of_the_documentation() -> None:
+    """The table on how servers end holds what is tested here, row by row."""
+    page = (FOLDER.parents[1] / "docs" / "servers.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
+    ]
+    assert [tuple(row[:3]) for row in rows if row[2:3] and row[2].isdigit()] == [
+        (way.server, way.how, str(way.code)) for way in WAYS
+    ]
