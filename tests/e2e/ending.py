@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 backplane = Backplane(settings=Settings(handler_grace_seconds=0.5))
 
 
+async def iterate(websocket: WebSocket) -> None:
+    """Receive."""
+    async with backplane.connect(websocket) as connection:
+        await connection.send("here")
+        async for _ in connection:
+            pass
+
+
 async def wait(websocket: WebSocket) -> None:
     """Wait for something else than the client."""
     async with backplane.connect(websocket, "lobby") as connection:
@@ -73,6 +81,7 @@ async def pid(_: Request) -> Response:
 app = Starlette(
     lifespan=backplane.lifespan,
     routes=[
+        WebSocketRoute("/iterate", iterate),
         WebSocketRoute("/wait", wait),
         WebSocketRoute("/send", send),
         WebSocketRoute("/forward", forward),
