@@ -191,11 +191,17 @@ class ContainerBroker(Broker):
         inner_port: The port it listens on inside.
     """
 
+    shareable = True
+
     def __init__(self, image: str, inner_port: int) -> None:
         self.image = image
         self.port = free_port()
         self._inner_port = inner_port
         self._container: Any = None  # testcontainers is imported only where Docker is wanted
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what another process may know: where it is, not how to end it."""
+        return {**self.__dict__, "_container": None}
 
     @abstractmethod
     def command(self) -> Sequence[str]:
