@@ -52,7 +52,7 @@ _SMALL = {
     "broker.heartbeat.interval.ms": "300",
 }
 _SMALL_PROCESS = {
-    "num.network.threads": "1",
+    "num.network.threads": "2",
     "num.io.threads": "2",
     "log.cleaner.dedupe.buffer.size": "4194304",
     "log.cleaner.backoff.ms": "500",
@@ -66,6 +66,7 @@ _UNHURRIED = {
     "broker.session.timeout.ms": "9000",
     "broker.heartbeat.interval.ms": "2000",
     "metadata.max.idle.interval.ms": "10000",
+    "num.network.threads": "1",  # of each listener
 }
 # Further ways in, each a listener, and what clients speak there. Of those who log in only `admin` and the bearer of a
 # token have rights.
