@@ -935,8 +935,9 @@ async def _grant(broker: Broker, user: str, topic: str, operation: int, *, allow
         entry = (_TOPIC, topic, _LITERAL, f"User:{user}", "*", operation, _ALLOW if allow else _DENY)
         answer: Any = await admin._send_to_controller(CreateAclsRequest(*entry))
         assert not answer.creation_responses[0][0]
-        while not (await admin._send_request(DescribeAclsRequest(*entry))).resources:
-            await asyncio.sleep(0.01)
+        found: Any = await admin._send_request(DescribeAclsRequest(*entry))
+        while not found.resources:
+            found = await admin._send_request(DescribeAclsRequest(*entry))
     finally:
         await admin.close()
 
