@@ -6,7 +6,9 @@ import asyncio
 import os
 import resource
 import shutil
+import sys
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
@@ -14,7 +16,8 @@ import pytest
 
 from tests.brokers.broker import Broker, BrokerMissingError
 from tests.brokers.cluster import kafka_cluster, nats_cluster
-from tests.brokers.kafka import KafkaConfig, private_kafka, shared_kafka
+from tests.brokers.commons import COMMONS
+from tests.brokers.kafka import KafkaConfig, KafkaProcess, private_kafka, shared_kafka
 from tests.brokers.nats import private_nats, shared_nats
 from tests.brokers.redis import RedisConfig, private_redis, shared_redis
 from tests.brokers.redis_sentinel import private_sentinels
@@ -40,6 +43,7 @@ _CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 
+_OWN_KAFKA = {"private_kafka", "kafka_cluster"}
 _T = TypeVar("_T")
 _SKIPPED = "Tests on "
 
@@ -124,6 +128,16 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
     """Run every async test on both event loops."""
     loop: tuple[str, dict[str, bool]] = request.param
     return loop
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that starts a Kafka of its own, which takes seconds, on one event loop; the others run on both."""
+    fixtures = metafunc.definition._fixtureinfo  # pyright: ignore[reportPrivateUsage]
+    loops = fixtures.name2fixturedefs.get("anyio_backend", [])
+    if loops and loops[-1].params and not _OWN_KAFKA.isdisjoint(metafunc.fixturenames):
+        one = pytest.mark.parametrize("anyio_backend", loops[-1].params[:1], indirect=True, scope="module")
+        metafunc.definition.add_marker(one)
 
 
 @pytest.fixture(autouse=True)
@@ -229,18 +243,25 @@ def kafka_cluster_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Ite
 
 
 @pytest.fixture(scope="session")
-def kafka_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+def kafka_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Broker:
     """The Kafka that the whole run shares; a test takes a topic of its own there, or `private_kafka` to break it."""
-    announce = _announcer(request.config)
-    with _started("kafka", lambda: shared_kafka(tmp_path_factory.mktemp("kafka"), announce)) as broker:
-        yield broker
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    # One more: what a worker that crashed has forked may hold its place for a while.
+    make = partial(shared_kafka, tmp_path_factory.mktemp("kafka"), _announce, proxies=workers + 1)
+    try:
+        broker = request.config.stash[COMMONS].take("kafka", make)
+    except BrokerMissingError as error:
+        _go_without("kafka", str(error))
+    if isinstance(broker, KafkaProcess):
+        broker.claim_proxy()
+    return broker
 
 
 @pytest.fixture(name="private_kafka")
 def private_kafka_fixture(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[StartKafka]:
-    """Starts a Kafka for this test alone, which takes three seconds: `private_kafka(KafkaConfig(tls=True))`."""
+    """Starts a Kafka for this test alone, which takes two seconds; such a test runs on one event loop."""
     announce = _announcer(request.config)
     with ExitStack() as stack:
 
@@ -250,6 +271,11 @@ def private_kafka_fixture(
             return stack.enter_context(made)
 
         yield start
+
+
+def _announce(line: str) -> None:
+    """Write a line to the person at the terminal, from the process that shares its brokers."""
+    print(line, file=sys.__stderr__, flush=True)
 
 
 def _announcer(config: pytest.Config) -> Callable[[str], None]:

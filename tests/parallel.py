@@ -1,7 +1,8 @@
 """How the tests run side by side, `pytest -n auto`: what is handed to which worker, and when, and which run alone.
 
 Every test may run beside every other one. One that cannot, as it measures or needs idle cores, is marked
-`alone("the reason")`: it runs when all others are done, while nothing else does.
+`alone("the reason")`: it runs when all others are done, while nothing else does. A broker that takes long to
+start is run by the process that started the workers, for all of them: tests/brokers/commons.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.config import create_terminal_writer
 
+from tests.brokers.commons import COMMONS, Commons, CommonsElsewhere
 from tests.brokers.process import locked
 
 if TYPE_CHECKING:
@@ -23,16 +25,35 @@ if TYPE_CHECKING:
 _WORKERS_PER_CORE = 2  # most tests wait most of the time
 _SHARES_SERVERS = "tests/examples/"  # started once for all tests of a file
 _LOCK = pytest.StashKey[Path]()
+_PLACE = pytest.StashKey[Any]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Know the marker, and in a worker where the lock of the whole run is, and where the person at the terminal."""
     config.addinivalue_line("markers", "alone(reason): runs when all others are done, while nothing else does")
+    config.stash[COMMONS] = Commons()
     if hasattr(config, "workerinput"):
+        worker: Any = config
+        config.stash[COMMONS] = CommonsElsewhere(worker.workerinput["commons"])
         config.stash[_LOCK] = Path(config.option.basetemp).with_name("alone.lock")
         # Its output goes nowhere, and with it the stacks of a test that took too long.
         writer = create_terminal_writer(config, sys.__stderr__)
         config.get_terminal_writer = lambda: writer  # type: ignore[method-assign]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where the brokers are that all share."""
+    stash = node.config.stash
+    if _PLACE not in stash:
+        stash[_PLACE] = stash[COMMONS].serve()
+    node.workerinput["commons"] = stash[_PLACE]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the brokers that were started here."""
+    if (commons := config.stash.get(COMMONS, None)) is not None:
+        commons.close()
 
 
 @pytest.hookimpl(optionalhook=True)

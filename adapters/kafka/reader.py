@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.kafka.codes import Meaning, code_name, meaning
 from backplane.adapters.kafka.connect_error import unavailable
-from backplane.adapters.kafka.protocol import NO_EPOCH
+from backplane.adapters.kafka.protocol import NO_EPOCH, NO_TOPIC_ID
 from backplane.adapters.kafka.records import codec_problem, read_batches
 from backplane.adapters.kafka.wire import EARLIEST, LATEST, Position
 from backplane.message import ALL
@@ -159,17 +159,20 @@ class KafkaReader:
             self._positions = await self._ask_offsets(link, topology.leaders, EARLIEST)
             self._doubt = "the topic was deleted and created anew"
         self._cluster, self._topic_id = topology.cluster, topology.topic_id
-        self._pull_back(ends)
+        self._pull_back(link, ends)
         await self._compare_partitions(link)
         self._report_doubt(sink)
 
-    def _pull_back(self, ends: dict[int, Position]) -> None:
+    def _pull_back(self, link: KafkaLink, ends: dict[int, Position]) -> None:
         """Go to the end where it lies before a position: what is published from now on must be received.
 
-        Not to the beginning: a log that lost its end may hold days, all of which were delivered once.
+        Not to the beginning: a log that lost its end may hold days, all of which were delivered once. Where the broker
+        compares epochs the first fetch does it, to the place where the logs part: what stands there now is new.
         """
+        compares = link.topology.topic_id != NO_TOPIC_ID
         for partition, end in ends.items():
-            if partition in self._positions and self._positions[partition].offset > end.offset:
+            position = self._positions.get(partition, end)
+            if position.offset > end.offset and not (compares and position.epoch != NO_EPOCH):
                 self._positions[partition] = end
                 self._doubt = f"partition {partition} {_ENDS_EARLY}"
 

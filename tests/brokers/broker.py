@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import uuid
 import warnings
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -29,10 +30,17 @@ class Broker(ABC):
     Attributes:
         url: Where it is, as `Backplane` takes it. The same after every restart.
         restartable: Whether the test may break it; a broker given from outside may not be.
+        shareable: Whether other processes of the run can use the one that a process has started.
     """
 
     restartable: ClassVar[bool] = True
+    shareable: ClassVar[bool] = False
     url: str
+
+    @property
+    def own_url(self) -> str:
+        """Where no other test is: of Kafka, which the whole run shares, a topic, each time another one."""
+        return f"{self.url}?topic=test-{uuid.uuid4()}" if self.url.startswith("kafka:") else self.url
 
     @abstractmethod
     def start(self) -> None:
@@ -70,6 +78,7 @@ class GivenBroker(Broker):
     """A broker that someone else runs, at a URL from the environment."""
 
     restartable = False
+    shareable = True
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -97,6 +106,7 @@ class ProcessBroker(Broker):
         start_seconds: How long it may take until it answers.
     """
 
+    shareable = True
     start_seconds: ClassVar[float] = 10.0
 
     def __init__(self, folder: Path) -> None:
@@ -104,6 +114,10 @@ class ProcessBroker(Broker):
         self.port = free_port()
         self._log = folder / "broker.log"
         self._process: subprocess.Popen[bytes] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what another process may know: where it is, not how to end it."""
+        return {**self.__dict__, "_process": None}
 
     @property
     def is_running(self) -> bool:
@@ -177,11 +191,17 @@ class ContainerBroker(Broker):
         inner_port: The port it listens on inside.
     """
 
+    shareable = True
+
     def __init__(self, image: str, inner_port: int) -> None:
         self.image = image
         self.port = free_port()
         self._inner_port = inner_port
         self._container: Any = None  # testcontainers is imported only where Docker is wanted
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what another process may know: where it is, not how to end it."""
+        return {**self.__dict__, "_container": None}
 
     @abstractmethod
     def command(self) -> Sequence[str]:

@@ -1,5 +1,7 @@
 """Several NATS servers, or several Kafka brokers, that are one cluster."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import socket
@@ -7,7 +9,11 @@ import struct
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Self
 
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+
+from backplane.adapters.kafka.protocol import FindTopic
 from backplane.adapters.kafka.wire import Connection, Security
+from backplane.errors import BrokerError
 from tests.brokers.broker import BrokerMissingError, ProcessBroker
 from tests.brokers.kafka import KafkaConfig, cluster_identity, private_kafka
 from tests.brokers.nats import private_nats, server_info
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.brokers.broker import Broker
 
-__all__ = ["Cluster", "kafka_cluster", "kafka_leaders", "nats_cluster"]
+__all__ = ["Cluster", "kafka_cluster", "kafka_partitions", "nats_cluster"]
 
 _SIZE = 3
 
@@ -91,13 +97,19 @@ def kafka_cluster(folder: Path, announce: Callable[[str], None]) -> Cluster:
     )
 
 
-async def kafka_leaders(node: ProcessBroker, topic: str) -> set[int]:
-    """Return the numbers of the brokers that lead partitions of `topic`, as `node` knows it; -1 for none."""
+async def kafka_partitions(node: ProcessBroker, topic: str) -> list[tuple[int, list[int]]]:
+    """Return of each partition of `topic` its leader, -1 for none, and its replicas in sync, as `node` knows them.
+
+    Nothing where `node` does not answer, as it may not while it has no controller.
+    """
     security = Security(ssl_context=None, mechanism="PLAIN", username=None, password=None)
     connection = Connection(("127.0.0.1", node.port), security, 5, lambda _: None)
-    await connection.open()
     try:
-        return set((await connection.topology(topic)).leaders.values())
+        await connection.open()
+        answer = await connection._ask(FindTopic(topic))
+        return [(partition[2], sorted(partition[5])) for partition in answer.topics[0][4]]
+    except (BrokerError, KafkaError, OSError):
+        return []
     finally:
         connection.abort()
         await connection.wait_gone()

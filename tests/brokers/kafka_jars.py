@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from tests.brokers.broker import BrokerMissingError
-from tests.brokers.process import install, locked
+from tests.brokers.process import install, locked, made
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["VERSION", "java", "kafka_jars"]
+__all__ = ["ARCHIVE", "FORMATTED", "VERSION", "java", "kafka_jars", "prepared"]
+
+ARCHIVE = "classes.jsa"
+"""Name of an archive of the classes, which a JVM maps into memory."""
+FORMATTED = "formatted"
+"""Name of a folder for data without the identity of its cluster."""
 
 _POM = Path(__file__).with_name("kafka-pom.xml")
 _CACHE = Path(__file__).parents[2] / ".cache"
@@ -51,6 +56,25 @@ def kafka_jars(announce: Callable[[str], None]) -> Path:
                 announce(f"Downloading Apache Kafka {VERSION} into {_CACHE.name}/ (43 MB, once)")
                 _download(libs)
     return libs
+
+
+def prepared(java: str, libs: Path, prepare: Callable[[str, Path, Path], None]) -> Path:
+    """Return the folder of what this Java needs to start this Kafka sooner: `FORMATTED` and `ARCHIVE`.
+
+    Args:
+        java: The program.
+        libs: The jars.
+        prepare: Writes both into a folder, the first time of all, which takes ten seconds.
+    """
+    changed_at = int(Path(java).resolve().stat().st_mtime)  # another Java cannot read it
+    ready = libs.parent / f"prepared-{changed_at}"
+    if not ready.exists():
+        with locked(_CACHE / f"kafka-{VERSION}.lock"):
+            if not ready.exists():
+                with TemporaryDirectory(dir=libs.parent) as folder:
+                    prepare(java, libs, made(Path(folder) / "made"))
+                    (Path(folder) / "made").rename(ready)
+    return ready
 
 
 def _download(libs: Path) -> None:

@@ -40,6 +40,11 @@ class KafkaStandIn(Broker):
         self.create_topic("backplane")
         self._announce(f"Kafka is a stand-in here, librdkafka's mock cluster, and no real one: {self._tried}")
 
+    @property
+    def own_url(self) -> str:
+        """The default topic, as clients can create none; it is in no other process."""
+        return self.url
+
     def create_topic(self, name: str) -> None:
         """Create a topic; asking for it is enough."""
         self._client.list_topics(name, timeout=10)

@@ -22,11 +22,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
-__all__ = ["end", "free_port", "install", "locked", "made", "start", "wait_until"]
+__all__ = ["LastingThread", "end", "free_port", "install", "locked", "made", "start", "wait_until"]
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _INSTALLING = Path(tempfile.gettempdir(), "backplane-tests-install.lock")
+
+
+class LastingThread(threading.Thread):
+    """A thread that never ends before its process, so that it may start programs."""
+
+    def __init__(self, target: Callable[..., None], args: Sequence[object]) -> None:
+        super().__init__(target=target, args=args, daemon=True)
 
 
 def free_port() -> int:
@@ -87,7 +94,8 @@ def start(
     The kernel ends it with SIGTERM should this process die without a word, which is how pytest-timeout ends a run.
     """
     # That SIGTERM is sent when the starting *thread* ends.
-    assert threading.current_thread() is threading.main_thread(), "start programs from the main thread"
+    thread = threading.current_thread()
+    assert thread is threading.main_thread() or isinstance(thread, LastingThread), "start programs from the main thread"
     with log.open("ab") as output:
         return subprocess.Popen(
             command,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from backplane import StateChange
     from tests.chaos.checker import Event, Outcome
 
-__all__ = ["CHANNELS", "QUICK", "Crew", "Member", "talking", "watched_loop"]
+__all__ = ["CHANNELS", "GREETING", "QUICK", "Crew", "Member", "talking", "watched_loop"]
 
 CHANNELS: Final = ("red", "green", "blue")
+GREETING: Final = "hello"
 QUICK: Final = Settings(
     probe_interval_seconds=0.5, max_backoff_seconds=1.0, publish_timeout_seconds=0.5, linger_seconds=0.05
 )
@@ -45,6 +47,7 @@ class Member:
         seen: For each channel messages and gaps as they came.
         degraded_at: When its link was lost, each time, by the event loop's clock.
         links: How many links were tried, the present one included.
+        greeted: From whom, and on which channel, a greeting has come: before the first number.
     """
 
     def __init__(self, name: str, url: str, settings: Settings) -> None:
@@ -54,6 +57,7 @@ class Member:
         self.seen: dict[str, list[Event]] = {channel: [] for channel in CHANNELS}
         self.degraded_at: list[float] = []
         self.links = 0
+        self.greeted: set[tuple[str, str]] = set()
         self._heard = asyncio.Event()
         self.backplane.on_state(self._state_changed)
 
@@ -67,7 +71,10 @@ class Member:
                     self.seen[item.channel].append(GAP)
                 else:
                     speaker, number, *_ = str(item.data).split()
-                    self.seen[item.channel].append((speaker, int(number)))
+                    if number == GREETING:
+                        self.greeted.add((speaker, item.channel))
+                    else:
+                        self.seen[item.channel].append((speaker, int(number)))
                 self._heard.set()
 
     async def say(self, channel: str, filler: str = "") -> Outcome:
@@ -144,10 +151,12 @@ class Crew:
         """End the talk with a last message of each speaker on each channel; return how long until all have heard it."""
         loop = asyncio.get_running_loop()
         since = loop.time()
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            for member in self.members:
+                await member.backplane.wait_for_state("live")
         with suppress(TimeoutError):  # who is deaf then is found by the checker
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                for member in self.members:
-                    await member.backplane.wait_for_state("live")
+                await self.greet()
                 self._over.set()
                 await asyncio.gather(*self._talks)
                 await asyncio.gather(*(speaker.say_last(name) for speaker in self.speakers for name in CHANNELS))
@@ -183,15 +192,37 @@ class Crew:
         """Of how many messages nobody knows whether they were published."""
         return sum(outcomes.count("unknown") for speaker in self.speakers for outcomes in speaker.outcomes.values())
 
+    async def greet(self) -> None:
+        """Return when a greeting of each speaker has reached each listener on each channel.
+
+        Servers of a cluster know of a join a moment after it is confirmed: a number that was published meanwhile would
+        never arrive, and no gap would account for it.
+        """
+        expected = {(speaker.name, channel) for speaker in self.speakers for channel in CHANNELS}
+        for listener in self.listeners:
+            listener.greeted.clear()
+        while not all(listener.greeted >= expected for listener in self.listeners):
+            for speaker, channel in itertools.product(self.speakers, CHANNELS):
+                with suppress(PublishError):
+                    await speaker.backplane.publish(channel, f"{speaker.name} {GREETING}")
+            await asyncio.sleep(_BREATH_SECONDS)
+
+    def end(self) -> None:
+        """End the talk, however far it has come."""
+        self._over.set()
+
     async def talk(self, group: asyncio.TaskGroup, filler: str) -> None:
         """Begin: returns when every listener has heard every speaker on every channel."""
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await self.greet()
         for speaker in self.speakers:
             self._talks += [group.create_task(self._talk(speaker, channel, filler)) for channel in CHANNELS]
         first: dict[str, list[tuple[str, int]]] = {
             channel: [(speaker.name, 0) for speaker in self.speakers] for channel in CHANNELS
         }
-        for listener in self.listeners:
-            await listener.until(lambda: listener.has_heard(first))  # noqa: B023
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            for listener in self.listeners:
+                await listener.until(lambda: listener.has_heard(first))  # noqa: B023
 
     async def _talk(self, speaker: Member, channel: str, filler: str) -> None:
         while not self._over.is_set():
@@ -217,6 +248,7 @@ async def talking(
                 await ready.wait()
             await crew.talk(group, filler)
             yield crew
+            crew.end()
             for task in listening:
                 task.cancel()
 

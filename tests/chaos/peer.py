@@ -11,7 +11,7 @@ import os
 import sys
 
 from backplane import Backplane, Gap
-from tests.chaos.crew import CHANNELS
+from tests.chaos.crew import CHANNELS, GREETING
 
 
 async def main(url: str) -> None:
@@ -23,7 +23,8 @@ async def main(url: str) -> None:
                 _write([item.channel])
             else:
                 publisher, number, *_ = str(item.data).split()
-                _write([item.channel, publisher, int(number)])
+                if number != GREETING:
+                    _write([item.channel, publisher, int(number)])
 
 
 def _write(line: object) -> None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.brokers.cluster import kafka_leaders
+from tests.brokers.cluster import kafka_partitions
 from tests.chaos.crew import talking
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    from tests.brokers.broker import ProcessBroker
     from tests.brokers.cluster import Cluster
     from tests.chaos.crew import Crew
     from tests.chaos.judge import Judge
@@ -46,6 +47,12 @@ async def all_live(crew: Crew) -> float:
     return asyncio.get_running_loop().time() - since
 
 
+async def _leads_on(node: ProcessBroker, *, without: int) -> bool:
+    """Whether every partition has a leader that is not the broker `without`."""
+    leaders = {leader for leader, _ in await kafka_partitions(node, "backplane")}
+    return bool(leaders) and leaders.isdisjoint({-1, without})
+
+
 @pytest.mark.parametrize("cluster", ["nats", pytest.param("kafka", marks=pytest.mark.full)], indirect=True)
 async def test_each_is_killed_in_turn(cluster: Cluster, judge: Judge) -> None:
     """After SIGKILL of one everybody goes on at the others, and when it is back."""
@@ -54,7 +61,7 @@ async def test_each_is_killed_in_turn(cluster: Cluster, judge: Judge) -> None:
         for number, (killed, other) in enumerate(itertools.pairwise([*cluster.nodes, cluster.nodes[0]]), 1):
             killed.kill9()
             if name_of(cluster) == "kafka":  # its partitions have no leader until the controller has missed it
-                while not {-1, number}.isdisjoint(await kafka_leaders(other, "backplane")):
+                while not await _leads_on(other, without=number):
                     await asyncio.sleep(0.1)
             slowest = max(slowest, await all_live(crew))
             killed.launch()

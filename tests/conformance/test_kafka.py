@@ -9,9 +9,8 @@ from backplane.testing import BroadcasterConformance, FaultProxy
 from backplane.testing.fault_conformance import FailOver, Strip, TakeAway
 from backplane.testing.proxy import PassingWay
 from tests.brokers.broker import Broker
-from tests.brokers.kafka import KafkaConfig, KafkaProcess
+from tests.brokers.kafka import KafkaProcess
 from tests.brokers.kafka_stand_in import KafkaStandIn
-from tests.conftest import StartKafka
 
 
 class TestKafka(BroadcasterConformance):
@@ -52,10 +51,12 @@ class TestKafka(BroadcasterConformance):
         pytest.skip("no broker of Kafka answers for a partition that it leads no longer: tests/chaos/test_cluster.py")
 
     @pytest.fixture
-    def strip_tls(self, private_kafka: StartKafka, topic: str) -> tuple[str, Strip]:
-        """A broker with a login over TLS, and somebody who answers the handshake in clear."""
-        url = private_kafka(KafkaConfig(users={"alice": "secret"}, tls=True)).url
-        return f"{url.replace('//', '//alice:secret@', 1)}&topic={topic}", _answer_in_clear
+    def strip_tls(self, kafka_broker: Broker, topic: str) -> tuple[str, Strip]:
+        """A way in with a login over TLS, and somebody who answers the handshake in clear."""
+        if not isinstance(kafka_broker, KafkaProcess):
+            pytest.skip("this Kafka cannot be set up")
+        url = kafka_broker.ways["login_over_tls"]
+        return f"{url.replace('//', '//admin:secret@', 1)}&topic={topic}", _answer_in_clear
 
 
 def _answer_in_clear(way: PassingWay, data: bytes) -> bytes:

@@ -10,7 +10,7 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     """One broker that joins processes after the other."""
     if request.param == "ipc":
         return str(request.getfixturevalue("ipc_url"))
-    return str(request.getfixturevalue(f"{request.param}_broker").url)
+    return str(request.getfixturevalue(f"{request.param}_broker").own_url)
 
 
 @pytest.fixture(autouse=True)

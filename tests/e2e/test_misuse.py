@@ -37,7 +37,7 @@ def url(request: pytest.FixtureRequest) -> str:
         case "ipc":
             return str(request.getfixturevalue("ipc_url"))
         case name:
-            return str(request.getfixturevalue(f"{name}_broker").url)
+            return str(request.getfixturevalue(f"{name}_broker").own_url)
 
 
 def post(port: int, path: str) -> str:

@@ -22,6 +22,7 @@ from backplane.adapters.kafka import protocol
 from backplane.adapters.kafka.link import TopicLimits
 from backplane.adapters.kafka.login import Token
 from backplane.adapters.kafka.producer import KafkaProducer
+from backplane.adapters.kafka.protocol import NO_TOPIC_ID
 from backplane.adapters.kafka.reader import KafkaReader, Pace
 from backplane.adapters.kafka.records import Records, codec_problem, partition_hash, read_batches
 from backplane.adapters.kafka.wire import (
@@ -719,6 +720,34 @@ async def test_a_log_that_parted_from_what_was_read_is_a_gap(tasks: Tasks) -> No
     link.nodes[1].answer([Fetched(0, 0, b"", 30, Position(12, 3))])
     await link.nodes[1].asked.wait()
     assert link.nodes[1].positions == {0: Position(12, 3)}
+    assert [channels for channels, _ in sink.gaps] == [None]
+    reader.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("topic_id", "first", "expected"),
+    [
+        (b"i" * 16, [Fetched(0, 0, b"", 14, Position(12, 3))], Position(12, 3)),
+        (b"i" * 16, [Fetched(0, 1, b"", 14)], Position(14, 5)),
+        (NO_TOPIC_ID, [], Position(14, 5)),
+    ],
+    ids=["parted", "nothing-shared", "no-epochs"],
+)
+async def test_a_log_that_ends_before_the_position_is_read_from_where_they_part(
+    tasks: Tasks, topic_id: bytes, first: list[Fetched], expected: Position
+) -> None:
+    """A shorter log that came in an outage costs nothing that it holds after the common part, where that is known."""
+    link, reader, sink = Nodes(), KafkaReader(Pace(wait_ms=500), tasks.spawn), RecordingSink()
+    node = link.nodes[1]
+    link.topology = replace(link.topology, topic_id=topic_id)
+    node.ends[LATEST] = Position(20, 4)
+    await reader.open(cast("KafkaLink", link), sink)
+    reader.close()
+    node.ends[LATEST], node.first = Position(14, 5), first
+    await reader.open(cast("KafkaLink", link), sink)
+    await node.asked.wait()
+    assert node.positions == {0: expected}
     assert [channels for channels, _ in sink.gaps] == [None]
     reader.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,44 @@ def test_without_a_reason():
     pass
 """
 
+COMMONS = """
+from functools import partial
+
+from tests.brokers.commons import COMMONS
+from tests.unit.test_brokers import EchoBroker
+
+
+def take(request):
+    return request.config.stash[COMMONS].take("echo", partial(EchoBroker, RUNNING))
+
+
+def meet(request, number):
+    broker = take(request)
+    assert take(request) is broker
+    assert broker.answers()
+    (RUNNING.parent / f"port-{number}").write_text(str(broker.port))
+    while not (RUNNING.parent / f"port-{3 - number}").exists():
+        time.sleep(0.01)
+
+
+def test_one(request):
+    meet(request, 1)
+    os._exit(1)  # as a crash does
+
+
+def test_between():
+    pass
+
+
+def test_two(request):
+    meet(request, 2)
+
+
+@pytest.mark.alone("the worker that asked first is dead by now")
+def test_after_the_crash(request):
+    assert take(request).answers()
+"""
+
 
 def run(folder: Path, code: str) -> tuple[int, str]:
     """Run these tests on two workers; return the exit status, and what a person sees."""
@@ -116,3 +155,14 @@ def test_one_that_hangs_ends_alone_and_shows_where(tmp_path: Path) -> None:
     assert "1 failed, 11 passed, 1 error" in output
     assert "alone needs its reason" in output
     assert "time.sleep(60)" in output
+
+
+def test_brokers_of_all_workers_are_run_once_and_end_with_the_run(tmp_path: Path) -> None:
+    """Two workers get the same broker, which outlives the crash of one of them and does not outlive the run."""
+    status, output = run(tmp_path, COMMONS)
+    assert status == 1, output
+    assert "1 failed, 3 passed" in output
+    one, two = ((tmp_path / f"port-{number}").read_text() for number in (1, 2))
+    assert one == two
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(one)))
