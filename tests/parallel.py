@@ -22,7 +22,7 @@ from tests.brokers.process import locked
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-_WORKERS_PER_CORE = 2  # most tests wait most of the time
+_WORKERS_PER_CORE = 3  # most tests wait most of the time
 _SHARES_SERVERS = "tests/examples/"  # started once for all tests of a file
 _LOCK = pytest.StashKey[Path]()
 _PLACE = pytest.StashKey[Any]()

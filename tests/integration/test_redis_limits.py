@@ -206,6 +206,7 @@ async def test_a_server_that_cannot_save_publishes(private_redis: StartRedis) ->
     async with Backplane(broker.url, settings=QUICK) as backplane, backplane.subscribe("room") as messages:
         await backplane.publish("room", "hello")
         assert (await receive(messages)).data == "hello"
+    broker.kill9()  # on SIGTERM it would not end before it can save
 
 
 async def test_an_idle_time_of_the_server_ends_no_link(private_redis: StartRedis) -> None:

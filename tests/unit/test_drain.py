@@ -239,10 +239,12 @@ async def test_handler_of_the_event_loop_goes_on_beside_the_drain(number: signal
 
 async def test_ctrl_c_of_a_program_is_left_alone() -> None:
     """Where Ctrl-C is `KeyboardInterrupt`, as in every program that is no server, it stays so."""
-    before = signal.getsignal(signal.SIGINT)
-    assert before is signal.default_int_handler
-    with draining_on_signals(Drain()):
-        assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with draining_on_signals(Drain()):
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def test_other_threads_leave_signals_alone(server: Server) -> None:
