@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING
+
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_SERVER_LOGS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+
+
+@pytest.fixture(autouse=True)
+def server_logs_as_before() -> Generator[None]:
+    """Give back what a server of this process does to its loggers, which tests after it read."""
+    logs = [logging.getLogger(name) for name in _SERVER_LOGS]
+    before = [(log.level, log.propagate, log.handlers[:]) for log in logs]
+    yield
+    for log, (level, propagate, handlers) in zip(logs, before, strict=True):
+        log.setLevel(level)
+        log.propagate, log.handlers[:] = propagate, handlers
 
 
 @pytest.fixture(params=["ipc", "redis", "nats", "kafka"])

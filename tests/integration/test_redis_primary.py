@@ -251,10 +251,11 @@ async def test_a_subscriber_is_on_no_replica(private_redis: StartRedis) -> None:
 
 async def test_a_node_of_a_cluster_may_be_a_replica(private_redis: StartRedis) -> None:
     """In a Redis Cluster a publish reaches every node, so neither a replica nor two nodes are the wrong place."""
-    cluster = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
-    one, two = private_redis(RedisConfig(arguments=cluster)), private_redis(RedisConfig(arguments=cluster))
+    cluster = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port")
+    ports = [str(free_port()) for _ in range(2)]
+    one, two = (private_redis(RedisConfig(arguments=(*cluster, port))) for port in ports)
     await command(one, "CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-    await command(two, "CLUSTER", "MEET", "127.0.0.1", str(port_of(one)))
+    await command(two, "CLUSTER", "MEET", "127.0.0.1", str(port_of(one)), ports[0])
     name = (await command(one, "CLUSTER", "MYID")).decode()
     async with asyncio.timeout(20):
         while (await command(two, "ROLE"))[0] != b"slave":
