@@ -174,6 +174,8 @@ class Connection(Member):
                 end, which goes no further than the `connect` block.
         """
         self._hub.affinity.check()
+        if self._deaf:
+            await asyncio.sleep(0)  # who ignores the error must leave others, and its own cancellation, a turn
         self._check_hears()
         self.offer(Batch(Message(channel="", data=plain(data))))
         await self._outgoing.sent()
@@ -219,8 +221,9 @@ class Connection(Member):
     def spawn(self, work: Coroutine[Any, Any, _ResultT], *, name: str | None = None) -> asyncio.Task[_ResultT]:
         """Run `work` beside the handler until it is done or the connection ends; then it is cancelled and awaited.
 
-        An error in it closes the connection as it would in the handler: with code 1011, and logged, where it is no
-        ordinary end (see `Backplane.connect`).
+        Where it swallows that, it is cancelled again, every `handler_grace_seconds`. An error in it closes the
+        connection as it would in the handler: with code 1011, and logged, where it is no ordinary end (see
+        `Backplane.connect`).
         """
         try:
             self._hub.affinity.check()
@@ -228,9 +231,7 @@ class Connection(Member):
         except BaseException:
             work.close()
             raise
-        if self._tasks is None:
-            self._tasks = Tasks(self._task_failed)
-        return self._tasks.spawn(work, name or f"backplane-connection-{self.id}")
+        return self._own_tasks.spawn(work, name or f"backplane-connection-{self.id}")
 
     @overload
     async def receive(self) -> str | bytes | None: ...
@@ -473,6 +474,12 @@ class Connection(Member):
         return self._close_sequence
 
     @property
+    def _own_tasks(self) -> Tasks:
+        if self._tasks is None:
+            self._tasks = Tasks(self._task_failed, self._conduct.handler_grace_seconds)
+        return self._tasks
+
+    @property
     def _is_about_to_end(self) -> bool:
         return self._close_sequence is not None and self._close_sequence.is_pending
 
@@ -496,9 +503,7 @@ class Connection(Member):
         if self._deaf or self._handler is None or self._incoming.is_waiting or (lane is not None and lane.reading):
             return
         if (reading := self._socket.read_ahead(self._client_vanished)) is not None:
-            if self._tasks is None:
-                self._tasks = Tasks(self._task_failed)
-            self._tasks.spawn(reading, f"backplane-read-ahead-{self.id}", context=self._context)
+            self._own_tasks.spawn(reading, f"backplane-read-ahead-{self.id}", context=self._context)
 
     def _client_vanished(self) -> None:
         self._outgoing.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -661,3 +661,19 @@ async def test_task_of_the_connection_at_the_end(door: Door) -> None:
         connection.spawn(work())
         await let_tasks_run()
     assert seen == [1]
+
+
+async def test_task_of_the_connection_that_swallows_its_cancellation(door: Door) -> None:
+    """It is cancelled again after the grace: the client is closed and forgotten all the same."""
+    door.conduct = replace(door.conduct, handler_grace_seconds=0.01)
+    socket = FakeServerSocket()
+
+    async def work() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(WAIT_SECONDS), door.admission(socket) as connection:
+        connection.spawn(work())
+        await let_tasks_run()
+    assert socket.closed == [(1000, "normal")]

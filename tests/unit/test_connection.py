@@ -802,11 +802,14 @@ async def test_latest_does_not_replace_direct_messages(world: World) -> None:
 
 
 async def test_send_after_the_end(world: World) -> None:
-    """A connection that is over takes nothing more, so that a handler which only sends comes to its end."""
+    """A connection that is over takes nothing more; a handler that ignores the error still gives others a turn."""
     connection, socket = world.connection()
     await connection.close()
+    turns: list[int] = []
+    asyncio.get_running_loop().call_soon(turns.append, 1)
     with pytest.raises(ClosedError):
         await connection.send("too late")
+    assert turns == [1]
     assert (socket.sent, socket.closed) == ([], [(1000, "normal")])
 
 
