@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocketDisconnect, WebSocketState
@@ -205,6 +205,7 @@ class StarletteSocket:
         try:
             data = await self._receive_bypassed(receive)
         except StopAsyncIteration:
+            self._websocket.receive = _end_is_received  # type: ignore[method-assign]
             return message
         return {"type": "websocket.receive", "text" if isinstance(data, str) else "bytes": data}
 
@@ -219,6 +220,11 @@ def _data(message: MutableMapping[str, Any]) -> str | bytes | None:
     text: str | None = message.get("text")
     data: bytes = message.get("bytes") or b""
     return data if text is None else text
+
+
+async def _end_is_received() -> NoReturn:
+    """Stand in for `WebSocket.receive` after the end, as it is after a client's: else who ignores it never waits."""
+    raise RuntimeError('Cannot call "receive" once a disconnect message has been received.')
 
 
 async def _is_answered(code: int = 1000, reason: str | None = None) -> None:
