@@ -117,7 +117,10 @@ def _ending(
     for kinds, code in _CODES:
         if isinstance(error, kinds):
             return Ending(code, _words(error), error)
-    found = of_framework(error)
+    try:
+        found = of_framework(error)
+    except Exception:  # of the error itself, such as its `__str__`: its client is closed all the same
+        found = None
     return Ending(CloseCode.INTERNAL_ERROR, "", error, True) if found is None else replace(found, error=error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import pytest
 from fastapi import HTTPException as FastAPIHTTPException
@@ -116,6 +117,22 @@ def test_no_error() -> None:
 )
 def test_faults(error: Exception) -> None:
     """Any other error is a fault, and so is one of the framework whose code cannot be sent."""
+    assert end_of(error) == Ending(1011, "", error, is_fault=True)
+
+
+class UnspeakableError(RuntimeError):
+    """An error that cannot be put into words."""
+
+    def __str__(self) -> str:
+        """Fail."""
+        raise ValueError("no words")
+
+
+@pytest.mark.parametrize(
+    "error", [HTTPException(cast("int", "403"), "not you"), UnspeakableError()], ids=["status", "words"]
+)
+def test_error_that_cannot_be_looked_at(error: Exception) -> None:
+    """An error whose own parts fail is a fault like any other: its client is closed."""
     assert end_of(error) == Ending(1011, "", error, is_fault=True)
 
 
