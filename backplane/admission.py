@@ -93,6 +93,10 @@ class Admission(AbstractAsyncContextManager[Connection]):
         try:
             try:
                 await self._let_in()
+            except asyncio.CancelledError as error:
+                if not self._connection.handler_left(error):
+                    raise
+                await self._refuse(ClosedError("the connection has ended during its handshake"))
             except Exception as error:
                 await self._refuse(error)
             await self._socket.accept(self._subprotocol, self._headers)

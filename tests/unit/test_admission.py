@@ -598,7 +598,7 @@ async def test_handler_that_ends_in_time_is_not_cancelled(door: Door) -> None:
 
 
 async def test_end_in_the_handshake_of_a_handler_that_waits(door: Door) -> None:
-    """Where `authorize` never answers and the connection ends, the handler is cancelled, and raises `ClosedError`."""
+    """Where `authorize` never answers and the connection ends, the handler is cancelled, and the client refused."""
     asked = asyncio.Event()
 
     async def authorize(_: Connection, __: str) -> bool:
@@ -606,12 +606,14 @@ async def test_end_in_the_handshake_of_a_handler_that_waits(door: Door) -> None:
         return await asyncio.Future[bool]()
 
     door.conduct = replace(door.conduct, handler_grace_seconds=0.01, authorize=authorize)
-    handling = asyncio.create_task(door.handle(FakeServerSocket(), "a"))
+    socket = FakeServerSocket()
+    handling = asyncio.create_task(door.handle(socket, "a"))
     await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
     assert door.connection is not None
     door.connection.end(1012, "restart")
     with pytest.raises(ClosedError):
         await asyncio.wait_for(handling, WAIT_SECONDS)
+    assert ([type(refused) for refused in socket.refusals], handling.cancelling()) == ([ClosedError], 0)
 
 
 async def test_what_waits_at_the_end_is_sent(door: Door) -> None:
