@@ -12,7 +12,7 @@ from backplane.client_address import address_key
 from backplane.closing import close_reason
 from backplane.denial import denial, deny
 from backplane.errors import BackplaneError, ClosedError, LifecycleError
-from backplane.framework import framework_ending
+from backplane.framework import framework_ending, is_use_after_end
 from backplane.lane import EXTENSION, when_gone
 from backplane.outgoing import SocketGoneError
 from backplane.read_ahead import ReadAhead
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from backplane.sockets import Bypass
 
 __all__ = ["StarletteSocket"]
-
-# What Uvicorn, Hypercorn and Daphne call a send after the end, where a middleware has seen or made it before Starlette.
-_AFTER_THE_END: Final = ("after sending 'websocket.close'", "ASGIWebsocketState.CLOSED", "on a closed protocol")
 
 # A client that does not read does not read why it is refused either.
 _REFUSE_SECONDS: Final = 1.0
@@ -151,9 +148,7 @@ class StarletteSocket:
                 parts: tuple[Exception, ...] = error.exceptions
                 return all(self.is_gone(part) for part in parts)
             case _:
-                if isinstance(error, SocketGoneError) or self._is_closed:
-                    return True
-                return any(words in str(error) for words in _AFTER_THE_END)
+                return isinstance(error, SocketGoneError) or self._is_closed or is_use_after_end(error)
 
     async def receive(self) -> str | bytes | None:
         """Return the next message, or `None` when the client is gone."""

@@ -82,6 +82,7 @@ def test_broker_errors(error: BrokerError) -> None:
         (GONE, CloseCode.NORMAL, ""),
         (RuntimeError('Cannot call "send" once a close message has been sent.'), CloseCode.NORMAL, ""),
         (RuntimeError('Cannot call "receive" once a disconnect message has been received.'), CloseCode.NORMAL, ""),
+        (RuntimeError("Unexpected ASGI message, after sending 'websocket.close'."), CloseCode.NORMAL, ""),
         (WebSocketException(1008, "not you"), 1008, "not you"),
         (WebSocketException(4321), 4321, "closed by the application"),
         (HTTPException(401), CloseCode.FORBIDDEN, "Unauthorized"),
