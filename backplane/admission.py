@@ -164,7 +164,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
             raise ClosedError("the client left before it was let in")
 
     async def _refuse(self, error: Exception) -> NoReturn:
-        refused = refusal(error, self._socket.ending)
+        refused = refusal(error, self._socket.ending, self._connection.closed_with)
         if refused is None:
             raise error
         running = self._running

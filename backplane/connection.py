@@ -70,12 +70,12 @@ class Connection(Member):
 
     Attributes:
         context: What `connect(context=...)` was given: the application's own, such as the user.
+        closed_with: The code and reason of a close that was asked for before the handshake was done.
         lifetime: Its times; `backplane.watch` looks at them.
     """
 
     __slots__ = (
         "_close_sequence",
-        "_close_with",
         "_conduct",
         "_handler",
         "_incoming",
@@ -85,6 +85,7 @@ class Connection(Member):
         "_sends",
         "_socket",
         "_tasks",
+        "closed_with",
         "lifetime",
     )
 
@@ -109,7 +110,7 @@ class Connection(Member):
         self._incoming = Incoming(socket.receive, limits, self)
         socket.on_bypass(self._incoming.bypass)
         self._open = False
-        self._close_with: tuple[int, str] | None = None  # asked for before the handshake was done
+        self.closed_with: tuple[int, str] | None = None
         self._close_sequence: CloseSequence | None = None
         self._tasks: Tasks | None = None
         self._handler: Handler | None = None
@@ -384,8 +385,8 @@ class Connection(Member):
         """The handshake is done: what waited since the joins may go, a close too."""
         self._open = True
         self._conduct.statistics.connections_opened += 1
-        if self._close_with is not None:
-            return self._begin_close(*self._close_with)
+        if self.closed_with is not None:
+            return self._begin_close(*self.closed_with)
         self._outgoing.open()
         if self._ended:  # its first message found it gone
             return
@@ -401,7 +402,7 @@ class Connection(Member):
         if self._open:
             self._begin_close(code, reason)
         else:
-            self._close_with = (code, reason)
+            self.closed_with = (code, reason)
 
     def retire(self, code: int, reason: str) -> None:
         """Send what waits, for a second at most, then close: an end that is nobody's fault.

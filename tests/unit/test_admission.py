@@ -404,6 +404,20 @@ async def test_client_that_is_closed_in_the_handshake(door: Door) -> None:
     assert socket.closed == [(1012, "restart")]
 
 
+async def test_client_that_is_closed_while_it_is_joined(door: Door) -> None:
+    """It is refused with the code and the words of that close, for `authorize` may close it and allow the join."""
+
+    async def authorize(connection: Connection, _: str) -> bool:
+        await connection.close(4503, "banned")
+        return True
+
+    door.conduct = replace(door.conduct, authorize=authorize)
+    socket = FakeServerSocket()
+    with pytest.raises(JoinRefusedError, match="banned"):
+        await block(door.admission(socket, "a", after_accept=True), None)
+    assert socket.closed == [(4503, "banned")]
+
+
 # --- the end of the block ------------------------------------------------------------------------------------------
 
 

@@ -188,6 +188,14 @@ def test_refusals(error: Exception, code: int) -> None:
     assert (found.code, found.is_fault) == (code, error is FAULT)
 
 
+@pytest.mark.parametrize(("closed_with", "kind"), [((4503, "banned"), JoinRefusedError), ((4444, ""), ClosedError)])
+def test_refusal_of_a_client_that_was_closed(closed_with: tuple[int, str], kind: type[Exception]) -> None:
+    """A client that is closed in its handshake is refused with that code, for good where it is to stay away."""
+    found = refusal(OVER, framework_ending, closed_with)
+    assert found is not None
+    assert ((found.code, found.reason), type(found.error)) == (closed_with, kind)
+
+
 def test_reasons() -> None:
     """For the log a group is the words of its errors, each once, and bounded."""
     assert reasons(AWAY) == "away"
