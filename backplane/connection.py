@@ -526,6 +526,8 @@ class Connection(Member):
                 self.limit_reached(CloseCode.SILENT, "no answer to heartbeats")
                 if lane is not None:
                     lane.abort()
+            case "there" if lane is not None and not listening:
+                lane.ping()  # not for an answer: where nothing is read, only a write finds that a client is gone
             case "there":
                 pass
 

@@ -1261,7 +1261,7 @@ async def test_silent_client_is_pinged_then_cut(lane_world: World) -> None:
 
 
 async def test_client_that_answers_or_is_not_read_stays(lane_world: World) -> None:
-    """Whoever answers stays, and so does whom the server does not read: what it hears and reads there is looked at."""
+    """Whoever answers stays, and so does whom the server does not read, where a ping only finds a lost transport."""
     connection, socket = lane_world.connection(conduct=Conduct(limits=HEARTBEAT))
     lane, begin = lane_of(socket), connection.lifetime.opened_at
     beat(connection, 10)
@@ -1271,7 +1271,7 @@ async def test_client_that_answers_or_is_not_read_stays(lane_world: World) -> No
     beat(connection, 30)
     lane.reading = True
     beat(connection, 40)
-    assert (lane.pings, lane.aborted) == (3, False)
+    assert (lane.pings, lane.aborted) == (4, False)
     beat(connection, 50)
     assert lane.aborted
 
