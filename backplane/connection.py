@@ -503,7 +503,7 @@ class Connection(Member):
         lane = self._socket.lane
         if self._deaf or self._handler is None or self._incoming.is_waiting or (lane is not None and lane.reading):
             return
-        if (reading := self._socket.read_ahead(self._client_vanished)) is not None:
+        if (reading := self._socket.read_ahead(self.client_said, self._client_vanished)) is not None:
             self._own_tasks.spawn(reading, f"backplane-read-ahead-{self.id}", context=self._context)
 
     def _client_vanished(self) -> None:

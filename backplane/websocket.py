@@ -156,13 +156,16 @@ class StarletteSocket:
             return None
         return _data(await type(self._websocket).receive(self._websocket))
 
-    def read_ahead(self, on_end: Callable[[], None], /) -> Coroutine[Any, Any, None] | None:
-        """Return what receives the messages that `receive` returns later, and calls `on_end` when the client is gone.
+    def read_ahead(
+        self, on_message: Callable[[float], None], on_end: Callable[[], None], /
+    ) -> Coroutine[Any, Any, None] | None:
+        """Return what receives the messages that `receive` returns later, and notifies of each and of the end.
 
         Whoever receives from the `WebSocket` itself gets them too, in their place. `None` where that is under way.
         """
         if self._ahead is None:
-            self._ahead = ReadAhead(self._websocket._receive, on_end)  # pyright: ignore[reportPrivateUsage]
+            receive = self._websocket._receive  # pyright: ignore[reportPrivateUsage]
+            self._ahead = ReadAhead(receive, on_message, on_end)
             self._websocket._receive = self._ahead.receive  # pyright: ignore[reportPrivateUsage]
         return None if self._ahead.is_reading else self._ahead.run()
 

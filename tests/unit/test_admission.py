@@ -561,6 +561,17 @@ async def test_lane_is_read_ahead_only_where_its_server_waits_for_that(
         assert socket.reading_ahead == reads_ahead
 
 
+async def test_client_whose_messages_nobody_receives_is_not_idle(door: Door) -> None:
+    """What is received for a handler that does not is activity of its client."""
+    socket = FakeServerSocket()
+    async with door.admission(socket, "a") as connection:
+        connection.look_after(0)
+        connection.lifetime.said_at = 0.0
+        socket.incoming.put_nowait("here")
+        await let_tasks_run()
+        assert connection.lifetime.said_at > 0.0
+
+
 async def test_handler_that_receives_is_left_alone(door: Door) -> None:
     """Nobody receives beside it."""
     socket = FakeServerSocket()
