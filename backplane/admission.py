@@ -93,6 +93,10 @@ class Admission(AbstractAsyncContextManager[Connection]):
         try:
             try:
                 await self._let_in()
+            except asyncio.CancelledError as error:
+                if not self._connection.handler_left(error):
+                    raise
+                await self._refuse(ClosedError("the connection has ended during its handshake"))
             except Exception as error:
                 await self._refuse(error)
             await self._socket.accept(self._subprotocol, self._headers)
@@ -160,7 +164,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
             raise ClosedError("the client left before it was let in")
 
     async def _refuse(self, error: Exception) -> NoReturn:
-        refused = refusal(error, self._socket.ending)
+        refused = refusal(error, self._socket.ending, self._connection.closed_with)
         if refused is None:
             raise error
         running = self._running

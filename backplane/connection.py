@@ -70,12 +70,12 @@ class Connection(Member):
 
     Attributes:
         context: What `connect(context=...)` was given: the application's own, such as the user.
+        closed_with: The code and reason of a close that was asked for before the handshake was done.
         lifetime: Its times; `backplane.watch` looks at them.
     """
 
     __slots__ = (
         "_close_sequence",
-        "_close_with",
         "_conduct",
         "_handler",
         "_incoming",
@@ -85,6 +85,7 @@ class Connection(Member):
         "_sends",
         "_socket",
         "_tasks",
+        "closed_with",
         "lifetime",
     )
 
@@ -109,7 +110,7 @@ class Connection(Member):
         self._incoming = Incoming(socket.receive, limits, self)
         socket.on_bypass(self._incoming.bypass)
         self._open = False
-        self._close_with: tuple[int, str] | None = None  # asked for before the handshake was done
+        self.closed_with: tuple[int, str] | None = None
         self._close_sequence: CloseSequence | None = None
         self._tasks: Tasks | None = None
         self._handler: Handler | None = None
@@ -174,6 +175,8 @@ class Connection(Member):
                 end, which goes no further than the `connect` block.
         """
         self._hub.affinity.check()
+        if self._deaf:
+            await asyncio.sleep(0)  # who ignores the error must leave others, and its own cancellation, a turn
         self._check_hears()
         self.offer(Batch(Message(channel="", data=plain(data))))
         await self._outgoing.sent()
@@ -219,8 +222,9 @@ class Connection(Member):
     def spawn(self, work: Coroutine[Any, Any, _ResultT], *, name: str | None = None) -> asyncio.Task[_ResultT]:
         """Run `work` beside the handler until it is done or the connection ends; then it is cancelled and awaited.
 
-        An error in it closes the connection as it would in the handler: with code 1011, and logged, where it is no
-        ordinary end (see `Backplane.connect`).
+        Where it swallows that, it is cancelled again, every `handler_grace_seconds`. An error in it closes the
+        connection as it would in the handler: with code 1011, and logged, where it is no ordinary end (see
+        `Backplane.connect`).
         """
         try:
             self._hub.affinity.check()
@@ -228,9 +232,7 @@ class Connection(Member):
         except BaseException:
             work.close()
             raise
-        if self._tasks is None:
-            self._tasks = Tasks(self._task_failed)
-        return self._tasks.spawn(work, name or f"backplane-connection-{self.id}")
+        return self._own_tasks.spawn(work, name or f"backplane-connection-{self.id}")
 
     @overload
     async def receive(self) -> str | bytes | None: ...
@@ -383,8 +385,8 @@ class Connection(Member):
         """The handshake is done: what waited since the joins may go, a close too."""
         self._open = True
         self._conduct.statistics.connections_opened += 1
-        if self._close_with is not None:
-            return self._begin_close(*self._close_with)
+        if self.closed_with is not None:
+            return self._begin_close(*self.closed_with)
         self._outgoing.open()
         if self._ended:  # its first message found it gone
             return
@@ -400,7 +402,7 @@ class Connection(Member):
         if self._open:
             self._begin_close(code, reason)
         else:
-            self._close_with = (code, reason)
+            self.closed_with = (code, reason)
 
     def retire(self, code: int, reason: str) -> None:
         """Send what waits, for a second at most, then close: an end that is nobody's fault.
@@ -473,6 +475,12 @@ class Connection(Member):
         return self._close_sequence
 
     @property
+    def _own_tasks(self) -> Tasks:
+        if self._tasks is None:
+            self._tasks = Tasks(self._task_failed, self._conduct.handler_grace_seconds)
+        return self._tasks
+
+    @property
     def _is_about_to_end(self) -> bool:
         return self._close_sequence is not None and self._close_sequence.is_pending
 
@@ -495,10 +503,8 @@ class Connection(Member):
         lane = self._socket.lane
         if self._deaf or self._handler is None or self._incoming.is_waiting or (lane is not None and lane.reading):
             return
-        if (reading := self._socket.read_ahead(self._client_vanished)) is not None:
-            if self._tasks is None:
-                self._tasks = Tasks(self._task_failed)
-            self._tasks.spawn(reading, f"backplane-read-ahead-{self.id}", context=self._context)
+        if (reading := self._socket.read_ahead(self.client_said, self._client_vanished)) is not None:
+            self._own_tasks.spawn(reading, f"backplane-read-ahead-{self.id}", context=self._context)
 
     def _client_vanished(self) -> None:
         self._outgoing.close()
@@ -520,6 +526,8 @@ class Connection(Member):
                 self.limit_reached(CloseCode.SILENT, "no answer to heartbeats")
                 if lane is not None:
                     lane.abort()
+            case "there" if lane is not None and not listening:
+                lane.ping()  # not for an answer: where nothing is read, only a write finds that a client is gone
             case "there":
                 pass
 

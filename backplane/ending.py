@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, cast
 
-from backplane.closing import CloseCode, comes_back
+from backplane.closing import CloseCode, close_reason, comes_back
 from backplane.errors import (
     AuthorizeTimeoutError,
     BrokerError,
@@ -35,6 +35,8 @@ _CODES: Final = (
     ((PayloadTooLargeError,), CloseCode.TOO_BIG),
     ((AuthorizeTimeoutError, SlowConsumerError, BrokerError), CloseCode.TRY_AGAIN_LATER),
 )
+
+_WORKER_ENDS: Final = "this worker is about to end: connect again, to another one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +86,22 @@ def ending(
     return max(known, key=lambda found: found.gravity) if len(known) == len(endings) else None
 
 
-def refusal(error: BaseException, of_framework: Callable[[BaseException], Ending | None]) -> Ending | None:
-    """Return the same for a client that is not let in: a full worker, one that ends, an origin are ordinary."""
+def refusal(
+    error: BaseException,
+    of_framework: Callable[[BaseException], Ending | None],
+    closed_with: tuple[int, str] | None = None,
+) -> Ending | None:
+    """Return the same for a client that is not let in: a full worker, one that ends, an origin are ordinary.
+
+    Args:
+        error: What was raised.
+        of_framework: As above.
+        closed_with: With which code and reason the client was closed in its handshake, if it was.
+    """
     match error:
         case ClosedError():
-            return Ending(
-                CloseCode.SERVICE_RESTART, "this worker is about to end: connect again, to another one", error
-            )
+            code, reason = closed_with or (CloseCode.SERVICE_RESTART, _WORKER_ENDS)
+            return Ending(code, reason, error if comes_back(code) else JoinRefusedError(close_reason(code, reason)))
         case TooManyConnectionsError():
             return Ending(CloseCode.TRY_AGAIN_LATER, str(error), error)
         case OriginRefusedError():
@@ -117,7 +128,10 @@ def _ending(
     for kinds, code in _CODES:
         if isinstance(error, kinds):
             return Ending(code, _words(error), error)
-    found = of_framework(error)
+    try:
+        found = of_framework(error)
+    except Exception:  # of the error itself, such as its `__str__`: its client is closed all the same
+        found = None
     return Ending(CloseCode.INTERNAL_ERROR, "", error, True) if found is None else replace(found, error=error)
 
 

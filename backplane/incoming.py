@@ -74,7 +74,9 @@ class Incoming:
             LifecycleError: Another task waits for it.
         """
         data = None
-        if not self._closed:
+        if self._closed:
+            await asyncio.sleep(0)  # who ignores the end must leave others, and its own cancellation, a turn
+        else:
             if self._waiting is not None:
                 check_one_receiver(self._waiting, "this connection", "receive in one task, and hand on from there")
             task = self._waiting = asyncio.current_task()

@@ -26,13 +26,20 @@ class ReadAhead:
 
     Args:
         receive: The ASGI callable of the connection.
+        on_message: Called with the time, by the event loop's clock, when the client has sent a message.
         on_end: Called when the client is gone.
     """
 
-    __slots__ = ("_arrived", "_messages", "_on_end", "_receive", "_size", "is_reading")
+    __slots__ = ("_arrived", "_messages", "_on_end", "_on_message", "_receive", "_size", "is_reading")
 
-    def __init__(self, receive: Callable[[], Awaitable[_Message]], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        receive: Callable[[], Awaitable[_Message]],
+        on_message: Callable[[float], None],
+        on_end: Callable[[], None],
+    ) -> None:
         self._receive = receive
+        self._on_message = on_message
         self._on_end = on_end
         self._messages: deque[_Message] = deque()
         self._size = 0
@@ -49,6 +56,7 @@ class ReadAhead:
                 self._size += len(message.get("text") or message.get("bytes") or b"")
                 if message["type"] == "websocket.disconnect":
                     return self._on_end()
+                self._on_message(asyncio.get_running_loop().time())
                 if self._arrived is not None:
                     return
         except Exception as error:

@@ -63,10 +63,12 @@ class Socket(Protocol):
         """Ask `receive` for what the application receives by itself, past the connection."""
         ...
 
-    def read_ahead(self, on_end: Callable[[], None], /) -> Coroutine[Any, Any, None] | None:
-        """Return what receives the messages that `receive` returns later, and calls `on_end` when the client is gone.
+    def read_ahead(
+        self, on_message: Callable[[float], None], on_end: Callable[[], None], /
+    ) -> Coroutine[Any, Any, None] | None:
+        """Return what receives the messages that `receive` returns later.
 
-        `None` where that is under way.
+        It calls `on_message` with the time of each, `on_end` when the client is gone. `None` where it is under way.
         """
         ...
 

@@ -19,12 +19,15 @@ class Tasks:
 
     Args:
         on_error: Called with what a task raised.
+        grace_seconds: After how long a task that has not ended by its cancellation is cancelled again, for it may have
+            swallowed that. Defaults to never.
     """
 
-    __slots__ = ("_on_error", "_tasks")
+    __slots__ = ("_grace_seconds", "_on_error", "_tasks")
 
-    def __init__(self, on_error: Callable[[BaseException], None]) -> None:
+    def __init__(self, on_error: Callable[[BaseException], None], grace_seconds: float | None = None) -> None:
         self._on_error = on_error
+        self._grace_seconds = grace_seconds
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(
@@ -48,7 +51,7 @@ class Tasks:
         calling = asyncio.current_task()
         while others := [task for task in self._tasks if task is not calling]:
             self.cancel()
-            await asyncio.wait(others)
+            await asyncio.wait(others, timeout=self._grace_seconds)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocketDisconnect, WebSocketState
@@ -12,7 +12,7 @@ from backplane.client_address import address_key
 from backplane.closing import close_reason
 from backplane.denial import denial, deny
 from backplane.errors import BackplaneError, ClosedError, LifecycleError
-from backplane.framework import framework_ending
+from backplane.framework import framework_ending, is_use_after_end
 from backplane.lane import EXTENSION, when_gone
 from backplane.outgoing import SocketGoneError
 from backplane.read_ahead import ReadAhead
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from backplane.sockets import Bypass
 
 __all__ = ["StarletteSocket"]
-
-# What Uvicorn, Hypercorn and Daphne call a send after the end, where a middleware has seen or made it before Starlette.
-_AFTER_THE_END: Final = ("after sending 'websocket.close'", "ASGIWebsocketState.CLOSED", "on a closed protocol")
 
 # A client that does not read does not read why it is refused either.
 _REFUSE_SECONDS: Final = 1.0
@@ -151,9 +148,7 @@ class StarletteSocket:
                 parts: tuple[Exception, ...] = error.exceptions
                 return all(self.is_gone(part) for part in parts)
             case _:
-                if isinstance(error, SocketGoneError) or self._is_closed:
-                    return True
-                return any(words in str(error) for words in _AFTER_THE_END)
+                return isinstance(error, SocketGoneError) or self._is_closed or is_use_after_end(error)
 
     async def receive(self) -> str | bytes | None:
         """Return the next message, or `None` when the client is gone."""
@@ -161,13 +156,16 @@ class StarletteSocket:
             return None
         return _data(await type(self._websocket).receive(self._websocket))
 
-    def read_ahead(self, on_end: Callable[[], None], /) -> Coroutine[Any, Any, None] | None:
-        """Return what receives the messages that `receive` returns later, and calls `on_end` when the client is gone.
+    def read_ahead(
+        self, on_message: Callable[[float], None], on_end: Callable[[], None], /
+    ) -> Coroutine[Any, Any, None] | None:
+        """Return what receives the messages that `receive` returns later, and notifies of each and of the end.
 
         Whoever receives from the `WebSocket` itself gets them too, in their place. `None` where that is under way.
         """
         if self._ahead is None:
-            self._ahead = ReadAhead(self._websocket._receive, on_end)  # pyright: ignore[reportPrivateUsage]
+            receive = self._websocket._receive  # pyright: ignore[reportPrivateUsage]
+            self._ahead = ReadAhead(receive, on_message, on_end)
             self._websocket._receive = self._ahead.receive  # pyright: ignore[reportPrivateUsage]
         return None if self._ahead.is_reading else self._ahead.run()
 
@@ -205,6 +203,7 @@ class StarletteSocket:
         try:
             data = await self._receive_bypassed(receive)
         except StopAsyncIteration:
+            self._websocket.receive = _end_is_received  # type: ignore[method-assign]
             return message
         return {"type": "websocket.receive", "text" if isinstance(data, str) else "bytes": data}
 
@@ -219,6 +218,11 @@ def _data(message: MutableMapping[str, Any]) -> str | bytes | None:
     text: str | None = message.get("text")
     data: bytes = message.get("bytes") or b""
     return data if text is None else text
+
+
+async def _end_is_received() -> NoReturn:
+    """Stand in for `WebSocket.receive` after the end, as it is after a client's: else who ignores it never waits."""
+    raise RuntimeError('Cannot call "receive" once a disconnect message has been received.')
 
 
 async def _is_answered(code: int = 1000, reason: str | None = None) -> None:

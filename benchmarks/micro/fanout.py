@@ -50,7 +50,7 @@ class TransportSocket:
     def on_bypass(self, receive: object, /) -> None:
         """Have no other way to receive."""
 
-    def read_ahead(self, on_end: Callable[[], None], /) -> None:
+    def read_ahead(self, on_message: Callable[[float], None], on_end: Callable[[], None], /) -> None:
         """Have nothing to receive."""
 
     async def close(self, code: int, reason: str) -> None:

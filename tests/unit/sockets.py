@@ -121,15 +121,19 @@ class FakeSocket:
     def on_bypass(self, receive: Bypass, /) -> None:
         """Have no other way to receive."""
 
-    def read_ahead(self, on_end: Callable[[], None], /) -> Coroutine[Any, Any, None] | None:
+    def read_ahead(
+        self, on_message: Callable[[float], None], on_end: Callable[[], None], /
+    ) -> Coroutine[Any, Any, None] | None:
         """Return what waits for the client's end: its first message, in `FakeSocket`'s simple world."""
         self.reading_ahead += 1
-        return None if self.reading_ahead > 1 else self._read_ahead(on_end)
+        return None if self.reading_ahead > 1 else self._read_ahead(on_message, on_end)
 
-    async def _read_ahead(self, on_end: Callable[[], None]) -> None:
+    async def _read_ahead(self, on_message: Callable[[float], None], on_end: Callable[[], None]) -> None:
         if await self.incoming.get() is None:
             self.incoming.put_nowait(None)
             on_end()
+        else:
+            on_message(asyncio.get_running_loop().time())
 
     async def close(self, code: int, reason: str) -> None:
         """Take the close frame, as told."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -404,6 +404,20 @@ async def test_client_that_is_closed_in_the_handshake(door: Door) -> None:
     assert socket.closed == [(1012, "restart")]
 
 
+async def test_client_that_is_closed_while_it_is_joined(door: Door) -> None:
+    """It is refused with the code and the words of that close, for `authorize` may close it and allow the join."""
+
+    async def authorize(connection: Connection, _: str) -> bool:
+        await connection.close(4503, "banned")
+        return True
+
+    door.conduct = replace(door.conduct, authorize=authorize)
+    socket = FakeServerSocket()
+    with pytest.raises(JoinRefusedError, match="banned"):
+        await block(door.admission(socket, "a", after_accept=True), None)
+    assert socket.closed == [(4503, "banned")]
+
+
 # --- the end of the block ------------------------------------------------------------------------------------------
 
 
@@ -547,6 +561,17 @@ async def test_lane_is_read_ahead_only_where_its_server_waits_for_that(
         assert socket.reading_ahead == reads_ahead
 
 
+async def test_client_whose_messages_nobody_receives_is_not_idle(door: Door) -> None:
+    """What is received for a handler that does not is activity of its client."""
+    socket = FakeServerSocket()
+    async with door.admission(socket, "a") as connection:
+        connection.look_after(0)
+        connection.lifetime.said_at = 0.0
+        socket.incoming.put_nowait("here")
+        await let_tasks_run()
+        assert connection.lifetime.said_at > 0.0
+
+
 async def test_handler_that_receives_is_left_alone(door: Door) -> None:
     """Nobody receives beside it."""
     socket = FakeServerSocket()
@@ -598,7 +623,7 @@ async def test_handler_that_ends_in_time_is_not_cancelled(door: Door) -> None:
 
 
 async def test_end_in_the_handshake_of_a_handler_that_waits(door: Door) -> None:
-    """Where `authorize` never answers and the connection ends, the handler is cancelled, and raises `ClosedError`."""
+    """Where `authorize` never answers and the connection ends, the handler is cancelled, and the client refused."""
     asked = asyncio.Event()
 
     async def authorize(_: Connection, __: str) -> bool:
@@ -606,12 +631,14 @@ async def test_end_in_the_handshake_of_a_handler_that_waits(door: Door) -> None:
         return await asyncio.Future[bool]()
 
     door.conduct = replace(door.conduct, handler_grace_seconds=0.01, authorize=authorize)
-    handling = asyncio.create_task(door.handle(FakeServerSocket(), "a"))
+    socket = FakeServerSocket()
+    handling = asyncio.create_task(door.handle(socket, "a"))
     await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
     assert door.connection is not None
     door.connection.end(1012, "restart")
     with pytest.raises(ClosedError):
         await asyncio.wait_for(handling, WAIT_SECONDS)
+    assert ([type(refused) for refused in socket.refusals], handling.cancelling()) == ([ClosedError], 0)
 
 
 async def test_what_waits_at_the_end_is_sent(door: Door) -> None:
@@ -661,3 +688,19 @@ async def test_task_of_the_connection_at_the_end(door: Door) -> None:
         connection.spawn(work())
         await let_tasks_run()
     assert seen == [1]
+
+
+async def test_task_of_the_connection_that_swallows_its_cancellation(door: Door) -> None:
+    """It is cancelled again after the grace: the client is closed and forgotten all the same."""
+    door.conduct = replace(door.conduct, handler_grace_seconds=0.01)
+    socket = FakeServerSocket()
+
+    async def work() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(WAIT_SECONDS), door.admission(socket) as connection:
+        connection.spawn(work())
+        await let_tasks_run()
+    assert socket.closed == [(1000, "normal")]

@@ -802,11 +802,14 @@ async def test_latest_does_not_replace_direct_messages(world: World) -> None:
 
 
 async def test_send_after_the_end(world: World) -> None:
-    """A connection that is over takes nothing more, so that a handler which only sends comes to its end."""
+    """A connection that is over takes nothing more; a handler that ignores the error still gives others a turn."""
     connection, socket = world.connection()
     await connection.close()
+    turns: list[int] = []
+    asyncio.get_running_loop().call_soon(turns.append, 1)
     with pytest.raises(ClosedError):
         await connection.send("too late")
+    assert turns == [1]
     assert (socket.sent, socket.closed) == ([], [(1000, "normal")])
 
 
@@ -1258,7 +1261,7 @@ async def test_silent_client_is_pinged_then_cut(lane_world: World) -> None:
 
 
 async def test_client_that_answers_or_is_not_read_stays(lane_world: World) -> None:
-    """Whoever answers stays, and so does whom the server does not read: what it hears and reads there is looked at."""
+    """Whoever answers stays, and so does whom the server does not read, where a ping only finds a lost transport."""
     connection, socket = lane_world.connection(conduct=Conduct(limits=HEARTBEAT))
     lane, begin = lane_of(socket), connection.lifetime.opened_at
     beat(connection, 10)
@@ -1268,7 +1271,7 @@ async def test_client_that_answers_or_is_not_read_stays(lane_world: World) -> No
     beat(connection, 30)
     lane.reading = True
     beat(connection, 40)
-    assert (lane.pings, lane.aborted) == (3, False)
+    assert (lane.pings, lane.aborted) == (4, False)
     beat(connection, 50)
     assert lane.aborted
 

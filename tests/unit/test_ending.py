@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import pytest
 from fastapi import HTTPException as FastAPIHTTPException
@@ -81,6 +82,7 @@ def test_broker_errors(error: BrokerError) -> None:
         (GONE, CloseCode.NORMAL, ""),
         (RuntimeError('Cannot call "send" once a close message has been sent.'), CloseCode.NORMAL, ""),
         (RuntimeError('Cannot call "receive" once a disconnect message has been received.'), CloseCode.NORMAL, ""),
+        (RuntimeError("Unexpected ASGI message, after sending 'websocket.close'."), CloseCode.NORMAL, ""),
         (WebSocketException(1008, "not you"), 1008, "not you"),
         (WebSocketException(4321), 4321, "closed by the application"),
         (HTTPException(401), CloseCode.FORBIDDEN, "Unauthorized"),
@@ -116,6 +118,22 @@ def test_no_error() -> None:
 )
 def test_faults(error: Exception) -> None:
     """Any other error is a fault, and so is one of the framework whose code cannot be sent."""
+    assert end_of(error) == Ending(1011, "", error, is_fault=True)
+
+
+class UnspeakableError(RuntimeError):
+    """An error that cannot be put into words."""
+
+    def __str__(self) -> str:
+        """Fail."""
+        raise ValueError("no words")
+
+
+@pytest.mark.parametrize(
+    "error", [HTTPException(cast("int", "403"), "not you"), UnspeakableError()], ids=["status", "words"]
+)
+def test_error_that_cannot_be_looked_at(error: Exception) -> None:
+    """An error whose own parts fail is a fault like any other: its client is closed."""
     assert end_of(error) == Ending(1011, "", error, is_fault=True)
 
 
@@ -168,6 +186,14 @@ def test_refusals(error: Exception, code: int) -> None:
     found = refusal(error, framework_ending)
     assert found is not None
     assert (found.code, found.is_fault) == (code, error is FAULT)
+
+
+@pytest.mark.parametrize(("closed_with", "kind"), [((4503, "banned"), JoinRefusedError), ((4444, ""), ClosedError)])
+def test_refusal_of_a_client_that_was_closed(closed_with: tuple[int, str], kind: type[Exception]) -> None:
+    """A client that is closed in its handshake is refused with that code, for good where it is to stay away."""
+    found = refusal(OVER, framework_ending, closed_with)
+    assert found is not None
+    assert ((found.code, found.reason), type(found.error)) == (closed_with, kind)
 
 
 def test_reasons() -> None:

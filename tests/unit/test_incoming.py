@@ -208,6 +208,15 @@ async def test_close_in_the_moment_of_a_message() -> None:
     assert (await asyncio.wait_for(handling, WAIT_SECONDS), client.times) == ([], [])
 
 
+async def test_ignored_end_gives_others_a_turn() -> None:
+    """Who asks on and on after the end lets the event loop go on, and can be cancelled."""
+    client, turns = Client(), list[int]()
+    client.incoming.close()
+    asyncio.get_running_loop().call_soon(turns.append, 1)
+    assert await client.incoming.next() is None
+    assert turns == [1]
+
+
 async def test_close_between_messages() -> None:
     """A handler that closes while it works on a message has its loop end, without the socket being asked again."""
     client, heard = Client("1", "2", "3"), list[str | bytes]()

@@ -30,13 +30,15 @@ class Client:
 
     Attributes:
         queue: What the client sends; an error is raised.
+        times: When a message was noticed.
         ends: How often the end was noticed.
     """
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[dict[str, Any] | Exception] = asyncio.Queue()
+        self.times: list[float] = []
         self.ends = 0
-        self.ahead = ReadAhead(self._receive, self._ended)
+        self.ahead = ReadAhead(self._receive, self.times.append, self._ended)
 
     async def _receive(self) -> dict[str, Any]:
         message = await self.queue.get()
@@ -63,7 +65,7 @@ async def test_end_is_noticed_and_the_messages_before_it_are_kept() -> None:
     for message in (text("1"), text("2"), END):
         client.queue.put_nowait(message)
     async with client.read():
-        assert client.ends == 1
+        assert (len(client.times), client.ends) == (2, 1)
         assert [await client.ahead.receive() for _ in range(3)] == [text("1"), text("2"), END]
 
 

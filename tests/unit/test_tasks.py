@@ -129,6 +129,25 @@ async def test_end_awaits_clean_up() -> None:
     assert ([task.cancelled() for task in tasks], steps) == ([True] * 3, ["cleaned up"] * 3)
 
 
+async def test_task_that_swallows_its_cancellation() -> None:
+    """A task that goes on after its cancellation is cancelled again after the grace."""
+    tasks, swallowed = Tasks(print, 0.001), 0
+
+    async def work() -> None:
+        nonlocal swallowed
+        while swallowed < 2:
+            try:
+                await forever()
+            except asyncio.CancelledError:
+                swallowed += 1
+        await forever()
+
+    task = tasks.spawn(work(), "swallows")
+    await let_tasks_run()
+    await asyncio.wait_for(tasks.end(), WAIT_SECONDS)
+    assert (swallowed, task.cancelled()) == (2, True)
+
+
 async def test_end_of_a_task_that_has_not_begun() -> None:
     """A task of the very same pass is ended too, and its coroutine leaves no warning."""
     owner = Owner()

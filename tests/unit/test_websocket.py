@@ -399,6 +399,28 @@ async def test_end_past_the_connection() -> None:
     assert (client.sent_types, client.sent[-1]["code"]) == (["accept", "close"], 1012)
 
 
+@pytest.mark.parametrize("ends", ["client", "worker"])
+async def test_ignored_end_past_the_connection(ends: str) -> None:
+    """A handler that ignores the end, which `receive` returns, gets Starlette's error: it could never wait again."""
+    client = Client()
+    received: list[str] = []
+
+    async def ignore(backplane: Backplane) -> None:
+        async with backplane.connect(client.websocket, "a"):
+            received.append((await client.websocket.receive())["type"])
+            received.append((await client.websocket.receive())["type"])
+
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(ignore(backplane))
+        await client.gets(1)
+        await let_tasks_run()
+        if ends == "client":
+            client.goes()
+            await asyncio.wait([handling])
+    await ended(handling)
+    assert received == ["websocket.disconnect"]
+
+
 # --- both ways -----------------------------------------------------------------------------------------------------
 
 
