@@ -342,6 +342,49 @@ async def test_stop_cancelled_can_be_finished(monkeypatch: pytest.MonkeyPatch) -
     assert "done" in stops
 
 
+async def test_start_while_stopping() -> None:
+    """A start waits for the stop that is under way, whose link would otherwise be closed under the new one."""
+    backplane = Backplane("memory://")
+    await backplane.start()
+    stopping = asyncio.create_task(backplane.stop())
+    await asyncio.sleep(0)
+    await backplane.start()
+    await stopping
+    async with backplane.subscribe("a") as messages:
+        await backplane.publish("a", "x")
+        assert await data_of(messages, 1) == ["x"]
+    assert (await backplane.health()).generation == 1
+    assert backplane.statistics()["gaps"] == 0
+    await backplane.stop()
+
+
+def test_start_after_an_event_loop_that_ended_in_the_middle_of_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was half stopped there is left behind: another adapter is opened."""
+    started: set[int] = set()
+    start = MemoryBroadcaster.start
+
+    async def counted_start(self: MemoryBroadcaster, sink: Sink) -> None:
+        started.add(id(self))
+        await start(self, sink)
+
+    async def endless_stop(_: MemoryBroadcaster) -> None:
+        await asyncio.Event().wait()
+
+    async def stop_and_leave() -> None:
+        await backplane.start()
+        stopping = asyncio.create_task(backplane.stop())
+        await let_tasks_run()
+        stopping.cancel()
+
+    monkeypatch.setattr(MemoryBroadcaster, "start", counted_start)
+    backplane = Backplane("memory://")
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBroadcaster, "stop", endless_stop)
+        asyncio.run(stop_and_leave())
+    asyncio.run(backplane.start())
+    assert len(started) == 2
+
+
 # --- drain, state and health ---------------------------------------------------------------------------------------
 
 
