@@ -63,7 +63,7 @@ async def ask_credentials(path: str, *, adapter: str, seconds: float | None = No
 def _imported(path: str, adapter: str) -> Callable[[], Any]:
     module, _, name = path.partition(":")
     try:
-        function: Any = attrgetter(name)(import_module(module))
+        function: object = attrgetter(name)(import_module(module))
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"{adapter}: credentials={path} cannot be imported: {error}") from error
     except (Exception, SystemExit) as error:  # what the module does when it is imported
