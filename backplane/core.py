@@ -15,7 +15,7 @@ from backplane.admission import Admission
 from backplane.affinity import current_process
 from backplane.channels import validate_channel
 from backplane.codec import encode
-from backplane.conduct import Conduct
+from backplane.conduct import Conduct, check_treatment
 from backplane.connection import Connection
 from backplane.deployment import NO_LIFESPAN, warn_if_isolated, warn_if_nobody_pings, warn_of_default_url
 from backplane.errors import (
@@ -99,7 +99,8 @@ class Backplane:
             (default) ends them with code 4000, "reconnect and reload"; see `backplane.conduct.OnGap`.
 
     Raises:
-        ConfigurationError: The URL, a setting, an origin or a host is wrong; the message says what is known.
+        ConfigurationError: The URL, a setting, an origin, a host or another argument is wrong; the message says what is
+            known.
         MissingDependencyError: The adapter's client library is not installed.
     """
 
@@ -113,8 +114,11 @@ class Backplane:
         allowed_hosts: Collection[str] | None = None,
         on_gap: OnGap = "close",
     ) -> None:
+        if not isinstance(settings, Settings | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"settings must be a Settings(...), not {settings!r:.100}")
         self._settings = settings or Settings()
         self._limits = limits or Limits()
+        check_treatment(on_gap, self._limits)
         self._origins = OriginRule(allowed_origins, allowed_hosts)
         self._on_gap: OnGap = on_gap
         self._authorize: Authorize | None = None

@@ -26,6 +26,7 @@ from backplane import (
     InvalidChannelError,
     InvalidDataError,
     LifecycleError,
+    Limits,
     Message,
     NotStartedError,
     PayloadTooLargeError,
@@ -340,6 +341,22 @@ async def test_stop_cancelled_can_be_finished(monkeypatch: pytest.MonkeyPatch) -
     await backplane.stop()
     await let_tasks_run()
     assert "done" in stops
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"settings": {"start": "lazy"}}, r"settings must be a Settings\(...\), not {'start'"),
+        ({"settings": Limits()}, r"settings must be a Settings\(...\), not Limits"),
+        ({"limits": Settings()}, r"limits must be a Limits\(...\), not Settings"),
+        ({"on_gap": "clsoe"}, "on_gap must be 'close' or a function, not 'clsoe'"),
+    ],
+    ids=["settings of a dict", "limits for settings", "settings for limits", "on_gap"],
+)
+def test_arguments_of_no_use(given: dict[str, Any], words: str) -> None:
+    """What would fail at the first client, or at the first gap, is refused when the Backplane is made."""
+    with pytest.raises(ConfigurationError, match=words):
+        Backplane("memory://", **given)
 
 
 async def test_start_while_stopping() -> None:
