@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from importlib import import_module
 from operator import attrgetter
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from backplane.deadline import PatientTimeout
@@ -27,8 +28,21 @@ __all__ = ["CREDENTIALS_PATTERN", "ask_credentials"]
 CREDENTIALS_PATTERN: Final = r"^[\w.]+:[\w.]+$"
 """What the option must look like."""
 
-# Calls that took too long, by path: while one of these runs, another login waits for it and no second one is begun.
-_given_up: Final[dict[str, Future[Any]]] = {}
+# After one call that has not returned the next is begun this much later, after two twice as long, and so on: one that
+# hangs for ever is survived, and there is no thread for each login. Until then a login waits for the last one.
+_AGAIN_SECONDS: Final = 10.0
+
+
+class _Call(Future[Any]):
+    """One call, in its thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun_at = monotonic()
+
+
+# Calls that took too long, by path.
+_given_up: Final[dict[str, list[_Call]]] = {}
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_given_up.clear)  # their threads do not run there
@@ -88,19 +102,21 @@ class _RaisedError(Exception):
 
 
 async def _in_thread(function: Callable[[], Any], path: str) -> Any:
-    call = _given_up.get(path)
-    if call is None or call.done():
-        _given_up.pop(path, None)
+    hanging = _given_up[path] = [call for call in _given_up.get(path, ()) if not call.done()]
+    if hanging and monotonic() < hanging[-1].begun_at + _AGAIN_SECONDS * 2 ** (len(hanging) - 1):
+        call = hanging[-1]
+    else:
         call = _begin(function)
     try:
         return await asyncio.wrap_future(call)
     except asyncio.CancelledError:
-        _given_up[path] = call
+        if call not in _given_up[path]:
+            _given_up[path].append(call)
         raise
 
 
-def _begin(function: Callable[[], Any]) -> Future[Any]:
-    call = Future[Any]()
+def _begin(function: Callable[[], Any]) -> _Call:
+    call = _Call()
     call.set_running_or_notify_cancel()  # and cannot be cancelled any more
     context = copy_context()
 

@@ -15,6 +15,7 @@ from backplane.credentials import ask_credentials
 from backplane.errors import BrokerUnavailableError, ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -70,10 +71,10 @@ def test_a_function_that_never_returns(tokens: Any) -> None:
         return "at last"
 
     async def ask(seconds: float) -> str:
-        answer: str = await ask_credentials("handed_out:current", adapter="redis", seconds=seconds)
+        answer: str = await ask_credentials("handed_out:hanging", adapter="redis", seconds=seconds)
         return answer
 
-    tokens.current = hang
+    tokens.hanging = hang
     for _ in range(3):
         with pytest.raises(BrokerUnavailableError, match="took longer"):
             asyncio.run(ask(0.01))
@@ -88,6 +89,18 @@ def test_a_function_that_never_returns(tokens: Any) -> None:
     assert asyncio.run(ask_until_it_returns()) == "at last"
     assert asyncio.run(ask(20)) == "at last"
     assert len(calls) == 2
+
+
+def test_a_function_that_hung_once(tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some time one that has not returned is asked once more, for the next call may answer."""
+    monkeypatch.setattr("backplane.credentials._AGAIN_SECONDS", 0.0)
+    returns = threading.Event()
+    answers: Iterator[Callable[[], object]] = iter([returns.wait, lambda: "at last"])
+    tokens.once = lambda: next(answers)()
+    with pytest.raises(BrokerUnavailableError, match="took longer"):
+        asyncio.run(ask_credentials("handed_out:once", adapter="redis", seconds=0.01))
+    assert asyncio.run(ask_credentials("handed_out:once", adapter="redis", seconds=20)) == "at last"
+    returns.set()
 
 
 @pytest.mark.parametrize("error", [SystemExit, StopIteration], ids=lambda error: error.__name__)
