@@ -123,7 +123,7 @@ async def test_what_no_event_loop_takes(tokens: Any, error: type[BaseException],
 async def test_module_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the application's module raises when it is imported is a wrong option, and its words are left out."""
     (tmp_path / "failing_at_import.py").write_text("raise KeyError('hunter2')")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     words = "kafka: credentials=failing_at_import:token cannot be imported: KeyError at failing_at_import.py:1"
     with pytest.raises(ConfigurationError, match=words) as raised:
         await ask_credentials("failing_at_import:token", adapter="kafka")
