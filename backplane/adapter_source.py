@@ -7,7 +7,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from backplane.affinity import LoopAffinity
-from backplane.broadcaster import Broadcaster
+from backplane.broadcaster import Broadcaster, Options
 from backplane.errors import ConfigurationError, LifecycleError
 from backplane.registry import broadcaster_from_url
 
@@ -87,4 +87,10 @@ class AdapterSource:
 
     def _made(self) -> Broadcaster:
         given = self._given
-        return given if isinstance(given, Broadcaster) else broadcaster_from_url(given or _DEFAULT_URL)
+        adapter = given if isinstance(given, Broadcaster) else broadcaster_from_url(given or _DEFAULT_URL)
+        if not isinstance(getattr(adapter, "options", None), Options):  # each publish reads them
+            raise ConfigurationError(
+                f"the options of {type(adapter).__name__} must be a backplane.broadcaster.Options or a subclass, "
+                "which Broadcaster.__init__ takes together with the URL"
+            )
+        return adapter

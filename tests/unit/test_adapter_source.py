@@ -88,6 +88,17 @@ def test_what_is_no_source(wrong: object) -> None:
         Backplane(wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+def test_adapter_without_options() -> None:
+    """An adapter whose options are not the contract's is refused at once, not at each publish."""
+
+    class Incomplete(MemoryBroadcaster):
+        def __init__(self) -> None:
+            """Leave out what the base class sets."""
+
+    with pytest.raises(ConfigurationError, match="the options of Incomplete must be"):
+        Backplane(Incomplete())
+
+
 async def test_adapter_object_of_another_backplane() -> None:
     """Two that are started do not share one link, of which the first would receive nothing more; in turn they may."""
     shared = adapter()
