@@ -76,6 +76,7 @@ class MemoryBroadcaster(Broadcaster):
         for other in tuple(_started):
             if other._loop is None or other._loop.is_closed():  # it ended without `stop`
                 _started.pop(other, None)
+        self._take_waiting()  # what came too late for an earlier start
         self._sink = sink
         self._loop = asyncio.get_running_loop()
         _started[self] = None
@@ -131,11 +132,14 @@ class MemoryBroadcaster(Broadcaster):
         elif self._waiting[-1] is not None:
             self._waiting.append(None)
 
-    def _deliver_waiting(self) -> None:
+    def _take_waiting(self) -> list[tuple[str, bytes] | None]:
         with self._waiting_lock:
             waiting, self._waiting = self._waiting, []
             self._waiting_bytes = 0
-        for item in waiting:
+        return waiting
+
+    def _deliver_waiting(self) -> None:
+        for item in self._take_waiting():
             if self._sink is None:
                 return
             if item is None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary, ref
+from typing import Final
+from weakref import WeakKeyDictionary
 
-from backplane.broadcaster import Broadcaster
+from backplane.affinity import LoopAffinity
+from backplane.broadcaster import Broadcaster, Options
 from backplane.errors import ConfigurationError, LifecycleError
 from backplane.registry import broadcaster_from_url
-
-if TYPE_CHECKING:
-    from backplane.core import Backplane
 
 __all__ = ["AdapterSource"]
 
 _DEFAULT_URL: Final = "memory://"
 
-# Of the objects, who started each last.
-_started_by: Final[WeakKeyDictionary[Broadcaster, ref[Backplane]]] = WeakKeyDictionary()
+# Of the objects that are started, where: one that is not given back there is used up, whichever `Backplane` has it.
+_used_in: Final[WeakKeyDictionary[Broadcaster, LoopAffinity]] = WeakKeyDictionary()
 
 
 class AdapterSource:
@@ -36,32 +34,37 @@ class AdapterSource:
     """
 
     def __init__(self, given: str | Broadcaster | None) -> None:
+        if not isinstance(given, str | Broadcaster | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"a Backplane takes a URL or an adapter object, not {given!r:.100}")
         self._given = given or os.environ.get("BACKPLANE_URL")
-        self._is_used_up = False
         self.is_default = not self._given
         self.adapter = self._made()
 
-    def check_startable(self, backplane: Backplane) -> None:
-        """Check that the adapter can be started, for `backplane`; a URL always can.
+    def take(self) -> None:
+        """Take the adapter for this event loop, until `give_back`; a URL can always be taken.
 
         Raises:
             LifecycleError: The object belongs elsewhere; the message says where, and names the cure.
         """
         if not isinstance(self._given, Broadcaster):
             return
-        other = _started_by.get(self._given, lambda: None)()
-        if other is not None and other is not backplane and other.state != "closed":
+        used_in = _used_in.get(self._given)
+        if used_in is not None and used_in.is_alive:
             raise LifecycleError("this adapter object is one link, and another Backplane uses it: make one for each")
-        if self._is_used_up:
+        if used_in is not None:
             raise LifecycleError(
                 "the adapter object of this Backplane belongs to an event loop that has ended, or to the process that "
                 "this one was forked from: make a Backplane with a new one, or with a URL, which can be opened again"
             )
-        _started_by[self._given] = ref(backplane)
+        _used_in[self._given] = LoopAffinity()
+
+    def give_back(self) -> None:
+        """Allow the next start of the adapter, which is stopped."""
+        if isinstance(self._given, Broadcaster):
+            _used_in.pop(self._given, None)
 
     def renew(self) -> None:
         """Replace an adapter that belongs to an event loop that has ended, or to the parent process."""
-        self._is_used_up = isinstance(self._given, Broadcaster)
         self.adapter = self._made()
 
     def url_for_another(self) -> str:
@@ -84,4 +87,10 @@ class AdapterSource:
 
     def _made(self) -> Broadcaster:
         given = self._given
-        return given if isinstance(given, Broadcaster) else broadcaster_from_url(given or _DEFAULT_URL)
+        adapter = given if isinstance(given, Broadcaster) else broadcaster_from_url(given or _DEFAULT_URL)
+        if not isinstance(getattr(adapter, "options", None), Options):  # each publish reads them
+            raise ConfigurationError(
+                f"the options of {type(adapter).__name__} must be a backplane.broadcaster.Options or a subclass, "
+                "which Broadcaster.__init__ takes together with the URL"
+            )
+        return adapter

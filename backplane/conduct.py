@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from backplane.errors import AuthorizeTimeoutError, JoinRefusedError, TooManyChannelsError
+from backplane.errors import AuthorizeTimeoutError, ConfigurationError, JoinRefusedError, TooManyChannelsError
 from backplane.limits import Limits
 from backplane.log_burst import LogBursts
 from backplane.message import Gap
@@ -31,6 +31,18 @@ OnGap = Literal["close"] | Callable[[Gap], object]
   between the messages; `None` sends nothing. It must not block. If it raises, that is logged and the client is closed.
   It is called in the connection's Context: it sees the variables of the client's handler, as they were at `connect`.
 """
+
+
+def check_treatment(on_gap: object, limits: object) -> None:
+    """Check what the application gave for `on_gap` and `limits`, which are used only when something happens.
+
+    Raises:
+        ConfigurationError: One of them is of no use.
+    """
+    if on_gap != "close" and not callable(on_gap):
+        raise ConfigurationError(f"on_gap must be 'close' or a function, not {on_gap!r:.100}")
+    if not isinstance(limits, Limits):
+        raise ConfigurationError(f"limits must be a Limits(...), not {limits!r:.100}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +130,9 @@ class Conduct:
     watch: Watch = field(default_factory=Watch)
     statistics: Statistics = field(default_factory=Statistics)
     bursts: LogBursts = field(default_factory=LogBursts)
+
+    def __post_init__(self) -> None:
+        check_treatment(self.on_gap, self.limits)
 
     async def check_join(self, client: Client, channel: str) -> None:
         """Check that `client` may join `channel`: the one rule, of every way on which a client gets to a channel.

@@ -15,7 +15,7 @@ from backplane.admission import Admission
 from backplane.affinity import current_process
 from backplane.channels import validate_channel
 from backplane.codec import encode
-from backplane.conduct import Conduct
+from backplane.conduct import Conduct, check_treatment
 from backplane.connection import Connection
 from backplane.deployment import NO_LIFESPAN, warn_if_isolated, warn_if_nobody_pings, warn_of_default_url
 from backplane.errors import (
@@ -99,7 +99,8 @@ class Backplane:
             (default) ends them with code 4000, "reconnect and reload"; see `backplane.conduct.OnGap`.
 
     Raises:
-        ConfigurationError: The URL, a setting, an origin or a host is wrong; the message says what is known.
+        ConfigurationError: The URL, a setting, an origin, a host or another argument is wrong; the message says what is
+            known.
         MissingDependencyError: The adapter's client library is not installed.
     """
 
@@ -113,8 +114,11 @@ class Backplane:
         allowed_hosts: Collection[str] | None = None,
         on_gap: OnGap = "close",
     ) -> None:
+        if not isinstance(settings, Settings | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"settings must be a Settings(...), not {settings!r:.100}")
         self._settings = settings or Settings()
         self._limits = limits or Limits()
+        check_treatment(on_gap, self._limits)
         self._origins = OriginRule(allowed_origins, allowed_hosts)
         self._on_gap: OnGap = on_gap
         self._authorize: Authorize | None = None
@@ -232,11 +236,13 @@ class Backplane:
                 "a Backplane needs asyncio, or uvloop, and this event loop is another one, such as trio's: "
                 "take a worker of asyncio (Hypercorn: `--worker-class asyncio`)"
             ) from error
-        if self._running is not None and not self._running.affinity.is_alive:
-            self._leave_behind()
+        if self._stopping is not None and self._stopping[0].is_alive:
+            await self.stop()  # the next link is not opened before the last one is closed: an adapter is one of both
+        if (of := self._affinity()) is not None and not of.is_alive:
+            self._leave_behind(of)
         if self._running is not None:
             raise LifecycleError("this Backplane is started already; a second one needs an object of its own")
-        self._source.check_startable(self)
+        self._source.take()
         running = Running(self._broadcaster, self._settings, self._tell_state)
         self._running = running
         self._shared_conduct = None
@@ -244,6 +250,7 @@ class Backplane:
             await running.supervisor.start()
         except BaseException:
             self._running = None
+            self._source.give_back()
             raise
         self._started_in = current_process()
         self._server_end = drain_at_the_end(self._drain)
@@ -271,19 +278,23 @@ class Backplane:
         Publishes in flight are answered first, and what `outage="buffer"` keeps is sent where the broker is there.
         """
         if self._running is not None and self._running.affinity.has_ended:
-            self._leave_behind()
+            self._leave_behind(self._running.affinity)
         running = self._running_here()
         if running is not None:
             self._running = None
             self._server_end.close()
             # In a task of its own: cancelling whoever waits for the end must not leave half of it.
-            self._stopping = running.affinity, asyncio.create_task(running.stop())
+            self._stopping = running.affinity, asyncio.create_task(self._stop(running))
         if self._stopping is not None:
             affinity, stopping = self._stopping
             if not affinity.has_ended:
                 affinity.check()
                 await asyncio.shield(stopping)
             self._stopping = None
+
+    async def _stop(self, running: Running) -> None:
+        await running.stop()
+        self._source.give_back()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -626,11 +637,17 @@ class Backplane:
         running.affinity.check()
         return running
 
-    def _leave_behind(self) -> None:
+    def _affinity(self) -> LoopAffinity | None:
+        """Return where this is started, or is stopped just now."""
+        if self._running is not None:
+            return self._running.affinity
+        return None if self._stopping is None else self._stopping[0]
+
+    def _leave_behind(self, affinity: LoopAffinity) -> None:
         """Forget what belongs to an event loop that has ended, or to the process that this one was forked from."""
-        inherited = self._running is not None and self._running.affinity.is_inherited
+        inherited = affinity.is_inherited
         if inherited:
-            _inherited.append((self._running, self._broadcaster))
+            _inherited.append((self._running, self._stopping, self._broadcaster))
         self._running = self._stopping = None
         self._source.renew()
         self._broadcaster = self._source.adapter

@@ -8,6 +8,7 @@ a process that is dead, for as long as the child lives. Nothing is sent on them 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -30,16 +31,26 @@ def close_in_children(owner: object, transport: asyncio.BaseTransport | None = N
 
 
 def _forked() -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    for owner, transport in list(_held.items()):
-        connection: Any = owner if transport is None else transport.get_extra_info("socket")
-        descriptor: int = -1 if connection is None else connection.fileno()
-        if descriptor >= 0:
-            # In its place, for what owns the descriptor's number, uvloop's C for one, may close it once more here, and
-            # must not meet a file that was opened since.
-            os.dup2(null, descriptor, inheritable=False)
-    os.close(null)
+    descriptors = {_descriptor(owner, transport) for owner, transport in list(_held.items())} - {-1}
     _held.clear()
+    # First of all, for it makes room where the process has as many files open as it may. No other thread runs here.
+    for descriptor in descriptors:
+        with suppress(OSError):  # somebody closed it by its number
+            os.close(descriptor)
+    if not descriptors:
+        return
+    # In its place, for what owns the descriptor's number, uvloop's C for one, may close it once more here, and must not
+    # meet a file that was opened since.
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors - {null}:
+        os.dup2(null, descriptor, inheritable=False)
+    if null not in descriptors:
+        os.close(null)
+
+
+def _descriptor(owner: Any, transport: asyncio.BaseTransport | None) -> int:
+    connection: Any = owner if transport is None else transport.get_extra_info("socket")
+    return -1 if connection is None else int(connection.fileno())
 
 
 if hasattr(os, "register_at_fork"):

@@ -57,7 +57,7 @@ class Limits:
             plain(self.heartbeat_message)
         except InvalidDataError as error:
             raise ConfigurationError(f"heartbeat_message cannot be sent: {error}") from error
-        for option in fields(self):
+        for option in fields(Limits):  # a subclass checks its own
             if option.name != "heartbeat_message":
                 check_number(option.name, getattr(self, option.name), whole=option.name in _COUNTS, optional=True)
 

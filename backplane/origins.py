@@ -136,6 +136,7 @@ def _endpoint(scheme: str, match: re.Match[str]) -> _Origin | None:
             return None
     if port is not None and int(port) > 65535:
         return None
+    host = host.removesuffix(".") or host  # a full name, as in `shop.example.`, is the same host; Electron's is a dot
     return _Origin(scheme, host, int(port) if port else _DEFAULT_PORTS.get(scheme))
 
 

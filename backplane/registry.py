@@ -98,6 +98,8 @@ def _options(adapter_class: type[Broadcaster], scheme: str, url: str) -> Options
             raise ConfigurationError(f"{scheme}: unknown option {name!r}{did_you_mean(name, known)}; known are {names}")
         if name in given:
             raise ConfigurationError(f"{scheme}: option {name!r} is given twice")
+        if "\0" in value:  # for files, sockets and OpenSSL a bare ValueError, as late as at the start
+            raise ConfigurationError(f"{scheme}: option {name!r} holds the character NUL")
         given[name] = value
     try:
         return adapter_class.options_class.model_validate_strings(given)

@@ -96,7 +96,7 @@ class Settings:
     max_connections_per_client: int | None = None
 
     def __post_init__(self) -> None:
-        for option in fields(self):
+        for option in fields(Settings):  # a subclass checks its own
             value = getattr(self, option.name)
             if option.name in _CHOICES:
                 _check_choice(option.name, value)

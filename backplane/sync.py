@@ -56,6 +56,8 @@ class SyncBackplane(SyncPublisher):
                 "SyncBackplane needs the broker of the web workers: set BACKPLANE_URL, or give a URL. "
                 "memory:// reaches this process only, so it is used where it is given explicitly"
             )
+        if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without type checks
+            raise ConfigurationError(f"SyncBackplane takes a URL, as each process opens a link, not {url!r:.100}")
         settings = settings or Settings()
         super().__init__(Backplane(url, settings=settings))
         self._threads = PublisherThreads(partial(Backplane, url, settings=settings), settings)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +17,7 @@ from backplane.cli.demo import demo
 from backplane.cli.publish import publish
 from backplane.cli.run import run
 from backplane.cli.tail import tail
+from backplane.cli.terminal import err, printing_nothing_more, visible
 
 __all__ = ["app", "main"]
 
@@ -23,10 +26,23 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 def main() -> None:
     """Run the command line: the console script `backplane`."""
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows what it can
-    app(prog_name="backplane")
+    try:
+        app(prog_name="backplane")
+    except OSError as error:  # a full disk, say, where what is printed goes to; what the broker does is none
+        printing_nothing_more()
+        err.print(visible(f"backplane: {error}"), soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+def _open_what_is_closed() -> None:
+    """Have both streams of output: a socket in the place of a closed one would get what is printed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # for as long as the process
 
 
 def _print_version(asked: bool) -> None:

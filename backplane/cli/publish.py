@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 from pydantic_core import from_json
 
-from backplane.cli.terminal import UrlArgument, fail, failing_in_words, given_url, out, say, showing_warnings, visible
+from backplane.cli.terminal import (
+    UrlArgument,
+    fail,
+    failing_in_words,
+    given_url,
+    out,
+    printing_nothing_more,
+    say,
+    showing_warnings,
+    standard_input,
+    visible,
+)
 from backplane.core import Backplane
 from backplane.diagnosis import return_in_words, size_in_words
 from backplane.errors import PublishOutcomeUnknownError
@@ -42,13 +53,18 @@ def publish(
         fail("JSON is text: give --json, or --binary or --hex", status=2)
     with failing_in_words():
         url = given_url(url)
-    body = _body(_read(data, file), as_json=as_json, as_binary=as_binary, as_hex=as_hex)
+        raw = _read(data, file)
+    body = _body(raw, as_json=as_json, as_binary=as_binary, as_hex=as_hex)
     with showing_warnings(), failing_in_words("not published: "):
         try:
             asyncio.run(_publish(url, channel, body))
         except PublishOutcomeUnknownError as error:
             fail(f"nobody can know whether it was published, and again could be twice: {error}", status=3)
+    try:
         _say_what_is_certain(url, channel, body)
+    except OSError as error:  # 1 would be taken for an invitation to publish it again
+        printing_nothing_more()
+        say(f"backplane: published, and this could not be printed: {error}")
 
 
 async def _publish(url: str, channel: str, body: str | bytes) -> None:
@@ -70,7 +86,7 @@ def _read(data: str | None, file: Path | None) -> bytes:
         fail("give the data, or - for standard input, or --file PATH", status=2)
     if file is not None:
         return file.read_bytes()
-    return typer.get_binary_stream("stdin").read() if data == "-" else os.fsencode(data or "")
+    return standard_input().read() if data == "-" else os.fsencode(data or "")
 
 
 def _body(raw: bytes, *, as_json: bool, as_binary: bool, as_hex: bool) -> str | bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from backplane.cli.terminal import (
     fail,
     failing_in_words,
     given_url,
+    printing_nothing_more,
     progress,
     say,
     showing_warnings,
@@ -93,8 +93,7 @@ def _run(
     except (KeyboardInterrupt, asyncio.CancelledError):
         pass
     except BrokenPipeError:
-        # Python flushes once more at its end, and would complain of the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        printing_nothing_more()
 
 
 async def _follow(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -26,10 +27,12 @@ __all__ = [
     "failing_in_words",
     "given_url",
     "out",
+    "printing_nothing_more",
     "progress",
     "require_modules",
     "say",
     "showing_warnings",
+    "standard_input",
     "url_option",
     "visible",
 ]
@@ -66,6 +69,11 @@ def fail(text: str, *, status: int = 1) -> NoReturn:
     raise typer.Exit(status)
 
 
+def printing_nothing_more() -> None:
+    """Drop what standard output still holds, where writing has failed: Python would try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def require_modules(what: str, *names: str) -> None:
     """End with a word where a module that `what` needs is not installed."""
     if missing := [name for name in names if find_spec(name) is None]:
@@ -93,7 +101,7 @@ def given_url(url: str) -> str:
             variable that is not set, or is no URL.
     """
     if url == "-":
-        url = typer.get_binary_stream("stdin").readline().decode(errors="replace").strip()
+        url = standard_input().readline().decode(errors="replace").strip()
         if "://" not in url:
             raise ConfigurationError("the first line of standard input is no URL")
         return url
@@ -114,6 +122,17 @@ def given_url(url: str) -> str:
     if not (found := os.environ.get("BACKPLANE_URL")):
         raise ConfigurationError("BACKPLANE_URL is not set: set it, or name the broker's URL")
     return found
+
+
+def standard_input() -> BinaryIO:
+    """Return what `-` reads.
+
+    Raises:
+        ConfigurationError: It is closed.
+    """
+    if cast("object", sys.stdin) is None:
+        raise ConfigurationError("standard input is closed, and - reads it")
+    return typer.get_binary_stream("stdin")
 
 
 def _holds_secret(url: str) -> bool:

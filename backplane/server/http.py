@@ -1,16 +1,20 @@
 """Uvicorn's HTTP protocol, bounded: `uvicorn app:app --http backplane.server.http:BoundedHTTPProtocol`.
 
-The same implementation as Uvicorn's `auto`, httptools where it is installed and h11 elsewhere, with three bounds that
-neither has: a request has a time in which its head must be complete, and a size; and a client that does not take the
-end of a response, such as an event stream, is cut.
+The same implementation as Uvicorn's `auto`, httptools where it is installed and h11 elsewhere, with four bounds that
+neither has: a request has a time in which its head must be complete, and a size; a client that does not take the end of
+a response, such as an event stream, is cut; and a warning that a client can repeat, as of an invalid request, is one
+line for a burst.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from backplane.errors import MissingDependencyError
 from backplane.lane import TRANSPORT
+from backplane.log_burst import LogBursts
 from backplane.server.transport import BoundedProtocol
 
 try:
@@ -34,9 +38,27 @@ _HEAD_SECONDS: Final = 15.0
 _HEAD_BYTES: Final = 64 * 1024
 
 
+class _BoundedLogger:
+    """Uvicorn's logger, whose warnings, all of which are about a client, are counted where they come in bursts."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._bursts = LogBursts()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)
+
+    def warning(self, message: str, *args: object) -> None:
+        self._bursts.log(self._logger, logging.WARNING, message, *args)
+
+
+_loggers: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _BoundedLogger]] = WeakKeyDictionary()
+
+
 class _Bounded(BoundedProtocol):
     """To be put before one of Uvicorn's HTTP protocols."""
 
+    logger: Any
     transport: asyncio.Transport
     cycle: Any
     send_400_response: Callable[[str], None]
@@ -46,6 +68,9 @@ class _Bounded(BoundedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for the first request."""
         super().connection_made(transport)
+        if self.loop not in _loggers:
+            _loggers[self.loop] = _BoundedLogger(self.logger)
+        self.logger = _loggers[self.loop]
         self._head_timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -59,6 +59,46 @@ async def test_adapter_object_of_an_event_loop_that_ended() -> None:
     assert backplane.state == "closed"
 
 
+async def test_adapter_object_of_an_event_loop_that_ended_with_another_backplane() -> None:
+    """It is the object that is used up: another Backplane cannot start it either."""
+    shared = adapter()
+    await asyncio.to_thread(asyncio.run, Backplane(shared).start())
+    with pytest.raises(LifecycleError, match="with a new one, or with a URL"):
+        await Backplane(shared).start()
+
+
+async def test_adapter_object_while_another_backplane_stops() -> None:
+    """Until the link is closed the object belongs to the Backplane that closes it."""
+    shared = adapter()
+    first, second = Backplane(shared), Backplane(shared)
+    await first.start()
+    stop = asyncio.create_task(first.stop())
+    await asyncio.sleep(0)
+    with pytest.raises(LifecycleError, match="another Backplane uses it"):
+        await second.start()
+    await stop
+    async with second:
+        await second.publish("a", "x")
+
+
+@pytest.mark.parametrize("wrong", [MemoryBroadcaster, b"memory://", 6379], ids=["class", "bytes", "port"])
+def test_what_is_no_source(wrong: object) -> None:
+    """What is neither a URL nor an adapter object is refused in words."""
+    with pytest.raises(ConfigurationError, match="takes a URL or an adapter object, not"):
+        Backplane(wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def test_adapter_without_options() -> None:
+    """An adapter whose options are not the contract's is refused at once, not at each publish."""
+
+    class Incomplete(MemoryBroadcaster):
+        def __init__(self) -> None:
+            """Leave out what the base class sets."""
+
+    with pytest.raises(ConfigurationError, match="the options of Incomplete must be"):
+        Backplane(Incomplete())
+
+
 async def test_adapter_object_of_another_backplane() -> None:
     """Two that are started do not share one link, of which the first would receive nothing more; in turn they may."""
     shared = adapter()

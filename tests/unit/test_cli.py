@@ -162,3 +162,23 @@ def test_no_url_on_standard_input(typed: str) -> None:
     """What is no URL is refused and not repeated: it can be a password."""
     status, _, said = run_command("check", "-", typed=typed)
     assert (status, said) == (2, "backplane: the first line of standard input is no URL\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "words"),
+    [
+        ("check - <&-", 2, "standard input is closed, and - reads it"),
+        ("publish memory:// a - <&-", 2, "standard input is closed, and - reads it"),
+        ("check memory:// >/dev/full", 1, "[Errno 28] No space left on device"),
+        ("publish memory:// a x >/dev/full", 0, "published, and this could not be printed: [Errno 28] No space left"),
+        ("check memory:// >&-", 0, ""),
+        ("check memory:// 2>&-", 0, ""),
+    ],
+)
+def test_standard_streams_that_are_closed_or_full(command: str, status: int, words: str) -> None:
+    """What cannot be read or printed is one line, and what was published all the same ends with 0."""
+    line = f'exec "{sys.executable}" -m backplane {command}'
+    done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, words in done.stderr) == (status, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr

@@ -26,6 +26,7 @@ from backplane import (
     InvalidChannelError,
     InvalidDataError,
     LifecycleError,
+    Limits,
     Message,
     NotStartedError,
     PayloadTooLargeError,
@@ -340,6 +341,65 @@ async def test_stop_cancelled_can_be_finished(monkeypatch: pytest.MonkeyPatch) -
     await backplane.stop()
     await let_tasks_run()
     assert "done" in stops
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"settings": {"start": "lazy"}}, r"settings must be a Settings\(...\), not {'start'"),
+        ({"settings": Limits()}, r"settings must be a Settings\(...\), not Limits"),
+        ({"limits": Settings()}, r"limits must be a Limits\(...\), not Settings"),
+        ({"on_gap": "clsoe"}, "on_gap must be 'close' or a function, not 'clsoe'"),
+    ],
+    ids=["settings of a dict", "limits for settings", "settings for limits", "on_gap"],
+)
+def test_arguments_of_no_use(given: dict[str, Any], words: str) -> None:
+    """What would fail at the first client, or at the first gap, is refused when the Backplane is made."""
+    with pytest.raises(ConfigurationError, match=words):
+        Backplane("memory://", **given)
+
+
+async def test_start_while_stopping() -> None:
+    """A start waits for the stop that is under way, whose link would otherwise be closed under the new one."""
+    backplane = Backplane("memory://")
+    await backplane.start()
+    stopping = asyncio.create_task(backplane.stop())
+    await asyncio.sleep(0)
+    await backplane.start()
+    await stopping
+    async with backplane.subscribe("a") as messages:
+        await backplane.publish("a", "x")
+        assert await data_of(messages, 1) == ["x"]
+    assert (await backplane.health()).generation == 1
+    assert backplane.statistics()["gaps"] == 0
+    await backplane.stop()
+
+
+def test_start_after_an_event_loop_that_ended_in_the_middle_of_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was half stopped there is left behind: another adapter is opened."""
+    started: set[int] = set()
+    start = MemoryBroadcaster.start
+
+    async def counted_start(self: MemoryBroadcaster, sink: Sink) -> None:
+        started.add(id(self))
+        await start(self, sink)
+
+    async def endless_stop(_: MemoryBroadcaster) -> None:
+        await asyncio.Event().wait()
+
+    async def stop_and_leave() -> None:
+        await backplane.start()
+        stopping = asyncio.create_task(backplane.stop())
+        await let_tasks_run()
+        stopping.cancel()
+
+    monkeypatch.setattr(MemoryBroadcaster, "start", counted_start)
+    backplane = Backplane("memory://")
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBroadcaster, "stop", endless_stop)
+        asyncio.run(stop_and_leave())
+    asyncio.run(backplane.start())
+    assert len(started) == 2
 
 
 # --- drain, state and health ---------------------------------------------------------------------------------------

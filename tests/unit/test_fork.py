@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-import asyncio, os, socket, stat, sys
+import asyncio, os, resource, socket, stat, sys
 {loop}
 from backplane.fork import close_in_children
 
@@ -37,6 +37,20 @@ async def main():
     assert theirs.recv(100) == b"the parent goes on"
     kept.send(b"x")
     assert other.recv(100) == b"x"
+
+    # Nor does it where the process has as many files open as it may.
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    many = []
+    try:
+        while True:
+            many.append(os.dup(0))
+    except OSError:
+        pass
+    assert in_child(lambda: not is_socket(descriptor) and not is_socket(kept.fileno()) and is_socket(other.fileno()))
+    for number in many:
+        os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
     # A child that lives on does not keep the connection open.
     read, write = os.pipe()

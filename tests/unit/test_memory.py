@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backplane import Backplane, Gap
+from backplane.adapters.memory import MemoryBroadcaster, MemoryOptions
+from backplane.broadcaster import BrokerUrl
 from backplane.sync import SyncBackplane
+from backplane.testing import RecordingSink
 
 if TYPE_CHECKING:
     from backplane import Subscription
@@ -104,6 +107,24 @@ async def test_an_event_loop_that_ended_without_stop() -> None:
     async with Backplane("memory://forgotten") as backplane, backplane.subscribe("a") as messages:
         await backplane.publish("a", "x")
         assert await received(messages, 1) == ["x"]
+
+
+async def test_what_came_too_late_for_an_earlier_start() -> None:
+    """What still waited when an event loop ended is dropped, and holds up nothing of the next start."""
+    adapter, sink = MemoryBroadcaster(BrokerUrl(scheme="memory", netloc="late"), MemoryOptions()), RecordingSink()
+    earlier = asyncio.new_event_loop()
+    await asyncio.to_thread(earlier.run_until_complete, adapter.start(sink))
+    await asyncio.to_thread(earlier.run_until_complete, adapter.subscribe(["a"]))
+    with SyncBackplane("memory://late?wire_format=plain") as outside:
+        await asyncio.to_thread(outside.publish, "a", "too late")
+        earlier.close()
+        await adapter.stop()
+        await adapter.start(sink)
+        await adapter.subscribe(["a"])
+        await asyncio.to_thread(outside.publish, "a", "in time")
+        await sink.until(lambda: bool(sink.delivered))
+    assert sink.payloads("a") == [b"in time"]
+    await adapter.stop()
 
 
 def test_a_forked_child() -> None:

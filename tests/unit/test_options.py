@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
+from dataclasses import fields, make_dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -46,3 +46,12 @@ def test_signature() -> None:
 def test_no_guess() -> None:
     """Nothing is guessed where nothing is close."""
     assert did_you_mean("xyz", ["redis"]) == ""
+
+
+@pytest.mark.parametrize("base", [Settings, Limits])
+def test_subclass_with_an_option_of_its_own(base: type) -> None:
+    """A subclass of the application may add an option of any type, and checks it itself."""
+    subclass = make_dataclass("Own", [("region", str, "eu")], bases=(base,), frozen=True, kw_only=True)
+    assert subclass(region="us").region == "us"
+    with pytest.raises(ConfigurationError, match=r"max_\w+ must be a (whole|finite) number"):
+        subclass(**{next(option.name for option in fields(base) if option.name.startswith("max_")): "us"})

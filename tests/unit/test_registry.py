@@ -177,6 +177,12 @@ def test_password_of_what_is_not_a_url(url: str) -> None:
     assert SECRET not in refusal(url)
 
 
+@pytest.mark.parametrize("url", ["ipc://a?directory=/tmp/a%00b", "rediss://h?ssl_ca_certs=%00"])
+def test_nul(url: str) -> None:
+    """The character NUL is refused before a call of the system, or of OpenSSL, refuses it with a bare ValueError."""
+    assert refusal(url).endswith("holds the character NUL")
+
+
 @pytest.mark.parametrize("reserved", ["/", "?", "#"])
 @pytest.mark.parametrize("scheme", ["memory", "redis"])
 def test_unescaped_password(scheme: str, reserved: str) -> None:

@@ -24,6 +24,7 @@ from backplane import (
     Settings,
     WrongLoopError,
 )
+from backplane.registry import broadcaster_from_url
 from backplane.sync import SyncBackplane
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ async def test_100_threads_at_once(ipc_url: str) -> None:
 
 FORKED_WHILE_BUSY = """
 import os, sys, threading
+from backplane.registry import broadcaster_from_url
 from backplane.sync import SyncBackplane
 
 backplane = SyncBackplane(sys.argv[1])
@@ -200,6 +202,7 @@ ENDS = {
 
 PUBLISH_AND_END = """
 import os, sys
+from backplane.registry import broadcaster_from_url
 from backplane.sync import SyncBackplane
 
 backplane = SyncBackplane(sys.argv[1])
@@ -210,6 +213,7 @@ for number in range(100):
 INTERRUPTED = """
 import signal, sys, time
 from backplane import Settings
+from backplane.registry import broadcaster_from_url
 from backplane.sync import SyncBackplane
 
 class SoftTimeLimitExceeded(Exception):
@@ -262,3 +266,9 @@ def test_a_soft_time_limit(silent_port: int) -> None:
     done = python(INTERRUPTED, f"redis://127.0.0.1:{silent_port}")
     assert (done.returncode, done.stdout) == (0, "interrupted True\n"), done.stderr
     assert time.monotonic() - started < 15
+
+
+def test_adapter_object() -> None:
+    """Each process opens a link of its own, for which an adapter object, one link, is refused."""
+    with pytest.raises(ConfigurationError, match="SyncBackplane takes a URL"):
+        SyncBackplane(broadcaster_from_url("memory://"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
