@@ -226,16 +226,18 @@ class Connection:
         """Connect and log in.
 
         Raises:
-            OSError: Nobody there.
+            OSError: Nobody there, or there cannot be a host of that name.
             KafkaError: It was closed, or the login was refused.
             TimeoutError: No answer in time.
         """
         try:
             async with PatientTimeout(self._timeout_seconds):
                 _, writer = await self._inner.connect()
-        except BaseException:
+        except BaseException as error:
             self._aborted = self.is_over = True
             self._inner.close()
+            if isinstance(error, UnicodeError):  # of a label of more than 63 characters
+                raise OSError(f"no host can have that name: {error}") from error
             raise
         self._transport = cast("asyncio.Transport", writer.transport)
         close_in_children(self, self._transport)

@@ -973,3 +973,10 @@ async def test_plain_wire_format() -> None:
             await plain.publish("a", "x", exclude="00" * 8)
         for messages in (plain_messages, usual_messages):
             assert await data_of(messages, 3) == ['{"id":1}', b"2", "3"]
+
+
+@pytest.mark.parametrize("scheme", ["redis", "nats", "kafka"])
+async def test_name_that_no_host_can_have(scheme: str) -> None:
+    """A label of more than 63 characters, which no resolver is asked for, fails the start like any unknown host."""
+    with pytest.raises(BrokerUnavailableError):
+        await Backplane(f"{scheme}://{'x' * 64}:1", settings=Settings(start_timeout_seconds=0.1)).start()
