@@ -282,7 +282,7 @@ async def test_consumer_that_went_on_after_a_cancellation() -> None:
     """A task that was cancelled before, and went on, is a consumer as any other: a second one raises."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
 
-        async def take_after_all() -> list[object]:
+        async def take_after_all() -> list[str | bytes | Gap]:
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
             return await take(messages, 1)
