@@ -9,6 +9,7 @@ from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from backplane.context import task_in
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishOutcomeUnknownError
 from backplane.threads import new_waiter
 
@@ -105,7 +106,7 @@ class CallQueue:
             if self._closed:
                 call.end(ClosedError("this Backplane has been stopped; not published"))
                 continue
-            task = asyncio.get_running_loop().create_task(call.run(), context=call.context)
+            task = task_in(call.context, call.run(), asyncio.get_running_loop())
             self._in_progress[task] = call  # an event loop holds its tasks weakly
             task.add_done_callback(self._done)
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["address_key"]
 
-# Addresses of the whole IPv4 Internet, as a translator writes them (RFC 6052).
-_TRANSLATED: Final = IPv6Network("64:ff9b::/96")
+# Addresses of the whole IPv4 Internet, as a translator writes them (RFC 6052, 8215), or a host (`::ffff:0:192.0.2.1`).
+_TRANSLATED: Final = tuple(IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "::/64"))
 
 
 def address_key(scope: Mapping[str, Any]) -> bytes | None:
@@ -26,19 +26,23 @@ def address_key(scope: Mapping[str, Any]) -> bytes | None:
     counted one by one. Bytes, so that no `client_key` of the application's, a `str`, can be taken for an address.
     """
     client = scope.get("client")
-    host = str(client[0]).strip() if client else ""
+    host = str(client[0] or "").strip() if client else ""
+    if host.startswith("unix:"):
+        return None
+    host = _without_port(host)
     # `unknown` is what a proxy writes that does not know, or hides it (RFC 7239, section 6).
-    if not host or host.lower() == "unknown" or host.startswith("unix:"):
+    if not host or host.lower() == "unknown":
         return None
     try:
-        address = ip_address(_without_port(host))
+        address = ip_address(host)
     except ValueError:
         return f"name {host}".encode()
     if not isinstance(address, IPv6Address):
         return address.packed
     if address.ipv4_mapped is not None:  # a socket that takes both shows IPv4 clients so
         return address.ipv4_mapped.packed
-    return address.packed[:8] if address.is_global and address not in _TRANSLATED else address.packed
+    is_of_one_network = address.is_global and not any(address in network for network in _TRANSLATED)
+    return address.packed[:8] if is_of_one_network else address.packed
 
 
 def _without_port(host: str) -> str:

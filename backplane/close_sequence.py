@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from backplane.closing import CloseCode, close_reason
+from backplane.context import task_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,11 +108,11 @@ class CloseSequence:
         if self._retiring is not None:
             self._retiring.cancel()
         self.code, self.reason = code, reason
-        self._retiring = asyncio.get_running_loop().create_task(self._retire(code, reason), context=self._context)
+        self._retiring = task_in(self._context, self._retire(code, reason), asyncio.get_running_loop())
 
     def close(self, code: int, reason: str) -> None:
         """Send the close frame."""
-        self._closing = asyncio.get_running_loop().create_task(self._close(code, reason), context=self._context)
+        self._closing = task_in(self._context, self._close(code, reason), asyncio.get_running_loop())
 
     def cancel_turn(self) -> None:
         """The connection has ended: nothing is pending any more."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final
 
+from starlette.exceptions import WebSocketException
 from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocketState
 
+from backplane.closing import comes_back
 from backplane.errors import (
     InvalidChannelError,
     PermissionExpiredError,
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["denial", "deny", "retry_later"]
 
+_NOT_ALLOWED: Final = "this channel is not allowed"
+
 # After an outage all clients would come back in the same second: each is given a time of its own.
 _RETRY_SECONDS: Final = (2, 8)
 
@@ -33,17 +37,20 @@ def retry_later() -> dict[str, str]:
     return {"Retry-After": str(random.randint(*_RETRY_SECONDS))}  # noqa: S311
 
 
-def denial(error: BackplaneError) -> PlainTextResponse:
+def denial(error: BackplaneError | WebSocketException) -> PlainTextResponse:
     """Return the HTTP answer to an error of a join.
 
     400 for a channel name that is not legal; 401 for a permission that has run out; 403 for what the broker or the
     application refuses for good; 429 for one client too many, 503 for anything else, such as a broker that is away or
-    in a passing state, both with `Retry-After`. A broker's own words are not repeated.
+    in a passing state, both with `Retry-After`. A broker's own words are not repeated. A `WebSocketException` of the
+    application's is 503 where a client comes back after its close code, else 403 with its reason.
     """
+    if isinstance(error, WebSocketException) and not comes_back(error.code):
+        return PlainTextResponse(str(error.reason or _NOT_ALLOWED), 403)
     if isinstance(error, InvalidChannelError):
         return PlainTextResponse(str(error), 400)
     if isinstance(error, SubscribeError) and error.refused:
-        return PlainTextResponse("this channel is not allowed", 403)
+        return PlainTextResponse(_NOT_ALLOWED, 403)
     if isinstance(error, PermissionExpiredError):
         return PlainTextResponse(str(error), 401, headers={"WWW-Authenticate": "Bearer"})
     if isinstance(error, TooManyConnectionsError):

@@ -46,7 +46,7 @@ class Incoming:
         speaker: Who is told.
     """
 
-    __slots__ = ("_bucket", "_closed", "_most_bytes", "_receive", "_speaker", "_waiting")
+    __slots__ = ("_bucket", "_cancelling", "_closed", "_most_bytes", "_receive", "_speaker", "_waiting")
 
     def __init__(self, receive: Callable[[], Awaitable[str | bytes | None]], limits: Limits, speaker: Speaker) -> None:
         self._receive = receive
@@ -56,6 +56,7 @@ class Incoming:
         burst = limits.max_burst or max(1, round(2 * (rate or 0)))
         self._bucket = None if rate is None else TokenBucket(rate, burst)
         self._waiting: asyncio.Task[object] | None = None
+        self._cancelling = 0  # what its count was when it began
         self._closed = False
 
     @property
@@ -78,9 +79,10 @@ class Incoming:
             await asyncio.sleep(0)  # who ignores the end must leave others, and its own cancellation, a turn
         else:
             if self._waiting is not None:
-                check_one_receiver(self._waiting, "this connection", "receive in one task, and hand on from there")
+                cure = "receive in one task, and hand on from there"
+                check_one_receiver(self._waiting, self._cancelling, "this connection", cure)
             task = self._waiting = asyncio.current_task()
-            cancelling = task.cancelling() if task is not None else 0
+            cancelling = self._cancelling = task.cancelling() if task is not None else 0
             try:
                 data = await (receive or self._receive)()
             except asyncio.CancelledError:

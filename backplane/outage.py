@@ -9,6 +9,7 @@ from contextvars import copy_context
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
+from backplane.context import task_in
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishError
 from backplane.log_burst import LogBursts
 
@@ -100,8 +101,8 @@ class OutageBuffer:
         self._count += 1
         self._size_bytes += len(payload)
         if self._sender is None:
-            self._sender = asyncio.get_running_loop().create_task(
-                self._send_waiting(), name="backplane-outage-buffer", context=self._context
+            self._sender = task_in(
+                self._context, self._send_waiting(), asyncio.get_running_loop(), name="backplane-outage-buffer"
             )
 
     def _put(self, waiting: deque[tuple[int, bytes]], place: int, payload: bytes) -> None:

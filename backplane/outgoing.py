@@ -27,6 +27,9 @@ __all__ = ["LaneOutgoing", "Outgoing", "Owner", "PlainOutgoing", "SocketGoneErro
 # What waited is joined for the transport up to so many bytes at once: about what makes it pause.
 _JOIN_BYTES: Final = 64 * 1024
 
+# Within this time an event loop that cancels its tasks has ended.
+_LOOP_END_SECONDS: Final = 0.1
+
 _NOTHING: Final[Iterator[Message]] = iter(())
 
 
@@ -180,8 +183,12 @@ class PlainOutgoing(Outgoing):
         self._task = None
         try:
             task.result()
-        except asyncio.CancelledError as error:  # by the end of the event loop, if not by `close`
-            self._fail(SocketGoneError() if task.cancelling() else _cancelled_by_another(error))
+        except asyncio.CancelledError as error:
+            fault = _cancelled_by_another(error)
+            if task.cancelling():  # as all tasks are at the end of the event loop, which is nobody's fault
+                self._loop.call_later(_LOOP_END_SECONDS, self._fail, fault)
+            else:
+                self._fail(fault)
         except Exception as error:
             self._fail(error)
         else:
@@ -195,8 +202,8 @@ class PlainOutgoing(Outgoing):
 
 
 def _cancelled_by_another(error: asyncio.CancelledError) -> RuntimeError:
-    """Return what it is when nobody has cancelled the send itself: it waited for what somebody else has cancelled."""
-    fault = RuntimeError("a send ended by the cancellation of what it waited for")
+    """Return what it is where `close` has not cancelled the send: a fault of who has cancelled it, or its own."""
+    fault = RuntimeError("a send was cancelled, or waited for what was")
     fault.__cause__ = error
     return fault
 

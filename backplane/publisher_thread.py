@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from backplane.affinity import current_process
 from backplane.calls import CallQueue
+from backplane.context import task_in
 from backplane.errors import BrokerUnavailableError, ClosedError
 from backplane.threads import new_waiter, start_thread
 
@@ -194,7 +195,7 @@ class _PublisherThread:
         """Start it, once for all who wait for it; after a failure the next publish tries again."""
         if self._starting is None:
             # In an empty context: what the link does for years is no part of the first caller's trace.
-            starting = asyncio.get_running_loop().create_task(self._publisher.start(), context=Context())
+            starting = task_in(Context(), self._publisher.start(), asyncio.get_running_loop())
             starting.add_done_callback(self._start_ended)
             self._starting = starting
         await asyncio.shield(self._starting)

@@ -30,6 +30,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.responses import Response
 
 from backplane.client_address import address_key
@@ -321,8 +322,11 @@ class _EventStreamResponse(Response):
     async def _answer(self, stream: EventStream, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._join(stream, scope)
-        except BackplaneError as error:
+        except (BackplaneError, WebSocketException) as error:
             return None if stream.is_abandoned else await self._refuse(error, scope, receive, send)
+        except HTTPException:  # of `authorize`: the framework answers it
+            self._running.statistics.streams_refused += 1
+            raise
         if scope["method"] == "HEAD":
             return await self._send_at_once(send, b"")
         statistics = self._running.statistics
@@ -333,13 +337,19 @@ class _EventStreamResponse(Response):
             statistics.streams_closed += 1
 
     async def _join(self, stream: EventStream, scope: Scope) -> None:
-        if self.expires_at is not None and self.expires_at <= time.time():
-            raise PermissionExpiredError("the permission of this client has run out")
+        self._check_permission()
         self._running.admit(stream, self._client_key or address_key(scope))
         for channel in self._channels:
             await stream.join(channel)
+        self._check_permission()  # `authorize` may have taken its time
 
-    async def _refuse(self, error: BackplaneError, scope: Scope, receive: Receive, send: Send) -> None:
+    def _check_permission(self) -> None:
+        if self.expires_at is not None and self.expires_at <= time.time():
+            raise PermissionExpiredError("the permission of this client has run out")
+
+    async def _refuse(
+        self, error: BackplaneError | WebSocketException, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self._running.statistics.streams_refused += 1
         level = logging.WARNING if isinstance(error, BrokerError) else logging.INFO
         self._running.bursts.log(logger, level, "refused an event stream: %s", error)

@@ -58,6 +58,7 @@ class Subscription(Member):
         self._overrun = False
         self._wakeup: asyncio.Future[None] | None = None
         self._consumer: asyncio.Task[object] | None = None  # the one that waits for the next message
+        self._cancelling = 0  # what its count was when it began
         self._has_joined = False
 
     @property
@@ -97,7 +98,7 @@ class Subscription(Member):
     async def __anext__(self) -> Message | Gap:
         self._hub.affinity.check()
         if self._consumer is not None:
-            check_one_receiver(self._consumer, "this subscription", "subscribe once for each")
+            check_one_receiver(self._consumer, self._cancelling, "this subscription", "subscribe once for each")
         while (item := self._outbox.take()) is None:
             if self._overrun:
                 raise SlowConsumerError(
@@ -114,6 +115,7 @@ class Subscription(Member):
 
     async def _woken(self) -> None:
         consumer = self._consumer = asyncio.current_task()
+        self._cancelling = consumer.cancelling() if consumer is not None else 0
         self._wakeup = asyncio.get_running_loop().create_future()
         try:
             await self._wakeup

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from backplane.context import task_in
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextvars import Context
@@ -34,7 +36,10 @@ class Tasks:
         self, work: Coroutine[Any, Any, _ResultT], name: str, *, context: Context | None = None
     ) -> asyncio.Task[_ResultT]:
         """Run `work`, in a copy of the context of who calls unless another one is given."""
-        task = asyncio.create_task(work, name=name, context=context)
+        if context is None:
+            task = asyncio.create_task(work, name=name)
+        else:
+            task = task_in(context, work, asyncio.get_running_loop(), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task

@@ -142,6 +142,21 @@ class Locked:
             await send(message)
 
 
+class Renewed:
+    """With what one send gets for all that need it at the same time, such as a token: the others wait for it."""
+
+    def __init__(self) -> None:
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def __call__(self, send: Send, message: Message) -> None:
+        """Send when it is there."""
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(asyncio.sleep(0.01))
+        await self._renewing
+        self._renewing = None
+        await send(message)
+
+
 KIT: Final[dict[str, Callable[[], Callable[[Send, Message], Awaitable[None]]]]] = {
     "asyncio.timeout": lambda: in_time,
     "asyncio.wait_for": lambda: waited_for,
@@ -154,6 +169,7 @@ KIT: Final[dict[str, Callable[[], Callable[[Send, Message], Awaitable[None]]]]] 
     "ContextVar": lambda: with_variables,
     "session of a task": lambda: with_a_session,
     "locks": Locked,
+    "one for all": Renewed,
 }
 
 

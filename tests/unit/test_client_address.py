@@ -27,7 +27,11 @@ def key(address: object) -> bytes | None:
 
 @pytest.mark.parametrize(
     "scope",
-    [{}, {"client": None}, *({"client": (host, 0)} for host in ("", " ", "unknown", "Unknown", "unix:"))],
+    [
+        {},
+        {"client": None},
+        *({"client": (host, 0)} for host in (None, "", " ", "unknown", "Unknown", "unknown:4711", "unix:", "unix:/a")),
+    ],
     ids=str,
 )
 def test_unknown(scope: dict[str, Any]) -> None:
@@ -45,6 +49,7 @@ def test_unknown(scope: dict[str, Any]) -> None:
         ("2606:4700::1", "[2606:4700:0:0::2]:51234"),
         ("fd00::1", "fd00:0::1"),
         ("testclient", "testclient"),
+        ("_hidden:4711", "_hidden:4712"),
     ],
 )
 def test_one_client(one: str, other: str) -> None:
@@ -58,6 +63,9 @@ def test_one_client(one: str, other: str) -> None:
         ("192.0.2.1", "192.0.2.2"),
         ("::ffff:192.0.2.1", "::ffff:192.0.2.2"),
         ("64:ff9b::192.0.2.1", "64:ff9b::192.0.2.2"),  # a translator from IPv4
+        ("64:ff9b:1::192.0.2.1", "64:ff9b:1::192.0.2.2"),
+        ("::ffff:0:192.0.2.1", "::ffff:0:192.0.2.2"),
+        ("::192.0.2.1", "::192.0.2.2"),
         ("2606:4700:0:1::1", "2606:4700:0:2::1"),
         ("fe80::1%eth0", "fe80::2%eth0"),  # a private network is not one client
         ("fd00::1", "fd00::2"),

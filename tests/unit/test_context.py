@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pytest
 
-from backplane.context import begin, run_in
+from backplane.context import begin, run_in, task_in
 from tests.unit.doubles import let_tasks_run
 
 if TYPE_CHECKING:
@@ -221,6 +221,24 @@ async def callback_at_its_end(trace: Trace) -> None:
     me().add_done_callback(lambda _: trace.append("done"))
 
 
+async def callback_at_its_error(trace: Trace) -> None:
+    """Ask to be notified of the end, and fail at once."""
+    me().add_done_callback(lambda task: trace.append(repr(task.exception())))
+    raise KeyError
+
+
+async def cancels_itself_and_raises(trace: Trace) -> None:
+    """Cancel the own task, and fail at once."""
+    me().add_done_callback(lambda task: trace.append(task.cancelled() or repr(task.exception())))
+    me().cancel()
+    raise KeyError
+
+
+async def stops_an_iteration(_: Trace) -> None:
+    """Fail with what a coroutine cannot raise."""
+    raise StopIteration
+
+
 ALL: Final = (
     returns,
     raises,
@@ -238,6 +256,9 @@ ALL: Final = (
     waits_for_what_is_done,
     variables,
     callback_at_its_end,
+    callback_at_its_error,
+    cancels_itself_and_raises,
+    stops_an_iteration,
 )
 
 
@@ -246,6 +267,7 @@ async def outcome(started: Callable[[], asyncio.Task[None] | None], cancelled_af
     try:
         task = started()
     except (Exception, asyncio.CancelledError) as error:
+        await let_tasks_run()
         return type(error), error.args
     if task is None:
         await let_tasks_run()
@@ -292,6 +314,25 @@ async def test_cancelled_as_any_task(work: Callable[[Trace], Coroutine[Any, Any,
     """A cancellation reaches it, with its words, whether it comes before or after the next pass of the event loop."""
     in_a_task, at_once = await both(work, passes)
     assert at_once == in_a_task
+
+
+async def test_several_wait_for_the_same() -> None:
+    """Several that wait for one future, as for a token that one of them renews, all get its result."""
+    loop = asyncio.get_running_loop()
+    shared: asyncio.Future[str] = loop.create_future()
+    results: list[str] = []
+
+    async def wait() -> None:
+        results.append(await shared)
+
+    tasks = [begin(wait(), copy_context(), loop) for _ in range(3)]
+    cancelled = begin(wait(), copy_context(), loop)
+    assert cancelled is not None
+    tasks.append(asyncio.create_task(wait()))
+    await let_tasks_run(1)
+    shared.set_result("token")
+    await asyncio.gather(*(task for task in (*tasks, cancelled) if task is not None))
+    assert results == ["token"] * 5
 
 
 # --- nothing of one work is seen by the next -----------------------------------------------------------------------
@@ -356,6 +397,26 @@ async def test_nothing_is_left_for_the_next(act: Callable[[list[object]], None])
     assert seen == ["backplane-send", None, 0, False, False]
 
 
+@pytest.mark.parametrize("method", ["cancel", "cancelling"])
+async def test_found_after_its_end(method: str) -> None:
+    """Who finds a task among all tasks once its work is over neither cancels nor holds that of the next work."""
+    loop, context, trace = asyncio.get_running_loop(), copy_context(), Trace()
+    before = asyncio.all_tasks()
+
+    async def next_one() -> None:
+        trace.append(me() in found)
+        await asyncio.sleep(0)
+        trace.append("goes on")
+
+    begin(returns([]), context, loop)
+    found = asyncio.all_tasks() - before
+    for task in found:
+        getattr(task, method)()
+    begin(next_one(), context, loop)
+    await let_tasks_run()
+    assert trace == [False, "goes on"]
+
+
 async def test_one_within_the_other() -> None:
     """What is begun by work that runs has a task of its own, and the caller's task is current again after it."""
     loop = asyncio.get_running_loop()
@@ -383,6 +444,28 @@ async def test_called_from_its_own_context() -> None:
     assert task is not None
     await asyncio.wait_for(task, WAIT_SECONDS)
     assert (trace, context[user]) == (["bob", "carol"], "carol")
+
+
+def task_of_another_age(loop: asyncio.AbstractEventLoop, work: Any) -> asyncio.Task[Any]:
+    """Make a task as factories did before Python 3.11."""
+    return asyncio.Task(work, loop=loop)
+
+
+@pytest.mark.parametrize("name", ["of another age", "eager_task_factory"])
+async def test_factory_of_the_application(name: str) -> None:
+    """A task factory that the application has set, one that takes no Context or is eager, is not asked."""
+    loop, context, trace = asyncio.get_running_loop(), copy_context(), Trace()
+    loop.set_task_factory(getattr(asyncio, name, task_of_another_age))  # Python 3.11 has no eager one
+    try:
+        tasks = [
+            context.run(begin, stays_itself(trace), context, loop),
+            context.run(task_in, context, stays_itself(trace), loop),
+        ]
+    finally:
+        loop.set_task_factory(None)
+    assert trace == []
+    await asyncio.wait_for(asyncio.gather(*(task for task in tasks if task is not None)), WAIT_SECONDS)
+    assert trace == [True] * 4
 
 
 def test_call_from_its_own_context() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -121,6 +122,25 @@ async def test_two_receivers() -> None:
     assert (cancelled.cancelled(), client.incoming.is_waiting) == (True, True)
     client.incoming.close()
     assert await asyncio.wait_for(successor, WAIT_SECONDS) is None
+
+
+async def test_receiver_that_went_on_after_a_cancellation() -> None:
+    """A task that was cancelled before, and went on, is a receiver as any other: a second one raises."""
+    client = Client()
+
+    async def receive_after_all() -> str | bytes | None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return await client.incoming.next()
+
+    first = asyncio.create_task(receive_after_all(), name="first")
+    await let_tasks_run()
+    first.cancel()
+    await let_tasks_run()
+    with pytest.raises(LifecycleError, match="'first' receives"):
+        await asyncio.wait_for(client.incoming.next(), WAIT_SECONDS)
+    client.said.put_nowait("1")
+    assert await asyncio.wait_for(first, WAIT_SECONDS) == "1"
 
 
 # --- limits --------------------------------------------------------------------------------------------------------

@@ -388,7 +388,7 @@ async def test_send_that_waits_for_what_another_has_cancelled(*, waits: bool) ->
 
 
 async def test_send_that_another_cancels() -> None:
-    """A send whose task another cancels than its owner, as at the end of the event loop, is the end, quietly."""
+    """A send whose task another cancels than its owner, a middleware of its own, is a fault, and the end."""
     plain, before = Plain(), tasks()
     plain.client.gate.clear()
     plain.outgoing.offer(batch("1", "2"))
@@ -396,8 +396,24 @@ async def test_send_that_another_cancels() -> None:
     task.cancel()
     await plain.outgoing.sent()
     plain.outgoing.offer(batch("3"))
-    assert [type(told) for told in plain.owner.told] == [SocketGoneError]
+    await soon(lambda: bool(plain.owner.told))
+    plain.outgoing.offer(batch("4"))
+    assert [type(told) for told in plain.owner.told] == [RuntimeError]
     assert (plain.client.begun, len(plain.outbox), plain.outgoing.is_waiting) == (1, 0, False)
+
+
+def test_send_that_the_end_of_the_event_loop_cancels() -> None:
+    """At the end of the event loop, which cancels every task, a send that waits is nobody's fault."""
+
+    async def main() -> Plain:
+        plain = Plain()
+        plain.client.gate.clear()
+        plain.outgoing.offer(batch("1"))
+        await let_tasks_run()
+        return plain
+
+    plain = asyncio.run(main())
+    assert (plain.client.ends, plain.owner.told) == ([asyncio.CancelledError], [])
 
 
 async def test_send_that_sends() -> None:

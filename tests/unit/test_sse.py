@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.background import BackgroundTask
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware.gzip import GZipMiddleware
 
 from backplane import Backplane, BrokerUnavailableError, ConfigurationError, LifecycleError, Settings, SubscribeError
@@ -363,6 +364,47 @@ async def test_refused(
         later = status == 503 and accept == "text/event-stream"
         assert client.status == (200 if later else status)
         assert ("words" in client.text, b"retry-after" in client.headers) == (False, status == 503 and not later)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (HTTPException(402, "pay first"), 402, "pay first"),
+        (WebSocketException(4503, "not you"), 403, "not you"),
+        (WebSocketException(1008), 403, "this channel is not allowed"),
+        (WebSocketException(1013, "later"), 503, "not available, try again later"),
+    ],
+    ids=["HTTPException", "stays away", "without words", "comes back"],
+)
+async def test_refused_in_the_words_of_the_framework(error: Exception, status: int, text: str) -> None:
+    """What `authorize` may raise for a WebSocket it may raise for a stream; both are counted as refused."""
+
+    def refuse(_: object, __: str) -> bool:
+        raise error
+
+    async with Backplane("memory://") as backplane:
+        backplane.authorize(refuse)
+        transport = httpx2.ASGITransport(Site(backplane).app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            answer = await client.get("/events/a")
+        assert (answer.status_code, text in answer.text) == (status, True)
+        assert backplane.statistics()["streams_refused"] == 1
+
+
+async def test_permission_that_runs_out_while_it_joins() -> None:
+    """A permission that runs out while `authorize` is asked is refused before the stream begins."""
+    expires_at = time.time() + 0.05
+
+    async def take_time(_: object, __: str) -> bool:
+        while time.time() < expires_at:
+            await asyncio.sleep(0.01)
+        return True
+
+    async with Backplane("memory://") as backplane:
+        backplane.authorize(take_time)
+        client = Client()
+        await client.gets(stream_of(backplane, "a", expires_at=expires_at))
+        assert (client.status, (await backplane.health()).connections) == (401, 0)
 
 
 async def test_authorize_sees_the_client() -> None:

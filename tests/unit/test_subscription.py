@@ -278,6 +278,25 @@ async def test_consumer_after_a_cancelled_one(at_a_message: bool) -> None:
         subscription.end()
 
 
+async def test_consumer_that_went_on_after_a_cancellation() -> None:
+    """A task that was cancelled before, and went on, is a consumer as any other: a second one raises."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
+
+        async def take_after_all() -> list[str | bytes | Gap]:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            return await take(messages, 1)
+
+        first = asyncio.create_task(take_after_all(), name="first")
+        await let_tasks_run()
+        first.cancel()
+        await let_tasks_run()
+        with pytest.raises(LifecycleError, match="'first' receives"):
+            await asyncio.wait_for(take(messages, 1), WAIT_SECONDS)
+        await backplane.publish("a", "for the first")
+        assert await first == ["for the first"]
+
+
 async def test_leaving_the_block_leaves_the_channel() -> None:
     """Behind the block nothing is heard, and whoever still iterates comes to an end."""
     async with Backplane("memory://") as backplane:
