@@ -120,7 +120,7 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
 # What only reads, what configures, and what the hub, the sender and the timer call, in the event loop.
 SAFE: dict[type, set[str]] = {
     Backplane: {"authorize", "channel", "on_slow", "on_state", "sse", "state", "statistics", "sync", "url"},
-    Connection: {"channels", "context", "id", "is_over", "kind", "lifetime", "token"},
+    Connection: {"channels", "closed_with", "context", "id", "is_over", "kind", "lifetime", "token"},
     Subscription: {"channels", "context", "id", "is_over", "kind", "token"},
     TypedChannel: {"encode", "name"},
 }
