@@ -64,6 +64,7 @@ class RedisBroadcaster(Broadcaster):
         self._replacing: asyncio.Task[None] | None = None
         self._replaced_at = self._compared_at = float("-inf")
         self._warned = False
+        self._looked_for_others = False
         if self._database:
             logger.warning(
                 "%s names database %d, and Redis pub/sub knows no databases: other applications on this server share "
@@ -90,6 +91,7 @@ class RedisBroadcaster(Broadcaster):
         self._sink = sink
         self._publisher = publisher
         self._compared_at = asyncio.get_running_loop().time()
+        await self._look_for_others(publisher)
 
     async def stop(self) -> None:
         """Close both connections; publishes without an answer raise `PublishOutcomeUnknownError`."""
@@ -147,6 +149,22 @@ class RedisBroadcaster(Broadcaster):
         if "valkey_version" in fields:  # it names the Redis it is compatible with too
             return f"Valkey {fields['valkey_version']}"
         return f"Redis {fields.get('redis_version', '(version not granted)')}"
+
+    async def _look_for_others(self, publisher: PublisherLink) -> None:
+        """Warn, once, where others seem to use the server, and nothing keeps their channels apart from ours."""
+        if self.options.prefix or self._looked_for_others:
+            return
+        self._looked_for_others = True
+        try:
+            keyspace = info_lines(await publisher.ask(b"INFO", b"keyspace"))
+        except hiredis.ReplyError:  # not granted
+            return
+        if any(name.startswith("db") for name in keyspace):
+            logger.warning(
+                "%s holds keys, so others seem to use it: what they publish to a channel of the same name reaches your "
+                "clients, and yours theirs. The option prefix keeps them apart: ?prefix=myapp:",
+                self.url,
+            )
 
     def _read_url(self) -> Endpoint:
         """Return where to connect."""

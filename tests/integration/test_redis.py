@@ -323,3 +323,21 @@ async def test_a_certificate_of_the_client_that_is_missing_is_hinted_at(private_
     key = str(Path(certificate).parent / "key.pem")
     async with Backplane(f"{broker.url}&ssl_certfile={certificate}&ssl_keyfile={key}") as backplane:
         await backplane.publish("room", "hello")
+
+
+@pytest.mark.parametrize(("options", "warnings"), [("", 1), ("?prefix=shop:", 0)])
+async def test_a_server_that_others_use_is_warned_of(
+    private_redis: StartRedis, options: str, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Redis with keys in it is shared: without a prefix the first start has one warning, with the cure."""
+    url = private_redis().url
+    async with Backplane(url):  # empty: nobody else is there
+        pass
+    assert "holds keys" not in caplog.text
+    async with foreign_client(url) as other:
+        await other.set("session:1", "alice")
+    backplane = Backplane(url + options)
+    for _ in range(2):
+        async with backplane:
+            pass
+    assert caplog.text.count("holds keys, so others seem to use it") == warnings
