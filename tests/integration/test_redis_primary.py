@@ -62,6 +62,11 @@ async def gap_of(messages: Subscription) -> Gap:
     return item
 
 
+async def nodes_of(*brokers: Broker) -> list[bytes]:
+    """Return what each node of a cluster knows of all."""
+    return [bytes(await command(broker, "CLUSTER", "NODES")) for broker in brokers]
+
+
 async def arrives(backplane: Backplane, messages: Subscription, text: str) -> None:
     """Publish and receive one message, past gaps."""
     await backplane.publish("room", text)
@@ -261,6 +266,9 @@ async def test_a_node_of_a_cluster_may_be_a_replica(private_redis: StartRedis) -
         while (await command(two, "ROLE"))[0] != b"slave":
             with suppress(ResponseError):  # until they have met
                 await command(two, "CLUSTER", "REPLICATE", name)
+            await asyncio.sleep(0.05)
+        # What is published goes from node to node on a link that each makes for itself.
+        while any(b"handshake" in nodes or nodes.count(b" connected") < 2 for nodes in await nodes_of(one, two)):
             await asyncio.sleep(0.05)
     async with (
         MovingService(port_of(one), port_of(two)) as service,
