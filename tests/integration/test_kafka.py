@@ -375,6 +375,8 @@ async def test_records_lost_by_an_unclean_election_are_told_as_a_gap(kafka_clust
     configs = {"unclean.leader.election.enable": "true", "min.insync.replicas": "1"}
     async with _admin(three.url) as admin:
         await _create(admin, NewTopic("fragile", -1, -1, {0: [1, 2]}, topic_configs=configs))
+    for node in (one, two, three):  # each learns of a topic by itself, and any of them may be asked
+        await _until_partition(node, leader=1, in_sync=[1, 2])
     url = f"{three.url}?topic=fragile"
     async with Backplane(url, settings=_QUICK) as backplane, backplane.subscribe("room") as messages:
         await backplane.publish("room", "on both")
