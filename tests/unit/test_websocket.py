@@ -555,6 +555,19 @@ def test_client_disconnects_through_starlette() -> None:
         assert ends == ["ended"]
 
 
+async def after_a_send_that_fails(error: Exception) -> tuple[Client, dict[str, int]]:
+    """Publish to a client whose send raises `error`; return it, and the counts, once its iteration has ended."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        handling = asyncio.create_task(echo(backplane, client, "a"))
+        await client.gets(1)
+        await let_tasks_run()
+        client.errors["websocket.send"] = error
+        await backplane.publish("a", "x")
+        assert await ended(handling) == []
+        return client, backplane.statistics()
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -570,14 +583,7 @@ def test_client_disconnects_through_starlette() -> None:
 )
 async def test_client_gone_while_sending(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     """A send to a client that is gone is an ordinary end, whatever the server raises: the iteration ends, no log."""
-    client = Client()
-    async with Backplane("memory://") as backplane:
-        handling = asyncio.create_task(echo(backplane, client, "a"))
-        await client.gets(1)
-        await let_tasks_run()
-        client.errors["websocket.send"] = error
-        await backplane.publish("a", "x")
-        assert await ended(handling) == []
+    await after_a_send_that_fails(error)
     assert [record.getMessage() for record in caplog.records if record.name != "backplane.supervision"] == []
 
 
@@ -593,15 +599,7 @@ async def test_client_gone_while_sending(error: Exception, caplog: pytest.LogCap
 )
 async def test_fault_while_sending(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     """A send that fails while the client is there is somebody's fault: closed with 1011, one log line, counted."""
-    client = Client()
-    async with Backplane("memory://") as backplane:
-        handling = asyncio.create_task(echo(backplane, client, "a"))
-        await client.gets(1)
-        await let_tasks_run()
-        client.errors["websocket.send"] = error
-        await backplane.publish("a", "x")
-        assert await ended(handling) == []
-        statistics = backplane.statistics()
+    client, statistics = await after_a_send_that_fails(error)
     assert (client.sent_types, client.sent[-1]["code"]) == (["accept", "close"], 1011)
     lines = [record for record in caplog.records if record.name != "backplane.supervision"]
     assert [line.levelname for line in lines] == ["ERROR"]
