@@ -7,7 +7,7 @@ batches, back-off, subscribing again after a reconnect, the delivery probe, gaps
 What every adapter is judged by, beside the promises of each method:
 
 - An answer that cannot be attributed to a channel makes every channel it may concern unconfirmed, or is a gap.
-- Silence is judged by what arrived, not by our own clock: limits run on `backplane.deadline.PatientTimeout`.
+- Silence is judged by what arrived, not by our own clock: use `backplane.concurrency.timeouts.PatientTimeout`.
 - A link that answers is not yet one that leads to the right place: see `Checks`.
 - A position carries the identity of its log, and a hole in a log is a gap.
 - What one message or one name does, no other pays for, and no reconnect pays for again.
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 WireFormat = Literal["header", "plain"]
-"""What a payload on the broker is; `backplane.codec` reads both, whichever it writes.
+"""What a payload on the broker is; `backplane.fanout.codec` reads both, whichever it writes.
 
 - `header`: the data after a short header (docs/wire-format.md).
 - `plain`: the data alone, for subscribers that know no header: workers that still run another library, services in

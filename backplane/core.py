@@ -10,14 +10,12 @@ from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanag
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from backplane.adapter_source import AdapterSource
-from backplane.admission import Admission
-from backplane.affinity import current_process
+from backplane.broker.adapter_source import AdapterSource
 from backplane.channels import validate_channel
-from backplane.codec import encode
-from backplane.conduct import Conduct, check_treatment
-from backplane.connection import Connection
-from backplane.deployment import NO_LIFESPAN, warn_if_isolated, warn_if_nobody_pings, warn_of_default_url
+from backplane.concurrency.affinity import current_process
+from backplane.connection.connection import Connection
+from backplane.connection.limits import Limits
+from backplane.connection.policy import Conduct, check_treatment
 from backplane.errors import (
     ClosedError,
     ConfigurationError,
@@ -26,17 +24,19 @@ from backplane.errors import (
     NotStartedError,
     PayloadTooLargeError,
 )
-from backplane.health import Health
-from backplane.limits import Limits
-from backplane.origins import OriginRule
-from backplane.outbox import FullPolicy, Outbox
-from backplane.publisher_thread import PublisherThreads
-from backplane.running import Running
-from backplane.server_end import drain_at_the_end
+from backplane.fanout.codec import encode
+from backplane.fanout.outbox import FullPolicy, Outbox
+from backplane.fanout.subscription import Subscription
 from backplane.settings import Settings
-from backplane.subscription import Subscription
-from backplane.sync_publisher import WorkerPublisher
-from backplane.typed import TypedChannel
+from backplane.synchronous.publisher import WorkerPublisher
+from backplane.synchronous.publisher_thread import PublisherThreads
+from backplane.typed_channel import TypedChannel
+from backplane.web.handshake import Admission
+from backplane.web.origin import OriginRule
+from backplane.worker.deployment import NO_LIFESPAN, warn_if_isolated, warn_if_nobody_pings, warn_of_default_url
+from backplane.worker.health import Health
+from backplane.worker.runtime import Running
+from backplane.worker.server_shutdown import drain_at_the_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Iterable
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.websockets import WebSocket
 
-    from backplane.affinity import LoopAffinity
     from backplane.broadcaster import Broadcaster
-    from backplane.calls import CallQueue
-    from backplane.conduct import Authorize, OnGap, OnSlow
+    from backplane.broker.supervisor import LinkState, StateChange
+    from backplane.concurrency.affinity import LoopAffinity
+    from backplane.concurrency.call_queue import CallQueue
+    from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.message import Message
-    from backplane.origins import AllowedOrigins
-    from backplane.supervision import LinkState, StateChange
-    from backplane.sync_publisher import SyncPublisher
+    from backplane.synchronous.publisher import SyncPublisher
+    from backplane.web.origin import AllowedOrigins
 
 __all__ = ["Backplane"]
 
@@ -91,12 +91,12 @@ class Backplane:
         limits: How clients are kept alive and what they may do, where `connect` does not say otherwise; see `Limits`
             for each with its default.
         allowed_origins: The pages of which sites may connect: by default those of this host alone. A list such as
-            `["https://shop.example"]` replaces that, `"*"` allows all; see `backplane.origins.AllowedOrigins`.
+            `["https://shop.example"]` replaces that, `"*"` allows all; see `backplane.web.origin.AllowedOrigins`.
         allowed_hosts: The names of this host, without scheme and port, such as `["shop.example", "*.shop.example"]`:
             with the default of `allowed_origins` a page of another name is refused even where that name leads here (DNS
             rebinding). Defaults to any name.
         on_gap: What clients are told when messages may be missing, where `connect` does not say otherwise: `close`
-            (default) ends them with code 4000, "reconnect and reload"; see `backplane.conduct.OnGap`.
+            (default) ends them with code 4000, "reconnect and reload"; see `backplane.connection.policy.OnGap`.
 
     Raises:
         ConfigurationError: The URL, a setting, an origin, a host or another argument is wrong; the message says what is
@@ -183,8 +183,9 @@ class Backplane:
         A function or a coroutine function that returns whether it may, within `authorize_timeout_seconds`. A no raises
         `JoinRefusedError`; before the handshake of a WebSocket, and before an event stream begins, it is an HTTP 403.
         It may raise the framework's `HTTPException` or `WebSocketException` instead, for a status or a code of its own.
-        The client is a `Connection` or an event stream: `backplane.conduct.Client` is what both have. `client.context`
-        is what `connect(context=...)` or `sse(context=...)` was given. Set it before the first client connects.
+        The client is a `Connection` or an event stream: `backplane.connection.policy.Client` is what both have.
+        `client.context` is what `connect(context=...)` or `sse(context=...)` was given.
+        Set it before the first client connects.
 
         Every way on which a client gets to a channel asks. `subscribe` does not: it is the application's own.
         """
@@ -197,7 +198,7 @@ class Backplane:
         return {} if self._running is None else self._running.count().as_dict()
 
     async def health(self) -> Health:
-        """Return how this worker is; works at any time. `backplane.routes.health_routes` serves it over HTTP."""
+        """Return how this worker is; works at any time. `backplane.health_routes.health_routes` serves it over HTTP."""
         running = self._running_here()
         return Health(live=True, ready=False, state="closed") if running is None else running.health()
 
@@ -307,7 +308,7 @@ class Backplane:
     async def lifespan(self, app: object) -> AsyncGenerator[dict[str, Any]]:
         """Run for as long as the application: `FastAPI(lifespan=backplane.lifespan)`; when its server ends, `drain`.
 
-        Puts itself into the lifespan state, where `backplane.lifespan.get_backplane` finds it.
+        Puts itself into the lifespan state, where `backplane.dependencies.get_backplane` finds it.
         """
         await self._start()
         try:
@@ -452,7 +453,7 @@ class Backplane:
             limits: Its limits; defaults to those of the backplane.
             on_gap: What this client is told when messages may be missing; defaults to what the backplane was made with.
             when_full: What happens when the client is too slow; `close` ends it with code 1013.
-            latest_by: With `latest`, what tells the messages of one channel apart; see `backplane.outbox.Rule`.
+            latest_by: With `latest`, what tells the messages of one channel apart; see `backplane.fanout.outbox.Rule`.
             max_outbox_bytes: Bound of what waits for it, in bytes.
             max_outbox_messages: Bound of what waits for it, in messages.
 
@@ -468,7 +469,7 @@ class Backplane:
             NotStartedError: The backplane is not started.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        from backplane.websocket import StarletteSocket  # the core must not need the framework
+        from backplane.web.websocket import StarletteSocket  # the core must not need the framework
 
         running = self._require_running()
         socket = StarletteSocket(websocket)
@@ -531,7 +532,7 @@ class Backplane:
             NotStartedError, ClosedError: The backplane is not running.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        from backplane.sse import event_stream  # the core must not need the framework
+        from backplane.web.sse import event_stream  # the core must not need the framework
 
         if request.scope["type"] != "http":
             raise ConfigurationError("sse() answers an HTTP request; a WebSocket is for connect()")
@@ -558,7 +559,7 @@ class Backplane:
             orders = backplane.channel("orders:{id}", Order)
             await orders.publish(Order(...), id=42)
 
-        See `backplane.typed.TypedChannel`.
+        See `backplane.typed_channel.TypedChannel`.
 
         Raises:
             ConfigurationError: The template or the type cannot be used.

@@ -111,7 +111,7 @@ class Lane(Protocol):
 
     @property
     def deflate_window_bits(self) -> int | None:
-        """Size of the window for compressed frames that connections share (`backplane.frames.compress_frame`).
+        """Size of the window for compressed frames that connections share (`backplane.fanout.frames.compress_frame`).
 
         `None` where permessage-deflate was not negotiated, or without `server_no_context_takeover`: there, frames may
         only be written as they are.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
-from backplane.closing import CloseCode
+from backplane.close_codes import CloseCode
 
 if TYPE_CHECKING:
-    from backplane.outbox import DropReason
+    from backplane.fanout.outbox import DropReason
 
 __all__ = ["Statistics"]
 

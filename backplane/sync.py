@@ -15,15 +15,15 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from backplane.affinity import refuse_in_event_loop
+from backplane.concurrency.affinity import refuse_in_event_loop
 from backplane.core import Backplane
 from backplane.errors import ConfigurationError
-from backplane.publisher_thread import PublisherThreads
 from backplane.settings import Settings
-from backplane.sync_publisher import SyncPublisher, SyncTypedChannel
+from backplane.synchronous.publisher import SyncPublisher, SyncTypedChannel
+from backplane.synchronous.publisher_thread import PublisherThreads
 
 if TYPE_CHECKING:
-    from backplane.connection import Connection
+    from backplane.connection.connection import Connection
 
 __all__ = ["SyncBackplane", "SyncPublisher", "SyncTypedChannel"]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
-from backplane.adapters.ipc.exchange import Exchange
 from backplane.adapters.ipc.folder import open_folder
+from backplane.adapters.ipc.node import Exchange
 from backplane.broadcaster import Broadcaster, Capabilities, Options
 from backplane.errors import BrokerUnavailableError, ConfigurationError, PayloadTooLargeError
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from backplane.adapters.ipc import wire
 
 if TYPE_CHECKING:
-    from backplane.adapters.ipc.exchange import Exchange
     from backplane.adapters.ipc.link import Link
+    from backplane.adapters.ipc.node import Exchange
     from backplane.adapters.ipc.peer import Peer
 
 __all__ = ["AudienceRole", "FeedRole", "StrangerRole"]

@@ -21,7 +21,7 @@ from backplane import (
     SubscribeError,
 )
 from backplane.broadcaster import Describes, Resumes
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.fault_conformance import FaultConformance
 from backplane.testing.harness import (
     Members,

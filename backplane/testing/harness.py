@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backplane import Backplane, Gap, Message, Settings
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.recording import RecordingSink
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from backplane import Subscription
     from backplane.broadcaster import Broadcaster
-    from backplane.hub import Hub
-    from backplane.interest import Interest
-    from backplane.supervision import LinkState, Supervisor
+    from backplane.broker.supervisor import LinkState, Supervisor
+    from backplane.fanout.broker_subscriptions import Interest
+    from backplane.fanout.hub import Hub
     from backplane.testing.proxy import FaultProxy
 
 __all__ = [

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from backplane import Backplane
-from backplane.connection import Connection
-from backplane.outbox import Outbox
+from backplane.connection.connection import Connection
+from backplane.fanout.outbox import Outbox
 from benchmarks.micro.figure import Figure
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _DATA = b"x" * 128
 
 
 class TransportSocket:
-    """The least a `backplane.connection.Socket` can be: one write."""
+    """The least a `backplane.connection.connection.Socket` can be: one write."""
 
     lane = None
     sent = 0

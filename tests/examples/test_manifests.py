@@ -11,12 +11,12 @@ import yaml
 from starlette.testclient import TestClient
 
 from backplane import Settings
-from backplane.drain import spread_seconds
+from backplane.worker.shutdown import spread_seconds
 from tests.examples.site import EXAMPLES
 
 ROOT = EXAMPLES.parent
 
-# backplane.running: how long handlers may take behind the last close.
+# backplane.worker.runtime: how long handlers may take behind the last close.
 HANDLERS_SECONDS = Settings().handler_grace_seconds + 2
 
 

@@ -40,7 +40,7 @@ from backplane import (
     SubscribeError,
 )
 from backplane.broadcaster import Resumes
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.cluster import kafka_partitions
 from tests.brokers.kafka import KafkaConfig, KafkaProcess

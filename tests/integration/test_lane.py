@@ -25,7 +25,7 @@ from websockets.uri import parse_uri
 
 import backplane.server.uvicorn as server_module
 from backplane.errors import LifecycleError
-from backplane.frames import compress_frame, encode_frame
+from backplane.fanout.frames import compress_frame, encode_frame
 from backplane.lane import EXTENSION
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
 from tests.brokers.certificate import self_signed_certificate

@@ -19,7 +19,7 @@ from backplane import (
     Settings,
 )
 from backplane.broadcaster import Checks
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
     from backplane.broadcaster import Sink
-    from backplane.interest import Interest
+    from backplane.fanout.broker_subscriptions import Interest
     from backplane.lane import LaneUser
     from backplane.message import Gap, Message
     from backplane.statistics import Statistics

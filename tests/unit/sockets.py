@@ -1,19 +1,19 @@
-"""Doubles of `backplane.sockets`: a client that reads, says and does what a test says, by ASGI or on a direct lane."""
+"""Doubles of `backplane.connection.socket`: a client that does what a test asks of it, by ASGI or on a direct lane."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from backplane.framework import framework_ending
-from backplane.outgoing import SocketGoneError
+from backplane.connection.sender import SocketGoneError
+from backplane.web.framework_errors import framework_ending
 from tests.unit.doubles import FakeLane, Gate, messages_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
-    from backplane.ending import Ending
-    from backplane.sockets import Bypass
+    from backplane.connection.ending import Ending
+    from backplane.connection.socket import Bypass
 
 __all__ = ["ClientLane", "FakeServerSocket", "FakeSocket"]
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from backplane.broadcaster import Capabilities
+from backplane.broker.supervisor import Supervisor
 from backplane.errors import BrokerUnavailableError
-from backplane.hub import Hub
-from backplane.interest import Interest
+from backplane.fanout.broker_subscriptions import Interest
+from backplane.fanout.hub import Hub
 from backplane.settings import Settings
-from backplane.supervision import Supervisor
 from tests.unit.doubles import ControlledBroadcaster, Gate, RecordingSubscriber
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import pytest
 
     from backplane.broadcaster import Sink
+    from backplane.broker.supervisor import LinkState, StateChange
     from backplane.message import Gap, Message
-    from backplane.supervision import LinkState, StateChange
 
 __all__ = [
     "BRISK_PROBE",

@@ -458,7 +458,7 @@ async def test_drain_spreads_the_closes(monkeypatch: pytest.MonkeyPatch) -> None
 
     async with Backplane("memory://", settings=Settings(drain_seconds=3)) as backplane:
         _, handling = await accepted(backplane, 100)
-        monkeypatch.setattr("backplane.running.random.uniform", uniform)
+        monkeypatch.setattr("backplane.worker.runtime.random.uniform", uniform)
         await asyncio.wait_for(backplane.drain(), WAIT_SECONDS)
         await ends(handling)
     assert bounds == [3] * 100
@@ -481,7 +481,7 @@ async def test_drain_is_bounded_by_a_handler_that_hangs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A handler that does not end with its client does not keep the server from ending."""
-    monkeypatch.setattr("backplane.running._CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("backplane.worker.runtime._CLOSE_SECONDS", 0.05)
     settings = Settings(drain_seconds=0.05, handler_grace_seconds=0.01)
     async with Backplane("memory://", settings=settings) as backplane:
         client, may_end = Client(), asyncio.Event()

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from backplane import Backplane, BrokerUnavailableError, MissingDependencyError
 from backplane.adapters.memory import MemoryBroadcaster
-from backplane.lifespan import get_backplane
+from backplane.dependencies import get_backplane
 from backplane.message import ALL
 from tests.readme_table import table, written_table
 from tests.unit.doubles import let_tasks_run
