@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["Door"]
+__all__ = ["Listener"]
 
 logger = logging.getLogger("backplane.adapters.ipc")
 
@@ -22,7 +22,7 @@ _BACKLOG: Final = 1024
 _PAUSE_SECONDS: Final = 1.0
 
 
-class Door:
+class Listener:
     """Listens on a new socket in `folder` from its construction to `close`.
 
     Args:

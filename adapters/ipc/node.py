@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from backplane.adapters.ipc import wire
 from backplane.adapters.ipc.folder import connect_socket, foreign_peer, is_socket_name, list_sockets, remove_stale
 from backplane.adapters.ipc.link import Link
-from backplane.adapters.ipc.listener import Door
+from backplane.adapters.ipc.listener import Listener
 from backplane.adapters.ipc.peer import Interest, Peer
-from backplane.adapters.ipc.role import AudienceRole, FeedRole, StrangerRole
+from backplane.adapters.ipc.role import PendingConnection, PublisherConnection, SubscriberConnection
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError
 from backplane.log_bursts import LogBursts
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Sink
 
-__all__ = ["Exchange"]
+__all__ = ["IpcNode"]
 
 logger = logging.getLogger("backplane.adapters.ipc")
 
@@ -34,7 +34,7 @@ _RETRY_SECONDS: Final = 1.0
 _GOODBYE_SECONDS: Final = 0.5
 
 
-class Exchange:
+class IpcNode:
     """Holds all that lives between a start and a stop.
 
     Everything but the waits of `open`, `subscribe` and `close` is synchronous, and there is no task.
@@ -67,9 +67,9 @@ class Exchange:
         self._changed = asyncio.Event()
         self._peers: dict[str, Peer] = {}
         self._strangers: set[Link] = set()
-        self._interest = Interest()
+        self._broker_subscriptions = Interest()
         self._published = 0
-        self._door = Door(self._loop, folder, self._meet)
+        self._door = Listener(self._loop, folder, self._meet)
         self._closing = False
 
     @property
@@ -96,7 +96,7 @@ class Exchange:
         """Write to every peer that wants `channel`, then deliver here."""
         key = channel.encode()
         self._published += 1
-        if peers := self._interest.of(key):
+        if peers := self._broker_subscriptions.of(key):
             message = wire.frame(wire.MESSAGE, key, payload)
             for peer in peers:
                 self._send(peer, message)
@@ -209,7 +209,7 @@ class Exchange:
             if (user := foreign_peer(connection)) is not None:
                 self._bursts.log(logger, logging.WARNING, "refused a connection of user %d", user)
                 return connection.close()
-        self._strangers.add(self._link(connection, StrangerRole(self)))
+        self._strangers.add(self._link(connection, PendingConnection(self)))
 
     def stranger_ended(self, link: Link) -> None:
         """Forget a connection that never said whose it was."""
@@ -228,10 +228,10 @@ class Exchange:
         if peer is None:
             peer = self._peers[name] = Peer(name)
         # A peer opens a second connection only after the end of its first, which we have not read yet.
-        self._interest.drop(peer)
+        self._broker_subscriptions.drop(peer)
         peer.audience.close()
         peer.audience.open(link)
-        link.owner = AudienceRole(self, peer)
+        link.owner = SubscriberConnection(self, peer)
         peer.dead = False
         if peer.feed.link is None and peer.retry is None:
             peer.feed.dials = 0
@@ -243,9 +243,9 @@ class Exchange:
             return
         for key, wanted in changes:
             if wanted:
-                self._interest.add(peer, key)
+                self._broker_subscriptions.add(peer, key)
             else:
-                self._interest.remove(peer, key)
+                self._broker_subscriptions.remove(peer, key)
         peer.audience.confirm(self._published)
 
     def make_ready(self, peer: Peer) -> None:
@@ -271,7 +271,7 @@ class Exchange:
 
     def audience_ended(self, peer: Peer, *, complete: bool, valid: bool) -> None:
         """Forget what a peer wanted; it comes again if it is alive."""
-        self._interest.drop(peer)
+        self._broker_subscriptions.drop(peer)
         peer.audience.link = None
         peer.audience.ready = False
         # The word that bytes for us wait may be the one that was cut off.
@@ -296,7 +296,7 @@ class Exchange:
 
     def _cut(self, peer: Peer) -> None:
         logger.warning("cut peer %s, which is more than %d bytes behind", peer.name, self._max_peer_backlog_bytes)
-        self._interest.drop(peer)
+        self._broker_subscriptions.drop(peer)
         peer.audience.end()
         self._changed.set()
 
@@ -317,7 +317,7 @@ class Exchange:
             self._changed.set()
             peer.retry = self._loop.call_later(_RETRY_SECONDS, self._dial, peer)
         else:
-            link = self._link(sock, FeedRole(self, peer))
+            link = self._link(sock, PublisherConnection(self, peer))
             peer.feed.open(link, self._door.name, self.channels, behind=peer.audience.told_behind)
 
     def welcomed(self, peer: Peer) -> None:
@@ -357,13 +357,13 @@ class Exchange:
         missed = self.channels if peer.feed.torn or peer.audience.owes else peer.feed.ledger.missed
         self._report(missed, f"peer {peer.name} died with messages for us")
 
-    def _link(self, connection: socket.socket, role: StrangerRole | FeedRole) -> Link:
+    def _link(self, connection: socket.socket, role: PendingConnection | PublisherConnection) -> Link:
         return Link(self._loop, connection, role, self._max_payload_bytes, self._bursts)
 
     def _forget(self, peer: Peer) -> None:
         if self._peers.get(peer.name) is peer:
             del self._peers[peer.name]
-        self._interest.drop(peer)
+        self._broker_subscriptions.drop(peer)
         peer.feed.close()
         peer.audience.close()
         self._changed.set()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from backplane.broadcaster import Broadcaster
-    from backplane.broker.session import Link
+    from backplane.broker.session import LinkSession
 
 __all__ = ["MAX_MISSED", "DeliveryProbe", "SilentLinkError"]
 
@@ -69,7 +69,7 @@ class DeliveryProbe:
         self.round_trip_seconds: float | None = None
         self.answered_at: float | None = None
 
-    async def watch(self, link: Link) -> None:
+    async def watch(self, link: LinkSession) -> None:
         """Return only where the broker does not allow the probe, or ends the link over it.
 
         Raises:
@@ -106,7 +106,7 @@ class DeliveryProbe:
                 if postponed == _MAX_POSTPONED:
                     raise BrokerUnavailableError(f"the broker takes no delivery probe: {error}") from error
 
-    async def prove(self, link: Link) -> bool:
+    async def prove(self, link: LinkSession) -> bool:
         """Return whether the broker answers anything on a new link; a refusal is an answer too.
 
         Raises:
@@ -128,11 +128,11 @@ class DeliveryProbe:
             level, "no delivery probe, a silent link will go unnoticed: allow channel %s*: %s", RESERVED_PREFIX, reason
         )
 
-    def _carried_at(self, link: Link) -> float:
+    def _carried_at(self, link: LinkSession) -> float:
         """When the quieter direction of the two carried something; who is subscribed to nothing has but one."""
         return min(link.answered_at, link.received_at) if self._wanted else link.answered_at
 
-    async def _quiet(self, link: Link, since: float) -> None:
+    async def _quiet(self, link: LinkSession, since: float) -> None:
         """Wait until a direction has been quiet for an interval."""
         loop = asyncio.get_running_loop()
         while True:
@@ -141,7 +141,7 @@ class DeliveryProbe:
             if self._carried_at(link) <= carried_at:
                 return
 
-    async def _send(self, link: Link) -> None:
+    async def _send(self, link: LinkSession) -> None:
         loop = asyncio.get_running_loop()
         there_and_back = bool(self._wanted)
         if there_and_back and not link.probe_subscribed:

@@ -16,7 +16,7 @@ from backplane.log_bursts import LogBursts
 if TYPE_CHECKING:
     from backplane.broker.supervisor import Supervisor
 
-__all__ = ["OutageBuffer"]
+__all__ = ["PublishBuffer"]
 
 # An adapter that refuses while its link stands must not be asked in a loop without a pause.
 _AGAIN_SECONDS: Final = 0.05
@@ -24,7 +24,7 @@ _AGAIN_SECONDS: Final = 0.05
 logger = logging.getLogger("backplane.broker.publish_buffer")
 
 
-class OutageBuffer:
+class PublishBuffer:
     """Publishes through `supervisor`; keeps what certainly did not go out, and sends it when the link is live again.
 
     Messages of one channel are sent in the order of the calls. A channel that the broker cannot serve for

@@ -8,12 +8,12 @@ from itertools import count
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.broker.probe import SilentLinkError
-from backplane.concurrency.timeouts import Deadlines
+from backplane.concurrency.timeouts import SharedTimeout
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishOutcomeUnknownError
 
 if TYPE_CHECKING:
     from backplane.broadcaster import Broadcaster
-    from backplane.broker.session import Link
+    from backplane.broker.session import LinkSession
     from backplane.broker.supervisor import LinkState
 
 __all__ = ["LinkOwner", "Publisher"]
@@ -31,7 +31,7 @@ class LinkOwner(Protocol):
         ...
 
     @property
-    def link(self) -> Link:
+    def link(self) -> LinkSession:
         """The present link."""
         ...
 
@@ -46,14 +46,14 @@ class Publisher:
     Args:
         broadcaster: The adapter.
         owner: Who owns the link.
-        timeout_seconds: How long one publish waits, for a link and for the broker's answer; see `Deadlines`.
+        timeout_seconds: How long one publish waits, for a link and for the broker's answer; see `SharedTimeout`.
     """
 
     def __init__(self, broadcaster: Broadcaster, owner: LinkOwner, *, timeout_seconds: float) -> None:
         self._broadcaster = broadcaster
         self._owner = owner
         self._seconds = timeout_seconds
-        self._deadlines = Deadlines(timeout_seconds)
+        self._deadlines = SharedTimeout(timeout_seconds)
         self._places = count()
         self._line: list[_Waiting] = []  # a heap
         self._in_flight = 0
@@ -68,7 +68,7 @@ class Publisher:
             PublishOutcomeUnknownError: The broker did not answer in time.
             PublishError: The broker refused it.
         """
-        asked: Link | None = None
+        asked: LinkSession | None = None
         place = next(self._places)
         try:
             with self._deadlines.limit():
@@ -105,7 +105,7 @@ class Publisher:
         """Cancel the timer: publishes under way are limited no more."""
         self._deadlines.close()
 
-    async def _publish_on(self, link: Link, channel: str, payload: bytes) -> None:
+    async def _publish_on(self, link: LinkSession, channel: str, payload: bytes) -> None:
         self._in_flight += 1
         try:
             await self._broadcaster.publish(channel, payload)
@@ -115,7 +115,7 @@ class Publisher:
             if not self._in_flight:
                 self._settled.set()
 
-    def _count_unanswered(self, link: Link) -> None:
+    def _count_unanswered(self, link: LinkSession) -> None:
         """Give up a link whose way out is dead, even while its way in still carries."""
         if not self._broadcaster.capabilities.brokered:  # there is no answer to wait for: we were slow ourselves
             return
@@ -123,7 +123,7 @@ class Publisher:
         if link.unanswered >= _MAX_UNANSWERED:
             link.lost(SilentLinkError(f"the link is silent: {_MAX_UNANSWERED} publishes got no answer"))
 
-    async def _live_link(self, place: int, *, wait: bool) -> Link:
+    async def _live_link(self, place: int, *, wait: bool) -> LinkSession:
         """Wait for a live link, and for the publishes of earlier calls that wait too.
 
         One of them can come back from a link that did not take it after later ones have begun to wait.

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from backplane.fanout.hub import Hub
     from backplane.message import All, Position
 
-__all__ = ["Link"]
+__all__ = ["LinkSession"]
 
 
-class Link:
+class LinkSession:
     """The sink of one generation: what an adapter reports after its time is not heard.
 
     An adapter reports in the event loop; a report from another thread raises `WrongLoopError` there.

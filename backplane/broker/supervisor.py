@@ -12,10 +12,10 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from backplane.broadcaster import Checks, Resumes
+from backplane.broadcaster import SupportsLinkCheck, SupportsResume
 from backplane.broker.probe import MAX_MISSED, DeliveryProbe, SilentLinkError
 from backplane.broker.publisher import Publisher
-from backplane.broker.session import Link
+from backplane.broker.session import LinkSession
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
 from backplane.message import ALL
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine
 
     from backplane.broadcaster import Broadcaster
-    from backplane.fanout.broker_subscriptions import Interest
+    from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.hub import Hub
     from backplane.settings import Settings
 
@@ -85,7 +85,7 @@ class Supervisor:
         self,
         broadcaster: Broadcaster,
         hub: Hub,
-        interest: Interest,
+        broker_subscriptions: BrokerSubscriptions,
         *,
         origin: bytes,
         settings: Settings,
@@ -93,21 +93,24 @@ class Supervisor:
     ) -> None:
         self._broadcaster = broadcaster
         self._hub = hub
-        self._interest = interest
+        self._broker_subscriptions = broker_subscriptions
         self._settings = settings
         self.probe = DeliveryProbe(
-            broadcaster, origin=origin, wanted=interest.wanted, interval_seconds=settings.probe_interval_seconds
+            broadcaster,
+            origin=origin,
+            wanted=broker_subscriptions.wanted,
+            interval_seconds=settings.probe_interval_seconds,
         )
         self._on_state = on_state
         self._changed = asyncio.Event()
-        self.link = Link(hub, self.probe.channel)
-        self._owner: asyncio.Task[None] | None = None
+        self.link = LinkSession(hub, self.probe.channel)
+        self._task: asyncio.Task[None] | None = None
         self._outage = _Outage()
         self._publisher = Publisher(broadcaster, self, timeout_seconds=settings.publish_timeout_seconds)
         self._rebuilding = False
-        interest.on_confirmed = hub.tell_gaps
-        interest.on_refused = hub.refuse
-        interest.on_overdue = hub.doubt
+        broker_subscriptions.on_confirmed = hub.report_gaps
+        broker_subscriptions.on_refused = hub.refuse
+        broker_subscriptions.on_overdue = hub.doubt
         self.state: LinkState = "starting"
         self.generation = 0
         self.max_payload_bytes = broadcaster.capabilities.max_payload_bytes
@@ -130,8 +133,8 @@ class Supervisor:
         except BaseException:
             await self._stop_broadcaster()
             raise
-        self._owner = asyncio.create_task(self._own(failure), name="backplane-supervisor")
-        self._owner.add_done_callback(self._owner_ended)
+        self._task = asyncio.create_task(self._run(failure), name="backplane-supervisor")
+        self._task.add_done_callback(self._task_ended)
 
     async def stop(self) -> None:
         """Close the link and end its owner, behind the publishes in flight. Cancelling it leaves no open link."""
@@ -143,13 +146,13 @@ class Supervisor:
     async def _close(self) -> None:
         self._set_state("closed", "stopped")
         self.link.retired = True
-        self._interest.close()
+        self._broker_subscriptions.close()
         self._publisher.close()
         try:
             # More than once: a cancellation that meets a loss is swallowed by the task group that reports the loss.
-            while self._owner is not None and not self._owner.done():
-                self._owner.cancel()
-                await asyncio.wait([self._owner], timeout=_CANCEL_AGAIN_SECONDS)
+            while self._task is not None and not self._task.done():
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=_CANCEL_AGAIN_SECONDS)
         finally:
             await self._stop_broadcaster()
 
@@ -165,7 +168,7 @@ class Supervisor:
     @property
     def is_alive(self) -> bool:
         """Whether someone looks after the link. If not, only a new process helps."""
-        return self._closed or self._owner is None or not self._owner.done()
+        return self._closed or self._task is None or not self._task.done()
 
     def publish(self, channel: str, payload: bytes, *, wait: bool = True) -> Coroutine[Any, Any, None]:
         """Publish once the link is live; without `wait` only if it is. See `Publisher.publish`."""
@@ -188,7 +191,7 @@ class Supervisor:
                 pause = backoff.next()
                 if not error.retriable or asyncio.get_running_loop().time() + pause >= deadline:
                     raise failure from failure.__cause__
-                self._interest.forget_link(ended=not isinstance(error, SilentLinkError))
+                self._broker_subscriptions.forget_link(ended=not isinstance(error, SilentLinkError))
                 await self._stop_broadcaster()
                 await asyncio.sleep(pause)
 
@@ -201,7 +204,7 @@ class Supervisor:
         return None
 
     async def _open(self, seconds: float) -> None:
-        self.link = Link(self._hub, self.probe.channel)
+        self.link = LinkSession(self._hub, self.probe.channel)
         self.generation += 1
         try:
             async with PatientTimeout(seconds):
@@ -220,16 +223,16 @@ class Supervisor:
 
     async def _connect(self) -> None:
         resumed: Collection[str] = ()
-        if self._rebuilding and isinstance(self._broadcaster, Resumes):
-            resumed = frozenset(self._interest.wanted)
+        if self._rebuilding and isinstance(self._broadcaster, SupportsResume):
+            resumed = frozenset(self._broker_subscriptions.wanted)
             await self._broadcaster.resume(self.link, resumed)
         else:
             await self._broadcaster.start(self.link)
-        if self._interest.needs_proof:
-            self._interest.proved = await self.probe.prove(self.link)
-        await self._interest.subscribe_all(self._broadcaster, resumed)
+        if self._broker_subscriptions.needs_proof:
+            self._broker_subscriptions.proved = await self.probe.prove(self.link)
+        await self._broker_subscriptions.subscribe_all(self._broadcaster, resumed)
 
-    async def _own(self, failure: Exception | None) -> None:
+    async def _run(self, failure: Exception | None) -> None:
         backoff = _Backoff(self._settings.max_backoff_seconds)
         while not self._closed:
             since = asyncio.get_running_loop().time()
@@ -239,11 +242,11 @@ class Supervisor:
                 return
             self._set_state("degraded", str(error))
             self._retire_link(error)
-            if self._was_good(self.link, error, asyncio.get_running_loop().time() - since):
+            if self._was_stable(self.link, error, asyncio.get_running_loop().time() - since):
                 backoff.reset()
             await self._reopen(backoff)
 
-    def _was_good(self, link: Link, error: Exception, seconds: float) -> bool:
+    def _was_stable(self, link: LinkSession, error: Exception, seconds: float) -> bool:
         # A link that never carried anything is no good one, however long it took to find that out.
         proved = link.carried or not isinstance(error, SilentLinkError)
         return proved and seconds > _STABLE_SECONDS
@@ -253,8 +256,8 @@ class Supervisor:
         error: BaseException = BrokerUnavailableError("the link ended")
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._follow())
-                group.create_task(self._tend())
+                group.create_task(self._sync_subscriptions())
+                group.create_task(self._periodic_checks())
                 if self._broadcaster.capabilities.brokered:
                     group.create_task(self.probe.watch(self.link))
                 await self.link.ended
@@ -268,7 +271,7 @@ class Supervisor:
         assert isinstance(error, Exception)
         return error
 
-    async def _follow(self) -> None:
+    async def _sync_subscriptions(self) -> None:
         """Keep the broker in line with what is wanted; a subscription without an answer shows that nothing gets out.
 
         No probe is sent while others' messages come in, and who only listens publishes nothing that could time out.
@@ -277,7 +280,7 @@ class Supervisor:
         seconds = min(2 * settings.probe_interval_seconds, settings.subscribe_timeout_seconds)
         brokered = self._broadcaster.capabilities.brokered
         try:
-            await self._interest.follow(self._broadcaster, answer_seconds=seconds if brokered else None)
+            await self._broker_subscriptions.run(self._broadcaster, answer_seconds=seconds if brokered else None)
         except TimeoutError:
             raise SilentLinkError(f"the link is silent: no answer to a subscription within {seconds:g} s") from None
 
@@ -286,7 +289,7 @@ class Supervisor:
         self.link.retired = True
         resumes = self._broadcaster.capabilities.resumes
         self._hub.open_gap(ALL, f"the link to the broker was lost: {error}", bridged=resumes)
-        self._interest.forget_link(ended=not isinstance(error, SilentLinkError))
+        self._broker_subscriptions.forget_link(ended=not isinstance(error, SilentLinkError))
 
     async def _reopen(self, backoff: _Backoff) -> None:
         while not self._closed:
@@ -302,14 +305,14 @@ class Supervisor:
     async def _stop_broadcaster(self, *, suspend: bool = False) -> None:
         try:
             async with PatientTimeout(_STOP_SECONDS):
-                if suspend and isinstance(self._broadcaster, Resumes):
+                if suspend and isinstance(self._broadcaster, SupportsResume):
                     await self._broadcaster.suspend()
                 else:
                     await self._broadcaster.stop()
         except Exception:  # a third party's adapter; the next start must be tried all the same
             logger.exception("the adapter of %s failed to stop", self._broadcaster.url)
 
-    async def _tend(self) -> None:
+    async def _periodic_checks(self) -> None:
         """Each probe interval: ask again for what was refused, and whether the link still leads to the right place.
 
         A check without an answer counts like a missed probe: it may ask over a connection that no probe uses.
@@ -319,8 +322,8 @@ class Supervisor:
         while True:
             if not missed:
                 await asyncio.sleep(interval)
-            self._interest.retry_refused()
-            if not isinstance(self._broadcaster, Checks):
+            self._broker_subscriptions.retry_refused()
+            if not isinstance(self._broadcaster, SupportsLinkCheck):
                 continue
             try:
                 async with PatientTimeout(interval):
@@ -331,7 +334,7 @@ class Supervisor:
                 if missed == MAX_MISSED:
                     raise SilentLinkError(f"the link is silent: {MAX_MISSED} checks got no answer") from None
 
-    def _owner_ended(self, owner: asyncio.Task[None]) -> None:
+    def _task_ended(self, owner: asyncio.Task[None]) -> None:
         if not owner.cancelled() and (error := owner.exception()) is not None:
             logger.critical("the owner of the link died, nothing will be delivered any more", exc_info=error)
             self._set_state("degraded", f"the owner of the link died: {error!r}")

@@ -10,7 +10,7 @@ from math import ceil
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from backplane.broadcaster import Describes
+from backplane.broadcaster import SupportsDescribe
 from backplane.broker.registry import broadcaster_from_url
 from backplane.channels import validate_channel
 from backplane.core import Backplane
@@ -162,7 +162,7 @@ async def _linked(broadcaster: Broadcaster) -> AsyncGenerator[None]:
 
 
 async def _description(broadcaster: Broadcaster) -> str | None:
-    if not isinstance(broadcaster, Describes):
+    if not isinstance(broadcaster, SupportsDescribe):
         return None
     silent = BrokerError(f"the broker took the link and did not say what it is within {_DESCRIBE_SECONDS:g} s")
     async with _within(_DESCRIBE_SECONDS, silent):

@@ -7,7 +7,8 @@ goes on, every timer is due at once; the answers that arrived meanwhile are not 
 because the question still lay in a buffer of ours. So limits run on a clock that counts only the time in which the
 event loop turned, and one that runs late all the same gives the loop a moment to read what has arrived.
 
-*A queue that moves is not silent* (`Deadlines` only). A limit counts from the last answer to one that began before it.
+*A queue that moves is not silent* (`SharedTimeout` only). A limit counts from the last answer to one that began
+before it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-__all__ = ["Deadlines", "PatientTimeout"]
+__all__ = ["PatientTimeout", "SharedTimeout"]
 
 # How often the clock looks whether the event loop turns, and what one of its steps counts at most.
 _TICK_SECONDS: Final = 0.1
@@ -63,7 +64,7 @@ class PatientTimeout:
         self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
-class Deadlines:
+class SharedTimeout:
     """Makes limits of one length: `with deadlines.limit(): await ...` raises `TimeoutError`, at a fraction of the cost.
 
     A timer for each would cost more than the rest of a publish (4 µs on uvloop). Limits of one length run out in the
@@ -126,7 +127,7 @@ class Deadlines:
 class _Limit:
     __slots__ = ("_cancelling", "_deadlines", "_ran_out", "_task", "ends_at", "is_left", "moved_at")
 
-    def __init__(self, deadlines: Deadlines) -> None:
+    def __init__(self, deadlines: SharedTimeout) -> None:
         self._deadlines = deadlines
         self._ran_out = False
         self.is_left = False

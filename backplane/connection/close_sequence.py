@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from backplane.connection.sender import Outgoing
+    from backplane.connection.sender import Sender
     from backplane.connection.socket import Socket
     from backplane.log_bursts import LogBursts
 
@@ -26,12 +26,12 @@ logger = logging.getLogger("backplane.connection.connection")
 _CLOSE_SECONDS: Final = 1.0
 
 
-async def flush(outgoing: Outgoing, connection_id: str) -> None:
+async def flush(sender: Sender, connection_id: str) -> None:
     """Wait until nothing waits for the client any more, for a second at most; what is published meanwhile goes too."""
     try:
         async with asyncio.timeout(_CLOSE_SECONDS):
-            while outgoing.is_waiting:
-                await outgoing.sent()
+            while sender.is_waiting:
+                await sender.sent()
     except TimeoutError:
         logger.debug("connection %s does not read what waits for it", connection_id)
 
@@ -60,8 +60,8 @@ class CloseSequence:
         "_context",
         "_end",
         "_id",
-        "_outgoing",
         "_retiring",
+        "_sender",
         "_socket",
         "code",
         "reason",
@@ -71,7 +71,7 @@ class CloseSequence:
         self,
         connection_id: str,
         socket: Socket,
-        outgoing: Outgoing,
+        sender: Sender,
         *,
         end: Callable[[int, str], None],
         bursts: LogBursts,
@@ -79,7 +79,7 @@ class CloseSequence:
     ) -> None:
         self._id = connection_id
         self._socket = socket
-        self._outgoing = outgoing
+        self._sender = sender
         self._end = end
         self._bursts = bursts
         self._context = context
@@ -136,7 +136,7 @@ class CloseSequence:
             await asyncio.wait(tasks)
 
     async def _retire(self, code: int, reason: str) -> None:
-        await flush(self._outgoing, self._id)
+        await flush(self._sender, self._id)
         self._retiring = None  # nothing waits any more: `cancel_turn` must not cancel what calls it
         self._end(code, reason)
 

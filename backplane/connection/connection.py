@@ -15,17 +15,17 @@ from backplane.connection.close_sequence import CloseSequence, flush
 from backplane.connection.ending import Ending, ending, reasons
 from backplane.connection.expiry import moment_of
 from backplane.connection.handler import Handler
-from backplane.connection.keepalive import Lifetime
-from backplane.connection.policy import Conduct, SlowConsumer
-from backplane.connection.receiver import Incoming
-from backplane.connection.sender import LaneOutgoing, Outgoing, PlainOutgoing
+from backplane.connection.keepalive import ConnectionTimers
+from backplane.connection.policy import ConnectionPolicy, SlowConsumer
+from backplane.connection.receiver import Receiver
+from backplane.connection.sender import AsgiSender, LaneSender, Sender
 from backplane.connection.tasks import Tasks
 from backplane.connection.validation import parse
 from backplane.errors import BrokerError, ClosedError, InvalidMessageError, LifecycleError
 from backplane.fanout.batch import Batch
-from backplane.fanout.codec import plain
+from backplane.fanout.codec import to_client_data
 from backplane.fanout.outbox import Rule
-from backplane.fanout.subscriber import Member
+from backplane.fanout.subscriber import BaseSubscriber
 from backplane.message import Message
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ _LOOK_SECONDS: Final = 15.0
 _SENDS: Final = 32
 
 
-class Connection(Member):
+class Connection(BaseSubscriber):
     """One client, for as long as `Backplane.connect` is entered.
 
     Iterating yields what the client says, `str` or `bytes`, and ends when either side closed. What is published to its
@@ -71,44 +71,44 @@ class Connection(Member):
     Attributes:
         context: What `connect(context=...)` was given: the application's own, such as the user.
         closed_with: The code and reason of a close that was asked for before the handshake was done.
-        lifetime: Its times; `backplane.connection.keepalive` looks at them.
+        timers: Its times; `backplane.connection.keepalive` looks at them.
     """
 
     __slots__ = (
         "_close_sequence",
-        "_conduct",
         "_handler",
-        "_incoming",
         "_open",
         "_outbox",
-        "_outgoing",
+        "_policy",
+        "_receiver",
+        "_sender",
         "_sends",
         "_socket",
         "_tasks",
         "closed_with",
-        "lifetime",
+        "timers",
     )
 
     def __init__(
-        self, socket: Socket, hub: Hub, outbox: Outbox, conduct: Conduct | None = None, *, context: Any = None
+        self, socket: Socket, hub: Hub, outbox: Outbox, policy: ConnectionPolicy | None = None, *, context: Any = None
     ) -> None:
-        self._conduct = conduct or Conduct()
-        super().__init__(hub, self._conduct, context=context)
+        self._policy = policy or ConnectionPolicy()
+        super().__init__(hub, self._policy, context=context)
         self._socket = socket
         self._outbox = outbox
         lane = socket.lane
-        self._outgoing: Outgoing = (
-            PlainOutgoing(outbox, self, socket.send, self._context)
+        self._sender: Sender = (
+            AsgiSender(outbox, self, socket.send, self._context)
             if lane is None
-            else LaneOutgoing(outbox, self, lane, self._context)
+            else LaneSender(outbox, self, lane, self._context)
         )
         outbox.on_drop = self._dropped
-        self.lifetime = Lifetime(asyncio.get_running_loop().time())
-        limits = self._conduct.limits
+        self.timers = ConnectionTimers(asyncio.get_running_loop().time())
+        limits = self._policy.limits
         if lane is not None and limits.max_message_bytes is not None:
             lane.limit_messages(limits.max_message_bytes)
-        self._incoming = Incoming(socket.receive, limits, self)
-        socket.on_bypass(self._incoming.bypass)
+        self._receiver = Receiver(socket.receive, limits, self)
+        socket.on_bypass(self._receiver.bypass)
         self._open = False
         self.closed_with: tuple[int, str] | None = None
         self._close_sequence: CloseSequence | None = None
@@ -175,15 +175,15 @@ class Connection(Member):
                 end, which goes no further than the `connect` block.
         """
         self._hub.affinity.check()
-        if self._deaf:
+        if self._detached:
             await asyncio.sleep(0)  # who ignores the error must leave others, and its own cancellation, a turn
-        self._check_hears()
-        self.offer(Batch(Message(channel="", data=plain(data))))
-        await self._outgoing.sent()
+        self._check_attached()
+        self.offer(Batch(Message(channel="", data=to_client_data(data))))
+        await self._sender.sent()
         self._sends += 1
         if not self._sends % _SENDS:
             await asyncio.sleep(0)
-        self._check_hears()
+        self._check_attached()
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close with `code`; iteration ends, what still waits is dropped. Closing again changes nothing.
@@ -214,10 +214,10 @@ class Connection(Member):
         """
         self._hub.affinity.check()
         loop, seconds = asyncio.get_running_loop(), moment_of(moment)
-        self.lifetime.expires_at = None if seconds is None else loop.time() + seconds - time.time()
+        self.timers.expires_at = None if seconds is None else loop.time() + seconds - time.time()
         if self._open and not self._ended:
-            self.lifetime.due = self.lifetime.next_due(loop.time(), self._conduct.limits)
-            self._conduct.watch.put(self)
+            self.timers.due = self.timers.next_due(loop.time(), self._policy.limits)
+            self._policy.keepalive.put(self)
 
     def spawn(self, work: Coroutine[Any, Any, _ResultT], *, name: str | None = None) -> asyncio.Task[_ResultT]:
         """Run `work` beside the handler until it is done or the connection ends; then it is cancelled and awaited.
@@ -252,7 +252,7 @@ class Connection(Member):
             LifecycleError: Another task receives.
         """
         self._hub.affinity.check()
-        data = await self._incoming.next()
+        data = await self._receiver.next()
         if model is None or data is None:
             return data
         try:
@@ -293,12 +293,12 @@ class Connection(Member):
 
     def __anext__(self) -> Awaitable[str | bytes]:
         self._hub.affinity.check()
-        return self._incoming.iterate()
+        return self._receiver.iterate()
 
     def offer(self, batch: Batch, /) -> None:
         """Take messages for the client: the hub's side. Does not raise: where it fails the client is closed."""
         try:
-            self._outgoing.offer(batch)
+            self._sender.offer(batch)
         except Exception as error:
             self._failed(error)
 
@@ -306,7 +306,7 @@ class Connection(Member):
         """Learn that messages may be missing: the hub's side."""
         if self._ended or self._is_about_to_end:
             return
-        on_gap = self._conduct.on_gap
+        on_gap = self._policy.on_gap
         if on_gap == "close":
             return self._reload(gap)
         try:
@@ -333,21 +333,21 @@ class Connection(Member):
 
     def client_gone(self) -> None:
         """Nothing can be sent any more; what the client has said before is still there to be received."""
-        self._hear_nothing()
-        self._conduct.watch.remove(self)
+        self._detach()
+        self._policy.keepalive.remove(self)
 
     def handler_entered(self) -> None:
         """The block is about to be entered, by the task that calls."""
-        self._handler = Handler(self._conduct.handler_grace_seconds, self._handler_cancelled)
+        self._handler = Handler(self._policy.handler_grace_seconds, self._handler_cancelled)
 
     def handler_left(self, error: BaseException | None) -> bool:
         """The block is left; return whether `error` is the cancellation of a handler that outlived its connection."""
         handler, self._handler = self._handler, None
         return handler is not None and handler.left(error)
 
-    def client_said(self, now: float, /) -> None:
+    def client_sent(self, now: float, /) -> None:
         """Something came from the client."""
-        self.lifetime.said_at = now
+        self.timers.last_received_at = now
 
     def client_left(self) -> None:
         """Nothing more will come: the end."""
@@ -355,45 +355,45 @@ class Connection(Member):
             return
         lane = self._socket.lane
         if lane is not None and lane.close_code == CloseCode.TOO_BIG:  # refused by the server, for `max_message_bytes`
-            self._conduct.statistics.count_close(CloseCode.TOO_BIG)
+            self._policy.statistics.count_close(CloseCode.TOO_BIG)
         else:
-            self._conduct.statistics.closed_by_client += 1
+            self._policy.statistics.closed_by_client += 1
 
     def limit_reached(self, code: CloseCode, reason: str, /) -> None:
         """The client did more than it may: end it."""
         self._log(logging.INFO, "closing connection %s: %s", self.id, reason)
         self.end(code, reason)
 
-    def look_after(self, now: float, /) -> None:
+    def check_timers(self, now: float, /) -> None:
         """Do what is due: end it at a limit, or ask for a sign."""
-        limits = self._conduct.limits
+        limits = self._policy.limits
         self._notice_end()
-        code = self.lifetime.ended_by(now, limits)
+        code = self.timers.ended_by(now, limits)
         if code is not None:
-            self.lifetime.due = float("inf")
+            self.timers.due = float("inf")
             return self.limit_reached(code, close_reason(code))
         if limits.heartbeat_seconds is not None:
             try:
                 self._heartbeat(now, limits.heartbeat_seconds)
             except Exception as error:  # of the server: the watch must go on, for all others
                 self._failed(error)
-        self.lifetime.due = (
-            float("inf") if self._deaf else min(self.lifetime.next_due(now, limits), now + _LOOK_SECONDS)
+        self.timers.due = (
+            float("inf") if self._detached else min(self.timers.next_due(now, limits), now + _LOOK_SECONDS)
         )
 
     def opened(self) -> None:
         """The handshake is done: what waited since the joins may go, a close too."""
         self._open = True
-        self._conduct.statistics.connections_opened += 1
+        self._policy.statistics.connections_opened += 1
         if self.closed_with is not None:
             return self._begin_close(*self.closed_with)
-        self._outgoing.open()
+        self._sender.open()
         if self._ended:  # its first message found it gone
             return
         now = asyncio.get_running_loop().time()
-        self.lifetime.begin(now, self._conduct.limits)
-        self.lifetime.due = min(self.lifetime.due, now + _FIRST_LOOK_SECONDS)
-        self._conduct.watch.put(self)
+        self.timers.begin(now, self._policy.limits)
+        self.timers.due = min(self.timers.due, now + _FIRST_LOOK_SECONDS)
+        self._policy.keepalive.put(self)
 
     def end(self, code: int, reason: str) -> None:
         """Close without waiting: iteration ends, and the close frame is sent if the client still reads."""
@@ -415,7 +415,7 @@ class Connection(Member):
     def retire_in_turn(self, code: int, reason: str) -> None:
         """Do that when it is this connection's turn: what concerns all clients must not bring all back at once."""
         if not self._ended:
-            self._closing.retire_in(self._conduct.reload_seconds(), code, reason)
+            self._closing.retire_in(self._policy.reload_delay(), code, reason)
 
     def ending(self, error: BaseException | None) -> Ending | None:
         """Return how the client is closed because of `error`, and `None` where it is not notified."""
@@ -441,15 +441,15 @@ class Connection(Member):
             if self._open and code == CloseCode.TRY_AGAIN_LATER:
                 self.retire_in_turn(code, reason)
                 await self._drop_incoming()
-            if self._deaf and not self._ended:  # gone, and nobody received that
+            if self._detached and not self._ended:  # gone, and nobody received that
                 self.client_left()
-            if not self._ended and self._outgoing.is_waiting:
-                await flush(self._outgoing, self.id)
+            if not self._ended and self._sender.is_waiting:
+                await flush(self._sender, self.id)
             if code == CloseCode.NORMAL and self._is_about_to_end:  # its client must still learn why
                 code, reason = self._closing.code, self._closing.reason
             self.end(code, reason)
             await self._closing.finished()
-            await self._outgoing.sent()
+            await self._sender.sent()
         except asyncio.CancelledError:
             await self.abandon()
             raise
@@ -457,7 +457,7 @@ class Connection(Member):
     async def abandon(self) -> None:
         """End at once, without a word to the client: the handler was cancelled."""
         if self._end() and self._open:
-            self._conduct.statistics.closed_cancelled += 1
+            self._policy.statistics.closed_cancelled += 1
         self._closing.abandon()
         await self._end_tasks()
 
@@ -467,9 +467,9 @@ class Connection(Member):
             self._close_sequence = CloseSequence(
                 self.id,
                 self._socket,
-                self._outgoing,
+                self._sender,
                 end=self.end,
-                bursts=self._conduct.bursts,
+                bursts=self._policy.bursts,
                 context=self._context,
             )
         return self._close_sequence
@@ -477,51 +477,51 @@ class Connection(Member):
     @property
     def _own_tasks(self) -> Tasks:
         if self._tasks is None:
-            self._tasks = Tasks(self._task_failed, self._conduct.handler_grace_seconds)
+            self._tasks = Tasks(self._task_failed, self._policy.handler_grace_seconds)
         return self._tasks
 
     @property
     def _is_about_to_end(self) -> bool:
         return self._close_sequence is not None and self._close_sequence.is_pending
 
-    def _hear_nothing(self) -> None:
-        super()._hear_nothing()
+    def _detach(self) -> None:
+        super()._detach()
         if self._handler is not None:
             self._handler.connection_ended()
 
     def _handler_cancelled(self, is_cancelled: bool) -> None:
         if is_cancelled:
-            self._conduct.statistics.cancelled_handlers += 1
+            self._policy.statistics.cancelled_handlers += 1
             words = "the handler of connection %s did not end with it: cancelled after %g s"
-            self._log(logging.INFO, words, self.id, self._conduct.handler_grace_seconds)
+            self._log(logging.INFO, words, self.id, self._policy.handler_grace_seconds)
         else:
             words = "the handler of connection %s did not end with it within %g s, and its server lets no one cancel it"
-            self._log(logging.WARNING, words, self.id, self._conduct.handler_grace_seconds)
+            self._log(logging.WARNING, words, self.id, self._policy.handler_grace_seconds)
 
     def _notice_end(self) -> None:
         """Receive for a handler that does not; on a lane only where the server waits for that, and reads nothing."""
         lane = self._socket.lane
-        if self._deaf or self._handler is None or self._incoming.is_waiting or (lane is not None and lane.reading):
+        if self._detached or self._handler is None or self._receiver.is_waiting or (lane is not None and lane.reading):
             return
-        if (reading := self._socket.read_ahead(self.client_said, self._client_vanished)) is not None:
+        if (reading := self._socket.read_ahead(self.client_sent, self._client_vanished)) is not None:
             self._own_tasks.spawn(reading, f"backplane-read-ahead-{self.id}", context=self._context)
 
     def _client_vanished(self) -> None:
-        self._outgoing.close()
+        self._sender.close()
         self.client_gone()
 
     def _heartbeat(self, now: float, interval: float) -> None:
-        lane, lifetime = self._socket.lane, self.lifetime
-        message = self._conduct.limits.heartbeat_message
+        lane, timers = self._socket.lane, self.timers
+        message = self._policy.limits.heartbeat_message
         if lane is not None:
-            heard, listening = lane.last_heard, lane.reading
+            heard, listening = lane.last_received_at, lane.reading
         else:  # without a handler that receives, nothing a client says is seen
-            heard, listening = lifetime.said_at, message is not None and self._incoming.is_waiting
-        match lifetime.heartbeat(now, interval, heard=heard, listening=listening):
+            heard, listening = timers.last_received_at, message is not None and self._receiver.is_waiting
+        match timers.heartbeat(now, interval, heard=heard, listening=listening):
             case "ask" if lane is not None:
                 lane.ping()
             case "ask":
-                self.offer(Batch(Message(channel="", data=plain(message))))
+                self.offer(Batch(Message(channel="", data=to_client_data(message))))
             case "vanished":
                 self.limit_reached(CloseCode.SILENT, "no answer to heartbeats")
                 if lane is not None:
@@ -532,17 +532,17 @@ class Connection(Member):
                 pass
 
     def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
-        self._conduct.statistics.count_drop(reason)
+        self._policy.statistics.count_drop(reason)
         if reason != "replaced" and not self._outbox.behind:  # once for each stretch
             self._notify_slow(item, reason)
 
     def _notify_slow(self, item: Message | Gap, action: str) -> None:
         waiting = {"waiting_messages": len(self._outbox), "waiting_bytes": self._outbox.size_bytes}
         slow = SlowConsumer(connection=self, channel=item.channel, action=action, **waiting)
-        run_in(self._context, self._conduct.notify_slow, slow)
+        run_in(self._context, self._policy.notify_slow, slow)
 
     def _note_invalid(self, error: InvalidMessageError) -> None:
-        self._conduct.statistics.invalid_messages += 1
+        self._policy.statistics.invalid_messages += 1
         self._log(logging.INFO, "connection %s sent an invalid message: %s", self.id, error.details[0]["type"])
 
     def _end(self) -> bool:
@@ -550,17 +550,17 @@ class Connection(Member):
         if self._ended:
             return False
         self._leave_all()
-        self._outgoing.close()
-        self._conduct.watch.remove(self)
+        self._sender.close()
+        self._policy.keepalive.remove(self)
         if self._close_sequence is not None:
             self._close_sequence.cancel_turn()
-        self._incoming.close()
+        self._receiver.close()
         if self._tasks is not None:
             self._tasks.cancel()
         return True
 
     def _begin_close(self, code: int, reason: str) -> None:
-        statistics = self._conduct.statistics
+        statistics = self._policy.statistics
         if (code, reason) == (CloseCode.TRY_AGAIN_LATER, _TOO_SLOW):
             statistics.closed_slow += 1
         else:
@@ -573,7 +573,7 @@ class Connection(Member):
 
     async def _drop_incoming(self) -> None:
         try:
-            while await self._incoming.next() is not None:
+            while await self._receiver.next() is not None:
                 pass
         except LifecycleError:  # a task that the handler left behind receives still: the close will wake it
             logger.debug("connection %s is received from after the end of its handler", self.id)
@@ -610,9 +610,9 @@ class Connection(Member):
         self._log(level, "closing connection %s: %s", self.id, reasons(error))
 
     def _log(self, level: int, message: str, *args: object, exc_info: BaseException | None = None) -> None:
-        run_in(self._context, partial(self._conduct.bursts.log, logger, level, message, *args, exc_info=exc_info))
+        run_in(self._context, partial(self._policy.bursts.log, logger, level, message, *args, exc_info=exc_info))
 
 
 def _answer(on_gap: Callable[[Gap], object], gap: Gap) -> str | bytes | None:
     answer = on_gap(gap)
-    return None if answer is None else plain(answer)
+    return None if answer is None else to_client_data(answer)

@@ -12,7 +12,7 @@ from backplane.close_codes import CloseCode
 if TYPE_CHECKING:
     from backplane.connection.limits import Limits
 
-__all__ = ["Client", "Lifetime", "Watch"]
+__all__ = ["ConnectionTimers", "KeepaliveScheduler", "TimedConnection"]
 
 # Whatever is due within one of these is looked at together.
 _TICK_SECONDS: Final = 0.25
@@ -20,20 +20,20 @@ _TICK_SECONDS: Final = 0.25
 _SLICE: Final = 500
 
 
-class Client(Protocol):
+class TimedConnection(Protocol):
     """What is watched."""
 
     @property
-    def lifetime(self) -> Lifetime:
+    def timers(self) -> ConnectionTimers:
         """When it must be looked at."""
         ...
 
-    def look_after(self, now: float, /) -> None:
-        """Do what is due, and set `lifetime.due` to the next time."""
+    def check_timers(self, now: float, /) -> None:
+        """Do what is due, and set `timers.due` to the next time."""
         ...
 
 
-class Lifetime:
+class ConnectionTimers:
     """The times of one connection, by the event loop's clock.
 
     Attributes:
@@ -42,14 +42,14 @@ class Lifetime:
         asked_at: When it was last asked for a sign, if that is not answered.
         expires_at: When its permission runs out.
         due: When it must be looked at next.
-        bucket: Where `Watch` keeps it.
+        bucket: Where `KeepaliveScheduler` keeps it.
     """
 
-    __slots__ = ("asked_at", "bucket", "due", "expires_at", "opened_at", "said_at")
+    __slots__ = ("asked_at", "bucket", "due", "expires_at", "last_received_at", "opened_at")
 
     def __init__(self, now: float) -> None:
         self.opened_at = now
-        self.said_at = now
+        self.last_received_at = now
         self.asked_at: float | None = None
         self.expires_at: float | None = None
         self.due = now
@@ -57,7 +57,7 @@ class Lifetime:
 
     def begin(self, now: float, limits: Limits) -> None:
         """The handshake is done: everything counts from here. First heartbeats are spread: clients come together."""
-        self.opened_at = self.said_at = now
+        self.opened_at = self.last_received_at = now
         self.due = self.next_due(now, limits)
         if limits.heartbeat_seconds is not None:
             self.due = min(self.due, now + limits.heartbeat_seconds * random.uniform(0.5, 1))  # noqa: S311
@@ -72,7 +72,7 @@ class Lifetime:
             return CloseCode.EXPIRED
         if limits.max_age_seconds is not None and now >= self.opened_at + limits.max_age_seconds:
             return CloseCode.MAX_AGE
-        if limits.idle_timeout_seconds is not None and now >= self.said_at + limits.idle_timeout_seconds:
+        if limits.idle_timeout_seconds is not None and now >= self.last_received_at + limits.idle_timeout_seconds:
             return CloseCode.IDLE
         return None
 
@@ -99,34 +99,34 @@ class Lifetime:
         if limits.max_age_seconds is not None:
             due = min(due, self.opened_at + limits.max_age_seconds)
         if limits.idle_timeout_seconds is not None:
-            due = min(due, self.said_at + limits.idle_timeout_seconds)
+            due = min(due, self.last_received_at + limits.idle_timeout_seconds)
         if limits.heartbeat_seconds is not None:
             due = min(due, now + limits.heartbeat_seconds)
         return due
 
 
-class Watch:
+class KeepaliveScheduler:
     """Looks after every client when it is due. Holds a timer only while there is a client with something due."""
 
     def __init__(self) -> None:
-        self._buckets: dict[int, dict[Client, None]] = {}
+        self._buckets: dict[int, dict[TimedConnection, None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
 
-    def put(self, client: Client) -> None:
-        """Look after `client` when its `lifetime.due` has come, at most a quarter of a second later."""
+    def put(self, client: TimedConnection) -> None:
+        """Look after `client` when its `timers.due` has come, at most a quarter of a second later."""
         self.remove(client)
-        lifetime = client.lifetime
-        if lifetime.due == math.inf:
+        timers = client.timers
+        if timers.due == math.inf:
             return
-        lifetime.bucket = bucket = math.ceil(lifetime.due / _TICK_SECONDS)
+        timers.bucket = bucket = math.ceil(timers.due / _TICK_SECONDS)
         self._buckets.setdefault(bucket, {})[client] = None
         if self._timer is None or bucket < self._timer_at:
             self._set_timer(bucket)
 
-    def remove(self, client: Client) -> None:
+    def remove(self, client: TimedConnection) -> None:
         """Forget `client`."""
-        bucket, client.lifetime.bucket = client.lifetime.bucket, None
+        bucket, client.timers.bucket = client.timers.bucket, None
         if bucket is not None and (clients := self._buckets.get(bucket)) is not None:
             clients.pop(client, None)
             if not clients:
@@ -147,10 +147,10 @@ class Watch:
         looked_at = 0
         for bucket in sorted(bucket for bucket in self._buckets if bucket * _TICK_SECONDS <= now):
             for client in list(self._buckets.get(bucket, ())):
-                if client.lifetime.bucket != bucket:  # the one before it has ended it
+                if client.timers.bucket != bucket:  # the one before it has ended it
                     continue
                 self.remove(client)
-                client.look_after(now)
+                client.check_timers(now)
                 self.put(client)
                 looked_at += 1
                 if looked_at == _SLICE:

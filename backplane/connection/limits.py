@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from backplane.errors import ConfigurationError, InvalidDataError
-from backplane.fanout.codec import plain
+from backplane.fanout.codec import to_client_data
 from backplane.option_checks import check_number, refuse_unknown_options
 
 __all__ = ["Limits"]
@@ -54,7 +54,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         try:
-            plain(self.heartbeat_message)
+            to_client_data(self.heartbeat_message)
         except InvalidDataError as error:
             raise ConfigurationError(f"heartbeat_message cannot be sent: {error}") from error
         for option in fields(Limits):  # a subclass checks its own

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from backplane.connection.keepalive import Watch
+from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.connection.limits import Limits
 from backplane.errors import AuthorizeTimeoutError, ConfigurationError, JoinRefusedError, TooManyChannelsError
 from backplane.log_bursts import LogBursts
@@ -19,7 +19,7 @@ from backplane.statistics import Statistics
 if TYPE_CHECKING:
     from backplane.connection.connection import Connection
 
-__all__ = ["Authorize", "Client", "Conduct", "OnGap", "OnSlow", "SlowConsumer"]
+__all__ = ["Authorize", "Client", "ConnectionPolicy", "OnGap", "OnSlow", "SlowConsumer"]
 
 logger = logging.getLogger("backplane.connection.policy")
 
@@ -104,7 +104,7 @@ It runs in the task and Context of the one who joins. Where that may be another 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conduct:
+class ConnectionPolicy:
     """How clients are treated; one object for all that are treated alike.
 
     Attributes:
@@ -115,7 +115,7 @@ class Conduct:
         authorize_timeout_seconds: How long `authorize` may take to answer.
         on_slow: Who hears of slow clients.
         reload_seconds: Draws after how long one of many clients is closed, at a gap or because the broker failed.
-        watch: The timer of all connections.
+        keepalive: The timer of all connections.
         statistics: Where what happens is counted.
         bursts: How what can concern many connections at once is logged.
     """
@@ -126,8 +126,8 @@ class Conduct:
     authorize: Authorize | None = None
     authorize_timeout_seconds: float = 5.0
     on_slow: OnSlow | None = None
-    reload_seconds: Callable[[], float] = float
-    watch: Watch = field(default_factory=Watch)
+    reload_delay: Callable[[], float] = float
+    keepalive: KeepaliveScheduler = field(default_factory=KeepaliveScheduler)
     statistics: Statistics = field(default_factory=Statistics)
     bursts: LogBursts = field(default_factory=LogBursts)
 

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
     from backplane.connection.limits import Limits
 
-__all__ = ["Incoming", "Speaker"]
+__all__ = ["Receiver", "ReceiverCallbacks"]
 
 logger = logging.getLogger("backplane.connection.receiver")
 
 
-class Speaker(Protocol):
+class ReceiverCallbacks(Protocol):
     """Whose client speaks."""
 
-    def client_said(self, now: float, /) -> None:
+    def client_sent(self, now: float, /) -> None:
         """Something came, at this time of the event loop's clock."""
 
     def client_left(self) -> None:
@@ -34,7 +34,7 @@ class Speaker(Protocol):
         """The client said more than it may: end it."""
 
 
-class Incoming:
+class Receiver:
     """What a client says, one message after the other.
 
     An idle client costs what is suspended here, so there is one coroutine between the handler and the socket, and no
@@ -48,7 +48,9 @@ class Incoming:
 
     __slots__ = ("_bucket", "_cancelling", "_closed", "_most_bytes", "_receive", "_speaker", "_waiting")
 
-    def __init__(self, receive: Callable[[], Awaitable[str | bytes | None]], limits: Limits, speaker: Speaker) -> None:
+    def __init__(
+        self, receive: Callable[[], Awaitable[str | bytes | None]], limits: Limits, speaker: ReceiverCallbacks
+    ) -> None:
         self._receive = receive
         self._speaker = speaker
         self._most_bytes = limits.max_message_bytes
@@ -125,7 +127,7 @@ class Incoming:
 
     def _check_limits(self, data: str | bytes) -> None:
         now = asyncio.get_running_loop().time()
-        self._speaker.client_said(now)
+        self._speaker.client_sent(now)
         if self._most_bytes is not None and _exceeds(data, self._most_bytes):
             self._speaker.limit_reached(CloseCode.TOO_BIG, f"at most {self._most_bytes} bytes")
         elif self._bucket is not None and not self._bucket.take(now):

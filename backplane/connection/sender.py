@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from backplane.lane import Lane
     from backplane.message import Gap
 
-__all__ = ["LaneOutgoing", "Outgoing", "Owner", "PlainOutgoing", "SocketGoneError"]
+__all__ = ["AsgiSender", "LaneSender", "Sender", "SenderCallbacks", "SocketGoneError"]
 
 # What waited is joined for the transport up to so many bytes at once: about what makes it pause.
 _JOIN_BYTES: Final = 64 * 1024
@@ -37,7 +37,7 @@ class SocketGoneError(Exception):
     """The client is gone. Never leaves this package: a client that went away is an ordinary end."""
 
 
-class Owner(Protocol):
+class SenderCallbacks(Protocol):
     """Who has the client."""
 
     def too_slow(self, item: Message | Gap) -> None:
@@ -50,7 +50,7 @@ class Owner(Protocol):
         """Nothing can be sent any more; what the client said before may still be received."""
 
 
-class Outgoing(ABC):
+class Sender(ABC):
     """One client's outbox, and the way from there to its socket.
 
     Before `open` and while the client does not read, what comes waits in the outbox; after `close` it is dropped.
@@ -58,7 +58,7 @@ class Outgoing(ABC):
 
     __slots__ = ("_closed", "_context", "_outbox", "_owner")
 
-    def __init__(self, outbox: Outbox, owner: Owner, context: Context) -> None:
+    def __init__(self, outbox: Outbox, owner: SenderCallbacks, context: Context) -> None:
         self._outbox = outbox
         self._owner = owner
         self._context = context
@@ -97,7 +97,7 @@ class Outgoing(ABC):
                 return self._owner.too_slow(message)
 
 
-class PlainOutgoing(Outgoing):
+class AsgiSender(Sender):
     """Sends by ASGI, on any server.
 
     A send is begun in the pass of the event loop that brought the message, and is mostly over at once. It runs in the
@@ -109,7 +109,11 @@ class PlainOutgoing(Outgoing):
     __slots__ = ("_direct", "_loop", "_open", "_send", "_sending", "_task")
 
     def __init__(
-        self, outbox: Outbox, owner: Owner, send: Callable[[str | bytes], Coroutine[Any, Any, None]], context: Context
+        self,
+        outbox: Outbox,
+        owner: SenderCallbacks,
+        send: Callable[[str | bytes], Coroutine[Any, Any, None]],
+        context: Context,
     ) -> None:
         super().__init__(outbox, owner, context)
         self._send = send
@@ -208,12 +212,12 @@ def _cancelled_by_another(error: asyncio.CancelledError) -> RuntimeError:
     return fault
 
 
-class LaneOutgoing(Outgoing):
-    """Writes frames to the server's transport, around ASGI; is the `LaneUser` of its lane."""
+class LaneSender(Sender):
+    """Writes frames to the server's transport, around ASGI; is the `LaneWriter` of its lane."""
 
     __slots__ = ("_bits", "_lane", "_nothing_waits", "_write")
 
-    def __init__(self, outbox: Outbox, owner: Owner, lane: Lane, context: Context) -> None:
+    def __init__(self, outbox: Outbox, owner: SenderCallbacks, lane: Lane, context: Context) -> None:
         super().__init__(outbox, owner, context)
         self._lane = lane
         self._bits: int | None = None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Broadcaster
 
-__all__ = ["Interest"]
+__all__ = ["BrokerSubscriptions"]
 
 # Large enough that a round trip does not matter, small enough that handling it does not stall the event loop.
 _BATCH = 500
@@ -36,12 +36,12 @@ _CALM_SECONDS = 5.0
 _CULPRIT = "the link to the broker ended each time this channel was subscribed; it is asked for rarely now"
 
 
-class Interest:
+class BrokerSubscriptions:
     """The wanted channels, and how far the broker has confirmed them.
 
     Args:
         linger_seconds: How long an unwanted channel stays subscribed.
-        timeout_seconds: How long `want` waits for the broker's confirmation.
+        timeout_seconds: How long `acquire` waits for the broker's confirmation.
 
     Attributes:
         proved: The present link has answered something.
@@ -87,7 +87,7 @@ class Interest:
         """The channels the broker has confirmed on the present link."""
         return self._confirmed
 
-    async def want(self, channel: str) -> None:
+    async def acquire(self, channel: str) -> None:
         """Ask for `channel`; returns when the broker has confirmed it. Concurrent calls share one request.
 
         Raises:
@@ -167,9 +167,9 @@ class Interest:
         self._to_unsubscribe = dict.fromkeys(channel for channel in resumed if channel not in self._wanted)
         self._postpone(dict.fromkeys(apart, "the link to the broker ended while it was subscribed"))
         batches = len(self._wanted) // _BATCH + 1
-        await self._apply(broadcaster, spread_seconds=min(_SPREAD_SECONDS, _MOST_SPREAD_SECONDS / batches))
+        await self._apply(broadcaster, stagger_window=min(_SPREAD_SECONDS, _MOST_SPREAD_SECONDS / batches))
 
-    async def follow(self, broadcaster: Broadcaster, *, answer_seconds: float | None = None) -> None:
+    async def run(self, broadcaster: Broadcaster, *, answer_seconds: float | None = None) -> None:
         """Keep the broker in line with the wanted set until cancelled, or until the link fails.
 
         Raises:
@@ -213,7 +213,7 @@ class Interest:
             self._changed.set()
 
     async def _apply(
-        self, broadcaster: Broadcaster, *, spread_seconds: float = 0, answer_seconds: float | None = None
+        self, broadcaster: Broadcaster, *, stagger_window: float = 0, answer_seconds: float | None = None
     ) -> None:
         # A channel stands in one of the two at most, so their order does not matter.
         while self._to_unsubscribe or self._to_subscribe:
@@ -223,8 +223,8 @@ class Interest:
                     await broadcaster.unsubscribe(leaving)
                 if joining := self._next_batch():
                     await self._subscribe(broadcaster, joining)
-            if spread_seconds and self._to_subscribe:
-                await asyncio.sleep(random.uniform(0, spread_seconds))  # noqa: S311  # hides nothing
+            if stagger_window and self._to_subscribe:
+                await asyncio.sleep(random.uniform(0, stagger_window))  # noqa: S311  # hides nothing
 
     def _next_batch(self) -> list[str]:
         """Return what is asked for next; what is set aside comes last, in pieces of its own."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from backplane.broadcaster import WireFormat
     from backplane.message import Position
 
-__all__ = ["decode", "encode", "plain"]
+__all__ = ["decode", "encode", "to_client_data"]
 
 MAGIC = b"\xbfBP"
 VERSION = 1
@@ -84,7 +84,7 @@ def _encode_plain(data: object, excluded: bytes | None) -> bytes:
     return body
 
 
-def plain(data: object) -> str | bytes:
+def to_client_data(data: object) -> str | bytes:
     """Return `data` as a client receives it: `bytes` as binary, `str` as text, anything else as JSON text.
 
     Raises:

@@ -23,7 +23,7 @@ from backplane.message import All, Gap, Message
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from backplane.fanout.broker_subscriptions import Interest
+    from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.message import Position
 
 __all__ = ["Hub", "Subscriber"]
@@ -86,9 +86,9 @@ class Hub:
         last_gap_reason: Why.
     """
 
-    def __init__(self, interest: Interest, bursts: LogBursts | None = None) -> None:
+    def __init__(self, broker_subscriptions: BrokerSubscriptions, bursts: LogBursts | None = None) -> None:
         self.affinity = LoopAffinity()
-        self._interest = interest
+        self._broker_subscriptions = broker_subscriptions
         self._bursts = bursts or LogBursts()
         # How many joins of a subscriber stand or are under way: one that fails must not undo another.
         self._members: dict[str, dict[Subscriber, int]] = {}
@@ -124,7 +124,7 @@ class Hub:
             members = self._members.setdefault(channel, {})
             members[subscriber] = members.get(subscriber, 0) + 1
             try:
-                await self._interest.want(channel)
+                await self._broker_subscriptions.acquire(channel)
             except BaseException:
                 self._take_back(channel, subscriber)
                 raise
@@ -141,7 +141,7 @@ class Hub:
         if not members:
             del self._members[channel]
             self._open_gaps.pop(channel, None)
-            self._interest.release(channel)
+            self._broker_subscriptions.release(channel)
 
     def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
         """Collect one payload from the broker for the end of this pass of the event loop."""
@@ -152,7 +152,7 @@ class Hub:
             self._count_malformed(channel)
             return
         if (gap := self._open_gaps.get(channel)) is not None and not gap.bridged:
-            self.tell_gaps([channel])
+            self.report_gaps([channel])
         self._collect(channel, message)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
@@ -166,7 +166,7 @@ class Hub:
         """
         self.open_gap(channels, reason)
         concerned = list(self._open_gaps) if isinstance(channels, All) else channels
-        self.tell_gaps([channel for channel in concerned if channel in self._interest.confirmed])
+        self.report_gaps([channel for channel in concerned if channel in self._broker_subscriptions.confirmed])
 
     def refuse(self, refused: Mapping[str, str]) -> None:
         """Notify the subscribers of channels that the broker no longer grants, now, and again when it does.
@@ -211,13 +211,13 @@ class Hub:
                 "the broker took away %d subscriptions (times so far: %d): %s", len(channels), self._revocations, reason
             )
         self.open_gap(channels, reason)
-        self._interest.revoke(channels, reason)
+        self._broker_subscriptions.revoke(channels, reason)
 
     def open_gap(self, channels: Collection[str] | All, reason: str, *, bridged: bool = False) -> None:
         """Remember that messages may be missing from here on.
 
-        It is told, once, by `tell_gaps` or before the next message of the channel, whichever comes first: a subscriber
-        that reloads when it is told must be able to rely on hearing everything from then on.
+        It is reported once, by `report_gaps` or before the next message of the channel, whichever comes first: a
+        subscriber that reloads at that moment must receive everything from then on.
 
         Args:
             channels: Where.
@@ -230,10 +230,10 @@ class Hub:
                 if not bridged:
                     gap.reason, gap.bridged = reason, False
             # Whoever still waits for the broker's confirmation has been promised nothing yet.
-            elif channel in self._members and channel in self._interest.confirmed:
+            elif channel in self._members and channel in self._broker_subscriptions.confirmed:
                 self._open_gaps[channel] = _OpenGap(reason, tuple(self._members[channel]), bridged=bridged)
 
-    def tell_gaps(self, channels: Collection[str]) -> None:
+    def report_gaps(self, channels: Collection[str]) -> None:
         """Tell the open gaps of `channels` to those who were there when they opened and still are."""
         if not self._open_gaps:
             return

@@ -13,15 +13,15 @@ from backplane.errors import ClosedError, TooManyChannelsError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from backplane.connection.policy import Conduct
+    from backplane.connection.policy import ConnectionPolicy
     from backplane.fanout.batch import Batch
     from backplane.fanout.hub import Hub
     from backplane.message import Gap
 
-__all__ = ["Member"]
+__all__ = ["BaseSubscriber"]
 
 
-class Member(ABC):
+class BaseSubscriber(ABC):
     """A subscriber of the hub, of any number of channels.
 
     Args:
@@ -34,14 +34,14 @@ class Member(ABC):
         context: The application's own, such as the user.
     """
 
-    __slots__ = ("_channels", "_context", "_deaf", "_ended", "_hub", "_rules", "context", "token")
+    __slots__ = ("_channels", "_context", "_detached", "_ended", "_hub", "_rules", "context", "token")
 
-    def __init__(self, hub: Hub, rules: Conduct | None, *, context: Any = None) -> None:
+    def __init__(self, hub: Hub, rules: ConnectionPolicy | None, *, context: Any = None) -> None:
         self._hub = hub
         self._rules = rules
         self.context = context
         self._channels: dict[str, None] = {}
-        self._deaf = False  # about to end, or at its end: hears nothing any more
+        self._detached = False  # about to end, or at its end: hears nothing any more
         self._ended = False
         self.token = os.urandom(8)
         # Of whoever made it, a handler usually: what runs for it from elsewhere runs in this Context.
@@ -65,7 +65,7 @@ class Member(ABC):
     @property
     def is_over(self) -> bool:
         """Whether it has ended, or is about to: nothing more reaches it."""
-        return self._deaf
+        return self._detached
 
     async def join(self, channel: str) -> None:
         """Receive what is published to `channel`; once this returns no later publish is missed without a gap.
@@ -82,17 +82,17 @@ class Member(ABC):
         """
         self._hub.affinity.check()
         validate_channel(channel)
-        self._check_hears()
+        self._check_attached()
         if self._rules is not None:
             await self._rules.check_join(self, channel)
-            self._check_hears()  # the application may have taken its time
+            self._check_attached()  # the application may have taken its time
         if channel in self._channels:
             return
         warn_if_pattern(channel)
         await self._hub.join(channel, self)
-        if self._deaf:  # since the broker was asked
+        if self._detached:  # since the broker was asked
             self._hub.leave(channel, self)
-            self._check_hears()
+            self._check_attached()
         self._channels[channel] = None
         if self._rules is not None:
             try:
@@ -119,16 +119,16 @@ class Member(ABC):
     def _leave_all(self) -> None:
         """End: nothing is received any more, and nothing can be joined."""
         self._ended = True
-        self._hear_nothing()
+        self._detach()
 
-    def _hear_nothing(self) -> None:
-        self._deaf = True
+    def _detach(self) -> None:
+        self._detached = True
         for channel in self._channels:
             self._hub.leave(channel, self)
         self._channels.clear()
 
-    def _check_hears(self) -> None:
-        if self._deaf:
+    def _check_attached(self) -> None:
+        if self._detached:
             raise ClosedError(f"{self.kind} {self.id} has ended, or is about to")
 
     def _check_not_ended(self) -> None:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from backplane.concurrency.context import run_in
 from backplane.errors import InvalidMessageError, LifecycleError, SlowConsumerError
 from backplane.fanout.single_receiver import check_one_receiver
-from backplane.fanout.subscriber import Member
+from backplane.fanout.subscriber import BaseSubscriber
 from backplane.log_bursts import LogBursts
 from backplane.statistics import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from backplane.connection.policy import Conduct
+    from backplane.connection.policy import ConnectionPolicy
     from backplane.fanout.batch import Batch
     from backplane.fanout.hub import Hub
     from backplane.fanout.outbox import DropReason, Outbox
@@ -27,7 +27,7 @@ __all__ = ["Subscription"]
 logger = logging.getLogger("backplane.fanout.subscription")
 
 
-class Subscription(Member):
+class Subscription(BaseSubscriber):
     """Messages of some channels, in order per channel, with a `Gap` wherever some may be missing.
 
     Iterating ends when the backplane stops. Cancelling the iteration loses nothing. One task iterates at a time; more
@@ -43,7 +43,7 @@ class Subscription(Member):
     def __init__(
         self,
         hub: Hub,
-        rules: Conduct | None,
+        rules: ConnectionPolicy | None,
         outbox: Outbox,
         *,
         context: Any = None,

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from backplane.connection.socket import ServerSocket
     from backplane.web.origin import OriginRule
-    from backplane.worker.runtime import Running
+    from backplane.worker.runtime import Runtime
 
-__all__ = ["Admission"]
+__all__ = ["ConnectionScope"]
 
 logger = logging.getLogger("backplane.web.handshake")
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("backplane.web.handshake")
 _QUICK_SECONDS: Final = 0.5
 
 
-class Admission(AbstractAsyncContextManager[Connection]):
+class ConnectionScope(AbstractAsyncContextManager[Connection]):
     """Joins a client, accepts it, and ends it with the block. Used once.
 
     Some errors of a block are ordinary ends and go no further; `backplane.connection.ending` decides which, and with
@@ -61,14 +61,14 @@ class Admission(AbstractAsyncContextManager[Connection]):
         "_connection",
         "_headers",
         "_origins",
-        "_running",
+        "_runtime",
         "_socket",
         "_subprotocol",
     )
 
     def __init__(
         self,
-        running: Running,
+        runtime: Runtime,
         socket: ServerSocket,
         connection: Connection,
         *,
@@ -79,7 +79,7 @@ class Admission(AbstractAsyncContextManager[Connection]):
         headers: Iterable[tuple[bytes, bytes]] | None,
         after_accept: bool = False,
     ) -> None:
-        self._running = running
+        self._runtime = runtime
         self._socket = socket
         self._connection = connection
         self._origins = origins
@@ -121,12 +121,12 @@ class Admission(AbstractAsyncContextManager[Connection]):
             else:
                 await self._connection.finish(ending.code, error)
         finally:
-            self._running.dismiss(self._connection, self._socket.when_gone)
+            self._runtime.unregister_client(self._connection, self._socket.when_gone)
         return ending is not None and not ending.is_fault
 
     async def _let_in(self) -> None:
         self._check_origin()
-        self._running.admit(self._connection, self._client_key or self._socket.address_key)
+        self._runtime.register_client(self._connection, self._client_key or self._socket.address_key)
         self._check_permission()
         if self._channels:
             await self._join_while_there()
@@ -168,29 +168,29 @@ class Admission(AbstractAsyncContextManager[Connection]):
         refused = refusal(error, self._socket.ending, self._connection.closed_with)
         if refused is None:
             raise error
-        running = self._running
-        running.statistics.connections_refused += 1
+        runtime = self._runtime
+        runtime.statistics.connections_refused += 1
         if isinstance(refused.error, BrokerError | InvalidChannelError):  # of any other there is a line already
-            running.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refused.error)
+            runtime.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refused.error)
         # A page of another site is not the application's: it reads nothing.
-        if self._after_accept and not isinstance(refused.error, OriginRefusedError) and running.begin_farewell():
+        if self._after_accept and not isinstance(refused.error, OriginRefusedError) and runtime.reserve_refusal():
             try:
                 answer = await self._socket.refuse_after_accept(refused, self._subprotocol)
             finally:
-                self._socket.when_gone(running.end_farewell)
+                self._socket.when_gone(runtime.release_refusal)
         else:
             answer = await self._socket.refuse(refused)
         raise error if refused.is_fault else answer
 
     def _check_permission(self) -> None:
-        if self._connection.lifetime.has_expired(asyncio.get_running_loop().time()):
+        if self._connection.timers.has_expired(asyncio.get_running_loop().time()):
             raise PermissionExpiredError("the permission has run out: get a new one")
 
     def _check_origin(self) -> None:
         refusal = self._origins.refusal(self._socket.origin, self._socket.host)
         if refusal is not None:
-            self._running.statistics.refused_origins += 1
-            self._running.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refusal)
+            self._runtime.statistics.refused_origins += 1
+            self._runtime.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refusal)
             raise OriginRefusedError(refusal)
 
 

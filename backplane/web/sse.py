@@ -57,9 +57,9 @@ if TYPE_CHECKING:
     from starlette.types import Message as Event
     from starlette.types import Receive, Scope, Send
 
-    from backplane.connection.policy import Conduct
+    from backplane.connection.policy import ConnectionPolicy
     from backplane.fanout.outbox import Outbox
-    from backplane.worker.runtime import Running
+    from backplane.worker.runtime import Runtime
 
 __all__ = ["EventStream", "event_stream"]
 
@@ -89,8 +89,8 @@ _LATER: Final = frozenset({429, 503})
 
 
 def event_stream(
-    running: Running,
-    rules: Conduct,
+    runtime: Runtime,
+    rules: ConnectionPolicy,
     outbox: Outbox,
     *channels: str,
     context: Any = None,
@@ -104,7 +104,7 @@ def event_stream(
     The client is joined before the headers go: from the moment it sees them it misses nothing.
 
     Args:
-        running: The started backplane.
+        runtime: The started backplane.
         rules: What the client may do: `authorize`, `max_channels`, `max_age_seconds`.
         outbox: What waits for this client, and the policy; where it is `close`, a slow client's stream ends.
         *channels: What the client receives.
@@ -126,7 +126,7 @@ def event_stream(
     check_number("retry_seconds", retry_seconds)
     moment = None if expires_at is None else moment_of(expires_at)
     return _EventStreamResponse(
-        running, rules, outbox, channels, context, client_key, moment, heartbeat_seconds, retry_seconds
+        runtime, rules, outbox, channels, context, client_key, moment, heartbeat_seconds, retry_seconds
     )
 
 
@@ -137,9 +137,9 @@ class EventStream(Subscription):
         is_abandoned: The client is gone.
     """
 
-    def __init__(self, running: Running, rules: Conduct, outbox: Outbox, context: Any) -> None:
+    def __init__(self, runtime: Runtime, rules: ConnectionPolicy, outbox: Outbox, context: Any) -> None:
         super().__init__(
-            running.hub, rules, outbox, context=context, statistics=running.statistics, bursts=running.bursts
+            runtime.hub, rules, outbox, context=context, statistics=runtime.statistics, bursts=runtime.bursts
         )
         self._max_age_seconds = rules.limits.max_age_seconds
         self._deadline: asyncio.Timeout | None = None
@@ -275,8 +275,8 @@ class _EventStreamResponse(Response):
 
     def __init__(
         self,
-        running: Running,
-        rules: Conduct,
+        runtime: Runtime,
+        rules: ConnectionPolicy,
         outbox: Outbox,
         channels: tuple[str, ...],
         context: Any,
@@ -291,7 +291,7 @@ class _EventStreamResponse(Response):
         self.init_headers(_HEADERS)
         self.expires_at = expires_at
         self.heartbeat_seconds = heartbeat_seconds
-        self._running = running
+        self._runtime = runtime
         self._rules = rules
         self._outbox = outbox
         self._channels = channels
@@ -307,15 +307,15 @@ class _EventStreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise LifecycleError("an event stream answers HTTP requests: deny a WebSocket with a plain Response")
-        running = self._running
-        running.affinity.check()
-        stream = EventStream(running, self._rules, self._outbox, self._context)
+        runtime = self._runtime
+        runtime.affinity.check()
+        stream = EventStream(runtime, self._rules, self._outbox, self._context)
         async with stream.while_there(scope, receive):
             try:
                 await self._answer(stream, scope, receive, send)
             finally:  # at once, for the next request may be here already
                 stream.end()
-                running.dismiss(stream, partial(when_gone, scope))
+                runtime.unregister_client(stream, partial(when_gone, scope))
         if self.background is not None:
             await self.background()
 
@@ -325,11 +325,11 @@ class _EventStreamResponse(Response):
         except (BackplaneError, WebSocketException) as error:
             return None if stream.is_abandoned else await self._refuse(error, scope, receive, send)
         except HTTPException:  # of `authorize`: the framework answers it
-            self._running.statistics.streams_refused += 1
+            self._runtime.statistics.streams_refused += 1
             raise
         if scope["method"] == "HEAD":
             return await self._send_at_once(send, b"")
-        statistics = self._running.statistics
+        statistics = self._runtime.statistics
         statistics.streams_opened += 1
         try:
             await stream.send_to(send, self)
@@ -338,7 +338,7 @@ class _EventStreamResponse(Response):
 
     async def _join(self, stream: EventStream, scope: Scope) -> None:
         self._check_permission()
-        self._running.admit(stream, self._client_key or address_key(scope))
+        self._runtime.register_client(stream, self._client_key or address_key(scope))
         for channel in self._channels:
             await stream.join(channel)
         self._check_permission()  # `authorize` may have taken its time
@@ -350,9 +350,9 @@ class _EventStreamResponse(Response):
     async def _refuse(
         self, error: BackplaneError | WebSocketException, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        self._running.statistics.streams_refused += 1
+        self._runtime.statistics.streams_refused += 1
         level = logging.WARNING if isinstance(error, BrokerError) else logging.INFO
-        self._running.bursts.log(logger, level, "refused an event stream: %s", error)
+        self._runtime.bursts.log(logger, level, "refused an event stream: %s", error)
         answer = denial(error)
         if answer.status_code in _LATER and _MEDIA_TYPE in Headers(scope=scope).get("accept", ""):
             return await self._send_at_once(send, b": not available, try again later\n" + self.hint())

@@ -11,11 +11,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from backplane.broker.publish_buffer import OutageBuffer
+from backplane.broker.publish_buffer import PublishBuffer
 from backplane.broker.supervisor import Supervisor
 from backplane.close_codes import CloseCode
 from backplane.concurrency.call_queue import CallQueue
-from backplane.connection.keepalive import Watch
+from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.errors import (
     BrokerUnavailableError,
     ClosedError,
@@ -23,12 +23,12 @@ from backplane.errors import (
     PublishOutcomeUnknownError,
     TooManyConnectionsError,
 )
-from backplane.fanout.broker_subscriptions import Interest
+from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
 from backplane.log_bursts import LogBursts
 from backplane.statistics import Statistics
 from backplane.worker.health import Health
-from backplane.worker.shutdown import spread_seconds
+from backplane.worker.shutdown import stagger_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from backplane.fanout.subscription import Subscription
     from backplane.settings import Settings
 
-__all__ = ["Client", "Running"]
+__all__ = ["LocalClient", "Runtime"]
 
 logger = logging.getLogger("backplane.worker.runtime")
 
@@ -55,14 +55,14 @@ _CURE: Final = (
 
 
 # How many refused clients may have a socket at a time: each reads its close frame and goes, but need not.
-_MAX_FAREWELLS: Final = 256
+_MAX_REFUSALS: Final = 256
 
 
 def _at_once(callback: Callable[[], None]) -> None:
     callback()
 
 
-class Client(Protocol):
+class LocalClient(Protocol):
     """Someone who must be told before the worker ends: a WebSocket, an event stream."""
 
     def retire(self, code: int, reason: str) -> None:
@@ -72,14 +72,14 @@ class Client(Protocol):
         """End now."""
 
 
-class Running:
+class Runtime:
     """The parts, put together, and everything local that receives.
 
     Attributes:
         affinity: The event loop in which all of it lives.
         calls: What other threads publish, on its way into that event loop.
         origin: Random bytes that name this process on the broker.
-        watch: The timer of all connections.
+        keepalive: The timer of all connections.
         statistics: Where what happens is counted; `count` returns it with what others count.
         bursts: How what can concern many clients at once is logged.
         draining: No new client is taken.
@@ -91,29 +91,29 @@ class Running:
     ) -> None:
         self.settings = settings
         self.origin = os.urandom(8)
-        self.interest = Interest(
+        self.broker_subscriptions = BrokerSubscriptions(
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
         self.bursts = LogBursts()
-        self.hub = Hub(self.interest, self.bursts)
+        self.hub = Hub(self.broker_subscriptions, self.bursts)
         self.affinity = self.hub.affinity
         self.calls = CallQueue()
         self.calls.open()
         self.supervisor = Supervisor(
-            broadcaster, self.hub, self.interest, origin=self.origin, settings=settings, on_state=on_state
+            broadcaster, self.hub, self.broker_subscriptions, origin=self.origin, settings=settings, on_state=on_state
         )
         self.subscriptions: dict[Subscription, None] = {}
-        self.watch = Watch()
+        self.keepalive = KeepaliveScheduler()
         self.statistics = Statistics()
         self.draining = False
         self.drained = False
-        self._connections: dict[Client, str | bytes | None] = {}
+        self._connections: dict[LocalClient, str | bytes | None] = {}
         self._ended = 0  # clients whose handler has ended, and whose transport is still there
-        self._farewells = 0
+        self._refusals = 0
         self._by_client: Counter[str | bytes] = Counter()
         self._warned_of_unknown = False
         self._emptied = asyncio.Event()
-        self._buffer = OutageBuffer(
+        self._buffer = PublishBuffer(
             self.supervisor,
             max_bytes=settings.max_buffer_bytes,
             max_messages=settings.max_buffer_messages,
@@ -121,7 +121,7 @@ class Running:
         )
 
     @property
-    def connections(self) -> Collection[Client]:
+    def connections(self) -> Collection[LocalClient]:
         """The clients of this worker: WebSockets and event streams."""
         return self._connections.keys()
 
@@ -145,7 +145,7 @@ class Running:
             raise
         statistics.published += 1
 
-    def admit(self, connection: Client, client_key: str | bytes | None) -> None:
+    def register_client(self, connection: LocalClient, client_key: str | bytes | None) -> None:
         """Take a client.
 
         Args:
@@ -173,7 +173,9 @@ class Running:
         if client_key is not None:
             self._by_client[client_key] += 1
 
-    def dismiss(self, connection: Client, when_gone: Callable[[Callable[[], None]], None] = _at_once) -> None:
+    def unregister_client(
+        self, connection: LocalClient, when_gone: Callable[[Callable[[], None]], None] = _at_once
+    ) -> None:
         """Forget a client whose handler has ended; it counts until its transport is gone.
 
         Args:
@@ -186,29 +188,29 @@ class Running:
         if not self._connections:
             self._emptied.set()
 
-    def begin_farewell(self) -> bool:
+    def reserve_refusal(self) -> bool:
         """Take a place for a client that is refused after it was accepted; `False` where there is none.
 
         Such clients are beside those of `max_connections`, and never more than these, or than 256.
         """
         most = self.settings.max_connections
-        if self._farewells >= (_MAX_FAREWELLS if most is None else min(most, _MAX_FAREWELLS)):
+        if self._refusals >= (_MAX_REFUSALS if most is None else min(most, _MAX_REFUSALS)):
             return False
-        self._farewells += 1
+        self._refusals += 1
         return True
 
-    def end_farewell(self) -> None:
+    def release_refusal(self) -> None:
         """Give that place back: its transport is gone."""
-        self._farewells -= 1
+        self._refusals -= 1
 
     def _one_too_many(self, words: str, hint: str = "") -> TooManyConnectionsError:
         self.statistics.refused_connections += 1
         self.bursts.log(logger, logging.WARNING, "refused a client: %s", words + hint)
         return TooManyConnectionsError(words)
 
-    def reload_seconds(self) -> float:
+    def reload_delay(self) -> float:
         """Draw after how long one of many clients is closed that an outage concerns alike."""
-        return random.uniform(0, spread_seconds(len(self._connections), self.settings.drain_seconds))  # noqa: S311
+        return random.uniform(0, stagger_window(len(self._connections), self.settings.drain_seconds))  # noqa: S311
 
     async def drain(self, *, hurried: bool = False) -> None:
         """Take no new client, and close those that are there with code 1012, spread over `drain_seconds`.
@@ -221,7 +223,7 @@ class Running:
         self.draining = True
         loop = asyncio.get_running_loop()
         most_seconds = self.settings.drain_seconds
-        seconds = spread_seconds(
+        seconds = stagger_window(
             len(self._connections), min(most_seconds, _HURRIED_DRAIN_SECONDS) if hurried else most_seconds
         )
         logger.info("draining: closing %d connections over %.1f s", len(self._connections), seconds)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     _Handler = Callable[[int, None], object]
 
-__all__ = ["draining_on_signals", "spread_seconds"]
+__all__ = ["draining_on_signals", "stagger_window"]
 
 logger = logging.getLogger("backplane.worker.shutdown")
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("backplane.worker.shutdown")
 _FULL_SPREAD: Final = 100
 
 
-def spread_seconds(sockets: int, most_seconds: float) -> float:
+def stagger_window(sockets: int, most_seconds: float) -> float:
     """Return over how long to close so many sockets."""
     return most_seconds * min(1.0, sockets / _FULL_SPREAD)
 

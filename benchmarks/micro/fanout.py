@@ -116,7 +116,7 @@ async def _open(count: int) -> tuple[list[TransportSocket], list[socket.socket]]
 
 
 async def _join(backplane: Backplane, own: TransportSocket) -> None:
-    running = backplane._running  # pyright: ignore[reportPrivateUsage]
+    running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
     assert running is not None
     connection = Connection(own, running.hub, Outbox(max_bytes=1_000_000, max_messages=1_000))
     await connection.join("room")

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 from backplane import Backplane, BrokerError, BrokerUnavailableError, Gap, Message, Settings
 from backplane.adapters.redis import broadcaster as adapter
 from backplane.adapters.redis import connect as redis_connect
-from backplane.broadcaster import Checks
+from backplane.broadcaster import SupportsLinkCheck
 from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import RecordingSink
 from tests.brokers.process import free_port
@@ -216,7 +216,7 @@ async def test_a_name_with_another_address_of_the_same_server_costs_nothing(
 
         monkeypatch.setattr(redis_connect, "_resolve", resolve)
         broadcaster = broadcaster_from_url("redis://name.example")
-        assert isinstance(broadcaster, Checks)
+        assert isinstance(broadcaster, SupportsLinkCheck)
         await broadcaster.start(sink)
         await broadcaster.subscribe(["room"])
         for port in (int(other.url.rpartition(":")[2]), free_port()):

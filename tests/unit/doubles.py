@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
     from backplane.broadcaster import Sink
-    from backplane.fanout.broker_subscriptions import Interest
-    from backplane.lane import LaneUser
+    from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+    from backplane.lane import LaneWriter
     from backplane.message import Gap, Message
     from backplane.statistics import Statistics
 
@@ -75,7 +75,7 @@ class FakeLane:
         self.pings = 0
         self.aborted = False
         self.closed = False
-        self.last_heard = 0.0
+        self.last_received_at = 0.0
         self.reading = True
         self.buffered_bytes = 0
         self.deflate_window_bits: int | None = None
@@ -84,7 +84,7 @@ class FakeLane:
         self.writable = True
         self.ended = False
         self.on_write: Callable[[bytes], object] | None = None
-        self._user: LaneUser | None = None
+        self._user: LaneWriter | None = None
 
     @property
     def written(self) -> list[str | bytes]:
@@ -104,7 +104,7 @@ class FakeLane:
             if self.takes <= 0:
                 self.pause()
 
-    def attach(self, user: LaneUser, /) -> None:
+    def attach(self, user: LaneWriter, /) -> None:
         """Take the user."""
         assert self._user is None, "the lane has a user"
         if self.ended:
@@ -285,15 +285,17 @@ class RecordingSubscriber:
 
 
 @asynccontextmanager
-async def following(interest: Interest, broadcaster: Broadcaster) -> AsyncGenerator[asyncio.Task[None]]:
-    """Run `interest.follow`, and close `interest` behind it, as the supervisor does."""
-    task = asyncio.create_task(interest.follow(broadcaster))
+async def following(
+    broker_subscriptions: BrokerSubscriptions, broadcaster: Broadcaster
+) -> AsyncGenerator[asyncio.Task[None]]:
+    """Run `broker_subscriptions.follow`, and close `broker_subscriptions` behind it, as the supervisor does."""
+    task = asyncio.create_task(broker_subscriptions.run(broadcaster))
     try:
         yield task
     finally:
         task.cancel()
         await asyncio.wait([task])
-        interest.close()
+        broker_subscriptions.close()
 
 
 async def let_tasks_run(passes: int = 10) -> None:

@@ -93,7 +93,7 @@ class FakeSocket:
         self.closing = 0
         self.error: Exception | None = None
         self.close_error: Exception | None = None
-        self.incoming: asyncio.Queue[str | bytes | Exception | None] = asyncio.Queue()
+        self.receiver: asyncio.Queue[str | bytes | Exception | None] = asyncio.Queue()
         self.reading_ahead = 0
         self._changed = asyncio.Event()
 
@@ -112,8 +112,8 @@ class FakeSocket:
         return isinstance(error, SocketGoneError)
 
     async def receive(self) -> str | bytes | None:
-        """Return what the test put into `incoming`."""
-        said = await self.incoming.get()
+        """Return what the test put into `receiver`."""
+        said = await self.receiver.get()
         if isinstance(said, Exception):
             raise said
         return said
@@ -129,8 +129,8 @@ class FakeSocket:
         return None if self.reading_ahead > 1 else self._read_ahead(on_message, on_end)
 
     async def _read_ahead(self, on_message: Callable[[float], None], on_end: Callable[[], None]) -> None:
-        if await self.incoming.get() is None:
-            self.incoming.put_nowait(None)
+        if await self.receiver.get() is None:
+            self.receiver.put_nowait(None)
             on_end()
         else:
             on_message(asyncio.get_running_loop().time())

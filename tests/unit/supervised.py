@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from backplane.broadcaster import Capabilities
 from backplane.broker.supervisor import Supervisor
 from backplane.errors import BrokerUnavailableError
-from backplane.fanout.broker_subscriptions import Interest
+from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
 from backplane.settings import Settings
 from tests.unit.doubles import ControlledBroadcaster, Gate, RecordingSubscriber
@@ -189,7 +189,7 @@ class World:
     """A supervisor with all that hangs on it."""
 
     adapter: Adapter
-    interest: Interest
+    broker_subscriptions: BrokerSubscriptions
     hub: Hub
     supervisor: Supervisor
 
@@ -228,10 +228,15 @@ def world(
 ) -> World:
     """Return a supervisor that is not started."""
     adapter = adapter or Adapter()
-    interest = Interest(linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds)
-    hub = Hub(interest)
+    broker_subscriptions = BrokerSubscriptions(
+        linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
+    )
+    hub = Hub(broker_subscriptions)
     return World(
-        adapter, interest, hub, Supervisor(adapter, hub, interest, origin=ORIGIN, settings=settings, on_state=on_state)
+        adapter,
+        broker_subscriptions,
+        hub,
+        Supervisor(adapter, hub, broker_subscriptions, origin=ORIGIN, settings=settings, on_state=on_state),
     )
 
 
@@ -251,7 +256,7 @@ async def supervised(
         async with asyncio.timeout(WAIT_SECONDS):
             await made.supervisor.stop()
     finally:
-        made.interest.close()
+        made.broker_subscriptions.close()
         made.hub.close()
         await end_tasks(asyncio.all_tasks() - before)
 

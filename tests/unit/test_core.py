@@ -62,13 +62,13 @@ class Client:
     """
 
     def __init__(self) -> None:
-        self.incoming: asyncio.Queue[Event] = asyncio.Queue()
-        self.incoming.put_nowait({"type": "websocket.connect"})
+        self.receiver: asyncio.Queue[Event] = asyncio.Queue()
+        self.receiver.put_nowait({"type": "websocket.connect"})
         self.sent: asyncio.Queue[Event] = asyncio.Queue()
         self.accept_gate = Gate()
         self.accepting = asyncio.Event()
         scope: dict[str, Any] = {"type": "websocket", "path": "/", "headers": [], "extensions": {}}
-        self.websocket = WebSocket(scope, self.incoming.get, self._send)
+        self.websocket = WebSocket(scope, self.receiver.get, self._send)
 
     async def hears(self) -> str | int:
         """Return the next text, or the code of the close."""
@@ -647,7 +647,7 @@ async def test_connections_are_counted() -> None:
     async with Backplane("memory://", settings=BRIEF) as backplane:
         clients, handling = await accepted(backplane, 5)
         for client in clients[:2]:
-            client.incoming.put_nowait({"type": "websocket.disconnect", "code": 1001})
+            client.receiver.put_nowait({"type": "websocket.disconnect", "code": 1001})
         await ends(handling[:2])
         handling[2].cancel()
         await asyncio.wait([handling[2]])
@@ -663,7 +663,7 @@ async def test_connections_are_counted() -> None:
 async def test_health_counts_gaps() -> None:
     """A gap that was told is counted once per channel, with its time and its reason."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a", "b") as messages:
-        backplane._require_running().hub.gap(["a", "b"], "overrun")  # pyright: ignore[reportPrivateUsage]
+        backplane._require_runtime().hub.gap(["a", "b"], "overrun")  # pyright: ignore[reportPrivateUsage]
         assert [type(await anext(messages)) for _ in range(2)] == [Gap, Gap]
         health = await backplane.health()
         assert (health.gaps, health.last_gap_reason) == (2, "overrun")

@@ -140,7 +140,7 @@ async def test_traceback_of_the_first_alone(lines: Lines) -> None:
         bursts.log(logger, logging.ERROR, "failed", exc_info=KeyError("a fault"))
     bursts.flush()
     assert [bool(record.exc_info) for record in lines.records] == [True, False]
-    assert lines.records[0].filename == "test_log_burst.py"
+    assert lines.records[0].filename == "test_log_bursts.py"
 
 
 async def test_level_that_is_off(lines: Lines) -> None:

@@ -273,7 +273,7 @@ async def test_gap_and_end() -> None:
     async with backplane, numbers.subscribe() as messages:
         await numbers.publish(1)
         assert await take(messages) == [1]
-        running = backplane._running  # pyright: ignore[reportPrivateUsage]
+        running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
         assert running is not None
         running.hub.gap(["n"], "overrun")
         await numbers.publish(2)

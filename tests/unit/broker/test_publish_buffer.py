@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane.broker.publish_buffer import OutageBuffer
+from backplane.broker.publish_buffer import PublishBuffer
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.log_bursts import LogBursts
 from tests.unit.doubles import Gate, let_tasks_run
@@ -27,15 +27,15 @@ pytestmark = pytest.mark.anyio
 @asynccontextmanager
 async def buffered(
     *, max_bytes: int = 1024, max_messages: int = 100, bursts: LogBursts | None = None
-) -> AsyncGenerator[tuple[World, OutageBuffer]]:
+) -> AsyncGenerator[tuple[World, PublishBuffer]]:
     """Run a buffer over a supervisor; nothing of it is left behind."""
     async with supervised() as made:
-        buffer = OutageBuffer(made.supervisor, max_bytes=max_bytes, max_messages=max_messages, bursts=bursts)
+        buffer = PublishBuffer(made.supervisor, max_bytes=max_bytes, max_messages=max_messages, bursts=bursts)
         yield made, buffer
         await asyncio.wait_for(buffer.stop(WAIT_SECONDS), WAIT_SECONDS)
 
 
-async def publish(buffer: OutageBuffer, *payloads: bytes) -> None:
+async def publish(buffer: PublishBuffer, *payloads: bytes) -> None:
     """Publish one behind the other."""
     for payload in payloads:
         await asyncio.wait_for(buffer.publish("a", payload), WAIT_SECONDS)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane.broker.session import Link
+from backplane.broker.session import LinkSession
 from backplane.errors import BrokerUnavailableError
-from backplane.fanout.broker_subscriptions import Interest
+from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
 from backplane.message import ALL, Gap
 from tests.unit.doubles import let_tasks_run
@@ -85,7 +85,7 @@ async def test_late_report_after_stop_is_not_heard(report: Callable[[Sink], None
 
 async def test_loss_is_known_before_its_owner_acts() -> None:
     """Who looks at a link that was lost a moment ago sees that it is over, and a second loss changes nothing."""
-    link = Link(Hub(Interest(linger_seconds=1, timeout_seconds=1)), PROBE_CHANNEL)
+    link = LinkSession(Hub(BrokerSubscriptions(linger_seconds=1, timeout_seconds=1)), PROBE_CHANNEL)
     assert (link.is_over, link.carried) == (False, False)
     link.lost(BrokerUnavailableError("first"))
     link.lost(BrokerUnavailableError("second"))
@@ -98,7 +98,7 @@ async def test_gap_before_the_confirmation_waits_for_it() -> None:
     """A gap found while resuming is told once the channels are confirmed, a later one at once."""
     async with supervised(Adapter()) as made:
         listener = await made.listener("a")
-        link = Link(made.hub, PROBE_CHANNEL)
+        link = LinkSession(made.hub, PROBE_CHANNEL)
         link.gap(["a"], "early")
         assert listener.heard == []
         link.confirm()
@@ -111,7 +111,7 @@ async def test_messages_after_an_early_gap_stay_after_it() -> None:
     """What is received between a gap found while resuming and the confirmation is delivered after that gap."""
     async with supervised(Adapter()) as made:
         listener = await made.listener("a")
-        link = Link(made.hub, PROBE_CHANNEL)
+        link = LinkSession(made.hub, PROBE_CHANNEL)
         link.gap(["a"], "early")
         link.deliver("a", b"first")
         link.deliver("a", b"second")
@@ -123,8 +123,8 @@ async def test_messages_after_an_early_gap_stay_after_it() -> None:
 
 async def test_probe_is_carried_and_never_reaches_the_hub() -> None:
     """The echo settles who waits for it, once; a second one is no error, and one that nobody awaits neither."""
-    hub = Hub(Interest(linger_seconds=1, timeout_seconds=1))
-    link = Link(hub, PROBE_CHANNEL)
+    hub = Hub(BrokerSubscriptions(linger_seconds=1, timeout_seconds=1))
+    link = LinkSession(hub, PROBE_CHANNEL)
     link.deliver(PROBE_CHANNEL, b"")
     link.echo = asyncio.get_running_loop().create_future()
     link.deliver(PROBE_CHANNEL, b"")

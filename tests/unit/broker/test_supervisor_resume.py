@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane.broadcaster import Resumes
+from backplane.broadcaster import SupportsResume
 from backplane.errors import BrokerUnavailableError
 from backplane.message import ALL, Gap
 from tests.unit.supervised import Adapter, supervised, world
@@ -59,7 +59,7 @@ class ResumingAdapter(Adapter):
 async def test_a_lost_link_is_suspended_and_resumed() -> None:
     """A loss leads through suspend and resume, with the channels that are wanted; the life ends with stop."""
     adapter = ResumingAdapter()
-    assert isinstance(adapter, Resumes)
+    assert isinstance(adapter, SupportsResume)
     async with supervised(adapter) as made:
         await made.listener("a", "b")
         await made.recover()
@@ -128,7 +128,7 @@ async def test_a_channel_that_is_refused_on_a_resumed_link_is_told() -> None:
         refused = Gap(channel="a", reason="the broker refused the channel: not yours")
         assert await listener.hears(2) == ["missed", refused]
         del adapter.refusals["a"]
-        made.interest.retry_refused()
+        made.broker_subscriptions.retry_refused()
         assert await listener.hears(3) == ["missed", refused, refused]
 
 
@@ -148,8 +148,8 @@ async def test_a_gap_on_a_channel_in_doubt_is_told_when_it_is_confirmed() -> Non
 async def test_a_channel_given_up_while_resuming_is_dropped() -> None:
     """Who leaves between the call and its return leaves nothing subscribed."""
     made = world(ResumingAdapter())
-    made.interest.close()
-    await made.interest.subscribe_all(made.adapter, {"left"})
+    made.broker_subscriptions.close()
+    await made.broker_subscriptions.subscribe_all(made.adapter, {"left"})
     assert made.adapter.calls == [("unsubscribe", ("left",))]
 
 

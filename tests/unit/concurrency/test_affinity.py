@@ -54,7 +54,7 @@ class World:
 async def world() -> AsyncGenerator[World]:
     """A backplane that runs in the event loop of the test."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a") as subscription:
-        running = backplane._running  # pyright: ignore[reportPrivateUsage]
+        running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
         assert running is not None
         outbox = Outbox(max_bytes=1024, max_messages=16, when_full="close")
         connection = Connection(FakeSocket(), running.hub, outbox)
@@ -120,13 +120,13 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
 # What only reads, what configures, and what the hub, the sender and the timer call, in the event loop.
 SAFE: dict[type, set[str]] = {
     Backplane: {"authorize", "channel", "on_slow", "on_state", "sse", "state", "statistics", "sync", "url"},
-    Connection: {"channels", "closed_with", "context", "id", "is_over", "kind", "lifetime", "token"},
+    Connection: {"channels", "closed_with", "context", "id", "is_over", "kind", "timers", "token"},
     Subscription: {"channels", "context", "id", "is_over", "kind", "token"},
     TypedChannel: {"encode", "name"},
 }
 INTERNAL = {
-    *("abandon", "client_gone", "client_left", "client_said", "end", "ending", "finish", "gap", "handler_entered"),
-    *("handler_left", "limit_reached", "look_after", "note_invalid", "offer", "opened", "retire", "retire_in_turn"),
+    *("abandon", "client_gone", "client_left", "client_sent", "end", "ending", "finish", "gap", "handler_entered"),
+    *("handler_left", "limit_reached", "check_timers", "note_invalid", "offer", "opened", "retire", "retire_in_turn"),
     *("send_failed", "too_slow"),
 }
 
@@ -265,7 +265,7 @@ async def test_reading_from_a_thread(world: World) -> None:
 
 async def test_an_adapter_that_reports_from_a_thread(world: World) -> None:
     """A report from a foreign thread raises in that thread, instead of a fan-out that never runs."""
-    running = world.backplane._running  # pyright: ignore[reportPrivateUsage]
+    running = world.backplane._runtime  # pyright: ignore[reportPrivateUsage]
     assert running is not None
     sink: Any = running.supervisor.link  # pyright: ignore[reportPrivateUsage]
     for report in (

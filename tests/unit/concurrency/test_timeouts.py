@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backplane.concurrency.timeouts import Deadlines, PatientTimeout
+from backplane.concurrency.timeouts import PatientTimeout, SharedTimeout
 from tests.unit.doubles import let_tasks_run
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ Limit = Callable[[], AbstractAsyncContextManager[object]]
 
 
 @asynccontextmanager
-async def limited(deadlines: Deadlines) -> AsyncGenerator[None]:
+async def limited(deadlines: SharedTimeout) -> AsyncGenerator[None]:
     """Enter a limit as `asyncio.timeout` is entered."""
     with deadlines.limit():
         yield
 
 
-@pytest.fixture(params=["Deadlines", "PatientTimeout", "asyncio.timeout"])
+@pytest.fixture(params=["SharedTimeout", "PatientTimeout", "asyncio.timeout"])
 async def limit(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
     """Make limits of some milliseconds, by the one way and by the other: what holds for one holds for both."""
     if request.param == "asyncio.timeout":
@@ -42,7 +42,7 @@ async def limit(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
     if request.param == "PatientTimeout":
         yield lambda: PatientTimeout(SOON)
         return
-    deadlines = Deadlines(SOON)
+    deadlines = SharedTimeout(SOON)
     yield lambda: limited(deadlines)
     deadlines.close()
 
@@ -69,9 +69,9 @@ class Timers:
         return sum(not handle.cancelled() for handle in self.handles)
 
 
-def with_timers(seconds: float) -> tuple[Deadlines, Timers]:
+def with_timers(seconds: float) -> tuple[SharedTimeout, Timers]:
     """Return limits of so many seconds, and their timers."""
-    deadlines, timers = Deadlines(seconds), Timers()
+    deadlines, timers = SharedTimeout(seconds), Timers()
     deadlines._timer._loop = timers  # type: ignore[assignment]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     return deadlines, timers
 
@@ -198,7 +198,7 @@ async def test_nested_outer_first(limit: Limit) -> None:
 
 async def test_inner_is_shorter() -> None:
     """An inner limit that runs out alone is a `TimeoutError` inside the outer one, which goes on."""
-    outer, inner = Deadlines(NEVER), Deadlines(SOON)
+    outer, inner = SharedTimeout(NEVER), SharedTimeout(SOON)
     with outer.limit():
         with pytest.raises(TimeoutError), inner.limit():
             await never()
@@ -209,7 +209,7 @@ async def test_inner_is_shorter() -> None:
 
 async def test_task_that_was_being_cancelled_before() -> None:
     """A limit entered while a cancellation is under way, as in a cleanup, still raises its own `TimeoutError`."""
-    deadlines = Deadlines(SOON)
+    deadlines = SharedTimeout(SOON)
 
     async def block() -> str:
         try:
@@ -243,7 +243,7 @@ async def test_thousands_run_out_with_one_timer() -> None:
 
 async def test_order_of_the_ends() -> None:
     """Limits run out in the order in which they began, those that were left early skipped."""
-    deadlines = Deadlines(SOON)
+    deadlines = SharedTimeout(SOON)
     ended: list[int] = []
     gates = [asyncio.Event() for _ in range(10)]
 
@@ -288,7 +288,7 @@ async def test_no_timer_before_the_first_and_after_the_close() -> None:
 
 async def test_closed_limits_run_no_more() -> None:
     """A limit that is entered at the close waits for as long as its block does."""
-    deadlines, other = Deadlines(SOON), Deadlines(3 * SOON)
+    deadlines, other = SharedTimeout(SOON), SharedTimeout(3 * SOON)
 
     async def block() -> str:
         with deadlines.limit():
@@ -308,7 +308,7 @@ def test_outside_of_a_task() -> None:
     caught: list[BaseException] = []
 
     async def run() -> None:
-        deadlines = Deadlines(NEVER)
+        deadlines = SharedTimeout(NEVER)
         done = asyncio.Event()
 
         def enter() -> None:
@@ -332,13 +332,13 @@ def test_outside_of_a_task() -> None:
 PAUSE_SECONDS = 0.5
 
 
-@pytest.fixture(params=["Deadlines", "PatientTimeout"])
+@pytest.fixture(params=["SharedTimeout", "PatientTimeout"])
 async def patient(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
     """Make limits of some milliseconds that a pause of the process does not use up."""
     if request.param == "PatientTimeout":
         yield lambda: PatientTimeout(SOON)
         return
-    deadlines = Deadlines(SOON)
+    deadlines = SharedTimeout(SOON)
     yield lambda: limited(deadlines)
     deadlines.close()
 
@@ -378,7 +378,7 @@ async def test_answer_that_is_only_asked_for_after_a_pause_is_in_time(patient: L
 
 async def test_limit_goes_on_after_a_pause() -> None:
     """A limit that had most of its time left at the pause has it left afterwards."""
-    deadlines = Deadlines(PAUSE_SECONDS)
+    deadlines = SharedTimeout(PAUSE_SECONDS)
     begun = time.monotonic()
     asyncio.get_running_loop().call_soon(time.sleep, 2 * PAUSE_SECONDS)
     with pytest.raises(TimeoutError), deadlines.limit():
@@ -414,7 +414,7 @@ async def test_event_loop_that_is_always_slow_does_not_lift_the_limit(patient: L
 
 async def test_clock_stops_with_its_last_user() -> None:
     """Nothing ticks on where no limit is entered."""
-    deadlines = Deadlines(NEVER)
+    deadlines = SharedTimeout(NEVER)
     with deadlines.limit():
         async with PatientTimeout(NEVER):
             await asyncio.sleep(0)
@@ -428,7 +428,7 @@ async def test_clock_stops_with_its_last_user() -> None:
 LENGTH_SECONDS = 0.3
 
 
-async def entered(deadlines: Deadlines, answer: asyncio.Event) -> None:
+async def entered(deadlines: SharedTimeout, answer: asyncio.Event) -> None:
     """Wait for an answer within a limit."""
     with deadlines.limit():
         await answer.wait()
@@ -436,7 +436,7 @@ async def entered(deadlines: Deadlines, answer: asyncio.Event) -> None:
 
 async def test_queue_that_moves_does_not_run_out() -> None:
     """A limit counts from the last answer to one that began before it: a long queue is worked off, however long."""
-    deadlines = Deadlines(LENGTH_SECONDS)
+    deadlines = SharedTimeout(LENGTH_SECONDS)
     answers = [asyncio.Event() for _ in range(6)]
     tasks = [asyncio.create_task(entered(deadlines, answer)) for answer in answers]
     for answer in answers:
@@ -448,7 +448,7 @@ async def test_queue_that_moves_does_not_run_out() -> None:
 
 async def test_burst_that_fills_one_pass_of_the_event_loop_does_not_run_out() -> None:
     """The time in which the event loop was kept busy by beginning more limits is no time that an answer had."""
-    deadlines = Deadlines(LENGTH_SECONDS)
+    deadlines = SharedTimeout(LENGTH_SECONDS)
     answer = asyncio.Event()
 
     async def begin() -> None:
@@ -465,7 +465,7 @@ async def test_burst_that_fills_one_pass_of_the_event_loop_does_not_run_out() ->
 
 async def test_queue_that_stops_runs_out() -> None:
     """Once the answers cease everything that waits runs out, one length after the last of them."""
-    deadlines = Deadlines(LENGTH_SECONDS)
+    deadlines = SharedTimeout(LENGTH_SECONDS)
     answers = [asyncio.Event() for _ in range(6)]
     tasks = [asyncio.create_task(entered(deadlines, answer)) for answer in answers]
     await asyncio.sleep(LENGTH_SECONDS / 2)
@@ -478,7 +478,7 @@ async def test_queue_that_stops_runs_out() -> None:
 
 async def test_answers_to_later_ones_do_not_keep_a_stuck_one() -> None:
     """One that gets no answer runs out in its time, though those that began after it are answered without end."""
-    deadlines = Deadlines(LENGTH_SECONDS)
+    deadlines = SharedTimeout(LENGTH_SECONDS)
     stuck = asyncio.create_task(entered(deadlines, asyncio.Event()))
     begun = time.monotonic()
     while not stuck.done():
@@ -494,7 +494,7 @@ async def test_answers_to_later_ones_do_not_keep_a_stuck_one() -> None:
 
 async def test_who_gives_up_does_not_keep_the_others() -> None:
     """A cancelled wait is no answer: those that began after it run out in their own time."""
-    deadlines = Deadlines(LENGTH_SECONDS)
+    deadlines = SharedTimeout(LENGTH_SECONDS)
     given_up, waiting = (asyncio.create_task(entered(deadlines, asyncio.Event())) for _ in range(2))
     await asyncio.sleep(LENGTH_SECONDS / 2)
     given_up.cancel()

@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from backplane.connection.connection import Connection
 from backplane.connection.limits import Limits
-from backplane.connection.policy import Conduct, SlowConsumer
+from backplane.connection.policy import ConnectionPolicy, SlowConsumer
 from backplane.connection.sender import SocketGoneError
 from backplane.errors import (
     BrokerUnavailableError,
@@ -28,7 +28,7 @@ from backplane.errors import (
     PublishOutcomeUnknownError,
     TooManyChannelsError,
 )
-from backplane.fanout.broker_subscriptions import Interest
+from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
 from backplane.fanout.outbox import FullPolicy, Outbox
 from backplane.message import ALL, Gap
@@ -52,8 +52,8 @@ class World:
         self.lane = lane
         self._connections: list[Connection] = []
         self.broker = ControlledBroadcaster()
-        self.interest = Interest(linger_seconds=60, timeout_seconds=60)
-        self.hub = Hub(self.interest)
+        self.broker_subscriptions = BrokerSubscriptions(linger_seconds=60, timeout_seconds=60)
+        self.hub = Hub(self.broker_subscriptions)
 
     def connection(
         self,
@@ -63,15 +63,15 @@ class World:
         when_full: FullPolicy = "close",
         max_messages: int = 1024,
         on_gap: OnGap = "close",
-        reload_seconds: float = 0.0,
-        conduct: Conduct | None = None,
+        reload_delay: float = 0.0,
+        policy: ConnectionPolicy | None = None,
         context: object = None,
     ) -> tuple[Connection, FakeSocket]:
         """Return a connection and its socket."""
         socket = socket or FakeSocket(lane=self.lane)
         outbox = Outbox(max_bytes=1024 * 1024, max_messages=max_messages, when_full=when_full)
-        conduct = conduct or Conduct(on_gap=on_gap, reload_seconds=lambda: reload_seconds)
-        connection = Connection(socket, self.hub, outbox, conduct, context=context)
+        policy = policy or ConnectionPolicy(on_gap=on_gap, reload_delay=lambda: reload_delay)
+        connection = Connection(socket, self.hub, outbox, policy, context=context)
         self._connections.append(connection)
         if opened:
             connection.opened()
@@ -94,7 +94,7 @@ class World:
 async def hub_of(*, lane: bool) -> AsyncGenerator[World]:
     """Run a hub whose broker is up; what a test leaves open is ended behind it."""
     made = World(lane=lane)
-    async with following(made.interest, made.broker):
+    async with following(made.broker_subscriptions, made.broker):
         yield made
         await made.end()
 
@@ -201,9 +201,9 @@ async def test_nothing_is_sent_before_the_handshake(world: World) -> None:
 RELOAD = (4000, "messages may have been missed: reload")
 
 
-def what_happened(conduct: Conduct) -> dict[str, int]:
+def what_happened(policy: ConnectionPolicy) -> dict[str, int]:
     """Return what was counted beside the handshakes."""
-    happened = counted(conduct.statistics)
+    happened = counted(policy.statistics)
     happened.pop("connections_opened", None)
     return happened
 
@@ -261,7 +261,7 @@ async def test_gap_does_not_wait_for_a_client_that_reads_nothing(world: World, m
 
 async def test_gap_closes_when_it_is_this_clients_turn(world: World) -> None:
     """Until its turn a client receives what is published, is received, can join, and costs no task."""
-    connection, socket = world.connection(reload_seconds=60)
+    connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
     async with no_new_task():
         world.hub.gap(ALL, "overrun")
@@ -273,7 +273,7 @@ async def test_gap_closes_when_it_is_this_clients_turn(world: World) -> None:
         world.deliver("b", "3")
         await let_tasks_run()
     assert (socket.closing, socket.sent, list(world.hub.channels)) == (0, ["1", "2", "3"], ["b"])
-    socket.incoming.put_nowait("hello")
+    socket.receiver.put_nowait("hello")
     assert await bounded(asyncio.create_task(connection.receive())) == "hello"
 
 
@@ -302,7 +302,7 @@ async def test_what_is_published_until_the_close_is_sent(world: World, ending: s
 
 async def test_end_of_the_handler_before_its_turn_still_tells(world: World) -> None:
     """A handler that ends between the gap and the close does not hide the gap from its client."""
-    connection, socket = world.connection(reload_seconds=60)
+    connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     async with no_new_task():
@@ -312,7 +312,7 @@ async def test_end_of_the_handler_before_its_turn_still_tells(world: World) -> N
 
 async def test_handler_that_raises_before_its_turn_closes_with_its_own_code(world: World) -> None:
     """An error of the handler is what its client is told, gap or not."""
-    connection, socket = world.connection(reload_seconds=60)
+    connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     await connection.finish(1011)
@@ -382,7 +382,7 @@ async def test_on_gap_that_fails_closes(world: World, on_gap: OnGap, caplog: pyt
 
 async def test_restart_overtakes_a_reload(world: World) -> None:
     """A worker that drains does not wait for a client's turn to reload."""
-    connection, socket = world.connection(reload_seconds=60)
+    connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     connection.retire(1012, "restart")
@@ -417,7 +417,7 @@ async def test_end_of_the_handler_right_behind_a_restart_keeps_its_code(world: W
 
 async def test_join_under_way_at_a_gap(world: World) -> None:
     """A join that the broker confirms after the gap holds until the close."""
-    connection, socket = world.connection(reload_seconds=60)
+    connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
     world.broker.subscribe_gate.close()
     joining = asyncio.create_task(connection.join("b"))
@@ -433,13 +433,13 @@ async def test_join_under_way_at_a_gap(world: World) -> None:
 
 async def test_slow_client_before_its_turn(world: World) -> None:
     """A client that reads too slowly after a gap is closed for that, and not a second time when its turn comes."""
-    conduct = Conduct(reload_seconds=lambda: 60)
-    connection, socket = world.connection(conduct=conduct, max_messages=2)
+    policy = ConnectionPolicy(reload_delay=lambda: 60)
+    connection, socket = world.connection(policy=policy, max_messages=2)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     await stall(world, socket, *"1234")
     await connection.finish(1000)
-    assert (socket.closed, what_happened(conduct)) == ([(1013, "too slow")], {"closed_slow": 1})
+    assert (socket.closed, what_happened(policy)) == ([(1013, "too slow")], {"closed_slow": 1})
 
 
 # --- a handler that the broker's failure ended ---------------------------------------------------------------------
@@ -450,51 +450,51 @@ LATER = (1013, "the broker is not available: try again later")
 
 @asynccontextmanager
 async def failing(
-    world: World, *, reload_seconds: float = 60, max_messages: int = 1024
-) -> AsyncGenerator[tuple[Connection, FakeSocket, asyncio.Task[None], Conduct]]:
+    world: World, *, reload_delay: float = 60, max_messages: int = 1024
+) -> AsyncGenerator[tuple[Connection, FakeSocket, asyncio.Task[None], ConnectionPolicy]]:
     """A connection of channel `a` whose handler was ended by the broker, and which waits for its turn."""
-    conduct = Conduct(reload_seconds=lambda: reload_seconds)
-    connection, socket = world.connection(conduct=conduct, max_messages=max_messages)
+    policy = ConnectionPolicy(reload_delay=lambda: reload_delay)
+    connection, socket = world.connection(policy=policy, max_messages=max_messages)
     await connection.join("a")
     finishing = asyncio.create_task(connection.finish(1013, AWAY))
     await let_tasks_run()
-    yield connection, socket, finishing, conduct
+    yield connection, socket, finishing, policy
     await bounded(finishing)
 
 
 async def test_broker_failure_closes_in_turn(world: World) -> None:
     """A client whose handler the broker ended is closed with 1013 when it is its turn."""
-    async with failing(world, reload_seconds=0) as (_, socket, finishing, conduct):
+    async with failing(world, reload_delay=0) as (_, socket, finishing, policy):
         await bounded(finishing)
         assert socket.closed == [LATER]
-    assert what_happened(conduct) == {"closed_try_again_later": 1}
+    assert what_happened(policy) == {"closed_try_again_later": 1}
 
 
 async def test_client_receives_until_its_turn(world: World) -> None:
     """Until its turn the client receives what is published, and what it sends is dropped."""
     async with failing(world) as (connection, socket, finishing, _):
         for sent in ("1", b"2", "3"):
-            socket.incoming.put_nowait(sent)
+            socket.receiver.put_nowait(sent)
         world.deliver("a", "4", "5")
         await socket.receives("4", "5")
-        assert (finishing.done(), socket.closing, socket.incoming.qsize()) == (False, 0, 0)
+        assert (finishing.done(), socket.closing, socket.receiver.qsize()) == (False, 0, 0)
         connection.retire(*LATER)
     assert socket.closed == [LATER]
 
 
 async def test_client_leaves_before_its_turn(world: World) -> None:
     """A client that leaves before its turn ends the wait."""
-    async with failing(world) as (_, socket, _, conduct):
-        socket.incoming.put_nowait(None)
+    async with failing(world) as (_, socket, _, policy):
+        socket.receiver.put_nowait(None)
     assert (socket.closing, list(world.hub.channels)) == (0, [])
-    assert what_happened(conduct) == {"closed_by_client": 1}
+    assert what_happened(policy) == {"closed_by_client": 1}
 
 
 async def test_socket_that_receives_nothing_more_before_its_turn(world: World) -> None:
     """A socket whose end the handler has received by itself ends the wait, and is no error."""
-    async with failing(world) as (_, socket, _, conduct):
-        socket.incoming.put_nowait(RuntimeError("already disconnected"))
-    assert (socket.closing, what_happened(conduct)) == (0, {"closed_by_client": 1})
+    async with failing(world) as (_, socket, _, policy):
+        socket.receiver.put_nowait(RuntimeError("already disconnected"))
+    assert (socket.closing, what_happened(policy)) == (0, {"closed_by_client": 1})
 
 
 async def test_gap_before_the_turn(world: World) -> None:
@@ -522,14 +522,14 @@ async def test_worker_ends_before_the_turn(world: World, ending: str) -> None:
 
 async def test_slow_client_in_the_wait(world: World) -> None:
     """A client that reads too slowly while it waits for its turn is closed for that."""
-    async with failing(world, max_messages=2) as (_, socket, _, conduct):
+    async with failing(world, max_messages=2) as (_, socket, _, policy):
         await stall(world, socket, *"1234")
-    assert (socket.closed, what_happened(conduct)) == ([(1013, "too slow")], {"closed_slow": 1})
+    assert (socket.closed, what_happened(policy)) == ([(1013, "too slow")], {"closed_slow": 1})
 
 
 async def test_broker_failure_after_a_gap(world: World) -> None:
     """A client that waits to be asked to reload is asked that in its turn, also where its handler then fails."""
-    connection, socket = world.connection(reload_seconds=60)
+    connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     finishing = asyncio.create_task(connection.finish(1013, AWAY))
@@ -542,8 +542,8 @@ async def test_broker_failure_after_a_gap(world: World) -> None:
 
 async def test_cancelled_before_the_turn(world: World) -> None:
     """A handler that is cancelled while it waits for its turn leaves nothing, and its client learns nothing."""
-    conduct = Conduct(reload_seconds=lambda: 60)
-    connection, socket = world.connection(conduct=conduct)
+    policy = ConnectionPolicy(reload_delay=lambda: 60)
+    connection, socket = world.connection(policy=policy)
     await connection.join("a")
     async with no_new_task():
         finishing = asyncio.create_task(connection.finish(1013, AWAY))
@@ -551,7 +551,7 @@ async def test_cancelled_before_the_turn(world: World) -> None:
         finishing.cancel()
         await asyncio.wait([finishing])
     assert (finishing.cancelled(), socket.closing, list(world.hub.channels)) == (True, 0, [])
-    assert what_happened(conduct) == {"closed_cancelled": 1}
+    assert what_happened(policy) == {"closed_cancelled": 1}
 
 
 async def test_task_that_a_handler_leaves_behind(world: World) -> None:
@@ -597,8 +597,8 @@ async def test_task_that_fails(
 async def test_many_clients_write_few_lines(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A gap, a failure of the broker, and slow clients write one line for the first of many, and one for the rest."""
     caplog.set_level(logging.INFO)
-    conduct = Conduct(reload_seconds=lambda: 60)
-    connections = [world.connection(conduct=conduct, max_messages=1) for _ in range(30)]
+    policy = ConnectionPolicy(reload_delay=lambda: 60)
+    connections = [world.connection(policy=policy, max_messages=1) for _ in range(30)]
     for connection, _ in connections:
         await connection.join("a")
     world.hub.gap(ALL, "overrun")
@@ -609,7 +609,7 @@ async def test_many_clients_write_few_lines(world: World, caplog: pytest.LogCapt
     await stall(world, connections[0][1], *"1234")
     for task in finishing:
         await bounded(task)
-    conduct.bursts.flush()
+    policy.bursts.flush()
     first = connections[0][0].id
     last = connections[-1][0].id
     assert sorted(caplog.messages) == sorted(
@@ -650,7 +650,7 @@ async def test_join_of_an_illegal_name(world: World) -> None:
     def authorize(_: Connection, channel: str) -> bool:
         pytest.fail(f"asked about {channel!r}")
 
-    connection, _ = world.connection(conduct=Conduct(authorize=authorize))
+    connection, _ = world.connection(policy=ConnectionPolicy(authorize=authorize))
     with pytest.raises(InvalidChannelError):
         await connection.join("$backplane/probe")
     assert world.broker.calls == []
@@ -821,7 +821,7 @@ async def test_client_says_and_leaves(world: World) -> None:
     connection, socket = world.connection()
     await connection.join("a")
     for said in ("text", b"\xff", "", b"", None):
-        socket.incoming.put_nowait(said)
+        socket.receiver.put_nowait(said)
     assert await bounded(asyncio.create_task(said_by(connection))) == ["text", b"\xff", "", b""]
     assert list(world.hub.channels) == []
     await connection.finish(1000)
@@ -928,8 +928,8 @@ async def test_abandon_ends_a_close_under_way(world: World) -> None:
 
 async def test_client_that_is_gone_while_sending(plain_world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A client that went away is an ordinary end: nothing is logged, and no close frame is tried."""
-    conduct = Conduct()
-    connection, socket = plain_world.connection(conduct=conduct)
+    policy = ConnectionPolicy()
+    connection, socket = plain_world.connection(policy=policy)
     await connection.join("a")
     iterating = asyncio.create_task(said_by(connection))
     await let_tasks_run()
@@ -939,15 +939,15 @@ async def test_client_that_is_gone_while_sending(plain_world: World, caplog: pyt
         assert await bounded(iterating) == []
         await connection.finish(1000)
     assert (socket.sending, socket.closing, list(plain_world.hub.channels), caplog.records) == (1, 0, [], [])
-    assert what_happened(conduct) == {"closed_by_client": 1}
+    assert what_happened(policy) == {"closed_by_client": 1}
 
 
 @pytest.mark.parametrize("act", ["publish", "send"])
 async def test_server_that_fails_to_send(world: World, act: str, caplog: pytest.LogCaptureFixture) -> None:
     """What a server raises for a message ends the client, counted and with one line of the log; others live on."""
     fault = KeyError("a fault")
-    conduct = Conduct()
-    connection, socket = world.connection(conduct=conduct)
+    policy = ConnectionPolicy()
+    connection, socket = world.connection(policy=policy)
     other, its_socket = world.connection()
     await connection.join("a")
     await other.join("a")
@@ -962,7 +962,7 @@ async def test_server_that_fails_to_send(world: World, act: str, caplog: pytest.
     await its_socket.receives("1", "2")
     assert await bounded(iterating) == []
     await connection.finish(1000)
-    assert (connection.is_over, socket.closed, what_happened(conduct)) == (
+    assert (connection.is_over, socket.closed, what_happened(policy)) == (
         True,
         [(1011, "internal error")],
         {"closed_internal_error": 1},
@@ -988,8 +988,8 @@ async def test_server_that_fails_when_a_client_reads_again(lane_world: World, ca
 
 async def test_server_that_fails_to_ping(lane_world: World, caplog: pytest.LogCaptureFixture) -> None:
     """What a server raises for a ping ends that client, and all others are still asked for a sign."""
-    conduct = Conduct(limits=Limits(heartbeat_seconds=0.05))
-    connections = [lane_world.connection(conduct=conduct) for _ in range(2)]
+    policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=0.05))
+    connections = [lane_world.connection(policy=policy) for _ in range(2)]
     lanes = [socket.lane for _, socket in connections]
     assert lanes[0] is not None
     assert lanes[1] is not None
@@ -1007,16 +1007,16 @@ async def test_server_that_fails_to_ping(lane_world: World, caplog: pytest.LogCa
 )
 async def test_close_with_what_no_frame_carries(world: World, code: Any, reason: Any) -> None:
     """Nothing ends by a close with a code or a reason that cannot be sent: it receives, and can be closed."""
-    conduct = Conduct()
-    connection, socket = world.connection(conduct=conduct)
+    policy = ConnectionPolicy()
+    connection, socket = world.connection(policy=policy)
     await connection.join("a")
     with pytest.raises(ConfigurationError):
         await connection.close(code, reason)
-    assert what_happened(conduct) == {}
+    assert what_happened(policy) == {}
     world.deliver("a", "1")
     await socket.receives("1")
     await connection.close(4001, "é" * 100)
-    assert (socket.closed, what_happened(conduct)) == ([(4001, "é" * 60 + "…")], {"closed_expired": 1})
+    assert (socket.closed, what_happened(policy)) == ([(4001, "é" * 60 + "…")], {"closed_expired": 1})
 
 
 user: ContextVar[str] = ContextVar("user", default="nobody")
@@ -1046,12 +1046,12 @@ async def test_whatever_runs_for_a_client_has_its_variables(world: World, caplog
             see("close")
             await super().close(code, reason)
 
-    conduct = Conduct(on_gap=lambda _: see("on_gap"), on_slow=lambda _: see("on_slow"))
+    policy = ConnectionPolicy(on_gap=lambda _: see("on_gap"), on_slow=lambda _: see("on_slow"))
     socket = Socket(lane=world.lane)
 
     def connect() -> Connection:
         user.set("alice")
-        return world.connection(socket, max_messages=2, conduct=conduct)[0]
+        return world.connection(socket, max_messages=2, policy=policy)[0]
 
     connection = copy_context().run(connect)
     await connection.join("a")
@@ -1078,13 +1078,13 @@ async def test_whatever_runs_for_a_client_has_its_variables(world: World, caplog
 
 async def test_unexpected_error_while_closing(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """What a server raises for a close frame is logged once; the client is counted, and cut where there is a way."""
-    conduct = Conduct()
-    connection, socket = world.connection(conduct=conduct)
+    policy = ConnectionPolicy()
+    connection, socket = world.connection(policy=policy)
     socket.close_error = KeyError("a fault")
     await connection.close()
     await connection.finish(1000)
     assert [record.name for record in caplog.records] == ["backplane.connection.connection"]
-    assert (connection.is_over, what_happened(conduct)) == (True, {"closed_normal": 1})
+    assert (connection.is_over, what_happened(policy)) == (True, {"closed_normal": 1})
     assert socket.lane is None or socket.lane.closed
 
 
@@ -1134,13 +1134,13 @@ async def test_client_that_says_too_much(
 ) -> None:
     """A message over a limit ends the connection with the limit's code, unseen, is counted, and told in the log."""
     caplog.set_level(logging.INFO, "backplane.connection.connection")
-    conduct = Conduct(limits=limits)
-    connection, socket = world.connection(conduct=conduct)
+    policy = ConnectionPolicy(limits=limits)
+    connection, socket = world.connection(policy=policy)
     for said in ("1234", "12345", "never"):
-        socket.incoming.put_nowait(said)
+        socket.receiver.put_nowait(said)
     assert await bounded(asyncio.create_task(said_by(connection))) == ["1234"]
     await connection.finish(1000)
-    assert (socket.closed, what_happened(conduct)) == ([closed], {count: 1})
+    assert (socket.closed, what_happened(policy)) == ([closed], {count: 1})
     assert caplog.messages == [f"closing connection {connection.id}: {closed[1]}"]
 
 
@@ -1148,20 +1148,20 @@ async def test_client_that_says_too_much(
 async def test_limit_reaches_the_lane(most_bytes: int | None) -> None:
     """The server learns the largest message before the handshake is accepted, so that it need not hold a larger one."""
     async with hub_of(lane=True) as world:
-        _, socket = world.connection(opened=False, conduct=Conduct(limits=Limits(max_message_bytes=most_bytes)))
+        _, socket = world.connection(opened=False, policy=ConnectionPolicy(limits=Limits(max_message_bytes=most_bytes)))
         assert socket.lane is not None
         assert socket.lane.max_message_bytes == most_bytes
 
 
 async def test_too_many_channels(world: World) -> None:
     """One channel too many raises and is not joined; joining again, and another after a leave, are allowed."""
-    conduct = Conduct(limits=Limits(max_channels=2))
-    connection, _ = world.connection(conduct=conduct)
+    policy = ConnectionPolicy(limits=Limits(max_channels=2))
+    connection, _ = world.connection(policy=policy)
     for channel in ("a", "b", "a"):
         await connection.join(channel)
     with pytest.raises(TooManyChannelsError, match=r"^a client may join 2 channels"):
         await connection.join("c")
-    assert (list(connection.channels), what_happened(conduct)) == (["a", "b"], {"refused_channels": 1})
+    assert (list(connection.channels), what_happened(policy)) == (["a", "b"], {"refused_channels": 1})
     await connection.leave("a")
     await connection.join("c")
     assert list(world.hub.channels) == ["b", "c"]
@@ -1169,7 +1169,7 @@ async def test_too_many_channels(world: World) -> None:
 
 async def test_too_many_channels_at_once(world: World) -> None:
     """Joins under way count: many at once do not get around the limit."""
-    connection, _ = world.connection(conduct=Conduct(limits=Limits(max_channels=2)))
+    connection, _ = world.connection(policy=ConnectionPolicy(limits=Limits(max_channels=2)))
     joins = await asyncio.gather(*(connection.join(channel) for channel in "abcde"), return_exceptions=True)
     joined = len(connection.channels)
     await connection.finish(1000)
@@ -1186,48 +1186,48 @@ async def test_too_many_channels_at_once(world: World) -> None:
 )
 async def test_time_that_runs_out(world: World, limits: Limits, code: int, count: str) -> None:
     """A client that has been silent, or there, for too long is closed, its handler ends, and the watch forgets it."""
-    conduct = Conduct(limits=limits)
-    connection, socket = world.connection(conduct=conduct)
+    policy = ConnectionPolicy(limits=limits)
+    connection, socket = world.connection(policy=policy)
     assert await bounded(asyncio.create_task(said_by(connection))) == []
     await connection.finish(1000)
-    assert ([sent for sent, _ in socket.closed], what_happened(conduct)) == ([code], {count: 1})
-    assert watched(conduct) == []
+    assert ([sent for sent, _ in socket.closed], what_happened(policy)) == ([code], {count: 1})
+    assert watched(policy) == []
 
 
-def watched(conduct: Conduct) -> list[object]:
+def watched(policy: ConnectionPolicy) -> list[object]:
     """Return whom the watch keeps."""
-    buckets = conduct.watch._buckets.values()  # pyright: ignore[reportPrivateUsage]
+    buckets = policy.keepalive._buckets.values()  # pyright: ignore[reportPrivateUsage]
     return [client for bucket in buckets for client in bucket]
 
 
 async def test_expiry(world: World) -> None:
     """A permission that runs out closes with 4001, also when it had run out before the handshake was done."""
     for opened in (True, False):
-        conduct = Conduct()
-        connection, socket = world.connection(conduct=conduct, opened=opened)
+        policy = ConnectionPolicy()
+        connection, socket = world.connection(policy=policy, opened=opened)
         connection.expire_at(time.time() + (0.01 if opened else -10))
         if not opened:
             connection.opened()
         assert await bounded(asyncio.create_task(said_by(connection))) == []
         await connection.finish(1000)
-        assert (socket.closed, what_happened(conduct)) == ([(4001, "expired")], {"closed_expired": 1})
+        assert (socket.closed, what_happened(policy)) == ([(4001, "expired")], {"closed_expired": 1})
 
 
 async def test_renewed_permission(world: World) -> None:
     """A new token puts the end off, and none at all takes it away; it is shorter if the new one is."""
-    conduct = Conduct(limits=Limits(heartbeat_seconds=None))
-    connection, socket = world.connection(conduct=conduct)
+    policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=None))
+    connection, socket = world.connection(policy=policy)
     connection.expire_at(time.time() + 0.01)
     connection.expire_at(time.time() + 3_600)
-    assert connection.lifetime.due - asyncio.get_running_loop().time() > 3_000
+    assert connection.timers.due - asyncio.get_running_loop().time() > 3_000
     connection.expire_at(None)
-    assert (connection.lifetime.due, watched(conduct)) == (float("inf"), [])
+    assert (connection.timers.due, watched(policy)) == (float("inf"), [])
     connection.expire_at(time.time() + 3_600)
     connection.expire_at(time.time())
     await socket.until(lambda: socket.closed != [])
     assert [code for code, _ in socket.closed] == [4001]
     connection.expire_at(time.time() + 10)
-    assert watched(conduct) == []
+    assert watched(policy) == []
 
 
 # --- heartbeats: the times are given, no time goes by --------------------------------------------------------------
@@ -1235,13 +1235,13 @@ async def test_renewed_permission(world: World) -> None:
 
 def beat(connection: Connection, after: float) -> None:
     """Look after the connection so many seconds after its beginning."""
-    connection.look_after(connection.lifetime.opened_at + after)
+    connection.check_timers(connection.timers.opened_at + after)
 
 
 def lane_of(socket: FakeSocket) -> ClientLane:
     """Return the lane of a client that has one."""
     assert socket.lane is not None
-    socket.lane.last_heard = asyncio.get_running_loop().time()
+    socket.lane.last_received_at = asyncio.get_running_loop().time()
     return socket.lane
 
 
@@ -1250,22 +1250,22 @@ HEARTBEAT = Limits(heartbeat_seconds=10)
 
 async def test_silent_client_is_pinged_then_cut(lane_world: World) -> None:
     """A client on the lane that is not heard of is pinged, and cut when it has not answered by the next heartbeat."""
-    conduct = Conduct(limits=HEARTBEAT)
-    connection, socket = lane_world.connection(conduct=conduct)
+    policy = ConnectionPolicy(limits=HEARTBEAT)
+    connection, socket = lane_world.connection(policy=policy)
     lane = lane_of(socket)
     beat(connection, 10)
     assert (lane.pings, lane.aborted) == (1, False)
     beat(connection, 20)
-    assert (lane.pings, lane.aborted, what_happened(conduct)) == (1, True, {"closed_silent": 1})
+    assert (lane.pings, lane.aborted, what_happened(policy)) == (1, True, {"closed_silent": 1})
     assert await bounded(asyncio.create_task(said_by(connection))) == []
 
 
 async def test_client_that_answers_or_is_not_read_stays(lane_world: World) -> None:
     """Whoever answers stays, and so does whom the server does not read, where a ping only finds a lost transport."""
-    connection, socket = lane_world.connection(conduct=Conduct(limits=HEARTBEAT))
-    lane, begin = lane_of(socket), connection.lifetime.opened_at
+    connection, socket = lane_world.connection(policy=ConnectionPolicy(limits=HEARTBEAT))
+    lane, begin = lane_of(socket), connection.timers.opened_at
     beat(connection, 10)
-    lane.last_heard = begin + 11
+    lane.last_received_at = begin + 11
     beat(connection, 20)
     lane.reading = False
     beat(connection, 30)
@@ -1278,17 +1278,17 @@ async def test_client_that_answers_or_is_not_read_stays(lane_world: World) -> No
 
 async def test_heartbeat_message(plain_world: World) -> None:
     """Without a lane the application's message is sent, and a client that says nothing to it is closed with 4011."""
-    conduct = Conduct(limits=Limits(heartbeat_seconds=10, heartbeat_message={"type": "ping"}))
-    connection, socket = plain_world.connection(conduct=conduct)
+    policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=10, heartbeat_message={"type": "ping"}))
+    connection, socket = plain_world.connection(policy=policy)
     iterating = asyncio.create_task(said_by(connection))
     await let_tasks_run()
     beat(connection, 10)
     assert socket.sent == ['{"type":"ping"}']
-    connection.lifetime.said_at = connection.lifetime.opened_at + 11
+    connection.timers.last_received_at = connection.timers.opened_at + 11
     beat(connection, 20)
     assert len(socket.sent) == 2
     beat(connection, 30)
-    assert (await bounded(iterating), what_happened(conduct)) == ([], {"closed_silent": 1})
+    assert (await bounded(iterating), what_happened(policy)) == ([], {"closed_silent": 1})
     await connection.finish(1000)
     assert socket.closed == [(4011, "no answer to heartbeats")]
 
@@ -1298,7 +1298,7 @@ async def test_no_heartbeat(plain_world: World, why: str) -> None:
     """Without a lane nothing is asked without a message to ask with, or while nobody would see the answer."""
     message = None if why == "no message" else "ping"
     connection, socket = plain_world.connection(
-        conduct=Conduct(limits=Limits(heartbeat_seconds=10, heartbeat_message=message))
+        policy=ConnectionPolicy(limits=Limits(heartbeat_seconds=10, heartbeat_message=message))
     )
     iterating = asyncio.create_task(said_by(connection)) if why == "no message" else None
     await let_tasks_run()
@@ -1312,63 +1312,63 @@ async def test_no_heartbeat(plain_world: World, why: str) -> None:
 
 async def test_watch_forgets_a_client_that_is_given_up(lane_world: World) -> None:
     """A client that was given up is not looked after again: neither kept nor counted a second time."""
-    conduct = Conduct(limits=HEARTBEAT)
-    connection, socket = lane_world.connection(conduct=conduct)
+    policy = ConnectionPolicy(limits=HEARTBEAT)
+    connection, socket = lane_world.connection(policy=policy)
     lane_of(socket)
     beat(connection, 10)
     beat(connection, 20)
-    conduct.watch.put(connection)  # what the watch does behind each look
-    left = watched(conduct)
-    conduct.watch.remove(connection)
+    policy.keepalive.put(connection)  # what the watch does behind each look
+    left = watched(policy)
+    policy.keepalive.remove(connection)
     await connection.finish(1000)
     assert left == []
 
 
 async def test_watch_forgets_a_client_that_is_gone_at_the_handshake(plain_world: World) -> None:
     """A client whose first message fails is not kept by the watch."""
-    conduct = Conduct()
-    connection, socket = plain_world.connection(conduct=conduct, opened=False)
+    policy = ConnectionPolicy()
+    connection, socket = plain_world.connection(policy=policy, opened=False)
     await connection.join("a")
     plain_world.deliver("a", "1")
     await let_tasks_run()
     socket.error = SocketGoneError()
     connection.opened()
     await connection.finish(1000)
-    left = watched(conduct)
-    conduct.watch.remove(connection)
+    left = watched(policy)
+    policy.keepalive.remove(connection)
     assert left == []
 
 
 async def test_watch_keeps_nobody_behind_the_end(world: World) -> None:
     """However a connection ends, the watch has forgotten it, and holds no timer."""
-    conduct = Conduct()
+    policy = ConnectionPolicy()
     for ending in ("finish", "close", "abandon", "client", "retire"):
-        connection, socket = world.connection(conduct=conduct)
-        assert watched(conduct) == [connection]
+        connection, socket = world.connection(policy=policy)
+        assert watched(policy) == [connection]
         if ending == "close":
             await connection.close()
         elif ending == "abandon":
             await connection.abandon()
         elif ending == "client":
-            socket.incoming.put_nowait(None)
+            socket.receiver.put_nowait(None)
             assert await said_by(connection) == []
         elif ending == "retire":
             connection.retire(1012, "")
         await connection.finish(1000)
-        assert watched(conduct) == []
-    assert conduct.watch._timer is None  # pyright: ignore[reportPrivateUsage]
+        assert watched(policy) == []
+    assert policy.keepalive._timer is None  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_lane_that_ends(lane_world: World) -> None:
     """When the lane ends nothing more is written, what the client had said is still received, and then it ends."""
     connection, socket = lane_world.connection()
     await connection.join("a")
-    socket.incoming.put_nowait("last words")
+    socket.receiver.put_nowait("last words")
     lane_of(socket).end()
     lane_world.deliver("a", "unheard")
     with pytest.raises(ClosedError):
         await connection.send("unheard")
-    socket.incoming.put_nowait(None)
+    socket.receiver.put_nowait(None)
     assert await bounded(asyncio.create_task(said_by(connection))) == ["last words"]
     with pytest.raises(ClosedError):
         await connection.join("b")
@@ -1383,13 +1383,13 @@ async def test_message_that_the_server_refuses_is_counted_as_too_big(
     lane_world: World, code: int | None, count: str
 ) -> None:
     """Where the server refuses it before it is assembled, it is counted as where the connection does; else its end."""
-    conduct = Conduct()
-    connection, socket = lane_world.connection(conduct=conduct)
+    policy = ConnectionPolicy()
+    connection, socket = lane_world.connection(policy=policy)
     lane_of(socket).close_code = code
     lane_of(socket).end()
-    socket.incoming.put_nowait(None)
+    socket.receiver.put_nowait(None)
     assert await said_by(connection) == []
-    assert counted(conduct.statistics) == {"connections_opened": 1, count: 1}
+    assert counted(policy.statistics) == {"connections_opened": 1, count: 1}
 
 
 # --- what the application says -------------------------------------------------------------------------------------
@@ -1409,15 +1409,15 @@ async def allow_later(connection: Connection, channel: str) -> bool:
 @pytest.mark.parametrize("authorize", [allow_now, allow_later], ids=["sync", "async"])
 async def test_authorize(world: World, authorize: Authorize) -> None:
     """The application decides about every join; a no raises, is counted, and never reaches the broker."""
-    conduct = Conduct(authorize=authorize)
-    connection, socket = world.connection(conduct=conduct, context="mine")
+    policy = ConnectionPolicy(authorize=authorize)
+    connection, socket = world.connection(policy=policy, context="mine")
     with pytest.raises(JoinRefusedError, match=r"^this client may not join channel 'theirs'$"):
         await connection.join("theirs")
     await connection.join("mine")
     assert [verb for verb in world.broker.calls if "theirs" in verb[1]] == []
     world.deliver("mine", "heard")
     await socket.receives("heard")
-    assert (list(connection.channels), what_happened(conduct)) == (["mine"], {"refused_joins": 1})
+    assert (list(connection.channels), what_happened(policy)) == (["mine"], {"refused_joins": 1})
 
 
 async def test_authorize_that_raises(world: World) -> None:
@@ -1426,7 +1426,7 @@ async def test_authorize_that_raises(world: World) -> None:
     def fail(_: Connection, channel: str) -> bool:
         raise KeyError(channel)
 
-    connection, _ = world.connection(conduct=Conduct(authorize=fail))
+    connection, _ = world.connection(policy=ConnectionPolicy(authorize=fail))
     with pytest.raises(KeyError, match="a"):
         await connection.join("a")
     assert (list(connection.channels), world.broker.calls) == ([], [])
@@ -1442,7 +1442,7 @@ async def test_end_while_authorizing(world: World) -> None:
         await gate.passage()
         return True
 
-    connection, _ = world.connection(conduct=Conduct(authorize=slow))
+    connection, _ = world.connection(policy=ConnectionPolicy(authorize=slow))
     joining = asyncio.create_task(connection.join("a"))
     await asked.wait()
     await connection.close()
@@ -1499,8 +1499,8 @@ async def stall(world: World, socket: FakeSocket, *payloads: str) -> None:
 async def test_slow_client_is_told_of_once_a_stretch(world: World) -> None:
     """The application hears of a slow client at the first drop of each stretch, and again when it is slow anew."""
     slow: list[SlowConsumer] = []
-    conduct = Conduct(on_slow=slow.append)
-    connection, socket = world.connection(when_full="drop_oldest", max_messages=2, conduct=conduct)
+    policy = ConnectionPolicy(on_slow=slow.append)
+    connection, socket = world.connection(when_full="drop_oldest", max_messages=2, policy=policy)
     await connection.join("a")
     for stretch in (1, 2, 3):
         await stall(world, socket, "1", "22", "333", "4", "5")
@@ -1511,7 +1511,7 @@ async def test_slow_client_is_told_of_once_a_stretch(world: World) -> None:
     assert slow[0] == SlowConsumer(
         connection=connection, channel="a", action="dropped_oldest", waiting_messages=1, waiting_bytes=2
     )
-    assert what_happened(conduct) == {"dropped_oldest": 9}
+    assert what_happened(policy) == {"dropped_oldest": 9}
 
 
 async def test_slow_client_that_is_closed(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -1522,15 +1522,15 @@ async def test_slow_client_that_is_closed(world: World, caplog: pytest.LogCaptur
         slow.append(told)
         raise RuntimeError("a fault")
 
-    conduct = Conduct(on_slow=fail)
-    connection, socket = world.connection(max_messages=2, conduct=conduct)
+    policy = ConnectionPolicy(on_slow=fail)
+    connection, socket = world.connection(max_messages=2, policy=policy)
     await connection.join("a")
     await stall(world, socket, "1", "22", "333", "4")
     await socket.until(lambda: bool(socket.closed))
     assert slow == [
         SlowConsumer(connection=connection, channel="a", action="closed", waiting_messages=2, waiting_bytes=3)
     ]
-    assert (socket.closed, what_happened(conduct)) == ([(1013, "too slow")], {"closed_slow": 1})
+    assert (socket.closed, what_happened(policy)) == ([(1013, "too slow")], {"closed_slow": 1})
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
         f"on_slow failed for connection {connection.id}"
     ]
@@ -1539,13 +1539,13 @@ async def test_slow_client_that_is_closed(world: World, caplog: pytest.LogCaptur
 async def test_replaced_messages_are_no_slowness(world: World) -> None:
     """With `latest`, a replaced message is counted and is not told of."""
     slow: list[SlowConsumer] = []
-    conduct = Conduct(on_slow=slow.append)
-    connection, socket = world.connection(when_full="latest", conduct=conduct)
+    policy = ConnectionPolicy(on_slow=slow.append)
+    connection, socket = world.connection(when_full="latest", policy=policy)
     await connection.join("a")
     await stall(world, socket, "1", "2", "3")
     socket.send_gate.open()
     await socket.receives("first", "3")
-    assert (slow, what_happened(conduct)) == ([], {"replaced": 2})
+    assert (slow, what_happened(policy)) == ([], {"replaced": 2})
 
 
 async def test_on_slow_may_end_the_connection(world: World) -> None:
@@ -1556,7 +1556,7 @@ async def test_on_slow_may_end_the_connection(world: World) -> None:
         slow.append(told)
         told.connection.end(4999, "go away")
 
-    connection, socket = world.connection(when_full="drop_oldest", max_messages=1, conduct=Conduct(on_slow=end))
+    connection, socket = world.connection(when_full="drop_oldest", max_messages=1, policy=ConnectionPolicy(on_slow=end))
     await connection.join("a")
     await stall(world, socket, "1", "2", "3", "4")
     await connection.finish(1000)
@@ -1652,7 +1652,7 @@ async def test_union_of_models(plain_world: World) -> None:
     """A union is as good as a class; type checkers know what a class and a `TypeAdapter` give, and take any union."""
     connection, socket = plain_world.connection()
     for text in ('{"id": 1}', '"quit"', '{"id": 2}', '{"id": 3}', "[4]", None):
-        socket.incoming.put_nowait(text)
+        socket.receiver.put_nowait(text)
     assert_type(await connection.receive(Order | Literal["quit"]), Any)
     assert assert_type(await connection.receive(Order | Literal["quit"]), Any) == "quit"
     assert assert_type(await connection.receive(Order), Order | None) == Order(id=2)
@@ -1670,7 +1670,7 @@ async def test_receive(world: World) -> None:
     """The next message comes as it is, or as a model or an error that ends nothing; the end is `None`, and stays so."""
     connection, socket = world.connection()
     for said in ("text", b"\xff", '{"id":"x"}', '{"id":42}', None):
-        socket.incoming.put_nowait(said)
+        socket.receiver.put_nowait(said)
     assert [await connection.receive(), await connection.receive()] == ["text", b"\xff"]
     with pytest.raises(InvalidMessageError):
         await connection.receive(Order)
@@ -1680,38 +1680,38 @@ async def test_receive(world: World) -> None:
 
 async def test_iter_answers(world: World) -> None:
     """By default what does not validate is answered with what is wrong, counted, and skipped."""
-    conduct = Conduct()
-    connection, socket = world.connection(conduct=conduct)
+    policy = ConnectionPolicy()
+    connection, socket = world.connection(policy=policy)
     for said in ('{"id":1}', '{"id":"x"}', '{"id":2}', None):
-        socket.incoming.put_nowait(said)
+        socket.receiver.put_nowait(said)
     assert [order.id async for order in connection.iter(Order)] == [1, 2]
-    assert (len(socket.sent), what_happened(conduct)) == (1, {"invalid_messages": 1, "closed_by_client": 1})
+    assert (len(socket.sent), what_happened(policy)) == (1, {"invalid_messages": 1, "closed_by_client": 1})
     assert '"id"' in str(socket.sent[0])
 
 
 async def test_iter_closes(world: World) -> None:
     """Where the application says so, the first one that does not validate closes with 1007."""
-    conduct = Conduct()
-    connection, socket = world.connection(conduct=conduct)
+    policy = ConnectionPolicy()
+    connection, socket = world.connection(policy=policy)
     for said in ('{"id":1}', '{"id":"x"}', '{"id":2}'):
-        socket.incoming.put_nowait(said)
+        socket.receiver.put_nowait(said)
     assert [order.id async for order in connection.iter(Order, on_invalid="close")] == [1]
     await connection.finish(1000)
     assert (socket.closed, socket.sent) == ([(1007, "invalid message")], [])
-    assert what_happened(conduct) == {"invalid_messages": 1, "closed_invalid_data": 1}
+    assert what_happened(policy) == {"invalid_messages": 1, "closed_invalid_data": 1}
 
 
 async def test_join_after_the_end_asks_nobody() -> None:
     """A connection that has ended is told so, and the application is not asked about it, nor a refusal counted."""
     world = World()
-    async with following(world.interest, world.broker):
-        conduct = Conduct(authorize=lambda _, __: False)
-        connection, _ = world.connection(conduct=conduct)
+    async with following(world.broker_subscriptions, world.broker):
+        policy = ConnectionPolicy(authorize=lambda _, __: False)
+        connection, _ = world.connection(policy=policy)
         await connection.close()
         try:
             with pytest.raises(ClosedError):
                 await connection.join("a")
-            assert what_happened(conduct) == {"closed_normal": 1}
+            assert what_happened(policy) == {"closed_normal": 1}
         finally:
             await world.end()
 
@@ -1733,14 +1733,14 @@ async def test_refused_joins_are_logged(
     world: World, authorize: Authorize | None, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A client that tries again and again what it may not is in the log by one line, and by number in a second one."""
-    conduct = Conduct(authorize=authorize, limits=Limits(max_channels=1))
-    connection, _ = world.connection(conduct=conduct)
+    policy = ConnectionPolicy(authorize=authorize, limits=Limits(max_channels=1))
+    connection, _ = world.connection(policy=policy)
     if authorize is None:
         await connection.join("first")
     for _ in range(20):
         with pytest.raises((JoinRefusedError, TooManyChannelsError)):
             await connection.join("a")
-    conduct.bursts.flush()
+    policy.bursts.flush()
     first, rest = caplog.messages
     assert first.startswith(words.format(id=connection.id))
     assert rest == f"19 more within 10 s, the last one: {first}"
@@ -1749,12 +1749,12 @@ async def test_refused_joins_are_logged(
 async def test_invalid_messages_are_counted_and_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """What does not validate is counted where it is received one by one, too, and logged without its content."""
     caplog.set_level(logging.INFO)
-    conduct = Conduct()
-    connection, socket = world.connection(conduct=conduct)
+    policy = ConnectionPolicy()
+    connection, socket = world.connection(policy=policy)
     for _ in range(3):
-        socket.incoming.put_nowait('{"id":"secret"}')
+        socket.receiver.put_nowait('{"id":"secret"}')
         with pytest.raises(InvalidMessageError):
             await connection.receive(Order)
-    conduct.bursts.flush()
-    assert what_happened(conduct) == {"invalid_messages": 3}
+    policy.bursts.flush()
+    assert what_happened(policy) == {"invalid_messages": 3}
     assert (len(caplog.messages), "secret" in caplog.text) == (2, False)

@@ -10,7 +10,7 @@ import pytest
 
 from backplane.close_codes import CloseCode
 from backplane.connection.limits import Limits
-from backplane.connection.receiver import Incoming
+from backplane.connection.receiver import Receiver
 from backplane.errors import LifecycleError
 from tests.unit.doubles import let_tasks_run
 
@@ -39,7 +39,7 @@ class Client:
         self.asked = 0
         self.told: list[object] = []
         self.times: list[float] = []
-        self.incoming = Incoming(self.receive, limits or Limits(), self)
+        self.receiver = Receiver(self.receive, limits or Limits(), self)
 
     async def receive(self) -> str | bytes | None:
         """Return the next message."""
@@ -49,25 +49,25 @@ class Client:
             raise said
         return said
 
-    def client_said(self, now: float, /) -> None:
+    def client_sent(self, now: float, /) -> None:
         """Keep it."""
         self.times.append(now)
 
     def client_left(self) -> None:
         """Keep it, and end."""
         self.told.append("left")
-        self.incoming.close()
+        self.receiver.close()
 
     def limit_reached(self, code: CloseCode, reason: str, /) -> None:
         """Keep it, and end."""
         self.told.append((code, reason))
-        self.incoming.close()
+        self.receiver.close()
 
     async def all_it_says(self) -> list[str | bytes]:
         """Return every message until the end."""
         messages: list[str | bytes] = []
         async with asyncio.timeout(WAIT_SECONDS):
-            while (message := await self.incoming.next()) is not None:
+            while (message := await self.receiver.next()) is not None:
                 messages.append(message)
         return messages
 
@@ -78,9 +78,9 @@ async def test_messages_then_the_end() -> None:
     assert await client.all_it_says() == ["text", b"\xff", "", b""]
     assert (client.told, len(client.times)) == (["left"], 4)
     assert [before, *client.times] == sorted([before, *client.times])
-    assert await client.incoming.next() is None
+    assert await client.receiver.next() is None
     with pytest.raises(StopAsyncIteration):
-        await client.incoming.iterate()
+        await client.receiver.iterate()
     assert (len(client.times), client.asked) == (4, 5)
 
 
@@ -88,39 +88,39 @@ async def test_error_from_below() -> None:
     """What the socket raises goes to the handler, a `TimeoutError` too: it is no end, and the next message comes."""
     client = Client(TimeoutError("from below"), "still here")
     with pytest.raises(TimeoutError, match=r"^from below$"):
-        await client.incoming.next()
-    assert (client.told, client.incoming.is_waiting) == ([], False)
-    assert await client.incoming.next() == "still here"
+        await client.receiver.next()
+    assert (client.told, client.receiver.is_waiting) == ([], False)
+    assert await client.receiver.next() == "still here"
 
 
 async def test_is_waiting() -> None:
     """A handler that waits for a message is seen; one that works on a message, or has left, is not."""
     client = Client()
-    assert not client.incoming.is_waiting
-    waiting = asyncio.create_task(client.incoming.next())
+    assert not client.receiver.is_waiting
+    waiting = asyncio.create_task(client.receiver.next())
     await let_tasks_run()
-    assert client.incoming.is_waiting
+    assert client.receiver.is_waiting
     client.said.put_nowait("1")
     assert await asyncio.wait_for(waiting, WAIT_SECONDS) == "1"
-    assert not client.incoming.is_waiting
+    assert not client.receiver.is_waiting
 
 
 async def test_two_receivers() -> None:
     """A second task that receives raises at once; the first goes on, and after its cancellation another one may."""
     client = Client()
-    first = asyncio.create_task(client.incoming.next(), name="first")
+    first = asyncio.create_task(client.receiver.next(), name="first")
     await let_tasks_run()
     with pytest.raises(LifecycleError, match="'first' receives from this connection already"):
-        await client.incoming.next()
+        await client.receiver.next()
     client.said.put_nowait("1")
     assert await asyncio.wait_for(first, WAIT_SECONDS) == "1"
-    cancelled = asyncio.create_task(client.incoming.next())
+    cancelled = asyncio.create_task(client.receiver.next())
     await let_tasks_run()
     cancelled.cancel()
-    successor = asyncio.create_task(client.incoming.next())
+    successor = asyncio.create_task(client.receiver.next())
     await let_tasks_run()
-    assert (cancelled.cancelled(), client.incoming.is_waiting) == (True, True)
-    client.incoming.close()
+    assert (cancelled.cancelled(), client.receiver.is_waiting) == (True, True)
+    client.receiver.close()
     assert await asyncio.wait_for(successor, WAIT_SECONDS) is None
 
 
@@ -131,14 +131,14 @@ async def test_receiver_that_went_on_after_a_cancellation() -> None:
     async def receive_after_all() -> str | bytes | None:
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
-        return await client.incoming.next()
+        return await client.receiver.next()
 
     first = asyncio.create_task(receive_after_all(), name="first")
     await let_tasks_run()
     first.cancel()
     await let_tasks_run()
     with pytest.raises(LifecycleError, match="'first' receives"):
-        await asyncio.wait_for(client.incoming.next(), WAIT_SECONDS)
+        await asyncio.wait_for(client.receiver.next(), WAIT_SECONDS)
     client.said.put_nowait("1")
     assert await asyncio.wait_for(first, WAIT_SECONDS) == "1"
 
@@ -212,8 +212,8 @@ async def test_close_wakes_the_handler() -> None:
 
     handling = asyncio.create_task(handle())
     await let_tasks_run()
-    client.incoming.close()
-    client.incoming.close()
+    client.receiver.close()
+    client.receiver.close()
     assert await asyncio.wait_for(handling, WAIT_SECONDS) == []
     assert (client.told, cancelling) == (["left"], [0])
 
@@ -224,48 +224,48 @@ async def test_close_in_the_moment_of_a_message() -> None:
     handling = asyncio.create_task(client.all_it_says())
     await let_tasks_run()
     client.said.put_nowait("too late")
-    client.incoming.close()
+    client.receiver.close()
     assert (await asyncio.wait_for(handling, WAIT_SECONDS), client.times) == ([], [])
 
 
 async def test_ignored_end_gives_others_a_turn() -> None:
     """Who asks on and on after the end lets the event loop go on, and can be cancelled."""
     client, turns = Client(), list[int]()
-    client.incoming.close()
+    client.receiver.close()
     asyncio.get_running_loop().call_soon(turns.append, 1)
-    assert await client.incoming.next() is None
+    assert await client.receiver.next() is None
     assert turns == [1]
 
 
 async def test_close_between_messages() -> None:
     """A handler that closes while it works on a message has its loop end, without the socket being asked again."""
     client, heard = Client("1", "2", "3"), list[str | bytes]()
-    while (message := await client.incoming.next()) is not None:
+    while (message := await client.receiver.next()) is not None:
         heard.append(message)
         if message == "2":
-            client.incoming.close()
+            client.receiver.close()
     assert (heard, client.asked, client.told) == (["1", "2"], 2, ["left"])
 
 
 async def test_cancelled_from_outside() -> None:
     """A cancelled handler sees its own cancellation, not an end; the next one goes on."""
     client = Client()
-    handling = asyncio.create_task(client.incoming.next())
+    handling = asyncio.create_task(client.receiver.next())
     await let_tasks_run()
     handling.cancel()
     await asyncio.wait([handling])
-    assert (handling.cancelled(), client.told, client.incoming.is_waiting) == (True, [], False)
+    assert (handling.cancelled(), client.told, client.receiver.is_waiting) == (True, [], False)
     client.said.put_nowait("still here")
-    assert await client.incoming.next() == "still here"
+    assert await client.receiver.next() == "still here"
 
 
 @pytest.mark.parametrize("first", ["close", "cancel"])
 async def test_cancelled_in_the_moment_of_a_close(first: str) -> None:
     """A handler that is cancelled and closed in one pass of the event loop, in either order, is cancelled."""
     client = Client()
-    handling = asyncio.create_task(client.incoming.next())
+    handling = asyncio.create_task(client.receiver.next())
     await let_tasks_run()
-    steps: list[Callable[[], object]] = [client.incoming.close, handling.cancel]
+    steps: list[Callable[[], object]] = [client.receiver.close, handling.cancel]
     for step in steps if first == "close" else reversed(steps):
         step()
     await asyncio.wait([handling])
@@ -277,17 +277,17 @@ async def test_timeout_of_the_handler() -> None:
     client = Client()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
-            await client.incoming.next()
+            await client.receiver.next()
     client.said.put_nowait("still here")
-    assert await client.incoming.next() == "still here"
+    assert await client.receiver.next() == "still here"
 
 
 async def test_close_within_a_timeout() -> None:
     """A close is no timeout: a handler that waits with one comes to the end, and on."""
     client = Client()
-    asyncio.get_running_loop().call_soon(client.incoming.close)
+    asyncio.get_running_loop().call_soon(client.receiver.close)
     async with asyncio.timeout(WAIT_SECONDS) as timeout:
-        assert await client.incoming.next() is None
+        assert await client.receiver.next() is None
         await asyncio.sleep(0)
     assert not timeout.expired()
 
@@ -302,15 +302,15 @@ async def test_receive_that_takes_a_cancellation_for_the_end() -> None:
         except asyncio.CancelledError:
             return
 
-    client.incoming = Incoming(receive, Limits(), client)
+    client.receiver = Receiver(receive, Limits(), client)
 
     async def handle() -> int:
-        await client.incoming.next()
+        await client.receiver.next()
         task = asyncio.current_task()
         assert task is not None
         return task.cancelling()
 
     handling = asyncio.create_task(handle())
     await let_tasks_run()
-    client.incoming.close()
+    client.receiver.close()
     assert await handling == 0

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backplane.errors import BrokerUnavailableError, SubscribeError
-from backplane.fanout.broker_subscriptions import Interest
+from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.codec import encode
 from backplane.fanout.hub import Hub
 from backplane.message import ALL, Gap, Position
@@ -37,16 +37,16 @@ MALFORMED = b"\xbfBP\x02"
 class Worker:
     """A hub with its interest and its link, wired as the supervisor wires them."""
 
-    interest: Interest
+    broker_subscriptions: BrokerSubscriptions
     broadcaster: ControlledBroadcaster = field(default_factory=ControlledBroadcaster)
     hub: Hub = field(init=False)
     link: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        self.hub = Hub(self.interest)
-        self.interest.on_confirmed = self.hub.tell_gaps
-        self.interest.on_refused = self.hub.refuse
-        self.interest.on_overdue = self.hub.doubt
+        self.hub = Hub(self.broker_subscriptions)
+        self.broker_subscriptions.on_confirmed = self.hub.report_gaps
+        self.broker_subscriptions.on_refused = self.hub.refuse
+        self.broker_subscriptions.on_overdue = self.hub.doubt
 
     async def joined(self, *channels: str) -> RecordingSubscriber:
         """Return a subscriber that has joined `channels`."""
@@ -64,7 +64,7 @@ class Worker:
         """Lose the link, and with it what the broker had subscribed."""
         await self.end_link()
         self.hub.open_gap(ALL, reason)
-        self.interest.forget_link()
+        self.broker_subscriptions.forget_link()
         self.broadcaster.channels.clear()
 
     def open_link(self) -> None:
@@ -78,20 +78,20 @@ class Worker:
             await asyncio.wait([self.link])
 
     async def _follow(self) -> None:
-        await self.interest.subscribe_all(self.broadcaster)
-        await self.interest.follow(self.broadcaster)
+        await self.broker_subscriptions.subscribe_all(self.broadcaster)
+        await self.broker_subscriptions.run(self.broadcaster)
 
 
 @asynccontextmanager
 async def running(*, linger_seconds: float = NEVER, timeout_seconds: float = 10.0) -> AsyncGenerator[Worker]:
     """Run a worker with its link open."""
-    worker = Worker(Interest(linger_seconds=linger_seconds, timeout_seconds=timeout_seconds))
+    worker = Worker(BrokerSubscriptions(linger_seconds=linger_seconds, timeout_seconds=timeout_seconds))
     worker.open_link()
     try:
         yield worker
     finally:
         await worker.end_link()
-        worker.interest.close()
+        worker.broker_subscriptions.close()
         worker.hub.close()
 
 
@@ -329,7 +329,11 @@ async def test_join_that_fails(outcome: Literal["cancelled", "refused", "timed o
         heard = len(subscriber.heard)
         worker.deliver("a", "2")
         await let_tasks_run()
-        assert (len(subscriber.heard), set(worker.hub.channels), set(worker.interest.wanted)) == (heard, {"b"}, {"b"})
+        assert (len(subscriber.heard), set(worker.hub.channels), set(worker.broker_subscriptions.wanted)) == (
+            heard,
+            {"b"},
+            {"b"},
+        )
 
 
 async def test_join_that_fails_takes_no_other_with_it() -> None:
@@ -401,7 +405,7 @@ async def test_gap_while_a_channel_is_not_subscribed(refused: bool) -> None:
         told = len(subscriber.heard)
         worker.hub.gap(ALL, "a queue overran")
         assert len(subscriber.heard) == told
-        worker.interest.retry_refused()
+        worker.broker_subscriptions.retry_refused()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         await let_tasks_run()
         assert subscriber.heard[told:] == [lost(reason="a queue overran")]
@@ -553,7 +557,7 @@ async def test_refused_for_a_while() -> None:
         await let_tasks_run()
         told = len(subscriber.heard)
         worker.broadcaster.refusals.clear()
-        worker.interest.retry_refused()
+        worker.broker_subscriptions.retry_refused()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         await let_tasks_run()
         worker.deliver("a", "1")
@@ -572,7 +576,7 @@ async def test_refused_again_and_again(caplog: pytest.LogCaptureFixture) -> None
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
         for calls in (3, 4):
             await let_tasks_run()
-            worker.interest.retry_refused()
+            worker.broker_subscriptions.retry_refused()
             await worker.broadcaster.until(lambda calls=calls: len(worker.broadcaster.calls) == calls)  # type: ignore[misc]
         await let_tasks_run()
         assert subscriber.heard == [lost(reason="the broker refused the channel: not yours")]
@@ -648,7 +652,7 @@ async def test_close() -> None:
         worker.hub.close()
         worker.hub.close()
         worker.deliver("a", "2")
-        worker.hub.tell_gaps(["b"])
+        worker.hub.report_gaps(["b"])
         await let_tasks_run()
         assert (subscriber.heard, set(worker.hub.channels), worker.hub.delivered) == ([], set(), 0)
 
@@ -1007,7 +1011,7 @@ class RandomUse:
         if verb == "refuse" and broadcaster.refusals.pop(name, None) is None:
             broadcaster.refusals[name] = "not yours"
         if verb == "retry" and not self.down:
-            self.worker.interest.retry_refused()
+            self.worker.broker_subscriptions.retry_refused()
         if verb == "publish" and name in broadcaster.channels:
             self.worker.deliver(name, "1")
 
@@ -1037,7 +1041,11 @@ class RandomUse:
 
     def _differs(self) -> bool:
         wanted = {self.channels[channel] for channel, _ in self.members}
-        sides = [self.worker.broadcaster.channels, self.worker.interest.wanted, self.worker.interest.confirmed]
+        sides = [
+            self.worker.broadcaster.channels,
+            self.worker.broker_subscriptions.wanted,
+            self.worker.broker_subscriptions.confirmed,
+        ]
         return any(set(side) != wanted for side in sides)
 
 

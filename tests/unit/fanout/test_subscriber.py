@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backplane.errors import ClosedError, InvalidChannelError, SubscribeError
-from backplane.fanout.broker_subscriptions import Interest
+from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
-from backplane.fanout.subscriber import Member
+from backplane.fanout.subscriber import BaseSubscriber
 from tests.unit.doubles import ControlledBroadcaster, following, let_tasks_run
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 WAIT_SECONDS = 5.0
 
 
-class Listener(Member):
+class Listener(BaseSubscriber):
     """A member that keeps what it hears."""
 
     def __init__(self, hub: Hub) -> None:
@@ -53,8 +53,8 @@ class World:
 
     def __init__(self) -> None:
         self.broker = ControlledBroadcaster()
-        self.interest = Interest(linger_seconds=60, timeout_seconds=60)
-        self.hub = Hub(self.interest)
+        self.broker_subscriptions = BrokerSubscriptions(linger_seconds=60, timeout_seconds=60)
+        self.hub = Hub(self.broker_subscriptions)
         self.member = Listener(self.hub)
 
     @property
@@ -75,7 +75,7 @@ class World:
 async def world() -> AsyncGenerator[World]:
     """A hub whose broker is up."""
     made = World()
-    async with following(made.interest, made.broker):
+    async with following(made.broker_subscriptions, made.broker):
         yield made
     made.hub.close()
 
@@ -187,7 +187,7 @@ async def test_ids_are_unique(world: World) -> None:
 async def test_join_that_a_leave_overtakes() -> None:
     """Of two concurrent joins of one channel, the second hears it although the first left it in between."""
     world = World()
-    async with following(world.interest, world.broker):
+    async with following(world.broker_subscriptions, world.broker):
         world.broker.subscribe_gate.close()
 
         async def look_in() -> None:

@@ -22,7 +22,7 @@ from backplane import (
 )
 from backplane.errors import ClosedError, SubscribeError
 from backplane.fanout.batch import Batch
-from backplane.fanout.broker_subscriptions import Interest
+from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
 from backplane.fanout.outbox import FullPolicy, Outbox
 from backplane.fanout.subscription import Subscription
@@ -43,9 +43,9 @@ user: ContextVar[str] = ContextVar("user", default="nobody")
 @asynccontextmanager
 async def following_hub(broker: ControlledBroadcaster | None = None) -> AsyncGenerator[Hub]:
     """Run a hub over a controlled broker."""
-    interest = Interest(linger_seconds=60, timeout_seconds=60)
-    hub = Hub(interest)
-    async with following(interest, broker or ControlledBroadcaster()):
+    broker_subscriptions = BrokerSubscriptions(linger_seconds=60, timeout_seconds=60)
+    hub = Hub(broker_subscriptions)
+    async with following(broker_subscriptions, broker or ControlledBroadcaster()):
         yield hub
     hub.close()
 

@@ -13,7 +13,7 @@ import pytest
 
 from backplane.connection.connection import Connection
 from backplane.connection.limits import Limits
-from backplane.connection.policy import Conduct
+from backplane.connection.policy import ConnectionPolicy
 from backplane.errors import (
     AuthorizeTimeoutError,
     BrokerUnavailableError,
@@ -30,9 +30,9 @@ from backplane.errors import (
 )
 from backplane.fanout.outbox import Outbox
 from backplane.settings import Settings
-from backplane.web.handshake import Admission
+from backplane.web.handshake import ConnectionScope
 from backplane.web.origin import OriginRule
-from backplane.worker.runtime import Running
+from backplane.worker.runtime import Runtime
 from tests.unit.doubles import ControlledBroadcaster, counted, following, let_tasks_run
 from tests.unit.sockets import FakeServerSocket
 
@@ -53,14 +53,14 @@ class Door:
 
     def __init__(self) -> None:
         self.broker = ControlledBroadcaster()
-        self.running = Running(self.broker, Settings(max_connections_per_client=1))
+        self.running = Runtime(self.broker, Settings(max_connections_per_client=1))
         self.connection: Connection | None = None
-        self.conduct = Conduct(
+        self.policy = ConnectionPolicy(
             authorize=lambda _, channel: channel != "secret",
             limits=Limits(max_channels=2, heartbeat_seconds=None),
             statistics=self.running.statistics,
             bursts=self.running.bursts,
-            watch=self.running.watch,
+            keepalive=self.running.keepalive,
         )
 
     def admission(
@@ -72,12 +72,12 @@ class Door:
         headers: list[tuple[bytes, bytes]] | None = None,
         after_accept: bool = False,
         expires_at: float | None = None,
-    ) -> Admission:
+    ) -> ConnectionScope:
         """Return what lets this client in."""
         outbox = Outbox(max_bytes=1_000, max_messages=10)
-        self.connection = Connection(socket, self.running.hub, outbox, self.conduct)
+        self.connection = Connection(socket, self.running.hub, outbox, self.policy)
         self.connection.expire_at(expires_at)
-        return Admission(
+        return ConnectionScope(
             self.running,
             socket,
             self.connection,
@@ -98,14 +98,14 @@ class Door:
     def assert_nothing_left(self) -> None:
         """Assert that no client is there, that nothing is joined, and that the watch keeps nobody."""
         assert (list(self.running.connections), list(self.running.hub.channels)) == ([], [])
-        assert self.running.watch._timer is None  # pyright: ignore[reportPrivateUsage]
+        assert self.running.keepalive._timer is None  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.fixture
 async def door() -> AsyncGenerator[Door]:
     """A door that everyone has left in the end."""
     made = Door()
-    async with following(made.running.interest, made.broker):
+    async with following(made.running.broker_subscriptions, made.broker):
         yield made
         made.assert_nothing_left()
     made.running.hub.close()
@@ -141,7 +141,7 @@ async def test_joined_before_accepted(door: Door) -> None:
     assert socket.sent == []
     socket.accept_gate.open()
     await socket.receives("early")
-    socket.incoming.put_nowait(None)
+    socket.receiver.put_nowait(None)
     await handling
 
 
@@ -186,7 +186,7 @@ async def test_refused_join(door: Door, channels: list[str], error: type[Excepti
 
 async def test_broker_that_is_away_at_the_handshake(door: Door, caplog: pytest.LogCaptureFixture) -> None:
     """Clients refused because the broker is away are counted, wait for no turn, and fill no log."""
-    door.running.interest.close()
+    door.running.broker_subscriptions.close()
     for _ in range(3):
         socket = FakeServerSocket()
         with pytest.raises(BrokerUnavailableError):
@@ -249,7 +249,7 @@ async def test_permission_that_runs_out_while_it_is_joined(door: Door) -> None:
         connection.expire_at(time.time() - 1)
         return True
 
-    door.conduct = replace(door.conduct, authorize=authorize)
+    door.policy = replace(door.policy, authorize=authorize)
     with pytest.raises(PermissionExpiredError):
         await door.handle(socket, "a")
     assert (len(socket.refusals), socket.accepting) == (1, 0)
@@ -263,7 +263,7 @@ async def never_answer(connection: Connection, channel: str) -> bool:
 
 async def test_authorize_that_does_not_answer(door: Door, caplog: pytest.LogCaptureFixture) -> None:
     """A client waits for `authorize` no longer than its time, is refused as by a passing state, and logged once."""
-    door.conduct = replace(door.conduct, authorize=never_answer, authorize_timeout_seconds=0.01)
+    door.policy = replace(door.policy, authorize=never_answer, authorize_timeout_seconds=0.01)
     for _ in range(2):
         socket = FakeServerSocket()
         with pytest.raises(AuthorizeTimeoutError):
@@ -278,7 +278,7 @@ async def test_timeout_of_authorize_itself(door: Door) -> None:
     async def authorize(*_: object) -> bool:
         raise TimeoutError("the database")
 
-    door.conduct = replace(door.conduct, authorize=authorize)
+    door.policy = replace(door.policy, authorize=authorize)
     with pytest.raises(TimeoutError, match="the database"):
         await door.handle(FakeServerSocket(), "a")
 
@@ -290,7 +290,7 @@ async def test_client_that_leaves_while_it_is_joined(door: Door, monkeypatch: py
     door.broker.subscribe_gate.close()
     handling = asyncio.create_task(door.handle(socket, "a"))
     await door.broker.until(lambda: door.broker.calls != [])
-    socket.incoming.put_nowait(None)
+    socket.receiver.put_nowait(None)
     with pytest.raises(ClosedError, match="left before it was let in"):
         await asyncio.wait_for(handling, WAIT_SECONDS)
     assert socket.accepting == 0
@@ -304,7 +304,7 @@ async def test_client_that_stays_while_it_is_joined(door: Door, monkeypatch: pyt
     socket = FakeServerSocket()
     door.broker.subscribe_gate.close()
     if failing:
-        socket.incoming.put_nowait(RuntimeError("the server's own"))
+        socket.receiver.put_nowait(RuntimeError("the server's own"))
 
     async def handle() -> str | bytes | None:
         async with door.admission(socket, "a") as connection:
@@ -316,7 +316,7 @@ async def test_client_that_stays_while_it_is_joined(door: Door, monkeypatch: pyt
     await let_tasks_run()
     door.broker.subscribe_gate.open()
     await socket.until(lambda: socket.accepted != [])
-    socket.incoming.put_nowait("first")
+    socket.receiver.put_nowait("first")
     assert await asyncio.wait_for(handling, WAIT_SECONDS) == "first"
 
 
@@ -331,7 +331,7 @@ async def test_refused_after_accept(door: Door) -> None:
     foreign.origin = "https://evil.example"
     with pytest.raises(OriginRefusedError):
         await block(door.admission(foreign, after_accept=True), None)
-    while door.running.begin_farewell():
+    while door.running.reserve_refusal():
         pass
     late = FakeServerSocket()
     with pytest.raises(ClosedError):
@@ -411,7 +411,7 @@ async def test_client_that_is_closed_while_it_is_joined(door: Door) -> None:
         await connection.close(4503, "banned")
         return True
 
-    door.conduct = replace(door.conduct, authorize=authorize)
+    door.policy = replace(door.policy, authorize=authorize)
     socket = FakeServerSocket()
     with pytest.raises(JoinRefusedError, match="banned"):
         await block(door.admission(socket, "a", after_accept=True), None)
@@ -421,7 +421,7 @@ async def test_client_that_is_closed_while_it_is_joined(door: Door) -> None:
 # --- the end of the block ------------------------------------------------------------------------------------------
 
 
-async def block(admission: Admission, error: BaseException | None) -> None:
+async def block(admission: ConnectionScope, error: BaseException | None) -> None:
     """Enter, then raise or return."""
     async with admission:
         if error is not None:
@@ -494,7 +494,7 @@ async def test_client_leaves(door: Door) -> None:
     """A client that goes away ends its handler, and nothing is said to it."""
     socket = FakeServerSocket()
     async with entered(door, socket, "a"):
-        socket.incoming.put_nowait(None)
+        socket.receiver.put_nowait(None)
     assert socket.closing == 0
 
 
@@ -512,7 +512,7 @@ class Waiting:
         self.swallows = swallows
         self.waits = asyncio.Event()
 
-    async def __call__(self, admission: Admission) -> None:
+    async def __call__(self, admission: ConnectionScope) -> None:
         """Handle a client."""
         async with admission:
             while True:
@@ -530,7 +530,7 @@ class Waiting:
 @pytest.mark.parametrize("lane", [False, True], ids=["plain", "lane"])
 async def test_client_leaves_a_handler_that_waits_for_something_else(door: Door, lane: bool, swallows: int) -> None:
     """It is cancelled after the grace, again if it swallows that, which is an ordinary end and is counted."""
-    door.conduct = replace(door.conduct, handler_grace_seconds=0.01)
+    door.policy = replace(door.policy, handler_grace_seconds=0.01)
     socket, waiting = FakeServerSocket(lane=lane), Waiting(swallows=swallows)
     handling = asyncio.create_task(waiting(door.admission(socket, "a")))
     await socket.until(lambda: socket.accepted != [])
@@ -538,9 +538,9 @@ async def test_client_leaves_a_handler_that_waits_for_something_else(door: Door,
     if socket.lane is not None:
         socket.lane.end()
     else:
-        socket.incoming.put_nowait(None)
+        socket.receiver.put_nowait(None)
         assert door.connection is not None
-        door.connection.look_after(0)
+        door.connection.check_timers(0)
     await asyncio.wait_for(handling, WAIT_SECONDS)
     assert (waiting.cancelled, handling.cancelling(), socket.closing) == (swallows + 1, 0, 0)
     counts = door.running.statistics
@@ -557,7 +557,7 @@ async def test_lane_is_read_ahead_only_where_its_server_waits_for_that(
     assert socket.lane is not None
     socket.lane.reading = reading
     async with door.admission(socket, "a") as connection:
-        connection.look_after(0)
+        connection.check_timers(0)
         assert socket.reading_ahead == reads_ahead
 
 
@@ -565,11 +565,11 @@ async def test_client_whose_messages_nobody_receives_is_not_idle(door: Door) -> 
     """What is received for a handler that does not is activity of its client."""
     socket = FakeServerSocket()
     async with door.admission(socket, "a") as connection:
-        connection.look_after(0)
-        connection.lifetime.said_at = 0.0
-        socket.incoming.put_nowait("here")
+        connection.check_timers(0)
+        connection.timers.last_received_at = 0.0
+        socket.receiver.put_nowait("here")
         await let_tasks_run()
-        assert connection.lifetime.said_at > 0.0
+        assert connection.timers.last_received_at > 0.0
 
 
 async def test_handler_that_receives_is_left_alone(door: Door) -> None:
@@ -578,14 +578,14 @@ async def test_handler_that_receives_is_left_alone(door: Door) -> None:
     async with entered(door, socket, "a"):
         await let_tasks_run()
         assert door.connection is not None
-        door.connection.look_after(0)
-        socket.incoming.put_nowait(None)
+        door.connection.check_timers(0)
+        socket.receiver.put_nowait(None)
     assert socket.reading_ahead == 0
 
 
 async def test_cancelled_by_somebody_else_after_the_end(door: Door) -> None:
     """A cancellation from outside is never swallowed, also where the handler is cancelled for its connection's end."""
-    door.conduct = replace(door.conduct, handler_grace_seconds=0.01)
+    door.policy = replace(door.policy, handler_grace_seconds=0.01)
     socket, waiting = FakeServerSocket(), Waiting(swallows=1)
     handling = asyncio.create_task(waiting(door.admission(socket, "a")))
     await socket.until(lambda: socket.accepted != [])
@@ -602,7 +602,7 @@ async def test_cancelled_by_somebody_else_after_the_end(door: Door) -> None:
 
 async def test_timeout_around_the_block_is_its_own(door: Door) -> None:
     """A handler that is cancelled for its connection's end does not end a timeout around the block, nor one inside."""
-    door.conduct = replace(door.conduct, handler_grace_seconds=0.01)
+    door.policy = replace(door.policy, handler_grace_seconds=0.01)
     socket = FakeServerSocket()
     steps: list[str] = []
     async with asyncio.timeout(WAIT_SECONDS):
@@ -618,7 +618,7 @@ async def test_handler_that_ends_in_time_is_not_cancelled(door: Door) -> None:
     """What a handler does in its block after its client left, it may finish within the grace."""
     socket = FakeServerSocket()
     async with entered(door, socket, "a") as handling:
-        socket.incoming.put_nowait(None)
+        socket.receiver.put_nowait(None)
     assert (handling.cancelling(), door.running.statistics.cancelled_handlers) == (0, 0)
 
 
@@ -630,7 +630,7 @@ async def test_end_in_the_handshake_of_a_handler_that_waits(door: Door) -> None:
         asked.set()
         return await asyncio.Future[bool]()
 
-    door.conduct = replace(door.conduct, handler_grace_seconds=0.01, authorize=authorize)
+    door.policy = replace(door.policy, handler_grace_seconds=0.01, authorize=authorize)
     socket = FakeServerSocket()
     handling = asyncio.create_task(door.handle(socket, "a"))
     await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
@@ -692,7 +692,7 @@ async def test_task_of_the_connection_at_the_end(door: Door) -> None:
 
 async def test_task_of_the_connection_that_swallows_its_cancellation(door: Door) -> None:
     """It is cancelled again after the grace: the client is closed and forgotten all the same."""
-    door.conduct = replace(door.conduct, handler_grace_seconds=0.01)
+    door.policy = replace(door.policy, handler_grace_seconds=0.01)
     socket = FakeServerSocket()
 
     async def work() -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from backplane.worker.runtime import Running
+    from backplane.worker.runtime import Runtime
 
 pytestmark = pytest.mark.anyio
 
@@ -39,9 +39,9 @@ WAIT_SECONDS = 5.0
 REQUEST = Request({"type": "http"})
 
 
-def running_of(backplane: Backplane) -> Running:
+def running_of(backplane: Backplane) -> Runtime:
     """Return what a started backplane is made of."""
-    running = backplane._running  # pyright: ignore[reportPrivateUsage]
+    running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
     assert running is not None
     return running
 

@@ -53,7 +53,7 @@ class Client:
     """
 
     def __init__(self, extensions: dict[str, Any] | None = None) -> None:
-        self._incoming: asyncio.Queue[Event] = asyncio.Queue()
+        self._receiver: asyncio.Queue[Event] = asyncio.Queue()
         self._changed = asyncio.Event()
         self._asked = False
         self.sent: list[Event] = []
@@ -72,7 +72,7 @@ class Client:
     def does(self, *events: Event) -> None:
         """Let the client do something."""
         for event in events:
-            self._incoming.put_nowait(event)
+            self._receiver.put_nowait(event)
 
     def says(self, *texts: str) -> None:
         """Let the client say texts."""
@@ -92,7 +92,7 @@ class Client:
 
     async def _receive(self) -> Event:
         self._asked = True
-        return await self._incoming.get()
+        return await self._receiver.get()
 
     async def _send(self, event: Event) -> None:
         assert self._asked, "ASGI: the application receives the connect event before it answers"
@@ -346,11 +346,11 @@ async def past_the_connection(backplane: Backplane, client: Client, **options: A
     """Receive as a handler does that was written without the backplane; return what it received."""
     received: list[str] = []
     async with backplane.connect(client.websocket, "a", **options) as connection:
-        connection.lifetime.said_at = 0.0
+        connection.timers.last_received_at = 0.0
         with suppress(WebSocketDisconnect):
             async for text in client.websocket.iter_text():
                 received.append(text)
-                assert connection.lifetime.said_at > 0.0
+                assert connection.timers.last_received_at > 0.0
         async for _ in connection:
             pytest.fail("behind its end")
     return received

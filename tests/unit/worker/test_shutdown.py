@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backplane.worker.shutdown import draining_on_signals, spread_seconds
+from backplane.worker.shutdown import draining_on_signals, stagger_window
 from tests.unit.doubles import let_tasks_run
 
 if TYPE_CHECKING:
@@ -264,4 +264,4 @@ async def test_other_threads_leave_signals_alone(server: Server) -> None:
 @pytest.mark.parametrize(("sockets", "expected"), [(0, 0.0), (1, 0.05), (50, 2.5), (100, 5.0), (10_000, 5.0)])
 def test_spread_grows_with_the_sockets(sockets: int, expected: float) -> None:
     """A few sockets are closed soon, a hundred or more take the whole time, never longer."""
-    assert spread_seconds(sockets, 5.0) == pytest.approx(expected)
+    assert stagger_window(sockets, 5.0) == pytest.approx(expected)
