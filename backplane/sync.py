@@ -59,7 +59,9 @@ class SyncBackplane(SyncPublisher):
         if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without type checks
             raise ConfigurationError(f"SyncBackplane takes a URL, as each process opens a link, not {url!r:.100}")
         settings = settings or Settings()
-        super().__init__(Backplane(url, settings=settings))
+        backplane = Backplane(url, settings=settings)
+        super().__init__(backplane)
+        self._url = backplane.url
         self._threads = PublisherThreads(partial(Backplane, url, settings=settings), settings)
 
     def __repr__(self) -> str:
@@ -68,7 +70,7 @@ class SyncBackplane(SyncPublisher):
     @property
     def url(self) -> str:
         """The broker's URL, without options and with its password masked."""
-        return self._backplane.url
+        return self._url
 
     def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
         """Publish `data` to every subscriber of `channel`, on every web worker.

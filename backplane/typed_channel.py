@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from string import Formatter
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overload
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
@@ -16,16 +16,16 @@ from backplane.message import Gap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from pydantic import TypeAdapter
 
     from backplane.connection.connection import Connection
     from backplane.connection.validation import Validator
-    from backplane.core import Backplane
     from backplane.fanout.outbox import FullPolicy
     from backplane.fanout.subscription import Subscription
 
-__all__ = ["TypedChannel"]
+__all__ = ["PubSub", "TypedChannel"]
 
 ModelT = TypeVar("ModelT")
 
@@ -34,6 +34,19 @@ _OPTIONS: Final = frozenset({"exclude", "when_full", "max_outbox_bytes", "max_ou
 
 # These join words in a name; every other punctuation in a template separates its levels.
 _WORD_MARKS: Final = "-_ "
+
+
+class PubSub(Protocol):
+    """What typed channels publish and subscribe through: a `Backplane`."""
+
+    async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+        """Publish `data`."""
+
+    def subscribe(
+        self, *channels: str, when_full: FullPolicy, max_outbox_bytes: int | None, max_outbox_messages: int | None
+    ) -> AbstractAsyncContextManager[Subscription]:
+        """Subscribe a consumer."""
+        ...
 
 
 class TypedChannel(Generic[ModelT]):
@@ -56,10 +69,10 @@ class TypedChannel(Generic[ModelT]):
     """
 
     @overload
-    def __init__(self, backplane: Backplane, template: str, model: type[ModelT] | TypeAdapter[ModelT]) -> None: ...
+    def __init__(self, backplane: PubSub, template: str, model: type[ModelT] | TypeAdapter[ModelT]) -> None: ...
     @overload
-    def __init__(self: TypedChannel[Any], backplane: Backplane, template: str, model: object) -> None: ...
-    def __init__(self, backplane: Backplane, template: str, model: object) -> None:
+    def __init__(self: TypedChannel[Any], backplane: PubSub, template: str, model: object) -> None: ...
+    def __init__(self, backplane: PubSub, template: str, model: object) -> None:
         self._backplane = backplane
         self._template = template
         self._validator: Validator[ModelT] = validator_for(model)

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
     from backplane.connection.socket import Socket
     from backplane.fanout.hub import Hub
-    from backplane.fanout.outbox import DropReason, FullPolicy, Outbox
+    from backplane.fanout.outbox import FullPolicy, Outbox
     from backplane.message import Gap
+    from backplane.statistics import DropReason
 
 __all__ = ["Connection"]
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.log_bursts import LogBursts
+    from backplane.statistics import DropReason
 
-__all__ = ["DropReason", "FullPolicy", "Outbox", "Rule"]
+__all__ = ["FullPolicy", "Outbox", "Rule"]
 
 logger = logging.getLogger("backplane.fanout.outbox")
 
@@ -30,9 +31,6 @@ FullPolicy = Literal["close", "drop_oldest", "drop_newest", "latest"]
 - `latest`: a message replaces the waiting one of its channel (or of its key), full or not; what still does not fit acts
   as `drop_oldest`.
 """
-
-DropReason = Literal["dropped_oldest", "dropped_newest", "replaced"]
-"""Why a message was dropped, as it is counted."""
 
 # A gap is small, but many of them must not grow without bound either.
 _GAP_BYTES: Final = 64

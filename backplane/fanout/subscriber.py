@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from backplane.channels import validate_channel, warn_if_pattern
 from backplane.errors import ClosedError, TooManyChannelsError
@@ -13,12 +13,21 @@ from backplane.errors import ClosedError, TooManyChannelsError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from backplane.connection.policy import ConnectionPolicy
     from backplane.fanout.batch import Batch
     from backplane.fanout.hub import Hub
     from backplane.message import Gap
 
-__all__ = ["BaseSubscriber"]
+__all__ = ["BaseSubscriber", "JoinRules"]
+
+
+class JoinRules(Protocol):
+    """What each join of a client is checked against."""
+
+    async def check_join(self, client: BaseSubscriber, channel: str, /) -> None:
+        """Check that `client` may join `channel`; raises `JoinRefusedError` or `TooManyChannelsError`."""
+
+    def check_channels(self, client: BaseSubscriber, count: int, /) -> None:
+        """Check that `client` may join `count` channels; raises `TooManyChannelsError`."""
 
 
 class BaseSubscriber(ABC):
@@ -36,7 +45,7 @@ class BaseSubscriber(ABC):
 
     __slots__ = ("_channels", "_context", "_detached", "_ended", "_hub", "_rules", "context", "token")
 
-    def __init__(self, hub: Hub, rules: ConnectionPolicy | None, *, context: Any = None) -> None:
+    def __init__(self, hub: Hub, rules: JoinRules | None, *, context: Any = None) -> None:
         self._hub = hub
         self._rules = rules
         self.context = context

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 from backplane.concurrency.context import run_in
 from backplane.errors import InvalidMessageError, LifecycleError, SlowConsumerError
 from backplane.fanout.single_receiver import check_one_receiver
-from backplane.fanout.subscriber import BaseSubscriber
+from backplane.fanout.subscriber import BaseSubscriber, JoinRules
 from backplane.log_bursts import LogBursts
 from backplane.statistics import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from backplane.connection.policy import ConnectionPolicy
     from backplane.fanout.batch import Batch
     from backplane.fanout.hub import Hub
-    from backplane.fanout.outbox import DropReason, Outbox
+    from backplane.fanout.outbox import Outbox
     from backplane.message import Gap, Message
+    from backplane.statistics import DropReason
 
 __all__ = ["Subscription"]
 
@@ -43,7 +43,7 @@ class Subscription(BaseSubscriber):
     def __init__(
         self,
         hub: Hub,
-        rules: ConnectionPolicy | None,
+        rules: JoinRules | None,
         outbox: Outbox,
         *,
         context: Any = None,

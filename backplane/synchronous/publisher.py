@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 from backplane.concurrency.affinity import refuse_in_event_loop
 from backplane.synchronous.publisher_thread import GRACE_SECONDS
@@ -15,13 +15,23 @@ if TYPE_CHECKING:
 
     from backplane.concurrency.call_queue import CallQueue
     from backplane.connection.connection import Connection
-    from backplane.core import Backplane
     from backplane.synchronous.publisher_thread import PublisherThreads
     from backplane.typed_channel import TypedChannel
 
-__all__ = ["SyncPublisher", "SyncTypedChannel", "WorkerPublisher"]
+__all__ = ["AsyncPublisher", "SyncPublisher", "SyncTypedChannel", "WorkerPublisher"]
 
 ModelT = TypeVar("ModelT")
+
+
+class AsyncPublisher(Protocol):
+    """What publishes in an event loop, and makes typed channels: a `Backplane`."""
+
+    async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+        """Publish `data`."""
+
+    def channel(self, template: str, model: object) -> TypedChannel[Any]:
+        """Return the channels of `template`."""
+        ...
 
 
 class SyncPublisher(ABC):
@@ -31,7 +41,7 @@ class SyncPublisher(ABC):
         backplane: What knows of the channels' types.
     """
 
-    def __init__(self, backplane: Backplane) -> None:
+    def __init__(self, backplane: AsyncPublisher) -> None:
         self._backplane = backplane
 
     @abstractmethod
@@ -81,7 +91,7 @@ class WorkerPublisher(SyncPublisher):
 
     def __init__(
         self,
-        backplane: Backplane,
+        backplane: AsyncPublisher,
         calls: Callable[[], CallQueue | None],
         threads: PublisherThreads,
         publish_timeout_seconds: float,
