@@ -27,8 +27,9 @@ __all__ = [
     "RecordingSubscriber",
     "counted",
     "following",
-    "let_tasks_run",
     "messages_in",
+    "run_passes",
+    "until_idle",
 ]
 
 
@@ -298,10 +299,48 @@ async def following(
         broker_subscriptions.close()
 
 
-async def let_tasks_run(passes: int = 10) -> None:
-    """Give every ready task some passes of the event loop; no time goes by."""
+_QUIET_PASSES = 10
+_MOST_PASSES = 100_000
+
+
+async def until_idle() -> None:
+    """Run the event loop until nothing is ready to run and no task has moved for ten passes; no time goes by.
+
+    Timers, threads and sockets are not waited for: a test that needs them waits for their event.
+
+    Raises:
+        RuntimeError: A task never stops moving.
+    """
+    loop = asyncio.get_running_loop()
+    quiet, before = 0, _moves(loop)
+    for _ in range(_MOST_PASSES):
+        await asyncio.sleep(0)
+        now = _moves(loop)
+        quiet = quiet + 1 if now == before and not getattr(loop, "_ready", ()) else 0  # uvloop shows no queue
+        if quiet == _QUIET_PASSES:
+            return
+        before = now
+    raise RuntimeError("the event loop never becomes idle")
+
+
+async def run_passes(passes: int) -> None:
+    """Run so many passes of the event loop, where what one pass does is what a test is about."""
     for _ in range(passes):
         await asyncio.sleep(0)
+
+
+def _moves(loop: asyncio.AbstractEventLoop) -> dict[asyncio.Task[object], tuple[object, int]]:
+    """Return where each task but this one stands: in which frame, at which instruction."""
+    me = asyncio.current_task()
+    return {task: _place(task.get_coro()) for task in asyncio.all_tasks(loop) if task is not me}
+
+
+def _place(awaited: object) -> tuple[object, int]:
+    frame = None
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None) or frame
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+    return frame, -1 if frame is None else frame.f_lasti
 
 
 def counted(statistics: Statistics) -> dict[str, int]:

@@ -38,7 +38,7 @@ from backplane import (
 )
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.sync import SyncBackplane
-from tests.unit.doubles import Gate, let_tasks_run
+from tests.unit.doubles import Gate, until_idle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -201,7 +201,7 @@ async def test_start_while_starting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryBroadcaster, "start", slow_start)
     backplane = Backplane("memory://")
     starting = asyncio.create_task(backplane.start())
-    await let_tasks_run()
+    await until_idle()
     assert backplane.state == "starting"
     with pytest.raises(LifecycleError, match="started already"):
         await backplane.start()
@@ -267,7 +267,7 @@ async def test_stop_ends_connections_and_subscriptions() -> None:
     consuming = asyncio.create_task(consume())
     for client in clients:
         assert (await client.sent.get())["type"] == "websocket.accept"
-    await let_tasks_run()
+    await until_idle()
     await backplane.stop()
     assert [await client.hears() for client in clients] == [1012] * 3
     assert await asyncio.wait_for(asyncio.gather(*handling), WAIT_SECONDS) == [[]] * 3
@@ -314,7 +314,7 @@ async def test_stop_within_a_cancelled_scope(monkeypatch: pytest.MonkeyPatch) ->
         async with backplane:
             scope.cancel()
             await anyio.lowlevel.checkpoint()
-    await let_tasks_run()
+    await until_idle()
     assert asyncio.all_tasks() - before == set()
     assert len(stops) == 1
 
@@ -334,12 +334,12 @@ async def test_stop_cancelled_can_be_finished(monkeypatch: pytest.MonkeyPatch) -
     backplane = Backplane("memory://")
     await backplane.start()
     stopping = asyncio.create_task(backplane.stop())
-    await let_tasks_run()
+    await until_idle()
     stopping.cancel()
     await asyncio.wait([stopping])
     gate.open()
     await backplane.stop()
-    await let_tasks_run()
+    await until_idle()
     assert "done" in stops
 
 
@@ -390,7 +390,7 @@ def test_start_after_an_event_loop_that_ended_in_the_middle_of_the_stop(monkeypa
     async def stop_and_leave() -> None:
         await backplane.start()
         stopping = asyncio.create_task(backplane.stop())
-        await let_tasks_run()
+        await until_idle()
         stopping.cancel()
 
     monkeypatch.setattr(MemoryBroadcaster, "start", counted_start)
@@ -522,7 +522,7 @@ async def test_stop_in_the_middle_of_a_drain() -> None:
     await backplane.start()
     clients, handling = await accepted(backplane, 3)
     draining = asyncio.create_task(backplane.drain())
-    await let_tasks_run()
+    await until_idle()
     await asyncio.wait_for(backplane.stop(), WAIT_SECONDS)
     await ends([draining, *handling])
     assert [await client.hears() for client in clients] == [1012] * 3
@@ -578,7 +578,7 @@ async def test_health_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) 
         health = await backplane.health()
         assert (health.live, health.ready, health.state) == (True, False, "degraded")
         joining = asyncio.create_task(first_two(backplane))
-        await let_tasks_run()
+        await until_idle()
         await backplane.publish("other", "kept")
         await backplane.publish("other", "kept too")
         assert (await backplane.health()).buffered == 2
@@ -700,7 +700,7 @@ async def test_stop_waits_for_publishes_in_flight(monkeypatch: pytest.MonkeyPatc
     publishing = asyncio.create_task(backplane.publish("a", "last words"))
     await publishing_begun.wait()
     stopping = asyncio.create_task(backplane.stop())
-    await let_tasks_run()
+    await until_idle()
     assert (publishing.done(), stopping.done()) == (False, False)
     gate.open()
     await ends([publishing, stopping])
@@ -712,7 +712,7 @@ async def test_wait_for_state() -> None:
     async with Backplane("memory://") as backplane:
         await asyncio.wait_for(backplane.wait_for_state("live"), WAIT_SECONDS)
         waiting = asyncio.create_task(backplane.wait_for_state("degraded"))
-        await let_tasks_run()
+        await until_idle()
         assert not waiting.done()
         waiting.cancel()
 
@@ -722,7 +722,7 @@ async def test_wait_for_the_stop() -> None:
     backplane = Backplane("memory://")
     await backplane.start()
     waiting = asyncio.create_task(backplane.wait_for_state("closed"))
-    await let_tasks_run()
+    await until_idle()
     await backplane.stop()
     await asyncio.wait_for(waiting, WAIT_SECONDS)
 
@@ -732,7 +732,7 @@ async def test_wait_for_a_state_that_cannot_come() -> None:
     backplane = Backplane("memory://")
     await backplane.start()
     waiting = asyncio.create_task(backplane.wait_for_state("degraded"))
-    await let_tasks_run()
+    await until_idle()
     await backplane.stop()
     done, _ = await asyncio.wait([waiting], timeout=1)
     waiting.cancel()

@@ -10,7 +10,7 @@ import pytest
 
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.message import Gap
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 from tests.unit.supervised import (
     BRISK_PROBE,
     PROBE_CHANNEL,
@@ -250,7 +250,7 @@ async def test_probe_over_which_links_end_is_given_up(caplog: pytest.LogCaptureF
             await adapter.until(lambda links=links: probes(adapter) == links)  # type: ignore[misc]
             adapter.cut()
             await made.reaches("live", generation=links + 1)
-        await let_tasks_run()
+        await until_idle()
         assert (made.supervisor.state, probes(adapter)) == ("live", 3)
         assert "allow channel $backplane/*: 3 links ended over it" in warnings_of(caplog)[-1]
         adapter.publish_gate.open()
@@ -275,7 +275,7 @@ async def test_no_probe_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> Non
     pace = Pace(monkeypatch)
     async with supervised(Adapter(brokered=False), replace(SETTINGS, probe_interval_seconds=0.001)) as made:
         await made.listener("a")
-        await let_tasks_run()
+        await until_idle()
         assert (pace.rounds, made.adapter.verbs) == (0, ["start", "subscribe"])
 
 
@@ -290,7 +290,7 @@ async def test_refused_probe_is_a_warning(refused: str, caplog: pytest.LogCaptur
     async with supervised(adapter, BRISK_PROBE) as made:
         await made.listener("a")
         await adapter.until(lambda: (refused, (PROBE_CHANNEL,)) in adapter.calls)
-        await let_tasks_run()
+        await until_idle()
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
         (warning,) = warnings_of(caplog)
         assert warning.startswith("no delivery probe, a silent link will go unnoticed: allow channel $backplane/*: ")

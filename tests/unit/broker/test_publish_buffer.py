@@ -13,7 +13,7 @@ import pytest
 from backplane.broker.publish_buffer import PublishBuffer
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.log_bursts import LogBursts
-from tests.unit.doubles import Gate, let_tasks_run
+from tests.unit.doubles import Gate, run_passes, until_idle
 from tests.unit.supervised import WAIT_SECONDS, supervised, warnings_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def come_back(made: World, published: int) -> None:
     """Let the broker return, and wait until it has so many messages."""
     made.adapter.start_gate.open()
     await made.adapter.until(lambda: len(made.adapter.published) >= published)
-    await let_tasks_run()
+    await until_idle()
 
 
 def payloads(made: World) -> list[bytes]:
@@ -132,7 +132,7 @@ async def test_what_comes_back_from_a_lost_link_goes_first(moment: str) -> None:
         if moment == "being sent":
             await made.degrade()
         sending.open()
-        await let_tasks_run()
+        await until_idle()
         del made.adapter.publish_errors["a"]
         await come_back(made, 3)
         assert (payloads(made), len(buffer)) == ([b"1", b"2", b"3"], 0)
@@ -166,7 +166,7 @@ async def test_link_lost_while_sending_keeps_the_place() -> None:
         made.adapter.publish_errors["a"] = BrokerUnavailableError("cut")
         await made.degrade()
         made.adapter.publish_gate.open()
-        await let_tasks_run()
+        await until_idle()
         del made.adapter.publish_errors["a"]
         assert (payloads(made), len(buffer)) == ([], 2)
         await come_back(made, 2)
@@ -184,7 +184,7 @@ async def test_adapter_that_refuses_while_its_link_stands_is_asked_again(error: 
         made.adapter.publish_errors["a"] = error
         await publish(buffer, b"1")
         await made.adapter.until(lambda: made.adapter.verbs.count("publish") == 3)
-        await let_tasks_run(100)
+        await run_passes(100)
         assert made.adapter.verbs.count("publish") == 3
         del made.adapter.publish_errors["a"]
         await come_back(made, 1)
@@ -301,7 +301,7 @@ async def test_stop_while_live_sends_the_rest() -> None:
         made.adapter.start_gate.open()
         await made.adapter.until(lambda: "publish" in made.adapter.verbs)
         stopping = asyncio.create_task(buffer.stop(WAIT_SECONDS))
-        await let_tasks_run()
+        await until_idle()
         assert not stopping.done()
         made.adapter.publish_gate.open()
         await asyncio.wait_for(stopping, WAIT_SECONDS)

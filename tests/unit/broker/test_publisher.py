@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from backplane.errors import BrokerUnavailableError
-from tests.unit.doubles import Gate, let_tasks_run
+from tests.unit.doubles import Gate, until_idle
 from tests.unit.supervised import WAIT_SECONDS, World, supervised
 
 pytestmark = pytest.mark.anyio
@@ -27,10 +27,10 @@ async def publish_after_the_loss(made: World, *, later: int) -> list[asyncio.Tas
     await made.adapter.until(lambda: "publish" in made.adapter.verbs)
     await made.degrade()
     publishing += [asyncio.create_task(made.supervisor.publish("a", b"%d" % number)) for number in range(1, later + 1)]
-    await let_tasks_run()
+    await until_idle()
     made.adapter.publish_errors["a"] = BrokerUnavailableError("the link ended")
     gate.open()
-    await let_tasks_run()
+    await until_idle()
     del made.adapter.publish_errors["a"]
     return publishing
 
@@ -50,7 +50,7 @@ async def test_who_gives_up_holds_up_nobody() -> None:
         publishing = await publish_after_the_loss(made, later=4)
         for number in (0, 2, 1):
             publishing[number].cancel()
-            await let_tasks_run()
+            await until_idle()
         made.adapter.start_gate.open()
         await asyncio.wait_for(asyncio.wait(publishing), WAIT_SECONDS)
         assert payloads(made) == [b"3", b"4"]

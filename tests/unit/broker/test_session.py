@@ -12,7 +12,7 @@ from backplane.errors import BrokerUnavailableError
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
 from backplane.message import ALL, Gap
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 from tests.unit.supervised import PROBE_CHANNEL, Adapter, supervised
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ async def test_late_report_behind_a_newer_link_is_not_heard(report: Callable[[Si
         old = made.adapter.links[-1]
         await made.recover()
         report(old)
-        await let_tasks_run()
+        await until_idle()
         assert (listener.heard, made.supervisor.state, made.supervisor.generation) == ([], "live", 2)
 
 
@@ -66,7 +66,7 @@ async def test_late_report_while_degraded_is_not_heard(report: Callable[[Sink], 
         old = made.adapter.links[-1]
         await made.degrade()
         report(old)
-        await let_tasks_run()
+        await until_idle()
         assert (listener.heard, made.supervisor.generation) == ([], 2)
         made.adapter.start_gate.open()
         await made.reaches("live", generation=2)
@@ -79,7 +79,7 @@ async def test_late_report_after_stop_is_not_heard(report: Callable[[Sink], None
         listener = await made.listener("a")
         await made.supervisor.stop()
         report(made.adapter.links[-1])
-        await let_tasks_run()
+        await until_idle()
         assert (listener.heard, made.supervisor.state, made.supervisor.generation) == ([], "closed", 1)
 
 

@@ -20,7 +20,7 @@ from backplane.errors import (
     SubscribeError,
 )
 from backplane.message import ALL, Gap
-from tests.unit.doubles import Gate, let_tasks_run
+from tests.unit.doubles import Gate, until_idle
 from tests.unit.supervised import (
     BRISK_PROBE,
     PROBE_CHANNEL,
@@ -249,7 +249,7 @@ async def test_loss_reported_twice_is_one_loss() -> None:
         made.adapter.cut()
         made.adapter.cut()
         await made.reaches("live", generation=2)
-        await let_tasks_run()
+        await until_idle()
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 2)
 
 
@@ -336,12 +336,12 @@ async def test_gap_stands_behind_the_confirmation_and_before_the_next_message() 
         made.adapter.subscribe_gate.close()
         made.adapter.cut()
         await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe" and len(made.adapter.links) == 2)
-        await let_tasks_run()
+        await until_idle()
         assert (first.heard, both.heard) == (["before"], ["before"])
         made.adapter.subscribe_gate.open()
         await made.reaches("live", generation=2)
         made.adapter.links[-1].deliver("a", b"after")
-        await let_tasks_run()
+        await until_idle()
         gap = Gap(channel="a", reason="the link to the broker was lost: cut")
         assert first.heard == ["before", gap, "after"]
         assert sorted(map(str, both.heard)) == sorted(
@@ -360,7 +360,7 @@ async def test_gap_stands_before_a_message_that_overtakes_the_confirmation() -> 
         assert [type(item) for item in await listener.hears(2)] == [Gap, str]
         made.adapter.subscribe_gate.open()
         await made.reaches("live", generation=2)
-        await let_tasks_run()
+        await until_idle()
         assert len(listener.heard) == 2
 
 
@@ -371,12 +371,12 @@ async def test_gap_is_told_to_those_who_were_there() -> None:
         await made.degrade()
         made.hub.leave("a", leaves)
         joining = asyncio.create_task(made.listener("a"))
-        await let_tasks_run()
+        await until_idle()
         assert not joining.done()
         made.adapter.start_gate.open()
         joins = await asyncio.wait_for(joining, WAIT_SECONDS)
         await stays.hears(1)
-        await let_tasks_run()
+        await until_idle()
         assert [len(listener.heard) for listener in (stays, leaves, joins)] == [1, 0, 0]
 
 
@@ -387,7 +387,7 @@ async def test_gap_is_told_once_for_each_loss() -> None:
         await made.recover()
         await made.recover()
         assert [type(item) for item in await listener.hears(2)] == [Gap, Gap]
-        await let_tasks_run()
+        await until_idle()
         assert len(listener.heard) == 2
 
 
@@ -412,7 +412,7 @@ async def test_link_that_ends_between_two_batches_is_a_loss_of_its_own(monkeypat
         await made.reaches("live", generation=3)
         for listener in listeners:
             await listener.hears(1)
-        await let_tasks_run()
+        await until_idle()
         assert sorted(len(listener.heard) for listener in listeners) == [1, 2]
 
 
@@ -450,7 +450,7 @@ async def test_publish_while_degraded_goes_through_when_the_link_returns() -> No
     async with supervised() as made:
         await made.degrade()
         publishing = asyncio.create_task(made.supervisor.publish("a", b"patient"))
-        await let_tasks_run()
+        await until_idle()
         assert "publish" not in made.adapter.verbs
         made.adapter.start_gate.open()
         await asyncio.wait_for(publishing, WAIT_SECONDS)
@@ -479,7 +479,7 @@ async def test_publish_gives_up_on_a_link_that_stays_away() -> None:
             await asyncio.wait_for(made.supervisor.publish("a", b"too late"), WAIT_SECONDS)
         made.adapter.start_gate.open()
         await made.reaches("live", generation=2)
-        await let_tasks_run()
+        await until_idle()
         assert "publish" not in made.adapter.verbs
 
 
@@ -508,12 +508,12 @@ async def test_publish_cancelled_while_it_waits_is_not_sent() -> None:
     async with supervised() as made:
         await made.degrade()
         publishing = asyncio.create_task(made.supervisor.publish("a", b"never"))
-        await let_tasks_run()
+        await until_idle()
         publishing.cancel()
         await asyncio.wait([publishing])
         made.adapter.start_gate.open()
         await made.reaches("live", generation=2)
-        await let_tasks_run()
+        await until_idle()
         assert "publish" not in made.adapter.verbs
 
 
@@ -647,7 +647,7 @@ async def test_channel_over_which_links_end_does_not_hold_up_a_start() -> None:
     adapter = TouchyAdapter("evil")
     made = world(adapter)
     joining = {name: asyncio.create_task(made.listener(name)) for name in ("a", "evil", "b")}
-    await let_tasks_run()
+    await until_idle()
     await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
     await asyncio.wait_for(asyncio.gather(joining["a"], joining["b"]), WAIT_SECONDS)
     with pytest.raises(SubscribeError):
@@ -733,7 +733,7 @@ async def test_channel_allowed_again_tells_a_gap_of_what_was_missed() -> None:
         await adapter.until(lambda: "a" in adapter.channels)
         adapter.links[-1].deliver("a", b"again")
         await listener.hears(2)
-        await let_tasks_run()
+        await until_idle()
         assert [type(item) for item in listener.heard] == [Gap, Gap, str]
 
 
@@ -785,7 +785,7 @@ async def test_stop_tells_who_waits_to_publish() -> None:
     async with supervised() as made:
         await made.degrade()
         publishing = asyncio.create_task(made.supervisor.publish("a", b"never"))
-        await let_tasks_run()
+        await until_idle()
         await made.supervisor.stop()
         done, _ = await asyncio.wait([publishing], timeout=1)
         assert done
@@ -815,7 +815,7 @@ async def test_stop_cancelled_at_once_closes_the_link() -> None:
         await asyncio.sleep(0)
         stopping.cancel()
         await asyncio.wait([stopping])
-        await let_tasks_run()
+        await until_idle()
         assert made.adapter.sink is None
 
 
@@ -839,9 +839,9 @@ async def test_stop_while_the_adapter_cleans_up_behind_a_loss() -> None:
         joining = asyncio.create_task(made.listener("a"))
         await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe")
         made.adapter.cut()
-        await let_tasks_run()
+        await until_idle()
         stopping = asyncio.create_task(made.supervisor.stop())
-        await let_tasks_run()
+        await until_idle()
         made.adapter.cancel_gate.open()
         done, _ = await asyncio.wait([stopping], timeout=1)
         joining.cancel()
@@ -881,7 +881,7 @@ async def test_two_publishes_without_an_answer_rebuild_a_link_that_hears() -> No
         made.adapter.publish_gate.close()
         made.adapter.links[-1].deliver("a", b"the way in carries")
         await unanswered(made)
-        await let_tasks_run()
+        await until_idle()
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
         made.adapter.links[-1].deliver("a", b"still")
         await unanswered(made)
@@ -898,7 +898,7 @@ async def test_answer_between_two_publishes_without_one_keeps_the_link() -> None
             await unanswered(made)
             made.adapter.publish_gate.open()
             await made.supervisor.publish("a", b"answered")
-        await let_tasks_run()
+        await until_idle()
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
@@ -909,7 +909,7 @@ async def test_unanswered_publishes_do_not_speak_against_a_link_without_a_broker
         made.adapter.publish_gate.close()
         for _ in range(3):
             await unanswered(made)
-        await let_tasks_run()
+        await until_idle()
         assert (made.supervisor.state, made.supervisor.generation, listener.heard) == ("live", 1, [])
         made.adapter.publish_gate.open()
 
@@ -964,7 +964,7 @@ async def test_unanswered_publishes_of_an_old_link_do_not_cost_the_new_one() -> 
                 publishing.create_task(unanswered(made))
             await made.adapter.until(lambda: made.adapter.verbs.count("publish") == 3)
             await made.recover()
-        await let_tasks_run()
+        await until_idle()
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 2)
         made.adapter.publish_gate.open()
 
@@ -1083,7 +1083,7 @@ async def test_stop_waits_for_publishes_in_flight() -> None:
         publishing = asyncio.create_task(made.supervisor.publish("a", b"last words"))
         await made.adapter.until(lambda: "publish" in made.adapter.verbs)
         stopping = asyncio.create_task(made.supervisor.stop())
-        await let_tasks_run()
+        await until_idle()
         assert (made.supervisor.state, stopping.done()) == ("live", False)
         made.adapter.publish_gate.open()
         await asyncio.wait_for(publishing, WAIT_SECONDS)
@@ -1116,6 +1116,6 @@ async def test_owner_that_dies_is_told(caplog: pytest.LogCaptureFixture, monkeyp
         async with asyncio.timeout(WAIT_SECONDS):
             while made.supervisor.is_alive:
                 await asyncio.sleep(0)
-        await let_tasks_run()
+        await until_idle()
         assert made.supervisor.state == "degraded"
         assert "the owner of the link died" in warnings_of(caplog, logging.CRITICAL)[0]

@@ -20,7 +20,7 @@ from backplane import Backplane
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.cli import app
 from backplane.fanout.codec import encode
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator
@@ -57,7 +57,7 @@ def say(monkeypatch: pytest.MonkeyPatch) -> Say:
             reporting.append(asyncio.create_task(report_all()))
 
     async def report_all() -> None:
-        await let_tasks_run()  # until the join has returned
+        await until_idle()  # until the join has returned
         for item in said:
             if item is GAP:
                 sinks[-1].gap(["room"], "over\x1brun")

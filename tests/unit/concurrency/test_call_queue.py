@@ -13,7 +13,7 @@ import pytest
 from backplane import BrokerUnavailableError, ClosedError, PublishError, PublishOutcomeUnknownError
 from backplane.concurrency.call_queue import CallQueue
 from backplane.concurrency.threads import new_waiter
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -45,7 +45,7 @@ async def test_a_call_returns_when_the_publish_has_ended() -> None:
     """The thread waits for the publish, and the event loop goes on meanwhile."""
     calls, answered = await opened(), asyncio.Event()
     calling = asyncio.create_task(asyncio.to_thread(calls.run, answered.wait, seconds=WAIT_SECONDS))  # type: ignore[arg-type]
-    await let_tasks_run()
+    await until_idle()
     assert not calling.done()
     answered.set()
     await calling
@@ -116,7 +116,7 @@ async def test_an_event_loop_that_takes_nothing() -> None:
     with pytest.raises(BrokerUnavailableError, match="not published"):
         await asyncio.to_thread(calls.run, publish(published, 1), seconds=0.01)
     calls.open()
-    await let_tasks_run()
+    await until_idle()
     assert published == []
 
 
@@ -207,7 +207,7 @@ async def test_close_waits_for_what_was_taken() -> None:
     while not calls._in_progress:  # pyright: ignore[reportPrivateUsage]
         await asyncio.sleep(0)
     closing = asyncio.create_task(calls.close())
-    await let_tasks_run()
+    await until_idle()
     assert not closing.done()
     answer.set()
     await closing

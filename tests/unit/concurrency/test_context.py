@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from backplane.concurrency.context import begin, run_in, task_in
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import run_passes, until_idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -267,16 +267,16 @@ async def outcome(started: Callable[[], asyncio.Task[None] | None], cancelled_af
     try:
         task = started()
     except (Exception, asyncio.CancelledError) as error:
-        await let_tasks_run()
+        await until_idle()
         return type(error), error.args
     if task is None:
-        await let_tasks_run()
+        await until_idle()
         return None
     if cancelled_after is not None:
-        await let_tasks_run(cancelled_after)
+        await run_passes(cancelled_after)
         task.cancel("from outside")
     await asyncio.wait([task], timeout=WAIT_SECONDS)
-    await let_tasks_run()
+    await until_idle()
     failure = asyncio.CancelledError() if task.cancelled() else task.exception()
     return None if failure is None else (type(failure), failure.args)
 
@@ -329,7 +329,7 @@ async def test_several_wait_for_the_same() -> None:
     cancelled = begin(wait(), copy_context(), loop)
     assert cancelled is not None
     tasks.append(asyncio.create_task(wait()))
-    await let_tasks_run(1)
+    await run_passes(1)
     shared.set_result("token")
     await asyncio.gather(*(task for task in (*tasks, cancelled) if task is not None))
     assert results == ["token"] * 5
@@ -393,7 +393,7 @@ async def test_nothing_is_left_for_the_next(act: Callable[[list[object]], None])
         begin(second(), context, loop)
 
     loop.call_soon(fan_out)
-    await let_tasks_run()
+    await until_idle()
     assert seen == ["backplane-send", None, 0, False, False]
 
 
@@ -413,7 +413,7 @@ async def test_found_after_its_end(method: str) -> None:
     for task in found:
         getattr(task, method)()
     begin(next_one(), context, loop)
-    await let_tasks_run()
+    await until_idle()
     assert trace == [False, "goes on"]
 
 
@@ -494,7 +494,7 @@ async def test_error_of_the_work_is_its_own() -> None:
 
     with pytest.raises(RuntimeError, match="of the work"):
         begin(fail(), copy_context(), asyncio.get_running_loop())
-    await let_tasks_run()
+    await until_idle()
     assert begun == [1]
 
 

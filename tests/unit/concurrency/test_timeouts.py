@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backplane.concurrency.timeouts import PatientTimeout, SharedTimeout
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -153,7 +153,7 @@ async def test_cancelled_from_outside(limit: Limit) -> None:
             await never()
 
     task = asyncio.create_task(block())
-    await let_tasks_run()
+    await until_idle()
     task.cancel()
     assert await outcome(task) is asyncio.CancelledError
 
@@ -166,7 +166,7 @@ async def test_both_at_once(limit: Limit) -> None:
             await never()
 
     task = asyncio.create_task(block())
-    await let_tasks_run()
+    await until_idle()
     stand_still()
     asyncio.get_running_loop().call_at(0, task.cancel)  # among the timers that are due, in front of the limit's
     assert await outcome(task) is asyncio.CancelledError
@@ -220,7 +220,7 @@ async def test_task_that_was_being_cancelled_before() -> None:
         return "timed out"
 
     task = asyncio.create_task(block())
-    await let_tasks_run()
+    await until_idle()
     task.cancel()
     assert await outcome(task) == "timed out"
     deadlines.close()
@@ -235,7 +235,7 @@ async def test_thousands_run_out_with_one_timer() -> None:
             await never()
 
     tasks = [asyncio.create_task(block()) for _ in range(2_000)]
-    await let_tasks_run()
+    await until_idle()
     assert len(timers.handles) == 1
     assert {await outcome(task) for task in tasks} == {TimeoutError}
     deadlines.close()
@@ -255,7 +255,7 @@ async def test_order_of_the_ends() -> None:
             ended.append(number)
 
     tasks = [asyncio.create_task(block(number)) for number in range(10)]
-    await let_tasks_run()
+    await until_idle()
     for number in (0, 3, 4, 9):
         gates[number].set()
     await asyncio.wait(tasks, timeout=WAIT_SECONDS)
@@ -297,7 +297,7 @@ async def test_closed_limits_run_no_more() -> None:
             return "not limited"
 
     task = asyncio.create_task(block())
-    await let_tasks_run()
+    await until_idle()
     deadlines.close()
     assert await outcome(task) == "not limited"
     other.close()
@@ -367,7 +367,7 @@ async def test_answer_that_is_only_asked_for_after_a_pause_is_in_time(patient: L
 
     with near, far:
         answering = asyncio.create_task(peer())
-        await let_tasks_run()
+        await until_idle()
         loop.call_soon(time.sleep, PAUSE_SECONDS)
         async with patient():
             await asyncio.sleep(0)

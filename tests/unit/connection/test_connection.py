@@ -32,7 +32,7 @@ from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
 from backplane.fanout.outbox import FullPolicy, Outbox
 from backplane.message import ALL, Gap
-from tests.unit.doubles import ControlledBroadcaster, Gate, counted, following, let_tasks_run
+from tests.unit.doubles import ControlledBroadcaster, Gate, counted, following, run_passes, until_idle
 from tests.unit.sockets import ClientLane, FakeSocket
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class World:
         for connection in self._connections:
             await connection.abandon()
         self.hub.close()
-        await let_tasks_run()
+        await until_idle()
 
 
 @asynccontextmanager
@@ -125,7 +125,7 @@ async def no_new_task() -> AsyncGenerator[None]:
     """Fail when the block leaves a task behind."""
     before = asyncio.all_tasks()
     yield
-    await let_tasks_run()
+    await until_idle()
     assert asyncio.all_tasks() - before == set()
 
 
@@ -159,7 +159,7 @@ async def test_messages_in_order(world: World) -> None:
     connection, socket = world.connection()
     await connection.join("a")
     world.deliver("a", "1", "2")
-    await let_tasks_run()
+    await until_idle()
     world.deliver("a", "3")
     await socket.receives("1", "2", "3")
 
@@ -180,7 +180,7 @@ async def test_order_behind_a_stall(world: World) -> None:
     world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
     world.deliver("a", "2", "3")
-    await let_tasks_run()
+    await until_idle()
     assert socket.sent == []
     socket.send_gate.open()
     await socket.receives("1", "2", "3")
@@ -191,7 +191,7 @@ async def test_nothing_is_sent_before_the_handshake(world: World) -> None:
     connection, socket = world.connection(opened=False)
     await connection.join("a")
     world.deliver("a", "early")
-    await let_tasks_run()
+    await until_idle()
     assert socket.sending == 0
     connection.opened()
     world.deliver("a", "late")
@@ -237,9 +237,9 @@ async def test_what_waits_at_the_gap_is_still_sent(world: World) -> None:
     world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
     world.deliver("a", "2")
-    await let_tasks_run()
+    await until_idle()
     world.hub.gap(ALL, "overrun")
-    await let_tasks_run()
+    await until_idle()
     assert socket.closing == 0
     socket.send_gate.open()
     await socket.until(lambda: socket.closed != [])
@@ -271,7 +271,7 @@ async def test_gap_closes_when_it_is_this_clients_turn(world: World) -> None:
         await connection.leave("a")
         world.deliver("a", "left")
         world.deliver("b", "3")
-        await let_tasks_run()
+        await until_idle()
     assert (socket.closing, socket.sent, list(world.hub.channels)) == (0, ["1", "2", "3"], ["b"])
     socket.receiver.put_nowait("hello")
     assert await bounded(asyncio.create_task(connection.receive())) == "hello"
@@ -286,14 +286,14 @@ async def test_what_is_published_until_the_close_is_sent(world: World, ending: s
     world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
     world.deliver("a", "2")
-    await let_tasks_run()
+    await until_idle()
     if ending == "gap":
         world.hub.gap(ALL, "overrun")
     else:
         connection.retire(1012, "restart")
-    await let_tasks_run()
+    await until_idle()
     world.deliver("a", "3")
-    await let_tasks_run()
+    await until_idle()
     assert socket.closing == 0
     socket.send_gate.open()
     await socket.until(lambda: socket.closed != [])
@@ -338,7 +338,7 @@ async def test_gap_before_the_handshake(world: World) -> None:
     connection, socket = world.connection(opened=False)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
-    await let_tasks_run()
+    await until_idle()
     assert socket.closing == 0
     connection.opened()
     await socket.until(lambda: socket.closed != [])
@@ -399,9 +399,9 @@ async def test_end_of_the_handler_keeps_the_code_of_a_restart(world: World) -> N
     world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
     connection.retire(1012, "restart")
-    await let_tasks_run()
+    await until_idle()
     finishing = asyncio.create_task(connection.finish(1000))
-    await let_tasks_run()
+    await until_idle()
     socket.send_gate.open()
     await bounded(finishing)
     assert [code for code, _ in socket.closed] == [1012]
@@ -421,7 +421,7 @@ async def test_join_under_way_at_a_gap(world: World) -> None:
     await connection.join("a")
     world.broker.subscribe_gate.close()
     joining = asyncio.create_task(connection.join("b"))
-    await let_tasks_run()
+    await until_idle()
     world.hub.gap(["a"], "overrun")
     world.broker.subscribe_gate.open()
     await bounded(joining)
@@ -457,7 +457,7 @@ async def failing(
     connection, socket = world.connection(policy=policy, max_messages=max_messages)
     await connection.join("a")
     finishing = asyncio.create_task(connection.finish(1013, AWAY))
-    await let_tasks_run()
+    await until_idle()
     yield connection, socket, finishing, policy
     await bounded(finishing)
 
@@ -533,7 +533,7 @@ async def test_broker_failure_after_a_gap(world: World) -> None:
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     finishing = asyncio.create_task(connection.finish(1013, AWAY))
-    await let_tasks_run()
+    await until_idle()
     assert not finishing.done()
     connection.retire(*RELOAD)
     await bounded(finishing)
@@ -547,7 +547,7 @@ async def test_cancelled_before_the_turn(world: World) -> None:
     await connection.join("a")
     async with no_new_task():
         finishing = asyncio.create_task(connection.finish(1013, AWAY))
-        await let_tasks_run()
+        await until_idle()
         finishing.cancel()
         await asyncio.wait([finishing])
     assert (finishing.cancelled(), socket.closing, list(world.hub.channels)) == (True, 0, [])
@@ -558,7 +558,7 @@ async def test_task_that_a_handler_leaves_behind(world: World) -> None:
     """A task that still receives when its handler ends by a failure of the broker keeps no client from its close."""
     connection, socket = world.connection()
     receiving = asyncio.create_task(connection.receive())
-    await let_tasks_run()
+    await until_idle()
     await bounded(asyncio.create_task(connection.finish(1013, AWAY)))
     assert [code for code, _ in socket.closed] == [1013]
     assert await bounded(receiving) is None
@@ -603,7 +603,7 @@ async def test_many_clients_write_few_lines(world: World, caplog: pytest.LogCapt
         await connection.join("a")
     world.hub.gap(ALL, "overrun")
     finishing = [asyncio.create_task(connection.finish(1013, AWAY)) for connection, _ in connections]
-    await let_tasks_run()
+    await until_idle()
     for _, socket in connections:
         socket.send_gate.close()
     await stall(world, connections[0][1], *"1234")
@@ -635,7 +635,7 @@ async def test_what_waits_at_the_leave_is_still_sent(world: World) -> None:
     world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
     world.deliver("a", "2")
-    await let_tasks_run()
+    await until_idle()
     await connection.leave("a")
     await connection.join("b")
     world.deliver("a", "unheard")
@@ -727,10 +727,10 @@ async def test_drop_policies(world: World, when_full: FullPolicy, expected: list
     world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
     world.deliver("a", "2", "3", "4", "5")
-    await let_tasks_run()
+    await until_idle()
     socket.send_gate.open()
     await socket.receives(*expected)
-    await let_tasks_run()
+    await until_idle()
     assert (socket.sent, socket.closing, list(connection.channels)) == (expected, 0, ["a"])
 
 
@@ -745,7 +745,7 @@ async def test_send_waits_behind_what_waits(world: World) -> None:
     world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
     sending = asyncio.create_task(connection.send("2"))
-    await let_tasks_run()
+    await until_idle()
     assert not sending.done()
     socket.send_gate.open()
     await bounded(sending)
@@ -792,9 +792,9 @@ async def test_latest_does_not_replace_direct_messages(world: World) -> None:
     await connection.join("a")
     socket.send_gate.close()
     sending = [asyncio.create_task(connection.send(str(number))) for number in range(3)]
-    await let_tasks_run()
+    await until_idle()
     world.deliver("a", "old", "new")
-    await let_tasks_run()
+    await until_idle()
     socket.send_gate.open()
     for task in sending:
         await bounded(task)
@@ -833,7 +833,7 @@ async def test_close_ends_the_iteration(world: World) -> None:
     connection, socket = world.connection()
     await connection.join("a")
     iterating = asyncio.create_task(said_by(connection))
-    await let_tasks_run()
+    await until_idle()
     async with no_new_task():
         await connection.close(4000, "enough")
         assert await bounded(iterating) == []
@@ -865,7 +865,7 @@ async def test_finish_flushes(world: World) -> None:
     connection, socket = world.connection()
     await connection.join("a")
     world.deliver("a", "1", "2")
-    await let_tasks_run(1)
+    await run_passes(1)
     async with no_new_task():
         await connection.finish(1000)
     assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal")])
@@ -894,10 +894,10 @@ async def test_finish_cancelled_leaves_nothing(world: World) -> None:
     world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
     finishing = asyncio.create_task(connection.finish(1000))
-    await let_tasks_run()
+    await until_idle()
     finishing.cancel()
     await asyncio.wait([finishing])
-    await let_tasks_run()
+    await until_idle()
     left = (list(world.hub.channels), asyncio.all_tasks() - before)
     await connection.abandon()
     assert left == ([], set())
@@ -932,7 +932,7 @@ async def test_client_that_is_gone_while_sending(plain_world: World, caplog: pyt
     connection, socket = plain_world.connection(policy=policy)
     await connection.join("a")
     iterating = asyncio.create_task(said_by(connection))
-    await let_tasks_run()
+    await until_idle()
     socket.error = SocketGoneError()
     async with no_new_task():
         plain_world.deliver("a", "1", "2")
@@ -952,7 +952,7 @@ async def test_server_that_fails_to_send(world: World, act: str, caplog: pytest.
     await connection.join("a")
     await other.join("a")
     iterating = asyncio.create_task(said_by(connection))
-    await let_tasks_run()
+    await until_idle()
     break_server(socket, fault)
     if act == "send":
         with pytest.raises(ClosedError):
@@ -978,7 +978,7 @@ async def test_server_that_fails_when_a_client_reads_again(lane_world: World, ca
     assert lane is not None
     lane.pause()
     lane_world.deliver("a", "1")
-    await let_tasks_run()
+    await until_idle()
     break_server(socket, KeyError("a fault"))
     lane.resume()
     await connection.finish(1000)
@@ -1064,9 +1064,9 @@ async def test_whatever_runs_for_a_client_has_its_variables(world: World, caplog
         world.hub.gap(["a"], "lost")
         socket.send_gate.close()
         world.deliver("b", "2")
-        await let_tasks_run()
+        await until_idle()
         world.deliver("b", "3")
-        await let_tasks_run()
+        await until_idle()
         world.deliver("a", "4", "5", "6", "7")
         await socket.until(lambda: ("close", "alice") in seen)
     finally:
@@ -1100,10 +1100,10 @@ async def test_no_task_while_nothing_waits(plain_world: World) -> None:
     assert len(asyncio.all_tasks() - before) == 1
     socket.send_gate.open()
     await socket.receives("1")
-    await let_tasks_run()
+    await until_idle()
     assert asyncio.all_tasks() == before
     await connection.finish(1000)
-    await let_tasks_run()
+    await until_idle()
     assert asyncio.all_tasks() == before
 
 
@@ -1281,7 +1281,7 @@ async def test_heartbeat_message(plain_world: World) -> None:
     policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=10, heartbeat_message={"type": "ping"}))
     connection, socket = plain_world.connection(policy=policy)
     iterating = asyncio.create_task(said_by(connection))
-    await let_tasks_run()
+    await until_idle()
     beat(connection, 10)
     assert socket.sent == ['{"type":"ping"}']
     connection.timers.last_received_at = connection.timers.opened_at + 11
@@ -1301,7 +1301,7 @@ async def test_no_heartbeat(plain_world: World, why: str) -> None:
         policy=ConnectionPolicy(limits=Limits(heartbeat_seconds=10, heartbeat_message=message))
     )
     iterating = asyncio.create_task(said_by(connection)) if why == "no message" else None
-    await let_tasks_run()
+    await until_idle()
     for heartbeat in range(1, 6):
         beat(connection, 10 * heartbeat)
     assert (socket.sent, socket.closing) == ([], 0)
@@ -1330,7 +1330,7 @@ async def test_watch_forgets_a_client_that_is_gone_at_the_handshake(plain_world:
     connection, socket = plain_world.connection(policy=policy, opened=False)
     await connection.join("a")
     plain_world.deliver("a", "1")
-    await let_tasks_run()
+    await until_idle()
     socket.error = SocketGoneError()
     connection.opened()
     await connection.finish(1000)
@@ -1462,14 +1462,14 @@ async def test_policy_of_a_join(world: World) -> None:
     await socket.until(lambda: socket.sending == 1)
     world.deliver("ticks", "x1", "y1", "x2", "y2", "x3")
     world.deliver("orders", "1")
-    await let_tasks_run()
+    await until_idle()
     socket.send_gate.open()
     await socket.receives("0", "y2", "x3", "1")
     await connection.leave("ticks")
     await connection.join("ticks")
     socket.send_gate.close()
     world.deliver("ticks", "0")
-    await let_tasks_run()
+    await until_idle()
     world.deliver("ticks", "x1", "x2", "x3", "x4")
     await socket.until(lambda: bool(socket.closed))
     assert socket.closed == [(1013, "too slow")]
@@ -1493,7 +1493,7 @@ async def stall(world: World, socket: FakeSocket, *payloads: str) -> None:
     world.deliver("a", "first")
     await socket.until(lambda: socket.sending == begun + 1)
     world.deliver("a", *payloads)
-    await let_tasks_run()
+    await until_idle()
 
 
 async def test_slow_client_is_told_of_once_a_stretch(world: World) -> None:
@@ -1507,7 +1507,7 @@ async def test_slow_client_is_told_of_once_a_stretch(world: World) -> None:
         assert len(slow) == stretch
         socket.send_gate.open()
         await socket.until(lambda: len(socket.sent) == 3 * stretch)  # noqa: B023
-        await let_tasks_run()
+        await until_idle()
     assert slow[0] == SlowConsumer(
         connection=connection, channel="a", action="dropped_oldest", waiting_messages=1, waiting_bytes=2
     )
@@ -1596,7 +1596,7 @@ async def test_spawned_task_at_the_end(world: World, ending: str) -> None:
             await connection.send("bye")
 
     tasks = [connection.spawn(work()) for _ in range(3)]
-    await let_tasks_run()
+    await until_idle()
     if ending == "finish":
         await connection.finish(1000)
     else:
@@ -1632,7 +1632,7 @@ async def test_spawn_after_the_end(world: World) -> None:
     connection, _ = world.connection()
     await connection.close()
     with pytest.raises(ClosedError):
-        connection.spawn(let_tasks_run())
+        connection.spawn(until_idle())
 
 
 async def test_handler_that_waits_for_its_task(world: World) -> None:

@@ -12,7 +12,7 @@ from backplane.close_codes import CloseCode
 from backplane.connection.limits import Limits
 from backplane.connection.receiver import Receiver
 from backplane.errors import LifecycleError
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +98,7 @@ async def test_is_waiting() -> None:
     client = Client()
     assert not client.receiver.is_waiting
     waiting = asyncio.create_task(client.receiver.next())
-    await let_tasks_run()
+    await until_idle()
     assert client.receiver.is_waiting
     client.said.put_nowait("1")
     assert await asyncio.wait_for(waiting, WAIT_SECONDS) == "1"
@@ -109,16 +109,16 @@ async def test_two_receivers() -> None:
     """A second task that receives raises at once; the first goes on, and after its cancellation another one may."""
     client = Client()
     first = asyncio.create_task(client.receiver.next(), name="first")
-    await let_tasks_run()
+    await until_idle()
     with pytest.raises(LifecycleError, match="'first' receives from this connection already"):
         await client.receiver.next()
     client.said.put_nowait("1")
     assert await asyncio.wait_for(first, WAIT_SECONDS) == "1"
     cancelled = asyncio.create_task(client.receiver.next())
-    await let_tasks_run()
+    await until_idle()
     cancelled.cancel()
     successor = asyncio.create_task(client.receiver.next())
-    await let_tasks_run()
+    await until_idle()
     assert (cancelled.cancelled(), client.receiver.is_waiting) == (True, True)
     client.receiver.close()
     assert await asyncio.wait_for(successor, WAIT_SECONDS) is None
@@ -134,9 +134,9 @@ async def test_receiver_that_went_on_after_a_cancellation() -> None:
         return await client.receiver.next()
 
     first = asyncio.create_task(receive_after_all(), name="first")
-    await let_tasks_run()
+    await until_idle()
     first.cancel()
-    await let_tasks_run()
+    await until_idle()
     with pytest.raises(LifecycleError, match="'first' receives"):
         await asyncio.wait_for(client.receiver.next(), WAIT_SECONDS)
     client.said.put_nowait("1")
@@ -211,7 +211,7 @@ async def test_close_wakes_the_handler() -> None:
         return heard
 
     handling = asyncio.create_task(handle())
-    await let_tasks_run()
+    await until_idle()
     client.receiver.close()
     client.receiver.close()
     assert await asyncio.wait_for(handling, WAIT_SECONDS) == []
@@ -222,7 +222,7 @@ async def test_close_in_the_moment_of_a_message() -> None:
     """A message that comes in the very pass of the close is not handed on."""
     client = Client()
     handling = asyncio.create_task(client.all_it_says())
-    await let_tasks_run()
+    await until_idle()
     client.said.put_nowait("too late")
     client.receiver.close()
     assert (await asyncio.wait_for(handling, WAIT_SECONDS), client.times) == ([], [])
@@ -251,7 +251,7 @@ async def test_cancelled_from_outside() -> None:
     """A cancelled handler sees its own cancellation, not an end; the next one goes on."""
     client = Client()
     handling = asyncio.create_task(client.receiver.next())
-    await let_tasks_run()
+    await until_idle()
     handling.cancel()
     await asyncio.wait([handling])
     assert (handling.cancelled(), client.told, client.receiver.is_waiting) == (True, [], False)
@@ -264,7 +264,7 @@ async def test_cancelled_in_the_moment_of_a_close(first: str) -> None:
     """A handler that is cancelled and closed in one pass of the event loop, in either order, is cancelled."""
     client = Client()
     handling = asyncio.create_task(client.receiver.next())
-    await let_tasks_run()
+    await until_idle()
     steps: list[Callable[[], object]] = [client.receiver.close, handling.cancel]
     for step in steps if first == "close" else reversed(steps):
         step()
@@ -311,6 +311,6 @@ async def test_receive_that_takes_a_cancellation_for_the_end() -> None:
         return task.cancelling()
 
     handling = asyncio.create_task(handle())
-    await let_tasks_run()
+    await until_idle()
     client.receiver.close()
     assert await handling == 0

@@ -13,7 +13,7 @@ from backplane.fanout.batch import Batch
 from backplane.fanout.frames import encode_frame
 from backplane.fanout.outbox import FullPolicy, Outbox
 from backplane.message import Gap, Message
-from tests.unit.doubles import FakeLane, let_tasks_run
+from tests.unit.doubles import FakeLane, until_idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,7 +135,7 @@ async def test_send_that_completes_at_once() -> None:
     plain.sender.offer(batch("1", "2"))
     plain.sender.offer(batch("3"))
     assert (plain.client.got, plain.sender.is_waiting) == (["1", "2", "3"], False)
-    await let_tasks_run()
+    await until_idle()
     assert tasks() == before
     await plain.sender.sent()
 
@@ -146,7 +146,7 @@ async def test_send_that_waits() -> None:
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2"))
     plain.sender.offer(batch("3"))
-    await let_tasks_run()
+    await until_idle()
     plain.sender.offer(batch("4", "5"))
     assert (plain.client.begun, len(plain.outbox), len(tasks() - before)) == (1, 4, 1)
     assert plain.sender.is_waiting
@@ -200,7 +200,7 @@ async def test_before_it_is_open() -> None:
     """Before the handshake is done all waits, and goes out in order at it."""
     plain = Plain(opened=False)
     plain.sender.offer(batch("1", "2"))
-    await let_tasks_run()
+    await until_idle()
     assert plain.client.begun == 0
     plain.sender.open()
     plain.sender.offer(batch("3"))
@@ -236,7 +236,7 @@ async def test_error_at_once(error: Exception) -> None:
     plain.client.error = error
     plain.sender.offer(batch("1", "2"))
     plain.sender.offer(batch("3"))
-    await let_tasks_run()
+    await until_idle()
     assert (plain.owner.told, plain.client.begun, plain.sender.is_waiting) == ([error], 1, False)
     await plain.sender.sent()
 
@@ -258,7 +258,7 @@ async def test_error_while_waiting(error: Exception, at: int) -> None:
     plain = Plain()
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2", "3"))
-    await let_tasks_run()
+    await until_idle()
     if at == 2:
         send, begun = plain.client.send, 0
 
@@ -284,12 +284,12 @@ async def test_close_while_waiting() -> None:
     plain, before = Plain(), tasks()
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2"))
-    await let_tasks_run()
+    await until_idle()
     plain.sender.close()
     await plain.sender.sent()
     plain.client.gate.set()
     plain.sender.offer(batch("3"))
-    await let_tasks_run()
+    await until_idle()
     assert (plain.client.ends, plain.client.begun, plain.client.got) == ([asyncio.CancelledError], 1, [])
     assert (plain.owner.told, len(plain.outbox), tasks()) == ([], 0, before)
 
@@ -302,7 +302,7 @@ async def test_close_in_the_same_pass() -> None:
     plain.sender.close()
     await plain.sender.sent()
     plain.client.gate.set()
-    await let_tasks_run()
+    await until_idle()
     assert (len(plain.client.ends), plain.client.got, tasks()) == (1, [], before)
 
 
@@ -324,7 +324,7 @@ async def test_whoever_waits_may_be_cancelled() -> None:
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2"))
     waiting = asyncio.create_task(plain.sender.sent())
-    await let_tasks_run()
+    await until_idle()
     waiting.cancel()
     await asyncio.wait([waiting])
     assert (waiting.cancelled(), plain.sender.is_waiting, plain.client.ends) == (True, True, [])
@@ -341,7 +341,7 @@ async def test_too_slow_while_a_send_waits() -> None:
     plain.sender.offer(batch("1", "2", "3", "4"))
     assert plain.owner.told == [("too slow", "3")]
     plain.client.gate.set()
-    await let_tasks_run()
+    await until_idle()
     assert (plain.client.got, len(plain.outbox), tasks()) == ([], 0, before)
 
 
@@ -358,10 +358,10 @@ async def test_send_that_ignores_its_cancellation() -> None:
 
     plain.sender._send = stubborn  # pyright: ignore[reportPrivateUsage]
     plain.sender.offer(batch("1", "2"))
-    await let_tasks_run()
+    await until_idle()
     plain.sender.close()
     waiting = asyncio.create_task(plain.sender.sent())
-    await let_tasks_run()
+    await until_idle()
     assert not waiting.done()
     may_end.set()
     await asyncio.wait_for(waiting, WAIT_SECONDS)
@@ -383,7 +383,7 @@ async def test_send_that_waits_for_what_another_has_cancelled(*, waits: bool) ->
     plain.sender.offer(batch("1", "2"))
     future.cancel()
     await plain.sender.sent()
-    await let_tasks_run()
+    await until_idle()
     assert [type(told) for told in plain.owner.told] == [RuntimeError]
 
 
@@ -409,7 +409,7 @@ def test_send_that_the_end_of_the_event_loop_cancels() -> None:
         plain = Plain()
         plain.client.gate.clear()
         plain.sender.offer(batch("1"))
-        await let_tasks_run()
+        await until_idle()
         return plain
 
     plain = asyncio.run(main())
@@ -557,10 +557,10 @@ async def test_lane_sent() -> None:
     lane.lane.pause()
     lane.sender.offer(batch("x" * 70_000, "2"))
     waiting = [asyncio.create_task(lane.sender.sent()) for _ in range(3)]
-    await let_tasks_run()
+    await until_idle()
     waiting.pop().cancel()
     lane.lane.resume(takes=1)
-    await let_tasks_run()
+    await until_idle()
     assert [task.done() for task in waiting] == [False, False]
     lane.lane.resume()
     await asyncio.wait_for(asyncio.gather(*waiting), WAIT_SECONDS)
@@ -573,11 +573,11 @@ async def test_lane_sent_waits_again() -> None:
     lane.lane.pause()
     lane.sender.offer(batch("1"))
     waiting = asyncio.create_task(lane.sender.sent())
-    await let_tasks_run()
+    await until_idle()
     lane.lane.resume()
     lane.lane.pause()
     lane.sender.offer(batch("2"))
-    await let_tasks_run()
+    await until_idle()
     assert not waiting.done()
     lane.lane.resume()
     await asyncio.wait_for(waiting, WAIT_SECONDS)
@@ -590,7 +590,7 @@ async def test_lane_end_lets_go_whoever_waits(ending: str) -> None:
     lane.lane.pause()
     lane.sender.offer(batch("1"))
     waiting = asyncio.create_task(lane.sender.sent())
-    await let_tasks_run()
+    await until_idle()
     if ending == "close":
         lane.sender.close()
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backplane.connection.tasks import Tasks
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 
 pytestmark = pytest.mark.anyio
 
@@ -57,7 +57,7 @@ async def test_task_that_nobody_else_keeps() -> None:
     """The owner keeps its tasks: one whose result nobody waits for is not collected."""
     owner = Owner()
     owner.tasks.spawn(forever(), "kept")
-    await let_tasks_run()
+    await until_idle()
     gc.collect()
     assert "kept" in {task.get_name() for task in asyncio.all_tasks()}
     await owner.ends()
@@ -68,7 +68,7 @@ async def test_error() -> None:
     owner, error = Owner(), KeyError("a fault")
     other = owner.tasks.spawn(forever(), "other")
     owner.tasks.spawn(fail(error), "fails")
-    await let_tasks_run()
+    await until_idle()
     assert (owner.errors, other.done()) == ([error], False)
     await owner.ends()
     assert owner.errors == [error]
@@ -78,7 +78,7 @@ async def test_cancelled_task_is_no_error(caplog: pytest.LogCaptureFixture) -> N
     """A task that is cancelled, by whomever, is not told of, nor does anything fail at it."""
     owner = Owner()
     owner.tasks.spawn(forever(), "cancelled").cancel()
-    await let_tasks_run()
+    await until_idle()
     await owner.ends()
     assert (owner.errors, caplog.messages) == ([], [])
 
@@ -94,7 +94,7 @@ async def test_error_of_a_clean_up() -> None:
             await fail(error)
 
     owner.tasks.spawn(work(), "fails at its end")
-    await let_tasks_run()
+    await until_idle()
     await owner.ends()
     assert owner.errors == [error]
 
@@ -120,9 +120,9 @@ async def test_end_awaits_clean_up() -> None:
             steps.append("cleaned up")
 
     tasks = [owner.tasks.spawn(work(), "work") for _ in range(3)]
-    await let_tasks_run()
+    await until_idle()
     ending = asyncio.create_task(owner.ends())
-    await let_tasks_run()
+    await until_idle()
     assert not ending.done()
     gate.set()
     await ending
@@ -143,7 +143,7 @@ async def test_task_that_swallows_its_cancellation() -> None:
         await forever()
 
     task = tasks.spawn(work(), "swallows")
-    await let_tasks_run()
+    await until_idle()
     await asyncio.wait_for(tasks.end(), WAIT_SECONDS)
     assert (swallowed, task.cancelled()) == (2, True)
 
@@ -167,7 +167,7 @@ async def test_task_that_spawns_at_its_end() -> None:
             late.append(owner.tasks.spawn(forever(), "late"))
 
     owner.tasks.spawn(work(), "work")
-    await let_tasks_run()
+    await until_idle()
     await owner.ends()
     assert [task.cancelled() for task in late] == [True]
 
@@ -183,9 +183,9 @@ async def test_end_that_is_cancelled() -> None:
             await gate.wait()
 
     task = owner.tasks.spawn(work(), "work")
-    await let_tasks_run()
+    await until_idle()
     ending = asyncio.create_task(owner.tasks.end())
-    await let_tasks_run()
+    await until_idle()
     ending.cancel()
     await asyncio.wait([ending])
     assert (ending.cancelled(), task.cancelling(), task.done()) == (True, 1, False)
@@ -214,7 +214,7 @@ async def test_task_that_ends_its_owner() -> None:
     """A task that calls `end` itself waits for the others, not for itself."""
     owner = Owner()
     task = owner.tasks.spawn(owner.tasks.end(), "ends")
-    await let_tasks_run()
+    await until_idle()
     hangs = not task.done()
     task.cancel()
     await asyncio.wait([task])

@@ -9,7 +9,7 @@ import pytest
 
 from backplane.errors import BrokerUnavailableError, SubscribeError
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
-from tests.unit.doubles import ControlledBroadcaster, following, let_tasks_run
+from tests.unit.doubles import ControlledBroadcaster, following, run_passes, until_idle
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -66,7 +66,7 @@ async def test_concurrent_wants_share_one_subscription(broadcaster: ControlledBr
         joining = [asyncio.create_task(broker_subscriptions.acquire("a")) for _ in range(50)]
         await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
         joining += [asyncio.create_task(broker_subscriptions.acquire("a")) for _ in range(50)]
-        await let_tasks_run()
+        await until_idle()
         broadcaster.subscribe_gate.open()
         await asyncio.gather(*joining)
         await broker_subscriptions.acquire("a")
@@ -91,7 +91,7 @@ async def test_release_of_what_is_not_wanted(broadcaster: ControlledBroadcaster)
     broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         broker_subscriptions.release("a")
-        await let_tasks_run()
+        await until_idle()
         assert broadcaster.calls == []
 
 
@@ -114,7 +114,7 @@ async def test_want_again_ends_the_lingering(broadcaster: ControlledBroadcaster)
         await broker_subscriptions.acquire("a")
         broker_subscriptions.release("a")
         await broker_subscriptions.acquire("a")
-        await let_tasks_run()
+        await until_idle()
         assert (set(broker_subscriptions.wanted), broadcaster.channels) == ({"a"}, {"a"})
 
 
@@ -127,7 +127,7 @@ async def test_want_again_while_the_unsubscribe_is_pending(broadcaster: Controll
         joining = asyncio.create_task(broker_subscriptions.acquire("b"))
         await broadcaster.until(lambda: broadcaster.calls[-1] == ("subscribe", ("b",)))
         broker_subscriptions.release("a")
-        await let_tasks_run()
+        await until_idle()
         assert (set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == ({"b"}, set())
         await broker_subscriptions.acquire("a")
         assert set(broker_subscriptions.confirmed) == {"a"}
@@ -147,7 +147,7 @@ async def test_want_again_while_the_unsubscribe_is_in_flight(broadcaster: Contro
         broker_subscriptions.release("a")
         await broadcaster.until(lambda: broadcaster.calls[-1] == ("unsubscribe", ("a",)))
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
-        await let_tasks_run()
+        await until_idle()
         assert joining.done() is False
         broadcaster.unsubscribe_gate.open()
         await joining
@@ -164,7 +164,7 @@ async def test_release_again_while_the_unsubscribe_is_in_flight(broadcaster: Con
         broker_subscriptions.release("a")
         await broadcaster.until(lambda: broadcaster.calls[-1] == ("unsubscribe", ("a",)))
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
-        await let_tasks_run()
+        await until_idle()
         broker_subscriptions.release("a")
         with pytest.raises(BrokerUnavailableError, match=r"^channel 'a' was given up$"):
             await joining
@@ -182,7 +182,7 @@ async def test_release_while_the_subscribe_is_in_flight(broadcaster: ControlledB
         await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
         joining.cancel()
         broker_subscriptions.release("a")
-        await let_tasks_run()
+        await until_idle()
         assert (joining.cancelled(), set(broker_subscriptions.wanted)) == (True, set())
         broadcaster.subscribe_gate.open()
         await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",)), ("unsubscribe", ("a",))])
@@ -198,9 +198,9 @@ async def test_want_again_while_the_first_subscribe_is_in_flight(broadcaster: Co
         await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
         first.cancel()
         broker_subscriptions.release("a")
-        await let_tasks_run()
+        await until_idle()
         second = asyncio.create_task(broker_subscriptions.acquire("a"))
-        await let_tasks_run()
+        await until_idle()
         broadcaster.subscribe_gate.open()
         await second
         await broker_subscriptions.acquire("b")
@@ -216,10 +216,10 @@ async def test_cancelled_before_the_broker_is_asked(broadcaster: ControlledBroad
         first = asyncio.create_task(broker_subscriptions.acquire("a"))
         await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
         second = asyncio.create_task(broker_subscriptions.acquire("b"))
-        await let_tasks_run()
+        await until_idle()
         second.cancel()
         broker_subscriptions.release("b")
-        await let_tasks_run()
+        await until_idle()
         broadcaster.subscribe_gate.open()
         await first
         await broker_subscriptions.acquire("c")
@@ -262,9 +262,9 @@ async def test_refused_leaves_nothing(broadcaster: ControlledBroadcaster) -> Non
         with pytest.raises(SubscribeError):
             await broker_subscriptions.acquire("a")
         broker_subscriptions.release("a")
-        await let_tasks_run()
+        await until_idle()
         broker_subscriptions.retry_refused()
-        await let_tasks_run()
+        await until_idle()
         assert broadcaster.calls == [("subscribe", ("a",))]
         assert (set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == (set(), set())
 
@@ -291,7 +291,7 @@ async def test_refused_once_is_not_subscribed_twice(broadcaster: ControlledBroad
         broadcaster.refusals.clear()
         await broker_subscriptions.acquire("a")
         broker_subscriptions.retry_refused()
-        await let_tasks_run()
+        await until_idle()
         assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("a",))]
         assert broadcaster.doubled == []
 
@@ -379,7 +379,7 @@ async def test_join_across_links(broadcaster: ControlledBroadcaster) -> None:
         task.cancel()
         await asyncio.wait([task])
         broker_subscriptions.forget_link()
-        await let_tasks_run()
+        await until_idle()
         assert joining.done() is False
         broadcaster.subscribe_gate.open()
         await broker_subscriptions.subscribe_all(broadcaster)
@@ -396,14 +396,14 @@ async def test_given_up_before_the_link_was_lost(broadcaster: ControlledBroadcas
         other = asyncio.create_task(broker_subscriptions.acquire("b"))
         await broadcaster.until(lambda: broadcaster.calls[-1] == ("subscribe", ("b",)))
         broker_subscriptions.release("a")
-        await let_tasks_run()
+        await until_idle()
         task.cancel()
         await asyncio.wait([task])
         broker_subscriptions.forget_link()
         broadcaster.calls.clear()
         broadcaster.channels.clear()
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
-        await let_tasks_run()
+        await until_idle()
         assert joining.done() is False
         broadcaster.subscribe_gate.open()
         await broker_subscriptions.subscribe_all(broadcaster)
@@ -420,7 +420,7 @@ async def test_given_up_while_the_link_is_down(broadcaster: ControlledBroadcaste
         broadcaster.channels.clear()
         broker_subscriptions.forget_link()
         broker_subscriptions.release("a")
-        await let_tasks_run()
+        await until_idle()
         await broker_subscriptions.subscribe_all(broadcaster)
         assert broadcaster.calls == [("subscribe", ("b",))]
 
@@ -438,7 +438,7 @@ async def test_given_up_while_a_resumed_link_is_asked(broadcaster: ControlledBro
         await broadcaster.until(lambda: bool(broadcaster.calls))
         for name in names:
             broker_subscriptions.release(name)
-        await let_tasks_run()
+        await until_idle()
         broadcaster.subscribe_gate.open()
         await resuming
         await broadcaster.until(lambda: broadcaster.channels == set())
@@ -467,7 +467,7 @@ async def test_wanted_again_before_a_resumed_link_took_it_back(broadcaster: Cont
         resuming = asyncio.create_task(broker_subscriptions.subscribe_all(broadcaster, resumed=names))
         await broadcaster.until(lambda: bool(broadcaster.calls))
         joining = asyncio.create_task(broker_subscriptions.acquire(names[-1]))
-        await let_tasks_run()
+        await until_idle()
         assert (joining.done(), set(broker_subscriptions.confirmed)) == (False, set())
         broadcaster.unsubscribe_gate.open()
         await asyncio.gather(resuming, joining)
@@ -519,7 +519,7 @@ async def test_refused_on_a_new_link(broadcaster: ControlledBroadcaster) -> None
         broadcaster.refusals.clear()
         broker_subscriptions.retry_refused()
         await broadcaster.until(lambda: broadcaster.channels == {"a"})
-        await let_tasks_run()
+        await until_idle()
         assert (set(broker_subscriptions.confirmed), listener.confirmed[-1]) == ({"a"}, ["a"])
 
 
@@ -533,7 +533,7 @@ async def test_refused_on_a_new_link_while_a_newcomer_waits(broadcaster: Control
         broadcaster.refusals["a"] = "not yours"
         broker_subscriptions.forget_link()
         newcomer = asyncio.create_task(broker_subscriptions.acquire("a"))
-        await let_tasks_run(1)
+        await run_passes(1)
         await broker_subscriptions.subscribe_all(broadcaster)
         with pytest.raises(SubscribeError):
             await newcomer
@@ -553,11 +553,11 @@ async def test_refused_after_it_was_given_up(
         await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
         joining.cancel()
         broker_subscriptions.release("a")
-        await let_tasks_run()
+        await until_idle()
         broadcaster.subscribe_gate.open()
         await broker_subscriptions.acquire("b")
         broker_subscriptions.retry_refused()
-        await let_tasks_run()
+        await until_idle()
         assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("b",))]
         assert (set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == ({"b"}, {"b"})
         assert (listener.refused, caplog.messages) == ([], [])
@@ -569,7 +569,7 @@ async def test_nothing_to_retry(broadcaster: ControlledBroadcaster) -> None:
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broker_subscriptions.retry_refused()
-        await let_tasks_run()
+        await until_idle()
         assert broadcaster.calls == [("subscribe", ("a",))]
 
 
@@ -585,7 +585,7 @@ async def test_close(broadcaster: ControlledBroadcaster) -> None:
         broker_subscriptions.close()
         with pytest.raises(BrokerUnavailableError, match=r"^the backplane was stopped$"):
             await joining
-        await let_tasks_run()
+        await until_idle()
         assert (set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == (set(), set())
         assert [verb for verb, _ in broadcaster.calls] == ["subscribe", "subscribe"]
 
@@ -679,10 +679,10 @@ async def test_channel_that_stays_unconfirmed_is_overdue(broadcaster: Controlled
         broadcaster.doubts["a"] = "no place"
         await broker_subscriptions.subscribe_all(broadcaster)
         await broadcaster.until(lambda: len(broadcaster.calls) == 5)
-        await let_tasks_run()
+        await until_idle()
         assert listener.overdue == []
         await broadcaster.until(lambda: len(broadcaster.calls) == 6)
-        await let_tasks_run()
+        await until_idle()
         assert listener.overdue == [{"a": "no place"}]
         broadcaster.doubts.clear()
         await broker_subscriptions.acquire("a")
@@ -758,7 +758,7 @@ async def test_unconfirmed_channel_that_is_given_up_is_not_asked_for(broadcaster
         await broadcaster.until(lambda: len(broadcaster.calls) == 1)
         joining.cancel()
         broker_subscriptions.release("a")
-        await let_tasks_run()
+        await until_idle()
         broadcaster.doubts.clear()
         await broker_subscriptions.acquire("b")
         assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("b",))]

@@ -17,7 +17,7 @@ from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.codec import encode
 from backplane.fanout.hub import Hub
 from backplane.message import ALL, Gap, Position
-from tests.unit.doubles import ControlledBroadcaster, RecordingSubscriber, let_tasks_run
+from tests.unit.doubles import ControlledBroadcaster, RecordingSubscriber, run_passes, until_idle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -107,7 +107,7 @@ async def test_fan_out() -> None:
         worker.deliver("a", "1", "2")
         worker.deliver("b", "3")
         worker.deliver("d", "4")
-        await let_tasks_run()
+        await until_idle()
         assert (one.heard, two.heard, other.heard) == (["1", "2"], ["1", "2", "3"], [])
         assert worker.hub.delivered == 3
         assert set(worker.hub.channels) == {"a", "b", "c"}
@@ -121,10 +121,10 @@ async def test_one_pass_is_one_offer() -> None:
         worker.deliver("b", "2")
         worker.deliver("a", "3")
         assert subscriber.offers == []
-        await let_tasks_run(1)
+        await run_passes(1)
         assert subscriber.offers == [["1", "3"], ["2"]]
         worker.deliver("a", "4")
-        await let_tasks_run(1)
+        await run_passes(1)
         assert subscriber.offers == [["1", "3"], ["2"], ["4"]]
 
 
@@ -136,7 +136,7 @@ async def test_position() -> None:
         subscriber = await worker.joined("a")
         subscriber.offer = lambda messages: heard.extend(message.position for message in messages)  # type: ignore[method-assign]
         worker.hub.deliver("a", b"1", Position(epoch="1", offset=2))
-        await let_tasks_run()
+        await until_idle()
     assert heard == [Position(epoch="1", offset=2)]
 
 
@@ -148,7 +148,7 @@ async def test_many_in_one_pass(count: int) -> None:
         payloads = [str(number) for number in range(count)]
         worker.deliver("a", *payloads)
         assert subscriber.heard == payloads[: count - count % 1_024]
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == payloads
         assert [len(offer) for offer in subscriber.offers[:1]] == [1_024]
 
@@ -159,7 +159,7 @@ async def test_exclude() -> None:
         one, two = await worker.joined("a"), await worker.joined("a")
         for data, excluded in (("1", None), ("2", one.token), ("3", two.token), ("4", b"elsewher")):
             worker.hub.deliver("a", encode(data, origin=b"ORIGIN_8", published_at=0.0, excluded=excluded))
-        await let_tasks_run()
+        await until_idle()
         assert (one.heard, two.heard) == (["1", "3", "4"], ["1", "2", "4"])
 
 
@@ -171,7 +171,7 @@ async def test_malformed(caplog: pytest.LogCaptureFixture) -> None:
             for _ in range(9):
                 worker.hub.deliver("a", MALFORMED)
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         assert (worker.hub.malformed, worker.hub.delivered, subscriber.heard) == (9, 1, ["1"])
         assert caplog.messages == [
             f"dropped a malformed payload on channel 'a' ({count} so far)" for count in (1, 2, 4, 8)
@@ -192,7 +192,7 @@ async def test_leave() -> None:
         worker.deliver("a", "1")
         worker.hub.leave("a", one)
         worker.deliver("a", "2")
-        await let_tasks_run()
+        await until_idle()
         assert (one.heard, two.heard) == ([], ["1", "2"])
 
 
@@ -205,7 +205,7 @@ async def test_leaving_twice() -> None:
         worker.hub.leave("b", two)
         worker.hub.leave("a", RecordingSubscriber())
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         assert (one.heard, two.heard, set(worker.hub.channels)) == ([], ["1"], {"a"})
 
 
@@ -214,7 +214,7 @@ async def test_last_leave() -> None:
     async with running(linger_seconds=AT_ONCE) as worker:
         one, two = await worker.joined("a"), await worker.joined("a")
         worker.hub.leave("a", one)
-        await let_tasks_run()
+        await until_idle()
         assert worker.broadcaster.channels == {"a"}
         worker.hub.leave("a", two)
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == set())
@@ -230,7 +230,7 @@ async def test_lingering_channel_is_silent() -> None:
         worker.deliver("a", "1")
         two = await worker.joined("a")
         worker.deliver("a", "2")
-        await let_tasks_run()
+        await until_idle()
         assert (one.heard, two.heard) == ([], ["2"])
         assert worker.broadcaster.calls == [("subscribe", ("a",))]
 
@@ -240,7 +240,7 @@ async def test_concurrent_joins() -> None:
     async with running() as worker:
         subscribers = await asyncio.gather(*(worker.joined("a") for _ in range(100)))
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         assert [subscriber.heard for subscriber in subscribers] == [["1"]] * 100
         assert worker.broadcaster.calls == [("subscribe", ("a",))]
 
@@ -256,7 +256,7 @@ async def test_join_misses_nothing() -> None:
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         worker.deliver("a", "1")
         await joining
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == ["1"]
 
 
@@ -265,10 +265,10 @@ async def test_joining_twice() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a", "a")
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         worker.hub.leave("a", subscriber)
         worker.deliver("a", "2")
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == ["1"]
 
 
@@ -281,11 +281,11 @@ async def test_one_of_two_joins_is_cancelled(cancelled: int) -> None:
         joining = [asyncio.create_task(worker.hub.join("a", subscriber)) for _ in range(2)]
         await worker.broadcaster.until(lambda: worker.broadcaster.calls == [("subscribe", ("a",))])
         joining.pop(cancelled).cancel()
-        await let_tasks_run()
+        await until_idle()
         worker.broadcaster.subscribe_gate.open()
         await joining[0]
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == ["1"]
 
 
@@ -299,7 +299,7 @@ async def test_second_join_that_fails() -> None:
         worker.open_link()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == [lost(), "1"]
 
 
@@ -321,14 +321,14 @@ async def test_join_that_fails(outcome: Literal["cancelled", "refused", "timed o
         error = {"cancelled": asyncio.CancelledError, "refused": SubscribeError, "timed out": BrokerUnavailableError}
         with pytest.raises(error[outcome]):
             await joining
-        await let_tasks_run()
+        await until_idle()
         broadcaster.subscribe_gate.open()
         worker.broadcaster.refusals.clear()
         await worker.joined("b")
         await broadcaster.until(lambda: broadcaster.channels == {"b"})
         heard = len(subscriber.heard)
         worker.deliver("a", "2")
-        await let_tasks_run()
+        await until_idle()
         assert (len(subscriber.heard), set(worker.hub.channels), set(worker.broker_subscriptions.wanted)) == (
             heard,
             {"b"},
@@ -344,11 +344,11 @@ async def test_join_that_fails_takes_no_other_with_it() -> None:
         joining = [asyncio.create_task(worker.hub.join("a", subscriber)) for subscriber in (one, two)]
         await worker.broadcaster.until(lambda: worker.broadcaster.calls == [("subscribe", ("a",))])
         joining[0].cancel()
-        await let_tasks_run()
+        await until_idle()
         worker.broadcaster.subscribe_gate.open()
         await joining[1]
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         assert (one.heard, two.heard) == ([], ["1"])
 
 
@@ -359,7 +359,7 @@ async def test_gap() -> None:
         worker.deliver("a", "1")
         worker.hub.gap(["a"], "a queue overran")
         worker.deliver("a", "2")
-        await let_tasks_run()
+        await until_idle()
         expected = ["1", Gap(channel="a", reason="a queue overran"), "2"]
         assert (one.heard, two.heard, other.heard) == (expected, expected, [])
 
@@ -383,7 +383,7 @@ async def test_gap_where_nobody_is() -> None:
         one, two = await worker.joined("a"), await worker.joined("b")
         worker.deliver("a", "1")
         worker.deliver("b", "2")
-        await let_tasks_run()
+        await until_idle()
         assert (subscriber.heard, one.heard, two.heard) == ([], ["1"], ["2"])
 
 
@@ -397,7 +397,7 @@ async def test_gap_while_a_channel_is_not_subscribed(refused: bool) -> None:
             worker.broadcaster.refusals["a"] = "not yours"
             worker.open_link()
             await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
-            await let_tasks_run()
+            await until_idle()
             del worker.broadcaster.refusals["a"]
         else:
             worker.broadcaster.channels.clear()
@@ -407,7 +407,7 @@ async def test_gap_while_a_channel_is_not_subscribed(refused: bool) -> None:
         assert len(subscriber.heard) == told
         worker.broker_subscriptions.retry_refused()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard[told:] == [lost(reason="a queue overran")]
 
 
@@ -420,10 +420,10 @@ async def test_gap_of_a_lost_link() -> None:
         assert subscriber.heard == ["1"]
         worker.open_link()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == ["1", lost()]
         worker.deliver("a", "2")
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == ["1", lost(), "2"]
 
 
@@ -433,11 +433,11 @@ async def test_message_before_the_confirmation() -> None:
         subscriber = await worker.joined("a")
         await worker.lose_link()
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         worker.open_link()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         worker.deliver("a", "2")
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == [lost(), "1", "2"]
 
 
@@ -454,7 +454,7 @@ async def test_link_lost_twice_before_it_is_back() -> None:
         worker.open_link()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == [lost(reason="second"), "1"]
 
 
@@ -466,7 +466,7 @@ async def test_link_lost_twice() -> None:
             await worker.lose_link(str(number))
             worker.open_link()
             await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
-            await let_tasks_run()
+            await until_idle()
         assert subscriber.heard == [lost(reason="0"), lost(reason="1"), lost(reason="2")]
 
 
@@ -477,12 +477,12 @@ async def test_gap_is_for_those_who_were_there() -> None:
         await worker.lose_link()
         later = RecordingSubscriber()
         joining = asyncio.create_task(worker.hub.join("a", later))
-        await let_tasks_run()
+        await until_idle()
         worker.hub.leave("a", two)
         worker.open_link()
         await joining
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         assert (one.heard, two.heard, later.heard) == ([lost(), "1"], [], ["1"])
 
 
@@ -494,11 +494,11 @@ async def test_gap_of_a_channel_that_was_left() -> None:
         worker.hub.leave("a", first)
         second = RecordingSubscriber()
         joining = asyncio.create_task(worker.hub.join("a", second))
-        await let_tasks_run()
+        await until_idle()
         worker.open_link()
         await joining
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         assert (first.heard, second.heard) == ([], ["1"])
 
 
@@ -515,7 +515,7 @@ async def test_no_gap_before_the_first_confirmation() -> None:
         worker.open_link()
         await joining
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == ["1"]
 
 
@@ -527,7 +527,7 @@ async def test_refused_on_a_new_link() -> None:
         worker.broadcaster.refusals["a"] = "not yours"
         worker.open_link()
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == [lost(reason="the broker refused the channel: not yours")]
 
 
@@ -538,11 +538,11 @@ async def test_refused_on_a_new_link_while_a_newcomer_waits() -> None:
         await worker.lose_link()
         worker.broadcaster.refusals["a"] = "not yours"
         newcomer = asyncio.create_task(worker.joined("a"))
-        await let_tasks_run()
+        await until_idle()
         worker.open_link()
         with pytest.raises(SubscribeError):
             await newcomer
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == [lost(reason="the broker refused the channel: not yours")]
 
 
@@ -554,14 +554,14 @@ async def test_refused_for_a_while() -> None:
         worker.broadcaster.refusals["a"] = "not yours"
         worker.open_link()
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
-        await let_tasks_run()
+        await until_idle()
         told = len(subscriber.heard)
         worker.broadcaster.refusals.clear()
         worker.broker_subscriptions.retry_refused()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
-        await let_tasks_run()
+        await until_idle()
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         behind = subscriber.heard[told:]
         assert [type(item) for item in behind] == [Gap, str]
 
@@ -575,10 +575,10 @@ async def test_refused_again_and_again(caplog: pytest.LogCaptureFixture) -> None
         worker.open_link()
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
         for calls in (3, 4):
-            await let_tasks_run()
+            await until_idle()
             worker.broker_subscriptions.retry_refused()
             await worker.broadcaster.until(lambda calls=calls: len(worker.broadcaster.calls) == calls)  # type: ignore[misc]
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == [lost(reason="the broker refused the channel: not yours")]
         assert caplog.messages == [
             "the broker refuses channels, their subscribers receive nothing: subscription refused: 'a': not yours"
@@ -612,7 +612,7 @@ async def test_unconfirmed_on_a_new_link(caplog: pytest.LogCaptureFixture) -> No
         worker.open_link()
         newcomer = asyncio.create_task(worker.joined("a"))
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 8)  # two more than it takes
-        await let_tasks_run()
+        await until_idle()
         gap = lost(reason="the broker has not confirmed the channel again: no place")
         assert subscriber.heard == [gap]
         assert caplog.messages == [
@@ -621,7 +621,7 @@ async def test_unconfirmed_on_a_new_link(caplog: pytest.LogCaptureFixture) -> No
         worker.broadcaster.doubts.clear()
         late = await newcomer
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard == [gap, gap, "1"]
         assert late.heard == ["1"]
 
@@ -634,12 +634,12 @@ async def test_unconfirmed_and_then_refused() -> None:
         worker.broadcaster.doubts["a"] = "no place"
         worker.open_link()
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 6)
-        await let_tasks_run()
+        await until_idle()
         assert len(subscriber.heard) == 1
         worker.broadcaster.doubts.clear()
         worker.broadcaster.refusals["a"] = "not yours"
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 7)
-        await let_tasks_run()
+        await until_idle()
         assert subscriber.heard[1] == lost(reason="the broker refused the channel: not yours")
 
 
@@ -653,7 +653,7 @@ async def test_close() -> None:
         worker.hub.close()
         worker.deliver("a", "2")
         worker.hub.report_gaps(["b"])
-        await let_tasks_run()
+        await until_idle()
         assert (subscriber.heard, set(worker.hub.channels), worker.hub.delivered) == ([], set(), 0)
 
 
@@ -686,7 +686,7 @@ async def test_slices(size: int) -> None:
         worker.deliver("a", "1", "2")
         passes: list[int] = []
         while len(passes) < 5:
-            await let_tasks_run(1)
+            await run_passes(1)
             passes.append(*counts(members))
         assert passes == [min(size, 3 * number) for number in range(1, 6)]
         assert [member.offers for member in members] == [[["1", "2"]]] * size
@@ -702,7 +702,7 @@ async def test_channels_take_turns() -> None:
             worker.deliver(channel, "1")
         passes: list[tuple[int, ...]] = []
         while not passes or passes[-1] != (9, 6, 2):
-            await let_tasks_run(1)
+            await run_passes(1)
             passes.append(counts(one, two, short))
             assert len(passes) < 20
         assert passes[:6] == [(3, 0, 0), (3, 3, 0), (3, 3, 2), (6, 3, 2), (6, 6, 2), (9, 6, 2)]
@@ -714,11 +714,11 @@ async def test_messages_during_a_long_fan_out() -> None:
     async with running() as worker:
         members = await crowd(worker, "a", 10)
         worker.deliver("a", "1")
-        await let_tasks_run(1)
+        await run_passes(1)
         worker.deliver("a", "2")
-        await let_tasks_run(1)
+        await run_passes(1)
         worker.deliver("a", "3", "4")
-        await let_tasks_run(20)
+        await run_passes(20)
         assert [member.offers for member in members] == [[["1"], ["2", "3", "4"]]] * 10
         assert worker.hub.delivered == 4
 
@@ -730,9 +730,9 @@ async def test_other_channel_during_a_long_fan_out() -> None:
         members = await crowd(worker, "a", 30)
         (other,) = await crowd(worker, "b", 1)
         worker.deliver("a", "1")
-        await let_tasks_run(1)
+        await run_passes(1)
         worker.deliver("b", "2")
-        await let_tasks_run(20)
+        await run_passes(20)
         assert (other.heard, counts(members)) == (["2"], (30,))
 
 
@@ -743,9 +743,9 @@ async def test_other_channel_takes_its_turn_at_once() -> None:
         members = await crowd(worker, "a", 30)
         (other,) = await crowd(worker, "b", 1)
         worker.deliver("a", "1")
-        await let_tasks_run(1)
+        await run_passes(1)
         worker.deliver("b", "2")
-        await let_tasks_run(3)
+        await run_passes(3)
         assert (other.heard, counts(members) < (30,)) == (["2"], True)
 
 
@@ -755,11 +755,11 @@ async def test_leave_during_a_long_fan_out() -> None:
     async with running() as worker:
         members = await crowd(worker, "a", 10)
         worker.deliver("a", "1")
-        await let_tasks_run(1)
+        await run_passes(1)
         for number in (0, 5, 9):
             worker.hub.leave("a", members[number])
         worker.deliver("a", "2")
-        await let_tasks_run(20)
+        await run_passes(20)
         expected = [["1", "2"]] * 10
         expected[0], expected[5], expected[9] = ["1"], [], []
         assert [member.heard for member in members] == expected
@@ -771,14 +771,14 @@ async def test_everybody_leaves_during_a_long_fan_out() -> None:
     async with running() as worker:
         members = await crowd(worker, "a", 10)
         worker.deliver("a", "1")
-        await let_tasks_run(1)
+        await run_passes(1)
         for member in members:
             worker.hub.leave("a", member)
         newcomer = await worker.joined("a")
-        await let_tasks_run()
+        await until_idle()
         assert (counts(members), newcomer.heard) == ((3,), [])
         worker.deliver("a", "2")
-        await let_tasks_run()
+        await until_idle()
         assert newcomer.heard == ["2"]
 
 
@@ -796,7 +796,7 @@ async def test_leave_from_within_an_offer() -> None:
 
         members[0].offer = offer_and_end  # type: ignore[method-assign]
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         assert [member.heard for member in members] == [["1"], [], [], [], []]
 
 
@@ -809,7 +809,7 @@ async def test_gap_during_a_long_fan_out(at_once: bool) -> None:
         others = await crowd(worker, "b", 4)
         worker.deliver("a", "1")
         worker.deliver("b", "x")
-        await let_tasks_run(1)
+        await run_passes(1)
         worker.deliver("a", "2")
         if at_once:
             worker.hub.gap(["a"], "overrun")
@@ -818,7 +818,7 @@ async def test_gap_during_a_long_fan_out(at_once: bool) -> None:
         assert [member.heard[:2] for member in members] == [["1", "2"]] * 10
         assert counts(others) == (4,)
         worker.deliver("a", "3")
-        await let_tasks_run(20)
+        await run_passes(20)
         assert [member.heard for member in members] == [["1", "2", lost(reason="overrun"), "3"]] * 10
         assert [member.heard for member in others] == [["x"]] * 4
 
@@ -829,10 +829,10 @@ async def test_many_messages_during_a_long_fan_out() -> None:
     async with running() as worker:
         members = await crowd(worker, "a", 5)
         worker.deliver("a", "first")
-        await let_tasks_run(1)
+        await run_passes(1)
         payloads = [str(number) for number in range(2_000)]
         worker.deliver("a", *payloads)
-        await let_tasks_run(20)
+        await run_passes(20)
         assert [member.heard for member in members] == [["first", *payloads]] * 5
 
 
@@ -842,10 +842,10 @@ async def test_close_during_a_long_fan_out() -> None:
     async with running() as worker:
         members = await crowd(worker, "a", 10)
         worker.deliver("a", "1")
-        await let_tasks_run(1)
+        await run_passes(1)
         worker.deliver("a", "2")
         worker.hub.close()
-        await let_tasks_run(20)
+        await run_passes(20)
         assert counts(members) == (3,)
 
 
@@ -856,7 +856,7 @@ async def test_exclusions_in_slices() -> None:
         members = await crowd(worker, "a", 7)
         for data, excluded in (("1", members[0].token), ("2", None), ("3", members[6].token)):
             worker.hub.deliver("a", encode(data, origin=b"ORIGIN_8", published_at=0.0, excluded=excluded))
-        await let_tasks_run(20)
+        await run_passes(20)
         expected = [["1", "2", "3"]] * 7
         expected[0], expected[6] = ["2", "3"], ["1", "2"]
         assert [member.heard for member in members] == expected
@@ -868,9 +868,9 @@ async def test_one_fan_out_within_its_budget_is_one_pass() -> None:
         one, two = await crowd(worker, "a", 450), await crowd(worker, "b", 10)
         worker.deliver("a", "1")
         worker.deliver("b", "2")
-        await let_tasks_run(1)
+        await run_passes(1)
         assert counts(one[:200]) == (200,)
-        await let_tasks_run(10)
+        await run_passes(10)
         assert counts(one, two) == (450, 10)
 
 
@@ -886,9 +886,9 @@ async def test_subscriber_that_raises() -> None:
 
         bad.offer = fail  # type: ignore[method-assign,assignment]
         worker.deliver("a", "1")
-        await let_tasks_run()
+        await until_idle()
         worker.deliver("a", "2")
-        await let_tasks_run()
+        await until_idle()
         loop.set_exception_handler(None)
         assert good.heard == ["1", "2"]
 
@@ -919,7 +919,7 @@ async def test_many_refusals_are_one_line(caplog: pytest.LogCaptureFixture) -> N
         worker.broadcaster.refusals |= dict.fromkeys(names, "not yours")
         worker.open_link()
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls[-1][1]) == 400)
-        await let_tasks_run()
+        await until_idle()
         assert len(subscriber.heard) == 400
         (line,) = caplog.messages
         assert line.endswith("(and 395 more)")
@@ -952,8 +952,8 @@ async def test_any_traffic_in_slices(steps: list[tuple[str, int]], slice_size: i
             for number, (channel, passes) in enumerate(steps):
                 worker.deliver(channel, str(number))
                 said[channel].append(str(number))
-                await let_tasks_run(passes)
-            await let_tasks_run(200)
+                await run_passes(passes)
+            await run_passes(200)
             for channel, members in crowds.items():
                 assert [member.heard for member in members] == [said[channel]] * size
             assert worker.hub.delivered == len(steps)
@@ -985,7 +985,7 @@ class RandomUse:
             case "lose" | "open":
                 await self._link(verb)
             case "run":
-                await let_tasks_run(channel + 1)
+                await run_passes(channel + 1)
             case "hold" | "refuse" | "retry" | "publish":
                 self._broker(verb, channel)
 
@@ -1037,7 +1037,7 @@ class RandomUse:
         async with asyncio.timeout(10):
             while self.joining or self._differs():
                 await asyncio.sleep(0)
-        await let_tasks_run()
+        await until_idle()
 
     def _differs(self) -> bool:
         wanted = {self.channels[channel] for channel, _ in self.members}
@@ -1064,7 +1064,7 @@ async def test_any_use(random_steps: list[tuple[Verb, int, int]], linger_seconds
             member.heard.clear()
         for name in use.channels:
             worker.deliver(name, name)
-        await let_tasks_run()
+        await until_idle()
         for number, member in enumerate(use.subscribers):
             expected = [name for place, name in enumerate(use.channels) if (place, number) in use.members]
             assert member.heard == expected

@@ -11,7 +11,7 @@ from backplane.errors import ClosedError, InvalidChannelError, SubscribeError
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
 from backplane.fanout.subscriber import BaseSubscriber
-from tests.unit.doubles import ControlledBroadcaster, following, let_tasks_run
+from tests.unit.doubles import ControlledBroadcaster, following, until_idle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -195,7 +195,7 @@ async def test_join_that_a_leave_overtakes() -> None:
             await world.member.leave("a")
 
         joining = [asyncio.create_task(look_in()), asyncio.create_task(world.member.join("a"))]
-        await let_tasks_run()
+        await until_idle()
         world.broker.subscribe_gate.open()
         await asyncio.gather(*joining)
         try:

@@ -27,7 +27,7 @@ from backplane.fanout.hub import Hub
 from backplane.fanout.outbox import FullPolicy, Outbox
 from backplane.fanout.subscription import Subscription
 from backplane.message import ALL
-from tests.unit.doubles import ControlledBroadcaster, following, let_tasks_run
+from tests.unit.doubles import ControlledBroadcaster, following, until_idle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -118,7 +118,7 @@ async def test_gap_wakes_the_consumer() -> None:
         subscription = subscription_on(hub)
         await subscription.join("a")
         taking = asyncio.create_task(take(subscription, 1))
-        await let_tasks_run()
+        await until_idle()
         hub.gap(["a"], "overrun")
         assert await taking == [Gap(channel="a", reason="overrun")]
         subscription.end()
@@ -131,7 +131,7 @@ async def test_slow_consumer_is_cut_behind_what_waited() -> None:
         await subscription.join("a")
         for payload in (b"1", b"2", b"3", b"4"):
             hub.deliver("a", payload)
-        await let_tasks_run()
+        await until_idle()
         assert list(hub.channels) == []
         assert await take(subscription, 2) == ["1", "2"]
         for _ in range(2):
@@ -174,7 +174,7 @@ async def test_drop_policies(when_full: FullPolicy, expected: list[str]) -> None
         await subscription.join("a")
         for payload in (b"1", b"2", b"3", b"4"):
             hub.deliver("a", payload)
-        await let_tasks_run()
+        await until_idle()
         assert await take(subscription, len(expected)) == expected
         hub.deliver("a", b"5")
         assert await take(subscription, 1) == ["5"]
@@ -187,7 +187,7 @@ async def test_end_of_the_backplane_ends_the_iteration() -> None:
     await backplane.start()
     async with backplane.subscribe("a") as messages:
         resting = asyncio.create_task(rest(messages))
-        await let_tasks_run()
+        await until_idle()
         await backplane.stop()
         assert await resting == []
         assert await rest(messages) == []
@@ -199,7 +199,7 @@ async def test_end_of_the_backplane_ends_behind_what_waits() -> None:
     await backplane.start()
     async with backplane.subscribe("a") as messages:
         await backplane.publish("a", "last")
-        await let_tasks_run()
+        await until_idle()
         await backplane.stop()
         assert await rest(messages) == ["last"]
 
@@ -219,7 +219,7 @@ async def test_cancelling_the_iteration_loses_nothing() -> None:
     async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
         for number in range(3):
             taking = asyncio.create_task(take(messages, 1))
-            await let_tasks_run()
+            await until_idle()
             taking.cancel()
             await asyncio.wait([taking])
             assert taking.cancelled()
@@ -233,7 +233,7 @@ async def test_cancelling_in_the_moment_of_a_message_loses_nothing() -> None:
         subscription = subscription_on(hub)
         await subscription.join("a")
         taking = asyncio.create_task(take(subscription, 1))
-        await let_tasks_run()
+        await until_idle()
         subscription.offer(Batch(Message(channel="a", data="now")))
         taking.cancel()
         await asyncio.wait([taking])
@@ -246,7 +246,7 @@ async def test_two_consumers() -> None:
     """A second task that iterates raises at once, and takes nothing from the first; when that has ended it may."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
         taking = asyncio.create_task(take(messages, 2), name="first")
-        await let_tasks_run()
+        await until_idle()
         for _ in range(2):
             with pytest.raises(LifecycleError, match="'first' receives from this subscription already"):
                 await take(messages, 1)
@@ -263,12 +263,12 @@ async def test_consumer_after_a_cancelled_one(at_a_message: bool) -> None:
         subscription = subscription_on(hub)
         await subscription.join("a")
         first = asyncio.create_task(take(subscription, 1))
-        await let_tasks_run()
+        await until_idle()
         if at_a_message:
             subscription.offer(Batch(Message(channel="a", data="now")))
         first.cancel()
         second = asyncio.create_task(take(subscription, 1), name="second")
-        await let_tasks_run()
+        await until_idle()
         assert first.cancelled()
         if not at_a_message:
             with pytest.raises(LifecycleError, match="'second' receives"):
@@ -288,9 +288,9 @@ async def test_consumer_that_went_on_after_a_cancellation() -> None:
             return await take(messages, 1)
 
         first = asyncio.create_task(take_after_all(), name="first")
-        await let_tasks_run()
+        await until_idle()
         first.cancel()
-        await let_tasks_run()
+        await until_idle()
         with pytest.raises(LifecycleError, match="'first' receives"):
             await asyncio.wait_for(take(messages, 1), WAIT_SECONDS)
         await backplane.publish("a", "for the first")
@@ -303,7 +303,7 @@ async def test_leaving_the_block_leaves_the_channel() -> None:
         async with backplane.subscribe("a") as messages:
             pass
         await backplane.publish("a", "unheard")
-        await let_tasks_run()
+        await until_idle()
         assert await rest(messages) == []
 
 
@@ -438,7 +438,7 @@ async def test_slow_consumer_is_counted(
     ):
         for number in range(5):
             await backplane.publish("a", str(number))
-        await let_tasks_run()
+        await until_idle()
         counted = backplane.statistics()
         assert {name: counted[name] for name in expected} == expected
     slow = [text for text in caplog.messages if "is too slow" in text]

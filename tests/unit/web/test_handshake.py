@@ -33,7 +33,7 @@ from backplane.settings import Settings
 from backplane.web.handshake import ConnectionScope
 from backplane.web.origin import OriginRule
 from backplane.worker.runtime import Runtime
-from tests.unit.doubles import ControlledBroadcaster, counted, following, let_tasks_run
+from tests.unit.doubles import ControlledBroadcaster, counted, following, until_idle
 from tests.unit.sockets import FakeServerSocket
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ async def entered(door: Door, socket: FakeServerSocket, *channels: str) -> Async
     """Let a client in, whose handler waits for what it says."""
     handling = asyncio.create_task(door.handle(socket, *channels))
     await socket.until(lambda: socket.accepted != [])
-    await let_tasks_run()
+    await until_idle()
     yield handling
     await asyncio.wait([handling])
 
@@ -131,13 +131,13 @@ async def test_joined_before_accepted(door: Door) -> None:
     socket.accept_gate.close()
     handling = asyncio.create_task(door.handle(socket, "a", "b"))
     await door.broker.until(lambda: door.broker.calls != [])
-    await let_tasks_run()
+    await until_idle()
     assert socket.accepting == 0
     door.broker.subscribe_gate.open()
     await socket.until(lambda: socket.accepting == 1)
     assert set(door.running.hub.channels) == {"a", "b"}
     door.running.hub.deliver("a", b"early")
-    await let_tasks_run()
+    await until_idle()
     assert socket.sent == []
     socket.accept_gate.open()
     await socket.receives("early")
@@ -313,7 +313,7 @@ async def test_client_that_stays_while_it_is_joined(door: Door, monkeypatch: pyt
 
     handling = asyncio.create_task(handle())
     await door.broker.until(lambda: door.broker.calls != [])
-    await let_tasks_run()
+    await until_idle()
     door.broker.subscribe_gate.open()
     await socket.until(lambda: socket.accepted != [])
     socket.receiver.put_nowait("first")
@@ -484,7 +484,7 @@ async def test_use_behind_the_end(door: Door, ending: str) -> None:
             connection.client_left()
         else:
             connection.retire(1012, "restart")
-            await let_tasks_run()
+            await until_idle()
         await connection.join("b")
         pytest.fail("joined behind the end")
     assert socket.closed == ([] if ending == "client" else [(1012, "restart")])
@@ -534,7 +534,7 @@ async def test_client_leaves_a_handler_that_waits_for_something_else(door: Door,
     socket, waiting = FakeServerSocket(lane=lane), Waiting(swallows=swallows)
     handling = asyncio.create_task(waiting(door.admission(socket, "a")))
     await socket.until(lambda: socket.accepted != [])
-    await let_tasks_run()
+    await until_idle()
     if socket.lane is not None:
         socket.lane.end()
     else:
@@ -568,7 +568,7 @@ async def test_client_whose_messages_nobody_receives_is_not_idle(door: Door) -> 
         connection.check_timers(0)
         connection.timers.last_received_at = 0.0
         socket.receiver.put_nowait("here")
-        await let_tasks_run()
+        await until_idle()
         assert connection.timers.last_received_at > 0.0
 
 
@@ -576,7 +576,7 @@ async def test_handler_that_receives_is_left_alone(door: Door) -> None:
     """Nobody receives beside it."""
     socket = FakeServerSocket()
     async with entered(door, socket, "a"):
-        await let_tasks_run()
+        await until_idle()
         assert door.connection is not None
         door.connection.check_timers(0)
         socket.receiver.put_nowait(None)
@@ -589,7 +589,7 @@ async def test_cancelled_by_somebody_else_after_the_end(door: Door) -> None:
     socket, waiting = FakeServerSocket(), Waiting(swallows=1)
     handling = asyncio.create_task(waiting(door.admission(socket, "a")))
     await socket.until(lambda: socket.accepted != [])
-    await let_tasks_run()
+    await until_idle()
     assert door.connection is not None
     door.connection.client_left()
     async with asyncio.timeout(WAIT_SECONDS):
@@ -686,7 +686,7 @@ async def test_task_of_the_connection_at_the_end(door: Door) -> None:
 
     async with door.admission(socket) as connection:
         connection.spawn(work())
-        await let_tasks_run()
+        await until_idle()
     assert seen == [1]
 
 
@@ -702,5 +702,5 @@ async def test_task_of_the_connection_that_swallows_its_cancellation(door: Door)
 
     async with asyncio.timeout(WAIT_SECONDS), door.admission(socket) as connection:
         connection.spawn(work())
-        await let_tasks_run()
+        await until_idle()
     assert socket.closed == [(1000, "normal")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backplane.web.read_ahead import ReadAhead
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -53,7 +53,7 @@ class Client:
     async def read(self) -> AsyncGenerator[asyncio.Task[None]]:
         """Read ahead."""
         reading = asyncio.create_task(self.ahead.run())
-        await let_tasks_run()
+        await until_idle()
         yield reading
         reading.cancel()
         await asyncio.wait([reading])
@@ -74,7 +74,7 @@ async def test_handler_that_begins_to_receive_takes_over() -> None:
     client = Client()
     async with client.read() as reading:
         received = asyncio.create_task(client.ahead.receive())
-        await let_tasks_run()
+        await until_idle()
         client.queue.put_nowait(text("1"))
         assert await asyncio.wait_for(received, WAIT_SECONDS) == text("1")
         assert reading.done()
@@ -87,7 +87,7 @@ async def test_receive_that_is_cancelled_loses_nothing() -> None:
     client = Client()
     async with client.read():
         received = asyncio.create_task(client.ahead.receive())
-        await let_tasks_run()
+        await until_idle()
         received.cancel()
         await asyncio.wait([received])
         client.queue.put_nowait(text("1"))
@@ -99,7 +99,7 @@ async def test_reading_that_is_cancelled_leaves_the_rest_to_the_handler() -> Non
     client = Client()
     async with client.read():
         received = asyncio.create_task(client.ahead.receive())
-        await let_tasks_run()
+        await until_idle()
     client.queue.put_nowait(text("1"))
     assert await asyncio.wait_for(received, WAIT_SECONDS) == text("1")
 

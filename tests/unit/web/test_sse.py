@@ -24,7 +24,7 @@ from backplane import Backplane, BrokerUnavailableError, ConfigurationError, Lif
 from backplane import Client as Asked
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.connection.limits import Limits
-from tests.unit.doubles import Gate, let_tasks_run
+from tests.unit.doubles import Gate, until_idle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
@@ -552,7 +552,7 @@ async def test_server_that_raises_for_a_lost_client() -> None:
         client.send_gate.close()
         async with streaming(client, stream_of(backplane, "a")):
             client.send_gate.open()
-            await let_tasks_run()
+            await until_idle()
             client.gone.set()
         assert (await backplane.health()).connections == 0
 

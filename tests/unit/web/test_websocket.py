@@ -30,7 +30,7 @@ from backplane.adapters.memory import MemoryBroadcaster
 from backplane.connection.limits import Limits
 from backplane.connection.receiver import _warn_of_bypass  # pyright: ignore[reportPrivateUsage]
 from backplane.errors import JoinRefusedError, OriginRefusedError, TooManyChannelsError, TooManyConnectionsError
-from tests.unit.doubles import Gate, let_tasks_run
+from tests.unit.doubles import Gate, until_idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator
@@ -167,7 +167,7 @@ async def test_joined_before_accepted() -> None:
         handling = asyncio.create_task(echo(backplane, client, "a"))
         await asyncio.wait_for(client.accepting.wait(), WAIT_SECONDS)
         await backplane.publish("a", "early")
-        await let_tasks_run()
+        await until_idle()
         assert client.sent == []
         client.accept_gate.open()
         await client.gets(2)
@@ -205,7 +205,7 @@ async def test_refused_name(first: list[str]) -> None:
         error, status, words = await refusal(backplane, client, *first, "")
         assert (type(error), status, words) == (InvalidChannelError, 400, "a channel name cannot be empty")
         await backplane.publish("a", "unheard")
-        await let_tasks_run()
+        await until_idle()
     assert len(client.sent) == 2
 
 
@@ -304,7 +304,7 @@ async def test_accept_that_fails_leaves_nothing() -> None:
         with pytest.raises(RuntimeError, match="the server's own"):
             await echo(backplane, client, "a")
         await backplane.publish("a", "unheard")
-        await let_tasks_run()
+        await until_idle()
     assert client.sent == []
 
 
@@ -394,7 +394,7 @@ async def test_end_past_the_connection() -> None:
     async with Backplane("memory://") as backplane:
         handling = asyncio.create_task(past_the_connection(backplane, client))
         await client.gets(1)
-        await let_tasks_run()
+        await until_idle()
     assert await ended(handling) == []
     assert (client.sent_types, client.sent[-1]["code"]) == (["accept", "close"], 1012)
 
@@ -413,7 +413,7 @@ async def test_ignored_end_past_the_connection(ends: str) -> None:
     async with Backplane("memory://") as backplane:
         handling = asyncio.create_task(ignore(backplane))
         await client.gets(1)
-        await let_tasks_run()
+        await until_idle()
         if ends == "client":
             client.goes()
             await asyncio.wait([handling])
@@ -490,7 +490,7 @@ async def test_handler_returns() -> None:
         async with backplane.connect(client.websocket, "a"):
             await backplane.publish("a", "last")
         await backplane.publish("a", "unheard")
-        await let_tasks_run()
+        await until_idle()
     assert client.sent_types == ["accept", "send", "close"]
     assert client.sent[2] == {"type": "websocket.close", "code": 1000, "reason": "normal"}
 
@@ -533,7 +533,7 @@ async def test_client_disconnects() -> None:
     async with Backplane("memory://") as backplane:
         assert await echo(backplane, client, "a") == ["1", "2"]
         await backplane.publish("a", "unheard")
-        await let_tasks_run()
+        await until_idle()
     assert "close" not in client.sent_types
 
 
@@ -551,7 +551,7 @@ def test_client_disconnects_through_starlette() -> None:
         with client.websocket_connect("/") as session:
             session.close(1001)
             # The session cancels a handler that has not ended when its block does.
-            session.portal.call(let_tasks_run)
+            session.portal.call(until_idle)
         assert ends == ["ended"]
 
 
@@ -561,7 +561,7 @@ async def after_a_send_that_fails(error: Exception) -> tuple[Client, dict[str, i
     async with Backplane("memory://") as backplane:
         handling = asyncio.create_task(echo(backplane, client, "a"))
         await client.gets(1)
-        await let_tasks_run()
+        await until_idle()
         client.errors["websocket.send"] = error
         await backplane.publish("a", "x")
         assert await ended(handling) == []
@@ -642,7 +642,7 @@ async def test_close_from_elsewhere_ends_the_handler() -> None:
     async with Backplane("memory://") as backplane:
         handling = asyncio.create_task(handle(backplane))
         await client.gets(1)
-        await let_tasks_run()
+        await until_idle()
         await entered[0].close(4001, "kicked")
         await ended(handling)
     assert [event.get("code") for event in client.sent] == [None, 4001]

@@ -13,7 +13,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from backplane.worker.server_shutdown import drain_at_the_end
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -86,7 +86,7 @@ async def test_drain_comes_before_the_server_ends() -> None:
     async with site.serving():
         site.server.should_exit = True
         await asyncio.wait_for(drain.begun.wait(), WAIT_SECONDS)
-        await let_tasks_run()
+        await until_idle()
         assert not site.has_ended
         drain.may_end.set()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backplane.worker.shutdown import draining_on_signals, stagger_window
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -102,11 +102,11 @@ async def test_drain_comes_before_the_server(server: Server) -> None:
     with draining_on_signals(drain):
         terminate()
         await drain.begins()
-        await let_tasks_run()
+        await until_idle()
         assert server.told == []
         drain.may_end.set()
         await server.is_told()
-        await let_tasks_run()
+        await until_idle()
     assert (drain.begun, server.told) == (1, [signal.SIGTERM])
 
 
@@ -118,7 +118,7 @@ async def test_second_signal_does_not_wait(server: Server) -> None:
         await drain.begins()
         terminate()
         await server.is_told()
-        await let_tasks_run()
+        await until_idle()
         assert (drain.begun, server.told) == (1, [signal.SIGTERM])
 
 
@@ -130,11 +130,11 @@ async def test_one_signal_of_each_kind_is_no_hurry(server: Server) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         await drain.begins()
         terminate()
-        await let_tasks_run()
+        await until_idle()
         assert server.told == []
         drain.may_end.set()
         await server.is_told()
-        await let_tasks_run()
+        await until_idle()
     assert (drain.begun, server.told) == (1, [signal.SIGINT])
 
 
@@ -145,7 +145,7 @@ async def test_signal_behind_the_drain_reaches_the_server(server: Server) -> Non
     with draining_on_signals(drain):
         terminate()
         await server.is_told()
-        await let_tasks_run()
+        await until_idle()
         server.was_told.clear()
         terminate()
         await server.is_told()
@@ -189,7 +189,7 @@ async def test_block_that_ends_while_draining_ends_the_drain(server: Server) -> 
     with draining_on_signals(drain):
         terminate()
         await drain.begins()
-    await let_tasks_run()
+    await until_idle()
     assert server.told == [signal.SIGTERM]
     assert [task for task in asyncio.all_tasks() if task.get_name() == "backplane-drain"] == []
 
@@ -206,7 +206,7 @@ async def test_two_drains_one_inside_the_other(server: Server) -> None:
         assert server.told == []
         outer.may_end.set()
         await server.is_told()
-        await let_tasks_run()
+        await until_idle()
     assert (signal.getsignal(signal.SIGTERM), server.told) == (server.handle, [signal.SIGTERM])
 
 
@@ -231,7 +231,7 @@ async def test_handler_of_the_event_loop_goes_on_beside_the_drain(number: signal
             os.kill(os.getpid(), number)
             await asyncio.wait_for(told.wait(), WAIT_SECONDS)
             await drain.begins()
-            await let_tasks_run()
+            await until_idle()
         assert (drain.begun, drain.hurried, signal.getsignal(number)) == (1, True, before)
     finally:
         loop.remove_signal_handler(number)

@@ -11,7 +11,7 @@ from backplane.adapters.redis.connect import first_usable, primary_of, text
 from backplane.adapters.redis.error import unavailable
 from backplane.adapters.redis.link import RedisLink
 from backplane.errors import BrokerAuthenticationError, BrokerError, BrokerUnavailableError
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from backplane.adapters.redis.link import Address
@@ -91,7 +91,7 @@ async def test_cancelled_race_ends_what_came_through() -> None:
     """A race that is cancelled as it is won leaves no connection."""
     network, link = Network(), RedisLink()
     racing = asyncio.create_task(first_usable([ONE], network.opened))
-    await let_tasks_run()
+    await until_idle()
     network.answer(ONE, link)
     await asyncio.sleep(0)
     racing.cancel()

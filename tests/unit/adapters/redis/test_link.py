@@ -11,7 +11,7 @@ import pytest
 from backplane.adapters.redis.link import PublisherLink, RedisLink, SubscriberLink
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.testing import RecordingSink
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from backplane.errors import BrokerError
@@ -100,7 +100,7 @@ async def test_what_is_not_resp_is_a_loss() -> None:
     """Bytes that are no RESP end the link, and what waits for an answer."""
     link, wire, losses = publisher()
     asking = asyncio.create_task(link.ask(b"PING"))
-    await let_tasks_run()
+    await until_idle()
     link.data_received(b"\x15\x03\x03\x00\x02\x02\x46")
     assert (wire.is_aborted, len(losses)) == (True, 1)
     with pytest.raises(BrokerUnavailableError):
@@ -111,7 +111,7 @@ async def test_unsubscribed_by_the_server_is_revoked() -> None:
     """A subscription that the server ends unasked is reported, once, and its name alone."""
     link, sink, losses = subscriber()
     joining = asyncio.create_task(link.subscribe({b"a": "a", b"b": "b"}))
-    await let_tasks_run()
+    await until_idle()
     link.data_received(confirmation(b"subscribe", b"a") + confirmation(b"subscribe", b"b"))
     await joining
     link.data_received(confirmation(b"unsubscribe", b"a") * 2 + confirmation(b"unsubscribe", b"other"))
@@ -129,7 +129,7 @@ async def test_answers_find_their_questions_among_messages() -> None:
         asyncio.create_task(link.subscribe({b"c": "c"})),
         asyncio.create_task(link.unsubscribe([b"a"])),
     ]
-    await let_tasks_run()
+    await until_idle()
     link.data_received(
         confirmation(b"subscribe", b"a")
         + message(b"a", b"dropped already")
@@ -148,15 +148,15 @@ async def test_refused_unsubscribe_is_asked_again() -> None:
     """An UNSUBSCRIBE that the server does not take drops the name here, and is made up for unless wanted again."""
     link, sink, _ = subscriber()
     leaving = asyncio.create_task(link.unsubscribe([b"a", b"b"]))
-    await let_tasks_run()
+    await until_idle()
     link.data_received(BUSY)
     await leaving
     joining = asyncio.create_task(link.subscribe({b"b": "b"}))
-    await let_tasks_run()
+    await until_idle()
     link.data_received(message(b"a", b"late") + confirmation(b"subscribe", b"b"))
     await joining
     again = asyncio.create_task(link.unsubscribe_abandoned())
-    await let_tasks_run()
+    await until_idle()
     link.data_received(confirmation(b"unsubscribe", b"a"))
     await again
     link.data_received(message(b"b", b"still here"))
@@ -168,14 +168,14 @@ async def test_check_without_an_answer_ends_the_link_at_the_next(late: bool) -> 
     """A question that is owed its answer when the next is due ends the link; one that was read late does not."""
     link, _, losses = publisher()
     first = asyncio.create_task(link.check(b"PING"))
-    await let_tasks_run()
+    await until_idle()
     first.cancel()
     await asyncio.wait([first])
     second = asyncio.create_task(link.check(b"PING"))
-    await let_tasks_run()
+    await until_idle()
     if late:  # it arrived during a pause, and is read in the passes after it
         link.data_received(b"+PONG\r\n")
-        await let_tasks_run()
+        await until_idle()
         link.data_received(b"+PONG\r\n")
         assert await second == b"PONG"
         assert losses == []
@@ -190,7 +190,7 @@ async def test_publishes_before_adoption_wait_in_order() -> None:
     link = PublisherLink(1000)
     wire = Wire(link)
     tasks = [asyncio.create_task(link.publish(b"room", payload)) for payload in (b"1", b"22", b"333")]
-    await let_tasks_run()
+    await until_idle()
     assert wire.written == []
     tasks[1].cancel()
     await asyncio.wait(tasks[1:2])
@@ -205,7 +205,7 @@ async def test_end_of_a_link_separates_sent_from_unsent() -> None:
     """What had left is unknown, what had not is certainly not published, and a successor sends that."""
     link, _, _ = publisher()
     sent = asyncio.create_task(link.publish(b"room", b"sent"))
-    await let_tasks_run()
+    await until_idle()
     unsent = asyncio.create_task(link.publish(b"room", b"unsent"))
     await asyncio.sleep(0)  # one pass: it has been called, and not been flushed
     successor = PublisherLink(1000)
@@ -224,7 +224,7 @@ async def test_protocol_error_ends_the_link_and_leaves_nothing_unknown() -> None
     """After a command that the server could not read, those after it were certainly not carried out."""
     link, _, losses = publisher()
     tasks = [asyncio.create_task(link.publish(b"room", b"%d" % number)) for number in range(3)]
-    await let_tasks_run()
+    await until_idle()
     link.data_received(PUBLISHED + b"-ERR Protocol error: invalid bulk length\r\n")
     first, second, third = await asyncio.gather(*tasks, return_exceptions=True)
     assert (first, type(second), type(third)) == (None, PublishError, BrokerUnavailableError)
@@ -236,7 +236,7 @@ async def test_pending_bytes_are_given_back() -> None:
     link, _, _ = publisher(max_pending_bytes=10)
     for reply in (PUBLISHED, BUSY):
         first = asyncio.create_task(link.publish(b"r", b"12345"))
-        await let_tasks_run()
+        await until_idle()
         with pytest.raises(PublishError, match="await the server's answer") as raised:
             await link.publish(b"r", b"12345")
         assert raised.value.retriable
@@ -246,8 +246,8 @@ async def test_pending_bytes_are_given_back() -> None:
     cancelled = asyncio.create_task(link.publish(b"r", b"12345"))
     await asyncio.sleep(0)
     cancelled.cancel()
-    await let_tasks_run()
+    await until_idle()
     last = asyncio.create_task(link.publish(b"r", b"12345"))
-    await let_tasks_run()
+    await until_idle()
     link.data_received(PUBLISHED)
     await last
