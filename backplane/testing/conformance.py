@@ -24,16 +24,16 @@ from backplane.broadcaster import SupportsDescribe, SupportsResume
 from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.fault_conformance import FaultConformance
 from backplane.testing.harness import (
-    Members,
     Worker,
+    churn,
     cut_repeatedly,
     next_message,
     open_files,
     quick_backplane,
     reaches_state,
+    recorded,
     run_for_passes,
     settled,
-    settled_interest,
     started_worker,
 )
 from backplane.testing.proxy import FaultProxy
@@ -355,29 +355,28 @@ class BroadcasterConformance(FaultConformance):
         """Joins and leaves from eight tasks while the link is cut again and again: what is joined is heard."""
         async with (
             proxy,
-            quick_backplane(proxy.url) as backplane,
             quick_backplane(brokered_url, publish_timeout_seconds=30) as outside,  # it publishes a thousand at once
         ):
-            running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
-            assert running is not None
-            members = Members()
+            adapter, record = recorded(proxy.url)
+            joined: list[set[str]] = [set() for _ in range(8)]
             channels = [[f"{task}-{n}" for n in range(1_250)] for task in range(8)]
-            await running.hub.join("barrier", members)
-            cutting = asyncio.create_task(cut_repeatedly(proxy, running.supervisor, 5))
-            async with asyncio.TaskGroup() as group:
-                for seed, names in enumerate(channels):
-                    group.create_task(members.churn(running.hub, names, seed, cutting))
-            await cutting
-            await settled_interest(running.broker_subscriptions, {*members.joined, "barrier"})
-            at_the_link = RecordingSink()
-            running.hub.deliver = at_the_link.deliver  # type: ignore[method-assign]
-            for names in channels:
-                await asyncio.gather(*(outside.publish(name, "") for name in names))
-            await outside.publish("barrier", "")
-            await at_the_link.until(
-                lambda: at_the_link.delivered[-1:] != [] and at_the_link.delivered[-1][0] == "barrier"
-            )
-            assert sorted(name for name, _ in at_the_link.delivered[:-1]) == sorted(members.joined)
+            async with (
+                quick_backplane(adapter) as backplane,
+                backplane.subscribe("barrier", when_full="drop_oldest") as messages,
+            ):
+                cutting = asyncio.create_task(cut_repeatedly(proxy, backplane, 5))
+                async with asyncio.TaskGroup() as group:
+                    for seed, names in enumerate(channels):
+                        group.create_task(churn(messages, names, seed, joined[seed], cutting))
+                await cutting
+                expected = {"barrier"}.union(*joined)
+                await record.until(lambda: record.subscribed == expected)
+                record.delivered.clear()
+                for names in channels:
+                    await asyncio.gather(*(outside.publish(name, "") for name in names))
+                await outside.publish("barrier", "")
+                await record.until(lambda: record.delivered[-1:] == ["barrier"])
+                assert sorted(record.delivered) == sorted(expected)
 
     @pytest.fixture
     def brokered_url(self, url: str) -> str:
