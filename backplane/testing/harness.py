@@ -1,4 +1,4 @@
-"""What the conformance suite works with: workers to talk to, waits for what must happen, churn, what is left open."""
+"""Tools of the conformance suite: workers, bounded waits, churn, open files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A started adapter with the sink it reports to: what one process is to the broker."""
+    """A started adapter with the sink it reports to: one process, seen from the broker."""
 
     broadcaster: Broadcaster
     sink: RecordingSink
@@ -97,13 +97,13 @@ async def run_for_passes(life: Coroutine[None, None, None], passes: int) -> None
 
 
 async def settled() -> None:
-    """Let closed transports go: they need some passes of the loop."""
+    """Let closed transports end: they need some passes of the event loop."""
     for _ in range(20):
         await asyncio.sleep(0.001)
 
 
 def open_files() -> int:
-    """Return how many files this process has open; 0 where the system does not tell."""
+    """Return how many files this process has open; 0 where the system does not report it."""
     folder = Path("/proc/self/fd")
     return len(list(folder.iterdir())) if folder.exists() else 0
 
