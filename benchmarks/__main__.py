@@ -16,13 +16,13 @@ from rich.status import Status
 from rich.table import Table
 
 from benchmarks.choice import Choice, measure_choice
+from benchmarks.competitors.catalog import COMPETITORS
 from benchmarks.harness.brokers import NAMES, Brokers
 from benchmarks.harness.candidate import CACHE, Loop, ServerName, Serving
 from benchmarks.harness.figures import FIGURES
 from benchmarks.harness.machine import description
 from benchmarks.harness.result import Report
 from benchmarks.harness.sockets import allow_many_files
-from benchmarks.peers.catalog import PEERS
 from benchmarks.plans import FULL, SHORT
 from benchmarks.report import compare as comparison
 from benchmarks.report.page import write_page
@@ -47,7 +47,9 @@ console = Console() if sys.stdout.isatty() else Console(width=170)
 Urls = Annotated[
     list[str], typer.Option("--url", help=f"Broker of backplane by URL, or to be started: {', '.join(NAMES)}. Repeat.")
 ]
-Peers = Annotated[list[str], typer.Option("--peers", help=f"Peers beside it: all, {', '.join(PEERS)}. Repeat.")]
+Competitors = Annotated[
+    list[str], typer.Option("--competitors", help=f"Competitors beside it: all, {', '.join(COMPETITORS)}. Repeat.")
+]
 Output = Annotated[Path, typer.Option(help="Where the JSON goes; the page goes beside it.")]
 Optional = Annotated[int | None, typer.Option(min=1)]
 
@@ -68,7 +70,7 @@ def scenario(  # one for each option
     floors: Annotated[
         bool, typer.Option("--floors", help="Measure the least that a write per message costs too.")
     ] = False,
-    peers: Peers = [],  # noqa: B006
+    competitors: Competitors = [],  # noqa: B006
     server: Annotated[str, typer.Option(help="uvicorn or gunicorn.")] = "uvicorn",
     workers: Annotated[int, typer.Option(min=1)] = 1,
     loop: Annotated[str, typer.Option(help="uvloop or asyncio.")] = "uvloop",
@@ -105,7 +107,7 @@ def scenario(  # one for each option
         lane=lane,
         only_lane=only_lane,
         floors=floors,
-        peers=peers,
+        competitors=competitors,
         serving=serving(server, workers, loop),
         repetitions=repetitions,
         options=tuple((name, value) for name, value in given.items() if value is not None),
@@ -127,7 +129,7 @@ def short(output: Output = CACHE / "short.json") -> None:
 
 @app.command()
 def full(output: Output = CACHE / "full.json") -> None:
-    """Run every scenario on every adapter, with floors and peers: five quarters of an hour."""
+    """Run every scenario on every adapter, with floors and competitors: five quarters of an hour."""
     session(FULL, output)
 
 

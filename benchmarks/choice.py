@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.competitors import catalog as competitors
 from benchmarks.harness.candidate import Serving, backplane, floors, raw_clients
 from benchmarks.harness.run import Options
 from benchmarks.harness.session import measure
-from benchmarks.peers import catalog as peers
 from benchmarks.scenarios.catalog import SCENARIOS, Scenario
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Choice:
         lane: Measure it with the direct lane too.
         only_lane: Measure it with the direct lane only.
         floors: Measure the floors too.
-        peers: Names of peers; `all` for every one.
+        competitors: Names of competitors; `all` for every one.
         serving: Server, workers and loop.
         repetitions: How often each is run.
         options: Options of the scenario that were given, by name.
@@ -41,7 +41,7 @@ class Choice:
     lane: bool = False
     only_lane: bool = False
     floors: bool = False
-    peers: Sequence[str] = ()
+    competitors: Sequence[str] = ()
     serving: Serving = Serving()  # noqa: RUF009  # frozen
     repetitions: int = 3
     options: tuple[tuple[str, Any], ...] = ()
@@ -50,7 +50,7 @@ class Choice:
         """Return whom to measure, the floors first, so that ratios are to the lowest."""
         urls = {name: brokers.url(name) for name in self.urls}
         redis = next((url for url in urls.values() if url.startswith("redis://") and len(url) > len("redis://")), "")
-        if self.peers and not redis:
+        if self.competitors and not redis:
             redis = brokers.url("redis")
         found = floors(redis) if self.floors else []
         if self.floors and scenario == "fanout":
@@ -59,7 +59,7 @@ class Choice:
             lanes = [True] if self.only_lane else [False, True] if self.lane else [False]
             missing = brokers.missing.get(name, "")
             found += [_with(backplane(url, self.serving, lane=lane), missing) for lane in lanes]
-        return found + peers.chosen(self.peers, redis, self.serving)
+        return found + competitors.chosen(self.competitors, redis, self.serving)
 
 
 def measure_choice(

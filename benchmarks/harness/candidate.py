@@ -40,7 +40,7 @@ _LANE = "backplane.server.uvicorn:DirectLaneProtocol"
 
 Loop = Literal["uvloop", "asyncio"]
 ServerName = Literal["uvicorn", "gunicorn"]
-Kind = Literal["backplane", "floor", "peer"]
+Kind = Literal["backplane", "floor", "competitor"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ _RELEASE: Final = re.compile(r"\d+(\.\d+)*")
 _CPU: Final = "cpu_us_per_delivery"
 _LAST: Final = "last_p99_ms"
 _OURS: Final = ("backplane redis", "backplane redis lane")
-_PEER: Final = "encode/broadcaster"
+_COMPETITOR: Final = "encode/broadcaster"
 _NOTHING: Final = "\N{EN DASH}"
 
 
@@ -118,9 +118,9 @@ def _candidate(section: Section, name: str) -> Outcome | None:
 
 
 def _table(saturation: Section, fanout: Section) -> list[str]:
-    """Return a row for each candidate of the saturation, with ratios to the lowest floor and to a peer on Redis."""
+    """Return a row for each candidate of the saturation, with ratios to the lowest floor and to one competitor."""
     floor = next((each for each in saturation.outcomes if each.kind == "floor" and each.valid), None)
-    references = [each for each in (floor, _candidate(saturation, _PEER)) if each]
+    references = [each for each in (floor, _candidate(saturation, _COMPETITOR)) if each]
     settings = fanout.settings
     heads = [
         "",
@@ -135,7 +135,7 @@ def _table(saturation: Section, fanout: Section) -> list[str]:
             *(_ratio(each, reference) for reference in references),
             _cell(_candidate(fanout, each.name), _LAST),
         ]
-        for kind in ("backplane", "floor", "peer")
+        for kind in ("backplane", "floor", "competitor")
         for each in saturation.outcomes
         if each.kind == kind and each.valid and (kind != "backplane" or each.name in _OURS)
     ]

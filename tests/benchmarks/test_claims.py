@@ -84,8 +84,8 @@ def numbers(svg: str) -> list[str]:
 
 
 def test_ratios_are_of_medians_within_turns(tmp_path: Path) -> None:
-    """Each candidate stands there with its median, its ratio to the floor and to the peer, and its time."""
-    block = claims(saved(made(outcome("encode/broadcaster", "peer", 20, 40, 80)), tmp_path))
+    """Each candidate stands there with its median, its ratio to the floor and to the competitor, and its time."""
+    block = claims(saved(made(outcome("encode/broadcaster", "competitor", 20, 40, 80)), tmp_path))
     assert row(block, "backplane redis") == ["backplane redis", "10.00 µs", "5.00", "0.25", "100.00 ms"]
     assert row(block, "backplane redis lane") == ["backplane redis lane", "4.00 µs", "2.00", "0.10", "40.00 ms"]
     assert row(block, "encode/broadcaster") == ["encode/broadcaster", "40.00 µs", "20.00", "\N{EN DASH}", "400.00 ms"]
@@ -114,9 +114,9 @@ def test_what_stalled_sockets_cost_is_of_the_section_with_the_most(tmp_path: Pat
 
 def test_what_is_not_in_it_is_said(tmp_path: Path) -> None:
     """A candidate without a valid run has no row and is named below; an invalid run counts in no median."""
-    none = outcome("Broken", "peer", 1, 1, 1, invalid=3)
-    one = outcome("encode/broadcaster", "peer", 1, 40, 80, invalid=1)
-    block = claims(saved(made(none, one, Outcome(name="Absent", kind="peer", failed="not installed")), tmp_path))
+    none = outcome("Broken", "competitor", 1, 1, 1, invalid=3)
+    one = outcome("encode/broadcaster", "competitor", 1, 40, 80, invalid=1)
+    block = claims(saved(made(none, one, Outcome(name="Absent", kind="competitor", failed="not installed")), tmp_path))
     assert "| Broken" not in block
     assert "Not in it: Broken (no valid run), Absent (did not run)." in block
     assert row(block, "encode/broadcaster")[1] == "60.00 µs"

@@ -100,8 +100,8 @@ def test_a_loss_where_none_was_is_told_at_once() -> None:
 
 def test_what_is_not_compared_is_said() -> None:
     """A candidate that only one result has, one without a valid run, and other settings are told, not left out."""
-    one = report(outcome("gone", "peer", [1]), outcome("broken", "peer", [1, 1, 1]))
-    other = report(outcome("new", "peer", [1]), outcome("broken", "peer", [1, 1, 1], invalid=3))
+    one = report(outcome("gone", "competitor", [1]), outcome("broken", "competitor", [1, 1, 1]))
+    other = report(outcome("new", "competitor", [1]), outcome("broken", "competitor", [1, 1, 1], invalid=3))
     words = " ".join(compared(one, other).alone)
     assert all(name in words for name in ("gone", "new", "broken"))
     other.sections[0].settings["connections"] = 20

@@ -97,7 +97,7 @@ def printed(section: Section) -> str:
 
 def test_a_report_survives_its_json(tmp_path: Path) -> None:
     """What is read is what was written."""
-    written = report(outcome("ours", 1.0, 2.0), Outcome(name="other", kind="peer", failed="it fell over"))
+    written = report(outcome("ours", 1.0, 2.0), Outcome(name="other", kind="competitor", failed="it fell over"))
     written.save(tmp_path / "result.json")
     assert Report.load(tmp_path / "result.json") == written
 
@@ -107,7 +107,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     made = report(
         outcome("ours", 1.0, 2.0),
         outcome("late", 1.0, 2.0, invalid="the client itself was saturated"),
-        Outcome(name="<other>", kind="peer", failed="it fell over"),
+        Outcome(name="<other>", kind="competitor", failed="it fell over"),
     )
     page = write_page(made, tmp_path / "result.html").read_text()
     assert not re.search(r"(src|href)=\"(?!#)", page.replace("xlink:href", "href"))
