@@ -83,14 +83,12 @@ class Run:
         figures: Numbers by name; `harness.figures` knows their units.
         invalid: Why the figures are worth nothing; empty where they are worth something.
         notes: What else should be known.
-        histogram: The latencies, encoded; empty where none were measured.
-        slices: Deliveries in each tenth of a second.
+        slices: Deliveries in each tenth of a second, where a scenario shows them over time.
     """
 
     figures: dict[str, float] = field(default_factory=dict[str, float])
     invalid: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
-    histogram: str = ""
     slices: list[int] = field(default_factory=list[int])
 
 
@@ -259,9 +257,8 @@ class Load:
         for other in heard[1:]:
             counted = counted + other.counted
         refused = self.publisher.call("refusals")
-        run = Run(slices=counted.slices.tolist())
+        run = Run()
         self._fill(run, said, counted, heard, refused)
-        run.histogram = histogram.encoded(counted.latency)
         self._judge(run, said)
         return run, counted
 

@@ -75,4 +75,4 @@ def _run_raw(candidate: Candidate, options: Options) -> Run:
     )
     counts = histogram.counts_of(np.array(uvloop.run(publishing)))
     figures = {**histogram.summary(counts, "latency"), **histogram.summary(counts, "last")}
-    return Run(figures=figures, histogram=histogram.encoded(counts))
+    return Run(figures=figures)

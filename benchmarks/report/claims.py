@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from benchmarks.harness.candidate import ROOT
 from benchmarks.harness.figures import FIGURES
 from benchmarks.harness.result import Report
+from benchmarks.report import plots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,8 +64,6 @@ def claims(result: Path | None) -> str:
 
 def plot(result: Path) -> str:
     """Return the plot that the README shows, as SVG."""
-    from benchmarks.report import plots  # matplotlib takes its time
-
     return plots.bars(_section(Report.load(result), "saturation", result), _CPU)
 
 

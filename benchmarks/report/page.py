@@ -69,8 +69,8 @@ _PLOTTED = {
     "failover": ("all_back_ms",),
     "restart": ("all_back_ms",),
 }
-_OVER_TIME = ("slow", "failover", "restart")
-_DISTRIBUTED = ("fanout", "channels", "slow", "storm")
+_OVER_TIME = ("failover", "restart")
+_PERCENTILES = {"fanout": "latency", "channels": "latency", "slow": "latency", "storm": "connect"}
 
 
 def write_page(report: Report, path: Path) -> Path:
@@ -124,9 +124,10 @@ def _groups(report: Report, scenario: str, setting: str) -> Iterator[list[Sectio
 
 def _section(section: Section) -> str:
     found = [_figure(f"{FIGURES[name].title}", plots.bars(section, name)) for name in _shown(section)]
-    if section.scenario in _DISTRIBUTED and any(run.histogram for each in section.outcomes for run in each.valid):
-        found.append(_figure("Share that took no longer than", plots.distribution(section)))
-    if section.scenario in _OVER_TIME and section.reference:
+    measure = _PERCENTILES.get(section.scenario)
+    if measure and any(each.spread(f"{measure}_p50_ms") for each in section.outcomes):
+        found.append(_figure(f"{measure.capitalize()} by percentile", plots.percentiles(section, measure)))
+    if section.scenario in _OVER_TIME and any(run.slices for each in section.outcomes for run in each.valid[:1]):
         found.append(_figure("Deliveries over time", plots.over_time(section)))
     return (
         f"<h2>{escape(section.title)}</h2>{_table(section)}{_remarks(section)}<div class='plots'>{''.join(found)}</div>"

@@ -50,6 +50,7 @@ def run(server: Server, options: Options) -> Run:
                 load.reconnect()
                 time.sleep(0.05)
         found, counted = load.finish()
+        found.slices = counted.slices.tolist()
         figures = found.figures
         back = _back(counted, mended, options.connections)
         if back is None:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.harness.result import Outcome, Report, Section
 from benchmarks.harness.run import Run
+from benchmarks.report.claims import newest
 from benchmarks.report.compare import CRITERION, compared, verdict
 
 if TYPE_CHECKING:
@@ -109,6 +110,16 @@ def test_what_is_not_compared_is_said() -> None:
     assert found.candidates == 0
     assert len(found.alone) == 2
     assert "connections 20" in " ".join(found.alone)
+
+
+def test_a_committed_result_can_be_compared() -> None:
+    """The newest committed result has every candidate of its own again, and nothing in it has changed."""
+    result = newest()
+    assert result is not None
+    found = compared(Report.load(result), Report.load(result))
+    assert found.candidates > 100
+    assert (found.changes, found.faults) == ([], [])
+    assert found.counts["within spread"] > 100
 
 
 def test_how_often_was_repeated_does_not_keep_results_apart() -> None:
