@@ -1,4 +1,4 @@
-"""From what a person asks for to candidates and scenarios that run."""
+"""From the options of the command line to the candidates and scenarios that run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Choice:
     options: tuple[tuple[str, Any], ...] = ()
 
     def candidates(self, scenario: str, brokers: Brokers) -> list[Candidate]:
-        """Return whom to measure, the floors first, so that ratios are to the lowest."""
+        """Return what to measure, the floors first, so that ratios are to the lowest."""
         urls = {name: brokers.url(name) for name in self.urls}
         redis = next((url for url in urls.values() if url.startswith("redis://") and len(url) > len("redis://")), "")
         if self.competitors and not redis:
@@ -89,7 +89,7 @@ def measure_choice(
 
 
 _SERVED_ALIKE = ("restart",)
-"""Scenarios that say themselves how they are served."""
+"""Scenarios whose own defaults decide how they are served."""
 
 
 def _with(candidate: Candidate, missing: str) -> Candidate:
@@ -101,7 +101,7 @@ def _unable(scenario: Scenario, candidate: Candidate, choice: Choice, brokers: B
     if scenario.needs == "broker" and not candidate.broker_url:
         return "it has no broker to lose"
     if scenario.needs == "broker" and not brokers.may_break(candidate.broker_url):
-        return "its broker was given by URL and is not ours to kill: name it instead, --url redis"
+        return "its broker was given by URL and must not be killed: give its name instead, --url redis"
     if scenario.needs == "workers" and (candidate.workers < 2 or choice.serving.server != "gunicorn"):
         return "it has no workers that are restarted one after the other"
     return ""

@@ -45,7 +45,7 @@ installed is reported with the reason.
 
 _REDIS: Final = Choice(urls=("redis",), lane=True, floors=True, options=(("seconds", 3.0),))
 _EVERY: Final = Choice(urls=_ALL, lane=True, floors=True, competitors=("all",))
-# One of the others takes minutes to deliver what is a second's work here.
+# Without the competitors that take minutes where backplane takes a second.
 _ONCE: Final = replace(_EVERY, floors=False, competitors=("tutorial", "broadcaster", "node"), repetitions=1)
 # What 450 sockets get in a flood of 1.5 GB/s beside 50 that never read: two minutes each.
 _FLOOD: Final = Choice(

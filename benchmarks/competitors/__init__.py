@@ -1,1 +1,1 @@
-"""Other products that do the same, each with its own environment (`make competitors`) and the same two paths."""
+"""The compared products, each with an environment of its own (`make competitors`) and the same two paths."""

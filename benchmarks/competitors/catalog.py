@@ -23,12 +23,12 @@ ENVIRONMENTS = ROOT / ".cache" / "competitors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Competitor:
-    """One other product.
+    """One compared product.
 
     Attributes:
-        title: As the report calls it.
-        dialect: How its clients talk.
-        one_worker: Whether it only knows the sockets of its own process.
+        title: Its name in the report.
+        dialect: What its clients send.
+        one_worker: Whether it only reaches the sockets of its own process.
         first_alone: As `Candidate.first_alone`.
         node: Whether it runs on Node.
     """
@@ -53,7 +53,7 @@ COMPETITORS: Final = {
 
 
 def chosen(names: Sequence[str], redis_url: str, serving: Serving) -> list[Candidate]:
-    """Return the candidates; one that is not installed says so."""
+    """Return the candidates; one that is not installed holds the reason."""
     every = list(COMPETITORS) if "all" in names else list(names)
     return [_candidate(name, redis_url, serving) for name in every]
 
@@ -61,7 +61,7 @@ def chosen(names: Sequence[str], redis_url: str, serving: Serving) -> list[Candi
 def _candidate(name: str, redis_url: str, serving: Serving) -> Candidate:
     competitor = COMPETITORS.get(name)
     if competitor is None:
-        unknown = f"no competitor is called {name!r}; known are {', '.join(COMPETITORS)}"
+        unknown = f"no competitor is named {name!r}; known are {', '.join(COMPETITORS)}"
         return Candidate(name=name, kind="competitor", command=(), missing=unknown)
     environment = ENVIRONMENTS / name
     program = "node" if competitor.node else str(environment / "bin" / "python")

@@ -1,4 +1,4 @@
-"""Latencies as HDR histograms (three significant digits), filled by the million and merged over processes."""
+"""Latencies as HDR histograms (three significant digits), filled from arrays and merged over processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["HIGHEST", "SIZE", "Summary", "counts_of", "summary"]
 
 HIGHEST: Final = 120_000_000
-"""Two minutes, in microseconds; what takes longer counts as that."""
+"""Two minutes, in microseconds; a longer time counts as this."""
 
 # The library records one value at a time, in Python. The same buckets, computed for an array: 2,048 of width 1, then
 # 1,024 of twice the width each time.

@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def valid(self) -> list[Run]:
-        """The runs whose figures are worth something: no other one is in a median, a ratio or a plot."""
+        """The runs whose figures count: no other run is in a median, a ratio or a plot."""
         return [run for run in self.runs if not run.invalid]
 
     def values(self, figure: str) -> list[float]:
@@ -76,7 +76,7 @@ class Outcome:
 
     @property
     def invalid(self) -> list[str]:
-        """Why runs of it are worth nothing, each reason with how many of how many it befell."""
+        """Why runs of it do not count, each reason with the number of runs it applies to."""
         if not self.runs:
             return []
         reasons = sorted({reason for run in self.runs for reason in run.invalid})

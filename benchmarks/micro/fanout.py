@@ -41,24 +41,24 @@ class TransportSocket:
         self.transport.write(data if isinstance(data, bytes) else data.encode())
 
     def is_gone(self, error: Exception) -> bool:
-        """Have only clients that are gone."""
+        """Take every error for the client's end."""
         return True
 
     async def receive(self) -> None:
-        """Say nothing, ever."""
+        """Return at once: these clients send nothing."""
 
     def on_bypass(self, receive: object, /) -> None:
-        """Have no other way to receive."""
+        """Do nothing: there is no other way to receive."""
 
     def read_ahead(self, on_message: Callable[[float], None], on_end: Callable[[], None], /) -> None:
-        """Have nothing to receive."""
+        """Do nothing: these clients send nothing."""
 
     async def close(self, code: int, reason: str) -> None:
         """Close."""
         self.transport.close()
 
     def ending(self, _: BaseException, /) -> None:
-        """Know no framework."""
+        """Do nothing: there is no framework."""
 
 
 def run(count: int, rounds: int) -> list[Figure]:

@@ -1,4 +1,4 @@
-"""One HTML page of a result: it opens without a network, reads on a phone, and prints."""
+"""One HTML page of a result: it needs no network, fits a phone, and prints."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def _machine(report: Report) -> str:
     machine = report.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     commit = f"{machine['commit'][:12]}{' and changes' if machine['dirty'] else ''}"
-    words = (
+    facts = (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
         f"{machine['python']}; {versions}; commit {commit}; {machine['when']}; load before {machine['load_before']}"
     )
-    return f'<p class="quiet">{escape(words)}<br><code>{escape(machine["command"])}</code></p>'
+    return f'<p class="quiet">{escape(facts)}<br><code>{escape(machine["command"])}</code></p>'
 
 
 def _overview(report: Report) -> str:
@@ -170,6 +170,6 @@ def _remarks(section: Section) -> str:
     wrong += [("all", NO_VALID_RUN)] if section.reference is None else []
     wrong += [(each.name, f"invalid: {reason}") for each in section.outcomes for reason in each.invalid]
     notes = [(each.name, note) for each in section.outcomes for run in each.runs for note in run.notes]
-    items = [f'<li class="wrong">{escape(f"{name}: {words}")}</li>' for name, words in wrong]
-    items += [f"<li>{escape(f'{name}: {words}')}</li>" for name, words in list(dict.fromkeys(notes))[:20]]
+    items = [f'<li class="wrong">{escape(f"{name}: {reason}")}</li>' for name, reason in wrong]
+    items += [f"<li>{escape(f'{name}: {note}')}</li>" for name, note in list(dict.fromkeys(notes))[:20]]
     return f'<ul class="quiet">{"".join(items)}</ul>' if items else ""

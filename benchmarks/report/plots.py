@@ -38,7 +38,7 @@ _COLOURS: Final = (
     "#11a579",
     "#999999",
 )
-"""Distinct for people who see few colours (Okabe and Ito); after the last one the dashes change."""
+"""Distinct with colour blindness too (Okabe and Ito); after the last one the dashes change."""
 
 _DASHES: Final = ("", "5 2", "1 2")
 _TICKS: Final = 5
@@ -222,7 +222,7 @@ def _frame(x: _Axis, y: _Axis) -> list[str]:
     """Return the grid, the labels of its lines and the titles of the axes."""
     grid = [f"M{x.at(tick):g} {y.start:g}V{y.end:g}" for tick in x.ticks]
     grid += [f"M{x.start:g} {y.at(tick):g}H{x.end:g}" for tick in y.ticks]
-    below = [_text(x.at(tick), y.start + 12, words) for tick in x.ticks if (words := x.label(tick))]
+    below = [_text(x.at(tick), y.start + 12, label) for tick in x.ticks if (label := x.label(tick))]
     beside = [_text(x.start - 4, y.at(tick) + 3, y.label(tick)) for tick in y.ticks]
     return [
         _path(grid, "#ddd"),
@@ -257,8 +257,8 @@ def _path(parts: Sequence[str], colour: str, dash: str = "") -> str:
     return f'<path fill="none" stroke="{colour}"{dashes} d="{"".join(parts)}"/>'
 
 
-def _text(x: float, y: float, words: str) -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}">{escape(words)}</text>'
+def _text(x: float, y: float, label: str) -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}">{escape(label)}</text>'
 
 
 def _anchored(anchor: str, texts: Sequence[str]) -> str:

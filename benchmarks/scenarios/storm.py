@@ -18,7 +18,7 @@ __all__ = ["run"]
 
 
 def run(server: Server, options: Options) -> Run:
-    """Close `connections` sockets, open as many without a pause between, and wait until each hears again."""
+    """Close `connections` sockets, open as many without a pause between, and wait until each receives again."""
     with Load(server, options) as load:
         load.connect()
         load.ready()

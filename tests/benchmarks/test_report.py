@@ -1,4 +1,4 @@
-"""What a person sees: medians and ratios of what is valid, and a page that needs no network."""
+"""How results are shown: medians and ratios of what is valid, and a page that needs no network."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def mixed(name: str, *figures: float | None) -> Outcome:
 
 
 def test_invalid_runs_are_in_no_figure_but_counted() -> None:
-    """Medians and ratios are of valid runs, each with that of its own turn, and the table tells how many those are."""
+    """Medians and ratios are of valid runs, each with that of its own turn, and the table has their number."""
     section = report(mixed("floor", 1, 2, None, 4), mixed("ours", 3, None, 300, 12)).sections[0]
     ours = section.outcomes[1]
     assert ours.values("latency_p50_ms") == [3, 300, 12]
@@ -70,8 +70,8 @@ def test_invalid_runs_are_in_no_figure_but_counted() -> None:
     assert "INVALID: ours: 1 of 4 runs left out: the client itself was saturated" in shown
 
 
-def test_a_scenario_without_a_valid_run_says_so(tmp_path: Path) -> None:
-    """No figures stand there, neither in the terminal nor in the page, but that there are none."""
+def test_a_scenario_without_a_valid_run_is_marked(tmp_path: Path) -> None:
+    """Neither the terminal nor the page has figures; both state that there is no valid run."""
     made = report(mixed("ours", None, None))
     assert NO_VALID_RUN in printed(made.sections[0])
     assert "0 of 2" in printed(made.sections[0])
@@ -82,7 +82,7 @@ def test_a_scenario_without_a_valid_run_says_so(tmp_path: Path) -> None:
 
 
 def test_losses_of_invalid_runs_count() -> None:
-    """What was lost in a run that is worth nothing otherwise was lost."""
+    """What was lost in a run that does not count otherwise is a loss."""
     section = report(outcome("ours", 1, lost=3, invalid="the client itself was saturated")).sections[0]
     assert faults(section, section.outcomes[0]) == "3 lost"
 
