@@ -1,4 +1,4 @@
-"""What the README says about speed, made from the committed results: `python -m benchmarks claims` writes it anew."""
+"""What the README states about speed, made from the committed results: `python -m benchmarks claims` writes it anew."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOTHING: Final = "\N{EN DASH}"
 
 
 class ClaimsError(Exception):
-    """What is to be claimed is not in the result, or has no place in the README; says which."""
+    """What is to be claimed is not in the result, or has no place in the README; the message names it."""
 
 
 def newest(folder: Path = RESULTS) -> Path | None:
@@ -83,7 +83,7 @@ def written_claims(readme: Path = README) -> str:
 
 
 def rewrite(result: Path | None, readme: Path = README) -> str:
-    """Write the block into the README, and the plot beside the result; returns what was done, in words.
+    """Write the block into the README, and the plot beside the result; returns what was done, as a sentence.
 
     Raises:
         ClaimsError: As `claims` and `written_claims` do; nothing is written then.
@@ -95,7 +95,7 @@ def rewrite(result: Path | None, readme: Path = README) -> str:
     readme.write_text(
         _BLOCK.sub(lambda marks: f"{marks[1]}{made}{marks[3]}", readme.read_text(encoding="utf-8")), encoding="utf-8"
     )
-    return f"{readme.name} claims what {_relative(result)} tells" if result else f"{readme.name} claims nothing"
+    return f"{readme.name} has the claims of {_relative(result)}" if result else f"{readme.name} claims nothing"
 
 
 def _section(report: Report, scenario: str, result: Path) -> Section:
@@ -152,7 +152,7 @@ def _ratio(outcome: Outcome, reference: Outcome) -> str:
 
 
 def _origin(report: Report, result: Path, saturation: Section) -> list[str]:
-    """Say where the figures are from, and what was left out of them."""
+    """Return where the figures are from, and what was left out of them."""
     machine, settings = report.machine, saturation.settings
     page = result.with_suffix(".html")
     commit = f"`{machine['commit'][:7]}`{' and changes' if machine['dirty'] else ''}"
@@ -173,7 +173,7 @@ def _origin(report: Report, result: Path, saturation: Section) -> list[str]:
 
 
 def _beside_stalled(report: Report) -> list[str]:
-    """Say what sockets that stop reading cost the others, of the section with the most of them."""
+    """Return what sockets that stop reading cost the others, of the section with the most of them."""
     fit = [
         each for each in report.sections if each.scenario == "slow" and all(_candidate(each, name) for name in _OURS)
     ]
