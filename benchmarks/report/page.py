@@ -108,7 +108,8 @@ def _overview(report: Report) -> str:
     for scenario, setting, figure in wanted:
         for alike in _groups(report, scenario, setting):
             caption = f"{scenario}: {FIGURES[figure].title} over {setting}"
-            found.append(_figure(caption, plots.lines(alike, setting, figure)))
+            if plot := plots.lines(alike, setting, figure):
+                found.append(_figure(caption, plot))
     return f'<div class="plots">{"".join(found)}</div>' if found else ""
 
 

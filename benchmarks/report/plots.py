@@ -128,7 +128,7 @@ def bars(section: Section, figure: str) -> str:
 
 
 def lines(sections: Sequence[Section], setting: str, figure: str) -> str:
-    """Plot one figure of each candidate over a setting in which the sections differ."""
+    """Plot one figure of each candidate over a setting in which the sections differ; empty where none is in two."""
     drawn: list[_Line] = []
     for name in dict.fromkeys(outcome.name for section in sections for outcome in section.outcomes):
         found = sorted(
@@ -142,7 +142,7 @@ def lines(sections: Sequence[Section], setting: str, figure: str) -> str:
             lower = [(at, low) for at, _, low, _ in reversed(found)]
             drawn.append(_Line(name, [(at, median) for at, median, _, _ in found], upper + lower))
     up = f"{FIGURES[figure].title} {FIGURES[figure].unit}".strip()
-    return _plot(drawn, across=setting, up=up, logarithmic_across=True)
+    return _plot(drawn, across=setting, up=up, logarithmic_across=True) if drawn else ""
 
 
 def percentiles(section: Section, measure: str) -> str:
@@ -187,6 +187,7 @@ def _plot(
 ) -> str:
     """Return lines between two axes, and below them which is which."""
     points = [point for line in drawn for point in (*line.points, *line.band)]
+    highest = max(0.01, *(value for _, value in points))
     x = _Axis(
         title=across,
         low=min(at for at, _ in points),
@@ -199,8 +200,8 @@ def _plot(
     y = _Axis(
         title=up,
         label=_number,
-        low=min(value for _, value in points) if logarithmic_up else 0,
-        high=max(max(value for _, value in points), 0.01) * 1.05,
+        low=_decade(min(value for _, value in points), math.floor) if logarithmic_up else 0,
+        high=_decade(highest, math.ceil) if logarithmic_up else highest * 1.05,
         start=_HEIGHT - 30,
         end=16,
         logarithmic=logarithmic_up,
@@ -242,6 +243,10 @@ def _along(x: _Axis, y: _Axis, points: Points) -> str:
         if number in (0, len(places) - 1) or len({*levels[number - 1 : number + 2]}) > 1
     ]
     return "M" + " ".join(f"{at} {level}" for at, level in kept)
+
+
+def _decade(value: float, rounded: Callable[[float], int]) -> float:
+    return float(10.0 ** rounded(math.log10(value)))
 
 
 def _number(value: float) -> str:

@@ -142,6 +142,16 @@ def test_deliveries_over_time_keep_their_shape() -> None:
     assert len(heights) == 6
 
 
+def test_a_figure_over_a_setting_needs_a_candidate_in_two_sections(tmp_path: Path) -> None:
+    """A candidate that was measured at two rates has a line over the rate; without one there is no such plot."""
+    for other, plotted in (("ours", True), ("theirs", False)):
+        made, beside = report(outcome("ours", 1, 2)), report(outcome(other, 3, 4)).sections[0]
+        beside.settings["rate"] = 50.0
+        made.sections.append(beside)
+        page = write_page(made, tmp_path / "result.html").read_text()
+        assert ("fanout: to last socket p99 over rate" in page) is plotted
+
+
 def test_the_page_stands_alone(tmp_path: Path) -> None:
     """The page loads nothing, shows the failed and the invalid, and plots."""
     made = report(
