@@ -149,7 +149,7 @@ class BroadcasterConformance(FaultConformance):
                     assert received == [f"{name} {number}" for number in range(index, 400, 5)]
 
     async def test_nothing_arrives_after_unsubscribe_returned(self, two: tuple[Worker, Worker]) -> None:
-        """Once `unsubscribe` has returned nothing is delivered, though others publish; other channels are unaffected."""
+        """Once `unsubscribe` has returned nothing is delivered, though others publish; other channels go on."""
         publisher, subscriber = two
         received = 0
         await subscriber.broadcaster.subscribe(["left", "kept"])
@@ -356,7 +356,7 @@ class BroadcasterConformance(FaultConformance):
     async def test_churn_on_a_link_that_is_cut_ends_with_the_same_set(
         self, brokered_url: str, proxy: FaultProxy
     ) -> None:
-        """Joins and leaves from eight tasks while the link is cut again and again end with the joined set subscribed."""
+        """Joins and leaves from eight tasks while the link is cut repeatedly end with the joined set subscribed."""
         async with (
             proxy,
             quick_backplane(brokered_url, publish_timeout_seconds=30) as outside,  # it publishes a thousand at once

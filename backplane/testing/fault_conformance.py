@@ -42,7 +42,7 @@ class FaultConformance:
 
     @pytest.fixture
     def take_away(self) -> TakeAway | None:
-        """How to make the broker revoke every subscription to a channel, on open links: `await take_away(channel)`."""
+        """How to make the broker revoke all subscriptions to a channel on open links."""
         return None
 
     @pytest.fixture
@@ -99,7 +99,7 @@ class FaultConformance:
             assert changes == []
 
     async def test_a_channel_that_ends_links_is_refused_alone(self, brokered_url: str, proxy: FaultProxy) -> None:
-        """Where one channel ends every link, its join is refused, the others are restored, and no link is lost again."""
+        """Where one channel ends every link, its join is refused, the others are restored, and links last again."""
         async with (
             proxy,
             quick_backplane(proxy.url) as backplane,
@@ -158,7 +158,7 @@ class FaultConformance:
 
     @pytest.mark.usefixtures("brokered_url")
     async def test_a_refusal_without_a_name_confirms_nothing(self, crowded: tuple[str, Sequence[str]] | None) -> None:
-        """Where the broker refuses some channels of many without naming them, no unconfirmed one counts as confirmed."""
+        """Where the broker refuses some channels of many without naming them, no other one counts as confirmed."""
         if crowded is None:
             pytest.skip("this broker names what it refuses: no fixture crowded")
         url, channels = crowded
