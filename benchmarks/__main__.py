@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import signal
 import sys
@@ -23,6 +24,7 @@ from benchmarks.harness.figures import FIGURES
 from benchmarks.harness.machine import description
 from benchmarks.harness.result import Report
 from benchmarks.harness.sockets import allow_many_files
+from benchmarks.micro.walks import walks
 from benchmarks.plans import FULL, SHORT
 from benchmarks.report import compare as comparison
 from benchmarks.report.page import write_page
@@ -131,6 +133,19 @@ def short(output: Output = CACHE / "short.json") -> None:
 def full(output: Output = CACHE / "full.json") -> None:
     """Run every scenario on every adapter, with floors and competitors: five quarters of an hour."""
     session(FULL, output)
+
+
+@app.command("walks")
+def show_walks(
+    url: Annotated[str, typer.Argument(help="Broker with host and port, such as redis://localhost:6379.")],
+    *,
+    files: Annotated[bool, typer.Option("--files", help="Print the files too.")] = False,
+) -> None:
+    """Count how often the file changes on a walk through the code: a join, a message, a lost link, a drain."""
+    for walk in asyncio.run(walks(url)):
+        console.print(f"{walk.name:<14} {walk.changes:4} changes, {len(set(walk.files)):3} files")
+        if files:
+            console.print(" > ".join(walk.files), style="dim", soft_wrap=True)
 
 
 @app.command()
