@@ -12,12 +12,26 @@ from tests.unit.doubles import FakeLane, Gate, messages_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
+    from backplane.connection.connection import Connection
+    from backplane.connection.driver import ConnectionDriver
+    from backplane.connection.connection import Connection
+    from backplane.connection.driver import ConnectionDriver
     from backplane.connection.ending import Ending
     from backplane.connection.socket import Bypass
 
-__all__ = ["ClientLane", "FakeServerSocket", "FakeSocket"]
+__all__ = ["ClientLane", "FakeServerSocket", "FakeSocket", "driver_of"]
 
 _WAIT_SECONDS = 5.0
+
+
+def driver_of(connection: Connection) -> ConnectionDriver:
+    """Return what runs the connection, which an application does not see."""
+    return connection._driver  # pyright: ignore[reportPrivateUsage]
+
+
+def driver_of(connection: Connection) -> ConnectionDriver:
+    """Return what runs the connection, which an application does not see."""
+    return connection._driver  # pyright: ignore[reportPrivateUsage]
 
 
 class ClientLane(FakeLane):
@@ -118,7 +132,7 @@ class FakeSocket:
             raise said
         return said
 
-    def on_bypass(self, receive: Bypass, /) -> None:
+    def on_bypass(self, receiver: Bypass, /) -> None:
         """Have no other way to receive."""
 
     def read_ahead(

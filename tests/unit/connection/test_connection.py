@@ -13,7 +13,8 @@ from unittest.mock import Mock
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from backplane.connection.connection import Connection
+from backplane.connection.driver import ConnectionDriver
+from backplane.connection.ending import Ending
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy, SlowConsumer
 from backplane.connection.sender import SocketGoneError
@@ -33,11 +34,14 @@ from backplane.fanout.hub import Hub
 from backplane.fanout.outbox import FullPolicy, Outbox
 from backplane.message import ALL, Gap
 from tests.unit.doubles import ControlledBroadcaster, Gate, counted, following, run_passes, until_idle
-from tests.unit.sockets import ClientLane, FakeSocket
+from tests.unit.sockets import ClientLane, FakeSocket, driver_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from backplane.connection.driver import ConnectionDriver
+from backplane.connection.ending import Ending
+    from backplane.connection.connection import Connection
     from backplane.connection.policy import Authorize, OnGap
 
 pytestmark = pytest.mark.anyio
@@ -71,10 +75,10 @@ class World:
         socket = socket or FakeSocket(lane=self.lane)
         outbox = Outbox(max_bytes=1024 * 1024, max_messages=max_messages, when_full=when_full)
         policy = policy or ConnectionPolicy(on_gap=on_gap, reload_delay=lambda: reload_delay)
-        connection = Connection(socket, self.hub, outbox, policy, context=context)
+        connection = ConnectionDriver(socket, self.hub, outbox, policy, context=context).connection
         self._connections.append(connection)
         if opened:
-            connection.opened()
+            driver_of(connection).accepted()
         return connection, socket
 
     def deliver(self, channel: str, *payloads: str) -> None:
@@ -85,7 +89,7 @@ class World:
     async def end(self) -> None:
         """End every connection, whatever has become of it."""
         for connection in self._connections:
-            await connection.abandon()
+            await driver_of(connection).abandon()
         self.hub.close()
         await until_idle()
 
@@ -137,6 +141,20 @@ async def bounded(task: asyncio.Task[Any], seconds: float = WAIT_SECONDS) -> Any
         await asyncio.wait([task])
         pytest.fail("did not end in time")
     return task.result()
+
+
+async def finish(connection: Connection, error: Exception | None = None) -> None:
+    """End the handler of the connection, by `error` where there is one."""
+    end = driver_of(connection).ending(error)
+    assert end is not None
+    await driver_of(connection).finish(end)
+
+
+async def finish(connection: Connection, error: Exception | None = None) -> None:
+    """End the handler of the connection, by `error` where there is one."""
+    end = driver_of(connection).ending(error)
+    assert end is not None
+    await driver_of(connection).finish(end)
 
 
 async def said_by(connection: Connection) -> list[str | bytes]:
@@ -193,7 +211,7 @@ async def test_nothing_is_sent_before_the_handshake(world: World) -> None:
     world.deliver("a", "early")
     await until_idle()
     assert socket.sending == 0
-    connection.opened()
+    driver_of(connection).accepted()
     world.deliver("a", "late")
     await socket.receives("early", "late")
 
@@ -225,7 +243,7 @@ async def test_gap_closes(world: World) -> None:
     world.hub.gap(ALL, "overrun")
     world.deliver("a", "after")
     assert await bounded(asyncio.create_task(said_by(connection))) == []
-    await connection.finish(1000)
+    await finish(connection)
     assert (socket.sent, socket.closed, list(world.hub.channels)) == (["after"], [RELOAD], [])
 
 
@@ -246,10 +264,9 @@ async def test_what_waits_at_the_gap_is_still_sent(world: World) -> None:
     assert (socket.sent, socket.closed) == (["1", "2"], [RELOAD])
 
 
-async def test_gap_does_not_wait_for_a_client_that_reads_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gap_does_not_wait_for_a_client_that_reads_nothing(world: World) -> None:
     """What waits has a second at most; then the client is closed without it."""
-    monkeypatch.setattr("backplane.connection.close_sequence._CLOSE_SECONDS", 0.01)
-    connection, socket = world.connection()
+    connection, socket = world.connection(policy=ConnectionPolicy(close_seconds=0.01))
     await connection.join("a")
     socket.send_gate.close()
     world.deliver("a", "1")
@@ -290,7 +307,7 @@ async def test_what_is_published_until_the_close_is_sent(world: World, ending: s
     if ending == "gap":
         world.hub.gap(ALL, "overrun")
     else:
-        connection.retire(1012, "restart")
+        driver_of(connection).retire(1012, "restart")
     await until_idle()
     world.deliver("a", "3")
     await until_idle()
@@ -306,7 +323,7 @@ async def test_end_of_the_handler_before_its_turn_still_tells(world: World) -> N
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     async with no_new_task():
-        await connection.finish(1000)
+        await finish(connection)
     assert [code for code, _ in socket.closed] == [4000]
 
 
@@ -315,7 +332,7 @@ async def test_handler_that_raises_before_its_turn_closes_with_its_own_code(worl
     connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
-    await connection.finish(1011)
+    await driver_of(connection).finish(Ending(1011, is_fault=True))
     assert [code for code, _ in socket.closed] == [1011]
 
 
@@ -326,10 +343,10 @@ async def test_several_gaps_close_once(world: World) -> None:
         await connection.join(channel)
     world.hub.gap(ALL, "overrun")
     world.hub.gap(["a"], "again")
-    connection.gap(Gap(channel="b", reason="and again"))
+    driver_of(connection).gap(Gap(channel="b", reason="and again"))
     await socket.until(lambda: socket.closed != [])
-    connection.gap(Gap(channel="c", reason="late"))
-    await connection.finish(1000)
+    driver_of(connection).gap(Gap(channel="c", reason="late"))
+    await finish(connection)
     assert socket.closed == [RELOAD]
 
 
@@ -340,7 +357,7 @@ async def test_gap_before_the_handshake(world: World) -> None:
     world.hub.gap(ALL, "overrun")
     await until_idle()
     assert socket.closing == 0
-    connection.opened()
+    driver_of(connection).accepted()
     await socket.until(lambda: socket.closed != [])
     assert socket.closed == [RELOAD]
 
@@ -385,9 +402,9 @@ async def test_restart_overtakes_a_reload(world: World) -> None:
     connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
-    connection.retire(1012, "restart")
+    driver_of(connection).retire(1012, "restart")
     await socket.until(lambda: socket.closed != [])
-    await connection.finish(1000)
+    await finish(connection)
     assert socket.closed == [(1012, "restart")]
 
 
@@ -398,9 +415,9 @@ async def test_end_of_the_handler_keeps_the_code_of_a_restart(world: World) -> N
     socket.send_gate.close()
     world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
-    connection.retire(1012, "restart")
+    driver_of(connection).retire(1012, "restart")
     await until_idle()
-    finishing = asyncio.create_task(connection.finish(1000))
+    finishing = asyncio.create_task(finish(connection))
     await until_idle()
     socket.send_gate.open()
     await bounded(finishing)
@@ -410,8 +427,8 @@ async def test_end_of_the_handler_keeps_the_code_of_a_restart(world: World) -> N
 async def test_end_of_the_handler_right_behind_a_restart_keeps_its_code(world: World) -> None:
     """A handler that ends in the same moment in which its worker drains makes no gap of it either."""
     connection, socket = world.connection()
-    connection.retire(1012, "restart")
-    await connection.finish(1000)
+    driver_of(connection).retire(1012, "restart")
+    await finish(connection)
     assert [code for code, _ in socket.closed] == [1012]
 
 
@@ -427,7 +444,7 @@ async def test_join_under_way_at_a_gap(world: World) -> None:
     await bounded(joining)
     world.deliver("b", "1")
     await socket.receives("1")
-    await connection.finish(1000)
+    await finish(connection)
     assert (list(world.hub.channels), [code for code, _ in socket.closed]) == ([], [4000])
 
 
@@ -438,7 +455,7 @@ async def test_slow_client_before_its_turn(world: World) -> None:
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     await stall(world, socket, *"1234")
-    await connection.finish(1000)
+    await finish(connection)
     assert (socket.closed, what_happened(policy)) == ([(1013, "too slow")], {"closed_slow": 1})
 
 
@@ -456,7 +473,7 @@ async def failing(
     policy = ConnectionPolicy(reload_delay=lambda: reload_delay)
     connection, socket = world.connection(policy=policy, max_messages=max_messages)
     await connection.join("a")
-    finishing = asyncio.create_task(connection.finish(1013, AWAY))
+    finishing = asyncio.create_task(finish(connection, AWAY))
     await until_idle()
     yield connection, socket, finishing, policy
     await bounded(finishing)
@@ -478,7 +495,7 @@ async def test_client_receives_until_its_turn(world: World) -> None:
         world.deliver("a", "4", "5")
         await socket.receives("4", "5")
         assert (finishing.done(), socket.closing, socket.receiver.qsize()) == (False, 0, 0)
-        connection.retire(*LATER)
+        driver_of(connection).retire(*LATER)
     assert socket.closed == [LATER]
 
 
@@ -505,7 +522,7 @@ async def test_gap_before_the_turn(world: World) -> None:
         world.deliver("a", "after")
         await socket.receives("after")
         assert not finishing.done()
-        connection.retire(*LATER)
+        driver_of(connection).retire(*LATER)
     assert socket.closed == [LATER]
 
 
@@ -514,7 +531,7 @@ async def test_worker_ends_before_the_turn(world: World, ending: str) -> None:
     """A worker that ends does not wait for the turn of a client."""
     async with failing(world) as (connection, socket, _, _):
         if ending == "drain":
-            connection.retire(1012, "restart")
+            driver_of(connection).retire(1012, "restart")
         else:
             await connection.close(1012, "restart")
     assert socket.closed == [(1012, "restart")]
@@ -532,10 +549,10 @@ async def test_broker_failure_after_a_gap(world: World) -> None:
     connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
-    finishing = asyncio.create_task(connection.finish(1013, AWAY))
+    finishing = asyncio.create_task(finish(connection, AWAY))
     await until_idle()
     assert not finishing.done()
-    connection.retire(*RELOAD)
+    driver_of(connection).retire(*RELOAD)
     await bounded(finishing)
     assert socket.closed == [RELOAD]
 
@@ -546,7 +563,7 @@ async def test_cancelled_before_the_turn(world: World) -> None:
     connection, socket = world.connection(policy=policy)
     await connection.join("a")
     async with no_new_task():
-        finishing = asyncio.create_task(connection.finish(1013, AWAY))
+        finishing = asyncio.create_task(finish(connection, AWAY))
         await until_idle()
         finishing.cancel()
         await asyncio.wait([finishing])
@@ -559,7 +576,7 @@ async def test_task_that_a_handler_leaves_behind(world: World) -> None:
     connection, socket = world.connection()
     receiving = asyncio.create_task(connection.receive())
     await until_idle()
-    await bounded(asyncio.create_task(connection.finish(1013, AWAY)))
+    await bounded(asyncio.create_task(finish(connection, AWAY)))
     assert [code for code, _ in socket.closed] == [1013]
     assert await bounded(receiving) is None
 
@@ -587,7 +604,7 @@ async def test_task_that_fails(
 
     connection.spawn(work())
     assert await bounded(asyncio.create_task(said_by(connection))) == []
-    await connection.finish(1000)
+    await finish(connection)
     assert socket.closed == [closed]
     assert [bool(record.exc_info) for record in caplog.records if record.levelno >= logging.ERROR] == (
         [True] if closed[0] == 1011 else []
@@ -602,7 +619,7 @@ async def test_many_clients_write_few_lines(world: World, caplog: pytest.LogCapt
     for connection, _ in connections:
         await connection.join("a")
     world.hub.gap(ALL, "overrun")
-    finishing = [asyncio.create_task(connection.finish(1013, AWAY)) for connection, _ in connections]
+    finishing = [asyncio.create_task(finish(connection, AWAY)) for connection, _ in connections]
     await until_idle()
     for _, socket in connections:
         socket.send_gate.close()
@@ -673,7 +690,7 @@ async def test_slow_client_is_closed(world: World) -> None:
     assert socket.closed == [(1013, "too slow")]
     assert (list(connection.channels), list(world.hub.channels), socket.sent) == ([], [], [])
     async with no_new_task():
-        await connection.finish(1000)
+        await finish(connection)
     assert socket.closed == [(1013, "too slow")]
 
 
@@ -690,13 +707,10 @@ async def test_slow_client_leaves_the_others_alone(world: World) -> None:
     assert list(quick.channels) == ["a"]
 
 
-async def test_close_of_a_client_that_reads_nothing_is_bounded(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_close_of_a_client_that_reads_nothing_is_bounded(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Who does not read does not read the close frame either: the attempt is given up."""
-    monkeypatch.setattr("backplane.connection.close_sequence._CLOSE_SECONDS", 0.05)
-    caplog.set_level(logging.DEBUG, "backplane.connection.connection")
-    connection, socket = world.connection(max_messages=1)
+    caplog.set_level(logging.DEBUG, "backplane.connection")
+    connection, socket = world.connection(max_messages=1, policy=ConnectionPolicy(close_seconds=0.05))
     await connection.join("a")
     socket.send_gate.close()
     socket.close_gate.close()
@@ -705,7 +719,7 @@ async def test_close_of_a_client_that_reads_nothing_is_bounded(
     world.deliver("a", "2", "3")
     await socket.until(lambda: socket.closing == 1)
     async with no_new_task():
-        await bounded(asyncio.create_task(connection.finish(1000)))
+        await bounded(asyncio.create_task(finish(connection)))
     assert socket.closed == []
     assert f"connection {connection.id} does not read its close frame" in caplog.messages
     assert socket.lane is None or socket.lane.closed
@@ -782,7 +796,7 @@ async def test_send_over_the_bound_closes(world: World) -> None:
         await bounded(sending[2])
     await asyncio.wait(sending)
     assert {type(task.exception()) for task in sending} <= {ClosedError, type(None)}  # a lane takes the first at once
-    await connection.finish(1000)
+    await finish(connection)
     assert socket.closed == [(1013, "too slow")]
 
 
@@ -824,7 +838,7 @@ async def test_client_says_and_leaves(world: World) -> None:
         socket.receiver.put_nowait(said)
     assert await bounded(asyncio.create_task(said_by(connection))) == ["text", b"\xff", "", b""]
     assert list(world.hub.channels) == []
-    await connection.finish(1000)
+    await finish(connection)
     assert socket.closing == 0
 
 
@@ -838,7 +852,7 @@ async def test_close_ends_the_iteration(world: World) -> None:
         await connection.close(4000, "enough")
         assert await bounded(iterating) == []
         await connection.close(4001, "again")
-        await connection.finish(1000)
+        await finish(connection)
     assert socket.closed == [(4000, "enough")]
     assert list(world.hub.channels) == []
 
@@ -847,16 +861,16 @@ async def test_close_before_the_handshake(world: World) -> None:
     """What was never opened has no close frame."""
     connection, socket = world.connection(opened=False)
     await connection.close()
-    await connection.finish(1000)
+    await finish(connection)
     assert socket.closing == 0
 
 
 async def test_handshake_that_ends_after_the_close_is_closed(world: World) -> None:
     """A close that comes while the handshake is being finished reaches the client once it is."""
     connection, socket = world.connection(opened=False)
-    connection.end(1012, "the server restarts")
-    connection.opened()
-    await connection.finish(1000)
+    driver_of(connection).closing.close(1012, "the server restarts")
+    driver_of(connection).accepted()
+    await finish(connection)
     assert socket.closed == [(1012, "the server restarts")]
 
 
@@ -867,20 +881,19 @@ async def test_finish_flushes(world: World) -> None:
     world.deliver("a", "1", "2")
     await run_passes(1)
     async with no_new_task():
-        await connection.finish(1000)
+        await finish(connection)
     assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal")])
 
 
-async def test_finish_of_a_client_that_reads_nothing_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_finish_of_a_client_that_reads_nothing_is_bounded(world: World) -> None:
     """The handler's end does not wait for ever: a flush and a close of bounded time each."""
-    monkeypatch.setattr("backplane.connection.close_sequence._CLOSE_SECONDS", 0.05)
-    connection, socket = world.connection()
+    connection, socket = world.connection(policy=ConnectionPolicy(close_seconds=0.05))
     await connection.join("a")
     socket.send_gate.close()
     socket.close_gate.close()
     world.deliver("a", "1", "2")
     async with no_new_task():
-        await bounded(asyncio.create_task(connection.finish(1000)))
+        await bounded(asyncio.create_task(finish(connection)))
     assert (list(world.hub.channels), socket.sent) == ([], [])
 
 
@@ -893,13 +906,13 @@ async def test_finish_cancelled_leaves_nothing(world: World) -> None:
     before = asyncio.all_tasks()
     world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
-    finishing = asyncio.create_task(connection.finish(1000))
+    finishing = asyncio.create_task(finish(connection))
     await until_idle()
     finishing.cancel()
     await asyncio.wait([finishing])
     await until_idle()
     left = (list(world.hub.channels), asyncio.all_tasks() - before)
-    await connection.abandon()
+    await driver_of(connection).abandon()
     assert left == ([], set())
 
 
@@ -911,7 +924,7 @@ async def test_abandon_leaves_nothing(world: World) -> None:
         socket.send_gate.close()
         world.deliver("a", "1")
         await socket.until(lambda: socket.sending == 1)
-        await connection.abandon()
+        await driver_of(connection).abandon()
     assert (list(world.hub.channels), socket.sent, socket.closing) == ([], [], 0)
 
 
@@ -920,9 +933,9 @@ async def test_abandon_ends_a_close_under_way(world: World) -> None:
     connection, socket = world.connection()
     socket.close_gate.close()
     async with no_new_task():
-        connection.end(1013, "too slow")
+        driver_of(connection).closing.close(1013, "too slow")
         await socket.until(lambda: socket.closing == 1)
-        await connection.abandon()
+        await driver_of(connection).abandon()
     assert socket.closed == []
 
 
@@ -937,7 +950,7 @@ async def test_client_that_is_gone_while_sending(plain_world: World, caplog: pyt
     async with no_new_task():
         plain_world.deliver("a", "1", "2")
         assert await bounded(iterating) == []
-        await connection.finish(1000)
+        await finish(connection)
     assert (socket.sending, socket.closing, list(plain_world.hub.channels), caplog.records) == (1, 0, [], [])
     assert what_happened(policy) == {"closed_by_client": 1}
 
@@ -961,7 +974,7 @@ async def test_server_that_fails_to_send(world: World, act: str, caplog: pytest.
     world.deliver("a", "2")
     await its_socket.receives("1", "2")
     assert await bounded(iterating) == []
-    await connection.finish(1000)
+    await finish(connection)
     assert (connection.is_over, socket.closed, what_happened(policy)) == (
         True,
         [(1011, "internal error")],
@@ -981,21 +994,27 @@ async def test_server_that_fails_when_a_client_reads_again(lane_world: World, ca
     await until_idle()
     break_server(socket, KeyError("a fault"))
     lane.resume()
-    await connection.finish(1000)
+    await finish(connection)
     assert socket.closed == [(1011, "internal error")]
     assert caplog.messages == [f"connection {connection.id} failed: closing it"]
 
 
 async def test_server_that_fails_to_ping(lane_world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """What a server raises for a ping ends that client, and all others are still asked for a sign."""
+    """What a server raises for a ping ends that client, and all others are still pinged."""
     policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=0.05))
     connections = [lane_world.connection(policy=policy) for _ in range(2)]
     lanes = [socket.lane for _, socket in connections]
     assert lanes[0] is not None
     assert lanes[1] is not None
     pinged = asyncio.Event()
+    lane = lanes[1]
+
+    def answer() -> None:
+        lane.last_received_at = asyncio.get_running_loop().time()
+        pinged.set()
+
     lanes[0].ping = Mock(side_effect=KeyError("a fault"))  # type: ignore[method-assign]
-    lanes[1].ping = pinged.set  # type: ignore[method-assign]
+    lane.ping = answer  # type: ignore[method-assign]
     await asyncio.wait_for(pinged.wait(), WAIT_SECONDS)
     await connections[0][1].until(lambda: connections[0][1].closed != [])
     assert [connection.is_over for connection, _ in connections] == [True, False]
@@ -1058,7 +1077,7 @@ async def test_whatever_runs_for_a_client_has_its_variables(world: World, caplog
     await connection.join("b", latest_by=lambda _: see("latest_by"))
     user.set("mallory")
     log = Log()
-    logging.getLogger("backplane.connection.connection").addFilter(log)
+    logging.getLogger("backplane.connection.driver").addFilter(log)
     try:
         world.deliver("a", "1")
         world.hub.gap(["a"], "lost")
@@ -1070,7 +1089,7 @@ async def test_whatever_runs_for_a_client_has_its_variables(world: World, caplog
         world.deliver("a", "4", "5", "6", "7")
         await socket.until(lambda: ("close", "alice") in seen)
     finally:
-        logging.getLogger("backplane.connection.connection").removeFilter(log)
+        logging.getLogger("backplane.connection.driver").removeFilter(log)
     sends = {"send"} if socket.lane is None else set[str]()
     assert {what for what, _ in seen} == {"on_gap", "on_slow", "latest_by", "log", "close"} | sends
     assert {whose for _, whose in seen} == {"alice"}
@@ -1082,8 +1101,8 @@ async def test_unexpected_error_while_closing(world: World, caplog: pytest.LogCa
     connection, socket = world.connection(policy=policy)
     socket.close_error = KeyError("a fault")
     await connection.close()
-    await connection.finish(1000)
-    assert [record.name for record in caplog.records] == ["backplane.connection.connection"]
+    await finish(connection)
+    assert [record.name for record in caplog.records] == ["backplane.connection.close_sequence"]
     assert (connection.is_over, what_happened(policy)) == (True, {"closed_normal": 1})
     assert socket.lane is None or socket.lane.closed
 
@@ -1102,7 +1121,7 @@ async def test_no_task_while_nothing_waits(plain_world: World) -> None:
     await socket.receives("1")
     await until_idle()
     assert asyncio.all_tasks() == before
-    await connection.finish(1000)
+    await finish(connection)
     await until_idle()
     assert asyncio.all_tasks() == before
 
@@ -1112,10 +1131,10 @@ async def test_repr_names_state_and_channels(world: World) -> None:
     connection, _ = world.connection(opened=False)
     assert repr(connection) == f"<Connection {connection.id} joining channels=[]>"
     await connection.join("a")
-    connection.opened()
+    driver_of(connection).accepted()
     assert repr(connection) == f"<Connection {connection.id} open channels=['a']>"
     await connection.close()
-    assert repr(connection) == f"<Connection {connection.id} ended channels=[]>"
+    assert repr(connection) == f"<Connection {connection.id} closed channels=[]>"
 
 
 # --- limits --------------------------------------------------------------------------------------------------------
@@ -1133,13 +1152,13 @@ async def test_client_that_says_too_much(
     world: World, limits: Limits, closed: tuple[int, str], count: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A message over a limit ends the connection with the limit's code, unseen, is counted, and told in the log."""
-    caplog.set_level(logging.INFO, "backplane.connection.connection")
+    caplog.set_level(logging.INFO, "backplane.connection.driver")
     policy = ConnectionPolicy(limits=limits)
     connection, socket = world.connection(policy=policy)
     for said in ("1234", "12345", "never"):
         socket.receiver.put_nowait(said)
     assert await bounded(asyncio.create_task(said_by(connection))) == ["1234"]
-    await connection.finish(1000)
+    await finish(connection)
     assert (socket.closed, what_happened(policy)) == ([closed], {count: 1})
     assert caplog.messages == [f"closing connection {connection.id}: {closed[1]}"]
 
@@ -1172,7 +1191,7 @@ async def test_too_many_channels_at_once(world: World) -> None:
     connection, _ = world.connection(policy=ConnectionPolicy(limits=Limits(max_channels=2)))
     joins = await asyncio.gather(*(connection.join(channel) for channel in "abcde"), return_exceptions=True)
     joined = len(connection.channels)
-    await connection.finish(1000)
+    await finish(connection)
     assert (joined, [type(error) for error in joins if error]) == (2, [TooManyChannelsError] * 3)
 
 
@@ -1189,7 +1208,7 @@ async def test_time_that_runs_out(world: World, limits: Limits, code: int, count
     policy = ConnectionPolicy(limits=limits)
     connection, socket = world.connection(policy=policy)
     assert await bounded(asyncio.create_task(said_by(connection))) == []
-    await connection.finish(1000)
+    await finish(connection)
     assert ([sent for sent, _ in socket.closed], what_happened(policy)) == ([code], {count: 1})
     assert watched(policy) == []
 
@@ -1207,9 +1226,9 @@ async def test_expiry(world: World) -> None:
         connection, socket = world.connection(policy=policy, opened=opened)
         connection.expire_at(time.time() + (0.01 if opened else -10))
         if not opened:
-            connection.opened()
+            driver_of(connection).accepted()
         assert await bounded(asyncio.create_task(said_by(connection))) == []
-        await connection.finish(1000)
+        await finish(connection)
         assert (socket.closed, what_happened(policy)) == ([(4001, "expired")], {"closed_expired": 1})
 
 
@@ -1219,9 +1238,9 @@ async def test_renewed_permission(world: World) -> None:
     connection, socket = world.connection(policy=policy)
     connection.expire_at(time.time() + 0.01)
     connection.expire_at(time.time() + 3_600)
-    assert connection.timers.due - asyncio.get_running_loop().time() > 3_000
+    assert driver_of(connection).timers.due - asyncio.get_running_loop().time() > 3_000
     connection.expire_at(None)
-    assert (connection.timers.due, watched(policy)) == (float("inf"), [])
+    assert (driver_of(connection).timers.due, watched(policy)) == (float("inf"), [])
     connection.expire_at(time.time() + 3_600)
     connection.expire_at(time.time())
     await socket.until(lambda: socket.closed != [])
@@ -1235,7 +1254,7 @@ async def test_renewed_permission(world: World) -> None:
 
 def beat(connection: Connection, after: float) -> None:
     """Look after the connection so many seconds after its beginning."""
-    connection.check_timers(connection.timers.opened_at + after)
+    driver_of(connection).check_timers(driver_of(connection).timers.opened_at + after)
 
 
 def lane_of(socket: FakeSocket) -> ClientLane:
@@ -1263,7 +1282,7 @@ async def test_silent_client_is_pinged_then_cut(lane_world: World) -> None:
 async def test_client_that_answers_or_is_not_read_stays(lane_world: World) -> None:
     """Whoever answers stays, and so does whom the server does not read, where a ping only finds a lost transport."""
     connection, socket = lane_world.connection(policy=ConnectionPolicy(limits=HEARTBEAT))
-    lane, begin = lane_of(socket), connection.timers.opened_at
+    lane, begin = lane_of(socket), driver_of(connection).timers.opened_at
     beat(connection, 10)
     lane.last_received_at = begin + 11
     beat(connection, 20)
@@ -1284,12 +1303,12 @@ async def test_heartbeat_message(plain_world: World) -> None:
     await until_idle()
     beat(connection, 10)
     assert socket.sent == ['{"type":"ping"}']
-    connection.timers.last_received_at = connection.timers.opened_at + 11
+    driver_of(connection).timers.last_received_at = driver_of(connection).timers.opened_at + 11
     beat(connection, 20)
     assert len(socket.sent) == 2
     beat(connection, 30)
     assert (await bounded(iterating), what_happened(policy)) == ([], {"closed_silent": 1})
-    await connection.finish(1000)
+    await finish(connection)
     assert socket.closed == [(4011, "no answer to heartbeats")]
 
 
@@ -1317,10 +1336,10 @@ async def test_watch_forgets_a_client_that_is_given_up(lane_world: World) -> Non
     lane_of(socket)
     beat(connection, 10)
     beat(connection, 20)
-    policy.keepalive.put(connection)  # what the watch does behind each look
+    policy.keepalive.put(driver_of(connection))  # what the watch does behind each look
     left = watched(policy)
-    policy.keepalive.remove(connection)
-    await connection.finish(1000)
+    policy.keepalive.remove(driver_of(connection))
+    await finish(connection)
     assert left == []
 
 
@@ -1332,10 +1351,10 @@ async def test_watch_forgets_a_client_that_is_gone_at_the_handshake(plain_world:
     plain_world.deliver("a", "1")
     await until_idle()
     socket.error = SocketGoneError()
-    connection.opened()
-    await connection.finish(1000)
+    driver_of(connection).accepted()
+    await finish(connection)
     left = watched(policy)
-    policy.keepalive.remove(connection)
+    policy.keepalive.remove(driver_of(connection))
     assert left == []
 
 
@@ -1344,17 +1363,17 @@ async def test_watch_keeps_nobody_behind_the_end(world: World) -> None:
     policy = ConnectionPolicy()
     for ending in ("finish", "close", "abandon", "client", "retire"):
         connection, socket = world.connection(policy=policy)
-        assert watched(policy) == [connection]
+        assert watched(policy) == [driver_of(connection)]
         if ending == "close":
             await connection.close()
         elif ending == "abandon":
-            await connection.abandon()
+            await driver_of(connection).abandon()
         elif ending == "client":
             socket.receiver.put_nowait(None)
             assert await said_by(connection) == []
         elif ending == "retire":
-            connection.retire(1012, "")
-        await connection.finish(1000)
+            driver_of(connection).retire(1012, "")
+        await finish(connection)
         assert watched(policy) == []
     assert policy.keepalive._timer is None  # pyright: ignore[reportPrivateUsage]
 
@@ -1372,7 +1391,7 @@ async def test_lane_that_ends(lane_world: World) -> None:
     assert await bounded(asyncio.create_task(said_by(connection))) == ["last words"]
     with pytest.raises(ClosedError):
         await connection.join("b")
-    await connection.finish(1000)
+    await finish(connection)
     assert (socket.sent, list(lane_world.hub.channels)) == ([], [])
 
 
@@ -1554,12 +1573,12 @@ async def test_on_slow_may_end_the_connection(world: World) -> None:
 
     def end(told: SlowConsumer) -> None:
         slow.append(told)
-        told.connection.end(4999, "go away")
+        driver_of(told.connection).closing.close(4999, "go away")
 
     connection, socket = world.connection(when_full="drop_oldest", max_messages=1, policy=ConnectionPolicy(on_slow=end))
     await connection.join("a")
     await stall(world, socket, "1", "2", "3", "4")
-    await connection.finish(1000)
+    await finish(connection)
     assert (len(slow), socket.closed) == (1, [(4999, "go away")])
 
 
@@ -1577,7 +1596,7 @@ async def test_spawn(world: World) -> None:
     assert await bounded(connection.spawn(greet("you"))) == "you"
     task = connection.spawn(greet("me"), name="greeter")
     assert (task.get_name(), await bounded(task)) == ("greeter", "me")
-    await connection.finish(1000)
+    await finish(connection)
     assert (socket.sent, [code for code, _ in socket.closed]) == (["hello you", "hello me"], [1000])
 
 
@@ -1598,9 +1617,9 @@ async def test_spawned_task_at_the_end(world: World, ending: str) -> None:
     tasks = [connection.spawn(work()) for _ in range(3)]
     await until_idle()
     if ending == "finish":
-        await connection.finish(1000)
+        await finish(connection)
     else:
-        await connection.abandon()
+        await driver_of(connection).abandon()
     assert [task.cancelled() for task in tasks] == [ending == "finish"] * 3  # else `send` raises `ClosedError`
     assert steps == ["cleaned up"] * 3
     assert (socket.sent, [code for code, _ in socket.closed]) == (
@@ -1619,7 +1638,7 @@ async def test_spawned_task_that_fails(world: World, caplog: pytest.LogCaptureFi
     iterating = asyncio.create_task(said_by(connection))
     connection.spawn(work())
     assert await bounded(iterating) == []
-    await connection.finish(1000)
+    await finish(connection)
     assert [code for code, _ in socket.closed] == [1011]
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.getMessage() == f"a task of connection {connection.id} failed: closing it"
@@ -1641,7 +1660,7 @@ async def test_handler_that_waits_for_its_task(world: World) -> None:
     task = connection.spawn(asyncio.Event().wait())
     await connection.close()
     done, _ = await asyncio.wait([task], timeout=0.1)
-    await connection.finish(1000)
+    await finish(connection)
     assert done
 
 
@@ -1696,7 +1715,7 @@ async def test_iter_closes(world: World) -> None:
     for said in ('{"id":1}', '{"id":"x"}', '{"id":2}'):
         socket.receiver.put_nowait(said)
     assert [order.id async for order in connection.iter(Order, on_invalid="close")] == [1]
-    await connection.finish(1000)
+    await finish(connection)
     assert (socket.closed, socket.sent) == ([(1007, "invalid message")], [])
     assert what_happened(policy) == {"invalid_messages": 1, "closed_invalid_data": 1}
 

@@ -23,30 +23,30 @@ pytestmark = pytest.mark.anyio
 WAIT_SECONDS = 5.0
 
 
-class Owner:
-    """Keeps what it is told; does what a test says at it.
+class Callbacks:
+    """Keeps the calls of a sender.
 
     Attributes:
-        told: Every call, with what it was about.
-        at_too_slow: Called at `too_slow`.
+        calls: Every call, with what it was about.
+        at_outbox_full: Called at `outbox_full`.
     """
 
     def __init__(self) -> None:
-        self.told: list[object] = []
-        self.at_too_slow: Callable[[], object] = lambda: None
+        self.calls: list[object] = []
+        self.at_outbox_full: Callable[[], object] = lambda: None
 
-    def too_slow(self, item: Message | Gap) -> None:
+    def outbox_full(self, item: Message | Gap) -> None:
         """Keep it."""
-        self.told.append(("too slow", item.data if isinstance(item, Message) else item))
-        self.at_too_slow()
+        self.calls.append(("outbox full", item.data if isinstance(item, Message) else item))
+        self.at_outbox_full()
 
     def send_failed(self, error: Exception) -> None:
         """Keep it."""
-        self.told.append(error)
+        self.calls.append(error)
 
-    def client_gone(self) -> None:
+    def transport_closed(self) -> None:
         """Keep it."""
-        self.told.append("gone")
+        self.calls.append("transport closed")
 
 
 class Client:
@@ -107,9 +107,9 @@ class Plain:
 
     def __init__(self, when_full: FullPolicy = "close", *, max_messages: int = 100, opened: bool = True) -> None:
         self.client = Client()
-        self.owner = Owner()
+        self.callbacks = Callbacks()
         self.outbox = outbox_of(when_full, max_messages=max_messages)
-        self.sender = AsgiSender(self.outbox, self.owner, self.client.send, copy_context())
+        self.sender = AsgiSender(self.outbox, self.callbacks, self.client.send, copy_context())
         if opened:
             self.sender.open()
 
@@ -119,9 +119,9 @@ class OnLane:
 
     def __init__(self, when_full: FullPolicy = "close", *, max_messages: int = 100, opened: bool = True) -> None:
         self.lane = FakeLane()
-        self.owner = Owner()
+        self.callbacks = Callbacks()
         self.outbox = outbox_of(when_full, max_messages=max_messages)
-        self.sender = LaneSender(self.outbox, self.owner, self.lane, copy_context())
+        self.sender = LaneSender(self.outbox, self.callbacks, self.lane, copy_context())
         if opened:
             self.sender.open()
 
@@ -137,7 +137,7 @@ async def test_send_that_completes_at_once() -> None:
     assert (plain.client.got, plain.sender.is_waiting) == (["1", "2", "3"], False)
     await until_idle()
     assert tasks() == before
-    await plain.sender.sent()
+    await plain.sender.drained()
 
 
 async def test_send_that_waits() -> None:
@@ -152,7 +152,7 @@ async def test_send_that_waits() -> None:
     assert plain.sender.is_waiting
     plain.client.gate.set()
     plain.sender.offer(batch("6"))
-    await plain.sender.sent()
+    await plain.sender.drained()
     assert plain.client.got == ["1", "2", "3", "4", "5", "6"]
     assert (plain.sender.is_waiting, tasks(), len(plain.outbox)) == (False, before, 0)
     plain.sender.offer(batch("7"))
@@ -173,7 +173,7 @@ async def test_send_that_waits_in_the_middle_of_a_batch() -> None:
     plain.sender._send = stall_at_two  # pyright: ignore[reportPrivateUsage]
     plain.sender.offer(batch("1", "2", "3"))
     assert plain.client.got == ["1"]
-    await plain.sender.sent()
+    await plain.sender.drained()
     assert plain.client.got == ["1", "2", "3"]
 
 
@@ -192,7 +192,7 @@ async def test_order_over_many_stalls() -> None:
         plain.sender.offer(batch(str(number)))
         if number % 7 == 0:
             await asyncio.sleep(0)
-    await plain.sender.sent()
+    await plain.sender.drained()
     assert got == [str(number) for number in range(300)]
 
 
@@ -216,7 +216,7 @@ async def test_first_that_waited_waits_again() -> None:
     plain.sender.offer(batch("3"))
     assert plain.client.begun == 1
     plain.client.gate.set()
-    await plain.sender.sent()
+    await plain.sender.drained()
     assert plain.client.got == ["1", "2", "3"]
 
 
@@ -229,7 +229,7 @@ async def test_gaps_in_the_outbox_are_not_sent() -> None:
     assert (plain.client.got, len(plain.outbox)) == (["1"], 0)
 
 
-@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["gone", "fault"])
+@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["transport closed", "fault"])
 async def test_error_at_once(error: Exception) -> None:
     """A send that fails at once is told once; nothing more is begun."""
     plain = Plain()
@@ -237,21 +237,21 @@ async def test_error_at_once(error: Exception) -> None:
     plain.sender.offer(batch("1", "2"))
     plain.sender.offer(batch("3"))
     await until_idle()
-    assert (plain.owner.told, plain.client.begun, plain.sender.is_waiting) == ([error], 1, False)
-    await plain.sender.sent()
+    assert (plain.callbacks.calls, plain.client.begun, plain.sender.is_waiting) == ([error], 1, False)
+    await plain.sender.drained()
 
 
-@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["gone", "fault"])
+@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["transport closed", "fault"])
 async def test_error_at_the_opening(error: Exception) -> None:
     """The same for what waited for the handshake."""
     plain = Plain(opened=False)
     plain.sender.offer(batch("1", "2"))
     plain.client.error = error
     plain.sender.open()
-    assert (plain.owner.told, plain.client.begun, len(plain.outbox)) == ([error], 1, 0)
+    assert (plain.callbacks.calls, plain.client.begun, len(plain.outbox)) == ([error], 1, 0)
 
 
-@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["gone", "fault"])
+@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["transport closed", "fault"])
 @pytest.mark.parametrize("at", [1, 2], ids=["first", "behind"])
 async def test_error_while_waiting(error: Exception, at: int) -> None:
     """A send that fails after it had to wait is told once, and what waits behind it is dropped."""
@@ -272,9 +272,9 @@ async def test_error_while_waiting(error: Exception, at: int) -> None:
     else:
         plain.client.error = error
     plain.client.gate.set()
-    await plain.sender.sent()
+    await plain.sender.drained()
     plain.sender.offer(batch("4"))
-    assert (plain.owner.told, plain.client.begun, len(plain.outbox)) == ([error], at, 0)
+    assert (plain.callbacks.calls, plain.client.begun, len(plain.outbox)) == ([error], at, 0)
     assert plain.client.got == ["1"][: at - 1]
     assert not plain.sender.is_waiting
 
@@ -286,12 +286,12 @@ async def test_close_while_waiting() -> None:
     plain.sender.offer(batch("1", "2"))
     await until_idle()
     plain.sender.close()
-    await plain.sender.sent()
+    await plain.sender.drained()
     plain.client.gate.set()
     plain.sender.offer(batch("3"))
     await until_idle()
     assert (plain.client.ends, plain.client.begun, plain.client.got) == ([asyncio.CancelledError], 1, [])
-    assert (plain.owner.told, len(plain.outbox), tasks()) == ([], 0, before)
+    assert (plain.callbacks.calls, len(plain.outbox), tasks()) == ([], 0, before)
 
 
 async def test_close_in_the_same_pass() -> None:
@@ -300,7 +300,7 @@ async def test_close_in_the_same_pass() -> None:
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2"))
     plain.sender.close()
-    await plain.sender.sent()
+    await plain.sender.drained()
     plain.client.gate.set()
     await until_idle()
     assert (len(plain.client.ends), plain.client.got, tasks()) == (1, [], before)
@@ -314,7 +314,7 @@ async def test_close_twice_and_before_the_opening() -> None:
     plain.sender.close()
     plain.sender.open()
     plain.sender.offer(batch("2"))
-    await plain.sender.sent()
+    await plain.sender.drained()
     assert (plain.client.begun, len(plain.outbox)) == (0, 0)
 
 
@@ -323,23 +323,23 @@ async def test_whoever_waits_may_be_cancelled() -> None:
     plain = Plain()
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2"))
-    waiting = asyncio.create_task(plain.sender.sent())
+    waiting = asyncio.create_task(plain.sender.drained())
     await until_idle()
     waiting.cancel()
     await asyncio.wait([waiting])
     assert (waiting.cancelled(), plain.sender.is_waiting, plain.client.ends) == (True, True, [])
     plain.client.gate.set()
-    await plain.sender.sent()
+    await plain.sender.drained()
     assert plain.client.got == ["1", "2"]
 
 
 async def test_too_slow_while_a_send_waits() -> None:
     """The message without room is told once, and an owner that closes at that leaves nothing behind."""
     plain, before = Plain(max_messages=1), tasks()
-    plain.owner.at_too_slow = plain.sender.close
+    plain.callbacks.at_outbox_full = plain.sender.close
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2", "3", "4"))
-    assert plain.owner.told == [("too slow", "3")]
+    assert plain.callbacks.calls == [("outbox full", "3")]
     plain.client.gate.set()
     await until_idle()
     assert (plain.client.got, len(plain.outbox), tasks()) == ([], 0, before)
@@ -360,7 +360,7 @@ async def test_send_that_ignores_its_cancellation() -> None:
     plain.sender.offer(batch("1", "2"))
     await until_idle()
     plain.sender.close()
-    waiting = asyncio.create_task(plain.sender.sent())
+    waiting = asyncio.create_task(plain.sender.drained())
     await until_idle()
     assert not waiting.done()
     may_end.set()
@@ -382,9 +382,9 @@ async def test_send_that_waits_for_what_another_has_cancelled(*, waits: bool) ->
     plain.sender._send = send  # pyright: ignore[reportPrivateUsage]
     plain.sender.offer(batch("1", "2"))
     future.cancel()
-    await plain.sender.sent()
+    await plain.sender.drained()
     await until_idle()
-    assert [type(told) for told in plain.owner.told] == [RuntimeError]
+    assert [type(told) for told in plain.callbacks.calls] == [RuntimeError]
 
 
 async def test_send_that_another_cancels() -> None:
@@ -394,11 +394,11 @@ async def test_send_that_another_cancels() -> None:
     plain.sender.offer(batch("1", "2"))
     (task,) = tasks() - before
     task.cancel()
-    await plain.sender.sent()
+    await plain.sender.drained()
     plain.sender.offer(batch("3"))
-    await soon(lambda: bool(plain.owner.told))
+    await soon(lambda: bool(plain.callbacks.calls))
     plain.sender.offer(batch("4"))
-    assert [type(told) for told in plain.owner.told] == [RuntimeError]
+    assert [type(told) for told in plain.callbacks.calls] == [RuntimeError]
     assert (plain.client.begun, len(plain.outbox), plain.sender.is_waiting) == (1, 0, False)
 
 
@@ -413,7 +413,7 @@ def test_send_that_the_end_of_the_event_loop_cancels() -> None:
         return plain
 
     plain = asyncio.run(main())
-    assert (plain.client.ends, plain.owner.told) == ([asyncio.CancelledError], [])
+    assert (plain.client.ends, plain.callbacks.calls) == ([asyncio.CancelledError], [])
 
 
 async def test_send_that_sends() -> None:
@@ -424,15 +424,15 @@ async def test_send_that_sends() -> None:
     async def send_twice(data: str | bytes) -> None:
         if data == "1":
             plain.sender.offer(batch("3"))
-            await plain.sender.sent()
+            await plain.sender.drained()
             await asyncio.sleep(0)
             plain.sender.offer(batch("4"))
-            await plain.sender.sent()
+            await plain.sender.drained()
         await send(data)
 
     plain.sender._send = send_twice  # pyright: ignore[reportPrivateUsage]
     plain.sender.offer(batch("1", "2"))
-    await asyncio.wait_for(plain.sender.sent(), WAIT_SECONDS)
+    await asyncio.wait_for(plain.sender.drained(), WAIT_SECONDS)
     assert plain.client.got == ["1", "2", "3", "4"]
 
 
@@ -448,7 +448,7 @@ async def test_lane_writes_at_once() -> None:
     assert lane.lane.writes == [encode_frame("1") + encode_frame("2"), encode_frame("3")]
     assert lane.lane.writes[0] is one.frames
     assert (tasks(), len(lane.outbox), lane.sender.is_waiting) == (before, 0, False)
-    await lane.sender.sent()
+    await lane.sender.drained()
 
 
 async def test_lane_shares_the_bytes() -> None:
@@ -535,7 +535,7 @@ async def test_lane_too_slow() -> None:
     lane = OnLane(max_messages=2)
     lane.lane.pause()
     lane.sender.offer(batch("1", "2", "3", "4"))
-    assert (lane.owner.told, len(lane.outbox)) == ([("too slow", "3")], 2)
+    assert (lane.callbacks.calls, len(lane.outbox)) == ([("outbox full", "3")], 2)
 
 
 async def test_lane_compresses_for_its_window() -> None:
@@ -556,7 +556,7 @@ async def test_lane_sent() -> None:
     lane = OnLane()
     lane.lane.pause()
     lane.sender.offer(batch("x" * 70_000, "2"))
-    waiting = [asyncio.create_task(lane.sender.sent()) for _ in range(3)]
+    waiting = [asyncio.create_task(lane.sender.drained()) for _ in range(3)]
     await until_idle()
     waiting.pop().cancel()
     lane.lane.resume(takes=1)
@@ -564,7 +564,7 @@ async def test_lane_sent() -> None:
     assert [task.done() for task in waiting] == [False, False]
     lane.lane.resume()
     await asyncio.wait_for(asyncio.gather(*waiting), WAIT_SECONDS)
-    await asyncio.wait_for(lane.sender.sent(), WAIT_SECONDS)
+    await asyncio.wait_for(lane.sender.drained(), WAIT_SECONDS)
 
 
 async def test_lane_sent_waits_again() -> None:
@@ -572,7 +572,7 @@ async def test_lane_sent_waits_again() -> None:
     lane = OnLane()
     lane.lane.pause()
     lane.sender.offer(batch("1"))
-    waiting = asyncio.create_task(lane.sender.sent())
+    waiting = asyncio.create_task(lane.sender.drained())
     await until_idle()
     lane.lane.resume()
     lane.lane.pause()
@@ -589,7 +589,7 @@ async def test_lane_end_lets_go_whoever_waits(ending: str) -> None:
     lane = OnLane()
     lane.lane.pause()
     lane.sender.offer(batch("1"))
-    waiting = asyncio.create_task(lane.sender.sent())
+    waiting = asyncio.create_task(lane.sender.drained())
     await until_idle()
     if ending == "close":
         lane.sender.close()
@@ -597,7 +597,7 @@ async def test_lane_end_lets_go_whoever_waits(ending: str) -> None:
         lane.lane.end()
     await asyncio.wait_for(waiting, WAIT_SECONDS)
     assert (len(lane.outbox), lane.sender.is_waiting) == (0, False)
-    assert lane.owner.told == ([] if ending == "close" else ["gone"])
+    assert lane.callbacks.calls == ([] if ending == "close" else ["transport closed"])
 
 
 async def test_lane_nothing_after_the_close() -> None:
@@ -611,7 +611,7 @@ async def test_lane_nothing_after_the_close() -> None:
     lane.sender.offer(batch("3"))
     assert (lane.lane.writes, len(lane.outbox), lane.sender.is_waiting) == ([], 0, False)
     lane.lane.end()
-    assert lane.owner.told == []  # who closed knows
+    assert lane.callbacks.calls == []  # who closed knows
     lane.sender.close()
 
 
@@ -620,8 +620,8 @@ async def test_lane_nothing_after_its_own_end() -> None:
     lane = OnLane()
     lane.lane.end()
     lane.sender.offer(batch("1"))
-    await asyncio.wait_for(lane.sender.sent(), WAIT_SECONDS)
-    assert (lane.lane.writes, len(lane.outbox), lane.owner.told) == ([], 0, ["gone"])
+    await asyncio.wait_for(lane.sender.drained(), WAIT_SECONDS)
+    assert (lane.lane.writes, len(lane.outbox), lane.callbacks.calls) == ([], 0, ["transport closed"])
 
 
 async def test_lane_closed_before_the_opening() -> None:
@@ -633,7 +633,7 @@ async def test_lane_closed_before_the_opening() -> None:
     ended.sender.offer(batch("1"))
     ended.lane.end()
     ended.sender.open()
-    assert (ended.owner.told, ended.lane.writes, len(ended.outbox)) == (["gone"], [], 0)
+    assert (ended.callbacks.calls, ended.lane.writes, len(ended.outbox)) == (["transport closed"], [], 0)
 
 
 async def test_lane_close_from_a_write() -> None:
@@ -660,5 +660,5 @@ async def test_empty_batch(made: type[Plain | OnLane]) -> None:
     """A batch of nothing, as whoever said all of it gets, sends nothing."""
     one = made()
     one.sender.offer(Batch())
-    await one.sender.sent()
+    await one.sender.drained()
     assert (one.client.begun if isinstance(one, Plain) else one.lane.written) in (0, [])

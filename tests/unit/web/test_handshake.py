@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from backplane.connection.connection import Connection
+from backplane.connection.driver import ConnectionDriver
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy
 from backplane.errors import (
@@ -34,10 +34,12 @@ from backplane.web.handshake import ConnectionScope
 from backplane.web.origin import OriginRule
 from backplane.worker.runtime import Runtime
 from tests.unit.doubles import ControlledBroadcaster, counted, following, until_idle
-from tests.unit.sockets import FakeServerSocket
+from tests.unit.sockets import FakeServerSocket, driver_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
+    from backplane.connection.connection import Connection
 
 pytestmark = pytest.mark.anyio
 
@@ -48,13 +50,14 @@ class Door:
     """A running backplane over a controlled broker, into which clients are let.
 
     Attributes:
-        connection: The one that was made last.
+        driver: The connection that was made last.
     """
 
     def __init__(self) -> None:
         self.broker = ControlledBroadcaster()
         self.running = Runtime(self.broker, Settings(max_connections_per_client=1))
-        self.connection: Connection | None = None
+        self.driver: ConnectionDriver | None = None
+        self.watch_after_seconds = 0.5
         self.policy = ConnectionPolicy(
             authorize=lambda _, channel: channel != "secret",
             limits=Limits(max_channels=2, heartbeat_seconds=None),
@@ -75,18 +78,19 @@ class Door:
     ) -> ConnectionScope:
         """Return what lets this client in."""
         outbox = Outbox(max_bytes=1_000, max_messages=10)
-        self.connection = Connection(socket, self.running.hub, outbox, self.policy)
-        self.connection.expire_at(expires_at)
+        self.driver = ConnectionDriver(socket, self.running.hub, outbox, self.policy)
+        self.driver.connection.expire_at(expires_at)
         return ConnectionScope(
             self.running,
             socket,
-            self.connection,
+            self.driver,
             origins=OriginRule(),
             channels=channels,
             client_key=client_key,
             subprotocol=subprotocol,
             headers=headers,
             after_accept=after_accept,
+            watch_after_seconds=self.watch_after_seconds,
         )
 
     async def handle(self, socket: FakeServerSocket, *channels: str) -> None:
@@ -149,8 +153,9 @@ async def test_accepted_with(door: Door) -> None:
     """The handler gets the connection, once the client is accepted with what the handler chose."""
     socket, headers = FakeServerSocket(), [(b"x-worker", b"7")]
     async with door.admission(socket, subprotocol="chat.v2", headers=headers) as connection:
-        assert connection is door.connection
-        assert list(door.running.connections) == [connection]
+        assert door.driver is not None
+        assert connection is door.driver.connection
+        assert list(door.running.connections) == [door.driver]
         assert socket.accepted == [("chat.v2", headers)]
 
 
@@ -283,24 +288,24 @@ async def test_timeout_of_authorize_itself(door: Door) -> None:
         await door.handle(FakeServerSocket(), "a")
 
 
-async def test_client_that_leaves_while_it_is_joined(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_leaves_while_it_is_joined(door: Door) -> None:
     """A client that leaves before it is accepted gives back its place and its joins at once."""
-    monkeypatch.setattr("backplane.web.handshake._QUICK_SECONDS", 0)
+    door.watch_after_seconds = 0
     socket = FakeServerSocket()
     door.broker.subscribe_gate.close()
     handling = asyncio.create_task(door.handle(socket, "a"))
     await door.broker.until(lambda: door.broker.calls != [])
     socket.receiver.put_nowait(None)
-    with pytest.raises(ClosedError, match="left before it was let in"):
+    with pytest.raises(ClosedError, match="left before it was accepted"):
         await asyncio.wait_for(handling, WAIT_SECONDS)
     assert socket.accepting == 0
     door.broker.subscribe_gate.open()
 
 
 @pytest.mark.parametrize("failing", [False, True], ids=["stays", "cannot be watched"])
-async def test_client_that_stays_while_it_is_joined(door: Door, monkeypatch: pytest.MonkeyPatch, failing: bool) -> None:
+async def test_client_that_stays_while_it_is_joined(door: Door, failing: bool) -> None:
     """One that stays, or whose leaving the server cannot report, is accepted, and what it sends then is received."""
-    monkeypatch.setattr("backplane.web.handshake._QUICK_SECONDS", 0)
+    door.watch_after_seconds = 0
     socket = FakeServerSocket()
     door.broker.subscribe_gate.close()
     if failing:
@@ -481,9 +486,9 @@ async def test_use_behind_the_end(door: Door, ending: str) -> None:
     socket = FakeServerSocket()
     async with door.admission(socket, "a") as connection:
         if ending == "client":
-            connection.client_left()
+            driver_of(connection).disconnected()
         else:
-            connection.retire(1012, "restart")
+            driver_of(connection).retire(1012, "restart")
             await until_idle()
         await connection.join("b")
         pytest.fail("joined behind the end")
@@ -539,8 +544,8 @@ async def test_client_leaves_a_handler_that_waits_for_something_else(door: Door,
         socket.lane.end()
     else:
         socket.receiver.put_nowait(None)
-        assert door.connection is not None
-        door.connection.check_timers(0)
+        assert door.driver is not None
+        door.driver.check_timers(0)
     await asyncio.wait_for(handling, WAIT_SECONDS)
     assert (waiting.cancelled, handling.cancelling(), socket.closing) == (swallows + 1, 0, 0)
     counts = door.running.statistics
@@ -557,7 +562,7 @@ async def test_lane_is_read_ahead_only_where_its_server_waits_for_that(
     assert socket.lane is not None
     socket.lane.reading = reading
     async with door.admission(socket, "a") as connection:
-        connection.check_timers(0)
+        driver_of(connection).check_timers(0)
         assert socket.reading_ahead == reads_ahead
 
 
@@ -565,11 +570,11 @@ async def test_client_whose_messages_nobody_receives_is_not_idle(door: Door) -> 
     """What is received for a handler that does not is activity of its client."""
     socket = FakeServerSocket()
     async with door.admission(socket, "a") as connection:
-        connection.check_timers(0)
-        connection.timers.last_received_at = 0.0
+        driver_of(connection).check_timers(0)
+        driver_of(connection).timers.last_received_at = 0.0
         socket.receiver.put_nowait("here")
         await until_idle()
-        assert connection.timers.last_received_at > 0.0
+        assert driver_of(connection).timers.last_received_at > 0.0
 
 
 async def test_handler_that_receives_is_left_alone(door: Door) -> None:
@@ -577,8 +582,8 @@ async def test_handler_that_receives_is_left_alone(door: Door) -> None:
     socket = FakeServerSocket()
     async with entered(door, socket, "a"):
         await until_idle()
-        assert door.connection is not None
-        door.connection.check_timers(0)
+        assert door.driver is not None
+        door.driver.check_timers(0)
         socket.receiver.put_nowait(None)
     assert socket.reading_ahead == 0
 
@@ -590,8 +595,8 @@ async def test_cancelled_by_somebody_else_after_the_end(door: Door) -> None:
     handling = asyncio.create_task(waiting(door.admission(socket, "a")))
     await socket.until(lambda: socket.accepted != [])
     await until_idle()
-    assert door.connection is not None
-    door.connection.client_left()
+    assert door.driver is not None
+    door.driver.disconnected()
     async with asyncio.timeout(WAIT_SECONDS):
         while not waiting.cancelled:
             await asyncio.sleep(0)
@@ -607,7 +612,7 @@ async def test_timeout_around_the_block_is_its_own(door: Door) -> None:
     steps: list[str] = []
     async with asyncio.timeout(WAIT_SECONDS):
         async with door.admission(socket, "a") as connection, asyncio.timeout(WAIT_SECONDS):
-            connection.client_left()
+            driver_of(connection).disconnected()
             await asyncio.Event().wait()
         steps.append("after the block")
         await asyncio.sleep(0)
@@ -634,8 +639,8 @@ async def test_end_in_the_handshake_of_a_handler_that_waits(door: Door) -> None:
     socket = FakeServerSocket()
     handling = asyncio.create_task(door.handle(socket, "a"))
     await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
-    assert door.connection is not None
-    door.connection.end(1012, "restart")
+    assert door.driver is not None
+    door.driver.closing.close(1012, "restart")
     with pytest.raises(ClosedError):
         await asyncio.wait_for(handling, WAIT_SECONDS)
     assert ([type(refused) for refused in socket.refusals], handling.cancelling()) == ([ClosedError], 0)
@@ -666,8 +671,8 @@ async def test_cancelled_at_the_end_of_the_block(door: Door) -> None:
     socket = FakeServerSocket()
     socket.close_gate.close()
     async with entered(door, socket, "a") as handling:
-        assert door.connection is not None
-        door.connection.end(1000, "")
+        assert door.driver is not None
+        door.driver.closing.close(1000, "")
         await socket.until(lambda: socket.closing == 1)
         handling.cancel()
     assert (handling.cancelled(), socket.closed) == (True, [])
