@@ -4,7 +4,8 @@
        └───────────┴─────────┴───────────┘ (any state can be skipped, none is entered twice)
 
 Every way to an end is a verb of `CloseSequence`: `close` (now), `close_after_flush` (after what waits, perhaps later),
-`abort` (without a close frame), `transport_closed` and `disconnected` (the client is gone).
+`abort` (without a close frame), `transport_closed` and `disconnected` (the client is gone). `finish` and `abandon` are
+the end of the handler.
 """
 
 from __future__ import annotations
@@ -16,15 +17,13 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from backplane.close_codes import CloseCode, close_reason
 from backplane.concurrency.context import task_in
-from backplane.connection.ending import TOO_SLOW
+from backplane.connection.ending import TOO_SLOW, Ending, reasons
+from backplane.errors import LifecycleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextvars import Context
 
-    from backplane.connection.policy import ConnectionPolicy
-    from backplane.connection.sender import Sender
-    from backplane.connection.socket import Socket
+    from backplane.connection.driver import ConnectionDriver
 
 __all__ = ["CloseSequence", "ConnectionState"]
 
@@ -47,71 +46,42 @@ class CloseSequence:
     """The end of one connection. Made when the end begins, so that an idle connection does not pay for it.
 
     Args:
-        connection_id: For the log.
-        socket: What is closed.
-        sender: What is flushed before.
-        policy: Its bounds, counters and log.
-        context: The Context of the connection, in which all of this runs, from wherever it is caused.
-        stop: Ends everything else of the connection (channels, sender, receiver, timers, tasks); called once.
-        is_accepted: Whether the handshake is done.
+        driver: The connection.
+        context: Its Context, in which all of this runs, from wherever it is caused.
 
     Attributes:
         state: Where the connection is; see `ConnectionState`.
         requested: With which code and reason it is closed, once that is decided.
     """
 
-    __slots__ = (
-        "_closing",
-        "_connection_id",
-        "_context",
-        "_is_accepted",
-        "_is_stopped",
-        "_policy",
-        "_sender",
-        "_socket",
-        "_stop",
-        "_turn",
-        "requested",
-        "state",
-    )
+    __slots__ = ("_closing", "_context", "_driver", "_is_stopped", "_turn", "requested", "state")
 
-    def __init__(
-        self,
-        connection_id: str,
-        socket: Socket,
-        sender: Sender,
-        *,
-        policy: ConnectionPolicy,
-        context: Context,
-        stop: Callable[[], None],
-        is_accepted: bool,
-    ) -> None:
-        self._connection_id = connection_id
-        self._socket = socket
-        self._sender = sender
-        self._policy = policy
+    def __init__(self, driver: ConnectionDriver, context: Context) -> None:
+        self._driver = driver
         self._context = context
-        self._stop = stop
-        self._is_accepted = is_accepted
         self._is_stopped = False
         # First the timer of its turn, if it has one, then the task that flushes.
         self._turn: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self.state: ConnectionState = "open" if is_accepted else "joining"
+        self.state: ConnectionState = "open" if driver.is_accepted else "joining"
         self.requested: tuple[int, str] | None = None
+
+    @property
+    def closed_with(self) -> tuple[int, str] | None:
+        """The code and reason of the close frame, once nothing else can happen before it."""
+        return self.requested if self._is_stopped else None
 
     def accepted(self) -> None:
         """The handshake is done: send the close frame if `close` came before."""
-        self._is_accepted = True
-        if self.state == "closing" and self.requested is not None:
-            self._begin_close_frame(*self.requested)
+        if (closed_with := self.closed_with) is not None:
+            self._begin_close_frame(*closed_with)
 
     def close(self, code: int, reason: str) -> None:
         """Drop what waits and send the close frame; before the handshake is done, once it is. Does not wait."""
         if not self._enter_closing():
             return
         self.requested = code, reason
-        if self._is_accepted:
+        if self._driver.is_accepted:
             self._begin_close_frame(code, reason)
 
     def close_after_flush(self, code: int, reason: str, delay: float | None = None) -> None:
@@ -139,6 +109,22 @@ class CloseSequence:
                 delay, self._begin_flush, code, reason, context=self._context
             )
 
+    def close_in_turn(self, code: int, reason: str) -> None:
+        """Do that when it is this connection's turn: what concerns all clients must not bring all back at once."""
+        self.close_after_flush(code, reason, self._driver.policy.reload_delay())
+
+    def task_failed(self, error: BaseException) -> None:
+        """Close because of what a task beside the handler raised, as the handler would."""
+        driver = self._driver
+        end = driver.ending(error) or Ending(CloseCode.INTERNAL_ERROR, "", error, is_fault=True)
+        self._log_end(end)
+        if end.is_fault:
+            driver.log(logger, logging.ERROR, "a task of connection %s failed: closing it", driver.id, exc_info=error)
+        if end.code == CloseCode.TRY_AGAIN_LATER:
+            self.close_in_turn(end.code, end.reason)
+        elif end.code != CloseCode.NORMAL or end.reason:
+            self.close(end.code, end.reason)
+
     def transport_closed(self) -> None:
         """Nothing can be sent any more, and what the client sent before can still be received."""
         if self.state != "closed":
@@ -149,18 +135,19 @@ class CloseSequence:
         if not self._enter_closing():
             return
         self.state = "closed"
-        if not self._is_accepted:
+        self.requested = None
+        if not self._driver.is_accepted:
             return
-        lane = self._socket.lane
+        lane = self._driver.socket.lane
         if lane is not None and lane.close_code == CloseCode.TOO_BIG:  # the server applied `max_message_bytes`
-            self._policy.statistics.count_close(CloseCode.TOO_BIG)
+            self._driver.policy.statistics.count_close(CloseCode.TOO_BIG)
         else:
-            self._policy.statistics.closed_by_client += 1
+            self._driver.policy.statistics.closed_by_client += 1
 
     def abort(self) -> None:
         """Close without a close frame, and stop sending one that is under way."""
-        if self._enter_closing() and self._is_accepted:
-            self._policy.statistics.closed_cancelled += 1
+        if self._enter_closing() and self._driver.is_accepted:
+            self._driver.policy.statistics.closed_cancelled += 1
         self.state = "closed"
         if self._closing is not None:
             self._closing.cancel()
@@ -170,21 +157,71 @@ class CloseSequence:
         if self._closing is not None:
             await asyncio.wait([self._closing])
 
-    async def finished(self) -> None:
-        """Wait for everything that was begun."""
-        tasks = [task for task in (self._turn, self._closing) if isinstance(task, asyncio.Task)]
-        if tasks:
-            await asyncio.wait(tasks)
-        self.state = "closed"
+    async def finish(self, end: Ending) -> None:
+        """End the tasks beside the handler, flush what waits, close, and await all of it: the handler has ended.
 
-    async def flush(self) -> None:
+        With `TRY_AGAIN_LATER`, as many handlers end by the same failure of the broker, the close waits for its turn.
+        Until then the client receives what is published; what it sends is received, so that its leaving is noticed,
+        and dropped.
+
+        Args:
+            end: How the client is closed.
+        """
+        driver = self._driver
+        try:
+            await driver.end_tasks()
+            if driver.is_accepted:
+                self._log_end(end)
+                if end.code == CloseCode.TRY_AGAIN_LATER:
+                    self.close_in_turn(end.code, end.reason)
+                    await self._drop_incoming()
+            if driver.is_over and not self._is_stopped:  # the client is gone, and nothing has received that
+                self.disconnected()
+            if not self._is_stopped and driver.sender.is_waiting:
+                await self._flush()
+            code, reason = end.code, end.reason
+            if code == CloseCode.NORMAL and self.state == "draining" and self.requested is not None:
+                code, reason = self.requested  # the reason why it drains, which its client must still receive
+            self.close(code, reason)
+            tasks = [task for task in (self._turn, self._closing) if isinstance(task, asyncio.Task)]
+            if tasks:
+                await asyncio.wait(tasks)
+            self.state = "closed"
+            await driver.sender.drained()
+        except asyncio.CancelledError:
+            await self.abandon()
+            raise
+
+    async def abandon(self) -> None:
+        """End at once, without a close frame: the handler was cancelled."""
+        self.abort()
+        await self._driver.end_tasks()
+
+    async def _flush(self) -> None:
         """Wait until nothing waits for the client any more, for `policy.close_seconds` at most."""
         try:
-            async with asyncio.timeout(self._policy.close_seconds):
-                while self._sender.is_waiting:
-                    await self._sender.drained()
+            async with asyncio.timeout(self._driver.policy.close_seconds):
+                while self._driver.sender.is_waiting:
+                    await self._driver.sender.drained()
         except TimeoutError:
-            logger.debug("connection %s does not read what waits for it", self._connection_id)
+            logger.debug("connection %s does not read what waits for it", self._driver.id)
+
+    async def _drop_incoming(self) -> None:
+        driver = self._driver
+        try:
+            while await driver.receiver.next() is not None:
+                pass
+        except LifecycleError:  # a task that the handler did not end receives still: the close will wake it
+            logger.debug("connection %s is received from after the end of its handler", driver.id)
+        except Exception as error:  # the handler may have received the client's end from the socket itself
+            if not driver.socket.is_gone(error):
+                driver.log(logger, logging.ERROR, "connection %s failed to receive", driver.id, exc_info=error)
+            self.disconnected()
+
+    def _log_end(self, end: Ending) -> None:
+        line = end.log_line()
+        if line is not None:
+            self._driver.log(logger, *line, self._driver.id, reasons(end.raised))
 
     def _enter_closing(self) -> bool:
         """Stop everything else of the connection; return whether that is new."""
@@ -194,19 +231,19 @@ class CloseSequence:
         self.state = "closing"
         if self._turn is not None:
             self._turn.cancel()
-        self._stop()
+        self._driver.stop()
         return True
 
     def _begin_flush(self, code: int, reason: str) -> None:
         self._turn = task_in(self._context, self._flush_then_close(code, reason), asyncio.get_running_loop())
 
     async def _flush_then_close(self, code: int, reason: str) -> None:
-        await self.flush()
+        await self._flush()
         self._turn = None  # this task, which `close` would cancel otherwise
         self.close(code, reason)
 
     def _begin_close_frame(self, code: int, reason: str) -> None:
-        statistics = self._policy.statistics
+        statistics = self._driver.policy.statistics
         if (code, reason) == (CloseCode.TRY_AGAIN_LATER, TOO_SLOW):
             statistics.closed_slow += 1
         else:
@@ -216,20 +253,20 @@ class CloseSequence:
     async def _send_close_frame(self, code: int, reason: str) -> None:
         try:
             # A client that does not read does not read a close frame either.
-            async with asyncio.timeout(self._policy.close_seconds):
-                await self._socket.close(code, close_reason(code, reason))
+            async with asyncio.timeout(self._driver.policy.close_seconds):
+                await self._driver.socket.close(code, close_reason(code, reason))
         except TimeoutError:
-            logger.debug("connection %s does not read its close frame", self._connection_id)
+            logger.debug("connection %s does not read its close frame", self._driver.id)
             self._close_lane()
         except Exception as error:
             words = "connection %s failed to close"
-            self._policy.bursts.log(logger, logging.ERROR, words, self._connection_id, exc_info=error)
+            self._driver.policy.bursts.log(logger, logging.ERROR, words, self._driver.id, exc_info=error)
             self._close_lane()
         finally:
             self.state = "closed"
 
     def _close_lane(self) -> None:
         """Close without a close frame where the server offers it; elsewhere the server does when the handler ends."""
-        if self._socket.lane is not None:
+        if self._driver.socket.lane is not None:
             with suppress(Exception):  # the server failed before, and nothing is left to be tried
-                self._socket.lane.close()
+                self._driver.socket.lane.close()

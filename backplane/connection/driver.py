@@ -16,14 +16,13 @@ from backplane.close_codes import CloseCode, close_reason
 from backplane.concurrency.context import run_in
 from backplane.connection.close_sequence import CloseSequence, ConnectionState
 from backplane.connection.connection import Connection
-from backplane.connection.ending import TOO_SLOW, Ending, ending, reasons
+from backplane.connection.ending import TOO_SLOW, Ending, ending
 from backplane.connection.handler import Handler
 from backplane.connection.keepalive import ConnectionTimers
 from backplane.connection.policy import ConnectionPolicy, SlowConsumer
 from backplane.connection.receiver import Receiver
 from backplane.connection.sender import AsgiSender, LaneSender, Sender
 from backplane.connection.tasks import Tasks
-from backplane.errors import InvalidMessageError, LifecycleError
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import to_client_data
 from backplane.fanout.subscriber import BaseSubscriber
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from backplane.concurrency.affinity import LoopAffinity
     from backplane.connection.socket import Socket
+    from backplane.errors import InvalidMessageError
     from backplane.fanout.hub import Hub
     from backplane.fanout.outbox import Outbox
     from backplane.message import Gap
@@ -53,7 +53,7 @@ class ConnectionDriver(BaseSubscriber):
     """One client, from its joins to its close.
 
     Args:
-        socket: The client's.
+        socket: The client.
         hub: Where it subscribes.
         outbox: What waits for it.
         policy: What it has in common with the other clients. Defaults to one of its own.
@@ -62,24 +62,25 @@ class ConnectionDriver(BaseSubscriber):
     Attributes:
         connection: What the application has of it.
         affinity: The event loop it belongs to, which each verb of the application checks first.
-        outbox: As above.
+        socket, outbox, policy: As above.
         sender: From the outbox to the socket.
         receiver: From the socket to the handler.
+        is_accepted: Whether the handshake is done.
         timers: Its times; `backplane.connection.keepalive` calls `check_timers` by them.
     """
 
     __slots__ = (
         "_close_sequence",
         "_handler",
-        "_is_accepted",
-        "_policy",
-        "_socket",
         "_tasks",
         "affinity",
         "connection",
+        "is_accepted",
         "outbox",
+        "policy",
         "receiver",
         "sender",
+        "socket",
         "timers",
     )
 
@@ -90,8 +91,8 @@ class ConnectionDriver(BaseSubscriber):
         super().__init__(hub, self, context=context)
         self.connection: Connection = Connection(self)
         self.affinity: LoopAffinity = hub.affinity
-        self._policy: ConnectionPolicy = policy or ConnectionPolicy()
-        self._socket = socket
+        self.policy: ConnectionPolicy = policy or ConnectionPolicy()
+        self.socket = socket
         self.outbox = outbox
         lane = socket.lane
         self.sender: Sender = (
@@ -101,12 +102,12 @@ class ConnectionDriver(BaseSubscriber):
         )
         outbox.on_drop = self._dropped
         self.timers: ConnectionTimers = ConnectionTimers(asyncio.get_running_loop().time())
-        limits = self._policy.limits
+        limits = self.policy.limits
         if lane is not None and limits.max_message_bytes is not None:
             lane.limit_messages(limits.max_message_bytes)
         self.receiver: Receiver = Receiver(socket.receive, limits, self)
         socket.on_bypass(self.receiver)
-        self._is_accepted = False
+        self.is_accepted = False
         self._close_sequence: CloseSequence | None = None
         self._tasks: Tasks | None = None
         self._handler: Handler | None = None
@@ -121,30 +122,29 @@ class ConnectionDriver(BaseSubscriber):
         """Where it is between its handshake and its end."""
         if self._close_sequence is not None:
             return self._close_sequence.state
-        return "open" if self._is_accepted else "joining"
+        return "open" if self.is_accepted else "joining"
 
     @property
     def closed_with(self) -> tuple[int, str] | None:
         """The code and reason of a close that was requested before the handshake was done."""
-        sequence = self._close_sequence
-        return sequence.requested if sequence is not None and sequence.state == "closing" else None
+        return None if self._close_sequence is None else self._close_sequence.closed_with
 
     @property
     def tasks(self) -> Tasks:
         """Its tasks beside the handler."""
         if self._tasks is None:
-            self._tasks = Tasks(self._task_failed, self._policy.handler_grace_seconds)
+            self._tasks = Tasks(self._task_failed, self.policy.handler_grace_seconds)
         return self._tasks
 
     # --- what the application's verbs need beside the parts ---
 
     async def check_join(self, _: BaseSubscriber, channel: str, /) -> None:
         """Check that the client may join `channel`; see `ConnectionPolicy.check_join`."""
-        await self._policy.check_join(self.connection, channel)
+        await self.policy.check_join(self.connection, channel)
 
     def check_channels(self, _: BaseSubscriber, count: int, /) -> None:
         """Check that the client may join `count` channels; see `ConnectionPolicy.check_channels`."""
-        self._policy.check_channels(self.connection, count)
+        self.policy.check_channels(self.connection, count)
 
     def check_attached(self) -> None:
         """Check that the client still receives.
@@ -167,13 +167,13 @@ class ConnectionDriver(BaseSubscriber):
         now = asyncio.get_running_loop().time()
         self.timers.expires_at = None if moment is None else now + moment - time.time()
         if self.state in ("open", "draining"):
-            self.timers.due = self.timers.next_due(now, self._policy.limits)
-            self._policy.keepalive.put(self)
+            self.timers.due = self.timers.next_due(now, self.policy.limits)
+            self.policy.keepalive.put(self)
 
     def count_invalid(self, error: InvalidMessageError) -> None:
         """Count a message that does not validate, and log it without its content."""
-        self._policy.statistics.invalid_messages += 1
-        self._log(logging.INFO, "connection %s sent an invalid message: %s", self.id, error.details[0]["type"])
+        self.policy.statistics.invalid_messages += 1
+        self.log(logger, logging.INFO, "connection %s sent an invalid message: %s", self.id, error.details[0]["type"])
 
     # --- called by the hub and the sender ---
 
@@ -188,27 +188,27 @@ class ConnectionDriver(BaseSubscriber):
         """Notify the client that messages may be missing: by a close or in the words of the application."""
         if self.state not in ("joining", "open"):
             return
-        on_gap = self._policy.on_gap
+        on_gap = self.policy.on_gap
         if on_gap == "close":
             return self._reload(gap)
         try:
             data = run_in(self._context, _answer, on_gap, gap)
         except Exception as error:
             words = "on_gap failed for channel %r: closing connection %s"
-            self._log(logging.ERROR, words, gap.channel, self.id, exc_info=error)
+            self.log(logger, logging.ERROR, words, gap.channel, self.id, exc_info=error)
             return self._reload(gap)
         if data is not None:
             self.offer(Batch(Message(channel="", data=data)))
 
     def outbox_full(self, item: Message | Gap) -> None:
         """Close the client, which is too slow and whose policy is `close`."""
-        self._log(logging.WARNING, "connection %s is too slow for channel %r: closing it", self.id, item.channel)
+        self.log(logger, logging.WARNING, "connection %s is too slow for channel %r: closing it", self.id, item.channel)
         self._notify_slow(item, "closed")
         self.closing.close(CloseCode.TRY_AGAIN_LATER, TOO_SLOW)
 
     def send_failed(self, error: Exception) -> None:
         """End: the client is gone, or the server failed to send, which is logged and closes the client."""
-        if self._socket.is_gone(error):
+        if self.socket.is_gone(error):
             self.disconnected()
         else:
             self._failed(error)
@@ -217,7 +217,7 @@ class ConnectionDriver(BaseSubscriber):
         """Leave the channels: nothing can be sent any more. What the client sent before can still be received."""
         self.closing.transport_closed()
         self._detach()
-        self._policy.keepalive.remove(self)
+        self.policy.keepalive.remove(self)
 
     # --- called by the receiver and the timers ---
 
@@ -231,12 +231,12 @@ class ConnectionDriver(BaseSubscriber):
 
     def limit_exceeded(self, code: CloseCode, reason: str, /) -> None:
         """Close the client, which did more than it may."""
-        self._log(logging.INFO, "closing connection %s: %s", self.id, reason)
+        self.log(logger, logging.INFO, "closing connection %s: %s", self.id, reason)
         self.closing.close(code, reason)
 
     def check_timers(self, now: float, /) -> None:
         """Do what is due: close it at a limit, send a heartbeat, receive for a handler that does not."""
-        limits = self._policy.limits
+        limits = self.policy.limits
         self._ensure_receiving()
         code = self.timers.ended_by(now, limits)
         if code is not None:
@@ -255,7 +255,7 @@ class ConnectionDriver(BaseSubscriber):
 
     def handler_entered(self) -> None:
         """The block is about to be entered, by the task that calls."""
-        self._handler = Handler(self._policy.handler_grace_seconds, self._handler_cancelled)
+        self._handler = Handler(self.policy.handler_grace_seconds, self._handler_cancelled)
 
     def handler_left(self, error: BaseException | None) -> bool:
         """The block is left; return whether `error` is the cancellation of a handler that outlived its connection."""
@@ -264,8 +264,8 @@ class ConnectionDriver(BaseSubscriber):
 
     def accepted(self) -> None:
         """The handshake is done: send what waits since the joins, or the close frame that was requested meanwhile."""
-        self._is_accepted = True
-        self._policy.statistics.connections_opened += 1
+        self.is_accepted = True
+        self.policy.statistics.connections_opened += 1
         if self._close_sequence is not None:
             self._close_sequence.accepted()
         if self.closed_with is not None:
@@ -274,9 +274,9 @@ class ConnectionDriver(BaseSubscriber):
         if self._ended:  # the first message found that the client is gone
             return
         now = asyncio.get_running_loop().time()
-        self.timers.begin(now, self._policy.limits)
+        self.timers.begin(now, self.policy.limits)
         self.timers.due = min(self.timers.due, now + _FIRST_CHECK_SECONDS)
-        self._policy.keepalive.put(self)
+        self.policy.keepalive.put(self)
 
     async def close(self, code: int, reason: str) -> None:
         """Close, and return when the close frame is sent or the attempt was given up."""
@@ -289,44 +289,7 @@ class ConnectionDriver(BaseSubscriber):
 
     def ending(self, error: BaseException | None) -> Ending | None:
         """Return how the client is closed because of `error`, and `None` where it gets no close frame."""
-        return ending(error, is_over=self.is_over, of_framework=self._socket.ending)
-
-    async def finish(self, end: Ending) -> None:
-        """End the tasks beside the handler, flush what waits, close, and await all of it: the handler has ended.
-
-        With `TRY_AGAIN_LATER`, as many handlers end by the same failure of the broker, the close waits for its turn.
-        Until then the client receives what is published; what it sends is received, so that its leaving is noticed,
-        and dropped.
-
-        Args:
-            end: How the client is closed.
-        """
-        closing = self.closing
-        try:
-            await self._end_tasks()
-            if self._is_accepted:
-                self._log_end(end)
-                if end.code == CloseCode.TRY_AGAIN_LATER:
-                    self._close_in_turn(end.code, end.reason)
-                    await self._drop_incoming()
-            if self._detached and not self._ended:  # the client is gone, and nothing has received that
-                closing.disconnected()
-            if not self._ended and self.sender.is_waiting:
-                await closing.flush()
-            code, reason = end.code, end.reason
-            if code == CloseCode.NORMAL and closing.state == "draining" and closing.requested is not None:
-                code, reason = closing.requested  # the reason why it drains, which its client must still receive
-            closing.close(code, reason)
-            await closing.finished()
-            await self.sender.drained()
-        except asyncio.CancelledError:
-            await self.abandon()
-            raise
-
-    async def abandon(self) -> None:
-        """End at once, without a close frame: the handler was cancelled."""
-        self.closing.abort()
-        await self._end_tasks()
+        return ending(error, is_over=self.is_over, of_framework=self.socket.ending)
 
     # --- the end ---
 
@@ -334,22 +297,14 @@ class ConnectionDriver(BaseSubscriber):
     def closing(self) -> CloseSequence:
         """Its end, made when it is first needed."""
         if self._close_sequence is None:
-            self._close_sequence = CloseSequence(
-                self.id,
-                self._socket,
-                self.sender,
-                policy=self._policy,
-                context=self._context,
-                stop=self._stop,
-                is_accepted=self._is_accepted,
-            )
+            self._close_sequence = CloseSequence(self, self._context)
         return self._close_sequence
 
-    def _stop(self) -> None:
-        """Receive and send nothing more."""
+    def stop(self) -> None:
+        """Receive and send nothing more; called once, by `closing`."""
         self._leave_all()
         self.sender.close()
-        self._policy.keepalive.remove(self)
+        self.policy.keepalive.remove(self)
         self.receiver.close()
         if self._tasks is not None:
             self._tasks.cancel()
@@ -359,61 +314,40 @@ class ConnectionDriver(BaseSubscriber):
         if self._handler is not None:
             self._handler.connection_ended()
 
-    def _close_in_turn(self, code: int, reason: str) -> None:
-        """Close when it is this connection's turn: what concerns all clients must not bring all back at once."""
-        self.closing.close_after_flush(code, reason, self._policy.reload_delay())
-
     def _reload(self, gap: Gap) -> None:
-        self._log(logging.INFO, "closing connection %s, to reload: %s", self.id, gap.reason)
-        self._close_in_turn(CloseCode.MESSAGES_MISSED, "messages may have been missed: reload")
+        self.log(logger, logging.INFO, "closing connection %s, to reload: %s", self.id, gap.reason)
+        self.closing.close_in_turn(CloseCode.MESSAGES_MISSED, "messages may have been missed: reload")
 
     def _failed(self, error: Exception) -> None:
         """Close: the server, or what it wraps, raised where nothing may, and the client would miss what follows."""
-        self._log(logging.ERROR, "connection %s failed: closing it", self.id, exc_info=error)
+        self.log(logger, logging.ERROR, "connection %s failed: closing it", self.id, exc_info=error)
         self.closing.close(CloseCode.INTERNAL_ERROR, "")
 
     def _task_failed(self, error: BaseException) -> None:
-        end = self.ending(error) or Ending(CloseCode.INTERNAL_ERROR, "", error, is_fault=True)
-        self._log_end(end)
-        if end.is_fault:
-            self._log(logging.ERROR, "a task of connection %s failed: closing it", self.id, exc_info=error)
-        if end.code == CloseCode.TRY_AGAIN_LATER:
-            self._close_in_turn(end.code, end.reason)
-        elif end.code != CloseCode.NORMAL or end.reason:
-            self.closing.close(end.code, end.reason)
+        self.closing.task_failed(error)
 
-    async def _drop_incoming(self) -> None:
-        try:
-            while await self.receiver.next() is not None:
-                pass
-        except LifecycleError:  # a task that the handler did not end receives still: the close will wake it
-            logger.debug("connection %s is received from after the end of its handler", self.id)
-        except Exception as error:  # the handler may have received the client's end from the socket itself
-            if not self._socket.is_gone(error):
-                self._log(logging.ERROR, "connection %s failed to receive", self.id, exc_info=error)
-            self.disconnected()
-
-    async def _end_tasks(self) -> None:
+    async def end_tasks(self) -> None:
+        """Cancel the tasks beside the handler, and return when they have ended."""
         if self._tasks is not None:
             await self._tasks.end()
 
     def _handler_cancelled(self, is_cancelled: bool) -> None:
         if is_cancelled:
-            self._policy.statistics.cancelled_handlers += 1
+            self.policy.statistics.cancelled_handlers += 1
             words = "the handler of connection %s did not end with it: cancelled after %g s"
-            self._log(logging.INFO, words, self.id, self._policy.handler_grace_seconds)
+            self.log(logger, logging.INFO, words, self.id, self.policy.handler_grace_seconds)
         else:
             words = "the handler of connection %s did not end with it within %g s, and its server cannot cancel it"
-            self._log(logging.WARNING, words, self.id, self._policy.handler_grace_seconds)
+            self.log(logger, logging.WARNING, words, self.id, self.policy.handler_grace_seconds)
 
     # --- heartbeats ---
 
     def _ensure_receiving(self) -> None:
         """Receive for a handler that does not; on a lane only where the server waits for that, and reads nothing."""
-        lane = self._socket.lane
+        lane = self.socket.lane
         if self._detached or self._handler is None or self.receiver.is_waiting or (lane is not None and lane.reading):
             return
-        reading = self._socket.read_ahead(self.message_received, self._client_vanished)
+        reading = self.socket.read_ahead(self.message_received, self._client_vanished)
         if reading is not None:
             self.tasks.spawn(reading, f"backplane-read-ahead-{self.id}", context=self._context)
 
@@ -422,8 +356,8 @@ class ConnectionDriver(BaseSubscriber):
         self.transport_closed()
 
     def _heartbeat(self, now: float, interval: float) -> None:
-        lane, timers = self._socket.lane, self.timers
-        message = self._policy.limits.heartbeat_message
+        lane, timers = self.socket.lane, self.timers
+        message = self.policy.limits.heartbeat_message
         if lane is not None:
             last_received_at, is_read = lane.last_received_at, lane.reading
         else:  # without a handler that receives, an answer would not be seen
@@ -445,7 +379,7 @@ class ConnectionDriver(BaseSubscriber):
     # --- a slow client, and the log ---
 
     def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
-        self._policy.statistics.count_drop(reason)
+        self.policy.statistics.count_drop(reason)
         if reason != "replaced" and not self.outbox.behind:  # once for each stretch
             self._notify_slow(item, reason)
 
@@ -457,15 +391,13 @@ class ConnectionDriver(BaseSubscriber):
             waiting_messages=len(self.outbox),
             waiting_bytes=self.outbox.size_bytes,
         )
-        run_in(self._context, self._policy.notify_slow, slow)
+        run_in(self._context, self.policy.notify_slow, slow)
 
-    def _log_end(self, end: Ending) -> None:
-        line = end.log_line()
-        if line is not None:
-            self._log(*line, self.id, reasons(end.raised))
-
-    def _log(self, level: int, message: str, *args: object, exc_info: BaseException | None = None) -> None:
-        run_in(self._context, partial(self._policy.bursts.log, logger, level, message, *args, exc_info=exc_info))
+    def log(
+        self, logger: logging.Logger, level: int, message: str, *args: object, exc_info: BaseException | None = None
+    ) -> None:
+        """Write a line to the log, in the Context of the connection; of many alike only the first and their number."""
+        run_in(self._context, partial(self.policy.bursts.log, logger, level, message, *args, exc_info=exc_info))
 
 
 def _answer(on_gap: Callable[[Gap], object], gap: Gap) -> str | bytes | None:

@@ -121,9 +121,9 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         ending = self._driver.ending(error)
         try:
             if ending is None:
-                await self._driver.abandon()
+                await self._driver.closing.abandon()
             else:
-                await self._driver.finish(ending)
+                await self._driver.closing.finish(ending)
         finally:
             self._runtime.unregister_client(self._driver, self._socket.when_gone)
         return ending is not None and not ending.is_fault

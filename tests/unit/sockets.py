@@ -14,19 +14,12 @@ if TYPE_CHECKING:
 
     from backplane.connection.connection import Connection
     from backplane.connection.driver import ConnectionDriver
-    from backplane.connection.connection import Connection
-    from backplane.connection.driver import ConnectionDriver
     from backplane.connection.ending import Ending
     from backplane.connection.socket import Bypass
 
 __all__ = ["ClientLane", "FakeServerSocket", "FakeSocket", "driver_of"]
 
 _WAIT_SECONDS = 5.0
-
-
-def driver_of(connection: Connection) -> ConnectionDriver:
-    """Return what runs the connection, which an application does not see."""
-    return connection._driver  # pyright: ignore[reportPrivateUsage]
 
 
 def driver_of(connection: Connection) -> ConnectionDriver:

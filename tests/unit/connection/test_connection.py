@@ -39,8 +39,6 @@ from tests.unit.sockets import ClientLane, FakeSocket, driver_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from backplane.connection.driver import ConnectionDriver
-from backplane.connection.ending import Ending
     from backplane.connection.connection import Connection
     from backplane.connection.policy import Authorize, OnGap
 
@@ -89,7 +87,7 @@ class World:
     async def end(self) -> None:
         """End every connection, whatever has become of it."""
         for connection in self._connections:
-            await driver_of(connection).abandon()
+            await driver_of(connection).closing.abandon()
         self.hub.close()
         await until_idle()
 
@@ -147,14 +145,7 @@ async def finish(connection: Connection, error: Exception | None = None) -> None
     """End the handler of the connection, by `error` where there is one."""
     end = driver_of(connection).ending(error)
     assert end is not None
-    await driver_of(connection).finish(end)
-
-
-async def finish(connection: Connection, error: Exception | None = None) -> None:
-    """End the handler of the connection, by `error` where there is one."""
-    end = driver_of(connection).ending(error)
-    assert end is not None
-    await driver_of(connection).finish(end)
+    await driver_of(connection).closing.finish(end)
 
 
 async def said_by(connection: Connection) -> list[str | bytes]:
@@ -332,7 +323,7 @@ async def test_handler_that_raises_before_its_turn_closes_with_its_own_code(worl
     connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
-    await driver_of(connection).finish(Ending(1011, is_fault=True))
+    await driver_of(connection).closing.finish(Ending(1011, is_fault=True))
     assert [code for code, _ in socket.closed] == [1011]
 
 
@@ -912,7 +903,7 @@ async def test_finish_cancelled_leaves_nothing(world: World) -> None:
     await asyncio.wait([finishing])
     await until_idle()
     left = (list(world.hub.channels), asyncio.all_tasks() - before)
-    await driver_of(connection).abandon()
+    await driver_of(connection).closing.abandon()
     assert left == ([], set())
 
 
@@ -924,7 +915,7 @@ async def test_abandon_leaves_nothing(world: World) -> None:
         socket.send_gate.close()
         world.deliver("a", "1")
         await socket.until(lambda: socket.sending == 1)
-        await driver_of(connection).abandon()
+        await driver_of(connection).closing.abandon()
     assert (list(world.hub.channels), socket.sent, socket.closing) == ([], [], 0)
 
 
@@ -935,7 +926,7 @@ async def test_abandon_ends_a_close_under_way(world: World) -> None:
     async with no_new_task():
         driver_of(connection).closing.close(1013, "too slow")
         await socket.until(lambda: socket.closing == 1)
-        await driver_of(connection).abandon()
+        await driver_of(connection).closing.abandon()
     assert socket.closed == []
 
 
@@ -1367,7 +1358,7 @@ async def test_watch_keeps_nobody_behind_the_end(world: World) -> None:
         if ending == "close":
             await connection.close()
         elif ending == "abandon":
-            await driver_of(connection).abandon()
+            await driver_of(connection).closing.abandon()
         elif ending == "client":
             socket.receiver.put_nowait(None)
             assert await said_by(connection) == []
@@ -1619,7 +1610,7 @@ async def test_spawned_task_at_the_end(world: World, ending: str) -> None:
     if ending == "finish":
         await finish(connection)
     else:
-        await driver_of(connection).abandon()
+        await driver_of(connection).closing.abandon()
     assert [task.cancelled() for task in tasks] == [ending == "finish"] * 3  # else `send` raises `ClosedError`
     assert steps == ["cleaned up"] * 3
     assert (socket.sent, [code for code, _ in socket.closed]) == (
