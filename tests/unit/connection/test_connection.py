@@ -1,4 +1,4 @@
-"""`backplane.connection`: one client, from its joins to its close, over a socket that does what a test says."""
+"""`backplane.connection`: one client, from its joins to its close, over a controlled socket."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class World:
 
 @asynccontextmanager
 async def hub_of(*, lane: bool) -> AsyncGenerator[World]:
-    """Run a hub whose broker is up; what a test leaves open is ended behind it."""
+    """Run a hub whose broker is up; connections that a test leaves open are ended after it."""
     made = World(lane=lane)
     async with following(made.broker_subscriptions, made.broker):
         yield made
@@ -124,7 +124,7 @@ async def lane_world() -> AsyncGenerator[World]:
 
 @asynccontextmanager
 async def no_new_task() -> AsyncGenerator[None]:
-    """Fail when the block leaves a task behind."""
+    """Fail where a task is left after the block."""
     before = asyncio.all_tasks()
     yield
     await until_idle()
@@ -148,8 +148,8 @@ async def finish(connection: Connection, error: Exception | None = None) -> None
     await driver_of(connection).closing.finish(end)
 
 
-async def said_by(connection: Connection) -> list[str | bytes]:
-    """Return all the client says until the end."""
+async def received_from(connection: Connection) -> list[str | bytes]:
+    """Return all that is received from the client until the end."""
     return [message async for message in connection]
 
 
@@ -181,8 +181,8 @@ async def test_binary_stays_binary(world: World) -> None:
     await socket.receives(b"\xff\x00")
 
 
-async def test_order_behind_a_stall(world: World) -> None:
-    """What comes while the client does not read waits its turn, the present message included."""
+async def test_order_after_a_stall(world: World) -> None:
+    """What is published while the client does not read waits in order, after the message that is being sent."""
     connection, socket = world.connection()
     await connection.join("a")
     socket.send_gate.close()
@@ -222,7 +222,7 @@ def fail_on_gap(_: Gap) -> None:
     raise RuntimeError("a fault")
 
 
-def lose_for_words(_: Gap) -> object:
+def answer_with_no_data(_: Gap) -> object:
     """Return what cannot be sent."""
     return object()
 
@@ -233,7 +233,7 @@ async def test_gap_closes(world: World) -> None:
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     world.deliver("a", "after")
-    assert await bounded(asyncio.create_task(said_by(connection))) == []
+    assert await bounded(asyncio.create_task(received_from(connection))) == []
     await finish(connection)
     assert (socket.sent, socket.closed, list(world.hub.channels)) == (["after"], [RELOAD], [])
 
@@ -308,7 +308,7 @@ async def test_what_is_published_until_the_close_is_sent(world: World, ending: s
     assert (socket.sent, socket.closed) == (["1", "2", "3"], [RELOAD if ending == "gap" else (1012, "restart")])
 
 
-async def test_end_of_the_handler_before_its_turn_still_tells(world: World) -> None:
+async def test_end_of_the_handler_before_its_turn_keeps_the_code_of_the_gap(world: World) -> None:
     """A handler that ends between the gap and the close does not hide the gap from its client."""
     connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
@@ -319,7 +319,7 @@ async def test_end_of_the_handler_before_its_turn_still_tells(world: World) -> N
 
 
 async def test_handler_that_raises_before_its_turn_closes_with_its_own_code(world: World) -> None:
-    """An error of the handler is what its client is told, gap or not."""
+    """An error of the handler decides the close code, gap or not."""
     connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
@@ -328,7 +328,7 @@ async def test_handler_that_raises_before_its_turn_closes_with_its_own_code(worl
 
 
 async def test_several_gaps_close_once(world: World) -> None:
-    """A client of many channels is told once."""
+    """A client of many channels is closed once."""
     connection, socket = world.connection()
     for channel in "abc":
         await connection.join(channel)
@@ -342,7 +342,7 @@ async def test_several_gaps_close_once(world: World) -> None:
 
 
 async def test_gap_before_the_handshake(world: World) -> None:
-    """A gap between the join and the end of the handshake closes as soon as the client is there to be told."""
+    """A gap between the join and the end of the handshake closes the client once it is accepted."""
     connection, socket = world.connection(opened=False)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
@@ -354,7 +354,7 @@ async def test_gap_before_the_handshake(world: World) -> None:
 
 
 async def test_on_gap_is_sent_in_its_place(world: World) -> None:
-    """What the application says of a gap stands between the messages before and after it; the client stays."""
+    """The message that `on_gap` returns is sent between those before and after the gap; the client stays."""
     connection, socket = world.connection(on_gap=lambda gap: {"missed": gap.channel, "why": gap.reason})
     await connection.join("a")
     world.deliver("a", "before")
@@ -364,20 +364,20 @@ async def test_on_gap_is_sent_in_its_place(world: World) -> None:
     assert (socket.closed, list(connection.channels)) == ([], ["a"])
 
 
-async def test_on_gap_may_say_nothing(world: World) -> None:
+async def test_on_gap_may_send_nothing(world: World) -> None:
     """`None` sends nothing and closes nothing."""
-    told: list[Gap] = []
-    connection, socket = world.connection(on_gap=told.append)
+    gaps: list[Gap] = []
+    connection, socket = world.connection(on_gap=gaps.append)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     world.deliver("a", "after")
     await socket.receives("after")
-    assert (told, socket.closed) == ([Gap(channel="a", reason="overrun")], [])
+    assert (gaps, socket.closed) == ([Gap(channel="a", reason="overrun")], [])
 
 
-@pytest.mark.parametrize("on_gap", [fail_on_gap, lose_for_words], ids=["raises", "returns no data"])
+@pytest.mark.parametrize("on_gap", [fail_on_gap, answer_with_no_data], ids=["raises", "returns no data"])
 async def test_on_gap_that_fails_closes(world: World, on_gap: OnGap, caplog: pytest.LogCaptureFixture) -> None:
-    """An application that cannot say what was missed has its client reload, and is told in the log."""
+    """Where `on_gap` fails the client is asked to reload, and the error is logged."""
     connection, socket = world.connection(on_gap=on_gap)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
@@ -400,7 +400,7 @@ async def test_restart_overtakes_a_reload(world: World) -> None:
 
 
 async def test_end_of_the_handler_keeps_the_code_of_a_restart(world: World) -> None:
-    """A handler that ends while its client is being told of a restart does not make a gap of it."""
+    """A handler that ends while its client is being closed for a restart does not change the code."""
     connection, socket = world.connection()
     await connection.join("a")
     socket.send_gate.close()
@@ -415,8 +415,8 @@ async def test_end_of_the_handler_keeps_the_code_of_a_restart(world: World) -> N
     assert [code for code, _ in socket.closed] == [1012]
 
 
-async def test_end_of_the_handler_right_behind_a_restart_keeps_its_code(world: World) -> None:
-    """A handler that ends in the same moment in which its worker drains makes no gap of it either."""
+async def test_end_of_the_handler_right_after_a_restart_keeps_its_code(world: World) -> None:
+    """A handler that ends in the same moment in which its worker drains does not change the code either."""
     connection, socket = world.connection()
     driver_of(connection).retire(1012, "restart")
     await finish(connection)
@@ -549,7 +549,7 @@ async def test_broker_failure_after_a_gap(world: World) -> None:
 
 
 async def test_cancelled_before_the_turn(world: World) -> None:
-    """A handler that is cancelled while it waits for its turn leaves nothing, and its client learns nothing."""
+    """A handler that is cancelled while it waits for its turn leaves no task, and its client gets no close frame."""
     policy = ConnectionPolicy(reload_delay=lambda: 60)
     connection, socket = world.connection(policy=policy)
     await connection.join("a")
@@ -562,7 +562,7 @@ async def test_cancelled_before_the_turn(world: World) -> None:
     assert what_happened(policy) == {"closed_cancelled": 1}
 
 
-async def test_task_that_a_handler_leaves_behind(world: World) -> None:
+async def test_task_that_outlives_the_handler(world: World) -> None:
     """A task that still receives when its handler ends by a failure of the broker keeps no client from its close."""
     connection, socket = world.connection()
     receiving = asyncio.create_task(connection.receive())
@@ -594,7 +594,7 @@ async def test_task_that_fails(
         raise error
 
     connection.spawn(work())
-    assert await bounded(asyncio.create_task(said_by(connection))) == []
+    assert await bounded(asyncio.create_task(received_from(connection))) == []
     await finish(connection)
     assert socket.closed == [closed]
     assert [bool(record.exc_info) for record in caplog.records if record.levelno >= logging.ERROR] == (
@@ -646,7 +646,7 @@ async def test_what_waits_at_the_leave_is_still_sent(world: World) -> None:
     await until_idle()
     await connection.leave("a")
     await connection.join("b")
-    world.deliver("a", "unheard")
+    world.deliver("a", "not received")
     world.deliver("b", "3")
     socket.send_gate.open()
     await socket.receives("1", "2", "3")
@@ -671,7 +671,7 @@ async def test_slow_client_is_closed(world: World) -> None:
     """With the policy `close` the bound ends the client with 1013: iteration ends and the hub is left."""
     connection, socket = world.connection(max_messages=2)
     await connection.join("a")
-    iterating = asyncio.create_task(said_by(connection))
+    iterating = asyncio.create_task(received_from(connection))
     socket.send_gate.close()
     world.deliver("a", "1")
     await socket.until(lambda: socket.sending == 1)
@@ -699,7 +699,7 @@ async def test_slow_client_leaves_the_others_alone(world: World) -> None:
 
 
 async def test_close_of_a_client_that_reads_nothing_is_bounded(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Who does not read does not read the close frame either: the attempt is given up."""
+    """A client that does not read does not read the close frame either: the attempt is given up."""
     caplog.set_level(logging.DEBUG, "backplane.connection")
     connection, socket = world.connection(max_messages=1, policy=ConnectionPolicy(close_seconds=0.05))
     await connection.join("a")
@@ -725,7 +725,7 @@ async def test_close_of_a_client_that_reads_nothing_is_bounded(world: World, cap
     ],
 )
 async def test_drop_policies(world: World, when_full: FullPolicy, expected: list[str]) -> None:
-    """A client that stalls under a dropping policy loses what the policy says, and stays connected."""
+    """A client that stalls under a policy that drops loses what that policy drops, and stays connected."""
     connection, socket = world.connection(when_full=when_full, max_messages=2)
     await connection.join("a")
     socket.send_gate.close()
@@ -742,7 +742,7 @@ async def test_drop_policies(world: World, when_full: FullPolicy, expected: list
 # --- send ----------------------------------------------------------------------------------------------------------
 
 
-async def test_send_waits_behind_what_waits(world: World) -> None:
+async def test_send_waits_for_what_waits(world: World) -> None:
     """A direct message takes its turn, and the call returns when the server has taken it."""
     connection, socket = world.connection()
     await connection.join("a")
@@ -821,13 +821,13 @@ async def test_send_after_the_end(world: World) -> None:
 # --- ends ----------------------------------------------------------------------------------------------------------
 
 
-async def test_client_says_and_leaves(world: World) -> None:
-    """Iterating yields what the client says, text and binary, empty too, and ends with it."""
+async def test_client_sends_and_leaves(world: World) -> None:
+    """Iterating yields what the client sends, text and binary, empty too, and ends with it."""
     connection, socket = world.connection()
     await connection.join("a")
-    for said in ("text", b"\xff", "", b"", None):
-        socket.receiver.put_nowait(said)
-    assert await bounded(asyncio.create_task(said_by(connection))) == ["text", b"\xff", "", b""]
+    for sent in ("text", b"\xff", "", b"", None):
+        socket.receiver.put_nowait(sent)
+    assert await bounded(asyncio.create_task(received_from(connection))) == ["text", b"\xff", "", b""]
     assert list(world.hub.channels) == []
     await finish(connection)
     assert socket.closing == 0
@@ -837,7 +837,7 @@ async def test_close_ends_the_iteration(world: World) -> None:
     """A close wakes the handler, reaches the client once, and leaves the hub."""
     connection, socket = world.connection()
     await connection.join("a")
-    iterating = asyncio.create_task(said_by(connection))
+    iterating = asyncio.create_task(received_from(connection))
     await until_idle()
     async with no_new_task():
         await connection.close(4000, "enough")
@@ -889,7 +889,7 @@ async def test_finish_of_a_client_that_reads_nothing_is_bounded(world: World) ->
 
 
 async def test_finish_cancelled_leaves_nothing(world: World) -> None:
-    """A handler cancelled while its end is being flushed leaves neither a member in the hub nor a task."""
+    """A handler cancelled while its end is being flushed leaves neither a subscriber in the hub nor a task."""
     connection, socket = world.connection()
     await connection.join("a")
     socket.send_gate.close()
@@ -908,7 +908,7 @@ async def test_finish_cancelled_leaves_nothing(world: World) -> None:
 
 
 async def test_abandon_leaves_nothing(world: World) -> None:
-    """A cancelled handler leaves no task and no member, and says nothing to the client."""
+    """A cancelled handler leaves no task and no subscriber, and sends no close frame."""
     connection, socket = world.connection()
     await connection.join("a")
     async with no_new_task():
@@ -920,7 +920,7 @@ async def test_abandon_leaves_nothing(world: World) -> None:
 
 
 async def test_abandon_ends_a_close_under_way(world: World) -> None:
-    """A handler cancelled while a close frame waits takes that along."""
+    """A handler cancelled while a close frame is being sent cancels that too."""
     connection, socket = world.connection()
     socket.close_gate.close()
     async with no_new_task():
@@ -935,7 +935,7 @@ async def test_client_that_is_gone_while_sending(plain_world: World, caplog: pyt
     policy = ConnectionPolicy()
     connection, socket = plain_world.connection(policy=policy)
     await connection.join("a")
-    iterating = asyncio.create_task(said_by(connection))
+    iterating = asyncio.create_task(received_from(connection))
     await until_idle()
     socket.error = SocketGoneError()
     async with no_new_task():
@@ -955,7 +955,7 @@ async def test_server_that_fails_to_send(world: World, act: str, caplog: pytest.
     other, its_socket = world.connection()
     await connection.join("a")
     await other.join("a")
-    iterating = asyncio.create_task(said_by(connection))
+    iterating = asyncio.create_task(received_from(connection))
     await until_idle()
     break_server(socket, fault)
     if act == "send":
@@ -1029,10 +1029,10 @@ async def test_close_with_what_no_frame_carries(world: World, code: Any, reason:
     assert (socket.closed, what_happened(policy)) == ([(4001, "é" * 60 + "…")], {"closed_expired": 1})
 
 
-user: ContextVar[str] = ContextVar("user", default="nobody")
+user: ContextVar[str] = ContextVar("user", default="none")
 
 
-async def test_whatever_runs_for_a_client_has_its_variables(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_runs_for_a_client_has_its_variables(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Functions of the application, log lines, the close and a `send` see the client's variables, not the publisher's.
 
     As the handler had them at `connect`.
@@ -1118,7 +1118,7 @@ async def test_no_task_while_nothing_waits(plain_world: World) -> None:
 
 
 async def test_repr_names_state_and_channels(world: World) -> None:
-    """The repr says who it is, how it is, and what it hears."""
+    """The repr shows its id, its state and its channels."""
     connection, _ = world.connection(opened=False)
     assert repr(connection) == f"<Connection {connection.id} joining channels=[]>"
     await connection.join("a")
@@ -1139,16 +1139,16 @@ async def test_repr_names_state_and_channels(world: World) -> None:
     ],
     ids=["size", "rate"],
 )
-async def test_client_that_says_too_much(
+async def test_client_that_sends_too_much(
     world: World, limits: Limits, closed: tuple[int, str], count: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A message over a limit ends the connection with the limit's code, unseen, is counted, and told in the log."""
+    """A message over a limit is not received, and closes the connection with the limit's code, counted and logged."""
     caplog.set_level(logging.INFO, "backplane.connection.driver")
     policy = ConnectionPolicy(limits=limits)
     connection, socket = world.connection(policy=policy)
-    for said in ("1234", "12345", "never"):
-        socket.receiver.put_nowait(said)
-    assert await bounded(asyncio.create_task(said_by(connection))) == ["1234"]
+    for sent in ("1234", "12345", "never"):
+        socket.receiver.put_nowait(sent)
+    assert await bounded(asyncio.create_task(received_from(connection))) == ["1234"]
     await finish(connection)
     assert (socket.closed, what_happened(policy)) == ([closed], {count: 1})
     assert caplog.messages == [f"closing connection {connection.id}: {closed[1]}"]
@@ -1195,17 +1195,17 @@ async def test_too_many_channels_at_once(world: World) -> None:
     ids=["idle", "age"],
 )
 async def test_time_that_runs_out(world: World, limits: Limits, code: int, count: str) -> None:
-    """A client that has been silent, or there, for too long is closed, its handler ends, and the watch forgets it."""
+    """A client that was idle, or connected, for too long is closed, its handler ends, and its timers are removed."""
     policy = ConnectionPolicy(limits=limits)
     connection, socket = world.connection(policy=policy)
-    assert await bounded(asyncio.create_task(said_by(connection))) == []
+    assert await bounded(asyncio.create_task(received_from(connection))) == []
     await finish(connection)
     assert ([sent for sent, _ in socket.closed], what_happened(policy)) == ([code], {count: 1})
-    assert watched(policy) == []
+    assert scheduled(policy) == []
 
 
-def watched(policy: ConnectionPolicy) -> list[object]:
-    """Return whom the watch keeps."""
+def scheduled(policy: ConnectionPolicy) -> list[object]:
+    """Return the connections that the scheduler of timers has."""
     buckets = policy.keepalive._buckets.values()  # pyright: ignore[reportPrivateUsage]
     return [client for bucket in buckets for client in bucket]
 
@@ -1218,7 +1218,7 @@ async def test_expiry(world: World) -> None:
         connection.expire_at(time.time() + (0.01 if opened else -10))
         if not opened:
             driver_of(connection).accepted()
-        assert await bounded(asyncio.create_task(said_by(connection))) == []
+        assert await bounded(asyncio.create_task(received_from(connection))) == []
         await finish(connection)
         assert (socket.closed, what_happened(policy)) == ([(4001, "expired")], {"closed_expired": 1})
 
@@ -1231,20 +1231,20 @@ async def test_renewed_permission(world: World) -> None:
     connection.expire_at(time.time() + 3_600)
     assert driver_of(connection).timers.due - asyncio.get_running_loop().time() > 3_000
     connection.expire_at(None)
-    assert (driver_of(connection).timers.due, watched(policy)) == (float("inf"), [])
+    assert (driver_of(connection).timers.due, scheduled(policy)) == (float("inf"), [])
     connection.expire_at(time.time() + 3_600)
     connection.expire_at(time.time())
     await socket.until(lambda: socket.closed != [])
     assert [code for code, _ in socket.closed] == [4001]
     connection.expire_at(time.time() + 10)
-    assert watched(policy) == []
+    assert scheduled(policy) == []
 
 
 # --- heartbeats: the times are given, no time goes by --------------------------------------------------------------
 
 
 def beat(connection: Connection, after: float) -> None:
-    """Look after the connection so many seconds after its beginning."""
+    """Check the timers of the connection so many seconds after it was opened."""
     driver_of(connection).check_timers(driver_of(connection).timers.opened_at + after)
 
 
@@ -1259,7 +1259,7 @@ HEARTBEAT = Limits(heartbeat_seconds=10)
 
 
 async def test_silent_client_is_pinged_then_cut(lane_world: World) -> None:
-    """A client on the lane that is not heard of is pinged, and cut when it has not answered by the next heartbeat."""
+    """A client on the lane that sends nothing is pinged, and cut when it has not answered by the next heartbeat."""
     policy = ConnectionPolicy(limits=HEARTBEAT)
     connection, socket = lane_world.connection(policy=policy)
     lane = lane_of(socket)
@@ -1267,11 +1267,11 @@ async def test_silent_client_is_pinged_then_cut(lane_world: World) -> None:
     assert (lane.pings, lane.aborted) == (1, False)
     beat(connection, 20)
     assert (lane.pings, lane.aborted, what_happened(policy)) == (1, True, {"closed_silent": 1})
-    assert await bounded(asyncio.create_task(said_by(connection))) == []
+    assert await bounded(asyncio.create_task(received_from(connection))) == []
 
 
 async def test_client_that_answers_or_is_not_read_stays(lane_world: World) -> None:
-    """Whoever answers stays, and so does whom the server does not read, where a ping only finds a lost transport."""
+    """A client that answers stays, and so does one that the server does not read, which is pinged all the same."""
     connection, socket = lane_world.connection(policy=ConnectionPolicy(limits=HEARTBEAT))
     lane, begin = lane_of(socket), driver_of(connection).timers.opened_at
     beat(connection, 10)
@@ -1287,10 +1287,10 @@ async def test_client_that_answers_or_is_not_read_stays(lane_world: World) -> No
 
 
 async def test_heartbeat_message(plain_world: World) -> None:
-    """Without a lane the application's message is sent, and a client that says nothing to it is closed with 4011."""
+    """Without a lane the application's message is sent, and a client that does not answer is closed with 4011."""
     policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=10, heartbeat_message={"type": "ping"}))
     connection, socket = plain_world.connection(policy=policy)
-    iterating = asyncio.create_task(said_by(connection))
+    iterating = asyncio.create_task(received_from(connection))
     await until_idle()
     beat(connection, 10)
     assert socket.sent == ['{"type":"ping"}']
@@ -1305,12 +1305,12 @@ async def test_heartbeat_message(plain_world: World) -> None:
 
 @pytest.mark.parametrize("why", ["no message", "no handler that receives"])
 async def test_no_heartbeat(plain_world: World, why: str) -> None:
-    """Without a lane nothing is asked without a message to ask with, or while nobody would see the answer."""
+    """Without a lane no heartbeat is sent without a message for it, or while the handler does not receive."""
     message = None if why == "no message" else "ping"
     connection, socket = plain_world.connection(
         policy=ConnectionPolicy(limits=Limits(heartbeat_seconds=10, heartbeat_message=message))
     )
-    iterating = asyncio.create_task(said_by(connection)) if why == "no message" else None
+    iterating = asyncio.create_task(received_from(connection)) if why == "no message" else None
     await until_idle()
     for heartbeat in range(1, 6):
         beat(connection, 10 * heartbeat)
@@ -1320,22 +1320,22 @@ async def test_no_heartbeat(plain_world: World, why: str) -> None:
         await bounded(iterating)
 
 
-async def test_watch_forgets_a_client_that_is_given_up(lane_world: World) -> None:
-    """A client that was given up is not looked after again: neither kept nor counted a second time."""
+async def test_no_timer_of_a_client_that_is_given_up(lane_world: World) -> None:
+    """A client that was given up is not checked again, nor counted a second time."""
     policy = ConnectionPolicy(limits=HEARTBEAT)
     connection, socket = lane_world.connection(policy=policy)
     lane_of(socket)
     beat(connection, 10)
     beat(connection, 20)
-    policy.keepalive.put(driver_of(connection))  # what the watch does behind each look
-    left = watched(policy)
+    policy.keepalive.put(driver_of(connection))  # what the scheduler does after each check
+    left = scheduled(policy)
     policy.keepalive.remove(driver_of(connection))
     await finish(connection)
     assert left == []
 
 
-async def test_watch_forgets_a_client_that_is_gone_at_the_handshake(plain_world: World) -> None:
-    """A client whose first message fails is not kept by the watch."""
+async def test_no_timer_of_a_client_that_is_gone_at_the_handshake(plain_world: World) -> None:
+    """The timers of a client whose first message fails are not scheduled."""
     policy = ConnectionPolicy()
     connection, socket = plain_world.connection(policy=policy, opened=False)
     await connection.join("a")
@@ -1344,42 +1344,42 @@ async def test_watch_forgets_a_client_that_is_gone_at_the_handshake(plain_world:
     socket.error = SocketGoneError()
     driver_of(connection).accepted()
     await finish(connection)
-    left = watched(policy)
+    left = scheduled(policy)
     policy.keepalive.remove(driver_of(connection))
     assert left == []
 
 
-async def test_watch_keeps_nobody_behind_the_end(world: World) -> None:
-    """However a connection ends, the watch has forgotten it, and holds no timer."""
+async def test_no_timer_after_the_end(world: World) -> None:
+    """However a connection ends, its timers are removed, and with the last one the timer of the event loop."""
     policy = ConnectionPolicy()
     for ending in ("finish", "close", "abandon", "client", "retire"):
         connection, socket = world.connection(policy=policy)
-        assert watched(policy) == [driver_of(connection)]
+        assert scheduled(policy) == [driver_of(connection)]
         if ending == "close":
             await connection.close()
         elif ending == "abandon":
             await driver_of(connection).closing.abandon()
         elif ending == "client":
             socket.receiver.put_nowait(None)
-            assert await said_by(connection) == []
+            assert await received_from(connection) == []
         elif ending == "retire":
             driver_of(connection).retire(1012, "")
         await finish(connection)
-        assert watched(policy) == []
+        assert scheduled(policy) == []
     assert policy.keepalive._timer is None  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_lane_that_ends(lane_world: World) -> None:
-    """When the lane ends nothing more is written, what the client had said is still received, and then it ends."""
+    """When the lane ends nothing more is written, what the client had sent is still received, and then it ends."""
     connection, socket = lane_world.connection()
     await connection.join("a")
     socket.receiver.put_nowait("last words")
     lane_of(socket).end()
-    lane_world.deliver("a", "unheard")
+    lane_world.deliver("a", "not received")
     with pytest.raises(ClosedError):
-        await connection.send("unheard")
+        await connection.send("not received")
     socket.receiver.put_nowait(None)
-    assert await bounded(asyncio.create_task(said_by(connection))) == ["last words"]
+    assert await bounded(asyncio.create_task(received_from(connection))) == ["last words"]
     with pytest.raises(ClosedError):
         await connection.join("b")
     await finish(connection)
@@ -1398,11 +1398,11 @@ async def test_message_that_the_server_refuses_is_counted_as_too_big(
     lane_of(socket).close_code = code
     lane_of(socket).end()
     socket.receiver.put_nowait(None)
-    assert await said_by(connection) == []
+    assert await received_from(connection) == []
     assert counted(policy.statistics) == {"connections_opened": 1, count: 1}
 
 
-# --- what the application says -------------------------------------------------------------------------------------
+# --- callbacks of the application ----------------------------------------------------------------------------------
 
 
 def allow_now(connection: Connection, channel: str) -> bool:
@@ -1418,20 +1418,20 @@ async def allow_later(connection: Connection, channel: str) -> bool:
 
 @pytest.mark.parametrize("authorize", [allow_now, allow_later], ids=["sync", "async"])
 async def test_authorize(world: World, authorize: Authorize) -> None:
-    """The application decides about every join; a no raises, is counted, and never reaches the broker."""
+    """The application decides about every join; a refusal raises, is counted, and never reaches the broker."""
     policy = ConnectionPolicy(authorize=authorize)
     connection, socket = world.connection(policy=policy, context="mine")
     with pytest.raises(JoinRefusedError, match=r"^this client may not join channel 'theirs'$"):
         await connection.join("theirs")
     await connection.join("mine")
     assert [verb for verb in world.broker.calls if "theirs" in verb[1]] == []
-    world.deliver("mine", "heard")
-    await socket.receives("heard")
+    world.deliver("mine", "1")
+    await socket.receives("1")
     assert (list(connection.channels), what_happened(policy)) == (["mine"], {"refused_joins": 1})
 
 
 async def test_authorize_that_raises(world: World) -> None:
-    """What it raises goes to whoever joins, and nothing is joined."""
+    """What it raises goes to the caller of the join, and nothing is joined."""
 
     def fail(_: Connection, channel: str) -> bool:
         raise KeyError(channel)
@@ -1506,8 +1506,8 @@ async def stall(world: World, socket: FakeSocket, *payloads: str) -> None:
     await until_idle()
 
 
-async def test_slow_client_is_told_of_once_a_stretch(world: World) -> None:
-    """The application hears of a slow client at the first drop of each stretch, and again when it is slow anew."""
+async def test_on_slow_once_for_each_stretch(world: World) -> None:
+    """`on_slow` is called at the first drop of each stretch in which a client is too slow."""
     slow: list[SlowConsumer] = []
     policy = ConnectionPolicy(on_slow=slow.append)
     connection, socket = world.connection(when_full="drop_oldest", max_messages=2, policy=policy)
@@ -1525,11 +1525,11 @@ async def test_slow_client_is_told_of_once_a_stretch(world: World) -> None:
 
 
 async def test_slow_client_that_is_closed(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The application hears of the client that is closed for it, with what waited; what it raises changes nothing."""
+    """`on_slow` is called for a client that is closed as too slow, with what waited; what it raises changes nothing."""
     slow: list[SlowConsumer] = []
 
-    def fail(told: SlowConsumer) -> None:
-        slow.append(told)
+    def fail(consumer: SlowConsumer) -> None:
+        slow.append(consumer)
         raise RuntimeError("a fault")
 
     policy = ConnectionPolicy(on_slow=fail)
@@ -1547,7 +1547,7 @@ async def test_slow_client_that_is_closed(world: World, caplog: pytest.LogCaptur
 
 
 async def test_replaced_messages_are_no_slowness(world: World) -> None:
-    """With `latest`, a replaced message is counted and is not told of."""
+    """With `latest`, a replaced message is counted and `on_slow` is not called."""
     slow: list[SlowConsumer] = []
     policy = ConnectionPolicy(on_slow=slow.append)
     connection, socket = world.connection(when_full="latest", policy=policy)
@@ -1559,12 +1559,12 @@ async def test_replaced_messages_are_no_slowness(world: World) -> None:
 
 
 async def test_on_slow_may_end_the_connection(world: World) -> None:
-    """An application that ends its slow clients itself does so with its own code, told once."""
+    """An application that closes its slow clients itself does so with its own code; `on_slow` is called once."""
     slow: list[SlowConsumer] = []
 
-    def end(told: SlowConsumer) -> None:
-        slow.append(told)
-        driver_of(told.connection).closing.close(4999, "go away")
+    def end(consumer: SlowConsumer) -> None:
+        slow.append(consumer)
+        driver_of(consumer.connection).closing.close(4999, "go away")
 
     connection, socket = world.connection(when_full="drop_oldest", max_messages=1, policy=ConnectionPolicy(on_slow=end))
     await connection.join("a")
@@ -1626,7 +1626,7 @@ async def test_spawned_task_that_fails(world: World, caplog: pytest.LogCaptureFi
         await asyncio.sleep(0)
         raise KeyError("a fault")
 
-    iterating = asyncio.create_task(said_by(connection))
+    iterating = asyncio.create_task(received_from(connection))
     connection.spawn(work())
     assert await bounded(iterating) == []
     await finish(connection)
@@ -1655,7 +1655,7 @@ async def test_handler_that_waits_for_its_task(world: World) -> None:
     assert done
 
 
-# --- what the client says, as a model ------------------------------------------------------------------------------
+# --- messages of the client, as a model ----------------------------------------------------------------------------
 
 
 async def test_union_of_models(plain_world: World) -> None:
@@ -1679,8 +1679,8 @@ async def test_union_of_models(plain_world: World) -> None:
 async def test_receive(world: World) -> None:
     """The next message comes as it is, or as a model or an error that ends nothing; the end is `None`, and stays so."""
     connection, socket = world.connection()
-    for said in ("text", b"\xff", '{"id":"x"}', '{"id":42}', None):
-        socket.receiver.put_nowait(said)
+    for sent in ("text", b"\xff", '{"id":"x"}', '{"id":42}', None):
+        socket.receiver.put_nowait(sent)
     assert [await connection.receive(), await connection.receive()] == ["text", b"\xff"]
     with pytest.raises(InvalidMessageError):
         await connection.receive(Order)
@@ -1692,27 +1692,27 @@ async def test_iter_answers(world: World) -> None:
     """By default what does not validate is answered with what is wrong, counted, and skipped."""
     policy = ConnectionPolicy()
     connection, socket = world.connection(policy=policy)
-    for said in ('{"id":1}', '{"id":"x"}', '{"id":2}', None):
-        socket.receiver.put_nowait(said)
+    for sent in ('{"id":1}', '{"id":"x"}', '{"id":2}', None):
+        socket.receiver.put_nowait(sent)
     assert [order.id async for order in connection.iter(Order)] == [1, 2]
     assert (len(socket.sent), what_happened(policy)) == (1, {"invalid_messages": 1, "closed_by_client": 1})
     assert '"id"' in str(socket.sent[0])
 
 
 async def test_iter_closes(world: World) -> None:
-    """Where the application says so, the first one that does not validate closes with 1007."""
+    """With `on_invalid="close"` the first message that does not validate closes with 1007."""
     policy = ConnectionPolicy()
     connection, socket = world.connection(policy=policy)
-    for said in ('{"id":1}', '{"id":"x"}', '{"id":2}'):
-        socket.receiver.put_nowait(said)
+    for sent in ('{"id":1}', '{"id":"x"}', '{"id":2}'):
+        socket.receiver.put_nowait(sent)
     assert [order.id async for order in connection.iter(Order, on_invalid="close")] == [1]
     await finish(connection)
     assert (socket.closed, socket.sent) == ([(1007, "invalid message")], [])
     assert what_happened(policy) == {"invalid_messages": 1, "closed_invalid_data": 1}
 
 
-async def test_join_after_the_end_asks_nobody() -> None:
-    """A connection that has ended is told so, and the application is not asked about it, nor a refusal counted."""
+async def test_join_after_the_end_does_not_ask() -> None:
+    """A join after the end raises `ClosedError`; `authorize` is not asked, and no refusal is counted."""
     world = World()
     async with following(world.broker_subscriptions, world.broker):
         policy = ConnectionPolicy(authorize=lambda _, __: False)

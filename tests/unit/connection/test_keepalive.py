@@ -138,7 +138,7 @@ async def test_one_timer_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
         for client in clients:
             scheduler.put(client)
         assert count == 1
-        await until(lambda: all(client.checks for client in clients))
+        await until(lambda: all(client.checks for client in clients) and timer(scheduler) is None)
     assert count <= 10  # a timer for each time, and one for each slice
 
 

@@ -73,7 +73,7 @@ def test_never_more_than_burst_and_rate(rate: float, burst: int, takes: list[tup
 
 @given(rate=RATES, burst=BURSTS, takes=TAKES)
 def test_no_less_either(rate: float, burst: int, takes: list[tuple[int, int]]) -> None:
-    """What is refused would have passed the bound in some window: nobody is held back without need."""
+    """What is refused would have passed the bound in some window: no message is refused without need."""
     bucket = TokenBucket(rate, burst)
     now = 0.0
     passed: list[tuple[float, int]] = []

@@ -141,7 +141,7 @@ async def test_send_that_completes_at_once() -> None:
 
 
 async def test_send_that_waits() -> None:
-    """A send that waits costs one task; everything behind it queues, however it comes, and keeps its order."""
+    """A send that waits costs one task; everything after it queues, however it is offered, and keeps its order."""
     plain, before = Plain(), tasks()
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2"))
@@ -221,7 +221,7 @@ async def test_first_that_waited_waits_again() -> None:
 
 
 async def test_gaps_in_the_outbox_are_not_sent() -> None:
-    """A gap that waits is no message; what stands behind it is sent."""
+    """A gap that waits is no message; what waits after it is sent."""
     plain = Plain(opened=False)
     for item in (Gap(channel="a", reason=""), Message(channel="a", data="1"), Gap(channel="a", reason="")):
         assert plain.outbox.offer(item)
@@ -231,7 +231,7 @@ async def test_gaps_in_the_outbox_are_not_sent() -> None:
 
 @pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["transport closed", "fault"])
 async def test_error_at_once(error: Exception) -> None:
-    """A send that fails at once is told once; nothing more is begun."""
+    """A send that fails at once is notified once; nothing more is sent."""
     plain = Plain()
     plain.client.error = error
     plain.sender.offer(batch("1", "2"))
@@ -252,9 +252,9 @@ async def test_error_at_the_opening(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["transport closed", "fault"])
-@pytest.mark.parametrize("at", [1, 2], ids=["first", "behind"])
+@pytest.mark.parametrize("at", [1, 2], ids=["first", "second"])
 async def test_error_while_waiting(error: Exception, at: int) -> None:
-    """A send that fails after it had to wait is told once, and what waits behind it is dropped."""
+    """A send that fails after it had to wait is notified once, and what waits after it is dropped."""
     plain = Plain()
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2", "3"))
@@ -280,7 +280,7 @@ async def test_error_while_waiting(error: Exception, at: int) -> None:
 
 
 async def test_close_while_waiting() -> None:
-    """The close cancels the send that waits, drops what waits behind it, and sends nothing more."""
+    """The close cancels the send that waits, drops what waits after it, and sends nothing more."""
     plain, before = Plain(), tasks()
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2"))
@@ -334,7 +334,7 @@ async def test_whoever_waits_may_be_cancelled() -> None:
 
 
 async def test_too_slow_while_a_send_waits() -> None:
-    """The message without room is told once, and an owner that closes at that leaves nothing behind."""
+    """`outbox_full` is called once, and where it closes the sender nothing is left."""
     plain, before = Plain(max_messages=1), tasks()
     plain.callbacks.at_outbox_full = plain.sender.close
     plain.client.gate.clear()
@@ -370,7 +370,7 @@ async def test_send_that_ignores_its_cancellation() -> None:
 
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "later"])
 async def test_send_that_waits_for_what_another_has_cancelled(*, waits: bool) -> None:
-    """A send of a middleware that ends by a cancellation which was not its own is a fault, and nobody else's end."""
+    """A send of a middleware that ends by a cancellation which was not its own is a fault, and ends no other client."""
     plain = Plain()
     future = asyncio.get_running_loop().create_future()
     if not waits:
@@ -384,7 +384,7 @@ async def test_send_that_waits_for_what_another_has_cancelled(*, waits: bool) ->
     future.cancel()
     await plain.sender.drained()
     await until_idle()
-    assert [type(told) for told in plain.callbacks.calls] == [RuntimeError]
+    assert [type(call) for call in plain.callbacks.calls] == [RuntimeError]
 
 
 async def test_send_that_another_cancels() -> None:
@@ -398,12 +398,12 @@ async def test_send_that_another_cancels() -> None:
     plain.sender.offer(batch("3"))
     await soon(lambda: bool(plain.callbacks.calls))
     plain.sender.offer(batch("4"))
-    assert [type(told) for told in plain.callbacks.calls] == [RuntimeError]
+    assert [type(call) for call in plain.callbacks.calls] == [RuntimeError]
     assert (plain.client.begun, len(plain.outbox), plain.sender.is_waiting) == (1, 0, False)
 
 
 def test_send_that_the_end_of_the_event_loop_cancels() -> None:
-    """At the end of the event loop, which cancels every task, a send that waits is nobody's fault."""
+    """At the end of the event loop, which cancels every task, a send that waits is no fault."""
 
     async def main() -> Plain:
         plain = Plain()
@@ -510,7 +510,7 @@ async def test_lane_that_pauses_while_it_drains() -> None:
 
 
 async def test_lane_that_pauses_with_its_last_write() -> None:
-    """What comes behind the write that emptied the outbox and paused the transport queues again."""
+    """What is offered after the write that emptied the outbox and paused the transport queues again."""
     lane = OnLane()
     lane.lane.pause()
     lane.sender.offer(batch("1"))
@@ -531,7 +531,7 @@ async def test_lane_drains_gaps_as_nothing() -> None:
 
 
 async def test_lane_too_slow() -> None:
-    """The message without room is told, once for a batch, and what was taken before it stays."""
+    """`outbox_full` is called with the message without room, once for a batch; what was taken before it stays."""
     lane = OnLane(max_messages=2)
     lane.lane.pause()
     lane.sender.offer(batch("1", "2", "3", "4"))
@@ -552,7 +552,7 @@ async def test_lane_compresses_for_its_window() -> None:
 
 
 async def test_lane_sent() -> None:
-    """Everyone who waits is let go when the transport has taken the last message, and not before."""
+    """Every task that waits goes on when the transport has taken the last message, and not before."""
     lane = OnLane()
     lane.lane.pause()
     lane.sender.offer(batch("x" * 70_000, "2"))
@@ -568,7 +568,7 @@ async def test_lane_sent() -> None:
 
 
 async def test_lane_sent_waits_again() -> None:
-    """Whoever waits while more has come by its turn waits for that too, and is let go in the end."""
+    """A task that finds more waiting when it goes on waits for that too, and goes on in the end."""
     lane = OnLane()
     lane.lane.pause()
     lane.sender.offer(batch("1"))
@@ -585,7 +585,7 @@ async def test_lane_sent_waits_again() -> None:
 
 @pytest.mark.parametrize("ending", ["close", "lane"])
 async def test_lane_end_lets_go_whoever_waits(ending: str) -> None:
-    """At the end, from either side, whoever waits is let go and what waits is dropped."""
+    """At the end, from either side, every task that waits goes on, and the messages that wait are dropped."""
     lane = OnLane()
     lane.lane.pause()
     lane.sender.offer(batch("1"))
@@ -601,7 +601,7 @@ async def test_lane_end_lets_go_whoever_waits(ending: str) -> None:
 
 
 async def test_lane_nothing_after_the_close() -> None:
-    """Behind the close nothing is written, whatever comes and whatever the transport tells."""
+    """After the close nothing is written, whatever is offered and whatever the transport reports."""
     lane = OnLane()
     lane.sender.close()
     lane.sender.offer(batch("1"))
@@ -611,12 +611,12 @@ async def test_lane_nothing_after_the_close() -> None:
     lane.sender.offer(batch("3"))
     assert (lane.lane.writes, len(lane.outbox), lane.sender.is_waiting) == ([], 0, False)
     lane.lane.end()
-    assert lane.callbacks.calls == []  # who closed knows
+    assert lane.callbacks.calls == []  # the caller of `close` knows
     lane.sender.close()
 
 
 async def test_lane_nothing_after_its_own_end() -> None:
-    """Behind `lane_closed` nothing is written, and the owner is told once."""
+    """After `lane_closed` nothing is written, and the callbacks are notified once."""
     lane = OnLane()
     lane.lane.end()
     lane.sender.offer(batch("1"))
@@ -625,7 +625,7 @@ async def test_lane_nothing_after_its_own_end() -> None:
 
 
 async def test_lane_closed_before_the_opening() -> None:
-    """Closed before the handshake, the lane is not taken; ended before it, the owner is told."""
+    """Closed before the handshake, the lane is not attached; where it ended before, the callbacks are notified."""
     closed, ended = OnLane(opened=False), OnLane(opened=False)
     closed.sender.close()
     closed.sender.open()
@@ -657,7 +657,7 @@ async def test_owner_that_closes_at_a_drop() -> None:
 
 @pytest.mark.parametrize("made", [Plain, OnLane])
 async def test_empty_batch(made: type[Plain | OnLane]) -> None:
-    """A batch of nothing, as whoever said all of it gets, sends nothing."""
+    """An empty batch, as the publisher of all of its messages gets, sends nothing."""
     one = made()
     one.sender.offer(Batch())
     await one.sender.drained()
