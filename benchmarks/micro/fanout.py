@@ -27,7 +27,7 @@ _DATA = b"x" * 128
 
 
 class TransportSocket:
-    """The least a `backplane.connection.connection.Socket` can be: one write."""
+    """The least a `backplane.connection.socket.Socket` can be: one write."""
 
     lane = None
     sent = 0
