@@ -590,6 +590,17 @@ async def test_state_after_the_transport_closed(lane_world: World) -> None:
     assert (await connection.receive(), connection.state) == (None, "closed")
 
 
+async def test_drain_after_the_transport_closed(lane_world: World) -> None:
+    """A worker that drains ends a connection whose transport is gone, which is over and stays so meanwhile."""
+    connection, socket = lane_world.connection()
+    lane_of(socket).end()
+    receiving = asyncio.create_task(connection.receive())
+    await until_idle()
+    driver_of(connection).retire(1012, "restart")
+    assert (connection.state, connection.is_over) == ("closing", True)
+    assert await bounded(receiving) is None
+
+
 async def test_state_after_an_abort(world: World) -> None:
     """A connection whose handler is cancelled is closed, also where its close frame was being sent."""
     for closing in (False, True):

@@ -178,6 +178,16 @@ async def test_authorize(world: World, authorize: Authorize) -> None:
     assert (list(connection.channels), what_happened(policy)) == (["mine"], {"refused_joins": 1})
 
 
+async def test_context_can_be_replaced(world: World) -> None:
+    """The application may replace the context, as after a new token; `authorize` is asked with the new one."""
+    connection, _ = world.connection(policy=ConnectionPolicy(authorize=allow_now), context="old")
+    connection.context = "new"
+    await connection.join("new")
+    with pytest.raises(JoinRefusedError):
+        await connection.join("old")
+    assert (connection.context, connection.kind, list(connection.channels)) == ("new", "connection", ["new"])
+
+
 async def test_authorize_that_raises(world: World) -> None:
     """What it raises goes to the caller of the join, and nothing is joined."""
 
@@ -354,6 +364,17 @@ async def test_latest_does_not_replace_direct_messages(world: World) -> None:
     for task in sending:
         await bounded(task)
     await socket.receives("0", "1", "2", "new")
+
+
+async def test_many_sends_let_other_tasks_run(world: World) -> None:
+    """A loop of sends that never suspends by itself lets other tasks run now and then."""
+    connection, socket = world.connection()
+    turns: list[int] = []
+    asyncio.get_running_loop().call_soon(lambda: turns.append(len(socket.sent)))
+    for number in range(100):
+        await connection.send(str(number))
+    assert (len(turns), len(socket.sent)) == (1, 100)
+    assert turns[0] < 100
 
 
 async def test_send_after_the_end(world: World) -> None:
