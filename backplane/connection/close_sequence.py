@@ -1,11 +1,12 @@
 """The end of one connection: its states, the flush before the close frame, the close frame, and what is counted.
 
-    joining ──> open ──> draining ──> closing ──> closed
-       └───────────┴─────────┴───────────┘ (any state can be skipped, none is entered twice)
+    joining -> open -> draining -> closing -> closed
 
-Every way to an end is a verb of `CloseSequence`: `close` (now), `close_after_flush` (after what waits, perhaps later),
-`abort` (without a close frame), `transport_closed` and `disconnected` (the client is gone). `finish` and `abandon` are
-the end of the handler.
+A connection goes through these states in this order. It can skip any of them, and never goes back.
+
+Every end is a verb of `CloseSequence`: `close` (now), `close_after_flush` and `close_in_turn` (after what waits, now or
+later), `abort` (without a close frame), `transport_closed` and `disconnected` (the client is gone). Of several the
+first one decides the code and what is counted. The end of the handler is `finish`, or `abandon` where it is cancelled.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class CloseSequence:
 
     @property
     def closed_with(self) -> tuple[int, str] | None:
-        """The code and reason of the close frame, once nothing else can happen before it."""
+        """The code and reason of the close frame, once `close` has decided them."""
         return self.requested if self._is_stopped else None
 
     def accepted(self) -> None:
@@ -110,7 +111,7 @@ class CloseSequence:
             )
 
     def close_in_turn(self, code: int, reason: str) -> None:
-        """Do that when it is this connection's turn: what concerns all clients must not bring all back at once."""
+        """Do that in this connection's turn: clients that are closed together would reconnect together."""
         self.close_after_flush(code, reason, self._driver.policy.reload_delay())
 
     def task_failed(self, error: BaseException) -> None:
