@@ -14,6 +14,7 @@ from backplane.broker.adapter_source import AdapterSource
 from backplane.channels import validate_channel
 from backplane.concurrency.affinity import current_process
 from backplane.connection.connection import Connection
+from backplane.connection.driver import ConnectionDriver
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy, check_treatment
 from backplane.errors import (
@@ -476,12 +477,12 @@ class Backplane:
         if socket.lane is None:
             warn_if_nobody_pings(limits or self._limits)
         outbox = self._outbox(runtime, max_outbox_bytes, max_outbox_messages, when_full, latest_by)
-        connection = Connection(socket, runtime.hub, outbox, self._policy(runtime, limits, on_gap), context=context)
-        connection.expire_at(expires_at)
+        driver = ConnectionDriver(socket, runtime.hub, outbox, self._policy(runtime, limits, on_gap), context=context)
+        driver.connection.expire_at(expires_at)
         return ConnectionScope(
             runtime,
             socket,
-            connection,
+            driver,
             origins=self._origins,
             channels=channels,
             client_key=client_key,
@@ -678,7 +679,7 @@ def _token(exclude: object) -> bytes | None:
     if exclude is None:
         return None
     if isinstance(exclude, Connection):
-        return exclude.token
+        return bytes.fromhex(exclude.id)
     try:
         token = bytes.fromhex(exclude) if isinstance(exclude, str) else b""
     except ValueError:

@@ -6,14 +6,14 @@ from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
 
 from backplane.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["check_number", "did_you_mean", "refuse_unknown_options"]
+__all__ = ["check_number", "did_you_mean", "is_number", "refuse_unknown_options"]
 
 _T = TypeVar("_T")
 
@@ -34,10 +34,15 @@ def check_number(name: str, value: object, *, whole: bool = False, optional: boo
     """
     if value is None and optional:
         return
-    if isinstance(value, int if whole else int | float) and not isinstance(value, bool) and 0 < value < inf:
+    if is_number(value) and (isinstance(value, int) or not whole) and 0 < value < inf:
         return
     kind = "whole" if whole else "finite"
     raise ConfigurationError(f"{name} must be a {kind} number more than 0{', or None' * optional}, not {value!r}")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether `value` is a number: an `int` or `float`, but neither a `bool` nor NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # NaN
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

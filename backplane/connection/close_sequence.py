@@ -1,126 +1,155 @@
-"""How one connection is closed: in its turn, after what waits for its client, with a close frame."""
+"""The end of one connection: its states, the flush before the close frame, the close frame, and what is counted.
+
+    joining -> open -> draining -> closing -> closed
+
+A connection goes through these states in this order. It can skip any of them, and never goes back.
+
+Every end is a verb of `CloseSequence`: `close` (now), `close_after_flush` and `close_in_turn` (after what waits, now or
+later), `abort` (without a close frame), `transport_closed` and `disconnected` (the client is gone). Of several the
+first one decides the code and what is counted. The end of the handler is `finish`, or `abandon` where it is cancelled.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from backplane.close_codes import CloseCode, close_reason
 from backplane.concurrency.context import task_in
+from backplane.connection.ending import TOO_SLOW, Ending, reasons
+from backplane.errors import LifecycleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextvars import Context
 
-    from backplane.connection.sender import Sender
-    from backplane.connection.socket import Socket
-    from backplane.log_bursts import LogBursts
+    from backplane.connection.driver import ConnectionDriver
 
-__all__ = ["CloseSequence", "flush"]
+__all__ = ["CloseSequence", "ConnectionState"]
 
-logger = logging.getLogger("backplane.connection.connection")
+logger: Final = logging.getLogger("backplane.connection.close_sequence")
 
-# A client that does not read does not read a close frame either.
-_CLOSE_SECONDS: Final = 1.0
+ConnectionState = Literal["joining", "open", "draining", "closing", "closed"]
+"""Where a connection is between its handshake and its end.
 
-
-async def flush(sender: Sender, connection_id: str) -> None:
-    """Wait until nothing waits for the client any more, for a second at most; what is published meanwhile goes too."""
-    try:
-        async with asyncio.timeout(_CLOSE_SECONDS):
-            while sender.is_waiting:
-                await sender.sent()
-    except TimeoutError:
-        logger.debug("connection %s does not read what waits for it", connection_id)
+- `joining`: its handshake is not answered yet; what is published to the channels it has joined waits for it.
+- `open`: accepted.
+- `draining`: it will be closed, now that its worker ends or later, in its turn after a gap or a failure of the broker;
+  until then it receives what is published, as before.
+- `closing`: it receives nothing more: its close frame is being sent, or its client is gone and what the client sent
+  before is still to be received.
+- `closed`: the close frame is sent, or the client is gone.
+"""
 
 
 class CloseSequence:
-    """The end of one connection. Made when it begins, for an idle connection must not pay for it.
-
-    `retire` and `retire_in` let the connection receive until `end` is called; `close` sends the close frame.
+    """The end of one connection. Made when the end begins, so that an idle connection does not pay for it.
 
     Args:
-        connection_id: For the log.
-        socket: What is closed.
-        outgoing: What is flushed before.
-        end: Ends the connection with a code and a reason; called when its turn has come and it is flushed.
-        bursts: For the log.
-        context: The connection's, in which all of it runs, whoever ends it.
+        driver: The connection.
+        context: Its Context, in which all of this runs, from wherever it is caused.
 
     Attributes:
-        code: With which code the connection is about to be closed, while `is_pending`.
-        reason: In which words.
+        state: Where the connection is; see `ConnectionState`.
+        requested: With which code and reason it is closed, once that is decided.
     """
 
-    __slots__ = (
-        "_bursts",
-        "_closing",
-        "_context",
-        "_end",
-        "_id",
-        "_retiring",
-        "_sender",
-        "_socket",
-        "code",
-        "reason",
-    )
+    __slots__ = ("_closing", "_context", "_driver", "_is_stopped", "_turn", "requested", "state")
 
-    def __init__(
-        self,
-        connection_id: str,
-        socket: Socket,
-        sender: Sender,
-        *,
-        end: Callable[[int, str], None],
-        bursts: LogBursts,
-        context: Context,
-    ) -> None:
-        self._id = connection_id
-        self._socket = socket
-        self._sender = sender
-        self._end = end
-        self._bursts = bursts
+    def __init__(self, driver: ConnectionDriver, context: Context) -> None:
+        self._driver = driver
         self._context = context
-        self._retiring: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        self._is_stopped = False
+        # First the timer of its turn, if it has one, then the task that flushes.
+        self._turn: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self.code: int = CloseCode.NORMAL
-        self.reason = ""
+        self.state: ConnectionState = "open" if driver.is_accepted else "joining"
+        self.requested: tuple[int, str] | None = None
 
     @property
-    def is_pending(self) -> bool:
-        """Whether the connection is about to be closed, and still receives."""
-        return self._retiring is not None
+    def closed_with(self) -> tuple[int, str] | None:
+        """The code and reason of the close frame, once `close` has decided them."""
+        return self.requested if self._is_stopped else None
 
-    def retire_in(self, seconds: float, code: int, reason: str) -> None:
-        """Retire later. Where a close is pending already it stands: a second turn would only delay it."""
-        if self._retiring is None:
-            self.code, self.reason = code, reason
-            self._retiring = asyncio.get_running_loop().call_later(
-                seconds, self.retire, code, reason, context=self._context
-            )
-
-    def retire(self, code: int, reason: str) -> None:
-        """Flush what waits, then end the connection. Takes precedence over a turn that has not come."""
-        if isinstance(self._retiring, asyncio.Task):
-            return
-        if self._retiring is not None:
-            self._retiring.cancel()
-        self.code, self.reason = code, reason
-        self._retiring = task_in(self._context, self._retire(code, reason), asyncio.get_running_loop())
+    def accepted(self) -> None:
+        """The handshake is done: send the close frame if `close` came before."""
+        if (closed_with := self.closed_with) is not None:
+            self._begin_close_frame(*closed_with)
 
     def close(self, code: int, reason: str) -> None:
-        """Send the close frame."""
-        self._closing = task_in(self._context, self._close(code, reason), asyncio.get_running_loop())
+        """Drop what waits and send the close frame; before the handshake is done, once it is. Does not wait."""
+        if not self._enter_closing():
+            return
+        self.requested = code, reason
+        if self._driver.is_accepted:
+            self._begin_close_frame(code, reason)
 
-    def cancel_turn(self) -> None:
-        """The connection has ended: nothing is pending any more."""
-        if self._retiring is not None:
-            self._retiring.cancel()
+    def close_after_flush(self, code: int, reason: str, delay: float | None = None) -> None:
+        """Send what waits, for `policy.close_seconds` at most, then close; until then the client receives.
 
-    def abandon(self) -> None:
-        """Stop sending the close frame."""
+        Args:
+            code: The close code.
+            reason: Why, in words.
+            delay: When to begin. A connection that waits for its turn already keeps that one, since a second one would
+                only put it off. Defaults to now, which takes precedence over any turn.
+        """
+        if self._is_stopped or isinstance(self._turn, asyncio.Task):
+            return
+        if self._turn is not None:
+            if delay is not None:
+                return
+            self._turn.cancel()
+        if self.state != "closing":
+            self.state = "draining"
+        self.requested = code, reason
+        if delay is None:
+            self._begin_flush(code, reason)
+        else:
+            self._turn = asyncio.get_running_loop().call_later(
+                delay, self._begin_flush, code, reason, context=self._context
+            )
+
+    def close_in_turn(self, code: int, reason: str) -> None:
+        """Do that in this connection's turn: clients that are closed together would reconnect together."""
+        self.close_after_flush(code, reason, self._driver.policy.reload_delay())
+
+    def task_failed(self, error: BaseException) -> None:
+        """Close because of what a task beside the handler raised, as the handler would."""
+        driver = self._driver
+        end = driver.ending(error) or Ending(CloseCode.INTERNAL_ERROR, "", error, is_fault=True)
+        self._log_end(end)
+        if end.is_fault:
+            driver.log(logger, logging.ERROR, "a task of connection %s failed: closing it", driver.id, exc_info=error)
+        if end.code == CloseCode.TRY_AGAIN_LATER:
+            self.close_in_turn(end.code, end.reason)
+        elif end.code != CloseCode.NORMAL or end.reason:
+            self.close(end.code, end.reason)
+
+    def transport_closed(self) -> None:
+        """Nothing can be sent any more, and what the client sent before can still be received."""
+        if self.state != "closed":
+            self.state = "closing"
+
+    def disconnected(self) -> None:
+        """The client is gone and everything it sent is received."""
+        if not self._enter_closing():
+            return
+        self.state = "closed"
+        self.requested = None
+        if not self._driver.is_accepted:
+            return
+        lane = self._driver.socket.lane
+        if lane is not None and lane.close_code == CloseCode.TOO_BIG:  # the server applied `max_message_bytes`
+            self._driver.policy.statistics.count_close(CloseCode.TOO_BIG)
+        else:
+            self._driver.policy.statistics.closed_by_client += 1
+
+    def abort(self) -> None:
+        """Close without a close frame, and stop sending one that is under way."""
+        if self._enter_closing() and self._driver.is_accepted:
+            self._driver.policy.statistics.closed_cancelled += 1
+        self.state = "closed"
         if self._closing is not None:
             self._closing.cancel()
 
@@ -129,30 +158,116 @@ class CloseSequence:
         if self._closing is not None:
             await asyncio.wait([self._closing])
 
-    async def finished(self) -> None:
-        """Wait for everything that was begun."""
-        tasks = [task for task in (self._retiring, self._closing) if isinstance(task, asyncio.Task)]
-        if tasks:
-            await asyncio.wait(tasks)
+    async def finish(self, end: Ending) -> None:
+        """End the tasks beside the handler, flush what waits, close, and await all of it: the handler has ended.
 
-    async def _retire(self, code: int, reason: str) -> None:
-        await flush(self._sender, self._id)
-        self._retiring = None  # nothing waits any more: `cancel_turn` must not cancel what calls it
-        self._end(code, reason)
+        With `TRY_AGAIN_LATER`, as many handlers end by the same failure of the broker, the close waits for its turn.
+        Until then the client receives what is published; what it sends is received, so that its leaving is noticed,
+        and dropped.
 
-    async def _close(self, code: int, reason: str) -> None:
+        Args:
+            end: How the client is closed.
+        """
+        driver = self._driver
         try:
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await self._socket.close(code, close_reason(code, reason))
-        except TimeoutError:
-            logger.debug("connection %s does not read its close frame", self._id)
-            self._cut()
-        except Exception as error:
-            self._bursts.log(logger, logging.ERROR, "connection %s failed to close", self._id, exc_info=error)
-            self._cut()
+            await driver.end_tasks()
+            if driver.is_accepted:
+                self._log_end(end)
+                if end.code == CloseCode.TRY_AGAIN_LATER:
+                    self.close_in_turn(end.code, end.reason)
+                    await self._drop_incoming()
+            if driver.is_over and not self._is_stopped:  # the client is gone, and nothing has received that
+                self.disconnected()
+            if not self._is_stopped and driver.sender.is_waiting:
+                await self._flush()
+            code, reason = end.code, end.reason
+            if code == CloseCode.NORMAL and self.state == "draining" and self.requested is not None:
+                code, reason = self.requested  # the reason why it drains, which its client must still receive
+            self.close(code, reason)
+            tasks = [task for task in (self._turn, self._closing) if isinstance(task, asyncio.Task)]
+            if tasks:
+                await asyncio.wait(tasks)
+            self.state = "closed"
+            await driver.sender.drained()
+        except asyncio.CancelledError:
+            await self.abandon()
+            raise
 
-    def _cut(self) -> None:
-        """Close without a close frame, where the server has a way; elsewhere it does so when the handler ends."""
-        if self._socket.lane is not None:
-            with suppress(Exception):  # a server that failed before; nothing is left to be tried
-                self._socket.lane.close()
+    async def abandon(self) -> None:
+        """End at once, without a close frame: the handler was cancelled."""
+        self.abort()
+        await self._driver.end_tasks()
+
+    async def _flush(self) -> None:
+        """Wait until nothing waits for the client any more, for `policy.close_seconds` at most."""
+        try:
+            async with asyncio.timeout(self._driver.policy.close_seconds):
+                while self._driver.sender.is_waiting:
+                    await self._driver.sender.drained()
+        except TimeoutError:
+            logger.debug("connection %s does not read what waits for it", self._driver.id)
+
+    async def _drop_incoming(self) -> None:
+        driver = self._driver
+        try:
+            while await driver.receiver.next() is not None:
+                pass
+        except LifecycleError:  # a task that the handler did not end receives still: the close will wake it
+            logger.debug("connection %s is received from after the end of its handler", driver.id)
+        except Exception as error:  # the handler may have received the client's end from the socket itself
+            if not driver.socket.is_gone(error):
+                driver.log(logger, logging.ERROR, "connection %s failed to receive", driver.id, exc_info=error)
+            self.disconnected()
+
+    def _log_end(self, end: Ending) -> None:
+        line = end.log_line()
+        if line is not None:
+            self._driver.log(logger, *line, self._driver.id, reasons(end.raised))
+
+    def _enter_closing(self) -> bool:
+        """Stop everything else of the connection; return whether that is new."""
+        if self._is_stopped:
+            return False
+        self._is_stopped = True
+        self.state = "closing"
+        if self._turn is not None:
+            self._turn.cancel()
+        self._driver.stop()
+        return True
+
+    def _begin_flush(self, code: int, reason: str) -> None:
+        self._turn = task_in(self._context, self._flush_then_close(code, reason), asyncio.get_running_loop())
+
+    async def _flush_then_close(self, code: int, reason: str) -> None:
+        await self._flush()
+        self._turn = None  # this task, which `close` would cancel otherwise
+        self.close(code, reason)
+
+    def _begin_close_frame(self, code: int, reason: str) -> None:
+        statistics = self._driver.policy.statistics
+        if (code, reason) == (CloseCode.TRY_AGAIN_LATER, TOO_SLOW):
+            statistics.closed_slow += 1
+        else:
+            statistics.count_close(code)
+        self._closing = task_in(self._context, self._send_close_frame(code, reason), asyncio.get_running_loop())
+
+    async def _send_close_frame(self, code: int, reason: str) -> None:
+        try:
+            # A client that does not read does not read a close frame either.
+            async with asyncio.timeout(self._driver.policy.close_seconds):
+                await self._driver.socket.close(code, close_reason(code, reason))
+        except TimeoutError:
+            logger.debug("connection %s does not read its close frame", self._driver.id)
+            self._close_lane()
+        except Exception as error:
+            words = "connection %s failed to close"
+            self._driver.policy.bursts.log(logger, logging.ERROR, words, self._driver.id, exc_info=error)
+            self._close_lane()
+        finally:
+            self.state = "closed"
+
+    def _close_lane(self) -> None:
+        """Close without a close frame where the server offers it; elsewhere the server does when the handler ends."""
+        if self._driver.socket.lane is not None:
+            with suppress(Exception):  # the server failed before, and nothing is left to be tried
+                self._driver.socket.lane.close()

@@ -1,8 +1,9 @@
-"""With which close code and which words a client is closed when its handler, or a task beside it, ends by an error."""
+"""With which close code, which reason and which log line a client is closed when its handler, or a task of it, ends."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, cast
 
 from backplane.close_codes import CloseCode, close_reason, comes_back
@@ -25,7 +26,10 @@ from backplane.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Ending", "ending", "reasons", "refusal"]
+__all__ = ["TOO_SLOW", "Ending", "ending", "reasons", "refusal"]
+
+TOO_SLOW: Final = "too slow"
+"""The reason of a close with 1013 for a client, or a consumer, that does not keep up: counted apart from others."""
 
 _CODES: Final = (
     ((JoinRefusedError, InvalidChannelError), CloseCode.FORBIDDEN),
@@ -36,6 +40,9 @@ _CODES: Final = (
     ((AuthorizeTimeoutError, SlowConsumerError, BrokerError), CloseCode.TRY_AGAIN_LATER),
 )
 
+# What points at a bound that does not fit: of the broker, of `authorize`.
+_FOR_OPERATORS: Final = frozenset({CloseCode.TOO_BIG, CloseCode.TRY_AGAIN_LATER})
+
 _WORKER_ENDS: Final = "this worker is about to end: connect again, to another one"
 
 
@@ -44,23 +51,36 @@ class Ending:
     """How a client is closed.
 
     Attributes:
-        code: With which close code.
-        reason: In which words; empty for those of the code. A broker's own words are never among them.
+        code: The close code.
+        reason: Why, in words; empty for the name of the code. The broker's own words are never among them.
         error: What was raised; of a group, the gravest of its errors.
-        is_fault: Nobody foresaw the error: it goes on. Any other one is an ordinary end, and goes no further.
+        is_fault: The error is not foreseen: it goes on. Any other one is an ordinary end, and goes no further.
+        raised: What was raised, the whole group where it is one.
     """
 
     code: int
     reason: str = ""
     error: BaseException | None = None
     is_fault: bool = False
+    raised: BaseException | None = field(default=None, compare=False)
 
     @property
     def gravity(self) -> int:
-        """Which of several counts: a fault, else what keeps the client away, else what it comes back from."""
+        """Which of several counts: a fault, else what keeps the client away, else what the client reconnects after."""
         if self.is_fault:
             return 3
         return 0 if self.code == CloseCode.NORMAL else 1 if comes_back(self.code) else 2
+
+    def log_line(self) -> tuple[int, str] | None:
+        """Return the level of its log line and the format of it, for the connection's id and the `reasons`.
+
+        `None` where the handler just ended, and for a fault, whose traceback is logged by what the error goes on to.
+        """
+        if self.is_fault or self.code == CloseCode.NORMAL:
+            return None
+        if isinstance(self.error, BrokerError) and self.code == CloseCode.TRY_AGAIN_LATER:
+            return logging.WARNING, "connection %s ends, the broker failed: %s"
+        return logging.WARNING if self.code in _FOR_OPERATORS else logging.INFO, "closing connection %s: %s"
 
 
 def ending(
@@ -69,21 +89,23 @@ def ending(
     is_over: bool,
     of_framework: Callable[[BaseException], Ending | None] = lambda _: None,
 ) -> Ending | None:
-    """Return how the client is closed, or `None` where it is not notified: the handler was cancelled.
+    """Return how the client is closed, or `None` where it gets no close frame: the handler was cancelled.
 
-    Ordinary is what nobody has to mend here: a broker that failed, a channel or a permission that was refused, what the
-    client caused by what it sent (no channel name, no valid message, one that the broker does not take), a connection
-    used after its end, and what the web framework has errors for. A group of errors, as `asyncio.TaskGroup` raises, is
-    ordinary where each of them is.
+    Ordinary is what is no defect of the application: a broker that failed, a channel or a permission that was refused,
+    what the client caused by what it sent (no channel name, no valid message, one that the broker does not accept), a
+    connection used after its end, and what the web framework has errors for. A group of errors, as `asyncio.TaskGroup`
+    raises, is ordinary where each of them is.
 
     Args:
         error: What was raised, if anything.
-        is_over: Whether the connection has ended: a `ClosedError` speaks of it only then.
-        of_framework: Knows the errors of the web framework; returns `None` for any other.
+        is_over: Whether the connection has ended: only then a `ClosedError` can be about it.
+        of_framework: Returns the ending for an error of the web framework, and `None` for any other.
     """
     endings = [_ending(leaf, is_over, of_framework) for leaf in _leaves(error)]
     known = [found for found in endings if found is not None]
-    return max(known, key=lambda found: found.gravity) if len(known) == len(endings) else None
+    if len(known) < len(endings):
+        return None
+    return replace(max(known, key=lambda found: found.gravity), raised=error)
 
 
 def refusal(
@@ -91,7 +113,7 @@ def refusal(
     of_framework: Callable[[BaseException], Ending | None],
     closed_with: tuple[int, str] | None = None,
 ) -> Ending | None:
-    """Return the same for a client that is not let in: a full worker, one that ends, an origin are ordinary.
+    """Return the same for a client whose handshake is refused: a full worker, one that ends, an origin are ordinary.
 
     Args:
         error: What was raised.
@@ -130,7 +152,7 @@ def _ending(
             return Ending(code, _words(error), error)
     try:
         found = of_framework(error)
-    except Exception:  # of the error itself, such as its `__str__`: its client is closed all the same
+    except Exception:  # of the error itself, such as in its `__str__`: its client is closed all the same
         found = None
     return Ending(CloseCode.INTERNAL_ERROR, "", error, True) if found is None else replace(found, error=error)
 
@@ -139,7 +161,7 @@ def _words(error: Exception) -> str:
     if isinstance(error, BrokerError):
         return "the broker is not available: try again later"
     if isinstance(error, SlowConsumerError):
-        return "too slow"
+        return TOO_SLOW
     if isinstance(error, PayloadTooLargeError):
         return f"a message may take {error.limit_bytes:,} bytes on the broker"
     return str(error)

@@ -12,16 +12,16 @@ __all__ = ["Handler"]
 
 
 class Handler:
-    """The task that makes it. A handler that iterates learns of the end there; one that waits for something else, here.
+    """The task that makes this. It ends a handler that waits for something else than the client's messages.
 
-    The cancellation is taken back when the block is left, as `asyncio.timeout` does, so that one of somebody else's is
-    never swallowed.
+    The cancellation is taken back when the block is left, as `asyncio.timeout` does, so that a cancellation from
+    elsewhere is never swallowed.
 
     Args:
         grace_seconds: How long the handler may stay in the block after `connection_ended`; if it swallows the
             cancellation, it is cancelled again after the same time.
-        on_cancel: Called when it is cancelled for the first time, with whether that is possible: a task of a server's
-            own making may not know how.
+        on_cancel: Called when it is cancelled for the first time, with whether it could be: a task that the server
+            implements itself may not support `cancel`.
     """
 
     __slots__ = ("_cancelling", "_cancels", "_grace_seconds", "_on_cancel", "_task", "_timer")
@@ -35,12 +35,12 @@ class Handler:
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_ended(self) -> None:
-        """Begin to wait for the handler. Once is enough."""
+        """Begin to wait for the handler. Calling it again changes nothing."""
         if self._timer is None:
             self._set_timer()
 
     def left(self, error: BaseException | None) -> bool:
-        """Take note that the block is left; return whether `error` is the cancellation from here and nothing else."""
+        """The block is left; return whether `error` is the cancellation from here and no other one."""
         if self._timer is not None:
             self._timer.cancel()
         if self._task is None or not self._cancels:

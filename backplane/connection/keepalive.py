@@ -1,11 +1,11 @@
-"""One timer for all connections of a worker: heartbeats, idle clients, largest ages, permissions that run out."""
+"""One timer for all connections of a worker: heartbeats, idle timeouts, largest ages, permissions that run out."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import random
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from backplane.close_codes import CloseCode
 
@@ -14,18 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionTimers", "KeepaliveScheduler", "TimedConnection"]
 
-# Whatever is due within one of these is looked at together.
-_TICK_SECONDS: Final = 0.25
-# So many are looked at in one pass of the event loop: each may cost a write.
-_SLICE: Final = 500
-
 
 class TimedConnection(Protocol):
-    """What is watched."""
+    """A connection of a `KeepaliveScheduler`."""
 
     @property
     def timers(self) -> ConnectionTimers:
-        """When it must be looked at."""
+        """Its times, with the one at which `check_timers` is due."""
         ...
 
     def check_timers(self, now: float, /) -> None:
@@ -38,25 +33,28 @@ class ConnectionTimers:
 
     Attributes:
         opened_at: When it was accepted.
-        said_at: When its client last said something.
-        asked_at: When it was last asked for a sign, if that is not answered.
+        last_received_at: When its client last sent a message.
+        pinged_at: When the last heartbeat was sent, if that is not answered.
         expires_at: When its permission runs out.
-        due: When it must be looked at next.
-        bucket: Where `KeepaliveScheduler` keeps it.
+        due: When `check_timers` is due next.
+        bucket: In which bucket of `KeepaliveScheduler` it is.
     """
 
-    __slots__ = ("asked_at", "bucket", "due", "expires_at", "last_received_at", "opened_at")
+    __slots__ = ("bucket", "due", "expires_at", "last_received_at", "opened_at", "pinged_at")
 
     def __init__(self, now: float) -> None:
         self.opened_at = now
         self.last_received_at = now
-        self.asked_at: float | None = None
+        self.pinged_at: float | None = None
         self.expires_at: float | None = None
         self.due = now
         self.bucket: int | None = None
 
     def begin(self, now: float, limits: Limits) -> None:
-        """The handshake is done: everything counts from here. First heartbeats are spread: clients come together."""
+        """The handshake is done: every time counts from now.
+
+        The first heartbeats are spread, as many clients can connect at the same moment.
+        """
         self.opened_at = self.last_received_at = now
         self.due = self.next_due(now, limits)
         if limits.heartbeat_seconds is not None:
@@ -67,7 +65,7 @@ class ConnectionTimers:
         return self.expires_at is not None and now >= self.expires_at
 
     def ended_by(self, now: float, limits: Limits) -> CloseCode | None:
-        """Return the code of the first limit that is reached."""
+        """Return the close code of the first limit that is reached, `None` where none is."""
         if self.has_expired(now):
             return CloseCode.EXPIRED
         if limits.max_age_seconds is not None and now >= self.opened_at + limits.max_age_seconds:
@@ -77,19 +75,23 @@ class ConnectionTimers:
         return None
 
     def heartbeat(
-        self, now: float, interval: float, *, heard: float, listening: bool
-    ) -> Literal["there", "ask", "vanished"]:
-        """Tell what a heartbeat is to do about a client that was `heard` last at that time.
+        self, now: float, interval: float, *, last_received_at: float, is_read: bool
+    ) -> Literal["alive", "ping", "silent"]:
+        """Return what a heartbeat finds: the client is alive, must be pinged, or has not answered the last ping.
 
-        Where nobody is `listening`, silence says nothing.
+        Args:
+            now: By the event loop's clock.
+            interval: The time between two heartbeats.
+            last_received_at: When the last bytes of the client came.
+            is_read: Whether the client is read at all: only then the absence of an answer shows that it is gone.
         """
-        if listening and self.asked_at is not None and heard < self.asked_at:
-            return "vanished"  # nothing tells the other side of a broken line
-        if not listening or now - heard < interval / 2:
-            self.asked_at = None
-            return "there"
-        self.asked_at = now
-        return "ask"
+        if is_read and self.pinged_at is not None and last_received_at < self.pinged_at:
+            return "silent"
+        if not is_read or now - last_received_at < interval / 2:
+            self.pinged_at = None
+            return "alive"
+        self.pinged_at = now
+        return "ping"
 
     def next_due(self, now: float, limits: Limits) -> float:
         """Return when the next limit can be reached, or the next heartbeat is due."""
@@ -106,26 +108,35 @@ class ConnectionTimers:
 
 
 class KeepaliveScheduler:
-    """Looks after every client when it is due. Holds a timer only while there is a client with something due."""
+    """Calls `check_timers` of each connection when it is due, from one timer of the event loop for all of them.
 
-    def __init__(self) -> None:
+    What is due within one tick is checked together. Without a connection that has anything due there is no timer.
+
+    Args:
+        tick_seconds: The resolution.
+        slice_size: How many connections are checked in one pass of the event loop: each may cost a write.
+    """
+
+    def __init__(self, *, tick_seconds: float = 0.25, slice_size: int = 500) -> None:
+        self._tick_seconds = tick_seconds
+        self._slice_size = slice_size
         self._buckets: dict[int, dict[TimedConnection, None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
 
     def put(self, client: TimedConnection) -> None:
-        """Look after `client` when its `timers.due` has come, at most a quarter of a second later."""
+        """Check `client` when its `timers.due` has come, at most a tick later."""
         self.remove(client)
         timers = client.timers
         if timers.due == math.inf:
             return
-        timers.bucket = bucket = math.ceil(timers.due / _TICK_SECONDS)
+        timers.bucket = bucket = math.ceil(timers.due / self._tick_seconds)
         self._buckets.setdefault(bucket, {})[client] = None
         if self._timer is None or bucket < self._timer_at:
             self._set_timer(bucket)
 
     def remove(self, client: TimedConnection) -> None:
-        """Forget `client`."""
+        """Check `client` no more."""
         bucket, client.timers.bucket = client.timers.bucket, None
         if bucket is not None and (clients := self._buckets.get(bucket)) is not None:
             clients.pop(client, None)
@@ -139,21 +150,21 @@ class KeepaliveScheduler:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = bucket
-        self._timer = asyncio.get_running_loop().call_at(bucket * _TICK_SECONDS, self._look)
+        self._timer = asyncio.get_running_loop().call_at(bucket * self._tick_seconds, self._check_due)
 
-    def _look(self) -> None:
+    def _check_due(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        looked_at = 0
-        for bucket in sorted(bucket for bucket in self._buckets if bucket * _TICK_SECONDS <= now):
+        checked = 0
+        for bucket in sorted(bucket for bucket in self._buckets if bucket * self._tick_seconds <= now):
             for client in list(self._buckets.get(bucket, ())):
-                if client.timers.bucket != bucket:  # the one before it has ended it
+                if client.timers.bucket != bucket:  # a client checked before it has ended this one
                     continue
                 self.remove(client)
                 client.check_timers(now)
                 self.put(client)
-                looked_at += 1
-                if looked_at == _SLICE:
+                checked += 1
+                if checked == self._slice_size:
                     return self._set_timer(bucket)
         if self._buckets:
             self._set_timer(min(self._buckets))

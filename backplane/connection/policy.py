@@ -1,4 +1,4 @@
-"""The application's settings for all its clients, and what is counted of them."""
+"""Settings, callbacks and counters that all connections of an application share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Authorize", "Client", "ConnectionPolicy", "OnGap", "OnSlow", "SlowCo
 logger = logging.getLogger("backplane.connection.policy")
 
 OnGap = Literal["close"] | Callable[[Gap], object]
-"""What a client is told when messages may be missing.
+"""How a client is notified that messages may be missing.
 
 - `close`: its connection ends with code 4000, which says "reconnect and reload"; many of them one after the other.
 - a function: called with the `Gap`; what it returns is sent to the client, as `Connection.send` would, in its place
@@ -105,16 +105,17 @@ It runs in the task and Context of the one who joins. Where that may be another 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionPolicy:
-    """How clients are treated; one object for all that are treated alike.
+    """Settings, callbacks and counters that connections share; one object for all that have the same.
 
     Attributes:
-        on_gap: What a client is told of a gap.
+        on_gap: How a client is notified of a gap.
         limits: What it may do, and how it is kept alive.
         handler_grace_seconds: How long its handler may stay in the block after it has ended.
-        authorize: Who may join what; `None` lets everybody.
+        authorize: Decides which client may join which channel; with `None` each may join any.
         authorize_timeout_seconds: How long `authorize` may take to answer.
-        on_slow: Who hears of slow clients.
-        reload_seconds: Draws after how long one of many clients is closed, at a gap or because the broker failed.
+        on_slow: Called for each slow client.
+        reload_delay: Draws after how long one of many clients is closed, at a gap or because the broker failed.
+        close_seconds: How long the flush before a close frame may take, and the close frame itself.
         keepalive: The timer of all connections.
         statistics: Where what happens is counted.
         bursts: How what can concern many connections at once is logged.
@@ -127,6 +128,7 @@ class ConnectionPolicy:
     authorize_timeout_seconds: float = 5.0
     on_slow: OnSlow | None = None
     reload_delay: Callable[[], float] = float
+    close_seconds: float = 1.0
     keepalive: KeepaliveScheduler = field(default_factory=KeepaliveScheduler)
     statistics: Statistics = field(default_factory=Statistics)
     bursts: LogBursts = field(default_factory=LogBursts)

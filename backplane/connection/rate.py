@@ -1,8 +1,8 @@
-"""How much may pass in how much time."""
+"""A limit of how often: a token bucket."""
 
 from __future__ import annotations
 
-from backplane.errors import ConfigurationError
+from backplane.option_checks import check_number
 
 __all__ = ["TokenBucket"]
 
@@ -18,26 +18,24 @@ class TokenBucket:
         burst: How much it holds.
 
     Raises:
-        ConfigurationError: One of them is not more than 0, or not finite.
+        ConfigurationError: One of them is not a number more than 0 and finite.
     """
 
     __slots__ = ("_burst", "_filled_at", "_level", "_rate_per_second")
 
     def __init__(self, rate_per_second: float, burst: float) -> None:
-        if not (0 < rate_per_second < float("inf") and 0 < burst < float("inf")):
-            raise ConfigurationError(
-                f"a rate and its burst must be more than 0 and finite, not {rate_per_second!r} and {burst!r}"
-            )
+        check_number("rate_per_second", rate_per_second)
+        check_number("burst", burst)
         self._rate_per_second = rate_per_second
         self._burst = burst
         self._level = float(burst)
         self._filled_at: float | None = None
 
     def take(self, now: float, amount: float = 1.0) -> bool:
-        """Take `amount` (not negative) and return `True`, or take nothing where not as much is there.
+        """Take `amount` (not negative) and return `True`, or take nothing where less is there and return `False`.
 
         Args:
-            now: Seconds on a monotonic clock. One that steps back fills nothing until it is past where it was.
+            now: Seconds on a monotonic clock. One that steps back fills nothing until it has passed where it was.
             amount: How much; more than `burst` never passes.
         """
         if self._filled_at is None:

@@ -1,6 +1,6 @@
-"""Outbox to socket: what goes out to one client, by ASGI or by the server's direct lane.
+"""Outbox to socket: what is sent to one client, by ASGI or by the server's direct lane.
 
-Both ways keep the order, wait for nobody, and have no task while there is nothing to send.
+Both keep the order, make no caller wait, and have no task while there is nothing to send.
 """
 
 from __future__ import annotations
@@ -24,57 +24,62 @@ if TYPE_CHECKING:
 
 __all__ = ["AsgiSender", "LaneSender", "Sender", "SenderCallbacks", "SocketGoneError"]
 
-# What waited is joined for the transport up to so many bytes at once: about what makes it pause.
+# So many bytes of what waits are written at once: about as many as make a transport pause.
 _JOIN_BYTES: Final = 64 * 1024
 
-# Within this time an event loop that cancels its tasks has ended.
+# An event loop that cancels its tasks has ended after this time.
 _LOOP_END_SECONDS: Final = 0.1
 
 _NOTHING: Final[Iterator[Message]] = iter(())
 
 
 class SocketGoneError(Exception):
-    """The client is gone. Never leaves this package: a client that went away is an ordinary end."""
+    """The client is gone. Never raised to an application: a client that leaves is an ordinary end."""
 
 
 class SenderCallbacks(Protocol):
-    """Who has the client."""
+    """Callbacks of the sender."""
 
-    def too_slow(self, item: Message | Gap) -> None:
+    def outbox_full(self, item: Message | Gap) -> None:
         """The outbox is full and its policy is `close`."""
 
     def send_failed(self, error: Exception) -> None:
         """The client is gone (`SocketGoneError`), or the server failed."""
 
-    def client_gone(self) -> None:
-        """Nothing can be sent any more; what the client said before may still be received."""
+    def transport_closed(self) -> None:
+        """Nothing can be sent any more; what the client sent before can still be received."""
 
 
 class Sender(ABC):
-    """One client's outbox, and the way from there to its socket.
+    """Sends what is offered for one client, and what waits in its outbox, to its socket.
 
-    Before `open` and while the client does not read, what comes waits in the outbox; after `close` it is dropped.
+    Before `open` and while the client does not read, messages wait in the outbox; after `close` they are dropped.
+
+    Args:
+        outbox: What waits, with its bound and policy.
+        callbacks: What is notified.
+        context: The Context of the connection, in which the application's functions and the sends run.
     """
 
-    __slots__ = ("_closed", "_context", "_outbox", "_owner")
+    __slots__ = ("_callbacks", "_closed", "_context", "_outbox")
 
-    def __init__(self, outbox: Outbox, owner: SenderCallbacks, context: Context) -> None:
+    def __init__(self, outbox: Outbox, callbacks: SenderCallbacks, context: Context) -> None:
         self._outbox = outbox
-        self._owner = owner
+        self._callbacks = callbacks
         self._context = context
         self._closed = False
 
     @abstractmethod
     def open(self) -> None:
-        """The handshake is done: what waits may go."""
+        """The handshake is done: send what waits."""
 
     @abstractmethod
     def offer(self, batch: Batch, /) -> None:
-        """Send messages, behind what waits. Tells the owner if it is too slow."""
+        """Send messages, after what waits. Calls `outbox_full` where the client is too slow."""
 
     @abstractmethod
-    async def sent(self) -> None:
-        """Wait until nothing waits any more. Cancelling changes nothing."""
+    async def drained(self) -> None:
+        """Return when nothing waits any more. Cancelling changes nothing."""
 
     @abstractmethod
     def close(self) -> None:
@@ -86,24 +91,24 @@ class Sender(ABC):
         """Whether something is not sent yet."""
 
     def _queue(self, messages: Sequence[Message]) -> None:
-        """Let messages wait, by the policy; in the connection's Context, as the application's functions have a say."""
-        run_in(self._context, self._queue_here, messages)
+        """Put messages into the outbox; in the connection's Context, as the policy may call the application."""
+        run_in(self._context, self._put_into_outbox, messages)
 
-    def _queue_here(self, messages: Sequence[Message]) -> None:
+    def _put_into_outbox(self, messages: Sequence[Message]) -> None:
         for message in messages:
-            if self._closed:  # by what the application does when one is dropped
+            if self._closed:  # by the application, which is called when a message is dropped
                 return self._outbox.clear()
             if not self._outbox.offer(message):
-                return self._owner.too_slow(message)
+                return self._callbacks.outbox_full(message)
 
 
 class AsgiSender(Sender):
     """Sends by ASGI, on any server.
 
-    A send is begun in the pass of the event loop that brought the message, and is mostly over at once. It runs in the
-    connection's Context and in a task: whatever wraps `send` in a middleware finds the variables of its own client, and
-    may use timeouts, cancel scopes, locks and task groups. A task is there for longer than a pass only for a send that
-    the server makes wait.
+    A send begins in the pass of the event loop that delivered the message, and has mostly returned before that pass
+    ends. It runs in the connection's Context and in a task: a middleware that wraps `send` finds the variables of its
+    own client, and may use timeouts, cancel scopes, locks and task groups. A task exists for longer than one pass only
+    where the send suspends.
     """
 
     __slots__ = ("_direct", "_loop", "_open", "_send", "_sending", "_task")
@@ -111,34 +116,34 @@ class AsgiSender(Sender):
     def __init__(
         self,
         outbox: Outbox,
-        owner: SenderCallbacks,
+        callbacks: SenderCallbacks,
         send: Callable[[str | bytes], Coroutine[Any, Any, None]],
         context: Context,
     ) -> None:
-        super().__init__(outbox, owner, context)
+        super().__init__(outbox, callbacks, context)
         self._send = send
-        self._loop = asyncio.get_running_loop()  # to ask for it costs a system call on Python 3.11
+        self._loop = asyncio.get_running_loop()  # asking for it costs a system call on Python 3.11
         self._open = False
         self._sending = False
-        self._direct: Iterator[Message] = _NOTHING  # what is being sent without having waited in the outbox
-        self._task: asyncio.Task[None] | None = None  # of a send that waits
+        self._direct: Iterator[Message] = _NOTHING  # the batch being sent, which has not waited in the outbox
+        self._task: asyncio.Task[None] | None = None  # of a send that has suspended
 
     def open(self) -> None:
         """The handshake is done."""
         self._open = True
-        self._send_on()
+        self._send_all()
 
     def offer(self, batch: Batch, /) -> None:
-        """Begin to send, or queue behind what waits."""
+        """Begin to send, or queue after what waits."""
         if self._closed:
             return
         if self._sending or not self._open:
             return self._queue((*self._direct, *batch))
         self._direct = iter(batch)
-        self._send_on()
+        self._send_all()
 
-    async def sent(self) -> None:
-        """Wait for the sends that wait, if there is one."""
+    async def drained(self) -> None:
+        """Return when no send is suspended, which is when nothing waits."""
         while self._task is not None and self._task is not asyncio.current_task():  # a middleware may send too
             await asyncio.wait([self._task])
 
@@ -151,23 +156,23 @@ class AsgiSender(Sender):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a send waits."""
+        """Whether a send is suspended."""
         return self._task is not None and not self._closed
 
-    def _send_on(self) -> None:
-        """Send until nothing is left, or a send waits."""
+    def _send_all(self) -> None:
+        """Send what is direct, then what waits, until nothing is left or a send suspends."""
         self._sending = True
         try:
             for message in self._direct:
                 if (task := begin(self._send(message.data), self._context, self._loop)) is not None:
-                    return self._wait_for(task)
+                    return self._continue_in_task(task)
                 if self._closed:
                     break
             while not self._closed and (item := self._outbox.take()) is not None:
                 if isinstance(item, Message):
                     task = begin(self._send(item.data), self._context, self._loop)
                     if task is not None:
-                        return self._wait_for(task)
+                        return self._continue_in_task(task)
         except asyncio.CancelledError as error:
             self._fail(_cancelled_by_another(error))
         except Exception as error:
@@ -175,82 +180,84 @@ class AsgiSender(Sender):
         self._sending = False
         self._direct = _NOTHING
 
-    def _wait_for(self, task: asyncio.Task[None]) -> None:
+    def _continue_in_task(self, task: asyncio.Task[None]) -> None:
+        """A send has suspended: what is left waits in the outbox until `task` is done."""
         self._task = task
-        task.add_done_callback(self._waited)
+        task.add_done_callback(self._task_done)
         if self._closed:
             task.cancel()
         elif rest := tuple(self._direct):
             self._queue(rest)
 
-    def _waited(self, task: asyncio.Task[None]) -> None:
+    def _task_done(self, task: asyncio.Task[None]) -> None:
         self._task = None
         try:
             task.result()
         except asyncio.CancelledError as error:
             fault = _cancelled_by_another(error)
-            if task.cancelling():  # as all tasks are at the end of the event loop, which is nobody's fault
+            # At its end an event loop cancels all tasks, which is no fault: the report comes too late then.
+            if task.cancelling():
                 self._loop.call_later(_LOOP_END_SECONDS, self._fail, fault)
             else:
                 self._fail(fault)
         except Exception as error:
             self._fail(error)
         else:
-            self._send_on()
+            self._send_all()
 
     def _fail(self, error: Exception) -> None:
         if not self._closed:
             self._closed = True
             self._outbox.clear()
-            self._owner.send_failed(error)
+            self._callbacks.send_failed(error)
 
 
 def _cancelled_by_another(error: asyncio.CancelledError) -> RuntimeError:
-    """Return what it is where `close` has not cancelled the send: a fault of who has cancelled it, or its own."""
+    """Return the fault: something other than `close` cancelled the send, or what the send waited for."""
     fault = RuntimeError("a send was cancelled, or waited for what was")
     fault.__cause__ = error
     return fault
 
 
 class LaneSender(Sender):
-    """Writes frames to the server's transport, around ASGI; is the `LaneWriter` of its lane."""
+    """Writes frames to the server's transport, past ASGI; is the `LaneWriter` of its lane."""
 
-    __slots__ = ("_bits", "_lane", "_nothing_waits", "_write")
+    __slots__ = ("_drained", "_lane", "_window_bits", "_write")
 
-    def __init__(self, outbox: Outbox, owner: SenderCallbacks, lane: Lane, context: Context) -> None:
-        super().__init__(outbox, owner, context)
+    def __init__(self, outbox: Outbox, callbacks: SenderCallbacks, lane: Lane, context: Context) -> None:
+        super().__init__(outbox, callbacks, context)
         self._lane = lane
-        self._bits: int | None = None
-        self._write: Callable[[bytes], object] | None = None  # only while nothing waits and the transport takes more
-        self._nothing_waits: asyncio.Future[None] | None = None
+        self._window_bits: int | None = None
+        self._write: Callable[[bytes], object] | None = None  # `None` while something waits or the transport is paused
+        self._drained: asyncio.Future[None] | None = None
 
     def open(self) -> None:
         """The handshake is done."""
         if not self._closed:
-            self._bits = self._lane.deflate_window_bits
+            self._window_bits = self._lane.deflate_window_bits
             self._lane.attach(self)
 
     def offer(self, batch: Batch, /) -> None:
-        """Write, or queue behind what waits."""
+        """Write, or queue after what waits."""
         write = self._write
         if write is not None:
-            write(batch.frames if self._bits is None else batch.compressed(self._bits))
+            write(batch.frames if self._window_bits is None else batch.compressed(self._window_bits))
         elif not self._closed:
             self._queue(batch)
 
-    async def sent(self) -> None:
-        """Wait until the transport has taken everything."""
+    async def drained(self) -> None:
+        """Return when the transport has taken everything."""
         while self._outbox and not self._closed:
-            if self._nothing_waits is None:
-                self._nothing_waits = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._nothing_waits])
+            if self._drained is None:
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._drained])
 
     def close(self) -> None:
         """Drop what waits."""
         self._closed = True
         self._write = None
         self._outbox.clear()
-        self._tell_who_waits()
+        self._notify_drained()
 
     @property
     def is_waiting(self) -> bool:
@@ -258,7 +265,7 @@ class LaneSender(Sender):
         return bool(self._outbox)
 
     def lane_writable(self, writable: bool, /) -> None:
-        """The transport takes more, and gets what waits; or it takes no more."""
+        """The transport takes more, and what waits is written; or it takes no more."""
         if not writable or self._closed:
             self._write = None
             return
@@ -266,18 +273,19 @@ class LaneSender(Sender):
         try:
             while self._outbox and self._write is not None:  # a write can make the transport pause
                 write(self._joined())
-        except Exception as error:  # the server calls this, which must not pay for its transport
-            return self._owner.send_failed(error)
+        except Exception as error:  # may not be raised to the server, which calls this
+            return self._callbacks.send_failed(error)
         if not self._outbox:
-            self._tell_who_waits()
+            self._notify_drained()
 
     def lane_closed(self) -> None:
         """The connection is no longer open."""
         if not self._closed:
             self.close()
-            self._owner.client_gone()
+            self._callbacks.transport_closed()
 
     def _joined(self) -> bytes:
+        """Take what waits from the outbox, up to `_JOIN_BYTES`, as frames in one piece."""
         frames: list[bytes] = []
         size = 0
         while size < _JOIN_BYTES and (item := self._outbox.take()) is not None:
@@ -286,8 +294,8 @@ class LaneSender(Sender):
                 size += len(frames[-1])
         return b"".join(frames)
 
-    def _tell_who_waits(self) -> None:
-        if self._nothing_waits is not None:
-            if not self._nothing_waits.done():
-                self._nothing_waits.set_result(None)
-            self._nothing_waits = None
+    def _notify_drained(self) -> None:
+        if self._drained is not None:
+            if not self._drained.done():
+                self._drained.set_result(None)
+            self._drained = None

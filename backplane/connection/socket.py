@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from backplane.connection.ending import Ending
     from backplane.lane import Lane
 
 __all__ = ["Bypass", "ServerSocket", "Socket", "is_of_client"]
 
-# What the system reports of a client that is gone. Any other number comes from elsewhere: a middleware's own file or
-# peer. An OSError without a number is a server's own, as ASGI asks for (Uvicorn's `ClientDisconnected`), but a timeout.
+# What the system reports of a client that is gone. Any other number comes from elsewhere: a file or a connection of a
+# middleware. An OSError without a number is the server's own, as ASGI requires (Uvicorn's `ClientDisconnected`), except
+# a timeout.
 _CLIENT_ERRNOS: Final = frozenset(
     {
         None,
@@ -31,8 +31,17 @@ _CLIENT_ERRNOS: Final = frozenset(
     }
 )
 
-Bypass = Callable[[Callable[[], Awaitable[str | bytes | None]]], Awaitable[str | bytes]]
-"""Takes what receives the next message, and returns it within the limits; raises `StopAsyncIteration` at the end."""
+
+class Bypass(Protocol):
+    """Receives for an application that receives from its WebSocket itself; `Receiver` is one."""
+
+    def bypass(self, receive: Callable[[], Awaitable[str | bytes | None]], /) -> Awaitable[str | bytes]:
+        """Return the message that `receive` returns, within the limits of the connection.
+
+        Raises:
+            StopAsyncIteration: The end.
+        """
+        ...
 
 
 class Socket(Protocol):
@@ -47,20 +56,20 @@ class Socket(Protocol):
         """Send one message; waits while the client does not read.
 
         Raises:
-            Exception: It was not sent; `is_gone` tells why.
+            Exception: It was not sent; `is_gone` returns whether the client is the reason.
         """
         ...
 
     def is_gone(self, error: Exception) -> bool:
-        """Return whether `send` raised `error` because the client is gone; else it is a fault of somebody's."""
+        """Return whether `send` raised `error` because the client is gone; else it is a fault."""
         ...
 
     async def receive(self) -> str | bytes | None:
         """Return the client's next message, or `None` at its end."""
         ...
 
-    def on_bypass(self, receive: Bypass, /) -> None:
-        """Ask `receive` for what the application receives by itself, past the connection."""
+    def on_bypass(self, receiver: Bypass, /) -> None:
+        """Receive through `receiver` what the application receives from the WebSocket itself."""
         ...
 
     def read_ahead(
@@ -68,7 +77,7 @@ class Socket(Protocol):
     ) -> Coroutine[Any, Any, None] | None:
         """Return what receives the messages that `receive` returns later.
 
-        It calls `on_message` with the time of each, `on_end` when the client is gone. `None` where it is under way.
+        It calls `on_message` with the time of each, `on_end` when the client is gone. `None` where that runs already.
         """
         ...
 
@@ -77,7 +86,7 @@ class Socket(Protocol):
         ...
 
     def ending(self, error: BaseException, /) -> Ending | None:
-        """Return what an error of the web framework means to an accepted client; `None` for any other error."""
+        """Return how an error of the web framework closes an accepted client; `None` for any other error."""
         ...
 
 
@@ -86,12 +95,12 @@ class ServerSocket(Socket, Protocol):
 
     @property
     def origin(self) -> str | None:
-        """The page the client says it is on; `None` for what is no browser."""
+        """The origin of the page that connects, as its browser sends it; `None` for what is no browser."""
         ...
 
     @property
     def host(self) -> str | None:
-        """The host the client wanted to reach."""
+        """The host that the client requested."""
         ...
 
     @property
@@ -100,18 +109,18 @@ class ServerSocket(Socket, Protocol):
         ...
 
     async def left(self) -> None:
-        """Return when the client has left. Only before `accept`, and not at the same time."""
+        """Return when the client has left. To be called before `accept` only, and not while it runs."""
         ...
 
     async def refuse(self, refused: Ending) -> BaseException:
         """Answer the handshake with an HTTP error, and return what the handler is to raise.
 
-        The framework takes it for handled and logs no traceback, or answers it itself where the error is its own.
+        The framework treats it as handled and logs no traceback, or answers it itself where the error is its own.
         """
         ...
 
     async def refuse_after_accept(self, refused: Ending, subprotocol: str | None) -> BaseException:
-        """Do the same by accepting and closing, with a code and words that a page can read."""
+        """Do the same by accepting and closing, with a code and a reason that a page can read."""
         ...
 
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
@@ -124,5 +133,5 @@ class ServerSocket(Socket, Protocol):
 
 
 def is_of_client(error: OSError) -> bool:
-    """Return whether an ASGI `send` raised `error` for its client is gone; else a middleware did for its own sake."""
+    """Return whether an ASGI `send` raised `error` because its client is gone; else a middleware raised it."""
     return error.errno in _CLIENT_ERRNOS and not isinstance(error, TimeoutError)

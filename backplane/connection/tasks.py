@@ -1,4 +1,4 @@
-"""Tasks that belong to someone: cancelled and awaited at their owner's end, and no error of theirs unseen."""
+"""Tasks that belong to one owner: cancelled and awaited at its end, and each error of theirs is reported."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ResultT = TypeVar("_ResultT")
 
 
 class Tasks:
-    """What one owner runs.
+    """The tasks of one owner.
 
     Args:
         on_error: Called with what a task raised.
-        grace_seconds: After how long a task that has not ended by its cancellation is cancelled again, for it may have
+        grace_seconds: After how long a task that has not ended by its cancellation is cancelled again, as it may have
             swallowed that. Defaults to never.
     """
 
@@ -35,7 +35,7 @@ class Tasks:
     def spawn(
         self, work: Coroutine[Any, Any, _ResultT], name: str, *, context: Context | None = None
     ) -> asyncio.Task[_ResultT]:
-        """Run `work`, in a copy of the context of who calls unless another one is given."""
+        """Run `work`, in a copy of the caller's Context unless another one is given."""
         if context is None:
             task = asyncio.create_task(work, name=name)
         else:
@@ -45,14 +45,14 @@ class Tasks:
         return task
 
     def cancel(self) -> None:
-        """Cancel all but the one that calls: a task may end its own owner."""
+        """Cancel all but the task that calls, which may end its own owner."""
         calling = asyncio.current_task()
         for task in self._tasks:
             if task is not calling:
                 task.cancel()
 
     async def end(self) -> None:
-        """Cancel all but the one that calls, and wait until no other is left, those too that they begin meanwhile."""
+        """Cancel all but the task that calls; return when none of the others, or of those they spawn, is left."""
         calling = asyncio.current_task()
         while others := [task for task in self._tasks if task is not calling]:
             self.cancel()

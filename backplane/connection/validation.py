@@ -1,4 +1,4 @@
-"""Foreign JSON, checked by a pydantic model in bounded time: what clients send, what others publish.
+"""Validates JSON from outside by a pydantic model in bounded time: what clients send, what others publish.
 
 Validation runs in the event loop, so one message must not occupy it. Pydantic collects every error of an input, tries
 each member of a union, and offers no limit. Three rules bound it here; they change nothing for a valid message:
@@ -28,7 +28,7 @@ __all__ = ["Validator", "error_details", "parse", "validator_for"]
 
 ModelT = TypeVar("ModelT")
 
-# What is answered to a hostile message stays small: at most 20 entries of some 100 characters each.
+# The answer to a hostile message is bounded: at most 20 entries of some 100 characters each.
 _MAX_DETAILS: Final = 20
 _MAX_CHARACTERS: Final = 100
 _MAX_LOCATION: Final = 10
@@ -36,13 +36,13 @@ _MAX_LOCATION: Final = 10
 _MAX_ERRORS: Final = 1_000
 _MAPPING_SECONDS: Final = 0.02
 # Reading the clock at every key would cost more than most values.
-_KEYS_PER_LOOK: Final = 16
+_KEYS_PER_CHECK: Final = 16
 
 _SEQUENCES: Final = frozenset({"list", "set", "frozenset", "tuple"})
-# Where the schema of the keys stands, of those whose keys a client chooses.
+# The entry with the schema of the keys, of mappings whose keys a client chooses.
 _KEYS: Final = (("dict", "keys_schema"), ("model-fields", "extras_keys_schema"))
 _OBJECTS: Final = frozenset({"model", "dataclass", "typed-dict", "dict"})
-# The entries of a core schema that hold schemas; nothing else is looked into, such as a default value.
+# The entries of a core schema that hold schemas; nothing else is searched, such as a default value.
 _INSIDE: Final = frozenset({
     "schema", "items_schema", "keys_schema", "values_schema", "extras_schema", "extras_keys_schema", "lax_schema",
     "strict_schema", "json_schema", "python_schema", "arguments_schema", "var_args_schema", "choices", "steps",
@@ -59,7 +59,7 @@ class Validator(Generic[ModelT]):
     """Validates JSON text by one model.
 
     Attributes:
-        adapter: Pydantic's adapter for the model, for what is our own.
+        adapter: Pydantic's adapter for the model, for data of the application itself.
 
     Raises:
         ConfigurationError: Pydantic cannot validate `model`, or not in bounded time.
@@ -75,7 +75,7 @@ class Validator(Generic[ModelT]):
         _refuse_exponential_unions(model, schema)
         self.adapter: TypeAdapter[ModelT] = adapter
         self._mapping = _MappingClock()
-        self._validator = _validator_of(adapter, _bounded_schema(schema, self._mapping.look))
+        self._validator = _validator_of(adapter, _bounded_schema(schema, self._mapping.check))
 
     def parse(self, data: str | bytes) -> ModelT:
         """Return what the JSON text `data` holds.
@@ -157,7 +157,7 @@ def _short(text: str) -> str:
 
 
 class _MappingClock:
-    """Ends a validation whose mappings have taken too long; asked at every key."""
+    """Ends a validation whose mappings have taken too long; called at every key."""
 
     def __init__(self) -> None:
         self._keys = 0
@@ -167,7 +167,7 @@ class _MappingClock:
         """Begin with a message."""
         self._keys = 0
 
-    def look(self, key: Any) -> Any:
+    def check(self, key: Any) -> Any:
         """Return `key`.
 
         Raises:
@@ -175,9 +175,9 @@ class _MappingClock:
         """
         self._keys += 1
         if self._keys == 1:
-            # The processor's time: that other processes run is not the message's fault.
+            # Processor time: what other processes take must not count against the message.
             self._ends_at = time.thread_time() + _MAPPING_SECONDS
-        elif self._keys % _KEYS_PER_LOOK == 0 and time.thread_time() > self._ends_at:
+        elif self._keys % _KEYS_PER_CHECK == 0 and time.thread_time() > self._ends_at:
             raise _TookTooLongError
         return key
 
@@ -188,34 +188,34 @@ def _validator_of(adapter: TypeAdapter[Any], schema: Any) -> SchemaValidator:
     config: Any = getattr(adapter, "_config", None)
     core_config = None if config is None else ConfigWrapper(config).core_config(None)
     try:
-        # From 2.11 on pydantic takes a model's own validator in place of its schema, where it is not told otherwise.
+        # From 2.11 on pydantic takes a model's own validator in place of its schema, unless it is set otherwise.
         return SchemaValidator(schema, core_config, _use_prebuilt=False)
     except TypeError:
         return SchemaValidator(schema, core_config)
 
 
-def _bounded(part: Any, look: Callable[[Any], Any]) -> Any:
+def _bounded(part: Any, check: Callable[[Any], Any]) -> Any:
     """Return a copy of a core schema whose sequences end at their first invalid item, and whose mappings in time."""
     match part:
         case list():
-            return [_bounded(entry, look) for entry in part]  # pyright: ignore[reportUnknownVariableType]
+            return [_bounded(entry, check) for entry in part]  # pyright: ignore[reportUnknownVariableType]
         case (member, label):  # a member of a union
-            return (_bounded(member, look), label)
+            return (_bounded(member, check), label)
         case dict() if _is_schema(part):
-            return _bounded_schema(cast("_Schema", part), look)
+            return _bounded_schema(cast("_Schema", part), check)
         case dict():  # by field name, or by tag
-            return {name: _bounded(entry, look) for name, entry in cast("_Schema", part).items()}
+            return {name: _bounded(entry, check) for name, entry in cast("_Schema", part).items()}
         case _:
             return part
 
 
-def _bounded_schema(schema: _Schema, look: Callable[[Any], Any]) -> _Schema:
-    copy = schema | {name: _bounded(schema[name], look) for name in _INSIDE & schema.keys()}
+def _bounded_schema(schema: _Schema, check: Callable[[Any], Any]) -> _Schema:
+    copy = schema | {name: _bounded(schema[name], check) for name in _INSIDE & schema.keys()}
     if copy["type"] in _SEQUENCES:
         copy["fail_fast"] = True
     for kind, keys in _KEYS:
         if copy["type"] == kind and (kind == "dict" or "extras_schema" in copy):
-            copy[keys] = core_schema.no_info_after_validator_function(look, copy.get(keys, core_schema.any_schema()))
+            copy[keys] = core_schema.no_info_after_validator_function(check, copy.get(keys, core_schema.any_schema()))
     return copy
 
 
@@ -257,7 +257,7 @@ def _is_schema(part: Any) -> bool:
 
 
 def _parts(schema: _Schema) -> Iterator[_Schema]:
-    """Yield every schema inside a schema, itself first; recursion stands in references, so this ends."""
+    """Yield every schema inside a schema, itself first; recursion is by references, which are not followed."""
     waiting = [schema]
     while waiting:
         part = waiting.pop()
@@ -278,7 +278,7 @@ def _leads_to(schema: _Schema, union: _Schema, definitions: Mapping[str, _Schema
 
 
 def _json_kind(schema: _Schema, definitions: Mapping[str, _Schema]) -> str | None:
-    """Return what JSON a schema takes, `object` or `array`; `None` for what holds nothing."""
+    """Return which JSON a schema accepts, `object` or `array`; `None` for a value that holds no others."""
     for _ in range(20):  # through wrappers and references, to what decides
         kind = schema.get("type")
         if kind in _OBJECTS:

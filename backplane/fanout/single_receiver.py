@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
 
 from backplane.errors import LifecycleError
 
-if TYPE_CHECKING:
-    import asyncio
-
-__all__ = ["check_one_receiver"]
+__all__ = ["SingleReceiver"]
 
 
-def check_one_receiver(waiting: asyncio.Task[object], cancelling: int, what: str, cure: str) -> None:
-    """Check that no other task waits for the next message of `what`. One that is being cancelled does not count.
+class SingleReceiver:
+    """The task that waits for the next message of one source.
 
-    Args:
-        waiting: The task that waits.
-        cancelling: What its `cancelling` was when it began: one that went on after a cancellation waits as any other.
-        what: What it receives from, for the error.
-        cure: What to do instead.
-
-    Raises:
-        LifecycleError: It waits.
+    A task that is being cancelled does not count: its successor may begin to wait before it has ended. One that went on
+    after a cancellation waits as any other, so its count of cancellations is kept from when it began to wait.
     """
-    if not waiting.done() and waiting.cancelling() <= cancelling:
-        raise LifecycleError(f"task {waiting.get_name()!r} receives from {what} already: {cure}")
+
+    __slots__ = ("_cancelling", "_task")
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a task waits."""
+        return self._task is not None
+
+    def check_single(self, source: str, cure: str) -> None:
+        """Check that no other task waits.
+
+        Args:
+            source: What it receives from, for the error.
+            cure: What to do instead.
+
+        Raises:
+            LifecycleError: One waits.
+        """
+        task = self._task
+        if task is not None and not task.done() and task.cancelling() <= self._cancelling:
+            raise LifecycleError(f"task {task.get_name()!r} receives from {source} already: {cure}")
+
+    def begin_waiting(self) -> asyncio.Task[object] | None:
+        """The current task waits from now on; return it, for `end_waiting`."""
+        task = self._task = asyncio.current_task()
+        self._cancelling = task.cancelling() if task is not None else 0
+        return task
+
+    def end_waiting(self, task: asyncio.Task[object] | None) -> None:
+        """`task` waits no longer; a task that was cancelled may have a successor already, which goes on waiting."""
+        if self._task is task:
+            self._task = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from backplane.concurrency.context import run_in
 from backplane.errors import InvalidMessageError, LifecycleError, SlowConsumerError
-from backplane.fanout.single_receiver import check_one_receiver
+from backplane.fanout.single_receiver import SingleReceiver
 from backplane.fanout.subscriber import BaseSubscriber, JoinRules
 from backplane.log_bursts import LogBursts
 from backplane.statistics import Statistics
@@ -57,8 +57,7 @@ class Subscription(BaseSubscriber):
         outbox.on_drop = self._dropped
         self._overrun = False
         self._wakeup: asyncio.Future[None] | None = None
-        self._consumer: asyncio.Task[object] | None = None  # the one that waits for the next message
-        self._cancelling = 0  # what its count was when it began
+        self._receiver = SingleReceiver()
         self._has_joined = False
 
     @property
@@ -97,8 +96,7 @@ class Subscription(BaseSubscriber):
 
     async def __anext__(self) -> Message | Gap:
         self._hub.affinity.check()
-        if self._consumer is not None:
-            check_one_receiver(self._consumer, self._cancelling, "this subscription", "subscribe once for each")
+        self._receiver.check_single("this subscription", "subscribe once for each")
         while (item := self._outbox.take()) is None:
             if self._overrun:
                 raise SlowConsumerError(
@@ -114,14 +112,12 @@ class Subscription(BaseSubscriber):
         return item
 
     async def _woken(self) -> None:
-        consumer = self._consumer = asyncio.current_task()
-        self._cancelling = consumer.cancelling() if consumer is not None else 0
+        consumer = self._receiver.begin_waiting()
         self._wakeup = asyncio.get_running_loop().create_future()
         try:
             await self._wakeup
         finally:
-            if self._consumer is consumer:  # a cancelled one may have a successor already
-                self._consumer = None
+            self._receiver.end_waiting(consumer)
 
     def _take(self, item: Message | Gap) -> None:
         if self._ended:

@@ -1,7 +1,7 @@
-"""What the errors of Starlette and FastAPI mean to a client that is accepted already.
+"""How the errors of Starlette and FastAPI close a client that is accepted already.
 
 Before the handshake is answered the framework answers them itself, an `HTTPException` with its status. Afterwards its
-own handlers would close without a word, or not at all.
+own handlers would close without a reason, or not at all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _USED_AFTER_END: Final = ('Cannot call "send" once', 'Cannot call "receive" once
 # What Uvicorn, Hypercorn and Daphne call a send after the end, where it had passed Starlette before, or never did.
 _OF_SERVERS: Final = ("after sending 'websocket.close'", "ASGIWebsocketState.CLOSED", "on a closed protocol")
 
-# The client may come back after these, and after whatever names a failure of the server (500 and above).
+# The client may reconnect after these, and after every status of a failure of the server (500 and above).
 _PASSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
@@ -33,7 +33,7 @@ def framework_ending(error: BaseException) -> Ending | None:
     """Return how a client is closed by an error of the framework; `None` for any other error.
 
     - `WebSocketException`: with its code and reason; a code that cannot be sent is a fault of the handler, and `None`.
-    - `HTTPException`: 4503 with its detail; 1013 for 408, 425, 429, 500 and above, from which clients come back.
+    - `HTTPException`: 4503 with its detail; 1013 for 408, 425, 429, 500 and above, after which clients reconnect.
     - `WebSocketDisconnect`, and what Starlette or the server raise for a socket that was closed already: 1000, as if
       the handler had returned.
     - FastAPI's `RequestValidationError` and `WebSocketRequestValidationError`: 1007, without what was sent.

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from backplane.connection.connection import Connection
 from backplane.connection.ending import refusal
+from backplane.connection.expiry import check_permission
 from backplane.errors import (
     BrokerError,
     ClosedError,
     InvalidChannelError,
     OriginRefusedError,
-    PermissionExpiredError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
+    from backplane.connection.driver import ConnectionDriver
     from backplane.connection.socket import ServerSocket
     from backplane.web.origin import OriginRule
     from backplane.worker.runtime import Runtime
@@ -29,48 +30,49 @@ __all__ = ["ConnectionScope"]
 
 logger = logging.getLogger("backplane.web.handshake")
 
-# Joins that take no longer are not worth a task that looks whether the client is still there.
-_QUICK_SECONDS: Final = 0.5
-
 
 class ConnectionScope(AbstractAsyncContextManager[Connection]):
-    """Joins a client, accepts it, and ends it with the block. Used once.
+    """Joins a client, accepts it, and closes it with the block. Used once.
 
     Some errors of a block are ordinary ends and go no further; `backplane.connection.ending` decides which, and with
-    what code the client is closed. Where the broker failed, many blocks end at once: their clients are closed one after
-    the other.
+    which code the client is closed. Where the broker failed, many blocks end at once: their clients are closed one
+    after the other.
 
     A class and no generator: a suspended generator would be the largest part of an idle connection.
 
     Args:
-        running: The started backplane.
+        runtime: The started backplane.
         socket: The client.
-        connection: What the block gets.
-        origins: Which pages may come in.
-        channels: What the client hears.
+        driver: Its connection.
+        origins: Pages of which origins may connect.
+        channels: What the client receives.
         client_key: Whose connection it is.
         subprotocol: What to accept with.
         headers: What to accept with.
-        after_accept: Whether a client is refused after it was accepted, by a close code and words that a page can read.
+        after_accept: Whether a client is refused after it was accepted, by a close code and a reason that a page can
+            read.
+        watch_after_seconds: How long the joins may take until a task begins to watch whether the client leaves
+            meanwhile: most joins are over before.
     """
 
     __slots__ = (
         "_after_accept",
         "_channels",
         "_client_key",
-        "_connection",
+        "_driver",
         "_headers",
         "_origins",
         "_runtime",
         "_socket",
         "_subprotocol",
+        "_watch_after_seconds",
     )
 
     def __init__(
         self,
         runtime: Runtime,
         socket: ServerSocket,
-        connection: Connection,
+        driver: ConnectionDriver,
         *,
         origins: OriginRule,
         channels: tuple[str, ...],
@@ -78,62 +80,64 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         subprotocol: str | None,
         headers: Iterable[tuple[bytes, bytes]] | None,
         after_accept: bool = False,
+        watch_after_seconds: float = 0.5,
     ) -> None:
         self._runtime = runtime
         self._socket = socket
-        self._connection = connection
+        self._driver = driver
         self._origins = origins
         self._channels = channels
         self._client_key = client_key
         self._subprotocol = subprotocol
         self._headers = headers
         self._after_accept = after_accept
+        self._watch_after_seconds = watch_after_seconds
 
     async def __aenter__(self) -> Connection:
-        self._connection.handler_entered()
+        self._driver.handler_entered()
         try:
             try:
-                await self._let_in()
+                await self._admit()
             except asyncio.CancelledError as error:
-                if not self._connection.handler_left(error):
+                if not self._driver.handler_left(error):
                     raise
                 await self._refuse(ClosedError("the connection has ended during its handshake"))
             except Exception as error:
                 await self._refuse(error)
             await self._socket.accept(self._subprotocol, self._headers)
-            self._connection.opened()
+            self._driver.accepted()
         except BaseException as error:
             if await self.__aexit__(type(error), error, None) and isinstance(error, asyncio.CancelledError):
                 raise ClosedError("the connection has ended during its handshake") from None
             raise
-        return self._connection
+        return self._driver.connection
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> bool:
-        is_ours = self._connection.handler_left(error)
-        if is_ours:  # its handler outlived the connection, and was cancelled
+        is_outlived = self._driver.handler_left(error)
+        if is_outlived:  # the handler stayed after the end of its connection, and was cancelled
             error = None
-        ending = self._connection.ending(error)
+        ending = self._driver.ending(error)
         try:
             if ending is None:
-                await self._connection.abandon()
+                await self._driver.closing.abandon()
             else:
-                await self._connection.finish(ending.code, error)
+                await self._driver.closing.finish(ending)
         finally:
-            self._runtime.unregister_client(self._connection, self._socket.when_gone)
+            self._runtime.unregister_client(self._driver, self._socket.when_gone)
         return ending is not None and not ending.is_fault
 
-    async def _let_in(self) -> None:
+    async def _admit(self) -> None:
         self._check_origin()
-        self._runtime.register_client(self._connection, self._client_key or self._socket.address_key)
+        self._runtime.register_client(self._driver, self._client_key or self._socket.address_key)
         self._check_permission()
         if self._channels:
-            await self._join_while_there()
-        self._check_permission()  # `authorize` may have set it, or taken its time
+            await self._join_while_connected()
+        self._check_permission()  # `authorize` may have set it, or taken long
 
-    async def _join_while_there(self) -> None:
-        """Join, unless the client leaves: it would keep its place for as long as `authorize` and the broker take."""
+    async def _join_while_connected(self) -> None:
+        """Join, unless the client leaves meanwhile: it would count for as long as `authorize` and the broker take."""
         loop = asyncio.get_running_loop()
         joining = asyncio.timeout(None)
         watching: asyncio.Task[None] | None = None
@@ -141,38 +145,38 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         def watch() -> None:
             nonlocal watching
             watching = asyncio.create_task(self._socket.left())
-            watching.add_done_callback(give_up)
+            watching.add_done_callback(interrupt_joins)
 
-        def give_up(task: asyncio.Task[None]) -> None:
+        def interrupt_joins(task: asyncio.Task[None]) -> None:
             if _has_left(task):
                 joining.reschedule(loop.time())
 
-        timer = loop.call_later(_QUICK_SECONDS, watch)
+        timer = loop.call_later(self._watch_after_seconds, watch)
         try:
             async with joining:
                 try:
                     for channel in self._channels:
-                        await self._connection.join(channel)
+                        await self._driver.join(channel)
                 finally:
                     timer.cancel()
                     if watching is not None:
                         watching.cancel()
                         await asyncio.wait([watching])
         except TimeoutError:
-            if not joining.expired():  # the application's own, in `authorize`
+            if not joining.expired():  # raised by the application, in `authorize`
                 raise
         if watching is not None and _has_left(watching):
-            raise ClosedError("the client left before it was let in")
+            raise ClosedError("the client left before it was accepted")
 
     async def _refuse(self, error: Exception) -> NoReturn:
-        refused = refusal(error, self._socket.ending, self._connection.closed_with)
+        refused = refusal(error, self._socket.ending, self._driver.closed_with)
         if refused is None:
             raise error
         runtime = self._runtime
         runtime.statistics.connections_refused += 1
         if isinstance(refused.error, BrokerError | InvalidChannelError):  # of any other there is a line already
             runtime.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refused.error)
-        # A page of another site is not the application's: it reads nothing.
+        # A page of another site must not read anything of this one, not even a reason.
         if self._after_accept and not isinstance(refused.error, OriginRefusedError) and runtime.reserve_refusal():
             try:
                 answer = await self._socket.refuse_after_accept(refused, self._subprotocol)
@@ -183,8 +187,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         raise error if refused.is_fault else answer
 
     def _check_permission(self) -> None:
-        if self._connection.timers.has_expired(asyncio.get_running_loop().time()):
-            raise PermissionExpiredError("the permission has run out: get a new one")
+        check_permission(has_expired=self._driver.timers.has_expired(asyncio.get_running_loop().time()))
 
     def _check_origin(self) -> None:
         refusal = self._origins.refusal(self._socket.origin, self._socket.host)

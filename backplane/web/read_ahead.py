@@ -16,9 +16,9 @@ __all__ = ["ReadAhead"]
 
 logger = logging.getLogger("backplane.web.read_ahead")
 
-# What a client may send that nobody receives; from there on the server stops reading, as it does without this.
-_MOST_BYTES: Final = 64 * 1024
-_MOST_MESSAGES: Final = 64
+# How much is received ahead of the handler; then the server stops reading, as it does without this.
+_MAX_BYTES: Final = 64 * 1024
+_MAX_MESSAGES: Final = 64
 
 
 class ReadAhead:
@@ -47,10 +47,10 @@ class ReadAhead:
         self.is_reading = False
 
     async def run(self) -> None:
-        """Receive until the client is gone, or until someone waits for a message: that one receives from then on."""
+        """Receive until the client is gone, or until a task waits for a message, which receives from then on."""
         self.is_reading = True
         try:
-            while self._size < _MOST_BYTES and len(self._messages) < _MOST_MESSAGES:
+            while self._size < _MAX_BYTES and len(self._messages) < _MAX_MESSAGES:
                 message = await self._receive()
                 self._messages.append(message)
                 self._size += len(message.get("text") or message.get("bytes") or b"")

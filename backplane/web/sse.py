@@ -33,13 +33,12 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.responses import Response
 
-from backplane.connection.expiry import moment_of
+from backplane.connection.expiry import check_permission, moment_of
 from backplane.errors import (
     BackplaneError,
     BrokerError,
     ConfigurationError,
     LifecycleError,
-    PermissionExpiredError,
     SlowConsumerError,
 )
 from backplane.fanout.subscription import Subscription
@@ -344,8 +343,7 @@ class _EventStreamResponse(Response):
         self._check_permission()  # `authorize` may have taken its time
 
     def _check_permission(self) -> None:
-        if self.expires_at is not None and self.expires_at <= time.time():
-            raise PermissionExpiredError("the permission of this client has run out")
+        check_permission(has_expired=self.expires_at is not None and self.expires_at <= time.time())
 
     async def _refuse(
         self, error: BackplaneError | WebSocketException, scope: Scope, receive: Receive, send: Send

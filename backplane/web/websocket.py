@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StarletteSocket"]
 
-# A client that does not read does not read why it is refused either.
+# A client that does not read does not read the reason of its refusal either.
 _REFUSE_SECONDS: Final = 1.0
 
 
@@ -41,7 +41,7 @@ class StarletteSocket:
         ClosedError: It is closed.
     """
 
-    __slots__ = ("_ahead", "_receive_bypassed", "_websocket", "lane")
+    __slots__ = ("_ahead", "_bypass", "_websocket", "lane")
 
     def __init__(self, websocket: WebSocket) -> None:
         states = (websocket.application_state, websocket.client_state)
@@ -52,18 +52,18 @@ class StarletteSocket:
                 "this WebSocket is accepted already: connect() accepts it, remove `await websocket.accept()`"
             )
         self._websocket = websocket
-        self._receive_bypassed: Bypass | None = None
+        self._bypass: Bypass | None = None
         self._ahead: ReadAhead | None = None
         self.lane: Lane | None = websocket.scope.get("extensions", {}).get(EXTENSION)
 
     @property
     def origin(self) -> str | None:
-        """The page the client says it is on; `None` for what is no browser."""
+        """The origin of the page that connects, as its browser sends it; `None` for what is no browser."""
         return self._websocket.headers.get("origin")
 
     @property
     def host(self) -> str | None:
-        """The host the client wanted to reach."""
+        """The host that the client requested."""
         return self._websocket.headers.get("host")
 
     @property
@@ -74,7 +74,7 @@ class StarletteSocket:
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
         """Finish the handshake."""
         await self._websocket.accept(subprotocol, headers)
-        self._websocket.receive = self._bypass  # type: ignore[method-assign]
+        self._websocket.receive = self._receive_bypassed  # type: ignore[method-assign]
 
     async def left(self) -> None:
         """Return when the client has left; before the handshake is answered it can send nothing else."""
@@ -119,25 +119,25 @@ class StarletteSocket:
 
     @staticmethod
     def ending(error: BaseException, /) -> Ending | None:
-        """Return what an error of the framework means to an accepted client; `None` for any other error."""
+        """Return how an error of the framework closes an accepted client; `None` for any other error."""
         return framework_ending(error)
 
     def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
         """Send one message."""
-        # What `send_text` and `send_bytes` do, with one call less on the way of every message.
+        # What `send_text` and `send_bytes` do, with one call less per message.
         return self._websocket.send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
 
     def is_gone(self, error: Exception) -> bool:
-        """Return whether the client is gone, by the state of the socket where `error` alone could be anybody's.
+        """Return whether the client is gone, by the state of the socket where `error` alone does not show it.
 
-        Uvicorn raises an OSError of its own, and behind a close a RuntimeError, as Starlette does; Hypercorn, Granian
-        and Daphne drop what is sent to a client that is gone. A task group of a middleware makes a group of it.
+        Uvicorn raises an OSError of its own, and after a close a RuntimeError, as Starlette does; Hypercorn, Granian
+        and Daphne drop what is sent to a client that is gone. A task group of a middleware makes a group of the error.
         """
         if self._websocket.client_state is WebSocketState.DISCONNECTED:
             return True
         match error:
             case WebSocketDisconnect():
-                cause = error.__context__  # Starlette takes every OSError for the end, a middleware's own too
+                cause = error.__context__  # Starlette treats every OSError as the end, a middleware's own too
                 if isinstance(cause, OSError) and not is_of_client(cause):
                     self._websocket.application_state = WebSocketState.CONNECTED  # so that it can be closed
                     return False
@@ -161,7 +161,7 @@ class StarletteSocket:
     ) -> Coroutine[Any, Any, None] | None:
         """Return what receives the messages that `receive` returns later, and notifies of each and of the end.
 
-        Whoever receives from the `WebSocket` itself gets them too, in their place. `None` where that is under way.
+        What receives from the `WebSocket` itself gets them too, in order. `None` where that runs already.
         """
         if self._ahead is None:
             receive = self._websocket._receive  # pyright: ignore[reportPrivateUsage]
@@ -179,16 +179,16 @@ class StarletteSocket:
             if not self.is_gone(error):
                 raise
 
-    def on_bypass(self, receive: Bypass, /) -> None:
-        """Ask `receive` for what the application receives from the WebSocket itself, once it is accepted."""
-        self._receive_bypassed = receive
+    def on_bypass(self, receiver: Bypass, /) -> None:
+        """Receive through `receiver` what the application receives from the WebSocket itself, once it is accepted."""
+        self._bypass = receiver
 
     def when_gone(self, callback: Callable[[], None], /) -> None:
         """Call `callback` once the client's transport is gone, and at once where the server does not report it."""
         when_gone(self._websocket.scope, callback)
 
-    async def _bypass(self) -> MutableMapping[str, Any]:
-        """Stand in for `WebSocket.receive`, which all of its methods that receive call."""
+    async def _receive_bypassed(self) -> MutableMapping[str, Any]:
+        """Replace `WebSocket.receive`, which all of its methods that receive call."""
         message: MutableMapping[str, Any] = {"type": "websocket.disconnect", "code": 1006, "reason": ""}
 
         async def receive() -> str | bytes | None:
@@ -198,10 +198,10 @@ class StarletteSocket:
                 message = received
             return _data(received)
 
-        if self._receive_bypassed is None:
+        if self._bypass is None:
             return await type(self._websocket).receive(self._websocket)
         try:
-            data = await self._receive_bypassed(receive)
+            data = await self._bypass.bypass(receive)
         except StopAsyncIteration:
             self._websocket.receive = _end_is_received  # type: ignore[method-assign]
             return message
@@ -221,9 +221,9 @@ def _data(message: MutableMapping[str, Any]) -> str | bytes | None:
 
 
 async def _end_is_received() -> NoReturn:
-    """Stand in for `WebSocket.receive` after the end, as it is after a client's: else who ignores it never waits."""
+    """Replace `WebSocket.receive` after the end, as after a client's: a loop that ignores it would never suspend."""
     raise RuntimeError('Cannot call "receive" once a disconnect message has been received.')
 
 
 async def _is_answered(code: int = 1000, reason: str | None = None) -> None:
-    """Stand in for `WebSocket.close`, which the framework's handler of a `WebSocketException` calls."""
+    """Replace `WebSocket.close`, which the framework's handler of a `WebSocketException` calls."""

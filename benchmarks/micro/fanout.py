@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from backplane import Backplane
-from backplane.connection.connection import Connection
+from backplane.connection.driver import ConnectionDriver
 from backplane.fanout.outbox import Outbox
 from benchmarks.micro.figure import Figure
 
@@ -27,7 +27,7 @@ _DATA = b"x" * 128
 
 
 class TransportSocket:
-    """The least a `backplane.connection.connection.Socket` can be: one write."""
+    """The least a `backplane.connection.socket.Socket` can be: one write."""
 
     lane = None
     sent = 0
@@ -118,9 +118,9 @@ async def _open(count: int) -> tuple[list[TransportSocket], list[socket.socket]]
 async def _join(backplane: Backplane, own: TransportSocket) -> None:
     running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
     assert running is not None
-    connection = Connection(own, running.hub, Outbox(max_bytes=1_000_000, max_messages=1_000))
-    await connection.join("room")
-    connection.opened()
+    driver = ConnectionDriver(own, running.hub, Outbox(max_bytes=1_000_000, max_messages=1_000))
+    await driver.join("room")
+    driver.accepted()
 
 
 async def interleaved_over_sockets(

@@ -1,4 +1,4 @@
-"""Doubles of `backplane.connection.socket`: a client that does what a test asks of it, by ASGI or on a direct lane."""
+"""Doubles of `backplane.connection.socket`: a client that a test controls, by ASGI or on a direct lane."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from tests.unit.doubles import FakeLane, Gate, messages_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
+    from backplane.connection.connection import Connection
+    from backplane.connection.driver import ConnectionDriver
     from backplane.connection.ending import Ending
     from backplane.connection.socket import Bypass
 
-__all__ = ["ClientLane", "FakeServerSocket", "FakeSocket"]
+__all__ = ["ClientLane", "FakeServerSocket", "FakeSocket", "driver_of"]
 
 _WAIT_SECONDS = 5.0
+
+
+def driver_of(connection: Connection) -> ConnectionDriver:
+    """Return what runs the connection, which an application does not see."""
+    return connection._driver  # pyright: ignore[reportPrivateUsage]
 
 
 class ClientLane(FakeLane):
@@ -79,7 +86,7 @@ class FakeSocket:
         lane: The server's direct lane, if it has one; what is written there reaches the client as if it were sent.
         error: What `send` raises once it is through the gate, if anything.
         close_error: What `close` raises once it is through the gate, if anything.
-        incoming: What the client says; `None` is its end.
+        receiver: What the client sends; `None` is its end.
         reading_ahead: How often it was to be received for a handler that does not.
     """
 
@@ -98,7 +105,7 @@ class FakeSocket:
         self._changed = asyncio.Event()
 
     async def send(self, data: str | bytes) -> None:
-        """Take one message, as told."""
+        """Take one message, once the gate is open."""
         self.sending += 1
         self._changed.set()
         await self.send_gate.passage()
@@ -113,12 +120,12 @@ class FakeSocket:
 
     async def receive(self) -> str | bytes | None:
         """Return what the test put into `receiver`."""
-        said = await self.receiver.get()
-        if isinstance(said, Exception):
-            raise said
-        return said
+        sent = await self.receiver.get()
+        if isinstance(sent, Exception):
+            raise sent
+        return sent
 
-    def on_bypass(self, receive: Bypass, /) -> None:
+    def on_bypass(self, receiver: Bypass, /) -> None:
         """Have no other way to receive."""
 
     def read_ahead(
@@ -136,7 +143,7 @@ class FakeSocket:
             on_message(asyncio.get_running_loop().time())
 
     async def close(self, code: int, reason: str) -> None:
-        """Take the close frame, as told."""
+        """Take the close frame, once the gate is open."""
         self.closing += 1
         self._changed.set()
         await self.close_gate.passage()
@@ -152,7 +159,7 @@ class FakeSocket:
         return framework_ending(error)
 
     def taken(self, *messages: str | bytes) -> None:
-        """Learn what came to the client by its lane."""
+        """Keep what the client has received by its lane."""
         self.sent += messages
         self._changed.set()
 
@@ -170,7 +177,7 @@ class FakeSocket:
 
 
 class FakeServerSocket(FakeSocket):
-    """A client whose handshake is not answered yet; on a page of its own host, unless a test says otherwise.
+    """A client whose handshake is not answered yet; on a page of its own host, unless a test sets another.
 
     Attributes:
         origin: As in `ServerSocket`, set by the test.
@@ -216,7 +223,7 @@ class FakeServerSocket(FakeSocket):
         callback()
 
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
-        """Finish the handshake, as told."""
+        """Finish the handshake, once the gate is open."""
         self.accepting += 1
         self._changed.set()
         await self.accept_gate.passage()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields, make_dataclass, replace
 from functools import partial
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from backplane import ConfigurationError, Limits, Settings
-from backplane.option_checks import did_you_mean
+from backplane.option_checks import did_you_mean, is_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,3 +56,13 @@ def test_subclass_with_an_option_of_its_own(base: type) -> None:
     assert subclass(region="us").region == "us"
     with pytest.raises(ConfigurationError, match=r"max_\w+ must be a (whole|finite) number"):
         subclass(**{next(option.name for option in fields(base) if option.name.startswith("max_")): "us"})
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0, True), (-1.5, True), (inf, True), (nan, False), (True, False), ("1", False), (None, False)],
+    ids=repr,
+)
+def test_is_number(value: object, expected: bool) -> None:
+    """An `int` or a `float` is a number, infinity too; a `bool`, NaN and any other value are not."""
+    assert is_number(value) is expected

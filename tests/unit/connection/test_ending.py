@@ -138,7 +138,7 @@ def test_error_that_cannot_be_looked_at(error: Exception) -> None:
 
 
 def test_closed_error_of_something_else() -> None:
-    """A `ClosedError` while the connection is open speaks of something else, and is a fault."""
+    """A `ClosedError` while the connection is open is about something else, and is a fault."""
     assert end_of(OVER, is_over=False) == Ending(1011, "", OVER, is_fault=True)
 
 
@@ -182,7 +182,7 @@ def test_groups(errors: list[BaseException], gravest: BaseException | None) -> N
     ids=repr,
 )
 def test_refusals(error: Exception, code: int) -> None:
-    """For a client that is not let in, a full worker and one that ends are ordinary too."""
+    """For a client whose handshake is refused, a full worker and one that ends are ordinary too."""
     found = refusal(error, framework_ending)
     assert found is not None
     assert (found.code, found.is_fault) == (code, error is FAULT)

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from backplane.connection.expiry import moment_of
-from backplane.errors import ConfigurationError
+from backplane.connection.expiry import check_permission, moment_of
+from backplane.errors import ConfigurationError, PermissionExpiredError
 
 NOON = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
 
@@ -49,3 +49,10 @@ def test_what_is_no_moment(written: object, cure: str) -> None:
     """A duration, milliseconds, a `datetime` without a time zone and any other value are refused, with the cure."""
     with pytest.raises(ConfigurationError, match=cure):
         moment_of(written)
+
+
+def test_permission_that_has_run_out() -> None:
+    """A client whose permission has run out is refused in the same words at a WebSocket and at an event stream."""
+    check_permission(has_expired=False)
+    with pytest.raises(PermissionExpiredError, match=r"^the permission has run out: get a new one$"):
+        check_permission(has_expired=True)

@@ -47,8 +47,8 @@ def test_clock_that_steps_back() -> None:
     [(0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (float("inf"), 1.0), (1.0, float("inf")), (1.0, float("nan"))],
 )
 def test_values_out_of_range(rate: float, burst: float) -> None:
-    """A rate or a burst that is not more than 0 and finite is refused."""
-    with pytest.raises(ConfigurationError, match="more than 0 and finite"):
+    """A rate or a burst that is not must be a finite number more than 0 is refused."""
+    with pytest.raises(ConfigurationError, match="must be a finite number more than 0"):
         TokenBucket(rate, burst)
 
 
@@ -73,7 +73,7 @@ def test_never_more_than_burst_and_rate(rate: float, burst: int, takes: list[tup
 
 @given(rate=RATES, burst=BURSTS, takes=TAKES)
 def test_no_less_either(rate: float, burst: int, takes: list[tuple[int, int]]) -> None:
-    """What is refused would have passed the bound in some window: nobody is held back without need."""
+    """What is refused would have passed the bound in some window: no message is refused without need."""
     bucket = TokenBucket(rate, burst)
     now = 0.0
     passed: list[tuple[float, int]] = []

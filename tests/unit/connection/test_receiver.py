@@ -1,4 +1,4 @@
-"""`backplane.connection.receiver`: what one client says, one message after the other, within its limits."""
+"""`backplane.connection.receiver`: the messages of one client, one after the other, within its limits."""
 
 from __future__ import annotations
 
@@ -23,47 +23,47 @@ WAIT_SECONDS = 5.0
 
 
 class Client:
-    """A client that speaks, and whoever is told of it: closes as `Connection` does.
+    """A client that sends, and the callbacks of its receiver, which close as `ConnectionDriver` does.
 
     Attributes:
-        said: What it says; `None` is its end.
-        asked: How often the next message was asked for.
-        told: What the speaker was told, but times.
-        times: When something came.
+        sent: What it sends; `None` is its end.
+        receives: How often the next message was requested.
+        notified: The calls of the callbacks but `message_received`.
+        times: When a message came.
     """
 
-    def __init__(self, *said: str | bytes | Exception | None, limits: Limits | None = None) -> None:
-        self.said: asyncio.Queue[str | bytes | Exception | None] = asyncio.Queue()
-        for message in said:
-            self.said.put_nowait(message)
-        self.asked = 0
-        self.told: list[object] = []
+    def __init__(self, *sent: str | bytes | Exception | None, limits: Limits | None = None) -> None:
+        self.sent: asyncio.Queue[str | bytes | Exception | None] = asyncio.Queue()
+        for message in sent:
+            self.sent.put_nowait(message)
+        self.receives = 0
+        self.notified: list[object] = []
         self.times: list[float] = []
         self.receiver = Receiver(self.receive, limits or Limits(), self)
 
     async def receive(self) -> str | bytes | None:
         """Return the next message."""
-        self.asked += 1
-        said = await self.said.get()
-        if isinstance(said, Exception):
-            raise said
-        return said
+        self.receives += 1
+        sent = await self.sent.get()
+        if isinstance(sent, Exception):
+            raise sent
+        return sent
 
-    def client_sent(self, now: float, /) -> None:
+    def message_received(self, now: float, /) -> None:
         """Keep it."""
         self.times.append(now)
 
-    def client_left(self) -> None:
+    def disconnected(self) -> None:
         """Keep it, and end."""
-        self.told.append("left")
+        self.notified.append("disconnected")
         self.receiver.close()
 
-    def limit_reached(self, code: CloseCode, reason: str, /) -> None:
+    def limit_exceeded(self, code: CloseCode, reason: str, /) -> None:
         """Keep it, and end."""
-        self.told.append((code, reason))
+        self.notified.append((code, reason))
         self.receiver.close()
 
-    async def all_it_says(self) -> list[str | bytes]:
+    async def all_it_sends(self) -> list[str | bytes]:
         """Return every message until the end."""
         messages: list[str | bytes] = []
         async with asyncio.timeout(WAIT_SECONDS):
@@ -73,34 +73,34 @@ class Client:
 
 
 async def test_messages_then_the_end() -> None:
-    """Text and binary, empty too, come in order, each with its time; then the end is told, and stays the end."""
+    """Text and binary, empty too, come in order, each with its time; then the end is notified, and stays the end."""
     client, before = Client("text", b"\xff", "", b"", None, "never"), asyncio.get_running_loop().time()
-    assert await client.all_it_says() == ["text", b"\xff", "", b""]
-    assert (client.told, len(client.times)) == (["left"], 4)
+    assert await client.all_it_sends() == ["text", b"\xff", "", b""]
+    assert (client.notified, len(client.times)) == (["disconnected"], 4)
     assert [before, *client.times] == sorted([before, *client.times])
     assert await client.receiver.next() is None
     with pytest.raises(StopAsyncIteration):
         await client.receiver.iterate()
-    assert (len(client.times), client.asked) == (4, 5)
+    assert (len(client.times), client.receives) == (4, 5)
 
 
-async def test_error_from_below() -> None:
+async def test_error_of_the_socket() -> None:
     """What the socket raises goes to the handler, a `TimeoutError` too: it is no end, and the next message comes."""
-    client = Client(TimeoutError("from below"), "still here")
-    with pytest.raises(TimeoutError, match=r"^from below$"):
+    client = Client(TimeoutError("of the socket"), "still here")
+    with pytest.raises(TimeoutError, match=r"^of the socket$"):
         await client.receiver.next()
-    assert (client.told, client.receiver.is_waiting) == ([], False)
+    assert (client.notified, client.receiver.is_waiting) == ([], False)
     assert await client.receiver.next() == "still here"
 
 
 async def test_is_waiting() -> None:
-    """A handler that waits for a message is seen; one that works on a message, or has left, is not."""
+    """A handler waits while it receives, and not while it works on a message or after it has ended."""
     client = Client()
     assert not client.receiver.is_waiting
     waiting = asyncio.create_task(client.receiver.next())
     await until_idle()
     assert client.receiver.is_waiting
-    client.said.put_nowait("1")
+    client.sent.put_nowait("1")
     assert await asyncio.wait_for(waiting, WAIT_SECONDS) == "1"
     assert not client.receiver.is_waiting
 
@@ -112,7 +112,7 @@ async def test_two_receivers() -> None:
     await until_idle()
     with pytest.raises(LifecycleError, match="'first' receives from this connection already"):
         await client.receiver.next()
-    client.said.put_nowait("1")
+    client.sent.put_nowait("1")
     assert await asyncio.wait_for(first, WAIT_SECONDS) == "1"
     cancelled = asyncio.create_task(client.receiver.next())
     await until_idle()
@@ -139,7 +139,7 @@ async def test_receiver_that_went_on_after_a_cancellation() -> None:
     await until_idle()
     with pytest.raises(LifecycleError, match="'first' receives"):
         await asyncio.wait_for(client.receiver.next(), WAIT_SECONDS)
-    client.said.put_nowait("1")
+    client.sent.put_nowait("1")
     assert await asyncio.wait_for(first, WAIT_SECONDS) == "1"
 
 
@@ -147,7 +147,7 @@ async def test_receiver_that_went_on_after_a_cancellation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "said", "passing", "told"),
+    ("limits", "sent", "passing", "notified"),
     [
         (Limits(max_message_bytes=4), ["1234", b"1234", "12345"], 2, (CloseCode.TOO_BIG, "at most 4 bytes")),
         (Limits(max_message_bytes=4), ["éé", "ééé"], 1, (CloseCode.TOO_BIG, "at most 4 bytes")),
@@ -179,22 +179,22 @@ async def test_receiver_that_went_on_after_a_cancellation() -> None:
         "too big before too many",
     ],
 )
-async def test_limit(limits: Limits, said: list[str | bytes], passing: int, told: tuple[CloseCode, str]) -> None:
-    """What is at a limit is handed on, the first message over it is told with its code, and is the unseen end."""
-    client = Client(*said, "never", None, limits=limits)
-    assert await client.all_it_says() == said[:passing]
-    assert client.told[0] == told
+async def test_limit(limits: Limits, sent: list[str | bytes], passing: int, notified: tuple[CloseCode, str]) -> None:
+    """What is at a limit is handed on; the first message over it is not, notifies of its code, and ends it."""
+    client = Client(*sent, "never", None, limits=limits)
+    assert await client.all_it_sends() == sent[:passing]
+    assert client.notified[0] == notified
     assert len(client.times) == passing + 1
 
 
 async def test_no_limits() -> None:
     """Without limits everything passes."""
-    said = ["x" * 2_000_000, *["1"] * 1_000]
-    client = Client(*said, None, limits=Limits(max_message_bytes=None))
-    assert await client.all_it_says() == said
+    sent = ["x" * 2_000_000, *["1"] * 1_000]
+    client = Client(*sent, None, limits=Limits(max_message_bytes=None))
+    assert await client.all_it_sends() == sent
 
 
-# --- closing: wakes the handler that waits, and nobody else --------------------------------------------------------
+# --- closing: wakes the handler that waits, and nothing else ------------------------------------------------------
 
 
 async def test_close_wakes_the_handler() -> None:
@@ -203,33 +203,33 @@ async def test_close_wakes_the_handler() -> None:
     cancelling: list[int] = []
 
     async def handle() -> list[str | bytes]:
-        heard = await client.all_it_says()
+        received = await client.all_it_sends()
         task = asyncio.current_task()
         assert task is not None
         cancelling.append(task.cancelling())
         await asyncio.sleep(0)  # a cancellation that was left would arrive here
-        return heard
+        return received
 
     handling = asyncio.create_task(handle())
     await until_idle()
     client.receiver.close()
     client.receiver.close()
     assert await asyncio.wait_for(handling, WAIT_SECONDS) == []
-    assert (client.told, cancelling) == (["left"], [0])
+    assert (client.notified, cancelling) == (["disconnected"], [0])
 
 
 async def test_close_in_the_moment_of_a_message() -> None:
     """A message that comes in the very pass of the close is not handed on."""
     client = Client()
-    handling = asyncio.create_task(client.all_it_says())
+    handling = asyncio.create_task(client.all_it_sends())
     await until_idle()
-    client.said.put_nowait("too late")
+    client.sent.put_nowait("too late")
     client.receiver.close()
     assert (await asyncio.wait_for(handling, WAIT_SECONDS), client.times) == ([], [])
 
 
 async def test_ignored_end_gives_others_a_turn() -> None:
-    """Who asks on and on after the end lets the event loop go on, and can be cancelled."""
+    """A loop that goes on to receive after the end lets other tasks run, and can be cancelled."""
     client, turns = Client(), list[int]()
     client.receiver.close()
     asyncio.get_running_loop().call_soon(turns.append, 1)
@@ -238,13 +238,13 @@ async def test_ignored_end_gives_others_a_turn() -> None:
 
 
 async def test_close_between_messages() -> None:
-    """A handler that closes while it works on a message has its loop end, without the socket being asked again."""
-    client, heard = Client("1", "2", "3"), list[str | bytes]()
+    """A handler that closes while it works on a message has its loop end, without another receive from the socket."""
+    client, received = Client("1", "2", "3"), list[str | bytes]()
     while (message := await client.receiver.next()) is not None:
-        heard.append(message)
+        received.append(message)
         if message == "2":
             client.receiver.close()
-    assert (heard, client.asked, client.told) == (["1", "2"], 2, ["left"])
+    assert (received, client.receives, client.notified) == (["1", "2"], 2, ["disconnected"])
 
 
 async def test_cancelled_from_outside() -> None:
@@ -254,8 +254,8 @@ async def test_cancelled_from_outside() -> None:
     await until_idle()
     handling.cancel()
     await asyncio.wait([handling])
-    assert (handling.cancelled(), client.told, client.receiver.is_waiting) == (True, [], False)
-    client.said.put_nowait("still here")
+    assert (handling.cancelled(), client.notified, client.receiver.is_waiting) == (True, [], False)
+    client.sent.put_nowait("still here")
     assert await client.receiver.next() == "still here"
 
 
@@ -269,16 +269,16 @@ async def test_cancelled_in_the_moment_of_a_close(first: str) -> None:
     for step in steps if first == "close" else reversed(steps):
         step()
     await asyncio.wait([handling])
-    assert (handling.cancelled(), handling.cancelling(), client.told) == (True, 1, [])
+    assert (handling.cancelled(), handling.cancelling(), client.notified) == (True, 1, [])
 
 
 async def test_timeout_of_the_handler() -> None:
-    """A handler may wait with a timeout: it is told as such, and the next message comes."""
+    """A handler may wait with a timeout, which is raised as such, and the next message comes."""
     client = Client()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
             await client.receiver.next()
-    client.said.put_nowait("still here")
+    client.sent.put_nowait("still here")
     assert await client.receiver.next() == "still here"
 
 
@@ -292,8 +292,8 @@ async def test_close_within_a_timeout() -> None:
     assert not timeout.expired()
 
 
-async def test_receive_that_takes_a_cancellation_for_the_end() -> None:
-    """A socket that answers the waking cancellation with its end leaves none behind in the handler's task."""
+async def test_receive_that_swallows_the_cancellation() -> None:
+    """A socket that swallows the cancellation of a close, and returns, leaves none in the task of the handler."""
     client = Client()
 
     async def receive() -> None:

@@ -23,30 +23,30 @@ pytestmark = pytest.mark.anyio
 WAIT_SECONDS = 5.0
 
 
-class Owner:
-    """Keeps what it is told; does what a test says at it.
+class Callbacks:
+    """Keeps the calls of a sender.
 
     Attributes:
-        told: Every call, with what it was about.
-        at_too_slow: Called at `too_slow`.
+        calls: Every call, with what it was about.
+        at_outbox_full: Called at `outbox_full`.
     """
 
     def __init__(self) -> None:
-        self.told: list[object] = []
-        self.at_too_slow: Callable[[], object] = lambda: None
+        self.calls: list[object] = []
+        self.at_outbox_full: Callable[[], object] = lambda: None
 
-    def too_slow(self, item: Message | Gap) -> None:
+    def outbox_full(self, item: Message | Gap) -> None:
         """Keep it."""
-        self.told.append(("too slow", item.data if isinstance(item, Message) else item))
-        self.at_too_slow()
+        self.calls.append(("outbox full", item.data if isinstance(item, Message) else item))
+        self.at_outbox_full()
 
     def send_failed(self, error: Exception) -> None:
         """Keep it."""
-        self.told.append(error)
+        self.calls.append(error)
 
-    def client_gone(self) -> None:
+    def transport_closed(self) -> None:
         """Keep it."""
-        self.told.append("gone")
+        self.calls.append("transport closed")
 
 
 class Client:
@@ -107,9 +107,9 @@ class Plain:
 
     def __init__(self, when_full: FullPolicy = "close", *, max_messages: int = 100, opened: bool = True) -> None:
         self.client = Client()
-        self.owner = Owner()
+        self.callbacks = Callbacks()
         self.outbox = outbox_of(when_full, max_messages=max_messages)
-        self.sender = AsgiSender(self.outbox, self.owner, self.client.send, copy_context())
+        self.sender = AsgiSender(self.outbox, self.callbacks, self.client.send, copy_context())
         if opened:
             self.sender.open()
 
@@ -119,9 +119,9 @@ class OnLane:
 
     def __init__(self, when_full: FullPolicy = "close", *, max_messages: int = 100, opened: bool = True) -> None:
         self.lane = FakeLane()
-        self.owner = Owner()
+        self.callbacks = Callbacks()
         self.outbox = outbox_of(when_full, max_messages=max_messages)
-        self.sender = LaneSender(self.outbox, self.owner, self.lane, copy_context())
+        self.sender = LaneSender(self.outbox, self.callbacks, self.lane, copy_context())
         if opened:
             self.sender.open()
 
@@ -137,11 +137,11 @@ async def test_send_that_completes_at_once() -> None:
     assert (plain.client.got, plain.sender.is_waiting) == (["1", "2", "3"], False)
     await until_idle()
     assert tasks() == before
-    await plain.sender.sent()
+    await plain.sender.drained()
 
 
 async def test_send_that_waits() -> None:
-    """A send that waits costs one task; everything behind it queues, however it comes, and keeps its order."""
+    """A send that waits costs one task; everything after it queues, however it is offered, and keeps its order."""
     plain, before = Plain(), tasks()
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2"))
@@ -152,7 +152,7 @@ async def test_send_that_waits() -> None:
     assert plain.sender.is_waiting
     plain.client.gate.set()
     plain.sender.offer(batch("6"))
-    await plain.sender.sent()
+    await plain.sender.drained()
     assert plain.client.got == ["1", "2", "3", "4", "5", "6"]
     assert (plain.sender.is_waiting, tasks(), len(plain.outbox)) == (False, before, 0)
     plain.sender.offer(batch("7"))
@@ -173,7 +173,7 @@ async def test_send_that_waits_in_the_middle_of_a_batch() -> None:
     plain.sender._send = stall_at_two  # pyright: ignore[reportPrivateUsage]
     plain.sender.offer(batch("1", "2", "3"))
     assert plain.client.got == ["1"]
-    await plain.sender.sent()
+    await plain.sender.drained()
     assert plain.client.got == ["1", "2", "3"]
 
 
@@ -192,7 +192,7 @@ async def test_order_over_many_stalls() -> None:
         plain.sender.offer(batch(str(number)))
         if number % 7 == 0:
             await asyncio.sleep(0)
-    await plain.sender.sent()
+    await plain.sender.drained()
     assert got == [str(number) for number in range(300)]
 
 
@@ -216,12 +216,12 @@ async def test_first_that_waited_waits_again() -> None:
     plain.sender.offer(batch("3"))
     assert plain.client.begun == 1
     plain.client.gate.set()
-    await plain.sender.sent()
+    await plain.sender.drained()
     assert plain.client.got == ["1", "2", "3"]
 
 
 async def test_gaps_in_the_outbox_are_not_sent() -> None:
-    """A gap that waits is no message; what stands behind it is sent."""
+    """A gap that waits is no message; what waits after it is sent."""
     plain = Plain(opened=False)
     for item in (Gap(channel="a", reason=""), Message(channel="a", data="1"), Gap(channel="a", reason="")):
         assert plain.outbox.offer(item)
@@ -229,32 +229,32 @@ async def test_gaps_in_the_outbox_are_not_sent() -> None:
     assert (plain.client.got, len(plain.outbox)) == (["1"], 0)
 
 
-@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["gone", "fault"])
+@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["transport closed", "fault"])
 async def test_error_at_once(error: Exception) -> None:
-    """A send that fails at once is told once; nothing more is begun."""
+    """A send that fails at once is notified once; nothing more is sent."""
     plain = Plain()
     plain.client.error = error
     plain.sender.offer(batch("1", "2"))
     plain.sender.offer(batch("3"))
     await until_idle()
-    assert (plain.owner.told, plain.client.begun, plain.sender.is_waiting) == ([error], 1, False)
-    await plain.sender.sent()
+    assert (plain.callbacks.calls, plain.client.begun, plain.sender.is_waiting) == ([error], 1, False)
+    await plain.sender.drained()
 
 
-@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["gone", "fault"])
+@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["transport closed", "fault"])
 async def test_error_at_the_opening(error: Exception) -> None:
     """The same for what waited for the handshake."""
     plain = Plain(opened=False)
     plain.sender.offer(batch("1", "2"))
     plain.client.error = error
     plain.sender.open()
-    assert (plain.owner.told, plain.client.begun, len(plain.outbox)) == ([error], 1, 0)
+    assert (plain.callbacks.calls, plain.client.begun, len(plain.outbox)) == ([error], 1, 0)
 
 
-@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["gone", "fault"])
-@pytest.mark.parametrize("at", [1, 2], ids=["first", "behind"])
+@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["transport closed", "fault"])
+@pytest.mark.parametrize("at", [1, 2], ids=["first", "second"])
 async def test_error_while_waiting(error: Exception, at: int) -> None:
-    """A send that fails after it had to wait is told once, and what waits behind it is dropped."""
+    """A send that fails after it had to wait is notified once, and what waits after it is dropped."""
     plain = Plain()
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2", "3"))
@@ -272,26 +272,26 @@ async def test_error_while_waiting(error: Exception, at: int) -> None:
     else:
         plain.client.error = error
     plain.client.gate.set()
-    await plain.sender.sent()
+    await plain.sender.drained()
     plain.sender.offer(batch("4"))
-    assert (plain.owner.told, plain.client.begun, len(plain.outbox)) == ([error], at, 0)
+    assert (plain.callbacks.calls, plain.client.begun, len(plain.outbox)) == ([error], at, 0)
     assert plain.client.got == ["1"][: at - 1]
     assert not plain.sender.is_waiting
 
 
 async def test_close_while_waiting() -> None:
-    """The close cancels the send that waits, drops what waits behind it, and sends nothing more."""
+    """The close cancels the send that waits, drops what waits after it, and sends nothing more."""
     plain, before = Plain(), tasks()
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2"))
     await until_idle()
     plain.sender.close()
-    await plain.sender.sent()
+    await plain.sender.drained()
     plain.client.gate.set()
     plain.sender.offer(batch("3"))
     await until_idle()
     assert (plain.client.ends, plain.client.begun, plain.client.got) == ([asyncio.CancelledError], 1, [])
-    assert (plain.owner.told, len(plain.outbox), tasks()) == ([], 0, before)
+    assert (plain.callbacks.calls, len(plain.outbox), tasks()) == ([], 0, before)
 
 
 async def test_close_in_the_same_pass() -> None:
@@ -300,7 +300,7 @@ async def test_close_in_the_same_pass() -> None:
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2"))
     plain.sender.close()
-    await plain.sender.sent()
+    await plain.sender.drained()
     plain.client.gate.set()
     await until_idle()
     assert (len(plain.client.ends), plain.client.got, tasks()) == (1, [], before)
@@ -314,7 +314,7 @@ async def test_close_twice_and_before_the_opening() -> None:
     plain.sender.close()
     plain.sender.open()
     plain.sender.offer(batch("2"))
-    await plain.sender.sent()
+    await plain.sender.drained()
     assert (plain.client.begun, len(plain.outbox)) == (0, 0)
 
 
@@ -323,23 +323,23 @@ async def test_whoever_waits_may_be_cancelled() -> None:
     plain = Plain()
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2"))
-    waiting = asyncio.create_task(plain.sender.sent())
+    waiting = asyncio.create_task(plain.sender.drained())
     await until_idle()
     waiting.cancel()
     await asyncio.wait([waiting])
     assert (waiting.cancelled(), plain.sender.is_waiting, plain.client.ends) == (True, True, [])
     plain.client.gate.set()
-    await plain.sender.sent()
+    await plain.sender.drained()
     assert plain.client.got == ["1", "2"]
 
 
 async def test_too_slow_while_a_send_waits() -> None:
-    """The message without room is told once, and an owner that closes at that leaves nothing behind."""
+    """`outbox_full` is called once, and where it closes the sender nothing is left."""
     plain, before = Plain(max_messages=1), tasks()
-    plain.owner.at_too_slow = plain.sender.close
+    plain.callbacks.at_outbox_full = plain.sender.close
     plain.client.gate.clear()
     plain.sender.offer(batch("1", "2", "3", "4"))
-    assert plain.owner.told == [("too slow", "3")]
+    assert plain.callbacks.calls == [("outbox full", "3")]
     plain.client.gate.set()
     await until_idle()
     assert (plain.client.got, len(plain.outbox), tasks()) == ([], 0, before)
@@ -360,7 +360,7 @@ async def test_send_that_ignores_its_cancellation() -> None:
     plain.sender.offer(batch("1", "2"))
     await until_idle()
     plain.sender.close()
-    waiting = asyncio.create_task(plain.sender.sent())
+    waiting = asyncio.create_task(plain.sender.drained())
     await until_idle()
     assert not waiting.done()
     may_end.set()
@@ -370,7 +370,7 @@ async def test_send_that_ignores_its_cancellation() -> None:
 
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "later"])
 async def test_send_that_waits_for_what_another_has_cancelled(*, waits: bool) -> None:
-    """A send of a middleware that ends by a cancellation which was not its own is a fault, and nobody else's end."""
+    """A send of a middleware that ends by a cancellation which was not its own is a fault, and ends no other client."""
     plain = Plain()
     future = asyncio.get_running_loop().create_future()
     if not waits:
@@ -382,9 +382,9 @@ async def test_send_that_waits_for_what_another_has_cancelled(*, waits: bool) ->
     plain.sender._send = send  # pyright: ignore[reportPrivateUsage]
     plain.sender.offer(batch("1", "2"))
     future.cancel()
-    await plain.sender.sent()
+    await plain.sender.drained()
     await until_idle()
-    assert [type(told) for told in plain.owner.told] == [RuntimeError]
+    assert [type(call) for call in plain.callbacks.calls] == [RuntimeError]
 
 
 async def test_send_that_another_cancels() -> None:
@@ -394,16 +394,16 @@ async def test_send_that_another_cancels() -> None:
     plain.sender.offer(batch("1", "2"))
     (task,) = tasks() - before
     task.cancel()
-    await plain.sender.sent()
+    await plain.sender.drained()
     plain.sender.offer(batch("3"))
-    await soon(lambda: bool(plain.owner.told))
+    await soon(lambda: bool(plain.callbacks.calls))
     plain.sender.offer(batch("4"))
-    assert [type(told) for told in plain.owner.told] == [RuntimeError]
+    assert [type(call) for call in plain.callbacks.calls] == [RuntimeError]
     assert (plain.client.begun, len(plain.outbox), plain.sender.is_waiting) == (1, 0, False)
 
 
 def test_send_that_the_end_of_the_event_loop_cancels() -> None:
-    """At the end of the event loop, which cancels every task, a send that waits is nobody's fault."""
+    """At the end of the event loop, which cancels every task, a send that waits is no fault."""
 
     async def main() -> Plain:
         plain = Plain()
@@ -413,7 +413,7 @@ def test_send_that_the_end_of_the_event_loop_cancels() -> None:
         return plain
 
     plain = asyncio.run(main())
-    assert (plain.client.ends, plain.owner.told) == ([asyncio.CancelledError], [])
+    assert (plain.client.ends, plain.callbacks.calls) == ([asyncio.CancelledError], [])
 
 
 async def test_send_that_sends() -> None:
@@ -424,15 +424,15 @@ async def test_send_that_sends() -> None:
     async def send_twice(data: str | bytes) -> None:
         if data == "1":
             plain.sender.offer(batch("3"))
-            await plain.sender.sent()
+            await plain.sender.drained()
             await asyncio.sleep(0)
             plain.sender.offer(batch("4"))
-            await plain.sender.sent()
+            await plain.sender.drained()
         await send(data)
 
     plain.sender._send = send_twice  # pyright: ignore[reportPrivateUsage]
     plain.sender.offer(batch("1", "2"))
-    await asyncio.wait_for(plain.sender.sent(), WAIT_SECONDS)
+    await asyncio.wait_for(plain.sender.drained(), WAIT_SECONDS)
     assert plain.client.got == ["1", "2", "3", "4"]
 
 
@@ -448,7 +448,7 @@ async def test_lane_writes_at_once() -> None:
     assert lane.lane.writes == [encode_frame("1") + encode_frame("2"), encode_frame("3")]
     assert lane.lane.writes[0] is one.frames
     assert (tasks(), len(lane.outbox), lane.sender.is_waiting) == (before, 0, False)
-    await lane.sender.sent()
+    await lane.sender.drained()
 
 
 async def test_lane_shares_the_bytes() -> None:
@@ -510,7 +510,7 @@ async def test_lane_that_pauses_while_it_drains() -> None:
 
 
 async def test_lane_that_pauses_with_its_last_write() -> None:
-    """What comes behind the write that emptied the outbox and paused the transport queues again."""
+    """What is offered after the write that emptied the outbox and paused the transport queues again."""
     lane = OnLane()
     lane.lane.pause()
     lane.sender.offer(batch("1"))
@@ -531,11 +531,11 @@ async def test_lane_drains_gaps_as_nothing() -> None:
 
 
 async def test_lane_too_slow() -> None:
-    """The message without room is told, once for a batch, and what was taken before it stays."""
+    """`outbox_full` is called with the message without room, once for a batch; what was taken before it stays."""
     lane = OnLane(max_messages=2)
     lane.lane.pause()
     lane.sender.offer(batch("1", "2", "3", "4"))
-    assert (lane.owner.told, len(lane.outbox)) == ([("too slow", "3")], 2)
+    assert (lane.callbacks.calls, len(lane.outbox)) == ([("outbox full", "3")], 2)
 
 
 async def test_lane_compresses_for_its_window() -> None:
@@ -552,11 +552,11 @@ async def test_lane_compresses_for_its_window() -> None:
 
 
 async def test_lane_sent() -> None:
-    """Everyone who waits is let go when the transport has taken the last message, and not before."""
+    """Every task that waits goes on when the transport has taken the last message, and not before."""
     lane = OnLane()
     lane.lane.pause()
     lane.sender.offer(batch("x" * 70_000, "2"))
-    waiting = [asyncio.create_task(lane.sender.sent()) for _ in range(3)]
+    waiting = [asyncio.create_task(lane.sender.drained()) for _ in range(3)]
     await until_idle()
     waiting.pop().cancel()
     lane.lane.resume(takes=1)
@@ -564,15 +564,15 @@ async def test_lane_sent() -> None:
     assert [task.done() for task in waiting] == [False, False]
     lane.lane.resume()
     await asyncio.wait_for(asyncio.gather(*waiting), WAIT_SECONDS)
-    await asyncio.wait_for(lane.sender.sent(), WAIT_SECONDS)
+    await asyncio.wait_for(lane.sender.drained(), WAIT_SECONDS)
 
 
 async def test_lane_sent_waits_again() -> None:
-    """Whoever waits while more has come by its turn waits for that too, and is let go in the end."""
+    """A task that finds more waiting when it goes on waits for that too, and goes on in the end."""
     lane = OnLane()
     lane.lane.pause()
     lane.sender.offer(batch("1"))
-    waiting = asyncio.create_task(lane.sender.sent())
+    waiting = asyncio.create_task(lane.sender.drained())
     await until_idle()
     lane.lane.resume()
     lane.lane.pause()
@@ -585,11 +585,11 @@ async def test_lane_sent_waits_again() -> None:
 
 @pytest.mark.parametrize("ending", ["close", "lane"])
 async def test_lane_end_lets_go_whoever_waits(ending: str) -> None:
-    """At the end, from either side, whoever waits is let go and what waits is dropped."""
+    """At the end, from either side, every task that waits goes on, and the messages that wait are dropped."""
     lane = OnLane()
     lane.lane.pause()
     lane.sender.offer(batch("1"))
-    waiting = asyncio.create_task(lane.sender.sent())
+    waiting = asyncio.create_task(lane.sender.drained())
     await until_idle()
     if ending == "close":
         lane.sender.close()
@@ -597,11 +597,11 @@ async def test_lane_end_lets_go_whoever_waits(ending: str) -> None:
         lane.lane.end()
     await asyncio.wait_for(waiting, WAIT_SECONDS)
     assert (len(lane.outbox), lane.sender.is_waiting) == (0, False)
-    assert lane.owner.told == ([] if ending == "close" else ["gone"])
+    assert lane.callbacks.calls == ([] if ending == "close" else ["transport closed"])
 
 
 async def test_lane_nothing_after_the_close() -> None:
-    """Behind the close nothing is written, whatever comes and whatever the transport tells."""
+    """After the close nothing is written, whatever is offered and whatever the transport reports."""
     lane = OnLane()
     lane.sender.close()
     lane.sender.offer(batch("1"))
@@ -611,21 +611,21 @@ async def test_lane_nothing_after_the_close() -> None:
     lane.sender.offer(batch("3"))
     assert (lane.lane.writes, len(lane.outbox), lane.sender.is_waiting) == ([], 0, False)
     lane.lane.end()
-    assert lane.owner.told == []  # who closed knows
+    assert lane.callbacks.calls == []  # the caller of `close` knows
     lane.sender.close()
 
 
 async def test_lane_nothing_after_its_own_end() -> None:
-    """Behind `lane_closed` nothing is written, and the owner is told once."""
+    """After `lane_closed` nothing is written, and the callbacks are notified once."""
     lane = OnLane()
     lane.lane.end()
     lane.sender.offer(batch("1"))
-    await asyncio.wait_for(lane.sender.sent(), WAIT_SECONDS)
-    assert (lane.lane.writes, len(lane.outbox), lane.owner.told) == ([], 0, ["gone"])
+    await asyncio.wait_for(lane.sender.drained(), WAIT_SECONDS)
+    assert (lane.lane.writes, len(lane.outbox), lane.callbacks.calls) == ([], 0, ["transport closed"])
 
 
 async def test_lane_closed_before_the_opening() -> None:
-    """Closed before the handshake, the lane is not taken; ended before it, the owner is told."""
+    """Closed before the handshake, the lane is not attached; where it ended before, the callbacks are notified."""
     closed, ended = OnLane(opened=False), OnLane(opened=False)
     closed.sender.close()
     closed.sender.open()
@@ -633,7 +633,7 @@ async def test_lane_closed_before_the_opening() -> None:
     ended.sender.offer(batch("1"))
     ended.lane.end()
     ended.sender.open()
-    assert (ended.owner.told, ended.lane.writes, len(ended.outbox)) == (["gone"], [], 0)
+    assert (ended.callbacks.calls, ended.lane.writes, len(ended.outbox)) == (["transport closed"], [], 0)
 
 
 async def test_lane_close_from_a_write() -> None:
@@ -657,8 +657,8 @@ async def test_owner_that_closes_at_a_drop() -> None:
 
 @pytest.mark.parametrize("made", [Plain, OnLane])
 async def test_empty_batch(made: type[Plain | OnLane]) -> None:
-    """A batch of nothing, as whoever said all of it gets, sends nothing."""
+    """An empty batch, as the publisher of all of its messages gets, sends nothing."""
     one = made()
     one.sender.offer(Batch())
-    await one.sender.sent()
+    await one.sender.drained()
     assert (one.client.begun if isinstance(one, Plain) else one.lane.written) in (0, [])

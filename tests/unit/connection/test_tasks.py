@@ -20,7 +20,7 @@ class Owner:
     """Whose tasks they are.
 
     Attributes:
-        errors: What it was told.
+        errors: What was reported.
         tasks: What it runs.
     """
 
@@ -54,7 +54,7 @@ async def test_spawn() -> None:
 
 
 async def test_task_that_nobody_else_keeps() -> None:
-    """The owner keeps its tasks: one whose result nobody waits for is not collected."""
+    """The owner keeps its tasks: one whose result is not awaited is not collected."""
     owner = Owner()
     owner.tasks.spawn(forever(), "kept")
     await until_idle()
@@ -64,7 +64,7 @@ async def test_task_that_nobody_else_keeps() -> None:
 
 
 async def test_error() -> None:
-    """What a task raises is told once, and changes nothing for the others; its end tells nothing more."""
+    """What a task raises is reported once, and changes nothing for the others; the end reports nothing more."""
     owner, error = Owner(), KeyError("a fault")
     other = owner.tasks.spawn(forever(), "other")
     owner.tasks.spawn(fail(error), "fails")
@@ -75,7 +75,7 @@ async def test_error() -> None:
 
 
 async def test_cancelled_task_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    """A task that is cancelled, by whomever, is not told of, nor does anything fail at it."""
+    """A task that is cancelled, from anywhere, is not reported, nor does anything fail at it."""
     owner = Owner()
     owner.tasks.spawn(forever(), "cancelled").cancel()
     await until_idle()
@@ -84,7 +84,7 @@ async def test_cancelled_task_is_no_error(caplog: pytest.LogCaptureFixture) -> N
 
 
 async def test_error_of_a_clean_up() -> None:
-    """What a task raises while it is being cancelled is told too."""
+    """What a task raises while it is being cancelled is reported too."""
     owner, error = Owner(), KeyError("a fault")
 
     async def work() -> None:

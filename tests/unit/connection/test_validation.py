@@ -105,7 +105,7 @@ class Right(BaseModel):
 
 
 class Add(BaseModel):
-    """A model that leads to itself, with a tag that tells the ways apart."""
+    """A model that leads to itself, with a tag that distinguishes the members."""
 
     kind: Literal["add"]
     left: Sum
@@ -134,7 +134,7 @@ def test_parse(data: str | bytes) -> None:
 
 
 def test_parse_answer() -> None:
-    """The answer says what is wrong and where, and neither the input nor a URL."""
+    """The answer holds what is wrong and where, and neither the input nor a URL."""
     with pytest.raises(InvalidMessageError) as raised:
         parse(Order, '{"number": "secret", "totalCents": []}')
     assert raised.value.answer == {

@@ -31,6 +31,7 @@ from backplane.connection.limits import Limits
 from backplane.connection.receiver import _warn_of_bypass  # pyright: ignore[reportPrivateUsage]
 from backplane.errors import JoinRefusedError, OriginRefusedError, TooManyChannelsError, TooManyConnectionsError
 from tests.unit.doubles import Gate, until_idle
+from tests.unit.sockets import driver_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator
@@ -74,8 +75,8 @@ class Client:
         for event in events:
             self._receiver.put_nowait(event)
 
-    def says(self, *texts: str) -> None:
-        """Let the client say texts."""
+    def sends(self, *texts: str) -> None:
+        """Let the client send texts."""
         self.does(*({"type": "websocket.receive", "text": text} for text in texts))
 
     def goes(self) -> None:
@@ -111,13 +112,13 @@ async def ended(task: asyncio.Task[Any]) -> Any:
 
 
 async def echo(backplane: Backplane, client: Client, *channels: str) -> list[str | bytes]:
-    """Publish what the client says to the first channel, and return it."""
-    said: list[str | bytes] = []
+    """Publish what the client sends to the first channel, and return it."""
+    received: list[str | bytes] = []
     async with backplane.connect(client.websocket, *channels) as connection:
         async for message in connection:
-            said.append(message)
+            received.append(message)
             await backplane.publish(channels[0], message)
-    return said
+    return received
 
 
 @contextmanager
@@ -160,7 +161,7 @@ async def test_accept_without_more() -> None:
 
 
 async def test_joined_before_accepted() -> None:
-    """A message published between the join and the accept is the first the client gets, behind its handshake."""
+    """A message published between the join and the accept is the first the client gets, after its handshake."""
     client = Client()
     client.accept_gate.close()
     async with Backplane("memory://") as backplane:
@@ -197,14 +198,14 @@ def test_refused_name_through_starlette() -> None:
     assert [type(error.__cause__) for error in raised] == [InvalidChannelError]
 
 
-@pytest.mark.parametrize("first", [[], ["a"]], ids=["alone", "behind a legal one"])
+@pytest.mark.parametrize("first", [[], ["a"]], ids=["alone", "after a legal one"])
 async def test_refused_name(first: list[str]) -> None:
     """A name that is not legal answers 400 with the reason, raises in the handler, and leaves nothing joined."""
     client = Client(DENIAL_EXTENSION)
     async with Backplane("memory://") as backplane:
         error, status, words = await refusal(backplane, client, *first, "")
         assert (type(error), status, words) == (InvalidChannelError, 400, "a channel name cannot be empty")
-        await backplane.publish("a", "unheard")
+        await backplane.publish("a", "not received")
         await until_idle()
     assert len(client.sent) == 2
 
@@ -303,7 +304,7 @@ async def test_accept_that_fails_leaves_nothing() -> None:
     async with Backplane("memory://") as backplane:
         with pytest.raises(RuntimeError, match="the server's own"):
             await echo(backplane, client, "a")
-        await backplane.publish("a", "unheard")
+        await backplane.publish("a", "not received")
         await until_idle()
     assert client.sent == []
 
@@ -346,23 +347,23 @@ async def past_the_connection(backplane: Backplane, client: Client, **options: A
     """Receive as a handler does that was written without the backplane; return what it received."""
     received: list[str] = []
     async with backplane.connect(client.websocket, "a", **options) as connection:
-        connection.timers.last_received_at = 0.0
+        driver_of(connection).timers.last_received_at = 0.0
         with suppress(WebSocketDisconnect):
             async for text in client.websocket.iter_text():
                 received.append(text)
-                assert connection.timers.last_received_at > 0.0
+                assert driver_of(connection).timers.last_received_at > 0.0
         async for _ in connection:
-            pytest.fail("behind its end")
+            pytest.fail("received after the end")
     return received
 
 
 async def test_receiving_past_the_connection(caplog: pytest.LogCaptureFixture) -> None:
-    """What comes past the connection is activity of its client, whose end ends it; once per process it is logged."""
+    """What is received past the connection is activity of its client, whose end ends it; logged once per process."""
     _warn_of_bypass.cache_clear()
     async with Backplane("memory://") as backplane:
         for _ in range(2):
             client = Client()
-            client.says("1", "2")
+            client.sends("1", "2")
             client.goes()
             assert await ended(asyncio.create_task(past_the_connection(backplane, client))) == ["1", "2"]
         assert backplane.statistics()["closed_by_client"] == 2
@@ -383,7 +384,7 @@ async def test_limits_past_the_connection(limits: Limits, code: int) -> None:
     async with Backplane("memory://") as backplane:
         handling = asyncio.create_task(past_the_connection(backplane, client, limits=limits))
         await client.gets(1)
-        client.says("small", "and this is over both")
+        client.sends("small", "and this is over both")
         assert await ended(handling) == ["small"]
     assert client.sent[-1]["code"] == code
 
@@ -465,9 +466,9 @@ async def test_every_shape_of_a_received_event(event: dict[str, Any], expected: 
     client.does({"type": "websocket.receive", **event})
     client.goes()
     async with Backplane("memory://") as backplane:
-        said = await echo(backplane, client, "a")
-    assert said == [expected]
-    assert type(said[0]) is type(expected)
+        received = await echo(backplane, client, "a")
+    assert received == [expected]
+    assert type(received[0]) is type(expected)
 
 
 @pytest.mark.parametrize("data", ["", b"", "x", b"\xff"], ids=repr)
@@ -489,7 +490,7 @@ async def test_handler_returns() -> None:
     async with Backplane("memory://") as backplane:
         async with backplane.connect(client.websocket, "a"):
             await backplane.publish("a", "last")
-        await backplane.publish("a", "unheard")
+        await backplane.publish("a", "not received")
         await until_idle()
     assert client.sent_types == ["accept", "send", "close"]
     assert client.sent[2] == {"type": "websocket.close", "code": 1000, "reason": "normal"}
@@ -510,7 +511,7 @@ def test_handler_returns_through_starlette() -> None:
 
 
 async def test_handler_raises() -> None:
-    """A handler that raises closes with 1011, without saying why to the client, and its exception goes on as it is."""
+    """A handler that raises closes with 1011, without the reason for the client, and its exception goes on as it is."""
     client, error = Client(DENIAL_EXTENSION), KeyError("mine")
 
     async def handle(backplane: Backplane) -> None:
@@ -528,11 +529,11 @@ async def test_handler_raises() -> None:
 async def test_client_disconnects() -> None:
     """A client that goes away ends the iteration; nothing more is sent to it, a close neither."""
     client = Client()
-    client.says("1", "2")
+    client.sends("1", "2")
     client.goes()
     async with Backplane("memory://") as backplane:
         assert await echo(backplane, client, "a") == ["1", "2"]
-        await backplane.publish("a", "unheard")
+        await backplane.publish("a", "not received")
         await until_idle()
     assert "close" not in client.sent_types
 
@@ -544,7 +545,7 @@ def test_client_disconnects_through_starlette() -> None:
     async def handle(websocket: WebSocket, backplane: Backplane) -> None:
         async with backplane.connect(websocket, "a") as connection:
             async for _ in connection:
-                pytest.fail("the client said nothing")
+                pytest.fail("the client sent nothing")
             ends.append(repr(connection).split()[2])
 
     with served(handle) as client:
@@ -552,7 +553,7 @@ def test_client_disconnects_through_starlette() -> None:
             session.close(1001)
             # The session cancels a handler that has not ended when its block does.
             session.portal.call(until_idle)
-        assert ends == ["ended"]
+        assert ends == ["closed"]
 
 
 async def after_a_send_that_fails(error: Exception) -> tuple[Client, dict[str, int]]:
@@ -598,7 +599,7 @@ async def test_client_gone_while_sending(error: Exception, caplog: pytest.LogCap
     ids=["runtime", "timeout", "os", "group"],
 )
 async def test_fault_while_sending(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """A send that fails while the client is there is somebody's fault: closed with 1011, one log line, counted."""
+    """A send that fails while the client is there is a fault: closed with 1011, one log line, counted."""
     client, statistics = await after_a_send_that_fails(error)
     assert (client.sent_types, client.sent[-1]["code"]) == (["accept", "close"], 1011)
     lines = [record for record in caplog.records if record.name != "backplane.broker.supervisor"]
@@ -637,7 +638,7 @@ async def test_close_from_elsewhere_ends_the_handler() -> None:
         async with backplane.connect(client.websocket, "a") as connection:
             entered.append(connection)
             async for _ in connection:
-                pytest.fail("the client said nothing")
+                pytest.fail("the client sent nothing")
 
     async with Backplane("memory://") as backplane:
         handling = asyncio.create_task(handle(backplane))
@@ -648,7 +649,7 @@ async def test_close_from_elsewhere_ends_the_handler() -> None:
     assert [event.get("code") for event in client.sent] == [None, 4001]
 
 
-async def test_closed_behind_the_back_of_the_connection() -> None:
+async def test_closed_past_the_connection() -> None:
     """A handler that closes the raw socket has its iteration end all the same."""
     client = Client()
     async with Backplane("memory://") as backplane, backplane.connect(client.websocket, "a") as connection:
@@ -681,7 +682,7 @@ async def refusal(backplane: Backplane, client: Client, *channels: str, **option
 
 
 async def is_admitted(backplane: Backplane, client: Client, **options: Any) -> bool:
-    """Return whether a client is let in."""
+    """Return whether a client is accepted."""
     async with backplane.connect(client.websocket, **options):
         return client.sent_types == ["accept"]
 
@@ -728,7 +729,7 @@ async def test_allowed_hosts() -> None:
 
 
 def test_refusal_through_the_framework(caplog: pytest.LogCaptureFixture) -> None:
-    """The framework takes a refusal for an ordinary end: the client reads why, and nobody sees a traceback."""
+    """The framework treats a refusal as an ordinary end: the client reads the reason, and no traceback is logged."""
 
     async def handle(websocket: WebSocket, backplane: Backplane) -> None:
         async with backplane.connect(websocket, "a"):
@@ -785,7 +786,7 @@ async def test_too_many_connections_of_one_client() -> None:
     ids=["too many", "not authorized"],
 )
 async def test_refused_join_at_the_handshake(channels: list[str], expected: type[Exception]) -> None:
-    """A client that is to join more channels than allowed, or one it may not hear, is refused with 403."""
+    """A client that is to join more channels than allowed, or one it may not receive, is refused with 403."""
     async with Backplane("memory://", limits=Limits(max_channels=1)) as backplane:
         backplane.authorize(lambda _, channel: channel != "secret")
         error, status, words = await refusal(backplane, browser(None), *channels)
@@ -825,14 +826,14 @@ async def test_limits_of_one_client() -> None:
     async with Backplane("memory://", limits=Limits(max_message_bytes=1)) as backplane:
         for limits, code in ((None, 1009), (Limits(max_message_bytes=2), 1000)):
             client = browser(None)
-            client.says("12")
+            client.sends("12")
             async with backplane.connect(client.websocket, limits=limits) as connection:
                 assert await connection.receive() == (None if limits is None else "12")
             assert client.sent[-1]["code"] == code
 
 
-async def test_slow_clients_are_told_of() -> None:
-    """`on_slow` hears of the client that is closed for being too slow; so do the statistics."""
+async def test_slow_clients_are_notified_and_counted() -> None:
+    """`on_slow` is called for the client that is closed for being too slow, and it is counted."""
     slow: list[tuple[Connection, str]] = []
     client = browser(None)
     held = asyncio.Event()
@@ -845,7 +846,7 @@ async def test_slow_clients_are_told_of() -> None:
 
     client.websocket.send = stall  # type: ignore[method-assign,assignment]
     async with Backplane("memory://") as backplane:
-        backplane.on_slow(lambda told: slow.append((told.connection, told.action)))
+        backplane.on_slow(lambda consumer: slow.append((consumer.connection, consumer.action)))
         async with backplane.connect(client.websocket, "a", max_outbox_messages=1) as connection:
             for text in "123":
                 await backplane.publish("a", text)

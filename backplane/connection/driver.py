@@ -1,0 +1,405 @@
+"""What runs one client: receive, send, limits, timers, its tasks, its end. Knows no web framework.
+
+The hub, the sender, the receiver, the timers, the handshake and the worker talk to a `ConnectionDriver`; the
+application has its `Connection`. The end, with its states, is `backplane.connection.close_sequence`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from backplane.close_codes import CloseCode, close_reason
+from backplane.concurrency.context import run_in
+from backplane.connection.close_sequence import CloseSequence, ConnectionState
+from backplane.connection.connection import Connection
+from backplane.connection.ending import TOO_SLOW, Ending, ending
+from backplane.connection.handler import Handler
+from backplane.connection.keepalive import ConnectionTimers
+from backplane.connection.policy import ConnectionPolicy, SlowConsumer
+from backplane.connection.receiver import Receiver
+from backplane.connection.sender import AsgiSender, LaneSender, Sender
+from backplane.connection.tasks import Tasks
+from backplane.fanout.batch import Batch
+from backplane.fanout.codec import to_client_data
+from backplane.fanout.subscriber import BaseSubscriber
+from backplane.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backplane.concurrency.affinity import LoopAffinity
+    from backplane.connection.socket import Socket
+    from backplane.errors import InvalidMessageError
+    from backplane.fanout.hub import Hub
+    from backplane.fanout.outbox import Outbox
+    from backplane.message import Gap
+    from backplane.statistics import DropReason
+
+__all__ = ["ConnectionDriver"]
+
+logger: Final = logging.getLogger("backplane.connection.driver")
+
+# How soon it is checked for the first time, and how often at least, that something receives from the client: where
+# nothing does, the end of the client would go unnoticed.
+_FIRST_CHECK_SECONDS: Final = 1.0
+_CHECK_SECONDS: Final = 15.0
+
+
+class ConnectionDriver(BaseSubscriber):
+    """One client, from its joins to its close.
+
+    Args:
+        socket: The client.
+        hub: Where it subscribes.
+        outbox: What waits for it.
+        policy: What it has in common with the other clients. Defaults to one of its own.
+        context: The application's own, such as the user.
+
+    Attributes:
+        connection: What the application has of it.
+        affinity: The event loop it belongs to, which each verb of the application checks first.
+        socket, outbox, policy: As above.
+        sender: From the outbox to the socket.
+        receiver: From the socket to the handler.
+        is_accepted: Whether the handshake is done.
+        timers: Its times; `backplane.connection.keepalive` calls `check_timers` by them.
+    """
+
+    __slots__ = (
+        "_close_sequence",
+        "_handler",
+        "_tasks",
+        "affinity",
+        "connection",
+        "is_accepted",
+        "outbox",
+        "policy",
+        "receiver",
+        "sender",
+        "socket",
+        "timers",
+    )
+
+    def __init__(
+        self, socket: Socket, hub: Hub, outbox: Outbox, policy: ConnectionPolicy | None = None, *, context: Any = None
+    ) -> None:
+        # It is its own rules: `check_join` asks the policy about `connection`, which is what the application knows.
+        super().__init__(hub, self, context=context)
+        self.connection: Connection = Connection(self)
+        self.affinity: LoopAffinity = hub.affinity
+        self.policy: ConnectionPolicy = policy or ConnectionPolicy()
+        self.socket = socket
+        self.outbox = outbox
+        lane = socket.lane
+        self.sender: Sender = (
+            AsgiSender(outbox, self, socket.send, self._context)
+            if lane is None
+            else LaneSender(outbox, self, lane, self._context)
+        )
+        outbox.on_drop = self._dropped
+        self.timers: ConnectionTimers = ConnectionTimers(asyncio.get_running_loop().time())
+        limits = self.policy.limits
+        if lane is not None and limits.max_message_bytes is not None:
+            lane.limit_messages(limits.max_message_bytes)
+        self.receiver: Receiver = Receiver(socket.receive, limits, self)
+        socket.on_bypass(self.receiver)
+        self.is_accepted = False
+        self._close_sequence: CloseSequence | None = None
+        self._tasks: Tasks | None = None
+        self._handler: Handler | None = None
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "connection"
+
+    @property
+    def state(self) -> ConnectionState:
+        """Where it is between its handshake and its end."""
+        if self._close_sequence is not None:
+            return self._close_sequence.state
+        return "open" if self.is_accepted else "joining"
+
+    @property
+    def closed_with(self) -> tuple[int, str] | None:
+        """The code and reason of a close that was requested before the handshake was done."""
+        return None if self._close_sequence is None else self._close_sequence.closed_with
+
+    @property
+    def tasks(self) -> Tasks:
+        """Its tasks beside the handler."""
+        if self._tasks is None:
+            self._tasks = Tasks(self._task_failed, self.policy.handler_grace_seconds)
+        return self._tasks
+
+    # --- what the application's verbs need beside the parts ---
+
+    async def check_join(self, _: BaseSubscriber, channel: str, /) -> None:
+        """Check that the client may join `channel`; see `ConnectionPolicy.check_join`."""
+        await self.policy.check_join(self.connection, channel)
+
+    def check_channels(self, _: BaseSubscriber, count: int, /) -> None:
+        """Check that the client may join `count` channels; see `ConnectionPolicy.check_channels`."""
+        self.policy.check_channels(self.connection, count)
+
+    def check_attached(self) -> None:
+        """Check that the client still receives.
+
+        Raises:
+            ClosedError: It does not.
+        """
+        self._check_attached()
+
+    def check_not_ended(self) -> None:
+        """Check that the connection has not ended.
+
+        Raises:
+            ClosedError: It has.
+        """
+        self._check_not_ended()
+
+    def expire_at(self, moment: float | None) -> None:
+        """Let its permission run out at `moment`, in seconds since the epoch; `None`: never."""
+        now = asyncio.get_running_loop().time()
+        self.timers.expires_at = None if moment is None else now + moment - time.time()
+        if self.state in ("open", "draining"):
+            self.timers.due = self.timers.next_due(now, self.policy.limits)
+            self.policy.keepalive.put(self)
+
+    def count_invalid(self, error: InvalidMessageError) -> None:
+        """Count a message that does not validate, and log it without its content."""
+        self.policy.statistics.invalid_messages += 1
+        self.log(logger, logging.INFO, "connection %s sent an invalid message: %s", self.id, error.details[0]["type"])
+
+    # --- called by the hub and the sender ---
+
+    def offer(self, batch: Batch, /) -> None:
+        """Take messages for the client. Does not raise: where it fails the client is closed."""
+        try:
+            self.sender.offer(batch)
+        except Exception as error:
+            self._failed(error)
+
+    def gap(self, gap: Gap) -> None:
+        """Notify the client that messages may be missing: by a close or in the words of the application."""
+        if self.state not in ("joining", "open"):
+            return
+        on_gap = self.policy.on_gap
+        if on_gap == "close":
+            return self._reload(gap)
+        try:
+            data = run_in(self._context, _answer, on_gap, gap)
+        except Exception as error:
+            words = "on_gap failed for channel %r: closing connection %s"
+            self.log(logger, logging.ERROR, words, gap.channel, self.id, exc_info=error)
+            return self._reload(gap)
+        if data is not None:
+            self.offer(Batch(Message(channel="", data=data)))
+
+    def outbox_full(self, item: Message | Gap) -> None:
+        """Close the client, which is too slow and whose policy is `close`."""
+        self.log(logger, logging.WARNING, "connection %s is too slow for channel %r: closing it", self.id, item.channel)
+        self._notify_slow(item, "closed")
+        self.closing.close(CloseCode.TRY_AGAIN_LATER, TOO_SLOW)
+
+    def send_failed(self, error: Exception) -> None:
+        """End: the client is gone, or the server failed to send, which is logged and closes the client."""
+        if self.socket.is_gone(error):
+            self.disconnected()
+        else:
+            self._failed(error)
+
+    def transport_closed(self) -> None:
+        """Leave the channels: nothing can be sent any more. What the client sent before can still be received."""
+        self.closing.transport_closed()
+        self._detach()
+        self.policy.keepalive.remove(self)
+
+    # --- called by the receiver and the timers ---
+
+    def message_received(self, now: float, /) -> None:
+        """Note when the client sent its last message."""
+        self.timers.last_received_at = now
+
+    def disconnected(self) -> None:
+        """End: the client is gone, and what it sent is received."""
+        self.closing.disconnected()
+
+    def limit_exceeded(self, code: CloseCode, reason: str, /) -> None:
+        """Close the client, which did more than it may."""
+        self.log(logger, logging.INFO, "closing connection %s: %s", self.id, reason)
+        self.closing.close(code, reason)
+
+    def check_timers(self, now: float, /) -> None:
+        """Do what is due: close it at a limit, send a heartbeat, receive for a handler that does not."""
+        limits = self.policy.limits
+        self._ensure_receiving()
+        code = self.timers.ended_by(now, limits)
+        if code is not None:
+            self.timers.due = float("inf")
+            return self.limit_exceeded(code, close_reason(code))
+        if limits.heartbeat_seconds is not None:
+            try:
+                self._heartbeat(now, limits.heartbeat_seconds)
+            except Exception as error:  # of the server: the timer serves all other connections too
+                self._failed(error)
+        self.timers.due = (
+            float("inf") if self._detached else min(self.timers.next_due(now, limits), now + _CHECK_SECONDS)
+        )
+
+    # --- called by the handshake and the worker ---
+
+    def handler_entered(self) -> None:
+        """The block is about to be entered, by the task that calls."""
+        self._handler = Handler(self.policy.handler_grace_seconds, self._handler_cancelled)
+
+    def handler_left(self, error: BaseException | None) -> bool:
+        """The block is left; return whether `error` is the cancellation of a handler that outlived its connection."""
+        handler, self._handler = self._handler, None
+        return handler is not None and handler.left(error)
+
+    def accepted(self) -> None:
+        """The handshake is done: send what waits since the joins, or the close frame that was requested meanwhile."""
+        self.is_accepted = True
+        self.policy.statistics.connections_opened += 1
+        if self._close_sequence is not None:
+            self._close_sequence.accepted()
+        if self.closed_with is not None:
+            return
+        self.sender.open()
+        if self._ended:  # the first message found that the client is gone
+            return
+        now = asyncio.get_running_loop().time()
+        self.timers.begin(now, self.policy.limits)
+        self.timers.due = min(self.timers.due, now + _FIRST_CHECK_SECONDS)
+        self.policy.keepalive.put(self)
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close, and return when the close frame is sent or the attempt was given up."""
+        self.closing.close(code, reason)
+        await self.closing.closed()
+
+    def retire(self, code: int, reason: str) -> None:
+        """Send what waits, then close; until then the client receives what is published."""
+        self.closing.close_after_flush(code, reason)
+
+    def ending(self, error: BaseException | None) -> Ending | None:
+        """Return how the client is closed because of `error`, and `None` where it gets no close frame."""
+        return ending(error, is_over=self.is_over, of_framework=self.socket.ending)
+
+    # --- the end ---
+
+    @property
+    def closing(self) -> CloseSequence:
+        """Its end, made when it is first needed."""
+        if self._close_sequence is None:
+            self._close_sequence = CloseSequence(self, self._context)
+        return self._close_sequence
+
+    def stop(self) -> None:
+        """Receive and send nothing more; called once, by `closing`."""
+        self._leave_all()
+        self.sender.close()
+        self.policy.keepalive.remove(self)
+        self.receiver.close()
+        if self._tasks is not None:
+            self._tasks.cancel()
+
+    def _detach(self) -> None:
+        super()._detach()
+        if self._handler is not None:
+            self._handler.connection_ended()
+
+    def _reload(self, gap: Gap) -> None:
+        self.log(logger, logging.INFO, "closing connection %s, to reload: %s", self.id, gap.reason)
+        self.closing.close_in_turn(CloseCode.MESSAGES_MISSED, "messages may have been missed: reload")
+
+    def _failed(self, error: Exception) -> None:
+        """Close: the server, or what it wraps, raised where nothing may, and the client would miss what follows."""
+        self.log(logger, logging.ERROR, "connection %s failed: closing it", self.id, exc_info=error)
+        self.closing.close(CloseCode.INTERNAL_ERROR, "")
+
+    def _task_failed(self, error: BaseException) -> None:
+        self.closing.task_failed(error)
+
+    async def end_tasks(self) -> None:
+        """Cancel the tasks beside the handler, and return when they have ended."""
+        if self._tasks is not None:
+            await self._tasks.end()
+
+    def _handler_cancelled(self, is_cancelled: bool) -> None:
+        if is_cancelled:
+            self.policy.statistics.cancelled_handlers += 1
+            words = "the handler of connection %s did not end with it: cancelled after %g s"
+            self.log(logger, logging.INFO, words, self.id, self.policy.handler_grace_seconds)
+        else:
+            words = "the handler of connection %s did not end with it within %g s, and its server cannot cancel it"
+            self.log(logger, logging.WARNING, words, self.id, self.policy.handler_grace_seconds)
+
+    # --- heartbeats ---
+
+    def _ensure_receiving(self) -> None:
+        """Receive for a handler that does not; on a lane only where the server waits for that, and reads nothing."""
+        lane = self.socket.lane
+        if self._detached or self._handler is None or self.receiver.is_waiting or (lane is not None and lane.reading):
+            return
+        reading = self.socket.read_ahead(self.message_received, self._client_vanished)
+        if reading is not None:
+            self.tasks.spawn(reading, f"backplane-read-ahead-{self.id}", context=self._context)
+
+    def _client_vanished(self) -> None:
+        self.sender.close()
+        self.transport_closed()
+
+    def _heartbeat(self, now: float, interval: float) -> None:
+        lane, timers = self.socket.lane, self.timers
+        message = self.policy.limits.heartbeat_message
+        if lane is not None:
+            last_received_at, is_read = lane.last_received_at, lane.reading
+        else:  # without a handler that receives, an answer would not be seen
+            last_received_at, is_read = timers.last_received_at, message is not None and self.receiver.is_waiting
+        match timers.heartbeat(now, interval, last_received_at=last_received_at, is_read=is_read):
+            case "ping" if lane is not None:
+                lane.ping()
+            case "ping":
+                self.offer(Batch(Message(channel="", data=to_client_data(message))))
+            case "silent":
+                self.limit_exceeded(CloseCode.SILENT, "no answer to heartbeats")
+                if lane is not None:
+                    lane.abort()
+            case "alive" if lane is not None and not is_read:
+                lane.ping()  # not for an answer: where nothing is read, only a write finds that a client is gone
+            case "alive":
+                pass
+
+    # --- a slow client, and the log ---
+
+    def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
+        self.policy.statistics.count_drop(reason)
+        if reason != "replaced" and not self.outbox.behind:  # once for each stretch
+            self._notify_slow(item, reason)
+
+    def _notify_slow(self, item: Message | Gap, action: str) -> None:
+        slow = SlowConsumer(
+            connection=self.connection,
+            channel=item.channel,
+            action=action,
+            waiting_messages=len(self.outbox),
+            waiting_bytes=self.outbox.size_bytes,
+        )
+        run_in(self._context, self.policy.notify_slow, slow)
+
+    def log(
+        self, logger: logging.Logger, level: int, message: str, *args: object, exc_info: BaseException | None = None
+    ) -> None:
+        """Write a line to the log, in the Context of the connection; of many alike only the first and their number."""
+        run_in(self._context, partial(self.policy.bursts.log, logger, level, message, *args, exc_info=exc_info))
+
+
+def _answer(on_gap: Callable[[Gap], object], gap: Gap) -> str | bytes | None:
+    answer = on_gap(gap)
+    return None if answer is None else to_client_data(answer)

@@ -1,0 +1,151 @@
+"""Connections over controlled sockets and a controlled broker, for the tests of this folder."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
+
+import pytest
+
+from backplane.connection.driver import ConnectionDriver
+from backplane.connection.policy import ConnectionPolicy
+from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+from backplane.fanout.hub import Hub
+from backplane.fanout.outbox import FullPolicy, Outbox
+from tests.unit.doubles import ControlledBroadcaster, counted, following, until_idle
+from tests.unit.sockets import ClientLane, FakeSocket, driver_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from backplane.connection.connection import Connection
+    from backplane.connection.policy import OnGap
+
+
+WAIT_SECONDS = 5.0
+
+RELOAD = (4000, "messages may have been missed: reload")
+
+
+class World:
+    """A hub over a controlled broker, and the connections on it."""
+
+    def __init__(self, *, lane: bool = False) -> None:
+        self.lane = lane
+        self._connections: list[Connection] = []
+        self.broker = ControlledBroadcaster()
+        self.broker_subscriptions = BrokerSubscriptions(linger_seconds=60, timeout_seconds=60)
+        self.hub = Hub(self.broker_subscriptions)
+
+    def connection(
+        self,
+        socket: FakeSocket | None = None,
+        *,
+        opened: bool = True,
+        when_full: FullPolicy = "close",
+        max_messages: int = 1024,
+        on_gap: OnGap = "close",
+        reload_delay: float = 0.0,
+        policy: ConnectionPolicy | None = None,
+        context: object = None,
+    ) -> tuple[Connection, FakeSocket]:
+        """Return a connection and its socket."""
+        socket = socket or FakeSocket(lane=self.lane)
+        outbox = Outbox(max_bytes=1024 * 1024, max_messages=max_messages, when_full=when_full)
+        policy = policy or ConnectionPolicy(on_gap=on_gap, reload_delay=lambda: reload_delay)
+        connection = ConnectionDriver(socket, self.hub, outbox, policy, context=context).connection
+        self._connections.append(connection)
+        if opened:
+            driver_of(connection).accepted()
+        return connection, socket
+
+    def deliver(self, channel: str, *payloads: str) -> None:
+        """Let the broker deliver texts, all in one pass of the event loop."""
+        for payload in payloads:
+            self.hub.deliver(channel, payload.encode())
+
+    async def end(self) -> None:
+        """End every connection, whatever has become of it."""
+        for connection in self._connections:
+            await driver_of(connection).closing.abandon()
+        self.hub.close()
+        await until_idle()
+
+
+@asynccontextmanager
+async def hub_of(*, lane: bool) -> AsyncGenerator[World]:
+    """Run a hub whose broker is up; connections that a test leaves open are ended after it."""
+    made = World(lane=lane)
+    async with following(made.broker_subscriptions, made.broker):
+        yield made
+        await made.end()
+
+
+@asynccontextmanager
+async def no_new_task() -> AsyncGenerator[None]:
+    """Fail where a task is left after the block."""
+    before = asyncio.all_tasks()
+    yield
+    await until_idle()
+    assert asyncio.all_tasks() - before == set()
+
+
+async def bounded(task: asyncio.Task[Any], seconds: float = WAIT_SECONDS) -> Any:
+    """Return the task's result, or fail within `seconds`."""
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    if not done:
+        task.cancel()
+        await asyncio.wait([task])
+        pytest.fail("did not end in time")
+    return task.result()
+
+
+async def finish(connection: Connection, error: Exception | None = None) -> None:
+    """End the handler of the connection, by `error` where there is one."""
+    end = driver_of(connection).ending(error)
+    assert end is not None
+    await driver_of(connection).closing.finish(end)
+
+
+async def received_from(connection: Connection) -> list[str | bytes]:
+    """Return all that is received from the client until the end."""
+    return [message async for message in connection]
+
+
+def break_server(socket: FakeSocket, fault: Exception) -> None:
+    """Let the server raise for each message from now on."""
+    socket.error = fault
+    if socket.lane is not None:
+        socket.lane.on_write = Mock(side_effect=fault)
+
+
+def what_happened(policy: ConnectionPolicy) -> dict[str, int]:
+    """Return what was counted beside the handshakes."""
+    happened = counted(policy.statistics)
+    happened.pop("connections_opened", None)
+    return happened
+
+
+async def stall(world: World, socket: FakeSocket, *payloads: str) -> None:
+    """Let the client read nothing, and what comes then wait."""
+    socket.send_gate.close()
+    begun = socket.sending
+    world.deliver("a", "first")
+    await socket.until(lambda: socket.sending == begun + 1)
+    world.deliver("a", *payloads)
+    await until_idle()
+
+
+def lane_of(socket: FakeSocket) -> ClientLane:
+    """Return the lane of a client that has one."""
+    assert socket.lane is not None
+    socket.lane.last_received_at = asyncio.get_running_loop().time()
+    return socket.lane
+
+
+def scheduled(policy: ConnectionPolicy) -> list[object]:
+    """Return the connections that the scheduler of timers has."""
+    buckets = policy.keepalive._buckets.values()  # pyright: ignore[reportPrivateUsage]
+    return [client for bucket in buckets for client in bucket]
