@@ -63,13 +63,7 @@ class Settings:
             client left or for any other reason. One that iterates learns of the end at once; one that waits for
             something else, or is in the middle of its work, is cancelled after this time (`asyncio.CancelledError`),
             and again if it swallows that. A drain waits as long for handlers. Defaults to 10.
-        max_outbox_bytes: Most bytes that wait for one slow subscriber. Defaults to 1 MiB.
-        max_outbox_messages: Most messages that wait for one slow subscriber. Defaults to 1,024.
         max_connections: Most clients of this worker; more are refused with 429. Defaults to none.
-        max_connections_per_client: Most of them with the same `client_key` (`Backplane.connect`, `Backplane.sse`). If
-            the application gives none, it is the client's address, of IPv6 the first 64 bits. Clients whose address the
-            server does not know, such as those behind a proxy over a Unix socket, are not counted for it; the first one
-            logs a warning with the cure. Defaults to none.
 
     Raises:
         ConfigurationError: An option is not known; or a value is no known choice, not a number, not more than 0, or not
@@ -90,10 +84,7 @@ class Settings:
     max_backoff_seconds: float = 5.0
     drain_seconds: float = 5.0
     handler_grace_seconds: float = 10.0
-    max_outbox_bytes: int = 1024 * 1024
-    max_outbox_messages: int = 1024
     max_connections: int | None = None
-    max_connections_per_client: int | None = None
 
     def __post_init__(self) -> None:
         for option in fields(Settings):  # a subclass checks its own

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from backplane.connection.connection import Connection
     from backplane.connection.validation import Validator
-    from backplane.fanout.outbox import FullPolicy
+    from backplane.fanout.backlog import Backlog
     from backplane.fanout.subscription import Subscription
 
 __all__ = ["PubSub", "TypedChannel"]
@@ -30,7 +30,7 @@ __all__ = ["PubSub", "TypedChannel"]
 ModelT = TypeVar("ModelT")
 
 # A placeholder of such a name would be taken for the option.
-_OPTIONS: Final = frozenset({"exclude", "when_full", "max_outbox_bytes", "max_outbox_messages"})
+_OPTIONS: Final = frozenset({"exclude", "backlog"})
 
 # These join words in a name; every other punctuation in a template separates its levels.
 _WORD_MARKS: Final = "-_ "
@@ -42,9 +42,7 @@ class PubSub(Protocol):
     async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
         """Publish `data`."""
 
-    def subscribe(
-        self, *channels: str, when_full: FullPolicy, max_outbox_bytes: int | None, max_outbox_messages: int | None
-    ) -> AbstractAsyncContextManager[Subscription]:
+    def subscribe(self, *channels: str, backlog: Backlog | None) -> AbstractAsyncContextManager[Subscription]:
         """Subscribe a consumer."""
         ...
 
@@ -121,28 +119,22 @@ class TypedChannel(Generic[ModelT]):
 
     @asynccontextmanager
     async def subscribe(
-        self,
-        *,
-        when_full: FullPolicy = "close",
-        max_outbox_bytes: int | None = None,
-        max_outbox_messages: int | None = None,
-        **placeholders: object,
+        self, *, backlog: Backlog | None = None, **placeholders: object
     ) -> AsyncGenerator[AsyncIterator[ModelT | Gap]]:
         """Subscribe: `async with orders.subscribe(id=42) as messages: async for order in messages: ...`.
 
         Yields validated models, and a `Gap` where messages may be missing. What is not of the type, a foreign publish
         perhaps, is dropped: counted in `invalid` and in `Backplane.statistics`, and logged, a burst in one line.
 
+        Args:
+            backlog: As in `Backplane.subscribe`.
+            **placeholders: What fills the template.
+
         Raises:
             TypeError, InvalidChannelError: As `name`.
             BackplaneError: As `Backplane.subscribe`.
         """
-        async with self._backplane.subscribe(
-            self.name(**placeholders),
-            when_full=when_full,
-            max_outbox_bytes=max_outbox_bytes,
-            max_outbox_messages=max_outbox_messages,
-        ) as messages:
+        async with self._backplane.subscribe(self.name(**placeholders), backlog=backlog) as messages:
             yield _TypedMessages[ModelT](messages, self._validator, self._count_invalid)
 
     def encode(self, message: object) -> str:

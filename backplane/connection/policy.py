@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from backplane.connection.keepalive import KeepaliveScheduler
@@ -14,7 +14,7 @@ from backplane.connection.limits import Limits
 from backplane.errors import AuthorizeTimeoutError, ConfigurationError, JoinRefusedError, TooManyChannelsError
 from backplane.log_bursts import LogBursts
 from backplane.message import Gap
-from backplane.statistics import Statistics
+from backplane.statistics import Counters
 
 if TYPE_CHECKING:
     from backplane.connection.connection import Connection
@@ -33,7 +33,7 @@ OnGap = Literal["close"] | Callable[[Gap], object]
 """
 
 
-def check_treatment(on_gap: object, limits: object) -> None:
+def check_policy_options(on_gap: object, limits: object) -> None:
     """Check what the application gave for `on_gap` and `limits`, which are used only when something happens.
 
     Raises:
@@ -128,11 +128,25 @@ class ConnectionPolicy:
     on_slow: OnSlow | None = None
     reload_delay: Callable[[], float] = float
     keepalive: KeepaliveScheduler = field(default_factory=KeepaliveScheduler)
-    statistics: Statistics = field(default_factory=Statistics)
+    statistics: Counters = field(default_factory=Counters)
     bursts: LogBursts = field(default_factory=LogBursts)
 
     def __post_init__(self) -> None:
-        check_treatment(self.on_gap, self.limits)
+        check_policy_options(self.on_gap, self.limits)
+
+    def with_options(self, limits: Limits | None, on_gap: OnGap | None) -> ConnectionPolicy:
+        """Return the policy of a connection that is given options of its own; this one where it is given none.
+
+        Raises:
+            ConfigurationError: One of them cannot be used.
+        """
+        if limits is None and on_gap is None:
+            return self
+        return replace(
+            self,
+            limits=self.limits if limits is None else limits,
+            on_gap=self.on_gap if on_gap is None else on_gap,
+        )
 
     async def check_join(self, client: Client, channel: str) -> None:
         """Check that `client` may join `channel`: the one rule, of every way on which a client gets to a channel.

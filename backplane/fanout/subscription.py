@@ -11,7 +11,7 @@ from backplane.errors import InvalidMessageError, LifecycleError, SlowConsumerEr
 from backplane.fanout.single_receiver import check_one_receiver
 from backplane.fanout.subscriber import BaseSubscriber, JoinRules
 from backplane.log_bursts import LogBursts
-from backplane.statistics import Statistics
+from backplane.statistics import Counters
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,12 +47,12 @@ class Subscription(BaseSubscriber):
         outbox: Outbox,
         *,
         context: Any = None,
-        statistics: Statistics | None = None,
+        statistics: Counters | None = None,
         bursts: LogBursts | None = None,
     ) -> None:
         super().__init__(hub, rules, context=context)
         self._outbox = outbox
-        self._statistics = statistics or Statistics()
+        self._statistics = statistics or Counters()
         self._bursts = bursts or LogBursts()
         outbox.on_drop = self._dropped
         self._overrun = False
@@ -73,8 +73,10 @@ class Subscription(BaseSubscriber):
 
     def offer(self, batch: Batch, /) -> None:
         """Take messages: the hub's side."""
-        for message in batch:
-            self._take(message)
+        if self._outbox.calls_application:
+            run_in(self._context, self._take_all, batch)
+        else:
+            self._take_all(batch)
 
     def gap(self, gap: Gap) -> None:
         """Take the news that messages may be missing: the hub's side."""
@@ -122,6 +124,10 @@ class Subscription(BaseSubscriber):
         finally:
             if self._consumer is consumer:  # a cancelled one may have a successor already
                 self._consumer = None
+
+    def _take_all(self, batch: Batch) -> None:
+        for message in batch:
+            self._take(message)
 
     def _take(self, item: Message | Gap) -> None:
         if self._ended:

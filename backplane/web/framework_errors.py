@@ -40,14 +40,14 @@ def framework_ending(error: BaseException) -> Ending | None:
     """
     match error:
         case WebSocketDisconnect():
-            return Ending(CloseCode.NORMAL)
+            return Ending(CloseCode.NORMAL_CLOSURE)
         case WebSocketException():
             return _chosen(error)
         case HTTPException():
             later = error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status_code in _PASSING
             return Ending(CloseCode.TRY_AGAIN_LATER if later else CloseCode.FORBIDDEN, _words(error))
         case _ if is_use_after_end(error):
-            return Ending(CloseCode.NORMAL)
+            return Ending(CloseCode.NORMAL_CLOSURE)
         case _ if _is_invalid_request(error):
             return Ending(CloseCode.INVALID_DATA, "the request is not valid")
         case _:

@@ -101,6 +101,23 @@ class OriginRule:
             return None
         return _words(origin, None, allowable=True)
 
+    def host_refusal(self, host: str | None) -> str | None:
+        """Return why a request without an `Origin` is refused, or `None` where it is not: by `allowed_hosts` alone.
+
+        A browser sends no `Origin` with a GET request of a page to the page's own host, which is what it takes a name
+        for that leads to this server (DNS rebinding).
+
+        Args:
+            host: The header `Host`; `None` is not sent by a browser, and passes.
+        """
+        if host is None or self._hosts is None:
+            return None
+        match = _HOST.fullmatch(host.lower())
+        endpoint = None if match is None else _endpoint("http", match)
+        if endpoint is not None and self._is_known(endpoint):
+            return None
+        return f"this host is none of allowed_hosts: {_safe(host)}"
+
     def _is_known(self, origin: _Origin) -> bool:
         host = _one_loopback(origin).host
         return self._hosts is None or not self._hosts.isdisjoint((host, f"*.{host.partition('.')[2]}"))

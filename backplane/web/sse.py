@@ -39,6 +39,7 @@ from backplane.errors import (
     BrokerError,
     ConfigurationError,
     LifecycleError,
+    OriginRefusedError,
     PermissionExpiredError,
     SlowConsumerError,
 )
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
     from backplane.connection.policy import ConnectionPolicy
     from backplane.fanout.outbox import Outbox
+    from backplane.web.origin import OriginRule
     from backplane.worker.runtime import Runtime
 
 __all__ = ["EventStream", "event_stream"]
@@ -93,6 +95,7 @@ def event_stream(
     rules: ConnectionPolicy,
     outbox: Outbox,
     *channels: str,
+    origins: OriginRule,
     context: Any = None,
     client_key: str | None = None,
     expires_at: float | datetime | None = None,
@@ -108,6 +111,7 @@ def event_stream(
         rules: What the client may do: `authorize`, `max_channels`, `max_age_seconds`.
         outbox: What waits for this client, and the policy; where it is `close`, a slow client's stream ends.
         *channels: What the client receives.
+        origins: Which names this host has.
         context: The application's own, for `authorize`.
         client_key: Who this client is, for `max_connections_per_client`. Defaults to its address.
         expires_at: When its permission runs out, in seconds since the epoch, or as a `datetime` with a time zone.
@@ -126,7 +130,7 @@ def event_stream(
     check_number("retry_seconds", retry_seconds)
     moment = None if expires_at is None else moment_of(expires_at)
     return _EventStreamResponse(
-        runtime, rules, outbox, channels, context, client_key, moment, heartbeat_seconds, retry_seconds
+        runtime, rules, outbox, channels, origins, context, client_key, moment, heartbeat_seconds, retry_seconds
     )
 
 
@@ -279,6 +283,7 @@ class _EventStreamResponse(Response):
         rules: ConnectionPolicy,
         outbox: Outbox,
         channels: tuple[str, ...],
+        origins: OriginRule,
         context: Any,
         client_key: str | None,
         expires_at: float | None,
@@ -295,6 +300,7 @@ class _EventStreamResponse(Response):
         self._rules = rules
         self._outbox = outbox
         self._channels = channels
+        self._origins = origins
         self._context = context
         self._client_key = client_key
         self._retry_seconds = retry_seconds
@@ -315,7 +321,7 @@ class _EventStreamResponse(Response):
                 await self._answer(stream, scope, receive, send)
             finally:  # at once, for the next request may be here already
                 stream.end()
-                runtime.unregister_client(stream, partial(when_gone, scope))
+                runtime.clients.unregister(stream, partial(when_gone, scope))
         if self.background is not None:
             await self.background()
 
@@ -337,11 +343,21 @@ class _EventStreamResponse(Response):
             statistics.streams_closed += 1
 
     async def _join(self, stream: EventStream, scope: Scope) -> None:
+        self._check_host(scope)
         self._check_permission()
-        self._runtime.register_client(stream, self._client_key or address_key(scope))
+        self._runtime.clients.register(
+            stream, self._client_key or address_key(scope), self._rules.limits.max_connections_per_client
+        )
         for channel in self._channels:
             await stream.join(channel)
         self._check_permission()  # `authorize` may have taken its time
+
+    def _check_host(self, scope: Scope) -> None:
+        """Refuse a page that was loaded under a foreign name of this server: to its browser that is the same host."""
+        refusal = self._origins.host_refusal(Headers(scope=scope).get("host"))
+        if refusal is not None:
+            self._runtime.statistics.refused_origins += 1
+            raise OriginRefusedError(refusal)
 
     def _check_permission(self) -> None:
         if self.expires_at is not None and self.expires_at <= time.time():

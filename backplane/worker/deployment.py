@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Capabilities
     from backplane.connection.limits import Limits
 
-__all__ = ["NO_LIFESPAN", "warn_if_isolated", "warn_if_nobody_pings", "warn_of_default_url", "worker_count"]
+__all__ = ["NO_LIFESPAN", "warn_if_isolated", "warn_if_no_pings", "warn_of_default_url", "worker_count"]
 
 logger = logging.getLogger("backplane.worker.deployment")
 
@@ -63,14 +63,14 @@ def warn_of_default_url(url: str) -> None:
     )
 
 
-def warn_if_nobody_pings(limits: Limits) -> None:
+def warn_if_no_pings(limits: Limits) -> None:
     """Log a warning, once, that heartbeats have no effect: for a client that is not on the direct lane."""
     if limits.heartbeat_seconds is not None and limits.heartbeat_message is None:
-        _warn_if_nobody_pings()
+        _warn_if_no_pings()
 
 
 @cache  # once, not for every client
-def _warn_if_nobody_pings() -> None:
+def _warn_if_no_pings() -> None:
     for module, words in _WITHOUT_PINGS.items():
         if module in sys.modules:
             logger.warning(

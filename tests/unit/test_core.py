@@ -15,6 +15,7 @@ from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocket
 
 from backplane import (
+    Backlog,
     Backplane,
     BrokerAuthenticationError,
     BrokerError,
@@ -33,7 +34,9 @@ from backplane import (
     PublishError,
     PublishOutcomeUnknownError,
     Settings,
+    SlowConsumerError,
     StateChange,
+    Statistics,
     Subscription,
 )
 from backplane.adapters.memory import MemoryBroadcaster
@@ -137,6 +140,28 @@ async def test_use_before_the_start_in_a_test() -> None:
     """The commonest reason in a test, a client that does not run the lifespan, is named."""
     with pytest.raises(NotStartedError, match=r"with TestClient\(app\)"):
         await Backplane("memory://").publish("a", "x")
+
+
+@pytest.mark.parametrize("name", ["authorize", "on_slow"])
+async def test_configured_before_the_start(name: str) -> None:
+    """What applies to all clients alike is set before the start, or after a stop: in between it is refused by name."""
+    backplane = Backplane("memory://")
+    configure: Callable[[Callable[..., bool]], object] = getattr(backplane, name)
+    for _ in range(2):
+        configure(lambda *_: True)
+        async with backplane:
+            with pytest.raises(LifecycleError, match=f"^{name} is set before the backplane is started"):
+                configure(lambda *_: True)
+
+
+async def test_statistics_while_not_running() -> None:
+    """Before the start and after the stop every figure is zero."""
+    backplane = Backplane("memory://")
+    assert backplane.statistics() == Statistics()
+    async with backplane:
+        await backplane.publish("a", "x")
+        assert backplane.statistics() == Statistics(published=1)
+    assert backplane.statistics() == Statistics()
 
 
 @pytest.mark.parametrize("given", ["nothing", "argument", "environment", "lifespan"])
@@ -371,7 +396,7 @@ async def test_start_while_stopping() -> None:
         await backplane.publish("a", "x")
         assert await data_of(messages, 1) == ["x"]
     assert (await backplane.health()).generation == 1
-    assert backplane.statistics()["gaps"] == 0
+    assert backplane.statistics().gaps == 0
     await backplane.stop()
 
 
@@ -458,7 +483,7 @@ async def test_drain_spreads_the_closes(monkeypatch: pytest.MonkeyPatch) -> None
 
     async with Backplane("memory://", settings=Settings(drain_seconds=3)) as backplane:
         _, handling = await accepted(backplane, 100)
-        monkeypatch.setattr("backplane.worker.runtime.random.uniform", uniform)
+        monkeypatch.setattr("backplane.worker.clients.random.uniform", uniform)
         await asyncio.wait_for(backplane.drain(), WAIT_SECONDS)
         await ends(handling)
     assert bounds == [3] * 100
@@ -477,13 +502,11 @@ async def test_drain_takes_no_new_clients() -> None:
         assert (await backplane.health()).connections == 0
 
 
-async def test_drain_is_bounded_by_a_handler_that_hangs(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_drain_is_bounded_by_a_handler_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
     """A handler that does not end with its client does not keep the server from ending."""
-    monkeypatch.setattr("backplane.worker.runtime._CLOSE_SECONDS", 0.05)
     settings = Settings(drain_seconds=0.05, handler_grace_seconds=0.01)
     async with Backplane("memory://", settings=settings) as backplane:
+        backplane._lifecycle.running().close_seconds = 0.05  # pyright: ignore[reportPrivateUsage]
         client, may_end = Client(), asyncio.Event()
 
         async def hang() -> None:
@@ -622,7 +645,7 @@ async def test_publishes_are_counted(
                 await backplane.publish("a", "x")
         counted = backplane.statistics()
         outcomes = ("published", "publishes_unavailable", "publishes_unknown", "publishes_refused")
-        assert {outcome: counted[outcome] for outcome in outcomes} == {**dict.fromkeys(outcomes, 0), name: 3}
+        assert {outcome: counted.as_dict()[outcome] for outcome in outcomes} == {**dict.fromkeys(outcomes, 0), name: 3}
     refused = [text for text in caplog.messages if "refused a message" in text]
     assert len(refused) == (2 if name == "publishes_refused" else 0)
 
@@ -639,7 +662,7 @@ async def test_buffer_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
             await backplane.publish("a", "x")
         counted = backplane.statistics()
-        assert (counted["published"], counted["buffered"], counted["buffer_dropped"]) == (3, 3, 0)
+        assert (counted.published, counted.buffered, counted.buffer_dropped) == (3, 3, 0)
 
 
 async def test_connections_are_counted() -> None:
@@ -652,18 +675,18 @@ async def test_connections_are_counted() -> None:
         handling[2].cancel()
         await asyncio.wait([handling[2]])
         counted = backplane.statistics()
-        assert (counted["connections_opened"], (await backplane.health()).connections) == (5, 2)
+        assert (counted.connections_opened, (await backplane.health()).connections) == (5, 2)
         await backplane.drain()
         await ends(handling[3:])
         counted = backplane.statistics()
-    closed = {name: count for name, count in counted.items() if name.startswith("closed_") and count}
+    closed = {name: count for name, count in counted.as_dict().items() if name.startswith("closed_") and count}
     assert closed == {"closed_by_client": 2, "closed_cancelled": 1, "closed_service_restart": 2}
 
 
 async def test_health_counts_gaps() -> None:
     """A gap that was told is counted once per channel, with its time and its reason."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a", "b") as messages:
-        backplane._require_runtime().hub.gap(["a", "b"], "overrun")  # pyright: ignore[reportPrivateUsage]
+        backplane._lifecycle.running().hub.gap(["a", "b"], "overrun")  # pyright: ignore[reportPrivateUsage]
         assert [type(await anext(messages)) for _ in range(2)] == [Gap, Gap]
         health = await backplane.health()
         assert (health.gaps, health.last_gap_reason) == (2, "overrun")
@@ -786,7 +809,7 @@ def test_wrong_url(url: str) -> None:
     [
         {"start_timeout_seconds": 0},
         {"linger_seconds": -1},
-        {"max_outbox_messages": 1.5},
+        {"max_buffer_messages": 1.5},
         {"probe_interval_seconds": "5"},
     ],
     ids=str,
@@ -797,17 +820,34 @@ def test_refused_settings(options: dict[str, Any]) -> None:
         Backplane("memory://", settings=Settings(**options))
 
 
-async def test_settings_bound_the_outbox() -> None:
-    """The bounds of `Settings` hold for each subscriber, and those of the call go before them."""
+async def test_backlog_of_the_backplane() -> None:
+    """The backlog of the backplane applies to each subscriber, and one of its own replaces it whole."""
     async with (
-        Backplane("memory://", settings=Settings(max_outbox_messages=1)) as backplane,
-        backplane.subscribe("a", when_full="drop_oldest") as by_settings,
-        backplane.subscribe("a", when_full="drop_oldest", max_outbox_messages=2) as by_call,
+        Backplane("memory://", backlog=Backlog(when_full="drop_oldest", max_messages=1)) as backplane,
+        backplane.subscribe("a") as by_default,
+        backplane.subscribe("a", backlog=Backlog(when_full="drop_newest", max_messages=2)) as by_call,
+        backplane.subscribe("a", backlog=Backlog(max_messages=2)) as closing,
     ):
         for number in range(3):
             await backplane.publish("a", str(number))
-        assert await data_of(by_settings, 1) == ["2"]
-        assert await data_of(by_call, 2) == ["1", "2"]
+        assert await data_of(by_default, 1) == ["2"]
+        assert await data_of(by_call, 2) == ["0", "1"]
+        assert await data_of(closing, 2) == ["0", "1"]
+        with pytest.raises(SlowConsumerError):
+            await anext(closing)
+
+
+@pytest.mark.parametrize("backlog", ["latest", 0, {"when_full": "latest"}, Limits()], ids=repr)
+async def test_what_is_no_backlog(backlog: Any) -> None:
+    """Anything but a `Backlog` is refused where it is given, by the backplane and by each of its subscribers."""
+    with pytest.raises(ConfigurationError, match=r"^backlog must be a Backlog\(\.\.\.\), not "):
+        Backplane("memory://", backlog=backlog)
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(ConfigurationError, match=r"^backlog must be a Backlog"):
+            async with backplane.subscribe("a", backlog=backlog):
+                pytest.fail("the block was entered")
+        with pytest.raises(ConfigurationError, match=r"^backlog must be a Backlog"):
+            backplane.connect(Client().websocket, "a", backlog=backlog)
 
 
 # --- publish -------------------------------------------------------------------------------------------------------
@@ -901,7 +941,10 @@ async def test_publish_to_nobody() -> None:
 
 async def test_publish_in_a_loop_reaches_all() -> None:
     """A publisher that never waits for anything else does not lose, double or reorder a message."""
-    async with Backplane("memory://") as backplane, backplane.subscribe("a", max_outbox_messages=10_000) as messages:
+    async with (
+        Backplane("memory://") as backplane,
+        backplane.subscribe("a", backlog=Backlog(max_messages=10_000)) as messages,
+    ):
         texts = [str(number) for number in range(5_000)]
         for text in texts:
             await backplane.publish("a", text)

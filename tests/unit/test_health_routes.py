@@ -120,7 +120,7 @@ async def drained(backplane: Backplane, _: pytest.MonkeyPatch) -> None:
 async def lose(backplane: Backplane, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lose the link for good."""
     keep_away(monkeypatch)
-    supervisor = backplane._require_runtime().supervisor  # pyright: ignore[reportPrivateUsage]
+    supervisor = backplane._lifecycle.running().supervisor  # pyright: ignore[reportPrivateUsage]
     supervisor.link.lost(BrokerUnavailableError("redis://:secret@somewhere is gone"))
     await backplane.wait_for_state("degraded")
 
@@ -169,7 +169,7 @@ async def test_codes_of_a_lazy_start(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_dead_owner_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no one looks after the link any more, only a restart helps: the liveness probe says so."""
     async with Backplane("memory://") as backplane:
-        supervisor = backplane._require_runtime().supervisor  # pyright: ignore[reportPrivateUsage]
+        supervisor = backplane._lifecycle.running().supervisor  # pyright: ignore[reportPrivateUsage]
         monkeypatch.setattr(type(supervisor), "is_alive", property(lambda _: False))
         assert (await ask(backplane, "live")).status == 503
 
@@ -178,7 +178,7 @@ async def test_dead_owner_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_body_names_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever may ask learns no URL, no channel and no broker's words, not even behind a gap."""
     async with Backplane("memory://") as backplane, backplane.subscribe("private-channel") as messages:
-        running = backplane._require_runtime()  # pyright: ignore[reportPrivateUsage]
+        running = backplane._lifecycle.running()  # pyright: ignore[reportPrivateUsage]
         running.hub.gap(["private-channel"], "redis://:secret@somewhere is gone")
         await anext(messages)
         await lose(backplane, monkeypatch)

@@ -15,6 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 from backplane import (
+    Backlog,
     Backplane,
     BrokerUnavailableError,
     ClosedError,
@@ -44,7 +45,7 @@ class Order(BaseModel):
 @asynccontextmanager
 async def listening(url: str, *channels: str) -> AsyncGenerator[Subscription]:
     """Subscribe in a worker."""
-    async with Backplane(url) as worker, worker.subscribe(*channels, max_outbox_messages=10_000) as messages:
+    async with Backplane(url) as worker, worker.subscribe(*channels, backlog=Backlog(max_messages=10_000)) as messages:
         yield messages
 
 

@@ -161,7 +161,7 @@ def test_different_values_make_different_names(template: str, pairs: list[tuple[
         ("orders:{id!r}", "a placeholder is a plain name"),
         ("orders:{id:>10}", "a placeholder is a plain name"),
         ("orders:{exclude}", "the placeholder 'exclude' is an option"),
-        ("orders:{when_full}", "the placeholder 'when_full' is an option"),
+        ("orders:{backlog}", "the placeholder 'backlog' is an option"),
         ("orders:{id}:{id}", "the placeholder 'id' is taken twice"),
         ("orders:{a}{b}", "something must stand between {a} and {b}"),
     ],
@@ -259,7 +259,7 @@ async def test_foreign_publish(caplog: pytest.LogCaptureFixture) -> None:
                 await backplane.publish("orders:1", data)
             await orders.publish(Order(number=7), id=1)
             assert await take(messages) == [Order(number=7)]
-        assert (orders.invalid, backplane.statistics()["invalid_published"]) == (5, 5)
+        assert (orders.invalid, backplane.statistics().invalid_published) == (5, 5)
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
         "dropped a message on channel 'orders:1': json_invalid",
         "4 more within 10 s, the last one: dropped a message on channel 'orders:1': model_type",

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backplane.errors import ConfigurationError
-from backplane.fanout.outbox import FullPolicy, Outbox, Rule
+from backplane.fanout.backlog import Backlog, FullPolicy
+from backplane.fanout.outbox import Outbox
 from backplane.log_bursts import LogBursts
 from backplane.message import Gap, Message
 
@@ -29,7 +30,7 @@ def gap(channel: str = "a") -> Gap:
 
 def outbox_of(when_full: FullPolicy, *, max_bytes: int = 1_000, max_messages: int = 3) -> Outbox:
     """Return an outbox of three messages."""
-    return Outbox(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full)
+    return Outbox(Backlog(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full))
 
 
 def drained(outbox: Outbox) -> list[str | bytes | Gap]:
@@ -43,7 +44,7 @@ def drained(outbox: Outbox) -> list[str | bytes | Gap]:
 def test_policies() -> None:
     """There are four policies, and `close` is the default."""
     assert get_args(FullPolicy) == POLICIES
-    outbox = Outbox(max_bytes=1, max_messages=1)
+    outbox = Outbox(Backlog(max_bytes=1, max_messages=1))
     assert [outbox.offer(text("1")), outbox.offer(text("2"))] == [True, False]
 
 
@@ -203,7 +204,7 @@ def test_unknown_policy() -> None:
 @pytest.mark.parametrize("bounds", [{"max_bytes": 0}, {"max_bytes": "10"}, {"max_messages": -1}, {"max_messages": 1.5}])
 def test_wrong_bounds(bounds: dict[str, Any]) -> None:
     """A bound that lets nothing through, or is no number, is refused by the name that the application knows."""
-    with pytest.raises(ConfigurationError, match=r"^max_outbox_(bytes|messages) must be a whole number more than 0, "):
+    with pytest.raises(ConfigurationError, match=r"^max_(bytes|messages) must be a whole number more than 0, "):
         outbox_of("close", **bounds)
 
 
@@ -219,7 +220,7 @@ operations = st.lists(
 @given(st.sampled_from(POLICIES), st.integers(1, 150), st.integers(1, 6), operations)
 def test_any_use(when_full: FullPolicy, max_bytes: int, max_messages: int, steps: list[str | tuple[str, int]]) -> None:
     """Whatever comes and goes: never over the bounds, in order, nothing twice, and every item is accounted for."""
-    outbox = Outbox(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full)
+    outbox = Outbox(Backlog(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full))
     accepted: list[Message | Gap] = []  # each its own object, so that identity tells one from the other
     taken: list[Message | Gap] = []
     for step in steps:
@@ -251,7 +252,7 @@ def test_any_use(when_full: FullPolicy, max_bytes: int, max_messages: int, steps
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50)), max_size=40))
 def test_latest_holds_one_message_of_each_channel(steps: list[tuple[str, int]]) -> None:
     """With `latest` and room for all, exactly the last message of each channel waits, in the order of arrival."""
-    outbox = Outbox(max_bytes=10_000, max_messages=100, when_full="latest")
+    outbox = Outbox(Backlog(max_bytes=10_000, max_messages=100, when_full="latest"))
     last: dict[str, str] = {}
     for number, (channel, size) in enumerate(steps):
         data = f"{number}{'x' * size}"
@@ -271,9 +272,9 @@ def told_by(outbox: Outbox) -> list[tuple[str | bytes | Gap, str]]:
     return told
 
 
-def keyed(**options: Any) -> Rule:
+def keyed(**options: Any) -> Backlog:
     """Return a rule that tells messages apart by what stands before the colon."""
-    return Rule(when_full="latest", latest_by=lambda message: str(message.data).partition(":")[0], **options)
+    return Backlog(when_full="latest", latest_by=lambda message: str(message.data).partition(":")[0], **options)
 
 
 def fail(message: Message) -> object:
@@ -285,27 +286,27 @@ def fail(message: Message) -> object:
 def test_key_without_latest(when_full: FullPolicy) -> None:
     """A key is refused where nothing would ask for it."""
     with pytest.raises(ConfigurationError, match=r"^latest_by needs when_full='latest'$"):
-        Rule(when_full=when_full, latest_by=str)
+        Backlog(when_full=when_full, latest_by=str)
     with pytest.raises(ConfigurationError):
-        Outbox(max_bytes=1, max_messages=1, when_full=when_full, latest_by=str)
+        Outbox(Backlog(max_bytes=1, max_messages=1, when_full=when_full, latest_by=str))
 
 
 def test_rule_of_a_channel() -> None:
     """A channel with a policy of its own acts by it, all others by the subscriber's, until it is taken away."""
     outbox = outbox_of("close", max_messages=2)
-    outbox.set_rule("ticks", Rule(when_full="latest"))
+    outbox.set_policy("ticks", Backlog(when_full="latest"))
     assert [outbox.offer(text(data, "ticks")) for data in "123"] == [True] * 3
     assert [outbox.offer(text(data, "a")) for data in "45"] == [True, False]
     assert drained(outbox) == ["3", "4"]
-    outbox.set_rule("ticks", None)
-    outbox.set_rule("never set", None)
+    outbox.set_policy("ticks", None)
+    outbox.set_policy("never set", None)
     assert [outbox.offer(text(data, "ticks")) for data in "678"] == [True, True, False]
 
 
 def test_other_channels_make_no_room_at_the_cost_of_close() -> None:
     """A channel that drops takes the room of those that may be dropped, and never of one with `close`."""
     outbox = outbox_of("close", max_messages=3)
-    outbox.set_rule("ticks", Rule(when_full="drop_oldest"))
+    outbox.set_policy("ticks", Backlog(when_full="drop_oldest"))
     told = told_by(outbox)
     for item in (text("a1"), text("t1", "ticks"), text("a2"), text("t2", "ticks")):
         assert outbox.offer(item)
@@ -317,7 +318,7 @@ def test_other_channels_make_no_room_at_the_cost_of_close() -> None:
 def test_no_room_that_may_be_made(when_full: FullPolicy) -> None:
     """Among messages that may not be dropped, one of a channel that drops goes itself."""
     outbox = outbox_of("close", max_messages=2)
-    outbox.set_rule("ticks", Rule(when_full=when_full))
+    outbox.set_policy("ticks", Backlog(when_full=when_full))
     told = told_by(outbox)
     assert [outbox.offer(item) for item in (text("1"), text("2"), text("3", "ticks"))] == [True] * 3
     assert (told, outbox.dropped, drained(outbox)) == ([("3", "dropped_newest")], 1, ["1", "2"])
@@ -326,7 +327,7 @@ def test_no_room_that_may_be_made(when_full: FullPolicy) -> None:
 def test_gap_follows_the_rule_of_its_channel() -> None:
     """A gap of a channel with `close` is kept, or refused, like its messages."""
     outbox = outbox_of("drop_oldest", max_messages=2)
-    outbox.set_rule("orders", Rule(when_full="close"))
+    outbox.set_policy("orders", Backlog(when_full="close"))
     assert [outbox.offer(item) for item in (gap("orders"), text("1"), text("2"))] == [True] * 3
     assert drained(outbox) == [gap("orders"), "2"]
     assert [outbox.offer(item) for item in (text("1"), text("2"), gap("orders"))] == [True, True, False]
@@ -334,7 +335,7 @@ def test_gap_follows_the_rule_of_its_channel() -> None:
 
 def test_keys() -> None:
     """With a key, the last message of each key is kept, and stands where it came."""
-    outbox = Outbox(max_bytes=100, max_messages=9, when_full="latest", latest_by=keyed().latest_by)
+    outbox = Outbox(Backlog(max_bytes=100, max_messages=9, when_full="latest", latest_by=keyed().latest_by))
     told = told_by(outbox)
     for data in ("x:1", "y:1", "x:2", "z:1", "y:2"):
         assert outbox.offer(text(data))
@@ -346,7 +347,7 @@ def test_keys() -> None:
 def test_key_of_one_channel_alone() -> None:
     """A key of one channel is not asked for messages of others."""
     outbox = outbox_of("latest", max_messages=9)
-    outbox.set_rule("keyed", keyed())
+    outbox.set_policy("keyed", keyed())
     for data in ("x:1", "y:1", "x:2"):
         assert outbox.offer(text(data, "keyed"))
         assert outbox.offer(text(data, "plain"))
@@ -356,7 +357,7 @@ def test_key_of_one_channel_alone() -> None:
 @pytest.mark.parametrize("key", [list[object](), {"a": 1}, set[object]()], ids=["list", "dict", "set"])
 def test_unhashable_key(key: object) -> None:
     """A key that cannot be compared keeps its message beside the others."""
-    outbox = Outbox(max_bytes=100, max_messages=9, when_full="latest", latest_by=lambda _: key)
+    outbox = Outbox(Backlog(max_bytes=100, max_messages=9, when_full="latest", latest_by=lambda _: key))
     assert [outbox.offer(text(data)) for data in "12"] == [True, True]
     assert (outbox.dropped, drained(outbox)) == (0, ["1", "2"])
 
@@ -365,7 +366,7 @@ def test_unhashable_key(key: object) -> None:
 async def test_failing_key_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """A stream of messages without a key is one line and a count, which repeat nothing that was published."""
     bursts = LogBursts()
-    outbox = Outbox(max_bytes=10_000, max_messages=999, when_full="latest", latest_by=fail, bursts=bursts)
+    outbox = Outbox(Backlog(max_bytes=10_000, max_messages=999, when_full="latest", latest_by=fail), bursts=bursts)
     for _ in range(500):
         assert outbox.offer(text("s3cr3t"))
     bursts.flush()
@@ -379,7 +380,7 @@ async def test_failing_key_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_raising_key() -> None:
     """A message whose key cannot be told replaces none, whatever the keys of the others are, and none replaces it."""
-    outbox = Outbox(max_bytes=1_000, max_messages=99, when_full="latest", latest_by=fail)
+    outbox = Outbox(Backlog(max_bytes=1_000, max_messages=99, when_full="latest", latest_by=fail))
     parts = ["1", "x", "2", "3", "y", "4", "5", "6", "z", "0", "-1"]
     for data in parts:
         assert outbox.offer(text(data))
@@ -389,8 +390,8 @@ def test_raising_key() -> None:
 def test_reasons() -> None:
     """Every drop is told with what was dropped and why, when it is counted."""
     outbox = outbox_of("drop_oldest", max_messages=2)
-    outbox.set_rule("new", Rule(when_full="drop_newest"))
-    outbox.set_rule("last", Rule(when_full="latest"))
+    outbox.set_policy("new", Backlog(when_full="drop_newest"))
+    outbox.set_policy("last", Backlog(when_full="latest"))
     told = told_by(outbox)
     for data, channel in (("1", "a"), ("2", "last"), ("3", "last"), ("4", "new"), ("5", "a")):
         assert outbox.offer(text(data, channel))
@@ -401,24 +402,24 @@ def test_reasons() -> None:
 def test_behind() -> None:
     """It is behind from the first drop for lack of room until it is empty; a replaced message is no lack."""
     outbox = outbox_of("drop_oldest", max_messages=2)
-    outbox.set_rule("last", Rule(when_full="latest"))
+    outbox.set_policy("last", Backlog(when_full="latest"))
     seen: list[bool] = []
-    outbox.on_drop = lambda _, __: seen.append(outbox.behind)
+    outbox.on_drop = lambda _, __: seen.append(outbox.is_overflowing)
     for data in "12":
         outbox.offer(text(data, "last"))
-    assert not outbox.behind
+    assert not outbox.is_overflowing
     for data in "345":
         outbox.offer(text(data))
-    assert (seen, outbox.behind) == ([False, False, True], True)
+    assert (seen, outbox.is_overflowing) == ([False, False, True], True)
     outbox.take()
-    assert outbox.behind
+    assert outbox.is_overflowing
     outbox.take()
-    assert not outbox.behind
+    assert not outbox.is_overflowing
     for data in "678":
         outbox.offer(text(data))
-    assert (seen[3:], outbox.behind) == ([False], True)
+    assert (seen[3:], outbox.is_overflowing) == ([False], True)
     outbox.clear()
-    assert not outbox.behind
+    assert not outbox.is_overflowing
 
 
 def test_replaced_by_what_does_not_fit() -> None:
@@ -431,22 +432,22 @@ def test_replaced_by_what_does_not_fit() -> None:
 
 rules = st.dictionaries(
     st.sampled_from("abc"),
-    st.sampled_from([*(Rule(when_full=policy) for policy in POLICIES), Rule(when_full="latest", latest_by=fail)]),
+    st.sampled_from([*(Backlog(when_full=policy) for policy in POLICIES), Backlog(when_full="latest", latest_by=fail)]),
 )
 
 
 @given(st.sampled_from(POLICIES), rules, st.integers(1, 150), st.integers(1, 6), operations)
 def test_any_use_with_rules(
     when_full: FullPolicy,
-    by_channel: dict[str, Rule],
+    by_channel: dict[str, Backlog],
     max_bytes: int,
     max_messages: int,
     steps: list[str | tuple[str, int]],
 ) -> None:
     """With any rules: bounds hold, order is kept, all is accounted for, and what `close` has taken is never dropped."""
-    outbox = Outbox(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full)
+    outbox = Outbox(Backlog(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full))
     for channel, rule in by_channel.items():
-        outbox.set_rule(channel, rule)
+        outbox.set_policy(channel, rule)
     dropped: list[Message | Gap] = []
     outbox.on_drop = lambda item, _: dropped.append(item)
     accepted: list[Message | Gap] = []

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.testclient import TestClient
 
 from backplane import (
+    Backlog,
     Backplane,
     ClosedError,
     ConfigurationError,
@@ -112,7 +113,10 @@ async def test_typed_channel() -> None:
 @pytest.mark.anyio
 async def test_100_threads_at_once() -> None:
     """Every publish of 100 threads arrives, those of each thread in its order."""
-    async with Backplane("memory://") as backplane, backplane.subscribe("a", max_outbox_messages=5000) as messages:
+    async with (
+        Backplane("memory://") as backplane,
+        backplane.subscribe("a", backlog=Backlog(max_messages=5000)) as messages,
+    ):
 
         def publish(name: int) -> None:
             for number in range(20):

@@ -251,6 +251,23 @@ def test_dns_rebinding(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "host", ["shop.example", "SHOP.example:8000", "eu.shop.example", "127.0.0.1:8000", "[::1]", "10.0.0.7:80", None]
+)
+def test_request_to_a_known_host(host: str | None) -> None:
+    """A request without an origin passes where its host is listed, or where it names none, as no browser does."""
+    assert OriginRule(None, HOSTS).host_refusal(host) is None
+    assert OriginRule().host_refusal(host) is None
+
+
+@pytest.mark.parametrize("host", ["evil.example", "a.b.shop.example:8000", "10.0.0.8", "", "shop.example:99999", "a b"])
+def test_request_to_another_host(host: str) -> None:
+    """A request without an origin to a name that is not listed is refused, and the refusal repeats it in safe words."""
+    assert OriginRule().host_refusal(host) is None
+    shown = {"": "(empty)", "a b": "a?b"}.get(host, host)
+    assert OriginRule(None, HOSTS).host_refusal(host) == f"this host is none of allowed_hosts: {shown}"
+
+
 def test_another_site_beside_known_hosts() -> None:
     """Two hosts that are listed are two sites all the same."""
     assert OriginRule(None, HOSTS).refusal("https://eu.shop.example", "shop.example") is not None

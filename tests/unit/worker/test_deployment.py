@@ -13,7 +13,7 @@ import pytest
 from backplane.broadcaster import Capabilities
 from backplane.connection.limits import Limits
 from backplane.worker import deployment
-from backplane.worker.deployment import warn_if_isolated, warn_if_nobody_pings, warn_of_default_url, worker_count
+from backplane.worker.deployment import warn_if_isolated, warn_if_no_pings, warn_of_default_url, worker_count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -249,8 +249,8 @@ def test_heartbeats_without_effect(
     for name in ("granian._granian", "hypercorn.asyncio.run", "gunicorn.workers.gasgi"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, module, ModuleType(module))
-    deployment._warn_if_nobody_pings.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    deployment._warn_if_no_pings.cache_clear()  # pyright: ignore[reportPrivateUsage]
     for _ in range(2):
-        warn_if_nobody_pings(limits)
-    deployment._warn_if_nobody_pings.cache_clear()  # pyright: ignore[reportPrivateUsage]
+        warn_if_no_pings(limits)
+    deployment._warn_if_no_pings.cache_clear()  # pyright: ignore[reportPrivateUsage]
     assert [words in message for words, message in zip(warned, caplog.messages, strict=True)] == [True] * len(warned)
