@@ -7,11 +7,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from backplane.broker.adapter_source import AdapterSource
-from backplane.channels import validate_channel
 from backplane.connection.connection import Connection
 from backplane.connection.limits import Limits
 from backplane.connection.policy import check_policy_options
-from backplane.errors import ClosedError, ConfigurationError, InvalidDataError, LifecycleError
+from backplane.errors import ConfigurationError, LifecycleError
 from backplane.fanout.backlog import Backlog
 from backplane.fanout.outbox import Outbox
 from backplane.fanout.subscription import Subscription
@@ -177,7 +176,7 @@ class Backplane:
         own.
 
         Raises:
-            LifecycleError: The backplane is started: a client that joined before would not have been asked for.
+            LifecycleError: The backplane is started: joins before this call were allowed without it.
         """
         self._check_configurable("authorize")
         self._authorize = callback
@@ -200,12 +199,7 @@ class Backplane:
             NotStartedError, ClosedError: The backplane is not running, or has drained.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        runtime = self._lifecycle.running()
-        supervisor = runtime.supervisor
-        while supervisor.state != state:
-            if runtime.drained or supervisor.state == "closed":
-                raise ClosedError("this Backplane has been stopped, or is about to be")
-            await supervisor.state_changed()
+        await self._lifecycle.running().wait_for_state(state)
 
     async def start(self) -> None:
         """Connect to the broker; with the setting `start="lazy"` start without it where it is not available.
@@ -282,9 +276,7 @@ class Backplane:
             NotStartedError, ClosedError: The backplane is not running.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        runtime = self._lifecycle.running()
-        validate_channel(channel)
-        await runtime.publish(channel, data, _excluded_id(exclude))
+        await self._lifecycle.running().publish(channel, data, exclude)
 
     @asynccontextmanager
     async def subscribe(self, *channels: str, backlog: Backlog | None = None) -> AsyncGenerator[Subscription]:
@@ -335,25 +327,19 @@ class Backplane:
         """Join `channels`, accept `websocket`, and serve it until the block ends.
 
         The client is joined before it is accepted: from the moment its handshake is done it misses nothing. When the
-        block ends the client is closed: with 1000, or 1011 if it raised. Some errors are ordinary ends and are not
-        raised further, alone or in an `ExceptionGroup` of them, of which the gravest counts:
-
-        - a `ClosedError` because the client is gone or the worker ends, and a `WebSocketDisconnect` (1000);
-        - a refused join (4503, 4513), a channel name that is not legal (4503);
-        - what the client sent: an `InvalidMessageError` (1007), and a `PayloadTooLargeError` of a publish (1009);
-        - any other `BrokerError`, an `AuthorizeTimeoutError`, a `SlowConsumerError` (1013);
-        - the framework's own: a `WebSocketException` (with its code and reason), an `HTTPException` (4503 with its
-          detail, 1013 for 408, 425, 429 and from 500 on), FastAPI's `RequestValidationError` (1007).
+        block ends the client is closed: with 1000, or 1011 if it raised. Errors that are ordinary ends are not raised
+        further and have codes of their own, alone or in an `ExceptionGroup`: the end of the client or of the worker, a
+        refused join, an invalid or too large message, a failure of the broker, the framework's `WebSocketException` and
+        `HTTPException`. docs/close-codes.md has the table; `backplane.connection.ending` decides.
 
         A gap, and a failure of the broker that ends handlers with 1013, concern many clients at once: each is closed at
         a moment of its own, spread over `drain_seconds`. Until then it receives what is published; what it sends after
         its handler has ended is dropped.
 
         A client that is refused before it is accepted gets an HTTP status, of which a browser's page sees only close
-        code 1006. With `refuse_after_accept` it is accepted and closed at once, with the code above (1012 while the
-        worker drains, 1013 where it is full, 4001 where the permission has run out) and a reason; nothing it sends is
-        read. A page of another site (`allowed_origins`) is always refused by HTTP. So is a client beyond the sockets
-        that are kept for this: as many as `max_connections`, at most 256 at a time.
+        code 1006. With `refuse_after_accept` it is accepted and closed at once, with a code and a reason; nothing it
+        sends is read. Clients of another site (`allowed_origins`), and those beyond the sockets that are kept for this
+        (as many as `max_connections`, at most 256 at a time), are refused by HTTP all the same.
 
         What runs for the client in other tasks (sends through ASGI, `on_gap`, `on_slow`, `latest_by`, its close) runs
         in a copy of the Context in which this is called.
@@ -522,21 +508,3 @@ def _checked_backlog(backlog: object) -> Backlog:
     if not isinstance(backlog, Backlog):
         raise ConfigurationError(f"backlog must be a Backlog(...), not {backlog!r:.100}")
     return backlog
-
-
-def _excluded_id(exclude: object) -> bytes | None:
-    """Return the id by which a connection is left out, as it goes over the broker."""
-    if exclude is None:
-        return None
-    if isinstance(exclude, Connection):
-        return exclude.token
-    try:
-        excluded = bytes.fromhex(exclude) if isinstance(exclude, str) else b""
-    except ValueError:
-        excluded = b""
-    if len(excluded) != 8:
-        raise InvalidDataError(
-            "exclude takes a Connection, as `async with backplane.connect(websocket) as connection` returns it, or its "
-            f"id, not {exclude!r:.100}"
-        )
-    return excluded

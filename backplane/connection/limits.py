@@ -41,7 +41,7 @@ class Limits:
         max_connections_per_client: How many connections and event streams of this worker may have the same
             `client_key` (`Backplane.connect`, `Backplane.sse`); one more is refused with 429. If the application gives
             no key, it is the client's address, of IPv6 the first 64 bits. Clients whose address the server does not
-            know, such as those behind a proxy over a Unix socket, are not counted for it; the first one logs a warning
+            know, such as those of a proxy over a Unix socket, are not counted for it; the first one logs a warning
             with the cure. All connections of the key count, the limit of the one that comes decides. Defaults to none.
 
     Raises:

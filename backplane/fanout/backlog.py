@@ -37,8 +37,8 @@ class Backlog:
 
     Attributes:
         when_full: What happens to a message that does not fit; see `FullPolicy`. Defaults to `close`.
-        latest_by: With `latest`, the key by which the messages of one channel are told apart: the last message of each
-            key waits. Called with each message that has to wait; must return something hashable and must not block. If
+        latest_by: With `latest`, the key of a message: of the messages of one channel the last one of each key
+            waits. Called with each message that has to wait; must return something hashable and must not block. If
             it raises, that is logged, and the message replaces no other one. Defaults to one message per channel.
         max_bytes: Most bytes that wait (of text: characters). One message that is larger is taken when nothing else
             waits: it could never be delivered otherwise. Defaults to 1 MiB.

@@ -1,4 +1,4 @@
-"""`Backplane.subscribe`: channels as an async iterator, for consumers without a socket."""
+"""`Backplane.subscribe`: channels as an async iterator, for consumers other than clients."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Subscription(BaseSubscriber):
 
     Raises:
         LifecycleError: While iterating: another task does, or no channel was ever joined.
-        SlowConsumerError: While iterating, once what waited is consumed: the consumer was further behind than its
-            outbox allows, and everything since is lost. Only with the policy `close`.
+        SlowConsumerError: While iterating, once what waited is consumed: more waited than the backlog allows, and
+            everything since is lost. Only with the policy `close`.
     """
 
     def __init__(
@@ -55,19 +55,19 @@ class Subscription(BaseSubscriber):
         self._statistics = statistics or Counters()
         self._bursts = bursts or LogBursts()
         outbox.on_drop = self._dropped
-        self._overrun = False
+        self._overrun: bool = False  # more waited than the backlog allows
         self._wakeup: asyncio.Future[None] | None = None
         self._consumer: asyncio.Task[object] | None = None  # the one that waits for the next message
-        self._cancelling = 0  # what its count was when it began
-        self._has_joined = False
+        self._cancelling: int = 0  # its count of cancellation requests when it began to wait
+        self._has_joined: bool = False
 
     @property
     def kind(self) -> str:
-        """What it is, in words."""
+        """`subscription`."""
         return "subscription"
 
     async def join(self, channel: str) -> None:
-        """Receive what is published to `channel`; see `backplane.fanout.subscriber.Member.join`."""
+        """Receive what is published to `channel`; see `backplane.fanout.subscriber.BaseSubscriber.join`."""
         await super().join(channel)
         self._has_joined = True
 
@@ -79,7 +79,7 @@ class Subscription(BaseSubscriber):
             self._take_all(batch)
 
     def gap(self, gap: Gap) -> None:
-        """Take the news that messages may be missing: the hub's side."""
+        """Take a gap, in its place between the messages: the hub's side."""
         self._take(gap)
 
     def note_invalid(self, channel: str, error: InvalidMessageError) -> None:
@@ -90,7 +90,7 @@ class Subscription(BaseSubscriber):
         )
 
     def end(self) -> None:
-        """Leave every channel; iteration ends behind what already waits."""
+        """Leave every channel; iteration ends after what already waits."""
         self._leave_all()
         self._wake()
 
@@ -104,7 +104,7 @@ class Subscription(BaseSubscriber):
         while (item := self._outbox.take()) is None:
             if self._overrun:
                 raise SlowConsumerError(
-                    "the consumer was further behind than its outbox allows: reload, and subscribe again"
+                    "more messages waited for this consumer than its backlog allows: reload, and subscribe again"
                 )
             if self._ended:
                 raise StopAsyncIteration

@@ -46,13 +46,13 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         running: The started backplane.
         socket: The client.
         connection: What the block gets.
-        origins: Which pages may come in.
-        channels: What the client hears.
+        origins: Which pages may connect.
+        channels: What the client receives.
         client_key: Whose connection it is.
         max_per_client: How many clients may have the same key.
         subprotocol: What to accept with.
         headers: What to accept with.
-        after_accept: Whether a client is refused after it was accepted, by a close code and words that a page can read.
+        after_accept: Whether a client is refused after it was accepted, by a close code and a reason for its page.
     """
 
     __slots__ = (

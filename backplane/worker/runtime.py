@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Final
 
 from backplane.broker.publish_buffer import PublishBuffer
 from backplane.broker.supervisor import Supervisor
+from backplane.channels import validate_channel
 from backplane.concurrency.call_queue import CallQueue
+from backplane.connection.connection import Connection
 from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy
 from backplane.errors import (
     BrokerUnavailableError,
+    ClosedError,
+    InvalidDataError,
     PayloadTooLargeError,
     PublishError,
     PublishOutcomeUnknownError,
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.broadcaster import Broadcaster
-    from backplane.broker.supervisor import StateChange
+    from backplane.broker.supervisor import LinkState, StateChange
     from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.fanout.subscription import Subscription
     from backplane.settings import Settings
@@ -130,19 +134,15 @@ class Runtime:
             bursts=self.bursts,
         )
 
-    async def publish(self, channel: str, data: object, excluded: bytes | None) -> None:
-        """Publish as the setting `outage` decides, and count the outcome.
-
-        Args:
-            channel: A legal name.
-            data: Text, bytes, or anything JSON.
-            excluded: The id of the connection that does not receive it.
-
-        Raises:
-            InvalidDataError, ConfigurationError, PublishError: As `Backplane.publish`.
-        """
+    async def publish(self, channel: str, data: object, exclude: Connection | str | None) -> None:
+        """Encode and publish, as the setting `outage` decides, and count the outcome; see `Backplane.publish`."""
+        validate_channel(channel)
         payload = encode(
-            data, origin=self.origin, published_at=time.time(), excluded=excluded, wire_format=self._wire_format
+            data,
+            origin=self.origin,
+            published_at=time.time(),
+            excluded=_excluded_id(exclude),
+            wire_format=self._wire_format,
         )
         limit = self.supervisor.max_payload_bytes
         if len(payload) > limit:
@@ -164,6 +164,17 @@ class Runtime:
             self.bursts.log(logger, logging.WARNING, "the broker refused a message on channel %r: %s", channel, error)
             raise
         statistics.published += 1
+
+    async def wait_for_state(self, state: LinkState) -> None:
+        """Wait until the link is in `state`.
+
+        Raises:
+            ClosedError: The worker has drained or stopped.
+        """
+        while self.supervisor.state != state:
+            if self.drained or self.supervisor.state == "closed":
+                raise ClosedError("this Backplane has been stopped, or is about to be")
+            await self.supervisor.state_changed()
 
     def reload_delay(self) -> float:
         """Draw after how many seconds one of many clients is closed that the same gap or outage concerns."""
@@ -235,3 +246,21 @@ class Runtime:
 
 def _since(moment: float | None, now: float) -> float | None:
     return None if moment is None else now - moment
+
+
+def _excluded_id(exclude: object) -> bytes | None:
+    """Return the id by which a connection is left out, as it goes over the broker."""
+    if exclude is None:
+        return None
+    if isinstance(exclude, Connection):
+        return exclude.token
+    try:
+        excluded = bytes.fromhex(exclude) if isinstance(exclude, str) else b""
+    except ValueError:
+        excluded = b""
+    if len(excluded) != 8:
+        raise InvalidDataError(
+            "exclude takes a Connection, as `async with backplane.connect(websocket) as connection` returns it, or its "
+            f"id, not {exclude!r:.100}"
+        )
+    return excluded

@@ -224,7 +224,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, tuple[int, str]]] = {
     "slow": (
         {"channel": "slow"},
         503,
-        (1013, "whether this client may join was not found out in time: try again later"),
+        (1013, "whether this client may join was not decided in time: try again later"),
     ),
     "HTTPException": ({"channel": "unpaid"}, 402, (4503, "pay first")),
     "WebSocketException": ({"channel": "chosen"}, 403, (4444, "not you")),

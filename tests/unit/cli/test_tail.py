@@ -175,7 +175,7 @@ def test_too_slow(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert status == 1
     assert [line.rpartition(" ")[2] for line in lines] == ["one", "two"]
-    assert "further behind than its outbox allows" in said[-2]
+    assert "than its backlog allows" in said[-2]
     assert said[-1].startswith("2 of 3 messages, ")
 
 
