@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EventStream", "event_stream"]
 
-logger = logging.getLogger("backplane.web.sse")
+logger: Final = logging.getLogger("backplane.web.sse")
 
 _MEDIA_TYPE: Final = "text/event-stream"
 

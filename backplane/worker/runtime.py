@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Broadcaster
     from backplane.broker.supervisor import LinkState, StateChange
+    from backplane.concurrency.affinity import LoopAffinity
     from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.fanout.subscription import Subscription
     from backplane.settings import Settings
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Runtime"]
 
-logger = logging.getLogger("backplane.worker.runtime")
+logger: Final = logging.getLogger("backplane.worker.runtime")
 
 # How long a close takes beyond the grace of the handler where a client reads nothing: what waits is flushed, and the
 # close frame sent, within a second each.
@@ -97,23 +98,23 @@ class Runtime:
     ) -> None:
         self.settings = settings
         self.origin: bytes = os.urandom(8)
-        self.broker_subscriptions = BrokerSubscriptions(
+        self.broker_subscriptions: BrokerSubscriptions = BrokerSubscriptions(
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
-        self.bursts = LogBursts()
-        self.hub = Hub(self.broker_subscriptions, self.bursts)
-        self.affinity = self.hub.affinity
-        self.calls = CallQueue()
+        self.bursts: LogBursts = LogBursts()
+        self.hub: Hub = Hub(self.broker_subscriptions, self.bursts)
+        self.affinity: LoopAffinity = self.hub.affinity
+        self.calls: CallQueue = CallQueue()
         self.calls.open()
-        self.supervisor = Supervisor(
+        self.supervisor: Supervisor = Supervisor(
             broadcaster, self.hub, self.broker_subscriptions, origin=self.origin, settings=settings, on_state=on_state
         )
         self.subscriptions: dict[Subscription, None] = {}
-        self.keepalive = KeepaliveScheduler()
-        self.statistics = Counters()
-        self.clients = ClientRegistry(settings.max_connections, self.statistics, self.bursts)
+        self.keepalive: KeepaliveScheduler = KeepaliveScheduler()
+        self.statistics: Counters = Counters()
+        self.clients: ClientRegistry = ClientRegistry(settings.max_connections, self.statistics, self.bursts)
         self.drained: bool = False
-        self.policy = ConnectionPolicy(
+        self.policy: ConnectionPolicy = ConnectionPolicy(
             on_gap=on_gap,
             limits=limits or Limits(),
             handler_grace_seconds=settings.handler_grace_seconds,
