@@ -73,14 +73,14 @@ class Client:
         scope: dict[str, Any] = {"type": "websocket", "path": "/", "headers": [], "extensions": {}}
         self.websocket = WebSocket(scope, self.receiver.get, self._send)
 
-    async def hears(self) -> str | int:
+    async def receives(self) -> str | int:
         """Return the next text, or the code of the close."""
         async with asyncio.timeout(WAIT_SECONDS):
             event = await self.sent.get()
             if event["type"] == "websocket.accept":
                 event = await self.sent.get()
-        heard: str | int = event["code"] if event["type"] == "websocket.close" else event["text"]
-        return heard
+        received: str | int = event["code"] if event["type"] == "websocket.close" else event["text"]
+        return received
 
     async def _send(self, event: Event) -> None:
         if event["type"] == "websocket.accept":
@@ -130,7 +130,7 @@ USES = pytest.mark.parametrize("use", [publish, subscribe, connect, wait_for_sta
 
 @USES
 async def test_use_before_the_start(use: Callable[[Backplane], Awaitable[None]]) -> None:
-    """What is not started says so, and how to start it."""
+    """A use before the start raises an error that states how to start."""
     backplane = Backplane("memory://")
     with pytest.raises(NotStartedError, match=r"lifespan=backplane\.lifespan .* or use `async with backplane:`"):
         await use(backplane)
@@ -168,7 +168,7 @@ async def test_statistics_while_not_running() -> None:
 async def test_warning_of_the_default_url(
     given: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A script that nobody gave a URL is warned with the name of the variable; a web application is not."""
+    """A script without a URL gets a warning with the name of the variable; a web application does not."""
     if given == "environment":
         monkeypatch.setenv("BACKPLANE_URL", "memory://")
     backplane = Backplane("memory://" if given == "argument" else None)
@@ -179,7 +179,7 @@ async def test_warning_of_the_default_url(
 
 @USES
 async def test_use_after_the_stop(use: Callable[[Backplane], Awaitable[None]]) -> None:
-    """What was stopped says so."""
+    """A use after the stop raises an error that states that it was stopped."""
     async with Backplane("memory://") as backplane:
         pass
     with pytest.raises(ClosedError, match="has been stopped"):
@@ -197,7 +197,7 @@ async def test_state() -> None:
 
 
 def test_start_in_an_event_loop_that_is_not_asyncios() -> None:
-    """Under trio a start says what is wrong; without any event loop of asyncio's it is the same."""
+    """Under trio the error of a start states what is wrong; without any event loop of asyncio it is the same."""
     starting = Backplane("memory://").start()
     with pytest.raises(LifecycleError, match="needs asyncio"):
         starting.send(None)
@@ -294,13 +294,13 @@ async def test_stop_ends_connections_and_subscriptions() -> None:
         assert (await client.sent.get())["type"] == "websocket.accept"
     await until_idle()
     await backplane.stop()
-    assert [await client.hears() for client in clients] == [1012] * 3
+    assert [await client.receives() for client in clients] == [1012] * 3
     assert await asyncio.wait_for(asyncio.gather(*handling), WAIT_SECONDS) == [[]] * 3
     assert await asyncio.wait_for(consuming, WAIT_SECONDS) == []
 
 
 async def test_stop_while_a_client_is_being_accepted() -> None:
-    """A client whose handshake is under way at the stop is told to come back as well."""
+    """A client whose handshake is not finished at the stop is closed with a code to reconnect too."""
     backplane = Backplane("memory://")
     await backplane.start()
     client = Client()
@@ -309,7 +309,7 @@ async def test_stop_while_a_client_is_being_accepted() -> None:
     async def handle() -> None:
         async with backplane.connect(client.websocket, "a") as connection:
             async for _ in connection:
-                pytest.fail("the client said nothing")
+                pytest.fail("the client sent nothing")
 
     handling = asyncio.create_task(handle())
     await client.accepting.wait()
@@ -401,7 +401,7 @@ async def test_start_while_stopping() -> None:
 
 
 def test_start_after_an_event_loop_that_ended_in_the_middle_of_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was half stopped there is left behind: another adapter is opened."""
+    """What was half stopped there is discarded: another adapter is opened."""
     started: set[int] = set()
     start = MemoryBroadcaster.start
 
@@ -437,10 +437,10 @@ async def ends(handling: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def listen(backplane: Backplane, client: Client) -> None:
-    """Be the handler of a client that says nothing."""
+    """Be the handler of a client that sends nothing."""
     async with backplane.connect(client.websocket, "a") as connection:
         async for _ in connection:
-            pytest.fail("the client said nothing")
+            pytest.fail("the client sent nothing")
 
 
 async def accepted(backplane: Backplane, count: int) -> tuple[list[Client], list[asyncio.Task[None]]]:
@@ -464,7 +464,7 @@ async def test_drain_closes_every_client() -> None:
         clients, handling = await accepted(backplane, 20)
         await asyncio.wait_for(backplane.drain(), WAIT_SECONDS)
         await ends(handling)
-        assert [await client.hears() for client in clients] == [1012] * 20
+        assert [await client.receives() for client in clients] == [1012] * 20
         health = await backplane.health()
         assert (health.draining, health.ready, health.live, health.connections) == (True, False, True, 0)
         await backplane.publish("a", "still there")
@@ -498,7 +498,7 @@ async def test_drain_takes_no_new_clients() -> None:
             async with backplane.connect(client.websocket, "a"):
                 pytest.fail("the block was entered")
         assert isinstance(refused.value.__cause__, ClosedError)
-        assert await client.hears() == 1008  # 503 where the server can say it
+        assert await client.receives() == 1008  # 503 where the server can send it
         assert (await backplane.health()).connections == 0
 
 
@@ -518,7 +518,7 @@ async def test_drain_is_bounded_by_a_handler_that_hangs(caplog: pytest.LogCaptur
         handling = asyncio.create_task(hang())
         await client.accepting.wait()
         await asyncio.wait_for(backplane.drain(), WAIT_SECONDS)
-        assert await client.hears() == 1012
+        assert await client.receives() == 1012
         assert "1 handlers did not end with their connection" in caplog.messages
         may_end.set()
         await ends([handling])
@@ -532,7 +532,7 @@ async def test_drain_twice_and_before_the_start() -> None:
         clients, handling = await accepted(backplane, 5)
         await asyncio.wait_for(asyncio.gather(backplane.drain(), backplane.drain()), WAIT_SECONDS)
         await ends(handling)
-        assert [await client.hears() for client in clients] == [1012] * 5
+        assert [await client.receives() for client in clients] == [1012] * 5
         assert [client.sent.qsize() for client in clients] == [0] * 5
     await backplane.drain()
     async with backplane:
@@ -548,12 +548,12 @@ async def test_stop_in_the_middle_of_a_drain() -> None:
     await until_idle()
     await asyncio.wait_for(backplane.stop(), WAIT_SECONDS)
     await ends([draining, *handling])
-    assert [await client.hears() for client in clients] == [1012] * 3
+    assert [await client.receives() for client in clients] == [1012] * 3
     assert [client.sent.qsize() for client in clients] == [0] * 3
 
 
 async def test_on_state_hears_every_change(caplog: pytest.LogCaptureFixture) -> None:
-    """Each callback hears each change, though one before it raises; a life later too."""
+    """Each callback is called with each change, although one before it raises; after another start too."""
     backplane = Backplane("memory://")
     changes: list[tuple[str, str]] = []
 
@@ -666,7 +666,7 @@ async def test_buffer_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_connections_are_counted() -> None:
-    """Of the connections that were opened, each is there or stands in exactly one of the counts of ends."""
+    """Each connection that was opened is still open or counted in exactly one of the figures of closes."""
     async with Backplane("memory://", settings=BRIEF) as backplane:
         clients, handling = await accepted(backplane, 5)
         for client in clients[:2]:
@@ -684,7 +684,7 @@ async def test_connections_are_counted() -> None:
 
 
 async def test_health_counts_gaps() -> None:
-    """A gap that was told is counted once per channel, with its time and its reason."""
+    """A gap is counted once per channel, with its time and its reason."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a", "b") as messages:
         backplane._lifecycle.running().hub.gap(["a", "b"], "overrun")  # pyright: ignore[reportPrivateUsage]
         assert [type(await anext(messages)) for _ in range(2)] == [Gap, Gap]
@@ -751,7 +751,7 @@ async def test_wait_for_the_stop() -> None:
 
 
 async def test_wait_for_a_state_that_cannot_come() -> None:
-    """Who waits for another state at the stop is told that it was stopped, and does not wait for ever."""
+    """A wait for another state ends at the stop with an error that states it."""
     backplane = Backplane("memory://")
     await backplane.start()
     waiting = asyncio.create_task(backplane.wait_for_state("degraded"))
@@ -936,7 +936,7 @@ async def test_payload_at_and_over_the_limit() -> None:
 async def test_publish_to_nobody() -> None:
     """That no one subscribes is no error."""
     async with Backplane("memory://") as backplane:
-        await backplane.publish("nobody", "x")
+        await backplane.publish("empty", "x")
 
 
 async def test_publish_in_a_loop_reaches_all() -> None:
@@ -965,16 +965,16 @@ def by_id(connection: Connection) -> Connection | str:
 async def test_exclude(name: Callable[[Connection], Connection | str]) -> None:
     """The excluded connection gets every other message, and the others get all."""
     async with Backplane("memory://") as backplane:
-        says, hears = Client(), Client()
+        sender, other = Client(), Client()
         async with (
-            backplane.connect(says.websocket, "a") as connection,
-            backplane.connect(hears.websocket, "a"),
+            backplane.connect(sender.websocket, "a") as connection,
+            backplane.connect(other.websocket, "a"),
         ):
             await backplane.publish("a", "1")
             await backplane.publish("a", "2", exclude=name(connection))
             await backplane.publish("a", "3")
-            assert [await hears.hears() for _ in range(3)] == ["1", "2", "3"]
-            assert [await says.hears() for _ in range(2)] == ["1", "3"]
+            assert [await other.receives() for _ in range(3)] == ["1", "2", "3"]
+            assert [await sender.receives() for _ in range(2)] == ["1", "3"]
 
 
 @pytest.mark.parametrize(
@@ -983,14 +983,14 @@ async def test_exclude(name: Callable[[Connection], Connection | str]) -> None:
     ids=lambda exclude: f"{exclude!r:.30}",
 )
 async def test_exclude_of_what_is_no_connection(exclude: Any) -> None:
-    """What is neither a connection nor an id, such as its `WebSocket`, is refused instead of excluding nobody."""
+    """What is neither a connection nor an id, such as its `WebSocket`, is refused: it would exclude no connection."""
     async with Backplane("memory://") as backplane:
         with pytest.raises(InvalidDataError, match=r"as `async with backplane\.connect.* returns it, or its id, not "):
             await backplane.publish("a", "x", exclude=exclude)
 
 
 async def test_exclude_of_an_unknown_id() -> None:
-    """The id of a connection elsewhere, or gone, excludes nobody here."""
+    """The id of a connection of another worker, or of one that is gone, excludes none here."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
         await backplane.publish("a", "x", exclude="00" * 8)
         assert await data_of(messages, 1) == ["x"]

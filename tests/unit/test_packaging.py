@@ -116,7 +116,7 @@ def test_packages_are_the_folders() -> None:
 
 @needs_sources
 def test_package_folders() -> None:
-    """The two mapped packages stand where the map says."""
+    """The two mapped packages are where the map has them."""
     assert PYPROJECT["tool"]["setuptools"]["package-dir"] == {
         "backplane": "backplane",
         "backplane.adapters": "adapters",
@@ -158,7 +158,7 @@ def test_entry_points_are_the_built_in_adapters() -> None:
 
 @needs_sources
 def test_extras_are_declared() -> None:
-    """Every extra that an error tells the user to install exists."""
+    """Every extra that an error names to be installed exists."""
     built_in = registry._BUILT_IN  # pyright: ignore[reportPrivateUsage]
     named = {extra for _, extra in built_in.values() if extra is not None}
     assert named - set(PYPROJECT["project"]["optional-dependencies"]) == set()

@@ -58,7 +58,7 @@ def test_out_of_range(name: str, value: float) -> None:
 
 
 def test_no_limit() -> None:
-    """Where there may be no limit, `None` says so."""
+    """`None` is no limit, where there may be none."""
     assert Settings(max_connections=None) == Settings()
 
 

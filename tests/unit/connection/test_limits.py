@@ -15,7 +15,7 @@ WHOLE = ["max_message_bytes", "max_burst", "max_channels", "max_connections_per_
 
 
 def test_defaults() -> None:
-    """The defaults keep a client alive, bound what it sends and joins, and end nobody for silence or age."""
+    """The defaults keep a client alive, bound what it sends and joins, and close no client for silence or age."""
     assert Limits() == Limits(
         heartbeat_seconds=30.0,
         heartbeat_message=None,

@@ -50,7 +50,7 @@ def site(backplane: Backplane) -> Starlette:
 
 
 def websocket(client: TestClient, path: str) -> int:
-    """Return the status of a handshake, or what the handler then says."""
+    """Return the status of a handshake, or what the handler then sends."""
     try:
         with client.websocket_connect(path) as session:
             return int(session.receive_text())

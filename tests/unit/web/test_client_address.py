@@ -79,7 +79,7 @@ def test_two_clients(one: str, other: str) -> None:
 
 
 async def test_over_a_unix_socket(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Clients behind a proxy over a Unix socket are not one client: none is refused, and the first logs the cure."""
+    """Clients of a proxy over a Unix socket are not one client: none is refused, and the first logs the cure."""
     backplane = Backplane("memory://", limits=Limits(max_connections_per_client=1))
     app = FastAPI(lifespan=backplane.lifespan)
 

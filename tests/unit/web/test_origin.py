@@ -173,7 +173,7 @@ def test_empty_list_lets_no_browser_in() -> None:
     ],
 )
 def test_wrong_configuration(allowed: Any, words: str) -> None:
-    """What is no origin is refused at construction, in words that say what to write."""
+    """What is not an origin is refused at construction, with a text that states what to write."""
     with pytest.raises(ConfigurationError) as raised:
         OriginRule(allowed)
     assert words in str(raised.value)
@@ -244,7 +244,7 @@ def test_own_pages_of_a_known_host(origin: str, host: str) -> None:
     "name", ["evil.example", "a.b.shop.example", "shop.example.evil.example", "notshop.example", "10.0.0.8", "example"]
 )
 def test_dns_rebinding(name: str) -> None:
-    """A page whose name somebody else has made lead to this server may not connect where the hosts are listed."""
+    """A page of a foreign name that leads to this server may not connect where the hosts are listed."""
     assert OriginRule().refusal(f"http://{name}", name) is None
     assert OriginRule(None, HOSTS).refusal(f"http://{name}", name) == (
         f"pages of http://{name} may not connect here: this host is none of allowed_hosts"

@@ -64,7 +64,7 @@ def stream_of(
 
 
 class Site:
-    """An application with event streams, behind a real server.
+    """An application with event streams, on a real server.
 
     Attributes:
         ended: One item for each stream whose handler has ended.
@@ -127,8 +127,8 @@ class Events:
 
 
 @asynccontextmanager
-async def listening(client: httpx2.AsyncClient, channel: str = "a") -> AsyncGenerator[Events]:
-    """Open a stream, behind its first hint."""
+async def streamed(client: httpx2.AsyncClient, channel: str = "a") -> AsyncGenerator[Events]:
+    """Open a stream, and read its first hint."""
     async with client.stream("GET", f"/events/{channel}", headers={"Accept": "text/event-stream"}) as response:
         assert response.status_code == 200
         events = Events(response)
@@ -219,7 +219,7 @@ async def until_published(backplane: Backplane, *data: str) -> None:
 
 async def test_headers() -> None:
     """The answer is an event stream that neither a cache nor nginx keeps back, without a length."""
-    async with serving(Site(Backplane("memory://"))) as client, listening(client) as events:
+    async with serving(Site(Backplane("memory://"))) as client, streamed(client) as events:
         headers = events.response.headers
         assert headers["content-type"] == "text/event-stream; charset=utf-8"
         assert headers["cache-control"] == "no-store, no-transform"
@@ -241,7 +241,7 @@ async def test_messages() -> None:
         (b"", "event: binary\ndata: "),
     ]
     site = Site(Backplane("memory://"))
-    async with serving(site) as client, listening(client) as events:
+    async with serving(site) as client, streamed(client) as events:
         for data, block in blocks:
             await site.backplane.publish("a", data)
             assert await events.take() == block
@@ -261,7 +261,7 @@ async def test_joined_before_the_headers() -> None:
 async def test_gap() -> None:
     """A gap is an event in its place, with the channel and without the reason."""
     site = Site(Backplane("memory://"))
-    async with serving(site) as client, listening(client) as events:
+    async with serving(site) as client, streamed(client) as events:
         await site.backplane.publish("a", "before")
         assert await events.take() == "data: before"
         running_of(site.backplane).hub.gap(["a"], "password of the broker")
@@ -273,7 +273,7 @@ async def test_gap() -> None:
 async def test_heartbeat() -> None:
     """In silence comments are sent, and a message between them is not lost."""
     site = Site(Backplane("memory://"), heartbeat_seconds=0.01)
-    async with serving(site) as client, listening(client) as events:
+    async with serving(site) as client, streamed(client) as events:
         assert [await events.take() for _ in range(3)] == [":", ":", ":"]
         await site.backplane.publish("a", "there")
         while (block := await events.take()) == ":":
@@ -285,7 +285,7 @@ async def test_client_that_goes() -> None:
     """When the client goes in silence, its handler ends, and nothing of it stays in the hub."""
     site = Site(Backplane("memory://"))
     async with serving(site) as client:
-        async with listening(client):
+        async with streamed(client):
             assert (await site.backplane.health()).connections == 1
         await site.until_ended()
         assert (await site.backplane.health()).connections == 0
@@ -293,9 +293,9 @@ async def test_client_that_goes() -> None:
 
 
 async def test_drain() -> None:
-    """A drain ends the stream in order, behind what waits and a hint when to come back, and waits for its handler."""
+    """A drain ends the stream in order, after what waits and a hint when to reconnect, and waits for its handler."""
     site = Site(Backplane("memory://"))
-    async with serving(site) as client, listening(client) as events:
+    async with serving(site) as client, streamed(client) as events:
         await site.backplane.publish("a", "last")
         assert await events.take() == "data: last"
         await asyncio.wait_for(site.backplane.drain(), WAIT_SECONDS)
@@ -308,14 +308,14 @@ async def test_drain() -> None:
 async def test_stop() -> None:
     """A stop ends the stream in the same way."""
     site = Site(Backplane("memory://"))
-    async with serving(site) as client, listening(client) as events:
+    async with serving(site) as client, streamed(client) as events:
         await site.backplane.stop()
         assert (await events.rest()).startswith("retry: ")
         await site.until_ended()
 
 
 async def test_arriving_at_a_drain() -> None:
-    """Who arrives at a worker that drains is told to come back: an event source by a stream, others by the status."""
+    """A new client of a worker that drains is refused: an event source by a stream that ends, others by the status."""
     site = Site(Backplane("memory://"))
     async with serving(site) as client:
         await site.backplane.drain()
@@ -655,7 +655,7 @@ async def test_client_that_takes_nothing() -> None:
 
 
 async def test_slow_client_that_reads_on(caplog: pytest.LogCaptureFixture) -> None:
-    """A client further behind than its outbox allows gets what waited for it, then the end, and that is logged."""
+    """A client that is too slow receives what waited for it, then the end, and that is logged."""
     async with Backplane("memory://") as backplane:
         client = Client()
         client.send_gate.close()
@@ -706,7 +706,7 @@ async def test_client_that_goes_while_it_does_not_read() -> None:
 
 
 async def test_cancelled_handler() -> None:
-    """A handler that the server cancels leaves nothing behind."""
+    """A handler that the server cancels leaves no task, client or channel."""
     async with Backplane("memory://") as backplane:
         with pytest.raises(asyncio.CancelledError):
             async with streaming(Client(), stream_of(backplane, "a")) as handling:
