@@ -411,8 +411,8 @@ class Backplane:
 
         The client is joined before the answer begins: from the moment it receives that, it misses nothing. A client
         that may not join, by `allowed_hosts`, `authorize`, a limit, an expired permission or the broker, gets an HTTP
-        error before the stream begins, the same as a WebSocket's handshake. The module `backplane.web.sse` documents
-        the format.
+        error before the stream begins, the same as a WebSocket's handshake. The module `backplane.web.event_format`
+        documents the format.
 
         Args:
             request: As the framework passed it.

@@ -1,11 +1,6 @@
 """Server-sent events: the same channels for a browser's `EventSource`, for clients that only receive.
 
-The format: a text is `data:` lines (`EventSource` makes one line feed of every line end), binary is base64 with
-`event: binary`, a gap is `event: gap` with `{"channel": ...}`, after which the page loads again what it shows, as it
-does after every `open`. A stream whose permission has run out ends with `event: expired`; its client reconnects with a
-new request, which the application's own dependencies check. These three names are reserved: no published message can
-have one, because a text is always a `message`. Comments are the heartbeat. A page of another site cannot read a stream:
-CORS applies.
+`backplane.web.event_format` has the format. A page of another site cannot read a stream: CORS applies.
 
 Plain Starlette, by decision. FastAPI's own `EventSourceResponse` only marks a route whose generator FastAPI runs, and
 does not exist in Starlette. sse-starlette (3.7) replaces `uvicorn.Server.handle_exit` when it is imported and polls the
@@ -19,11 +14,8 @@ that ends at once with a hint when to reconnect; any other client gets the statu
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import random
 import time
-from base64 import b64encode
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -44,9 +36,9 @@ from backplane.errors import (
 )
 from backplane.fanout.subscription import Subscription
 from backplane.lane import abort, when_gone
-from backplane.message import Gap, Message
 from backplane.option_checks import check_number
 from backplane.web.client_address import address_key
+from backplane.web.event_format import EXPIRED, HEADERS, HEARTBEAT, MEDIA_TYPE, encode_event, encode_retry
 from backplane.web.refusal import denial
 
 if TYPE_CHECKING:
@@ -65,23 +57,6 @@ if TYPE_CHECKING:
 __all__ = ["EventStream", "event_stream"]
 
 logger: Final = logging.getLogger("backplane.web.sse")
-
-_MEDIA_TYPE: Final = "text/event-stream"
-
-# A middleware or proxy that compresses holds small events until it has a block of them, and the headers too if it waits
-# for a size. `no-transform` (RFC 9111, section 5.2.2.6) stops those that respect it, such as Express' compression.
-# Starlette's GZipMiddleware (for all types before 0.46) and others for ASGI check whether an encoding is set already:
-# `identity` is the registered name for none. X-Accel-Buffering is nginx's: it would wait for 4 KiB.
-_HEADERS: Final = {
-    "Cache-Control": "no-store, no-transform",
-    "Content-Encoding": "identity",
-    "X-Accel-Buffering": "no",
-}
-
-_HEARTBEAT: Final = b":\n\n"
-
-# Not named `error` or `open`: an `EventSource` dispatches these itself. Without data it would dispatch no event.
-_EXPIRED: Final = b"event: expired\ndata: {}\n\n"
 
 # How long a client may take, once its stream has ended, to receive what waits for it.
 _END_SECONDS: Final = 1.0
@@ -219,7 +194,7 @@ class EventStream(Subscription):
             await self._send(send, _body(response.hint()), give_up_seconds)
             while (chunk := await self._next_chunk(response.heartbeat_seconds)) is not None:
                 await self._send(send, _body(chunk), give_up_seconds)
-            end = _EXPIRED * self._has_expired + response.hint()
+            end = EXPIRED * self._has_expired + response.hint()
             await self._send(send, _body(end, more=False), give_up_seconds)
         finally:
             for timer in timers:
@@ -247,9 +222,9 @@ class EventStream(Subscription):
     async def _next_chunk(self, heartbeat_seconds: float) -> bytes | None:
         try:
             async with asyncio.timeout(heartbeat_seconds):
-                return _encode(await anext(self))
+                return encode_event(await anext(self))
         except TimeoutError:
-            return _HEARTBEAT
+            return HEARTBEAT
         except (StopAsyncIteration, SlowConsumerError):
             return None
 
@@ -274,7 +249,7 @@ class EventStream(Subscription):
 class _EventStreamResponse(Response):
     """The stream of one request."""
 
-    media_type = _MEDIA_TYPE
+    media_type = MEDIA_TYPE
 
     def __init__(
         self,
@@ -292,7 +267,7 @@ class _EventStreamResponse(Response):
         # Not Starlette's own, which would announce a length of 0.
         self.status_code = 200
         self.background: BackgroundTask | None = None
-        self.init_headers(_HEADERS)
+        self.init_headers(HEADERS)
         self.expires_at = expires_at
         self.heartbeat_seconds = heartbeat_seconds
         self._runtime = runtime
@@ -305,9 +280,8 @@ class _EventStreamResponse(Response):
         self._retry_seconds = retry_seconds
 
     def hint(self) -> bytes:
-        """Return when to reconnect: a random time for each client, so that not all reconnect at once."""
-        milliseconds = 1000 * self._retry_seconds * random.uniform(0.5, 1.5)  # noqa: S311
-        return b"retry: %d\n\n" % max(1, round(milliseconds))
+        """Return when to reconnect."""
+        return encode_retry(self._retry_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -369,7 +343,7 @@ class _EventStreamResponse(Response):
         level = logging.WARNING if isinstance(error, BrokerError) else logging.INFO
         self._runtime.bursts.log(logger, level, "refused an event stream: %s", error)
         answer = denial(error)
-        if answer.status_code in _LATER and _MEDIA_TYPE in Headers(scope=scope).get("accept", ""):
+        if answer.status_code in _LATER and MEDIA_TYPE in Headers(scope=scope).get("accept", ""):
             return await self._send_at_once(send, b": not available, try again later\n" + self.hint())
         answer.headers["Cache-Control"] = "no-store"
         await answer(scope, receive, send)
@@ -391,13 +365,3 @@ def _start(response: Response) -> Event:
 
 def _body(body: bytes, *, more: bool = True) -> Event:
     return {"type": "http.response.body", "body": body, "more_body": more}
-
-
-def _encode(item: Message | Gap) -> bytes:
-    if isinstance(item, Gap):
-        # Without the reason, which may hold the broker's own text.
-        return b"event: gap\ndata: %b\n\n" % json.dumps({"channel": item.channel}).encode()
-    if isinstance(item.data, bytes):
-        return b"event: binary\ndata: %b\n\n" % b64encode(item.data)
-    lines = item.data.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\ndata: ")
-    return f"data: {lines}\n\n".encode()
