@@ -221,7 +221,7 @@ class Backplane:
         the iteration of subscriptions ends, and `wait_for_state` raises; publishing goes on until `stop`.
 
         Started in the lifespan of an application, this is done when the server ends: before it acts under Uvicorn, by
-        itself, in a thread or below Gunicorn; docs/servers.md has a table of all servers. Elsewhere call it yourself.
+        itself, in a thread or below Gunicorn; docs/operations/servers.md has a table of servers. Elsewhere call it.
         """
         await self._lifecycle.drain(False)
 
@@ -330,7 +330,7 @@ class Backplane:
         block ends the client is closed: with 1000, or 1011 if it raised. Errors that are ordinary ends are not raised
         further and have codes of their own, alone or in an `ExceptionGroup`: the end of the client or of the worker, a
         refused join, an invalid or too large message, a failure of the broker, the framework's `WebSocketException` and
-        `HTTPException`. docs/close-codes.md has the table; `backplane.connection.ending` decides.
+        `HTTPException`. docs/reference/close-codes.md has the table; `backplane.connection.ending` decides.
 
         A gap, and a failure of the broker that ends handlers with 1013, concern many clients at once: each is closed at
         a moment of its own, spread over `drain_seconds`. Until then it receives what is published; what it sends after
