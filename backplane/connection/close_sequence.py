@@ -123,7 +123,7 @@ class CloseSequence:
             driver.log(logger, logging.ERROR, "a task of connection %s failed: closing it", driver.id, exc_info=error)
         if end.code == CloseCode.TRY_AGAIN_LATER:
             self.close_in_turn(end.code, end.reason)
-        elif end.code != CloseCode.NORMAL or end.reason:
+        elif end.code != CloseCode.NORMAL_CLOSURE or end.reason:
             self.close(end.code, end.reason)
 
     def transport_closed(self) -> None:
@@ -140,8 +140,8 @@ class CloseSequence:
         if not self._driver.is_accepted:
             return
         lane = self._driver.socket.lane
-        if lane is not None and lane.close_code == CloseCode.TOO_BIG:  # the server applied `max_message_bytes`
-            self._driver.policy.statistics.count_close(CloseCode.TOO_BIG)
+        if lane is not None and lane.close_code == CloseCode.MESSAGE_TOO_BIG:  # the server applied `max_message_bytes`
+            self._driver.policy.statistics.count_close(CloseCode.MESSAGE_TOO_BIG)
         else:
             self._driver.policy.statistics.closed_by_client += 1
 
@@ -181,7 +181,7 @@ class CloseSequence:
             if not self._is_stopped and driver.sender.is_waiting:
                 await self._flush()
             code, reason = end.code, end.reason
-            if code == CloseCode.NORMAL and self.state == "draining" and self.requested is not None:
+            if code == CloseCode.NORMAL_CLOSURE and self.state == "draining" and self.requested is not None:
                 code, reason = self.requested  # the reason why it drains, which its client must still receive
             self.close(code, reason)
             tasks = [task for task in (self._turn, self._closing) if isinstance(task, asyncio.Task)]

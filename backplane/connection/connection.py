@@ -12,7 +12,6 @@ from backplane.connection.validation import parse
 from backplane.errors import ClosedError, InvalidMessageError
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import to_client_data
-from backplane.fanout.outbox import Rule
 from backplane.message import Message
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from backplane.connection.close_sequence import ConnectionState
     from backplane.connection.driver import ConnectionDriver
-    from backplane.fanout.outbox import FullPolicy
+    from backplane.fanout.backlog import FullPolicy
 
 __all__ = ["Connection"]
 
@@ -101,9 +100,9 @@ class Connection:
 
         Args:
             channel: What to receive.
-            when_full: What happens to this channel's messages when the client is too slow; defaults to what the
-                connection was made with.
-            latest_by: With `latest`, what distinguishes the channel's messages; see `backplane.fanout.outbox.Rule`.
+            when_full: What happens to a message of this channel that does not fit into what may wait for the client.
+                Defaults to the policy of the connection's `Backlog`, whose bounds apply to all channels together.
+            latest_by: With `latest`, the key of the channel's messages; see `Backlog`.
 
         Raises:
             InvalidChannelError: The name is not legal.
@@ -113,18 +112,14 @@ class Connection:
             BrokerUnavailableError: The broker did not confirm in time.
             ClosedError: It has ended.
         """
-        rule = (
-            None
-            if when_full is None and latest_by is None
-            else Rule(when_full=when_full or "latest", latest_by=latest_by)
-        )
+        policy = self._driver.outbox.policy(when_full, latest_by)
         await self._driver.join(channel)
-        self._driver.outbox.set_rule(channel, rule)
+        self._driver.outbox.set_policy(channel, policy)
 
     async def leave(self, channel: str) -> None:
         """Receive nothing more of `channel`; what waits is still sent. Leaving what was not joined changes nothing."""
         await self._driver.leave(channel)
-        self._driver.outbox.set_rule(channel, None)
+        self._driver.outbox.set_policy(channel, None)
 
     async def send(self, data: object) -> None:
         """Send `data` to this client alone, after what already waits for it; returns when the server has taken it.
@@ -151,7 +146,7 @@ class Connection:
             await asyncio.sleep(0)
         driver.check_attached()
 
-    async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+    async def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
         """Close with `code`; iteration ends, what still waits is dropped. Closing again changes nothing.
 
         Args:

@@ -380,7 +380,7 @@ class ConnectionDriver(BaseSubscriber):
 
     def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
         self.policy.statistics.count_drop(reason)
-        if reason != "replaced" and not self.outbox.behind:  # once for each stretch
+        if reason != "replaced" and not self.outbox.is_overflowing:  # once for each stretch
             self._notify_slow(item, reason)
 
     def _notify_slow(self, item: Message | Gap, action: str) -> None:

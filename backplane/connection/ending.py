@@ -36,12 +36,12 @@ _CODES: Final = (
     ((TooManyChannelsError,), CloseCode.TOO_MANY_CHANNELS),
     ((PermissionExpiredError,), CloseCode.EXPIRED),
     ((InvalidMessageError,), CloseCode.INVALID_DATA),
-    ((PayloadTooLargeError,), CloseCode.TOO_BIG),
+    ((PayloadTooLargeError,), CloseCode.MESSAGE_TOO_BIG),
     ((AuthorizeTimeoutError, SlowConsumerError, BrokerError), CloseCode.TRY_AGAIN_LATER),
 )
 
 # What points at a bound that does not fit: of the broker, of `authorize`.
-_FOR_OPERATORS: Final = frozenset({CloseCode.TOO_BIG, CloseCode.TRY_AGAIN_LATER})
+_FOR_OPERATORS: Final = frozenset({CloseCode.MESSAGE_TOO_BIG, CloseCode.TRY_AGAIN_LATER})
 
 _WORKER_ENDS: Final = "this worker is about to end: connect again, to another one"
 
@@ -69,14 +69,14 @@ class Ending:
         """Which of several counts: a fault, else what keeps the client away, else what the client reconnects after."""
         if self.is_fault:
             return 3
-        return 0 if self.code == CloseCode.NORMAL else 1 if comes_back(self.code) else 2
+        return 0 if self.code == CloseCode.NORMAL_CLOSURE else 1 if comes_back(self.code) else 2
 
     def log_line(self) -> tuple[int, str] | None:
         """Return the level of its log line and the format of it, for the connection's id and the `reasons`.
 
         `None` where the handler just ended, and for a fault, whose traceback is logged by what the error goes on to.
         """
-        if self.is_fault or self.code == CloseCode.NORMAL:
+        if self.is_fault or self.code == CloseCode.NORMAL_CLOSURE:
             return None
         if isinstance(self.error, BrokerError) and self.code == CloseCode.TRY_AGAIN_LATER:
             return logging.WARNING, "connection %s ends, the broker failed: %s"
@@ -142,7 +142,7 @@ def _ending(
     error: BaseException | None, is_over: bool, of_framework: Callable[[BaseException], Ending | None]
 ) -> Ending | None:
     if error is None or (isinstance(error, ClosedError) and is_over):
-        return Ending(CloseCode.NORMAL, "", error)
+        return Ending(CloseCode.NORMAL_CLOSURE, "", error)
     if not isinstance(error, Exception):
         return None
     if isinstance(error, SubscribeError) and error.refused:

@@ -127,7 +127,7 @@ class Receiver(SingleReceiver):
         now = asyncio.get_running_loop().time()
         self._callbacks.message_received(now)
         if self._max_bytes is not None and _exceeds(data, self._max_bytes):
-            self._callbacks.limit_exceeded(CloseCode.TOO_BIG, f"at most {self._max_bytes} bytes")
+            self._callbacks.limit_exceeded(CloseCode.MESSAGE_TOO_BIG, f"at most {self._max_bytes} bytes")
         elif self._bucket is not None and not self._bucket.take(now):
             self._callbacks.limit_exceeded(CloseCode.TOO_MANY_MESSAGES, "too many messages")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from backplane.connection.connection import Connection
 from backplane.connection.ending import refusal
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionScope"]
 
-logger = logging.getLogger("backplane.web.handshake")
+logger: Final = logging.getLogger("backplane.web.handshake")
 
 
 class ConnectionScope(AbstractAsyncContextManager[Connection]):
@@ -47,6 +47,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         origins: Pages of which origins may connect.
         channels: What the client receives.
         client_key: Whose connection it is.
+        max_per_client: How many clients may have the same key.
         subprotocol: What to accept with.
         headers: What to accept with.
         after_accept: Whether a client is refused after it was accepted, by a close code and a reason that a page can
@@ -61,6 +62,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         "_client_key",
         "_driver",
         "_headers",
+        "_max_per_client",
         "_origins",
         "_runtime",
         "_socket",
@@ -77,6 +79,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         origins: OriginRule,
         channels: tuple[str, ...],
         client_key: str | None,
+        max_per_client: int | None,
         subprotocol: str | None,
         headers: Iterable[tuple[bytes, bytes]] | None,
         after_accept: bool = False,
@@ -88,6 +91,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         self._origins = origins
         self._channels = channels
         self._client_key = client_key
+        self._max_per_client = max_per_client
         self._subprotocol = subprotocol
         self._headers = headers
         self._after_accept = after_accept
@@ -125,12 +129,13 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
             else:
                 await self._driver.closing.finish(ending)
         finally:
-            self._runtime.unregister_client(self._driver, self._socket.when_gone)
+            self._runtime.clients.unregister(self._driver, self._socket.when_gone)
         return ending is not None and not ending.is_fault
 
     async def _admit(self) -> None:
         self._check_origin()
-        self._runtime.register_client(self._driver, self._client_key or self._socket.address_key)
+        key = self._client_key or self._socket.address_key
+        self._runtime.clients.register(self._driver, key, self._max_per_client)
         self._check_permission()
         if self._channels:
             await self._join_while_connected()
@@ -177,11 +182,12 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         if isinstance(refused.error, BrokerError | InvalidChannelError):  # of any other there is a line already
             runtime.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refused.error)
         # A page of another site must not read anything of this one, not even a reason.
-        if self._after_accept and not isinstance(refused.error, OriginRefusedError) and runtime.reserve_refusal():
+        may_read = not isinstance(refused.error, OriginRefusedError)
+        if self._after_accept and may_read and runtime.clients.reserve_refusal():
             try:
                 answer = await self._socket.refuse_after_accept(refused, self._subprotocol)
             finally:
-                self._socket.when_gone(runtime.release_refusal)
+                self._socket.when_gone(runtime.clients.release_refusal)
         else:
             answer = await self._socket.refuse(refused)
         raise error if refused.is_fault else answer

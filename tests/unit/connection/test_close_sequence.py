@@ -459,7 +459,7 @@ async def test_finish_flushes(world: World) -> None:
     await run_passes(1)
     async with no_new_task():
         await finish(connection)
-    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal")])
+    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal closure")])
 
 
 async def test_finish_of_a_client_that_reads_nothing_is_bounded(world: World) -> None:

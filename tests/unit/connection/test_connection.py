@@ -386,7 +386,7 @@ async def test_send_after_the_end(world: World) -> None:
     with pytest.raises(ClosedError):
         await connection.send("too late")
     assert turns == [1]
-    assert (socket.sent, socket.closed) == ([], [(1000, "normal")])
+    assert (socket.sent, socket.closed) == ([], [(1000, "normal closure")])
 
 
 # --- ends ------------------------------------------------------------------------------------------------------------

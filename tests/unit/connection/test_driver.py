@@ -38,7 +38,7 @@ from tests.unit.sockets import FakeSocket, driver_of
 if TYPE_CHECKING:
     from backplane.connection.connection import Connection
     from backplane.connection.policy import OnGap
-    from backplane.fanout.outbox import FullPolicy
+    from backplane.fanout.backlog import FullPolicy
 
 pytestmark = pytest.mark.anyio
 

@@ -98,4 +98,4 @@ def test_every_way_asks(way: str) -> None:
         assert [WAYS[way](client, f"/{way}/{channel}") for channel in ("secret", "public")] == [403, 200]
         kind = "event stream" if way == "sse" else "connection"
         assert asked == [(kind, "secret"), (kind, "public")]
-        assert backplane.statistics()["refused_joins"] == 1
+        assert backplane.statistics().refused_joins == 1

@@ -11,9 +11,10 @@ import pytest
 
 from backplane.connection.driver import ConnectionDriver
 from backplane.connection.policy import ConnectionPolicy
+from backplane.fanout.backlog import Backlog, FullPolicy
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
-from backplane.fanout.outbox import FullPolicy, Outbox
+from backplane.fanout.outbox import Outbox
 from tests.unit.doubles import ControlledBroadcaster, counted, following, until_idle
 from tests.unit.sockets import ClientLane, FakeSocket, driver_of
 
@@ -53,7 +54,7 @@ class World:
     ) -> tuple[Connection, FakeSocket]:
         """Return a connection and its socket."""
         socket = socket or FakeSocket(lane=self.lane)
-        outbox = Outbox(max_bytes=1024 * 1024, max_messages=max_messages, when_full=when_full)
+        outbox = Outbox(Backlog(max_messages=max_messages, when_full=when_full))
         policy = policy or ConnectionPolicy(on_gap=on_gap, reload_delay=lambda: reload_delay)
         connection = ConnectionDriver(socket, self.hub, outbox, policy, context=context).connection
         self._connections.append(connection)

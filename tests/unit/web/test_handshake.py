@@ -28,6 +28,7 @@ from backplane.errors import (
     TooManyChannelsError,
     TooManyConnectionsError,
 )
+from backplane.fanout.backlog import Backlog
 from backplane.fanout.outbox import Outbox
 from backplane.settings import Settings
 from backplane.web.handshake import ConnectionScope
@@ -55,12 +56,12 @@ class Worker:
 
     def __init__(self) -> None:
         self.broker = ControlledBroadcaster()
-        self.running = Runtime(self.broker, Settings(max_connections_per_client=1))
+        self.running = Runtime(self.broker, Settings())
         self.driver: ConnectionDriver | None = None
         self.watch_after_seconds = 0.5
         self.policy = ConnectionPolicy(
             authorize=lambda _, channel: channel != "secret",
-            limits=Limits(max_channels=2, heartbeat_seconds=None),
+            limits=Limits(max_channels=2, heartbeat_seconds=None, max_connections_per_client=1),
             statistics=self.running.statistics,
             bursts=self.running.bursts,
             keepalive=self.running.keepalive,
@@ -77,7 +78,7 @@ class Worker:
         expires_at: float | None = None,
     ) -> ConnectionScope:
         """Return the scope of this client's connection."""
-        outbox = Outbox(max_bytes=1_000, max_messages=10)
+        outbox = Outbox(Backlog(max_bytes=1_000, max_messages=10))
         self.driver = ConnectionDriver(socket, self.running.hub, outbox, self.policy)
         self.driver.connection.expire_at(expires_at)
         return ConnectionScope(
@@ -90,6 +91,7 @@ class Worker:
             subprotocol=subprotocol,
             headers=headers,
             after_accept=after_accept,
+            max_per_client=self.policy.limits.max_connections_per_client,
             watch_after_seconds=self.watch_after_seconds,
         )
 
@@ -101,7 +103,7 @@ class Worker:
 
     def assert_nothing_left(self) -> None:
         """Assert that no client is registered, that nothing is joined, and that no timer is set."""
-        assert (list(self.running.connections), list(self.running.hub.channels)) == ([], [])
+        assert (list(self.running.clients.connected), list(self.running.hub.channels)) == ([], [])
         assert self.running.keepalive._timer is None  # pyright: ignore[reportPrivateUsage]
 
 
@@ -155,7 +157,7 @@ async def test_accepted_with(worker: Worker) -> None:
     async with worker.scope(socket, subprotocol="chat.v2", headers=headers) as connection:
         assert worker.driver is not None
         assert connection is worker.driver.connection
-        assert list(worker.running.connections) == [worker.driver]
+        assert list(worker.running.clients.connected) == [worker.driver]
         assert socket.accepted == [("chat.v2", headers)]
 
 
@@ -327,7 +329,7 @@ async def test_client_that_stays_while_it_is_joined(worker: Worker, failing: boo
 
 async def test_refused_after_accept(worker: Worker) -> None:
     """With `after_accept` a refused client is accepted and closed, but for too many at a time or a foreign origin."""
-    worker.running.draining = True
+    worker.running.clients.is_draining = True
     socket = FakeServerSocket()
     with pytest.raises(ClosedError):
         await block(worker.scope(socket, subprotocol="chat.v2", headers=[(b"x", b"y")], after_accept=True), None)
@@ -336,7 +338,7 @@ async def test_refused_after_accept(worker: Worker) -> None:
     foreign.origin = "https://evil.example"
     with pytest.raises(OriginRefusedError):
         await block(worker.scope(foreign, after_accept=True), None)
-    while worker.running.reserve_refusal():
+    while worker.running.clients.reserve_refusal():
         pass
     late = FakeServerSocket()
     with pytest.raises(ClosedError):
@@ -347,7 +349,7 @@ async def test_refused_after_accept(worker: Worker) -> None:
 async def test_client_of_a_worker_that_drains(worker: Worker) -> None:
     """A worker that drains refuses every client."""
     socket = FakeServerSocket()
-    worker.running.draining = True
+    worker.running.clients.is_draining = True
     with pytest.raises(ClosedError, match="connect again") as caught:
         await worker.handle(socket, "a")
     assert (socket.refusals, socket.accepting, worker.broker.calls) == ([caught.value], 0, [])
@@ -365,7 +367,7 @@ async def test_whose_connection_it_is(worker: Worker, client_key: str | None) ->
                 pytest.fail("the block was entered")
         assert (same.refusals, same.accepting) == ([caught.value], 0)
         async with worker.scope(other, client_key=client_key and "bob"):
-            assert len(worker.running.connections) == 2
+            assert len(worker.running.clients.connected) == 2
     async with worker.scope(FakeServerSocket(), client_key=client_key):
         pass
 
@@ -402,7 +404,7 @@ async def test_client_that_is_closed_in_the_handshake(worker: Worker) -> None:
     socket.accept_gate.close()
     handling = asyncio.create_task(worker.handle(socket, "a"))
     await socket.until(lambda: socket.accepting == 1)
-    for connection in list(worker.running.connections):
+    for connection in list(worker.running.clients.connected):
         await connection.close(1012, "restart")
     socket.accept_gate.open()
     await handling
@@ -548,7 +550,7 @@ async def test_client_leaves_a_handler_that_waits_for_something_else(worker: Wor
         worker.driver.check_timers(0)
     await asyncio.wait_for(handling, WAIT_SECONDS)
     assert (waiting.cancelled, handling.cancelling(), socket.closing) == (swallows + 1, 0, 0)
-    counts = worker.running.statistics
+    counts = worker.running.statistics.snapshot()
     assert (counts.cancelled_handlers, counts.closed_by_client, counts.closed_normal) == (1, 1, 0)
     worker.assert_nothing_left()
 
@@ -655,7 +657,7 @@ async def test_what_waits_at_the_end_is_sent(worker: Worker) -> None:
         worker.running.hub.deliver("a", b"2")
         await socket.until(lambda: socket.sending == 1)
         asyncio.get_running_loop().call_soon(socket.send_gate.open)
-    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal")])
+    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal closure")])
 
 
 async def test_cancelled_in_the_block(worker: Worker) -> None:
@@ -687,7 +689,7 @@ async def test_task_of_the_connection_at_the_end(worker: Worker) -> None:
             await asyncio.Event().wait()
         finally:
             await asyncio.sleep(0)
-            seen.append(len(worker.running.connections))
+            seen.append(len(worker.running.clients.connected))
 
     async with worker.scope(socket) as connection:
         connection.spawn(work())
@@ -708,4 +710,4 @@ async def test_task_of_the_connection_that_swallows_its_cancellation(worker: Wor
     async with asyncio.timeout(WAIT_SECONDS), worker.scope(socket) as connection:
         connection.spawn(work())
         await until_idle()
-    assert socket.closed == [(1000, "normal")]
+    assert socket.closed == [(1000, "normal closure")]

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from backplane import (
+    Backlog,
     Backplane,
     BrokerUnavailableError,
     ClosedError,
@@ -30,6 +31,7 @@ from backplane.adapters.memory import MemoryBroadcaster
 from backplane.connection.limits import Limits
 from backplane.connection.receiver import _warn_of_bypass  # pyright: ignore[reportPrivateUsage]
 from backplane.errors import JoinRefusedError, OriginRefusedError, TooManyChannelsError, TooManyConnectionsError
+from backplane.statistics import Statistics
 from tests.unit.doubles import Gate, until_idle
 from tests.unit.sockets import driver_of
 
@@ -366,7 +368,7 @@ async def test_receiving_past_the_connection(caplog: pytest.LogCaptureFixture) -
             client.sends("1", "2")
             client.goes()
             assert await ended(asyncio.create_task(past_the_connection(backplane, client))) == ["1", "2"]
-        assert backplane.statistics()["closed_by_client"] == 2
+        assert backplane.statistics().closed_by_client == 2
     lines = [record.getMessage() for record in caplog.records if record.name == "backplane.connection.receiver"]
     assert [line.partition(": ")[2] for line in lines] == [
         "use `async for message in connection` or `await connection.receive()` in its place"
@@ -493,7 +495,7 @@ async def test_handler_returns() -> None:
         await backplane.publish("a", "not received")
         await until_idle()
     assert client.sent_types == ["accept", "send", "close"]
-    assert client.sent[2] == {"type": "websocket.close", "code": 1000, "reason": "normal"}
+    assert client.sent[2] == {"type": "websocket.close", "code": 1000, "reason": "normal closure"}
 
 
 def test_handler_returns_through_starlette() -> None:
@@ -566,7 +568,7 @@ async def after_a_send_that_fails(error: Exception) -> tuple[Client, dict[str, i
         client.errors["websocket.send"] = error
         await backplane.publish("a", "x")
         assert await ended(handling) == []
-        return client, backplane.statistics()
+        return client, backplane.statistics().as_dict()
 
 
 @pytest.mark.parametrize(
@@ -694,7 +696,7 @@ async def test_page_of_another_site() -> None:
         assert (type(error), status, words) == (OriginRefusedError, 403, str(error))
         assert "evil.example" in words
         assert (await backplane.health()).connections == 0
-        assert backplane.statistics()["refused_origins"] == 1
+        assert backplane.statistics().refused_origins == 1
         assert await is_admitted(backplane, browser("https://shop.example"))
         assert await is_admitted(backplane, browser(None))
 
@@ -755,12 +757,12 @@ async def test_too_many_connections() -> None:
             assert 2 <= int(dict(client.sent[0]["headers"])[b"retry-after"]) <= 8
             assert (await backplane.health()).connections == 1
         assert await is_admitted(backplane, browser(None))
-        assert backplane.statistics()["refused_connections"] == 1
+        assert backplane.statistics().refused_connections == 1
 
 
 async def test_too_many_connections_of_one_client() -> None:
     """Connections are counted by the client's address, or by the key that the application gives."""
-    async with Backplane("memory://", settings=Settings(max_connections_per_client=1)) as backplane:
+    async with Backplane("memory://", limits=Limits(max_connections_per_client=1)) as backplane:
         async with (
             backplane.connect(browser(None).websocket),
             backplane.connect(browser(None).websocket, client_key="alice"),
@@ -780,6 +782,21 @@ async def test_too_many_connections_of_one_client() -> None:
         assert await is_admitted(backplane, browser(None), client_key="alice")
 
 
+async def test_connections_of_one_client_by_the_limits_of_the_call() -> None:
+    """Limits of one connection replace those of the backplane, the number of connections of its key too."""
+    async with Backplane("memory://", limits=Limits(max_connections_per_client=1)) as backplane:
+        two = Limits(max_connections_per_client=2)
+        async with (
+            backplane.connect(browser(None).websocket, client_key="alice"),
+            backplane.connect(browser(None).websocket, client_key="alice", limits=two),
+        ):
+            for limits, most in ((None, 1), (two, 2)):
+                error, status, words = await refusal(backplane, browser(None), client_key="alice", limits=limits)
+                assert (type(error), status) == (TooManyConnectionsError, 429)
+                assert words == f"a client may have {most} connections"
+            assert await is_admitted(backplane, browser(None), client_key="alice", limits=Limits())
+
+
 @pytest.mark.parametrize(
     ("channels", "expected"),
     [(["a", "b"], TooManyChannelsError), (["secret"], JoinRefusedError)],
@@ -787,8 +804,9 @@ async def test_too_many_connections_of_one_client() -> None:
 )
 async def test_refused_join_at_the_handshake(channels: list[str], expected: type[Exception]) -> None:
     """A client that is to join more channels than allowed, or one it may not receive, is refused with 403."""
-    async with Backplane("memory://", limits=Limits(max_channels=1)) as backplane:
-        backplane.authorize(lambda _, channel: channel != "secret")
+    backplane = Backplane("memory://", limits=Limits(max_channels=1))
+    backplane.authorize(lambda _, channel: channel != "secret")
+    async with backplane:
         error, status, words = await refusal(backplane, browser(None), *channels)
         assert (type(error), status, words) == (expected, 403, str(error))
 
@@ -796,14 +814,15 @@ async def test_refused_join_at_the_handshake(channels: list[str], expected: type
 async def test_authorize_sees_the_context() -> None:
     """The application's own object stands on the connection when it is asked, and in the handler."""
     user, asked = object(), list[tuple[object, str]]()
-    async with Backplane("memory://") as backplane:
+    backplane = Backplane("memory://")
 
-        @backplane.authorize
-        async def may_join(connection: Connection, channel: str) -> bool:
-            asked.append((connection.context, channel))
-            await asyncio.sleep(0)
-            return True
+    @backplane.authorize
+    async def may_join(connection: Connection, channel: str) -> bool:
+        asked.append((connection.context, channel))
+        await asyncio.sleep(0)
+        return True
 
+    async with backplane:
         async with backplane.connect(browser(None).websocket, "a", "b", context=user) as connection:
             assert connection.context is user
         assert asked == [(user, "a"), (user, "b")]
@@ -818,7 +837,7 @@ async def test_permission_that_runs_out() -> None:
         async with backplane.connect(client.websocket, "a", expires_at=time.time() + 0.05) as connection:
             assert [message async for message in connection] == []
         assert client.sent[1] == {"type": "websocket.close", "code": 4001, "reason": "expired"}
-        assert backplane.statistics()["closed_expired"] == 1
+        assert backplane.statistics().closed_expired == 1
 
 
 async def test_limits_of_one_client() -> None:
@@ -845,15 +864,16 @@ async def test_slow_clients_are_notified_and_counted() -> None:
         await send(event)
 
     client.websocket.send = stall  # type: ignore[method-assign,assignment]
-    async with Backplane("memory://") as backplane:
-        backplane.on_slow(lambda consumer: slow.append((consumer.connection, consumer.action)))
-        async with backplane.connect(client.websocket, "a", max_outbox_messages=1) as connection:
+    backplane = Backplane("memory://")
+    backplane.on_slow(lambda consumer: slow.append((consumer.connection, consumer.action)))
+    async with backplane:
+        async with backplane.connect(client.websocket, "a", backlog=Backlog(max_messages=1)) as connection:
             for text in "123":
                 await backplane.publish("a", text)
             assert [message async for message in connection] == []
         assert slow == [(connection, "closed")]
-        assert backplane.statistics()["closed_slow"] == 1
-    assert backplane.statistics() == {}
+        assert backplane.statistics().closed_slow == 1
+    assert backplane.statistics() == Statistics()
 
 
 def test_stream_and_typed_channel() -> None:
