@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from backplane.adapters.ipc.link import Link
-from backplane.adapters.ipc.subscriber_index import SubscriberIndex
+from backplane.adapters.ipc.subscriber_index import Subscriber, SubscriberIndex
 from backplane.log_bursts import LogBursts
 from backplane.message import ALL
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backplane.adapters.ipc.link import LinkOwner
-    from backplane.adapters.ipc.subscriber_connection import SubscriberConnection
     from backplane.broadcaster import Sink
 
 __all__ = ["NodeState"]
@@ -65,7 +64,7 @@ class NodeState:
         self.max_payload_bytes = max_payload_bytes
         self.max_peer_backlog_bytes = max_peer_backlog_bytes
         self.channels: dict[bytes, str] = {}
-        self.subscribers: SubscriberIndex[SubscriberConnection] = SubscriberIndex()
+        self.subscribers: SubscriberIndex[Subscriber] = SubscriberIndex()
         self.published = 0
         self.changed = asyncio.Event()
         self.closing = False

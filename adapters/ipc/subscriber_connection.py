@@ -111,8 +111,11 @@ class SubscriberConnection:
 
     def _exceeds_bound(self, size_bytes: int) -> bool:
         """Whether `size_bytes` more would exceed the bound, after the kernel has taken what it can."""
-        link, bound = self.link, self._state.max_peer_backlog_bytes
-        if link is None or not link.backlog_bytes or link.backlog_bytes + size_bytes <= bound:
+        link = self.link
+        if link is None or not link.backlog_bytes:
+            return False
+        bound = self._state.max_peer_backlog_bytes
+        if link.backlog_bytes + size_bytes <= bound:
             return False
         link.flush()
         return bool(link.backlog_bytes) and link.backlog_bytes + size_bytes > bound

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-__all__ = ["SubscriberIndex"]
+__all__ = ["Subscriber", "SubscriberIndex"]
 
 _SubscriberT = TypeVar("_SubscriberT")
+
+
+class Subscriber(Protocol):
+    """A peer to which messages are sent."""
+
+    def send(self, message: bytes, /) -> None:
+        """Send a MESSAGE frame."""
 
 
 class SubscriberIndex(Generic[_SubscriberT]):

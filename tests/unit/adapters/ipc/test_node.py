@@ -31,7 +31,7 @@ async def test_two_processes_that_start_at_once_are_connected(url: str, stack: A
 
 
 async def test_a_frozen_peer_holds_up_one_subscription_once(url: str, stack: AsyncExitStack) -> None:
-    """A peer that does not confirm is waited for once; when it runs again, a gap of these channels alone is reported."""
+    """A peer that does not confirm is waited for once; when it runs again, a gap of just these channels is reported."""
     url += "&peer_timeout_seconds=0.5"
     process = await stack.enter_async_context(await Process.spawn(url))
     await process.run("start")
