@@ -1,7 +1,7 @@
-"""Requests of Kafka's protocol that aiokafka does not have: those that carry the identity of a topic and its log.
+"""Requests of Kafka's protocol that aiokafka lacks: those with topic ids and leader epochs.
 
-Laid out as in https://kafka.apache.org/protocol, in aiokafka's types. Where a broker is too old for one of them
-(before Kafka 3.1), aiokafka's own older version is sent, without that identity.
+The layout is that of https://kafka.apache.org/protocol, in aiokafka's types. Where a broker is too old for one of them
+(before Kafka 3.1), aiokafka's own older version is sent, without ids and epochs.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["NO_EPOCH", "NO_TOPIC_ID", "FetchLog", "FindTopic", "ListOffsets", "Produce", "diverging_epoch"]
 
 NO_EPOCH: Final = -1
-"""Stands for a leader epoch that is not known."""
+"""A leader epoch that is not known."""
 NO_TOPIC_ID: Final = bytes(16)
-"""Stands for the id of a topic where the broker has none."""
+"""The id of a topic where the broker has none."""
 
 _CONSUMER: Final = -1
 _ALL_REPLICAS: Final = -1
@@ -131,7 +131,7 @@ class _MetadataRequestV10(RequestStruct):
 
 
 class FindTopic(Request[MetadataRequest_v5 | _MetadataRequestV10]):
-    """Asks where the partitions of a topic are; does not create it."""
+    """Requests where the partitions of a topic are, without creating it."""
 
     API_KEY = 3
 
@@ -187,7 +187,7 @@ class _OffsetRequestV4(RequestStruct):
 
 
 class ListOffsets(Request[OffsetRequest_v1 | _OffsetRequestV4]):
-    """Asks for the offset at a timestamp (or at the begin or end) of partitions, and for the leader epoch there."""
+    """Requests the offset at a timestamp (or at the start or end) of partitions, and the leader epoch there."""
 
     API_KEY = 2
 
@@ -282,8 +282,8 @@ class _FetchRequestV13(RequestStruct):
 class FetchLog(Request[FetchRequest_v4 | _FetchRequestV13]):
     """Reads from partitions of a topic.
 
-    With the topic's id the broker refuses to read another topic of the same name. With the leader epoch of what was
-    read last it finds that the log has lost its end since, and what stands there now is something else.
+    With the topic's id the broker refuses to read another topic of the same name. With the leader epoch of the record
+    that was read last, it detects that the log was truncated since, and holds other records there now.
     """
 
     API_KEY = 1
@@ -306,7 +306,7 @@ class FetchLog(Request[FetchRequest_v4 | _FetchRequestV13]):
         self._max_partition_bytes = max_partition_bytes
 
     def prepare(self, versions: dict[int, tuple[int, int]]) -> Any:
-        """Return the request in the newest version that the broker knows and that fits."""
+        """Return the request in the newest version that the broker supports and that suits the topic."""
         if self._topic_id == NO_TOPIC_ID:
             lowest, highest = versions[self.API_KEY]
             versions = {self.API_KEY: (lowest, min(highest, _FetchRequestV13.API_VERSION - 1))}
@@ -326,7 +326,10 @@ class FetchLog(Request[FetchRequest_v4 | _FetchRequestV13]):
 
 
 def diverging_epoch(tags: dict[int, bytes]) -> tuple[int, int] | None:
-    """Return the last epoch that a log shares with what was read from it, and its end; `None` where all is the same."""
+    """Return the last epoch that a log shares with what was read from it, and the end of that epoch.
+
+    `None` where the log does not differ.
+    """
     value = tags.get(_DIVERGING_TAG)
     return None if value is None or len(value) < _DIVERGING.size else _DIVERGING.unpack_from(value)
 
@@ -370,7 +373,7 @@ class _ProduceRequestV8(RequestStruct):
 
 
 class Produce(Request[ProduceRequest_v3 | _ProduceRequestV8]):
-    """Has batches stored on every replica in sync; the answer names the records that the broker does not take."""
+    """Publishes batches to every replica in sync; the answer names the records that the broker refuses."""
 
     API_KEY = 0
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Self
 
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
+from backplane.adapters.kafka.connection import Connection
+from backplane.adapters.kafka.login import Security
 from backplane.adapters.kafka.protocol import FindTopic
-from backplane.adapters.kafka.wire import Connection, Security
 from backplane.errors import BrokerError
 from tests.brokers.broker import BrokerMissingError, ProcessBroker
 from tests.brokers.kafka import KafkaConfig, cluster_identity, private_kafka
@@ -106,13 +107,13 @@ async def kafka_partitions(node: ProcessBroker, topic: str) -> list[tuple[int, l
     connection = Connection(("127.0.0.1", node.port), security, 5, lambda _: None)
     try:
         await connection.open()
-        answer = await connection._ask(FindTopic(topic))
+        answer = await connection._request(FindTopic(topic))
         return [(partition[2], sorted(partition[5])) for partition in answer.topics[0][4]]
     except (BrokerError, KafkaError, OSError):
         return []
     finally:
         connection.abort()
-        await connection.wait_gone()
+        await connection.wait_closed()
 
 
 def _end(node: ProcessBroker) -> None:
