@@ -55,7 +55,7 @@ def open_folder(application: str, directory: Path | None) -> Path:
 
     Args:
         application: Name of the application. Two different names never share a folder.
-        directory: Where the folder stands, instead of `$XDG_RUNTIME_DIR/backplane` or `<temporary
+        directory: The directory that holds the folder, instead of `$XDG_RUNTIME_DIR/backplane` or `<temporary
             directory>/backplane-<uid>`.
 
     Raises:

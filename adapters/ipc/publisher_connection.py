@@ -104,7 +104,7 @@ class PublisherConnection:
         """Connect to the peer's socket.
 
         Where the peer has died, `peer_died` is called before this returns. Where this process lacks the means (file
-        descriptors, say), it is tried again every second, and messages of the peer may be missing until then.
+        descriptors, for example), it is tried again every second, and messages of the peer may be missing until then.
         """
         self._retry = None
         path = self._state.folder / self._name
@@ -223,8 +223,8 @@ class PublisherConnection:
     def _welcome(self) -> None:
         """Note that the peer has understood our HELLO.
 
-        What was lost with the link before is reported channel by channel, with the confirmations: only then does the
-        gap stand before the first message that the new link brings.
+        What was lost with the link before is reported channel by channel, with the confirmations: only then is the
+        gap reported before the first message of the new link.
         """
         self.welcomed = True
         self._attempts = 0

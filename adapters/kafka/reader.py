@@ -274,7 +274,7 @@ class KafkaReader:
                 logger.error("%s", codec_problem(batch.codec))
             unreadable = batch.problem or unreadable
             if is_complete and not batch.is_complete:
-                is_complete = False  # one gap for the whole answer
+                is_complete = False  # one gap is enough: everything in this answer was published before it
                 _report_gap(self._sink, f"partition {partition} lacks records: it is compacted, or was damaged")
             for key, value in batch.records:
                 if key is not None and value is not None and (channel := channels.get(key)) is not None:

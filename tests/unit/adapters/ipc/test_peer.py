@@ -53,7 +53,7 @@ async def test_a_child_does_not_keep_its_parent_alive(url: str, stack: AsyncExit
     await process.run("start")
     worker = await stack.enter_async_context(Worker(url))
     await process.run("fork")
-    (child,) = [words[1] for words in process.reports if words[0] == "forked"]
+    (child,) = [report[1] for report in process.reports if report[0] == "forked"]
     stack.callback(os.kill, child, signal.SIGKILL)
     await process.run("subscribe", "a")
     await worker.adapter.publish("a", b"the parent still receives")

@@ -44,7 +44,7 @@ async def test_a_peer_with_too_large_a_backlog_is_cut_and_reports_one_gap(url: s
     await worker.adapter.publish("a", b"after")
     await listener.until(lambda: ("a", "after") in listener.delivered)
     assert listener.gaps == [None]
-    assert [words[0] for words in listener.reports[-2:]] == ["gap", "deliver"]
+    assert [report[0] for report in listener.reports[-2:]] == ["gap", "deliver"]
 
 
 async def test_a_message_larger_than_the_bound_passes_alone(url: str, stack: AsyncExitStack) -> None:
