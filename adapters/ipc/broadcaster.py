@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path  # noqa: TC003  # pydantic reads the annotation at runtime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -73,7 +73,7 @@ class IpcBroadcaster(Broadcaster):
     bit makes systemd-tmpfiles leave it alone.
     """
 
-    options_class = IpcOptions
+    options_class: ClassVar[type[Options]] = IpcOptions
     options: IpcOptions
 
     def __init__(self, url: BrokerUrl, options: IpcOptions) -> None:

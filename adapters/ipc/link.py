@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Link", "LinkOwner"]
 
-logger = logging.getLogger("backplane.adapters.ipc.link")
+logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.link")
 
 _READ_BYTES: Final = 256 * 1024
 _SEND_BUFFER_BYTES: Final = 1024 * 1024  # the kernel limits it to net.core.wmem_max
@@ -75,10 +75,10 @@ class Link:
         max_payload_bytes: int,
         bursts: LogBursts,
     ) -> None:
-        self.owner = owner
+        self.owner: LinkOwner = owner
         self._bursts = bursts
-        self.backlog_bytes = 0
-        self.closed = False
+        self.backlog_bytes: int = 0
+        self.closed: bool = False
         self._loop = loop
         self._sock = sock
         self._decoder = Decoder(max_payload_bytes)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener"]
 
-logger = logging.getLogger("backplane.adapters.ipc.listener")
+logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.listener")
 
 _BACKLOG: Final = 1024
 _PAUSE_SECONDS: Final = 1.0
@@ -44,6 +44,7 @@ class Listener:
     ) -> None:
         self._loop = loop
         self._accepted = accepted
+        self.name: str
         self._listener, self.name = bind_socket(folder, _BACKLOG)
         self._path = folder / self.name
         self._closed = False

@@ -58,17 +58,17 @@ class NodeState:
 
     def __init__(self, folder: Path, sink: Sink, *, max_payload_bytes: int, max_peer_backlog_bytes: int) -> None:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
-        self.folder = folder
-        self.own_name = ""
-        self.sink = sink
-        self.max_payload_bytes = max_payload_bytes
-        self.max_peer_backlog_bytes = max_peer_backlog_bytes
+        self.folder: Path = folder
+        self.own_name: str = ""
+        self.sink: Sink = sink
+        self.max_payload_bytes: int = max_payload_bytes
+        self.max_peer_backlog_bytes: int = max_peer_backlog_bytes
         self.channels: dict[bytes, str] = {}
         self.subscribers: SubscriberIndex[Subscriber] = SubscriberIndex()
-        self.published = 0
-        self.changed = asyncio.Event()
-        self.closing = False
-        self.bursts = LogBursts()
+        self.published: int = 0
+        self.changed: asyncio.Event = asyncio.Event()
+        self.closing: bool = False
+        self.bursts: LogBursts = LogBursts()
 
     def open_link(self, sock: socket.socket, owner: LinkOwner) -> Link:
         """Return a link over `sock`, whose frames go to `owner`."""

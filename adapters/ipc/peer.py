@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Peer"]
 
-logger = logging.getLogger("backplane.adapters.ipc.peer")
+logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.peer")
 
 
 class Peer:
@@ -41,10 +41,12 @@ class Peer:
     __slots__ = ("_forget", "_state", "dead", "name", "publisher", "subscriber")
 
     def __init__(self, state: NodeState, name: str, forget: Callable[[Peer], None]) -> None:
-        self.name = name
-        self.publisher = PublisherConnection(state, name, self)
-        self.subscriber = SubscriberConnection(state, name, self.publisher, self._subscriber_ended)
-        self.dead = False
+        self.name: str = name
+        self.publisher: PublisherConnection = PublisherConnection(state, name, self)
+        self.subscriber: SubscriberConnection = SubscriberConnection(
+            state, name, self.publisher, self._subscriber_ended
+        )
+        self.dead: bool = False
         self._state = state
         self._forget = forget
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PublisherCallbacks", "PublisherConnection"]
 
-logger = logging.getLogger("backplane.adapters.ipc.publisher_connection")
+logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.publisher_connection")
 
 _MAX_ATTEMPTS: Final = 3  # connections in a row that end before a WELCOME
 _RETRY_SECONDS: Final = 1.0
@@ -77,12 +77,12 @@ class PublisherConnection:
     )
 
     def __init__(self, state: NodeState, name: str, callbacks: PublisherCallbacks) -> None:
-        self.ledger = Ledger()
+        self.ledger: Ledger = Ledger()
         self.link: Link | None = None
-        self.welcomed = False
-        self.lost = False
-        self.ended_mid_frame = False
-        self.backlog_announced = False
+        self.welcomed: bool = False
+        self.lost: bool = False
+        self.ended_mid_frame: bool = False
+        self.backlog_announced: bool = False
         self._state = state
         self._channels = state.channels
         self._deliver = state.sink.deliver

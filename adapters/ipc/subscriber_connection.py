@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SubscriberConnection"]
 
-logger = logging.getLogger("backplane.adapters.ipc.subscriber_connection")
+logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.subscriber_connection")
 
 _ACK: Final = wire.frame(wire.ACK, payload=wire.NO_GAP)
 _ACK_WITH_GAP: Final = wire.frame(wire.ACK, payload=wire.GAP)
@@ -53,8 +53,8 @@ class SubscriberConnection:
 
     def __init__(self, state: NodeState, name: str, publisher: PublisherConnection, ended: Callable[[], None]) -> None:
         self.link: Link | None = None
-        self.ready = False
-        self.peer_has_backlog = False
+        self.ready: bool = False
+        self.peer_has_backlog: bool = False
         self._state = state
         self._name = name
         self._publisher = publisher

@@ -35,10 +35,10 @@ class PublishBatch:
         self._records = Records(max_bytes)
         self._items: list[tuple[bytes, bytes, asyncio.Future[None]]] = []
         self.producer_id: ProducerId | None = None
-        self.sequence = 0
-        self.sent = 0
-        self.connection_losses = 0
-        self.retries = 0
+        self.sequence: int = 0
+        self.sent: int = 0
+        self.connection_losses: int = 0
+        self.retries: int = 0
 
     @property
     def count(self) -> int:

@@ -9,11 +9,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from aiokafka.conn import AIOKafkaConnection  # type: ignore[import-untyped]
 from aiokafka.errors import SaslAuthenticationFailed  # type: ignore[import-untyped]
 from aiokafka.protocol.admin import SaslAuthenticateRequest  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+
+    class AIOKafkaConnection:
+        """The part of aiokafka's connection that is used here; it has no types."""
+
+        _reader: Any
+        _versions: Any
+
+        def __init__(self, *args: Any, **options: Any) -> None: ...
+
+        async def connect(self) -> Any:
+            """Connect and log in; return a stream reader and a stream writer."""
+
+        def send(self, request: Any, expect_response: bool = True) -> Any:
+            """Send a request; return a future of its answer."""
+
+        def close(self, reason: Any = None) -> asyncio.Future[None] | None:
+            """Close the connection; return a future of the end of its reading."""
+
+        def _create_reader_task(self) -> Any: ...
+
+        def authenticator_oauth(self) -> Any:
+            """Return an authenticator for a token."""
+
+else:
+    from aiokafka.conn import AIOKafkaConnection
 
 __all__ = ["CheckedConnection"]
 
@@ -32,7 +58,7 @@ def _is_no_login(record: logging.LogRecord) -> bool:
 logging.getLogger("aiokafka.conn").addFilter(_is_no_login)
 
 
-class CheckedConnection(AIOKafkaConnection):  # type: ignore[misc]
+class CheckedConnection(AIOKafkaConnection):
     """Connection that checks the size of answers, the lifetime of a login, and the answer to a token.
 
     Attributes:

@@ -6,7 +6,7 @@ and consumer are not used (see `link`). `AIOKafkaConnection`, `aiokafka.protocol
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
+# pyright: reportMissingTypeStubs=false, reportArgumentType=false, reportPrivateUsage=false
 # aiokafka has no types for its users, and those it has for itself are wrong in places (0.14).
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Connection:
         self._on_end = on_end
         self._timeout_seconds = timeout_seconds
         self._transport: asyncio.Transport | None = None
-        self._inner: Any = CheckedConnection(
+        self._inner = CheckedConnection(
             *address,
             client_id="backplane",
             request_timeout_ms=_NO_LIMIT_MS,
@@ -92,8 +92,8 @@ class Connection:
         self._timed_out = False
         self._throttled_until = 0.0  # until then a broker whose quota was exceeded does not read this connection
         self._closing: asyncio.Future[None] | None = None
-        self.is_over = False
-        self.unanswered = 0
+        self.is_over: bool = False
+        self.unanswered: int = 0
 
     async def open(self) -> None:
         """Connect and log in.
@@ -120,7 +120,7 @@ class Connection:
     @property
     def expires_soon(self) -> bool:
         """Whether its login is about to expire: the broker then ends it at the next request (KIP-368)."""
-        return asyncio.get_running_loop().time() >= float(self._inner.renew_at)
+        return asyncio.get_running_loop().time() >= self._inner.renew_at
 
     def abort(self) -> None:
         """End it at once; data that is not written yet is discarded."""

@@ -69,9 +69,9 @@ class KafkaLink:
         spawn: Callable[..., asyncio.Task[None]],
         on_lost: Callable[[BrokerError], None],
     ) -> None:
-        self.target = target
-        self.limits = TopicLimits()
-        self.is_over = False
+        self.target: Target = target
+        self.limits: TopicLimits = TopicLimits()
+        self.is_over: bool = False
         self._security = security
         self._logs_in = False
         self._known_brokers = known_brokers

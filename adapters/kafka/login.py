@@ -9,13 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aiokafka.abc import AbstractTokenProvider  # type: ignore[import-untyped]
-
 from backplane.adapters.shared.credentials import ask_credentials
 from backplane.errors import BrokerAuthenticationError
 
 if TYPE_CHECKING:
     import ssl
+
+    class AbstractTokenProvider:
+        """aiokafka's base class, which has no types."""
+
+else:
+    from aiokafka.abc import AbstractTokenProvider
 
 __all__ = ["Security", "Token", "ask_password", "ask_token"]
 
@@ -28,7 +32,7 @@ class Security:
     mechanism: str
     username: str | None
     password: str | None = field(repr=False)
-    token: AbstractTokenProvider | None = field(default=None, repr=False)
+    token: Token | None = field(default=None, repr=False)
 
     @property
     def protocol(self) -> str:
@@ -71,12 +75,12 @@ async def ask_password(credentials: str, mechanism: str) -> tuple[str, str]:
             )
 
 
-class Token(AbstractTokenProvider):  # type: ignore[misc]
+class Token(AbstractTokenProvider):
     """A token for aiokafka, which calls `token` once for each connection."""
 
     def __init__(self, token: str) -> None:
         self._token = token
 
-    async def token(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  # aiokafka's returns None
+    async def token(self) -> str:
         """Return the token."""
         return self._token

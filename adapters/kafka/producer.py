@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaProducer"]
 
-logger = logging.getLogger("backplane.adapters.kafka.producer")
+logger: logging.Logger = logging.getLogger("backplane.adapters.kafka.producer")
 
 _INVALID_TIMESTAMP: Final = 32
 _MAX_SEQUENCE: Final = 2**31
@@ -57,7 +57,7 @@ class KafkaProducer:
     def __init__(
         self, max_payload_bytes: int, max_pending_bytes: int, spawn: Callable[..., asyncio.Task[None]]
     ) -> None:
-        self.max_payload_bytes = max_payload_bytes
+        self.max_payload_bytes: int = max_payload_bytes
         self._max_pending_bytes = max_pending_bytes
         self._spawn = spawn
         self._pending_bytes = 0
