@@ -15,6 +15,7 @@ from backplane.adapters.kafka.connection import ConnectionEndedError
 from backplane.adapters.kafka.producer import KafkaProducer
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from tests.unit.adapters.kafka.doubles import ScriptedLink, ScriptedNodes, Tasks, values_of
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from backplane.adapters.kafka.link import KafkaLink
@@ -284,8 +285,7 @@ async def test_a_batch_in_flight_is_not_sent_to_the_next_leader_too(tasks: Tasks
     second = asyncio.create_task(producer.publish(b"key", b"second"))
     link.move_to(2)
     third = asyncio.create_task(producer.publish(b"key", b"third"))
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await until_idle()
     assert not link.nodes[2].batches
     link.nodes[1].answer({0: ProduceAnswer(STORED)})
     await first

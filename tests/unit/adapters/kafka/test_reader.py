@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +15,7 @@ from backplane.adapters.kafka.reader import FetchPolicy, KafkaReader
 from backplane.errors import BrokerUnavailableError
 from backplane.testing import RecordingSink
 from tests.unit.adapters.kafka.doubles import ScriptedNodes, Tasks, log_batch
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from backplane.adapters.kafka.link import KafkaLink
@@ -35,8 +35,7 @@ async def test_a_partition_that_returns_to_a_broker_is_read_there_again(tasks: T
         link.move_to(other)
         await reader.update_partitions()
         link.nodes[leader].answer([])
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await until_idle()
         assert not link.nodes[leader].requested.is_set()
     reader.close()
 
