@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from backplane.log_bursts import LogBursts
 
-__all__ = ["Link", "LinkOwner"]
+__all__ = ["PeerLink", "PeerLinkOwner"]
 
 logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.link")
 
@@ -36,7 +36,7 @@ _SEND_BUFFER_BYTES: Final = 1024 * 1024  # the kernel limits it to net.core.wmem
 _MAX_JOINED: Final = 256  # buffers of one sendmsg; the kernel takes up to 1024
 
 
-class LinkOwner(Protocol):
+class PeerLinkOwner(Protocol):
     """Callbacks of a link. `received` may raise `WireError`; the others must not raise."""
 
     def received(self, kind: int, key: bytes, payload: bytes, /) -> None:
@@ -54,7 +54,7 @@ class LinkOwner(Protocol):
         """
 
 
-class Link:
+class PeerLink:
     """A connected, non-blocking socket that passes each received frame to its owner. Closed once, by either side.
 
     Args:
@@ -71,11 +71,11 @@ class Link:
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
-        owner: LinkOwner,
+        owner: PeerLinkOwner,
         max_payload_bytes: int,
         bursts: LogBursts,
     ) -> None:
-        self.owner: LinkOwner = owner
+        self.owner: PeerLinkOwner = owner
         self._bursts = bursts
         self.backlog_bytes: int = 0
         self.closed: bool = False

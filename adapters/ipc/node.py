@@ -74,7 +74,7 @@ class IpcNode:
             if name != self._listener.name and name not in self._peers:
                 self._add_peer(name).publisher.connect()
         found = list(self._peers.values())
-        await self._wait(lambda: not any(self._is_alive(peer) and peer.is_meeting for peer in found))
+        await self._wait(lambda: not any(self._is_alive(peer) and peer.is_connecting for peer in found))
         for peer in found:
             if self._is_alive(peer):
                 peer.stop_waiting()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from backplane.adapters.ipc.link import Link
+from backplane.adapters.ipc.link import PeerLink
 from backplane.adapters.ipc.subscriber_index import Subscriber, SubscriberIndex
 from backplane.log_bursts import LogBursts
 from backplane.message import ALL
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from backplane.adapters.ipc.link import LinkOwner
+    from backplane.adapters.ipc.link import PeerLinkOwner
     from backplane.broadcaster import Sink
 
 __all__ = ["NodeState"]
@@ -70,9 +70,9 @@ class NodeState:
         self.closing: bool = False
         self.bursts: LogBursts = LogBursts()
 
-    def open_link(self, sock: socket.socket, owner: LinkOwner) -> Link:
+    def open_link(self, sock: socket.socket, owner: PeerLinkOwner) -> PeerLink:
         """Return a link over `sock`, whose frames go to `owner`."""
-        return Link(self.loop, sock, owner, self.max_payload_bytes, self.bursts)
+        return PeerLink(self.loop, sock, owner, self.max_payload_bytes, self.bursts)
 
     def report_gap(self, keys: Collection[bytes], reason: str) -> None:
         """Report that messages of `keys` may be missing; channels that are no longer subscribed to are left out."""

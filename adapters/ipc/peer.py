@@ -11,7 +11,7 @@ from backplane.adapters.ipc.subscriber_connection import SubscriberConnection
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backplane.adapters.ipc.link import Link
+    from backplane.adapters.ipc.link import PeerLink
     from backplane.adapters.ipc.node_state import NodeState
 
 __all__ = ["Peer"]
@@ -20,7 +20,7 @@ logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.peer")
 
 
 class Peer:
-    """A peer and its life: found, connected in both directions, gone.
+    """A peer from its discovery to its end.
 
     A pair of processes has two connections, each opened by the process that subscribes on it. A peer that stops sends
     BYE. One that dies is found when its socket refuses a connection; it is forgotten, and what died with it is
@@ -51,20 +51,20 @@ class Peer:
         self._forget = forget
 
     @property
-    def is_meeting(self) -> bool:
-        """Whether it is being met: it has a link, and is not connected in both directions yet."""
+    def is_connecting(self) -> bool:
+        """Whether it is being connected: there is a link to it, but not yet a working one in each direction."""
         return self.publisher.link is not None and not (self.publisher.welcomed and self.subscriber.ready)
 
-    def accept(self, link: Link) -> None:
+    def accept(self, link: PeerLink) -> None:
         """Take a link on which the peer has sent its HELLO, and connect to the peer as well."""
         self.subscriber.open(link)
         self.dead = False
-        if not self.publisher.is_connecting:
+        if not self.publisher.is_open_or_retrying:
             self.publisher.connect_anew()
 
     def stop_waiting(self) -> None:
-        """Go on without a peer that has not been met in time; it reports a gap for what it misses, and so do we."""
-        if self.is_meeting:
+        """Go on without a peer that is not connected in time; it reports a gap for what it misses, and so do we."""
+        if self.is_connecting:
             logger.warning("peer %s does not answer, starting without it", self.name)
         if not self.publisher.welcomed:
             self.publisher.stop_waiting()
@@ -93,7 +93,7 @@ class Peer:
     def _subscriber_ended(self) -> None:
         if self.dead:
             self._forget_dead_peer()
-        elif not self.publisher.is_connecting:
+        elif not self.publisher.is_open_or_retrying:
             self.publisher.connect()
 
     def _forget_dead_peer(self) -> None:

@@ -9,7 +9,7 @@ from backplane.adapters.ipc import wire
 if TYPE_CHECKING:
     import socket
 
-    from backplane.adapters.ipc.link import Link
+    from backplane.adapters.ipc.link import PeerLink
     from backplane.adapters.ipc.node_state import NodeState
 
 __all__ = ["PendingCallbacks", "PendingConnection"]
@@ -45,7 +45,7 @@ class PendingConnection:
 
     def __init__(self, state: NodeState, sock: socket.socket, callbacks: PendingCallbacks) -> None:
         self._callbacks = callbacks
-        self.link: Link = state.open_link(sock, self)
+        self.link: PeerLink = state.open_link(sock, self)
 
     def received(self, kind: int, key: bytes, payload: bytes) -> None:
         """Accept a HELLO and no other frame."""

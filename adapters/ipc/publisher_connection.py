@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from asyncio import TimerHandle
     from collections.abc import Collection
 
-    from backplane.adapters.ipc.link import Link
+    from backplane.adapters.ipc.link import PeerLink
     from backplane.adapters.ipc.node_state import NodeState
 
 __all__ = ["PublisherCallbacks", "PublisherConnection"]
@@ -78,7 +78,7 @@ class PublisherConnection:
 
     def __init__(self, state: NodeState, name: str, callbacks: PublisherCallbacks) -> None:
         self.ledger: Ledger = Ledger()
-        self.link: Link | None = None
+        self.link: PeerLink | None = None
         self.welcomed: bool = False
         self.lost: bool = False
         self.ended_mid_frame: bool = False
@@ -94,7 +94,7 @@ class PublisherConnection:
         self._retry: TimerHandle | None = None
 
     @property
-    def is_connecting(self) -> bool:
+    def is_open_or_retrying(self) -> bool:
         """Whether there is a link or a timer that will open one."""
         return self.link is not None or self._retry is not None
 

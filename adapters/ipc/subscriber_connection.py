@@ -10,7 +10,7 @@ from backplane.adapters.ipc import wire
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from backplane.adapters.ipc.link import Link
+    from backplane.adapters.ipc.link import PeerLink
     from backplane.adapters.ipc.node_state import NodeState
     from backplane.adapters.ipc.publisher_connection import PublisherConnection
 
@@ -52,7 +52,7 @@ class SubscriberConnection:
     )
 
     def __init__(self, state: NodeState, name: str, publisher: PublisherConnection, ended: Callable[[], None]) -> None:
-        self.link: Link | None = None
+        self.link: PeerLink | None = None
         self.ready: bool = False
         self.peer_has_backlog: bool = False
         self._state = state
@@ -69,7 +69,7 @@ class SubscriberConnection:
 
     # -- opening and closing -----------------------------------------------------------------------------------------
 
-    def open(self, link: Link) -> None:
+    def open(self, link: PeerLink) -> None:
         """Use `link`, on which the peer has sent its HELLO, in place of the one before.
 
         A peer connects again only after its last connection has ended, even if that end is not read here yet.
