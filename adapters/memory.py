@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from pydantic import Field
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryBroadcaster", "MemoryOptions"]
 
-# What waits for an event loop that is busy, or does not run; a message counts more than its payload.
+# Limit for messages to an event loop that is busy or not running; each counts more than its payload.
 _MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
 _MESSAGE_BYTES: Final = 128
 
-# Those that are started in this process. A dict, because its operations are safe in threads.
+# The started adapters of this process. A dict, because its operations are safe in threads.
 _started: dict[MemoryBroadcaster, None] = {}
 
 if hasattr(os, "register_at_fork"):
@@ -42,13 +42,13 @@ class MemoryOptions(Options):
 
 
 class MemoryBroadcaster(Broadcaster):
-    """Delivers to all of this process that have the same name, `memory://` or `memory://name`, in any event loop.
+    """Delivers to the adapters of this process with the same name, `memory://` or `memory://name`, in any event loop.
 
-    Those of the publisher's event loop have the message when `publish` returns. To those of another event loop it is
-    handed over, in order; where more than 64 MiB wait for an event loop that is busy, the rest is dropped, with a gap.
+    Adapters of the publisher's event loop have the message when `publish` returns. To another event loop it is handed
+    over, in order; if more than 64 MiB wait for a busy event loop, further messages are dropped, with a gap.
     """
 
-    options_class = MemoryOptions
+    options_class: ClassVar[type[Options]] = MemoryOptions
     options: MemoryOptions
 
     def __init__(self, url: BrokerUrl, options: MemoryOptions) -> None:
@@ -57,7 +57,7 @@ class MemoryBroadcaster(Broadcaster):
         self._channels: set[str] = set()
         self._sink: Sink | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: list[tuple[str, bytes] | None] = []  # from other event loops; `None` for what was dropped
+        self._waiting: list[tuple[str, bytes] | None] = []  # from other event loops; `None` for a gap
         self._waiting_bytes = 0
         self._waiting_lock = Lock()
 
@@ -72,11 +72,11 @@ class MemoryBroadcaster(Broadcaster):
         )
 
     async def start(self, sink: Sink) -> None:
-        """Take the sink; there is nothing to connect to."""
+        """Keep the sink; there is nothing to connect to."""
         for other in tuple(_started):
             if other._loop is None or other._loop.is_closed():  # it ended without `stop`
                 _started.pop(other, None)
-        self._take_waiting()  # what came too late for an earlier start
+        self._take_waiting()  # messages that arrived after the last stop
         self._sink = sink
         self._loop = asyncio.get_running_loop()
         _started[self] = None
@@ -88,7 +88,7 @@ class MemoryBroadcaster(Broadcaster):
         self._channels.clear()
 
     async def publish(self, channel: str, payload: bytes) -> None:
-        """Deliver at once, then let other tasks run: a publisher in a loop must not starve those who send."""
+        """Deliver at once, then let other tasks run: a publisher in a loop must not starve the tasks that send."""
         self._require_sink()
         for other in tuple(_started):
             if other._name == self._name and channel in other._channels:
@@ -96,28 +96,28 @@ class MemoryBroadcaster(Broadcaster):
         await asyncio.sleep(0)
 
     async def subscribe(self, channels: Collection[str]) -> None:
-        """Start to deliver `channels`."""
+        """Start delivering `channels`."""
         self._require_sink()
         self._channels.update(channels)
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
-        """Stop to deliver `channels`."""
+        """Stop delivering `channels`."""
         self._require_sink()
         self._channels.difference_update(channels)
 
     async def describe(self) -> str:
-        """Say that there is no broker."""
+        """Return a description: there is no broker."""
         self._require_sink()
         return "the memory of this process"
 
     def _take(self, channel: str, payload: bytes, publishers_loop: asyncio.AbstractEventLoop | None) -> None:
         sink, loop = self._sink, self._loop
-        if sink is None or loop is None:  # it stops, in another thread
+        if sink is None or loop is None:  # stopped by another thread meanwhile
             return
         if loop is publishers_loop:
             return sink.deliver(channel, payload)
         with self._waiting_lock:
-            self._wait(channel, payload)
+            self._keep(channel, payload)
             if len(self._waiting) > 1:
                 return
         try:
@@ -125,7 +125,7 @@ class MemoryBroadcaster(Broadcaster):
         except RuntimeError:  # the event loop has ended without `stop`
             _started.pop(self, None)
 
-    def _wait(self, channel: str, payload: bytes) -> None:
+    def _keep(self, channel: str, payload: bytes) -> None:
         self._waiting_bytes += len(payload) + _MESSAGE_BYTES
         if self._waiting_bytes <= _MAX_WAITING_BYTES or not self._waiting:
             self._waiting.append((channel, payload))
@@ -143,7 +143,7 @@ class MemoryBroadcaster(Broadcaster):
             if self._sink is None:
                 return
             if item is None:
-                self._sink.gap(ALL, "this event loop took no messages for long, and more waited than may")
+                self._sink.gap(ALL, "this event loop was busy, and more messages waited than the limit")
             elif item[0] in self._channels:
                 self._sink.deliver(*item)
 

@@ -1,15 +1,16 @@
 """`ipc://name`: the processes of one host, joined without a broker.
 
-Each process is a tiny broker for what it publishes itself. It listens on a Unix socket in a private folder, connects to
-the socket of every other process there, tells it which channels it wants, and is written those messages. There is no
-server, no leader and no thread; a process that dies leaves a socket behind which the next one to meet it removes.
+Each process sends what it publishes to the others itself. It listens on a Unix socket in a private folder, connects to
+the socket of every other process there, sends it its subscriptions, and receives the messages of those channels. There
+is no server, no leader and no thread. A process that dies leaves its socket in the folder, where the next process that
+tries to connect to it removes it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path  # noqa: TC003  # pydantic reads the annotation at runtime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -30,48 +31,49 @@ class IpcOptions(Options):
     """Options of `ipc://`."""
 
     directory: Path | None = None
-    """Where the folder of the application stands, as an absolute path; created if need be. Defaults to `backplane` in
-    `$XDG_RUNTIME_DIR`, or else to `backplane-<uid>` in the temporary directory. Processes meet only where it is the
-    same: a service with a private `/tmp` or another user needs it."""
+    """Absolute path of the directory that holds the folder of the application; created if it does not exist. Defaults
+    to `backplane` in `$XDG_RUNTIME_DIR`, or else to `backplane-<uid>` in the temporary directory. Processes find each
+    other only if it is the same for all: set it for a service with a private `/tmp`."""
 
     peer_timeout_seconds: float = Field(default=1.0, gt=0)
-    """How long a peer that does not answer (stopped, or its event loop blocked) holds up a start or a subscription."""
+    """How long a start or a subscription waits for a peer that does not answer (stopped, or its event loop blocked)."""
 
     max_payload_bytes: int = Field(default=16 * 1024 * 1024, gt=0, lt=2**32)
-    """Largest payload, in bytes. The same in every process: a peer takes no larger one than its own."""
+    """Largest payload, in bytes. Give every process the same value: a peer refuses payloads larger than its own."""
 
     max_peer_backlog_bytes: int = Field(default=8 * 1024 * 1024, gt=0)
-    """How much may wait in memory for one peer that does not read fast enough, in bytes, beyond what the kernel holds.
-    A single larger message may wait alone. A peer further behind is cut, and reports a gap when it is back."""
+    """How many bytes may wait in memory for one peer that does not read fast enough, beyond what the kernel holds. One
+    larger message may wait alone. A peer whose backlog would exceed this is cut, and reports a gap when it has
+    connected again."""
 
     @field_validator("directory")
     @classmethod
     def _absolute(cls, directory: Path | None) -> Path | None:
         if directory is not None and not directory.is_absolute():
-            raise ValueError(f"an absolute path, not {str(directory)!r}")
+            raise ValueError(f"must be an absolute path, not {str(directory)!r}")
         return directory
 
 
 class IpcBroadcaster(Broadcaster):
-    """Reaches every process of this host that has the same name in its URL, the same folder and the same user.
+    """Reaches every process of this host with the same name in its URL, the same folder and the same user.
 
     Guarantees, beyond the contract:
 
-    - What `publish` took is with the kernel for every peer that reads: killing the publisher right after loses nothing
-      of it. If a publisher dies with bytes that a slow peer had not taken, that peer reports a gap.
-    - No peer is ever waited for, but for `peer_timeout_seconds` once in `start` and `subscribe`. One that was not there
-      in time reports a gap for what it may have missed, and so does this process for what it may have missed of it.
-    - A peer that leaves by `stop`, or dies with nothing left to say, causes no gap.
-    - A child that is forked from a process holds none of its sockets, and does not keep it alive for the others.
+    - When `publish` returns, the kernel has the message for every peer that reads: if the publisher is killed right
+      after, nothing is lost. If it dies with bytes that a slow peer had not taken, that peer reports a gap.
+    - No call waits for a peer, except `start` and `subscribe`, each once and for at most `peer_timeout_seconds`. A peer
+      that did not answer in time reports a gap for messages that it may have missed, and so does this process.
+    - A peer that leaves by `stop`, or dies with an empty backlog, causes no gap.
+    - A child that is forked from a process holds none of its sockets, so peers notice when the parent dies.
 
     Not guaranteed: any order between two publishers.
 
-    `lost` is never called, for there is no single link that could be. A socket that someone removes from the folder is
-    not missed by the peers that know it, but new ones cannot find it; its sticky bit tells systemd-tmpfiles to leave it
-    alone.
+    `lost` is never called, because there is no single link that could be lost. If the socket of a process is removed
+    from the folder, peers that are connected to it keep their connections, but new processes cannot find it. Its sticky
+    bit makes systemd-tmpfiles leave it alone.
     """
 
-    options_class = IpcOptions
+    options_class: ClassVar[type[Options]] = IpcOptions
     options: IpcOptions
 
     def __init__(self, url: BrokerUrl, options: IpcOptions) -> None:
@@ -83,7 +85,7 @@ class IpcBroadcaster(Broadcaster):
             raise ConfigurationError(
                 "ipc:// takes neither user nor password: the folder belongs to the user of the process"
             )
-        self._exchange: IpcNode | None = None
+        self._node: IpcNode | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -96,18 +98,18 @@ class IpcBroadcaster(Broadcaster):
         )
 
     async def start(self, sink: Sink) -> None:
-        """Listen, and meet every process that is there.
+        """Listen, and connect to every process in the folder, in both directions.
 
         When it returns, the first publish reaches all of them. One that does not answer within `peer_timeout_seconds`
-        is met when it does, and reports a gap if something was published before.
+        is connected when it does, and reports a gap if something was published before.
 
         Raises:
             ConfigurationError: The path of the folder is too long for a Unix socket.
             BrokerError: The folder cannot be used, or is open to other users.
-            BrokerUnavailableError: The socket cannot be made: out of file descriptors, or the disk is full.
+            BrokerUnavailableError: The socket cannot be created: out of file descriptors, or the disk is full.
         """
         options = self.options
-        exchange = IpcNode(
+        node = IpcNode(
             open_folder(self._application, options.directory),
             sink,
             peer_timeout_seconds=options.peer_timeout_seconds,
@@ -115,23 +117,24 @@ class IpcBroadcaster(Broadcaster):
             max_peer_backlog_bytes=options.max_peer_backlog_bytes,
         )
         try:
-            await exchange.open()
+            await node.open()
         except BaseException:
-            exchange.abandon()
+            node.abandon()
             raise
-        self._exchange = exchange
+        self._node = node
 
     async def stop(self) -> None:
-        """Say goodbye and close. Peers that read get all that was published; half a second is given to slow ones."""
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            await exchange.close()
+        """Send BYE to every peer and close; a peer has half a second to take what was published and waits for it."""
+        node, self._node = self._node, None
+        if node is not None:
+            await node.close()
 
     async def publish(self, channel: str, payload: bytes) -> None:
-        """Write `payload` to every process that wants `channel`, and deliver it here.
+        """Send `payload` to every process that has subscribed to `channel`, and deliver it here.
 
-        All of it is done at once, then other tasks get a turn: a publisher in a loop must not starve those who send. No
-        peer is waited for; one further behind than `max_peer_backlog_bytes` is cut.
+        All of this happens before the first await, and then other tasks run once: a publisher in a loop must not starve
+        the tasks that send to clients. No peer is waited for; one whose backlog would exceed `max_peer_backlog_bytes`
+        is cut.
 
         Raises:
             PayloadTooLargeError: `payload` is larger than `max_payload_bytes`.
@@ -143,10 +146,10 @@ class IpcBroadcaster(Broadcaster):
         await asyncio.sleep(0)
 
     async def subscribe(self, channels: Collection[str]) -> None:
-        """Tell every process which `channels` are wanted, and wait for the confirmation of each.
+        """Subscribe to `channels` at every process, and wait until each has confirmed.
 
-        One that does not confirm within `peer_timeout_seconds` is not waited for again until it does; when it does, a
-        gap is reported for these channels.
+        A process that does not confirm within `peer_timeout_seconds` is not waited for again until it does; then a gap
+        is reported for these channels.
 
         Raises:
             BrokerUnavailableError: Not started, or stopped meanwhile.
@@ -154,7 +157,7 @@ class IpcBroadcaster(Broadcaster):
         await self._started().subscribe(channels)
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
-        """Drop `channels` at once, without waiting for any process.
+        """Unsubscribe from `channels` at once, without waiting for a confirmation.
 
         Raises:
             BrokerUnavailableError: Not started.
@@ -162,11 +165,11 @@ class IpcBroadcaster(Broadcaster):
         self._started().unsubscribe(channels)
 
     async def describe(self) -> str:
-        """Say how many other processes are met."""
+        """Return how many other processes are connected."""
         count = self._started().peer_count
         return f"Unix sockets, {count} other process{'' if count == 1 else 'es'}"
 
     def _started(self) -> IpcNode:
-        if self._exchange is None:
+        if self._node is None:
             raise BrokerUnavailableError("not started", adapter="ipc")
-        return self._exchange
+        return self._node

@@ -1,4 +1,4 @@
-"""Where the processes of one application find each other: a private folder of sockets."""
+"""The private folder of sockets in which the processes of one application find each other."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ __all__ = [
     "remove_stale",
 ]
 
-logger = logging.getLogger("backplane.adapters.ipc")
+logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.folder")
 
 _MAX_PATH_BYTES: Final = 107 if sys.platform == "linux" else 103
-"""What fits into `sun_path`, unix(7), without the closing NUL."""
+"""Size of `sun_path`, unix(7), without the terminating NUL."""
 
 _MAX_SLUG_LENGTH: Final = 24
 _MAX_SOCKET_NAME_LENGTH: Final = len("4194304-01234567.sock")  # the largest pid of Linux
 _SOCKET_NAME: Final = re.compile(r"\d{1,10}-[0-9a-f]{8}\.sock")
 
-# Set on a socket once it listens. It tells one that refuses because its process is gone (a stale one, to be removed)
-# from one that refuses because its process has not called listen() yet. It also keeps systemd-tmpfiles away: the XDG
+# Set on a socket once it listens. It distinguishes a socket that refuses because its process is gone (stale, to be
+# removed) from one whose process has not called listen() yet. systemd-tmpfiles leaves such a file alone too: the XDG
 # base directory specification names the sticky bit as the mark of a file that must not be cleaned up.
 _LISTENING: Final = stat.S_ISVTX
 
@@ -51,11 +51,11 @@ _MAX_BINDING_SECONDS: Final = 60.0
 
 
 def open_folder(application: str, directory: Path | None) -> Path:
-    """Return the folder of `application`, created if need be, and certainly private to this user.
+    """Return the folder of `application`, created if it does not exist, after checking that it is private to this user.
 
     Args:
         application: Name of the application. Two different names never share a folder.
-        directory: Where the folder stands, instead of `$XDG_RUNTIME_DIR/backplane` or `<temporary
+        directory: The directory that holds the folder, instead of `$XDG_RUNTIME_DIR/backplane` or `<temporary
             directory>/backplane-<uid>`.
 
     Raises:
@@ -80,12 +80,12 @@ def open_folder(application: str, directory: Path | None) -> Path:
 
 
 def is_socket_name(name: str) -> bool:
-    """Whether `name` is the name of a socket as `bind_socket` gives it, and nothing that leads out of the folder."""
+    """Whether `name` is the name of a socket as `bind_socket` gives it, and not a path that leads out of the folder."""
     return _SOCKET_NAME.fullmatch(name) is not None
 
 
 def list_sockets(folder: Path) -> list[str]:
-    """Names of the sockets in `folder`.
+    """Return the names of the sockets in `folder`.
 
     Raises:
         BrokerUnavailableError: It cannot be read.
@@ -125,7 +125,7 @@ def connect_socket(path: Path) -> socket.socket:
     """Connect to the socket of a process of this user.
 
     Raises:
-        ConnectionRefusedError: Nobody listens on it, or another user does, which is logged.
+        ConnectionRefusedError: No process listens on it, or one of another user does, which is logged.
         OSError: As `socket.connect`.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -146,8 +146,8 @@ def connect_socket(path: Path) -> socket.socket:
 def foreign_peer(connection: socket.socket) -> int | None:
     """Return the user at the other end of a Unix socket where that is not this one, else `None`.
 
-    The folder is private, so this is a second look, for a folder that was replaced. Linux alone tells (`SO_PEERCRED`,
-    unix(7)); elsewhere nobody is foreign.
+    The folder is private, so this is a second check, in case the folder was replaced. Only Linux provides the user
+    (`SO_PEERCRED`, unix(7)); elsewhere the result is always `None`.
 
     Raises:
         OSError: The connection has ended.
@@ -160,7 +160,7 @@ def foreign_peer(connection: socket.socket) -> int | None:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove a socket that refused a connection, unless its process is only about to listen."""
+    """Remove a socket that refused a connection, unless its process may be about to listen."""
     with contextlib.suppress(OSError):
         found = path.lstat()
         if found.st_mode & _LISTENING or time.time() - found.st_mtime > _MAX_BINDING_SECONDS:
@@ -186,9 +186,9 @@ def _folder_name(application: str, base: Path) -> str:
 
 
 def _check_ancestors(base: Path) -> None:
-    """Refuse a path in which another user could replace our folder, as OpenSSH does (sshd_config(5), StrictModes)."""
+    """Refuse a path in which another user could replace the folder, as OpenSSH does (sshd_config(5), StrictModes)."""
     resolved = base.resolve()
-    trusted = {os.geteuid(), Path("/").stat().st_uid}  # root, or what stands for it in a user namespace
+    trusted = {os.geteuid(), Path("/").stat().st_uid}  # root, or the user that root is mapped to in a user namespace
     for folder in (resolved, *resolved.parents):
         found = folder.stat()
         if found.st_uid not in trusted:

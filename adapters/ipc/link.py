@@ -2,12 +2,12 @@
 
 A plain socket with `add_reader` instead of an asyncio transport, for three guarantees a transport does not give:
 
-- What `send` was given is with the kernel when it returns, unless the peer does not read (uvloop would gather it
-  first).
-- A write to a peer that has died does not end the reading: the kernel still holds what that peer sent before, and every
-  byte of it is read first. A transport drops it.
-- What waits here is tried again by every further `send`, not only when the event loop comes round: a long burst goes
-  out to a peer that reads.
+- Data passed to `send` is with the kernel when it returns, unless the peer does not read. uvloop collects it until the
+  end of the pass.
+- A write to a peer that has died does not stop the reading: the kernel still holds what that peer sent before, and all
+  of it is read. A transport discards it.
+- Data that waits here is offered to the kernel by every further `send`, not only in the next pass of the event loop: a
+  long burst reaches a peer that reads.
 """
 
 from __future__ import annotations
@@ -27,46 +27,42 @@ if TYPE_CHECKING:
 
     from backplane.log_bursts import LogBursts
 
-__all__ = ["Link", "LinkOwner"]
+__all__ = ["PeerLink", "PeerLinkOwner"]
 
-logger = logging.getLogger("backplane.adapters.ipc")
+logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.link")
 
 _READ_BYTES: Final = 256 * 1024
-_SEND_BUFFER_BYTES: Final = 1024 * 1024  # the kernel cuts it down to net.core.wmem_max
+_SEND_BUFFER_BYTES: Final = 1024 * 1024  # the kernel limits it to net.core.wmem_max
 _MAX_JOINED: Final = 256  # buffers of one sendmsg; the kernel takes up to 1024
 
 
-class LinkOwner(Protocol):
-    """Who hears of what happens on a link. `received` may raise `WireError`; nothing else may raise."""
+class PeerLinkOwner(Protocol):
+    """Callbacks of a link. `received` may raise `WireError`; the others must not raise."""
 
-    def received(self, link: Link, kind: int, key: bytes, payload: bytes) -> None:
-        """One whole frame has come."""
-        ...
+    def received(self, kind: int, key: bytes, payload: bytes, /) -> None:
+        """A whole frame was received."""
 
-    def drained(self, link: Link) -> None:
-        """The last byte that had waited is with the kernel."""
-        ...
+    def drained(self) -> None:
+        """The kernel has taken the last byte that waited."""
 
-    def ended(self, link: Link, *, complete: bool, valid: bool) -> None:
-        """The link is over and closed; called once, and not after `close`.
+    def ended(self, *, complete: bool, valid: bool) -> None:
+        """The link has ended and is closed; called once, and not after `close`.
 
         Args:
-            link: The link.
             complete: It ended between two frames.
-            valid: It was not ended here because of what came.
+            valid: False if this process ended it, because it received a malformed frame.
         """
-        ...
 
 
-class Link:
-    """A connected, non-blocking socket, whose owner is told of frames. Closed exactly once, by either side.
+class PeerLink:
+    """A connected, non-blocking socket that passes each received frame to its owner. Closed once, by either side.
 
     Args:
         loop: The running event loop.
         sock: The socket, which the link owns from now on.
-        owner: Who is told.
+        owner: Receives the callbacks; may be replaced.
         max_payload_bytes: Largest payload of a frame.
-        bursts: How what does not speak the protocol is logged.
+        bursts: Logs connections that do not speak the protocol.
     """
 
     __slots__ = ("_bursts", "_decoder", "_loop", "_sock", "_waiting", "_writable", "backlog_bytes", "closed", "owner")
@@ -75,14 +71,14 @@ class Link:
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
-        owner: LinkOwner,
+        owner: PeerLinkOwner,
         max_payload_bytes: int,
         bursts: LogBursts,
     ) -> None:
-        self.owner = owner
+        self.owner: PeerLinkOwner = owner
         self._bursts = bursts
-        self.backlog_bytes = 0
-        self.closed = False
+        self.backlog_bytes: int = 0
+        self.closed: bool = False
         self._loop = loop
         self._sock = sock
         self._decoder = Decoder(max_payload_bytes)
@@ -95,7 +91,7 @@ class Link:
         loop.add_reader(sock, self._read)
 
     def send(self, data: bytes) -> None:
-        """Give `data` to the kernel, or keep what it does not take. Does nothing on a link that has ended."""
+        """Pass `data` to the kernel and keep what it does not take. Does nothing on a link that has ended."""
         if not self._writable:
             return
         if self._waiting:
@@ -114,7 +110,7 @@ class Link:
             self._loop.add_writer(self._sock, self.flush)
 
     def flush(self) -> None:
-        """Give the kernel as much of what waits as it takes, and tell the owner when that was all."""
+        """Pass waiting data to the kernel until it takes no more; notify the owner when nothing waits."""
         if not self._waiting:
             return
         try:
@@ -126,17 +122,17 @@ class Link:
             self._stop_writing()
             return
         self._loop.remove_writer(self._sock)
-        self.owner.drained(self)
+        self.owner.drained()
 
     def end_writing(self) -> None:
-        """Drop what waits and tell the other side that no more will come, but go on reading to its end."""
+        """Drop what waits and end the stream to the other side, but read on until it ends its own."""
         if self._writable:
             self._stop_writing()
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close now; what waits is lost. Doing it again does nothing."""
+        """Close now; what waits is lost. A second call does nothing."""
         if self.closed:
             return
         self._stop_writing()
@@ -173,21 +169,21 @@ class Link:
             data = self._sock.recv(_READ_BYTES)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:  # a reset; the kernel hands out everything sent before it first
+        except OSError:  # a reset: the kernel has returned everything that was sent before it
             data = b""
         if not data:
             self._end(complete=not self._decoder.inside_frame, valid=True)
             return
         try:
             for kind, key, payload in self._decoder.feed(data):
-                self.owner.received(self, kind, key, payload)
+                self.owner.received(kind, key, payload)
                 if self.closed:
                     return
         except WireError as error:
-            words = "dropped a connection that does not speak the protocol: %s"
-            self._bursts.log(logger, logging.WARNING, words, error)
+            message = "dropped a connection that does not speak the protocol: %s"
+            self._bursts.log(logger, logging.WARNING, message, error)
             self._end(complete=False, valid=False)
 
     def _end(self, *, complete: bool, valid: bool) -> None:
         self.close()
-        self.owner.ended(self, complete=complete, valid=valid)
+        self.owner.ended(complete=complete, valid=valid)

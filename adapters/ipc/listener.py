@@ -1,4 +1,4 @@
-"""The socket on which the peers of this process knock."""
+"""The socket to which the peers of this process connect."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener"]
 
-logger = logging.getLogger("backplane.adapters.ipc")
+logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.listener")
 
 _BACKLOG: Final = 1024
 _PAUSE_SECONDS: Final = 1.0
 
 
 class Listener:
-    """Listens on a new socket in `folder` from its construction to `close`.
+    """Listens on a new socket in `folder` from construction to `close`.
 
     Args:
         loop: The running event loop.
@@ -44,6 +44,7 @@ class Listener:
     ) -> None:
         self._loop = loop
         self._accepted = accepted
+        self.name: str
         self._listener, self.name = bind_socket(folder, _BACKLOG)
         self._path = folder / self.name
         self._closed = False
@@ -51,7 +52,7 @@ class Listener:
         self._open()
 
     def close(self) -> None:
-        """Remove the socket and refuse whoever has not been accepted. Doing it again does nothing."""
+        """Remove the socket; connections that are not accepted yet are refused. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -74,7 +75,7 @@ class Listener:
                 connection, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as error:  # out of file descriptors: the event loop would come back here without end
+            except OSError as error:  # out of file descriptors: the socket stays readable, so the loop would spin
                 logger.warning("cannot accept a peer (%s), trying again in a second", error.strerror)
                 self._loop.remove_reader(self._listener)
                 self._pause = self._loop.call_later(_PAUSE_SECONDS, self._open)

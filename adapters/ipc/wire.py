@@ -1,16 +1,18 @@
-"""What two processes of `ipc://` say to each other: frames of a kind, a key and a payload.
+"""Frames that two processes of `ipc://` exchange: a kind, a key and a payload.
 
-A frame is `kind: u8 | key length: u16 | payload length: u32 | key | payload`, big-endian. The one who connects speaks
-first:
+A frame is `kind: u8 | key length: u16 | payload length: u32 | key | payload`, big-endian. The process that connects is
+the subscriber on that connection, and sends first; the process that accepts is the publisher:
 
-    HELLO(key: name of its own socket, payload: magic and version)  ->
-    INTEREST(payload: channels it wants or no longer wants)         ->   at most one without its ACK
-    READY: everything it wants has been said                        ->
-    BEHIND, CAUGHT_UP: bytes for you wait in my memory, or none     ->
-                                <-  WELCOME: the HELLO was understood
-                                <-  ACK(payload: 0, or 1 where messages of these channels may be missing)
-                                <-  MESSAGE(key: channel, payload: as published)
-                                <-  BYE: this was all
+    subscriber to publisher
+        HELLO(key: name of its own socket, payload: magic and version)
+        SUBSCRIPTIONS(payload: channels it subscribes to or unsubscribes from); one at a time, each confirmed by ACK
+        READY: all its subscriptions have been sent
+        BACKLOG, NO_BACKLOG: on the opposite connection bytes for the other wait in the sender's memory, or none
+    publisher to subscriber
+        WELCOME: the HELLO was understood
+        ACK(payload: `NO_GAP`, or `GAP` where messages of these channels may be missing)
+        MESSAGE(key: channel, payload: as published)
+        BYE: no message follows
 """
 
 from __future__ import annotations
@@ -21,28 +23,31 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Decoder", "WireError", "check_hello", "frame", "hello_frame", "interest_frame", "read_interest"]
+__all__ = ["Decoder", "WireError", "check_hello", "frame", "hello_frame", "read_subscriptions", "subscriptions_frame"]
 
 HELLO: Final = 1
 WELCOME: Final = 2
-INTEREST: Final = 3
+SUBSCRIPTIONS: Final = 3
 ACK: Final = 4
 READY: Final = 5
 MESSAGE: Final = 6
-BEHIND: Final = 7
-CAUGHT_UP: Final = 8
+BACKLOG: Final = 7
+NO_BACKLOG: Final = 8
 BYE: Final = 9
 
-MAX_INTEREST_BYTES: Final = 64 * 1024
-"""Where an INTEREST frame ends. It leaves room in the kernel's buffer for a BEHIND, to a peer that reads nothing."""
+NO_GAP: Final = b"\0"
+GAP: Final = b"\1"
 
-_GREETING: Final = b"backplane ipc 1"
+MAX_SUBSCRIPTIONS_BYTES: Final = 64 * 1024
+"""Largest payload of a SUBSCRIPTIONS frame; the kernel's buffer then still has room for a BACKLOG frame."""
+
+_MAGIC: Final = b"backplane ipc 1"
 _HEADER: Final = Struct(">BHI")
 _ENTRY: Final = Struct(">BH")
 
 
 class WireError(Exception):
-    """The other side sent what is no frame of this protocol; the connection is of no more use."""
+    """The other side sent something else than a frame of this protocol; the connection is unusable."""
 
 
 def frame(kind: int, key: bytes = b"", payload: bytes = b"") -> bytes:
@@ -52,60 +57,60 @@ def frame(kind: int, key: bytes = b"", payload: bytes = b"") -> bytes:
 
 def hello_frame(name: str) -> bytes:
     """Build the HELLO of the process that listens on the socket `name`."""
-    return frame(HELLO, name.encode(), _GREETING)
+    return frame(HELLO, name.encode(), _MAGIC)
 
 
 def check_hello(kind: int, payload: bytes) -> None:
-    """Refuse a first frame that is no HELLO of this version.
+    """Refuse a first frame that is not a HELLO of this version.
 
     Raises:
-        WireError: It is not.
+        WireError: It is another frame, or another version.
     """
-    if kind != HELLO or payload != _GREETING:
-        raise WireError(f"expected {_GREETING.decode()!r}, got a frame of kind {kind} and {len(payload):,} bytes")
+    if kind != HELLO or payload != _MAGIC:
+        raise WireError(f"expected {_MAGIC.decode()!r}, got a frame of kind {kind} and {len(payload):,} bytes")
 
 
-def interest_frame(changes: Iterable[tuple[bytes, bool]]) -> bytes:
-    """Build the frame that says which channels are wanted (`True`) and which no longer."""
-    return frame(INTEREST, payload=b"".join(_ENTRY.pack(wanted, len(key)) + key for key, wanted in changes))
+def subscriptions_frame(changes: Iterable[tuple[bytes, bool]]) -> bytes:
+    """Build the frame of channels that are wanted (`True`) or no longer wanted."""
+    return frame(SUBSCRIPTIONS, payload=b"".join(_ENTRY.pack(wanted, len(key)) + key for key, wanted in changes))
 
 
-def interest_size(key: bytes) -> int:
-    """Bytes one channel takes in an INTEREST frame."""
+def subscription_size(key: bytes) -> int:
+    """Bytes one channel takes in a SUBSCRIPTIONS frame."""
     return _ENTRY.size + len(key)
 
 
-def read_interest(payload: bytes) -> list[tuple[bytes, bool]]:
-    """Read what `interest_frame` built.
+def read_subscriptions(payload: bytes) -> list[tuple[bytes, bool]]:
+    """Read what `subscriptions_frame` built.
 
     Raises:
-        WireError: It was not built by it.
+        WireError: The payload is malformed.
     """
     changes: list[tuple[bytes, bool]] = []
     offset = 0
     while offset < len(payload):
         start = offset + _ENTRY.size
         if start > len(payload):
-            raise WireError("an INTEREST frame ends inside an entry")
+            raise WireError("a SUBSCRIPTIONS frame ends inside an entry")
         wanted, length = _ENTRY.unpack_from(payload, offset)
         offset = start + length
         if offset > len(payload):
-            raise WireError("an INTEREST frame ends inside a channel")
+            raise WireError("a SUBSCRIPTIONS frame ends inside a channel")
         changes.append((payload[start:offset], bool(wanted)))
     return changes
 
 
 class Decoder:
-    """Cuts a stream of bytes into frames; the work is linear in the bytes, however they were cut on their way.
+    """Splits a stream of bytes into frames, in time linear in the bytes, whatever pieces they arrive in.
 
     Args:
-        max_payload_bytes: Largest payload of a message; what announces more is refused before it is gathered.
+        max_payload_bytes: Largest payload of a message; a larger one is refused when its header arrives.
     """
 
     __slots__ = ("_chunks", "_limit", "_missing")
 
     def __init__(self, max_payload_bytes: int) -> None:
-        self._limit = max(max_payload_bytes, MAX_INTEREST_BYTES * 2)
+        self._limit = max(max_payload_bytes, MAX_SUBSCRIPTIONS_BYTES * 2)
         self._chunks: list[bytes] = []
         self._missing = 0
 
@@ -115,14 +120,14 @@ class Decoder:
         return bool(self._chunks)
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-        """Yield kind, key and payload of each frame that `data` completes. To be exhausted before the next call.
+        """Yield kind, key and payload of each frame that `data` completes. Exhaust it before the next call.
 
         Raises:
             WireError: A frame is larger than any may be.
         """
         if self._chunks:
-            # Chunks of one big frame are only counted until the last one is there: joining each time would be
-            # quadratic.
+            # The chunks of one large frame are counted and joined once, at the end: joining at each chunk takes
+            # quadratic time.
             self._chunks.append(data)
             self._missing -= len(data)
             if self._missing > 0:

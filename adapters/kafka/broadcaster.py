@@ -1,25 +1,25 @@
 """`kafka://`: Apache Kafka, one topic for all channels.
 
 A record's key is the channel and its value the payload. Every process reads every partition from the end, without a
-consumer group, and picks what its channels are: to subscribe and to unsubscribe costs the broker nothing. After an
-outage it goes on at its offsets: nothing is lost and nothing comes twice, unless the broker deleted it meanwhile.
+consumer group, and delivers the records of its channels: subscribing costs the broker nothing. After an outage it
+continues at its offsets: no message is lost or duplicated, unless the broker deleted it meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from backplane.adapters.kafka.connect_error import unavailable
-from backplane.adapters.kafka.link import KafkaLink, Learned, Target
-from backplane.adapters.kafka.login import Token, ask_password, ask_token
+from backplane.adapters.kafka.link import KafkaLink
+from backplane.adapters.kafka.login import Security, Token, ask_password, ask_token
 from backplane.adapters.kafka.producer import KafkaProducer
-from backplane.adapters.kafka.reader import KafkaReader, NotReadableError, Pace
-from backplane.adapters.kafka.wire import Security
+from backplane.adapters.kafka.reader import FetchPolicy, KafkaReader, NotReadableError
+from backplane.adapters.kafka.target import KnownBrokers, Target
 from backplane.adapters.shared.credentials import CREDENTIALS_PATTERN
 from backplane.adapters.shared.tls import client_context
 from backplane.broadcaster import Broadcaster, Capabilities, Options, malformed_address
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaBroadcaster", "KafkaOptions"]
 
-logger = logging.getLogger("backplane.kafka")
+logger: logging.Logger = logging.getLogger("backplane.adapters.kafka.broadcaster")
 
 _DEFAULT_PORT: Final = 9092
-_PACES: Final = {
-    "low": Pace(wait_ms=500),
-    "balanced": Pace(wait_ms=500, pause_seconds=0.005),
-    "cheap": Pace(wait_ms=500, pause_seconds=0.025),
+_FETCH_POLICIES: Final = {
+    "low": FetchPolicy(wait_ms=500),
+    "balanced": FetchPolicy(wait_ms=500, pause_seconds=0.005),
+    "cheap": FetchPolicy(wait_ms=500, pause_seconds=0.025),
 }
 
 
@@ -49,51 +49,53 @@ class KafkaOptions(Options):
     """Options of `kafka://`."""
 
     topic: str = "backplane"
-    """The topic of all channels. Give it a short retention: what is older than the longest outage helps nobody."""
+    """The topic of all channels. Give it a short retention: messages older than the longest outage are not needed."""
     create_topic: bool = True
-    """Whether to create the topic where it does not exist; needs the permission CREATE."""
+    """Whether to create the topic if it does not exist; needs the right CREATE."""
     partitions: int = Field(default=8, gt=0)
-    """How many partitions it is created with. Each costs every process a little per request."""
+    """Number of partitions of a created topic. Each adds a small cost to every request of every process."""
     replication_factor: int = Field(default=-1, ge=-1)
-    """On how many brokers it is created. -1: on three, or on all that are up where those are fewer."""
+    """Number of brokers that store a created topic. -1: three, or all that are up if those are fewer."""
     latency: Literal["low", "balanced", "cheap"] = "low"
-    """`low`: each message at once; `balanced`: up to 5 ms later, and `cheap`: up to 25 ms, for less CPU per message."""
+    """When messages are delivered. `low`: at once; `balanced`: up to 5 ms later, `cheap`: up to 25 ms later, which take
+    less CPU time per message."""
     max_payload_bytes: int = Field(default=1_000_000, gt=0, le=256 * 1024 * 1024)
-    """Largest payload, in bytes. Where the user may DESCRIBE_CONFIGS the topic, it is lowered to what the topic takes:
+    """Largest payload, in bytes. If the user has the right DESCRIBE_CONFIGS, it is lowered to what the topic accepts:
     400 bytes below its `max.message.bytes` (1,048,588 by default)."""
     max_pending_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
-    """Most bytes published and not yet answered; one message is always taken. Over it `publish` raises."""
+    """How many bytes may be published and not answered yet; above that `publish` raises. One message is always
+    accepted."""
     connect_timeout_seconds: float = Field(default=5.0, gt=0)
-    """How long opening a link may take: connecting, TLS, login, finding or creating the topic."""
+    """How long opening a link may take, with TLS, the login, and finding or creating the topic."""
     request_timeout_seconds: float = Field(default=10.0, gt=1)
-    """How long the broker may take for an answer; a link without answers is lost."""
+    """How long the broker may take for an answer; after that the link is lost."""
     metadata_max_age_seconds: float = Field(default=30.0, gt=0)
     """How often to look for new partitions."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "PLAIN"
-    """How to log in, where the URL holds a user name and password, or `credentials` hands them out. `PLAIN` and
-    `OAUTHBEARER` without TLS show them to the network."""
+    """How to log in, if the URL has a user name and password, or `credentials` is set. Without TLS, `PLAIN` and
+    `OAUTHBEARER` send the secret unencrypted."""
     credentials: str = Field(default="", pattern=rf"^$|{CREDENTIALS_PATTERN}")
     """A function of the application, `package.module:function`, sync or async, that is called at each login and returns
-    `(username, password)`, or a token for `OAUTHBEARER`. Defaults to what the URL holds."""
+    `(username, password)`, or a token for `OAUTHBEARER`. Defaults to the user name and password of the URL."""
     tls: bool = False
     """Whether to speak TLS."""
     ssl_ca_certs: str | None = None
-    """File of the authorities to trust, for TLS. Defaults to the system's."""
+    """File of the certificate authorities to trust. Defaults to those of the system."""
     ssl_certfile: str | None = None
     """File of the client's certificate."""
     ssl_keyfile: str | None = None
     """File of the client's key."""
     ssl_check_hostname: bool = True
-    """Whether the broker's certificate must name its host."""
+    """Whether the broker's certificate must match its host name."""
 
 
 class KafkaBroadcaster(Broadcaster):
-    """One link to one Kafka cluster; the brokers in the URL are those to ask first.
+    """One link to one Kafka cluster; the brokers in the URL are tried first.
 
-    Where a link was lost, `resume` goes on with what `start` began: the positions, and publishes without an answer.
+    After a lost link, `resume` continues with the state since `start`: positions, and publishes without an answer.
     """
 
-    options_class = KafkaOptions
+    options_class: ClassVar[type[Options]] = KafkaOptions
     options: KafkaOptions
 
     def __init__(self, url: BrokerUrl, options: KafkaOptions) -> None:
@@ -119,16 +121,16 @@ class KafkaBroadcaster(Broadcaster):
             connect_timeout_seconds=options.connect_timeout_seconds,
             request_timeout_seconds=options.request_timeout_seconds,
         )
-        self._learned = Learned()
+        self._known_brokers = KnownBrokers()
         self._max_payload_bytes = options.max_payload_bytes
-        self._warned = False
+        self._warned_of_compaction = False
         self._sink: Sink | None = None
         self._link: KafkaLink | None = None
         self._producer: KafkaProducer | None = None
         self._reader: KafkaReader | None = None
-        self._reader_opening = asyncio.Lock()  # anew with each link: a lock belongs to one event loop
+        self._reader_opening = asyncio.Lock()  # replaced with each link: a lock belongs to one event loop
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reported = False
+        self._loss_reported = False
 
     @property
     def capabilities(self) -> Capabilities:
@@ -142,15 +144,15 @@ class KafkaBroadcaster(Broadcaster):
         )
 
     async def start(self, sink: Sink) -> None:
-        """Find the topic and connect to its leaders; reading begins with the first subscription, at the end."""
+        """Find the topic and connect to its leaders; the first subscription starts reading, from the end."""
         options = self.options
-        self._warned = False
+        self._warned_of_compaction = False
         self._producer = KafkaProducer(options.max_payload_bytes, options.max_pending_bytes, self._spawn)
-        self._reader = KafkaReader(_PACES[options.latency], self._spawn)
+        self._reader = KafkaReader(_FETCH_POLICIES[options.latency], self._spawn)
         await self._open(sink)
 
     async def suspend(self) -> None:
-        """Close the link and keep the positions, and the publishes that have no answer, for `resume`."""
+        """Close the link; keep positions and publishes without an answer for `resume`."""
         self._sink = None
         link, self._link = self._link, None
         for part in (self._reader, self._producer):
@@ -164,10 +166,10 @@ class KafkaBroadcaster(Broadcaster):
         if tasks:
             await asyncio.wait(tasks)
         if link is not None:
-            await link.wait_gone()
+            await link.wait_closed()
 
     async def resume(self, sink: Sink, channels: Collection[str]) -> None:
-        """Open the link again, deliver what came on `channels` meanwhile, send what had no answer."""
+        """Open the link again, deliver what was published to `channels` meanwhile, send what had no answer."""
         if self._reader is None:
             raise unavailable("the adapter is stopped")
         self._reader.channels = {channel.encode(): channel for channel in channels}
@@ -176,7 +178,7 @@ class KafkaBroadcaster(Broadcaster):
             try:
                 await self._require_reader()
             except NotReadableError as error:
-                logger.warning("%s", error)  # which `subscribe` raises to those whom it concerns
+                logger.warning("%s", error)  # the next `subscribe` raises it
 
     async def stop(self) -> None:
         """Close the link; publishes without an answer raise `PublishOutcomeUnknownError`."""
@@ -190,19 +192,19 @@ class KafkaBroadcaster(Broadcaster):
         await self.suspend()
 
     async def publish(self, channel: str, payload: bytes) -> None:
-        """Publish; returns when every replica in sync has it (acks=all).
+        """Publish; return when every replica in sync has stored it (acks=all).
 
-        Sent again, after a lost link, only under a number by which the broker drops the repetition.
+        After a lost link it is sent again, with a sequence number by which the broker discards the repetition.
 
         Raises:
-            PublishError: The broker refused it, or too much awaits its answer (`retriable`).
+            PublishError: The broker refused it, or too many bytes are not answered yet (`retriable`).
         """
         if self._producer is None:
             raise unavailable("the link is closed")
         await self._producer.publish(channel.encode(), payload)
 
     async def subscribe(self, channels: Collection[str]) -> None:
-        """Pick `channels` from now on; the first call finds the end of every partition and begins to read."""
+        """Deliver `channels` from now on; the first call finds the end of every partition and starts reading."""
         try:
             reader = await self._require_reader()
         except NotReadableError as error:
@@ -211,14 +213,14 @@ class KafkaBroadcaster(Broadcaster):
             reader.channels[channel.encode()] = channel
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
-        """Drop `channels`, at once."""
+        """Stop delivering `channels`, at once."""
         if self._link is None or self._reader is None:
             raise unavailable("the link is closed")
         for channel in channels:
             self._reader.channels.pop(channel.encode(), None)
 
     async def describe(self) -> str:
-        """Say which cluster; a broker does not tell clients its version."""
+        """Return a description of the cluster; clients cannot read a broker's version."""
         if self._link is None:
             raise unavailable("the link is closed")
         await self._link.refresh()
@@ -230,9 +232,11 @@ class KafkaBroadcaster(Broadcaster):
 
     async def _open(self, sink: Sink) -> None:
         assert self._producer is not None
-        self._sink, self._reported = sink, False
+        self._sink, self._loss_reported = sink, False
         self._reader_opening = asyncio.Lock()
-        link = self._link = KafkaLink(self._target, await self._prepare_login(), self._learned, self._spawn, self._lost)
+        link = self._link = KafkaLink(
+            self._target, await self._prepare_login(), self._known_brokers, self._spawn, self._lost
+        )
         seconds = self.options.connect_timeout_seconds
         try:
             async with PatientTimeout(seconds):
@@ -248,7 +252,7 @@ class KafkaBroadcaster(Broadcaster):
         self._spawn(self._watch(link), "kafka-watch")
 
     async def _prepare_login(self) -> Callable[[], Coroutine[Any, Any, Security]]:
-        """Return what makes a `Security` for each connection, with credentials that are fresh."""
+        """Return a function that makes a `Security` with current credentials, for each connection."""
         options, url = self.options, self.url
         context = await asyncio.to_thread(_ssl_context, options) if options.tls else None
         credentials = options.credentials
@@ -268,8 +272,8 @@ class KafkaBroadcaster(Broadcaster):
         limits, wanted = link.limits, self.options.max_payload_bytes
         self._max_payload_bytes = min(wanted, limits.max_payload_bytes or wanted)
         self._producer.max_payload_bytes = self._max_payload_bytes
-        if limits.is_compacted and not self._warned:
-            self._warned = True
+        if limits.is_compacted and not self._warned_of_compaction:
+            self._warned_of_compaction = True
             logger.warning(
                 "topic %r is compacted: the broker deletes each message that a later one of its channel has replaced, "
                 "so a worker that was away misses some, with a gap; set cleanup.policy=delete",
@@ -285,18 +289,18 @@ class KafkaBroadcaster(Broadcaster):
                     async with PatientTimeout(self.options.connect_timeout_seconds):
                         await self._reader.open(self._link, self._sink)
                 except TimeoutError:
-                    raise unavailable("the brokers do not tell where the topic ends") from None
+                    raise unavailable("the brokers did not answer with the end of the topic in time") from None
             return self._reader
 
     async def _watch(self, link: KafkaLink) -> None:
-        """Look for new partitions now and then."""
+        """Look for new partitions, and for granted rights, at intervals."""
         while True:
             await asyncio.sleep(self.options.metadata_max_age_seconds)
             await link.refresh()
             if self._producer is not None:
-                await self._producer.follow(link)
+                await self._producer.retry_authorization(link)
             if self._reader is not None:
-                await self._reader.follow()
+                await self._reader.update_partitions()
 
     def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"backplane-{name}")
@@ -314,8 +318,8 @@ class KafkaBroadcaster(Broadcaster):
         self._lost(error)
 
     def _lost(self, error: BrokerError) -> None:
-        if self._sink is not None and not self._reported:
-            self._reported = True
+        if self._sink is not None and not self._loss_reported:
+            self._loss_reported = True
             self._sink.lost(error)
 
 

@@ -1,4 +1,4 @@
-"""Why a connection to a Kafka broker could not be opened, in words that name the cure."""
+"""Why a connection to a Kafka broker could not be opened, and what to do about it."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
 # aiokafka has no types for its users.
@@ -21,7 +21,7 @@ from backplane.errors import BrokerAuthenticationError, BrokerError, BrokerUnava
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backplane.adapters.kafka.wire import Security
+    from backplane.adapters.kafka.login import Security
 
 __all__ = ["clock_hint", "connect_error", "unavailable"]
 
@@ -32,24 +32,24 @@ _EXPIRED: Final = 10
 
 
 def unavailable(reason: str) -> BrokerUnavailableError:
-    """Return the error for a link that is not there."""
+    """Return the error for a link or connection that is not available."""
     return BrokerUnavailableError(reason, adapter="kafka")
 
 
 def clock_hint() -> str:
-    """Return words for a refusal that a wrong clock can cause."""
+    """Return a hint for a refusal that a wrong clock can cause."""
     return f"is a clock wrong? This machine's reads {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def connect_error(error: Exception, url: str, address: str, node: int | None, security: Security) -> BrokerError:
-    """Return what is raised where `address` cannot be reached.
+    """Return the error to raise when `address` cannot be reached.
 
     Args:
-        error: What aiokafka, or the system, raised.
+        error: The exception of aiokafka or the operating system.
         url: The URL, without its password.
         address: Host and port.
-        node: Id of the broker that told its clients to come to `address`; `None` for one of the URL.
-        security: How it was tried.
+        node: Id of the broker that advertises `address`; `None` for a broker of the URL.
+        security: Security of the attempt.
     """
     if isinstance(error, UnsupportedSaslMechanismError):
         return BrokerAuthenticationError(
@@ -78,9 +78,9 @@ def _reason(error: Exception) -> str:
 
 
 def _hint(error: Exception, security: Security) -> str:
-    """Return a guess at the cause where the broker just hangs up: it does so when it is spoken to in another way."""
-    hung_up = any(isinstance(cause, ssl.SSLError | ConnectionResetError | EOFError) for cause in _causes(error))
-    if not hung_up:
+    """Return a hint where the broker just closed the connection, as it does when one side alone speaks TLS."""
+    was_closed = any(isinstance(cause, ssl.SSLError | ConnectionResetError | EOFError) for cause in _causes(error))
+    if not was_closed:
         return ""
     return "; does this port speak TLS?" if security.ssl_context is None else "; does this port speak no TLS?"
 

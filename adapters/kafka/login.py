@@ -1,4 +1,4 @@
-"""Credentials that the application hands out at each login: tokens that expire, passwords that are rotated."""
+"""How connections are secured, and the credentials for each login: tokens expire, passwords are rotated."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
 # pyright: reportUntypedBaseClass=false
@@ -6,19 +6,46 @@
 
 from __future__ import annotations
 
-from aiokafka.abc import AbstractTokenProvider  # type: ignore[import-untyped]
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from backplane.adapters.shared.credentials import ask_credentials
 from backplane.errors import BrokerAuthenticationError
 
-__all__ = ["Token", "ask_password", "ask_token"]
+if TYPE_CHECKING:
+    import ssl
+
+    class AbstractTokenProvider:
+        """aiokafka's base class, which has no types."""
+
+else:
+    from aiokafka.abc import AbstractTokenProvider
+
+__all__ = ["Security", "Token", "ask_password", "ask_token"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """How a connection is secured, and the credentials of its login; `repr` shows no secret."""
+
+    ssl_context: ssl.SSLContext | None
+    mechanism: str
+    username: str | None
+    password: str | None = field(repr=False)
+    token: Token | None = field(default=None, repr=False)
+
+    @property
+    def protocol(self) -> str:
+        """Kafka's name for the combination of TLS and login."""
+        logs_in = self.username is not None or self.token is not None
+        return ("SASL_" if logs_in else "") + ("SSL" if self.ssl_context else "PLAINTEXT")
 
 
 async def ask_token(credentials: str) -> str:
     """Return the token for a login by OAUTHBEARER.
 
     Raises:
-        ConfigurationError: There is no such callable.
+        ConfigurationError: The callable does not exist.
         BrokerUnavailableError: It raised.
         BrokerAuthenticationError: It returned no text.
     """
@@ -34,7 +61,7 @@ async def ask_password(credentials: str, mechanism: str) -> tuple[str, str]:
     """Return user name and password for a login by `mechanism`.
 
     Raises:
-        ConfigurationError: There is no such callable.
+        ConfigurationError: The callable does not exist.
         BrokerUnavailableError: It raised.
         BrokerAuthenticationError: It returned something else.
     """
@@ -48,12 +75,12 @@ async def ask_password(credentials: str, mechanism: str) -> tuple[str, str]:
             )
 
 
-class Token(AbstractTokenProvider):  # type: ignore[misc]
-    """A token as aiokafka asks for it, once for each connection."""
+class Token(AbstractTokenProvider):
+    """A token for aiokafka, which calls `token` once for each connection."""
 
     def __init__(self, token: str) -> None:
         self._token = token
 
-    async def token(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  # aiokafka's says None
-        """Return it."""
+    async def token(self) -> str:
+        """Return the token."""
         return self._token

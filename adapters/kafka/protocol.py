@@ -1,22 +1,22 @@
-"""Requests of Kafka's protocol that aiokafka does not have: those that carry the identity of a topic and its log.
+"""Requests of Kafka's protocol that aiokafka lacks: those with topic ids and leader epochs.
 
-Laid out as in https://kafka.apache.org/protocol, in aiokafka's types. Where a broker is too old for one of them
-(before Kafka 3.1), aiokafka's own older version is sent, without that identity.
+The layout is that of https://kafka.apache.org/protocol, in aiokafka's types. Where a broker is too old for one of them
+(before Kafka 3.1), aiokafka's own older version is sent, without ids and epochs.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false, reportArgumentType=false, reportUntypedBaseClass=false
 # pyright: reportIncompatibleMethodOverride=false, reportAssignmentType=false, reportMissingTypeArgument=false
-# mypy: disable-error-code="misc, import-untyped"
+# mypy: disable-error-code="misc, import-untyped, type-arg"
 # aiokafka has no types for its users.
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from aiokafka.protocol.abstract import AbstractType
-from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.api import RequestStruct, Response
 from aiokafka.protocol.fetch import FetchRequest_v4
 from aiokafka.protocol.metadata import MetadataRequest_v5
 from aiokafka.protocol.offset import OffsetRequest_v1
@@ -41,12 +41,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from io import BytesIO
 
+    class Request:
+        """What is used of aiokafka's base class, which has no types."""
+
+        API_KEY: ClassVar[int]
+
+        def __class_getitem__(cls, _: Any) -> Any: ...
+
+        def prepare(self, versions: dict[int, tuple[int, int]]) -> Any:
+            """Return the request in the newest of the versions."""
+
+else:
+    from aiokafka.protocol.api import Request
+
 __all__ = ["NO_EPOCH", "NO_TOPIC_ID", "FetchLog", "FindTopic", "ListOffsets", "Produce", "diverging_epoch"]
 
 NO_EPOCH: Final = -1
-"""Stands for a leader epoch that is not known."""
+"""A leader epoch that is not known."""
 NO_TOPIC_ID: Final = bytes(16)
-"""Stands for the id of a topic where the broker has none."""
+"""The id of a topic where the broker has none."""
 
 _CONSUMER: Final = -1
 _ALL_REPLICAS: Final = -1
@@ -71,7 +84,7 @@ class _Uuid(AbstractType):
 
 
 class _MetadataResponseV10(Response):
-    API_KEY = 3
+    API_KEY: ClassVar[int] = 3
     API_VERSION = 10
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
@@ -117,7 +130,7 @@ class _MetadataResponseV10(Response):
 
 
 class _MetadataRequestV10(RequestStruct):
-    API_KEY = 3
+    API_KEY: ClassVar[int] = 3
     API_VERSION = 10
     FLEXIBLE_VERSION = True
     RESPONSE_TYPE = _MetadataResponseV10
@@ -131,9 +144,9 @@ class _MetadataRequestV10(RequestStruct):
 
 
 class FindTopic(Request[MetadataRequest_v5 | _MetadataRequestV10]):
-    """Asks where the partitions of a topic are; does not create it."""
+    """Requests where the partitions of a topic are, without creating it."""
 
-    API_KEY = 3
+    API_KEY: ClassVar[int] = 3
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
@@ -146,7 +159,7 @@ class FindTopic(Request[MetadataRequest_v5 | _MetadataRequestV10]):
 
 
 class _OffsetResponseV4(Response):
-    API_KEY = 2
+    API_KEY: ClassVar[int] = 2
     API_VERSION = 4
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
@@ -170,7 +183,7 @@ class _OffsetResponseV4(Response):
 
 
 class _OffsetRequestV4(RequestStruct):
-    API_KEY = 2
+    API_KEY: ClassVar[int] = 2
     API_VERSION = 4
     RESPONSE_TYPE = _OffsetResponseV4
     SCHEMA = Schema(
@@ -187,9 +200,9 @@ class _OffsetRequestV4(RequestStruct):
 
 
 class ListOffsets(Request[OffsetRequest_v1 | _OffsetRequestV4]):
-    """Asks for the offset at a timestamp (or at the begin or end) of partitions, and for the leader epoch there."""
+    """Requests the offset at a timestamp (or at the start or end) of partitions, and the leader epoch there."""
 
-    API_KEY = 2
+    API_KEY: ClassVar[int] = 2
 
     def __init__(self, topic: str, timestamps: Sequence[tuple[int, int]]) -> None:
         self._topic = topic
@@ -204,7 +217,7 @@ class ListOffsets(Request[OffsetRequest_v1 | _OffsetRequestV4]):
 
 
 class _FetchResponseV13(Response):
-    API_KEY = 1
+    API_KEY: ClassVar[int] = 1
     API_VERSION = 13
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
@@ -239,7 +252,7 @@ class _FetchResponseV13(Response):
 
 
 class _FetchRequestV13(RequestStruct):
-    API_KEY = 1
+    API_KEY: ClassVar[int] = 1
     API_VERSION = 13
     FLEXIBLE_VERSION = True
     RESPONSE_TYPE = _FetchResponseV13
@@ -282,11 +295,11 @@ class _FetchRequestV13(RequestStruct):
 class FetchLog(Request[FetchRequest_v4 | _FetchRequestV13]):
     """Reads from partitions of a topic.
 
-    With the topic's id the broker refuses to read another topic of the same name. With the leader epoch of what was
-    read last it finds that the log has lost its end since, and what stands there now is something else.
+    With the topic's id the broker refuses to read another topic of the same name. With the leader epoch of the record
+    that was read last, it detects that the log was truncated since, and holds other records there now.
     """
 
-    API_KEY = 1
+    API_KEY: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -306,7 +319,7 @@ class FetchLog(Request[FetchRequest_v4 | _FetchRequestV13]):
         self._max_partition_bytes = max_partition_bytes
 
     def prepare(self, versions: dict[int, tuple[int, int]]) -> Any:
-        """Return the request in the newest version that the broker knows and that fits."""
+        """Return the request in the newest version that the broker supports and that suits the topic."""
         if self._topic_id == NO_TOPIC_ID:
             lowest, highest = versions[self.API_KEY]
             versions = {self.API_KEY: (lowest, min(highest, _FetchRequestV13.API_VERSION - 1))}
@@ -326,13 +339,16 @@ class FetchLog(Request[FetchRequest_v4 | _FetchRequestV13]):
 
 
 def diverging_epoch(tags: dict[int, bytes]) -> tuple[int, int] | None:
-    """Return the last epoch that a log shares with what was read from it, and its end; `None` where all is the same."""
+    """Return the last epoch that a log shares with what was read from it, and the end of that epoch.
+
+    `None` where the log does not differ.
+    """
     value = tags.get(_DIVERGING_TAG)
     return None if value is None or len(value) < _DIVERGING.size else _DIVERGING.unpack_from(value)
 
 
 class _ProduceResponseV8(Response):
-    API_KEY = 0
+    API_KEY: ClassVar[int] = 0
     API_VERSION = 8
     SCHEMA = Schema(
         (
@@ -358,7 +374,7 @@ class _ProduceResponseV8(Response):
 
 
 class _ProduceRequestV8(RequestStruct):
-    API_KEY = 0
+    API_KEY: ClassVar[int] = 0
     API_VERSION = 8
     RESPONSE_TYPE = _ProduceResponseV8
     SCHEMA = Schema(
@@ -370,9 +386,9 @@ class _ProduceRequestV8(RequestStruct):
 
 
 class Produce(Request[ProduceRequest_v3 | _ProduceRequestV8]):
-    """Has batches stored on every replica in sync; the answer names the records that the broker does not take."""
+    """Publishes batches to every replica in sync; the answer names the records that the broker refuses."""
 
-    API_KEY = 0
+    API_KEY: ClassVar[int] = 0
 
     def __init__(self, topic: str, batches: Sequence[tuple[int, bytes]], timeout_ms: int) -> None:
         self._topic = topic

@@ -1,8 +1,8 @@
-"""Reading from Kafka: every partition of the topic, from positions of our own, without a consumer group.
+"""Reading from Kafka: every partition of the topic, from positions that are kept here, without a consumer group.
 
-An offset alone says nothing about the log that it belongs to, nor about what is missing before it. So a position goes
-with the id of its cluster and topic and with a leader epoch, which the broker compares at every fetch; and every offset
-between two records is accounted for. Where one of them does not fit, messages may be missing, and a gap is reported.
+An offset alone identifies neither the log that it belongs to nor what is missing before it. Therefore a position is
+kept with the ids of its cluster and topic and with a leader epoch, which the broker compares at every fetch, and the
+offsets of records are checked for holes. If one of these checks fails, messages may be missing: a gap is reported.
 """
 
 from __future__ import annotations
@@ -12,44 +12,45 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from backplane.adapters.kafka.codes import Meaning, code_name, meaning
+from backplane.adapters.kafka.answers import EARLIEST, LATEST, Position
+from backplane.adapters.kafka.codes import Meaning, error_name, meaning
 from backplane.adapters.kafka.connect_error import unavailable
 from backplane.adapters.kafka.protocol import NO_EPOCH, NO_TOPIC_ID
 from backplane.adapters.kafka.records import codec_problem, read_batches
-from backplane.adapters.kafka.wire import EARLIEST, LATEST, Position
 from backplane.message import ALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from backplane.adapters.kafka.answers import Fetched
+    from backplane.adapters.kafka.connection import Connection
     from backplane.adapters.kafka.link import KafkaLink
-    from backplane.adapters.kafka.wire import Connection, Fetched
     from backplane.broadcaster import Sink
 
-__all__ = ["KafkaReader", "NotReadableError", "Pace"]
+__all__ = ["FetchPolicy", "KafkaReader", "NotReadableError"]
 
-logger = logging.getLogger("backplane.kafka")
+logger: logging.Logger = logging.getLogger("backplane.adapters.kafka.reader")
 
-_ENDS_EARLY: Final = "ends before what was to be read next: it has lost its end"
+_TRUNCATED: Final = "ends before the next record to read: it was truncated"
 _MEBIBYTE: Final = 1024 * 1024
-# After an answer that puts the reader off.
+# Before a fetch is repeated after a transient error.
 _PAUSE_SECONDS: Final = 0.1
-# Unreadable records come as often as somebody publishes them: one gap at once, then one for all of this time.
+# Unreadable records can be as frequent as messages: the first is reported at once, then at most one gap in this time.
 _UNREADABLE_SECONDS: Final = 5.0
 
 
 class NotReadableError(Exception):
-    """The topic cannot be read at all: the user lacks a right, or this process a codec."""
+    """The topic cannot be read at all: the user lacks a right, or a codec is not installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How the brokers are asked for more: what costs is a request, hardly a message.
+class FetchPolicy:
+    """How often the brokers are sent fetch requests. The cost is per request, hardly per message.
 
     Attributes:
-        wait_ms: How long a broker may hold a request that it has nothing for.
-        min_bytes: What it waits for.
-        pause_seconds: How long to wait after an answer with messages.
+        wait_ms: How long a broker may hold a request while it has less than `min_bytes`.
+        min_bytes: How many bytes it waits for.
+        pause_seconds: Pause after an answer with messages.
     """
 
     wait_ms: int
@@ -58,26 +59,34 @@ class Pace:
 
 
 class KafkaReader:
-    """What is read in one life of the adapter, over however many links.
+    """Reads over one link after another, from the start of the adapter to its stop.
 
     Args:
-        pace: How to ask.
-        spawn: Starts a task whose failure is the link's loss.
+        policy: How often to fetch.
+        spawn: Starts a task whose failure is the loss of the link.
+        unreadable_seconds: At most one gap in this time is reported because of unreadable records, after the first.
 
     Attributes:
-        channels: What is delivered, by its key.
+        channels: The channels to deliver, by the key of their records.
     """
 
-    def __init__(self, pace: Pace, spawn: Callable[..., asyncio.Task[None]]) -> None:
+    def __init__(
+        self,
+        policy: FetchPolicy,
+        spawn: Callable[..., asyncio.Task[None]],
+        *,
+        unreadable_seconds: float = _UNREADABLE_SECONDS,
+    ) -> None:
         self.channels: dict[bytes, str] = {}
-        self._pace = pace
+        self._policy = policy
+        self._unreadable_seconds = unreadable_seconds
         self._spawn = spawn
         self._positions: dict[int, Position] = {}
         self._cluster: str | None = None
         self._topic_id = b""
-        self._steps: dict[int, int] = {}  # how far to skip next in a partition that the broker cannot read
-        self._doubt = ""
-        self._unreadable = ""
+        self._skip_sizes: dict[int, int] = {}  # how far to skip next in a partition that the broker cannot read
+        self._pending_gap_reason = ""
+        self._unreadable_reason = ""
         self._unreadable_timer: asyncio.TimerHandle | None = None
         self._missing_codecs: set[str] = set()
         self._sink: Sink | None = None
@@ -87,15 +96,15 @@ class KafkaReader:
 
     @property
     def is_open(self) -> bool:
-        """Whether it reads."""
+        """Whether it is reading."""
         return self._link is not None
 
     async def open(self, link: KafkaLink, sink: Sink) -> None:
-        """Read over `link`: from the end the first time, afterwards where the link before ended.
+        """Read over `link`: from the end the first time, later from where the last link ended.
 
         Raises:
-            NotReadableError: The user may not read the topic, or it is compressed in a way that is not installed.
-            BrokerUnavailableError: The broker is gone, or does not tell where the end is.
+            NotReadableError: The user lacks the right to read the topic, or its codec is not installed.
+            BrokerUnavailableError: The broker is gone, or does not provide the end of a partition.
         """
         if link.limits.codec_problem:
             raise NotReadableError(link.limits.codec_problem)
@@ -104,27 +113,27 @@ class KafkaReader:
             await self._find_positions(link, sink)
             self._link, self._sink = link, sink
             for node in list(self._connections):
-                if self._wanted(link, node):
-                    await self._fetch(link, node, wait_ms=0)  # shows whether the user may read, and from this log
+                if self._partitions_of(link, node):
+                    await self._fetch(link, node, wait_ms=0)  # checks the right to read, and the leader epochs
         except BaseException:
             self.close()
             raise
-        self._read_all(link)
+        self._start_reading(link)
 
-    async def follow(self) -> None:
-        """Take in what `link.refresh` found: new partitions, and leaders that were none before, or none for a while."""
+    async def update_partitions(self) -> None:
+        """Apply what `link.refresh` found: new partitions, and brokers that lead partitions now."""
         if self._link is None or self._sink is None:
             return
         await self._connect(self._link)
-        await self._compare_partitions(self._link)
-        self._report_doubt(self._sink)
-        self._read_all(self._link)
+        await self._reconcile_partitions(self._link)
+        self._report_pending_gap(self._sink)
+        self._start_reading(self._link)
 
     def close(self) -> None:
-        """Stop to deliver, at once; positions and channels stay."""
+        """Stop delivering at once; positions and channels are kept."""
         self._link = self._sink = None
-        self._doubt = self._doubt or self._unreadable
-        self._unreadable = ""
+        self._pending_gap_reason = self._pending_gap_reason or self._unreadable_reason
+        self._unreadable_reason = ""
         if self._unreadable_timer is not None:
             self._unreadable_timer.cancel()
             self._unreadable_timer = None
@@ -136,8 +145,8 @@ class KafkaReader:
         self._connections = {}
         self._reading = {}
 
-    def _read_all(self, link: KafkaLink) -> None:
-        """Read from every broker, once."""
+    def _start_reading(self, link: KafkaLink) -> None:
+        """Start a task for each broker that has none."""
         for node in self._connections:
             if node not in self._reading or self._reading[node].done():
                 self._reading[node] = self._spawn(self._read(link, node), f"kafka-read-{node}")
@@ -148,52 +157,53 @@ class KafkaReader:
 
     async def _find_positions(self, link: KafkaLink, sink: Sink) -> None:
         topology = link.topology
-        ends = await self._ask_offsets(link, topology.leaders, LATEST)
+        ends = await self._request_offsets(link, topology.leaders, LATEST)
         if not self._positions:
             self._positions = ends
         elif topology.cluster != self._cluster:
-            # From the end: the records of another cluster can be a copy, all of which were delivered once.
-            self._positions, self._doubt = ends, "another cluster answers"
+            # From the end: the records of another cluster may be copies of records that were delivered already.
+            self._positions, self._pending_gap_reason = ends, "another cluster answers"
         elif topology.topic_id != self._topic_id:
-            # From the beginning: all that the new topic holds was published while this process was away.
-            self._positions = await self._ask_offsets(link, topology.leaders, EARLIEST)
-            self._doubt = "the topic was deleted and created anew"
+            # From the start: everything in the new topic was published while this process was disconnected.
+            self._positions = await self._request_offsets(link, topology.leaders, EARLIEST)
+            self._pending_gap_reason = "the topic was deleted and created anew"
         self._cluster, self._topic_id = topology.cluster, topology.topic_id
-        self._pull_back(link, ends)
-        await self._compare_partitions(link)
-        self._report_doubt(sink)
+        self._clamp_to_end(link, ends)
+        await self._reconcile_partitions(link)
+        self._report_pending_gap(sink)
 
-    def _pull_back(self, link: KafkaLink, ends: dict[int, Position]) -> None:
-        """Go to the end where it lies before a position: what is published from now on must be received.
+    def _clamp_to_end(self, link: KafkaLink, ends: dict[int, Position]) -> None:
+        """Move a position that is after the end of its partition to the end, so that no later message is missed.
 
-        Not to the beginning: a log that lost its end may hold days, all of which were delivered once. Where the broker
-        compares epochs the first fetch does it, to the place where the logs part: what stands there now is new.
+        Not to the start: a truncated log may hold the messages of days, which were delivered already. A broker that
+        compares leader epochs answers the first fetch with the offset where the logs diverge, which is more precise:
+        records after it are new. So a position with an epoch is left to that.
         """
-        compares = link.topology.topic_id != NO_TOPIC_ID
+        compares_epochs = link.topology.topic_id != NO_TOPIC_ID
         for partition, end in ends.items():
             position = self._positions.get(partition, end)
-            if position.offset > end.offset and not (compares and position.epoch != NO_EPOCH):
+            if position.offset > end.offset and not (compares_epochs and position.epoch != NO_EPOCH):
                 self._positions[partition] = end
-                self._doubt = f"partition {partition} {_ENDS_EARLY}"
+                self._pending_gap_reason = f"partition {partition} {_TRUNCATED}"
 
-    async def _compare_partitions(self, link: KafkaLink) -> None:
-        """Hold the positions against the partitions there are."""
-        there = link.topology.leaders.keys()
-        if self._positions.keys() - there:
-            self._positions = await self._ask_offsets(link, there, LATEST)
-            self._doubt = "the topic was created anew, with fewer partitions"
-        elif new := there - self._positions.keys():
-            # From their beginning: whoever publishes may have known of them before. Channels have moved to them, and
-            # the order of a channel does not hold across the move.
-            self._positions |= await self._ask_offsets(link, new, EARLIEST)
-            self._doubt = f"the topic has {len(new)} more partitions"
+    async def _reconcile_partitions(self, link: KafkaLink) -> None:
+        """Give each partition of the topology a position, and drop positions of partitions that no longer exist."""
+        partitions = link.topology.leaders.keys()
+        if self._positions.keys() - partitions:
+            self._positions = await self._request_offsets(link, partitions, LATEST)
+            self._pending_gap_reason = "the topic was created anew, with fewer partitions"
+        elif new := partitions - self._positions.keys():
+            # From their start: a publisher may have used them before this process knew of them. Channels have moved to
+            # them, and the order of a channel is not kept across the move, hence the gap.
+            self._positions |= await self._request_offsets(link, new, EARLIEST)
+            self._pending_gap_reason = f"the topic has {len(new)} more partitions"
 
-    def _report_doubt(self, sink: Sink) -> None:
-        doubt, self._doubt = self._doubt, ""
-        if doubt:
-            _report_gap(sink, doubt)
+    def _report_pending_gap(self, sink: Sink) -> None:
+        reason, self._pending_gap_reason = self._pending_gap_reason, ""
+        if reason:
+            _report_gap(sink, reason)
 
-    async def _ask_offsets(self, link: KafkaLink, partitions: Collection[int], which: int) -> dict[int, Position]:
+    async def _request_offsets(self, link: KafkaLink, partitions: Collection[int], which: int) -> dict[int, Position]:
         found: dict[int, Position] = {}
         for node, connection in self._connections.items():
             led = {partition: which for partition in partitions if link.topology.leaders[partition] == node}
@@ -201,55 +211,55 @@ class KafkaReader:
                 continue
             for partition, (code, position) in (await connection.offsets(link.target.topic, led)).items():
                 if code:
-                    raise unavailable(f"no offset of partition {partition}: {code_name(code)}")
+                    raise unavailable(f"no offset of partition {partition}: {error_name(code)}")
                 found[partition] = position
         if missing := set(partitions) - found.keys():
             raise unavailable(f"no offset of partitions {sorted(missing)[:5]}")
         return found
 
     async def _read(self, link: KafkaLink, node: int) -> None:
-        """Read from one broker until the link ends, or it leads nothing any more."""
-        pace, turn = self._pace, 0
-        while wanted := self._wanted(link, node):
-            turn = (turn + 1) % len(wanted)  # a full answer must not always leave out the same ones
+        """Read from one broker until the link ends, or the broker leads no partition any more."""
+        policy, turn = self._policy, 0
+        while partitions := self._partitions_of(link, node):
+            turn = (turn + 1) % len(partitions)  # a full answer omits the last partitions: they differ each time
             try:
-                received = await self._fetch(link, node, wait_ms=pace.wait_ms, turn=turn)
+                received = await self._fetch(link, node, wait_ms=policy.wait_ms, turn=turn)
             except NotReadableError as error:
                 self._revoke(str(error))
                 return
-            if received and pace.pause_seconds:
-                await asyncio.sleep(pace.pause_seconds)
+            if received and policy.pause_seconds:
+                await asyncio.sleep(policy.pause_seconds)
 
     async def _fetch(self, link: KafkaLink, node: int, *, wait_ms: int, turn: int = 0) -> bool:
-        """Read once from one broker; returns whether there was anything."""
+        """Fetch once from one broker; return whether it answered with records."""
         connection = self._connections[node]
         if connection.expires_soon:
             connection = self._connections[node] = await link.connect(node, connection)
-        wanted = self._wanted(link, node)
-        asked = {partition: self._positions[partition] for partition in wanted[turn:] + wanted[:turn]}
+        partitions = self._partitions_of(link, node)
+        requested = {partition: self._positions[partition] for partition in partitions[turn:] + partitions[:turn]}
         answers = await connection.fetch(
             link.target.topic,
             link.topology.topic_id,
-            asked,
+            requested,
             wait_ms=wait_ms,
-            min_bytes=self._pace.min_bytes,
+            min_bytes=self._policy.min_bytes,
             max_bytes=4 * _MEBIBYTE,
             max_partition_bytes=_MEBIBYTE,
         )
         received = False
         for answer in answers:
-            if self._positions.get(answer.partition) != asked.get(answer.partition):
-                continue  # `follow` has moved it meanwhile
+            if self._positions.get(answer.partition) != requested.get(answer.partition):
+                continue  # `update_partitions` has changed it meanwhile
             if answer.code:
-                await self._mend(link, answer.partition, answer.code)
-            elif answer.shared_end is not None:
-                self._skip_to(answer.partition, answer.shared_end, "has lost its end, and grown again")
+                await self._recover_partition(link, answer.partition, answer.code)
+            elif answer.diverged_at is not None:
+                self._skip_to(answer.partition, answer.diverged_at, "was truncated, and has grown again")
             elif answer.records:
                 received = True
                 self._deliver(answer)
         return received
 
-    def _wanted(self, link: KafkaLink, node: int) -> list[int]:
+    def _partitions_of(self, link: KafkaLink, node: int) -> list[int]:
         leaders = link.topology.leaders
         return [partition for partition in self._positions if leaders.get(partition) == node]
 
@@ -264,60 +274,70 @@ class KafkaReader:
                 logger.error("%s", codec_problem(batch.codec))
             unreadable = batch.problem or unreadable
             if is_complete and not batch.is_complete:
-                is_complete = False  # what else is missing in this answer is older than this gap too
+                is_complete = False  # one gap is enough: everything in this answer was published before it
                 _report_gap(self._sink, f"partition {partition} lacks records: it is compacted, or was damaged")
             for key, value in batch.records:
                 if key is not None and value is not None and (channel := channels.get(key)) is not None:
                     self._sink.deliver(channel, value)
             self._positions[partition] = Position(batch.next, batch.epoch)
-            self._steps.pop(partition, None)
+            self._skip_sizes.pop(partition, None)
         if unreadable:
-            self._report_unreadable(f"partition {partition} holds what cannot be read: {unreadable}")
+            self._report_unreadable(f"partition {partition} holds records that cannot be read: {unreadable}")
 
     def _report_unreadable(self, reason: str) -> None:
         if self._unreadable_timer is not None:
-            self._unreadable = reason
+            self._unreadable_reason = reason
         elif self._sink is not None:
             _report_gap(self._sink, reason)
             loop = asyncio.get_running_loop()
-            self._unreadable_timer = loop.call_later(_UNREADABLE_SECONDS, self._unreadable_again)
+            self._unreadable_timer = loop.call_later(self._unreadable_seconds, self._report_unreadable_again)
 
-    def _unreadable_again(self) -> None:
+    def _report_unreadable_again(self) -> None:
         self._unreadable_timer = None
-        reason, self._unreadable = self._unreadable, ""
+        reason, self._unreadable_reason = self._unreadable_reason, ""
         if reason:
             self._report_unreadable(reason)
 
-    async def _mend(self, link: KafkaLink, partition: int, code: int) -> None:
-        """Go on after what is gone; what neither passes nor can be mended here needs a new link."""
+    async def _recover_partition(self, link: KafkaLink, partition: int, code: int) -> None:
+        """Continue after an error of one partition.
+
+        Records that are gone, or that the broker cannot read, are skipped with a gap. After a transient error the next
+        fetch follows, after a pause.
+
+        Raises:
+            NotReadableError: The user lacks the right to read.
+            BrokerUnavailableError: Any other error: a new link is needed.
+        """
         means = meaning(code)
         if means is Meaning.OUT_OF_RANGE:
-            await self._back_into_range(link, partition)
+            await self._return_to_range(link, partition)
         elif means is Meaning.FORBIDDEN:
             raise NotReadableError(f"not authorized to read topic {link.target.topic!r}: grant READ on it")
         elif means is Meaning.CORRUPT:
-            step = self._steps.get(partition, 1)
-            end = (await self._ask_offsets(link, [partition], LATEST))[partition]
+            # How many records are damaged is not known: skip one, then two, four, ... until the broker can read again.
+            step = self._skip_sizes.get(partition, 1)
+            end = (await self._request_offsets(link, [partition], LATEST))[partition]
             position = Position(min(self._positions[partition].offset + step, end.offset))
-            self._steps[partition] = 2 * step
-            self._skip_to(partition, position, "holds what its broker cannot read")
+            self._skip_sizes[partition] = 2 * step
+            self._skip_to(partition, position, "holds records that its broker cannot read")
             await asyncio.sleep(_PAUSE_SECONDS)
-        elif means in (Meaning.PASSING, Meaning.STORED_MAYBE):
+        elif means in (Meaning.TRANSIENT, Meaning.MAYBE_STORED):
             await asyncio.sleep(_PAUSE_SECONDS)
         else:
-            raise unavailable(f"partition {partition} cannot be read: {code_name(code)}")
+            raise unavailable(f"partition {partition} cannot be read: {error_name(code)}")
 
-    async def _back_into_range(self, link: KafkaLink, partition: int) -> None:
-        earliest = (await self._ask_offsets(link, [partition], EARLIEST))[partition]
+    async def _return_to_range(self, link: KafkaLink, partition: int) -> None:
+        """Move the position of a partition into its log, where records were deleted or the log was truncated."""
+        earliest = (await self._request_offsets(link, [partition], EARLIEST))[partition]
         if self._positions[partition].offset < earliest.offset:
-            deleted = "no longer holds what was to be read next: it was deleted by age or size"
+            deleted = "no longer holds the next record to read: it was deleted by age or size"
             self._skip_to(partition, Position(earliest.offset), deleted)
             return
-        end = (await self._ask_offsets(link, [partition], LATEST))[partition]
+        end = (await self._request_offsets(link, [partition], LATEST))[partition]
         offset, epoch = self._positions[partition].offset, self._positions[partition].epoch
         if offset > end.offset:
-            self._skip_to(partition, end, _ENDS_EARLY)
-        elif epoch != NO_EPOCH:  # it is in range, and what was read last is from an epoch that the log does not know
+            self._skip_to(partition, end, _TRUNCATED)
+        elif epoch != NO_EPOCH:  # in range, but the record read last has an epoch that is not in the log
             self._skip_to(partition, Position(offset), "is not the log that was read before")
 
     def _skip_to(self, partition: int, position: Position, reason: str) -> None:
@@ -326,7 +346,7 @@ class KafkaReader:
             _report_gap(self._sink, f"partition {partition} {reason}")
 
     def _revoke(self, reason: str) -> None:
-        """Report that nothing can be read any more; the core subscribes again, which opens this reader anew."""
+        """Report that nothing can be read any more; the core then subscribes again, which opens this reader again."""
         sink = self._sink
         self.close()
         if sink is not None:

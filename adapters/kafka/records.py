@@ -1,4 +1,4 @@
-"""Batches of records as they stand in Kafka's log: https://kafka.apache.org/documentation/#recordbatch."""
+"""Record batches in the format of Kafka's log: https://kafka.apache.org/documentation/#recordbatch."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false, reportArgumentType=false
@@ -20,14 +20,14 @@ from aiokafka.record.memory_records import MemoryRecords  # type: ignore[import-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backplane.adapters.kafka.wire import Identity
+    from backplane.adapters.kafka.answers import ProducerId
 
 __all__ = ["Batch", "Records", "codec_problem", "partition_hash", "read_batches"]
 
 _CODECS: Final = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
 _CODEC_MASK: Final = 7
 # Base offset, length, leader epoch, magic byte, checksum, attributes, last offset delta: the same in every batch of
-# magic 2. The first two and the magic byte stand at the same places in older ones.
+# magic 2. The first two and the magic byte are at the same place in older batches.
 _HEADER: Final = struct.Struct(">qiibIhi")
 _LENGTH_ENDS_AT: Final = 12
 _MAGIC_AT: Final = 16
@@ -36,31 +36,34 @@ _OLD_EPOCH: Final = -1
 
 @lru_cache(maxsize=65_536)
 def partition_hash(key: bytes) -> int:
-    """Return what Java's and aiokafka's default partitioners take modulo the number of partitions. Costs 4 µs new."""
+    """Return the hash that the default partitioners of Java and aiokafka take modulo the number of partitions.
+
+    It takes 4 µs to compute, hence the cache.
+    """
     return int(murmur2(key)) & 0x7FFFFFFF
 
 
 def codec_problem(name: str) -> str | None:
-    """Return what is missing for the compression `name` (a topic's `compression.type`), with the cure."""
+    """Return what is missing for the compression `name` (a topic's `compression.type`), and how to install it."""
     if name not in _CODECS.values() or getattr(codec, f"has_{name}")():
         return None
     return f"records compressed with {name} cannot be read: pip install 'fastapi-backplane[kafka]', which has cramjam"
 
 
 class Records:
-    """A batch of records in the making.
+    """A batch of records that is being built.
 
     Args:
-        max_bytes: Size at which it is full; one record is always taken.
+        max_bytes: Size at which it is full; one record always fits.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, max_bytes)
         self._built: bytes | None = None
-        self.count = 0
+        self.count: int = 0
 
     def append(self, key: bytes, value: bytes) -> bool:
-        """Add a record, with the time by this machine's clock; returns whether there was room."""
+        """Add a record with the current time of this machine; return whether it fitted."""
         if self._built is not None:
             return False
         if self._builder.append(self.count, int(time.time() * 1000), key, value, []) is None:
@@ -68,25 +71,25 @@ class Records:
         self.count += 1
         return True
 
-    def build(self, identity: Identity, sequence: int) -> bytes:
-        """Return it as it goes to the broker, and take no more records; the same bytes every time."""
+    def build(self, producer_id: ProducerId, sequence: int) -> bytes:
+        """Return the encoded batch, the same bytes every time; `append` refuses records from now on."""
         if self._built is None:
-            self._builder.set_producer_state(identity.producer_id, identity.epoch, sequence)
+            self._builder.set_producer_state(producer_id.producer_id, producer_id.epoch, sequence)
             self._built = bytes(self._builder.build())
         return self._built
 
 
 @dataclass(slots=True)
 class Batch:
-    """A batch as it was read.
+    """A batch that was read.
 
     Attributes:
-        next: The offset after it.
-        epoch: The leader epoch in which it was written; -1 where it carries none.
+        next: The offset after the batch.
+        epoch: The leader epoch in which it was written; -1 where it has none.
         records: Key and value of each record from the wanted offset on.
-        is_complete: Whether every offset up to `next` is accounted for: those of a compacted log are not.
-        problem: Why its records cannot be read; empty where they can. `next` is then the best guess at the next batch.
-        codec: The compression that cannot be undone here, where that is the problem.
+        is_complete: Whether there is a record for every offset up to `next`; in a compacted log some are missing.
+        problem: Why its records cannot be read; empty where they can. `next` is then an estimate.
+        codec: The compression that is not installed, if that is the problem.
     """
 
     next: int
@@ -98,14 +101,14 @@ class Batch:
 
 
 def read_batches(data: bytes, position: int, end: int) -> Iterator[Batch]:
-    """Yield the batches of `data` from offset `position` on, whatever `data` holds; never raises.
+    """Yield the batches of `data` from offset `position` on; malformed data does not raise.
 
-    A broker answers with whole batches, so records before `position` are left out, and may break off in the last one.
+    A broker answers with whole batches, so records before `position` are skipped. Its last batch may be cut off.
 
     Args:
-        data: Batches as the broker keeps them.
+        data: Batches in the format of the log.
         position: The offset to read next.
-        end: Where the log ends: no batch that is damaged is believed to reach further.
+        end: End of the log: a damaged batch that claims to reach further is not believed.
     """
     start = 0
     while (span := _span(data, start)) is not None:
@@ -118,7 +121,7 @@ def read_batches(data: bytes, position: int, end: int) -> Iterator[Batch]:
 
 
 def _span(data: bytes, start: int) -> int | None:
-    """Return where the batch at `start` ends; `None` where it is not whole. A senseless length takes all the rest."""
+    """Return where the batch at `start` ends; `None` where it is cut off. An invalid length includes all the rest."""
     if len(data) - start <= _MAGIC_AT:
         return None
     length = int.from_bytes(data[start + 8 : start + _LENGTH_ENDS_AT], "big", signed=True)
@@ -134,16 +137,16 @@ def _offset_at(data: bytes, start: int) -> int | None:
 
 
 def _read(piece: bytes, position: int, end: int, following: int | None) -> Batch | None:
-    """Return the batch that `piece` is, or `None` where it ends before `position`."""
+    """Return the batch in `piece`, or `None` where it ends before `position`."""
     if piece[_MAGIC_AT] != 2:
         return _read_old(piece, position)
     if len(piece) < _HEADER.size:
         return Batch(position + 1, _OLD_EPOCH, problem="damaged records")
     base, _, epoch, _, _, attributes, last_delta = _HEADER.unpack_from(piece)
     after = base + last_delta + 1
-    batch = _sound_batch(piece)
+    batch = _valid_batch(piece)
     if batch is None:
-        # The checksum covers neither the first offset nor the length: the batch that follows is the better witness.
+        # The checksum covers neither the first offset nor the length: the offset of the next batch is more reliable.
         if following is not None and position < following <= end:
             after = following
         elif not base <= position < after <= end:
@@ -152,25 +155,25 @@ def _read(piece: bytes, position: int, end: int, following: int | None) -> Batch
     if after <= position:
         return None
     found = Batch(after, epoch, is_complete=base <= position)
-    if batch.is_control_batch:  # the mark at a transaction's end takes an offset and holds no record
+    if batch.is_control_batch:  # the end of a transaction: it has an offset and no record
         return found
     name = _CODECS.get(attributes & _CODEC_MASK, "")
     if codec_problem(name):
         return Batch(after, epoch, problem=f"records compressed with {name}", codec=name)
-    return _take(batch, found, position)
+    return _fill(batch, found, position)
 
 
-def _sound_batch(piece: bytes) -> Any:
-    """Return the batch that aiokafka finds in `piece`, or `None` where it is damaged."""
+def _valid_batch(piece: bytes) -> Any:
+    """Return aiokafka's batch of `piece`, or `None` where it is damaged."""
     try:
         batch: Any = MemoryRecords(piece).next_batch()
         return batch if batch.validate_crc() else None
-    except Exception:  # whatever a parser in C raises for bytes that are no batch
+    except Exception:  # a parser in C, whose exceptions for malformed bytes are not documented
         return None
 
 
 def _read_old(piece: bytes, position: int) -> Batch | None:
-    """Read what a broker keeps from before Kafka 0.11, one message at a time."""
+    """Read a message in the format before Kafka 0.11, which has one message per batch."""
     try:
         batch: Any = MemoryRecords(piece).next_batch()
         after = int(batch.next_offset)
@@ -180,10 +183,10 @@ def _read_old(piece: bytes, position: int) -> Batch | None:
             return Batch(position + 1, _OLD_EPOCH, problem="damaged records")
     except Exception as error:
         return Batch(position + 1, _OLD_EPOCH, problem=f"damaged records ({type(error).__name__})")
-    return _take(batch, Batch(after, _OLD_EPOCH), position)
+    return _fill(batch, Batch(after, _OLD_EPOCH), position)
 
 
-def _take(batch: Any, found: Batch, position: int) -> Batch:
+def _fill(batch: Any, found: Batch, position: int) -> Batch:
     """Fill `found` with the records of `batch`."""
     try:
         for record in batch:
@@ -191,7 +194,7 @@ def _take(batch: Any, found: Batch, position: int) -> Batch:
                 found.is_complete &= record.offset == position
                 found.records.append((record.key, record.value))
                 position = record.offset + 1
-    except Exception as error:  # whatever a codec raises
+    except Exception as error:  # codecs raise exceptions of their own
         return Batch(found.next, found.epoch, problem=f"{type(error).__name__}: {error}")
     found.is_complete &= position == found.next
     return found

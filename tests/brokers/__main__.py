@@ -1,4 +1,4 @@
-"""`make brokers`: start Redis, NATS and Kafka for a person, print where they are, and end them with Ctrl-C."""
+"""`make brokers`: start Redis, NATS and Kafka for manual use, print their URLs, and end them on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BROKERS: dict[str, Callable[[Path], Broker]] = {
 
 
 def main() -> int:
-    """Start what this machine has; the exit status says whether that was all three."""
+    """Start the brokers that this machine has; the exit status is 1 if one is missing."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     missing = 0
     with suppress(KeyboardInterrupt), ExitStack() as stack:

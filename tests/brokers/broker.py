@@ -1,4 +1,4 @@
-"""`Broker`, a real broker in the hands of a test, and the three places one comes from."""
+"""`Broker`, a real broker that a test controls: given by a URL, a local program, or a container."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["Broker", "BrokerMissingError", "ContainerBroker", "GivenBroker", "Pr
 
 
 class BrokerMissingError(Exception):
-    """This machine has no such broker; says what was tried."""
+    """This machine has no such broker; the message lists what was tried."""
 
 
 class Broker(ABC):
-    """A real broker that belongs to this test run, from entering to leaving it.
+    """A real broker for this test run, started on entry and stopped on exit.
 
     Attributes:
-        url: Where it is, as `Backplane` takes it. The same after every restart.
-        restartable: Whether the test may break it; a broker given from outside may not be.
-        shareable: Whether other processes of the run can use the one that a process has started.
+        url: Its URL for `Backplane`. The same after every restart.
+        restartable: Whether a test may stop or kill it; not a broker that is given by a URL.
+        shareable: Whether other processes of the run can use it.
     """
 
     restartable: ClassVar[bool] = True
@@ -39,12 +39,12 @@ class Broker(ABC):
 
     @property
     def own_url(self) -> str:
-        """Where no other test is: of Kafka, which the whole run shares, a topic, each time another one."""
+        """A URL that no other test uses: for Kafka, which the whole run shares, with a new topic each time."""
         return f"{self.url}?topic=test-{uuid.uuid4()}" if self.url.startswith("kafka:") else self.url
 
     @abstractmethod
     def start(self) -> None:
-        """Start it, or start it again on the same port; it answers when this returns.
+        """Start it, also after an end, on the same port; it answers when this returns.
 
         Raises:
             BrokerMissingError: It cannot run on this machine.
@@ -52,7 +52,7 @@ class Broker(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End it in the orderly way. Stopping again changes nothing."""
+        """Stop it in an orderly way. A second call does nothing."""
 
     @abstractmethod
     def kill9(self) -> None:
@@ -60,11 +60,11 @@ class Broker(ABC):
 
     @abstractmethod
     def freeze(self) -> None:
-        """Stop it where it is: its sockets stay open and the kernel still acknowledges, but nothing answers."""
+        """Suspend it: its sockets stay open and the kernel acknowledges, but no request is answered."""
 
     @abstractmethod
     def thaw(self) -> None:
-        """Let it go on after `freeze`."""
+        """Resume it after `freeze`."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -75,7 +75,7 @@ class Broker(ABC):
 
 
 class GivenBroker(Broker):
-    """A broker that someone else runs, at a URL from the environment."""
+    """A broker that runs outside the test run, at a URL from the environment."""
 
     restartable = False
     shareable = True
@@ -84,26 +84,26 @@ class GivenBroker(Broker):
         self.url = url
 
     def start(self) -> None:
-        """Do nothing: it runs."""
+        """Do nothing: it is running."""
 
     def stop(self) -> None:
-        """Do nothing: it is not ours to end."""
+        """Do nothing: it does not belong to the test run."""
 
     def kill9(self) -> None:
         """Refuse."""
-        raise NotImplementedError(f"{self.url} is not ours: look at `restartable` first")
+        raise NotImplementedError(f"{self.url} does not belong to the test run: check `restartable` first")
 
     freeze = thaw = kill9
 
 
 class ProcessBroker(Broker):
-    """A broker as a program of this machine.
+    """A broker that is a program of this machine.
 
     Args:
         folder: An empty folder for its data and its log.
 
     Attributes:
-        start_seconds: How long it may take until it answers.
+        start_seconds: How long it may take to answer after its start.
     """
 
     shareable = True
@@ -116,12 +116,12 @@ class ProcessBroker(Broker):
         self._process: subprocess.Popen[bytes] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what another process may know: where it is, not how to end it."""
+        """Return the state for another process: with the address, without the handle that ends it."""
         return {**self.__dict__, "_process": None}
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started, and not ended since."""
+        """Whether it was started and not ended since."""
         return self._process is not None
 
     @abstractmethod
@@ -142,12 +142,12 @@ class ProcessBroker(Broker):
         self.wait_until_up()
 
     def launch(self) -> None:
-        """Run the command and wait for nothing; from the main thread only."""
+        """Run the command without waiting; from the main thread only."""
         assert self._process is None, "it runs already"
         self._process = start(self.command(), cwd=self.folder, log=self._log)
 
     def wait_until_up(self) -> None:
-        """Wait until it answers: from any thread, so that an event loop can go on meanwhile.
+        """Wait until it answers: from any thread, so that an event loop can run meanwhile.
 
         Raises:
             RuntimeError: It ended instead; its output follows.
@@ -159,7 +159,7 @@ class ProcessBroker(Broker):
             raise RuntimeError(f"{process.args!r} ended with {process.returncode}: {self._log.read_text()}")
 
     def stop(self) -> None:
-        """End it by SIGTERM, by SIGKILL if need be."""
+        """End it by SIGTERM, or by SIGKILL if it does not end."""
         process, self._process = self._process, None
         if process is not None:
             end(process)
@@ -184,7 +184,7 @@ class ProcessBroker(Broker):
 
 
 class ContainerBroker(Broker):
-    """A broker in a Docker container, on a fixed loopback port so that it comes back where it was.
+    """A broker in a Docker container, on a fixed loopback port, which a restart keeps.
 
     Args:
         image: Image and tag.
@@ -197,10 +197,10 @@ class ContainerBroker(Broker):
         self.image = image
         self.port = free_port()
         self._inner_port = inner_port
-        self._container: Any = None  # testcontainers is imported only where Docker is wanted
+        self._container: Any = None  # testcontainers is imported only where Docker is used
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what another process may know: where it is, not how to end it."""
+        """Return the state for another process: with the address, without the handle that ends it."""
         return {**self.__dict__, "_container": None}
 
     @abstractmethod
@@ -238,12 +238,12 @@ class ContainerBroker(Broker):
         self._container.get_wrapped_container().pause()
 
     def thaw(self) -> None:
-        """Go on after the pause."""
+        """Resume the container."""
         self._container.get_wrapped_container().unpause()
 
     def _run(self) -> object:
         container = _docker_container(self.image)
-        # Not with_bind_ports, which would listen on every interface.
+        # Not with_bind_ports, which listens on every interface.
         container.ports[str(self._inner_port)] = ("127.0.0.1", self.port)
         container.env.update(self.environment())
         return container.with_command(list(self.command()) or None).start()

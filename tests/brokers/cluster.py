@@ -1,4 +1,4 @@
-"""Several NATS servers, or several Kafka brokers, that are one cluster."""
+"""Clusters of several NATS servers, or of several Kafka brokers."""
 
 # pyright: reportPrivateUsage=false
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Self
 
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
+from backplane.adapters.kafka.connection import Connection
+from backplane.adapters.kafka.login import Security
 from backplane.adapters.kafka.protocol import FindTopic
-from backplane.adapters.kafka.wire import Connection, Security
 from backplane.errors import BrokerError
 from tests.brokers.broker import BrokerMissingError, ProcessBroker
-from tests.brokers.kafka import KafkaConfig, cluster_identity, private_kafka
+from tests.brokers.kafka import KafkaConfig, new_cluster_id, private_kafka
 from tests.brokers.nats import private_nats, server_info
 from tests.brokers.process import free_port, made, wait_until
 
@@ -31,14 +32,14 @@ _SIZE = 3
 
 
 class Cluster:
-    """Brokers that belong together, running from entering to leaving.
+    """Brokers of one cluster, started on entry and stopped on exit.
 
     Args:
-        nodes: Its brokers, which wait for each other: all are launched before one is waited for.
-        knows_all: Whether one of them knows that all are there.
+        nodes: Its brokers. All are launched before one is waited for, because they wait for each other.
+        knows_all: Whether a broker knows all the others.
 
     Attributes:
-        url: All of them, as `Backplane` takes it.
+        url: The URL of all of them, for `Backplane`.
     """
 
     def __init__(self, nodes: Sequence[ProcessBroker], knows_all: Callable[[ProcessBroker], bool]) -> None:
@@ -83,14 +84,14 @@ def nats_cluster(folder: Path) -> Cluster:
 
 
 def kafka_cluster(folder: Path, announce: Callable[[str], None]) -> Cluster:
-    """Return three Kafka brokers that are their controllers too, not started.
+    """Return three Kafka brokers, which are controllers too, not started.
 
     Raises:
-        BrokerMissingError: This machine has no Kafka of its own.
+        BrokerMissingError: This machine cannot run Kafka as a program.
     """
     controllers = {number: free_port() for number in range(1, _SIZE + 1)}
-    identity = cluster_identity()
-    configs = [KafkaConfig(cluster=identity, node=number, controllers=controllers) for number in controllers]
+    cluster_id = new_cluster_id()
+    configs = [KafkaConfig(cluster=cluster_id, node=number, controllers=controllers) for number in controllers]
     return Cluster(
         [_as_process(private_kafka(config, made(folder / str(config.node)), announce)) for config in configs],
         lambda node: _kafka_brokers(node.port) == _SIZE,
@@ -100,35 +101,35 @@ def kafka_cluster(folder: Path, announce: Callable[[str], None]) -> Cluster:
 async def kafka_partitions(node: ProcessBroker, topic: str) -> list[tuple[int, list[int]]]:
     """Return of each partition of `topic` its leader, -1 for none, and its replicas in sync, as `node` knows them.
 
-    Nothing where `node` does not answer, as it may not while it has no controller.
+    Empty if `node` does not answer, for example while it has no controller.
     """
     security = Security(ssl_context=None, mechanism="PLAIN", username=None, password=None)
     connection = Connection(("127.0.0.1", node.port), security, 5, lambda _: None)
     try:
         await connection.open()
-        answer = await connection._ask(FindTopic(topic))
+        answer = await connection._request(FindTopic(topic))
         return [(partition[2], sorted(partition[5])) for partition in answer.topics[0][4]]
     except (BrokerError, KafkaError, OSError):
         return []
     finally:
         connection.abort()
-        await connection.wait_gone()
+        await connection.wait_closed()
 
 
 def _end(node: ProcessBroker) -> None:
-    """Kill `node` unless the test has: in an orderly way they would wait for each other."""
+    """Kill `node` unless the test has: in an orderly stop the nodes wait for each other."""
     if node.is_running:
         node.kill9()
 
 
 def _as_process(broker: Broker) -> ProcessBroker:
     if not isinstance(broker, ProcessBroker):
-        raise BrokerMissingError(f"{broker.url} is no program of this machine")
+        raise BrokerMissingError(f"{broker.url} is not a program of this machine")
     return broker
 
 
 def _kafka_brokers(port: int) -> int:
-    """Return how many brokers the one at `port` knows: https://kafka.apache.org/protocol#The_Messages_Metadata."""
+    """Return the number of brokers that the one at `port` knows: https://kafka.apache.org/protocol#The_Messages_Metadata."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as link:
         link.sendall(struct.pack(">ihhihsi", 15, 3, 1, 7, 1, b"t", 0))
         answer = link.recv(12)  # its size, the number of the request, the number of brokers

@@ -1,7 +1,7 @@
-"""The brokers that a whole run shares, whichever of its processes need them.
+"""The brokers that all processes of a run share.
 
-The process that started the run starts each when a test first asks for it, and ends it after the last test. So it
-outlives every worker of `pytest -n`, one that crashes too, and does not outlive the run, not even one that is killed.
+The process that started the run starts each broker when a test first needs it, and ends it after the last test. So a
+broker outlives every worker of `pytest -n`, even one that crashes, but not the run, even if that is killed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["COMMONS", "Commons", "CommonsElsewhere"]
 
 
 class Commons:
-    """In the process that started the run."""
+    """Shared brokers, in the process that started the run."""
 
     def __init__(self) -> None:
         self._brokers: dict[str, Broker] = {}
@@ -36,7 +36,7 @@ class Commons:
         self._lock = Lock()
 
     def take(self, name: str, make: Make) -> Broker:
-        """Return the broker of that name: made and started the first time, not to be ended by who asks.
+        """Return the broker of that name, created and started the first time. The caller must not end it.
 
         Raises:
             BrokerMissingError: This machine has none.
@@ -52,7 +52,7 @@ class Commons:
             self._stack.close()
 
     def serve(self) -> Place:
-        """Serve other processes from now on, until this one ends; returns what `CommonsElsewhere` needs."""
+        """Serve other processes from now on, until this one ends; return the address for `CommonsElsewhere`."""
         key = secrets.token_bytes(16)
         listener = Listener(("127.0.0.1", 0), authkey=key)
         LastingThread(target=self._serve, args=[listener]).start()
@@ -61,13 +61,13 @@ class Commons:
 
     def _serve(self, listener: Listener) -> None:
         while True:
-            with suppress(OSError, EOFError), listener.accept() as link:  # who asks may have been killed
+            with suppress(OSError, EOFError), listener.accept() as link:  # the other process may have been killed
                 link.send(self._answer(*link.recv()))
 
     def _answer(self, name: str, make: Make) -> Broker | Exception | None:
         try:
             broker = self.take(name, make)
-        except Exception as error:  # raised where it was asked for
+        except Exception as error:  # raised in the process that requested it
             return error
         return broker if broker.shareable else None
 
@@ -76,10 +76,10 @@ class Commons:
 
 
 class CommonsElsewhere(Commons):
-    """In a worker: the brokers run in the process that started it, but for those that no other process can use.
+    """Shared brokers, in a worker: they run in the process that started it, unless no other process can use them.
 
     Args:
-        place: What `Commons.serve` returned there.
+        place: The result of `Commons.serve` there.
     """
 
     def __init__(self, place: Place) -> None:
@@ -97,4 +97,4 @@ class CommonsElsewhere(Commons):
 
 
 COMMONS = pytest.StashKey[Commons]()
-"""Where the configuration of a run has them."""
+"""The key of the shared brokers in the configuration of a run."""

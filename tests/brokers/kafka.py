@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import IO
 
-__all__ = ["KafkaConfig", "KafkaProcess", "cluster_identity", "private_kafka", "shared_kafka"]
+__all__ = ["KafkaConfig", "KafkaProcess", "new_cluster_id", "private_kafka", "shared_kafka"]
 
 _IMAGE = f"apache/kafka:{VERSION}"  # as in docker-compose.yml
 
@@ -39,7 +39,7 @@ _JVM = (
     "-Djava.awt.headless=true",
     "-Djava.net.preferIPv4Stack=true",
 )
-# Short sessions: a broker killed by SIGKILL is let in again only when its last session is over.
+# Short sessions: a broker killed by SIGKILL is accepted again only when its last session has expired.
 _SMALL = {
     "offsets.topic.replication.factor": "1",
     "offsets.topic.num.partitions": "1",
@@ -61,24 +61,23 @@ _SMALL_PROCESS = {
 }
 
 
-# What a broker does while nobody asks it for anything: one that lives for the whole run, and is never killed.
-_UNHURRIED = {
+# Less work of an idle broker: this one runs during the whole run, and is never killed.
+_IDLE = {
     "broker.session.timeout.ms": "9000",
     "broker.heartbeat.interval.ms": "2000",
     "metadata.max.idle.interval.ms": "10000",
     "num.network.threads": "1",  # of each listener
 }
-# Further ways in, each a listener, and what clients speak there. Of those who log in only `admin` and the bearer of a
-# token have rights.
-_WAYS = {
+# Further listeners and their protocols. Of the users only `admin` and the bearer of a token have rights.
+_LISTENERS = {
     "login": "SASL_PLAINTEXT",
     "token": "SASL_PLAINTEXT",
-    "brief_token": "SASL_PLAINTEXT",
+    "short_token": "SASL_PLAINTEXT",
     "tls": "SSL",
     "login_over_tls": "SASL_SSL",
-    "astray": "PLAINTEXT",
+    "unreachable": "PLAINTEXT",
 }
-_LOGINS = {"login": "PLAIN", "token": "OAUTHBEARER", "brief_token": "OAUTHBEARER", "login_over_tls": "PLAIN"}
+_LOGINS = {"login": "PLAIN", "token": "OAUTHBEARER", "short_token": "OAUTHBEARER", "login_over_tls": "PLAIN"}
 _MODULES = {
     "PLAIN": 'plain.PlainLoginModule required user_alice="secret" user_admin="secret"',
     "OAUTHBEARER": "oauthbearer.OAuthBearerLoginModule required",
@@ -87,18 +86,18 @@ _MODULES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaConfig:
-    """How a Kafka of one's own is set up.
+    """Configuration of a private Kafka.
 
     Attributes:
-        ways: Have all ways in of `KafkaProcess.ways`, and do little while nobody asks: for a whole run to share.
-        proxies: For how many proxies at a time it has listeners.
-        cluster: Id of the cluster. Defaults to one of its own.
-        node: Its number there.
-        controllers: Ports of all nodes' controllers, its own too, by their numbers. Defaults to its own alone.
-        properties: Anything else for `server.properties`.
+        extra_listeners: Have all of `KafkaProcess.listener_urls`, and little work while idle, for a shared broker.
+        proxies: Number of proxied listeners, each for one proxy at a time.
+        cluster: Id of the cluster. Defaults to a new one.
+        node: Its number in the cluster.
+        controllers: Port of each node's controller, by number, its own included. Defaults to its own alone.
+        properties: Further `server.properties`.
     """
 
-    ways: bool = False
+    extra_listeners: bool = False
     proxies: int = 1
     cluster: str = ""
     node: int = 1
@@ -109,7 +108,7 @@ class KafkaConfig:
 def shared_kafka(folder: Path, announce: Callable[[str], None], *, proxies: int = 1) -> Broker:
     """Return the Kafka of the whole run, not started.
 
-    The one at `BACKPLANE_TEST_KAFKA_URL`, else a private one, else, but not in CI, a stand-in that says it is one.
+    The one at `BACKPLANE_TEST_KAFKA_URL`, else a private one, else, except in CI, a stand-in, which is announced.
 
     Raises:
         BrokerMissingError: This machine has none.
@@ -118,7 +117,7 @@ def shared_kafka(folder: Path, announce: Callable[[str], None], *, proxies: int 
     if url:
         return GivenBroker(url)
     try:
-        return private_kafka(KafkaConfig(ways=True, proxies=proxies), folder, announce)
+        return private_kafka(KafkaConfig(extra_listeners=True, proxies=proxies), folder, announce)
     except BrokerMissingError:
         broker = private_kafka(KafkaConfig(), folder, announce)
     if isinstance(broker, _KafkaContainer) and os.environ.get("CI") != "true" and not has_docker(_IMAGE):
@@ -127,7 +126,7 @@ def shared_kafka(folder: Path, announce: Callable[[str], None], *, proxies: int 
 
 
 def private_kafka(config: KafkaConfig, folder: Path, announce: Callable[[str], None]) -> Broker:
-    """Return a Kafka of the test's own, not started: on Java by Maven, installed where they may be, else in Docker.
+    """Return a private Kafka, not started: on Java by Maven, installed where permitted, else in Docker.
 
     Raises:
         BrokerMissingError: This machine has none.
@@ -137,27 +136,27 @@ def private_kafka(config: KafkaConfig, folder: Path, announce: Callable[[str], N
         return KafkaProcess(program, libs, config, folder, prepared(program, libs, _prepare))
     except BrokerMissingError as error:
         if config != KafkaConfig():
-            raise BrokerMissingError(f"{error}, and the one in Docker is not set up like this") from error
+            raise BrokerMissingError(f"{error}, and the one in Docker has no such configuration") from error
         return _KafkaContainer(str(error))
 
 
 class KafkaProcess(ProcessBroker):
-    """A real Kafka in KRaft mode, broker and controller in one JVM; its data outlives `kill9` and `start`.
+    """A real Kafka in KRaft mode, broker and controller in one JVM; its data is kept across `kill9` and `start`.
 
     Args:
-        java: The program.
+        java: Path of the program.
         libs: Folder of its jars.
-        config: How it is set up.
+        config: Its configuration.
         folder: An empty folder.
-        prepared: Folder of what makes it start sooner, of `prepare`.
+        prepared: Folder of `prepared`, with which it starts sooner.
 
     Attributes:
-        internal_url: A listener without login and TLS, for whoever administers it.
-        ways: URLs of the other ways in, where it has them: `login` by a password, `token`, `brief_token`, whose login
-            lasts two seconds, `tls`, `login_over_tls`, and `astray`, which sends its clients to a host that is none.
-        proxied_url: A listener that sends its clients on to `proxy_port`. A fault proxy in front of it must stand
-            there, because a Kafka client goes where the broker says it is.
-        proxy_port: That port; nothing listens on it yet.
+        internal_url: A listener without login and TLS, for administration.
+        listener_urls: URLs of the extra listeners, if it has them: `login` by a password, `token`, `short_token`, whose
+            login lasts two seconds, `tls`, `login_over_tls`, and `unreachable`, which advertises an invalid host.
+        proxied_url: A listener that advertises `proxy_port`. A fault proxy for it must listen there, because a Kafka
+            client connects to the advertised address.
+        proxy_port: The advertised port, which is free.
     """
 
     start_seconds: ClassVar[float] = 60.0
@@ -170,17 +169,18 @@ class KafkaProcess(ProcessBroker):
         self._internal_port = free_port()
         self._controllers = config.controllers or {config.node: free_port()}
         self._proxies = [(free_port(), free_port()) for _ in range(config.proxies)]
-        ways = {name: free_port() for name in _WAYS} if config.ways else {}
-        certificate = self_signed_certificate(folder) if ways else None
+        listeners = {name: free_port() for name in _LISTENERS} if config.extra_listeners else {}
+        certificate = self_signed_certificate(folder) if listeners else None
         self.url = f"kafka://127.0.0.1:{self.port}"
         self.internal_url = f"kafka://127.0.0.1:{self._internal_port}"
-        self.ways = {
-            name: f"kafka://127.0.0.1:{port}" + (f"?tls=true&ssl_ca_certs={certificate}" * _WAYS[name].endswith("SSL"))
-            for name, port in ways.items()
+        tls = f"?tls=true&ssl_ca_certs={certificate}"
+        self.listener_urls = {
+            name: f"kafka://127.0.0.1:{port}" + (tls if _LISTENERS[name].endswith("SSL") else "")
+            for name, port in listeners.items()
         }
         self._claim: IO[str] | None = None
         self._use_proxy(0)
-        self._write_properties(ways)
+        self._write_properties(listeners)
 
     def command(self) -> list[str]:
         """Run the broker."""
@@ -189,24 +189,24 @@ class KafkaProcess(ProcessBroker):
         return [*self._java, *shared, "kafka.Kafka", "server.properties"]
 
     def answers(self) -> bool:
-        """Whether it serves requests: the sockets listen long before."""
+        """Whether it serves requests; its sockets listen long before that."""
         return _serves(self._internal_port)
 
     def launch(self) -> None:
         """Format its storage the first time, then run it."""
         data = self.folder / "data"
         if not data.exists():
-            identity = self._config.cluster or cluster_identity()
+            cluster_id = self._config.cluster or new_cluster_id()
             if self._prepared is None:
-                self.format_storage(identity)
-            else:  # what the tool does, without a JVM
+                self.format_storage(cluster_id)
+            else:  # the same as the tool, without a JVM
                 shutil.copytree(self._prepared / FORMATTED, data)
-                lines = ["version=1", f"cluster.id={identity}", f"node.id={self._config.node}"]
-                (data / "meta.properties").write_text("\n".join([*lines, f"directory.id={cluster_identity()}", ""]))
+                lines = ["version=1", f"cluster.id={cluster_id}", f"node.id={self._config.node}"]
+                (data / "meta.properties").write_text("\n".join([*lines, f"directory.id={new_cluster_id()}", ""]))
         super().launch()
 
     def claim_proxy(self) -> None:
-        """Take one of its proxied listeners for this process, until it ends."""
+        """Reserve one of its proxied listeners for this process, until it ends."""
         for place in range(len(self._proxies)):
             claim = (self.folder / f"proxy-{place}.lock").open("w")
             try:
@@ -216,25 +216,25 @@ class KafkaProcess(ProcessBroker):
             else:
                 self._claim = claim
                 return self._use_proxy(place)
-        raise RuntimeError("more processes want a proxy than there are listeners")
+        raise RuntimeError("more processes need a proxy than there are listeners")
 
     def _use_proxy(self, place: int) -> None:
         proxied_port, self.proxy_port = self._proxies[place]
         self.proxied_url = f"kafka://127.0.0.1:{proxied_port}"
 
-    def format_storage(self, identity: str) -> None:
-        """Write the first of its data, for a cluster with this id."""
-        # With the equals sign: an identity that starts with a dash would be taken for another option.
-        options = [f"--cluster-id={identity}", "--config=server.properties"]
+    def format_storage(self, cluster_id: str) -> None:
+        """Write its initial data, for a cluster with this id."""
+        # With an equals sign: an id that starts with a dash would be parsed as another option.
+        options = [f"--cluster-id={cluster_id}", "--config=server.properties"]
         tool = [*self._java, "kafka.tools.StorageTool", "format", *options]
         subprocess.run(tool, cwd=self.folder, check=True, capture_output=True)
 
-    def _write_properties(self, ways: Mapping[str, int]) -> None:
+    def _write_properties(self, listeners: Mapping[str, int]) -> None:
         own = {"CLIENT": self.port, "INTERNAL": self._internal_port}
         own |= {f"PROXIED{place}": port for place, (port, _) in enumerate(self._proxies)}
-        own |= {name.upper(): port for name, port in ways.items()}
+        own |= {name.upper(): port for name, port in listeners.items()}
         advertised = own | {f"PROXIED{place}": port for place, (_, port) in enumerate(self._proxies)}
-        protocols = {name: _WAYS.get(name.lower(), "PLAINTEXT") for name in (*own, "CONTROLLER")}
+        protocols = {name: _LISTENERS.get(name.lower(), "PLAINTEXT") for name in (*own, "CONTROLLER")}
         properties = {
             "process.roles": "broker,controller",
             "node.id": str(self._config.node),
@@ -242,12 +242,12 @@ class KafkaProcess(ProcessBroker):
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "INTERNAL",
             "listeners": _listeners(own | {"CONTROLLER": self._controllers[self._config.node]}),
-            "advertised.listeners": _listeners(advertised, ASTRAY="kafka.invalid"),
+            "advertised.listeners": _listeners(advertised, UNREACHABLE="kafka.invalid"),
             "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
             "log.dirs": str(self.folder / "data"),
             **_SMALL,
             **_SMALL_PROCESS,
-            **(_UNHURRIED | _properties_of_ways(self.folder) if ways else {}),
+            **(_IDLE | _listener_properties(self.folder) if listeners else {}),
             **self._config.properties,
         }
         lines = "".join(f"{name}={value}\n" for name, value in properties.items())
@@ -255,9 +255,9 @@ class KafkaProcess(ProcessBroker):
 
 
 def _prepare(java: str, libs: Path, folder: Path) -> None:
-    """Write into `folder` what makes the next ones start sooner: formatted storage, and an archive of their classes."""
+    """Write formatted storage and an archive of the classes into `folder`: with them later ones start sooner."""
     broker = _Recorder(java, libs, KafkaConfig(), made(folder.with_name("broker")))
-    broker.format_storage(cluster_identity())
+    broker.format_storage(new_cluster_id())
     made(folder / FORMATTED)
     shutil.copy(broker.folder / "data" / "bootstrap.checkpoint", folder / FORMATTED)
     broker.start()
@@ -265,13 +265,13 @@ def _prepare(java: str, libs: Path, folder: Path) -> None:
 
 
 class _Recorder(KafkaProcess):
-    """Writes the archive of its classes when it ends."""
+    """A Kafka that writes the archive of its classes when it ends."""
 
     def command(self) -> list[str]:
         return [*self._java, f"-XX:ArchiveClassesAtExit={self.folder / ARCHIVE}", "kafka.Kafka", "server.properties"]
 
     def end_and_write(self, archive: Path) -> None:
-        """End it, which takes some seconds, and move the archive; a Java that writes none starts slower later."""
+        """End it, which takes some seconds, and move the archive; without one, later ones start slower."""
         process, self._process = self._runtime(), None
         end(process, seconds=self.start_seconds)
         with suppress(FileNotFoundError):
@@ -311,8 +311,8 @@ class _KafkaContainer(ContainerBroker):
         return _serves(self.port)
 
 
-def cluster_identity() -> str:
-    """Return a new id of a cluster: 16 bytes in Base64, as Kafka has them."""
+def new_cluster_id() -> str:
+    """Return a new id of a cluster: 16 bytes in Base64, as in Kafka."""
     return urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
 
 
@@ -320,17 +320,17 @@ def _listeners(ports: Mapping[str, int], **hosts: str) -> str:
     return ",".join(f"{name}://{hosts.get(name, '127.0.0.1')}:{port}" for name, port in ports.items())
 
 
-def _properties_of_ways(folder: Path) -> dict[str, str]:
-    """Return what the logins, TLS and rights need."""
+def _listener_properties(folder: Path) -> dict[str, str]:
+    """Return the properties for logins, TLS and rights."""
     keystore = folder / "keystore.pem"
     keystore.write_bytes(b"".join((folder / name).read_bytes() for name in ("key.pem", "certificate.pem")))
     found = {
         "ssl.keystore.type": "PEM",
         "ssl.keystore.location": str(keystore),
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        # Anonymous is whoever comes by a listener without a login, the broker itself too.
+        # Clients of a listener without a login are ANONYMOUS, the broker itself too.
         "super.users": "User:ANONYMOUS;User:admin;User:bearer",
-        "listener.name.brief_token.connections.max.reauth.ms": "2000",
+        "listener.name.short_token.connections.max.reauth.ms": "2000",
     }
     for name, mechanism in _LOGINS.items():
         found[f"listener.name.{name}.sasl.enabled.mechanisms"] = mechanism
@@ -341,7 +341,7 @@ def _properties_of_ways(folder: Path) -> dict[str, str]:
 
 
 def _serves(port: int) -> bool:
-    """Whether a Kafka answers ApiVersions here: it does once the controller has let it in."""
+    """Whether a Kafka answers ApiVersions here: it does after the controller has accepted it."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as link:
         link.sendall(struct.pack(">ihhihs", 11, 18, 0, 7, 1, b"t"))
         answer = link.recv(8)

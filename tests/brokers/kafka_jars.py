@@ -1,4 +1,4 @@
-"""The jars of an Apache Kafka broker: taken from Maven Central once, kept in the cache folder of this repository."""
+"""The jars of an Apache Kafka broker: downloaded from Maven Central once, and cached in this repository."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 __all__ = ["ARCHIVE", "FORMATTED", "VERSION", "java", "kafka_jars", "prepared"]
 
 ARCHIVE = "classes.jsa"
-"""Name of an archive of the classes, which a JVM maps into memory."""
+"""Name of the archive of the classes, which a JVM maps into memory."""
 FORMATTED = "formatted"
-"""Name of a folder for data without the identity of its cluster."""
+"""Name of the folder with data that has no cluster id."""
 
 _POM = Path(__file__).with_name("kafka-pom.xml")
 _CACHE = Path(__file__).parents[2] / ".cache"
 
 VERSION = ElementTree.parse(_POM).findtext(".//{*}kafka.version") or ""
-"""Version of Kafka the pom names, the one in docker-compose.yml too."""
+"""Version of Kafka in the pom; the same as in docker-compose.yml."""
 
 
 def java() -> str:
-    """Return where Java is, installed where this run may: as root on Debian, unless BACKPLANE_TEST_INSTALL=0.
+    """Return the path of Java, installed if permitted: as root on Debian, unless BACKPLANE_TEST_INSTALL=0.
 
     Raises:
-        BrokerMissingError: There is none.
+        BrokerMissingError: There is no Java.
     """
     return _program("java", "openjdk-17-jre-headless")
 
 
 def kafka_jars(announce: Callable[[str], None]) -> Path:
-    """Return the folder of the jars; the first call of all downloads them, while every other run waits for it.
+    """Return the folder of the jars; the first call downloads them, while other processes wait.
 
     Args:
-        announce: Told before a download, which takes some seconds.
+        announce: Called with a message before the download, which takes some seconds.
 
     Raises:
-        BrokerMissingError: They are not here and cannot be fetched.
+        BrokerMissingError: They are missing and cannot be downloaded.
     """
     libs = _CACHE / f"kafka-{VERSION}" / "libs"
     if not libs.exists():
@@ -59,12 +59,12 @@ def kafka_jars(announce: Callable[[str], None]) -> Path:
 
 
 def prepared(java: str, libs: Path, prepare: Callable[[str, Path, Path], None]) -> Path:
-    """Return the folder of what this Java needs to start this Kafka sooner: `FORMATTED` and `ARCHIVE`.
+    """Return the folder with `FORMATTED` and `ARCHIVE`, with which Kafka starts sooner on this Java.
 
     Args:
-        java: The program.
-        libs: The jars.
-        prepare: Writes both into a folder, the first time of all, which takes ten seconds.
+        java: Path of the program.
+        libs: Folder of the jars.
+        prepare: Writes both into a folder, the first time, which takes ten seconds.
     """
     changed_at = int(Path(java).resolve().stat().st_mtime)  # another Java cannot read it
     ready = libs.parent / f"prepared-{changed_at}"

@@ -1,4 +1,4 @@
-"""librdkafka's mock cluster, where there is neither Java nor Docker: it speaks Kafka's protocol, and is no Kafka."""
+"""librdkafka's mock cluster, for machines without Java and Docker: it speaks Kafka's protocol, but is not Kafka."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["KafkaStandIn"]
 
 
 class KafkaStandIn(Broker):
-    """A mock broker in this process, of the wheel `confluent-kafka`. It creates no topic for its clients.
+    """A mock broker in this process, from the wheel `confluent-kafka`. It creates no topic for its clients.
 
     Args:
-        announce: Told, once, that this is a stand-in.
-        tried: Why there is nothing better.
+        announce: Called once with the message that this is a stand-in.
+        tried: Why there is no real Kafka.
     """
 
     restartable = False
@@ -38,23 +38,23 @@ class KafkaStandIn(Broker):
         (broker,) = client.list_topics(timeout=10).brokers.values()
         self.url = f"kafka://127.0.0.1:{broker.port}"
         self.create_topic("backplane")
-        self._announce(f"Kafka is a stand-in here, librdkafka's mock cluster, and no real one: {self._tried}")
+        self._announce(f"Kafka is a stand-in here, librdkafka's mock cluster, not a real one: {self._tried}")
 
     @property
     def own_url(self) -> str:
-        """The default topic, as clients can create none; it is in no other process."""
+        """The default topic, because clients can create none; no other process uses this broker."""
         return self.url
 
     def create_topic(self, name: str) -> None:
-        """Create a topic; asking for it is enough."""
+        """Create a topic; a metadata request is enough."""
         self._client.list_topics(name, timeout=10)
 
     def stop(self) -> None:
-        """Drop it."""
+        """End it."""
         self._client = None
 
     def kill9(self) -> None:
         """Refuse."""
-        raise NotImplementedError("the stand-in cannot be killed: look at `restartable` first")
+        raise NotImplementedError("the stand-in cannot be killed: check `restartable` first")
 
     freeze = thaw = kill9

@@ -1,4 +1,4 @@
-"""Programs that tests start: on a free port, awaited by what they answer, ended by their pid."""
+"""Programs that tests start: on a free port, awaited until they answer, ended by their pid."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _INSTALLING = Path(tempfile.gettempdir(), "backplane-tests-install.lock")
 
 
 class LastingThread(threading.Thread):
-    """A thread that never ends before its process, so that it may start programs."""
+    """A thread that never ends before its process: it may therefore start programs."""
 
     def __init__(self, target: Callable[..., None], args: Sequence[object]) -> None:
         super().__init__(target=target, args=args, daemon=True)
 
 
 def free_port() -> int:
-    """Return a loopback port that nothing listens on, and that no other process is given while this one runs.
+    """Return a free loopback port, which no other process of the tests gets while this one runs.
 
-    Below the range from which Linux takes the ports of outgoing connections: a client that knocks at a stopped broker
-    in that range can take the broker's port, or meet itself there.
+    It is below the range from which Linux chooses the ports of outgoing connections: in that range a client of a
+    stopped broker can occupy the broker's port, or connect to itself.
     """
     for _ in range(100):
         address = ("127.0.0.1", random.randint(20_000, 32_000))
-        # The UDP port of the same number marks it as taken, from now on until this process ends.
+        # The UDP port of the same number marks it as taken until this process ends.
         claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             claim.bind(address)
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 @contextmanager
 def locked(path: Path, kind: int = fcntl.LOCK_EX) -> Generator[None]:
-    """Hold the lock of a file, which is made if need be, among all processes; `fcntl.LOCK_SH` to share it."""
+    """Hold the lock of a file, which is created if it is missing, among all processes; `fcntl.LOCK_SH` to share it."""
     with path.open("w") as lock:
         fcntl.flock(lock, kind)
         try:
@@ -74,10 +74,10 @@ def made(folder: Path) -> Path:
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-    """Poll `condition`, a fact outside this process that no event tells of.
+    """Poll `condition`, a state outside this process that sends no event.
 
     Raises:
-        TimeoutError: It did not come true in time; `what` says what was waited for.
+        TimeoutError: It did not become true in time; `what` describes it.
     """
     deadline = time.monotonic() + seconds
     while not condition():
@@ -89,11 +89,11 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10.0) 
 def start(
     command: Sequence[str], *, cwd: Path, log: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start `command` away from the terminal's Ctrl-C; its output is appended to `log`.
+    """Start `command` in a session of its own, without the terminal's Ctrl-C; its output is appended to `log`.
 
-    The kernel ends it with SIGTERM should this process die without a word, which is how pytest-timeout ends a run.
+    The kernel sends it SIGTERM if this process dies, which is how pytest-timeout ends a run.
     """
-    # That SIGTERM is sent when the starting *thread* ends.
+    # The kernel sends that SIGTERM when the starting *thread* ends.
     thread = threading.current_thread()
     assert thread is threading.main_thread() or isinstance(thread, LastingThread), "start programs from the main thread"
     with log.open("ab") as output:
@@ -110,14 +110,14 @@ def start(
 
 
 def install(program: str) -> str | None:
-    """Install a program of the same name as its package where this run may; return its path, or `None`.
+    """Install the package of a program of the same name, if permitted; return its path, or `None`.
 
-    It may as root on Debian, unless BACKPLANE_TEST_INSTALL=0.
+    Permitted as root on Debian, unless BACKPLANE_TEST_INSTALL=0.
     """
     apt_get = shutil.which("apt-get")
     if apt_get is None or os.geteuid() != 0 or os.environ.get("BACKPLANE_TEST_INSTALL") == "0":
         return None
-    with locked(_INSTALLING):  # apt-get refuses to run beside itself
+    with locked(_INSTALLING):  # two apt-get cannot run at once
         if shutil.which(program) is None:
             _install_by(apt_get, program)
     return shutil.which(program)
@@ -131,7 +131,7 @@ def _install_by(apt_get: str, package: str) -> None:
 
 
 def end(process: subprocess.Popen[bytes], seconds: float = 10.0) -> bool:
-    """End `process` by SIGTERM, after `seconds` by SIGKILL; returns whether SIGTERM was enough."""
+    """End `process` by SIGTERM, after `seconds` by SIGKILL; return whether SIGTERM was enough."""
     for signal_number in (signal.SIGTERM, signal.SIGCONT):
         process.send_signal(signal_number)
     try:

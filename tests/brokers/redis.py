@@ -24,14 +24,14 @@ _IMAGE = "redis:7.4.2-alpine"  # as in docker-compose.yml
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisConfig:
-    """How a Redis of one's own is set up.
+    """Configuration of a private Redis.
 
     Attributes:
         password: Password of the default user.
-        users: Rules of further users, in the words of `ACL SETUSER`: `alice on >secret &room-* +@all`.
-        login: What stands before the `@` of the URL. Defaults to the password.
-        tls: Speak TLS only, with a certificate signed by itself that the URL names as its authority.
-        arguments: Anything else for the command line: `("--client-output-buffer-limit", "pubsub 1mb 512kb 5")`.
+        users: Rules of further users, as for `ACL SETUSER`: `alice on >secret &room-* +@all`.
+        login: User and password of the URL. Defaults to the password.
+        tls: Speak TLS only, with a self-signed certificate that the URL names as its authority.
+        arguments: Further arguments of the command line: `("--client-output-buffer-limit", "pubsub 1mb 512kb 5")`.
     """
 
     password: str = ""
@@ -67,7 +67,7 @@ def shared_redis(folder: Path) -> Broker:
 
 
 def private_redis(config: RedisConfig, folder: Path) -> Broker:
-    """Return a Redis of the test's own, not started: `redis-server`, installed where it may be, else one in Docker.
+    """Return a private Redis, not started: `redis-server`, installed if permitted, else one in Docker.
 
     Raises:
         BrokerMissingError: This machine has none.
@@ -85,9 +85,9 @@ class RedisProcess(ProcessBroker):
 
     Args:
         program: Its path.
-        config: How it is set up.
+        config: Its configuration.
         folder: An empty folder for its data and its log.
-        certificate: For TLS, where it shares one; its key lies beside it. Defaults to one of its own.
+        certificate: A shared certificate for TLS; its key is in the same folder. Defaults to a new one.
     """
 
     def __init__(self, program: str, config: RedisConfig, folder: Path, certificate: Path | None = None) -> None:
@@ -98,11 +98,11 @@ class RedisProcess(ProcessBroker):
         self.url = config.url(self.port, self._certificate)
 
     def command(self) -> list[str]:
-        """The command line, and nothing in a file."""
+        """Return the command line; there is no configuration file."""
         return [self._program, "--bind", "127.0.0.1", *self._config.command_line(), *self.port_arguments()]
 
     def port_arguments(self) -> list[str]:
-        """Where it listens, for TLS or without."""
+        """Return the arguments for its port, with TLS or without."""
         if self._certificate is None:
             return ["--port", str(self.port)]
         line = ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
@@ -136,7 +136,7 @@ class _RedisContainer(ContainerBroker):
 
 
 def _answers_ping(port: int, certificate: Path | None) -> bool:
-    """Whether a Redis serves commands here; one that asks for a password does."""
+    """Whether a Redis serves commands here, also if it requires a password."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as plain:
         context = ssl.create_default_context(cafile=certificate) if certificate else None
         with context.wrap_socket(plain, server_hostname="127.0.0.1") if context else plain as link:

@@ -1,4 +1,4 @@
-"""An address that leads to one server now and to another later, as a load balancer or a Kubernetes service does."""
+"""An address whose server changes, as behind a load balancer or a Kubernetes service."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["MovingService"]
 
 
 class MovingService:
-    """Leads each new connection to the next of its `ports`, in turn; those that stand stay where they are.
+    """Forwards each new connection to the next of its `ports`, in turn; existing connections are kept.
 
     Attributes:
-        ports: Loopback ports, which the test changes.
-        accepted: How many connections were made.
+        ports: Loopback ports, which a test may change.
+        accepted: Number of accepted connections.
     """
 
     def __init__(self, *ports: int) -> None:

@@ -1,4 +1,4 @@
-"""The hooks of the conformance suite: each is given on a real broker, and where it is not the reason stands there."""
+"""The hooks of the conformance suite: each is implemented on a real broker; a suite without it states the reason."""
 
 import inspect
 
@@ -12,7 +12,7 @@ SUITES = (test_redis.TestRedis, test_redis.TestRedisSentinel, test_nats.TestNats
 
 
 def is_given(suite: type[FaultConformance], hook: str) -> bool:
-    """Whether the hook does something other than to skip."""
+    """Whether the hook does not skip its test."""
     return "pytest.skip(" not in inspect.getsource(getattr(suite, hook)._get_wrapped_function())
 
 

@@ -14,11 +14,11 @@ from tests.brokers.kafka_stand_in import KafkaStandIn
 
 
 class TestKafka(BroadcasterConformance):
-    """Every promise, on a topic of the test's own that the adapter creates."""
+    """The whole contract, on a topic of the test that the adapter creates."""
 
     @pytest.fixture
     def topic(self) -> str:
-        """A fresh one."""
+        """The name of a new topic."""
         return f"conformance-{uuid.uuid4()}"
 
     @pytest.fixture
@@ -30,32 +30,32 @@ class TestKafka(BroadcasterConformance):
 
     @pytest.fixture
     def proxy(self, kafka_broker: Broker, topic: str) -> FaultProxy:
-        """In front of the listener whose clients are told to come here."""
+        """A proxy at the address that one of the listeners advertises."""
         if not isinstance(kafka_broker, KafkaProcess):
-            pytest.skip("a proxy is of no use where the broker tells its clients another address")
+            pytest.skip("a proxy is bypassed if the broker advertises another address")
         return FaultProxy(f"{kafka_broker.proxied_url}?topic={topic}", port=kafka_broker.proxy_port)
 
     @pytest.fixture
     def take_away(self) -> TakeAway:
-        """Nothing: the broker has no subscriptions."""
-        pytest.skip("Kafka takes no subscription away: it has none, its clients fetch the topic and pick the channels")
+        """None: the broker has no subscriptions."""
+        pytest.skip("Kafka revokes no subscription: it has none, its clients fetch the topic and select the channels")
 
     @pytest.fixture
     def crowded(self) -> tuple[str, Sequence[str]]:
-        """Nothing: the broker is not asked for channels."""
-        pytest.skip("Kafka refuses no channel: it is asked for the topic alone")
+        """None: the broker receives no channels."""
+        pytest.skip("Kafka refuses no channel: requests name the topic alone")
 
     @pytest.fixture
     def fail_over(self) -> FailOver:
-        """Nothing: a leader that was replaced says so."""
-        pytest.skip("no broker of Kafka answers for a partition that it leads no longer: tests/chaos/test_cluster.py")
+        """None: a leader that was replaced answers with an error."""
+        pytest.skip("Kafka refuses requests for a partition that a broker no longer leads: tests/chaos/test_cluster.py")
 
     @pytest.fixture
     def strip_tls(self, kafka_broker: Broker, topic: str) -> tuple[str, Strip]:
-        """A way in with a login over TLS, and somebody who answers the handshake in clear."""
+        """A listener with a login over TLS, and an answer to its handshake without encryption."""
         if not isinstance(kafka_broker, KafkaProcess):
-            pytest.skip("this Kafka cannot be set up")
-        url = kafka_broker.ways["login_over_tls"]
+            pytest.skip("this Kafka cannot be configured")
+        url = kafka_broker.listener_urls["login_over_tls"]
         return f"{url.replace('//', '//admin:secret@', 1)}&topic={topic}", _answer_in_clear
 
 

@@ -16,18 +16,18 @@ from tests.conftest import StartNats
 
 
 def permitting(*denied: str) -> str:
-    """Return the configuration of a server with one user, who may subscribe to any channel but these."""
+    """Return the configuration of a server with one user, which may subscribe to any channel but these."""
     deny = ", ".join(f'"{channel}"' for channel in ("forbidden", *denied))
     user = f"{{user: alice, password: secret, permissions: {{subscribe: {{deny: [{deny}]}}}}}}"
     return f"authorization {{ users: [{user}] }}"
 
 
 class TestNats(BroadcasterConformance):
-    """Every promise, on a server that refuses one channel."""
+    """The whole contract, on a server that refuses one channel."""
 
     @pytest.fixture
     def broker(self, private_nats: StartNats) -> Broker:
-        """A user who may subscribe to any channel but one."""
+        """A server whose user may subscribe to any channel but one."""
         return private_nats(permitting(), login="alice:secret")
 
     @pytest.fixture
@@ -37,7 +37,7 @@ class TestNats(BroadcasterConformance):
 
     @pytest.fixture
     def refused_channel(self) -> str:
-        """The one."""
+        """The channel that is refused."""
         return "forbidden"
 
     @pytest.fixture
@@ -58,17 +58,19 @@ class TestNats(BroadcasterConformance):
 
     @pytest.fixture
     def crowded(self, private_nats: StartNats) -> tuple[str, Sequence[str]]:
-        """A server with places for ten subscriptions, which refuses the others without a name."""
+        """A server with room for ten subscriptions, which refuses further ones without naming them."""
         return private_nats("max_subscriptions: 10").url, [f"room-{number}" for number in range(20)]
 
     @pytest.fixture
     def fail_over(self) -> FailOver:
-        """Nothing: NATS knows no primary."""
-        pytest.skip("no server of NATS is replaced and goes on: all of a cluster are equal, one that leaves says so")
+        """None: NATS has no primary."""
+        pytest.skip(
+            "no NATS server is replaced while it runs: the servers of a cluster are equal, and announce their end"
+        )
 
     @pytest.fixture
     def strip_tls(self, private_nats: StartNats, tmp_path: Path) -> tuple[str, Strip]:
-        """A server that takes clients without TLS too, and somebody who takes TLS out of its offer."""
+        """A server that accepts clients without TLS too, and a proxy that removes TLS from its offer."""
         certificate = self_signed_certificate(tmp_path)
         tls = f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}\nallow_non_tls: true\n'
         login = "authorization { user: alice, password: secret }"

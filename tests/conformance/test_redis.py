@@ -16,19 +16,19 @@ from tests.brokers.redis import RedisConfig
 from tests.brokers.redis_sentinel import SERVICE, sentinel_of
 from tests.conftest import StartRedis
 
-# A user who may use any channel but one; Redis knows no exception, so all the others are named.
+# A user with access to any channel but one. Redis has no exclusion, so the patterns name all others.
 _ALLOWED = " ".join(f"&{pattern}" for pattern in ("room*", "[^f]*", "f[^o]*"))
 _LIMITED = RedisConfig(users=(f"alice on >secret +@all ~* resetchannels {_ALLOWED}",), login="alice:secret")
 _TLS = RedisConfig(tls=True, password="secret")
 
 
 class RedisConformance(BroadcasterConformance):
-    """The hooks of all."""
+    """The hooks that the suites for Redis share."""
 
     @pytest.fixture
     def take_away(self) -> TakeAway:
-        """Nothing: Redis cannot."""
-        pytest.skip("Redis takes no subscription away: it ends the connections of a user who loses a channel")
+        """None: Redis cannot."""
+        pytest.skip("Redis revokes no subscription: it ends the connections of a user who loses a channel")
 
     @pytest.fixture
     def crowded(self, private_redis: StartRedis) -> tuple[str, Sequence[str]]:
@@ -37,12 +37,12 @@ class RedisConformance(BroadcasterConformance):
 
     @pytest.fixture
     def strip_tls(self, private_redis: StartRedis) -> tuple[str, Strip]:
-        """A server with TLS, and somebody who answers the handshake in clear."""
+        """A server with TLS, and an answer to its handshake without encryption."""
         return private_redis(_TLS).url, _answer_in_clear
 
     @pytest.fixture
     def fail_over(self, broker: Broker, proxy: FaultProxy, private_redis: StartRedis) -> FailOver:
-        """A new server where the proxy leads; the old one is demoted, and keeps its clients."""
+        """A new server to which the proxy connects; the old one is demoted, and keeps its clients."""
         new = private_redis(_LIMITED)
 
         async def fail_over() -> str:
@@ -56,11 +56,11 @@ class RedisConformance(BroadcasterConformance):
 
 
 class TestRedis(RedisConformance):
-    """Every promise, on a server that refuses one channel."""
+    """The whole contract, on a server that refuses one channel."""
 
     @pytest.fixture
     def broker(self, private_redis: StartRedis) -> Broker:
-        """A user who may use any channel but one."""
+        """A server whose user may use any channel but one."""
         return private_redis(_LIMITED)
 
     @pytest.fixture
@@ -70,28 +70,28 @@ class TestRedis(RedisConformance):
 
     @pytest.fixture
     def refused_channel(self) -> str:
-        """What none of the patterns matches."""
+        """A channel that no pattern matches."""
         return "forbidden"
 
 
 class TestRedisTls(BroadcasterConformance):
-    """Every promise, over TLS."""
+    """The whole contract, over TLS."""
 
     @pytest.fixture
     def url(self, private_redis: StartRedis) -> str:
-        """A server with a certificate of its own making."""
+        """A server with a self-signed certificate."""
         return private_redis(_TLS).url
 
     @pytest.fixture(autouse=True)
     def spare_uvloop(self, request: pytest.FixtureRequest, anyio_backend: tuple[str, dict[str, bool]]) -> None:
-        """Skip one test on uvloop 0.23, which logs an error of its own when TLS is aborted behind its handshake."""
+        """Skip one test on uvloop 0.23, which logs an internal error when TLS is aborted after its handshake."""
         test: str = request.node.originalname
         if anyio_backend[1]["use_uvloop"] and test == "test_cancelling_at_any_moment_leaks_nothing":
-            pytest.skip("uvloop 0.23 fails by itself when TLS is aborted right behind its handshake")
+            pytest.skip("uvloop 0.23 logs an internal error when TLS is aborted right after its handshake")
 
 
 class TestRedisSentinel(RedisConformance):
-    """Every promise, on a server that a sentinel names."""
+    """The whole contract, on a server that a sentinel names."""
 
     @pytest.fixture
     def broker(self, private_redis: StartRedis) -> Broker:

@@ -1,4 +1,4 @@
-"""What is particular to Kafka: refusals at the start, foreign records, resuming after outages, changes of the topic."""
+"""What is specific to Kafka: refusals at the start, foreign records, resuming after outages, changes of the topic."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false, reportArgumentType=false, reportPrivateUsage=false
@@ -74,22 +74,22 @@ def topic() -> str:
 
 @pytest.fixture
 def url(kafka_broker: Broker, topic: str) -> str:
-    """Where it is."""
+    """The URL of the topic at the shared broker."""
     if isinstance(kafka_broker, KafkaStandIn):
-        pytest.skip("what is particular to Kafka needs a real one")
+        pytest.skip("these tests need a real Kafka")
     return f"{kafka_broker.url}?topic={topic}"
 
 
 @pytest.fixture
 def proxy(kafka_broker: Broker, topic: str) -> FaultProxy:
-    """In front of the listener whose clients are told to come here."""
+    """A proxy at the address that one of the listeners advertises."""
     if not isinstance(kafka_broker, KafkaProcess):
-        pytest.skip("a proxy is of no use where the broker tells its clients another address")
+        pytest.skip("a proxy is bypassed if the broker advertises another address")
     return FaultProxy(f"{kafka_broker.proxied_url}?topic={topic}", port=kafka_broker.proxy_port)
 
 
 async def test_a_broker_that_is_down_fails_the_start(caplog: pytest.LogCaptureFixture) -> None:
-    """With no broker there, start raises within five seconds, says where it looked, and shows no password."""
+    """If no broker is there, start raises within five seconds, names the address, and shows no password."""
     started = monotonic()
     settings = Settings(start_timeout_seconds=0.5)
     with caplog.at_level(logging.DEBUG), pytest.raises(BrokerUnavailableError) as raised:
@@ -100,7 +100,7 @@ async def test_a_broker_that_is_down_fails_the_start(caplog: pytest.LogCaptureFi
 
 
 async def test_a_worker_starts_in_well_under_a_second(url: str) -> None:
-    """With the topic there, start, subscribe, and a message there and back take less than a second together."""
+    """If the topic exists, start, subscribe and one message take less than a second together."""
     async with Backplane(url):
         pass
     started = monotonic()
@@ -111,31 +111,31 @@ async def test_a_worker_starts_in_well_under_a_second(url: str) -> None:
 
 
 @pytest.mark.parametrize("first", ["127.0.0.1:1,", ""])
-async def test_any_server_of_the_url_will_do(url: str, first: str) -> None:
+async def test_any_server_of_the_url_is_sufficient(url: str, first: str) -> None:
     """A server that is down does not matter while another one of the URL answers."""
     async with Backplane(url.replace("kafka://", f"kafka://{first}")):
         pass
 
 
 @pytest.fixture
-def ways(kafka_broker: Broker) -> Mapping[str, str]:
-    """The other ways into the broker: with a login, over TLS."""
+def listener_urls(kafka_broker: Broker) -> Mapping[str, str]:
+    """The other listeners of the broker: with a login, over TLS."""
     if not isinstance(kafka_broker, KafkaProcess):
-        pytest.skip("this Kafka cannot be set up")
-    return kafka_broker.ways
+        pytest.skip("this Kafka cannot be configured")
+    return kafka_broker.listener_urls
 
 
 @pytest.fixture
-def guarded(ways: Mapping[str, str], topic: str) -> str:
-    """A way in with a login, which grants nothing to anyone but `admin`."""
-    return f"{ways['login']}?topic={topic}"
+def guarded(listener_urls: Mapping[str, str], topic: str) -> str:
+    """A listener with a login, which grants rights to `admin` alone."""
+    return f"{listener_urls['login']}?topic={topic}"
 
 
-@pytest.mark.parametrize("login", ["alice:hunter2@", "nobody:hunter2@", "alice@"])
+@pytest.mark.parametrize("login", ["alice:hunter2@", "unknown:hunter2@", "alice@"])
 async def test_a_wrong_password_fails_the_start_at_once(
     guarded: str, login: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A wrong password, or user, raises `BrokerAuthenticationError` in one try and shows no password."""
+    """A wrong password, or user, raises `BrokerAuthenticationError` after one attempt and shows no password."""
     with caplog.at_level(logging.DEBUG), pytest.raises(BrokerAuthenticationError) as raised:
         await Backplane(guarded.replace("kafka://", f"kafka://{login}")).start()
     assert raised.value.retriable is False
@@ -149,8 +149,8 @@ async def test_a_mechanism_the_broker_does_not_offer_is_named(guarded: str) -> N
         await Backplane(_as("alice", f"{guarded}&sasl_mechanism=SCRAM-SHA-256")).start()
 
 
-async def test_a_user_who_may_not_use_the_topic_is_told(guarded: str, topic: str) -> None:
-    """A login without rights raises at once and says what to grant."""
+async def test_a_user_without_rights_to_the_topic_is_refused(guarded: str, topic: str) -> None:
+    """A login without rights raises at once and names the rights to grant."""
     async with Backplane(_as("admin", guarded)):
         pass
     with pytest.raises(BrokerError, match=f"not authorized for topic '{topic}': grant") as raised:
@@ -161,7 +161,7 @@ async def test_a_user_who_may_not_use_the_topic_is_told(guarded: str, topic: str
 
 @pytest.mark.parametrize("operation", [READ, WRITE])
 async def test_a_user_may_have_one_right_of_two(kafka_broker: Broker, guarded: str, operation: int, topic: str) -> None:
-    """Who may only read listens, who may only write publishes; what is not granted raises and names the right."""
+    """With one right of two a user subscribes or publishes; the other raises and names the right."""
     async with Backplane(_as("admin", guarded)) as admin, admin.subscribe("room") as everything:
         await _grant(kafka_broker, "alice", topic, operation)
         async with Backplane(_as("alice", guarded)) as backplane:
@@ -182,10 +182,8 @@ async def test_a_user_may_have_one_right_of_two(kafka_broker: Broker, guarded: s
         assert await _texts(everything, 1) == ["hello"]
 
 
-async def test_a_right_to_read_that_is_taken_away_and_given_back(
-    kafka_broker: Broker, guarded: str, topic: str
-) -> None:
-    """While READ is missing a subscriber has a gap; it receives again once the right is back, and joins are refused."""
+async def test_a_right_to_read_that_is_withdrawn(kafka_broker: Broker, guarded: str, topic: str) -> None:
+    """When READ is withdrawn the subscription is revoked, the next one is refused, and the link stays."""
     async with Backplane(_as("admin", guarded)):
         pass
     await _grant(kafka_broker, "alice", topic, READ)
@@ -201,18 +199,18 @@ async def test_a_right_to_read_that_is_taken_away_and_given_back(
     await broadcaster.stop()
 
 
-async def test_a_host_that_is_advertised_in_vain_is_named(ways: Mapping[str, str]) -> None:
-    """Where the URL is reached and the address that the broker tells its clients is not, that address is named."""
+async def test_an_advertised_address_that_cannot_be_reached_is_named(listener_urls: Mapping[str, str]) -> None:
+    """If the URL is reached and the address that the broker advertises is not, the error names that address."""
     with pytest.raises(BrokerUnavailableError, match=r"kafka\.invalid:\d+, the address in its advertised\.listeners"):
-        await broadcaster_from_url(ways["astray"]).start(RecordingSink())
+        await broadcaster_from_url(listener_urls["unreachable"]).start(RecordingSink())
 
 
-async def test_a_login_by_token(ways: Mapping[str, str], topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function of the application hands out a token for each connection; an expired one is refused with the time."""
-    url = f"{ways['token']}?topic={topic}&sasl_mechanism=OAUTHBEARER&credentials={__name__}:_token"
+async def test_a_login_by_token(listener_urls: Mapping[str, str], topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function of the application returns a token for each connection; an expired one is refused, with the time."""
+    url = f"{listener_urls['token']}?topic={topic}&sasl_mechanism=OAUTHBEARER&credentials={__name__}:_token"
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or ModuleType(__name__))
-    for ask in (lambda: _unsigned_token(60), _async_token):
-        monkeypatch.setattr(sys.modules[__name__], "_token", ask, raising=False)
+    for get_token in (lambda: _unsigned_token(60), _async_token):
+        monkeypatch.setattr(sys.modules[__name__], "_token", get_token, raising=False)
         async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
             await backplane.publish("room", "hello")
             assert await _texts(messages, 1) == ["hello"]
@@ -221,45 +219,45 @@ async def test_a_login_by_token(ways: Mapping[str, str], topic: str, monkeypatch
         await Backplane(url).start()
 
 
-async def test_a_login_that_runs_out_costs_nothing(
-    ways: Mapping[str, str], topic: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_login_that_expires_loses_nothing(
+    listener_urls: Mapping[str, str], topic: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each connection is replaced, with a new token, before the broker ends it: no loss, no gap, nothing unknown."""
-    handed_out: list[str] = []
+    """Each connection is replaced, with a new token, before the broker ends it: no loss, gap or unknown outcome."""
+    tokens: list[str] = []
     module = ModuleType("short_tokens")
     monkeypatch.setitem(sys.modules, "short_tokens", module)
 
-    def ask() -> str:
-        handed_out.append(_unsigned_token(60))
-        return handed_out[-1]
+    def get_token() -> str:
+        tokens.append(_unsigned_token(60))
+        return tokens[-1]
 
-    monkeypatch.setattr(module, "ask", ask, raising=False)
-    url = f"{ways['brief_token']}?topic={topic}&sasl_mechanism=OAUTHBEARER&credentials=short_tokens:ask"
+    monkeypatch.setattr(module, "get_token", get_token, raising=False)
+    url = f"{listener_urls['short_token']}?topic={topic}&sasl_mechanism=OAUTHBEARER&credentials=short_tokens:get_token"
     async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
-        at_first, number = len(handed_out), 0
-        while len(handed_out) < at_first + 4:
+        at_first, number = len(tokens), 0
+        while len(tokens) < at_first + 4:
             await backplane.publish("room", f"{number}")
             assert await _texts(messages, 1) == [f"{number}"]
             number += 1
-            await asyncio.sleep(0.05)  # the time that passes is what is tested
+            await asyncio.sleep(0.05)  # time itself is the subject
         assert "degraded" not in caplog.text
 
 
-@pytest.mark.parametrize("ask", [lambda: ("alice", "secret"), lambda: None, lambda: ("alice",), lambda: 1 / 0])
-async def test_a_login_by_a_password_that_the_application_hands_out(
-    kafka_broker: Broker, guarded: str, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], object], topic: str
+@pytest.mark.parametrize("credentials", [lambda: ("alice", "secret"), lambda: None, lambda: ("alice",), lambda: 1 / 0])
+async def test_a_login_by_a_password_of_the_application(
+    kafka_broker: Broker, guarded: str, monkeypatch: pytest.MonkeyPatch, credentials: Callable[[], object], topic: str
 ) -> None:
-    """A pair of user name and password logs in; anything else raises, and says what was expected."""
+    """A pair of user name and password logs in; anything else raises, and names what was expected."""
     async with Backplane(_as("admin", guarded)):
         pass
     await _grant(kafka_broker, "alice", topic, READ)
     module = ModuleType("rotated_passwords")
     monkeypatch.setitem(sys.modules, "rotated_passwords", module)
-    monkeypatch.setattr(module, "ask", ask, raising=False)
+    monkeypatch.setattr(module, "credentials", credentials, raising=False)
     settings = Settings(start_timeout_seconds=0.5)
-    backplane = Backplane(f"{guarded}&credentials=rotated_passwords:ask", settings=settings)
+    backplane = Backplane(f"{guarded}&credentials=rotated_passwords:credentials", settings=settings)
     try:
-        expected = ask()
+        expected = credentials()
     except ZeroDivisionError:
         with pytest.raises(BrokerUnavailableError, match="ZeroDivisionError"):
             await backplane.start()
@@ -274,13 +272,13 @@ async def test_a_login_by_a_password_that_the_application_hands_out(
 
 @pytest.mark.parametrize("path", ["nowhere_at_all:token", "json:nothing", "json:__name__"])
 async def test_credentials_that_cannot_be_found_are_named(path: str) -> None:
-    """A module that does not exist, a name that is not in it, or is nothing to call, raises at the start."""
+    """A module that does not exist, a name that is not in it, or is not callable, raises at the start."""
     with pytest.raises(ConfigurationError, match=f"credentials={path}"):
         await Backplane(f"kafka://localhost?credentials={path}").start()
 
 
-async def test_whoever_asks_for_tls_sends_nothing_in_the_clear() -> None:
-    """A proxy that strips TLS is sent the beginning of a handshake and no byte of the login; its answer is an error."""
+async def test_nothing_is_sent_unencrypted_if_tls_is_requested() -> None:
+    """A proxy that strips TLS receives the start of a handshake and no byte of the login; its answer is an error."""
     seen = bytearray()
 
     async def strip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -300,9 +298,9 @@ async def test_whoever_asks_for_tls_sends_nothing_in_the_clear() -> None:
     assert b"hunter2" not in seen
 
 
-async def test_a_port_that_speaks_otherwise_is_hinted_at(ways: Mapping[str, str], guarded: str) -> None:
-    """TLS that the URL does not ask for, and a login that it does not hold, are guessed at in the error."""
-    encrypted = ways["tls"].partition("?")[0]
+async def test_a_port_with_tls_or_a_login_is_suspected(listener_urls: Mapping[str, str], guarded: str) -> None:
+    """The error asks whether the port speaks TLS, or needs a login, if the URL has neither."""
+    encrypted = listener_urls["tls"].partition("?")[0]
     with pytest.raises(BrokerUnavailableError, match="does this port speak TLS"):
         await broadcaster_from_url(encrypted).start(RecordingSink())
     with pytest.raises(BrokerUnavailableError, match="does it want a login"):
@@ -310,7 +308,7 @@ async def test_a_port_that_speaks_otherwise_is_hinted_at(ways: Mapping[str, str]
 
 
 async def test_a_clock_that_the_broker_refuses_is_named(url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message from two hours ahead is refused with words about the clock; the next one, in time, is stored."""
+    """A timestamp two hours ahead is refused, with a hint at the clock; the next message is stored."""
     async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
         with monkeypatch.context() as wrong:
             wrong.setattr("backplane.adapters.kafka.records.time", SimpleNamespace(time=lambda: time.time() + 7200))
@@ -320,10 +318,10 @@ async def test_a_clock_that_the_broker_refuses_is_named(url: str, topic: str, mo
         assert await _texts(messages, 1) == ["now"]
 
 
-async def test_a_request_that_the_broker_does_not_read_costs_its_message_only(
+async def test_a_request_that_the_broker_does_not_read_fails_alone(
     private_kafka: StartKafka, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Over `socket.request.max.bytes` the broker hangs up: that message is given up, the link and all others stand."""
+    """Above `socket.request.max.bytes` the broker closes; that message is given up, and link and others are kept."""
     broker = private_kafka(KafkaConfig(properties={"socket.request.max.bytes": "20000"}))
     async with (
         Backplane(f"{broker.url}?partitions=1", settings=_QUICK) as backplane,
@@ -338,23 +336,23 @@ async def test_a_request_that_the_broker_does_not_read_costs_its_message_only(
         assert "degraded" not in caplog.text
 
 
-async def test_an_idle_connection_that_the_broker_closes_costs_nothing(
+async def test_an_idle_connection_that_the_broker_closes_loses_nothing(
     private_kafka: StartKafka, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Closed for being idle, a connection for publishing is opened anew: no loss, no gap, nothing unknown."""
+    """A connection for publishing that the broker closes as idle is opened anew: no loss, gap or unknown outcome."""
     broker = private_kafka(KafkaConfig(properties={"connections.max.idle.ms": "1000"}))
     settings = Settings(probe_interval_seconds=30)
     async with Backplane(broker.url, settings=settings) as backplane, backplane.subscribe("room") as messages:
         for number in range(3):
             await backplane.publish("room", f"{number}")
-            await asyncio.sleep(1.5)  # the idleness itself is what is tested
+            await asyncio.sleep(1.5)  # idleness itself is the subject
         assert await _texts(messages, 3) == ["0", "1", "2"]
         assert "degraded" not in caplog.text
 
 
 @pytest.mark.timeout(120)
-async def test_learned_brokers_are_asked_when_the_one_of_the_url_is_gone(kafka_cluster: Cluster) -> None:
-    """The URL names one of three and that one goes for good: the others are asked, by a later start too."""
+async def test_known_brokers_are_tried_when_the_one_of_the_url_is_gone(kafka_cluster: Cluster) -> None:
+    """If the URL names one of three brokers and that one is gone, the others are tried, by a later start too."""
     first = kafka_cluster.nodes[0]
     async with Backplane(f"{first.url}?partitions=3", settings=_QUICK) as backplane:
         async with backplane.subscribe("room") as messages:
@@ -370,13 +368,13 @@ async def test_learned_brokers_are_asked_when_the_one_of_the_url_is_gone(kafka_c
         await backplane.publish("room", "again")
 
 
-async def test_records_lost_by_an_unclean_election_are_told_as_a_gap(kafka_cluster: Cluster) -> None:
-    """A leader that lacks records which were read, and has others in their place, is found out by its epoch."""
+async def test_records_lost_by_an_unclean_election_are_reported_as_a_gap(kafka_cluster: Cluster) -> None:
+    """A leader that lacks records which were read, and has others instead, is detected by its epoch."""
     one, two, three = kafka_cluster.nodes
     configs = {"unclean.leader.election.enable": "true", "min.insync.replicas": "1"}
     async with _admin(three.url) as admin:
         await _create(admin, NewTopic("fragile", -1, -1, {0: [1, 2]}, topic_configs=configs))
-    for node in (one, two, three):  # each learns of a topic by itself, and any of them may be asked
+    for node in (one, two, three):  # each is notified of a topic separately, and any of them may be asked
         await _until_partition(node, leader=1, in_sync=[1, 2])
     url = f"{three.url}?topic=fragile"
     async with Backplane(url, settings=_QUICK) as backplane, backplane.subscribe("room") as messages:
@@ -392,30 +390,30 @@ async def test_records_lost_by_an_unclean_election_are_told_as_a_gap(kafka_clust
         await _until_partition(three, leader=2, in_sync=[2])
         async with _producer(three.url) as foreign:
             for number in range(10):
-                await foreign.send_and_wait("fragile", b"in their place %d" % number, key=b"room")
+                await foreign.send_and_wait("fragile", b"instead %d" % number, key=b"room")
         assert isinstance(await anext(messages), Gap)
-        assert await _texts(messages, 10) == [f"in their place {number}" for number in range(10)]
+        assert await _texts(messages, 10) == [f"instead {number}" for number in range(10)]
 
 
 @pytest.mark.parametrize("seconds", [3.0, 12.0])
-async def test_a_pause_of_the_process_is_no_silence_of_the_broker(url: str, seconds: float) -> None:
-    """The event loop blocked for longer than an answer may take, with publishes under way: all come back, no loss."""
+async def test_a_pause_of_the_process_is_not_taken_for_silence_of_the_broker(url: str, seconds: float) -> None:
+    """If the event loop is blocked for longer than an answer may take, all publishes succeed and the link is kept."""
     sink = RecordingSink()
     broadcaster = broadcaster_from_url(f"{url}&request_timeout_seconds=2")
     await broadcaster.start(sink)
     await broadcaster.subscribe(["room"])
     publishing = [asyncio.create_task(broadcaster.publish("room", b"%d" % number)) for number in range(5)]
     await asyncio.sleep(0)
-    time.sleep(seconds)  # the pause itself is what is tested
+    time.sleep(seconds)  # the pause itself is the subject
     await asyncio.gather(*publishing)
     await sink.until(lambda: len(sink.delivered) == 5)
-    await asyncio.sleep(0.6)  # for the fetch that was on its way
+    await asyncio.sleep(0.6)  # until the fetch that was in flight is answered
     assert (sink.losses, sink.gaps) == ([], [])
     await broadcaster.stop()
 
 
 async def test_a_burst_of_fifty_thousand_is_no_outage(url: str) -> None:
-    """Published all at once, every message is stored, over the same link."""
+    """Of 50,000 messages published at once each is stored, over the same link."""
     sink = RecordingSink()
     broadcaster = broadcaster_from_url(f"{url}&request_timeout_seconds=2")
     await broadcaster.start(sink)
@@ -427,16 +425,16 @@ async def test_a_burst_of_fifty_thousand_is_no_outage(url: str) -> None:
     await broadcaster.stop()
 
 
-async def test_a_login_that_is_right_passes_messages(guarded: str) -> None:
-    """With the right password a message goes there and back."""
+async def test_a_valid_login_passes_messages(guarded: str) -> None:
+    """With the right password a message is published and received."""
     async with Backplane(_as("admin", guarded)) as backplane, backplane.subscribe("room") as messages:
         await backplane.publish("room", "hello")
         assert await _texts(messages, 1) == ["hello"]
 
 
-async def test_tls(ways: Mapping[str, str], topic: str) -> None:
-    """Over TLS a message goes there and back; a certificate that is not trusted is refused without a second try."""
-    url = f"{ways['tls']}&topic={topic}"
+async def test_tls(listener_urls: Mapping[str, str], topic: str) -> None:
+    """Over TLS a message is published and received; a certificate that is not trusted is refused without a retry."""
+    url = f"{listener_urls['tls']}&topic={topic}"
     async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
         await backplane.publish("room", "hello")
         assert await _texts(messages, 1) == ["hello"]
@@ -447,8 +445,8 @@ async def test_tls(ways: Mapping[str, str], topic: str) -> None:
         await Backplane(f"{url.partition('?')[0]}?tls=true&ssl_ca_certs=nowhere.pem").start()
 
 
-async def test_a_missing_topic_is_not_created_against_the_will(url: str, topic: str) -> None:
-    """With `create_topic=false` a missing topic raises at once, says what to do, and is not created."""
+async def test_a_missing_topic_is_not_created_if_that_is_off(url: str, topic: str) -> None:
+    """With `create_topic=false` a missing topic raises at once, with what to do, and is not created."""
     with pytest.raises(BrokerError, match="does not exist: create it, or set create_topic=true") as raised:
         await Backplane(f"{url}&create_topic=false").start()
     assert raised.value.retriable is False
@@ -456,8 +454,8 @@ async def test_a_missing_topic_is_not_created_against_the_will(url: str, topic: 
         assert topic not in await admin.list_topics()
 
 
-async def test_a_topic_is_created_as_told(url: str, topic: str) -> None:
-    """The topic gets as many partitions as the option says; ten processes that start at once do not quarrel."""
+async def test_a_topic_is_created_with_the_partitions_of_the_options(url: str, topic: str) -> None:
+    """The topic has as many partitions as the option; ten processes that start at once all succeed."""
     backplanes = [Backplane(f"{url}&partitions=3&replication_factor=1") for _ in range(10)]
     await asyncio.gather(*(backplane.start() for backplane in backplanes))
     await asyncio.gather(*(backplane.stop() for backplane in backplanes))
@@ -466,14 +464,14 @@ async def test_a_topic_is_created_as_told(url: str, topic: str) -> None:
         assert len(found["partitions"]) == 3
 
 
-async def test_a_topic_that_cannot_be_created_says_why(url: str) -> None:
-    """More replicas than there are brokers raise in the broker's own words."""
+async def test_a_topic_that_cannot_be_created_raises_the_reason(url: str) -> None:
+    """More replicas than there are brokers raise the broker's own error message."""
     with pytest.raises(BrokerError, match=r"cannot be created: .*replication factor"):
         await Backplane(f"{url}&replication_factor=3").start()
 
 
 async def test_the_limit_of_the_topic_is_known_from_the_start(url: str, topic: str) -> None:
-    """A payload over what the topic takes, less the overhead, raises before the wire and names the limit."""
+    """A payload above the limit of the topic, less the overhead, raises before anything is sent and names the limit."""
     async with _admin(url) as admin:
         await _create(admin, NewTopic(topic, 1, 1, topic_configs={"max.message.bytes": "2000"}))
     async with Backplane(url) as backplane:
@@ -483,7 +481,7 @@ async def test_the_limit_of_the_topic_is_known_from_the_start(url: str, topic: s
 
 
 async def test_a_message_over_the_limit_of_the_topic_is_refused(url: str, topic: str) -> None:
-    """Where the limit was lowered since, `PublishError` is raised for its publisher alone; link and order go on."""
+    """If the limit was lowered later, `PublishError` is raised by that publish alone; link and order are kept."""
     async with _admin(url) as admin:
         await _create(admin, NewTopic(topic, 1, 1))
     async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
@@ -501,19 +499,19 @@ async def test_a_message_over_the_limit_of_the_topic_is_refused(url: str, topic:
         assert backplane.state == "live"
 
 
-async def test_a_foreign_record_arrives_as_it_is(url: str, topic: str) -> None:
+async def test_a_foreign_record_is_received_unchanged(url: str, topic: str) -> None:
     """A bare producer's record with the channel as its key is text where it is UTF-8, else binary."""
     async with Backplane(url) as backplane, backplane.subscribe("foreign") as messages, _producer(url) as foreign:
         await foreign.send_and_wait(topic, b"no key")
         await foreign.send_and_wait(topic, None, key=b"foreign")
         for payload in (b"hello", "grüße".encode(), b"\xff\0", b""):
             await foreign.send_and_wait(topic, payload, key=b"foreign")
-        heard = [await anext(messages) for _ in range(4)]
-    assert [item.data for item in heard if isinstance(item, Message)] == ["hello", "grüße", b"\xff\0", ""]
+        received = [await anext(messages) for _ in range(4)]
+    assert [item.data for item in received if isinstance(item, Message)] == ["hello", "grüße", b"\xff\0", ""]
 
 
 @pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
-async def test_a_topic_that_compresses_what_it_is_given_is_read(url: str, topic: str, compression: str) -> None:
+async def test_a_topic_that_is_recompressed_by_the_broker_is_read(url: str, topic: str, compression: str) -> None:
     """A broker that recompresses, whose answers an old fetch request cannot hold, is read like any other."""
     async with _admin(url) as admin:
         await _create(admin, NewTopic(topic, 1, 1, topic_configs={"compression.type": compression}))
@@ -525,7 +523,7 @@ async def test_a_topic_that_compresses_what_it_is_given_is_read(url: str, topic:
 async def test_a_topic_in_a_compression_that_is_not_installed_refuses_subscribers(
     url: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the codec publishing goes on, and a subscription is refused with the command that installs it."""
+    """Without the codec publishing works, and a subscription is refused with the command that installs it."""
     monkeypatch.setattr("aiokafka.codec.cramjam", None)
     async with _admin(url) as admin:
         await _create(admin, NewTopic(topic, 1, 1, topic_configs={"compression.type": "zstd"}))
@@ -537,8 +535,8 @@ async def test_a_topic_in_a_compression_that_is_not_installed_refuses_subscriber
 
 
 @pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
-async def test_a_compressed_foreign_record_arrives(url: str, topic: str, compression: str) -> None:
-    """A record in a compressed batch arrives."""
+async def test_a_compressed_foreign_record_is_received(url: str, topic: str, compression: str) -> None:
+    """A record in a compressed batch is received."""
     async with Backplane(url) as backplane, backplane.subscribe("foreign") as messages:
         async with _producer(url, compression_type=compression) as foreign:
             await foreign.send_and_wait(topic, b"hello" * 100, key=b"foreign")
@@ -548,7 +546,7 @@ async def test_a_compressed_foreign_record_arrives(url: str, topic: str, compres
 
 
 async def test_a_bare_consumer_finds_key_and_value(url: str, topic: str) -> None:
-    """What is published stands in the topic under its channel, in the partition that every Java client would choose."""
+    """A message is stored with its channel as the key, in the partition that every Java client would choose."""
     async with Backplane(url) as backplane:
         await backplane.publish("room", b"payload")
     async with _producer(url) as bare:
@@ -564,7 +562,7 @@ async def test_a_bare_consumer_finds_key_and_value(url: str, topic: str) -> None
         await consumer.stop()
 
 
-async def test_no_consumer_group_is_left_behind(url: str) -> None:
+async def test_no_consumer_group_remains(url: str) -> None:
     """A process that subscribed leaves no trace in the cluster's groups."""
     async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
         await backplane.publish("room", "hello")
@@ -584,8 +582,8 @@ async def test_a_process_that_only_publishes_does_not_read(url: str, proxy: Faul
                 assert proxy.links == 2
 
 
-async def test_an_outage_loses_nothing_and_doubles_nothing(proxy: FaultProxy, url: str) -> None:
-    """What others publish while the link is away arrives after it, once, in order, and no gap is told."""
+async def test_an_outage_loses_and_duplicates_nothing(proxy: FaultProxy, url: str) -> None:
+    """Messages published while the link is lost are received after it, once, in order, without a gap."""
     async with (
         proxy,
         Backplane(proxy.url, settings=_QUICK) as backplane,
@@ -606,7 +604,7 @@ async def test_an_outage_loses_nothing_and_doubles_nothing(proxy: FaultProxy, ur
 
 
 async def test_publishes_on_a_link_that_is_cut_succeed_once(proxy: FaultProxy, url: str) -> None:
-    """Publishes that await their answer when the link is cut are sent again over the next one, and stand once."""
+    """Publishes without an answer when the link is cut are sent again over the next one, and stored once."""
     async with (
         proxy,
         Backplane(proxy.url, settings=_QUICK) as backplane,
@@ -626,7 +624,7 @@ async def test_publishes_on_a_link_that_is_cut_succeed_once(proxy: FaultProxy, u
 
 
 async def test_a_silent_link_resumes_too(proxy: FaultProxy, url: str) -> None:
-    """A link that only the delivery probe found to be lost goes on where it was as well."""
+    """A lost link that only the delivery probe detects continues at its positions too."""
     settings = Settings(max_backoff_seconds=0.2, probe_interval_seconds=0.5)
     async with (
         proxy,
@@ -641,8 +639,8 @@ async def test_a_silent_link_resumes_too(proxy: FaultProxy, url: str) -> None:
         assert await _texts(messages, 1) == ["into the silence"]
 
 
-async def test_a_new_life_begins_at_the_end(url: str) -> None:
-    """After an orderly stop the same object starts at the end: what was published meanwhile is of no concern to it."""
+async def test_a_new_start_reads_from_the_end(url: str) -> None:
+    """After a stop the same object starts reading from the end, without what was published meanwhile."""
     broadcaster = broadcaster_from_url(url)
     await broadcaster.start(RecordingSink())
     await broadcaster.subscribe(["room"])
@@ -658,8 +656,8 @@ async def test_a_new_life_begins_at_the_end(url: str) -> None:
         await broadcaster.stop()
 
 
-async def test_a_frozen_broker_does_not_hold_up_a_stop(proxy: FaultProxy) -> None:
-    """With a publish in the air and a broker that answers nothing, stop waits no longer than the publish does."""
+async def test_a_frozen_broker_does_not_delay_a_stop(proxy: FaultProxy) -> None:
+    """With a publish in flight and a broker that does not answer, stop waits no longer than the publish."""
     async with proxy:
         backplane = Backplane(proxy.url, settings=Settings(publish_timeout_seconds=0.3))
         await backplane.start()
@@ -673,8 +671,8 @@ async def test_a_frozen_broker_does_not_hold_up_a_stop(proxy: FaultProxy) -> Non
             await publishing
 
 
-async def test_new_partitions_are_read_from_their_beginning(url: str, topic: str) -> None:
-    """When the topic grows a gap is told, and nothing of the new partitions is missed."""
+async def test_new_partitions_are_read_from_their_start(url: str, topic: str) -> None:
+    """When the topic has new partitions a gap is reported, and none of their messages is missed."""
     async with (
         _admin(url) as admin,
         Backplane(f"{url}&partitions=1&metadata_max_age_seconds=0.1") as backplane,
@@ -686,14 +684,14 @@ async def test_new_partitions_are_read_from_their_beginning(url: str, topic: str
                 await asyncio.sleep(0.01)
             for number in range(20):
                 await foreign.send_and_wait(topic, b"moved", key=f"room-{number}".encode())
-        heard = [await anext(messages) for _ in range(40)]
-        assert {item.channel for item in heard if isinstance(item, Gap)} == {f"room-{n}" for n in range(20)}
-        assert {item.channel for item in heard if isinstance(item, Message)} == {f"room-{n}" for n in range(20)}
+        received = [await anext(messages) for _ in range(40)]
+        assert {item.channel for item in received if isinstance(item, Gap)} == {f"room-{n}" for n in range(20)}
+        assert {item.channel for item in received if isinstance(item, Message)} == {f"room-{n}" for n in range(20)}
 
 
 @pytest.mark.parametrize("partitions", [1, 4])
-async def test_a_topic_that_is_created_anew_is_told_as_a_gap(url: str, topic: str, partitions: int) -> None:
-    """A topic that is deleted and comes back, with fewer partitions or as many, is told as a gap, and heard again."""
+async def test_a_topic_that_is_created_anew_is_reported_as_a_gap(url: str, topic: str, partitions: int) -> None:
+    """A topic that is deleted and created again, with fewer partitions or as many, is reported as a gap, and read."""
     async with _admin(url) as admin:
         await _create(admin, NewTopic(topic, 4, 1))
         async with (
@@ -710,15 +708,15 @@ async def test_a_topic_that_is_created_anew_is_told_as_a_gap(url: str, topic: st
             assert isinstance(await anext(messages), Gap)
             await backplane.publish("room", "after")
             item = await anext(messages)
-            while isinstance(item, Gap):  # the end that was to be read next is missing too
+            while isinstance(item, Gap):  # the old position is after the end, which is a gap too
                 item = await anext(messages)
             assert item.data == "after"
 
 
-async def test_a_topic_that_was_made_anew_and_has_grown_is_told_as_a_gap(
+async def test_a_topic_that_was_created_anew_and_has_grown_is_reported_as_a_gap(
     proxy: FaultProxy, url: str, topic: str
 ) -> None:
-    """Deleted, made anew and grown past the old position during an outage: a gap, then all that the new one holds."""
+    """Created anew and grown past the old position during an outage, it causes a gap; then all of it is received."""
     async with (
         proxy,
         _admin(url) as admin,
@@ -730,7 +728,7 @@ async def test_a_topic_that_was_made_anew_and_has_grown_is_told_as_a_gap(
         assert await _texts(messages, 5) == [f"old {number}" for number in range(5)]
         proxy.refuse()
         await backplane.wait_for_state("degraded")
-        await _make_anew(admin, topic)
+        await _recreate(admin, topic)
         async with Backplane(url) as outside:
             for number in range(20):
                 await outside.publish("room", f"new {number}")
@@ -739,8 +737,8 @@ async def test_a_topic_that_was_made_anew_and_has_grown_is_told_as_a_gap(
         assert await _texts(messages, 20) == [f"new {number}" for number in range(20)]
 
 
-async def test_a_topic_that_is_made_anew_under_a_live_link_is_told_as_a_gap(url: str, topic: str) -> None:
-    """Between two fetches too no other topic of the same name is read without a gap."""
+async def test_a_topic_that_is_created_anew_under_a_live_link_is_reported_as_a_gap(url: str, topic: str) -> None:
+    """A topic that is replaced between two fetches is not read without a gap."""
     async with _admin(url) as admin:
         await _create(admin, NewTopic(topic, 1, 1))
         async with (
@@ -749,7 +747,7 @@ async def test_a_topic_that_is_made_anew_under_a_live_link_is_told_as_a_gap(url:
         ):
             await backplane.publish("room", "old")
             assert await _texts(messages, 1) == ["old"]
-            await _make_anew(admin, topic)
+            await _recreate(admin, topic)
             async with _producer(url) as foreign:
                 for number in range(20):
                     await foreign.send_and_wait(topic, b"new %d" % number, key=b"room")
@@ -760,8 +758,8 @@ async def test_a_topic_that_is_made_anew_under_a_live_link_is_told_as_a_gap(url:
             assert [item.data for item in received if isinstance(item, Message)] == [f"new {n}" for n in range(20)]
 
 
-async def test_another_cluster_under_the_same_name_is_told_as_a_gap(private_kafka: StartKafka) -> None:
-    """A cluster that was replaced holds another log, whatever its offsets: a gap, and from its end on."""
+async def test_another_cluster_under_the_same_name_is_reported_as_a_gap(private_kafka: StartKafka) -> None:
+    """A cluster that was replaced has another log, whatever its offsets: a gap, then messages from its end on."""
     broker = private_kafka()
     if not isinstance(broker, KafkaProcess):
         pytest.skip("this Kafka cannot be replaced")
@@ -780,10 +778,10 @@ async def test_another_cluster_under_the_same_name_is_told_as_a_gap(private_kafk
         assert await _texts(messages, 1) == ["new"]
 
 
-async def test_compaction_is_announced_and_what_it_took_is_a_gap(
+async def test_compaction_is_warned_of_and_its_deletions_are_a_gap(
     proxy: FaultProxy, url: str, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A compacted topic is warned of at the start; messages that the broker deleted during an outage are a gap."""
+    """A compacted topic causes a warning at the start; messages that the broker deleted in an outage are a gap."""
     compacted = {
         "cleanup.policy": "compact",
         "segment.bytes": "1048576",
@@ -806,7 +804,7 @@ async def test_compaction_is_announced_and_what_it_took_is_a_gap(
             await backplane.wait_for_state("degraded")
             for number in range(20):
                 await outside.publish("room", f"{number}")
-            # No event tells that the log cleaner has passed; it may pass while some of them were not stored yet.
+            # No event reports that the log cleaner has run; it may run before all of them are stored.
             while not (await _oldest(url, topic, b"room")).endswith(b"19"):
                 await outside.publish("other", "roll")
                 await asyncio.sleep(0.2)
@@ -816,7 +814,7 @@ async def test_compaction_is_announced_and_what_it_took_is_a_gap(
 
 
 async def test_transactions_of_others_are_no_gap(url: str, topic: str) -> None:
-    """The marks that a transaction leaves in the log take offsets, hold nothing, and are not missing."""
+    """The control records of a transaction have offsets and no message, and are not taken for missing ones."""
     async with Backplane(f"{url}&partitions=1") as backplane, backplane.subscribe("room") as messages:
         async with _producer(url, transactional_id=f"t-{topic}") as foreign:
             for number in range(3):
@@ -826,8 +824,8 @@ async def test_transactions_of_others_are_no_gap(url: str, topic: str) -> None:
         assert await _texts(messages, 4) == ["in 0", "in 1", "in 2", "after"]
 
 
-async def test_a_damaged_batch_costs_its_own_place_only(private_kafka: StartKafka) -> None:
-    """A byte that went bad on the broker's disk is told as one gap; what comes after it arrives."""
+async def test_a_damaged_batch_is_skipped_alone(private_kafka: StartKafka) -> None:
+    """A damaged byte on the broker's disk is reported as one gap; later messages are received."""
     broker = private_kafka()
     if not isinstance(broker, KafkaProcess):
         pytest.skip("the disk of this Kafka cannot be reached")
@@ -840,7 +838,7 @@ async def test_a_damaged_batch_costs_its_own_place_only(private_kafka: StartKafk
     await sink.until(lambda: sink.delivered != [])
     await broadcaster.suspend()
     async with Backplane(broker.url) as outside:
-        for text in ("damaged", "sound"):
+        for text in ("damaged", "intact"):
             await outside.publish("room", text)
     broker.stop()
     (segment,) = (broker.folder / "data").glob("backplane-0/*.log")
@@ -851,13 +849,13 @@ async def test_a_damaged_batch_costs_its_own_place_only(private_kafka: StartKafk
     await broadcaster.publish("room", b"later")
     await again.until(lambda: len(again.delivered) == 2)
     await broadcaster.stop()
-    assert [payload.endswith(end) for payload, end in zip(again.payloads("room"), (b"sound", b"later"), strict=True)]
+    assert [payload.endswith(end) for payload, end in zip(again.payloads("room"), (b"intact", b"later"), strict=True)]
     assert len(again.gaps) == 1
     assert "damaged" in again.gaps[0][1]
 
 
-async def test_a_record_larger_than_a_fetch_arrives(url: str, topic: str) -> None:
-    """A foreign record of three megabytes holds up nothing, whichever partition it is in."""
+async def test_a_record_larger_than_a_fetch_is_received(url: str, topic: str) -> None:
+    """A foreign record of three megabytes delays no other, whichever partition it is in."""
     async with _admin(url) as admin:
         await _create(admin, NewTopic(topic, 4, 1, topic_configs={"max.message.bytes": "5000000"}))
     rooms = [f"room-{number}" for number in range(8)]
@@ -869,8 +867,8 @@ async def test_a_record_larger_than_a_fetch_arrives(url: str, topic: str) -> Non
         assert {item.channel for item in received if isinstance(item, Message)} == set(rooms)
 
 
-async def test_records_deleted_by_retention_are_told_as_a_gap(proxy: FaultProxy, url: str, topic: str) -> None:
-    """What the broker deleted while the link was away is told as a gap; what it still holds arrives behind it."""
+async def test_records_deleted_by_retention_are_reported_as_a_gap(proxy: FaultProxy, url: str, topic: str) -> None:
+    """Records that were deleted while the link was lost are reported as a gap; the others are received after it."""
     async with (
         proxy,
         _admin(url) as admin,
@@ -889,7 +887,7 @@ async def test_records_deleted_by_retention_are_told_as_a_gap(proxy: FaultProxy,
 
 
 async def test_ten_thousand_channels_of_one_process(url: str) -> None:
-    """10,000 subscriptions cost the broker nothing: the last of them is heard like the first."""
+    """Of 10,000 subscriptions the last one receives messages like the first."""
     async with Backplane(url) as backplane, backplane.subscribe(*(f"room-{n}" for n in range(10_000))) as messages:
         for name in ("room-0", "room-9999"):
             await backplane.publish(name, "hello")
@@ -898,7 +896,7 @@ async def test_ten_thousand_channels_of_one_process(url: str) -> None:
 
 @pytest.mark.parametrize("latency", ["low", "balanced", "cheap"])
 async def test_every_latency_delivers(url: str, latency: str) -> None:
-    """Whatever is traded for CPU, everything arrives, in order."""
+    """With every latency all messages are received, in order."""
     async with Backplane(f"{url}&latency={latency}") as backplane, backplane.subscribe("room") as messages:
         for number in range(20):
             await backplane.publish("room", f"{number}")
@@ -915,8 +913,8 @@ async def test_every_latency_delivers(url: str, latency: str) -> None:
         "kafka://localhost?ssl_ca_certs=ca.pem",
     ],
 )
-def test_a_url_that_makes_no_sense_is_refused(url: str) -> None:
-    """A port that is none, a path, an unknown word, TLS files without TLS are refused before anything is opened."""
+def test_an_invalid_url_is_refused(url: str) -> None:
+    """An invalid port, a path, an unknown value, and TLS files without TLS are refused before anything is opened."""
     with pytest.raises(ConfigurationError, match="kafka:"):
         Backplane(url)
 
@@ -930,7 +928,7 @@ def _as(user: str, url: str) -> str:
 
 
 async def _grant(broker: Broker, user: str, topic: str, operation: int, *, allow: bool = True) -> None:
-    """Let `user` do something with `topic`, or forbid it, and wait until the broker goes by it."""
+    """Allow or deny `user` an operation on `topic`, and wait until the broker applies it."""
     assert isinstance(broker, KafkaProcess)
     admin = AIOKafkaAdminClient(bootstrap_servers=_server(broker.internal_url))
     await admin.start()
@@ -964,7 +962,7 @@ async def _until_partition(node: ProcessBroker, *, leader: int, in_sync: list[in
 
 
 async def _configure(url: str, topic: str, configs: dict[str, str]) -> None:
-    """Change the configuration of a topic, and wait until the broker goes by it."""
+    """Change the configuration of a topic, and wait until the broker applies it."""
     async with _admin(url) as admin:
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs)])
         resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict.fromkeys(configs))
@@ -977,15 +975,15 @@ async def _configure(url: str, topic: str, configs: dict[str, str]) -> None:
 
 async def _texts(messages: Subscription, count: int) -> list[str | bytes]:
     """Return the data of the next `count` messages; a gap among them fails the test."""
-    heard = [await anext(messages) for _ in range(count)]
-    assert [item for item in heard if isinstance(item, Gap)] == []
-    return [item.data for item in heard if isinstance(item, Message)]
+    received = [await anext(messages) for _ in range(count)]
+    assert [item for item in received if isinstance(item, Gap)] == []
+    return [item.data for item in received if isinstance(item, Message)]
 
 
 async def _create(admin: Any, topic: Any) -> None:
-    """Create a topic once the broker has let its name go, and wait until the broker goes by it.
+    """Create a topic, as soon as an old one of that name is gone, and wait until the broker knows it.
 
-    The controller answers both requests before that.
+    The controller answers before a deletion, or a creation, is complete.
     """
     while code := (await admin.create_topics([topic])).topic_errors[0][1]:
         assert code == _EXISTS
@@ -994,7 +992,7 @@ async def _create(admin: Any, topic: Any) -> None:
         await asyncio.sleep(0.01)
 
 
-async def _make_anew(admin: Any, topic: str) -> None:
+async def _recreate(admin: Any, topic: str) -> None:
     """Delete the topic and create it again."""
     await admin.delete_topics([topic])
     await _create(admin, NewTopic(topic, 1, 1))

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backplane import Backplane, Settings
-from backplane.adapters.kafka.login import Token
-from backplane.adapters.kafka.wire import Security
+from backplane.adapters.kafka.login import Security, Token
 from backplane.broadcaster import BrokerUrl
 from backplane.broker.registry import broadcaster_from_url
 from backplane.errors import BackplaneError, ConfigurationError

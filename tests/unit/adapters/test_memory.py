@@ -25,14 +25,14 @@ WAIT_SECONDS = 20.0
 
 
 async def received(messages: Subscription, count: int) -> list[object]:
-    """Return what is received next: data, and the reason of a gap."""
+    """Return the next items: the data of a message, the reason of a gap."""
     async with asyncio.timeout(WAIT_SECONDS):
         items = [await anext(messages) for _ in range(count)]
     return [item.reason if isinstance(item, Gap) else item.data for item in items]
 
 
-async def test_one_bus_for_each_name() -> None:
-    """All `memory://` of one name in one process receive each other, and no other name's."""
+async def test_each_name_is_a_bus_of_its_own() -> None:
+    """Adapters with the same name in one process receive each other's messages, and no others."""
     async with (
         Backplane("memory://") as one,
         Backplane("memory://?max_payload_bytes=1000") as two,
@@ -47,8 +47,8 @@ async def test_one_bus_for_each_name() -> None:
         assert await received(others, 1) == ["from the other"]
 
 
-async def test_after_the_stop() -> None:
-    """Who has stopped receives nothing more, and the others go on."""
+async def test_an_adapter_that_was_stopped_receives_nothing() -> None:
+    """An adapter that was stopped receives nothing more; the others still do."""
     gone = Backplane("memory://stop")
     async with Backplane("memory://stop") as backplane, backplane.subscribe("a") as messages:
         async with gone, gone.subscribe("a"):
@@ -57,8 +57,8 @@ async def test_after_the_stop() -> None:
         assert await received(messages, 1) == ["x"]
 
 
-async def test_from_another_event_loop() -> None:
-    """What another thread's event loop publishes is received, in order; so is what a `SyncBackplane` publishes."""
+async def test_messages_from_another_event_loop_are_received() -> None:
+    """Messages from another thread's event loop are received, in order, and those of a `SyncBackplane` too."""
 
     async def publish() -> None:
         async with Backplane("memory://loops") as outside:
@@ -68,12 +68,12 @@ async def test_from_another_event_loop() -> None:
     async with Backplane("memory://loops") as backplane, backplane.subscribe("a") as messages:
         await asyncio.to_thread(asyncio.run, publish())
         with SyncBackplane("memory://loops") as outside:
-            await asyncio.to_thread(outside.publish, "a", "in the end")
-        assert await received(messages, 101) == [*map(str, range(100)), "in the end"]
+            await asyncio.to_thread(outside.publish, "a", "last")
+        assert await received(messages, 101) == [*map(str, range(100)), "last"]
 
 
-async def test_more_than_an_event_loop_takes() -> None:
-    """What waits for an event loop that is blocked is bounded, and what was dropped is a gap in its place."""
+async def test_messages_above_the_limit_of_a_blocked_event_loop_are_a_gap() -> None:
+    """The messages that wait for a blocked event loop are bounded; dropped ones are a gap in their place."""
     mebibyte = b"x" * 2**20
 
     async def publish() -> None:
@@ -88,15 +88,15 @@ async def test_more_than_an_event_loop_takes() -> None:
         thread = threading.Thread(target=asyncio.run, args=(publish(),))
         thread.start()
         thread.join(WAIT_SECONDS)  # blocks this event loop
-        got = await received(messages, 64)
-        assert got[:63] == [mebibyte] * 63
-        assert "more waited than may" in str(got[63])
+        items = await received(messages, 64)
+        assert items[:63] == [mebibyte] * 63
+        assert "more messages waited than the limit" in str(items[63])
         await backplane.publish("a", "after it")
         assert await received(messages, 1) == ["after it"]
 
 
-async def test_an_event_loop_that_ended_without_stop() -> None:
-    """One that is forgotten in an event loop that has ended disturbs nobody."""
+async def test_an_event_loop_that_ended_without_stop_affects_no_other() -> None:
+    """An adapter that was not stopped before its event loop ended does not affect the others."""
 
     async def forget() -> None:
         left = Backplane("memory://forgotten")
@@ -109,8 +109,8 @@ async def test_an_event_loop_that_ended_without_stop() -> None:
         assert await received(messages, 1) == ["x"]
 
 
-async def test_what_came_too_late_for_an_earlier_start() -> None:
-    """What still waited when an event loop ended is dropped, and holds up nothing of the next start."""
+async def test_messages_for_an_earlier_start_are_dropped() -> None:
+    """Messages that waited when an event loop ended are dropped, and do not delay those of the next start."""
     adapter, sink = MemoryBroadcaster(BrokerUrl(scheme="memory", netloc="late"), MemoryOptions()), RecordingSink()
     earlier = asyncio.new_event_loop()
     await asyncio.to_thread(earlier.run_until_complete, adapter.start(sink))
@@ -127,8 +127,8 @@ async def test_what_came_too_late_for_an_earlier_start() -> None:
     await adapter.stop()
 
 
-def test_a_forked_child() -> None:
-    """A child has a bus of its own: what it publishes waits for no event loop of its parent."""
+def test_a_forked_child_has_a_bus_of_its_own() -> None:
+    """What a forked child publishes does not wait for an event loop of its parent."""
     child_code = """
 import asyncio, os, sys
 from backplane import Backplane

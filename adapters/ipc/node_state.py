@@ -1,0 +1,81 @@
+"""State of the node that its connections share."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from backplane.adapters.ipc.link import PeerLink
+from backplane.adapters.ipc.subscriber_index import Subscriber, SubscriberIndex
+from backplane.log_bursts import LogBursts
+from backplane.message import ALL
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from backplane.adapters.ipc.link import PeerLinkOwner
+    from backplane.broadcaster import Sink
+
+__all__ = ["NodeState"]
+
+
+class NodeState:
+    """What the connections of one node have in common, from its start to its stop.
+
+    Args:
+        folder: The folder that holds the sockets of the application.
+        sink: Receives messages and gaps.
+        max_payload_bytes: Largest payload.
+        max_peer_backlog_bytes: How many bytes may wait for one peer.
+
+    Attributes:
+        loop: The running event loop.
+        own_name: Name of the socket on which this process listens; set before the first connection.
+        channels: The channels to which this process has subscribed, by their key on the wire.
+        subscribers: The peers that have subscribed to what this process publishes.
+        published: How many messages this process has published.
+        changed: Set at each change that a waiting `IpcNode` call may wait for.
+        closing: The node stops; a connection that ends is not replaced.
+        bursts: Logs what a foreign process can cause.
+    """
+
+    __slots__ = (
+        "bursts",
+        "changed",
+        "channels",
+        "closing",
+        "folder",
+        "loop",
+        "max_payload_bytes",
+        "max_peer_backlog_bytes",
+        "own_name",
+        "published",
+        "sink",
+        "subscribers",
+    )
+
+    def __init__(self, folder: Path, sink: Sink, *, max_payload_bytes: int, max_peer_backlog_bytes: int) -> None:
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.folder: Path = folder
+        self.own_name: str = ""
+        self.sink: Sink = sink
+        self.max_payload_bytes: int = max_payload_bytes
+        self.max_peer_backlog_bytes: int = max_peer_backlog_bytes
+        self.channels: dict[bytes, str] = {}
+        self.subscribers: SubscriberIndex[Subscriber] = SubscriberIndex()
+        self.published: int = 0
+        self.changed: asyncio.Event = asyncio.Event()
+        self.closing: bool = False
+        self.bursts: LogBursts = LogBursts()
+
+    def open_link(self, sock: socket.socket, owner: PeerLinkOwner) -> PeerLink:
+        """Return a link over `sock`, whose frames go to `owner`."""
+        return PeerLink(self.loop, sock, owner, self.max_payload_bytes, self.bursts)
+
+    def report_gap(self, keys: Collection[bytes], reason: str) -> None:
+        """Report that messages of `keys` may be missing; channels that are no longer subscribed to are left out."""
+        incomplete = [self.channels[key] for key in keys if key in self.channels]
+        if incomplete:
+            self.sink.gap(ALL if len(incomplete) == len(self.channels) else incomplete, reason)

@@ -1,0 +1,120 @@
+"""Processes that start, subscribe and stop beside each other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.unit.adapters.ipc.processes import MEBIBYTE, Process, Worker
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_two_processes_that_start_at_once_are_connected(url: str, stack: AsyncExitStack) -> None:
+    """However two starts interleave, the first publish after start and subscribe reaches the other process."""
+    first, second = [await stack.enter_async_context(await Process.spawn(url)) for _ in range(2)]
+    for turn in range(25):
+        await asyncio.gather(*(process.run("start") for process in (first, second)))
+        await asyncio.gather(*(process.run("subscribe", "a") for process in (first, second)))
+        first.command("publish", "a", f"first {turn}", 0, 1)
+        second.command("publish", "a", f"second {turn}", 0, 1)
+        both = {("a", f"first {turn}"), ("a", f"second {turn}")}
+        await asyncio.gather(*(process.received(both) for process in (first, second)))
+        await asyncio.gather(*(process.run("stop") for process in (first, second)))
+    assert first.gaps == second.gaps == []
+
+
+async def test_a_frozen_peer_holds_up_one_subscription_once(url: str, stack: AsyncExitStack) -> None:
+    """A peer that does not confirm is waited for once; when it runs again, a gap of just these channels is reported."""
+    url += "&peer_timeout_seconds=0.5"
+    process = await stack.enter_async_context(await Process.spawn(url))
+    await process.run("start")
+    worker = await stack.enter_async_context(Worker(url))
+    await worker.adapter.subscribe(["early"])
+    await process.freeze()
+
+    async def subscribe_meanwhile() -> None:
+        await asyncio.sleep(0.2)  # during the other wait
+        await worker.adapter.subscribe(["meanwhile"])
+
+    await asyncio.gather(worker.adapter.subscribe(["late"]), subscribe_meanwhile())
+    start = time.monotonic()
+    for number in range(10):
+        await worker.adapter.subscribe([f"later {number}"])
+    assert time.monotonic() - start < 0.5
+    process.thaw()
+    expected = {"late", "meanwhile", *(f"later {number}" for number in range(10))}
+    await worker.sink.until(lambda: expected <= {name for names, _ in worker.sink.gaps for name in names or ()})
+    assert all(names is not None and "early" not in names for names, _ in worker.sink.gaps)
+    await process.run("publish", "late", "now", 0, 1)
+    await worker.sink.until(lambda: ("late", b"now") in worker.sink.delivered)
+    assert process.gaps == []
+
+
+async def test_a_pause_of_this_process_is_not_taken_for_silence_of_a_peer(
+    url: str, stack: AsyncExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that was blocked while its peers confirmed still counts their confirmations, and reports no gap."""
+    url += "&peer_timeout_seconds=0.5"
+    process = await stack.enter_async_context(await Process.spawn(url))
+    await process.run("start")
+    worker = await stack.enter_async_context(Worker(url))
+    asyncio.get_running_loop().call_soon(time.sleep, 1.5)
+    await worker.adapter.subscribe(["room"])
+    await process.run("publish", "room", "now", 0, 1)
+    await worker.sink.until(lambda: ("room", b"now") in worker.sink.delivered)
+    assert (worker.sink.gaps, caplog.messages) == ([], [])
+
+
+@pytest.mark.parametrize("publishes", [True, False])
+async def test_a_start_goes_on_without_a_frozen_peer(url: str, stack: AsyncExitStack, *, publishes: bool) -> None:
+    """A peer that was stopped during our start reports a gap if and only if a message was published meanwhile."""
+    url += "&peer_timeout_seconds=0.2"
+    process = await stack.enter_async_context(await Process.spawn(url))
+    await process.run("start")
+    await process.run("subscribe", "a")
+    await process.freeze()
+    worker = await stack.enter_async_context(Worker(url))
+    await worker.adapter.subscribe(["b"])
+    if publishes:
+        await worker.adapter.publish("a", b"missed")
+    process.thaw()
+    await worker.sink.until(lambda: bool(worker.sink.gaps))
+    await process.run("subscribe", "c")  # its confirmation by us proves that we know its channels
+    await worker.adapter.publish("a", b"received")
+    await process.until(lambda: bool(process.delivered))
+    assert process.delivered == [("a", "received")]
+    assert [names is None or "a" in names for names in process.gaps] == ([True] if publishes else [])
+
+
+async def test_stop_flushes_what_was_published(url: str, stack: AsyncExitStack) -> None:
+    """Messages that did not fit into the kernel's buffer still reach a peer that reads, before the BYE."""
+    listener = await stack.enter_async_context(Worker(url))
+    await listener.adapter.subscribe(["a"])
+    async with Worker(url) as leaving:
+        for _ in range(6):
+            await leaving.adapter.publish("a", bytes(MEBIBYTE))
+    await listener.sink.until(lambda: len(listener.sink.delivered) == 6)
+    assert listener.sink.gaps == []
+
+
+async def test_stop_does_not_wait_for_a_frozen_peer(url: str, stack: AsyncExitStack) -> None:
+    """A stop takes half a second at most; a peer that did not read its messages reports a gap."""
+    listener = await stack.enter_async_context(await Process.spawn(url))
+    await listener.run("start")
+    await listener.run("subscribe", "a")
+    async with Worker(url) as leaving:
+        await listener.freeze()
+        for _ in range(6):
+            await leaving.adapter.publish("a", bytes(MEBIBYTE))
+        start = time.monotonic()
+    assert time.monotonic() - start < 2
+    listener.thaw()
+    await listener.until(lambda: bool(listener.gaps))
+    assert listener.gaps == [None]
