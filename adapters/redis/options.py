@@ -1,4 +1,4 @@
-"""Options of the Redis adapters, and the login and the address of a URL."""
+"""Options of the Redis adapters, their TLS settings, and the address in a URL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from backplane.adapters.shared.credentials import CREDENTIALS_PATTERN, ask_credentials
+from backplane.adapters.shared.credentials import CREDENTIALS_PATTERN
 from backplane.adapters.shared.tls import client_context
 from backplane.broadcaster import Options, malformed_address
 from backplane.errors import ConfigurationError
@@ -16,10 +16,7 @@ from backplane.errors import ConfigurationError
 if TYPE_CHECKING:
     from backplane.broadcaster import BrokerUrl
 
-__all__ = ["Login", "RedisOptions", "check_options", "host_and_port", "login", "speaks_tls", "tls_context"]
-
-Login = tuple[str | None, str | None]
-"""User and password, either of which may be missing."""
+__all__ = ["RedisOptions", "check_options", "host_and_port", "speaks_tls", "tls_context"]
 
 _VERIFY: Final = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 
@@ -33,7 +30,7 @@ class RedisOptions(Options):
     """`package.module:callable`, called at each connect in place of user and password in the URL, for tokens that
     expire. Returns a password, `(password,)` or `(username, password)`; async, or run in a thread."""
     db: int = Field(default=0, ge=0)
-    """The database number of other clients' URLs. It has no effect: pub/sub knows no databases."""
+    """The database number of other clients' URLs. It has no effect: pub/sub has no databases."""
     connect_timeout_seconds: float = Field(default=3.0, gt=0)
     """How long connecting to one address, TLS and authentication may take."""
     max_payload_bytes: int = Field(default=16 * 1024 * 1024, gt=0, le=512 * 1024 * 1024)
@@ -75,27 +72,6 @@ def check_options(url: BrokerUrl, options: RedisOptions) -> None:
         raise ConfigurationError("redis: ssl_keyfile needs ssl_certfile, the certificate of that key")
     if options.credentials and (url.username or url.password):
         raise ConfigurationError("redis: credentials stand in place of user and password in the URL: give one of both")
-
-
-async def login(url: BrokerUrl, options: RedisOptions) -> Login:
-    """Return as whom to log in, asked anew at each connect where a callable provides it.
-
-    Raises:
-        ConfigurationError: The callable cannot be imported, or returns something else.
-        BrokerUnavailableError: It raised, or did not return in time.
-    """
-    if options.credentials is None:
-        return url.username, url.password
-    match await ask_credentials(options.credentials, adapter="redis", seconds=options.connect_timeout_seconds):
-        case (str() as password,) | (str() as password):
-            return None, password
-        case (str() | None as username, str() as password):
-            return username, password
-        case other:
-            raise ConfigurationError(
-                f"redis: {options.credentials} must return a password or (username, password), "
-                f"not {type(other).__name__}"
-            )
 
 
 def tls_context(options: RedisOptions) -> ssl.SSLContext:

@@ -34,7 +34,7 @@ from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig
 
 if TYPE_CHECKING:
-    from backplane.adapters.redis.link import Address
+    from backplane.adapters.redis.server_info import Address
     from tests.brokers.broker import Broker
     from tests.conftest import StartRedis
 
@@ -97,7 +97,7 @@ async def test_the_certificate_is_one_for_the_name(private_redis: StartRedis, mo
     async def resolve(*_: object) -> list[Address]:
         return [("127.0.0.1", port)]
 
-    monkeypatch.setattr(redis_connect, "_resolve", resolve)
+    monkeypatch.setattr(redis_connect, "resolve", resolve)
     async with Backplane(broker.url.replace("127.0.0.1", "localhost")) as backplane:
         await backplane.publish("room", "hello")
     with pytest.raises(BrokerError, match=r"not trusted.*name\.example") as raised:

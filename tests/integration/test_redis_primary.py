@@ -13,9 +13,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from backplane import Backplane, BrokerError, BrokerUnavailableError, Gap, Message, Settings
-from backplane.adapters.redis import broadcaster as adapter
+from backplane.adapters.redis import RedisBroadcaster
 from backplane.adapters.redis import connect as redis_connect
-from backplane.broadcaster import SupportsLinkCheck
+from backplane.adapters.redis.options import RedisOptions
+from backplane.broadcaster import BrokerUrl, SupportsLinkCheck
 from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import RecordingSink
 from tests.brokers.process import free_port
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backplane import Subscription
-    from backplane.adapters.redis.link import Address
+    from backplane.adapters.redis.server_info import Address
     from tests.brokers.broker import Broker
     from tests.conftest import StartRedis
 
@@ -162,22 +163,17 @@ async def test_a_busy_channel_hides_no_demotion(private_redis: StartRedis) -> No
         assert (await command(new, "PUBSUB", "NUMSUB", "room"))[1] == 1
 
 
-async def test_an_address_that_leads_to_another_primary_is_followed(
-    private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_address_that_leads_to_another_primary_is_followed(private_redis: StartRedis) -> None:
     """Where the old server goes on as a primary, and the balancer leads new connections elsewhere, the link moves."""
-    monkeypatch.setattr(adapter, "_COMPARE_SECONDS", 0.1)
     old, new = private_redis(), private_redis()
-    async with (
-        MovingService(port_of(old)) as service,
-        Backplane(service.url, settings=QUICK) as backplane,
-        backplane.subscribe("room") as messages,
-    ):
-        service.ports = [port_of(new)]
-        gap = await gap_of(messages)
-        assert "leads to another primary now" in gap.reason
-        await arrives(backplane, messages, "after")
-        assert (await command(new, "PUBSUB", "NUMSUB", "room"))[1] == 1
+    async with MovingService(port_of(old)) as service:
+        broadcaster = RedisBroadcaster(BrokerUrl.parse(service.url), RedisOptions(), compare_seconds=0.1)
+        async with Backplane(broadcaster, settings=QUICK) as backplane, backplane.subscribe("room") as messages:
+            service.ports = [port_of(new)]
+            gap = await gap_of(messages)
+            assert "leads to another primary now" in gap.reason
+            await arrives(backplane, messages, "after")
+            assert (await command(new, "PUBSUB", "NUMSUB", "room"))[1] == 1
 
 
 async def test_a_name_that_resolves_elsewhere_is_followed(
@@ -190,7 +186,7 @@ async def test_a_name_that_resolves_elsewhere_is_followed(
     async def resolve(*_: object) -> list[Address]:
         return list(found)
 
-    monkeypatch.setattr(redis_connect, "_resolve", resolve)
+    monkeypatch.setattr(redis_connect, "resolve", resolve)
     async with (
         Backplane("redis://name.example", settings=QUICK) as backplane,
         backplane.subscribe("room") as messages,
@@ -214,7 +210,7 @@ async def test_a_name_with_another_address_of_the_same_server_costs_nothing(
         async def resolve(*_: object) -> list[Address]:
             return list(found)
 
-        monkeypatch.setattr(redis_connect, "_resolve", resolve)
+        monkeypatch.setattr(redis_connect, "resolve", resolve)
         broadcaster = broadcaster_from_url("redis://name.example")
         assert isinstance(broadcaster, SupportsLinkCheck)
         await broadcaster.start(sink)
@@ -297,7 +293,7 @@ async def test_what_is_not_granted_is_taken_on_trust_and_named_once(
         await operator.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         await gap_of(messages)
         await arrives(backplane, messages, "after")
-        logger = "backplane.adapters.redis.broadcaster"
+        logger = "backplane.adapters.redis.primary"
         warnings = [record.getMessage() for record in caplog.records if record.name == logger]
         assert len(warnings) == 1
         assert "Grant them: ACL SETUSER alice +role +info" in warnings[0]
@@ -319,7 +315,7 @@ async def test_every_address_of_a_name_is_tried(private_redis: StartRedis, monke
         async def resolve(*_: object) -> list[Address]:
             return found
 
-        monkeypatch.setattr(redis_connect, "_resolve", resolve)
+        monkeypatch.setattr(redis_connect, "resolve", resolve)
         settings = Settings(start_timeout_seconds=2)
         async with (
             Backplane("redis://name.example", settings=settings) as backplane,
