@@ -11,7 +11,6 @@ from backplane.adapters.redis.address_race import first_usable
 from backplane.adapters.redis.errors import unavailable
 from backplane.adapters.redis.link import RedisLink
 from backplane.errors import BrokerAuthenticationError, BrokerError, BrokerUnavailableError
-from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from backplane.adapters.redis.server_info import Address
@@ -27,23 +26,17 @@ class Network:
     Attributes:
         answers: The answer of each.
         tried: The addresses, in the order in which they were tried.
-        cancelled: Those whose try was cancelled.
     """
 
     def __init__(self) -> None:
         self.answers: dict[Address, asyncio.Future[RedisLink]] = {}
         self.tried: list[Address] = []
-        self.cancelled: list[Address] = []
 
     async def open_link(self, address: Address) -> RedisLink:
         """Wait for the test's answer."""
         self.tried.append(address)
         answer = self.answers.setdefault(address, asyncio.get_running_loop().create_future())
-        try:
-            return await asyncio.shield(answer)
-        except asyncio.CancelledError:
-            self.cancelled.append(address)
-            raise
+        return await asyncio.shield(answer)
 
     def answer(self, address: Address, answer: RedisLink | Exception) -> None:
         """Answer for an address, now or as soon as it is tried."""
@@ -63,23 +56,6 @@ async def test_first_address_that_answers_is_the_only_one_tried() -> None:
     assert link.loss is None
 
 
-async def test_next_address_is_tried_at_once_after_a_failure() -> None:
-    """After an address that fails the next is tried without waiting."""
-    network, link = Network(), RedisLink()
-    network.answer(ONE, unavailable("dead"))
-    network.answer(TWO, link)
-    async with asyncio.timeout(0.2):
-        assert await first_usable(addresses, network.open_link) is link
-
-
-async def test_silent_address_is_cancelled_when_another_answers() -> None:
-    """An address that does not answer soon delays the next one by a moment only, and its try is cancelled."""
-    network, link = Network(), RedisLink()
-    network.answer(TWO, link)
-    assert await first_usable(addresses, network.open_link) is link
-    assert (network.tried, network.cancelled) == ([ONE, TWO], [ONE])
-
-
 async def test_late_winner_is_ended() -> None:
     """Of two links that open in the same pass of the event loop one is used and the other is ended."""
     network, links = Network(), [RedisLink(), RedisLink()]
@@ -91,19 +67,6 @@ async def test_late_winner_is_ended() -> None:
     winner = await racing
     (loser,) = (link for link in links if link is not winner)
     assert (winner.loss, loser.loss is None) == (None, False)
-
-
-async def test_cancelled_race_ends_the_link_it_opened() -> None:
-    """A race that is cancelled in the pass in which a link opens leaves no connection."""
-    network, link = Network(), RedisLink()
-    racing = asyncio.create_task(first_usable([ONE], network.open_link))
-    await until_idle()
-    network.answer(ONE, link)
-    await asyncio.sleep(0)
-    racing.cancel()
-    await asyncio.wait([racing])
-    assert racing.cancelled()
-    assert link.loss is not None
 
 
 @pytest.mark.parametrize(

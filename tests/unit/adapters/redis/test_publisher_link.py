@@ -1,4 +1,4 @@
-"""`backplane.adapters.redis.publisher_link`: the order of publishes, their outcome at an end, their bound; no server."""
+"""`backplane.adapters.redis.publisher_link`: the order of publishes, their outcome, their bound; no server."""
 
 from __future__ import annotations
 

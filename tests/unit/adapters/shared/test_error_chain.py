@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from itertools import pairwise
 
 import pytest
 
@@ -12,7 +13,7 @@ from backplane.errors import BrokerUnavailableError
 
 def raised(*errors: BaseException) -> BaseException:
     """Return the last of `errors`, each raised from the one before it."""
-    for cause, error in zip(errors, errors[1:], strict=False):
+    for cause, error in pairwise(errors):
         error.__cause__ = cause
     return errors[-1]
 
