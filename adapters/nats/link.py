@@ -235,6 +235,8 @@ class NatsLink(asyncio.Protocol):
         reason = f"the connection ended: {self._last_error or exc or 'closed by the server'}"
         self.closed.set()
         if self._unconfirmed and self._last_error.lower() == LINE_TOO_LONG:
+            # The server processes in order, so the line that it refused is in the oldest group. From now on longer
+            # lines are refused here, before they end another connection.
             too_long = self._unconfirmed[0].longest_line
             self._line_limits[self.info.server_id] = max(self._longest_confirmed, _power_of_two_below(too_long))
         while self._unconfirmed:
@@ -302,7 +304,7 @@ class NatsLink(asyncio.Protocol):
             result.refused[channel] = line_too_long(len(line))
             return
 
-        # A cancelled call may have been followed by another one, which subscribed to the channel by another id.
+        # The id is compared because the channel may have been dropped, and subscribed again, before the PONG arrives.
         def refused(reason: str) -> None:
             if self._ids.get(channel) == number:
                 self._forget([channel])

@@ -172,7 +172,8 @@ async def test_a_refusal_of_a_long_subject_is_attributed() -> None:
 
 @pytest.mark.parametrize("denied", ['to "a" (sid "1")', 'to "a"', 'to "a" using queue "q" (sid "1")'])
 async def test_refusal_of_a_standing_subscription_revokes_it(denied: str) -> None:
-    """A subscription that the server removes is revoked, and dropped there too, also while a publish awaits its PONG."""
+    """A subscription that the server removes is revoked, and dropped there too, while a publish awaits its PONG."""
+    error = f"-ERR 'Permissions Violation for Subscription {denied}'".encode()
     async with played() as both:
         asked = asyncio.create_task(both.link.subscribe({b"a": "a", b"b": "b"}))
         await both.server.until(b"PING\r\nPING\r\n")
@@ -180,13 +181,11 @@ async def test_refusal_of_a_standing_subscription_revokes_it(denied: str) -> Non
         await asked
         published = asyncio.create_task(both.link.publish(b"a", b"1"))
         await both.server.until(b"PUB a 1\r\n1\r\nPING\r\n")
-        both.server.send(
-            f"-ERR 'Permissions Violation for Subscription {denied}'".encode(), b"PONG", b"MSG a 1 1", b"x"
-        )
+        both.server.send(error, b"PONG", b"MSG a 1 1", b"x")
         await published
         assert [channels for channels, _ in both.sink.revocations] == [{"a"}]
         await both.server.until(b"UNSUB 1\r\nPING\r\n")
-        both.server.send(f"-ERR 'Permissions Violation for Subscription {denied}'".encode(), b"MSG b 2 1", b"y")
+        both.server.send(error, b"MSG b 2 1", b"y")
         await both.sink.until(lambda: bool(both.sink.delivered))
         assert both.sink.delivered == [("b", b"y")]
         assert len(both.sink.revocations) == 1

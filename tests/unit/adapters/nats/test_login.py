@@ -27,7 +27,7 @@ async def test_every_info_of_a_login_reaches_the_link() -> None:
 
 
 async def test_bytes_after_the_login_reach_the_link() -> None:
-    """What the server sends after the PONG reaches the link, also where it is more than the reader of the login holds."""
+    """What the server sends after the PONG reaches the link, also where the reader of the login cannot hold it."""
     infos = b"".join(b'INFO {"server_id":"%d"}\r\n' % number for number in range(20_000))
     async with attempt(answer=PONG + infos) as attempted:
         await attempted.open()

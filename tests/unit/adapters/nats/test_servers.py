@@ -38,7 +38,7 @@ def test_the_order_is_random() -> None:
 
 
 def test_a_failed_server_is_tried_last_of_its_kind() -> None:
-    """Servers that failed are tried after the others of their kind, the earliest failure first, until one is reached."""
+    """Servers that failed are tried last of their kind, the earliest failure first, until one is reached."""
     servers = Servers([ONE, TWO])
     servers.learn(["three:4222"], ONE, verified=True)
     servers.failed(TWO)
@@ -49,7 +49,7 @@ def test_a_failed_server_is_tried_last_of_its_kind() -> None:
 
 
 def test_earlier_announcements_are_kept() -> None:
-    """A partitioned server that announces itself alone does not remove the others; only a limit of their number does."""
+    """A partitioned server that announces itself alone does not remove the others; the limit of their number does."""
     servers = Servers([ONE])
     servers.learn(["two:4222", "three:4222"], ONE, verified=True)
     servers.learn(["two:4222"], ONE, verified=True)
