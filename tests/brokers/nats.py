@@ -33,12 +33,12 @@ def shared_nats(folder: Path) -> Broker:
 
 
 def private_nats(config: str, folder: Path, *, login: str = "") -> Broker:
-    """Return a NATS of the test's own, not started: `nats-server`, installed where it may be, else one in Docker.
+    """Return a private NATS, not started: `nats-server`, installed where that is allowed, else one in Docker.
 
     Args:
         config: Lines of the server's configuration file.
         folder: An empty folder.
-        login: What stands before the `@` of the URL.
+        login: User and password of the URL, before its `@`.
 
     Raises:
         BrokerMissingError: This machine has none.
@@ -47,7 +47,7 @@ def private_nats(config: str, folder: Path, *, login: str = "") -> Broker:
     if program is not None:
         return NatsProcess(program, config, folder, login)
     if config:
-        raise BrokerMissingError("no nats-server, and the one in Docker takes no configuration here")
+        raise BrokerMissingError("no nats-server, and the one in Docker cannot be configured here")
     return _NatsContainer()
 
 
@@ -58,7 +58,7 @@ class NatsProcess(ProcessBroker):
         program: The server.
         config: Lines of the file.
         folder: An empty folder.
-        login: What stands before the `@` of the URL.
+        login: User and password of the URL, before its `@`.
     """
 
     def __init__(self, program: str, config: str, folder: Path, login: str) -> None:
@@ -69,24 +69,24 @@ class NatsProcess(ProcessBroker):
         self.url = f"nats://{login and login + '@'}127.0.0.1:{self.port}"
 
     def configure(self, config: str) -> None:
-        """Put `config` in place of the lines it starts with the next time."""
+        """Replace the configuration; it is read at the next start."""
         self._file.write_text(config)
 
     def reload(self, config: str) -> None:
-        """Let it read `config` in place of the lines it has; returns before it has done so."""
+        """Replace the configuration and have the server reload it; returns before the server has done so."""
         self.configure(config)
         self._runtime().send_signal(signal.SIGHUP)
 
     def enter_lame_duck_mode(self) -> None:
-        """Let it announce its end: it accepts nobody from now on, and closes its connections after a while."""
+        """Have the server announce its end: it accepts no client from now on, and closes its connections later."""
         self._runtime().send_signal(signal.SIGUSR2)
 
     def command(self) -> Sequence[str]:
-        """Return the command."""
+        """Return the command line."""
         return [self._program, "--addr", "127.0.0.1", "--port", str(self.port), "--config", str(self._file)]
 
     def answers(self) -> bool:
-        """Whether it greets."""
+        """Whether it sends an INFO."""
         return bool(server_info(self.port))
 
 
@@ -103,7 +103,7 @@ class _NatsContainer(ContainerBroker):
 
 
 def server_info(port: int) -> dict[str, Any]:
-    """Return what a server says of itself to whoever connects; nothing where none answers."""
+    """Return the INFO that a server sends to each client; empty where no server answers."""
     with (
         suppress(OSError),
         socket.create_connection(("127.0.0.1", port), timeout=1) as link,

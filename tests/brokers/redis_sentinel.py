@@ -1,4 +1,4 @@
-"""Redis Sentinel for tests: a primary, its replica, and three sentinels that watch over them."""
+"""Redis Sentinel for tests: a primary, its replica, and three sentinels that monitor them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["SERVICE", "RedisSentinels", "private_sentinels", "sentinel_of"]
 
 SERVICE = "rooms"
-"""What the sentinels call the service."""
+"""The name of the service at the sentinels."""
 
-# Sentinels in a hurry. Redis 7.0 lets one set the periods too; they are 10 s, 2 s, 1 s and 1 s otherwise.
+# Short times, so that tests are fast. Redis 7.0 and later let one set the periods too (else 10 s, 2 s, 1 s and 1 s).
 _OPTIONS = {"down-after-milliseconds": 500, "failover-timeout": 2000, "parallel-syncs": 1}
 _PERIODS = {"info-period": 200, "publish-period": 200, "ping-period": 100, "ask-period": 100}
 
@@ -29,7 +29,7 @@ _PERIODS = {"info-period": 200, "publish-period": 200, "ping-period": 100, "ask-
 def private_sentinels(
     folder: Path, *, password: str = "", sentinel_password: str = "", tls: bool = False
 ) -> RedisSentinels:
-    """Return a primary, a replica and three sentinels of the test's own, not started.
+    """Return a private primary, a replica and three sentinels, not started.
 
     Raises:
         BrokerMissingError: This machine has no `redis-server`.
@@ -40,7 +40,7 @@ def private_sentinels(
 
 
 def sentinel_of(port: int, folder: Path, *, down_after_milliseconds: int) -> RedisProcess:
-    """Return one more sentinel, not started, that watches alone over a server without a password.
+    """Return a sentinel, not started, that alone monitors a server without a password.
 
     Raises:
         BrokerMissingError: This machine has no `redis-server`.
@@ -50,12 +50,12 @@ def sentinel_of(port: int, folder: Path, *, down_after_milliseconds: int) -> Red
 
 
 class RedisSentinels:
-    """What belongs to one service, as programs of this machine, running from entering to leaving.
+    """The servers of one service, as programs of this machine, started on entering and stopped on leaving.
 
     Attributes:
-        nodes: The data nodes; the first begins as the primary.
+        nodes: The data nodes; the first is the primary at the start.
         sentinels: The sentinels.
-        url: The service at all sentinels, as `Backplane` takes it.
+        url: The URL of the service, with all sentinels.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class RedisSentinels:
         return f"{scheme}://{login}{hosts}/{SERVICE}{'?' if options else ''}{'&'.join(options)}"
 
     def ask(self, server: RedisProcess, *command: str) -> Any:
-        """Return what one of them answers; `None` where it does not, or refuses."""
+        """Send a command to one of them and return the reply; `None` where there is none, or an error."""
         from redis import Redis, RedisError
 
         client: Any = Redis
@@ -112,25 +112,27 @@ class RedisSentinels:
             return link.execute_command(*command)
 
     def other(self, node: RedisProcess) -> RedisProcess:
-        """Return the data node that `node` is not."""
+        """Return the other data node."""
         return self.nodes[node is self.nodes[0]]
 
     def failover(self) -> None:
-        """Have a sentinel put the replica in the primary's place, and wait until all of them name it."""
+        """Have a sentinel promote the replica, and wait until all sentinels name it."""
         old, new = self.nodes
 
         def is_done() -> bool:
-            if self._named(self.sentinels[0]) == old.port:  # refused while one is under way; one given up begins anew
+            if (
+                self._named(self.sentinels[0]) == old.port
+            ):  # refused while a failover runs; repeated if one was abandoned
                 self.ask(self.sentinels[0], "SENTINEL", "FAILOVER", SERVICE)
             return self._is_promoted(new)
 
-        wait_until(is_done, f"the sentinels put {new.url} in the place of {old.url}", seconds=40)
+        wait_until(is_done, f"the sentinels promote {new.url} in place of {old.url}", seconds=40)
 
     def replace_unseen(self) -> None:
-        """Have the sentinels name the replica, made a primary of its own, while the old primary stays what it was.
+        """Have the sentinels name the replica, promoted by an operator, while the old primary remains a primary.
 
-        That is how it stands for those who reach an old primary which the sentinels do not reach, and for all in the
-        seconds before they have told it.
+        Clients are in that state where they reach an old primary that the sentinels do not reach, and in the seconds
+        before the sentinels have demoted it.
         """
         for sentinel in self.sentinels:
             self.ask(sentinel, "SENTINEL", "REMOVE", SERVICE)
@@ -139,7 +141,7 @@ class RedisSentinels:
             self.ask(sentinel, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", str(self.nodes[1].port), "2")
 
     def demote(self, node: RedisProcess) -> None:
-        """Make `node` a replica of the other one, as an operator can; its clients keep their connections."""
+        """Make `node` a replica of the other one, as an operator does; its clients keep their connections."""
         self.ask(node, "REPLICAOF", "127.0.0.1", str(self.other(node).port))
         self.wait_until_demoted(node)
 
@@ -148,7 +150,7 @@ class RedisSentinels:
         wait_until(lambda: self._is_promoted(node), f"the sentinels name {node.url}", seconds=60)
 
     def wait_until_demoted(self, node: RedisProcess) -> None:
-        """Wait until `node` says that it is a replica."""
+        """Wait until `node` reports to be a replica."""
         wait_until(lambda: (self.ask(node, "ROLE") or [""])[0] == "slave", f"{node.url} is a replica", seconds=30)
 
     def __enter__(self) -> Self:
@@ -168,7 +170,7 @@ class RedisSentinels:
         self._stack.close()
 
     def _named(self, sentinel: RedisProcess) -> int:
-        """Return the port of the primary that it names."""
+        """Return the port of the primary that a sentinel names."""
         return int((self.ask(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE) or ["0"])[-1])
 
     def _is_promoted(self, node: RedisProcess) -> bool:
@@ -178,14 +180,14 @@ class RedisSentinels:
         )
 
     def _knows_all(self, sentinel: RedisProcess) -> bool:
-        """Whether it knows the other sentinels, and a replica that could take over."""
+        """Whether a sentinel knows the other sentinels, and a replica that can be promoted."""
         others: list[list[str]] | None = self.ask(sentinel, "SENTINEL", "SENTINELS", SERVICE)
         replicas: list[list[str]] | None = self.ask(sentinel, "SENTINEL", "REPLICAS", SERVICE)
         if not others or not replicas:
             return False
         (replica,) = replicas
-        told = dict(zip(replica[::2], replica[1::2], strict=True))
-        return len(others) == 2 and told.get("master-link-status") == "ok"
+        fields = dict(zip(replica[::2], replica[1::2], strict=True))
+        return len(others) == 2 and fields.get("master-link-status") == "ok"
 
 
 class _SentinelProcess(RedisProcess):
@@ -205,7 +207,7 @@ class _SentinelProcess(RedisProcess):
         lines = [f"sentinel monitor {SERVICE} 127.0.0.1 {port} 2", *options_lines]
         lines += [f"sentinel auth-pass {SERVICE} {password}"] if password else []
         lines += ["tls-replication yes"] if certificate else []
-        self._file = folder / "sentinel.conf"  # it writes there what it learns
+        self._file = folder / "sentinel.conf"  # the sentinel writes its state there
         self._file.write_text("\n".join([*lines, ""]))
 
     def command(self) -> list[str]:
@@ -216,5 +218,5 @@ class _SentinelProcess(RedisProcess):
 def _program() -> str:
     program = shutil.which("redis-server") or install("redis-server")
     if program is None:
-        raise BrokerMissingError("no redis-server, which is the sentinel too")
+        raise BrokerMissingError("no redis-server, which runs the sentinels too")
     return program

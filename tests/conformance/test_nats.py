@@ -23,26 +23,26 @@ def permitting(*denied: str) -> str:
 
 
 class TestNats(BroadcasterConformance):
-    """Every promise, on a server that refuses one channel."""
+    """The whole contract, on a server that refuses one channel."""
 
     @pytest.fixture
     def broker(self, private_nats: StartNats) -> Broker:
-        """A user who may subscribe to any channel but one."""
+        """Return a server with a user who may subscribe to any channel but one."""
         return private_nats(permitting(), login="alice:secret")
 
     @pytest.fixture
     def url(self, broker: Broker) -> str:
-        """Its URL."""
+        """Return its URL."""
         return broker.url
 
     @pytest.fixture
     def refused_channel(self) -> str:
-        """The one."""
+        """Return that channel."""
         return "forbidden"
 
     @pytest.fixture
     def take_away(self, broker: Broker) -> TakeAway:
-        """Permissions that are reloaded without the channel, and then with it."""
+        """Return what reloads the permissions without a channel, and then with it."""
 
         async def take_away(channel: str) -> None:
             assert isinstance(broker, NatsProcess)
@@ -58,17 +58,19 @@ class TestNats(BroadcasterConformance):
 
     @pytest.fixture
     def crowded(self, private_nats: StartNats) -> tuple[str, Sequence[str]]:
-        """A server with places for ten subscriptions, which refuses the others without a name."""
+        """Return a server that refuses subscriptions over ten without naming them, and the channels."""
         return private_nats("max_subscriptions: 10").url, [f"room-{number}" for number in range(20)]
 
     @pytest.fixture
     def fail_over(self) -> FailOver:
-        """Nothing: NATS knows no primary."""
-        pytest.skip("no server of NATS is replaced and goes on: all of a cluster are equal, one that leaves says so")
+        """Skip: NATS has no primary."""
+        pytest.skip(
+            "NATS has no primary that could be replaced: all servers of a cluster are equal, and announce their end"
+        )
 
     @pytest.fixture
     def strip_tls(self, private_nats: StartNats, tmp_path: Path) -> tuple[str, Strip]:
-        """A server that takes clients without TLS too, and somebody who takes TLS out of its offer."""
+        """Return a server that accepts clients without TLS too, and what removes TLS from its INFO."""
         certificate = self_signed_certificate(tmp_path)
         tls = f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}\nallow_non_tls: true\n'
         login = "authorization { user: alice, password: secret }"

@@ -16,33 +16,35 @@ from tests.brokers.redis import RedisConfig
 from tests.brokers.redis_sentinel import SERVICE, sentinel_of
 from tests.conftest import StartRedis
 
-# A user who may use any channel but one; Redis knows no exception, so all the others are named.
+# A user who may use any channel but one. ACLs of Redis have no exceptions, so the patterns match every other channel.
 _ALLOWED = " ".join(f"&{pattern}" for pattern in ("room*", "[^f]*", "f[^o]*"))
 _LIMITED = RedisConfig(users=(f"alice on >secret +@all ~* resetchannels {_ALLOWED}",), login="alice:secret")
 _TLS = RedisConfig(tls=True, password="secret")
 
 
 class RedisConformance(BroadcasterConformance):
-    """The hooks of all."""
+    """The hooks of every suite for Redis."""
 
     @pytest.fixture
     def take_away(self) -> TakeAway:
-        """Nothing: Redis cannot."""
-        pytest.skip("Redis takes no subscription away: it ends the connections of a user who loses a channel")
+        """Skip: Redis revokes no subscription."""
+        pytest.skip(
+            "Redis revokes no subscription: it closes the connections of a user who loses the permission for a channel"
+        )
 
     @pytest.fixture
     def crowded(self, private_redis: StartRedis) -> tuple[str, Sequence[str]]:
-        """A server that refuses a SUBSCRIBE as a whole, and names none of its channels."""
+        """Return a server that refuses a SUBSCRIBE as a whole without naming a channel, and the channels."""
         return private_redis(_LIMITED).url, [*(f"room-{number}" for number in range(20)), "forbidden", "forest"]
 
     @pytest.fixture
     def strip_tls(self, private_redis: StartRedis) -> tuple[str, Strip]:
-        """A server with TLS, and somebody who answers the handshake in clear."""
-        return private_redis(_TLS).url, _answer_in_clear
+        """Return a server with TLS, and what answers its handshake unencrypted."""
+        return private_redis(_TLS).url, _answer_unencrypted
 
     @pytest.fixture
     def fail_over(self, broker: Broker, proxy: FaultProxy, private_redis: StartRedis) -> FailOver:
-        """A new server where the proxy leads; the old one is demoted, and keeps its clients."""
+        """Return what leads the proxy to a new server, and demotes the old one, which keeps its clients."""
         new = private_redis(_LIMITED)
 
         async def fail_over() -> str:
@@ -56,62 +58,62 @@ class RedisConformance(BroadcasterConformance):
 
 
 class TestRedis(RedisConformance):
-    """Every promise, on a server that refuses one channel."""
+    """The whole contract, on a server that refuses one channel."""
 
     @pytest.fixture
     def broker(self, private_redis: StartRedis) -> Broker:
-        """A user who may use any channel but one."""
+        """Return a server with a user who may use any channel but one."""
         return private_redis(_LIMITED)
 
     @pytest.fixture
     def url(self, broker: Broker) -> str:
-        """Its URL."""
+        """Return its URL."""
         return broker.url
 
     @pytest.fixture
     def refused_channel(self) -> str:
-        """What none of the patterns matches."""
+        """Return the channel that no pattern matches."""
         return "forbidden"
 
 
 class TestRedisTls(BroadcasterConformance):
-    """Every promise, over TLS."""
+    """The whole contract, over TLS."""
 
     @pytest.fixture
     def url(self, private_redis: StartRedis) -> str:
-        """A server with a certificate of its own making."""
+        """Return the URL of a server with a self-signed certificate."""
         return private_redis(_TLS).url
 
     @pytest.fixture(autouse=True)
     def spare_uvloop(self, request: pytest.FixtureRequest, anyio_backend: tuple[str, dict[str, bool]]) -> None:
-        """Skip one test on uvloop 0.23, which logs an error of its own when TLS is aborted behind its handshake."""
+        """Skip one test on uvloop 0.23, which logs an error where TLS is aborted right after the handshake."""
         test: str = request.node.originalname
         if anyio_backend[1]["use_uvloop"] and test == "test_cancelling_at_any_moment_leaks_nothing":
-            pytest.skip("uvloop 0.23 fails by itself when TLS is aborted right behind its handshake")
+            pytest.skip("uvloop 0.23 logs an error of its own when TLS is aborted right after the handshake")
 
 
 class TestRedisSentinel(RedisConformance):
-    """Every promise, on a server that a sentinel names."""
+    """The whole contract, on a server that a sentinel names."""
 
     @pytest.fixture
     def broker(self, private_redis: StartRedis) -> Broker:
-        """The server that the sentinel names."""
+        """Return the server that the sentinel names."""
         return private_redis()
 
     @pytest.fixture
     def redis_url(self, broker: Broker) -> str:
-        """Its URL."""
+        """Return its URL."""
         return broker.url
 
     @pytest.fixture
     def url(self, redis_url: str, tmp_path: Path) -> Iterator[str]:
-        """A sentinel that names the server."""
+        """Return the URL of a sentinel that names the server."""
         with sentinel_of(int(redis_url.rpartition(":")[2]), tmp_path, down_after_milliseconds=60_000) as sentinel:
             yield f"redis+sentinel://127.0.0.1:{sentinel.port}/{SERVICE}"
 
     @pytest.fixture
     def proxy(self, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
-        """A proxy before the server, and another sentinel, which names the proxy."""
+        """Return a proxy in front of the server, with the URL of another sentinel, which names the proxy."""
         port = free_port()
         folder = tmp_path_factory.mktemp("sentinel")
         with sentinel_of(port, folder, down_after_milliseconds=60_000) as sentinel:
@@ -128,5 +130,5 @@ class _SentinelProxy(FaultProxy):
         return self._sentinel_url
 
 
-def _answer_in_clear(way: PassingWay, data: bytes) -> bytes:
+def _answer_unencrypted(way: PassingWay, data: bytes) -> bytes:
     return data if way == "to_broker" else b"+OK\r\n+PONG\r\n"
