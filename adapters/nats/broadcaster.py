@@ -10,7 +10,7 @@ import random
 import re
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from backplane.adapters.nats.connect import NatsConnector
 from backplane.adapters.nats.errors import unavailable
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from backplane.adapters.nats.link import NatsLink
-    from backplane.broadcaster import BrokerUrl, Sink
+    from backplane.broadcaster import BrokerUrl, Options, Sink
 
 __all__ = ["NatsBroadcaster", "NatsOptions"]
 
@@ -58,7 +58,7 @@ class NatsBroadcaster(Broadcaster):
     another one, in the milliseconds after `subscribe` has returned, can be missed without a gap.
     """
 
-    options_class = NatsOptions
+    options_class: ClassVar[type[Options]] = NatsOptions
     options: NatsOptions
 
     def __init__(self, url: BrokerUrl, options: NatsOptions) -> None:

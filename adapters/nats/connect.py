@@ -30,7 +30,7 @@ __all__ = ["NatsConnector"]
 _CREDENTIALS_REFUSED: Final = re.compile(
     r"^(?!no credentials: ).*(authorization violation|authentication (expired|revoked)|credentials)", re.I
 )
-# How long a server that does not answer is waited for before the next one is tried as well.
+# After it the next server is tried as well, where one does not answer.
 _NEXT_SERVER_SECONDS: Final = 1.0
 
 
@@ -38,7 +38,7 @@ class NatsConnector:
     """Opens links, and remembers the servers of which the cluster notifies its clients.
 
     Args:
-        url: Where to connect, as errors may show it: a token stands in the place of the password.
+        url: Where to connect. Errors show it, so a token must be in the place of the password.
         options: Those of the adapter.
         login: Opens a connection.
         on_lost: Called once, when a link that was returned ends.

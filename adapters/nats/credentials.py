@@ -24,7 +24,7 @@ _CREDENTIALS: Final = re.compile(r"-{3,}BEGIN (NATS USER JWT|USER NKEY SEED)-{3,
 
 
 class NatsCredentials:
-    """The one kind of credentials that a URL and its options give.
+    """The credentials that a URL or its options give, of one kind.
 
     Files are read, and the callable is called, at each login, so that a rotated secret needs no restart.
 

@@ -21,13 +21,13 @@ class NatsOptions(Options):
     """Options of `nats://` and `tls://`."""
 
     prefix: str = ""
-    """Tokens in front of every subject, each ended by a dot (`shop.`): to share the server, or to fit a permission."""
+    """Tokens before every subject, each ended by a dot (`shop.`): to share the server, or to match a permission."""
     connect_timeout_seconds: float = Field(default=3.0, gt=0)
     """How long connecting to one server, TLS and authentication may take."""
     max_payload_bytes: int = Field(default=_MEBIBYTE, gt=0, le=64 * _MEBIBYTE)
     """Largest payload, in bytes. A server, or an account, that allows less (`max_payload`) lowers it."""
     max_pending_bytes: int = Field(default=64 * _MEBIBYTE, gt=0)
-    """Most bytes published and not yet confirmed; one message is always taken. Over it `publish` raises."""
+    """Most bytes published and not yet confirmed; one message is always accepted. Over it `publish` raises."""
     client_name: str | None = None
     """Name in the server's monitoring."""
     password_file: str | None = None
@@ -40,20 +40,20 @@ class NatsOptions(Options):
     nkeys_seed: str | None = None
     """File with an NKey seed. Read at each login."""
     tls_ca_certs: str | None = None
-    """File of the authorities to trust. Defaults to the system's. Each TLS option asks for TLS as `tls://` does."""
+    """File of the authorities to trust. Defaults to the system's. Each TLS option requires TLS, as `tls://` does."""
     tls_certfile: str | None = None
     """File of the client's certificate."""
     tls_keyfile: str | None = None
     """File of the client's key. Defaults to the certificate's file."""
     tls_first: bool = False
-    """Start with the TLS handshake, as a server with `handshake_first` expects it. Defaults to false."""
+    """Start with the TLS handshake, as a server with `handshake_first` expects. Defaults to false."""
 
 
 def check_options(url: BrokerUrl, options: NatsOptions) -> None:
-    """Refuse a URL, or options, that contradict themselves or each other.
+    """Check the URL, and that the options agree with each other.
 
     Raises:
-        ConfigurationError: They do.
+        ConfigurationError: The URL is malformed, or the options contradict each other.
     """
     if "//" in url.path:
         raise ConfigurationError(f"nats: all servers of a URL have its scheme: {url.scheme}://one:4222,two:4222")

@@ -5,7 +5,7 @@ reconnects without a notification, and messages in between are lost unnoticed.
 
 There are two connections: one publishes, in order and many commands per write; the other, opened with the first
 subscription, receives. Messages are missed only while the receiving one is down, so its end is a lost link. Where the
-publishing one ends and the other stands, no message was missed, and it is replaced without a report.
+publishing one ends and the other is up, no message was missed, and it is replaced without a report.
 
 At most once: Redis keeps no message for a subscriber that is away (https://redis.io/docs/latest/develop/pubsub/).
 """
@@ -32,11 +32,11 @@ from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationE
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from backplane.broadcaster import BrokerUrl, Sink
+    from backplane.broadcaster import BrokerUrl, Options, Sink
 
 __all__ = ["RedisBroadcaster", "RedisOptions"]
 
-logger = logging.getLogger("backplane.adapters.redis.broadcaster")
+logger: Final[logging.Logger] = logging.getLogger("backplane.adapters.redis.broadcaster")
 
 _DEFAULT_PORT: Final = 6379
 # A publishing connection that ends as soon as it is open must not be replaced in a busy loop.
@@ -55,7 +55,7 @@ class RedisBroadcaster(Broadcaster):
             the same server.
     """
 
-    options_class = RedisOptions
+    options_class: ClassVar[type[Options]] = RedisOptions
     options: RedisOptions
     _replica_hint: ClassVar[str] = "the URL must lead to the primary, or to sentinels that know it (redis+sentinel://)"
 
@@ -92,7 +92,7 @@ class RedisBroadcaster(Broadcaster):
         )
 
     async def start(self, sink: Sink) -> None:
-        """Open the connection that publishes; the other one is opened with the first subscription."""
+        """Open the connection that publishes; the one that receives is opened with the first subscription."""
         self._subscriber_opening = asyncio.Lock()
         publisher = await self._primary.open_publisher()
         publisher.adopt(self._publisher_lost)
@@ -241,7 +241,7 @@ class RedisBroadcaster(Broadcaster):
             return self._subscriber
 
     def _publisher_lost(self, error: BrokerError) -> None:
-        """Replace the connection that publishes where the one that receives stands; otherwise the link is lost.
+        """Replace the connection that publishes while the one that receives is up; otherwise the link is lost.
 
         Without a `run_id` a new connection cannot be compared with the other one, so it could lead to another server.
         """

@@ -28,7 +28,7 @@ __all__ = ["Endpoint", "identify", "resolve"]
 
 
 class Endpoint:
-    """Where a URL leads, and how to connect there.
+    """The server of a URL, and how to connect to it.
 
     Args:
         target: Host and port, or the path of a Unix socket.
@@ -79,7 +79,7 @@ class Endpoint:
         try:
             async with PatientTimeout(self._options.connect_timeout_seconds):
                 await open_connection(link, address, credentials, client_name=client_name, tls=self._tls())
-                command = b"PING"  # a server that requires a password accepts a client without one, and refuses this
+                command = b"PING"  # without a password AUTH is not sent, and this is refused
                 await link.ask(command)
         except hiredis.ReplyError as reply:
             if (refused := login_error(command, reply, where)) is not None:

@@ -138,7 +138,7 @@ class _TlsConnection(SSLConnection):
 
 
 class _Parser(DefaultParser):  # type: ignore[valid-type,misc]  # a variable: the parser that uses hiredis
-    """Keeps the whole text of an error reply: redis-py removes its first word, the code."""
+    """Keeps the whole text of an error reply: redis-py removes the code at its begin."""
 
     @classmethod
     def parse_error(cls, response: str) -> Any:

@@ -1,7 +1,7 @@
 """Opens links to one primary, and checks later that they still lead to it.
 
 PUBLISH succeeds on a replica too, and on a former primary, and reaches only the subscribers of that server. So both
-connections of a worker must lead to one primary, and a primary can be replaced while they stand.
+connections of a worker must lead to one primary, and a primary can be replaced while they are up.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPARE_SECONDS", "Primary"]
 
-logger = logging.getLogger("backplane.adapters.redis.primary")
+logger: Final[logging.Logger] = logging.getLogger("backplane.adapters.redis.primary")
 
 COMPARE_SECONDS: Final = 60.0
 """How often a new connection is opened to the address in use. Behind a load balancer the address stays while the server
@@ -43,7 +43,7 @@ class Primary:
 
     Args:
         endpoint: Where it is.
-        url: Its credentials.
+        url: The URL, for its credentials.
         options: Those of the adapter.
         replica_hint: What to do where the endpoint leads to a replica, as an error shows it.
         compare_seconds: How often a new connection is opened to the address in use.

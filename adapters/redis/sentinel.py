@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from backplane.adapters.redis.credentials import Credentials
     from backplane.adapters.redis.server_info import Address
-    from backplane.broadcaster import BrokerUrl, Sink
+    from backplane.broadcaster import BrokerUrl, Options, Sink
 
 __all__ = ["RedisSentinelBroadcaster", "RedisSentinelOptions"]
 
@@ -72,7 +72,7 @@ class RedisSentinelBroadcaster(RedisBroadcaster):
     The sentinels of the URL name others. Those are asked where the ones of the URL name no primary.
     """
 
-    options_class = RedisSentinelOptions
+    options_class: ClassVar[type[Options]] = RedisSentinelOptions
     _replica_hint: ClassVar[str] = "the sentinels will name another server"
 
     def __init__(self, url: BrokerUrl, options: RedisSentinelOptions) -> None:

@@ -49,7 +49,7 @@ async def first_connected(
         end: Ends a link at once.
         failures: The errors of `connect` after which the next target is tried. Any other one, a wrong option or a bug,
             is raised as it is.
-        next_after_seconds: How long a target that does not answer is waited for before the next one is tried as well.
+        next_after_seconds: After this time without an answer the next target is tried as well.
 
     Raises:
         NoneConnectedError: Every target failed.
