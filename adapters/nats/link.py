@@ -2,7 +2,7 @@
 
 nats-py has connected it and logged in; here its socket is taken over. The protocol is
 https://docs.nats.io/reference/reference-protocols/nats-protocol. Commands are sent in groups, each confirmed by one
-PONG (`command_groups`). Publishes of one pass of the event loop share a group, because the refusal of a publish names
+PONG (`command_queue`). Publishes of one pass of the event loop share a group, because the refusal of a publish names
 its subject. Every subscription is a group of its own, because the refusal of a subscription does not always name one.
 """
 
@@ -11,17 +11,11 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, cast
 
-from backplane.adapters.nats.command_groups import (
-    LINE_TOO_LONG,
-    CommandGroup,
-    PublishGroup,
-    RoundTrip,
-    SubscribeGroup,
-)
+from backplane.adapters.nats.command_groups import LINE_TOO_LONG, PublishGroup, RoundTrip, SubscribeGroup
+from backplane.adapters.nats.command_queue import CommandQueue
 from backplane.adapters.nats.errors import line_too_long, unavailable
 from backplane.adapters.nats.parser import MAX_LINE_BYTES, MAX_PAYLOAD_BYTES, NatsParser
 from backplane.adapters.nats.server_info import ServerInfo, read_info
@@ -36,13 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NatsLink", "SubscribeResult"]
 
-_Group = TypeVar("_Group", bound=CommandGroup)
-
 _DENIED: Final = re.compile(
     r'Permissions Violation for (Publish|Subscription) to "([^"]*)"(?:.*\(sid "(\d+)"\))?', re.IGNORECASE
 )
-# A burst of publishes is sent in pieces of this size, so that the server processes one while the next is prepared.
-_WRITE_BYTES: Final = 64 * 1024
 # Load balancers and NATs drop a connection that is idle for some minutes.
 _KEEPALIVE_SECONDS: Final = 30
 _MAX_REASON_CHARACTERS: Final = 300
@@ -96,20 +86,14 @@ class NatsLink(asyncio.Protocol):
         self._on_info = on_info
         self._max_pending_bytes = max_pending_bytes
         self._line_limits = line_limits
-        self._pending_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._login: object = None
         self._parser = NatsParser(self._message_received, self._line_received)
-        self._commands: list[bytes] = []
-        self._commands_bytes = 0
-        self._flush_is_due = False
-        self._unsent: list[CommandGroup] = []
-        self._unconfirmed: deque[CommandGroup] = deque()
+        self._queue = CommandQueue()
         self._channels: dict[bytes, tuple[str, bytes]] = {}  # channel and subject of each subscription, by its id
         self._ids: dict[str, bytes] = {}
         self._last_id = 0
         self._max_line_bytes = MAX_LINE_BYTES
-        self._longest_confirmed = 0
         self._last_error = ""
         self.server: Server = server
         self.info: ServerInfo = ServerInfo()
@@ -152,6 +136,7 @@ class NatsLink(asyncio.Protocol):
         self._keep_alive()
         close_in_children(self, transport)
         self.closed.clear()
+        self._queue.open(self._transport.write)
         self.data_received(received)
         await self._round_trip(b"")  # an INFO with the limits of the account follows the PONG of the login
         self.is_up = True
@@ -189,22 +174,23 @@ class NatsLink(asyncio.Protocol):
             PublishError: The server refuses it, or too much awaits its confirmation (`retriable`).
             PublishOutcomeUnknownError: The connection ended, or the server sent an error that names no command.
         """
+        queue = self._queue
         size = len(subject) + len(payload)
-        if self._pending_bytes + size > self._max_pending_bytes and self._pending_bytes:
+        if queue.pending_bytes + size > self._max_pending_bytes and queue.pending_bytes:
             raise PublishError(
-                f"{self._pending_bytes:,} bytes await the server; publish slower, or raise max_pending_bytes",
+                f"{queue.pending_bytes:,} bytes await the server; publish slower, or raise max_pending_bytes",
                 adapter="nats",
                 retriable=True,
             )
         line = b"%b %d" % (subject, len(payload))
         if len(line) > self._max_line_bytes:
             raise PublishError(line_too_long(len(line)), adapter="nats")
-        group = self._unsent[-1] if self._unsent else None
+        group = queue.unsent[-1] if queue.unsent else None
         if not isinstance(group, PublishGroup):
-            group = self._begin(PublishGroup())
+            group = queue.begin(PublishGroup())
         answer = group.add(subject, len(line), len(payload))
-        self._pending_bytes += size
-        self._send(b"PUB %b\r\n%b\r\n" % (line, payload))
+        queue.pending_bytes += size
+        queue.send(b"PUB %b\r\n%b\r\n" % (line, payload))
         await answer
 
     async def subscribe(self, subjects: Mapping[bytes, str]) -> SubscribeResult:
@@ -234,15 +220,13 @@ class NatsLink(asyncio.Protocol):
         """Fail every command that is not confirmed, and report the end."""
         reason = f"the connection ended: {self._last_error or exc or 'closed by the server'}"
         self.closed.set()
-        if self._unconfirmed and self._last_error.lower() == LINE_TOO_LONG:
-            # The server processes in order, so the line that it refused is in the oldest group. From now on longer
-            # lines are refused here, before they end another connection.
-            too_long = self._unconfirmed[0].longest_line
-            self._line_limits[self.info.server_id] = max(self._longest_confirmed, _power_of_two_below(too_long))
-        while self._unconfirmed:
-            self._unconfirmed.popleft().fail(reason, self._last_error)
-        while self._unsent:
-            self._unsent.pop().fail(reason, None)
+        group = self._queue.awaited
+        if group is not None and self._last_error.lower() == LINE_TOO_LONG:
+            # The line that the server refused is in this group. From now on longer lines are refused here, before they
+            # end another connection.
+            limit = max(self._queue.longest_confirmed, _power_of_two_below(group.longest_line))
+            self._line_limits[self.info.server_id] = limit
+        self._queue.close(reason, self._last_error)
         if self.is_up:
             self._on_lost(self, unavailable(reason))
 
@@ -253,13 +237,8 @@ class NatsLink(asyncio.Protocol):
 
     def _line_received(self, line: bytes) -> None:
         if line == b"PONG":
-            if not self._unconfirmed:
-                raise ValueError("a PONG without a PING")
-            group = self._unconfirmed.popleft()
-            self._pending_bytes -= group.size_bytes
-            self._longest_confirmed = max(self._longest_confirmed, group.longest_line)
             self._last_error = ""
-            group.confirm()
+            self._queue.confirm()
         elif line == b"PING":
             self._require_transport().write(b"PONG\r\n")
         elif line.startswith(b"-ERR"):
@@ -274,7 +253,7 @@ class NatsLink(asyncio.Protocol):
         denied = _DENIED.match(error)
         reason = error[:_MAX_REASON_CHARACTERS]
         self._last_error = reason  # the reason of the end, where the server now closes the connection
-        group = self._unconfirmed[0] if self._unconfirmed else None
+        group = self._queue.awaited
         if denied is not None and denied[1].lower() == "subscription":
             if not (isinstance(group, SubscribeGroup) and group.refuse(denied[2].encode(), denied[3], reason)):
                 self._revoke(denied[2].encode(), denied[3], reason)
@@ -315,8 +294,8 @@ class NatsLink(asyncio.Protocol):
                 self._drop(channel)
             result.unconfirmed[channel] = reason
 
-        self._begin(SubscribeGroup(subject, number, len(line), refused, unconfirmed))
-        self._send(b"SUB %b\r\n" % line)
+        self._queue.begin(SubscribeGroup(subject, number, len(line), refused, unconfirmed))
+        self._queue.send(b"SUB %b\r\n" % line)
         self._last_id += 1
         self._ids[channel] = number
         self._channels[number] = channel, subject
@@ -324,8 +303,8 @@ class NatsLink(asyncio.Protocol):
     def _drop(self, channel: str) -> None:
         """Drop a subscription of which it is unknown whether the server has it."""
         for command in self._forget([channel]):
-            self._begin(RoundTrip())
-            self._send(command)
+            self._queue.begin(RoundTrip())
+            self._queue.send(command)
 
     def _forget(self, channels: Iterable[str]) -> list[bytes]:
         """Deliver nothing more for `channels`; return the commands that drop them at the server."""
@@ -335,42 +314,9 @@ class NatsLink(asyncio.Protocol):
         return [b"UNSUB %b\r\n" % number for number in numbers]
 
     async def _round_trip(self, commands: bytes) -> None:
-        group = self._begin(RoundTrip())
-        self._send(commands)
+        group = self._queue.begin(RoundTrip())
+        self._queue.send(commands)
         await group.confirmed()
-
-    def _begin(self, group: _Group) -> _Group:
-        """Make `group` that of the commands sent next."""
-        if not self.is_open:
-            raise unavailable(f"the link is lost: {self._last_error}" if self._last_error else "the link is lost")
-        if self._unsent:
-            self._commands.append(b"PING\r\n")
-        self._unsent.append(group)
-        return group
-
-    def _send(self, command: bytes) -> None:
-        self._commands.append(command)
-        self._commands_bytes += len(command)
-        if self._commands_bytes >= _WRITE_BYTES:
-            self._flush()
-        elif not self._flush_is_due:
-            self._flush_is_due = True
-            asyncio.get_running_loop().call_soon(self._flush_at_end)
-
-    def _flush_at_end(self) -> None:
-        """Send what is left at the end of the pass of the event loop."""
-        self._flush_is_due = False
-        if self.is_open and self._unsent:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._commands.append(b"PING\r\n")
-        self._unconfirmed.extend(self._unsent)
-        self._unsent.clear()
-        data = b"".join(self._commands)
-        self._commands.clear()
-        self._commands_bytes = 0
-        self._require_transport().write(data)
 
     def _require_transport(self) -> asyncio.Transport:
         assert self._transport is not None
