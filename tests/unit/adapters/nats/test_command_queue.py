@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,6 +10,9 @@ from backplane.adapters.nats.command_groups import PublishGroup, RoundTrip
 from backplane.adapters.nats.command_queue import CommandQueue
 from backplane.errors import BrokerUnavailableError, PublishOutcomeUnknownError
 from tests.unit.doubles import until_idle
+
+if TYPE_CHECKING:
+    import asyncio
 
 pytestmark = pytest.mark.anyio
 
