@@ -136,8 +136,8 @@ class NatsBroadcaster(Broadcaster):
         """Subscribe; where the permissions deny one channel, the others are subscribed.
 
         Over the server's or the account's limit of subscriptions, channels are unconfirmed, because other clients may
-        unsubscribe. The package's own channels are refused then: otherwise the probe would wait for a confirmation, and
-        the core would take the link for silent.
+        unsubscribe. The package's own channels are refused then: over a probe that stays unconfirmed the core would
+        rebuild the link again and again.
         """
         subjects = {encode_channel(self.options.prefix, channel): channel for channel in channels}
         result = await self._require_link().subscribe(subjects)
