@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import hiredis
 
-from backplane.adapters.redis.connect import Endpoint
+from backplane.adapters.redis.connect import Endpoint, Resolve, resolve
 from backplane.adapters.redis.errors import classify_reply, unavailable
 from backplane.adapters.redis.link import RedisLink
 from backplane.adapters.redis.options import RedisOptions, check_options, host_and_port
@@ -53,16 +53,25 @@ class RedisBroadcaster(Broadcaster):
         options: The validated options.
         compare_seconds: How often a new connection is opened to the address in use, to see whether it still leads to
             the same server.
+        resolve: Returns the addresses of a name. Defaults to those that the system's resolver returns.
     """
 
     options_class: ClassVar[type[Options]] = RedisOptions
     options: RedisOptions
     _replica_hint: ClassVar[str] = "the URL must lead to the primary, or to sentinels that know it (redis+sentinel://)"
 
-    def __init__(self, url: BrokerUrl, options: RedisOptions, *, compare_seconds: float = COMPARE_SECONDS) -> None:
+    def __init__(
+        self,
+        url: BrokerUrl,
+        options: RedisOptions,
+        *,
+        compare_seconds: float = COMPARE_SECONDS,
+        resolve: Resolve = resolve,
+    ) -> None:
         super().__init__(url, options)
         check_options(url, options)
         self._database: int = options.db
+        self._resolve = resolve
         self._primary = Primary(
             self._read_url(), url, options, replica_hint=self._replica_hint, compare_seconds=compare_seconds
         )
@@ -188,7 +197,8 @@ class RedisBroadcaster(Broadcaster):
         if path.strip("/") and not path[1:].isdecimal():
             raise ConfigurationError(f"redis: the path of the URL is a database number, not {path!r}")
         self._database = int(path.strip("/") or self._database)
-        return Endpoint(host_and_port(netloc, _DEFAULT_PORT), str(self.url), self.url, self.options)
+        target = host_and_port(netloc, _DEFAULT_PORT)
+        return Endpoint(target, str(self.url), self.url, self.options, resolve=self._resolve)
 
     async def _check_connections(self) -> None:
         """Check that both connections answer, and that the one that publishes leads to a primary."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,24 @@ if TYPE_CHECKING:
     from backplane.adapters.redis.options import RedisOptions
     from backplane.broadcaster import BrokerUrl
 
-__all__ = ["Endpoint", "identify", "resolve"]
+__all__ = ["Endpoint", "Resolve", "identify", "resolve"]
+
+Resolve = Callable[[str, int], Awaitable[list[Address]]]
+"""Returns the addresses of a host and a port."""
+
+
+async def resolve(host: str, port: int) -> list[Address]:
+    """Return the addresses of a host; one that is an address already needs no resolver.
+
+    Raises:
+        OSError: The name has no address.
+    """
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):
+            socket.inet_pton(family, host)
+            return [(host, port)]
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys((str(entry[4][0]), int(entry[4][1])) for entry in found))
 
 
 class Endpoint:
@@ -35,13 +53,17 @@ class Endpoint:
         where: The same, as errors show it.
         url: Its scheme decides about TLS.
         options: Those of the adapter.
+        resolve: Returns the addresses of a name. Defaults to those that the system's resolver returns.
     """
 
-    def __init__(self, target: Address, where: str, url: BrokerUrl, options: RedisOptions) -> None:
+    def __init__(
+        self, target: Address, where: str, url: BrokerUrl, options: RedisOptions, *, resolve: Resolve = resolve
+    ) -> None:
         self.where: str = where
         self._target = target
         self._url = url
         self._options = options
+        self._resolve = resolve
 
     async def addresses(self) -> list[Address]:
         """Return every address that the name has now.
@@ -53,7 +75,7 @@ class Endpoint:
             return [self._target]
         try:
             async with PatientTimeout(self._options.connect_timeout_seconds):
-                return await resolve(*self._target)
+                return await self._resolve(*self._target)
         except (OSError, UnicodeError) as error:  # a label of more than 63 characters is a UnicodeError
             raise connect_error(error, self.where) from error
 
@@ -95,20 +117,6 @@ class Endpoint:
 
     def _error(self, error: Exception, where: str) -> BrokerError:
         return connect_error(error, where, scheme=self._url.scheme, tls=speaks_tls(self._url))
-
-
-async def resolve(host: str, port: int) -> list[Address]:
-    """Return the addresses of a host; one that is an address already needs no resolver.
-
-    Raises:
-        OSError: The name has no address.
-    """
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with suppress(OSError):
-            socket.inet_pton(family, host)
-            return [(host, port)]
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys((str(entry[4][0]), int(entry[4][1])) for entry in found))
 
 
 async def identify(link: RedisLink) -> ServerInfo:

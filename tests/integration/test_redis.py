@@ -27,7 +27,9 @@ from backplane import (
     Settings,
     SubscribeError,
 )
-from backplane.adapters.redis import connect as redis_connect
+from backplane.adapters.redis import RedisBroadcaster
+from backplane.adapters.redis.options import RedisOptions
+from backplane.broadcaster import BrokerUrl
 from backplane.testing import FaultProxy
 from backplane.testing.harness import next_message
 from tests.brokers.process import free_port
@@ -89,19 +91,23 @@ async def test_an_untrusted_certificate_fails_the_start_at_once(private_redis: S
     assert raised.value.retriable is False
 
 
-async def test_the_certificate_must_hold_the_name(private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_certificate_must_hold_the_name(private_redis: StartRedis) -> None:
     """Whichever address of a name is used, the certificate must hold the name of the URL."""
     broker = private_redis(RedisConfig(tls=True))  # its certificate is for localhost and 127.0.0.1
-    port = int(broker.url.rpartition(":")[2].partition("?")[0])
+    address, _, query = broker.url.partition("?")
+    options = RedisOptions(ssl_ca_certs=query.removeprefix("ssl_ca_certs="))
 
-    async def resolve(*_: object) -> list[Address]:
+    async def resolve(_: str, port: int) -> list[Address]:
         return [("127.0.0.1", port)]
 
-    monkeypatch.setattr(redis_connect, "resolve", resolve)
-    async with Backplane(broker.url.replace("127.0.0.1", "localhost")) as backplane:
+    def at(name: str) -> Backplane:
+        url = BrokerUrl.parse(address.replace("127.0.0.1", name))
+        return Backplane(RedisBroadcaster(url, options, resolve=resolve))
+
+    async with at("localhost") as backplane:
         await backplane.publish("room", "hello")
     with pytest.raises(BrokerError, match=r"not trusted.*name\.example") as raised:
-        await Backplane(broker.url.replace("127.0.0.1", "name.example")).start()
+        await at("name.example").start()
     assert raised.value.retriable is False
 
 

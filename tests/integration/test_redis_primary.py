@@ -14,9 +14,8 @@ from redis.exceptions import ResponseError
 
 from backplane import Backplane, BrokerError, BrokerUnavailableError, Gap, Message, Settings
 from backplane.adapters.redis import RedisBroadcaster
-from backplane.adapters.redis import connect as redis_connect
 from backplane.adapters.redis.options import RedisOptions
-from backplane.broadcaster import BrokerUrl, SupportsLinkCheck
+from backplane.broadcaster import BrokerUrl
 from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import RecordingSink
 from tests.brokers.process import free_port
@@ -46,6 +45,15 @@ def port_of(broker: Broker) -> int:
 def replica_of(primary: Broker, *arguments: str) -> RedisConfig:
     """Return the configuration of a replica."""
     return RedisConfig(arguments=("--replicaof", "127.0.0.1", str(port_of(primary)), *arguments))
+
+
+def resolving(found: list[Address]) -> RedisBroadcaster:
+    """Return an adapter for a name whose addresses are those that `found` holds at the time."""
+
+    async def resolve(_name: str, _port: int) -> list[Address]:
+        return list(found)
+
+    return RedisBroadcaster(BrokerUrl.parse("redis://name.example"), RedisOptions(), resolve=resolve)
 
 
 async def command(broker: Broker, *parts: str) -> Any:
@@ -176,19 +184,12 @@ async def test_an_address_that_leads_to_another_primary_is_followed(private_redi
             assert (await command(new, "PUBSUB", "NUMSUB", "room"))[1] == 1
 
 
-async def test_a_name_that_resolves_elsewhere_is_followed(
-    private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_name_that_resolves_elsewhere_is_followed(private_redis: StartRedis) -> None:
     """The name is resolved again: where it has another address now, that of another primary, the link moves there."""
     old, new = private_redis(), private_redis()
     found: list[Address] = [("127.0.0.1", port_of(old))]
-
-    async def resolve(*_: object) -> list[Address]:
-        return list(found)
-
-    monkeypatch.setattr(redis_connect, "resolve", resolve)
     async with (
-        Backplane("redis://name.example", settings=QUICK) as backplane,
+        Backplane(resolving(found), settings=QUICK) as backplane,
         backplane.subscribe("room") as messages,
     ):
         found[:] = [("127.0.0.1", port_of(new))]
@@ -198,21 +199,13 @@ async def test_a_name_that_resolves_elsewhere_is_followed(
         assert (await command(new, "PUBSUB", "NUMSUB", "room"))[1] == 1
 
 
-async def test_another_address_of_the_same_server_ends_no_link(
-    private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_another_address_of_the_same_server_ends_no_link(private_redis: StartRedis) -> None:
     """A name that resolves to another address of the same server, or to a dead one, does not end the link."""
     broker = private_redis()
     async with MovingService(port_of(broker)) as other:
         sink = RecordingSink()
         found: list[Address] = [("127.0.0.1", port_of(broker))]
-
-        async def resolve(*_: object) -> list[Address]:
-            return list(found)
-
-        monkeypatch.setattr(redis_connect, "resolve", resolve)
-        broadcaster = broadcaster_from_url("redis://name.example")
-        assert isinstance(broadcaster, SupportsLinkCheck)
+        broadcaster = resolving(found)
         await broadcaster.start(sink)
         await broadcaster.subscribe(["room"])
         for port in (int(other.url.rpartition(":")[2]), free_port()):
@@ -300,7 +293,7 @@ async def test_denied_role_and_info_cause_one_warning(
         assert all("role" not in str(entry) for entry in (await operator.execute_command("ACL", "LOG"))[2:])
 
 
-async def test_every_address_of_a_name_is_tried(private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_address_of_a_name_is_tried(private_redis: StartRedis) -> None:
     """The primary is found after an address that refuses, one that does not answer, and one of a replica."""
     primary = private_redis()
     replica = private_redis(replica_of(primary))
@@ -311,14 +304,8 @@ async def test_every_address_of_a_name_is_tried(private_redis: StartRedis, monke
             ("127.0.0.1", port_of(replica)),
             ("127.0.0.1", port_of(primary)),
         ]
-
-        async def resolve(*_: object) -> list[Address]:
-            return found
-
-        monkeypatch.setattr(redis_connect, "resolve", resolve)
-        settings = Settings(start_timeout_seconds=2)
         async with (
-            Backplane("redis://name.example", settings=settings) as backplane,
+            Backplane(resolving(found), settings=Settings(start_timeout_seconds=2)) as backplane,
             backplane.subscribe("room") as messages,
         ):
             await arrives(backplane, messages, "hello")
