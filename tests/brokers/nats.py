@@ -33,12 +33,12 @@ def shared_nats(folder: Path) -> Broker:
 
 
 def private_nats(config: str, folder: Path, *, login: str = "") -> Broker:
-    """Return a private NATS, not started: `nats-server`, installed where that is allowed, else one in Docker.
+    """Return a private NATS, not started: `nats-server`, installed if permitted, else one in Docker.
 
     Args:
         config: Lines of the server's configuration file.
         folder: An empty folder.
-        login: User and password of the URL, before its `@`.
+        login: User and password of the URL.
 
     Raises:
         BrokerMissingError: This machine has none.
@@ -47,7 +47,7 @@ def private_nats(config: str, folder: Path, *, login: str = "") -> Broker:
     if program is not None:
         return NatsProcess(program, config, folder, login)
     if config:
-        raise BrokerMissingError("no nats-server, and the one in Docker cannot be configured here")
+        raise BrokerMissingError("no nats-server, and the one in Docker is not configurable here")
     return _NatsContainer()
 
 
@@ -58,7 +58,7 @@ class NatsProcess(ProcessBroker):
         program: The server.
         config: Lines of the file.
         folder: An empty folder.
-        login: User and password of the URL, before its `@`.
+        login: User and password of the URL.
     """
 
     def __init__(self, program: str, config: str, folder: Path, login: str) -> None:
@@ -69,24 +69,24 @@ class NatsProcess(ProcessBroker):
         self.url = f"nats://{login and login + '@'}127.0.0.1:{self.port}"
 
     def configure(self, config: str) -> None:
-        """Replace the configuration; it is read at the next start."""
+        """Replace its configuration for the next start."""
         self._file.write_text(config)
 
     def reload(self, config: str) -> None:
-        """Replace the configuration and have the server reload it; returns before the server has done so."""
+        """Replace its configuration and make it reload; returns before it has done so."""
         self.configure(config)
         self._runtime().send_signal(signal.SIGHUP)
 
     def enter_lame_duck_mode(self) -> None:
-        """Have the server announce its end: it accepts no client from now on, and closes its connections later."""
+        """Make it announce its end: it accepts no connection from now on, and closes its connections after a while."""
         self._runtime().send_signal(signal.SIGUSR2)
 
     def command(self) -> Sequence[str]:
-        """Return the command line."""
+        """Return the command."""
         return [self._program, "--addr", "127.0.0.1", "--port", str(self.port), "--config", str(self._file)]
 
     def answers(self) -> bool:
-        """Whether it sends an INFO."""
+        """Whether it sends INFO."""
         return bool(server_info(self.port))
 
 
@@ -103,7 +103,7 @@ class _NatsContainer(ContainerBroker):
 
 
 def server_info(port: int) -> dict[str, Any]:
-    """Return the INFO that a server sends to each client; empty where no server answers."""
+    """Return the INFO that a server sends to each new connection; empty if there is none."""
     with (
         suppress(OSError),
         socket.create_connection(("127.0.0.1", port), timeout=1) as link,

@@ -1,4 +1,4 @@
-"""A NATS operator with one account and its users, as JWTs that are signed by generated keys.
+"""A NATS operator with one account and its users, as JWTs signed by keys of the test.
 
 Their format is that of https://docs.nats.io/running-a-nats-service/configuration/securing_nats/auth_intro/jwt.
 """
@@ -31,7 +31,7 @@ class Operator:
         limits: Limits of the account: `payload`, `subs`.
 
     Attributes:
-        config: Lines of the configuration file of a server.
+        config: Lines for the server's configuration.
     """
 
     def __init__(self, **limits: int) -> None:
@@ -42,7 +42,7 @@ class Operator:
         self.config = f"operator: {operator_jwt}\nresolver: MEMORY\nresolver_preload: {preload}\n"
 
     def write_credentials(self, file: Path, *, seconds: int | None = None) -> Path:
-        """Write the credentials of a new user, valid for `seconds`, to `file`; return it."""
+        """Write the credentials of a new user, valid for `seconds`; return the file."""
         user = _new_key(_KEYS.PREFIX_BYTE_USER)
         user_jwt = _jwt(self._account, user, {"type": "user", **_NO_LIMITS}, seconds)
         file.write_text(
@@ -53,7 +53,7 @@ class Operator:
 
 
 def new_seed(kind: int) -> bytes:
-    """Return a new seed; `kind` is one of `nkeys.PREFIX_BYTE_...`."""
+    """Return a fresh seed; `kind` is one of `nkeys.PREFIX_BYTE_...`."""
     seed: bytes = _KEYS.encode_seed(os.urandom(32), kind)
     return seed
 

@@ -24,13 +24,13 @@ _IMAGE = "redis:7.4.2-alpine"  # as in docker-compose.yml
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisConfig:
-    """The configuration of a private Redis.
+    """Configuration of a private Redis.
 
     Attributes:
         password: Password of the default user.
-        users: Rules of further users, as arguments of `ACL SETUSER`: `alice on >secret &room-* +@all`.
-        login: User and password of the URL, before its `@`. Defaults to the password.
-        tls: Speak TLS only, with a self-signed certificate that the URL names as authority.
+        users: Rules of further users, as for `ACL SETUSER`: `alice on >secret &room-* +@all`.
+        login: User and password of the URL. Defaults to the password.
+        tls: Speak TLS only, with a self-signed certificate that the URL names as its authority.
         arguments: Further arguments of the command line: `("--client-output-buffer-limit", "pubsub 1mb 512kb 5")`.
     """
 
@@ -41,7 +41,7 @@ class RedisConfig:
     arguments: tuple[str, ...] = ()
 
     def command_line(self) -> list[str]:
-        """Return the arguments of this configuration."""
+        """The arguments that are the same for every server."""
         line = ["--save", "", "--appendonly", "no", *self.arguments]
         if self.password:
             line += ["--requirepass", self.password]
@@ -50,7 +50,7 @@ class RedisConfig:
         return line
 
     def url(self, port: int, certificate: Path | None = None) -> str:
-        """Return the URL of a server with this configuration."""
+        """The URL of a server with this configuration."""
         login = self.login or (self.password and f":{self.password}")
         address = f"{login}@127.0.0.1:{port}" if login else f"127.0.0.1:{port}"
         return f"rediss://{address}?ssl_ca_certs={certificate}" if certificate else f"redis://{address}"
@@ -67,7 +67,7 @@ def shared_redis(folder: Path) -> Broker:
 
 
 def private_redis(config: RedisConfig, folder: Path) -> Broker:
-    """Return a private Redis, not started: `redis-server`, installed where that is allowed, else one in Docker.
+    """Return a private Redis, not started: `redis-server`, installed if permitted, else one in Docker.
 
     Raises:
         BrokerMissingError: This machine has none.
@@ -87,7 +87,7 @@ class RedisProcess(ProcessBroker):
         program: Its path.
         config: Its configuration.
         folder: An empty folder for its data and its log.
-        certificate: For TLS, where several servers share one; the key is in the same folder. Defaults to a new one.
+        certificate: A shared certificate for TLS; its key is in the same folder. Defaults to a new one.
     """
 
     def __init__(self, program: str, config: RedisConfig, folder: Path, certificate: Path | None = None) -> None:
@@ -98,11 +98,11 @@ class RedisProcess(ProcessBroker):
         self.url = config.url(self.port, self._certificate)
 
     def command(self) -> list[str]:
-        """Return the command line, which holds the whole configuration."""
+        """Return the command line; there is no configuration file."""
         return [self._program, "--bind", "127.0.0.1", *self._config.command_line(), *self.port_arguments()]
 
     def port_arguments(self) -> list[str]:
-        """Return the arguments of its port, with TLS or without."""
+        """Return the arguments for its port, with TLS or without."""
         if self._certificate is None:
             return ["--port", str(self.port)]
         line = ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
@@ -112,7 +112,7 @@ class RedisProcess(ProcessBroker):
         return line
 
     def answers(self) -> bool:
-        """Whether it answers commands."""
+        """Whether it serves commands."""
         return _answers_ping(self.port, self._certificate)
 
 
@@ -136,7 +136,7 @@ class _RedisContainer(ContainerBroker):
 
 
 def _answers_ping(port: int, certificate: Path | None) -> bool:
-    """Whether a Redis answers commands at `port`, also where it requires a password."""
+    """Whether a Redis serves commands here, also if it requires a password."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as plain:
         context = ssl.create_default_context(cafile=certificate) if certificate else None
         with context.wrap_socket(plain, server_hostname="127.0.0.1") if context else plain as link:

@@ -1,4 +1,4 @@
-"""Redis Sentinel for tests: a primary, its replica, and three sentinels that monitor them."""
+"""Redis Sentinel for tests: a primary, its replica, and three sentinels."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["SERVICE", "RedisSentinels", "private_sentinels", "sentinel_of"]
 
 SERVICE = "rooms"
-"""The name of the service at the sentinels."""
+"""Name of the service at the sentinels."""
 
-# Short times, so that tests are fast. Redis 7.0 and later let one set the periods too (else 10 s, 2 s, 1 s and 1 s).
+# Short times, so that tests are fast. Redis 7.0 makes the periods configurable; they default to 10 s, 2 s, 1 s and 1 s.
 _OPTIONS = {"down-after-milliseconds": 500, "failover-timeout": 2000, "parallel-syncs": 1}
 _PERIODS = {"info-period": 200, "publish-period": 200, "ping-period": 100, "ask-period": 100}
 
@@ -29,7 +29,7 @@ _PERIODS = {"info-period": 200, "publish-period": 200, "ping-period": 100, "ask-
 def private_sentinels(
     folder: Path, *, password: str = "", sentinel_password: str = "", tls: bool = False
 ) -> RedisSentinels:
-    """Return a private primary, a replica and three sentinels, not started.
+    """Return a private primary, replica and three sentinels, not started.
 
     Raises:
         BrokerMissingError: This machine has no `redis-server`.
@@ -40,7 +40,7 @@ def private_sentinels(
 
 
 def sentinel_of(port: int, folder: Path, *, down_after_milliseconds: int) -> RedisProcess:
-    """Return a sentinel, not started, that alone monitors a server without a password.
+    """Return a single sentinel, not started, for a server without a password.
 
     Raises:
         BrokerMissingError: This machine has no `redis-server`.
@@ -50,12 +50,12 @@ def sentinel_of(port: int, folder: Path, *, down_after_milliseconds: int) -> Red
 
 
 class RedisSentinels:
-    """The servers of one service, as programs of this machine, started on entering and stopped on leaving.
+    """The servers of one service, as programs of this machine, started on entry and stopped on exit.
 
     Attributes:
-        nodes: The data nodes; the first is the primary at the start.
+        nodes: The data nodes; the first is the primary at first.
         sentinels: The sentinels.
-        url: The URL of the service, with all sentinels.
+        url: The URL of the service at all sentinels, for `Backplane`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class RedisSentinels:
         return f"{scheme}://{login}{hosts}/{SERVICE}{'?' if options else ''}{'&'.join(options)}"
 
     def ask(self, server: RedisProcess, *command: str) -> Any:
-        """Send a command to one of them and return the reply; `None` where there is none, or an error."""
+        """Return the answer of a server to a command; `None` if it does not answer, or refuses."""
         from redis import Redis, RedisError
 
         client: Any = Redis
@@ -112,27 +112,26 @@ class RedisSentinels:
             return link.execute_command(*command)
 
     def other(self, node: RedisProcess) -> RedisProcess:
-        """Return the other data node."""
+        """Return the data node other than `node`."""
         return self.nodes[node is self.nodes[0]]
 
     def failover(self) -> None:
-        """Have a sentinel promote the replica, and wait until all sentinels name it."""
+        """Make a sentinel promote the replica, and wait until all of them name it."""
         old, new = self.nodes
 
         def is_done() -> bool:
-            if (
-                self._named(self.sentinels[0]) == old.port
-            ):  # refused while a failover runs; repeated if one was abandoned
+            # Refused during a failover; one that was aborted is started again.
+            if self._named(self.sentinels[0]) == old.port:
                 self.ask(self.sentinels[0], "SENTINEL", "FAILOVER", SERVICE)
             return self._is_promoted(new)
 
-        wait_until(is_done, f"the sentinels promote {new.url} in place of {old.url}", seconds=40)
+        wait_until(is_done, f"the sentinels replace {old.url} by {new.url}", seconds=40)
 
     def replace_unseen(self) -> None:
-        """Have the sentinels name the replica, promoted by an operator, while the old primary remains a primary.
+        """Make the sentinels name the replica, as a second primary, while the old primary is not demoted.
 
-        Clients are in that state where they reach an old primary that the sentinels do not reach, and in the seconds
-        before the sentinels have demoted it.
+        This is the state of clients that reach an old primary which the sentinels cannot reach, and of all clients in
+        the seconds before the sentinels have demoted it.
         """
         for sentinel in self.sentinels:
             self.ask(sentinel, "SENTINEL", "REMOVE", SERVICE)
@@ -141,7 +140,7 @@ class RedisSentinels:
             self.ask(sentinel, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", str(self.nodes[1].port), "2")
 
     def demote(self, node: RedisProcess) -> None:
-        """Make `node` a replica of the other one, as an operator does; its clients keep their connections."""
+        """Make `node` a replica of the other node, as an operator can; its clients keep their connections."""
         self.ask(node, "REPLICAOF", "127.0.0.1", str(self.other(node).port))
         self.wait_until_demoted(node)
 
@@ -150,7 +149,7 @@ class RedisSentinels:
         wait_until(lambda: self._is_promoted(node), f"the sentinels name {node.url}", seconds=60)
 
     def wait_until_demoted(self, node: RedisProcess) -> None:
-        """Wait until `node` reports to be a replica."""
+        """Wait until `node` reports that it is a replica."""
         wait_until(lambda: (self.ask(node, "ROLE") or [""])[0] == "slave", f"{node.url} is a replica", seconds=30)
 
     def __enter__(self) -> Self:
@@ -180,7 +179,7 @@ class RedisSentinels:
         )
 
     def _knows_all(self, sentinel: RedisProcess) -> bool:
-        """Whether a sentinel knows the other sentinels, and a replica that can be promoted."""
+        """Whether it knows the other sentinels, and a replica that could take over."""
         others: list[list[str]] | None = self.ask(sentinel, "SENTINEL", "SENTINELS", SERVICE)
         replicas: list[list[str]] | None = self.ask(sentinel, "SENTINEL", "REPLICAS", SERVICE)
         if not others or not replicas:
@@ -207,7 +206,7 @@ class _SentinelProcess(RedisProcess):
         lines = [f"sentinel monitor {SERVICE} 127.0.0.1 {port} 2", *options_lines]
         lines += [f"sentinel auth-pass {SERVICE} {password}"] if password else []
         lines += ["tls-replication yes"] if certificate else []
-        self._file = folder / "sentinel.conf"  # the sentinel writes its state there
+        self._file = folder / "sentinel.conf"  # the sentinel writes to it too
         self._file.write_text("\n".join([*lines, ""]))
 
     def command(self) -> list[str]:
@@ -218,5 +217,5 @@ class _SentinelProcess(RedisProcess):
 def _program() -> str:
     program = shutil.which("redis-server") or install("redis-server")
     if program is None:
-        raise BrokerMissingError("no redis-server, which runs the sentinels too")
+        raise BrokerMissingError("no redis-server, which runs as a sentinel too")
     return program

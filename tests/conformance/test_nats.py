@@ -16,7 +16,7 @@ from tests.conftest import StartNats
 
 
 def permitting(*denied: str) -> str:
-    """Return the configuration of a server with one user, who may subscribe to any channel but these."""
+    """Return the configuration of a server with one user, which may subscribe to any channel but these."""
     deny = ", ".join(f'"{channel}"' for channel in ("forbidden", *denied))
     user = f"{{user: alice, password: secret, permissions: {{subscribe: {{deny: [{deny}]}}}}}}"
     return f"authorization {{ users: [{user}] }}"
@@ -27,22 +27,22 @@ class TestNats(BroadcasterConformance):
 
     @pytest.fixture
     def broker(self, private_nats: StartNats) -> Broker:
-        """Return a server with a user who may subscribe to any channel but one."""
+        """A server whose user may subscribe to any channel but one."""
         return private_nats(permitting(), login="alice:secret")
 
     @pytest.fixture
     def url(self, broker: Broker) -> str:
-        """Return its URL."""
+        """Its URL."""
         return broker.url
 
     @pytest.fixture
     def refused_channel(self) -> str:
-        """Return that channel."""
+        """The channel that is refused."""
         return "forbidden"
 
     @pytest.fixture
     def take_away(self, broker: Broker) -> TakeAway:
-        """Return what reloads the permissions without a channel, and then with it."""
+        """Permissions that are reloaded without the channel, and then with it."""
 
         async def take_away(channel: str) -> None:
             assert isinstance(broker, NatsProcess)
@@ -58,19 +58,19 @@ class TestNats(BroadcasterConformance):
 
     @pytest.fixture
     def crowded(self, private_nats: StartNats) -> tuple[str, Sequence[str]]:
-        """Return a server that refuses subscriptions over ten without naming them, and the channels."""
+        """A server with room for ten subscriptions, which refuses further ones without naming them."""
         return private_nats("max_subscriptions: 10").url, [f"room-{number}" for number in range(20)]
 
     @pytest.fixture
     def fail_over(self) -> FailOver:
-        """Skip: NATS has no primary."""
+        """None: NATS has no primary."""
         pytest.skip(
-            "NATS has no primary that could be replaced: all servers of a cluster are equal, and announce their end"
+            "no NATS server is replaced while it runs: the servers of a cluster are equal, and announce their end"
         )
 
     @pytest.fixture
     def strip_tls(self, private_nats: StartNats, tmp_path: Path) -> tuple[str, Strip]:
-        """Return a server that accepts clients without TLS too, and what removes TLS from its INFO."""
+        """A server that accepts clients without TLS too, and a proxy that removes TLS from its offer."""
         certificate = self_signed_certificate(tmp_path)
         tls = f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}\nallow_non_tls: true\n'
         login = "authorization { user: alice, password: secret }"

@@ -16,35 +16,33 @@ from tests.brokers.redis import RedisConfig
 from tests.brokers.redis_sentinel import SERVICE, sentinel_of
 from tests.conftest import StartRedis
 
-# A user who may use any channel but one. ACLs of Redis have no exceptions, so the patterns match every other channel.
+# A user with access to any channel but one. Redis has no exclusion, so the patterns name all others.
 _ALLOWED = " ".join(f"&{pattern}" for pattern in ("room*", "[^f]*", "f[^o]*"))
 _LIMITED = RedisConfig(users=(f"alice on >secret +@all ~* resetchannels {_ALLOWED}",), login="alice:secret")
 _TLS = RedisConfig(tls=True, password="secret")
 
 
 class RedisConformance(BroadcasterConformance):
-    """The hooks of every suite for Redis."""
+    """The hooks that the suites for Redis share."""
 
     @pytest.fixture
     def take_away(self) -> TakeAway:
-        """Skip: Redis revokes no subscription."""
-        pytest.skip(
-            "Redis revokes no subscription: it closes the connections of a user who loses the permission for a channel"
-        )
+        """None: Redis cannot."""
+        pytest.skip("Redis revokes no subscription: it ends the connections of a user who loses a channel")
 
     @pytest.fixture
     def crowded(self, private_redis: StartRedis) -> tuple[str, Sequence[str]]:
-        """Return a server that refuses a SUBSCRIBE as a whole without naming a channel, and the channels."""
+        """A server that refuses a SUBSCRIBE as a whole, and names none of its channels."""
         return private_redis(_LIMITED).url, [*(f"room-{number}" for number in range(20)), "forbidden", "forest"]
 
     @pytest.fixture
     def strip_tls(self, private_redis: StartRedis) -> tuple[str, Strip]:
-        """Return a server with TLS, and what answers its handshake unencrypted."""
-        return private_redis(_TLS).url, _answer_unencrypted
+        """A server with TLS, and an answer to its handshake without encryption."""
+        return private_redis(_TLS).url, _answer_in_clear
 
     @pytest.fixture
     def fail_over(self, broker: Broker, proxy: FaultProxy, private_redis: StartRedis) -> FailOver:
-        """Return what leads the proxy to a new server, and demotes the old one, which keeps its clients."""
+        """A new server to which the proxy connects; the old one is demoted, and keeps its clients."""
         new = private_redis(_LIMITED)
 
         async def fail_over() -> str:
@@ -62,17 +60,17 @@ class TestRedis(RedisConformance):
 
     @pytest.fixture
     def broker(self, private_redis: StartRedis) -> Broker:
-        """Return a server with a user who may use any channel but one."""
+        """A server whose user may use any channel but one."""
         return private_redis(_LIMITED)
 
     @pytest.fixture
     def url(self, broker: Broker) -> str:
-        """Return its URL."""
+        """Its URL."""
         return broker.url
 
     @pytest.fixture
     def refused_channel(self) -> str:
-        """Return the channel that no pattern matches."""
+        """A channel that no pattern matches."""
         return "forbidden"
 
 
@@ -81,15 +79,15 @@ class TestRedisTls(BroadcasterConformance):
 
     @pytest.fixture
     def url(self, private_redis: StartRedis) -> str:
-        """Return the URL of a server with a self-signed certificate."""
+        """A server with a self-signed certificate."""
         return private_redis(_TLS).url
 
     @pytest.fixture(autouse=True)
     def spare_uvloop(self, request: pytest.FixtureRequest, anyio_backend: tuple[str, dict[str, bool]]) -> None:
-        """Skip one test on uvloop 0.23, which logs an error where TLS is aborted right after the handshake."""
+        """Skip one test on uvloop 0.23, which logs an internal error when TLS is aborted after its handshake."""
         test: str = request.node.originalname
         if anyio_backend[1]["use_uvloop"] and test == "test_cancelling_at_any_moment_leaks_nothing":
-            pytest.skip("uvloop 0.23 logs an error of its own when TLS is aborted right after the handshake")
+            pytest.skip("uvloop 0.23 logs an internal error when TLS is aborted right after its handshake")
 
 
 class TestRedisSentinel(RedisConformance):
@@ -97,23 +95,23 @@ class TestRedisSentinel(RedisConformance):
 
     @pytest.fixture
     def broker(self, private_redis: StartRedis) -> Broker:
-        """Return the server that the sentinel names."""
+        """The server that the sentinel names."""
         return private_redis()
 
     @pytest.fixture
     def redis_url(self, broker: Broker) -> str:
-        """Return its URL."""
+        """Its URL."""
         return broker.url
 
     @pytest.fixture
     def url(self, redis_url: str, tmp_path: Path) -> Iterator[str]:
-        """Return the URL of a sentinel that names the server."""
+        """A sentinel that names the server."""
         with sentinel_of(int(redis_url.rpartition(":")[2]), tmp_path, down_after_milliseconds=60_000) as sentinel:
             yield f"redis+sentinel://127.0.0.1:{sentinel.port}/{SERVICE}"
 
     @pytest.fixture
     def proxy(self, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
-        """Return a proxy in front of the server, with the URL of another sentinel, which names the proxy."""
+        """A proxy before the server, and another sentinel, which names the proxy."""
         port = free_port()
         folder = tmp_path_factory.mktemp("sentinel")
         with sentinel_of(port, folder, down_after_milliseconds=60_000) as sentinel:
@@ -130,5 +128,5 @@ class _SentinelProxy(FaultProxy):
         return self._sentinel_url
 
 
-def _answer_unencrypted(way: PassingWay, data: bytes) -> bytes:
+def _answer_in_clear(way: PassingWay, data: bytes) -> bytes:
     return data if way == "to_broker" else b"+OK\r\n+PONG\r\n"
