@@ -1,10 +1,9 @@
-"""One connection to a NATS server, from its login to its last byte.
+"""One connection to a NATS server, from its login to its end.
 
 nats-py has connected it and logged in; here its socket is taken over. The protocol is
-https://docs.nats.io/reference/reference-protocols/nats-protocol. The server works in order and confirms nothing but a
-PING. So commands are sent in groups, each with a PING at its end: the PONG confirms the group, and a refusal that
-arrives before it concerns this group. Publishes of one pass of the event loop share a group, for a refused publish is
-named; every subscription is a group of its own, for not every refused subscription is.
+https://docs.nats.io/reference/reference-protocols/nats-protocol. Commands are sent in groups, each confirmed by one
+PONG (`command_queue`). Publishes of one pass of the event loop share a group, because the refusal of a publish names
+its subject. Every subscription is a group of its own, because the refusal of a subscription does not always name one.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, cast
 
-from backplane.adapters.nats.group import Group, Publishes, Round, Subscription, line_refused, unavailable
-from backplane.adapters.nats.login import ServerInfo
+from backplane.adapters.nats.command_groups import LINE_TOO_LONG, PublishGroup, RoundTrip, SubscribeGroup
+from backplane.adapters.nats.command_queue import CommandQueue
+from backplane.adapters.nats.errors import line_too_long, unavailable
 from backplane.adapters.nats.parser import MAX_LINE_BYTES, MAX_PAYLOAD_BYTES, NatsParser
+from backplane.adapters.nats.server_info import ServerInfo, read_info
 from backplane.adapters.shared.fork import close_in_children
 from backplane.errors import BrokerError, PublishError
 
@@ -28,28 +28,23 @@ if TYPE_CHECKING:
     from backplane.adapters.nats.servers import Server
     from backplane.broadcaster import Sink
 
-__all__ = ["Answer", "NatsLink"]
-
-_Group = TypeVar("_Group", bound=Group)
+__all__ = ["NatsLink", "SubscribeResult"]
 
 _DENIED: Final = re.compile(
     r'Permissions Violation for (Publish|Subscription) to "([^"]*)"(?:.*\(sid "(\d+)"\))?', re.IGNORECASE
 )
-_LINE_TOO_LONG: Final = "maximum control line exceeded"
-# What a burst of publishes adds up to before it is sent, in bytes: the server then works while the rest is prepared.
-_WRITE_BYTES: Final = 64 * 1024
-# The shortest idle time after which load balancers and NATs forget a connection is some minutes.
+# Load balancers and NATs drop a connection that is idle for some minutes.
 _KEEPALIVE_SECONDS: Final = 30
-_MAX_WORDS: Final = 300
+_MAX_REASON_CHARACTERS: Final = 300
 
 
 @dataclass(slots=True)
-class Answer:
-    """The answer to one call of `subscribe`.
+class SubscribeResult:
+    """The result of one call of `subscribe`.
 
     Attributes:
-        refused: The channels that the server refused, with its words.
-        unconfirmed: The channels without a final answer, with the server's words.
+        refused: The channels that the server refused, each with its error.
+        unconfirmed: The channels without a final answer, each with the server's error.
     """
 
     refused: dict[str, str] = field(default_factory=dict[str, str])
@@ -60,16 +55,16 @@ class NatsLink(asyncio.Protocol):
     """One connection.
 
     Args:
-        sink: Where messages and revoked subscriptions go.
-        server: Where it leads.
+        sink: Where messages and revoked subscriptions are reported.
+        server: Where it is connected to.
         on_lost: Called once, when it ends after `take_over` has returned.
         on_info: Called after every INFO.
         max_pending_bytes: Most bytes published and not yet confirmed.
-        line_limits: By the server's id, the most bytes that the arguments of a command may have at a server which ended
-            a connection for more. Added to here.
+        line_limits: The longest arguments of a command, in bytes, by the id of the server: of servers that ended a
+            connection over longer ones. The link adds to it.
 
     Attributes:
-        server: Where it leads.
+        server: Where it is connected to.
         info: The server's last INFO.
         is_encrypted: Whether TLS protects it.
         is_up: Whether `take_over` has returned; it stays so after the end.
@@ -91,26 +86,20 @@ class NatsLink(asyncio.Protocol):
         self._on_info = on_info
         self._max_pending_bytes = max_pending_bytes
         self._line_limits = line_limits
-        self._pending_bytes = 0
         self._transport: asyncio.Transport | None = None
-        self._owner: object = None
-        self._parser = NatsParser(self._message, self._control)
-        self._commands: list[bytes] = []
-        self._commands_bytes = 0
-        self._flush_is_due = False
-        self._unsent: list[Group] = []
-        self._unconfirmed: deque[Group] = deque()
-        self._channels: dict[bytes, tuple[str, bytes]] = {}  # and their subjects, by the subscription's id
+        self._login: object = None
+        self._parser = NatsParser(self._message_received, self._line_received)
+        self._queue = CommandQueue()
+        self._channels: dict[bytes, tuple[str, bytes]] = {}  # channel and subject of each subscription, by its id
         self._ids: dict[str, bytes] = {}
         self._last_id = 0
         self._max_line_bytes = MAX_LINE_BYTES
-        self._longest_confirmed = 0
-        self._last_words = ""
-        self.server = server
-        self.info = ServerInfo()
-        self.is_encrypted = False
-        self.is_up = False
-        self.closed = asyncio.Event()
+        self._last_error = ""
+        self.server: Server = server
+        self.info: ServerInfo = ServerInfo()
+        self.is_encrypted: bool = False
+        self.is_up: bool = False
+        self.closed: asyncio.Event = asyncio.Event()
         self.closed.set()
 
     @property
@@ -123,39 +112,40 @@ class NatsLink(asyncio.Protocol):
         """Largest payload that the server accepts."""
         return self.info.max_payload if self.info.max_payload > 0 else MAX_PAYLOAD_BYTES
 
-    async def take_over(self, transport: asyncio.WriteTransport, received: bytes, owner: object) -> None:
-        """Go on with a connection that is logged in; return when the limits of its account are known.
+    async def take_over(self, transport: asyncio.WriteTransport, received: bytes, login: object) -> None:
+        """Become the protocol of a connection that is logged in; return when the limits of its account are known.
 
-        What fails, or is cancelled, leaves a connection that has to be aborted.
+        Where it fails, or is cancelled, the caller has to abort the connection.
 
         Args:
             transport: The connection.
             received: What was received on it and not read.
-            owner: Kept as long as this link: collected, it would close the transport.
+            login: What opened it. Kept as long as this link, because its collection would close the transport.
 
         Raises:
             BrokerUnavailableError: The connection has ended.
         """
-        self._owner = owner
+        self._login = login
         self._transport = cast("asyncio.Transport", transport)
         if transport.is_closing():
             raise unavailable("the connection ended: closed by the server")
         transport.set_protocol(self)
-        # Its former reader may have paused it, or taken notice of its end.
+        # The reader of the login may have paused it, or have been notified of its end: resuming reports the end again.
         self._transport.pause_reading()
         self._transport.resume_reading()
         self._keep_alive()
         close_in_children(self, transport)
         self.closed.clear()
+        self._queue.open(self._transport.write)
         self.data_received(received)
-        await self._confirmed(b"")  # an INFO with the account's own limits follows the first PONG
+        await self._round_trip(b"")  # an INFO with the limits of the account follows the PONG of the login
         self.is_up = True
 
     def _keep_alive(self) -> None:
-        """Keep what lies between alive: a worker that only publishes may do so rarely."""
+        """Turn TCP keepalive on: a worker that only publishes may do so rarely, and no probe runs then."""
         connection: socket.socket = self._require_transport().get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if hasattr(socket, "TCP_KEEPIDLE"):  # else the system's two hours
+        if hasattr(socket, "TCP_KEEPIDLE"):  # otherwise the two hours of the system
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_SECONDS)
 
@@ -165,15 +155,15 @@ class NatsLink(asyncio.Protocol):
             self._transport.abort()
 
     def inform(self, info: ServerInfo) -> None:
-        """Follow an INFO of the server."""
+        """Take an INFO of the server."""
         self.info = info
         self._max_line_bytes = self._line_limits.get(info.server_id, MAX_LINE_BYTES)
         self._on_info(self)
 
     async def settle(self) -> None:
-        """Return when the server has confirmed all that was asked, or the connection has ended."""
+        """Return when the server has confirmed every command, or the connection has ended."""
         try:
-            await self._confirmed(b"")
+            await self._round_trip(b"")
         except BrokerError:
             return
 
@@ -182,143 +172,139 @@ class NatsLink(asyncio.Protocol):
 
         Raises:
             PublishError: The server refuses it, or too much awaits its confirmation (`retriable`).
-            PublishOutcomeUnknownError: The connection ended, or the server refused something that it did not name.
+            PublishOutcomeUnknownError: The connection ended, or the server sent an error that names no command.
         """
+        queue = self._queue
         size = len(subject) + len(payload)
-        if self._pending_bytes + size > self._max_pending_bytes and self._pending_bytes:
+        if queue.pending_bytes + size > self._max_pending_bytes and queue.pending_bytes:
             raise PublishError(
-                f"{self._pending_bytes:,} bytes await the server; publish slower, or raise max_pending_bytes",
+                f"{queue.pending_bytes:,} bytes await the server; publish slower, or raise max_pending_bytes",
                 adapter="nats",
                 retriable=True,
             )
         line = b"%b %d" % (subject, len(payload))
         if len(line) > self._max_line_bytes:
-            raise PublishError(line_refused(len(line)), adapter="nats")
-        group = self._unsent[-1] if self._unsent else None
-        if not isinstance(group, Publishes):
-            group = self._begin(Publishes())
+            raise PublishError(line_too_long(len(line)), adapter="nats")
+        group = queue.unsent[-1] if queue.unsent else None
+        if not isinstance(group, PublishGroup):
+            group = queue.begin(PublishGroup())
         answer = group.add(subject, len(line), len(payload))
-        self._pending_bytes += size
-        self._send(b"PUB %b\r\n%b\r\n" % (line, payload))
+        queue.pending_bytes += size
+        queue.send(b"PUB %b\r\n%b\r\n" % (line, payload))
         await answer
 
-    async def subscribe(self, subjects: Mapping[bytes, str]) -> Answer:
-        """Subscribe to `subjects`, each for a channel."""
-        answer = Answer()
+    async def subscribe(self, subjects: Mapping[bytes, str]) -> SubscribeResult:
+        """Subscribe to `subjects`, each the subject of a channel."""
+        result = SubscribeResult()
         for subject, channel in subjects.items():
             if channel not in self._ids:
-                self._subscribe(subject, channel, answer)
-        await self._confirmed(b"")
+                self._subscribe(subject, channel, result)
+        await self._round_trip(b"")
         for channel in subjects.values():
-            if channel not in self._ids and channel not in answer.refused:
-                answer.unconfirmed.setdefault(channel, "the server took the subscription away")
-        return answer
+            if channel not in self._ids and channel not in result.refused:
+                result.unconfirmed.setdefault(channel, "the server took the subscription away")
+        return result
 
     async def unsubscribe(self, channels: Iterable[str]) -> None:
         """Drop `channels`, here at once and then at the server."""
-        await self._confirmed(b"".join(self._forget(channels)))
+        await self._round_trip(b"".join(self._forget(channels)))
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came."""
+        """Parse what was received."""
         try:
             self._parser.feed(data)
         except ValueError as error:
             self._end(f"the server sent what is not NATS: {error}"[:200])
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail whoever waits, and report the end."""
-        words = f"the connection ended: {self._last_words or exc or 'closed by the server'}"
-        error = unavailable(words)
+        """Fail every command that is not confirmed, and report the end."""
+        reason = f"the connection ended: {self._last_error or exc or 'closed by the server'}"
         self.closed.set()
-        if self._unconfirmed and self._last_words.lower() == _LINE_TOO_LONG:
-            too_long = self._unconfirmed[0].longest_line
-            self._line_limits[self.info.server_id] = max(self._longest_confirmed, _power_of_two_below(too_long))
-        while self._unconfirmed:
-            self._unconfirmed.popleft().fail(words, self._last_words)
-        while self._unsent:
-            self._unsent.pop().fail(words, None)
+        group = self._queue.awaited
+        if group is not None and self._last_error.lower() == LINE_TOO_LONG:
+            # The line that the server refused is in this group. From now on longer lines are refused here, before they
+            # end another connection.
+            limit = max(self._queue.longest_confirmed, _power_of_two_below(group.longest_line))
+            self._line_limits[self.info.server_id] = limit
+        self._queue.close(reason, self._last_error)
         if self.is_up:
-            self._on_lost(self, error)
+            self._on_lost(self, unavailable(reason))
 
-    def _message(self, number: bytes, payload: bytes) -> None:
+    def _message_received(self, number: bytes, payload: bytes) -> None:
         found = self._channels.get(number)
         if found is not None:
             self._sink.deliver(found[0], payload)
 
-    def _control(self, line: bytes) -> None:
+    def _line_received(self, line: bytes) -> None:
         if line == b"PONG":
-            if not self._unconfirmed:
-                raise ValueError("a PONG without a PING")
-            group = self._unconfirmed.popleft()
-            self._pending_bytes -= group.size_bytes
-            self._longest_confirmed = max(self._longest_confirmed, group.longest_line)
-            self._last_words = ""
-            group.confirm()
+            self._last_error = ""
+            self._queue.confirm()
         elif line == b"PING":
             self._require_transport().write(b"PONG\r\n")
         elif line.startswith(b"-ERR"):
-            self._refused(line[4:].decode(errors="replace").strip(" '"))
+            self._error_received(line[4:].decode(errors="replace").strip(" '"))
         elif line.startswith(b"INFO"):
-            self.inform(_info(line[4:]))
+            self.inform(read_info(line[4:]))
         elif line != b"+OK":
             raise ValueError("an unknown command")
 
-    def _refused(self, words: str) -> None:
-        """Put a refusal into somebody's hands: of what awaits its PONG, of a standing subscription, or of them all."""
-        denied = _DENIED.match(words)
-        words = words[:_MAX_WORDS]
-        self._last_words = words  # where the server now closes the connection
-        group = self._unconfirmed[0] if self._unconfirmed else None
+    def _error_received(self, error: str) -> None:
+        """Attribute an error: to the group that awaits its PONG, to a standing subscription, or to the whole link."""
+        denied = _DENIED.match(error)
+        reason = error[:_MAX_REASON_CHARACTERS]
+        self._last_error = reason  # the reason of the end, where the server now closes the connection
+        group = self._queue.awaited
         if denied is not None and denied[1].lower() == "subscription":
-            if not (isinstance(group, Subscription) and group.refuse(denied[2].encode(), denied[3], words)):
-                self._revoke(denied[2].encode(), denied[3], words)
-        elif isinstance(group, Publishes) and denied is not None and group.refuse(denied[2].encode(), words):
+            if not (isinstance(group, SubscribeGroup) and group.refuse(denied[2].encode(), denied[3], reason)):
+                self._revoke(denied[2].encode(), denied[3], reason)
+        elif isinstance(group, PublishGroup) and denied is not None and group.refuse(denied[2].encode(), reason):
             pass
-        elif group is None or not group.doubt(words):
-            self._end(words)
+        elif group is None or not group.refuse_unattributed(reason):
+            self._end(reason)
 
-    def _revoke(self, subject: bytes, number: str | None, words: str) -> None:
-        """Report a standing subscription that the server has removed; nobody misses one that was given up here."""
+    def _revoke(self, subject: bytes, number: str | None, reason: str) -> None:
+        """Report a subscription that the server has removed, unless it was dropped here before."""
         if number is not None:
             found = self._channels.get(number.encode())
         else:
             found = next((known for known in self._channels.values() if known[1] == subject), None)
         if found is not None:
             self._drop(found[0])
-            self._sink.revoked([found[0]], words)
+            self._sink.revoked([found[0]], reason)
 
-    def _end(self, words: str) -> None:
-        self._last_words = words
+    def _end(self, reason: str) -> None:
+        self._last_error = reason
         self.abort()
 
-    def _subscribe(self, subject: bytes, channel: str, answer: Answer) -> None:
+    def _subscribe(self, subject: bytes, channel: str, result: SubscribeResult) -> None:
         number = b"%d" % (self._last_id + 1)
         line = b"%b %b" % (subject, number)
         if len(line) > self._max_line_bytes:
-            answer.refused[channel] = line_refused(len(line))
+            result.refused[channel] = line_too_long(len(line))
             return
 
-        def refused(words: str) -> None:
+        # The id is compared because the channel may have been dropped, and subscribed again, before the PONG arrives.
+        def refused(reason: str) -> None:
             if self._ids.get(channel) == number:
                 self._forget([channel])
-            answer.refused[channel] = words
+            result.refused[channel] = reason
 
-        def doubted(words: str) -> None:
+        def unconfirmed(reason: str) -> None:
             if self._ids.get(channel) == number:
                 self._drop(channel)
-            answer.unconfirmed[channel] = words
+            result.unconfirmed[channel] = reason
 
-        self._begin(Subscription(subject, number, len(line), refused, doubted))
-        self._send(b"SUB %b\r\n" % line)
+        self._queue.begin(SubscribeGroup(subject, number, len(line), refused, unconfirmed))
+        self._queue.send(b"SUB %b\r\n" % line)
         self._last_id += 1
         self._ids[channel] = number
         self._channels[number] = channel, subject
 
     def _drop(self, channel: str) -> None:
-        """Drop a subscription of which nobody knows whether the server has it."""
+        """Drop a subscription of which it is unknown whether the server has it."""
         for command in self._forget([channel]):
-            self._begin(Round())
-            self._send(command)
+            self._queue.begin(RoundTrip())
+            self._queue.send(command)
 
     def _forget(self, channels: Iterable[str]) -> list[bytes]:
         """Deliver nothing more for `channels`; return the commands that drop them at the server."""
@@ -327,56 +313,16 @@ class NatsLink(asyncio.Protocol):
             del self._channels[number]
         return [b"UNSUB %b\r\n" % number for number in numbers]
 
-    async def _confirmed(self, commands: bytes) -> None:
-        group = self._begin(Round())
-        self._send(commands)
+    async def _round_trip(self, commands: bytes) -> None:
+        group = self._queue.begin(RoundTrip())
+        self._queue.send(commands)
         await group.confirmed()
-
-    def _begin(self, group: _Group) -> _Group:
-        """Let the next commands belong to `group`."""
-        if not self.is_open:
-            raise unavailable(f"the link is lost: {self._last_words}" if self._last_words else "the link is lost")
-        if self._unsent:
-            self._commands.append(b"PING\r\n")
-        self._unsent.append(group)
-        return group
-
-    def _send(self, command: bytes) -> None:
-        self._commands.append(command)
-        self._commands_bytes += len(command)
-        if self._commands_bytes >= _WRITE_BYTES:
-            self._flush()
-        elif not self._flush_is_due:
-            self._flush_is_due = True
-            asyncio.get_running_loop().call_soon(self._flush_at_end)
-
-    def _flush_at_end(self) -> None:
-        """Send what is left at the end of a pass of the event loop."""
-        self._flush_is_due = False
-        if self.is_open and self._unsent:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._commands.append(b"PING\r\n")
-        self._unconfirmed.extend(self._unsent)
-        self._unsent.clear()
-        data = b"".join(self._commands)
-        self._commands.clear()
-        self._commands_bytes = 0
-        self._require_transport().write(data)
 
     def _require_transport(self) -> asyncio.Transport:
         assert self._transport is not None
         return self._transport
 
 
-def _info(text: bytes) -> ServerInfo:
-    try:
-        return ServerInfo.model_validate_json(text)
-    except ValueError:
-        raise ValueError("an INFO that cannot be read") from None
-
-
 def _power_of_two_below(size: int) -> int:
-    """Guess what a server accepts that has refused `size`: limits are such numbers, and few guesses are needed."""
+    """Return a guess at the limit of a server that has refused `size`: limits usually are such numbers."""
     return 1 << ((size - 1).bit_length() - 1)

@@ -1,12 +1,14 @@
-"""What a NATS server sends, cut into messages and control lines.
+"""The stream of bytes from a NATS server, divided into messages and control lines.
 
-Nothing in it is trusted before it is bounded: a line, the digits of a size, and the size itself. The protocol is
+A line, the digits of a size, and the size itself are each checked against a limit before they are used. The protocol is
 https://docs.nats.io/reference/reference-protocols/nats-protocol.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+
+from backplane.adapters.shared.frame_buffer import FrameBuffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,28 +35,21 @@ class NatsParser:
     def __init__(self, on_message: Callable[[bytes, bytes], None], on_line: Callable[[bytes], None]) -> None:
         self._on_message = on_message
         self._on_line = on_line
-        self._chunks: list[bytes] = []
-        self._missing = 0
+        self._incomplete = FrameBuffer()
 
     def feed(self, data: bytes) -> None:
-        """Parse `data`; what is cut is kept, and not parsed again before it can be whole.
+        """Parse `data`; an incomplete end is kept, and not parsed again before it can be complete.
 
         Raises:
             ValueError: This is not the protocol. The parser cannot go on.
         """
-        if self._chunks:
-            self._chunks.append(data)
-            self._missing -= len(data)
-            if self._missing > 0:
-                return
-            data = b"".join(self._chunks)
-            self._chunks.clear()
-        done, self._missing = self._parse(data)
+        data = self._incomplete.take(data)
+        done, missing_bytes = self._parse(data)
         if done < len(data):
-            self._chunks.append(data[done:])
+            self._incomplete.keep(data[done:], missing_bytes)
 
     def _parse(self, data: bytes) -> tuple[int, int]:
-        """Return how much of `data` is parsed, and how many bytes are missing at least."""
+        """Return how much of `data` is parsed, and at least how many bytes are missing after it."""
         position, size = 0, len(data)
         while True:
             end = data.find(b"\r\n", position, position + MAX_LINE_BYTES)
@@ -75,20 +70,25 @@ class NatsParser:
                 position = end + 2
 
 
-def _measure(words: list[bytes], start: int) -> tuple[bytes, int, int]:
-    """Return the subscription's id, and where the payload starts and stops, of a message after its first line."""
-    sizes = 2 if words[0] == b"HMSG" else 1  # ... header bytes, all bytes
-    if not 3 + sizes <= len(words) <= 4 + sizes:  # with a reply subject or without
+def _measure(parts: list[bytes], start: int) -> tuple[bytes, int, int]:
+    """Return the subscription's id, and where the payload starts and stops.
+
+    Args:
+        parts: The first line of the message.
+        start: Where the line ends.
+    """
+    sizes = 2 if parts[0] == b"HMSG" else 1  # HMSG has two: of the headers, and of headers and payload
+    if not 3 + sizes <= len(parts) <= 4 + sizes:  # with a reply subject or without
         raise ValueError("a message with too few or too many parts")
-    stop = start + _size(words[-1])
+    stop = start + _size(parts[-1])
     if sizes == 2:
-        start += _size(words[-2])
+        start += _size(parts[-2])
     if start > stop:
         raise ValueError("headers longer than the message")
-    return words[2], start, stop
+    return parts[2], start, stop
 
 
 def _size(digits: bytes) -> int:
     if digits.isdigit() and len(digits) <= _MAX_DIGITS and (size := int(digits)) <= MAX_PAYLOAD_BYTES:
         return size
-    raise ValueError("a size that is none")
+    raise ValueError("a malformed size")

@@ -1,4 +1,4 @@
-"""Which NATS servers a worker knows: those of its URL, and those of which their cluster has told it since."""
+"""The NATS servers that a worker knows: those of its URL, and those that their cluster has announced since."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 __all__ = ["Server", "Servers"]
 
 _DEFAULT_PORT: Final = 4222
-# Of a cluster whose servers get a new address with each start, the last ones are enough.
+# Where servers get a new address at each start, the ones announced last are enough.
 _MAX_LEARNED: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a server is.
+    """The address of a server.
 
     Attributes:
-        host: Name or address.
+        host: Name or IP address.
         port: Its port for clients.
-        tls_name: What its certificate has to be issued for.
+        tls_name: The name that its certificate must hold.
     """
 
     host: str
@@ -38,7 +38,7 @@ class Server:
         """Return the server at `host:port`; both have a default.
 
         Raises:
-            ValueError: This is no address.
+            ValueError: It is not an address.
         """
         parts = urlsplit(f"//{address}")
         host = parts.hostname or "localhost"
@@ -51,12 +51,12 @@ class Server:
 class Servers:
     """Every known server, in the order in which they are tried.
 
-    One of the URL comes first, then one of the cluster, and so on in turn: neither names that lead nowhere any more nor
-    addresses that only the cluster itself can reach keep from the others. Each kind is tried at random, and of its kind
-    one that failed comes last.
+    One of the URL is first, then one of the cluster, and so on in turn: names of the URL may be outdated, and addresses
+    of the cluster may be reachable inside its own network only, so neither kind must delay the other. Each kind is in
+    random order, with those that failed last.
 
     Args:
-        of_url: The servers of the URL. They are never forgotten.
+        of_url: The servers of the URL. They are never dropped.
     """
 
     def __init__(self, of_url: Iterable[Server]) -> None:
@@ -75,21 +75,23 @@ class Servers:
         return [server for turn in zip_longest(*kinds) for server in turn if server is not None]
 
     def failed(self, server: Server) -> None:
-        """Try `server` last of its kind: it was not reached, or is about to close."""
+        """Try `server` last of its kind: it could not be reached, or is about to close."""
         self._failed[str(server)] = next(self._failures)
 
     def reached(self, server: Server) -> None:
-        """Try `server` in its turn again."""
+        """Try `server` in random order again."""
         self._failed.pop(str(server), None)
 
     def learn(self, addresses: Iterable[str], by: Server, *, verified: bool) -> None:
-        """Remember the servers of a cluster; earlier ones are kept, for a server cut off from its cluster names itself.
+        """Remember the servers that a cluster announces.
+
+        Earlier ones are kept, because a server that is partitioned from its cluster announces itself only.
 
         Args:
-            addresses: Each as `host:port`; what is none is left out.
-            by: The server that named them.
-            verified: Whether its words came over TLS, or nobody has asked for TLS. If not, anybody on the way may have
-                written them: then only who has a certificate for the name of `by` is believed.
+            addresses: Each as `host:port`; what is not an address is ignored.
+            by: The server that announced them.
+            verified: Whether the announcement was received over TLS, or TLS is not required. Otherwise an attacker
+                between client and server may have written it, so only a certificate for the name of `by` is accepted.
         """
         found: dict[str, Server] = {}
         for address in addresses:

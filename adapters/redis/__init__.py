@@ -1,4 +1,4 @@
-"""Redis and Valkey: a single server or a primary behind Sentinels. Needs `fastapi-backplane[redis]`."""
+"""Redis and Valkey: a single server or a primary with Sentinels. Needs `fastapi-backplane[redis]`."""
 
 from backplane.adapters.redis.broadcaster import RedisBroadcaster
 

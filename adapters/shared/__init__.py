@@ -1,1 +1,1 @@
-"""What several adapters need: credentials, TLS settings, sockets that a forked child must not keep."""
+"""What several adapters need: credentials, TLS settings, races for a connection, sockets that a child must close."""

@@ -1,6 +1,6 @@
-"""Credentials that the application hands out at each login: `?credentials=package.module:callable`.
+"""Credentials that a callable of the application provides at each login: `?credentials=package.module:callable`.
 
-For tokens that expire and passwords that are rotated. What may be returned is each adapter's to decide.
+For tokens that expire and passwords that are rotated. Each adapter decides what the callable may return.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["CREDENTIALS_PATTERN", "ask_credentials"]
 
 CREDENTIALS_PATTERN: Final = r"^[\w.]+:[\w.]+$"
-"""What the option must look like."""
+"""The form of the option."""
 
-# After one call that has not returned the next is begun this much later, after two twice as long, and so on: one that
-# hangs for ever is survived, and there is no thread for each login. Until then a login waits for the last one.
-_AGAIN_SECONDS: Final = 10.0
+# While one call hangs, the next one is started this much later, while two hang twice as much later, and so on. So a
+# call that never returns does not block every later login, and hanging calls do not take a thread per login. Until the
+# next one is due, a login waits for the last one.
+_REPEAT_SECONDS: Final = 10.0
 
 
 class _Call(Future[Any]):
@@ -38,40 +39,43 @@ class _Call(Future[Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun_at = monotonic()
+        self.started_at: float = monotonic()
 
 
-# Calls that took too long, by path.
-_given_up: Final[dict[str, list[_Call]]] = {}
+# Calls that took longer than their caller could wait, by path.
+_hanging: Final[dict[str, list[_Call]]] = {}
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_given_up.clear)  # their threads do not run there
+    os.register_at_fork(after_in_child=_hanging.clear)  # their threads do not run in the child
 
 
-async def ask_credentials(path: str, *, adapter: str, seconds: float | None = None) -> Any:
+async def ask_credentials(
+    path: str, *, adapter: str, seconds: float | None = None, repeat_seconds: float = _REPEAT_SECONDS
+) -> Any:
     """Import the callable that `path` names, call it, and return what it returns.
 
-    An async one runs in this event loop, any other in a thread: a token service takes its time, and the event loop has
-    others to serve. It is a thread of its own, so one that never returns holds up neither the end of the event loop nor
-    those who wait for `asyncio.to_thread`.
+    An async one runs in this event loop, any other in a thread, so that a slow token service does not block the event
+    loop. It is a thread of its own, so that a call that never returns delays neither the end of the event loop nor the
+    callers of `asyncio.to_thread`.
 
     Args:
         path: `package.module:callable`.
-        adapter: Whose option it is.
+        adapter: The adapter whose option it is.
         seconds: How long it may take. Defaults to no limit, where the caller has one.
+        repeat_seconds: How long one call may hang before the next login starts another one.
 
     Raises:
         ConfigurationError: There is nothing callable of that name, or its module cannot be imported.
-        BrokerUnavailableError: It raised, or took too long. Of its error only type and place are shown, for its words
-            can hold a secret, and so can those of the errors that it comes from.
+        BrokerUnavailableError: It raised, or took too long. Only type and place of its error are shown, because its
+            message can hold a secret, and so can the messages of the errors that caused it.
     """
     function = _imported(path, adapter)
     try:
         async with PatientTimeout(seconds):
-            return await _answer(function, path, adapter)
+            return await _call(function, path, adapter, repeat_seconds)
     except TimeoutError:
-        words = f"no credentials: {path} took longer than {seconds:g} s"
-        raise BrokerUnavailableError(words, adapter=adapter) from None
+        reason = f"no credentials: {path} took longer than {seconds:g} s"
+        raise BrokerUnavailableError(reason, adapter=adapter) from None
 
 
 def _imported(path: str, adapter: str) -> Callable[[], Any]:
@@ -80,44 +84,46 @@ def _imported(path: str, adapter: str) -> Callable[[], Any]:
         function: object = attrgetter(name)(import_module(module))
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"{adapter}: credentials={path} cannot be imported: {error}") from error
-    except (Exception, SystemExit) as error:  # what the module does when it is imported
-        words = f"{adapter}: credentials={path} cannot be imported: {place_of(error)}"
-        raise ConfigurationError(words) from None
+    except (Exception, SystemExit) as error:  # raised by the code of the module
+        message = f"{adapter}: credentials={path} cannot be imported: {place_of(error)}"
+        raise ConfigurationError(message) from None
     if not callable(function):
         raise ConfigurationError(f"{adapter}: credentials={path} is not callable")
     return function
 
 
-async def _answer(function: Callable[[], Any], path: str, adapter: str) -> Any:
+async def _call(function: Callable[[], Any], path: str, adapter: str, repeat_seconds: float) -> Any:
     try:
-        answer: Any = function() if inspect.iscoroutinefunction(function) else await _in_thread(function, path)
-        return await answer if inspect.isawaitable(answer) else answer
+        if inspect.iscoroutinefunction(function):
+            return await function()
+        returned = await _call_in_thread(function, path, repeat_seconds)
+        return await returned if inspect.isawaitable(returned) else returned
     except (Exception, SystemExit) as error:
         place = error.args[0] if isinstance(error, _RaisedError) else place_of(error)
         raise BrokerUnavailableError(f"no credentials: {path} raised {place}", adapter=adapter) from None
 
 
 class _RaisedError(Exception):
-    """The function raised in its thread; where. Not every exception can be handed over to an event loop."""
+    """The function raised in its thread, at this place. Not every exception can be passed on to an event loop."""
 
 
-async def _in_thread(function: Callable[[], Any], path: str) -> Any:
-    hanging = _given_up[path] = [call for call in _given_up.get(path, ()) if not call.done()]
-    if hanging and monotonic() < hanging[-1].begun_at + _AGAIN_SECONDS * 2 ** (len(hanging) - 1):
+async def _call_in_thread(function: Callable[[], Any], path: str, repeat_seconds: float) -> Any:
+    hanging = _hanging[path] = [call for call in _hanging.get(path, ()) if not call.done()]
+    if hanging and monotonic() < hanging[-1].started_at + repeat_seconds * 2 ** (len(hanging) - 1):
         call = hanging[-1]
     else:
-        call = _begin(function)
+        call = _start(function)
     try:
         return await asyncio.wrap_future(call)
     except asyncio.CancelledError:
-        if call not in _given_up[path]:
-            _given_up[path].append(call)
+        if call not in _hanging[path]:
+            _hanging[path].append(call)
         raise
 
 
-def _begin(function: Callable[[], Any]) -> _Call:
+def _start(function: Callable[[], Any]) -> _Call:
     call = _Call()
-    call.set_running_or_notify_cancel()  # and cannot be cancelled any more
+    call.set_running_or_notify_cancel()  # from now on a cancelled caller does not cancel it
     context = copy_context()
 
     def run() -> None:

@@ -1,8 +1,8 @@
-"""What a forked child inherits of an adapter's connections: nothing.
+"""A forked child closes the connections of the adapters that it inherits.
 
-Were they open in a child too, the end of its parent would not be their end: the broker, or the peers, would go on with
-a process that is dead, for as long as the child lives. Nothing is sent on them by the child, no QUIT, no end of TLS, no
-`shutdown`: the parent goes on with them.
+If they stayed open in a child, they would not end with its parent: the broker, or the peers, would go on with a dead
+process for as long as the child lives. The child sends nothing on them (no QUIT, no end of TLS, no `shutdown`), because
+the parent goes on using them.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 __all__ = ["close_in_children"]
 
-_held: WeakKeyDictionary[object, asyncio.BaseTransport | None] = WeakKeyDictionary()
+_connections: WeakKeyDictionary[object, asyncio.BaseTransport | None] = WeakKeyDictionary()
 
 
 def close_in_children(owner: object, transport: asyncio.BaseTransport | None = None) -> None:
-    """Close a connection in each process that is forked from this one; here it stays as it is.
+    """Close a connection in each process that is forked from this one; in this process it is not changed.
 
     Args:
-        owner: A socket, or what uses `transport`: it ends with either of them.
+        owner: The socket, or the object that uses `transport`. The entry is removed with its last reference.
         transport: The connection, where it is not the socket itself.
     """
-    _held[owner] = transport
+    _connections[owner] = transport
 
 
-def _forked() -> None:
-    descriptors = {_descriptor(owner, transport) for owner, transport in list(_held.items())} - {-1}
-    _held.clear()
-    # First of all, for it makes room where the process has as many files open as it may. No other thread runs here.
+def _close_connections() -> None:
+    descriptors = {_descriptor(owner, transport) for owner, transport in list(_connections.items())} - {-1}
+    _connections.clear()
+    # First close them all: that makes room where the limit of open files is reached. No other thread runs in the child.
     for descriptor in descriptors:
-        with suppress(OSError):  # somebody closed it by its number
+        with suppress(OSError):  # closed by its number before
             os.close(descriptor)
     if not descriptors:
         return
-    # In its place, for what owns the descriptor's number, uvloop's C for one, may close it once more here, and must not
-    # meet a file that was opened since.
+    # Then put /dev/null in their place: the owner of a descriptor, such as the C code of uvloop, may close the number
+    # once more in the child, and must not close a file that was opened since.
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in descriptors - {null}:
         os.dup2(null, descriptor, inheritable=False)
@@ -54,4 +54,4 @@ def _descriptor(owner: Any, transport: asyncio.BaseTransport | None) -> int:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_close_connections)

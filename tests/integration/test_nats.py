@@ -1,4 +1,4 @@
-"""What is particular to NATS: refusals at the start, foreign publishes, permissions, limits, clusters, TLS, NKeys."""
+"""Behaviour specific to NATS: refusals at the start, other clients, permissions, limits, clusters, TLS, NKeys."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ PROBE = "$backplane/probe/0123abcd"
 
 
 def user(permissions: str) -> str:
-    """Return the configuration of a server with one user, alice, password secret."""
+    """Return the configuration of a server with one user, `alice`, whose password is `secret`."""
     return f"authorization {{ users: [{{ user: alice, password: secret, permissions: {permissions} }}] }}"
 
 
 @asynccontextmanager
 async def adapter(url: str) -> AsyncGenerator[tuple[Broadcaster, RecordingSink]]:
-    """An adapter without the core, started."""
+    """Return a started adapter, without the core, and its sink."""
     broadcaster, sink = broadcaster_from_url(url), RecordingSink()
     await broadcaster.start(sink)
     try:
@@ -66,17 +66,21 @@ async def adapter(url: str) -> AsyncGenerator[tuple[Broadcaster, RecordingSink]]
 
 
 def knows_two(broker: Broker) -> bool:
-    """Whether a server knows of its cluster."""
+    """Whether a server knows both servers of its cluster."""
     return len(server_info(cast("NatsProcess", broker).port).get("connect_urls", ())) == 2
 
 
 class Relay:
-    """Stands between client and server, keeps what the client sends, and rewrites what the server sends.
+    """A proxy that records what the client sends, and rewrites what the server sends.
 
     Args:
         broker: The server.
-        rewrite: Given each piece that the server sends.
-        context: With it the relay takes TLS from the first byte, and speaks without to the server.
+        rewrite: Called with each piece that the server sends; returns what is passed on.
+        context: With it the relay speaks TLS to the client from the first byte, and no TLS to the server.
+
+    Attributes:
+        sent: What the client sent.
+        port: The port that it listens on.
     """
 
     def __init__(
@@ -127,8 +131,8 @@ class Relay:
         writer.transport.abort()
 
 
-async def test_a_broker_that_is_down_fails_the_start() -> None:
-    """With no server there, start raises within five seconds, says where it looked, and shows no password."""
+async def test_a_missing_broker_fails_the_start() -> None:
+    """With no server there, start raises within five seconds, and the error names the URL without its password."""
     started = time.monotonic()
     with pytest.raises(BrokerUnavailableError, match="cannot reach") as raised:
         await Backplane(f"nats://alice:hunter2@127.0.0.1:{free_port()}").start()
@@ -139,7 +143,7 @@ async def test_a_broker_that_is_down_fails_the_start() -> None:
 
 @pytest.mark.parametrize("login", ["", "alice:hunter2@", "hunter2@"], ids=["none", "password", "token"])
 async def test_wrong_credentials_fail_the_start_at_once(private_nats: StartNats, login: str) -> None:
-    """Missing or wrong credentials raise `BrokerAuthenticationError` in one try and show no secret."""
+    """Missing or wrong credentials raise `BrokerAuthenticationError` at the first try, without a secret in it."""
     broker = private_nats("authorization { user: alice, password: right }")
     with pytest.raises(BrokerAuthenticationError) as raised:
         await Backplane(broker.url.replace("nats://", f"nats://{login}")).start()
@@ -148,15 +152,15 @@ async def test_wrong_credentials_fail_the_start_at_once(private_nats: StartNats,
 
 
 async def test_a_server_that_never_answers_fails_the_start(nats_broker: Broker) -> None:
-    """A server that accepts and stays silent is given up after the time the settings give."""
+    """A server that accepts and does not answer fails the start after `start_timeout_seconds`."""
     async with FaultProxy(nats_broker.url) as proxy:
         proxy.silence()
         with pytest.raises(BrokerUnavailableError, match=r"within 0\.2 s"):
             await Backplane(proxy.url, settings=Settings(start_timeout_seconds=0.2)).start()
 
 
-async def test_a_server_that_waited_for_us_has_not_refused(private_nats: StartNats) -> None:
-    """A login that comes too late for the server is no wrong one: the start tries again."""
+async def test_a_login_that_was_too_late_is_retriable(private_nats: StartNats) -> None:
+    """A login after the time limit of the server is not one with wrong credentials: the error is retriable."""
     broker = private_nats("authorization { user: alice, password: secret, timeout: 0.1 }", login="alice:secret")
     async with FaultProxy(broker.url) as proxy:
         proxy.silence("to_broker")
@@ -164,15 +168,15 @@ async def test_a_server_that_waited_for_us_has_not_refused(private_nats: StartNa
             await broadcaster_from_url(proxy.url).start(RecordingSink())
 
 
-async def test_a_token_lets_in(private_nats: StartNats) -> None:
-    """A lone user name in the URL is the token."""
+async def test_a_token_is_accepted(private_nats: StartNats) -> None:
+    """A user name without a password in the URL is the token."""
     broker = private_nats("authorization { token: s3cr3t }", login="s3cr3t")
     async with Backplane(broker.url) as backplane:
         await backplane.publish("room", "hello")
 
 
-async def test_an_nkey_lets_in(private_nats: StartNats, tmp_path: Path) -> None:
-    """A file with an NKey seed, named by an option, signs the server's challenge."""
+async def test_an_nkey_is_accepted(private_nats: StartNats, tmp_path: Path) -> None:
+    """The NKey seed of the file that an option names signs the server's nonce."""
     seed = new_seed(nkeys.PREFIX_BYTE_USER)
     keys: Any = nkeys
     public_key = keys.from_seed(bytearray(seed)).public_key.decode()
@@ -182,8 +186,8 @@ async def test_an_nkey_lets_in(private_nats: StartNats, tmp_path: Path) -> None:
         await backplane.publish("room", "hello")
 
 
-async def test_a_file_of_credentials_lets_in(private_nats: StartNats, tmp_path: Path) -> None:
-    """A user's JWT is shown and the challenge signed with its key, both from the file that an option names."""
+async def test_a_file_of_credentials_is_accepted(private_nats: StartNats, tmp_path: Path) -> None:
+    """The JWT of the file that an option names is sent, with the nonce signed by its key."""
     operator = Operator()
     credentials = operator.write_credentials(tmp_path / "alice.creds")
     broker = private_nats(operator.config)
@@ -197,7 +201,7 @@ async def test_a_file_of_credentials_lets_in(private_nats: StartNats, tmp_path: 
 async def test_credentials_that_expire_are_renewed(
     private_nats: StartNats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    """A link that the server closes when its user expires comes back with the credentials that are handed out then.
+    """A link that the server closes when its user expires is opened again with the credentials that are current then.
 
     https://github.com/nats-io/nats.py/issues/193
     """
@@ -219,8 +223,8 @@ async def test_credentials_that_expire_are_renewed(
 
 
 @pytest.mark.parametrize("login", ["password: s3cr3t, user: alice", "token: s3cr3t"], ids=["password", "token"])
-async def test_a_password_in_a_file_lets_in(private_nats: StartNats, tmp_path: Path, login: str) -> None:
-    """The password, or the token, can stand in a file, which is read again at each login."""
+async def test_a_password_in_a_file_is_accepted(private_nats: StartNats, tmp_path: Path, login: str) -> None:
+    """The password, or the token, is read from a file at each login."""
     broker = private_nats(f"authorization {{ {login} }}", login="alice" if "user" in login else "")
     secret = tmp_path / "secret"
     secret.write_text("wrong\n")
@@ -233,31 +237,31 @@ async def test_a_password_in_a_file_lets_in(private_nats: StartNats, tmp_path: P
 
 
 async def test_tls(private_nats: StartNats, tmp_path: Path) -> None:
-    """A link over TLS works with the authority named, and is refused at once without."""
+    """A link over TLS works where the options name the authority, and is refused at once otherwise."""
     certificate = self_signed_certificate(tmp_path)
     broker = private_nats(f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}')
     url = broker.url.replace("nats://", "tls://")
     async with Backplane(f"{url}?tls_ca_certs={certificate}") as backplane, backplane.subscribe("room") as messages:
         await backplane.publish("room", b"x" * 500_000)
-        heard = await anext(messages)
-        assert isinstance(heard, Message)
-        assert heard.data == b"x" * 500_000
-    for untrusting in (url, broker.url):  # the server requires it
+        received = await anext(messages)
+        assert isinstance(received, Message)
+        assert received.data == b"x" * 500_000
+    for untrusting in (url, broker.url):  # the server requires TLS in both cases
         with pytest.raises(BrokerError, match="not trusted") as raised:
             await Backplane(untrusting).start()
         assert raised.value.retriable is False
 
 
-async def test_the_next_server_of_a_cluster_is_taken(nats_broker: Broker) -> None:
-    """Of several servers in the URL one that answers is enough."""
+async def test_the_next_server_of_the_url_is_used(nats_broker: Broker) -> None:
+    """Where several servers are in the URL, one that answers is enough."""
     address = nats_broker.url.removeprefix("nats://")
     for _ in range(4):  # they are tried in a random order
         async with Backplane(f"nats://127.0.0.1:{free_port()},{address}") as backplane:
             await backplane.publish("room", "hello")
 
 
-async def test_servers_that_are_silent_hold_up_no_other(nats_broker: Broker) -> None:
-    """Servers that accept and stay silent, cost a second each and not their time limit."""
+async def test_silent_servers_delay_another_by_a_second_each(nats_broker: Broker) -> None:
+    """Servers that accept and do not answer delay the next one by a second each, not by the time limit."""
     async with FaultProxy(nats_broker.url) as one, FaultProxy(nats_broker.url) as two:
         one.silence()
         two.silence()
@@ -270,8 +274,8 @@ async def test_servers_that_are_silent_hold_up_no_other(nats_broker: Broker) -> 
             await broadcaster.stop()
 
 
-async def test_a_foreign_publish_arrives_as_it_is(nats_broker: Broker) -> None:
-    """What a bare nats-py client publishes, headers or not, is text where it is UTF-8, else binary."""
+async def test_a_publish_of_another_client_is_received(nats_broker: Broker) -> None:
+    """What a client of nats-py publishes, with headers or without, is text where it is UTF-8, else binary."""
     client: Any = nats
     foreign = await client.connect(nats_broker.url)
     async with Backplane(nats_broker.url) as backplane, backplane.subscribe("foreign") as messages:
@@ -279,13 +283,13 @@ async def test_a_foreign_publish_arrives_as_it_is(nats_broker: Broker) -> None:
         await foreign.publish("foreign", "grüße".encode(), headers={"Trace": "1"})
         await foreign.publish("foreign", b"\xff\0")
         await foreign.publish("foreign", b"")
-        heard = [await anext(messages) for _ in range(4)]
+        received = [await anext(messages) for _ in range(4)]
     await foreign.close()
-    assert [item.data for item in heard if isinstance(item, Message)] == ["hello", "grüße", b"\xff\0", ""]
+    assert [item.data for item in received if isinstance(item, Message)] == ["hello", "grüße", b"\xff\0", ""]
 
 
 async def test_a_channel_that_permissions_deny_fails_alone(private_nats: StartNats) -> None:
-    """A denied subject raises for its own subscriber, a denied publish for its publisher; the rest goes on."""
+    """A denied subject raises for its own subscriber, a denied publish for its publisher; other channels go on."""
     permissions = "{ publish: { deny: secrets }, subscribe: { deny: secrets } }"
     users = f"{{ user: alice, password: secret, permissions: {permissions} }}"
     broker = private_nats(f"authorization {{ users: [{users}] }}", login="alice:secret")
@@ -299,8 +303,8 @@ async def test_a_channel_that_permissions_deny_fails_alone(private_nats: StartNa
         assert (await anext(messages)).channel == "room"
 
 
-async def test_the_limit_of_the_server_counts(private_nats: StartNats) -> None:
-    """A server that takes less than the option says lowers the limit; what is over it raises before the wire."""
+async def test_the_servers_limit_of_payloads_is_applied(private_nats: StartNats) -> None:
+    """A server that accepts less than the option lowers the limit; what exceeds it raises before it is sent."""
     broker = private_nats("max_payload: 1000")
     async with Backplane(broker.url) as backplane, backplane.subscribe("room") as messages:
         with pytest.raises(PayloadTooLargeError) as raised:
@@ -311,9 +315,9 @@ async def test_the_limit_of_the_server_counts(private_nats: StartNats) -> None:
 
 
 async def test_joins_over_the_limit_of_subscriptions_fail(private_nats: StartNats) -> None:
-    """Of twenty joins at a server that takes ten, ten raise with the server's words, and ten receive what is published.
+    """Of twenty joins at a server that accepts ten, ten raise with its error, and ten receive what is published.
 
-    That refusal names no subscription (https://github.com/nats-io/nats.go/issues/921).
+    The error names no subscription (https://github.com/nats-io/nats.go/issues/921).
     """
     broker = private_nats("max_subscriptions: 10")
     channels = [f"room-{number}" for number in range(20)]
@@ -331,8 +335,8 @@ async def test_joins_over_the_limit_of_subscriptions_fail(private_nats: StartNat
         assert not sink.losses
 
 
-async def test_a_join_over_the_limit_gets_the_first_free_place(private_nats: StartNats) -> None:
-    """A join that the server has no place for waits for one, and raises with the server's words where none comes."""
+async def test_a_join_over_the_limit_waits_for_a_free_place(private_nats: StartNats) -> None:
+    """A join over the limit waits until another subscription ends, and raises with the server's error if none does."""
     broker = private_nats("max_subscriptions: 1")
     settings = Settings(subscribe_timeout_seconds=0.3, linger_seconds=0.01)
     async with Backplane(broker.url, settings=settings) as backplane:
@@ -345,10 +349,10 @@ async def test_a_join_over_the_limit_gets_the_first_free_place(private_nats: Sta
             assert (await anext(messages)).channel == "three"
 
 
-async def test_a_server_that_comes_back_with_less_room_is_reported(private_nats: StartNats) -> None:
-    """Of five subscribers at a server that comes back with three places, the two without get a gap with its words.
+async def test_a_lower_limit_of_subscriptions_after_a_restart_is_reported(private_nats: StartNats) -> None:
+    """Of five subscribers at a server that restarts with a limit of three, two get a gap with its error as reason.
 
-    When there is room for them again, they get another one, and what is published after it.
+    When the limit is gone, they get another gap, and what is published after it.
     """
     broker = private_nats("")
     assert isinstance(broker, NatsProcess)
@@ -370,8 +374,8 @@ async def test_a_server_that_comes_back_with_less_room_is_reported(private_nats:
             assert isinstance(await anext(rooms[number]), Message)
 
 
-async def test_a_full_server_has_no_place_for_the_probe(private_nats: StartNats) -> None:
-    """Where an application has taken every place, its probe is refused for good, for it must not cost the link."""
+async def test_the_probe_is_refused_over_the_limit(private_nats: StartNats) -> None:
+    """Where an application holds every subscription that the server allows, its probe is refused and not retried."""
     broker = private_nats("max_subscriptions: 1")
     async with adapter(broker.url) as (broadcaster, _):
         await broadcaster.subscribe(["room"])
@@ -382,7 +386,7 @@ async def test_a_full_server_has_no_place_for_the_probe(private_nats: StartNats)
 
 
 async def test_an_accounts_limit_of_subscriptions(private_nats: StartNats, tmp_path: Path) -> None:
-    """The limit of an account is one like the server's."""
+    """The limit of an account is reported as that of the server is."""
     operator = Operator(subs=3)
     credentials = operator.write_credentials(tmp_path / "alice.creds")
     broker = private_nats(operator.config)
@@ -394,8 +398,8 @@ async def test_an_accounts_limit_of_subscriptions(private_nats: StartNats, tmp_p
 
 
 @pytest.mark.parametrize("denied", ["publish", "subscribe"])
-async def test_a_refusal_reaches_whom_it_concerns(private_nats: StartNats, denied: str) -> None:
-    """Of a publish and a subscription to one channel at one time each gets its own answer.
+async def test_a_refusal_is_attributed(private_nats: StartNats, denied: str) -> None:
+    """A publish and a subscription to one channel at the same time get each its own answer.
 
     https://github.com/nats-io/nats.go/issues/330
     """
@@ -411,8 +415,8 @@ async def test_a_refusal_reaches_whom_it_concerns(private_nats: StartNats, denie
                 await broadcaster.unsubscribe(["room"])
 
 
-async def test_a_subscription_that_is_taken_away_is_revoked(private_nats: StartNats) -> None:
-    """Permissions that are reloaded without a channel revoke its subscription; the others stand."""
+async def test_a_subscription_that_is_no_longer_permitted_is_revoked(private_nats: StartNats) -> None:
+    """Permissions that are reloaded without a channel revoke its subscription; the others are not affected."""
     broker = private_nats(user("{ subscribe: { allow: [room, hall] } }"), login="alice:secret")
     assert isinstance(broker, NatsProcess)
     async with adapter(broker.url) as (broadcaster, sink):
@@ -429,8 +433,8 @@ async def test_a_subscription_that_is_taken_away_is_revoked(private_nats: StartN
         assert not sink.losses
 
 
-async def test_a_subscription_that_comes_back_after_a_reload_is_a_gap(private_nats: StartNats) -> None:
-    """A subscriber whose channel is revoked and then allowed again receives a gap, and what is published after it."""
+async def test_a_subscription_that_is_permitted_again_has_a_gap(private_nats: StartNats) -> None:
+    """A subscriber whose channel is revoked and then permitted again gets a gap, and what is published after it."""
     broker = private_nats(user("{ subscribe: { allow: [room] } }"), login="alice:secret")
     assert isinstance(broker, NatsProcess)
     settings = Settings(probe_interval_seconds=0.2)
@@ -438,7 +442,7 @@ async def test_a_subscription_that_comes_back_after_a_reload_is_a_gap(private_na
         broker.reload(user("{ subscribe: { allow: [hall] } }"))
         assert isinstance(await anext(messages), Gap)
         broker.reload(user("{ subscribe: { allow: [room] } }"))
-        while True:  # until the core has asked again
+        while True:  # until the core has subscribed again
             await backplane.publish("room", "hello")
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.1):
@@ -446,8 +450,8 @@ async def test_a_subscription_that_comes_back_after_a_reload_is_a_gap(private_na
                         break
 
 
-async def test_one_wildcard_grants_the_reserved_channels(private_nats: StartNats) -> None:
-    """A user who is granted the package's own subjects by one wildcard, and nothing else, can be probed."""
+async def test_one_wildcard_permits_the_reserved_channels(private_nats: StartNats) -> None:
+    """A user with one permission, the wildcard of the package's own subjects, can subscribe to the probe."""
     for prefix in ("", "shop."):
         grant = f'{{ allow: ["{prefix}=24backplane.>"] }}'
         broker = private_nats(user(f"{{ publish: {grant}, subscribe: {grant} }}"), login="alice:secret")
@@ -458,16 +462,16 @@ async def test_one_wildcard_grants_the_reserved_channels(private_nats: StartNats
 
 
 @pytest.mark.parametrize("denied", ["publish", "subscribe"])
-async def test_a_refused_probe_names_the_subjects_to_allow(private_nats: StartNats, denied: str) -> None:
-    """Where the package's own channels are refused, the error names the wildcard that grants them."""
+async def test_a_refused_probe_names_the_subjects_to_permit(private_nats: StartNats, denied: str) -> None:
+    """Where the package's own channels are refused, the error names the wildcard to permit."""
     broker = private_nats(user(f'{{ {denied}: {{ allow: ["shop.room"] }} }}'), login="alice:secret")
     async with adapter(f"{broker.url}?prefix=shop.") as (broadcaster, _):
         with pytest.raises(BrokerError, match=r'"shop\.=24backplane\.>"'):
             await (broadcaster.publish(PROBE, b"") if denied == "publish" else broadcaster.subscribe([PROBE]))
 
 
-async def test_the_limit_of_an_account_counts(private_nats: StartNats, tmp_path: Path) -> None:
-    """An account's `max_payload` under the server's is known after the login; what is over it never reaches the wire.
+async def test_the_accounts_limit_of_payloads_is_applied(private_nats: StartNats, tmp_path: Path) -> None:
+    """An account's `max_payload` below the server's is known after the login; what exceeds it is not sent.
 
     https://github.com/nats-io/nats.go/issues/480
     """
@@ -484,7 +488,7 @@ async def test_the_limit_of_an_account_counts(private_nats: StartNats, tmp_path:
 
 
 async def test_a_channel_over_the_limit_of_a_control_line_fails_alone(private_nats: StartNats) -> None:
-    """A subject over the server's `max_control_line` costs one link; from then on it is refused, and the rest lives."""
+    """A subject over the server's `max_control_line` ends one link; from then on it is refused before it is sent."""
     broker = private_nats("max_control_line: 512")
     long = "\N{GRINNING FACE}" * 60
     async with Backplane(broker.url) as backplane, backplane.subscribe("room") as messages:
@@ -503,8 +507,8 @@ async def test_a_channel_over_the_limit_of_a_control_line_fails_alone(private_na
         assert (await backplane.health()).generation == generation == 2
 
 
-async def test_what_ended_the_connection_was_not_published(private_nats: StartNats) -> None:
-    """The publish that made the server end the connection is refused; those beside it have an unknown outcome."""
+async def test_the_publish_that_ended_the_connection_is_refused(private_nats: StartNats) -> None:
+    """The publish over which the server ended the connection is refused; others have an unknown outcome."""
     broker = private_nats("max_control_line: 512")
     async with adapter(broker.url) as (broadcaster, sink):
         long = broadcaster.publish("\N{GRINNING FACE}" * 60, b"x")
@@ -513,8 +517,8 @@ async def test_what_ended_the_connection_was_not_published(private_nats: StartNa
         await sink.until(lambda: bool(sink.losses))
 
 
-async def test_the_other_servers_of_a_cluster_are_known(nats_cluster: Cluster) -> None:
-    """With one server of three in the URL, and that one gone for good, another is taken; so it is at the next start."""
+async def test_the_other_servers_of_a_cluster_are_learned(nats_cluster: Cluster) -> None:
+    """Where the only server in the URL is gone, another one of the cluster is used, also at the next start."""
     named = nats_cluster.nodes[0]
     async with Backplane(named.url) as backplane, backplane.subscribe("room") as messages:
         named.kill9()
@@ -524,11 +528,11 @@ async def test_the_other_servers_of_a_cluster_are_known(nats_cluster: Cluster) -
     await backplane.start()
     await backplane.publish("room", "hello")
     await backplane.stop()
-    named.launch()  # the cluster ends whole
+    named.launch()  # the fixture stops all servers
 
 
 async def test_a_learned_server_shows_the_certificate_of_the_named_one(private_nats: StartNats, tmp_path: Path) -> None:
-    """Over TLS a server known by its address alone is believed where its certificate has the name in the URL."""
+    """Over TLS a server that is known by its IP address is accepted if its certificate holds the name in the URL."""
     certificate = self_signed_certificate(tmp_path, names="DNS:localhost")
     ports = [free_port(), free_port()]
     routes = ", ".join(f"nats://127.0.0.1:{port}" for port in ports)
@@ -549,7 +553,7 @@ async def test_a_learned_server_shows_the_certificate_of_the_named_one(private_n
 
 
 async def test_a_server_in_lame_duck_mode_is_left_in_time(nats_cluster: Cluster) -> None:
-    """A server that announces its end is left for another one, and no publish meanwhile has an unknown outcome."""
+    """A server in lame duck mode is left for another one, and no publish meanwhile has an unknown outcome."""
     node = cast("NatsProcess", nats_cluster.nodes[0])
     async with adapter(node.url) as (broadcaster, sink):
         await broadcaster.subscribe(["room"])
@@ -560,7 +564,7 @@ async def test_a_server_in_lame_duck_mode_is_left_in_time(nats_cluster: Cluster)
             published += 1
         assert "lame duck" in str(sink.losses[0])
         answer = asyncio.gather(*[broadcaster.publish("room", b"last") for _ in range(10)])
-        await asyncio.sleep(0)  # they are asked
+        await asyncio.sleep(0)  # they have been called
         await broadcaster.stop()
         await answer
         assert len(sink.payloads("room")) == published + 10
@@ -570,7 +574,7 @@ async def test_a_server_in_lame_duck_mode_is_left_in_time(nats_cluster: Cluster)
 
 
 async def test_the_only_server_is_not_left_in_lame_duck_mode(private_nats: StartNats) -> None:
-    """Where no other server accepts a login, one in lame duck mode is used until it closes the connection."""
+    """Where no other server accepts the login, one in lame duck mode is used until it closes the connection."""
     broker = private_nats("lame_duck_duration: 30s\nlame_duck_grace_period: 2s")
     assert isinstance(broker, NatsProcess)
     async with adapter(broker.url) as (broadcaster, sink):
@@ -580,8 +584,8 @@ async def test_the_only_server_is_not_left_in_lame_duck_mode(private_nats: Start
         assert "lame duck" not in str(sink.losses[0])
 
 
-async def test_tls_that_is_taken_out_of_the_offer_is_missed(private_nats: StartNats, tmp_path: Path) -> None:
-    """Who asked for TLS sends neither password nor message to a server that seems to offer none."""
+async def test_a_stripped_offer_of_tls_is_refused(private_nats: StartNats, tmp_path: Path) -> None:
+    """Where TLS is required, nothing is sent to a server whose INFO, rewritten by an attacker, offers no TLS."""
     certificate = self_signed_certificate(tmp_path)
     tls = f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}\nallow_non_tls: true'
     broker = private_nats(f"authorization {{ user: alice, password: hunter2 }}\n{tls}")
@@ -597,8 +601,8 @@ async def test_tls_that_is_taken_out_of_the_offer_is_missed(private_nats: StartN
         assert relay.sent == b""
 
 
-async def test_bytes_in_front_of_the_handshake_end_the_connection(private_nats: StartNats, tmp_path: Path) -> None:
-    """An answer that somebody on the way writes in front of the TLS handshake is taken for none: nothing is sent."""
+async def test_bytes_before_the_handshake_end_the_connection(private_nats: StartNats, tmp_path: Path) -> None:
+    """Bytes that an attacker injects before the TLS handshake end the connection, and nothing is sent."""
     certificate = self_signed_certificate(tmp_path)
     broker = private_nats(f'tls {{ cert_file: "{certificate}", key_file: "{tmp_path / "key.pem"}" }}')
 
@@ -614,7 +618,7 @@ async def test_bytes_in_front_of_the_handshake_end_the_connection(private_nats: 
 
 
 async def test_tls_first(nats_broker: Broker, tmp_path: Path) -> None:
-    """With `tls_first` the handshake comes before the INFO, as at a server with `handshake_first`."""
+    """With `tls_first` the handshake is done before the INFO, as a server with `handshake_first` expects."""
     certificate = self_signed_certificate(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, tmp_path / "key.pem")
@@ -630,7 +634,7 @@ async def test_tls_first(nats_broker: Broker, tmp_path: Path) -> None:
 
 
 async def test_a_burst_of_publishes_is_confirmed(nats_broker: Broker) -> None:
-    """Fifty thousand publishes at one time are all confirmed, in order, on a link that stays."""
+    """Fifty thousand publishes at the same time are all confirmed and delivered, in order, without a lost link."""
     async with adapter(nats_broker.url) as (broadcaster, sink):
         await broadcaster.subscribe(["burst"])
         payloads = [b"%d" % number for number in range(50_000)]
@@ -639,8 +643,8 @@ async def test_a_burst_of_publishes_is_confirmed(nats_broker: Broker) -> None:
         assert not sink.losses
 
 
-async def test_a_server_that_gives_us_up_during_a_pause_is_an_ordinary_loss(private_nats: StartNats) -> None:
-    """A server with short pings closes the connection of a process that was stopped: everybody gets a gap."""
+async def test_a_connection_closed_during_a_pause_is_a_loss(private_nats: StartNats) -> None:
+    """Where the server closed the connection of a paused process, every subscriber gets a gap."""
     broker = private_nats('ping_interval: "100ms"\nping_max: 2')
     async with Backplane(broker.url) as backplane, backplane.subscribe("room") as messages:
         time.sleep(1)  # the event loop is blocked
@@ -650,7 +654,7 @@ async def test_a_server_that_gives_us_up_during_a_pause_is_an_ordinary_loss(priv
 
 
 async def test_the_system_keeps_an_idle_connection_alive(nats_broker: Broker) -> None:
-    """The socket has TCP keepalive on: a worker without a channel sends no probe, and a NAT forgets what is idle."""
+    """TCP keepalive is on: a worker without channels sends no probe, and a NAT drops an idle connection."""
     async with adapter(nats_broker.url) as (broadcaster, _):
         await broadcaster.publish("room", b"x")
         link = cast("Any", broadcaster)._link

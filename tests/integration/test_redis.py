@@ -1,4 +1,4 @@
-"""What is particular to Redis: refusals at the start, foreign publishes, ACLs, options, what is left on the server."""
+"""Behaviour specific to Redis: refusals at the start, other clients, ACLs, options, cleanup at the server."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ from backplane import (
     Settings,
     SubscribeError,
 )
-from backplane.adapters.redis import connect as redis_connect
+from backplane.adapters.redis import RedisBroadcaster
+from backplane.adapters.redis.options import RedisOptions
+from backplane.broadcaster import BrokerUrl
 from backplane.testing import FaultProxy
 from backplane.testing.harness import next_message
 from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig
 
 if TYPE_CHECKING:
-    from backplane.adapters.redis.link import Address
+    from backplane.adapters.redis.server_info import Address
     from tests.brokers.broker import Broker
     from tests.conftest import StartRedis
 
@@ -45,13 +47,13 @@ HASTY = Settings(start_timeout_seconds=0.5)
 
 
 def foreign_client(url: str) -> Any:
-    """Return a plain client of the broker; its methods are typed too loosely for strict checkers."""
+    """Return a client of redis-py; `Any`, because its methods are typed too loosely for strict checkers."""
     client: Any = Redis
     return client.from_url(url)
 
 
-async def test_a_broker_that_is_down_fails_the_start() -> None:
-    """With no server there, start raises within five seconds, says where it looked, and shows no password."""
+async def test_a_missing_broker_fails_the_start() -> None:
+    """With no server there, start raises within five seconds, and the error names the URL without its password."""
     started = monotonic()
     with pytest.raises(BrokerUnavailableError) as raised:
         await Backplane(f"redis://:hunter2@127.0.0.1:{free_port()}").start()
@@ -60,11 +62,11 @@ async def test_a_broker_that_is_down_fails_the_start() -> None:
     assert "hunter2" not in repr(raised.value)
 
 
-@pytest.mark.parametrize("login", ["", ":hunter2@", "alice:hunter2@", "nobody:hunter2@"])
+@pytest.mark.parametrize("login", ["", ":hunter2@", "alice:hunter2@", "bob:hunter2@"])
 async def test_a_wrong_password_fails_the_start_at_once(
     private_redis: StartRedis, login: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A missing or wrong password, or user, raises `BrokerAuthenticationError` in one try and shows no password."""
+    """A missing or wrong password or user raises `BrokerAuthenticationError` at the first try, without the password."""
     broker = private_redis(RedisConfig(password="right", users=("alice on >right +@all &*",)))
     address = broker.url.rpartition("@")[2]
     with caplog.at_level(logging.DEBUG, "backplane"), pytest.raises(BrokerAuthenticationError) as raised:
@@ -75,39 +77,43 @@ async def test_a_wrong_password_fails_the_start_at_once(
 
 
 async def test_a_server_that_never_answers_fails_the_start(redis_broker: Broker) -> None:
-    """A server that accepts and stays silent is given up after the time the settings give."""
+    """A server that accepts and does not answer fails the start after `start_timeout_seconds`."""
     async with FaultProxy(redis_broker.url) as proxy:
         proxy.silence()
         with pytest.raises(BrokerUnavailableError, match=r"within 0\.2 s"):
             await Backplane(proxy.url, settings=Settings(start_timeout_seconds=0.2)).start()
 
 
-async def test_a_certificate_that_is_not_trusted_fails_the_start_at_once(private_redis: StartRedis) -> None:
-    """A server whose certificate nobody vouches for is refused without a second try."""
+async def test_an_untrusted_certificate_fails_the_start_at_once(private_redis: StartRedis) -> None:
+    """A server whose certificate no authority has signed is refused without a second try."""
     url = private_redis(RedisConfig(tls=True)).url.partition("?")[0]
     with pytest.raises(BrokerError, match="not trusted") as raised:
         await Backplane(url).start()
     assert raised.value.retriable is False
 
 
-async def test_the_certificate_is_one_for_the_name(private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever address of a name is connected to, the certificate must hold the name of the URL."""
+async def test_the_certificate_must_hold_the_name(private_redis: StartRedis) -> None:
+    """Whichever address of a name is used, the certificate must hold the name of the URL."""
     broker = private_redis(RedisConfig(tls=True))  # its certificate is for localhost and 127.0.0.1
-    port = int(broker.url.rpartition(":")[2].partition("?")[0])
+    address, _, query = broker.url.partition("?")
+    options = RedisOptions(ssl_ca_certs=query.removeprefix("ssl_ca_certs="))
 
-    async def resolve(*_: object) -> list[Address]:
+    async def resolve(_: str, port: int) -> list[Address]:
         return [("127.0.0.1", port)]
 
-    monkeypatch.setattr(redis_connect, "_resolve", resolve)
-    async with Backplane(broker.url.replace("127.0.0.1", "localhost")) as backplane:
+    def at(name: str) -> Backplane:
+        url = BrokerUrl.parse(address.replace("127.0.0.1", name))
+        return Backplane(RedisBroadcaster(url, options, resolve=resolve))
+
+    async with at("localhost") as backplane:
         await backplane.publish("room", "hello")
     with pytest.raises(BrokerError, match=r"not trusted.*name\.example") as raised:
-        await Backplane(broker.url.replace("127.0.0.1", "name.example")).start()
+        await at("name.example").start()
     assert raised.value.retriable is False
 
 
-async def test_a_foreign_publish_arrives_as_it_is(redis_broker: Broker) -> None:
-    """What another client publishes is text where it is UTF-8, else binary; a header that makes no sense is dropped."""
+async def test_a_publish_of_another_client_is_received(redis_broker: Broker) -> None:
+    """What another client publishes is text where it is UTF-8, else binary; a malformed header is dropped."""
     async with (
         foreign_client(redis_broker.url) as foreign,
         Backplane(redis_broker.url) as backplane,
@@ -115,12 +121,12 @@ async def test_a_foreign_publish_arrives_as_it_is(redis_broker: Broker) -> None:
     ):
         for payload in (b"hello", "grüße".encode(), b"\xff\0", b"\xbfBP\x07malformed", b""):
             await foreign.publish("foreign", payload)
-        heard = [await anext(messages) for _ in range(4)]
-    assert [item.data for item in heard if isinstance(item, Message)] == ["hello", "grüße", b"\xff\0", ""]
+        received = [await anext(messages) for _ in range(4)]
+    assert [item.data for item in received if isinstance(item, Message)] == ["hello", "grüße", b"\xff\0", ""]
 
 
 async def test_the_prefix_separates_applications(redis_broker: Broker) -> None:
-    """Two prefixes on one server do not meet, and the prefix is what stands on the server."""
+    """Applications with different prefixes do not share channels; at the server a channel begins with the prefix."""
     async with (
         Backplane(f"{redis_broker.url}?prefix=one:") as one,
         Backplane(f"{redis_broker.url}?prefix=two:") as two,
@@ -133,7 +139,7 @@ async def test_the_prefix_separates_applications(redis_broker: Broker) -> None:
 
 
 async def test_a_process_that_only_publishes_opens_no_subscription(private_redis: StartRedis) -> None:
-    """Publishing from a script holds one connection and subscribes to nothing, the probe included."""
+    """A process that only publishes holds one connection, and has no subscription, not even that of the probe."""
     broker = private_redis()
     async with foreign_client(broker.url) as observer, Backplane(broker.url) as backplane:
         await backplane.publish("room", "hello")
@@ -141,8 +147,8 @@ async def test_a_process_that_only_publishes_opens_no_subscription(private_redis
         assert len(await observer.client_list()) == 2
 
 
-async def test_nothing_is_left_on_the_server(private_redis: StartRedis) -> None:
-    """After the last leave, and the moment it lingers, the server holds no subscription of the channel any more."""
+async def test_no_subscription_is_left_on_the_server(private_redis: StartRedis) -> None:
+    """After the last leave, and `linger_seconds`, the server has no subscription of the channel any more."""
     broker = private_redis()
     settings = Settings(linger_seconds=0.02)
     async with foreign_client(broker.url) as observer, Backplane(broker.url, settings=settings) as backplane:
@@ -153,8 +159,8 @@ async def test_nothing_is_left_on_the_server(private_redis: StartRedis) -> None:
                 await asyncio.sleep(0.01)
 
 
-async def test_a_channel_an_acl_denies_fails_alone(private_redis: StartRedis) -> None:
-    """A denied channel raises for its own subscriber, a denied publish for its publisher; the rest goes on."""
+async def test_a_channel_that_an_acl_denies_fails_alone(private_redis: StartRedis) -> None:
+    """A denied channel raises for its own subscriber, a denied publish for its publisher; other channels go on."""
     broker = private_redis(RedisConfig(users=("alice on >secret +@all resetchannels &room-*",), login="alice:secret"))
     async with Backplane(broker.url) as backplane, backplane.subscribe("room-1") as messages:
         with pytest.raises(SubscribeError, match="secrets"):
@@ -167,7 +173,7 @@ async def test_a_channel_an_acl_denies_fails_alone(private_redis: StartRedis) ->
 
 
 async def test_one_denied_channel_of_a_thousand_after_a_reconnect(private_redis: StartRedis) -> None:
-    """A rule that tightens while the link is away costs one channel its subscription and a gap, not the other 999."""
+    """Where an ACL denies one channel from now on, it alone is refused after the reconnect; the other 999 are back."""
     broker = private_redis(RedisConfig(users=("alice on >secret +@all allchannels",), login="alice:secret"))
     root = broker.url.replace("alice:secret@", "")
     channels = [f"room-{number}" for number in range(1000)]
@@ -180,18 +186,18 @@ async def test_one_denied_channel_of_a_thousand_after_a_reconnect(private_redis:
         rules = [f"&{channel}" for channel in channels if channel != "room-500"]
         await observer.execute_command("ACL", "SETUSER", "alice", "resetchannels", *rules)
         async with asyncio.timeout(10):
-            # The rule itself ends the connection of whoever holds a channel it no longer allows.
+            # The new rule ends every connection that is subscribed to a channel it no longer allows.
             gaps = [await anext(messages) for _ in range(1000)]
             assert all(isinstance(item, Gap) for item in gaps)
             await backplane.wait_for_state("live")
             await asyncio.gather(*(backplane.publish(channel, "") for channel in channels if channel != "room-500"))
-            heard = {(await anext(messages)).channel for _ in range(999)}
-        assert heard == set(channels) - {"room-500"}
+            received = {(await anext(messages)).channel for _ in range(999)}
+        assert received == set(channels) - {"room-500"}
         assert [gap.channel for gap in gaps if isinstance(gap, Gap) and "refused" in gap.reason] == ["room-500"]
 
 
-async def test_a_reply_that_is_lost_leaves_the_outcome_unknown(redis_broker: Broker) -> None:
-    """A publish whose answer does not come back raises as unknown, and is not sent a second time."""
+async def test_a_lost_reply_leaves_the_outcome_unknown(redis_broker: Broker) -> None:
+    """A publish whose reply is lost raises `PublishOutcomeUnknownError`, and is not sent a second time."""
     async with (
         FaultProxy(redis_broker.url) as proxy,
         Backplane(proxy.url) as backplane,
@@ -199,26 +205,26 @@ async def test_a_reply_that_is_lost_leaves_the_outcome_unknown(redis_broker: Bro
         outside.subscribe("room") as messages,
     ):
         publishing = asyncio.create_task(backplane.publish("room", "once"))
-        await anext(messages)  # the server has it; now the link goes before, or after, its answer came through
+        await anext(messages)  # the server has it; the link is lost before its reply is read, or after
         proxy.cut()
         await asyncio.wait([publishing])
         error = publishing.exception()
         assert error is None or isinstance(error, PublishOutcomeUnknownError)
         await outside.publish("room", "barrier")
-        heard = await anext(messages)
-        assert isinstance(heard, Message)
-        assert heard.data == "barrier"
+        received = await anext(messages)
+        assert isinstance(received, Message)
+        assert received.data == "barrier"
 
 
 @pytest.mark.parametrize("url", ["redis://localhost:notaport", "redis://localhost/room", "redis://localhost:99999"])
-def test_a_url_that_makes_no_sense_is_refused(url: str) -> None:
-    """A port that is none, and a path that is no database number, are refused before anything is opened."""
+def test_a_malformed_url_is_refused(url: str) -> None:
+    """A malformed port, and a path that is not a database number, are refused before anything is opened."""
     with pytest.raises(ConfigurationError, match="redis:"):
         Backplane(url)
 
 
 async def test_a_unix_socket(private_redis: StartRedis, tmp_path: Path) -> None:
-    """`unix://` with the path of a socket, and a password, works as an address does."""
+    """`unix://` with the path of a socket, and a password, works as a host and port do."""
     path = tmp_path / "redis.sock"
     private_redis(RedisConfig(password="right", arguments=("--unixsocket", str(path))))
     settings = Settings(probe_interval_seconds=0.2)
@@ -236,15 +242,15 @@ async def test_a_unix_socket(private_redis: StartRedis, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tls", [False, True], ids=["valkey", "valkeys"])
 async def test_the_schemes_of_valkey(private_redis: StartRedis, tls: bool) -> None:
-    """`valkey://` and `valkeys://` are `redis://` and `rediss://`."""
+    """`valkey://` and `valkeys://` work as `redis://` and `rediss://`."""
     url = private_redis(RedisConfig(tls=tls)).url.replace("redis", "valkey", 1)
     async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
         await backplane.publish("room", "hello")
         assert (await next_message(messages)).data == "hello"
 
 
-async def test_a_password_that_is_missing_has_words(private_redis: StartRedis) -> None:
-    """A server that wants a password nobody gave, and one that wants none, are named as such."""
+async def test_a_missing_or_superfluous_password_is_named(private_redis: StartRedis) -> None:
+    """The error for a server that requires a password, and for one that requires none, explains it."""
     guarded, open_ = private_redis(RedisConfig(password="right")), private_redis()
     with pytest.raises(BrokerAuthenticationError, match="wants a password and the URL has none"):
         await Backplane(guarded.url.replace(":right@", "")).start()
@@ -253,21 +259,21 @@ async def test_a_password_that_is_missing_has_words(private_redis: StartRedis) -
 
 
 async def test_tls_to_a_plain_port_names_the_other_scheme(private_redis: StartRedis) -> None:
-    """A server without TLS does not answer a handshake; the error names the scheme for it."""
+    """A server without TLS does not answer a handshake; the error names the scheme without TLS."""
     url = private_redis().url.replace("redis", "rediss", 1) + "?connect_timeout_seconds=0.3"
     with pytest.raises(BrokerUnavailableError, match="speaks no TLS, the scheme is redis://"):
         await Backplane(url, settings=HASTY).start()
 
 
-async def test_clear_text_to_a_port_of_tls_names_the_other_scheme(private_redis: StartRedis) -> None:
-    """A server with TLS ends a connection in clear without a word; the error names the scheme for it."""
+async def test_no_tls_to_a_port_with_tls_names_the_other_scheme(private_redis: StartRedis) -> None:
+    """A server with TLS closes an unencrypted connection without a reply; the error names the scheme with TLS."""
     url = private_redis(RedisConfig(tls=True)).url.replace("rediss", "redis", 1).partition("?")[0]
     with pytest.raises(BrokerUnavailableError, match="speaks TLS, the scheme is rediss://"):
         await Backplane(url, settings=HASTY).start()
 
 
-async def test_whoever_strips_tls_gets_no_password() -> None:
-    """A place in between that answers `rediss://` in clear receives a handshake, and neither user nor password."""
+async def test_an_attacker_that_strips_tls_receives_no_password() -> None:
+    """A proxy that answers `rediss://` unencrypted receives a TLS handshake, and neither user nor password."""
     received = bytearray()
 
     async def strip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -288,10 +294,8 @@ async def test_whoever_strips_tls_gets_no_password() -> None:
     assert b"alice" not in received
 
 
-async def test_credentials_are_asked_for_at_each_connect(
-    private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A token that was exchanged while the link stood is used for the next, and shown nowhere."""
+async def test_credentials_are_read_at_each_connect(private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that was rotated while the link was up is used at the next connect."""
     broker = private_redis(RedisConfig(users=("alice on >first +@all ~* &*",)))
     tokens = ["first"]
     module = ModuleType("tokens_of_this_test")
@@ -313,8 +317,8 @@ async def test_credentials_are_asked_for_at_each_connect(
         assert await operator.execute_command("ACL", "WHOAMI") == b"default"
 
 
-async def test_a_certificate_of_the_client_that_is_missing_is_hinted_at(private_redis: StartRedis) -> None:
-    """A server that wants a client's certificate ends the connection; the error names the options."""
+async def test_a_missing_client_certificate_is_named(private_redis: StartRedis) -> None:
+    """A server that requires a client's certificate closes the connection; the error names the options."""
     broker = private_redis(RedisConfig(tls=True))
     async with foreign_client(broker.url) as operator:
         await operator.config_set("tls-auth-clients", "yes")
@@ -327,12 +331,12 @@ async def test_a_certificate_of_the_client_that_is_missing_is_hinted_at(private_
 
 
 @pytest.mark.parametrize(("options", "warnings"), [("", 1), ("?prefix=shop:", 0)])
-async def test_a_server_that_others_use_is_warned_of(
+async def test_a_shared_server_causes_a_warning(
     private_redis: StartRedis, options: str, warnings: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A Redis with keys in it is shared: without a prefix the first start has one warning, with the cure."""
+    """A Redis that holds keys is shared: without a prefix the first start logs one warning, which names the option."""
     url = private_redis().url
-    async with Backplane(url):  # empty: nobody else is there
+    async with Backplane(url):  # empty: no other application uses it
         pass
     assert "holds keys" not in caplog.text
     async with foreign_client(url) as other:

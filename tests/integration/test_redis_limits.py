@@ -1,4 +1,4 @@
-"""What a Redis server does to its clients that is no outage: passing states, idle times, limits of sizes."""
+"""Behaviour of a Redis server that is not an outage: passing states, idle timeouts, limits of sizes."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ BUSY = RedisConfig(arguments=("--busy-reply-threshold", "20"))
 
 
 def client(url: str) -> Any:
-    """Return a foreign client, which speaks as an operator."""
+    """Return a client of redis-py, for an operator and for other applications."""
     made: Any = Redis
     return made.from_url(url, socket_timeout=20)
 
 
 @asynccontextmanager
 async def busy(url: str) -> AsyncGenerator[None]:
-    """Have the server run a script that does not end, for as long as the block."""
+    """Have the server run a script that does not end, for as long as the block runs."""
     async with client(url) as runner, client(url) as operator:
         running = asyncio.create_task(runner.eval("while true do end", 0))
         async with asyncio.timeout(10):
@@ -59,25 +59,25 @@ async def busy(url: str) -> AsyncGenerator[None]:
                 await running
 
 
-async def refuses(operator: Any, word: str) -> bool:
+async def refuses(operator: Any, code: str) -> bool:
     """Whether the server answers PING with this error."""
     try:
         await operator.ping()
     except Exception as error:
-        return type(error).__name__ == "BusyLoadingError" or word in str(error)
+        return type(error).__name__ == "BusyLoadingError" or code in str(error)
     return False
 
 
 async def receive(messages: Subscription) -> Message:
-    """Return the next item, which is a message and no gap."""
+    """Return the next item, which must be a message and not a gap."""
     async with asyncio.timeout(10):
         item = await anext(messages)
     assert isinstance(item, Message), item
     return item
 
 
-async def test_a_join_outlasts_a_script_that_runs_long(private_redis: StartRedis) -> None:
-    """A join while somebody's script keeps the server BUSY is not refused: it waits, and then receives."""
+async def test_a_join_waits_for_a_busy_server(private_redis: StartRedis) -> None:
+    """A join while a script keeps the server BUSY is not refused: it waits, and then receives messages."""
     broker = private_redis(BUSY)
     async with Backplane(broker.url, settings=PATIENT) as backplane, backplane.subscribe("other") as others:
         joined = asyncio.Event()
@@ -100,8 +100,8 @@ async def test_a_join_outlasts_a_script_that_runs_long(private_redis: StartRedis
         assert (await receive(others)).data == "no gap"
 
 
-async def test_a_join_that_a_script_outlasts_is_unavailable(private_redis: StartRedis) -> None:
-    """A join whose time ends while the server is BUSY raises what a client may try again, with the server's words."""
+async def test_a_join_over_its_time_at_a_busy_server_is_unavailable(private_redis: StartRedis) -> None:
+    """A join whose time limit ends while the server is BUSY raises a retriable error with the server's text."""
     broker = private_redis(BUSY)
     settings = Settings(probe_interval_seconds=30, subscribe_timeout_seconds=0.3)
     async with Backplane(broker.url, settings=settings) as backplane, backplane.subscribe("other"):
@@ -113,7 +113,7 @@ async def test_a_join_that_a_script_outlasts_is_unavailable(private_redis: Start
 
 
 async def test_a_publish_to_a_busy_server_is_retriable(private_redis: StartRedis) -> None:
-    """A publish that the server refuses for the time being is marked as retriable."""
+    """A publish that the server refuses in a passing state raises a retriable error."""
     broker = private_redis(BUSY)
     async with Backplane(broker.url, settings=PATIENT) as backplane:
         async with busy(broker.url):
@@ -123,19 +123,21 @@ async def test_a_publish_to_a_busy_server_is_retriable(private_redis: StartRedis
         await backplane.publish("room", "hello")
 
 
-async def test_a_busy_server_costs_nobody_a_gap(private_redis: StartRedis, caplog: pytest.LogCaptureFixture) -> None:
-    """Probes and checks that a BUSY server refuses leave the link alone, and go on when it is free."""
+async def test_a_busy_server_causes_no_gap(private_redis: StartRedis, caplog: pytest.LogCaptureFixture) -> None:
+    """Probes and checks that a BUSY server refuses do not end the link, and succeed when it is free."""
     broker = private_redis(BUSY)
     async with Backplane(broker.url, settings=QUICK) as backplane, backplane.subscribe("room") as messages:
         async with busy(broker.url):
-            await asyncio.sleep(4 * QUICK.probe_interval_seconds)  # some intervals: what must not happen has no event
+            await asyncio.sleep(
+                4 * QUICK.probe_interval_seconds
+            )  # some probe intervals: there is no event to wait for where nothing must happen
         await backplane.publish("room", "no gap")
         assert (await receive(messages)).data == "no gap"
         assert "no delivery probe" not in caplog.text
 
 
-async def test_a_leave_during_a_script_is_made_up_for(private_redis: StartRedis) -> None:
-    """An UNSUBSCRIBE that a BUSY server refuses costs no gap, and the server holds nothing for us in the end."""
+async def test_an_unsubscribe_at_a_busy_server_is_repeated(private_redis: StartRedis) -> None:
+    """An UNSUBSCRIBE that a BUSY server refuses causes no gap, and is repeated until the channel is dropped."""
     broker = private_redis(BUSY)
     settings = Settings(probe_interval_seconds=0.3, linger_seconds=0.01)
     async with (
@@ -147,7 +149,7 @@ async def test_a_leave_during_a_script_is_made_up_for(private_redis: StartRedis)
             await stack.enter_async_context(backplane.subscribe("left"))
             async with busy(broker.url):
                 await stack.aclose()
-                await asyncio.sleep(0.2)  # past the moment it lingers: UNSUBSCRIBE is answered with BUSY
+                await asyncio.sleep(0.2)  # past `linger_seconds`: the reply to UNSUBSCRIBE is BUSY
             async with asyncio.timeout(10):
                 while await operator.pubsub_channels("left"):
                     await asyncio.sleep(0.01)
@@ -156,7 +158,7 @@ async def test_a_leave_during_a_script_is_made_up_for(private_redis: StartRedis)
 
 
 async def test_a_start_waits_for_a_busy_server(private_redis: StartRedis) -> None:
-    """A start while the server is BUSY is tried again until it is free."""
+    """A start while the server is BUSY is tried again until the server is free."""
     broker = private_redis(BUSY)
     backplane = Backplane(broker.url, settings=Settings(start_timeout_seconds=20, max_backoff_seconds=0.1))
     async with busy(broker.url):
@@ -168,7 +170,7 @@ async def test_a_start_waits_for_a_busy_server(private_redis: StartRedis) -> Non
 
 
 async def test_a_start_waits_for_a_loading_server(private_redis: StartRedis) -> None:
-    """A start while the server reads its data from disk is tried again; each try names the state."""
+    """A start while the server loads its data is tried again; the error of each try names the state."""
     loading = ("--key-load-delay", "5000", "--loading-process-events-interval-bytes", "1024")
     broker = private_redis(RedisConfig(arguments=("--enable-debug-command", "local", *loading)))
     async with client(broker.url) as reloader, client(broker.url) as operator:
@@ -184,8 +186,8 @@ async def test_a_start_waits_for_a_loading_server(private_redis: StartRedis) -> 
         await reloading
 
 
-async def test_a_server_without_a_place_is_unavailable(private_redis: StartRedis) -> None:
-    """A server that has as many clients as it may is tried again, in its own words."""
+async def test_a_server_at_its_limit_of_clients_is_unavailable(private_redis: StartRedis) -> None:
+    """A server at `maxclients` is tried again, and the error holds that of the server."""
     broker = private_redis(RedisConfig(arguments=("--maxclients", "1")))
     async with client(broker.url) as only:
         await only.ping()
@@ -194,7 +196,7 @@ async def test_a_server_without_a_place_is_unavailable(private_redis: StartRedis
 
 
 async def test_a_server_that_cannot_save_publishes(private_redis: StartRedis) -> None:
-    """A server whose disk fails answers PING with MISCONF, and is used all the same."""
+    """A server that cannot write to its disk answers PING with MISCONF, and publishes nevertheless."""
     broker = private_redis(RedisConfig(arguments=("--dbfilename", "folder")))
     (broker.folder / "folder").mkdir()  # type: ignore[attr-defined]
     async with client(broker.url) as operator:
@@ -206,11 +208,11 @@ async def test_a_server_that_cannot_save_publishes(private_redis: StartRedis) ->
     async with Backplane(broker.url, settings=QUICK) as backplane, backplane.subscribe("room") as messages:
         await backplane.publish("room", "hello")
         assert (await receive(messages)).data == "hello"
-    broker.kill9()  # on SIGTERM it would not end before it can save
+    broker.kill9()  # on SIGTERM it would not exit before it can save
 
 
-async def test_an_idle_time_of_the_server_ends_no_link(private_redis: StartRedis) -> None:
-    """With `timeout 1`, a worker that only listens to a busy channel keeps its connection that publishes."""
+async def test_an_idle_timeout_of_the_server_ends_no_link(private_redis: StartRedis) -> None:
+    """With `timeout 1`, a worker that only receives keeps its connection that publishes."""
     broker = private_redis(RedisConfig(arguments=("--timeout", "1")))
     async with (
         client(broker.url) as outside,
@@ -218,7 +220,7 @@ async def test_an_idle_time_of_the_server_ends_no_link(private_redis: StartRedis
         backplane.subscribe("room") as messages,
     ):
         before = await publishers(outside)
-        for number in range(35):  # 3.5 s, past the server's timeout three times
+        for number in range(35):  # 3.5 s, three times the timeout of the server
             await outside.publish("room", f"{number}")
             assert (await receive(messages)).data == f"{number}"
             await asyncio.sleep(0.1)
@@ -228,13 +230,13 @@ async def test_an_idle_time_of_the_server_ends_no_link(private_redis: StartRedis
 
 
 async def publishers(operator: Any) -> set[int]:
-    """Return the ids of the connections that are not subscribed, the operator's own left out."""
+    """Return the ids of the connections without a subscription, but for that of the operator."""
     own = await operator.client_id()
     return {int(entry["id"]) for entry in await operator.client_list() if entry["sub"] == "0"} - {own}
 
 
 async def test_an_idle_connection_that_the_server_ends_is_replaced(private_redis: StartRedis) -> None:
-    """Where the server's idle time is shorter than the probe interval, nobody has a gap and the next publish works."""
+    """Where the server closes the idle connection that publishes, there is no gap, and the next publish succeeds."""
     broker = private_redis()
     async with (
         client(broker.url) as operator,
@@ -248,8 +250,8 @@ async def test_an_idle_connection_that_the_server_ends_is_replaced(private_redis
             assert (await receive(messages)).data == "after"
 
 
-async def test_publishes_that_wait_for_the_replacement_keep_their_order(private_redis: StartRedis) -> None:
-    """What is published while the connection is replaced leaves in the order of the calls, one copy each."""
+async def test_publishes_during_the_replacement_keep_their_order(private_redis: StartRedis) -> None:
+    """What is published while the connection is replaced is sent in the order of the calls, one copy each."""
     broker = private_redis()
     async with (
         client(broker.url) as operator,
@@ -274,7 +276,7 @@ async def test_publishes_that_wait_for_the_replacement_keep_their_order(private_
 
 
 async def until_mine(messages: Subscription) -> AsyncIterator[str | bytes]:
-    """Yield the data of what comes, gaps aside, up to the message `mine`."""
+    """Yield the data of each message, without the gaps, up to the message `mine`."""
     async for item in messages:
         if isinstance(item, Message):
             yield item.data
@@ -283,16 +285,16 @@ async def until_mine(messages: Subscription) -> AsyncIterator[str | bytes]:
 
 
 async def test_a_half_open_connection_that_publishes_is_replaced(private_redis: StartRedis) -> None:
-    """A middlebox that forgets the flow of a worker which only listens is found, by the adapter or by the probe.
+    """Where a middlebox drops the flow of the connection that publishes, publishing works again.
 
-    The adapter replaces the one connection, the probe the link, with a gap; whichever comes first, publishing works.
+    The check of the adapter replaces that connection, or the probe rebuilds the link, with a gap, whichever is first.
     """
     broker = private_redis()
-    forgotten: list[bytes] = []
+    dropped: list[bytes] = []
 
     def is_first(sent: bytes) -> bool:
-        if b"ROLE" in sent and not forgotten:
-            forgotten.append(sent)
+        if b"ROLE" in sent and not dropped:
+            dropped.append(sent)
             return True
         return False
 
@@ -315,8 +317,8 @@ async def test_a_half_open_connection_that_publishes_is_replaced(private_redis: 
             assert [item async for item in until_mine(messages)][-1:] == ["mine"]
 
 
-async def test_a_pause_of_the_process_is_no_silence_of_the_server(private_redis: StartRedis) -> None:
-    """A process that is paused while it connects, for longer than connecting may take, has its link all the same."""
+async def test_a_pause_of_the_process_is_not_silence_of_the_server(private_redis: StartRedis) -> None:
+    """A process that is paused while it connects, for longer than `connect_timeout_seconds`, connects nevertheless."""
     url = f"{private_redis().url}?connect_timeout_seconds=0.2"
     for passes in range(1, 8):
         broadcaster = broadcaster_from_url(url)
@@ -328,8 +330,8 @@ async def test_a_pause_of_the_process_is_no_silence_of_the_server(private_redis:
         await broadcaster.stop()
 
 
-async def test_a_payload_over_the_servers_limit_is_its_publishers_alone(private_redis: StartRedis) -> None:
-    """A publish over `proto-max-bulk-len` is refused with what to set; nobody has a gap and the next one works."""
+async def test_a_payload_over_the_servers_limit_fails_alone(private_redis: StartRedis) -> None:
+    """A publish over `proto-max-bulk-len` is refused with the option to set; it causes no gap and ends no later one."""
     broker = private_redis(RedisConfig(arguments=("--proto-max-bulk-len", "1mb")))
     async with Backplane(broker.url, settings=PATIENT) as backplane, backplane.subscribe("room") as messages:
         for _ in range(2):
@@ -341,7 +343,7 @@ async def test_a_payload_over_the_servers_limit_is_its_publishers_alone(private_
 
 
 async def test_a_publish_that_ends_its_connection_is_not_repeated(private_redis: StartRedis) -> None:
-    """A publish over `client-query-buffer-limit` ends the connection and is unknown: no gap, and no second try."""
+    """A publish over `client-query-buffer-limit` has an unknown outcome, causes no gap, and is not sent again."""
     broker = private_redis(RedisConfig(arguments=("--client-query-buffer-limit", "1mb")))
     async with Backplane(broker.url, settings=PATIENT) as backplane, backplane.subscribe("room") as messages:
         for _ in range(2):
@@ -352,7 +354,7 @@ async def test_a_publish_that_ends_its_connection_is_not_repeated(private_redis:
 
 
 async def test_the_longest_names_fit_into_the_smallest_limit(private_redis: StartRedis) -> None:
-    """A batch of the longest names, with the longest prefix, passes the smallest `client-query-buffer-limit`."""
+    """A batch of the longest names, with the longest prefix, is within the smallest `client-query-buffer-limit`."""
     broker = private_redis(RedisConfig(arguments=("--client-query-buffer-limit", "1mb")))
     names = [f"{number:0255}" for number in range(1500)]
     async with Backplane(f"{broker.url}?prefix={'p' * 255}") as backplane, backplane.subscribe(*names) as messages:
@@ -360,8 +362,8 @@ async def test_the_longest_names_fit_into_the_smallest_limit(private_redis: Star
         assert (await receive(messages)).channel == names[-1]
 
 
-async def test_a_cut_for_slowness_is_an_ordinary_gap(private_redis: StartRedis) -> None:
-    """A server that ends the connection which receives is reported as a gap, for that one misses messages."""
+async def test_the_end_of_the_receiving_connection_is_a_gap(private_redis: StartRedis) -> None:
+    """Where the server closes the connection that receives, subscribers get a gap, because messages may be missed."""
     broker = private_redis()
     async with (
         client(broker.url) as operator,

@@ -1,4 +1,4 @@
-"""Which server a link to Redis leads to, and how it is left for a better one: names, balancers, replicas, clusters."""
+"""To which server a link to Redis leads, and when it moves to another: names, balancers, replicas, clusters."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from backplane import Backlog, Backplane, BrokerError, BrokerUnavailableError, Gap, Message, Settings
-from backplane.adapters.redis import broadcaster as adapter
-from backplane.adapters.redis import connect as redis_connect
-from backplane.broadcaster import SupportsLinkCheck
+from backplane.adapters.redis import RedisBroadcaster
+from backplane.adapters.redis.options import RedisOptions
+from backplane.broadcaster import BrokerUrl
 from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import RecordingSink
 from tests.brokers.process import free_port
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backplane import Subscription
-    from backplane.adapters.redis.link import Address
+    from backplane.adapters.redis.server_info import Address
     from tests.brokers.broker import Broker
     from tests.conftest import StartRedis
 
@@ -38,7 +38,7 @@ STRICT = Settings(start_timeout_seconds=0.5)
 
 
 def port_of(broker: Broker) -> int:
-    """Return where it listens."""
+    """Return the port that it listens on."""
     return int(broker.url.rpartition(":")[2].partition("?")[0])
 
 
@@ -47,15 +47,24 @@ def replica_of(primary: Broker, *arguments: str) -> RedisConfig:
     return RedisConfig(arguments=("--replicaof", "127.0.0.1", str(port_of(primary)), *arguments))
 
 
-async def command(broker: Broker, *words: str) -> Any:
-    """Return what a server answers to its operator."""
+def resolving(found: list[Address]) -> RedisBroadcaster:
+    """Return an adapter for a name whose addresses are those that `found` holds at the time."""
+
+    async def resolve(_name: str, _port: int) -> list[Address]:
+        return list(found)
+
+    return RedisBroadcaster(BrokerUrl.parse("redis://name.example"), RedisOptions(), resolve=resolve)
+
+
+async def command(broker: Broker, *parts: str) -> Any:
+    """Send a command of an operator and return the reply."""
     client: Any = Redis
     async with client.from_url(broker.url) as link:
-        return await link.execute_command(*words)
+        return await link.execute_command(*parts)
 
 
 async def gap_of(messages: Subscription) -> Gap:
-    """Return the gap that comes next."""
+    """Return the next item, which must be a gap."""
     async with asyncio.timeout(10):
         item = await anext(messages)
     assert isinstance(item, Gap)
@@ -63,7 +72,7 @@ async def gap_of(messages: Subscription) -> Gap:
 
 
 async def nodes_of(*brokers: Broker) -> list[bytes]:
-    """Return what each node of a cluster knows of all."""
+    """Return what each node of a cluster knows about all nodes."""
     return [bytes(await command(broker, "CLUSTER", "NODES")) for broker in brokers]
 
 
@@ -77,8 +86,8 @@ async def arrives(backplane: Backplane, messages: Subscription, text: str) -> No
                 return
 
 
-async def test_a_replica_is_no_place_to_start(private_redis: StartRedis) -> None:
-    """A URL that leads to a replica is refused, with its primary and what to do; a failover may mend it, so retried."""
+async def test_a_replica_is_refused_at_the_start(private_redis: StartRedis) -> None:
+    """A URL that leads to a replica raises a retriable error, with the address of the primary and what to do."""
     primary = private_redis()
     replica = private_redis(replica_of(primary))
     with pytest.raises(BrokerUnavailableError) as raised:
@@ -87,8 +96,8 @@ async def test_a_replica_is_no_place_to_start(private_redis: StartRedis) -> None
     assert "the URL must lead to the primary, or to sentinels that know it" in str(raised.value)
 
 
-async def test_a_replica_without_its_primary_is_no_refusal(private_redis: StartRedis) -> None:
-    """A replica that answers MASTERDOWN, for its primary is gone, is tried again until it is promoted."""
+async def test_a_replica_without_its_primary_is_retried(private_redis: StartRedis) -> None:
+    """A replica that answers MASTERDOWN, because its primary is gone, is tried again until it is promoted."""
     primary = private_redis()
     replica = private_redis(replica_of(primary, "--replica-serve-stale-data", "no"))
     primary.stop()
@@ -102,8 +111,8 @@ async def test_a_replica_without_its_primary_is_no_refusal(private_redis: StartR
     await backplane.stop()
 
 
-async def test_a_sentinel_is_no_server_of_messages(private_redis: StartRedis, tmp_path: Path) -> None:
-    """`redis://` to a sentinel is refused with the scheme that asks it."""
+async def test_a_sentinel_is_refused_at_the_start(private_redis: StartRedis, tmp_path: Path) -> None:
+    """`redis://` to a sentinel is refused, with the scheme for sentinels."""
     with (
         sentinel_of(port_of(private_redis()), tmp_path, down_after_milliseconds=60_000) as sentinel,
         pytest.raises(BrokerError, match=r"is a sentinel: redis\+sentinel://") as raised,
@@ -112,8 +121,8 @@ async def test_a_sentinel_is_no_server_of_messages(private_redis: StartRedis, tm
     assert not raised.value.retriable
 
 
-async def test_a_demoted_primary_is_left(private_redis: StartRedis) -> None:
-    """After a failover under one address everybody is on the new primary within a probe interval, with one gap."""
+async def test_a_demoted_primary_is_left_for_the_new_one(private_redis: StartRedis) -> None:
+    """After a failover at one address the link moves to the new primary within a probe interval, with one gap."""
     old = private_redis()
     new = private_redis(replica_of(old))
     async with (
@@ -132,12 +141,12 @@ async def test_a_demoted_primary_is_left(private_redis: StartRedis) -> None:
         assert (await command(old, "PUBSUB", "NUMSUB", "room"))[1] == 0
 
 
-async def test_a_busy_channel_hides_no_demotion(private_redis: StartRedis) -> None:
-    """A worker that only listens, on a channel where others go on publishing to the old server, moves all the same."""
+async def test_a_demotion_is_found_while_messages_flow(private_redis: StartRedis) -> None:
+    """A worker that only receives moves too, while others go on publishing to the demoted server."""
     old = private_redis()
     new = private_redis(replica_of(old))
 
-    async def chatter() -> None:
+    async def publish_noise() -> None:
         client: Any = Redis
         async with client.from_url(old.url) as link:
             while True:
@@ -149,7 +158,7 @@ async def test_a_busy_channel_hides_no_demotion(private_redis: StartRedis) -> No
         Backplane(service.url, settings=QUICK) as backplane,
         backplane.subscribe("room", backlog=Backlog(when_full="drop_oldest")) as messages,
     ):
-        talking = asyncio.create_task(chatter())
+        publishing = asyncio.create_task(publish_noise())
         await command(new, "REPLICAOF", "NO", "ONE")
         service.ports = [port_of(new)]
         await command(old, "REPLICAOF", "127.0.0.1", str(port_of(new)))
@@ -157,42 +166,30 @@ async def test_a_busy_channel_hides_no_demotion(private_redis: StartRedis) -> No
             async for item in messages:
                 if isinstance(item, Gap):
                     break
-        talking.cancel()
-        await asyncio.wait([talking])
+        publishing.cancel()
+        await asyncio.wait([publishing])
         assert (await command(new, "PUBSUB", "NUMSUB", "room"))[1] == 1
 
 
-async def test_an_address_that_leads_to_another_primary_is_followed(
-    private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the old server goes on as a primary, and the balancer leads new connections elsewhere, the link moves."""
-    monkeypatch.setattr(adapter, "_COMPARE_SECONDS", 0.1)
+async def test_an_address_that_leads_to_another_primary_is_followed(private_redis: StartRedis) -> None:
+    """Where a load balancer leads new connections to another primary, the link moves, though the old server goes on."""
     old, new = private_redis(), private_redis()
-    async with (
-        MovingService(port_of(old)) as service,
-        Backplane(service.url, settings=QUICK) as backplane,
-        backplane.subscribe("room") as messages,
-    ):
-        service.ports = [port_of(new)]
-        gap = await gap_of(messages)
-        assert "leads to another primary now" in gap.reason
-        await arrives(backplane, messages, "after")
-        assert (await command(new, "PUBSUB", "NUMSUB", "room"))[1] == 1
+    async with MovingService(port_of(old)) as service:
+        broadcaster = RedisBroadcaster(BrokerUrl.parse(service.url), RedisOptions(), compare_seconds=0.1)
+        async with Backplane(broadcaster, settings=QUICK) as backplane, backplane.subscribe("room") as messages:
+            service.ports = [port_of(new)]
+            gap = await gap_of(messages)
+            assert "leads to another primary now" in gap.reason
+            await arrives(backplane, messages, "after")
+            assert (await command(new, "PUBSUB", "NUMSUB", "room"))[1] == 1
 
 
-async def test_a_name_that_resolves_elsewhere_is_followed(
-    private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DNS is read again: a name that has other addresses now, where another primary answers, takes the link along."""
+async def test_a_name_that_resolves_elsewhere_is_followed(private_redis: StartRedis) -> None:
+    """The name is resolved again: where it has another address now, that of another primary, the link moves there."""
     old, new = private_redis(), private_redis()
     found: list[Address] = [("127.0.0.1", port_of(old))]
-
-    async def resolve(*_: object) -> list[Address]:
-        return list(found)
-
-    monkeypatch.setattr(redis_connect, "_resolve", resolve)
     async with (
-        Backplane("redis://name.example", settings=QUICK) as backplane,
+        Backplane(resolving(found), settings=QUICK) as backplane,
         backplane.subscribe("room") as messages,
     ):
         found[:] = [("127.0.0.1", port_of(new))]
@@ -202,21 +199,13 @@ async def test_a_name_that_resolves_elsewhere_is_followed(
         assert (await command(new, "PUBSUB", "NUMSUB", "room"))[1] == 1
 
 
-async def test_a_name_with_another_address_of_the_same_server_costs_nothing(
-    private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A name that names its servers in turn, or a dead one, costs nobody a good link."""
+async def test_another_address_of_the_same_server_ends_no_link(private_redis: StartRedis) -> None:
+    """A name that resolves to another address of the same server, or to a dead one, does not end the link."""
     broker = private_redis()
     async with MovingService(port_of(broker)) as other:
         sink = RecordingSink()
         found: list[Address] = [("127.0.0.1", port_of(broker))]
-
-        async def resolve(*_: object) -> list[Address]:
-            return list(found)
-
-        monkeypatch.setattr(redis_connect, "_resolve", resolve)
-        broadcaster = broadcaster_from_url("redis://name.example")
-        assert isinstance(broadcaster, SupportsLinkCheck)
+        broadcaster = resolving(found)
         await broadcaster.start(sink)
         await broadcaster.subscribe(["room"])
         for port in (int(other.url.rpartition(":")[2]), free_port()):
@@ -229,8 +218,8 @@ async def test_a_name_with_another_address_of_the_same_server_costs_nothing(
         await broadcaster.stop()
 
 
-async def test_two_connections_to_two_servers_are_no_link(private_redis: StartRedis) -> None:
-    """An address that leads each connection to another primary is refused: a publish would miss its own worker."""
+async def test_two_connections_to_two_primaries_are_refused(private_redis: StartRedis) -> None:
+    """An address that leads each connection to another primary is refused: publishes would miss the own subscribers."""
     one, two = private_redis(), private_redis()
     async with MovingService(port_of(one), port_of(two)) as service:
         broadcaster = broadcaster_from_url(service.url)
@@ -240,8 +229,8 @@ async def test_two_connections_to_two_servers_are_no_link(private_redis: StartRe
         await broadcaster.stop()
 
 
-async def test_a_subscriber_is_on_no_replica(private_redis: StartRedis) -> None:
-    """Under an address that balances over a primary and its replicas, subscriptions are on the primary too."""
+async def test_subscriptions_are_not_made_at_a_replica(private_redis: StartRedis) -> None:
+    """At an address that balances over a primary and its replica, subscriptions are made at the primary too."""
     primary = private_redis()
     replica = private_redis(replica_of(primary))
     async with MovingService(port_of(primary), port_of(replica)) as service:
@@ -255,7 +244,7 @@ async def test_a_subscriber_is_on_no_replica(private_redis: StartRedis) -> None:
 
 
 async def test_a_node_of_a_cluster_may_be_a_replica(private_redis: StartRedis) -> None:
-    """In a Redis Cluster a publish reaches every node, so neither a replica nor two nodes are the wrong place."""
+    """In a Redis Cluster a publish reaches every node, so a replica is accepted, and so are two different nodes."""
     cluster = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port")
     ports = [str(free_port()) for _ in range(2)]
     one, two = (private_redis(RedisConfig(arguments=(*cluster, port))) for port in ports)
@@ -267,7 +256,7 @@ async def test_a_node_of_a_cluster_may_be_a_replica(private_redis: StartRedis) -
             with suppress(ResponseError):  # until they have met
                 await command(two, "CLUSTER", "REPLICATE", name)
             await asyncio.sleep(0.05)
-        # What is published goes from node to node on a link that each makes for itself.
+        # Publishes are forwarded from node to node, on a connection that each node opens by itself.
         while any(b"handshake" in nodes or nodes.count(b" connected") < 2 for nodes in await nodes_of(one, two)):
             await asyncio.sleep(0.05)
     async with (
@@ -278,13 +267,13 @@ async def test_a_node_of_a_cluster_may_be_a_replica(private_redis: StartRedis) -
         async with asyncio.timeout(10):
             while (await command(two, "PUBSUB", "NUMSUB", "room"))[1] != 1:
                 await asyncio.sleep(0.01)
-        await arrives(backplane, messages, "by the bus")
+        await arrives(backplane, messages, "by the cluster bus")
 
 
-async def test_what_is_not_granted_is_taken_on_trust_and_named_once(
+async def test_denied_role_and_info_cause_one_warning(
     private_redis: StartRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A user without ROLE and INFO works, with one warning that names the grant, however often it reconnects."""
+    """A user without ROLE and INFO can use the server; one warning names the grant, however often it reconnects."""
     rules = "alice on >secret -@all +@pubsub +@connection allchannels"
     broker = private_redis(RedisConfig(users=(rules,), login="alice:secret"))
     root = broker.url.replace("alice:secret@", "")
@@ -297,15 +286,15 @@ async def test_what_is_not_granted_is_taken_on_trust_and_named_once(
         await operator.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         await gap_of(messages)
         await arrives(backplane, messages, "after")
-        logger = "backplane.adapters.redis.broadcaster"
+        logger = "backplane.adapters.redis.primary"
         warnings = [record.getMessage() for record in caplog.records if record.name == logger]
         assert len(warnings) == 1
         assert "Grant them: ACL SETUSER alice +role +info" in warnings[0]
         assert all("role" not in str(entry) for entry in (await operator.execute_command("ACL", "LOG"))[2:])
 
 
-async def test_every_address_of_a_name_is_tried(private_redis: StartRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past an address where nobody listens, one that is silent, and one of a replica, the primary is found."""
+async def test_every_address_of_a_name_is_tried(private_redis: StartRedis) -> None:
+    """The primary is found after an address that refuses, one that does not answer, and one of a replica."""
     primary = private_redis()
     replica = private_redis(replica_of(primary))
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -315,28 +304,22 @@ async def test_every_address_of_a_name_is_tried(private_redis: StartRedis, monke
             ("127.0.0.1", port_of(replica)),
             ("127.0.0.1", port_of(primary)),
         ]
-
-        async def resolve(*_: object) -> list[Address]:
-            return found
-
-        monkeypatch.setattr(redis_connect, "_resolve", resolve)
-        settings = Settings(start_timeout_seconds=2)
         async with (
-            Backplane("redis://name.example", settings=settings) as backplane,
+            Backplane(resolving(found), settings=Settings(start_timeout_seconds=2)) as backplane,
             backplane.subscribe("room") as messages,
         ):
             await arrives(backplane, messages, "hello")
             assert (await command(primary, "PUBSUB", "NUMSUB", "room"))[1] == 1
 
 
-async def test_the_name_localhost_leads_to_both_families(private_redis: StartRedis) -> None:
-    """`localhost` is tried as ::1 and as 127.0.0.1, whichever the system names first."""
+async def test_localhost_is_tried_in_both_address_families(private_redis: StartRedis) -> None:
+    """`localhost` is tried as ::1 and as 127.0.0.1, whichever the system returns first."""
     broker = private_redis()
     async with Backplane(broker.url.replace("127.0.0.1", "localhost")) as backplane:
         await backplane.publish("room", "hello")
 
 
-async def test_a_name_that_does_not_resolve_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    """A name without an address is an outage, in words that hold the name."""
+async def test_an_unknown_name_is_unavailable(caplog: pytest.LogCaptureFixture) -> None:
+    """A name without an address raises a retriable error, which holds the name."""
     with caplog.at_level(logging.DEBUG), pytest.raises(BrokerUnavailableError, match=r"redis://no-such\.invalid"):
         await Backplane("redis://no-such.invalid", settings=STRICT).start()

@@ -1,4 +1,4 @@
-"""What is particular to Redis Sentinel: finding the primary, following it, and words for what stands in the way."""
+"""Behaviour specific to Redis Sentinel: finding the primary, following it, and the errors where that fails."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def subscribers(service: RedisSentinels) -> list[int]:
 
 
 async def started(url: str, sink: RecordingSink) -> Any:
-    """Return a started adapter, one that checks."""
+    """Return a started adapter, which supports `check`."""
     broadcaster = broadcaster_from_url(url)
     await broadcaster.start(sink)
     assert isinstance(broadcaster, SupportsLinkCheck)
@@ -52,7 +52,7 @@ async def started(url: str, sink: RecordingSink) -> Any:
 
 
 async def refusal(url: str) -> BrokerError:
-    """Return the error with which a start fails, and see that no password stands in it."""
+    """Return the error with which a start fails, and check that it holds no password."""
     with pytest.raises(BrokerError) as raised:
         await Backplane(url, settings=Settings(start_timeout_seconds=1)).start()
     assert "hunter2" not in f"{raised.value} {raised.value!r} {raised.value.__cause__!r}"
@@ -61,20 +61,20 @@ async def refusal(url: str) -> BrokerError:
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_the_sentinels_lead_to_the_primary(private_sentinels: StartSentinels, tls: bool) -> None:
-    """With passwords at the data nodes and others at the sentinels, one of which runs, messages go by the primary."""
+    """With one of three sentinels running, and different passwords at sentinels and data nodes, the primary is used."""
     service = private_sentinels(password="hunter1", sentinel_password="hunter2", tls=tls)
     for sentinel in service.sentinels[:2]:
         sentinel.stop()
     async with Backplane(service.url) as backplane, backplane.subscribe("room") as messages:
         await backplane.publish("room", "hello")
-        heard = await anext(messages)
-        assert isinstance(heard, Message)
-        assert heard.data == "hello"
+        received = await anext(messages)
+        assert isinstance(received, Message)
+        assert received.data == "hello"
         assert subscribers(service) == [1, 0]
 
 
 async def test_a_failover_is_followed(private_sentinels: StartSentinels) -> None:
-    """After `SENTINEL FAILOVER` there is a gap, and everybody is on the new primary and hears each other there."""
+    """After `SENTINEL FAILOVER` every subscriber gets a gap, and all workers are at the new primary."""
     service = private_sentinels()
     async with (
         Backplane(service.url, settings=QUICK) as one,
@@ -88,7 +88,7 @@ async def test_a_failover_is_followed(private_sentinels: StartSentinels) -> None
         assert isinstance(await anext(second), Gap)
         while subscribers(service) != [0, 2]:
             await asyncio.sleep(0.05)
-        for attempt in count():  # a sentinel that is late may send somebody back and forth once more, with a gap
+        for attempt in count():  # a sentinel that is late may move a worker back and forth once more, with a gap
             await one.publish("room", f"one {attempt}")
             await two.publish("room", f"two {attempt}")
             texts = [f"one {attempt}", f"two {attempt}"]
@@ -98,16 +98,16 @@ async def test_a_failover_is_followed(private_sentinels: StartSentinels) -> None
 
 
 async def next_texts(messages: Subscription, texts: list[str]) -> list[str]:
-    """Return what comes of `texts`, in its order, until a gap."""
-    heard: list[str] = []
-    while len(heard) < len(texts) and isinstance(item := await anext(messages), Message):
+    """Return those of `texts` that are received before the next gap, in their order."""
+    received: list[str] = []
+    while len(received) < len(texts) and isinstance(item := await anext(messages), Message):
         if item.data in texts:
-            heard.append(str(item.data))
-    return heard
+            received.append(str(item.data))
+    return received
 
 
-async def test_sentinels_that_the_url_does_not_name_are_learned(private_sentinels: StartSentinels) -> None:
-    """With the only sentinel of the URL gone, a failover is followed by what the others report."""
+async def test_sentinels_that_the_url_does_not_name_are_asked(private_sentinels: StartSentinels) -> None:
+    """Where the only sentinel of the URL is gone, a failover is followed by the answers of the others."""
     service = private_sentinels()
     url = service.url_of(service.sentinels[2:])
     async with Backplane(url, settings=QUICK) as backplane, backplane.subscribe("room") as messages:
@@ -117,14 +117,14 @@ async def test_sentinels_that_the_url_does_not_name_are_learned(private_sentinel
             assert isinstance(await anext(messages), Gap)
             await backplane.wait_for_state("live")
         await backplane.publish("room", "after")
-        heard = await anext(messages)
-        assert isinstance(heard, Message)
-        assert heard.data == "after"
+        received = await anext(messages)
+        assert isinstance(received, Message)
+        assert received.data == "after"
         assert service.ask(service.nodes[1], "PUBSUB", "NUMSUB", "room")[1] == 1
 
 
-async def test_learned_sentinels_that_cannot_be_reached_hold_nobody_up(private_sentinels: StartSentinels) -> None:
-    """The sentinel of the URL is enough, whatever addresses it names for the others."""
+async def test_unreachable_sentinels_cause_no_delay(private_sentinels: StartSentinels) -> None:
+    """The answer of the sentinel in the URL is enough, whatever addresses it names for the others."""
     service = private_sentinels()
     for sentinel in service.sentinels[1:]:
         sentinel.freeze()
@@ -139,8 +139,8 @@ async def test_learned_sentinels_that_cannot_be_reached_hold_nobody_up(private_s
         sentinel.thaw()
 
 
-async def test_nobody_stays_on_a_primary_that_was_replaced(private_sentinels: StartSentinels) -> None:
-    """An old primary that goes on as one, connections and all, is left as soon as the sentinels name another."""
+async def test_a_replaced_primary_is_left(private_sentinels: StartSentinels) -> None:
+    """A former primary that goes on as one, and keeps its connections, is left when the sentinels name another."""
     service = private_sentinels()
     async with Backplane(service.url, settings=QUICK) as backplane, backplane.subscribe("room") as messages:
         await asyncio.to_thread(service.replace_unseen)
@@ -152,14 +152,14 @@ async def test_nobody_stays_on_a_primary_that_was_replaced(private_sentinels: St
         assert subscribers(service) == [0, 1]
 
 
-async def test_nobody_stays_on_a_primary_that_became_a_replica(private_sentinels: StartSentinels) -> None:
-    """A primary that an operator demotes keeps its connections and takes PUBLISH; only `ROLE` tells, and is asked."""
+async def test_a_demoted_primary_is_found_by_its_role(private_sentinels: StartSentinels) -> None:
+    """A demoted primary keeps its connections and accepts PUBLISH; the check finds it by `ROLE`."""
     service = private_sentinels()
     sink = RecordingSink()
     broadcaster = await started(service.url, sink)
     await broadcaster.check()
     service.ask(service.nodes[0], "REPLICAOF", "127.0.0.1", str(service.nodes[1].port))
-    await broadcaster.publish("room", b"nobody hears it")
+    await broadcaster.publish("room", b"no subscriber receives it")
     with pytest.raises(BrokerUnavailableError, match=r"became a replica of 127\.0\.0\.1:"):
         await broadcaster.check()
     assert sink.losses == []
@@ -168,8 +168,8 @@ async def test_nobody_stays_on_a_primary_that_became_a_replica(private_sentinels
         await broadcaster.check()
 
 
-async def test_a_replica_is_no_place_to_start(private_redis: StartRedis, tmp_path: Path) -> None:
-    """What the sentinels name and says itself that it is a replica is refused; a later try may find better."""
+async def test_a_replica_is_refused_at_the_start(private_redis: StartRedis, tmp_path: Path) -> None:
+    """A server that the sentinels name, and that reports to be a replica, raises a retriable error."""
     primary = private_redis()
     replica = private_redis(RedisConfig(arguments=("--replicaof", "127.0.0.1", primary.url.rpartition(":")[2])))
     with lone_sentinel(replica, tmp_path) as sentinel:
@@ -178,8 +178,8 @@ async def test_a_replica_is_no_place_to_start(private_redis: StartRedis, tmp_pat
     assert f"is a replica of 127.0.0.1:{primary.url.rpartition(':')[2]}" in str(error)
 
 
-async def test_a_check_with_no_sentinel_left_says_nothing(private_sentinels: StartSentinels) -> None:
-    """Sentinels that are all gone are no reason to give up a primary that answers."""
+async def test_a_check_without_any_sentinel_passes(private_sentinels: StartSentinels) -> None:
+    """Where all sentinels are gone, a primary that answers is kept."""
     service = private_sentinels()
     broadcaster = await started(service.url, RecordingSink())
     for sentinel in service.sentinels:
@@ -189,7 +189,7 @@ async def test_a_check_with_no_sentinel_left_says_nothing(private_sentinels: Sta
 
 
 async def test_the_newest_configuration_wins(private_sentinels: StartSentinels, private_redis: StartRedis) -> None:
-    """Where two sentinels answer, that which took part in a failover is right and that which was set up anew is not."""
+    """Of two sentinels the one that took part in a failover is followed, and not the one that was set up anew."""
     service = private_sentinels()
     await asyncio.to_thread(service.failover)
     service.sentinels[2].stop()
@@ -198,8 +198,8 @@ async def test_the_newest_configuration_wins(private_sentinels: StartSentinels, 
         assert subscribers(service) == [0, 1]
 
 
-async def test_a_check_does_not_believe_an_older_configuration(private_sentinels: StartSentinels) -> None:
-    """A sentinel that was set up anew, alone, and names the server of long ago, costs nobody a good link."""
+async def test_a_check_ignores_an_older_configuration(private_sentinels: StartSentinels) -> None:
+    """A sentinel that was set up anew, and alone names a former primary, does not end the link."""
     service = private_sentinels()
     await asyncio.to_thread(service.failover)
     broadcaster = await started(service.url, RecordingSink())
@@ -210,8 +210,8 @@ async def test_a_check_does_not_believe_an_older_configuration(private_sentinels
     await broadcaster.stop()
 
 
-async def test_a_sentinel_that_hangs_holds_nobody_up(private_sentinels: StartSentinels) -> None:
-    """Two of three that agree are enough: the third, who takes a connection and stays silent, is not waited for."""
+async def test_a_silent_sentinel_causes_no_delay(private_sentinels: StartSentinels) -> None:
+    """Two of three sentinels that agree are enough: one that accepts and does not answer is not awaited."""
     service = private_sentinels()
     async with FaultProxy(f"redis://127.0.0.1:{service.sentinels[0].port}") as hanging:
         hanging.silence()
@@ -222,14 +222,14 @@ async def test_a_sentinel_that_hangs_holds_nobody_up(private_sentinels: StartSen
 
 
 def name_instead(service: RedisSentinels, url: str) -> None:
-    """Have the first sentinel name the server at `url`, as it would had it been set up anew."""
+    """Have the first sentinel name the server at `url`, as one that was set up anew does."""
     host, _, port = url.removeprefix("redis://").partition(":")
     service.ask(service.sentinels[0], "SENTINEL", "REMOVE", SERVICE)
     service.ask(service.sentinels[0], "SENTINEL", "MONITOR", SERVICE, host, port, "2")
 
 
 def lone_sentinel(broker: Broker, folder: Path) -> Any:
-    """Return a sentinel, not started, that watches over `broker` by itself."""
+    """Return a sentinel, not started, that monitors `broker` alone."""
     return sentinel_of(int(broker.url.rpartition(":")[2]), folder, down_after_milliseconds=60_000)
 
 
@@ -238,8 +238,8 @@ def url_of(*sentinels: Any, login: str = "") -> str:
     return f"redis+sentinel://{login}{','.join(f'127.0.0.1:{sentinel.port}' for sentinel in sentinels)}/{SERVICE}"
 
 
-async def test_a_role_that_is_not_granted_is_taken_on_trust(private_redis: StartRedis, tmp_path: Path) -> None:
-    """Where an ACL denies `ROLE`, the word of the sentinels is enough, at the start and in a check."""
+async def test_a_denied_role_is_accepted(private_redis: StartRedis, tmp_path: Path) -> None:
+    """Where an ACL denies `ROLE`, the answer of the sentinels is enough, at the start and in a check."""
     broker = private_redis(RedisConfig(users=("alice on >secret +@all -role allchannels",)))
     with lone_sentinel(broker, tmp_path) as sentinel:
         broadcaster = await started(url_of(sentinel, login="alice:secret@"), RecordingSink())
@@ -247,8 +247,8 @@ async def test_a_role_that_is_not_granted_is_taken_on_trust(private_redis: Start
         await broadcaster.stop()
 
 
-async def test_sentinels_that_contradict_each_other(private_redis: StartRedis, tmp_path: Path) -> None:
-    """Two sentinels that watch over two servers by one name are refused, with what each of them says."""
+async def test_contradicting_sentinels_are_refused(private_redis: StartRedis, tmp_path: Path) -> None:
+    """Two sentinels that name different servers for one service raise an error, with the answer of each."""
     brokers = [private_redis(), private_redis()]
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
@@ -262,7 +262,7 @@ async def test_sentinels_that_contradict_each_other(private_redis: StartRedis, t
 
 
 async def test_an_unknown_service_fails_the_start_at_once(private_sentinels: StartSentinels) -> None:
-    """A service that no sentinel knows is refused in one try, by its name and with where the name stands."""
+    """A service that no sentinel knows is refused at the first try, with its name and the part of the URL."""
     service = private_sentinels()
     error = await refusal(service.url.replace("//", "//:hunter2@").replace(f"/{SERVICE}", "/romos"))
     assert "knows no service 'romos': the path of the URL" in str(error)
@@ -270,8 +270,8 @@ async def test_an_unknown_service_fails_the_start_at_once(private_sentinels: Sta
     assert error.__cause__ is not None
 
 
-async def test_sentinels_that_are_down_fail_the_start() -> None:
-    """With no sentinel there, start raises `BrokerUnavailableError` and names every place where it looked."""
+async def test_missing_sentinels_fail_the_start() -> None:
+    """With no sentinel there, start raises `BrokerUnavailableError`, which names every address."""
     ports = [free_port() for _ in range(2)]
     hosts = [f"127.0.0.1:{port}" for port in ports]
     error = await refusal(f"redis+sentinel://alice:hunter2@{','.join(hosts)}/rooms?sentinel_password=hunter2")
@@ -300,21 +300,21 @@ async def test_a_wrong_password_at_the_primary_fails_the_start_at_once(private_s
     assert f"127.0.0.1:{service.nodes[0].port} (the primary" in str(error)
 
 
-async def test_a_data_node_is_no_sentinel(redis_broker: Broker) -> None:
-    """A URL that names a data node where a sentinel should be is refused with that question."""
+async def test_a_data_node_in_place_of_a_sentinel_is_refused(redis_broker: Broker) -> None:
+    """A URL that names a data node in place of a sentinel is refused, and the error asks about it."""
     error = await refusal(f"redis+sentinel://{redis_broker.url.rpartition('@')[2].removeprefix('redis://')}/rooms")
     assert "is it a sentinel?" in str(error)
 
 
 def test_no_password_is_shown() -> None:
-    """Neither URL nor options show a password."""
+    """Neither the URL nor the options show a password."""
     broadcaster = broadcaster_from_url("redis+sentinel://alice:hunter2@one,two/rooms?sentinel_password=hunter2")
     assert str(broadcaster.url) == "redis+sentinel://alice:***@one,two/rooms"
     assert "hunter2" not in f"{broadcaster.url!r} {broadcaster.options!r} {broadcaster.options}"
 
 
 @pytest.mark.parametrize(
-    ("address", "words"),
+    ("address", "message"),
     [
         ("localhost", "the name of the service, not ''"),
         ("localhost/", "the name of the service, not '/'"),
@@ -322,8 +322,8 @@ def test_no_password_is_shown() -> None:
         ("localhost:1,localhost:notaport/rooms", "'localhost:…' is not host:port"),
     ],
 )
-def test_a_url_that_makes_no_sense_is_refused(address: str, words: str) -> None:
-    """A missing service, more than one, and a port that is none, are refused before anything is opened."""
+def test_a_malformed_url_is_refused(address: str, message: str) -> None:
+    """A missing service, more than one, and a malformed port are refused before anything is opened."""
     with pytest.raises(ConfigurationError) as raised:
         Backplane(f"redis+sentinel://{address}")
-    assert words in str(raised.value)
+    assert message in str(raised.value)

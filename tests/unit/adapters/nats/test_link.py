@@ -1,4 +1,4 @@
-"""`backplane.adapters.nats.link`: whom an answer of the server concerns, spoken to by a server that the test plays."""
+"""`backplane.adapters.nats.link`: which command an answer of the server concerns; the test plays the server."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backplane import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
-from backplane.adapters.nats.broadcaster import NatsOptions
 from backplane.adapters.nats.link import NatsLink
 from backplane.adapters.nats.login import NatsLogin, Tls
+from backplane.adapters.nats.options import NatsOptions
 from backplane.adapters.nats.servers import Server
 from backplane.broadcaster import BrokerUrl
 from backplane.testing import RecordingSink
+from tests.unit.adapters.nats.played_login import no_context
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncGenerator
 
     from backplane.errors import BrokerError
@@ -31,7 +31,7 @@ TIMEOUT_SECONDS = 5
 
 
 class PlayedServer:
-    """Answers as the test says, to one client."""
+    """Sends one client what the test decides."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -52,7 +52,16 @@ class PlayedServer:
 
 
 class Played:
-    """A link and the server at its other end."""
+    """A link and the server at its other end.
+
+    Attributes:
+        sink: What the link reports to.
+        lost: The losses that it reports.
+        infos: How many INFO it received.
+        line_limits: The limits that it found.
+        link: The link.
+        server: The other end.
+    """
 
     def __init__(self, port: int) -> None:
         self.sink = RecordingSink()
@@ -73,14 +82,9 @@ class Played:
         self.infos += 1
 
 
-def no_context() -> ssl.SSLContext:
-    """Stand for a context that is not asked for."""
-    raise AssertionError("TLS was not asked for")
-
-
 @asynccontextmanager
 async def played() -> AsyncGenerator[Played]:
-    """A link that is logged in."""
+    """Return a link that is logged in, and its server."""
     connected: asyncio.Future[PlayedServer] = asyncio.get_running_loop().create_future()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -108,21 +112,21 @@ async def played() -> AsyncGenerator[Played]:
 
 
 async def test_every_subscription_has_a_confirmation_of_its_own() -> None:
-    """A refusal that names nobody concerns the one subscription that awaits its PONG, and no other."""
+    """An error that names no command concerns the one subscription that awaits its PONG, and no other."""
     async with played() as both:
         asked = asyncio.create_task(both.link.subscribe({b"a": "a", b"b": "b", b"c": "c"}))
         await both.server.until(b"SUB a 1\r\nPING\r\nSUB b 2\r\nPING\r\nSUB c 3\r\nPING\r\nPING\r\n")
         both.server.send(b"PONG", b"-ERR 'no idea'", b"PONG", b"PONG", b"PONG")
         answer = await asked
         assert (answer.refused, answer.unconfirmed) == ({}, {"b": "no idea"})
-        await both.server.until(b"UNSUB 2\r\nPING\r\n")  # the server may have it all the same
+        await both.server.until(b"UNSUB 2\r\nPING\r\n")  # the server may have it nevertheless
         both.server.send(b"MSG b 2 1", b"x", b"MSG c 3 1", b"y")
         await both.sink.until(lambda: bool(both.sink.delivered))
         assert both.sink.delivered == [("c", b"y")]
 
 
-async def test_publishes_beside_an_unknown_refusal_have_an_unknown_outcome() -> None:
-    """A refusal that names nobody leaves every publish unknown that awaits the same PONG, and none before or after."""
+async def test_publishes_with_an_unattributed_error_have_an_unknown_outcome() -> None:
+    """An error that names no command leaves the publishes unknown that await the same PONG, and no others."""
     async with played() as both:
         first = asyncio.create_task(both.link.publish(b"a", b"1"))
         await both.server.until(b"PUB a 1\r\n1\r\nPING\r\n")
@@ -136,15 +140,15 @@ async def test_publishes_beside_an_unknown_refusal_have_an_unknown_outcome() -> 
         assert both.link.is_open
 
 
-async def test_a_publish_that_is_denied_leaves_a_subscription_alone() -> None:
-    """Of a publish and a subscription to one subject the refusal says which it concerns, with a queue or without."""
+async def test_denied_publish_and_denied_subscription_are_distinguished() -> None:
+    """A refusal names a publish or a subscription to a subject, and concerns that one, with a queue or without."""
     async with played() as both:
         published = asyncio.create_task(both.link.publish(b"a", b"1"))
         subscribed = asyncio.create_task(both.link.subscribe({b"a": "a"}))
         await both.server.until(b"PUB a 1\r\n1\r\nPING\r\nSUB a 1\r\nPING\r\nPING\r\n")
         both.server.send(b"-ERR 'Permissions Violation for Publish to \"a\"'", b"PONG")
-        words = b'-ERR \'Permissions Violation for Subscription to "a" using queue "q" (sid "1")\''
-        both.server.send(words, b"PONG", b"PONG")
+        error = b'-ERR \'Permissions Violation for Subscription to "a" using queue "q" (sid "1")\''
+        both.server.send(error, b"PONG", b"PONG")
         with pytest.raises(PublishError, match="Publish"):
             await published
         assert (await subscribed).refused.keys() == {"a"}
@@ -152,7 +156,7 @@ async def test_a_publish_that_is_denied_leaves_a_subscription_alone() -> None:
 
 
 async def test_a_refusal_of_a_long_subject_is_attributed() -> None:
-    """However long the subject that a refusal names, it is compared whole; the words for a person are bounded."""
+    """The subject that a refusal names is compared whole, however long; the message of the error is bounded."""
     subject = b"a" * 900
     async with played() as both:
         published = asyncio.create_task(both.link.publish(subject, b"1"))
@@ -166,9 +170,10 @@ async def test_a_refusal_of_a_long_subject_is_attributed() -> None:
         assert (await subscribed).refused.keys() == {"a"}
 
 
-@pytest.mark.parametrize("words", ['to "a" (sid "1")', 'to "a"', 'to "a" using queue "q" (sid "1")'])
-async def test_a_refusal_without_a_question_revokes(words: str) -> None:
-    """A standing subscription that the server removes is revoked and dropped there too, also beside other questions."""
+@pytest.mark.parametrize("denied", ['to "a" (sid "1")', 'to "a"', 'to "a" using queue "q" (sid "1")'])
+async def test_refusal_of_a_standing_subscription_revokes_it(denied: str) -> None:
+    """A subscription that the server removes is revoked, and dropped there too, while a publish awaits its PONG."""
+    error = f"-ERR 'Permissions Violation for Subscription {denied}'".encode()
     async with played() as both:
         asked = asyncio.create_task(both.link.subscribe({b"a": "a", b"b": "b"}))
         await both.server.until(b"PING\r\nPING\r\n")
@@ -176,18 +181,18 @@ async def test_a_refusal_without_a_question_revokes(words: str) -> None:
         await asked
         published = asyncio.create_task(both.link.publish(b"a", b"1"))
         await both.server.until(b"PUB a 1\r\n1\r\nPING\r\n")
-        both.server.send(f"-ERR 'Permissions Violation for Subscription {words}'".encode(), b"PONG", b"MSG a 1 1", b"x")
+        both.server.send(error, b"PONG", b"MSG a 1 1", b"x")
         await published
         assert [channels for channels, _ in both.sink.revocations] == [{"a"}]
         await both.server.until(b"UNSUB 1\r\nPING\r\n")
-        both.server.send(f"-ERR 'Permissions Violation for Subscription {words}'".encode(), b"MSG b 2 1", b"y")
+        both.server.send(error, b"MSG b 2 1", b"y")
         await both.sink.until(lambda: bool(both.sink.delivered))
         assert both.sink.delivered == [("b", b"y")]
         assert len(both.sink.revocations) == 1
 
 
 async def test_a_subscription_revoked_with_its_confirmation_is_unconfirmed() -> None:
-    """A subscription that is confirmed and removed in one piece of bytes is reported to the call that asked for it."""
+    """A subscription that is confirmed and removed in one read is unconfirmed for the call that subscribed."""
     async with played() as both:
         asked = asyncio.create_task(both.link.subscribe({b"a": "a"}))
         await both.server.until(b"SUB a 1\r\nPING\r\nPING\r\n")
@@ -196,7 +201,7 @@ async def test_a_subscription_revoked_with_its_confirmation_is_unconfirmed() -> 
 
 
 async def test_a_cancelled_subscription_that_is_refused_is_forgotten() -> None:
-    """The refusal counts though nobody waits for it any more: who asks again, asks the server."""
+    """The refusal is applied although the caller was cancelled: the next call subscribes at the server again."""
     async with played() as both:
         asked = asyncio.create_task(both.link.subscribe({b"a": "a"}))
         await both.server.until(b"SUB a 1\r\nPING\r\nPING\r\n")
@@ -211,16 +216,16 @@ async def test_a_cancelled_subscription_that_is_refused_is_forgotten() -> None:
         assert not (await again).unconfirmed
 
 
-async def test_a_refusal_that_concerns_nobody_ends_the_link() -> None:
-    """Where nobody who awaits an answer can be meant, all subscriptions may be: the link is lost, with the words."""
+async def test_error_that_no_command_awaits_ends_the_link() -> None:
+    """An error that no command awaits can concern any subscription: the link is lost, with the error as reason."""
     async with played() as both:
         both.server.send(b"-ERR 'something is wrong'")
         await both.link.closed.wait()
         assert "something is wrong" in str(both.lost[0])
 
 
-async def test_a_refusal_does_not_concern_who_drops_a_channel() -> None:
-    """Nor can it concern a call of `unsubscribe`, which then has no answer."""
+async def test_error_while_a_channel_is_dropped_ends_the_link() -> None:
+    """An UNSUB cannot be refused, so an error during `unsubscribe` concerns another subscription: the link is lost."""
     async with played() as both:
         asked = asyncio.create_task(both.link.unsubscribe([]))
         await both.server.until(b"PING\r\n")
@@ -230,8 +235,8 @@ async def test_a_refusal_does_not_concern_who_drops_a_channel() -> None:
         assert len(both.lost) == 1
 
 
-async def test_words_of_an_earlier_refusal_do_not_explain_a_later_end() -> None:
-    """A connection that ends long after a refusal ends for another reason."""
+async def test_earlier_refusal_is_not_the_reason_of_a_later_end() -> None:
+    """The reason of an end is not the error of commands that were confirmed since."""
     async with played() as both:
         asked = asyncio.create_task(both.link.subscribe({b"a": "a"}))
         await both.server.until(b"PING\r\nPING\r\n")
@@ -245,10 +250,10 @@ async def test_words_of_an_earlier_refusal_do_not_explain_a_later_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "refused"), [("Maximum Payload Violation", "large"), ("maximum control line exceeded", "long")]
+    ("error", "refused"), [("Maximum Payload Violation", "large"), ("maximum control line exceeded", "long")]
 )
-async def test_what_the_server_ended_the_connection_for_is_refused(words: str, refused: str) -> None:
-    """Of the publishes under way the one that ended the connection was certainly not published, the others may be."""
+async def test_publish_that_ended_the_connection_is_refused(error: str, refused: str) -> None:
+    """The publish over which the server ended the connection was not published; the others have an unknown outcome."""
     async with played() as both:
         calls = {
             "large": asyncio.create_task(both.link.publish(b"a", b"x" * 100)),
@@ -256,16 +261,16 @@ async def test_what_the_server_ended_the_connection_for_is_refused(words: str, r
             "other": asyncio.create_task(both.link.publish(b"a", b"x")),
         }
         await both.server.until(b"PING\r\n")
-        both.server.send(f"-ERR '{words}'".encode())
+        both.server.send(f"-ERR '{error}'".encode())
         both.server.close()
         answers = dict(zip(calls, await asyncio.gather(*calls.values(), return_exceptions=True), strict=True))
-        assert [name for name, error in answers.items() if type(error) is PublishError] == [refused]
-        assert [type(error) for error in answers.values()].count(PublishOutcomeUnknownError) == 2
+        assert [name for name, answer in answers.items() if type(answer) is PublishError] == [refused]
+        assert [type(answer) for answer in answers.values()].count(PublishOutcomeUnknownError) == 2
         assert both.line_limits == ({"ONE": 64} if refused == "long" else {})
 
 
-async def test_a_burst_leaves_in_pieces() -> None:
-    """Publishes of one pass that are many leave in several writes, each confirmed: the server works meanwhile."""
+async def test_a_burst_is_sent_in_pieces() -> None:
+    """Many publishes of one pass of the event loop are sent in several writes, each confirmed by its own PONG."""
     async with played() as both:
         publishes = asyncio.gather(*[both.link.publish(b"a", b"x" * 1000) for _ in range(1000)])
         sent = await both.server.until(b"PING\r\n")
@@ -277,7 +282,7 @@ async def test_a_burst_leaves_in_pieces() -> None:
         await publishes
 
 
-async def test_an_info_at_any_time_counts() -> None:
+async def test_an_info_at_any_time_is_followed() -> None:
     """Each INFO replaces the one before."""
     async with played() as both:
         both.server.send(INFO.strip().replace(b"1048576", b"10"), b"-ERR 'end'")
@@ -298,8 +303,8 @@ async def test_an_info_at_any_time_counts() -> None:
         max_size=8,
     )
 )
-def test_any_bytes_of_a_server_lose_the_link_at_worst(pieces: list[bytes]) -> None:
-    """Whatever a server sends, who waits gets an answer, and an end is reported once, with a reason."""
+def test_any_bytes_of_a_server_at_worst_lose_the_link(pieces: list[bytes]) -> None:
+    """Whatever a server sends, every caller gets an answer, and the loss is reported once, with a reason."""
 
     async def run() -> None:
         async with played() as both:

@@ -1,4 +1,4 @@
-"""`backplane.adapters.nats.parser`: messages and lines out of any pieces, and nothing trusted before it is bounded."""
+"""`backplane.adapters.nats.parser`: messages and lines from reads of any size, and the limits of what is accepted."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ pieces_of_protocol = st.one_of(
     st.lists(st.tuples(st.integers(0, 9), st.binary(max_size=60), st.none() | st.binary(max_size=20)), max_size=6),
     st.lists(st.integers(0, 600)),
 )
-def test_messages_come_whole_out_of_any_pieces(
+def test_messages_are_whole_whatever_the_reads(
     messages: list[tuple[int, bytes, bytes | None]], cuts: list[int]
 ) -> None:
-    """However the bytes are cut on their way, each payload comes once, in order, without its headers."""
+    """However the stream is divided into reads, each payload is passed on once, in order, without its headers."""
     data = b"".join(message(*parts) + b"PING\r\n" for parts in messages)
     places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
     pieces = [data[start:stop] for start, stop in itertools.pairwise(places)]
@@ -60,23 +60,23 @@ def test_messages_come_whole_out_of_any_pieces(
 @example([b"HMSG room 1 -8 4\r\n"])
 @example([b"MSG room 1 \xb2\r\n"])
 def test_any_bytes_end(pieces: list[bytes]) -> None:
-    """Whatever comes, the parser returns, or raises `ValueError`; nothing is handed on but bytes that came."""
+    """For any bytes the parser returns, or raises `ValueError`; it passes on no more bytes than it received."""
     found: Parsed = []
     parser = NatsParser(lambda number, payload: found.append((number, payload)), found.append)
-    came = 0
+    received = 0
     try:
         for piece in pieces:
-            came += len(piece)
+            received += len(piece)
             parser.feed(piece)
     except ValueError:
         pass
-    assert sum(len(b"".join(item)) if isinstance(item, tuple) else len(item) for item in found) <= came
+    assert sum(len(b"".join(item)) if isinstance(item, tuple) else len(item) for item in found) <= received
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        b"MSG room 1 -8",  # once an endless loop
+        b"MSG room 1 -8",  # was an endless loop in an earlier version
         b"MSG room 1 +8",
         b"MSG room 1 0x8",
         b"MSG room 1 1_0",
@@ -91,20 +91,20 @@ def test_any_bytes_end(pieces: list[bytes]) -> None:
         b"HMSG room 1 reply more 2 5",
     ],
 )
-def test_a_message_that_makes_no_sense_is_refused(line: bytes) -> None:
-    """A size with a sign, over the limit, or none, and parts that are missing or too many, raise."""
+def test_a_malformed_message_is_refused(line: bytes) -> None:
+    """A malformed size, one over the limit, and missing or extra parts raise."""
     with pytest.raises(ValueError, match=r"size|parts|headers"):
         parsed(line + b"\r\nhello\r\n")
 
 
-def test_a_payload_ends_where_it_says() -> None:
-    """A payload that is not followed by the end of a line is refused, before anything after it is parsed."""
+def test_a_payload_has_the_announced_size() -> None:
+    """A payload that is not followed by a line end is refused before anything after it is parsed."""
     with pytest.raises(ValueError, match="announced"):
         parsed(b"MSG room 1 3\r\nhello\r\nPING\r\n")
 
 
-def test_a_line_without_end_is_bounded() -> None:
-    """A server that never ends its line is given up at the limit, and no more than that is kept of it."""
+def test_a_line_without_an_end_is_refused() -> None:
+    """A line that exceeds the limit is refused, and no more than the limit is kept of it."""
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match="without an end"):
@@ -114,7 +114,7 @@ def test_a_line_without_end_is_bounded() -> None:
         tracemalloc.stop()
 
 
-def test_the_largest_payload_is_taken() -> None:
-    """A payload of the most that a server can be configured to accept comes whole."""
+def test_the_largest_payload_is_accepted() -> None:
+    """A payload of the largest size that a server can be configured to accept is passed on whole."""
     payload = b"x" * MAX_PAYLOAD_BYTES
     assert parsed(message(1, payload, None)) == [(b"1", payload)]

@@ -22,8 +22,8 @@ def test_an_address(address: str, shown: str) -> None:
     assert str(Server.parse(address)) == shown
 
 
-def test_both_kinds_are_tried_in_turn() -> None:
-    """A server of the URL comes first, then one of the cluster, and so on; the same one is not tried twice."""
+def test_servers_of_url_and_cluster_are_tried_in_turn() -> None:
+    """A server of the URL is tried first, then one of the cluster, and so on; none is tried twice."""
     servers = Servers([ONE, TWO])
     servers.learn(["two:4222", "10.0.0.3:4222", "10.0.0.4:4222", "10.0.0.5:4222"], ONE, verified=True)
     found = tried(servers)
@@ -31,14 +31,14 @@ def test_both_kinds_are_tried_in_turn() -> None:
     assert sorted([found[1], *found[3:]]) == ["10.0.0.3:4222", "10.0.0.4:4222", "10.0.0.5:4222"]
 
 
-def test_each_kind_is_shuffled() -> None:
-    """Not every worker of an application meets at the same server."""
+def test_the_order_is_random() -> None:
+    """The workers of an application are spread over the servers."""
     servers = Servers([Server.parse(f"{number}:1") for number in range(9)])
     assert len({tuple(tried(servers)) for _ in range(20)}) > 1
 
 
-def test_one_that_failed_comes_last_of_its_kind() -> None:
-    """Of those that failed the one that failed longest ago comes first, until one is reached."""
+def test_a_failed_server_is_tried_last_of_its_kind() -> None:
+    """Servers that failed are tried last of their kind, the earliest failure first, until one is reached."""
     servers = Servers([ONE, TWO])
     servers.learn(["three:4222"], ONE, verified=True)
     servers.failed(TWO)
@@ -48,8 +48,8 @@ def test_one_that_failed_comes_last_of_its_kind() -> None:
     assert tried(servers) == ["one:4222", "three:4222", "two:4222"]
 
 
-def test_earlier_ones_are_kept() -> None:
-    """What a server cut off from its cluster announces does not make the others unknown; only very many do."""
+def test_earlier_announcements_are_kept() -> None:
+    """A partitioned server that announces itself alone does not remove the others; the limit of their number does."""
     servers = Servers([ONE])
     servers.learn(["two:4222", "three:4222"], ONE, verified=True)
     servers.learn(["two:4222"], ONE, verified=True)
@@ -58,8 +58,8 @@ def test_earlier_ones_are_kept() -> None:
     assert len(tried(servers)) < 50
 
 
-def test_what_is_no_address_is_left_out() -> None:
-    """A cluster that announces nonsense costs nothing."""
+def test_malformed_addresses_are_ignored() -> None:
+    """What a cluster announces and is not an address is ignored; the rest is learned."""
     servers = Servers([ONE])
     servers.learn(["two:4222", "three:notaport", "[", "four:99999"], ONE, verified=True)
     assert tried(servers) == ["one:4222", "two:4222"]
@@ -69,8 +69,8 @@ def test_what_is_no_address_is_left_out() -> None:
     ("address", "verified", "name"),
     [("two:4222", True, "two"), ("10.0.0.2:4222", True, "one"), ("two:4222", False, "one"), ("[::2]:1", False, "one")],
 )
-def test_whose_certificate_is_believed(address: str, verified: bool, name: str) -> None:
-    """A server known by its address, or from words that nobody vouches for, must have the certificate of the first."""
+def test_name_that_the_certificate_must_hold(address: str, verified: bool, name: str) -> None:
+    """A server known by an IP address, or from an unverified announcement, must show the certificate of the first."""
     servers = Servers([ONE])
     servers.learn([address], ONE, verified=verified)
     assert servers.in_order()[1].tls_name == name

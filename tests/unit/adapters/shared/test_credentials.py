@@ -1,4 +1,4 @@
-"""`backplane.adapters.shared.credentials`: what the application hands out at each login."""
+"""`backplane.adapters.shared.credentials`: what a callable of the application provides at each login."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def tokens(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Return a module of the application, `handed_out`."""
-    module = ModuleType("handed_out")
-    monkeypatch.setitem(sys.modules, "handed_out", module)
+    """Return a module of the application, importable as `token_service`."""
+    module = ModuleType("token_service")
+    monkeypatch.setitem(sys.modules, "token_service", module)
     return module
 
 
 async def coroutine() -> str:
-    """Return which thread runs."""
+    """Return the name of the current thread."""
     return threading.current_thread().name
 
 
@@ -39,29 +39,29 @@ async def coroutine() -> str:
     [(lambda: threading.current_thread().name, False), (coroutine, True)],
     ids=["a function", "a coroutine function"],
 )
-async def test_where_it_runs(tokens: Any, function: object, *, here: bool) -> None:
-    """A coroutine runs in the event loop, and a function, which may wait for a network, in a thread."""
+async def test_thread_of_the_call(tokens: Any, function: object, *, here: bool) -> None:
+    """A coroutine runs in the event loop, and a function, which may block, in a thread of its own."""
     tokens.current = function
-    assert (await ask_credentials("handed_out:current", adapter="redis") == threading.current_thread().name) is here
+    assert (await ask_credentials("token_service:current", adapter="redis") == threading.current_thread().name) is here
 
 
-async def test_method_of_an_object(tokens: Any) -> None:
-    """The name can lead to a method, and what a function returns is awaited where it must be."""
+async def test_method_and_awaitable_result(tokens: Any) -> None:
+    """The path can name a method, and an awaitable that a function returns is awaited."""
     tokens.provider = SimpleNamespace(get=coroutine)
-    assert await ask_credentials("handed_out:provider.get", adapter="redis")
+    assert await ask_credentials("token_service:provider.get", adapter="redis")
     tokens.later = lambda: coroutine()
-    assert await ask_credentials("handed_out:later", adapter="redis")
+    assert await ask_credentials("token_service:later", adapter="redis")
 
 
-@pytest.mark.parametrize("path", ["no_such_module_here:token", "handed_out:missing", "handed_out:__name__"])
-async def test_what_cannot_be_called(path: str) -> None:
-    """A module, a name or a callable that is not there is named, with the adapter whose option it is."""
+@pytest.mark.parametrize("path", ["no_such_module_here:token", "token_service:missing", "token_service:__name__"])
+async def test_missing_callable_is_refused(path: str) -> None:
+    """A module or a name that does not exist, or is not callable, is named in the error, with the adapter."""
     with pytest.raises(ConfigurationError, match=f"kafka: credentials={path} (cannot be imported|is not callable)"):
         await ask_credentials(path, adapter="kafka")
 
 
-def test_a_function_that_never_returns(tokens: Any) -> None:
-    """It holds up neither the end of an event loop nor its threads, and however often it is asked, it runs once."""
+def test_a_function_that_hangs_runs_once(tokens: Any) -> None:
+    """A function that hangs delays neither the end of the event loop nor its threads, and runs once for all logins."""
     calls: list[str] = []
     returns = threading.Event()
 
@@ -71,7 +71,7 @@ def test_a_function_that_never_returns(tokens: Any) -> None:
         return "at last"
 
     async def ask(seconds: float) -> str:
-        answer: str = await ask_credentials("handed_out:hanging", adapter="redis", seconds=seconds)
+        answer: str = await ask_credentials("token_service:hanging", adapter="redis", seconds=seconds)
         return answer
 
     tokens.hanging = hang
@@ -91,22 +91,28 @@ def test_a_function_that_never_returns(tokens: Any) -> None:
     assert len(calls) == 2
 
 
-def test_a_function_that_hung_once(tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After some time one that has not returned is asked once more, for the next call may answer."""
-    monkeypatch.setattr("backplane.adapters.shared.credentials._AGAIN_SECONDS", 0.0)
+def test_a_function_that_hangs_is_called_again(tokens: Any) -> None:
+    """After `repeat_seconds` a function that hangs is called once more, because the next call may return."""
     returns = threading.Event()
     answers: Iterator[Callable[[], object]] = iter([returns.wait, lambda: "at last"])
     tokens.once = lambda: next(answers)()
+
+    async def ask(seconds: float) -> object:
+        answer: object = await ask_credentials(
+            "token_service:once", adapter="redis", seconds=seconds, repeat_seconds=0.0
+        )
+        return answer
+
     with pytest.raises(BrokerUnavailableError, match="took longer"):
-        asyncio.run(ask_credentials("handed_out:once", adapter="redis", seconds=0.01))
-    assert asyncio.run(ask_credentials("handed_out:once", adapter="redis", seconds=20)) == "at last"
+        asyncio.run(ask(seconds=0.01))
+    assert asyncio.run(ask(seconds=20)) == "at last"
     returns.set()
 
 
 @pytest.mark.parametrize("error", [SystemExit, StopIteration], ids=lambda error: error.__name__)
 @pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "thread"])
-async def test_what_no_event_loop_takes(tokens: Any, error: type[BaseException], *, asynchronous: bool) -> None:
-    """An exception that would end the event loop, or that no future takes, is one like any other."""
+async def test_any_exception_is_unavailable(tokens: Any, error: type[BaseException], *, asynchronous: bool) -> None:
+    """An exception that would end the event loop, or that no future accepts, is reported as any other one."""
 
     def leave() -> None:
         raise error("hunter2")
@@ -116,43 +122,43 @@ async def test_what_no_event_loop_takes(tokens: Any, error: type[BaseException],
 
     tokens.current = leave_later if asynchronous else leave
     with pytest.raises(BrokerUnavailableError, match=r"raised (SystemExit|StopIteration|RuntimeError) at") as raised:
-        await ask_credentials("handed_out:current", adapter="nats", seconds=20)
+        await ask_credentials("token_service:current", adapter="nats", seconds=20)
     assert "hunter2" not in "".join(traceback.format_exception(raised.value))
 
 
-async def test_module_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the application's module raises when it is imported is a wrong option, and its words are left out."""
+async def test_failing_module_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the module during its import is a configuration error, which does not repeat its message."""
     (tmp_path / "failing_at_import.py").write_text("raise KeyError('hunter2')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    words = "kafka: credentials=failing_at_import:token cannot be imported: KeyError at failing_at_import.py:1"
-    with pytest.raises(ConfigurationError, match=words) as raised:
+    message = "kafka: credentials=failing_at_import:token cannot be imported: KeyError at failing_at_import.py:1"
+    with pytest.raises(ConfigurationError, match=message) as raised:
         await ask_credentials("failing_at_import:token", adapter="kafka")
     assert "hunter2" not in "".join(traceback.format_exception(raised.value))
 
 
-async def test_an_error_shows_no_secret(tokens: Any) -> None:
-    """What the callable raises is tried again later, and its words, which can hold a secret, are left out."""
+async def test_error_of_the_callable_shows_no_secret(tokens: Any) -> None:
+    """An error of the callable is retriable, and its message, which can hold a secret, is not repeated."""
 
     def refuse() -> None:
         raise ValueError("hunter2")
 
     tokens.current = refuse
     with pytest.raises(BrokerUnavailableError) as raised:
-        await ask_credentials("handed_out:current", adapter="nats")
-    words = "nats: no credentials: handed_out:current raised ValueError at test_credentials.py:"
-    assert str(raised.value).startswith(words)
+        await ask_credentials("token_service:current", adapter="nats")
+    message = "nats: no credentials: token_service:current raised ValueError at test_credentials.py:"
+    assert str(raised.value).startswith(message)
     assert "hunter2" not in "".join(traceback.format_exception(raised.value))
 
 
-async def test_too_late(tokens: Any) -> None:
-    """What takes longer than it may is cancelled, and told from a callable that ran into a time limit of its own."""
+async def test_slow_callable_is_cancelled(tokens: Any) -> None:
+    """A callable over its time limit is cancelled; one that raises `TimeoutError` itself is reported as raising it."""
     tokens.current = asyncio.Event().wait
     with pytest.raises(BrokerUnavailableError, match=r"took longer than 0\.01 s"):
-        await ask_credentials("handed_out:current", adapter="nats", seconds=0.01)
+        await ask_credentials("token_service:current", adapter="nats", seconds=0.01)
 
     def give_up() -> None:
         raise TimeoutError
 
     tokens.current = give_up
     with pytest.raises(BrokerUnavailableError, match="raised TimeoutError"):
-        await ask_credentials("handed_out:current", adapter="nats", seconds=5)
+        await ask_credentials("token_service:current", adapter="nats", seconds=5)

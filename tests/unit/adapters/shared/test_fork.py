@@ -1,4 +1,4 @@
-"""`backplane.adapters.shared.fork`: what a forked child inherits; with each adapter: tests/integration/test_sync.py."""
+"""`backplane.adapters.shared.fork`: a forked child closes what it inherits (each adapter: integration/test_sync.py)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def main():
     kept.send(b"x")
     assert other.recv(100) == b"x"
 
-    # Nor does it where the process has as many files open as it may.
+    # The same where the limit of open files is reached.
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
     many = []
@@ -52,7 +52,7 @@ async def main():
         os.close(number)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
-    # A child that lives on does not keep the connection open.
+    # A child that goes on running does not keep the connection open.
     read, write = os.pipe()
     if not (pid := os.fork()):
         os.close(write)
@@ -65,7 +65,7 @@ async def main():
     theirs.settimeout(20)
     assert theirs.recv(100) == b""
 
-    # What was opened since under the same number is not touched.
+    # A file that was opened since under the same number is not closed.
     number = kept.fileno()
     kept.close()
     os.dup2(other.fileno(), number)
@@ -86,10 +86,10 @@ def check(loop: str) -> None:
 
 
 def test_a_child_holds_no_connection() -> None:
-    """A child has none of them, the parent goes on with each, and their end in the parent is their end."""
+    """A child closes every connection, the parent goes on using them, and they end when the parent closes them."""
     check("")
 
 
 def test_a_child_holds_no_connection_of_uvloop() -> None:
-    """The same where the descriptor belongs to uvloop's C."""
+    """The same holds where the descriptor belongs to the C code of uvloop."""
     check("import uvloop; uvloop.install()")

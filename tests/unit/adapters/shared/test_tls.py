@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_what_is_verified(tmp_path: Path) -> None:
+def test_certificate_and_name_are_verified(tmp_path: Path) -> None:
     """A certificate and its name are verified, and only the given authorities are trusted."""
     certificate = self_signed_certificate(tmp_path)
     context = client_context(str(certificate), str(certificate), str(tmp_path / "key.pem"), adapter="redis")
@@ -25,8 +25,8 @@ def test_what_is_verified(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["missing", "no certificate", "no key", "key with a passphrase"])
-def test_file_that_cannot_be_used(tmp_path: Path, wrong: str) -> None:
-    """A file that is missing, is none, or wants a passphrase is named at once, and not tried again."""
+def test_unusable_file_is_named(tmp_path: Path, wrong: str) -> None:
+    """A file that is missing, malformed, or needs a passphrase is named in the error, which is not retriable."""
     certificate = self_signed_certificate(tmp_path)
     file = tmp_path / "wrong.pem"
     if wrong == "key with a passphrase":

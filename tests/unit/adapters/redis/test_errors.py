@@ -1,4 +1,4 @@
-"""`backplane.adapters.redis.error`: what an error reply means, in one table."""
+"""`backplane.adapters.redis.errors`: what an error reply means, and what an error while connecting means."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import ssl
 import hiredis
 import pytest
 
-from backplane.adapters.redis.error import connect_error, login_error, meaning, publish_error, unavailable
+from backplane.adapters.redis.errors import classify_reply, connect_error, login_error, publish_error, unavailable
 from backplane.errors import BrokerAuthenticationError, BrokerUnavailableError, PublishError
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
         "LOADING Redis is loading the dataset in memory",
@@ -26,16 +26,16 @@ from backplane.errors import BrokerAuthenticationError, BrokerUnavailableError, 
         "ERR max number of clients reached",
     ],
 )
-def test_passing_state_of_a_server_is_no_refusal(words: str) -> None:
-    """What the server will accept later is retriable for a publish and unavailable for a login."""
-    reply = hiredis.ReplyError(words)
-    assert meaning(reply) == "passing"
+def test_passing_state_of_a_server_is_retriable(message: str) -> None:
+    """What the server accepts later is a retriable error for a publish, and an unavailable broker for a login."""
+    reply = hiredis.ReplyError(message)
+    assert classify_reply(reply) == "passing"
     assert publish_error(reply).retriable
-    assert isinstance(login_error(b"AUTH", reply, "here"), BrokerUnavailableError) != words.startswith("MISCONF")
+    assert isinstance(login_error(b"AUTH", reply, "here"), BrokerUnavailableError) != message.startswith("MISCONF")
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "NOPERM this user has no permissions to access one of the channels used as arguments",
         "ERR unknown command 'SUBSCRIBE', with args beginning with: 'room'",
@@ -45,19 +45,19 @@ def test_passing_state_of_a_server_is_no_refusal(words: str) -> None:
         "ERR Protocol error: invalid bulk length",
     ],
 )
-def test_rule_of_a_server_is_a_refusal(words: str) -> None:
-    """What only a change of the server's rules can mend is refused for good."""
-    reply = hiredis.ReplyError(words)
-    assert meaning(reply) == "refused"
+def test_rule_of_a_server_is_a_refusal(message: str) -> None:
+    """What the server accepts only after a change of its rules is refused, and not retriable."""
+    reply = hiredis.ReplyError(message)
+    assert classify_reply(reply) == "refused"
     assert not publish_error(reply).retriable
 
 
 @pytest.mark.parametrize(
-    "words", ["", "ERR", "ERR no upstream host", "upstream failure", "NEWCODE words", "BUSYGROUP x"]
+    "message", ["", "ERR", "ERR no upstream host", "upstream failure", "NEWCODE words", "BUSYGROUP x"]
 )
-def test_unknown_words_are_unclear(words: str) -> None:
-    """An error that nobody has foreseen neither confirms nor refuses."""
-    assert meaning(hiredis.ReplyError(words)) == "unclear"
+def test_unknown_error_is_unclear(message: str) -> None:
+    """An error reply that the table does not hold neither confirms nor refuses."""
+    assert classify_reply(hiredis.ReplyError(message)) == "unclear"
 
 
 def test_protocol_error_names_the_option() -> None:
@@ -68,7 +68,7 @@ def test_protocol_error_names_the_option() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "words", "expected"),
+    ("command", "message", "expected"),
     [
         (b"PING", "NOAUTH Authentication required.", "wants a password and the URL has none"),
         (b"AUTH", "WRONGPASS invalid username-password pair or user is disabled.", "refused the credentials"),
@@ -77,17 +77,17 @@ def test_protocol_error_names_the_option() -> None:
         (b"PING", "DENIED Redis is running in protected mode", "protected mode"),
     ],
 )
-def test_refused_login_is_an_authentication_error(verb: bytes, words: str, expected: str) -> None:
-    """What the server does not let in is no outage, and is not tried again."""
-    error = login_error(verb, hiredis.ReplyError(words), "here")
+def test_refused_login_is_an_authentication_error(command: bytes, message: str, expected: str) -> None:
+    """A refused login is an authentication error, which is not tried again."""
+    error = login_error(command, hiredis.ReplyError(message), "here")
     assert isinstance(error, BrokerAuthenticationError)
     assert expected in str(error)
 
 
-@pytest.mark.parametrize("words", ["NOPERM this user has no permissions to run the 'ping' command", "MISCONF disk"])
-def test_refused_ping_is_an_answer(words: str) -> None:
-    """A server that grants no PING, or cannot save its data, publishes all the same."""
-    assert login_error(b"PING", hiredis.ReplyError(words), "here") is None
+@pytest.mark.parametrize("message", ["NOPERM this user has no permissions to run the 'ping' command", "MISCONF disk"])
+def test_refused_ping_does_not_fail_the_login(message: str) -> None:
+    """A server that denies PING, or that cannot save its data, publishes all the same."""
+    assert login_error(b"PING", hiredis.ReplyError(message), "here") is None
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_refused_ping_is_an_answer(words: str) -> None:
         (unavailable("the connection ended"), "valkey+sentinel", False, "the scheme is valkeys+sentinel://"),
     ],
 )
-def test_wrong_kind_of_port_is_hinted_at(error: Exception, scheme: str, tls: bool, hint: str) -> None:
-    """A connection that ends as one to a port of the other kind does names the scheme of that kind."""
+def test_port_of_the_other_kind_names_the_scheme(error: Exception, scheme: str, tls: bool, hint: str) -> None:
+    """An error as of a port with TLS where none is spoken, or the other way round, names the other scheme."""
     found = connect_error(error, "here", scheme=scheme, tls=tls)
     assert isinstance(found, BrokerUnavailableError)
     assert hint in str(found)
 
 
-def test_refused_connection_hints_at_nothing() -> None:
-    """Where nobody listens the scheme is not to blame."""
+def test_refused_connection_names_no_scheme() -> None:
+    """Where no server listens, the error does not blame the scheme."""
     assert "scheme" not in str(connect_error(ConnectionRefusedError("refused"), "here"))

@@ -1,0 +1,38 @@
+"""User and password of a login: those of the URL, or those that a callable of the application provides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backplane.adapters.shared.credentials import ask_credentials
+from backplane.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from backplane.adapters.redis.options import RedisOptions
+    from backplane.broadcaster import BrokerUrl
+
+__all__ = ["Credentials", "find_credentials"]
+
+Credentials = tuple[str | None, str | None]
+"""User and password, either of which may be missing."""
+
+
+async def find_credentials(url: BrokerUrl, options: RedisOptions) -> Credentials:
+    """Return user and password for a login. A callable is called at each one, because what it returns can expire.
+
+    Raises:
+        ConfigurationError: The callable cannot be imported, or returns something else.
+        BrokerUnavailableError: It raised, or did not return in time.
+    """
+    if options.credentials is None:
+        return url.username, url.password
+    match await ask_credentials(options.credentials, adapter="redis", seconds=options.connect_timeout_seconds):
+        case (str() as password,) | (str() as password):
+            return None, password
+        case (str() | None as username, str() as password):
+            return username, password
+        case other:
+            raise ConfigurationError(
+                f"redis: {options.credentials} must return a password or (username, password), "
+                f"not {type(other).__name__}"
+            )

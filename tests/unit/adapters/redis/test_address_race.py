@@ -1,0 +1,98 @@
+"""`backplane.adapters.redis.address_race`: which address of a name is used, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backplane.adapters.redis.address_race import first_usable
+from backplane.adapters.redis.errors import unavailable
+from backplane.adapters.redis.link import RedisLink
+from backplane.errors import BrokerAuthenticationError, BrokerError, BrokerUnavailableError
+
+if TYPE_CHECKING:
+    from backplane.adapters.redis.server_info import Address
+
+pytestmark = pytest.mark.anyio
+
+ONE, TWO, THREE = addresses = [("192.0.2.1", 6379), ("192.0.2.2", 6379), ("2001:db8::3", 6379)]
+
+
+class Network:
+    """Addresses that answer when the test decides.
+
+    Attributes:
+        answers: The answer of each.
+        tried: The addresses, in the order in which they were tried.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[Address, asyncio.Future[RedisLink]] = {}
+        self.tried: list[Address] = []
+
+    async def open_link(self, address: Address) -> RedisLink:
+        """Wait for the test's answer."""
+        self.tried.append(address)
+        answer = self.answers.setdefault(address, asyncio.get_running_loop().create_future())
+        return await asyncio.shield(answer)
+
+    def answer(self, address: Address, answer: RedisLink | Exception) -> None:
+        """Answer for an address, now or as soon as it is tried."""
+        future = self.answers.setdefault(address, asyncio.get_running_loop().create_future())
+        if isinstance(answer, RedisLink):
+            future.set_result(answer)
+        else:
+            future.set_exception(answer)
+
+
+async def test_first_address_that_answers_is_the_only_one_tried() -> None:
+    """A good first address costs no connection to another."""
+    network, link = Network(), RedisLink()
+    network.answer(ONE, link)
+    assert await first_usable(addresses, network.open_link) is link
+    assert network.tried == [ONE]
+    assert link.loss is None
+
+
+async def test_late_winner_is_ended() -> None:
+    """Of two links that open in the same pass of the event loop one is used and the other is ended."""
+    network, links = Network(), [RedisLink(), RedisLink()]
+    racing = asyncio.create_task(first_usable([ONE, TWO], network.open_link))
+    while len(network.tried) < 2:
+        await asyncio.sleep(0.01)
+    network.answer(ONE, links[0])
+    network.answer(TWO, links[1])
+    winner = await racing
+    (loser,) = (link for link in links if link is not winner)
+    assert (winner.loss, loser.loss is None) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected", "message"),
+    [
+        ([unavailable("one"), unavailable("two")], BrokerUnavailableError, "redis: one; two"),
+        ([unavailable("one"), BrokerAuthenticationError("no")], BrokerAuthenticationError, "no"),
+        ([unavailable("one")], BrokerUnavailableError, "redis: one"),
+        ([], BrokerUnavailableError, "redis: the name has no address"),
+    ],
+)
+async def test_no_usable_address_names_every_failure(
+    failures: list[BrokerError], expected: type[Exception], message: str
+) -> None:
+    """The error holds that of every address, unless a repetition does not help against one: then it is that one."""
+    network = Network()
+    for address, failure in zip(addresses, failures, strict=False):
+        network.answer(address, failure)
+    with pytest.raises(BrokerError) as raised:
+        await first_usable(addresses[: len(failures)], network.open_link)
+    assert (type(raised.value), str(raised.value)) == (expected, message)
+
+
+async def test_error_that_is_not_of_a_broker_is_raised_as_it_is() -> None:
+    """A wrong configuration, or a bug, is not taken for an address that does not answer."""
+    network = Network()
+    network.answer(ONE, RuntimeError("a fault"))
+    with pytest.raises(RuntimeError, match="a fault"):
+        await first_usable(addresses, network.open_link)

@@ -1,0 +1,138 @@
+"""`backplane.adapters.shared.connect_race`: the first target that is connected wins, and no other link is left."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from backplane.adapters.shared.connect_race import NoneConnectedError, first_connected
+from tests.unit.doubles import until_idle
+
+pytestmark = pytest.mark.anyio
+
+ONE, TWO, THREE = targets = ["one", "two", "three"]
+
+
+class Link:
+    """A link to a target.
+
+    Attributes:
+        is_ended: Whether it was ended.
+    """
+
+    def __init__(self) -> None:
+        self.is_ended = False
+
+    def end(self) -> None:
+        """End it."""
+        self.is_ended = True
+
+
+class Network:
+    """Targets that answer when the test decides.
+
+    Attributes:
+        tried: The targets, in the order in which they were tried.
+        cancelled: Those whose try was cancelled.
+    """
+
+    def __init__(self) -> None:
+        self._answers: dict[str, asyncio.Future[Link]] = {}
+        self.tried: list[str] = []
+        self.cancelled: list[str] = []
+
+    async def connect(self, target: str) -> Link:
+        """Wait for the test's answer."""
+        self.tried.append(target)
+        answer = self._answers.setdefault(target, asyncio.get_running_loop().create_future())
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            self.cancelled.append(target)
+            raise
+
+    def answer(self, target: str, answer: Link | Exception) -> None:
+        """Answer for a target, now or as soon as it is tried."""
+        future = self._answers.setdefault(target, asyncio.get_running_loop().create_future())
+        if isinstance(answer, Link):
+            future.set_result(answer)
+        else:
+            future.set_exception(answer)
+
+
+async def race(network: Network, *among: str, next_after_seconds: float = 10) -> Link:
+    """Return the link that wins; an `OSError` of one target lets the next one be tried."""
+    return await first_connected(
+        among, network.connect, end=Link.end, failures=(OSError,), next_after_seconds=next_after_seconds
+    )
+
+
+async def test_target_that_answers_is_the_only_one_tried() -> None:
+    """Where the first target is connected, no other one is tried."""
+    network, link = Network(), Link()
+    network.answer(ONE, link)
+    assert await race(network, *targets) is link
+    assert network.tried == [ONE]
+    assert not link.is_ended
+
+
+async def test_next_target_is_tried_at_once_after_a_failure() -> None:
+    """After a target that fails the next one is tried without a delay."""
+    network, link = Network(), Link()
+    network.answer(ONE, OSError("dead"))
+    network.answer(TWO, link)
+    async with asyncio.timeout(5):
+        assert await race(network, *targets) is link
+
+
+async def test_silent_target_is_cancelled_when_another_answers() -> None:
+    """A target that does not answer delays the next one by a moment only, and its try is cancelled."""
+    network, link = Network(), Link()
+    network.answer(TWO, link)
+    assert await race(network, *targets, next_after_seconds=0.01) is link
+    assert (network.tried, network.cancelled) == ([ONE, TWO], [ONE])
+
+
+async def test_second_link_of_the_same_moment_is_ended() -> None:
+    """Of two links that open in the same pass of the event loop one is returned and the other is ended."""
+    network, links = Network(), [Link(), Link()]
+    racing = asyncio.create_task(race(network, ONE, TWO, next_after_seconds=0.01))
+    while len(network.tried) < 2:
+        await asyncio.sleep(0.01)
+    network.answer(ONE, links[0])
+    network.answer(TWO, links[1])
+    winner = await racing
+    assert [link.is_ended for link in links] == [link is not winner for link in links]
+
+
+async def test_cancelled_race_ends_the_link_it_opened() -> None:
+    """A race that is cancelled in the pass in which a link opens leaves no link."""
+    network, link = Network(), Link()
+    racing = asyncio.create_task(race(network, ONE))
+    await until_idle()
+    network.answer(ONE, link)
+    await asyncio.sleep(0)
+    racing.cancel()
+    await asyncio.wait([racing])
+    assert racing.cancelled()
+    assert link.is_ended
+
+
+async def test_failures_are_raised_in_their_order() -> None:
+    """Where every target fails, the error holds each failure."""
+    network, failures = Network(), [OSError("one"), OSError("two")]
+    for target, failure in zip(targets, failures, strict=False):
+        network.answer(target, failure)
+    with pytest.raises(NoneConnectedError) as raised:
+        await race(network, ONE, TWO)
+    assert raised.value.failures == failures
+
+
+async def test_other_error_is_raised_as_it_is() -> None:
+    """A wrong configuration, or a bug, is not taken for a target that is away: no other one is tried."""
+    network = Network()
+    network.answer(ONE, RuntimeError("a fault"))
+    with pytest.raises(RuntimeError, match="a fault"):
+        await race(network, *targets)
+    assert network.tried == [ONE]
