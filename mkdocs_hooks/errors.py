@@ -1,0 +1,74 @@
+"""The errors, as a tree and one by one, from their docstrings.
+
+The docstring of an error states whether the message was published where that is a question (`Published:`), and what the
+application should do (`What to do:`).
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from mkdocs_hooks.docstrings import Docstring, parse
+
+__all__ = ["PUBLISHED", "WHAT_TO_DO", "error_classes", "error_tree", "errors", "stated"]
+
+PUBLISHED = "Published"
+WHAT_TO_DO = "What to do"
+
+
+def error_classes() -> list[type[Exception]]:
+    """Return every error of the package, each after its base, related ones together."""
+    from backplane import BackplaneError
+
+    return _below(BackplaneError)
+
+
+def error_tree() -> str:
+    """Return the tree of errors as a nested list."""
+    return "\n".join(
+        f"{'    ' * _depth(error)}- [`{error.__name__}`](#{error.__name__})"
+        + (f" (also a `{', '.join(also)}`)" if (also := _builtin_bases(error)) else "")
+        for error in error_classes()
+    )
+
+
+def errors() -> str:
+    """Return every error with its meaning, what it states about the message, and what to do."""
+    return "\n".join(_section(error) for error in error_classes())
+
+
+def stated(error: type[Exception], name: str) -> str:
+    """Return what the docstring of an error states under `name`, or that of its base; empty where none does."""
+    for cls in error.__mro__:
+        if cls.__module__.startswith("backplane") and (words := _docstring(cls).named.get(name)):
+            return words
+    return ""
+
+
+def _section(error: type[Exception]) -> str:
+    docs = _docstring(error)
+    parts = [f"### `{error.__name__}` {{ #{error.__name__} }}", docs.text]
+    if published := stated(error, PUBLISHED):
+        parts.append(f"**Published?** {published}")
+    if cure := stated(error, WHAT_TO_DO):
+        parts.append(f"**What to do:** {cure}")
+    parts += [f"- `{name}`: {meaning}" for name, meaning in docs.attributes.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _docstring(error: type) -> Docstring:
+    return parse(inspect.cleandoc(error.__doc__ or ""), named=(PUBLISHED, WHAT_TO_DO))
+
+
+def _below(error: type[Exception]) -> list[type[Exception]]:
+    # A subclass that another module keeps for itself is no part of the public tree.
+    found = [cls for cls in error.__subclasses__() if cls.__module__ == error.__module__]
+    return [error, *(cls for subclass in found for cls in _below(subclass))]
+
+
+def _depth(error: type[Exception]) -> int:
+    return sum(cls.__module__.startswith("backplane") for cls in error.__mro__) - 1
+
+
+def _builtin_bases(error: type[Exception]) -> list[str]:
+    return [base.__name__ for base in error.__bases__ if base.__module__ == "builtins" and base is not Exception]
