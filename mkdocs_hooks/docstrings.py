@@ -14,6 +14,9 @@ __all__ = ["Docstring", "field_docs", "one_line", "parse", "summary"]
 _SECTION: Final = re.compile(r"^(Args|Attributes|Raises|Returns|Yields|Example|Note):\n", re.MULTILINE)
 _ATTRIBUTE: Final = re.compile(r"^    (\w+)(?: \([^)]*\))?: (.*(?:\n(?: {5,}.*|\s*(?=\n)))*)", re.MULTILINE)
 
+# Bases whose fields are no fields of this package.
+_FOREIGN: Final = frozenset({"abc", "builtins", "enum", "pydantic", "typing"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Docstring:
@@ -52,7 +55,7 @@ def field_docs(owner: type) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for cls in reversed(owner.__mro__):
-        if not cls.__module__.startswith("backplane"):
+        if cls.__module__.partition(".")[0] in _FOREIGN:
             continue
         found |= parse(cls.__doc__ or "").attributes
         (tree,) = ast.parse(dedent(inspect.getsource(cls))).body

@@ -15,7 +15,7 @@ from mkdocs_hooks.tables import table
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from backplane.broadcaster import Options
+    from backplane.broadcaster import Broadcaster, Options
 
 __all__ = ["Option", "adapter_options", "limits", "options_of", "settings", "statistics", "unit_of"]
 
@@ -163,11 +163,8 @@ def _taken(option: Option) -> str:
 def _options_class(scheme: str) -> type[Options]:
     from importlib.metadata import entry_points
 
-    from backplane.broadcaster import Broadcaster
-
     (entry,) = entry_points(group="backplane.adapters", name=scheme)
-    adapter = entry.load()
-    assert issubclass(adapter, Broadcaster)
+    adapter: type[Broadcaster] = entry.load()
     return adapter.options_class
 
 
