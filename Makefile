@@ -42,10 +42,10 @@ format: $(VENV)/.installed-check ## Format, and mend what the linter can
 	$(BIN)/ruff format
 
 docs: $(VENV)/.installed-docs ## Build the documentation site into site/; a dead link, a dead anchor or a warning is an error
-	$(BIN)/python -m mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 docs-serve: $(VENV)/.installed-docs ## Serve the documentation on port 8000, built anew at each change; ARGS="-a localhost:9000"
-	$(BIN)/python -m mkdocs serve --watch backplane --watch adapters --watch mkdocs_hooks $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --watch backplane --watch adapters --watch mkdocs_hooks $(ARGS)
 
 bench: $(VENV)/.installed-bench ## Measure for five minutes; ARGS="--output benchmarks/results/today.json"
 	$(BIN)/python -m benchmarks short $(ARGS)

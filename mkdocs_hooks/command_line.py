@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from mkdocs_hooks.docstrings import one_line
 from mkdocs_hooks.tables import table
 
 __all__ = ["command_line", "commands"]
-
-_KINDS: Final[dict[type, str]] = {int: "N", float: "N"}
 
 
 def commands() -> dict[str, Any]:
@@ -49,13 +47,17 @@ def _metavar(parameter: Any) -> str:
 
 def _names(option: Any) -> str:
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    return names if option.is_flag else f"{names} *{option.metavar or _KINDS.get(type(option.default), 'TEXT')}*"
+    return names if option.is_flag else f"{names} *{option.metavar or _kind(option.default)}*"
 
 
 def _default(option: Any) -> str:
     if option.is_flag or option.default in (None, "", [], ()) or callable(option.default):
         return ""
     return f"`{option.default}`"
+
+
+def _kind(default: object) -> str:
+    return "N" if isinstance(default, (int, float)) else "TEXT"
 
 
 def _plain(text: str | None) -> str:

@@ -165,21 +165,22 @@ def _texts(node: ast.expr, function: ast.AST | None) -> list[str]:
         case ast.Constant(value=str() as text):
             return [text]
         case ast.JoinedStr(values=parts):
-            return ["".join(p.value if isinstance(p, ast.Constant) else "%s" for p in parts)]  # type: ignore[misc]
+            return ["".join(str(part.value) if isinstance(part, ast.Constant) else "%s" for part in parts)]
         case ast.IfExp(body=one, orelse=other):
             return _texts(one, function) + _texts(other, function)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return [a + b for a in _texts(left, function) or ["%s"] for b in _texts(right, function) or ["%s"]]
         case ast.Name(id=name) if function is not None:
-            assigned = [n.value for n in ast.walk(function) if _assigns(n, name)]  # type: ignore[attr-defined]
-            return [text for value in assigned for text in _texts(value, None)]
+            return [text for value in _assigned(function, name) for text in _texts(value, None)]
         case _:
             return []
 
 
-def _assigns(node: ast.AST, name: str) -> bool:
-    match node:
-        case ast.Assign(targets=[ast.Name(id=found)]):
-            return found == name
-        case _:
-            return False
+def _assigned(function: ast.AST, name: str) -> Iterator[ast.expr]:
+    """Yield what a function assigns to a variable."""
+    for node in ast.walk(function):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=found)], value=value) if found == name:
+                yield value
+            case _:
+                pass

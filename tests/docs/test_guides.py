@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from fastapi import Request
 from starlette.testclient import TestClient, WebSocketDenialResponse
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLE = re.compile(r"^<!-- example: ([\w-]+) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -30,11 +27,9 @@ def run(page: str, name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def url(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+def url(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A bus of the test's own, in the environment as the pages presume it."""
-    url = f"memory://{request.node.name}"
-    monkeypatch.setenv("BACKPLANE_URL", url)
-    yield url
+    monkeypatch.setenv("BACKPLANE_URL", f"memory://{request.node.name}")
 
 
 def test_settings() -> None:
@@ -43,7 +38,7 @@ def test_settings() -> None:
 
 
 def test_sockets() -> None:
-    """A client receives its own orders, an invalid one is answered, another user and a page of another site are refused."""
+    """A client receives its own orders, an invalid one is answered, and a page of another site is refused."""
     names = run("guides/authorization-and-limits.md", "sockets")
 
     async def head() -> int:

@@ -1,4 +1,4 @@
-"""docs/: code is there as it is in its file, examples run, generated pages are whole, no link is dead, language is plain."""
+"""docs/: excerpts are those of their files, examples run, generated pages are whole, links and words are right."""
 
 from __future__ import annotations
 
@@ -179,6 +179,23 @@ def test_architecture_page_names_every_word_once() -> None:
     words = re.findall(r"^\| \*\*(.+?)\*\* \|", read("architecture/index.md"), re.MULTILINE)
     assert len(words) > 20
     assert len(words) == len(set(words))
+
+
+@needs_documents
+def test_walks_name_files_and_names_that_exist() -> None:
+    """Each file of a walk exists, and the names in its row are in it."""
+    root = Path(backplane.__file__).parent
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (.+) \|$", read("architecture/walks.md"), re.MULTILINE)
+    assert len(rows) > 30
+    missing: list[str] = []
+    for path, words in rows:
+        if not (root / path).exists():
+            missing.append(path)
+            continue
+        text = (root / path).read_text(encoding="utf-8")
+        named = [name for code in re.findall(r"`([A-Za-z_.]+)`", words) for name in code.split(".")]
+        missing += [f"{path}: {name}" for name in named if name not in text]
+    assert missing == []
 
 
 @pytest.mark.parametrize("page", PROSE, ids=page_id)
@@ -425,7 +442,7 @@ def test_errors_are_whole() -> None:
 
 def test_log_events_are_found() -> None:
     """Calls of a logger and of a burst are found with logger, level and message, however the message is made."""
-    source = '''
+    source = """
 import logging
 logger = logging.getLogger("backplane.example")
 
@@ -439,7 +456,7 @@ def one(bursts, error, is_grave, what):
     logger.warning("first " "second")
     logger.error(what)
     error.warning("no logger")
-'''
+"""
     found = [(event.level, event.message, event.is_burst) for event in events_in(source, module="example")]
     assert found == [
         ("WARNING", "plain %s", False),
