@@ -1,19 +1,23 @@
 """Words that this project does not use for programs, with what to write instead: the documents are read by strangers.
 
-Used on prose. `offences` is for a test, `python -m tests.dialect FILE...` for an author.
+`offences` is for the tests of documents, `offences_in_code` for those of modules: comments, strings and names.
+`python -m tests.dialect FILE...` is for an author.
 """
 
 from __future__ import annotations
 
+import io
+import keyword
 import re
 import sys
+import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ALLOWED", "BANNED", "offences"]
+__all__ = ["ALLOWED", "BANNED", "offences", "offences_in_code"]
 
 BANNED: Final[dict[str, str]] = {
     r"\b(hears?|heard|hearing)\b": "receives, received; is notified",
@@ -28,10 +32,9 @@ BANNED: Final[dict[str, str]] = {
     r"\bone's own\b": "your own",
     r"\bby (oneself|ourselves|yourself)\b": "name the party that does it",
     r"\bought to\b": "should",
-    r"\b(hearers?|listeners?)\b": "subscriber",
+    r"\bhearers?\b": "subscriber",
     r"\bmust needs\b|\bif need be\b": "if needed",
     r"\bgives? up on\b": "ends, abandons",
-    r"\b(forgets?|forgot|remembers? who)\b": "drops; keeps",
     r"\bas it were\b|\bso to speak\b": "leave it out",
     r"\b(program|server|worker|broker|adapter|process|client|task|link|peer)s? who\b": "that",
     r"\bthose who\b|\bthe one who\b|\bhe who\b": "those that, the one that",
@@ -44,9 +47,6 @@ ALLOWED: Final = (
     r"(\w+ )?(proxy|proxies|balancer|balancers|firewall|NAT|four|HAProxy|nginx)\b",
     r"\bBehind (a|the) (\w+ )?(proxy|proxies|load balancer|balancer)\b",
     r"\bproxies behind\b",
-    r"\badvertised\.listeners\b",
-    r"--listen(er)?\b",
-    r"\bstops its listeners\b",  # of a server: its listening sockets
     r'"nobody"',
 )
 """Where such a word is the field's own term."""
@@ -65,6 +65,25 @@ def offences(text: str) -> list[str]:
     return sorted(_found(prose), key=lambda line: int(line.partition(":")[0]))
 
 
+def offences_in_code(source: str) -> list[str]:
+    """Return the same of a Python module: of its comments, its strings, and the words of which its names are made."""
+    lines = [[" "] * len(line) for line in source.splitlines()]
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING):
+            text = re.sub(
+                r"^[rbfuRBFU]*(\"{3}|'{3}|\"|')|(\"{3}|'{3}|\"|')$", lambda quote: " " * len(quote[0]), token.string
+            )
+        elif token.type == tokenize.NAME and not keyword.iskeyword(token.string):
+            text = re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", token.string)[: len(token.string)]
+        else:
+            continue
+        row, column = token.start
+        for number, part in enumerate(text.split("\n")):
+            start = column if number == 0 else 0
+            lines[row - 1 + number][start : start + len(part)] = part
+    return offences("\n".join("".join(line) for line in lines))
+
+
 def _found(prose: str) -> Iterator[str]:
     for pattern, instead in _BANNED.items():
         for match in pattern.finditer(prose):
@@ -78,5 +97,6 @@ def _blank(pattern: re.Pattern[str], text: str) -> str:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        for line in offences(Path(name).read_text(encoding="utf-8")):
+        check = offences_in_code if name.endswith(".py") else offences
+        for line in check(Path(name).read_text(encoding="utf-8")):
             sys.stdout.write(f"{name}:{line}\n")

@@ -30,7 +30,7 @@ from mkdocs_hooks.navigation import SECTIONS, navigation
 from mkdocs_hooks.options import options_of, options_of_adapter
 from mkdocs_hooks.rooms import modules
 from mkdocs_hooks.tables import table
-from tests.dialect import ALLOWED, BANNED, offences
+from tests.dialect import ALLOWED, BANNED, offences, offences_in_code
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -254,6 +254,14 @@ def test_banned_word_is_found(text: str) -> None:
 def test_field_terms_and_code_are_allowed(text: str) -> None:
     """The field's own terms, code and the targets of links are no offences."""
     assert offences(text) == []
+
+
+def test_code_is_searched_in_comments_strings_and_names() -> None:
+    """In a module the words count in comments, docstrings, messages and names, with their lines."""
+    source = 'def f(x):\n    """Says it."""\n    g._tell_all(x)  # whoever asks\n    raise E("nobody")\n'
+    lines = [line.partition(":")[0] for line in offences_in_code(source)]
+    assert lines == ["2", "3", "3", "4"]
+    assert offences_in_code("for x in y:  # a plain comment\n    z = 1\n") == []
 
 
 def test_dialect_patterns_are_used() -> None:
