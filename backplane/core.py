@@ -264,7 +264,7 @@ class Backplane:
         what is iterated from `subscribe` ends, and `wait_for_state` raises; publishing goes on until `stop`.
 
         Started in the lifespan of an application, this is done when the server ends: before it acts under Uvicorn, by
-        itself, in a thread or below Gunicorn; docs/servers.md has a table for all. Elsewhere call it yourself.
+        itself, in a thread or below Gunicorn; docs/operations/servers.md has a table of servers. Elsewhere call it.
         """
         await self._drain(hurried=False)
 

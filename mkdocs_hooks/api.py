@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 from functools import cache
-from pathlib import Path
+
+from mkdocs_hooks.sources import source_files
 
 __all__ = ["api", "where"]
 
@@ -28,14 +29,11 @@ def where(name: str) -> str:
 
 @cache
 def _defined() -> dict[str, frozenset[str]]:
-    import backplane
-
-    root = Path(backplane.__file__).parent
     return {
-        ".".join(("backplane", *path.relative_to(root).with_suffix("").parts)): frozenset(
+        f"backplane.{name.removesuffix('.py').replace('/', '.')}": frozenset(
             node.name
             for node in ast.parse(path.read_text(encoding="utf-8")).body
             if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
         )
-        for path in sorted(root.rglob("*.py"))
+        for name, path in source_files().items()
     }

@@ -11,6 +11,7 @@ from mkdocs_hooks.close_codes import close_codes
 from mkdocs_hooks.command_line import command_line
 from mkdocs_hooks.decisions import decisions
 from mkdocs_hooks.errors import error_tree, errors
+from mkdocs_hooks.layers import layers
 from mkdocs_hooks.log_events import log_events
 from mkdocs_hooks.options import adapter_options, limits, settings, statistics
 from mkdocs_hooks.rooms import rooms
@@ -31,6 +32,7 @@ BLOCKS: Final[dict[str, Callable[..., str]]] = {
     "decisions": decisions,
     "error-tree": error_tree,
     "errors": errors,
+    "layers": layers,
     "limits": limits,
     "log-events": log_events,
     "rooms": rooms,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
+from mkdocs_hooks.sources import source_files
 from mkdocs_hooks.tables import table
 
 if TYPE_CHECKING:
@@ -49,15 +50,10 @@ def log_events() -> str:
 
 def package_events() -> list[tuple[str, LogEvent]]:
     """Return every event of the installed package, each with its room."""
-    import backplane
-
-    root = Path(backplane.__file__).parent
-    # `adapters` is a link to a folder of its own in a source tree, which `rglob` does not follow.
-    files = sorted({*root.rglob("*.py"), *(root / "adapters").rglob("*.py")})
     return [
-        (_room(path.relative_to(root)), event)
-        for path in files
-        for event in events_in(path.read_text(encoding="utf-8"), module=_module(path.relative_to(root)))
+        (_room(PurePosixPath(name)), event)
+        for name, path in source_files().items()
+        for event in events_in(path.read_text(encoding="utf-8"), module=_module(PurePosixPath(name)))
     ]
 
 
@@ -90,13 +86,13 @@ def _gravity(level: str) -> int:
     return next((place for place, name in enumerate(_ORDER) if name in level), len(_ORDER))
 
 
-def _room(path: Path) -> str:
+def _room(path: PurePosixPath) -> str:
     parts = path.with_suffix("").parts
     named = parts[:2] if parts[0] == "adapters" else parts[:1] if len(parts) > 1 else ()
     return ".".join(("backplane", *named))
 
 
-def _module(path: Path) -> str:
+def _module(path: PurePosixPath) -> str:
     parts = path.with_suffix("").parts
     return ".".join(("backplane", *(parts[:-1] if parts[-1] == "__init__" else parts)))
 

@@ -15,7 +15,7 @@ from mkdocs_hooks.tables import table
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from backplane.broadcaster import Broadcaster, Options
+    from backplane.broadcaster import Options
 
 __all__ = ["Option", "adapter_options", "limits", "options_of", "settings", "statistics", "unit_of"]
 
@@ -31,6 +31,8 @@ _UNITS: Final = (
     ("replication_factor", "brokers"),
     ("db", "number of a database"),
 )
+# A URL to make an adapter of, where it must hold more than a host; nothing is connected.
+_URLS: Final = {"redis+sentinel": "redis+sentinel://localhost/service"}
 _NUMBERS: Final = (int, float)
 # The meaning of an option may end with its default, which the page shows by itself; one that is derived stays.
 _DEFAULT: Final = re.compile(r" Defaults to [^.:]*(?:\.\d+)?\.$")
@@ -161,11 +163,9 @@ def _taken(option: Option) -> str:
 
 
 def _options_class(scheme: str) -> type[Options]:
-    from importlib.metadata import entry_points
+    from backplane.broker.registry import broadcaster_from_url
 
-    (entry,) = entry_points(group="backplane.adapters", name=scheme)
-    adapter: type[Broadcaster] = entry.load()
-    return adapter.options_class
+    return broadcaster_from_url(_URLS.get(scheme, f"{scheme}://localhost")).options_class
 
 
 def _is_variant(owner: type[Options]) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 from mkdocs_hooks.docstrings import summary
+from mkdocs_hooks.sources import source_files
 from mkdocs_hooks.tables import table
 
 __all__ = ["modules", "rooms"]
@@ -30,13 +30,7 @@ def rooms() -> str:
 
 def modules() -> dict[str, str]:
     """Return every module of the package, by its name within it, with the first paragraph of its docstring."""
-    import backplane
-
-    root = Path(backplane.__file__).parent
-    files = sorted({*root.rglob("*.py"), *(root / "adapters").rglob("*.py")})
     return {
-        ".".join(path.relative_to(root).with_suffix("").parts): summary(
-            ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        )
-        for path in files
+        name.removesuffix(".py").replace("/", "."): summary(ast.get_docstring(ast.parse(path.read_text("utf-8"))))
+        for name, path in source_files().items()
     }

@@ -25,6 +25,7 @@ from mkdocs_hooks.api import where
 from mkdocs_hooks.blocks import BLOCKS, MARK, fill
 from mkdocs_hooks.docstrings import field_docs, parse
 from mkdocs_hooks.errors import PUBLISHED, WHAT_TO_DO, error_classes, stated
+from mkdocs_hooks.layers import contract
 from mkdocs_hooks.log_events import events_in, package_events
 from mkdocs_hooks.navigation import SECTIONS, navigation
 from mkdocs_hooks.options import options_of, options_of_adapter
@@ -510,6 +511,14 @@ def test_rooms_list_every_module() -> None:
     block = fill("<!-- generated: rooms -->")
     for name in modules():
         assert name.endswith("__init__") or f"| `{name.rpartition('.')[2]}` |" in block
+
+
+def test_layers_hold_every_room() -> None:
+    """Each room and top-level module of the package is in one layer of the map, and is described there."""
+    named = [name for layer in contract() for name in layer]
+    top = {name.partition(".")[0] for name in modules()} - {"__init__"}
+    assert sorted(named) == sorted(top)
+    assert not re.search(r"\| +\|", fill("<!-- generated: layers -->"))
 
 
 def test_name_is_found_in_its_module() -> None:
