@@ -36,6 +36,7 @@ from tests.dialect import ALLOWED, BANNED, offences, offences_in_code
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 REPOSITORY = "https://github.com/fastapi-backplane/backplane/blob/main/"
+SITE = "https://fastapi-backplane.readthedocs.io/en/stable/"
 FENCE = re.compile(
     r"^<!-- (excerpt|run|script|example)(?:: (.*?))? -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -56,6 +57,8 @@ PROSE = [
             "CONTRIBUTING.md",
             "examples/README.md",
             "benchmarks/README.md",
+            "examples/celery/README.md",
+            "examples/django/README.md",
         )
         if (path := ROOT / name).exists() and DOCS.is_dir()
     ),
@@ -211,6 +214,37 @@ def test_link_is_not_dead(page: Path) -> None:
     """What a document beside the site links to within the repository is there."""
     targets = re.findall(r"\]\((?![a-z]+:|#)([^)\s#]+)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PROSE if not page.is_relative_to(DOCS)], ids=page_id)
+def test_link_to_the_site_leads_to_a_page(page: Path) -> None:
+    """What a document beside the site links to on the site is a page, and a heading of it."""
+    assert [
+        (path, anchor)
+        for path, anchor in re.findall(
+            rf"{re.escape(SITE)}([\w/.-]*?)/?(?:#([\w.-]+))?(?=[)>\s,;:]|\.\s|\.$)",
+            page.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+        if anchor not in anchors_of(path)
+    ] == []
+
+
+def anchors_of(path: str) -> set[str]:
+    """Return the anchors of a page of the site, given its path there; none where it does not exist."""
+    candidates = (DOCS / f"{path or 'index'}.md", DOCS / path / "index.md")
+    text = "".join(page.read_text(encoding="utf-8") for page in candidates if page.exists())
+    headings = re.findall(r"^#+ (.+)$", fill(text), re.MULTILINE)
+    slugs = {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+    return {*slugs, *re.findall(r"\{ #(\S+) \}", fill(text)), *([""] if text else [])}
+
+
+@needs_documents
+def test_anchors_are_found() -> None:
+    """A page has itself and its headings as anchors, a missing page has none."""
+    assert {"", "share-a-broker"} <= anchors_of("adapters")
+    assert "publish_timeout_seconds" in anchors_of("reference/settings")
+    assert anchors_of("no/such/page") == set()
 
 
 # --- language ------------------------------------------------------------------------------------------------------
