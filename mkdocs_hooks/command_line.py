@@ -41,8 +41,10 @@ def _section(name: str, command: Any) -> str:
 
 def _metavar(parameter: Any) -> str:
     name = str(parameter.metavar or parameter.name.upper())
+    if name.startswith("["):
+        return name
     name += "..." * (parameter.nargs == -1)
-    return name if parameter.required or name.startswith("[") else f"[{name}]"
+    return name if parameter.required else f"[{name}]"
 
 
 def _names(option: Any) -> str:
