@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
 
 from mkdocs_hooks.sources import source_files
 
-__all__ = ["api", "where"]
+__all__ = ["api", "api_others", "load", "where"]
+
+_PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "api.md"
 
 
 def api(name: str) -> str:
     """Return the mark that mkdocstrings replaces by the documentation of `name`."""
     return f"::: {where(name)}"
+
+
+def api_others() -> str:
+    """Return the marks of the exported names that the page of the API does not hold by name: types of signatures."""
+    import backplane
+    from mkdocs_hooks.errors import error_classes
+
+    page = _PAGE.read_text(encoding="utf-8")
+    named = {*re.findall(r"^::: backplane\.(\w+)$", page, re.MULTILINE), *(error.__name__ for error in error_classes())}
+    return "\n\n".join(f"::: backplane.{name}" for name in backplane.__all__ if name not in named)
+
+
+def load(name: str) -> Any:
+    """Return a public class or function of the package by its own name."""
+    return getattr(import_module(where(name).rpartition(".")[0]), name)
 
 
 def where(name: str) -> str:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from mkdocs_hooks.adapters import adapters
-from mkdocs_hooks.api import api
+from mkdocs_hooks.api import api, api_others
 from mkdocs_hooks.close_codes import close_codes
 from mkdocs_hooks.command_line import command_line
 from mkdocs_hooks.decisions import decisions
@@ -14,6 +14,7 @@ from mkdocs_hooks.errors import error_tree, errors
 from mkdocs_hooks.layers import layers
 from mkdocs_hooks.log_events import log_events
 from mkdocs_hooks.options import adapter_options, limits, settings, statistics
+from mkdocs_hooks.pages import pages
 from mkdocs_hooks.rooms import rooms
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ BLOCKS: Final[dict[str, Callable[..., str]]] = {
     "adapters": adapters,
     "adapter-options": adapter_options,
     "api": api,
+    "api-others": api_others,
     "close-codes": close_codes,
     "command-line": command_line,
     "decisions": decisions,
@@ -35,6 +37,7 @@ BLOCKS: Final[dict[str, Callable[..., str]]] = {
     "layers": layers,
     "limits": limits,
     "log-events": log_events,
+    "pages": pages,
     "rooms": rooms,
     "settings": settings,
     "statistics": statistics,

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["SECTIONS", "navigation"]
+__all__ = ["SECTIONS", "navigation", "page_names"]
 
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "tutorial": ("index", "first-room", "two-workers", "redis", "lost-link"),
     "concepts": ("index", "channels", "delivery", "gaps", "slow-clients-and-outbox", "connections", "drain", "outages"),
     "guides": (
         "index",
+        "applications",
         "authorization-and-limits",
         "slow-clients",
         "typed-channels",
@@ -49,7 +50,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "log-events",
         "command-line",
     ),
-    "migration": ("index",),
+    "migration": ("index", "from-connection-manager", "from-broadcaster", "from-channels", "from-socketio"),
     "architecture": ("index", "walks"),
     "project": (),
 }
@@ -67,10 +68,14 @@ def navigation(docs: Path) -> list[Entry]:
     return top + [{_title(folder): pages} for folder in folders if (pages := _pages(docs, folder))]
 
 
-def _pages(docs: Path, folder: Path) -> list[Entry]:
+def page_names(folder: Path) -> list[str]:
+    """Return the names of the pages of a folder in their order."""
     order = SECTIONS.get(folder.name, ("index",))
-    names = sorted((path.stem for path in folder.glob("*.md")), key=lambda name: _position(order, name))
-    pages: list[Entry] = [f"{folder.relative_to(docs).as_posix()}/{name}.md" for name in names]
+    return sorted((path.stem for path in folder.glob("*.md")), key=lambda name: _position(order, name))
+
+
+def _pages(docs: Path, folder: Path) -> list[Entry]:
+    pages: list[Entry] = [f"{folder.relative_to(docs).as_posix()}/{name}.md" for name in page_names(folder)]
     inner = (path for path in sorted(folder.iterdir()) if path.is_dir())
     return pages + [{_title(path): found} for path in inner if (found := _pages(docs, path))]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get
 
 from pydantic import SecretStr
 
+from mkdocs_hooks.api import load
 from mkdocs_hooks.docstrings import field_docs
 from mkdocs_hooks.tables import table
 
@@ -74,10 +75,9 @@ def limits() -> str:
 
 def statistics() -> str:
     """Return every count of `Backplane.statistics()` with its meaning."""
-    from backplane.statistics import Statistics
-
-    docs = field_docs(Statistics)
-    rows = [(f"`{field.name}`{{ #{field.name} }}", docs[field.name]) for field in fields(Statistics)]
+    counted = load("Statistics")
+    docs = field_docs(counted)
+    rows = [(f"`{field.name}`{{ #{field.name} }}", docs[field.name]) for field in fields(counted)]
     return table(("count", "meaning"), rows)
 
 

@@ -106,7 +106,7 @@ def _abilities(capabilities: Capabilities) -> Iterator[tuple[str, str]]:
     yield "reaches", reach_in_words(capabilities)
     yield "publish", f"when it returns: {return_in_words(capabilities)}"
     if capabilities.brokered:
-        yield "lost link", "goes on where it was" if capabilities.resumes else "reconnects, and reports a gap"
+        yield "lost link", "continues where it was" if capabilities.resumes else "is rebuilt, and reported as a gap"
     yield "limits", f"{size_in_words(capabilities.max_payload_bytes)} a message, header included"
     yield "", f"{MAX_CHANNEL_BYTES} bytes a channel name"
 

@@ -20,8 +20,7 @@ from backplane import BrokerError, CloseCode, Limits, Settings, broadcaster
 from backplane.broadcaster import Broadcaster, Options, Sink
 from backplane.cli import app
 from backplane.errors import BackplaneError
-from backplane.statistics import Statistics
-from mkdocs_hooks.api import where
+from mkdocs_hooks.api import load, where
 from mkdocs_hooks.blocks import BLOCKS, MARK, fill
 from mkdocs_hooks.docstrings import field_docs, parse
 from mkdocs_hooks.errors import PUBLISHED, WHAT_TO_DO, error_classes, stated
@@ -170,11 +169,13 @@ def test_command_page_names_every_command_and_option() -> None:
 @needs_documents
 def test_every_public_name_is_on_the_api_page() -> None:
     """Each name that `backplane` exports is documented: by itself, or with the module of the errors."""
-    page = read("reference/api.md")
+    page = fill(read("reference/api.md"))
     documented = set(re.findall(r"^::: backplane\.(\w+)$", page, re.MULTILINE))
     documented |= {error.__name__ for error in error_classes()}
     assert "::: backplane.errors" in page
     assert set(backplane.__all__) - documented == set()
+    assert "::: backplane.testing" in page
+    assert where("TypedChannel") in page
 
 
 @needs_documents
@@ -453,7 +454,7 @@ def test_variant_of_an_adapter_lists_what_it_adds() -> None:
 def test_statistics_are_whole() -> None:
     """Each count has its row with a meaning."""
     rows = re.findall(r"^\| `(\w+)`\{.*?\} \| (.+) \|$", fill("<!-- generated: statistics -->"), re.MULTILINE)
-    assert [name for name, _ in rows] == [field.name for field in fields(Statistics)]
+    assert [name for name, _ in rows] == [field.name for field in fields(load("Statistics"))]
 
 
 def test_close_codes_are_whole() -> None:
@@ -591,6 +592,14 @@ def test_fields_are_documented_in_either_way() -> None:
     """A field is documented in the class' docstring, or by a string after it."""
     assert field_docs(Settings)["start"].startswith("What a start does")
     assert field_docs(CloseCode)["NORMAL"].startswith("The handler ended.")
+
+
+@needs_documents
+def test_pages_of_a_folder_are_listed() -> None:
+    """Each page of a folder but its index is in the list, with its title and its first sentence."""
+    listed = fill("<!-- generated: pages guides -->")
+    names = re.findall(r"^\| \[.+\]\(([\w-]+)\.md\) \| .+ \|$", listed, re.MULTILINE)
+    assert sorted(names) == sorted(path.stem for path in (DOCS / "guides").glob("*.md") if path.stem != "index")
 
 
 def test_table_escapes_bars() -> None:
