@@ -1,4 +1,4 @@
-"""`backplane bench`: fan-out through one's own broker, from the time a message is due until the last socket has it."""
+"""`backplane bench`: fan-out through your broker, from the time a message is due until the last socket has it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _START_SECONDS: Final = 30.0
 def bench(
     url: Annotated[str, url_option("BACKPLANE_URL")] = "env",
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many worker processes.")] = 2,
-    connections: Annotated[int, typer.Option(min=1, help="Sockets that hear each message.")] = 200,
+    connections: Annotated[int, typer.Option(min=1, help="Sockets that receive each message.")] = 200,
     rate: Annotated[float, typer.Option(min=0.1, help="Messages per second.")] = 20.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long is measured.")] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

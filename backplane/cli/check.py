@@ -37,12 +37,12 @@ def check(
     url: UrlArgument = "env",
     channel: Annotated[
         str | None,
-        typer.Option(help="Where to send; whoever listens sees it.", show_default="a random one"),
+        typer.Option(help="Where to send; its subscribers receive it.", show_default="a random one"),
     ] = None,
     messages: Annotated[int, typer.Option(min=1, help="How many messages make the round trip.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say whether a broker can be used, what it is, and how fast a message comes back.
+    """Check whether a broker can be used, what it is, and how fast a message comes back.
 
     Ends with 0 where all is well, 1 where the broker or the way to it is not,
     2 where the URL or an option is wrong.

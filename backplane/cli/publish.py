@@ -44,10 +44,10 @@ def publish(
     as_binary: Annotated[bool, typer.Option("--binary", help="Send the bytes as binary, not as text.")] = False,
     as_hex: Annotated[bool, typer.Option("--hex", help="It is hexadecimal, such as 00ff10; sent as binary.")] = False,
 ) -> None:
-    """Publish one message, as it is, and say what is certain then.
+    """Publish one message, as it is, and print what is certain then.
 
     Ends with 0 when it is published, 1 when it certainly is not,
-    2 where the URL, the channel or the data is wrong, 3 when nobody can know.
+    2 where the URL, the channel or the data is wrong, 3 when that is unknown.
     """
     if as_json and (as_binary or as_hex):
         fail("JSON is text: give --json, or --binary or --hex", status=2)

@@ -22,7 +22,7 @@ def run(
     ],
     more: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- OPTIONS]", help="Any other option of Uvicorn, behind `--`.", show_default=False),
+        typer.Argument(metavar="[-- OPTIONS]", help="Any other option of Uvicorn, after `--`.", show_default=False),
     ] = None,
     url: Annotated[str | None, url_option("BACKPLANE_URL")] = None,
     workers: Annotated[

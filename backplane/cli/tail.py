@@ -1,4 +1,4 @@
-"""`backplane tail`: what is said on some channels, as it is said."""
+"""`backplane tail`: the messages of some channels, as they arrive."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def tail(
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="Shorten no message.")] = False,
 ) -> None:
-    """Print what is said on some channels, and where something may be missing.
+    """Print the messages of some channels, and where some may be missing.
 
-    Ends with 0 at Ctrl-C, SIGTERM, or when nobody reads on, 1 where the broker
+    Ends with 0 at Ctrl-C, SIGTERM, or when its reader ends, 1 where the broker
     refuses or is not there, 2 where the URL or a channel is wrong.
     Only messages and gaps go to standard output.
     """
