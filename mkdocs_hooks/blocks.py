@@ -13,7 +13,7 @@ from mkdocs_hooks.decisions import decisions
 from mkdocs_hooks.errors import error_tree, errors
 from mkdocs_hooks.layers import layers
 from mkdocs_hooks.log_events import log_events
-from mkdocs_hooks.options import adapter_options, limits, settings, statistics
+from mkdocs_hooks.options import adapter_options, options, statistics
 from mkdocs_hooks.pages import pages
 from mkdocs_hooks.rooms import rooms
 
@@ -35,11 +35,10 @@ BLOCKS: Final[dict[str, Callable[..., str]]] = {
     "error-tree": error_tree,
     "errors": errors,
     "layers": layers,
-    "limits": limits,
     "log-events": log_events,
+    "options": options,
     "pages": pages,
     "rooms": rooms,
-    "settings": settings,
     "statistics": statistics,
 }
 

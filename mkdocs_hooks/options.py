@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import re
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import SecretStr
 
@@ -14,11 +18,9 @@ from mkdocs_hooks.docstrings import field_docs
 from mkdocs_hooks.tables import table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from backplane.broadcaster import Options
 
-__all__ = ["Option", "adapter_options", "limits", "options_of", "settings", "statistics", "unit_of"]
+__all__ = ["Option", "adapter_options", "options", "options_of", "options_of_adapter", "statistics", "unit_of"]
 
 _UNITS: Final = (
     ("max_burst", "messages"),
@@ -59,18 +61,11 @@ class Option:
     meaning: str
 
 
-def settings() -> str:
-    """Return the options of `Settings`, each with a heading of its own."""
-    from backplane import Settings
+def options(name: str) -> str:
+    """Return the options of a class that `backplane` exports, each with a heading of its own."""
+    import backplane
 
-    return _sections(options_of(Settings))
-
-
-def limits() -> str:
-    """Return the options of `Limits`, each with a heading of its own."""
-    from backplane import Limits
-
-    return _sections(options_of(Limits))
+    return _sections(options_of(getattr(backplane, name)))
 
 
 def statistics() -> str:
@@ -102,7 +97,7 @@ def options_of(owner: type) -> list[Option]:
     Raises:
         LookupError: One has no docstring, or is a number without a unit.
     """
-    hints = get_type_hints(owner)
+    hints = _hints(owner)
     docs = field_docs(owner)
     return [
         _option(field.name, hints[field.name], _default(field), docs.get(field.name, ""), owner.__name__)
@@ -174,6 +169,17 @@ def _is_variant(owner: type[Options]) -> bool:
     return owner.__base__ is not Options
 
 
+def _hints(owner: type) -> dict[str, Any]:
+    """Return the types of a dataclass' fields; a name that is there for checkers alone is `Any`."""
+
+    class Names(dict[str, Any]):
+        def __missing__(self, name: str) -> Any:
+            return Callable if name == "Callable" else Any
+
+    known = Names(vars(builtins) | vars(sys.modules[owner.__module__]))
+    return {field.name: eval(str(field.type), {}, known) for field in fields(owner)}  # noqa: S307  # of our own code
+
+
 def _default(field: Field[Any]) -> object:
     if field.default_factory is not MISSING:
         return field.default_factory()
@@ -181,13 +187,19 @@ def _default(field: Field[Any]) -> object:
 
 
 def _is_number(hint: Any) -> bool:
-    return hint in _NUMBERS or any(part in _NUMBERS for part in get_args(hint) if get_origin(hint) is not Literal)
+    return hint in _NUMBERS or any(part in _NUMBERS for part in _alternatives(hint))
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
 
 
 def _type_in_words(hint: Any) -> str:
+    if get_origin(hint) is Callable:
+        return "a function"
     if get_origin(hint) is Literal:
         return " or ".join(f"`{choice}`" for choice in get_args(hint))
-    if parts := get_args(hint):
+    if parts := _alternatives(hint):
         return " or ".join(_type_in_words(part) for part in parts)
     if hint is type(None):
         return "`None`"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import yaml
@@ -31,6 +31,9 @@ from mkdocs_hooks.options import options_of, options_of_adapter
 from mkdocs_hooks.rooms import modules
 from mkdocs_hooks.tables import table
 from tests.dialect import ALLOWED, BANNED, offences, offences_in_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -376,7 +379,7 @@ def test_unknown_mark_is_an_error() -> None:
 @pytest.mark.parametrize("owner", [Settings, Limits])
 def test_options_are_whole(owner: type) -> None:
     """Each setting and limit is there with its type, its default, and a unit where it is a number."""
-    block = fill(f"<!-- generated: {owner.__name__.lower()} -->")
+    block = fill(f"<!-- generated: options {owner.__name__} -->")
     for field in fields(owner):
         assert f"### `{field.name}` {{ #{field.name} }}" in block
     (seconds,) = [option for option in options_of(Settings) if option.name == "publish_timeout_seconds"]
@@ -392,6 +395,26 @@ def test_defaults_are_written_in_units() -> None:
     assert found["max_outbox_messages"] == "1,024"
     assert found["max_burst"] == "none"
     assert found["start"] == "`strict`"
+
+
+@dataclass
+class _WithFunction:
+    """Options of a test.
+
+    Attributes:
+        key: What it does.
+        amount_bytes: How much. Defaults to 1 KiB.
+    """
+
+    key: Callable[[int], object] | None = None
+    amount_bytes: int | None = 1024
+
+
+def test_types_for_checkers_alone_are_understood() -> None:
+    """A function, imported for type checkers alone, is called one; a number may be missing."""
+    key, amount = options_of(_WithFunction)
+    assert (key.type, key.default, key.unit) == ("a function or `None`", "none", "")
+    assert (amount.type, amount.default, amount.unit) == ("`int` or `None`", "1 KiB", "bytes")
 
 
 @dataclass
