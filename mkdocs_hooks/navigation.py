@@ -43,6 +43,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "api",
         "settings",
         "limits",
+        "backlog",
         "adapter-options",
         "close-codes",
         "errors",

@@ -16,7 +16,7 @@ from pydantic import Field
 from typer.main import get_command
 
 import backplane
-from backplane import BrokerError, CloseCode, Limits, Settings, broadcaster
+from backplane import Backlog, BrokerError, CloseCode, Limits, Settings, broadcaster
 from backplane.broadcaster import Broadcaster, Options, Sink
 from backplane.cli import app
 from backplane.errors import BackplaneError
@@ -376,7 +376,7 @@ def test_unknown_mark_is_an_error() -> None:
         fill("<!-- generated: nothing -->")
 
 
-@pytest.mark.parametrize("owner", [Settings, Limits])
+@pytest.mark.parametrize("owner", [Settings, Limits, Backlog])
 def test_options_are_whole(owner: type) -> None:
     """Each setting and limit is there with its type, its default, and a unit where it is a number."""
     block = fill(f"<!-- generated: options {owner.__name__} -->")
@@ -389,10 +389,10 @@ def test_options_are_whole(owner: type) -> None:
 
 def test_defaults_are_written_in_units() -> None:
     """Sizes are in KiB or MiB, large counts have separators, and what has no value is `none`."""
-    found = {option.name: option.default for option in (*options_of(Settings), *options_of(Limits))}
-    assert found["max_outbox_bytes"] == "1 MiB"
+    found = {option.name: option.default for option in (*options_of(Settings), *options_of(Limits), *options_of(Backlog))}
+    assert found["max_bytes"] == "1 MiB"
     assert found["max_message_bytes"] == "64 KiB"
-    assert found["max_outbox_messages"] == "1,024"
+    assert found["max_messages"] == "1,024"
     assert found["max_burst"] == "none"
     assert found["start"] == "`strict`"
 
@@ -614,7 +614,7 @@ def test_docstring_is_split() -> None:
 def test_fields_are_documented_in_either_way() -> None:
     """A field is documented in the class' docstring, or by a string after it."""
     assert field_docs(Settings)["start"].startswith("What a start does")
-    assert field_docs(CloseCode)["NORMAL"].startswith("The handler ended.")
+    assert field_docs(CloseCode)["NORMAL_CLOSURE"].startswith("The handler ended.")
 
 
 @needs_documents
