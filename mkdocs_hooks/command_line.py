@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from mkdocs_hooks.docstrings import one_line
 from mkdocs_hooks.tables import table
@@ -34,7 +35,8 @@ def _section(name: str, command: Any) -> str:
         rows = [(f"`{_metavar(argument)}`", _plain(argument.help)) for argument in arguments]
         parts.append(table(("argument", "meaning"), rows))
     if options:
-        taken = [(_names(option), _default(option), _plain(option.help)) for option in options]
+        kinds = _kinds(command.callback)
+        taken = [(_names(option, kinds.get(option.name, "")), _default(option), _plain(option.help)) for option in options]
         parts.append(table(("option", "default", "meaning"), taken))
     return "\n\n".join(parts) + "\n"
 
@@ -47,19 +49,26 @@ def _metavar(parameter: Any) -> str:
     return name if parameter.required else f"[{name}]"
 
 
-def _names(option: Any) -> str:
+def _names(option: Any, kind: str) -> str:
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    return names if option.is_flag else f"{names} *{option.metavar or _kind(option.default)}*"
+    return names if option.is_flag else f"{names} *{option.metavar or kind}*"
 
 
 def _default(option: Any) -> str:
+    if isinstance(option.show_default, str):
+        return option.show_default
     if option.is_flag or option.default in (None, "", [], ()) or callable(option.default):
         return ""
     return f"`{option.default}`"
 
 
-def _kind(default: object) -> str:
-    return "N" if isinstance(default, (int, float)) else "TEXT"
+def _kinds(callback: Any) -> dict[str, str]:
+    """Return what each parameter of a command takes, from its annotation."""
+    kinds: dict[str, str] = {}
+    for name, hint in get_type_hints(callback).items():
+        parts = get_args(hint) or (hint,)
+        kinds[name] = "N" if int in parts or float in parts else "PATH" if Path in parts else "TEXT"
+    return kinds
 
 
 def _plain(text: str | None) -> str:
