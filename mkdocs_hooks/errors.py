@@ -1,6 +1,6 @@
 """The errors, as a tree and one by one, from their docstrings.
 
-The docstring of an error states its meaning, whether the message was published where that is a question, and what to do.
+The docstring of an error states its meaning, what is certain about the message where there is one, and what to do.
 """
 
 from __future__ import annotations
