@@ -42,51 +42,27 @@ __all__ = [
 
 
 class BackplaneError(Exception):
-    """Base of every error of this package.
-
-    What to do: catch it where every failure of this package gets the same answer; otherwise catch one of those below.
-    """
+    """Base of every error of this package."""
 
 
 class ConfigurationError(BackplaneError, ValueError):
-    """A URL, an option or a limit is wrong; the message names what is known.
-
-    Published: no.
-
-    What to do: correct the URL, the option or the argument that the message names. It is raised when the value is
-    given, so a start finds it.
-    """
+    """A URL, an option or a limit is wrong; the message names what is known."""
 
 
 class MissingDependencyError(ConfigurationError, ImportError):
-    """The adapter of this URL needs a package that is not installed; the message names the extra that brings it.
-
-    What to do: install the extra that the message names, such as `pip install 'fastapi-backplane[redis]'`.
-    """
+    """The adapter of this URL needs a package that is not installed; the message says which extra brings it."""
 
 
 class LifecycleError(BackplaneError, RuntimeError):
-    """Something was used out of its order: twice started, already accepted.
-
-    Published: no.
-
-    What to do: correct the order of the calls; the message names the mistake.
-    """
+    """Something was used out of its order: twice started, already accepted."""
 
 
 class NotStartedError(LifecycleError):
-    """The backplane was used before it was started.
-
-    What to do: start it by `lifespan=backplane.lifespan` or `async with backplane:`; see that the server runs the
-    lifespan.
-    """
+    """The backplane was used before it was started."""
 
 
 class ClosedError(LifecycleError):
-    """The backplane, or the connection, was used after its end.
-
-    What to do: let the handler end: a `connect` block ends by it like by any other end of the connection.
-    """
+    """The backplane, or the connection, was used after its end."""
 
 
 class WrongLoopError(LifecycleError):
@@ -94,34 +70,19 @@ class WrongLoopError(LifecycleError):
 
     From another event loop, as `asyncio.run` makes one, from another thread, or from a forked process. Raised at once,
     with nothing done; the message names the cure.
-
-    What to do: call it in the event loop that started it, or publish by `backplane.sync.publish(...)` from synchronous
-    code.
     """
 
 
 class InvalidChannelError(BackplaneError, ValueError):
-    """A channel name is not legal (see `backplane.channels`).
-
-    Published: no.
-
-    What to do: build channel names from values that were checked, or by a typed channel.
-    """
+    """A channel name is not legal (see `backplane.channels`)."""
 
 
 class InvalidDataError(BackplaneError, TypeError):
-    """What was to be published is neither text, nor bytes, nor anything JSON.
-
-    Published: no.
-
-    What to do: publish text, bytes, or a value that JSON can hold.
-    """
+    """What was to be published is neither text, nor bytes, nor anything JSON."""
 
 
 class InvalidMessageError(BackplaneError):
-    """What a client sent is not what the application expects.
-
-    What to do: send `answer` to the client, as `Connection.iter` does by itself.
+    """What a client said is not what the application expects.
 
     Attributes:
         details: What is wrong, one entry each, with `loc`, `msg` and `type` as pydantic names them.
@@ -145,10 +106,6 @@ class InvalidMessageError(BackplaneError):
 class PayloadTooLargeError(BackplaneError, ValueError):
     """A message is larger than the adapter takes. Raised before anything is sent.
 
-    Published: no.
-
-    What to do: publish a reference to the data, or raise the adapter's `max_payload_bytes` where the broker takes more.
-
     Attributes:
         size_bytes: What the message would take on the broker, header included.
         limit_bytes: What the adapter takes.
@@ -167,68 +124,39 @@ class PayloadTooLargeError(BackplaneError, ValueError):
 
 
 class SlowConsumerError(BackplaneError):
-    """More waited for a subscriber with the policy `close` than its outbox allows, and it was cut.
-
-    What to do: load the state again and subscribe again; raise the bounds, or choose another policy, where it recurs.
-    """
+    """A subscriber with the policy `close` was further behind than its outbox allows, and was cut."""
 
 
 class RefusedError(BackplaneError):
-    """A rule of the application does not let this client do that.
-
-    What to do: nothing in the handler: the client is refused or closed with the code of its reason.
-    """
+    """A rule of the application does not let this client do that."""
 
 
 class OriginRefusedError(RefusedError):
-    """A page of another site wanted to connect (cross-site WebSocket hijacking); the message names how to allow it.
-
-    What to do: list the site in `allowed_origins` if it is yours.
-    """
+    """A page of another site wanted to connect (cross-site WebSocket hijacking); the message says how to allow it."""
 
 
 class TooManyConnectionsError(RefusedError):
-    """The worker, or this client, has as many connections as are allowed.
-
-    What to do: raise the bound, or start more workers; the client comes back by itself.
-    """
+    """The worker, or this client, has as many connections as are allowed."""
 
 
 class TooManyChannelsError(RefusedError):
-    """A connection wanted to join more channels than are allowed.
-
-    What to do: join fewer channels for one connection, or raise `Limits.max_channels`.
-    """
+    """A connection wanted to join more channels than are allowed."""
 
 
 class JoinRefusedError(RefusedError):
-    """The application's `authorize` did not let a connection join a channel.
-
-    What to do: nothing where the rule is right; let it leave the block, which closes the client with 4503.
-    """
+    """The application's `authorize` did not let a connection join a channel."""
 
 
 class PermissionExpiredError(RefusedError):
-    """The permission of a client had run out before it was let in (`connect(expires_at=...)`).
-
-    What to do: nothing on the server; the client gets a new token and comes back.
-    """
+    """The permission of a client had run out before it was let in (`connect(expires_at=...)`)."""
 
 
 class AuthorizeTimeoutError(BackplaneError):
-    """The application's `authorize` did not answer within `Settings.authorize_timeout_seconds`: try again later.
-
-    What to do: find out what `authorize` waits for; the client comes back by itself.
-    """
+    """The application's `authorize` did not answer within `Settings.authorize_timeout_seconds`: try again later."""
 
 
 class BrokerError(BackplaneError):
     """The broker, or the way to it, failed.
-
-    Published: no, with one exception: `PublishOutcomeUnknownError`.
-
-    What to do: let it leave the `connect` block, which closes the client with 1013 in its turn, or catch it where the
-    handler should go on. In an HTTP route install `broker_error_response`.
 
     Attributes:
         adapter: Name of the adapter, as in its URL: `redis`.
@@ -245,40 +173,23 @@ class BrokerError(BackplaneError):
 
 
 class BrokerUnavailableError(BrokerError):
-    """The broker cannot be reached. What was asked was certainly not done.
-
-    Published: no: a retry cannot publish it twice.
-
-    What to do: try again later, or set `outage="buffer"` where a request should not wait.
-    """
+    """The broker cannot be reached. What was asked was certainly not done."""
 
     retriable = True
 
 
 class BrokerAuthenticationError(BrokerError):
-    """The broker refused the credentials.
-
-    What to do: correct the credentials in the URL, or what `credentials` returns.
-    """
+    """The broker refused the credentials."""
 
 
 class PublishError(BrokerError):
-    """The broker refused a message. It was certainly not published.
-
-    Published: no.
-
-    What to do: correct the rights, or the message; the same publish would be refused again unless `retriable` is true.
-    """
+    """The broker refused a message. It was certainly not published."""
 
 
 class PublishOutcomeUnknownError(PublishError):
     """The link ended, or time ran out, between sending a message and the broker's answer.
 
     The message may or may not have been published. Publishing it again can duplicate it.
-
-    Published: unknown.
-
-    What to do: publish again only where receiving it twice does no harm; otherwise ask the receiver, or report it.
     """
 
 
@@ -288,13 +199,9 @@ class SubscribeError(BrokerError):
     What `Connection.join` and `Backplane.subscribe` raise holds refused channels only: a channel without a final answer
     is asked for again until the join's time is up, which raises `BrokerUnavailableError`.
 
-    Published: no message is concerned.
-
-    What to do: grant the channel at the broker. A client whose join was refused is closed with 4503.
-
     Attributes:
         refused: The channels that the broker refused, each with the broker's words. Asking again does not help until
-            the broker's rules are changed.
+            somebody changes the broker's rules.
         unconfirmed: The channels without a final answer, each with the reason: the broker named a passing state (a
             script runs, it is loading its data, a failover is under way), or its refusal named no channel.
     """

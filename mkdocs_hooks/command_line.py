@@ -36,7 +36,7 @@ def _section(name: str, command: Any) -> str:
         parts.append(table(("argument", "meaning"), rows))
     if options:
         kinds = _kinds(command.callback)
-        taken = [(_names(option, kinds.get(option.name, "")), _default(option), _plain(option.help)) for option in options]
+        taken = [(_names(one, kinds.get(one.name, "")), _default(one), _plain(one.help)) for one in options]
         parts.append(table(("option", "default", "meaning"), taken))
     return "\n\n".join(parts) + "\n"
 

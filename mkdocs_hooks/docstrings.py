@@ -24,28 +24,21 @@ class Docstring:
 
     Attributes:
         text: The summary and the paragraphs in front of the first section.
-        attributes: What stands in the section `Attributes`, by name.
-        named: Paragraphs that start with a name and a colon, such as `Published: no.`; they are not in `text`.
+        attributes: The section `Attributes`, by name.
     """
 
     text: str
     attributes: dict[str, str]
-    named: dict[str, str]
 
 
-def parse(text: str, *, named: tuple[str, ...] = ()) -> Docstring:
-    """Return the parts of a docstring; `named` are the first words of paragraphs to hold apart."""
+def parse(text: str) -> Docstring:
+    """Return the parts of a docstring."""
     body, *sections = _SECTION.split(inspect.cleandoc(text))
     attributes: dict[str, str] = {}
     for title, section in zip(sections[::2], sections[1::2], strict=True):
         if title == "Attributes":
             attributes = {name: one_line(words) for name, words in _ATTRIBUTE.findall(section)}
-    paragraphs = body.strip().split("\n\n")
-    held = {
-        name: one_line(p.removeprefix(f"{name}:")) for p in paragraphs for name in named if p.startswith(f"{name}:")
-    }
-    shown = [p for p in paragraphs if not p.startswith(tuple(f"{name}:" for name in named))]
-    return Docstring(text="\n\n".join(shown), attributes=attributes, named=held)
+    return Docstring(text=body.strip(), attributes=attributes)
 
 
 def field_docs(owner: type) -> dict[str, str]:

@@ -1,19 +1,13 @@
 """The errors, as a tree and one by one, from their docstrings.
 
-The docstring of an error states whether the message was published where that is a question (`Published:`), and what the
-application should do (`What to do:`).
+The docstring of an error states its meaning, what is certain about the message where there is one, and what to do.
 """
 
 from __future__ import annotations
 
-import inspect
+from mkdocs_hooks.docstrings import parse
 
-from mkdocs_hooks.docstrings import Docstring, parse
-
-__all__ = ["PUBLISHED", "WHAT_TO_DO", "error_classes", "error_tree", "errors", "stated"]
-
-PUBLISHED = "Published"
-WHAT_TO_DO = "What to do"
+__all__ = ["error_classes", "error_tree", "errors"]
 
 
 def error_classes() -> list[type[Exception]]:
@@ -33,31 +27,15 @@ def error_tree() -> str:
 
 
 def errors() -> str:
-    """Return every error with its meaning, what it states about the message, and what to do."""
+    """Return every error with its docstring and its attributes."""
     return "\n".join(_section(error) for error in error_classes())
 
 
-def stated(error: type[Exception], name: str) -> str:
-    """Return what the docstring of an error states under `name`, or that of its base; empty where none does."""
-    for cls in error.__mro__:
-        if cls.__module__.startswith("backplane") and (words := _docstring(cls).named.get(name)):
-            return words
-    return ""
-
-
 def _section(error: type[Exception]) -> str:
-    docs = _docstring(error)
+    docs = parse(error.__doc__ or "")
     parts = [f"### `{error.__name__}` {{ #{error.__name__} }}", docs.text]
-    if published := stated(error, PUBLISHED):
-        parts.append(f"**Published?** {published}")
-    if cure := stated(error, WHAT_TO_DO):
-        parts.append(f"**What to do:** {cure}")
     parts += [f"- `{name}`: {meaning}" for name, meaning in docs.attributes.items()]
     return "\n\n".join(parts) + "\n"
-
-
-def _docstring(error: type) -> Docstring:
-    return parse(inspect.cleandoc(error.__doc__ or ""), named=(PUBLISHED, WHAT_TO_DO))
 
 
 def _below(error: type[Exception]) -> list[type[Exception]]:
