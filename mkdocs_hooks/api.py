@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from mkdocs_hooks.sources import source_files
 
-__all__ = ["api", "api_others", "load", "where"]
+__all__ = ["api", "api_others", "exports", "load", "where"]
 
 _PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "api.md"
 
@@ -19,6 +19,13 @@ _PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "api.md"
 def api(name: str) -> str:
     """Return the mark that mkdocstrings replaces by the documentation of `name`."""
     return f"::: {where(name)}"
+
+
+def exports(module: str) -> str:
+    """Return the marks of the names that a module exports; of a suite without its tests."""
+    without = "\n    options: { members: false }"
+    names: list[str] = import_module(module).__all__
+    return "\n\n".join(f"::: {module}.{name}" + without * name.endswith("Conformance") for name in names)
 
 
 def api_others() -> str:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from mkdocs_hooks.adapters import adapters
-from mkdocs_hooks.api import api, api_others
+from mkdocs_hooks.api import api, api_others, exports
 from mkdocs_hooks.close_codes import close_codes
 from mkdocs_hooks.command_line import command_line
 from mkdocs_hooks.decisions import decisions
@@ -34,6 +34,7 @@ BLOCKS: Final[dict[str, Callable[..., str]]] = {
     "decisions": decisions,
     "error-tree": error_tree,
     "errors": errors,
+    "exports": exports,
     "layers": layers,
     "log-events": log_events,
     "options": options,
