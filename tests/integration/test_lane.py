@@ -430,7 +430,7 @@ async def test_one_user() -> None:
 
     async def application(socket: Accepting) -> None:
         await socket.accept_with_user()
-        with pytest.raises(LifecycleError, match="has a user"):
+        with pytest.raises(LifecycleError, match="has a writer"):
             socket.lane.attach(User.__new__(User))
         await socket.close()
         late = User(socket.lane)
@@ -646,7 +646,7 @@ async def test_limit_of_messages(
     The lane knows that it was the server who closed, and why.
     """
     codes: list[int | None] = []
-    server_module._report_lower_limit.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    server_module._warn_of_lower_limit.cache_clear()  # pyright: ignore[reportPrivateUsage]
 
     async def application(socket: Accepting) -> None:
         socket.lane.limit_messages(of_application)
