@@ -229,6 +229,19 @@ def test_walks_name_files_and_names_that_exist() -> None:
     assert missing == []
 
 
+@needs_documents
+def test_page_named_in_the_code_is_there() -> None:
+    """Where a docstring or a comment names a page of the documents, the page exists."""
+    missing = [
+        f"{path}: {page}"
+        for folder in ("backplane", "adapters", "examples", "tests", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for page in re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text(encoding="utf-8"))
+        if not (ROOT / page).exists()
+    ]
+    assert missing == []
+
+
 @pytest.mark.parametrize("page", PROSE, ids=page_id)
 def test_linked_source_is_there(page: Path) -> None:
     """What a page links to in the repository exists; links within the site are checked by its build."""
