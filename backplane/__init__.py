@@ -1,10 +1,10 @@
 """Pub/sub backplane for FastAPI and Starlette WebSockets: publish anywhere, reach every socket of every worker."""
 
-from backplane.broker.supervisor import StateChange
+from backplane.broker.supervisor import LinkState, StateChange
 from backplane.close_codes import CloseCode
 from backplane.connection.connection import Connection
 from backplane.connection.limits import Limits
-from backplane.connection.policy import Client, SlowConsumer
+from backplane.connection.policy import Authorize, Client, OnGap, OnSlow, SlowConsumer
 from backplane.core import Backplane
 from backplane.errors import (
     AuthorizeTimeoutError,
@@ -33,13 +33,20 @@ from backplane.errors import (
     TooManyConnectionsError,
     WrongLoopError,
 )
+from backplane.fanout.backlog import Backlog, FullPolicy
 from backplane.fanout.subscription import Subscription
 from backplane.message import Gap, Message, Position
 from backplane.settings import Settings
+from backplane.statistics import Statistics
+from backplane.typed_channel import TypedChannel
+from backplane.web.origin import AllowedOrigins
 from backplane.worker.health import Health
 
 __all__ = [
+    "AllowedOrigins",
+    "Authorize",
     "AuthorizeTimeoutError",
+    "Backlog",
     "Backplane",
     "BackplaneError",
     "BrokerAuthenticationError",
@@ -50,6 +57,7 @@ __all__ = [
     "ClosedError",
     "ConfigurationError",
     "Connection",
+    "FullPolicy",
     "Gap",
     "Health",
     "InvalidChannelError",
@@ -58,9 +66,12 @@ __all__ = [
     "JoinRefusedError",
     "LifecycleError",
     "Limits",
+    "LinkState",
     "Message",
     "MissingDependencyError",
     "NotStartedError",
+    "OnGap",
+    "OnSlow",
     "OriginRefusedError",
     "PayloadTooLargeError",
     "PermissionExpiredError",
@@ -72,9 +83,11 @@ __all__ = [
     "SlowConsumer",
     "SlowConsumerError",
     "StateChange",
+    "Statistics",
     "SubscribeError",
     "Subscription",
     "TooManyChannelsError",
     "TooManyConnectionsError",
+    "TypedChannel",
     "WrongLoopError",
 ]

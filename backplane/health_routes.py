@@ -1,4 +1,4 @@
-"""HTTP for the operation of an application: health for Kubernetes and load balancers, and what an outage answers.
+"""HTTP for the operation of an application: health for Kubernetes and load balancers, and the answer in an outage.
 
 app = FastAPI(lifespan=backplane.lifespan, exception_handlers={BackplaneError: broker_error_response})
 app.mount("/health", health_routes(backplane))
@@ -36,9 +36,9 @@ __all__ = ["broker_error_response", "health_routes"]
 def health_routes(backplane: Backplane) -> Router:
     """Return an ASGI application with `/live` and `/ready`, for `mount` of FastAPI and Starlette.
 
-    Both answer with the fields of `Health` as JSON: 200 where the answer is yes, 503 where it is no. `live` is for a
-    liveness probe: a no means that only a restart helps. `ready` is for a readiness probe: a no means that new clients
-    should go elsewhere, because the broker is away or the worker drains.
+    Both answer with the fields of `Health` as JSON, with status 200 or 503. `/live` is for a liveness probe: after 503
+    only a restart helps. `/ready` is for a readiness probe: at 503 new clients should be sent elsewhere, because the
+    broker is not available or the worker drains.
 
     Reached without authentication: nothing in the answer names the broker or a channel.
     """
@@ -55,7 +55,7 @@ def health_routes(backplane: Backplane) -> Router:
 
 
 def _answer(*, health_ok: bool, body: dict[str, object]) -> JSONResponse:
-    body.pop("last_gap_reason")  # may hold a broker's own words
+    body.pop("last_gap_reason")  # may hold the broker's own text
     return JSONResponse(body, 200 if health_ok else 503, headers={"Cache-Control": "no-store"})
 
 
@@ -66,13 +66,13 @@ async def broker_error_response(connection: WebSocket, error: Exception) -> None
 async def broker_error_response(connection: Request | WebSocket, error: Exception) -> Response | None:
     """Answer a request in which the broker failed; an exception handler of FastAPI and Starlette for `BrokerError`.
 
-    503 with `Retry-After` where the broker is away, and where it is unknown whether a message was published, which the
-    answer states: sending such a request again can publish twice. 502 where the broker refused: the same request would
-    be refused again. The body is `{"detail": ...}`; the broker's own words are not in it.
+    503 with `Retry-After` where the broker is not available, and where it is unknown whether a message was published,
+    which the answer states: sending such a request again can publish twice. 502 where the broker refused: the same
+    request would be refused again. The body is `{"detail": ...}`; the broker's own text is not in it.
 
-    As a handler for `BackplaneError` it answers too what a request asked for and cannot have: 400 for a channel name
-    that is not legal (`InvalidChannelError`), 413 for a message larger than the broker takes (`PayloadTooLargeError`).
-    Any other error goes on, to the framework's 500.
+    As a handler for `BackplaneError` it also answers requests that cannot be fulfilled: 400 for a channel name that is
+    not legal (`InvalidChannelError`), 413 for a message larger than the broker accepts (`PayloadTooLargeError`). Any
+    other error is raised further, to the framework's 500.
 
     In a WebSocket route it is for what is raised outside of `Backplane.connect`, which needs no handler: the handshake
     gets the same answer, and an accepted client is closed with the code that `connect` would use.
@@ -97,9 +97,9 @@ def _answer_to(error: Exception) -> Response:
     if not isinstance(error, BrokerError):
         raise error
     if isinstance(error, PublishOutcomeUnknownError):
-        words = "it is unknown whether this was published: sending it again can publish it twice"
+        detail = "it is unknown whether this was published: sending it again can publish it twice"
     elif isinstance(error, BrokerUnavailableError) or error.retriable:
-        words = "not available, try again later"
+        detail = "not available, try again later"
     else:
         return JSONResponse({"detail": "refused by the message broker"}, 502)
-    return JSONResponse({"detail": words}, 503, headers=retry_later())
+    return JSONResponse({"detail": detail}, 503, headers=retry_later())

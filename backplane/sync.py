@@ -29,23 +29,23 @@ __all__ = ["SyncBackplane", "SyncPublisher", "SyncTypedChannel"]
 
 
 class SyncBackplane(SyncPublisher):
-    """Publishes from synchronous code, to all that the web workers' `Backplane` reaches; it subscribes to nothing.
+    """Publishes from synchronous code, to the subscribers of the web workers; it cannot subscribe.
 
     Opens nothing until the first publish, which starts one daemon thread with an event loop and connects to the broker.
     One object serves all threads. A forked process gets a thread and a connection of its own with its first publish;
-    those of its parent stay untouched. Under gevent the thread is a real one, and a waiting greenlet blocks no other.
+    those of its parent are not touched. Under gevent the thread is a real one, and a waiting greenlet blocks no other.
 
-    As each publish waits for the broker's answer, nothing is left to be sent at the end of the process. Only with
+    Each publish waits for the broker's answer, so nothing is left to be sent at the end of the process. Only with
     `Settings(outage="buffer")` the end of the process loses what still waits, unless `close` or the interpreter's
-    ordinary exit, which wait for two seconds at most, can send it.
+    ordinary exit, which wait for at most two seconds, can send it.
 
     Args:
         url: The broker, that of the web workers. Defaults to the environment variable `BACKPLANE_URL`.
-        settings: Times and bounds; those of publishing count.
+        settings: Times and bounds; those that concern publishing apply.
 
     Raises:
-        ConfigurationError: There is no URL, or it or a setting is wrong. `memory://` is no default here, as it would
-            reach nobody.
+        ConfigurationError: There is no URL, or it or a setting is wrong. `memory://` is not the default here: it
+            would reach no other process.
         MissingDependencyError: The adapter's client library is not installed.
     """
 
@@ -83,7 +83,7 @@ class SyncBackplane(SyncPublisher):
     def close(self) -> None:
         """Close the link and end the thread, within two seconds. Closing again changes nothing.
 
-        A program that ends does it by itself.
+        It is done at the exit of the interpreter too.
         """
         self._threads.close()
 

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
     from backplane.connection.connection import Connection
     from backplane.connection.validation import Validator
-    from backplane.fanout.outbox import FullPolicy
+    from backplane.fanout.backlog import Backlog
     from backplane.fanout.subscription import Subscription
 
 __all__ = ["PubSub", "TypedChannel"]
 
 ModelT = TypeVar("ModelT")
 
-# A placeholder of such a name would be taken for the option.
-_OPTIONS: Final = frozenset({"exclude", "when_full", "max_outbox_bytes", "max_outbox_messages"})
+# A placeholder of such a name could not be given: the methods have an option of that name.
+_OPTIONS: Final = frozenset({"exclude", "backlog"})
 
-# These join words in a name; every other punctuation in a template separates its levels.
+# Characters that a value may hold as part of a name; every other punctuation in a template separates its levels.
 _WORD_MARKS: Final = "-_ "
 
 
@@ -42,21 +42,19 @@ class PubSub(Protocol):
     async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
         """Publish `data`."""
 
-    def subscribe(
-        self, *channels: str, when_full: FullPolicy, max_outbox_bytes: int | None, max_outbox_messages: int | None
-    ) -> AbstractAsyncContextManager[Subscription]:
+    def subscribe(self, *channels: str, backlog: Backlog | None) -> AbstractAsyncContextManager[Subscription]:
         """Subscribe a consumer."""
         ...
 
 
 class TypedChannel(Generic[ModelT]):
-    """A family of channels whose messages are all of one type, as `Backplane.channel` makes it.
+    """Channels whose messages are all of one type, as `Backplane.channel` makes them.
 
     Args:
         backplane: Where it publishes and subscribes.
-        template: The channels' names, such as `orders:{id}`; `{{` and `}}` stand for braces. What fills a placeholder
-            is made text with `str`. It cannot be empty, nor hold the punctuation that separates the template's levels
-            (here `:`), so that no value reaches a channel of another template.
+        template: The channels' names, such as `orders:{id}`; `{{` and `}}` stand for braces. The value of a placeholder
+            is converted with `str`. It cannot be empty, nor hold the punctuation that separates the template's levels
+            (here `:`), so that no value leads to a channel of another template.
         model: A pydantic model, or any type pydantic can validate (a dataclass, a `TypedDict`, a union), or a
             `TypeAdapter`.
 
@@ -77,7 +75,7 @@ class TypedChannel(Generic[ModelT]):
         self._template = template
         self._validator: Validator[ModelT] = validator_for(model)
         self._forbidden = _placeholders(template)
-        self.invalid = 0
+        self.invalid: int = 0
         if not self._forbidden:
             self.name()
 
@@ -108,8 +106,8 @@ class TypedChannel(Generic[ModelT]):
     ) -> None:
         """Publish `message` as JSON text: `await orders.publish(Order(...), id=42)`.
 
-        Field names are the aliases, where there are some, as in FastAPI's answers. A model's instance is taken as it
-        is; anything else, such as a dict, is validated.
+        Field names are the aliases, where there are any, as in FastAPI's answers. An instance of the model is taken as
+        it is; anything else, such as a dict, is validated.
 
         Raises:
             InvalidDataError: `message` is not of the type.
@@ -121,28 +119,23 @@ class TypedChannel(Generic[ModelT]):
 
     @asynccontextmanager
     async def subscribe(
-        self,
-        *,
-        when_full: FullPolicy = "close",
-        max_outbox_bytes: int | None = None,
-        max_outbox_messages: int | None = None,
-        **placeholders: object,
+        self, *, backlog: Backlog | None = None, **placeholders: object
     ) -> AsyncGenerator[AsyncIterator[ModelT | Gap]]:
         """Subscribe: `async with orders.subscribe(id=42) as messages: async for order in messages: ...`.
 
-        Yields validated models, and a `Gap` where messages may be missing. What is not of the type, a foreign publish
-        perhaps, is dropped: counted in `invalid` and in `Backplane.statistics`, and logged, a burst in one line.
+        Yields validated models, and a `Gap` where messages may be missing. A message that is not of the type, such as
+        one of another program, is dropped: counted in `invalid` and in `Backplane.statistics`, and logged, a burst in
+        one line.
+
+        Args:
+            backlog: As in `Backplane.subscribe`.
+            **placeholders: What fills the template.
 
         Raises:
             TypeError, InvalidChannelError: As `name`.
             BackplaneError: As `Backplane.subscribe`.
         """
-        async with self._backplane.subscribe(
-            self.name(**placeholders),
-            when_full=when_full,
-            max_outbox_bytes=max_outbox_bytes,
-            max_outbox_messages=max_outbox_messages,
-        ) as messages:
+        async with self._backplane.subscribe(self.name(**placeholders), backlog=backlog) as messages:
             yield _TypedMessages[ModelT](messages, self._validator, self._count_invalid)
 
     def encode(self, message: object) -> str:
@@ -165,7 +158,7 @@ class TypedChannel(Generic[ModelT]):
 
 
 class _TypedMessages(Generic[ModelT]):
-    """What a subscription hears, validated. As with the subscription, cancelling the iteration loses nothing."""
+    """The messages of a subscription, validated. As with the subscription, cancelling the iteration loses nothing."""
 
     def __init__(
         self,
@@ -232,9 +225,9 @@ def _value(template: str, name: str, value: object, forbidden: str) -> str:
 def _mismatch(template: str, known: Mapping[str, object], given: Mapping[str, object]) -> str:
     missing = [name for name in known if name not in given]
     unknown = [name for name in given if name not in known]
-    words = [f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
+    faults = [f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
     takes = f"takes {', '.join(known)}" if known else "takes no placeholders"
-    return f"{template!r} {takes}: {'; '.join(words)}"
+    return f"{template!r} {takes}: {'; '.join(faults)}"
 
 
 def _wrong(template: str, reason: str) -> ConfigurationError:

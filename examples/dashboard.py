@@ -16,7 +16,7 @@ from fastapi import FastAPI, WebSocket
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, TypeAdapter
 
-from backplane import Backplane, BrokerError, Message
+from backplane import Backlog, Backplane, BrokerError, Message
 from backplane.health_routes import health_routes
 
 
@@ -39,7 +39,7 @@ async def publish_readings() -> None:
     """Publish this worker's numbers for as long as it runs."""
     while True:
         health = await backplane.health()
-        delivered = backplane.statistics()["delivered"]
+        delivered = backplane.statistics().delivered
         try:
             await readings.publish(Reading(worker=os.getpid(), connections=health.connections, delivered=delivered))
         except BrokerError as error:  # the next reading is as good as this one
@@ -67,14 +67,17 @@ async def page() -> FileResponse:
 
 
 def worker_of(message: Message) -> int:
-    """Tell the readings of different workers apart."""
+    """Return the key of a reading: of the readings of each worker a slow page gets the latest."""
     return one_reading.validate_json(message.data).worker
+
+
+LATEST = Backlog(when_full="latest", latest_by=worker_of)
 
 
 @app.websocket("/readings")
 async def watch(websocket: WebSocket) -> None:
     """Send every reading, and to a slow page the latest of each worker."""
     channel = readings.name()
-    async with backplane.connect(websocket, channel, when_full="latest", latest_by=worker_of) as connection:
+    async with backplane.connect(websocket, channel, backlog=LATEST) as connection:
         async for _ in connection:
             pass

@@ -18,7 +18,7 @@ import jwt
 from fastapi import Cookie, FastAPI, HTTPException, Response, WebSocket, WebSocketException
 from pydantic import BaseModel
 
-from backplane import Backplane, CloseCode, Connection, Settings
+from backplane import Backplane, CloseCode, Connection, Limits
 from backplane.health_routes import health_routes
 
 JWT_SECRET = os.environ["JWT_SECRET"]  # of all workers the same
@@ -39,7 +39,7 @@ class Renewal(BaseModel):
     token: str
 
 
-backplane = Backplane(settings=Settings(max_connections_per_client=5))
+backplane = Backplane(limits=Limits(max_connections_per_client=5))
 app = FastAPI(lifespan=backplane.lifespan)
 app.mount("/health", health_routes(backplane))
 

@@ -81,7 +81,7 @@ async def receive_content(connection: Connection, file: IO[bytes], size_bytes: i
             return digest.hexdigest()
         received += len(data)
         if received > size_bytes:
-            await connection.close(CloseCode.TOO_BIG, f"announced were {size_bytes} bytes")
+            await connection.close(CloseCode.MESSAGE_TOO_BIG, f"announced were {size_bytes} bytes")
             return None
         digest.update(data)
         await anyio.to_thread.run_sync(file.write, data)

@@ -22,6 +22,7 @@ from backplane.errors import (
     PublishOutcomeUnknownError,
     SubscribeError,
 )
+from backplane.fanout.backlog import Backlog
 from backplane.message import Gap
 from backplane.settings import Settings
 
@@ -36,6 +37,9 @@ __all__ = ["Diagnosis", "describe_reach", "describe_return", "diagnose", "format
 
 _RETURN_SECONDS: Final = 5.0
 _DESCRIBE_SECONDS: Final = 2.0
+
+# One message comes back at a time: what another program publishes meanwhile is of no interest.
+_BACKLOG: Final = Backlog(when_full="drop_oldest")
 
 _REACH: Final = {"process": "this process", "host": "the processes of this host", "network": "every host"}
 _RETURN: Final = {
@@ -172,7 +176,7 @@ async def _description(broadcaster: Broadcaster) -> str | None:
 async def _round_trips(url: str, channel: str, messages: int, on_progress: Callable[[str], None]) -> tuple[float, ...]:
     on_progress(f"joining channel {channel!r}")
     seconds: list[float] = []
-    async with Backplane(url) as backplane, backplane.subscribe(channel, when_full="drop_oldest") as received:
+    async with Backplane(url) as backplane, backplane.subscribe(channel, backlog=_BACKLOG) as received:
         for number in range(1, messages + 1):
             on_progress(f"message {number} of {messages}")
             marker = f"backplane check {os.urandom(8).hex()}"

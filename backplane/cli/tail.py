@@ -27,6 +27,7 @@ from backplane.cli.terminal import (
     visible,
 )
 from backplane.core import Backplane
+from backplane.fanout.backlog import Backlog
 from backplane.message import Gap
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ _MAX_CHARACTERS: Final = 400
 _MAX_HEX_BYTES: Final = 64
 _MAX_CHANNEL_WIDTH: Final = 32
 # A burst may wait while the terminal scrolls.
-_MAX_OUTBOX_BYTES: Final = 64 * 1024 * 1024
-_MAX_OUTBOX_MESSAGES: Final = 100_000
+_BACKLOG: Final = Backlog(max_bytes=64 * 1024 * 1024, max_messages=100_000)
 
 
 def tail(
@@ -107,9 +107,7 @@ async def _follow(
     on_progress("connecting")
     async with (
         Backplane(url) as backplane,
-        backplane.subscribe(
-            *channels, max_outbox_bytes=_MAX_OUTBOX_BYTES, max_outbox_messages=_MAX_OUTBOX_MESSAGES
-        ) as messages,
+        backplane.subscribe(*channels, backlog=_BACKLOG) as messages,
     ):
         tally.joined_at = monotonic()
         _note_joined(url, channels)

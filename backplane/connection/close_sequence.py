@@ -85,7 +85,7 @@ class CloseSequence:
         self._context = context
         self._retiring: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self.code: int = CloseCode.NORMAL
+        self.code: int = CloseCode.NORMAL_CLOSURE
         self.reason = ""
 
     @property

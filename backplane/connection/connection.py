@@ -24,7 +24,6 @@ from backplane.connection.validation import parse
 from backplane.errors import BrokerError, ClosedError, InvalidMessageError, LifecycleError
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import to_client_data
-from backplane.fanout.outbox import Rule
 from backplane.fanout.subscriber import BaseSubscriber
 from backplane.message import Message
 
@@ -35,8 +34,9 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
     from backplane.connection.socket import Socket
+    from backplane.fanout.backlog import FullPolicy
     from backplane.fanout.hub import Hub
-    from backplane.fanout.outbox import FullPolicy, Outbox
+    from backplane.fanout.outbox import Outbox
     from backplane.message import Gap
     from backplane.statistics import DropReason
 
@@ -49,7 +49,7 @@ _ResultT = TypeVar("_ResultT")
 
 _TOO_SLOW: Final = "too slow"
 # What points at a bound that does not fit: of the broker, of `authorize`.
-_FOR_OPERATORS: Final = frozenset({CloseCode.TOO_BIG, CloseCode.TRY_AGAIN_LATER})
+_FOR_OPERATORS: Final = frozenset({CloseCode.MESSAGE_TOO_BIG, CloseCode.TRY_AGAIN_LATER})
 
 # When it is looked whether anyone receives, for the first time and then at least: else a client's end goes unnoticed.
 _FIRST_LOOK_SECONDS: Final = 1.0
@@ -138,10 +138,10 @@ class Connection(BaseSubscriber):
         Joining again changes nothing but the policy. Cancelling leaves the channel unjoined.
 
         Args:
-            channel: What to hear.
-            when_full: What happens to this channel's messages when the client is too slow; defaults to what the
-                connection was made with.
-            latest_by: With `latest`, what tells the messages of the channel apart; see `backplane.fanout.outbox.Rule`.
+            channel: What to receive.
+            when_full: What happens to a message of this channel that does not fit into what may wait for the client.
+                Defaults to the policy of the connection's `Backlog`, whose bounds apply to all channels together.
+            latest_by: With `latest`, the key of the channel's messages; see `Backlog`.
 
         Raises:
             InvalidChannelError: The name is not legal.
@@ -151,18 +151,14 @@ class Connection(BaseSubscriber):
             BrokerUnavailableError: The broker did not confirm in time.
             ClosedError: It has ended.
         """
-        rule = (
-            None
-            if when_full is None and latest_by is None
-            else Rule(when_full=when_full or "latest", latest_by=latest_by)
-        )
+        policy = self._outbox.policy(when_full, latest_by)
         await super().join(channel)
-        self._outbox.set_rule(channel, rule)
+        self._outbox.set_policy(channel, policy)
 
     async def leave(self, channel: str) -> None:
         """Receive nothing more of `channel`; what waits still comes. Leaving what was not joined changes nothing."""
         await super().leave(channel)
-        self._outbox.set_rule(channel, None)
+        self._outbox.set_policy(channel, None)
 
     async def send(self, data: object) -> None:
         """Send `data` to this client alone, behind what already waits for it; returns when the server has taken it.
@@ -186,7 +182,7 @@ class Connection(BaseSubscriber):
             await asyncio.sleep(0)
         self._check_attached()
 
-    async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+    async def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
         """Close with `code`; iteration ends, what still waits is dropped. Closing again changes nothing.
 
         Args:
@@ -355,8 +351,8 @@ class Connection(BaseSubscriber):
         if not self._end() or not self._open:
             return
         lane = self._socket.lane
-        if lane is not None and lane.close_code == CloseCode.TOO_BIG:  # refused by the server, for `max_message_bytes`
-            self._policy.statistics.count_close(CloseCode.TOO_BIG)
+        if lane is not None and lane.close_code == CloseCode.MESSAGE_TOO_BIG:  # by the server, for `max_message_bytes`
+            self._policy.statistics.count_close(CloseCode.MESSAGE_TOO_BIG)
         else:
             self._policy.statistics.closed_by_client += 1
 
@@ -446,7 +442,7 @@ class Connection(BaseSubscriber):
                 self.client_left()
             if not self._ended and self._sender.is_waiting:
                 await flush(self._sender, self.id)
-            if code == CloseCode.NORMAL and self._is_about_to_end:  # its client must still learn why
+            if code == CloseCode.NORMAL_CLOSURE and self._is_about_to_end:  # its client must still learn why
                 code, reason = self._closing.code, self._closing.reason
             self.end(code, reason)
             await self._closing.finished()
@@ -534,7 +530,7 @@ class Connection(BaseSubscriber):
 
     def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
         self._policy.statistics.count_drop(reason)
-        if reason != "replaced" and not self._outbox.behind:  # once for each stretch
+        if reason != "replaced" and not self._outbox.is_overflowing:  # once for each stretch
             self._notify_slow(item, reason)
 
     def _notify_slow(self, item: Message | Gap, action: str) -> None:
@@ -594,7 +590,7 @@ class Connection(BaseSubscriber):
             self._log(logging.ERROR, "a task of connection %s failed: closing it", self.id, exc_info=error)
         if end.code == CloseCode.TRY_AGAIN_LATER:
             self.retire_in_turn(end.code, end.reason)
-        elif end.code != CloseCode.NORMAL or end.reason:
+        elif end.code != CloseCode.NORMAL_CLOSURE or end.reason:
             self.end(end.code, end.reason)
 
     def _failed(self, error: Exception) -> None:
@@ -603,7 +599,7 @@ class Connection(BaseSubscriber):
         self.end(CloseCode.INTERNAL_ERROR, "")
 
     def _log_end(self, end: Ending, error: BaseException | None) -> None:
-        if end.is_fault or end.code == CloseCode.NORMAL:
+        if end.is_fault or end.code == CloseCode.NORMAL_CLOSURE:
             return
         if isinstance(end.error, BrokerError) and end.code == CloseCode.TRY_AGAIN_LATER:
             return self._log(logging.WARNING, "connection %s ends, the broker failed: %s", self.id, reasons(error))

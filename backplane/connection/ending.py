@@ -32,7 +32,7 @@ _CODES: Final = (
     ((TooManyChannelsError,), CloseCode.TOO_MANY_CHANNELS),
     ((PermissionExpiredError,), CloseCode.EXPIRED),
     ((InvalidMessageError,), CloseCode.INVALID_DATA),
-    ((PayloadTooLargeError,), CloseCode.TOO_BIG),
+    ((PayloadTooLargeError,), CloseCode.MESSAGE_TOO_BIG),
     ((AuthorizeTimeoutError, SlowConsumerError, BrokerError), CloseCode.TRY_AGAIN_LATER),
 )
 
@@ -60,7 +60,7 @@ class Ending:
         """Which of several counts: a fault, else what keeps the client away, else what it comes back from."""
         if self.is_fault:
             return 3
-        return 0 if self.code == CloseCode.NORMAL else 1 if comes_back(self.code) else 2
+        return 0 if self.code == CloseCode.NORMAL_CLOSURE else 1 if comes_back(self.code) else 2
 
 
 def ending(
@@ -120,7 +120,7 @@ def _ending(
     error: BaseException | None, is_over: bool, of_framework: Callable[[BaseException], Ending | None]
 ) -> Ending | None:
     if error is None or (isinstance(error, ClosedError) and is_over):
-        return Ending(CloseCode.NORMAL, "", error)
+        return Ending(CloseCode.NORMAL_CLOSURE, "", error)
     if not isinstance(error, Exception):
         return None
     if isinstance(error, SubscribeError) and error.refused:

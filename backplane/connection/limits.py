@@ -15,32 +15,38 @@ __all__ = ["Limits"]
 @refuse_unknown_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Of one connection; `None` switches a limit off.
+    """How a client is kept alive and what it may do, for each connection; `None` switches a limit off.
 
-    An event stream (`Backplane.sse`), whose client sends nothing, has `max_channels` and `max_age_seconds` of these.
+    Of these `max_channels`, `max_age_seconds` and `max_connections_per_client` apply to an event stream too
+    (`Backplane.sse`), whose client sends nothing.
 
     Attributes:
-        heartbeat_seconds: How often a client that is not heard of is asked whether it is there; it is given up after
-            two such times without a sign. By a WebSocket ping on the direct lane; elsewhere by `heartbeat_message`, and
+        heartbeat_seconds: After how long a silence a client is asked for an answer; after two such times without one
+            it is closed with 4011. Asked by a WebSocket ping on the direct lane; elsewhere by `heartbeat_message`, and
             without one by what the server does itself, which is nothing on some: that is logged once. Defaults to 30.
-        heartbeat_message: What is sent as a heartbeat where there is no access to pings: text, bytes, or anything JSON.
-            Clients must answer it, with any message. Defaults to none.
-        idle_timeout_seconds: How long a client may say nothing (pongs do not count) until it is closed with 4508.
+        heartbeat_message: What is sent as a heartbeat where the server gives no access to pings: text, bytes, or
+            anything JSON. Clients must answer it, with any message. Defaults to none.
+        idle_timeout_seconds: How long a client may send nothing (pongs do not count) until it is closed with 4508.
             Defaults to none.
         max_age_seconds: How long a connection may last until it is closed with 4010, or an event stream until it ends.
             Defaults to none.
         max_message_bytes: Largest message a client may send, a text in UTF-8; above it the connection is closed with
             1009, on the direct lane before the message is assembled or inflated. A lower limit of the server's own
-            comes first. Defaults to 64 KiB: so much a client can make every one of its connections hold.
+            applies first. Defaults to 64 KiB: a client can make each of its connections hold as much.
         max_messages_per_second: How many messages a client may send per second, in the long run; above it the
             connection is closed with 4029. Defaults to none.
         max_burst: How many messages it may send at once for that. Defaults to twice a second's worth, at least 1.
         max_channels: How many channels a client may join; one more raises `TooManyChannelsError`. Defaults to
             1,000.
+        max_connections_per_client: How many connections and event streams of this worker may have the same
+            `client_key` (`Backplane.connect`, `Backplane.sse`); one more is refused with 429. If the application gives
+            no key, it is the client's address, of IPv6 the first 64 bits. Clients whose address the server does not
+            know, such as those of a proxy over a Unix socket, are not counted for it; the first one logs a warning
+            with the cure. All connections of the key count, the limit of the one that comes decides. Defaults to none.
 
     Raises:
-        ConfigurationError: A limit is not known; a value is not a number (of messages, bytes, channels: a whole one),
-            or not more than 0; or `heartbeat_message` cannot be sent.
+        ConfigurationError: A limit is not known; a value is not a number (of messages, bytes, channels, connections: a
+            whole one), or not more than 0; or `heartbeat_message` cannot be sent.
     """
 
     heartbeat_seconds: float | None = 30.0
@@ -51,6 +57,7 @@ class Limits:
     max_messages_per_second: float | None = None
     max_burst: int | None = None
     max_channels: int | None = 1000
+    max_connections_per_client: int | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -63,4 +70,4 @@ class Limits:
 
 
 # A burst of half a message would let none through.
-_COUNTS: Final = frozenset({"max_message_bytes", "max_burst", "max_channels"})
+_COUNTS: Final = frozenset({"max_message_bytes", "max_burst", "max_channels", "max_connections_per_client"})

@@ -1,4 +1,4 @@
-"""The application's settings for all its clients, and what is counted of them."""
+"""Settings, callbacks and counters that all clients of an application share."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.connection.limits import Limits
 from backplane.errors import AuthorizeTimeoutError, ConfigurationError, JoinRefusedError, TooManyChannelsError
 from backplane.log_bursts import LogBursts
 from backplane.message import Gap
-from backplane.statistics import Statistics
+from backplane.statistics import Counters
 
 if TYPE_CHECKING:
     from backplane.connection.connection import Connection
 
 __all__ = ["Authorize", "Client", "ConnectionPolicy", "OnGap", "OnSlow", "SlowConsumer"]
 
-logger = logging.getLogger("backplane.connection.policy")
+logger: Final = logging.getLogger("backplane.connection.policy")
 
 OnGap = Literal["close"] | Callable[[Gap], object]
-"""What a client is told when messages may be missing.
+"""What happens to a client when messages may be missing.
 
-- `close`: its connection ends with code 4000, which says "reconnect and reload"; many of them one after the other.
+- `close`: its connection is closed with code 4000, "reconnect and reload"; of many clients one after the other.
 - a function: called with the `Gap`; what it returns is sent to the client, as `Connection.send` would, in its place
   between the messages; `None` sends nothing. It must not block. If it raises, that is logged and the client is closed.
-  It is called in the connection's Context: it sees the variables of the client's handler, as they were at `connect`.
+  It is called in the connection's Context: it has the variables of the client's handler, as they were at `connect`.
 """
 
 
-def check_treatment(on_gap: object, limits: object) -> None:
-    """Check what the application gave for `on_gap` and `limits`, which are used only when something happens.
+def check_policy_options(on_gap: object, limits: object) -> None:
+    """Check `on_gap` and `limits` at once: they are used only when something happens.
 
     Raises:
-        ConfigurationError: One of them is of no use.
+        ConfigurationError: One of them cannot be used.
     """
     if on_gap != "close" and not callable(on_gap):
         raise ConfigurationError(f"on_gap must be 'close' or a function, not {on_gap!r:.100}")
@@ -47,7 +47,7 @@ def check_treatment(on_gap: object, limits: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowConsumer:
-    """A client that is further behind than its outbox allows.
+    """A client for which more messages wait than its backlog allows.
 
     Attributes:
         connection: The client.
@@ -65,7 +65,7 @@ class SlowConsumer:
 
 
 OnSlow = Callable[[SlowConsumer], object]
-"""Called once for each stretch in which a client is too slow, at its beginning, in its Context. Must not block."""
+"""Called when a client begins to be too slow, once for each such stretch, in its Context. Must not block."""
 
 
 class Client(Protocol):
@@ -98,26 +98,26 @@ Authorize = (
 )
 """Asked at every join whether this client may receive this channel.
 
-It runs in the task and Context of the one who joins. Where that may be another than the client's handler, rely on
-`client.context` for who the client is.
+It runs in the task and Context that joins. Where that may be another than the client's handler, identify the client by
+`client.context`.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionPolicy:
-    """How clients are treated; one object for all that are treated alike.
+    """Settings, callbacks and counters of connections; one object is shared by all that have no options of their own.
 
     Attributes:
-        on_gap: What a client is told of a gap.
-        limits: What it may do, and how it is kept alive.
-        handler_grace_seconds: How long its handler may stay in the block after it has ended.
-        authorize: Who may join what; `None` lets everybody.
+        on_gap: What happens to a client at a gap.
+        limits: What a client may do, and how it is kept alive.
+        handler_grace_seconds: How long a handler may stay in its block after its connection has ended.
+        authorize: Decides which client may join what; `None` allows every join.
         authorize_timeout_seconds: How long `authorize` may take to answer.
-        on_slow: Who hears of slow clients.
-        reload_seconds: Draws after how long one of many clients is closed, at a gap or because the broker failed.
+        on_slow: Called with clients that are too slow.
+        reload_delay: Draws after how many seconds one of many clients is closed, at a gap or a failure of the broker.
         keepalive: The timer of all connections.
-        statistics: Where what happens is counted.
-        bursts: How what can concern many connections at once is logged.
+        statistics: Where events are counted.
+        bursts: How events that can concern many connections at once are logged.
     """
 
     on_gap: OnGap = "close"
@@ -128,14 +128,28 @@ class ConnectionPolicy:
     on_slow: OnSlow | None = None
     reload_delay: Callable[[], float] = float
     keepalive: KeepaliveScheduler = field(default_factory=KeepaliveScheduler)
-    statistics: Statistics = field(default_factory=Statistics)
+    statistics: Counters = field(default_factory=Counters)
     bursts: LogBursts = field(default_factory=LogBursts)
 
     def __post_init__(self) -> None:
-        check_treatment(self.on_gap, self.limits)
+        check_policy_options(self.on_gap, self.limits)
+
+    def with_options(self, limits: Limits | None, on_gap: OnGap | None) -> ConnectionPolicy:
+        """Return the policy of a connection that is given options of its own; this one where it is given none.
+
+        Raises:
+            ConfigurationError: One of them cannot be used.
+        """
+        if limits is None and on_gap is None:
+            return self
+        return replace(
+            self,
+            limits=self.limits if limits is None else limits,
+            on_gap=self.on_gap if on_gap is None else on_gap,
+        )
 
     async def check_join(self, client: Client, channel: str) -> None:
-        """Check that `client` may join `channel`: the one rule, of every way on which a client gets to a channel.
+        """Check that `client` may join `channel`: every way on which a client gets to a channel calls this.
 
         Raises:
             TooManyChannelsError: It has joined as many as it may.
@@ -153,9 +167,9 @@ class ConnectionPolicy:
         most = self.limits.max_channels
         if most is not None and count > most:
             self.statistics.refused_channels += 1
-            words = f"a client may join {most:,} channels: Limits(max_channels=...)"
-            self.bursts.log(logger, logging.WARNING, "%s %s: %s", client.kind, client.id, words)
-            raise TooManyChannelsError(words)
+            reason = f"a client may join {most:,} channels: Limits(max_channels=...)"
+            self.bursts.log(logger, logging.WARNING, "%s %s: %s", client.kind, client.id, reason)
+            raise TooManyChannelsError(reason)
 
     async def check_authorized(self, client: Client, channel: str) -> None:
         """Ask the application whether a client may join `channel`.
@@ -184,7 +198,7 @@ class ConnectionPolicy:
                 raise
         seconds = self.authorize_timeout_seconds
         self.bursts.log(logger, logging.WARNING, "authorize did not answer for %r within %g s", channel, seconds)
-        raise AuthorizeTimeoutError("whether this client may join was not found out in time: try again later")
+        raise AuthorizeTimeoutError("whether this client may join was not decided in time: try again later")
 
     def notify_slow(self, slow: SlowConsumer) -> None:
         """Call the application's `on_slow`, if there is one; what it raises is logged."""

@@ -129,7 +129,7 @@ class Receiver:
         now = asyncio.get_running_loop().time()
         self._speaker.client_sent(now)
         if self._most_bytes is not None and _exceeds(data, self._most_bytes):
-            self._speaker.limit_reached(CloseCode.TOO_BIG, f"at most {self._most_bytes} bytes")
+            self._speaker.limit_reached(CloseCode.MESSAGE_TOO_BIG, f"at most {self._most_bytes} bytes")
         elif self._bucket is not None and not self._bucket.take(now):
             self._speaker.limit_reached(CloseCode.TOO_MANY_MESSAGES, "too many messages")
 

@@ -1,123 +1,65 @@
-"""The bound of one subscriber, and what happens at it. No I/O."""
+"""What waits for one subscriber, within the bounds and by the policy of its `Backlog`. No I/O."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
-from backplane.errors import ConfigurationError
 from backplane.log_bursts import place_of
 from backplane.message import Gap, Message
-from backplane.option_checks import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from backplane.fanout.backlog import Backlog, FullPolicy
     from backplane.log_bursts import LogBursts
     from backplane.statistics import DropReason
 
-__all__ = ["FullPolicy", "Outbox", "Rule"]
+__all__ = ["Outbox"]
 
-logger = logging.getLogger("backplane.fanout.outbox")
-
-FullPolicy = Literal["close", "drop_oldest", "drop_newest", "latest"]
-"""What happens when a subscriber cannot take more.
-
-- `close`: it is cut (a connection with code 1013), and can come back and reload.
-- `drop_oldest`: the oldest waiting messages make room.
-- `drop_newest`: what comes is dropped.
-- `latest`: a message replaces the waiting one of its channel (or of its key), full or not; what still does not fit acts
-  as `drop_oldest`.
-"""
+logger: Final = logging.getLogger("backplane.fanout.outbox")
 
 # A gap is small, but many of them must not grow without bound either.
 _GAP_BYTES: Final = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """The policy of a subscriber, or of one channel of it.
-
-    Attributes:
-        when_full: What happens at the bound. Defaults to `close`.
-        latest_by: With `latest`, what tells the messages of one channel apart: one per channel and key is kept. Must
-            return something hashable. Defaults to one per channel.
-
-    Raises:
-        ConfigurationError: The policy is not known, or `latest_by` stands without `latest`.
-    """
-
-    when_full: FullPolicy = "close"
-    latest_by: Callable[[Message], object] | None = None
-
-    def __post_init__(self) -> None:
-        if self.when_full not in get_args(FullPolicy):
-            known = ", ".join(get_args(FullPolicy))
-            raise ConfigurationError(f"when_full must be one of {known}, not {self.when_full!r}")
-        if self.latest_by is not None and self.when_full != "latest":
-            raise ConfigurationError("latest_by needs when_full='latest'")
-
-
 class Outbox:
-    """What waits for one subscriber, in order, bounded in messages and in bytes.
-
-    One message larger than the whole bound is taken when nothing else waits: it could never be delivered otherwise.
+    """The items that wait for one subscriber, in the order in which they were offered.
 
     Args:
-        max_bytes: Most bytes that wait (characters, for text).
-        max_messages: Most messages that wait.
-        when_full: The policy.
-        latest_by: The key of `latest`; see `Rule`.
+        backlog: The bounds of all channels together, and the policy of those that have none of their own.
         bursts: How a `latest_by` that fails is logged. Defaults to not at all.
 
     Attributes:
-        dropped: How many messages the policy dropped so far.
-        behind: Whether it dropped a message for lack of room since it was last empty.
-        on_drop: Called with each dropped message, and why.
+        dropped: How many messages were dropped or replaced so far.
+        is_overflowing: Whether a message was dropped for lack of room since the outbox was last empty.
+        on_drop: Called with each dropped message and the reason, before `is_overflowing` changes.
     """
 
     __slots__ = (
+        "_backlog",
         "_bursts",
         "_count",
         "_items",
-        "_max_bytes",
-        "_max_messages",
-        "_rule",
-        "_rules",
+        "_of_channels",
         "_size_bytes",
-        "behind",
         "dropped",
+        "is_overflowing",
         "on_drop",
     )
 
-    def __init__(
-        self,
-        *,
-        max_bytes: int,
-        max_messages: int,
-        when_full: FullPolicy = "close",
-        latest_by: Callable[[Message], object] | None = None,
-        bursts: LogBursts | None = None,
-    ) -> None:
-        check_number("max_outbox_bytes", max_bytes, whole=True)
-        check_number("max_outbox_messages", max_messages, whole=True)
-        self._rule = (
-            _PLAIN[when_full]
-            if latest_by is None and when_full in _PLAIN
-            else Rule(when_full=when_full, latest_by=latest_by)
-        )
-        self._rules: dict[str, Rule] | None = None
+    def __init__(self, backlog: Backlog, *, bursts: LogBursts | None = None) -> None:
+        self._backlog = backlog
+        self._of_channels: dict[str, Backlog] | None = None
         self._bursts = bursts
-        self._max_bytes = max_bytes
-        self._max_messages = max_messages
-        # An idle subscriber has none: an empty one takes 400 bytes.
+        # `None` while empty: most subscribers are idle, and an empty OrderedDict takes 400 bytes.
         self._items: OrderedDict[object, Message | Gap] | None = None
-        self._count = 0
-        self._size_bytes = 0
-        self.dropped = 0
-        self.behind = False
+        self._count: int = 0
+        self._size_bytes: int = 0
+        self.dropped: int = 0
+        self.is_overflowing: bool = False
         self.on_drop: Callable[[Message | Gap, DropReason], None] | None = None
 
     def __len__(self) -> int:
@@ -128,26 +70,44 @@ class Outbox:
         """Bytes that wait."""
         return self._size_bytes
 
-    def set_rule(self, channel: str, rule: Rule | None) -> None:
-        """Give one channel a policy of its own, or take it away."""
-        if rule is not None:
-            self._rules = {**(self._rules or {}), channel: rule}
-        elif self._rules:
-            self._rules.pop(channel, None)
+    @property
+    def calls_application(self) -> bool:
+        """Whether `offer` calls a function of the application, by the policy of all channels: `latest_by`."""
+        return self._backlog.latest_by is not None
+
+    def policy(self, when_full: FullPolicy | None, latest_by: Callable[[Message], object] | None) -> Backlog | None:
+        """Return the policy of one channel, for `set_policy`; `None` where neither option is given.
+
+        The bounds are those of all channels: the items of a subscriber wait in one order, so that a channel has no
+        bound of its own.
+
+        Raises:
+            ConfigurationError: The policy is not known, or `latest_by` is given with a policy that does not call it.
+        """
+        if when_full is None and latest_by is None:
+            return None
+        return replace(self._backlog, when_full=when_full or "latest", latest_by=latest_by)
+
+    def set_policy(self, channel: str, policy: Backlog | None) -> None:
+        """Give one channel a policy of its own; `None` takes it away."""
+        if policy is not None:
+            self._of_channels = {**(self._of_channels or {}), channel: policy}
+        elif self._of_channels:
+            self._of_channels.pop(channel, None)
 
     def offer(self, item: Message | Gap) -> bool:
-        """Take `item`, or act by the policy; `False` only where the policy is `close` and the bound is reached."""
-        rule = self._rule_of(item)
-        place = self._place(item, rule)
+        """Take `item`, or act by the policy; `False` only where the policy is `close` and `item` does not fit."""
+        policy = self._policy_of(item)
+        place = self._place(item, policy)
         if self._items and place in self._items:
             self._drop(place, "replaced")
         size = _size(item)
         while not self._fits(size):
-            if rule.when_full == "close":
+            if policy.when_full == "close":
                 return False
-            oldest = self._oldest_to_drop() if rule.when_full != "drop_newest" else None
+            oldest = self._oldest_to_drop() if policy.when_full != "drop_newest" else None
             if oldest is None:
-                self._tell_drop(item, "dropped_newest")
+                self._report_drop(item, "dropped_newest")
                 return True
             self._drop(oldest, "dropped_oldest")
         if self._items is None:
@@ -157,39 +117,40 @@ class Outbox:
         return True
 
     def take(self) -> Message | Gap | None:
-        """Remove and return the oldest item, or `None`."""
+        """Remove and return the oldest item; `None` where nothing waits."""
         if not self._items:
             return None
         _, item = self._items.popitem(last=False)
         if not self._items:
             self._items = None
-            self.behind = False
+            self.is_overflowing = False
         self._size_bytes -= _size(item)
         return item
 
     def clear(self) -> None:
-        """Forget what waits."""
+        """Discard what waits; it does not count as dropped."""
         self._items = None
-        self.behind = False
+        self.is_overflowing = False
         self._size_bytes = 0
 
-    def _rule_of(self, item: Message | Gap) -> Rule:
-        return self._rule if self._rules is None else self._rules.get(item.channel, self._rule)
+    def _policy_of(self, item: Message | Gap) -> Backlog:
+        return self._backlog if self._of_channels is None else self._of_channels.get(item.channel, self._backlog)
 
-    def _place(self, item: Message | Gap, rule: Rule) -> object:
+    def _place(self, item: Message | Gap, policy: Backlog) -> object:
+        """Return the key of `item` in the queue: that of the item which it replaces, else a new one."""
         # What `Connection.send` sends has no channel, and is never replaced.
-        if rule.when_full == "latest" and isinstance(item, Message) and item.channel:
-            return item.channel, self._key(item, rule)
+        if policy.when_full == "latest" and isinstance(item, Message) and item.channel:
+            return item.channel, self._key(item, policy)
         self._count += 1
         return self._count
 
-    def _key(self, message: Message, rule: Rule) -> object:
-        if rule.latest_by is None:
+    def _key(self, message: Message, policy: Backlog) -> object:
+        if policy.latest_by is None:
             return None
         try:
-            key = rule.latest_by(message)
+            key = policy.latest_by(message)
             hash(key)
-        except Exception as error:  # the application's function must not end the fan-out
+        except Exception as error:  # a failure in the application's function must not end the fan-out
             if self._bursts is not None:
                 words = "latest_by failed for a message on channel %r, which is kept beside the others: %s"
                 self._bursts.log(logger, logging.ERROR, words, message.channel, place_of(error))
@@ -199,12 +160,13 @@ class Outbox:
     def _fits(self, size: int) -> bool:
         if not self._items:
             return True
-        return len(self._items) < self._max_messages and self._size_bytes + size <= self._max_bytes
+        backlog = self._backlog
+        return len(self._items) < backlog.max_messages and self._size_bytes + size <= backlog.max_bytes
 
     def _oldest_to_drop(self) -> object | None:
         """Return the place of the oldest item that may make room: not one that its own channel's policy keeps."""
         for place, item in (self._items or {}).items():
-            if self._rules is None or self._rule_of(item).when_full in {"drop_oldest", "latest"}:
+            if self._of_channels is None or self._policy_of(item).when_full in {"drop_oldest", "latest"}:
                 return place
         return None
 
@@ -212,17 +174,13 @@ class Outbox:
         assert self._items is not None
         item = self._items.pop(place)
         self._size_bytes -= _size(item)
-        self._tell_drop(item, reason)
+        self._report_drop(item, reason)
 
-    def _tell_drop(self, item: Message | Gap, reason: DropReason) -> None:
+    def _report_drop(self, item: Message | Gap, reason: DropReason) -> None:
         self.dropped += 1
         if self.on_drop is not None:
             self.on_drop(item, reason)
-        self.behind = self.behind or reason != "replaced"
-
-
-# The common ones are shared: a rule of its own costs each connection 56 bytes.
-_PLAIN: Final = {policy: Rule(when_full=policy) for policy in get_args(FullPolicy)}
+        self.is_overflowing = self.is_overflowing or reason != "replaced"
 
 
 def _size(item: Message | Gap) -> int:

@@ -1,4 +1,4 @@
-"""What synchronous code publishes with: `Backplane.sync`, and the typed channels of both."""
+"""The publishers of synchronous code, such as `Backplane.sync`, and their typed channels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ModelT = TypeVar("ModelT")
 
 
 class AsyncPublisher(Protocol):
-    """What publishes in an event loop, and makes typed channels: a `Backplane`."""
+    """An object that publishes in an event loop, and makes typed channels: a `Backplane`."""
 
     async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
         """Publish `data`."""
@@ -38,7 +38,7 @@ class SyncPublisher(ABC):
     """Publishes from any thread, and waits: `backplane.sync` of a `Backplane`, or a `backplane.sync.SyncBackplane`.
 
     Args:
-        backplane: What knows of the channels' types.
+        backplane: Makes the typed channels.
     """
 
     def __init__(self, backplane: AsyncPublisher) -> None:
@@ -49,13 +49,13 @@ class SyncPublisher(ABC):
         """Publish `data` to every subscriber of `channel`; returns and raises as `Backplane.publish` does.
 
         Safe from any thread; the publishes of one thread keep their order. A publish runs in the context of its caller
-        (`contextvars`). An exception that interrupts the wait, such as `KeyboardInterrupt` or the time limit of a task
-        queue, leaves open whether it was published.
+        (`contextvars`). After an exception that interrupts the wait, such as `KeyboardInterrupt` or the time limit of a
+        task queue, it is unknown whether the message was published.
 
         Args:
             channel: Where to.
             data: `str` is received as text, `bytes` as binary, anything else as JSON text.
-            exclude: A connection, or its id, that does not get it.
+            exclude: A connection, or its id, that does not receive it.
 
         Raises:
             BackplaneError: As `Backplane.publish`; where this call has to connect first, as `Backplane.start` too.
@@ -83,10 +83,10 @@ class WorkerPublisher(SyncPublisher):
     """`Backplane.sync`: through the event loop in which the backplane is started, else through a thread of its own.
 
     Args:
-        backplane: Whose it is.
-        calls: Returns what takes calls into its event loop; `None` where it was never started in this process.
-        threads: What publishes elsewhere.
-        publish_timeout_seconds: How long a publish of it takes at most.
+        backplane: The backplane that publishes where it is started.
+        calls: Returns the queue of calls into its event loop; `None` where it was never started in this process.
+        threads: Publish where it is not started.
+        publish_timeout_seconds: The longest time that a publish takes.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class WorkerPublisher(SyncPublisher):
 
 
 class SyncTypedChannel(Generic[ModelT]):
-    """A family of channels whose messages are all of one type, as `SyncPublisher.channel` makes it."""
+    """Channels whose messages are all of one type, as `SyncPublisher.channel` makes them."""
 
     def __init__(self, publisher: SyncPublisher, typed: TypedChannel[ModelT]) -> None:
         self._publisher = publisher

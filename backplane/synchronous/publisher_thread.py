@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["GRACE_SECONDS", "Publisher", "PublisherThreads"]
 
-logger = logging.getLogger("backplane.synchronous.publisher_thread")
+logger: Final = logging.getLogger("backplane.synchronous.publisher_thread")
 
 GRACE_SECONDS: Final = 1.0
 """How long a thread waits for a publish beyond the time limits of the core, which answers by itself."""
 
-# A broker that is away must not hold up the end of the process for longer.
+# A broker that is not available must not delay the end of the process for longer.
 _CLOSE_SECONDS: Final = 2.0
 
 
@@ -50,10 +50,10 @@ class Publisher(Protocol):
 
 
 class PublisherThreads:
-    """One publisher thread for each process that publishes, begun by its first publish.
+    """One publisher thread for each process that publishes, started by its first publish.
 
-    A forked child gets a thread of its own. What it inherited it keeps and never touches: closing it would disturb the
-    parent, with which it shares the sockets.
+    A forked child gets a thread of its own. The objects that it inherited are kept and never used: to close them would
+    disturb the parent process, with which it shares the sockets.
 
     Args:
         make_publisher: Makes a `Backplane` that is not started.
@@ -65,7 +65,7 @@ class PublisherThreads:
         self._settings = settings
         self._threads: dict[object, _PublisherThread] = {}
         self._closed = False
-        # An owner that is dropped without `close` leaves no thread; at the end of the process `atexit` waits for it.
+        # If the owner is collected without `close`, the thread ends; at the exit of the process `atexit` waits for it.
         weakref.finalize(self, _end_all, self._threads).atexit = False
 
     def publish(self, channel: str, data: object, *, exclude: Any = None) -> None:
@@ -79,12 +79,12 @@ class PublisherThreads:
         process = current_process()
         thread = self._threads.get(process)
         if thread is None:
-            # One operation, so no two threads of the process get different ones, and a child inherits no lock.
+            # One operation, so that two threads of the process get the same one, and no lock is inherited by a child.
             thread = self._threads.setdefault(process, _PublisherThread(self._make_publisher(), self._settings))
         thread.publish(channel, data, exclude)
 
     def close(self) -> None:
-        """End the thread of this process after the publishes in flight, within two seconds; none begins any more."""
+        """End the thread of this process after the publishes in flight, within two seconds; no other one starts."""
         self._closed = True
         thread = self._threads.get(current_process())
         if thread is not None:
@@ -111,7 +111,7 @@ class _PublisherThread:
         self._on_end: Callable[[], None] | None = None
 
     def publish(self, channel: str, data: object, exclude: Any) -> None:
-        """Publish, and wait; the first call begins the thread."""
+        """Publish, and wait; the first call starts the thread."""
         seconds = self._publish_seconds
         if not self._is_started:
             seconds += self._start_seconds
@@ -126,7 +126,7 @@ class _PublisherThread:
             ) from error
 
     def end(self) -> None:
-        """Ask it to end, without waiting."""
+        """Ask the thread to end, without waiting."""
         atexit.unregister(self.close)
         self._is_closing = True
         if self._loop is not None:
@@ -134,7 +134,7 @@ class _PublisherThread:
                 self._loop.call_soon_threadsafe(self._closing.set)
 
     def close(self) -> None:
-        """End it, and wait for that; does nothing in a forked child."""
+        """End the thread, and wait for that; does nothing in a forked child."""
         if self._not_begun or self._process is not current_process():
             return
         ended = new_waiter()
@@ -145,13 +145,13 @@ class _PublisherThread:
 
     def _begin(self) -> None:
         try:
-            self._not_begun.pop()  # one operation, so one of many first callers begins it
+            self._not_begun.pop()  # one operation, so that one of many first callers starts the thread
         except IndexError:
             return
         try:
             atexit.register(self.close)
             start_thread(self._run, "backplane-sync")
-        except BaseException as error:  # of a signal handler too, and then it may have begun all the same
+        except BaseException as error:  # a signal handler may raise one after the thread has started
             self._not_begun.append(None)
             if isinstance(error, RuntimeError):
                 raise BrokerUnavailableError(f"no thread to publish in, nothing was published: {error}") from error
@@ -160,7 +160,7 @@ class _PublisherThread:
     def _run(self) -> None:
         try:
             self._not_run.pop()
-        except IndexError:  # an interrupted call had begun it already
+        except IndexError:  # a call that was interrupted had started it already
             return
         loop = asyncio.new_event_loop()
         try:
@@ -192,9 +192,9 @@ class _PublisherThread:
         await self._publisher.publish(channel, data, exclude=exclude)
 
     async def _start(self) -> None:
-        """Start it, once for all who wait for it; after a failure the next publish tries again."""
+        """Start the publisher, once for all calls that wait for it; after a failure the next publish tries again."""
         if self._starting is None:
-            # In an empty context: what the link does for years is no part of the first caller's trace.
+            # In an empty context: the work of the link, for years, is not part of the first caller's trace.
             starting = task_in(Context(), self._publisher.start(), asyncio.get_running_loop())
             starting.add_done_callback(self._start_ended)
             self._starting = starting

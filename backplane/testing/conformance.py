@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backplane import (
+    Backlog,
     Backplane,
     BrokerUnavailableError,
     Gap,
@@ -366,7 +367,7 @@ class BroadcasterConformance(FaultConformance):
             channels = [[f"{task}-{n}" for n in range(1_250)] for task in range(8)]
             async with (
                 quick_backplane(adapter) as backplane,
-                backplane.subscribe("barrier", when_full="drop_oldest") as messages,
+                backplane.subscribe("barrier", backlog=Backlog(when_full="drop_oldest")) as messages,
             ):
                 cutting = asyncio.create_task(cut_repeatedly(proxy, backplane, 5))
                 async with asyncio.TaskGroup() as group:

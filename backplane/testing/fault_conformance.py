@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane import Backplane, BrokerError, Gap, PublishError, SubscribeError
+from backplane import Backlog, Backplane, BrokerError, Gap, PublishError, SubscribeError
 from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.harness import next_message, quick_backplane, started_worker
 from backplane.testing.proxy import FaultProxy, PassingWay
@@ -90,7 +90,7 @@ class FaultConformance:
         """Ten thousand publishes at once are all answered, however long that takes, on the same link."""
         async with (
             quick_backplane(url) as backplane,
-            backplane.subscribe("room", max_outbox_messages=2 * _BURST, max_outbox_bytes=64 * _BURST) as messages,
+            backplane.subscribe("room", backlog=Backlog(max_messages=2 * _BURST, max_bytes=64 * _BURST)) as messages,
         ):
             changes: list[str] = []
             backplane.on_state(lambda change: changes.append(change.reason))

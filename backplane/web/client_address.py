@@ -1,7 +1,7 @@
-"""Whose connection it is, where the application gives no key: the client's address, as far as it is known.
+"""The key of a client for which the application gives none: its address, if the server knows it.
 
-What is unknown is not a value: clients without an address are not one client. Behind a proxy the address is known where
-the server believes the proxy's headers (Uvicorn: `--forwarded-allow-ips`); over a Unix socket there is none without.
+Clients whose address is unknown are not one client, so they have no key. Behind a proxy the address is known where the
+server believes the proxy's headers (Uvicorn: `--forwarded-allow-ips`); over a Unix socket it is unknown without them.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 __all__ = ["address_key"]
 
-# Addresses of the whole IPv4 Internet, as a translator writes them (RFC 6052, 8215), or a host (`::ffff:0:192.0.2.1`).
+# IPv4 addresses as a translator writes them (RFC 6052, 8215), or a host (`::ffff:0:192.0.2.1`): each is one client.
 _TRANSLATED: Final = tuple(IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "::/64"))
 
 
 def address_key(scope: Mapping[str, Any]) -> bytes | None:
     """Return the key of the client of an ASGI `scope`; `None` where the server does not know its address.
 
-    An IPv4 address is one client. So is an IPv6 network of 64 bits, the smallest that a subscriber is given (RFC 6177):
-    counted by address, one client would be 2^64. Addresses that are not global, such as those of a private network, are
-    counted one by one. Bytes, so that no `client_key` of the application's, a `str`, can be taken for an address.
+    An IPv4 address is one client. So is an IPv6 network of 64 bits, the smallest that a customer of a provider gets
+    (RFC 6177): counted by address, one client could be 2^64. Addresses that are not global, such as those of a private
+    network, are counted one by one. Bytes, so that no `client_key` of the application, a `str`, is equal to an address.
     """
     client = scope.get("client")
     host = str(client[0] or "").strip() if client else ""
     if host.startswith("unix:"):
         return None
     host = _without_port(host)
-    # `unknown` is what a proxy writes that does not know, or hides it (RFC 7239, section 6).
+    # A proxy that does not know or hides the address writes `unknown` (RFC 7239, section 6).
     if not host or host.lower() == "unknown":
         return None
     try:
@@ -39,7 +39,7 @@ def address_key(scope: Mapping[str, Any]) -> bytes | None:
         return f"name {host}".encode()
     if not isinstance(address, IPv6Address):
         return address.packed
-    if address.ipv4_mapped is not None:  # a socket that takes both shows IPv4 clients so
+    if address.ipv4_mapped is not None:  # an IPv6 socket reports IPv4 clients like this
         return address.ipv4_mapped.packed
     is_of_one_network = address.is_global and not any(address in network for network in _TRANSLATED)
     return address.packed[:8] if is_of_one_network else address.packed

@@ -1,7 +1,7 @@
-"""What the errors of Starlette and FastAPI mean to a client that is accepted already.
+"""How a client that is already accepted is closed after an error of Starlette or FastAPI.
 
-Before the handshake is answered the framework answers them itself, an `HTTPException` with its status. Afterwards its
-own handlers would close without a word, or not at all.
+Before the handshake is answered the framework answers these errors itself, an `HTTPException` with its status.
+Afterwards its own handlers would close without a reason, or not at all.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from backplane.errors import ConfigurationError
 
 __all__ = ["framework_ending", "is_use_after_end"]
 
-# How Starlette's `RuntimeError` begins where a socket is used after its end, in every version.
+# How the text of Starlette's `RuntimeError` begins where a socket is used after its end, in every version.
 _USED_AFTER_END: Final = ('Cannot call "send" once', 'Cannot call "receive" once', "WebSocket is not connected.")
 
-# What Uvicorn, Hypercorn and Daphne call a send after the end, where it had passed Starlette before, or never did.
+# Parts of the errors that Uvicorn, Hypercorn and Daphne raise for a send after the end that Starlette did not stop.
 _OF_SERVERS: Final = ("after sending 'websocket.close'", "ASGIWebsocketState.CLOSED", "on a closed protocol")
 
-# The client may come back after these, and after whatever names a failure of the server (500 and above).
-_PASSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+# The client may reconnect after these, and after each status that reports a failure of the server (500 and above).
+_TEMPORARY: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 def framework_ending(error: BaseException) -> Ending | None:
     """Return how a client is closed by an error of the framework; `None` for any other error.
 
     - `WebSocketException`: with its code and reason; a code that cannot be sent is a fault of the handler, and `None`.
-    - `HTTPException`: 4503 with its detail; 1013 for 408, 425, 429, 500 and above, from which clients come back.
+    - `HTTPException`: 4503 with its detail; 1013 for 408, 425, 429, 500 and above, after which clients reconnect.
     - `WebSocketDisconnect`, and what Starlette or the server raise for a socket that was closed already: 1000, as if
       the handler had returned.
     - FastAPI's `RequestValidationError` and `WebSocketRequestValidationError`: 1007, without what was sent.
     """
     match error:
         case WebSocketDisconnect():
-            return Ending(CloseCode.NORMAL)
+            return Ending(CloseCode.NORMAL_CLOSURE)
         case WebSocketException():
-            return _chosen(error)
+            return _of_application(error)
         case HTTPException():
-            later = error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status_code in _PASSING
-            return Ending(CloseCode.TRY_AGAIN_LATER if later else CloseCode.FORBIDDEN, _words(error))
+            later = error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status_code in _TEMPORARY
+            return Ending(CloseCode.TRY_AGAIN_LATER if later else CloseCode.FORBIDDEN, _detail(error))
         case _ if is_use_after_end(error):
-            return Ending(CloseCode.NORMAL)
+            return Ending(CloseCode.NORMAL_CLOSURE)
         case _ if _is_invalid_request(error):
             return Ending(CloseCode.INVALID_DATA, "the request is not valid")
         case _:
@@ -56,13 +56,13 @@ def framework_ending(error: BaseException) -> Ending | None:
 
 def is_use_after_end(error: BaseException) -> bool:
     """Return whether Starlette or the server raised `error`, for a socket that is closed."""
-    words = str(error)
-    return (isinstance(error, RuntimeError) and words.startswith(_USED_AFTER_END)) or any(
-        of_server in words for of_server in _OF_SERVERS
+    text = str(error)
+    return (isinstance(error, RuntimeError) and text.startswith(_USED_AFTER_END)) or any(
+        of_server in text for of_server in _OF_SERVERS
     )
 
 
-def _chosen(error: WebSocketException) -> Ending | None:
+def _of_application(error: WebSocketException) -> Ending | None:
     reason = str(error.reason or "")  # the framework checks neither
     try:
         check_close(error.code, reason)
@@ -71,14 +71,14 @@ def _chosen(error: WebSocketException) -> Ending | None:
     return Ending(error.code, close_reason(error.code, reason))
 
 
-def _words(error: HTTPException) -> str:
-    detail: Any = error.detail  # FastAPI takes anything JSON
+def _detail(error: HTTPException) -> str:
+    detail: Any = error.detail  # with FastAPI anything JSON
     if isinstance(detail, str) and detail:
         return detail
     return HTTPStatus(error.status_code).phrase if error.status_code in set(HTTPStatus) else ""
 
 
 def _is_invalid_request(error: BaseException) -> bool:
-    fastapi = sys.modules.get("fastapi.exceptions")  # not imported, it raised nothing; this package does not need it
+    fastapi = sys.modules.get("fastapi.exceptions")  # this package does not import it; if nothing does, it raised none
     names = ("RequestValidationError", "WebSocketRequestValidationError")
     return isinstance(error, tuple(getattr(fastapi, name) for name in names if hasattr(fastapi, name)))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionScope"]
 
-logger = logging.getLogger("backplane.web.handshake")
+logger: Final = logging.getLogger("backplane.web.handshake")
 
 # Joins that take no longer are not worth a task that looks whether the client is still there.
 _QUICK_SECONDS: Final = 0.5
@@ -46,12 +46,13 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         running: The started backplane.
         socket: The client.
         connection: What the block gets.
-        origins: Which pages may come in.
-        channels: What the client hears.
+        origins: Which pages may connect.
+        channels: What the client receives.
         client_key: Whose connection it is.
+        max_per_client: How many clients may have the same key.
         subprotocol: What to accept with.
         headers: What to accept with.
-        after_accept: Whether a client is refused after it was accepted, by a close code and words that a page can read.
+        after_accept: Whether a client is refused after it was accepted, by a close code and a reason for its page.
     """
 
     __slots__ = (
@@ -60,6 +61,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         "_client_key",
         "_connection",
         "_headers",
+        "_max_per_client",
         "_origins",
         "_runtime",
         "_socket",
@@ -75,6 +77,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         origins: OriginRule,
         channels: tuple[str, ...],
         client_key: str | None,
+        max_per_client: int | None,
         subprotocol: str | None,
         headers: Iterable[tuple[bytes, bytes]] | None,
         after_accept: bool = False,
@@ -85,6 +88,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         self._origins = origins
         self._channels = channels
         self._client_key = client_key
+        self._max_per_client = max_per_client
         self._subprotocol = subprotocol
         self._headers = headers
         self._after_accept = after_accept
@@ -121,12 +125,14 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
             else:
                 await self._connection.finish(ending.code, error)
         finally:
-            self._runtime.unregister_client(self._connection, self._socket.when_gone)
+            self._runtime.clients.unregister(self._connection, self._socket.when_gone)
         return ending is not None and not ending.is_fault
 
     async def _let_in(self) -> None:
         self._check_origin()
-        self._runtime.register_client(self._connection, self._client_key or self._socket.address_key)
+        self._runtime.clients.register(
+            self._connection, self._client_key or self._socket.address_key, self._max_per_client
+        )
         self._check_permission()
         if self._channels:
             await self._join_while_there()
@@ -173,11 +179,15 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         if isinstance(refused.error, BrokerError | InvalidChannelError):  # of any other there is a line already
             runtime.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refused.error)
         # A page of another site is not the application's: it reads nothing.
-        if self._after_accept and not isinstance(refused.error, OriginRefusedError) and runtime.reserve_refusal():
+        if (
+            self._after_accept
+            and not isinstance(refused.error, OriginRefusedError)
+            and runtime.clients.reserve_refusal()
+        ):
             try:
                 answer = await self._socket.refuse_after_accept(refused, self._subprotocol)
             finally:
-                self._socket.when_gone(runtime.release_refusal)
+                self._socket.when_gone(runtime.clients.release_refusal)
         else:
             answer = await self._socket.refuse(refused)
         raise error if refused.is_fault else answer

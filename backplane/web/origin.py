@@ -1,8 +1,8 @@
-"""Which web pages may open a socket: the defence against cross-site WebSocket hijacking (RFC 6455 section 10.2).
+"""Which web pages may open a WebSocket: the defence against cross-site WebSocket hijacking (RFC 6455 section 10.2).
 
-A browser opens a WebSocket to any site from any page, sends that site's cookies along and asks no one (CORS does not
-apply). All it offers is the `Origin` header, which a page cannot forge. Other programs can, or leave it out, but they
-hold no visitor's cookies.
+A browser opens a WebSocket to any site from any page and sends that site's cookies (CORS does not apply). All it offers
+is the `Origin` header, which a page cannot forge. Other programs can forge it, or leave it out, but they do not have
+the cookies of a user.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from backplane.errors import ConfigurationError
 __all__ = ["AllowedOrigins", "OriginRule"]
 
 AllowedOrigins = Literal["*"] | Collection[str] | None
-"""Which pages may come in.
+"""Which pages may connect.
 
-- `None`: those of this very host: what the page was loaded from is what the socket is opened to. All names of the
+- `None`: those of this host: the page was loaded from the host and port that it connects to. All names of the
   loopback interface on one port (`localhost`, `127.0.0.1`, `[::1]`) are one host. This compares two headers of the
   client, so by itself it does not stop DNS rebinding, a foreign name that leads to this server: name the hosts
   (`allowed_hosts`), or list the origins.
-- a collection: exactly those, this host's own no longer by itself. An entry is `scheme://host[:port]`; `*.` before the
+- a collection: exactly those, and this host only if it is listed. An entry is `scheme://host[:port]`; `*.` before the
   host stands for one label. Applications: `app://.` (Electron), `capacitor://localhost`, `file://` for pages opened
   from a disk. `null` is for pages without an origin, which any site can make (a sandboxed frame).
 - `"*"`: all. Right only where no cookie, client certificate or private network lets a client in.
@@ -40,7 +40,7 @@ _ORIGIN: Final = re.compile(rf"(?P<scheme>[a-z][a-z0-9+.-]*)://{_AUTHORITY}")
 _WITHOUT_HOST: Final = frozenset({"null", "file://"})
 _LOOPBACK: Final = re.compile(r"localhost|127\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}|::1")
 
-# What a client sent is shown in logs and in answers: nothing that means anything in a terminal, a log or a page.
+# What a client sent is repeated in logs and answers without the characters that a terminal, a log or a page interprets.
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9:/.\[\]_~%+*-]")
 _MOST_SHOWN: Final = 100
 
@@ -52,15 +52,15 @@ class _Origin(NamedTuple):
 
 
 class OriginRule:
-    """Says which origins may come in; see `AllowedOrigins`.
+    """Decides which pages may connect; see `AllowedOrigins`.
 
     Args:
-        allowed: Which may.
-        hosts: With `None` there, the names of this very host, without scheme and port; `*.` stands for one label.
-            Defaults to whatever the client says it is.
+        allowed: Their origins.
+        hosts: Where `allowed` is `None`, the names of this host, without scheme and port; `*.` stands for one label.
+            Defaults to any name.
 
     Raises:
-        ConfigurationError: An entry is no origin or no host, and the message says why; or both are given.
+        ConfigurationError: An entry is not an origin or not a host, and the message states why; or both are given.
     """
 
     __slots__ = ("_any", "_exact", "_hosts", "_own", "_wildcards", "_without_host")
@@ -80,26 +80,43 @@ class OriginRule:
         self._wildcards = frozenset(origin for origin, wildcard in parsed if wildcard)
 
     def refusal(self, origin: str | None, host: str | None) -> str | None:
-        """Return why a client may not come in, in words for the developer, or `None` where it may.
+        """Return why a client may not connect, as text for the developer, or `None` where it may.
 
-        The words hold nothing of what the client sent but letters, digits and plain punctuation, and not much of it.
+        The text repeats of what the client sent only letters, digits and plain punctuation, up to a length.
 
         Args:
-            origin: The header `Origin`; `None` is no browser, and passes.
+            origin: The header `Origin`; a client that sends none is not a browser, and may.
             host: The header `Host`. Where TLS ends before this server the schemes differ, so they are not compared.
         """
         if origin is None or self._any:
             return None
         parsed = _parse(origin)
         if parsed is None:
-            return None if origin in self._without_host else _words(origin, None, allowable=origin in _WITHOUT_HOST)
+            return None if origin in self._without_host else _reason(origin, None, allowable=origin in _WITHOUT_HOST)
         if self._own and _is_own(parsed, host):
-            return None if self._is_known(parsed) else _words(origin, None, hint="this host is none of allowed_hosts")
+            return None if self._is_known(parsed) else _reason(origin, None, hint="this host is none of allowed_hosts")
         if self._own:
-            return _words(origin, host or "", allowable=True)
+            return _reason(origin, host or "", allowable=True)
         if parsed in self._exact or _parent(parsed) in self._wildcards:
             return None
-        return _words(origin, None, allowable=True)
+        return _reason(origin, None, allowable=True)
+
+    def host_refusal(self, host: str | None) -> str | None:
+        """Return why a request to `host` is refused, or `None` where it is not: by `allowed_hosts` alone.
+
+        For requests without an `Origin`: a browser sends none with a GET request of a page to the page's own host, and
+        it takes a foreign name that leads to this server for that (DNS rebinding).
+
+        Args:
+            host: The header `Host`; a client that sends none is not a browser, and passes.
+        """
+        if host is None or self._hosts is None:
+            return None
+        match = _HOST.fullmatch(host.lower())
+        endpoint = None if match is None else _endpoint("http", match)
+        if endpoint is not None and self._is_known(endpoint):
+            return None
+        return f"this host is none of allowed_hosts: {_safe(host)}"
 
     def _is_known(self, origin: _Origin) -> bool:
         host = _one_loopback(origin).host
@@ -140,15 +157,15 @@ def _endpoint(scheme: str, match: re.Match[str]) -> _Origin | None:
     return _Origin(scheme, host, int(port) if port else _DEFAULT_PORTS.get(scheme))
 
 
-def _words(origin: str, host: str | None, *, allowable: bool = False, hint: str = "") -> str:
+def _reason(origin: str, host: str | None, *, allowable: bool = False, hint: str = "") -> str:
     shown = _safe(origin)
-    words = f"pages of {shown} may not connect here" + (hint and f": {hint}")
+    reason = f"pages of {shown} may not connect here" + (hint and f": {hint}")
     if host is not None:
-        words += f": the host they connect to is {_safe(host)}"
-        words += " (the Host header; a proxy in front that replaces it must pass it on)"
+        reason += f": the host they connect to is {_safe(host)}"
+        reason += " (the Host header; a proxy in front that replaces it must pass it on)"
     if allowable and shown == origin:
-        words += f'; if it is yours, allow it: Backplane(allowed_origins=["{origin}"])'
-    return words
+        reason += f'; if it is yours, allow it: Backplane(allowed_origins=["{origin}"])'
+    return reason
 
 
 def _safe(text: str) -> str:
@@ -181,12 +198,12 @@ def _parse_entry(entry: str) -> tuple[_Origin, bool]:
     if not isinstance(entry, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without type checks
         raise _wrong(entry, "an origin is a str")
     if entry == "*":
-        raise _wrong(entry, 'to allow every origin, say allowed_origins="*"')
+        raise _wrong(entry, 'to allow every origin, write allowed_origins="*"')
     scheme, separator, authority = entry.partition("://")
     if not separator:
-        raise _wrong(entry, "it lacks the scheme: https://shop.example")
+        raise _wrong(entry, "it has no scheme: https://shop.example")
     if any(character in authority for character in "/?#@"):
-        raise _wrong(entry, "an origin ends behind host and port, without a slash: https://shop.example")
+        raise _wrong(entry, "an origin ends after host and port, without a slash: https://shop.example")
     if not authority.isascii():
         raise _wrong(entry, "browsers send such a name in its ASCII form: https://xn--...")
     wildcard = authority.startswith("*.")

@@ -1,4 +1,4 @@
-"""What a client reads that is refused before its socket or its stream begins."""
+"""The HTTP answer to a client that is refused before its WebSocket is accepted or its stream begins."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["denial", "deny", "retry_later"]
 
 _NOT_ALLOWED: Final = "this channel is not allowed"
 
-# After an outage all clients would come back in the same second: each is given a time of its own.
+# Without a time of its own for each, all clients would reconnect in the same second after an outage.
 _RETRY_SECONDS: Final = (2, 8)
 
 
@@ -41,9 +41,10 @@ def denial(error: BackplaneError | WebSocketException) -> PlainTextResponse:
     """Return the HTTP answer to an error of a join.
 
     400 for a channel name that is not legal; 401 for a permission that has run out; 403 for what the broker or the
-    application refuses for good; 429 for one client too many, 503 for anything else, such as a broker that is away or
-    in a passing state, both with `Retry-After`. A broker's own words are not repeated. A `WebSocketException` of the
-    application's is 503 where a client comes back after its close code, else 403 with its reason.
+    application refuses permanently; 429 for one client too many, 503 for anything else, such as a broker that is not
+    available or in a temporary state, both with `Retry-After`. The broker's own text is not repeated. A
+    `WebSocketException` of the application is 503 where a client reconnects after its close code, else 403 with its
+    reason.
     """
     if isinstance(error, WebSocketException) and not comes_back(error.code):
         return PlainTextResponse(str(error.reason or _NOT_ALLOWED), 403)

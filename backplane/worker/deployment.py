@@ -1,4 +1,4 @@
-"""What this process can see of its surroundings, to warn about what will not work there."""
+"""The deployment of this process, as far as it can be seen, to warn about what will not work there."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Capabilities
     from backplane.connection.limits import Limits
 
-__all__ = ["NO_LIFESPAN", "warn_if_isolated", "warn_if_nobody_pings", "warn_of_default_url", "worker_count"]
+__all__ = ["NO_LIFESPAN", "warn_if_isolated", "warn_if_no_pings", "warn_of_default_url", "worker_count"]
 
-logger = logging.getLogger("backplane.worker.deployment")
+logger: Final = logging.getLogger("backplane.worker.deployment")
 
 NO_LIFESPAN: Final = (
     "If that is in place, the server does not run the lifespan: Uvicorn with `--lifespan off`, Gunicorn's asgi worker "
-    "with `--asgi-lifespan off`, Granian with `--interface asginl`, and Daphne ever"
+    "with `--asgi-lifespan off`, Granian with `--interface asginl`, and Daphne always"
 )
 """Why a backplane that its application starts in the lifespan may not be started."""
 
@@ -37,7 +37,7 @@ _WORKERS_OPTION = re.compile(r"(?:^|\0)(?:-w|--workers)[\0=]?(\d+)(?=\0|$)")
 
 
 def warn_if_isolated(capabilities: Capabilities, url: str) -> None:
-    """Log a warning, with the cure, where the adapter plainly does not reach every worker."""
+    """Log a warning, with the cure, where the adapter certainly does not reach every worker."""
     workers = worker_count()
     if capabilities.reach == "process" and workers > 1:
         logger.warning(
@@ -55,7 +55,7 @@ def warn_if_isolated(capabilities: Capabilities, url: str) -> None:
 
 
 def warn_of_default_url(url: str) -> None:
-    """Log a warning that nobody chose `url`: a script that publishes there reaches nobody, and would not notice."""
+    """Log a warning that `url` is a default: a script that publishes there reaches no other process."""
     logger.warning(
         "no URL was given and BACKPLANE_URL is not set, so %s is used, which reaches this process only: "
         "set BACKPLANE_URL to the broker of the web workers, or give the URL",
@@ -63,36 +63,36 @@ def warn_of_default_url(url: str) -> None:
     )
 
 
-def warn_if_nobody_pings(limits: Limits) -> None:
+def warn_if_no_pings(limits: Limits) -> None:
     """Log a warning, once, that heartbeats have no effect: for a client that is not on the direct lane."""
     if limits.heartbeat_seconds is not None and limits.heartbeat_message is None:
-        _warn_if_nobody_pings()
+        _warn_if_no_pings()
 
 
 @cache  # once, not for every client
-def _warn_if_nobody_pings() -> None:
-    for module, words in _WITHOUT_PINGS.items():
+def _warn_if_no_pings() -> None:
+    for module, reason in _WITHOUT_PINGS.items():
         if module in sys.modules:
             logger.warning(
                 "heartbeat_seconds has no effect: %s, so a client that vanishes stays until the system gives up a send "
                 "to it. Set Limits(heartbeat_message=...), which clients answer, or use a server with the direct lane; "
                 "heartbeat_seconds=None accepts it",
-                words,
+                reason,
             )
 
 
 def worker_count(proc: Path = Path("/proc")) -> int:
-    """Return how many workers the server above this process was told to start, as far as that is plain; else 1.
+    """Return how many workers the server that started this process was configured with, where it is visible; else 1.
 
     Looks at the command line of the parent process, where it is a server, and at what Gunicorn and Uvicorn take from
     the environment. A count set only in a Gunicorn configuration file is not seen.
     """
     command = _command_line(proc / str(os.getppid()))
     # The program, or what the interpreter runs: `python gunicorn ...`, `python -m uvicorn ...`.
-    if not any(_SERVER.match(Path(word).name) for word in command[:3]):
+    if not any(_SERVER.match(Path(argument).name) for argument in command[:3]):
         return 1
-    for words in (command, shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))):
-        if found := _WORKERS_OPTION.findall("\0".join(words)):
+    for arguments in (command, shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))):
+        if found := _WORKERS_OPTION.findall("\0".join(arguments)):
             return int(found[-1])
     concurrency = os.environ.get("UVICORN_WORKERS") or os.environ.get("WEB_CONCURRENCY", "")
     return int(concurrency) if concurrency.isdecimal() else 1

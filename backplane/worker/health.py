@@ -1,4 +1,4 @@
-"""How a worker is, for a load balancer and for whoever is on call."""
+"""The state of a worker, for a load balancer and for the operator."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ __all__ = ["Health"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """How this worker's backplane is. Holds no secret, no URL and no channel name.
+    """The state of this worker's backplane. Holds no secret, no URL and no channel name.
 
     Attributes:
-        live: Someone looks after the link; if not, only a new process helps. A broker that is away does not change it.
-        ready: This worker should get clients: the link is live, and the worker is not about to end.
-        state: How the link to the broker is.
+        live: The supervisor of the link runs; if it does not, only a new process helps. An outage of the broker does
+            not change this.
+        ready: This worker should get clients: the link is live, and the worker does not drain.
+        state: The state of the link to the broker.
         draining: The worker is about to end.
-        generation: How many links were tried so far, the present one included.
-        round_trip_seconds: What the last delivery probe took, through the broker and back.
-        probed_seconds_ago: When the last delivery probe came back. A link with traffic both ways is not probed.
-        gaps: How many times subscribers were told of a gap, one per channel and stretch.
-        last_gap_seconds_ago: When the last of them was.
-        last_gap_reason: Why.
+        generation: How many sessions of the link were tried so far, the present one included.
+        round_trip_seconds: How long the last delivery probe took, through the broker and back; `None` before the first.
+        probed_seconds_ago: How long ago it came back. A link with traffic in both directions is not probed.
+        gaps: How many gaps subscribers were notified of, one per channel and loss.
+        last_gap_seconds_ago: How long ago the last gap was; `None` where there was none.
+        last_gap_reason: The reason of that gap, which may hold the broker's own text.
         channels: Channels with a subscriber on this worker.
-        connections: WebSocket clients of this worker.
-        subscriptions: Consumers of `Backplane.subscribe` in this worker.
-        buffered: Messages that wait for the broker's return, with `outage="buffer"`.
+        connections: Clients of this worker, WebSockets and event streams, until their transport is gone.
+        subscriptions: Subscriptions (`Backplane.subscribe`) of this worker.
+        buffered: Messages that wait for the broker to be available again, with `outage="buffer"`.
     """
 
     live: bool

@@ -1,13 +1,13 @@
-"""How a server ends its worker, and how the drain gets in: before that where the server lets it, else beside it.
+"""The drain when a server ends: before the server closes its connections where it allows that, else at the same time.
 
-A server stops its listeners, then waits for its connections, and runs the end of the lifespan last: what waits there
-for its clients to go waits in a circle. No server notifies an application earlier, so this module looks for the server
-in the tasks of its event loop, from the lifespan, once at the start:
+A server stops its listeners, waits for its connections, and runs the end of the lifespan last: an application that
+closes its clients there waits for a server that waits for these clients. No server notifies an application earlier, so
+this module looks for the server in the tasks of its event loop, from the lifespan, once at the start:
 
 - Uvicorn, by itself, in a thread and below Gunicorn, and Gunicorn's `asgi` worker: the drain is put before the method
-  in which they end, on every way that leads there: a signal, `should_exit`, a number of requests, a reload.
-- Hypercorn: its trigger is awaited beside the server, which ends its connections meanwhile.
-- Others, such as Granian: so is the signal (`backplane.drain`).
+  that ends the worker, whatever calls it: a signal, `should_exit`, a number of requests, a reload.
+- Hypercorn: its shutdown trigger is awaited here too; the server ends its connections at the same time.
+- Others, such as Granian: the signal is handled here too (`backplane.worker.shutdown`).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = ["drain_at_the_end", "is_in_lifespan"]
 
-logger = logging.getLogger("backplane.worker.server_shutdown")
+logger: Final = logging.getLogger("backplane.worker.server_shutdown")
 
-# The method of a server's object in which it ends its worker.
+# The method of a server's object that ends its worker.
 _ENDS: Final = {("uvicorn.server", "Server"): "shutdown", ("gunicorn.workers.gasgi", "ASGIWorker"): "_shutdown"}
 
 _POLL_SECONDS: Final = 0.1
 
-# A client that takes nothing more of what was written to it, though its transport is closed, is cut after two of these.
+# A client that reads nothing of what was written to it before its transport was closed is cut after two of these.
 _LINGER_SECONDS: Final = 3.0
 
 
@@ -46,10 +46,10 @@ def is_in_lifespan() -> bool:
 
 
 def drain_at_the_end(drain: Drain) -> ExitStack:
-    """Have the server of this lifespan drain; closing what is returned undoes that. Outside of one nothing is done.
+    """Make the server of this lifespan drain; closing what is returned undoes that. Elsewhere nothing is done.
 
     Args:
-        drain: Called with whether the server goes on ending meanwhile, so that there is little time.
+        drain: Called with whether the server ends its connections at the same time, so that there is little time.
     """
     stack = ExitStack()
     if not is_in_lifespan():
@@ -71,13 +71,13 @@ def drain_at_the_end(drain: Drain) -> ExitStack:
 
 
 def _put_before(server: Any, method: str, drain: Drain) -> Callable[[], None]:
-    """Let `drain` come before a method of the server; return what undoes that."""
+    """Run `drain` before a method of the server; return a function that undoes this."""
     original: Callable[..., Awaitable[None]] = getattr(server, method)
 
     async def end(*args: Any, **kwargs: Any) -> None:
         tasks = Tasks(lambda error: logger.error("the drain failed; the server ends all the same", exc_info=error))
         try:
-            await _wait_in_patience(tasks.spawn(drain(False), "backplane-drain"), server)
+            await _wait_for_drain(tasks.spawn(drain(False), "backplane-drain"), server)
             tasks.spawn(_cut_stalled(server), "backplane-cut-stalled")
             await original(*args, **kwargs)
         finally:
@@ -91,13 +91,13 @@ def _put_before(server: Any, method: str, drain: Drain) -> Callable[[], None]:
     return undo
 
 
-async def _wait_in_patience(draining: asyncio.Task[None], server: Any) -> None:
-    """Wait for the drain until somebody is in a hurry; meanwhile keep Gunicorn from taking the worker for hung."""
+async def _wait_for_drain(draining: asyncio.Task[None], server: Any) -> None:
+    """Wait for the drain, and cancel it where the server must end now; keep Gunicorn informed that the worker runs."""
     repeated = _repeated_signals(server)
     notify_uvicorn = getattr(getattr(server, "config", None), "callback_notify", None)
     notify_gunicorn = getattr(server, "notify", None)
     while not draining.done():
-        if _is_in_a_hurry(server) or _repeated_signals(server) > repeated:
+        if _must_end_now(server) or _repeated_signals(server) > repeated:
             draining.cancel()
         if notify_uvicorn is not None:
             await notify_uvicorn()
@@ -106,18 +106,18 @@ async def _wait_in_patience(draining: asyncio.Task[None], server: Any) -> None:
         await asyncio.wait([draining], timeout=_POLL_SECONDS)
 
 
-def _is_in_a_hurry(server: Any) -> bool:
+def _must_end_now(server: Any) -> bool:
     return getattr(server, "force_exit", False) or getattr(server, "_quick_shutdown", False)
 
 
 def _repeated_signals(server: Any) -> int:
-    """Return how often a signal came again: one of each kind is Ctrl-C, by the terminal and by the parent process."""
+    """Return how many signals were repeated: one of each kind is Ctrl-C, from the terminal and the parent process."""
     captured: list[int] = getattr(server, "_captured_signals", [])
     return len(captured) - len(set(captured))
 
 
 async def _cut_stalled(server: Any) -> None:
-    """Abort what Uvicorn waits for without end: closed transports whose clients do not read."""
+    """Abort the transports that Uvicorn would wait for without end: closed ones whose clients do not read."""
     before: dict[Any, int] = {}
     while True:
         await asyncio.sleep(_LINGER_SECONDS)
@@ -132,13 +132,13 @@ async def _cut_stalled(server: Any) -> None:
 
 
 async def _drain_beside_hypercorn(frame: FrameType, drain: Drain) -> None:
-    """Await what Hypercorn awaits: its trigger, and the number of requests, which it counts from the start on."""
+    """Await what Hypercorn awaits: its shutdown trigger, and its event for the largest number of requests."""
     while (context := _local(frame, "context")) is None:  # noqa: ASYNC110  # it is Hypercorn's variable
         await asyncio.sleep(_POLL_SECONDS)
     triggers: list[Any] = [context.terminate.wait]
     own = _local(frame, "shutdown_trigger")
     if getattr(getattr(own, "func", own), "__name__", "") in {"wait", "check_multiprocess_shutdown_event"}:
-        triggers.append(own)  # an application's other one may be such that it can be awaited once
+        triggers.append(own)  # one of the application may allow to be awaited only once
     awaited: list[asyncio.Task[object]] = [asyncio.create_task(trigger()) for trigger in triggers]
     try:
         await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
@@ -171,7 +171,7 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
 
 
 def _local(frame: FrameType, name: str) -> Any:
-    # Where the name is unknown `f_locals` is not asked: it would keep what the variables hold now.
+    # `f_locals` is read only where the name exists: it would keep alive what the variables hold at this moment.
     code = frame.f_code
     known = name in code.co_varnames or name in code.co_cellvars or name in code.co_freevars
     return frame.f_locals.get(name) if known else None

@@ -1,6 +1,6 @@
-"""The orderly end of a worker: before its server acts on a signal, its sockets are closed one after the other.
+"""The drain at a signal: before the server acts on it, the clients of the worker are closed one after the other.
 
-Servers close every socket in the moment they are told to end, and ten thousand clients come back in the same second.
+A server that is stopped closes every socket at the same moment, and ten thousand clients reconnect in the same second.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 __all__ = ["draining_on_signals", "stagger_window"]
 
-logger = logging.getLogger("backplane.worker.shutdown")
+logger: Final = logging.getLogger("backplane.worker.shutdown")
 
-# A handful of sockets needs no spreading: so many make the whole of it worth while.
+# The closes of few sockets need not be spread: from so many on the whole of the time is used.
 _FULL_SPREAD: Final = 100
 
 
 def stagger_window(sockets: int, most_seconds: float) -> float:
-    """Return over how long to close so many sockets."""
+    """Return over how many seconds to spread the close of so many sockets."""
     return most_seconds * min(1.0, sockets / _FULL_SPREAD)
 
 
 @contextmanager
 def draining_on_signals(drain: Callable[[bool], Coroutine[Any, Any, None]]) -> Generator[None]:
-    """Put `drain` before what the server does on SIGTERM or SIGINT; the same signal again does not wait for it.
+    """Run `drain` before the server handles SIGTERM or SIGINT; the same signal a second time cancels the drain.
 
-    Works where the server handles the signal in a Python function. Where its event loop does, as with Granian, `drain`
-    runs beside what the server does, and is called with `True`: there is little time. Where nobody handles a signal,
-    and where Python's own way of Ctrl-C does, nothing is changed.
+    Works where the server handles the signal in a Python function. Where its event loop handles it, as with Granian,
+    `drain` runs at the same time as the server's own handling, and is called with `True`: there is little time. A
+    signal without a handler, and one that Python handles itself (`KeyboardInterrupt`), is left as it is.
     """
     with ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():
@@ -48,46 +48,46 @@ def draining_on_signals(drain: Callable[[bool], Coroutine[Any, Any, None]]) -> G
 
 
 class _Draining:
-    """One drain, however many signals come."""
+    """One drain, started by the first signal."""
 
     def __init__(self, drain: Callable[[bool], Coroutine[Any, Any, None]]) -> None:
         self._drain = drain
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
-        self._seen: set[int] = set()
+        self._seen: set[int] = set()  # signals
 
     def handle(self, number: signal.Signals) -> Callable[[], None]:
-        """Take a signal from now on; return what gives it back."""
-        servers = signal.getsignal(number)
-        if not callable(servers) or _is_pythons(servers):
+        """Handle a signal from now on; return a function that restores the handler before."""
+        original = signal.getsignal(number)
+        if not callable(original) or _is_of_python(original):
             return lambda: None
-        then = None if _is_loops(servers) else servers
+        then = None if _is_of_loop(original) else original
 
         def handler(*_: object) -> None:
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._take, number, then)
+                self._loop.call_soon_threadsafe(self._signalled, number, then)
             elif then is not None:
                 then(number, None)
 
-        def give_back() -> None:
+        def restore() -> None:
             if signal.getsignal(number) is handler:
-                _set_handler(number, servers)
+                _set_handler(number, original)
 
         _set_handler(number, handler)
-        return give_back
+        return restore
 
     def cancel(self) -> None:
-        """End: what is left of the drain would outlive the server."""
+        """Cancel the drain, if it runs: it would outlive the server."""
         if self._task is not None:
             self._task.cancel()
 
-    def _take(self, number: int, then: _Handler | None) -> None:
+    def _signalled(self, number: int, then: _Handler | None) -> None:
         if self._task is None:
             self._task = self._loop.create_task(self._run(number, then), name="backplane-drain")
         elif self._task.done():
             if then is not None:
                 then(number, None)
-        elif number in self._seen:  # at Ctrl-C a worker gets SIGINT from the terminal, and SIGTERM from its parent
+        elif number in self._seen:  # one of each is Ctrl-C: SIGINT from the terminal, SIGTERM from the parent process
             self._task.cancel()
         self._seen.add(number)
 
@@ -104,16 +104,16 @@ class _Draining:
 def _set_handler(number: int, handler: Any) -> None:
     signal.signal(number, handler)
     if hasattr(signal, "siginterrupt"):  # not on Windows
-        signal.siginterrupt(number, False)  # as event loops have it, which are notified beside any handler
+        signal.siginterrupt(number, False)  # as event loops set it: they are notified in addition to the handler
 
 
-def _is_loops(handler: object) -> bool:
-    """Return whether it is an event loop's own, an empty function: what really happens cannot be put off."""
+def _is_of_loop(handler: object) -> bool:
+    """Return whether an event loop has set `handler`, a function that does nothing: its callback cannot be delayed."""
     return _package(handler) in {"asyncio", "signal", "uvloop"}
 
 
-def _is_pythons(handler: object) -> bool:
-    """Return whether it is what Ctrl-C does in any program: `KeyboardInterrupt`, or the same by `asyncio.Runner`."""
+def _is_of_python(handler: object) -> bool:
+    """Return whether `handler` is Python's own for Ctrl-C: it raises `KeyboardInterrupt`, or is that of `Runner`."""
     function = getattr(handler, "func", handler)  # of a partial
     return function is signal.default_int_handler or getattr(function, "__name__", "") == "_on_sigint"
 

@@ -15,6 +15,7 @@ import uvloop
 
 from backplane import Backplane
 from backplane.connection.connection import Connection
+from backplane.fanout.backlog import Backlog
 from backplane.fanout.outbox import Outbox
 from benchmarks.micro.figure import Figure
 
@@ -118,7 +119,7 @@ async def _open(count: int) -> tuple[list[TransportSocket], list[socket.socket]]
 async def _join(backplane: Backplane, own: TransportSocket) -> None:
     running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
     assert running is not None
-    connection = Connection(own, running.hub, Outbox(max_bytes=1_000_000, max_messages=1_000))
+    connection = Connection(own, running.hub, Outbox(Backlog(max_bytes=1_000_000, max_messages=1_000)))
     await connection.join("room")
     connection.opened()
 

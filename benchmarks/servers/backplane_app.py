@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, WebSocket
 
-from backplane import Backplane, BrokerError, Gap
+from backplane import Backlog, Backplane, BrokerError, Gap
 from benchmarks.servers.stall import watch
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ async def publish(websocket: WebSocket) -> None:
 async def report_gaps(websocket: WebSocket, channel: str) -> None:
     """Send each gap of the channel, and nothing else."""
     await websocket.accept()
-    async with backplane.subscribe(channel, when_full="drop_oldest") as messages:
+    async with backplane.subscribe(channel, backlog=Backlog(when_full="drop_oldest")) as messages:
         async for message in messages:
             if isinstance(message, Gap):
                 await websocket.send_text(f"gap {message.reason}")

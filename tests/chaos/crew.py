@@ -7,9 +7,10 @@ import gc
 import itertools
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from backplane import (
+    Backlog,
     Backplane,
     BrokerUnavailableError,
     Gap,
@@ -63,8 +64,8 @@ class Member:
 
     async def listen(self, ready: asyncio.Event) -> None:
         """Hear until cancelled."""
-        room = {"max_outbox_bytes": _ROOM_BYTES, "max_outbox_messages": _ROOM_MESSAGES}
-        async with self.backplane.subscribe(*CHANNELS, **cast("Any", room)) as messages:
+        backlog = Backlog(max_bytes=_ROOM_BYTES, max_messages=_ROOM_MESSAGES)
+        async with self.backplane.subscribe(*CHANNELS, backlog=backlog) as messages:
             ready.set()
             async for item in messages:
                 if isinstance(item, Gap):

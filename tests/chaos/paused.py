@@ -14,7 +14,7 @@ from typing import Any
 
 import uvloop
 
-from backplane import Backplane, Gap
+from backplane import Backlog, Backplane, Gap
 from tests.chaos.crew import QUICK
 
 _SPEAKERS = 4
@@ -30,7 +30,7 @@ async def main(url: str) -> dict[str, Any]:
     backplane = Backplane(url, settings=QUICK)
 
     async def listen() -> None:
-        async with backplane.subscribe("room", max_outbox_messages=1_000_000) as messages:
+        async with backplane.subscribe("room", backlog=Backlog(max_messages=1_000_000)) as messages:
             ready.set()
             async for item in messages:
                 if isinstance(item, Gap):

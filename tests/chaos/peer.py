@@ -10,13 +10,16 @@ import json
 import os
 import sys
 
-from backplane import Backplane, Gap
+from backplane import Backlog, Backplane, Gap
 from tests.chaos.crew import CHANNELS, GREETING
 
 
 async def main(url: str) -> None:
     """Hear until the process ends."""
-    async with Backplane(url) as backplane, backplane.subscribe(*CHANNELS, when_full="drop_newest") as messages:
+    async with (
+        Backplane(url) as backplane,
+        backplane.subscribe(*CHANNELS, backlog=Backlog(when_full="drop_newest")) as messages,
+    ):
         _write("ready")
         async for item in messages:
             if isinstance(item, Gap):

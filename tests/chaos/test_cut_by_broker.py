@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.asyncio import Redis
 
-from backplane import Backplane, Gap, SubscribeError
+from backplane import Backlog, Backplane, Gap, SubscribeError
 from backplane.testing import FaultProxy
 from tests.brokers.broker import ProcessBroker
 from tests.brokers.redis import RedisConfig
@@ -74,7 +74,7 @@ async def test_one_denied_channel_of_a_thousand_and_a_killed_client(private_redi
         asyncio.timeout(30),
         root.from_url(broker.url.replace("alice:secret@", "")) as observer,
         Backplane(broker.url, settings=QUICK) as backplane,
-        backplane.subscribe(max_outbox_messages=5000) as messages,
+        backplane.subscribe(backlog=Backlog(max_messages=5000)) as messages,
     ):
         joined = await asyncio.gather(*(messages.join(name) for name in channels), return_exceptions=True)
         assert [type(error) for error in joined if error is not None] == [SubscribeError]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane import Backplane, Gap
+from backplane import Backlog, Backplane, Gap
 from tests.brokers.process import wait_until
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ async def test_a_worker_that_is_stopped_keeps_its_link(
 async def test_a_burst_is_no_outage(site: Site) -> None:
     """Fifty thousand publishes at once are worked off: none is unknown, no link is lost, and all arrive in order."""
     numbers = [str(number) for number in range(_BURST)]
-    room = {"max_outbox_messages": 2 * _BURST, "max_outbox_bytes": 64 * 1024 * 1024}
-    async with Backplane(site.url) as backplane, backplane.subscribe("room", **room) as messages:  # type: ignore[arg-type]
+    backlog = Backlog(max_messages=2 * _BURST, max_bytes=64 * 1024 * 1024)
+    async with Backplane(site.url) as backplane, backplane.subscribe("room", backlog=backlog) as messages:
         changes: list[str] = []
         backplane.on_state(lambda change: changes.append(change.reason))
         outcomes = await asyncio.gather(

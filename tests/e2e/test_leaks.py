@@ -64,7 +64,13 @@ class Server:
         gc.collect()
         objects = [found for found in gc.get_objects() if isinstance(found, Connection)]
         tasks = asyncio.all_tasks() - self._tasks
-        return [*running.connections, *running.hub.channels, *running.broker_subscriptions.wanted, *objects, *tasks]
+        return [
+            *running.clients.connected,
+            *running.hub.channels,
+            *running.broker_subscriptions.wanted,
+            *objects,
+            *tasks,
+        ]
 
 
 @pytest.fixture(

@@ -127,7 +127,7 @@ async def test_event_source(site: tuple[Site, str], page: Page) -> None:
         await site[0].until_asked()
     assert await page.evaluate("source.readyState !== EventSource.CLOSED")
 
-    running.draining = False  # as if it had reached another worker
+    running.clients.is_draining = False  # as if it had reached another worker
     async with asyncio.timeout(30):
         while not await page.evaluate("heard.includes('back')"):
             await backplane.publish("a", "back")

@@ -63,7 +63,7 @@ def test_limits_close_with_their_codes(serve: Serve) -> None:
     site = serve("chat")
     with site.connect("/rooms/limits?name=ada") as ada:
         ada.send("x" * 9000)
-        assert code_of_end(ada) == CloseCode.TOO_BIG
+        assert code_of_end(ada) == CloseCode.MESSAGE_TOO_BIG
     with site.connect("/rooms/limits?name=ada") as ada:
         for _ in range(21):
             ada.send("flood")

@@ -172,7 +172,7 @@ ENDS = {
     "long": (close_at_length, (4321, "€" * 40 + "…")),
     "silent": (close_without_words, (4503, "forbidden")),
     "late": (close_and_use, (4700, "banned")),
-    "wrong": (close_wrongly, (1000, "normal")),
+    "wrong": (close_wrongly, (1000, "normal closure")),
 }
 
 
@@ -195,8 +195,8 @@ async def test_end_of_the_block(protocol: type[asyncio.Protocol], caplog: pytest
                 ends[name] = await end_of(client)
         statistics = backplane.statistics()
     assert ends == {name: end for name, (_, end) in ENDS.items()}
-    assert statistics["connections_opened"] == len(ENDS)
-    assert sum(count for name, count in statistics.items() if name.startswith("closed_")) == len(ENDS)
+    assert statistics.connections_opened == len(ENDS)
+    assert sum(count for name, count in statistics.as_dict().items() if name.startswith("closed_")) == len(ENDS)
     assert tracebacks(caplog) == []
 
 
@@ -224,7 +224,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, tuple[int, str]]] = {
     "slow": (
         {"channel": "slow"},
         503,
-        (1013, "whether this client may join was not found out in time: try again later"),
+        (1013, "whether this client may join was not decided in time: try again later"),
     ),
     "HTTPException": ({"channel": "unpaid"}, 402, (4503, "pay first")),
     "WebSocketException": ({"channel": "chosen"}, 403, (4444, "not you")),
@@ -266,9 +266,8 @@ async def refusing(
     monkeypatch.setattr(MemoryBroadcaster, "subscribe", refuse_to_subscribe)
     backplane = Backplane(
         "memory://",
-        settings=Settings(
-            max_connections_per_client=1, authorize_timeout_seconds=0.1, subscribe_timeout_seconds=0.1, **settings
-        ),
+        settings=Settings(authorize_timeout_seconds=0.1, subscribe_timeout_seconds=0.1, **settings),
+        limits=Limits(max_connections_per_client=1),
     )
     backplane.authorize(decide)
 
@@ -299,8 +298,8 @@ async def test_refused_by_http(
             statuses[name] = caught.value.response.status_code
         health, statistics = await backplane.health(), backplane.statistics()
     assert statuses == {name: status for name, (_, status, _) in REFUSALS.items()}
-    assert (health.connections, statistics["connections_opened"]) == (1, 1)
-    assert statistics["connections_refused"] == len(REFUSALS)
+    assert (health.connections, statistics.connections_opened) == (1, 1)
+    assert statistics.connections_refused == len(REFUSALS)
     assert tracebacks(caplog) == []
 
 
@@ -325,8 +324,8 @@ async def test_refused_after_accept(
             assert await end_of(client) == (1011, "internal error")
     assert "a fault" in str(tracebacks(caplog)[0].exc_info)  # the server has ended, and logged it before
     assert ends == {name: end for name, (_, _, end) in REFUSALS.items()}
-    assert (health.connections, statistics["connections_opened"]) == (1, 1)
-    assert statistics["connections_refused"] == len(REFUSALS) + 1
+    assert (health.connections, statistics.connections_opened) == (1, 1)
+    assert statistics.connections_refused == len(REFUSALS) + 1
 
 
 @LANES

@@ -26,6 +26,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType  #
 from aiokafka.protocol.admin import CreateAclsRequest, DescribeAclsRequest  # type: ignore[import-untyped]
 
 from backplane import (
+    Backlog,
     Backplane,
     BrokerAuthenticationError,
     BrokerError,
@@ -610,7 +611,7 @@ async def test_publishes_on_a_link_that_is_cut_succeed_once(proxy: FaultProxy, u
         proxy,
         Backplane(proxy.url, settings=_QUICK) as backplane,
         Backplane(url) as outside,
-        outside.subscribe("room", max_outbox_messages=5000) as messages,
+        outside.subscribe("room", backlog=Backlog(max_messages=5000)) as messages,
     ):
         published: list[asyncio.Task[None]] = []
         for number in range(1000):
@@ -860,7 +861,7 @@ async def test_a_record_larger_than_a_fetch_arrives(url: str, topic: str) -> Non
     async with _admin(url) as admin:
         await _create(admin, NewTopic(topic, 4, 1, topic_configs={"max.message.bytes": "5000000"}))
     rooms = [f"room-{number}" for number in range(8)]
-    async with Backplane(url) as backplane, backplane.subscribe(*rooms, max_outbox_bytes=1 << 26) as messages:
+    async with Backplane(url) as backplane, backplane.subscribe(*rooms, backlog=Backlog(max_bytes=1 << 26)) as messages:
         async with _producer(url, max_request_size=5_000_000) as foreign:
             for room in rooms:
                 await foreign.send_and_wait(topic, b"x" * 3_000_000, key=room.encode())

@@ -38,13 +38,15 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
-from backplane import Backplane
-from backplane.connection.limits import Limits
-from backplane.settings import Settings
+from backplane import Backlog, Backplane, Limits, Settings
 
 lane, options = sys.argv[1] == "lane", json.loads(sys.argv[2])
-settings = Settings(max_outbox_bytes=64 * 1024, drain_seconds=0.1, **options.pop("settings", {}))
-backplane = Backplane("memory://", settings=settings)
+backplane = Backplane(
+    "memory://",
+    settings=Settings(drain_seconds=0.1, **options.pop("settings", {})),
+    limits=Limits(**options.pop("limits", {})),
+    backlog=Backlog(max_bytes=64 * 1024),
+)
 handlers = 0
 released = asyncio.Event()
 
@@ -54,8 +56,8 @@ async def room(websocket):
     try:
         path = websocket.url.path
         limits = Limits(max_message_bytes=None) if path == "/unlimited" else None
-        bound = 100_000_000 if path == "/hoarder" else None
-        async with backplane.connect(websocket, "room", limits=limits, max_outbox_bytes=bound) as connection:
+        backlog = Backlog(max_bytes=100_000_000, max_messages=1_000_000) if path == "/hoarder" else None
+        async with backplane.connect(websocket, "room", limits=limits, backlog=backlog) as connection:
             if path == "/stubborn":
                 await released.wait()
             if path == "/deaf":
@@ -496,7 +498,7 @@ def test_stream_that_ended_on_a_connection_that_goes_on(tmp_path: Path) -> None:
 
 def test_as_many_as_a_client_may_have(setup: Setup, tmp_path: Path) -> None:
     """A client that is cut does not get another place before its socket is gone."""
-    with serving(tmp_path, setup, settings={"max_connections_per_client": 5}) as site:
+    with serving(tmp_path, setup, limits={"max_connections_per_client": 5}) as site:
         stalled = [site.client() for _ in range(5)]
         assert all(b" 101 " in client.handshake() for client in stalled)
         site.get("/publish?count=20")
@@ -508,7 +510,7 @@ def test_as_many_as_a_client_may_have(setup: Setup, tmp_path: Path) -> None:
 
 def test_end_with_stalled_clients(setup: Setup, tmp_path: Path) -> None:
     """A server with clients that read nothing, on a socket and on a stream, ends on SIGTERM."""
-    with serving(tmp_path, setup, settings={"max_outbox_messages": 1_000_000}) as site:
+    with serving(tmp_path, setup) as site:
         assert b" 101 " in site.client().handshake(b"/hoarder")
         stream = site.client()
         stream.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -285,7 +285,7 @@ async def test_middleware(
     assert {whose for whose, _ in site.seen} == {"alice", "mallory"}
     assert [pair for pair in site.seen if pair[0] != pair[1]] == []
     assert [record.getMessage() for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
-    assert backplane.statistics()["closed_internal_error"] == 0
+    assert backplane.statistics().closed_internal_error == 0
 
 
 async def test_opentelemetry(backplane: Backplane, caplog: pytest.LogCaptureFixture) -> None:
@@ -337,4 +337,4 @@ async def test_middleware_that_fails(backplane: Backplane, caplog: pytest.LogCap
             assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1011, "internal error")
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert [error.partition("failed")[1:] for error in errors] == [("failed", ": closing it")]
-    assert backplane.statistics()["closed_internal_error"] == 2
+    assert backplane.statistics().closed_internal_error == 2

@@ -15,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from backplane import (
+    Backlog,
     Backplane,
     BrokerAuthenticationError,
     BrokerError,
@@ -174,7 +175,7 @@ async def test_one_denied_channel_of_a_thousand_after_a_reconnect(private_redis:
         foreign_client(root) as observer,
         FaultProxy(broker.url) as proxy,
         Backplane(proxy.url, settings=Settings(max_backoff_seconds=0.2)) as backplane,
-        backplane.subscribe(*channels, max_outbox_messages=5000) as messages,
+        backplane.subscribe(*channels, backlog=Backlog(max_messages=5000)) as messages,
     ):
         rules = [f"&{channel}" for channel in channels if channel != "room-500"]
         await observer.execute_command("ACL", "SETUSER", "alice", "resetchannels", *rules)

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from backplane import Backplane, BrokerError, BrokerUnavailableError, Gap, Message, Settings
+from backplane import Backlog, Backplane, BrokerError, BrokerUnavailableError, Gap, Message, Settings
 from backplane.adapters.redis import broadcaster as adapter
 from backplane.adapters.redis import connect as redis_connect
 from backplane.broadcaster import SupportsLinkCheck
@@ -147,7 +147,7 @@ async def test_a_busy_channel_hides_no_demotion(private_redis: StartRedis) -> No
     async with (
         MovingService(port_of(old)) as service,
         Backplane(service.url, settings=QUICK) as backplane,
-        backplane.subscribe("room", when_full="drop_oldest") as messages,
+        backplane.subscribe("room", backlog=Backlog(when_full="drop_oldest")) as messages,
     ):
         talking = asyncio.create_task(chatter())
         await command(new, "REPLICAOF", "NO", "ONE")

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from backplane import Backplane, Gap
+from backplane import Backlog, Backplane, Gap
 
 pytestmark = pytest.mark.anyio
 
@@ -110,7 +110,7 @@ async def main():
                     break
                 await asyncio.sleep(0.05)
             assert backplane.state == "live"
-            assert backplane.statistics()["gaps"] == 0
+            assert backplane.statistics().gaps == 0
 
 asyncio.run(main())
 """
@@ -170,7 +170,7 @@ def run(code: str, url: str) -> None:
 async def published_by(code: str, url: str, count: int) -> dict[str, list[int]]:
     """Run a script; return what a worker receives of it, the numbers of each publisher in their order."""
     found: dict[str, list[int]] = {}
-    async with Backplane(url) as worker, worker.subscribe("a", max_outbox_messages=10_000) as messages:
+    async with Backplane(url) as worker, worker.subscribe("a", backlog=Backlog(max_messages=10_000)) as messages:
         running = asyncio.create_task(asyncio.to_thread(run, code, url))
         async with asyncio.timeout(WAIT_SECONDS):
             for _ in range(count):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.lane import LaneWriter
     from backplane.message import Gap, Message
-    from backplane.statistics import Statistics
+    from backplane.statistics import Counters
 
 __all__ = [
     "ControlledBroadcaster",
@@ -368,6 +368,6 @@ def _place(awaited: object) -> tuple[object, int]:
     return frame, -1 if frame is None else frame.f_lasti
 
 
-def counted(statistics: Statistics) -> dict[str, int]:
+def counted(counters: Counters) -> dict[str, int]:
     """Return what was counted at all."""
-    return {name: count for name, count in statistics.as_dict().items() if count}
+    return {name: count for name, count in counters.snapshot().as_dict().items() if count}

@@ -11,9 +11,9 @@ from backplane.errors import ConfigurationError
 def test_numbers() -> None:
     """The numbers are part of the interface: clients compare with them."""
     assert {code.name: code.value for code in CloseCode} == {
-        "NORMAL": 1000,
+        "NORMAL_CLOSURE": 1000,
         "INVALID_DATA": 1007,
-        "TOO_BIG": 1009,
+        "MESSAGE_TOO_BIG": 1009,
         "INTERNAL_ERROR": 1011,
         "SERVICE_RESTART": 1012,
         "TRY_AGAIN_LATER": 1013,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
-import anyio
 import pytest
 from pydantic import BaseModel
 from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocket
 
 from backplane import (
+    Backlog,
     Backplane,
     BrokerAuthenticationError,
     BrokerError,
@@ -27,138 +27,63 @@ from backplane import (
     InvalidDataError,
     LifecycleError,
     Limits,
-    Message,
-    NotStartedError,
     PayloadTooLargeError,
     PublishError,
     PublishOutcomeUnknownError,
     Settings,
+    SlowConsumerError,
     StateChange,
-    Subscription,
+    Statistics,
 )
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.sync import SyncBackplane
+from tests.unit.asgi_client import WAIT_SECONDS, Client, data_of
 from tests.unit.doubles import Gate, until_idle
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
-
-    from starlette.types import Message as Event
+    from collections.abc import Callable, Iterable
 
     from backplane.broadcaster import Sink
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 5.0
-
-
-class Client:
-    """A WebSocket client as a server would show it to the application.
-
-    Attributes:
-        incoming: What the client does, as ASGI events; the handshake stands in it already.
-        sent: What the application sent, as ASGI events.
-        accept_gate: Holds the application's `accept`.
-    """
-
-    def __init__(self) -> None:
-        self.receiver: asyncio.Queue[Event] = asyncio.Queue()
-        self.receiver.put_nowait({"type": "websocket.connect"})
-        self.sent: asyncio.Queue[Event] = asyncio.Queue()
-        self.accept_gate = Gate()
-        self.accepting = asyncio.Event()
-        scope: dict[str, Any] = {"type": "websocket", "path": "/", "headers": [], "extensions": {}}
-        self.websocket = WebSocket(scope, self.receiver.get, self._send)
-
-    async def hears(self) -> str | int:
-        """Return the next text, or the code of the close."""
-        async with asyncio.timeout(WAIT_SECONDS):
-            event = await self.sent.get()
-            if event["type"] == "websocket.accept":
-                event = await self.sent.get()
-        heard: str | int = event["code"] if event["type"] == "websocket.close" else event["text"]
-        return heard
-
-    async def _send(self, event: Event) -> None:
-        if event["type"] == "websocket.accept":
-            self.accepting.set()
-            await self.accept_gate.passage()
-        self.sent.put_nowait(event)
-
-
-async def data_of(messages: Subscription, count: int) -> list[str | bytes]:
-    """Return the data of the next `count` messages."""
-    data: list[str | bytes] = []
-    async with asyncio.timeout(WAIT_SECONDS):
-        while len(data) < count:
-            message = await anext(messages)
-            assert not isinstance(message, Gap)
-            data.append(message.data)
-    return data
-
 
 # --- life ----------------------------------------------------------------------------------------------------------
 
 
-async def publish(backplane: Backplane) -> None:
-    """Publish something."""
-    await backplane.publish("a", "x")
-
-
-async def subscribe(backplane: Backplane) -> None:
-    """Subscribe to something."""
-    async with backplane.subscribe("a"):
-        pytest.fail("the block was entered")
-
-
-async def connect(backplane: Backplane) -> None:
-    """Connect a client."""
-    async with backplane.connect(Client().websocket, "a"):
-        pytest.fail("the block was entered")
-
-
-async def wait_for_state(backplane: Backplane) -> None:
-    """Wait for a state."""
-    await backplane.wait_for_state("live")
-
-
-USES = pytest.mark.parametrize("use", [publish, subscribe, connect, wait_for_state])
-
-
-@USES
-async def test_use_before_the_start(use: Callable[[Backplane], Awaitable[None]]) -> None:
-    """What is not started says so, and how to start it."""
+@pytest.mark.parametrize("name", ["authorize", "on_slow"])
+async def test_configured_before_the_start(name: str) -> None:
+    """What applies to all clients alike is set before the start, or after a stop: in between it is refused by name."""
     backplane = Backplane("memory://")
-    with pytest.raises(NotStartedError, match=r"lifespan=backplane\.lifespan .* or use `async with backplane:`"):
-        await use(backplane)
+    configure: Callable[[Callable[..., bool]], object] = getattr(backplane, name)
+    for _ in range(2):
+        configure(lambda *_: True)
+        async with backplane:
+            with pytest.raises(LifecycleError, match=f"^{name} is set before the backplane is started"):
+                configure(lambda *_: True)
 
 
-async def test_use_before_the_start_in_a_test() -> None:
-    """The commonest reason in a test, a client that does not run the lifespan, is named."""
-    with pytest.raises(NotStartedError, match=r"with TestClient\(app\)"):
-        await Backplane("memory://").publish("a", "x")
+async def test_statistics_while_not_running() -> None:
+    """Before the start and after the stop every figure is zero."""
+    backplane = Backplane("memory://")
+    assert backplane.statistics() == Statistics()
+    async with backplane:
+        await backplane.publish("a", "x")
+        assert backplane.statistics() == Statistics(published=1)
+    assert backplane.statistics() == Statistics()
 
 
 @pytest.mark.parametrize("given", ["nothing", "argument", "environment", "lifespan"])
 async def test_warning_of_the_default_url(
     given: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A script that nobody gave a URL is warned with the name of the variable; a web application is not."""
+    """A script without a URL gets a warning with the name of the variable; a web application does not."""
     if given == "environment":
         monkeypatch.setenv("BACKPLANE_URL", "memory://")
     backplane = Backplane("memory://" if given == "argument" else None)
     async with backplane.lifespan(object()) if given == "lifespan" else backplane:
         await backplane.publish("a", "x")
     assert ("BACKPLANE_URL" in caplog.text) is (given == "nothing")
-
-
-@USES
-async def test_use_after_the_stop(use: Callable[[Backplane], Awaitable[None]]) -> None:
-    """What was stopped says so."""
-    async with Backplane("memory://") as backplane:
-        pass
-    with pytest.raises(ClosedError, match="has been stopped"):
-        await use(backplane)
 
 
 async def test_state() -> None:
@@ -169,178 +94,6 @@ async def test_state() -> None:
         assert entered is backplane
         states.append(backplane.state)
     assert [*states, backplane.state] == ["closed", "live", "closed"]
-
-
-def test_start_in_an_event_loop_that_is_not_asyncios() -> None:
-    """Under trio a start says what is wrong; without any event loop of asyncio's it is the same."""
-    starting = Backplane("memory://").start()
-    with pytest.raises(LifecycleError, match="needs asyncio"):
-        starting.send(None)
-
-
-async def test_start_twice() -> None:
-    """A second start is refused, and the first goes on."""
-    async with Backplane("memory://") as backplane:
-        with pytest.raises(LifecycleError, match="started already"):
-            await backplane.start()
-        async with backplane.subscribe("a") as messages:
-            await backplane.publish("a", "still here")
-            assert await data_of(messages, 1) == ["still here"]
-
-
-async def test_start_while_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A start beside another one that is under way is refused."""
-    gate = Gate()
-    gate.close()
-    start = MemoryBroadcaster.start
-
-    async def slow_start(self: MemoryBroadcaster, sink: Sink) -> None:
-        await gate.passage()
-        await start(self, sink)
-
-    monkeypatch.setattr(MemoryBroadcaster, "start", slow_start)
-    backplane = Backplane("memory://")
-    starting = asyncio.create_task(backplane.start())
-    await until_idle()
-    assert backplane.state == "starting"
-    with pytest.raises(LifecycleError, match="started already"):
-        await backplane.start()
-    gate.open()
-    await starting
-    await backplane.stop()
-
-
-async def test_start_that_fails_can_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failed start leaves it not started."""
-    backplane = Backplane("memory://")
-
-    async def fail(*_: object) -> None:
-        raise BrokerAuthenticationError("wrong password", adapter="memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MemoryBroadcaster, "start", fail)
-        with pytest.raises(BrokerAuthenticationError, match="memory: wrong password"):
-            await backplane.start()
-    with pytest.raises(NotStartedError):
-        await backplane.publish("a", "x")
-    async with backplane:
-        assert backplane.state == "live"
-
-
-def test_start_again_in_another_event_loop() -> None:
-    """After its end it may be started again, in another event loop too."""
-    backplane = Backplane("memory://")
-
-    async def run() -> list[str | bytes]:
-        async with backplane, backplane.subscribe("a") as messages:
-            await backplane.publish("a", "x")
-            return await data_of(messages, 1)
-
-    assert [asyncio.run(run()) for _ in range(3)] == [["x"]] * 3
-
-
-async def test_stop_twice() -> None:
-    """Stopping again, or before the start, changes nothing."""
-    backplane = Backplane("memory://")
-    await backplane.stop()
-    async with backplane:
-        await backplane.stop()
-    await backplane.stop()
-    assert backplane.state == "closed"
-
-
-async def test_stop_ends_connections_and_subscriptions() -> None:
-    """At the stop every client is closed with 1012 and every iteration ends."""
-    backplane = Backplane("memory://")
-    await backplane.start()
-    clients = [Client() for _ in range(3)]
-
-    async def handle(client: Client) -> list[str | bytes]:
-        async with backplane.connect(client.websocket, "a") as connection:
-            return [message async for message in connection]
-
-    async def consume() -> list[Message | Gap]:
-        async with backplane.subscribe("a") as messages:
-            return [message async for message in messages]
-
-    handling = [asyncio.create_task(handle(client)) for client in clients]
-    consuming = asyncio.create_task(consume())
-    for client in clients:
-        assert (await client.sent.get())["type"] == "websocket.accept"
-    await until_idle()
-    await backplane.stop()
-    assert [await client.hears() for client in clients] == [1012] * 3
-    assert await asyncio.wait_for(asyncio.gather(*handling), WAIT_SECONDS) == [[]] * 3
-    assert await asyncio.wait_for(consuming, WAIT_SECONDS) == []
-
-
-async def test_stop_while_a_client_is_being_accepted() -> None:
-    """A client whose handshake is under way at the stop is told to come back as well."""
-    backplane = Backplane("memory://")
-    await backplane.start()
-    client = Client()
-    client.accept_gate.close()
-
-    async def handle() -> None:
-        async with backplane.connect(client.websocket, "a") as connection:
-            async for _ in connection:
-                pytest.fail("the client said nothing")
-
-    handling = asyncio.create_task(handle())
-    await client.accepting.wait()
-    await backplane.stop()
-    client.accept_gate.open()
-    await asyncio.wait([handling], timeout=WAIT_SECONDS)
-    events = [client.sent.get_nowait() for _ in range(client.sent.qsize())]
-    assert [(event["type"], event.get("code")) for event in events] == [
-        ("websocket.accept", None),
-        ("websocket.close", 1012),
-    ]
-
-
-async def test_stop_within_a_cancelled_scope(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block left by an anyio timeout leaves no task and no link: there every await of the stop is cancelled again."""
-    stops: list[MemoryBroadcaster] = []
-    stop = MemoryBroadcaster.stop
-
-    async def counted_stop(self: MemoryBroadcaster) -> None:
-        stops.append(self)
-        await stop(self)
-
-    monkeypatch.setattr(MemoryBroadcaster, "stop", counted_stop)
-    before = asyncio.all_tasks()
-    backplane = Backplane("memory://")
-    with anyio.CancelScope() as scope:
-        async with backplane:
-            scope.cancel()
-            await anyio.lowlevel.checkpoint()
-    await until_idle()
-    assert asyncio.all_tasks() - before == set()
-    assert len(stops) == 1
-
-
-async def test_stop_cancelled_can_be_finished(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop that was cancelled half way is finished by the next one: the adapter is stopped."""
-    stops: list[str] = []
-    gate = Gate()
-    gate.close()
-
-    async def slow_stop(_: MemoryBroadcaster) -> None:
-        stops.append("begun")
-        await gate.passage()
-        stops.append("done")
-
-    monkeypatch.setattr(MemoryBroadcaster, "stop", slow_stop)
-    backplane = Backplane("memory://")
-    await backplane.start()
-    stopping = asyncio.create_task(backplane.stop())
-    await until_idle()
-    stopping.cancel()
-    await asyncio.wait([stopping])
-    gate.open()
-    await backplane.stop()
-    await until_idle()
-    assert "done" in stops
 
 
 @pytest.mark.parametrize(
@@ -359,49 +112,6 @@ def test_arguments_of_no_use(given: dict[str, Any], words: str) -> None:
         Backplane("memory://", **given)
 
 
-async def test_start_while_stopping() -> None:
-    """A start waits for the stop that is under way, whose link would otherwise be closed under the new one."""
-    backplane = Backplane("memory://")
-    await backplane.start()
-    stopping = asyncio.create_task(backplane.stop())
-    await asyncio.sleep(0)
-    await backplane.start()
-    await stopping
-    async with backplane.subscribe("a") as messages:
-        await backplane.publish("a", "x")
-        assert await data_of(messages, 1) == ["x"]
-    assert (await backplane.health()).generation == 1
-    assert backplane.statistics()["gaps"] == 0
-    await backplane.stop()
-
-
-def test_start_after_an_event_loop_that_ended_in_the_middle_of_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was half stopped there is left behind: another adapter is opened."""
-    started: set[int] = set()
-    start = MemoryBroadcaster.start
-
-    async def counted_start(self: MemoryBroadcaster, sink: Sink) -> None:
-        started.add(id(self))
-        await start(self, sink)
-
-    async def endless_stop(_: MemoryBroadcaster) -> None:
-        await asyncio.Event().wait()
-
-    async def stop_and_leave() -> None:
-        await backplane.start()
-        stopping = asyncio.create_task(backplane.stop())
-        await until_idle()
-        stopping.cancel()
-
-    monkeypatch.setattr(MemoryBroadcaster, "start", counted_start)
-    backplane = Backplane("memory://")
-    with monkeypatch.context() as patch:
-        patch.setattr(MemoryBroadcaster, "stop", endless_stop)
-        asyncio.run(stop_and_leave())
-    asyncio.run(backplane.start())
-    assert len(started) == 2
-
-
 # --- drain, state and health ---------------------------------------------------------------------------------------
 
 
@@ -412,10 +122,10 @@ async def ends(handling: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def listen(backplane: Backplane, client: Client) -> None:
-    """Be the handler of a client that says nothing."""
+    """Be the handler of a client that sends nothing."""
     async with backplane.connect(client.websocket, "a") as connection:
         async for _ in connection:
-            pytest.fail("the client said nothing")
+            pytest.fail("the client sent nothing")
 
 
 async def accepted(backplane: Backplane, count: int) -> tuple[list[Client], list[asyncio.Task[None]]]:
@@ -439,7 +149,7 @@ async def test_drain_closes_every_client() -> None:
         clients, handling = await accepted(backplane, 20)
         await asyncio.wait_for(backplane.drain(), WAIT_SECONDS)
         await ends(handling)
-        assert [await client.hears() for client in clients] == [1012] * 20
+        assert [await client.receives() for client in clients] == [1012] * 20
         health = await backplane.health()
         assert (health.draining, health.ready, health.live, health.connections) == (True, False, True, 0)
         await backplane.publish("a", "still there")
@@ -458,7 +168,7 @@ async def test_drain_spreads_the_closes(monkeypatch: pytest.MonkeyPatch) -> None
 
     async with Backplane("memory://", settings=Settings(drain_seconds=3)) as backplane:
         _, handling = await accepted(backplane, 100)
-        monkeypatch.setattr("backplane.worker.runtime.random.uniform", uniform)
+        monkeypatch.setattr("backplane.worker.clients.random.uniform", uniform)
         await asyncio.wait_for(backplane.drain(), WAIT_SECONDS)
         await ends(handling)
     assert bounds == [3] * 100
@@ -473,17 +183,15 @@ async def test_drain_takes_no_new_clients() -> None:
             async with backplane.connect(client.websocket, "a"):
                 pytest.fail("the block was entered")
         assert isinstance(refused.value.__cause__, ClosedError)
-        assert await client.hears() == 1008  # 503 where the server can say it
+        assert await client.receives() == 1008  # 503 where the server can send it
         assert (await backplane.health()).connections == 0
 
 
-async def test_drain_is_bounded_by_a_handler_that_hangs(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_drain_is_bounded_by_a_handler_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
     """A handler that does not end with its client does not keep the server from ending."""
-    monkeypatch.setattr("backplane.worker.runtime._CLOSE_SECONDS", 0.05)
     settings = Settings(drain_seconds=0.05, handler_grace_seconds=0.01)
     async with Backplane("memory://", settings=settings) as backplane:
+        backplane._lifecycle.running().close_seconds = 0.05  # pyright: ignore[reportPrivateUsage]
         client, may_end = Client(), asyncio.Event()
 
         async def hang() -> None:
@@ -495,7 +203,7 @@ async def test_drain_is_bounded_by_a_handler_that_hangs(
         handling = asyncio.create_task(hang())
         await client.accepting.wait()
         await asyncio.wait_for(backplane.drain(), WAIT_SECONDS)
-        assert await client.hears() == 1012
+        assert await client.receives() == 1012
         assert "1 handlers did not end with their connection" in caplog.messages
         may_end.set()
         await ends([handling])
@@ -509,7 +217,7 @@ async def test_drain_twice_and_before_the_start() -> None:
         clients, handling = await accepted(backplane, 5)
         await asyncio.wait_for(asyncio.gather(backplane.drain(), backplane.drain()), WAIT_SECONDS)
         await ends(handling)
-        assert [await client.hears() for client in clients] == [1012] * 5
+        assert [await client.receives() for client in clients] == [1012] * 5
         assert [client.sent.qsize() for client in clients] == [0] * 5
     await backplane.drain()
     async with backplane:
@@ -525,12 +233,12 @@ async def test_stop_in_the_middle_of_a_drain() -> None:
     await until_idle()
     await asyncio.wait_for(backplane.stop(), WAIT_SECONDS)
     await ends([draining, *handling])
-    assert [await client.hears() for client in clients] == [1012] * 3
+    assert [await client.receives() for client in clients] == [1012] * 3
     assert [client.sent.qsize() for client in clients] == [0] * 3
 
 
 async def test_on_state_hears_every_change(caplog: pytest.LogCaptureFixture) -> None:
-    """Each callback hears each change, though one before it raises; a life later too."""
+    """Each callback is called with each change, although one before it raises; after another start too."""
     backplane = Backplane("memory://")
     changes: list[tuple[str, str]] = []
 
@@ -622,7 +330,7 @@ async def test_publishes_are_counted(
                 await backplane.publish("a", "x")
         counted = backplane.statistics()
         outcomes = ("published", "publishes_unavailable", "publishes_unknown", "publishes_refused")
-        assert {outcome: counted[outcome] for outcome in outcomes} == {**dict.fromkeys(outcomes, 0), name: 3}
+        assert {outcome: counted.as_dict()[outcome] for outcome in outcomes} == {**dict.fromkeys(outcomes, 0), name: 3}
     refused = [text for text in caplog.messages if "refused a message" in text]
     assert len(refused) == (2 if name == "publishes_refused" else 0)
 
@@ -639,11 +347,11 @@ async def test_buffer_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
             await backplane.publish("a", "x")
         counted = backplane.statistics()
-        assert (counted["published"], counted["buffered"], counted["buffer_dropped"]) == (3, 3, 0)
+        assert (counted.published, counted.buffered, counted.buffer_dropped) == (3, 3, 0)
 
 
 async def test_connections_are_counted() -> None:
-    """Of the connections that were opened, each is there or stands in exactly one of the counts of ends."""
+    """Each connection that was opened is still open or counted in exactly one of the figures of closes."""
     async with Backplane("memory://", settings=BRIEF) as backplane:
         clients, handling = await accepted(backplane, 5)
         for client in clients[:2]:
@@ -652,18 +360,18 @@ async def test_connections_are_counted() -> None:
         handling[2].cancel()
         await asyncio.wait([handling[2]])
         counted = backplane.statistics()
-        assert (counted["connections_opened"], (await backplane.health()).connections) == (5, 2)
+        assert (counted.connections_opened, (await backplane.health()).connections) == (5, 2)
         await backplane.drain()
         await ends(handling[3:])
         counted = backplane.statistics()
-    closed = {name: count for name, count in counted.items() if name.startswith("closed_") and count}
+    closed = {name: count for name, count in counted.as_dict().items() if name.startswith("closed_") and count}
     assert closed == {"closed_by_client": 2, "closed_cancelled": 1, "closed_service_restart": 2}
 
 
 async def test_health_counts_gaps() -> None:
-    """A gap that was told is counted once per channel, with its time and its reason."""
+    """A gap is counted once per channel, with its time and its reason."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a", "b") as messages:
-        backplane._require_runtime().hub.gap(["a", "b"], "overrun")  # pyright: ignore[reportPrivateUsage]
+        backplane._lifecycle.running().hub.gap(["a", "b"], "overrun")  # pyright: ignore[reportPrivateUsage]
         assert [type(await anext(messages)) for _ in range(2)] == [Gap, Gap]
         health = await backplane.health()
         assert (health.gaps, health.last_gap_reason) == (2, "overrun")
@@ -728,7 +436,7 @@ async def test_wait_for_the_stop() -> None:
 
 
 async def test_wait_for_a_state_that_cannot_come() -> None:
-    """Who waits for another state at the stop is told that it was stopped, and does not wait for ever."""
+    """A wait for another state ends at the stop with an error that states it."""
     backplane = Backplane("memory://")
     await backplane.start()
     waiting = asyncio.create_task(backplane.wait_for_state("degraded"))
@@ -786,7 +494,7 @@ def test_wrong_url(url: str) -> None:
     [
         {"start_timeout_seconds": 0},
         {"linger_seconds": -1},
-        {"max_outbox_messages": 1.5},
+        {"max_buffer_messages": 1.5},
         {"probe_interval_seconds": "5"},
     ],
     ids=str,
@@ -797,17 +505,34 @@ def test_refused_settings(options: dict[str, Any]) -> None:
         Backplane("memory://", settings=Settings(**options))
 
 
-async def test_settings_bound_the_outbox() -> None:
-    """The bounds of `Settings` hold for each subscriber, and those of the call go before them."""
+async def test_backlog_of_the_backplane() -> None:
+    """The backlog of the backplane applies to each subscriber, and one of its own replaces it whole."""
     async with (
-        Backplane("memory://", settings=Settings(max_outbox_messages=1)) as backplane,
-        backplane.subscribe("a", when_full="drop_oldest") as by_settings,
-        backplane.subscribe("a", when_full="drop_oldest", max_outbox_messages=2) as by_call,
+        Backplane("memory://", backlog=Backlog(when_full="drop_oldest", max_messages=1)) as backplane,
+        backplane.subscribe("a") as by_default,
+        backplane.subscribe("a", backlog=Backlog(when_full="drop_newest", max_messages=2)) as by_call,
+        backplane.subscribe("a", backlog=Backlog(max_messages=2)) as closing,
     ):
         for number in range(3):
             await backplane.publish("a", str(number))
-        assert await data_of(by_settings, 1) == ["2"]
-        assert await data_of(by_call, 2) == ["1", "2"]
+        assert await data_of(by_default, 1) == ["2"]
+        assert await data_of(by_call, 2) == ["0", "1"]
+        assert await data_of(closing, 2) == ["0", "1"]
+        with pytest.raises(SlowConsumerError):
+            await anext(closing)
+
+
+@pytest.mark.parametrize("backlog", ["latest", 0, {"when_full": "latest"}, Limits()], ids=repr)
+async def test_what_is_no_backlog(backlog: Any) -> None:
+    """Anything but a `Backlog` is refused where it is given, by the backplane and by each of its subscribers."""
+    with pytest.raises(ConfigurationError, match=r"^backlog must be a Backlog\(\.\.\.\), not "):
+        Backplane("memory://", backlog=backlog)
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(ConfigurationError, match=r"^backlog must be a Backlog"):
+            async with backplane.subscribe("a", backlog=backlog):
+                pytest.fail("the block was entered")
+        with pytest.raises(ConfigurationError, match=r"^backlog must be a Backlog"):
+            backplane.connect(Client().websocket, "a", backlog=backlog)
 
 
 # --- publish -------------------------------------------------------------------------------------------------------
@@ -896,12 +621,15 @@ async def test_payload_at_and_over_the_limit() -> None:
 async def test_publish_to_nobody() -> None:
     """That no one subscribes is no error."""
     async with Backplane("memory://") as backplane:
-        await backplane.publish("nobody", "x")
+        await backplane.publish("empty", "x")
 
 
 async def test_publish_in_a_loop_reaches_all() -> None:
     """A publisher that never waits for anything else does not lose, double or reorder a message."""
-    async with Backplane("memory://") as backplane, backplane.subscribe("a", max_outbox_messages=10_000) as messages:
+    async with (
+        Backplane("memory://") as backplane,
+        backplane.subscribe("a", backlog=Backlog(max_messages=10_000)) as messages,
+    ):
         texts = [str(number) for number in range(5_000)]
         for text in texts:
             await backplane.publish("a", text)
@@ -922,16 +650,16 @@ def by_id(connection: Connection) -> Connection | str:
 async def test_exclude(name: Callable[[Connection], Connection | str]) -> None:
     """The excluded connection gets every other message, and the others get all."""
     async with Backplane("memory://") as backplane:
-        says, hears = Client(), Client()
+        sender, other = Client(), Client()
         async with (
-            backplane.connect(says.websocket, "a") as connection,
-            backplane.connect(hears.websocket, "a"),
+            backplane.connect(sender.websocket, "a") as connection,
+            backplane.connect(other.websocket, "a"),
         ):
             await backplane.publish("a", "1")
             await backplane.publish("a", "2", exclude=name(connection))
             await backplane.publish("a", "3")
-            assert [await hears.hears() for _ in range(3)] == ["1", "2", "3"]
-            assert [await says.hears() for _ in range(2)] == ["1", "3"]
+            assert [await other.receives() for _ in range(3)] == ["1", "2", "3"]
+            assert [await sender.receives() for _ in range(2)] == ["1", "3"]
 
 
 @pytest.mark.parametrize(
@@ -940,14 +668,14 @@ async def test_exclude(name: Callable[[Connection], Connection | str]) -> None:
     ids=lambda exclude: f"{exclude!r:.30}",
 )
 async def test_exclude_of_what_is_no_connection(exclude: Any) -> None:
-    """What is neither a connection nor an id, such as its `WebSocket`, is refused instead of excluding nobody."""
+    """What is neither a connection nor an id, such as its `WebSocket`, is refused: it would exclude no connection."""
     async with Backplane("memory://") as backplane:
         with pytest.raises(InvalidDataError, match=r"as `async with backplane\.connect.* returns it, or its id, not "):
             await backplane.publish("a", "x", exclude=exclude)
 
 
 async def test_exclude_of_an_unknown_id() -> None:
-    """The id of a connection elsewhere, or gone, excludes nobody here."""
+    """The id of a connection of another worker, or of one that is gone, excludes none here."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
         await backplane.publish("a", "x", exclude="00" * 8)
         assert await data_of(messages, 1) == ["x"]

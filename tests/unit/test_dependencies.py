@@ -67,12 +67,12 @@ def application(lifespan: Any) -> FastAPI:
 
 
 def reaches_the_room(app: ASGIApp) -> None:
-    """Publish over HTTP and over a socket, and hear both on a socket."""
+    """Publish over HTTP and over a socket, and receive both on a socket."""
     with TestClient(app) as client, client.websocket_connect("/rooms/a") as one:
         assert client.post("/rooms/a?text=hello").json() == "live"
         assert one.receive_text() == "hello"
-        one.send_text("said")
-        assert one.receive_text() == "said"
+        one.send_text("sent")
+        assert one.receive_text() == "sent"
 
 
 def test_dependency_with_the_lifespan(backplane: Backplane) -> None:
@@ -132,7 +132,7 @@ def test_plain_starlette(backplane: Backplane) -> None:
     async def socket(websocket: WebSocket) -> None:
         async with get_backplane(websocket).connect(websocket, "a") as connection:
             async for _ in connection:
-                pytest.fail("the client said nothing")
+                pytest.fail("the client sent nothing")
 
     routes = [Route("/", announce, methods=["POST"]), WebSocketRoute("/", socket)]
     with (
@@ -166,7 +166,7 @@ def over_websocket(client: TestClient) -> None:
 @pytest.mark.parametrize("state", [{}, {"backplane": "redis://"}, {"other": 1}], ids=str)
 @pytest.mark.parametrize("use", [over_http, over_websocket])
 def test_missing_state(state: dict[str, Any], use: Callable[[TestClient], None]) -> None:
-    """Where the lifespan state holds none, the error says what to write."""
+    """Where the lifespan state holds none, the error states what to write."""
     cure = r'pass lifespan=backplane\.lifespan, or yield \{"backplane": backplane\} from your own'
     with TestClient(application(yielding(state))) as client, pytest.raises(NotStartedError, match=cure):
         use(client)
@@ -179,7 +179,7 @@ def test_no_lifespan_at_all() -> None:
 
 
 def test_yielded_without_being_started(backplane: Backplane) -> None:
-    """One that is yielded and was never started is found, and says at its first use that it is not started."""
+    """One that is yielded and was never started is found, and its first use raises that it is not started."""
     app = application(yielding({"backplane": backplane}))
     with TestClient(app) as client, pytest.raises(NotStartedError, match="this Backplane is not started"):
         client.post("/rooms/a?text=hello")
@@ -216,7 +216,7 @@ def test_broker_that_stays_away_fails_the_application(monkeypatch: pytest.Monkey
 
 
 def test_error_in_the_lifespan_stops_it(backplane: Backplane) -> None:
-    """What fails behind it in the user's own lifespan goes on, and the backplane is stopped."""
+    """An error after it in the user's own lifespan is raised, and the backplane is stopped."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[dict[str, Any]]:

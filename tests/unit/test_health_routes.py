@@ -42,7 +42,7 @@ pytestmark = pytest.mark.anyio
 
 
 def fastapi_app(backplane: Backplane) -> FastAPI:
-    """Mount the routes as the documentation says."""
+    """Mount the routes as in the documentation."""
     app = FastAPI()
     app.mount("/health", health_routes(backplane))
     return app
@@ -120,14 +120,14 @@ async def drained(backplane: Backplane, _: pytest.MonkeyPatch) -> None:
 async def lose(backplane: Backplane, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lose the link for good."""
     keep_away(monkeypatch)
-    supervisor = backplane._require_runtime().supervisor  # pyright: ignore[reportPrivateUsage]
+    supervisor = backplane._lifecycle.running().supervisor  # pyright: ignore[reportPrivateUsage]
     supervisor.link.lost(BrokerUnavailableError("redis://:secret@somewhere is gone"))
     await backplane.wait_for_state("degraded")
 
 
 @pytest.mark.parametrize("make", [fastapi_app, starlette_app])
 async def test_live_and_ready(make: Callable[[Backplane], Any]) -> None:
-    """A worker whose link is live is both, and says how it is; nothing may keep the answer."""
+    """A worker whose link is live is both, and its state is the body; no cache may keep the answer."""
     async with Backplane("memory://") as backplane, backplane.subscribe("private-channel"):
         for name in ("live", "ready"):
             answer = await ask(backplane, name, make)
@@ -167,18 +167,18 @@ async def test_codes_of_a_lazy_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_dead_owner_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no one looks after the link any more, only a restart helps: the liveness probe says so."""
+    """Where the supervisor of the link has ended, only a restart helps: the liveness probe fails."""
     async with Backplane("memory://") as backplane:
-        supervisor = backplane._require_runtime().supervisor  # pyright: ignore[reportPrivateUsage]
+        supervisor = backplane._lifecycle.running().supervisor  # pyright: ignore[reportPrivateUsage]
         monkeypatch.setattr(type(supervisor), "is_alive", property(lambda _: False))
         assert (await ask(backplane, "live")).status == 503
 
 
 @pytest.mark.parametrize("name", ["live", "ready"])
 async def test_body_names_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever may ask learns no URL, no channel and no broker's words, not even behind a gap."""
+    """The answer holds no URL, no channel and no text of the broker, not even after a gap."""
     async with Backplane("memory://") as backplane, backplane.subscribe("private-channel") as messages:
-        running = backplane._require_runtime()  # pyright: ignore[reportPrivateUsage]
+        running = backplane._lifecycle.running()  # pyright: ignore[reportPrivateUsage]
         running.hub.gap(["private-channel"], "redis://:secret@somewhere is gone")
         await anext(messages)
         await lose(backplane, monkeypatch)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backplane import ConfigurationError, Limits, Settings
+from backplane import Backlog, ConfigurationError, Limits, Settings
 from backplane.option_checks import did_you_mean
 
 if TYPE_CHECKING:
@@ -19,16 +19,23 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (Settings, "Settings has no option 'max_outbox_byte' (did you mean 'max_outbox_bytes'?); known are start, "),
-        (Limits, "Limits has no option 'max_outbox_byte'; known are heartbeat_seconds, heartbeat_message, "),
-        (partial(replace, Settings()), "Settings has no option 'max_outbox_byte' (did you mean "),
+        (Settings, "Settings has no option 'max_buffer_byte' (did you mean 'max_buffer_bytes'?); known are start, "),
+        (
+            Limits,
+            "Limits has no option 'max_buffer_byte' (did you mean 'max_burst'?); known are heartbeat_seconds, ",
+        ),
+        (
+            Backlog,
+            "Backlog has no option 'max_buffer_byte' (did you mean 'max_bytes'?); known are when_full, latest_by, ",
+        ),
+        (partial(replace, Settings()), "Settings has no option 'max_buffer_byte' (did you mean "),
     ],
-    ids=["Settings", "Limits", "replace"],
+    ids=["Settings", "Limits", "Backlog", "replace"],
 )
 def test_unknown_option(make: Callable[..., Any], words: str) -> None:
     """An unknown option is refused like one of a URL: with the one that was probably meant, and all that are known."""
     with pytest.raises(ConfigurationError) as refused:
-        make(max_outbox_byte=1)
+        make(max_buffer_byte=1)
     assert str(refused.value).startswith(words)
 
 
@@ -48,7 +55,7 @@ def test_no_guess() -> None:
     assert did_you_mean("xyz", ["redis"]) == ""
 
 
-@pytest.mark.parametrize("base", [Settings, Limits])
+@pytest.mark.parametrize("base", [Settings, Limits, Backlog])
 def test_subclass_with_an_option_of_its_own(base: type) -> None:
     """A subclass of the application may add an option of any type, and checks it itself."""
     subclass = make_dataclass("Own", [("region", str, "eu")], bases=(base,), frozen=True, kw_only=True)

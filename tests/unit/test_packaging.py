@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,10 @@ PYPROJECT: dict[str, Any] = (
 needs_sources = pytest.mark.skipif(not (ROOT / "backplane").is_dir(), reason="the sources are away")
 
 PUBLIC_NAMES = [
+    "AllowedOrigins",
+    "Authorize",
     "AuthorizeTimeoutError",
+    "Backlog",
     "Backplane",
     "BackplaneError",
     "BrokerAuthenticationError",
@@ -35,6 +41,7 @@ PUBLIC_NAMES = [
     "ClosedError",
     "ConfigurationError",
     "Connection",
+    "FullPolicy",
     "Gap",
     "Health",
     "InvalidChannelError",
@@ -43,9 +50,12 @@ PUBLIC_NAMES = [
     "JoinRefusedError",
     "LifecycleError",
     "Limits",
+    "LinkState",
     "Message",
     "MissingDependencyError",
     "NotStartedError",
+    "OnGap",
+    "OnSlow",
     "OriginRefusedError",
     "PayloadTooLargeError",
     "PermissionExpiredError",
@@ -57,10 +67,12 @@ PUBLIC_NAMES = [
     "SlowConsumer",
     "SlowConsumerError",
     "StateChange",
+    "Statistics",
     "SubscribeError",
     "Subscription",
     "TooManyChannelsError",
     "TooManyConnectionsError",
+    "TypedChannel",
     "WrongLoopError",
 ]
 
@@ -104,7 +116,7 @@ def test_packages_are_the_folders() -> None:
 
 @needs_sources
 def test_package_folders() -> None:
-    """The two mapped packages stand where the map says."""
+    """The two mapped packages are where the map has them."""
     assert PYPROJECT["tool"]["setuptools"]["package-dir"] == {
         "backplane": "backplane",
         "backplane.adapters": "adapters",
@@ -146,7 +158,7 @@ def test_entry_points_are_the_built_in_adapters() -> None:
 
 @needs_sources
 def test_extras_are_declared() -> None:
-    """Every extra that an error tells the user to install exists."""
+    """Every extra that an error names to be installed exists."""
     built_in = registry._BUILT_IN  # pyright: ignore[reportPrivateUsage]
     named = {extra for _, extra in built_in.values() if extra is not None}
     assert named - set(PYPROJECT["project"]["optional-dependencies"]) == set()
@@ -183,9 +195,31 @@ def test_public_names() -> None:
     assert [name for name in PUBLIC_NAMES if not hasattr(backplane, name)] == []
 
 
+def documented_aliases() -> set[str]:
+    """Return the names that a module assigns and documents by a string right after the assignment."""
+    names: set[str] = set()
+    for path in Path(backplane.__file__).parent.rglob("*.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        for statement, following in pairwise(body):
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                targets = statement.targets if isinstance(statement, ast.Assign) else []
+                names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
 def test_every_public_name_is_documented() -> None:
-    """Every public name says what it is in a docstring of its own."""
-    assert [name for name in PUBLIC_NAMES if not getattr(backplane, name).__doc__] == []
+    """Every public class has a docstring of its own, and every public type alias one after its assignment."""
+    names = {name for name in PUBLIC_NAMES if inspect.isclass(getattr(backplane, name))}
+    assert [name for name in names if not getattr(backplane, name).__doc__] == []
+    assert set(PUBLIC_NAMES) - names == {
+        "AllowedOrigins",
+        "Authorize",
+        "FullPolicy",
+        "LinkState",
+        "OnGap",
+        "OnSlow",
+    }
+    assert set(PUBLIC_NAMES) - names <= documented_aliases()
 
 
 def test_typed() -> None:

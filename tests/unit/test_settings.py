@@ -23,21 +23,16 @@ DEFAULTS = {
     "max_backoff_seconds": 5.0,
     "drain_seconds": 5.0,
     "handler_grace_seconds": 10.0,
-    "max_outbox_bytes": 1_048_576,
-    "max_outbox_messages": 1_024,
     "max_connections": None,
-    "max_connections_per_client": None,
 }
 CHOICES = ["start", "outage"]
 SWITCHES = ["refuse_after_accept"]
 NUMBERS = [field.name for field in fields(Settings) if field.name not in [*CHOICES, *SWITCHES]]
-OPTIONAL = ["max_connections", "max_connections_per_client"]
+OPTIONAL = ["max_connections"]
 WHOLE = [
     *OPTIONAL,
     "max_buffer_bytes",
     "max_buffer_messages",
-    "max_outbox_bytes",
-    "max_outbox_messages",
 ]
 
 
@@ -63,8 +58,8 @@ def test_out_of_range(name: str, value: float) -> None:
 
 
 def test_no_limit() -> None:
-    """Where there may be no limit, `None` says so."""
-    assert Settings(max_connections=None, max_connections_per_client=None) == Settings()
+    """`None` is no limit, where there may be none."""
+    assert Settings(max_connections=None) == Settings()
 
 
 @pytest.mark.parametrize(

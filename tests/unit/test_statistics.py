@@ -1,33 +1,86 @@
-"""`backplane.statistics`: every count has a name and words."""
+"""`backplane.statistics`: every figure has a name and a description, and the names stay when the code changes."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import FrozenInstanceError, fields
+from typing import get_args
 
 import pytest
 
 from backplane.close_codes import CloseCode
-from backplane.statistics import Statistics
+from backplane.statistics import Counters, DropReason, Statistics
 from tests.unit.doubles import counted
+
+FIGURES = {
+    CloseCode.NORMAL_CLOSURE: "closed_normal",
+    CloseCode.INVALID_DATA: "closed_invalid_data",
+    CloseCode.MESSAGE_TOO_BIG: "closed_too_big",
+    CloseCode.INTERNAL_ERROR: "closed_internal_error",
+    CloseCode.SERVICE_RESTART: "closed_service_restart",
+    CloseCode.TRY_AGAIN_LATER: "closed_try_again_later",
+    CloseCode.MESSAGES_MISSED: "closed_messages_missed",
+    CloseCode.EXPIRED: "closed_expired",
+    CloseCode.MAX_AGE: "closed_max_age",
+    CloseCode.SILENT: "closed_silent",
+    CloseCode.TOO_MANY_MESSAGES: "closed_too_many_messages",
+    CloseCode.FORBIDDEN: "closed_forbidden",
+    CloseCode.IDLE: "closed_idle",
+    CloseCode.TOO_MANY_CHANNELS: "closed_too_many_channels",
+}
 
 
 @pytest.mark.parametrize("code", CloseCode)
 def test_every_close_code_is_counted(code: CloseCode) -> None:
-    """Each code this package closes with has a count of its own."""
-    statistics = Statistics()
-    statistics.count_close(code)
-    assert counted(statistics) == {f"closed_{code.name.lower()}": 1}
+    """Each code this package closes with has a figure of its own."""
+    counters = Counters()
+    counters.count_close(code)
+    assert counted(counters) == {FIGURES[code]: 1}
 
 
 def test_code_of_the_application() -> None:
     """A code this package does not know is counted too."""
-    statistics = Statistics()
+    counters = Counters()
     for code in (4999, 3000):
-        statistics.count_close(code)
-    assert counted(statistics) == {"closed_other": 2}
+        counters.count_close(code)
+    assert counted(counters) == {"closed_other": 2}
 
 
-def test_every_count_is_documented() -> None:
-    """The words of the class name each count once, and no other."""
+@pytest.mark.parametrize("reason", get_args(DropReason))
+def test_every_drop_is_counted(reason: DropReason) -> None:
+    """Each reason to drop a message has a figure of its own."""
+    counters = Counters()
+    counters.count_drop(reason)
+    assert counted(counters) == {reason: 1}
+
+
+def test_snapshot() -> None:
+    """A snapshot holds what was counted until then, with what others count, and cannot be changed."""
+    counters = Counters(published=2)
+    statistics = counters.snapshot(delivered=5, malformed=4, gaps=3, buffered=2, buffer_dropped=1)
+    counters.published += 1
+    assert {name: count for name, count in statistics.as_dict().items() if count} == {
+        "published": 2,
+        "delivered": 5,
+        "malformed": 4,
+        "gaps": 3,
+        "buffered": 2,
+        "buffer_dropped": 1,
+    }
+    assert (statistics.published, statistics.delivered) == (2, 5)
+    with pytest.raises(FrozenInstanceError):
+        statistics.published = 7  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_every_counter_is_a_figure() -> None:
+    """What a worker counts has a figure of the same name, which begins at 0."""
+    counters = {counter.name for counter in fields(Counters) if counter.name != "_by_name"}
+    assert counters <= Statistics().as_dict().keys()
+    assert Counters().snapshot() == Statistics()
+    assert set(Statistics().as_dict().values()) == {0}
+
+
+def test_every_figure_is_documented() -> None:
+    """The docstring of the class names each figure once, and no other."""
     documented = re.findall(r"^        (\w+): ", Statistics.__doc__ or "", re.MULTILINE)
     assert sorted(documented) == sorted(Statistics().as_dict())

@@ -15,6 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 from backplane import (
+    Backlog,
     Backplane,
     BrokerUnavailableError,
     ClosedError,
@@ -44,7 +45,7 @@ class Order(BaseModel):
 @asynccontextmanager
 async def listening(url: str, *channels: str) -> AsyncGenerator[Subscription]:
     """Subscribe in a worker."""
-    async with Backplane(url) as worker, worker.subscribe(*channels, max_outbox_messages=10_000) as messages:
+    async with Backplane(url) as worker, worker.subscribe(*channels, backlog=Backlog(max_messages=10_000)) as messages:
         yield messages
 
 
@@ -98,7 +99,7 @@ def test_opens_nothing() -> None:
 
 @pytest.mark.parametrize("url", [None, ""])
 def test_no_url(url: str | None) -> None:
-    """Without a URL it would publish to nobody: it is refused, and BACKPLANE_URL named."""
+    """Without a URL it would reach no other process: it is refused, and BACKPLANE_URL named."""
     with pytest.raises(ConfigurationError, match="BACKPLANE_URL"):
         SyncBackplane(url)
 
@@ -255,7 +256,7 @@ async def test_nothing_is_lost_at_the_end_of_the_process(ipc_url: str, end: str)
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port at which somebody takes connections and never answers."""
+    """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 

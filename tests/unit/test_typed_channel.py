@@ -1,4 +1,4 @@
-"""`backplane.typed_channel`: channels whose messages have a type, and what clients say checked by a model."""
+"""`backplane.typed_channel`: channels whose messages have a type."""
 
 from __future__ import annotations
 
@@ -161,13 +161,13 @@ def test_different_values_make_different_names(template: str, pairs: list[tuple[
         ("orders:{id!r}", "a placeholder is a plain name"),
         ("orders:{id:>10}", "a placeholder is a plain name"),
         ("orders:{exclude}", "the placeholder 'exclude' is an option"),
-        ("orders:{when_full}", "the placeholder 'when_full' is an option"),
+        ("orders:{backlog}", "the placeholder 'backlog' is an option"),
         ("orders:{id}:{id}", "the placeholder 'id' is taken twice"),
         ("orders:{a}{b}", "something must stand between {a} and {b}"),
     ],
 )
 def test_wrong_template(template: str, words: str) -> None:
-    """A template that is none, or that could not be told apart again, is refused where it is written."""
+    """A template that is none, or whose names could be ambiguous, is refused where it is written."""
     with pytest.raises(ConfigurationError) as raised:
         TypedChannel(IDLE, template, Order)
     assert words in str(raised.value)
@@ -221,7 +221,7 @@ async def test_types(model: Any, message: Any, received: Any) -> None:
 
 
 async def test_exclude() -> None:
-    """Who is excluded does not hear it."""
+    """An excluded connection does not receive it."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a") as out, backplane.subscribe("a") as other:
         channel = TypedChannel(backplane, "a", int)
         await channel.publish(1, exclude=out.id)
@@ -259,7 +259,7 @@ async def test_foreign_publish(caplog: pytest.LogCaptureFixture) -> None:
                 await backplane.publish("orders:1", data)
             await orders.publish(Order(number=7), id=1)
             assert await take(messages) == [Order(number=7)]
-        assert (orders.invalid, backplane.statistics()["invalid_published"]) == (5, 5)
+        assert (orders.invalid, backplane.statistics().invalid_published) == (5, 5)
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
         "dropped a message on channel 'orders:1': json_invalid",
         "4 more within 10 s, the last one: dropped a message on channel 'orders:1': model_type",
@@ -284,7 +284,7 @@ async def test_gap_and_end() -> None:
 
 
 async def test_cancelled_iteration_loses_nothing() -> None:
-    """Who gave up waiting hears the next message all the same."""
+    """After a wait that was given up the next message is received all the same."""
     async with Backplane("memory://") as backplane:
         numbers = TypedChannel(backplane, "n", int)
         async with numbers.subscribe() as messages:

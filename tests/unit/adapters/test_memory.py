@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane import Backplane, Gap
+from backplane import Backlog, Backplane, Gap
 from backplane.adapters.memory import MemoryBroadcaster, MemoryOptions
 from backplane.broadcaster import BrokerUrl
 from backplane.sync import SyncBackplane
@@ -83,7 +83,7 @@ async def test_more_than_an_event_loop_takes() -> None:
 
     async with (
         Backplane("memory://blocked") as backplane,
-        backplane.subscribe("a", max_outbox_bytes=2**30) as messages,
+        backplane.subscribe("a", backlog=Backlog(max_bytes=2**30)) as messages,
     ):
         thread = threading.Thread(target=asyncio.run, args=(publish(),))
         thread.start()

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from backplane import Backplane
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.cli import app
+from backplane.fanout.backlog import Backlog
 from backplane.fanout.codec import encode
 from tests.unit.doubles import until_idle
 
@@ -168,13 +169,13 @@ def test_json(say: Say) -> None:
 
 def test_too_slow(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     """Further behind than it can keep, it prints what it has, says so, and ends with 1."""
-    monkeypatch.setattr(importlib.import_module("backplane.cli.tail"), "_MAX_OUTBOX_MESSAGES", 2)
+    monkeypatch.setattr(importlib.import_module("backplane.cli.tail"), "_BACKLOG", Backlog(max_messages=2))
     say("one", "two", "three")
     status, lines, said = tail("room", count=3)
 
     assert status == 1
     assert [line.rpartition(" ")[2] for line in lines] == ["one", "two"]
-    assert "further behind than its outbox allows" in said[-2]
+    assert "than its backlog allows" in said[-2]
     assert said[-1].startswith("2 of 3 messages, ")
 
 

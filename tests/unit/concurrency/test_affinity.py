@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from backplane import (
+    Backlog,
     Backplane,
     ClosedError,
     Connection,
@@ -56,7 +57,7 @@ async def world() -> AsyncGenerator[World]:
     async with Backplane("memory://") as backplane, backplane.subscribe("a") as subscription:
         running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
         assert running is not None
-        outbox = Outbox(max_bytes=1024, max_messages=16, when_full="close")
+        outbox = Outbox(Backlog())
         connection = Connection(FakeSocket(), running.hub, outbox)
         yield World(backplane, connection, subscription, backplane.channel("notes", Note))
         await connection.abandon()

@@ -28,9 +28,10 @@ from backplane.errors import (
     PublishOutcomeUnknownError,
     TooManyChannelsError,
 )
+from backplane.fanout.backlog import Backlog, FullPolicy
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
-from backplane.fanout.outbox import FullPolicy, Outbox
+from backplane.fanout.outbox import Outbox
 from backplane.message import ALL, Gap
 from tests.unit.doubles import ControlledBroadcaster, Gate, counted, following, run_passes, until_idle
 from tests.unit.sockets import ClientLane, FakeSocket
@@ -69,7 +70,7 @@ class World:
     ) -> tuple[Connection, FakeSocket]:
         """Return a connection and its socket."""
         socket = socket or FakeSocket(lane=self.lane)
-        outbox = Outbox(max_bytes=1024 * 1024, max_messages=max_messages, when_full=when_full)
+        outbox = Outbox(Backlog(max_messages=max_messages, when_full=when_full))
         policy = policy or ConnectionPolicy(on_gap=on_gap, reload_delay=lambda: reload_delay)
         connection = Connection(socket, self.hub, outbox, policy, context=context)
         self._connections.append(connection)
@@ -810,7 +811,7 @@ async def test_send_after_the_end(world: World) -> None:
     with pytest.raises(ClosedError):
         await connection.send("too late")
     assert turns == [1]
-    assert (socket.sent, socket.closed) == ([], [(1000, "normal")])
+    assert (socket.sent, socket.closed) == ([], [(1000, "normal closure")])
 
 
 # --- ends ----------------------------------------------------------------------------------------------------------
@@ -868,7 +869,7 @@ async def test_finish_flushes(world: World) -> None:
     await run_passes(1)
     async with no_new_task():
         await connection.finish(1000)
-    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal")])
+    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal closure")])
 
 
 async def test_finish_of_a_client_that_reads_nothing_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

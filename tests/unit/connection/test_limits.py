@@ -11,11 +11,11 @@ from backplane.connection.limits import Limits
 from backplane.errors import ConfigurationError
 
 NUMBERS = [option.name for option in fields(Limits) if option.name != "heartbeat_message"]
-WHOLE = ["max_message_bytes", "max_burst", "max_channels"]
+WHOLE = ["max_message_bytes", "max_burst", "max_channels", "max_connections_per_client"]
 
 
 def test_defaults() -> None:
-    """The defaults keep a client alive, bound what it sends and joins, and end nobody for silence or age."""
+    """The defaults keep a client alive, bound what it sends and joins, and close no client for silence or age."""
     assert Limits() == Limits(
         heartbeat_seconds=30.0,
         heartbeat_message=None,
@@ -25,6 +25,7 @@ def test_defaults() -> None:
         max_messages_per_second=None,
         max_burst=None,
         max_channels=1000,
+        max_connections_per_client=None,
     )
 
 

@@ -50,7 +50,7 @@ def site(backplane: Backplane) -> Starlette:
 
 
 def websocket(client: TestClient, path: str) -> int:
-    """Return the status of a handshake, or what the handler then says."""
+    """Return the status of a handshake, or what the handler then sends."""
     try:
         with client.websocket_connect(path) as session:
             return int(session.receive_text())
@@ -98,4 +98,4 @@ def test_every_way_asks(way: str) -> None:
         assert [WAYS[way](client, f"/{way}/{channel}") for channel in ("secret", "public")] == [403, 200]
         kind = "event stream" if way == "sse" else "connection"
         assert asked == [(kind, "secret"), (kind, "public")]
-        assert backplane.statistics()["refused_joins"] == 1
+        assert backplane.statistics().refused_joins == 1

@@ -149,10 +149,10 @@ async def test_receiver_that_went_on_after_a_cancellation() -> None:
 @pytest.mark.parametrize(
     ("limits", "said", "passing", "told"),
     [
-        (Limits(max_message_bytes=4), ["1234", b"1234", "12345"], 2, (CloseCode.TOO_BIG, "at most 4 bytes")),
-        (Limits(max_message_bytes=4), ["éé", "ééé"], 1, (CloseCode.TOO_BIG, "at most 4 bytes")),
-        (Limits(max_message_bytes=4), ["\U0001f600", "1\U0001f600"], 1, (CloseCode.TOO_BIG, "at most 4 bytes")),
-        (Limits(max_message_bytes=4), [b"1234", b"12345"], 1, (CloseCode.TOO_BIG, "at most 4 bytes")),
+        (Limits(max_message_bytes=4), ["1234", b"1234", "12345"], 2, (CloseCode.MESSAGE_TOO_BIG, "at most 4 bytes")),
+        (Limits(max_message_bytes=4), ["éé", "ééé"], 1, (CloseCode.MESSAGE_TOO_BIG, "at most 4 bytes")),
+        (Limits(max_message_bytes=4), ["\U0001f600", "1\U0001f600"], 1, (CloseCode.MESSAGE_TOO_BIG, "at most 4 bytes")),
+        (Limits(max_message_bytes=4), [b"1234", b"12345"], 1, (CloseCode.MESSAGE_TOO_BIG, "at most 4 bytes")),
         (Limits(max_messages_per_second=0.001), ["1"] * 9, 1, (CloseCode.TOO_MANY_MESSAGES, "too many messages")),
         (Limits(max_messages_per_second=0.9), ["1"] * 9, 2, (CloseCode.TOO_MANY_MESSAGES, "too many messages")),
         (
@@ -165,7 +165,7 @@ async def test_receiver_that_went_on_after_a_cancellation() -> None:
             Limits(max_messages_per_second=0.001, max_message_bytes=1),
             ["1", "12"],
             1,
-            (CloseCode.TOO_BIG, "at most 1 bytes"),
+            (CloseCode.MESSAGE_TOO_BIG, "at most 1 bytes"),
         ),
     ],
     ids=[

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backplane.connection.sender import AsgiSender, LaneSender, SocketGoneError
+from backplane.fanout.backlog import Backlog, FullPolicy
 from backplane.fanout.batch import Batch
 from backplane.fanout.frames import encode_frame
-from backplane.fanout.outbox import FullPolicy, Outbox
+from backplane.fanout.outbox import Outbox
 from backplane.message import Gap, Message
 from tests.unit.doubles import FakeLane, until_idle
 
@@ -87,7 +88,7 @@ def batch(*texts: str) -> Batch:
 
 def outbox_of(when_full: FullPolicy = "close", *, max_messages: int = 100) -> Outbox:
     """Return an outbox."""
-    return Outbox(max_bytes=1_000_000, max_messages=max_messages, when_full=when_full)
+    return Outbox(Backlog(max_bytes=1_000_000, max_messages=max_messages, when_full=when_full))
 
 
 def tasks() -> set[asyncio.Task[object]]:

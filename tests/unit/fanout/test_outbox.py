@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backplane.errors import ConfigurationError
-from backplane.fanout.outbox import FullPolicy, Outbox, Rule
+from backplane.fanout.backlog import Backlog, FullPolicy
+from backplane.fanout.outbox import Outbox
 from backplane.log_bursts import LogBursts
 from backplane.message import Gap, Message
 
@@ -29,7 +30,7 @@ def gap(channel: str = "a") -> Gap:
 
 def outbox_of(when_full: FullPolicy, *, max_bytes: int = 1_000, max_messages: int = 3) -> Outbox:
     """Return an outbox of three messages."""
-    return Outbox(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full)
+    return Outbox(Backlog(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full))
 
 
 def drained(outbox: Outbox) -> list[str | bytes | Gap]:
@@ -43,7 +44,7 @@ def drained(outbox: Outbox) -> list[str | bytes | Gap]:
 def test_policies() -> None:
     """There are four policies, and `close` is the default."""
     assert get_args(FullPolicy) == POLICIES
-    outbox = Outbox(max_bytes=1, max_messages=1)
+    outbox = Outbox(Backlog(max_bytes=1, max_messages=1))
     assert [outbox.offer(text("1")), outbox.offer(text("2"))] == [True, False]
 
 
@@ -74,8 +75,8 @@ def test_close_at_the_bound_of_bytes() -> None:
     assert (outbox.size_bytes, outbox.dropped) == (10, 0)
 
 
-def test_close_never_drops_a_gap_in_silence() -> None:
-    """With `close` a gap over the bound is refused like a message: whoever is not told of it is cut."""
+def test_close_never_drops_a_gap() -> None:
+    """With `close` a gap over the bound is refused like a message: the subscriber is cut instead."""
     outbox = outbox_of("close")
     assert [outbox.offer(item) for item in (text("1"), text("2"), text("3"), gap())] == [True, True, True, False]
     assert outbox.dropped == 0
@@ -163,7 +164,7 @@ def test_oversized_alone(when_full: FullPolicy) -> None:
         ("latest", True, ["x" * 11], 1),
     ],
 )
-def test_oversized_behind_another(when_full: FullPolicy, taken: bool, kept: list[str], dropped: int) -> None:
+def test_oversized_after_another(when_full: FullPolicy, taken: bool, kept: list[str], dropped: int) -> None:
     """A message larger than the whole bound acts by the policy when another waits."""
     outbox = outbox_of(when_full, max_bytes=10)
     assert outbox.offer(text("1", "b"))
@@ -203,7 +204,7 @@ def test_unknown_policy() -> None:
 @pytest.mark.parametrize("bounds", [{"max_bytes": 0}, {"max_bytes": "10"}, {"max_messages": -1}, {"max_messages": 1.5}])
 def test_wrong_bounds(bounds: dict[str, Any]) -> None:
     """A bound that lets nothing through, or is no number, is refused by the name that the application knows."""
-    with pytest.raises(ConfigurationError, match=r"^max_outbox_(bytes|messages) must be a whole number more than 0, "):
+    with pytest.raises(ConfigurationError, match=r"^max_(bytes|messages) must be a whole number more than 0, "):
         outbox_of("close", **bounds)
 
 
@@ -219,8 +220,8 @@ operations = st.lists(
 @given(st.sampled_from(POLICIES), st.integers(1, 150), st.integers(1, 6), operations)
 def test_any_use(when_full: FullPolicy, max_bytes: int, max_messages: int, steps: list[str | tuple[str, int]]) -> None:
     """Whatever comes and goes: never over the bounds, in order, nothing twice, and every item is accounted for."""
-    outbox = Outbox(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full)
-    accepted: list[Message | Gap] = []  # each its own object, so that identity tells one from the other
+    outbox = Outbox(Backlog(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full))
+    accepted: list[Message | Gap] = []  # compared by identity
     taken: list[Message | Gap] = []
     for step in steps:
         if step == "take":
@@ -251,7 +252,7 @@ def test_any_use(when_full: FullPolicy, max_bytes: int, max_messages: int, steps
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50)), max_size=40))
 def test_latest_holds_one_message_of_each_channel(steps: list[tuple[str, int]]) -> None:
     """With `latest` and room for all, exactly the last message of each channel waits, in the order of arrival."""
-    outbox = Outbox(max_bytes=10_000, max_messages=100, when_full="latest")
+    outbox = Outbox(Backlog(max_bytes=10_000, max_messages=100, when_full="latest"))
     last: dict[str, str] = {}
     for number, (channel, size) in enumerate(steps):
         data = f"{number}{'x' * size}"
@@ -261,23 +262,23 @@ def test_latest_holds_one_message_of_each_channel(steps: list[tuple[str, int]]) 
     assert drained(outbox) == list(last.values())
 
 
-# --- rules per channel and keys ------------------------------------------------------------------------------------
+# --- policies per channel and keys ------------------------------------------------------------------------------------
 
 
-def told_by(outbox: Outbox) -> list[tuple[str | bytes | Gap, str]]:
+def drops_of(outbox: Outbox) -> list[tuple[str | bytes | Gap, str]]:
     """Return a list that each drop is added to, with its reason."""
-    told: list[tuple[str | bytes | Gap, str]] = []
-    outbox.on_drop = lambda item, reason: told.append((item.data if isinstance(item, Message) else item, reason))
-    return told
+    drops: list[tuple[str | bytes | Gap, str]] = []
+    outbox.on_drop = lambda item, reason: drops.append((item.data if isinstance(item, Message) else item, reason))
+    return drops
 
 
-def keyed(**options: Any) -> Rule:
-    """Return a rule that tells messages apart by what stands before the colon."""
-    return Rule(when_full="latest", latest_by=lambda message: str(message.data).partition(":")[0], **options)
+def keyed(**options: Any) -> Backlog:
+    """Return a policy whose key is the part of a message before the colon."""
+    return Backlog(when_full="latest", latest_by=lambda message: str(message.data).partition(":")[0], **options)
 
 
 def fail(message: Message) -> object:
-    """Tell numbers apart, and fail for anything else."""
+    """Return the number in a message, and fail for anything else."""
     return int(message.data)
 
 
@@ -285,31 +286,31 @@ def fail(message: Message) -> object:
 def test_key_without_latest(when_full: FullPolicy) -> None:
     """A key is refused where nothing would ask for it."""
     with pytest.raises(ConfigurationError, match=r"^latest_by needs when_full='latest'$"):
-        Rule(when_full=when_full, latest_by=str)
+        Backlog(when_full=when_full, latest_by=str)
     with pytest.raises(ConfigurationError):
-        Outbox(max_bytes=1, max_messages=1, when_full=when_full, latest_by=str)
+        Outbox(Backlog(max_bytes=1, max_messages=1, when_full=when_full, latest_by=str))
 
 
-def test_rule_of_a_channel() -> None:
+def test_policy_of_a_channel() -> None:
     """A channel with a policy of its own acts by it, all others by the subscriber's, until it is taken away."""
     outbox = outbox_of("close", max_messages=2)
-    outbox.set_rule("ticks", Rule(when_full="latest"))
+    outbox.set_policy("ticks", Backlog(when_full="latest"))
     assert [outbox.offer(text(data, "ticks")) for data in "123"] == [True] * 3
     assert [outbox.offer(text(data, "a")) for data in "45"] == [True, False]
     assert drained(outbox) == ["3", "4"]
-    outbox.set_rule("ticks", None)
-    outbox.set_rule("never set", None)
+    outbox.set_policy("ticks", None)
+    outbox.set_policy("never set", None)
     assert [outbox.offer(text(data, "ticks")) for data in "678"] == [True, True, False]
 
 
 def test_other_channels_make_no_room_at_the_cost_of_close() -> None:
     """A channel that drops takes the room of those that may be dropped, and never of one with `close`."""
     outbox = outbox_of("close", max_messages=3)
-    outbox.set_rule("ticks", Rule(when_full="drop_oldest"))
-    told = told_by(outbox)
+    outbox.set_policy("ticks", Backlog(when_full="drop_oldest"))
+    drops = drops_of(outbox)
     for item in (text("a1"), text("t1", "ticks"), text("a2"), text("t2", "ticks")):
         assert outbox.offer(item)
-    assert told == [("t1", "dropped_oldest")]
+    assert drops == [("t1", "dropped_oldest")]
     assert drained(outbox) == ["a1", "a2", "t2"]
 
 
@@ -317,16 +318,16 @@ def test_other_channels_make_no_room_at_the_cost_of_close() -> None:
 def test_no_room_that_may_be_made(when_full: FullPolicy) -> None:
     """Among messages that may not be dropped, one of a channel that drops goes itself."""
     outbox = outbox_of("close", max_messages=2)
-    outbox.set_rule("ticks", Rule(when_full=when_full))
-    told = told_by(outbox)
+    outbox.set_policy("ticks", Backlog(when_full=when_full))
+    drops = drops_of(outbox)
     assert [outbox.offer(item) for item in (text("1"), text("2"), text("3", "ticks"))] == [True] * 3
-    assert (told, outbox.dropped, drained(outbox)) == ([("3", "dropped_newest")], 1, ["1", "2"])
+    assert (drops, outbox.dropped, drained(outbox)) == ([("3", "dropped_newest")], 1, ["1", "2"])
 
 
-def test_gap_follows_the_rule_of_its_channel() -> None:
+def test_gap_follows_the_policy_of_its_channel() -> None:
     """A gap of a channel with `close` is kept, or refused, like its messages."""
     outbox = outbox_of("drop_oldest", max_messages=2)
-    outbox.set_rule("orders", Rule(when_full="close"))
+    outbox.set_policy("orders", Backlog(when_full="close"))
     assert [outbox.offer(item) for item in (gap("orders"), text("1"), text("2"))] == [True] * 3
     assert drained(outbox) == [gap("orders"), "2"]
     assert [outbox.offer(item) for item in (text("1"), text("2"), gap("orders"))] == [True, True, False]
@@ -334,19 +335,19 @@ def test_gap_follows_the_rule_of_its_channel() -> None:
 
 def test_keys() -> None:
     """With a key, the last message of each key is kept, and stands where it came."""
-    outbox = Outbox(max_bytes=100, max_messages=9, when_full="latest", latest_by=keyed().latest_by)
-    told = told_by(outbox)
+    outbox = Outbox(Backlog(max_bytes=100, max_messages=9, when_full="latest", latest_by=keyed().latest_by))
+    drops = drops_of(outbox)
     for data in ("x:1", "y:1", "x:2", "z:1", "y:2"):
         assert outbox.offer(text(data))
     assert outbox.offer(text("x:other", "b"))
-    assert told == [("x:1", "replaced"), ("y:1", "replaced")]
+    assert drops == [("x:1", "replaced"), ("y:1", "replaced")]
     assert drained(outbox) == ["x:2", "z:1", "y:2", "x:other"]
 
 
 def test_key_of_one_channel_alone() -> None:
     """A key of one channel is not asked for messages of others."""
     outbox = outbox_of("latest", max_messages=9)
-    outbox.set_rule("keyed", keyed())
+    outbox.set_policy("keyed", keyed())
     for data in ("x:1", "y:1", "x:2"):
         assert outbox.offer(text(data, "keyed"))
         assert outbox.offer(text(data, "plain"))
@@ -356,7 +357,7 @@ def test_key_of_one_channel_alone() -> None:
 @pytest.mark.parametrize("key", [list[object](), {"a": 1}, set[object]()], ids=["list", "dict", "set"])
 def test_unhashable_key(key: object) -> None:
     """A key that cannot be compared keeps its message beside the others."""
-    outbox = Outbox(max_bytes=100, max_messages=9, when_full="latest", latest_by=lambda _: key)
+    outbox = Outbox(Backlog(max_bytes=100, max_messages=9, when_full="latest", latest_by=lambda _: key))
     assert [outbox.offer(text(data)) for data in "12"] == [True, True]
     assert (outbox.dropped, drained(outbox)) == (0, ["1", "2"])
 
@@ -365,7 +366,7 @@ def test_unhashable_key(key: object) -> None:
 async def test_failing_key_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """A stream of messages without a key is one line and a count, which repeat nothing that was published."""
     bursts = LogBursts()
-    outbox = Outbox(max_bytes=10_000, max_messages=999, when_full="latest", latest_by=fail, bursts=bursts)
+    outbox = Outbox(Backlog(max_bytes=10_000, max_messages=999, when_full="latest", latest_by=fail), bursts=bursts)
     for _ in range(500):
         assert outbox.offer(text("s3cr3t"))
     bursts.flush()
@@ -378,8 +379,8 @@ async def test_failing_key_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_raising_key() -> None:
-    """A message whose key cannot be told replaces none, whatever the keys of the others are, and none replaces it."""
-    outbox = Outbox(max_bytes=1_000, max_messages=99, when_full="latest", latest_by=fail)
+    """A message whose key cannot be computed replaces none, whatever keys the others have, and none replaces it."""
+    outbox = Outbox(Backlog(max_bytes=1_000, max_messages=99, when_full="latest", latest_by=fail))
     parts = ["1", "x", "2", "3", "y", "4", "5", "6", "z", "0", "-1"]
     for data in parts:
         assert outbox.offer(text(data))
@@ -387,38 +388,38 @@ def test_raising_key() -> None:
 
 
 def test_reasons() -> None:
-    """Every drop is told with what was dropped and why, when it is counted."""
+    """Every drop is reported with what was dropped and why, when it is counted."""
     outbox = outbox_of("drop_oldest", max_messages=2)
-    outbox.set_rule("new", Rule(when_full="drop_newest"))
-    outbox.set_rule("last", Rule(when_full="latest"))
-    told = told_by(outbox)
+    outbox.set_policy("new", Backlog(when_full="drop_newest"))
+    outbox.set_policy("last", Backlog(when_full="latest"))
+    drops = drops_of(outbox)
     for data, channel in (("1", "a"), ("2", "last"), ("3", "last"), ("4", "new"), ("5", "a")):
         assert outbox.offer(text(data, channel))
-    assert told == [("2", "replaced"), ("4", "dropped_newest"), ("1", "dropped_oldest")]
+    assert drops == [("2", "replaced"), ("4", "dropped_newest"), ("1", "dropped_oldest")]
     assert outbox.dropped == 3
 
 
-def test_behind() -> None:
-    """It is behind from the first drop for lack of room until it is empty; a replaced message is no lack."""
+def test_overflowing() -> None:
+    """It is overflowing from the first drop for lack of room until it is empty; a replaced message does not count."""
     outbox = outbox_of("drop_oldest", max_messages=2)
-    outbox.set_rule("last", Rule(when_full="latest"))
+    outbox.set_policy("last", Backlog(when_full="latest"))
     seen: list[bool] = []
-    outbox.on_drop = lambda _, __: seen.append(outbox.behind)
+    outbox.on_drop = lambda _, __: seen.append(outbox.is_overflowing)
     for data in "12":
         outbox.offer(text(data, "last"))
-    assert not outbox.behind
+    assert not outbox.is_overflowing
     for data in "345":
         outbox.offer(text(data))
-    assert (seen, outbox.behind) == ([False, False, True], True)
+    assert (seen, outbox.is_overflowing) == ([False, False, True], True)
     outbox.take()
-    assert outbox.behind
+    assert outbox.is_overflowing
     outbox.take()
-    assert not outbox.behind
+    assert not outbox.is_overflowing
     for data in "678":
         outbox.offer(text(data))
-    assert (seen[3:], outbox.behind) == ([False], True)
+    assert (seen[3:], outbox.is_overflowing) == ([False], True)
     outbox.clear()
-    assert not outbox.behind
+    assert not outbox.is_overflowing
 
 
 def test_replaced_by_what_does_not_fit() -> None:
@@ -429,24 +430,24 @@ def test_replaced_by_what_does_not_fit() -> None:
     assert (drained(outbox), outbox.dropped) == (["5678", "x" * 5], 2)
 
 
-rules = st.dictionaries(
+policies = st.dictionaries(
     st.sampled_from("abc"),
-    st.sampled_from([*(Rule(when_full=policy) for policy in POLICIES), Rule(when_full="latest", latest_by=fail)]),
+    st.sampled_from([*(Backlog(when_full=policy) for policy in POLICIES), Backlog(when_full="latest", latest_by=fail)]),
 )
 
 
-@given(st.sampled_from(POLICIES), rules, st.integers(1, 150), st.integers(1, 6), operations)
-def test_any_use_with_rules(
+@given(st.sampled_from(POLICIES), policies, st.integers(1, 150), st.integers(1, 6), operations)
+def test_any_use_with_policies(
     when_full: FullPolicy,
-    by_channel: dict[str, Rule],
+    by_channel: dict[str, Backlog],
     max_bytes: int,
     max_messages: int,
     steps: list[str | tuple[str, int]],
 ) -> None:
-    """With any rules: bounds hold, order is kept, all is accounted for, and what `close` has taken is never dropped."""
-    outbox = Outbox(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full)
-    for channel, rule in by_channel.items():
-        outbox.set_rule(channel, rule)
+    """With any policies bounds hold, order is kept, all is accounted for, and what `close` has taken is not dropped."""
+    outbox = Outbox(Backlog(max_bytes=max_bytes, max_messages=max_messages, when_full=when_full))
+    for channel, backlog in by_channel.items():
+        outbox.set_policy(channel, backlog)
     dropped: list[Message | Gap] = []
     outbox.on_drop = lambda item, _: dropped.append(item)
     accepted: list[Message | Gap] = []

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.testclient import TestClient
 
 from backplane import (
+    Backlog,
     Backplane,
     ClosedError,
     ConfigurationError,
@@ -112,7 +113,10 @@ async def test_typed_channel() -> None:
 @pytest.mark.anyio
 async def test_100_threads_at_once() -> None:
     """Every publish of 100 threads arrives, those of each thread in its order."""
-    async with Backplane("memory://") as backplane, backplane.subscribe("a", max_outbox_messages=5000) as messages:
+    async with (
+        Backplane("memory://") as backplane,
+        backplane.subscribe("a", backlog=Backlog(max_messages=5000)) as messages,
+    ):
 
         def publish(name: int) -> None:
             for number in range(20):
@@ -151,7 +155,7 @@ async def test_the_stop_ends_a_waiting_thread() -> None:
 
 
 def test_not_started_and_no_url() -> None:
-    """Outside a worker `memory://` by default reaches nobody: it raises, and names BACKPLANE_URL."""
+    """Outside a worker the default `memory://` would reach no other process: it raises, and names BACKPLANE_URL."""
     with pytest.raises(ConfigurationError, match="BACKPLANE_URL"):
         Backplane().sync.publish("a", "x")
 

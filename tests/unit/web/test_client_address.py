@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from backplane import Backplane, Settings
+from backplane import Backplane, Limits
 from backplane.web.client_address import address_key
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def test_two_clients(one: str, other: str) -> None:
 
 
 async def test_over_a_unix_socket(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Clients behind a proxy over a Unix socket are not one client: none is refused, and the first logs the cure."""
-    backplane = Backplane("memory://", settings=Settings(max_connections_per_client=1))
+    """Clients of a proxy over a Unix socket are not one client: none is refused, and the first logs the cure."""
+    backplane = Backplane("memory://", limits=Limits(max_connections_per_client=1))
     app = FastAPI(lifespan=backplane.lifespan)
 
     @app.get("/events")

@@ -28,6 +28,7 @@ from backplane.errors import (
     TooManyChannelsError,
     TooManyConnectionsError,
 )
+from backplane.fanout.backlog import Backlog
 from backplane.fanout.outbox import Outbox
 from backplane.settings import Settings
 from backplane.web.handshake import ConnectionScope
@@ -53,11 +54,11 @@ class Door:
 
     def __init__(self) -> None:
         self.broker = ControlledBroadcaster()
-        self.running = Runtime(self.broker, Settings(max_connections_per_client=1))
+        self.running = Runtime(self.broker, Settings())
         self.connection: Connection | None = None
         self.policy = ConnectionPolicy(
             authorize=lambda _, channel: channel != "secret",
-            limits=Limits(max_channels=2, heartbeat_seconds=None),
+            limits=Limits(max_channels=2, heartbeat_seconds=None, max_connections_per_client=1),
             statistics=self.running.statistics,
             bursts=self.running.bursts,
             keepalive=self.running.keepalive,
@@ -74,7 +75,7 @@ class Door:
         expires_at: float | None = None,
     ) -> ConnectionScope:
         """Return what lets this client in."""
-        outbox = Outbox(max_bytes=1_000, max_messages=10)
+        outbox = Outbox(Backlog(max_bytes=1_000, max_messages=10))
         self.connection = Connection(socket, self.running.hub, outbox, self.policy)
         self.connection.expire_at(expires_at)
         return ConnectionScope(
@@ -84,6 +85,7 @@ class Door:
             origins=OriginRule(),
             channels=channels,
             client_key=client_key,
+            max_per_client=self.policy.limits.max_connections_per_client,
             subprotocol=subprotocol,
             headers=headers,
             after_accept=after_accept,
@@ -97,7 +99,7 @@ class Door:
 
     def assert_nothing_left(self) -> None:
         """Assert that no client is there, that nothing is joined, and that the watch keeps nobody."""
-        assert (list(self.running.connections), list(self.running.hub.channels)) == ([], [])
+        assert (list(self.running.clients.connected), list(self.running.hub.channels)) == ([], [])
         assert self.running.keepalive._timer is None  # pyright: ignore[reportPrivateUsage]
 
 
@@ -150,7 +152,7 @@ async def test_accepted_with(door: Door) -> None:
     socket, headers = FakeServerSocket(), [(b"x-worker", b"7")]
     async with door.admission(socket, subprotocol="chat.v2", headers=headers) as connection:
         assert connection is door.connection
-        assert list(door.running.connections) == [connection]
+        assert list(door.running.clients.connected) == [connection]
         assert socket.accepted == [("chat.v2", headers)]
 
 
@@ -322,7 +324,7 @@ async def test_client_that_stays_while_it_is_joined(door: Door, monkeypatch: pyt
 
 async def test_refused_after_accept(door: Door) -> None:
     """For the asking a refused client is accepted and closed; by HTTP where too many are at it, or by its origin."""
-    door.running.draining = True
+    door.running.clients.is_draining = True
     socket = FakeServerSocket()
     with pytest.raises(ClosedError):
         await block(door.admission(socket, subprotocol="chat.v2", headers=[(b"x", b"y")], after_accept=True), None)
@@ -331,7 +333,7 @@ async def test_refused_after_accept(door: Door) -> None:
     foreign.origin = "https://evil.example"
     with pytest.raises(OriginRefusedError):
         await block(door.admission(foreign, after_accept=True), None)
-    while door.running.reserve_refusal():
+    while door.running.clients.reserve_refusal():
         pass
     late = FakeServerSocket()
     with pytest.raises(ClosedError):
@@ -342,7 +344,7 @@ async def test_refused_after_accept(door: Door) -> None:
 async def test_client_of_a_worker_that_drains(door: Door) -> None:
     """A worker that drains takes nobody."""
     socket = FakeServerSocket()
-    door.running.draining = True
+    door.running.clients.is_draining = True
     with pytest.raises(ClosedError, match="connect again") as caught:
         await door.handle(socket, "a")
     assert (socket.refusals, socket.accepting, door.broker.calls) == ([caught.value], 0, [])
@@ -360,7 +362,7 @@ async def test_whose_connection_it_is(door: Door, client_key: str | None) -> Non
                 pytest.fail("the block was entered")
         assert (same.refusals, same.accepting) == ([caught.value], 0)
         async with door.admission(other, client_key=client_key and "bob"):
-            assert len(door.running.connections) == 2
+            assert len(door.running.clients.connected) == 2
     async with door.admission(FakeServerSocket(), client_key=client_key):
         pass
 
@@ -397,7 +399,7 @@ async def test_client_that_is_closed_in_the_handshake(door: Door) -> None:
     socket.accept_gate.close()
     handling = asyncio.create_task(door.handle(socket, "a"))
     await socket.until(lambda: socket.accepting == 1)
-    for connection in list(door.running.connections):
+    for connection in list(door.running.clients.connected):
         await connection.close(1012, "restart")
     socket.accept_gate.open()
     await handling
@@ -543,7 +545,7 @@ async def test_client_leaves_a_handler_that_waits_for_something_else(door: Door,
         door.connection.check_timers(0)
     await asyncio.wait_for(handling, WAIT_SECONDS)
     assert (waiting.cancelled, handling.cancelling(), socket.closing) == (swallows + 1, 0, 0)
-    counts = door.running.statistics
+    counts = door.running.statistics.snapshot()
     assert (counts.cancelled_handlers, counts.closed_by_client, counts.closed_normal) == (1, 1, 0)
     door.assert_nothing_left()
 
@@ -650,7 +652,7 @@ async def test_what_waits_at_the_end_is_sent(door: Door) -> None:
         door.running.hub.deliver("a", b"2")
         await socket.until(lambda: socket.sending == 1)
         asyncio.get_running_loop().call_soon(socket.send_gate.open)
-    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal")])
+    assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal closure")])
 
 
 async def test_cancelled_in_the_block(door: Door) -> None:
@@ -682,7 +684,7 @@ async def test_task_of_the_connection_at_the_end(door: Door) -> None:
             await asyncio.Event().wait()
         finally:
             await asyncio.sleep(0)
-            seen.append(len(door.running.connections))
+            seen.append(len(door.running.clients.connected))
 
     async with door.admission(socket) as connection:
         connection.spawn(work())
@@ -703,4 +705,4 @@ async def test_task_of_the_connection_that_swallows_its_cancellation(door: Door)
     async with asyncio.timeout(WAIT_SECONDS), door.admission(socket) as connection:
         connection.spawn(work())
         await until_idle()
-    assert socket.closed == [(1000, "normal")]
+    assert socket.closed == [(1000, "normal closure")]

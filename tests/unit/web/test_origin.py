@@ -153,11 +153,11 @@ def test_empty_list_lets_no_browser_in() -> None:
         ("https://shop.example", "allowed_origins is None, \"*\" or a list of origins, not 'https://shop.example'"),
         (7, 'allowed_origins is None, "*" or a list of origins, not 7'),
         ([7], "allowed_origins holds 7: an origin is a str"),
-        (["*"], "allowed_origins holds '*': to allow every origin, say allowed_origins=\"*\""),
-        (["shop.example"], "holds 'shop.example': it lacks the scheme: https://shop.example"),
-        (["https://shop.example/"], "an origin ends behind host and port, without a slash: https://shop.example"),
+        (["*"], "allowed_origins holds '*': to allow every origin, write allowed_origins=\"*\""),
+        (["shop.example"], "holds 'shop.example': it has no scheme: https://shop.example"),
+        (["https://shop.example/"], "an origin ends after host and port, without a slash: https://shop.example"),
         (["https://shop.example/app"], "without a slash"),
-        (["https://me@shop.example"], "ends behind host and port"),
+        (["https://me@shop.example"], "ends after host and port"),
         (["https://bücher.example"], "in its ASCII form: https://xn--..."),
         (["https://eu.*.example"], "a wildcard stands only for the first label: https://*.shop.example"),
         (["https://*"], "a wildcard stands only for the first label"),
@@ -169,11 +169,11 @@ def test_empty_list_lets_no_browser_in() -> None:
         (["https://shop.example:65536"], "it must be scheme://host or scheme://host:port"),
         (["https://[::1"], "it must be scheme://host or scheme://host:port"),
         (["https://shop.example https://b.example"], "without a slash"),
-        ([""], "holds '': it lacks the scheme"),
+        ([""], "holds '': it has no scheme"),
     ],
 )
 def test_wrong_configuration(allowed: Any, words: str) -> None:
-    """What is no origin is refused at construction, in words that say what to write."""
+    """What is not an origin is refused at construction, with a text that states what to write."""
     with pytest.raises(ConfigurationError) as raised:
         OriginRule(allowed)
     assert words in str(raised.value)
@@ -244,11 +244,28 @@ def test_own_pages_of_a_known_host(origin: str, host: str) -> None:
     "name", ["evil.example", "a.b.shop.example", "shop.example.evil.example", "notshop.example", "10.0.0.8", "example"]
 )
 def test_dns_rebinding(name: str) -> None:
-    """A page whose name somebody else has made lead to this server may not connect where the hosts are listed."""
+    """A page of a foreign name that leads to this server may not connect where the hosts are listed."""
     assert OriginRule().refusal(f"http://{name}", name) is None
     assert OriginRule(None, HOSTS).refusal(f"http://{name}", name) == (
         f"pages of http://{name} may not connect here: this host is none of allowed_hosts"
     )
+
+
+@pytest.mark.parametrize(
+    "host", ["shop.example", "SHOP.example:8000", "eu.shop.example", "127.0.0.1:8000", "[::1]", "10.0.0.7:80", None]
+)
+def test_request_to_a_known_host(host: str | None) -> None:
+    """A request without an origin passes where its host is listed, or where it names none, as no browser does."""
+    assert OriginRule(None, HOSTS).host_refusal(host) is None
+    assert OriginRule().host_refusal(host) is None
+
+
+@pytest.mark.parametrize("host", ["evil.example", "a.b.shop.example:8000", "10.0.0.8", "", "shop.example:99999", "a b"])
+def test_request_to_another_host(host: str) -> None:
+    """A request without an origin to a name that is not listed is refused, and the refusal repeats it in safe words."""
+    assert OriginRule().host_refusal(host) is None
+    shown = {"": "(empty)", "a b": "a?b"}.get(host, host)
+    assert OriginRule(None, HOSTS).host_refusal(host) == f"this host is none of allowed_hosts: {shown}"
 
 
 def test_another_site_beside_known_hosts() -> None:

@@ -105,7 +105,7 @@ async def test_reading_that_is_cancelled_leaves_the_rest_to_the_handler() -> Non
 
 
 async def test_unreceived_messages_are_bounded() -> None:
-    """A client that sends what nobody receives is read no further than 64 KiB, which is backpressure as before."""
+    """Of a client whose handler does not receive at most 64 KiB are read: then the server stops reading, as before."""
     client = Client()
     for _ in range(10):
         client.queue.put_nowait(text("x" * 16 * 1024))

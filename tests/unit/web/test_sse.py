@@ -20,7 +20,16 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware.gzip import GZipMiddleware
 
-from backplane import Backplane, BrokerUnavailableError, ConfigurationError, LifecycleError, Settings, SubscribeError
+from backplane import (
+    Backlog,
+    Backplane,
+    BrokerUnavailableError,
+    ConfigurationError,
+    FullPolicy,
+    LifecycleError,
+    Settings,
+    SubscribeError,
+)
 from backplane import Client as Asked
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.connection.limits import Limits
@@ -46,13 +55,16 @@ def running_of(backplane: Backplane) -> Runtime:
     return running
 
 
-def stream_of(backplane: Backplane, *channels: str, max_messages: int = 100, **options: Any) -> Response:
+def stream_of(
+    backplane: Backplane, *channels: str, max_messages: int = 100, when_full: FullPolicy = "close", **options: Any
+) -> Response:
     """Return the response that streams `channels`."""
-    return backplane.sse(REQUEST, *channels, max_outbox_messages=max_messages, **options)
+    backlog = Backlog(when_full=when_full, max_messages=max_messages)
+    return backplane.sse(REQUEST, *channels, backlog=backlog, **options)
 
 
 class Site:
-    """An application with event streams, behind a real server.
+    """An application with event streams, on a real server.
 
     Attributes:
         ended: One item for each stream whose handler has ended.
@@ -115,8 +127,8 @@ class Events:
 
 
 @asynccontextmanager
-async def listening(client: httpx2.AsyncClient, channel: str = "a") -> AsyncGenerator[Events]:
-    """Open a stream, behind its first hint."""
+async def streamed(client: httpx2.AsyncClient, channel: str = "a") -> AsyncGenerator[Events]:
+    """Open a stream, and read its first hint."""
     async with client.stream("GET", f"/events/{channel}", headers={"Accept": "text/event-stream"}) as response:
         assert response.status_code == 200
         events = Events(response)
@@ -207,7 +219,7 @@ async def until_published(backplane: Backplane, *data: str) -> None:
 
 async def test_headers() -> None:
     """The answer is an event stream that neither a cache nor nginx keeps back, without a length."""
-    async with serving(Site(Backplane("memory://"))) as client, listening(client) as events:
+    async with serving(Site(Backplane("memory://"))) as client, streamed(client) as events:
         headers = events.response.headers
         assert headers["content-type"] == "text/event-stream; charset=utf-8"
         assert headers["cache-control"] == "no-store, no-transform"
@@ -229,7 +241,7 @@ async def test_messages() -> None:
         (b"", "event: binary\ndata: "),
     ]
     site = Site(Backplane("memory://"))
-    async with serving(site) as client, listening(client) as events:
+    async with serving(site) as client, streamed(client) as events:
         for data, block in blocks:
             await site.backplane.publish("a", data)
             assert await events.take() == block
@@ -249,7 +261,7 @@ async def test_joined_before_the_headers() -> None:
 async def test_gap() -> None:
     """A gap is an event in its place, with the channel and without the reason."""
     site = Site(Backplane("memory://"))
-    async with serving(site) as client, listening(client) as events:
+    async with serving(site) as client, streamed(client) as events:
         await site.backplane.publish("a", "before")
         assert await events.take() == "data: before"
         running_of(site.backplane).hub.gap(["a"], "password of the broker")
@@ -261,7 +273,7 @@ async def test_gap() -> None:
 async def test_heartbeat() -> None:
     """In silence comments are sent, and a message between them is not lost."""
     site = Site(Backplane("memory://"), heartbeat_seconds=0.01)
-    async with serving(site) as client, listening(client) as events:
+    async with serving(site) as client, streamed(client) as events:
         assert [await events.take() for _ in range(3)] == [":", ":", ":"]
         await site.backplane.publish("a", "there")
         while (block := await events.take()) == ":":
@@ -273,7 +285,7 @@ async def test_client_that_goes() -> None:
     """When the client goes in silence, its handler ends, and nothing of it stays in the hub."""
     site = Site(Backplane("memory://"))
     async with serving(site) as client:
-        async with listening(client):
+        async with streamed(client):
             assert (await site.backplane.health()).connections == 1
         await site.until_ended()
         assert (await site.backplane.health()).connections == 0
@@ -281,9 +293,9 @@ async def test_client_that_goes() -> None:
 
 
 async def test_drain() -> None:
-    """A drain ends the stream in order, behind what waits and a hint when to come back, and waits for its handler."""
+    """A drain ends the stream in order, after what waits and a hint when to reconnect, and waits for its handler."""
     site = Site(Backplane("memory://"))
-    async with serving(site) as client, listening(client) as events:
+    async with serving(site) as client, streamed(client) as events:
         await site.backplane.publish("a", "last")
         assert await events.take() == "data: last"
         await asyncio.wait_for(site.backplane.drain(), WAIT_SECONDS)
@@ -296,14 +308,14 @@ async def test_drain() -> None:
 async def test_stop() -> None:
     """A stop ends the stream in the same way."""
     site = Site(Backplane("memory://"))
-    async with serving(site) as client, listening(client) as events:
+    async with serving(site) as client, streamed(client) as events:
         await site.backplane.stop()
         assert (await events.rest()).startswith("retry: ")
         await site.until_ended()
 
 
 async def test_arriving_at_a_drain() -> None:
-    """Who arrives at a worker that drains is told to come back: an event source by a stream, others by the status."""
+    """A new client of a worker that drains is refused: an event source by a stream that ends, others by the status."""
     site = Site(Backplane("memory://"))
     async with serving(site) as client:
         await site.backplane.drain()
@@ -355,10 +367,11 @@ async def test_refused(
     monkeypatch.setattr(MemoryBroadcaster, "subscribe", subscribe)
     for accept, method in (("*/*", "GET"), ("text/event-stream", "GET"), ("*/*", "HEAD")):
         client = Client(method, accept)
-        async with Backplane("memory://", settings=Settings(subscribe_timeout_seconds=0.1)) as backplane:
-            backplane.authorize(lambda _, name: name != "secret")
+        backplane = Backplane("memory://", settings=Settings(subscribe_timeout_seconds=0.1))
+        backplane.authorize(lambda _, name: name != "secret")
+        async with backplane:
             await client.gets(stream_of(backplane, channel, **options))
-            assert backplane.statistics()["streams_refused"] == 1
+            assert backplane.statistics().streams_refused == 1
             assert (await backplane.health()).connections == 0
             assert list(running_of(backplane).hub.channels) == []
         later = status == 503 and accept == "text/event-stream"
@@ -382,13 +395,14 @@ async def test_refused_in_the_words_of_the_framework(error: Exception, status: i
     def refuse(_: object, __: str) -> bool:
         raise error
 
-    async with Backplane("memory://") as backplane:
-        backplane.authorize(refuse)
+    backplane = Backplane("memory://")
+    backplane.authorize(refuse)
+    async with backplane:
         transport = httpx2.ASGITransport(Site(backplane).app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
             answer = await client.get("/events/a")
         assert (answer.status_code, text in answer.text) == (status, True)
-        assert backplane.statistics()["streams_refused"] == 1
+        assert backplane.statistics().streams_refused == 1
 
 
 async def test_permission_that_runs_out_while_it_joins() -> None:
@@ -400,8 +414,9 @@ async def test_permission_that_runs_out_while_it_joins() -> None:
             await asyncio.sleep(0.01)
         return True
 
-    async with Backplane("memory://") as backplane:
-        backplane.authorize(take_time)
+    backplane = Backplane("memory://")
+    backplane.authorize(take_time)
+    async with backplane:
         client = Client()
         await client.gets(stream_of(backplane, "a", expires_at=expires_at))
         assert (client.status, (await backplane.health()).connections) == (401, 0)
@@ -410,14 +425,15 @@ async def test_permission_that_runs_out_while_it_joins() -> None:
 async def test_authorize_sees_the_client() -> None:
     """The application is asked for each channel, and sees who the client is, and what it has joined so far."""
     user, asked = object(), list[tuple[object, str, list[str], int]]()
-    async with Backplane("memory://") as backplane:
+    backplane = Backplane("memory://")
 
-        @backplane.authorize
-        async def may_join(client: Asked, channel: str) -> bool:
-            await asyncio.sleep(0)
-            asked.append((client.context, client.kind, list(client.channels), len(client.id)))
-            return True
+    @backplane.authorize
+    async def may_join(client: Asked, channel: str) -> bool:
+        await asyncio.sleep(0)
+        asked.append((client.context, client.kind, list(client.channels), len(client.id)))
+        return True
 
+    async with backplane:
         async with streaming(Client(), stream_of(backplane, "a", "b", context=user)):
             await backplane.drain()
         assert asked == [(user, "event stream", [], 16), (user, "event stream", ["a"], 16)]
@@ -425,8 +441,8 @@ async def test_authorize_sees_the_client() -> None:
 
 async def test_limits() -> None:
     """The limits of a WebSocket hold: channels for each client, and clients for each address or key."""
-    limits, settings = Limits(max_channels=1), Settings(max_connections_per_client=1)
-    async with Backplane("memory://", limits=limits, settings=settings) as backplane:
+    limits = Limits(max_channels=1, max_connections_per_client=1)
+    async with Backplane("memory://", limits=limits) as backplane:
         many = Client()
         await many.gets(stream_of(backplane, "a", "b"))
         assert (many.status, many.text) == (403, "a client may join 1 channels: Limits(max_channels=...)")
@@ -437,6 +453,37 @@ async def test_limits() -> None:
             await elsewhere.gets(stream_of(backplane, "a"))
             assert (refused.status, with_key.status, elsewhere.status) == (429, 200, 200)
             await backplane.drain()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"), [("shop.example:8000", 200), (None, 200), ("evil.example", 403), ("<b>evil", 403)]
+)
+async def test_allowed_hosts(host: str | None, status: int) -> None:
+    """A page that was loaded under a foreign name of this server gets no stream: its browser sends no origin."""
+    backplane = Backplane("memory://", allowed_hosts=["shop.example"])
+    client = Client("HEAD", "text/event-stream")
+    if host is not None:
+        client.scope["headers"].append((b"host", host.encode()))
+    async with backplane:
+        await client.gets(stream_of(backplane, "a"))
+        assert (client.status, "<" in client.text) == (status, False)
+        refused = int(status == 403)
+        counted = backplane.statistics()
+        assert (counted.refused_origins, counted.streams_refused) == (refused, refused)
+        assert (await backplane.health()).connections == 0
+
+
+async def test_backlog_of_the_backplane() -> None:
+    """A stream has the backlog of the backplane where it is given none, with its keys."""
+    backlog = Backlog(when_full="latest", latest_by=lambda message: message.data[0])
+    client = Client()
+    async with Backplane("memory://", backlog=backlog) as backplane:
+        client.send_gate.close()
+        async with streaming(client, backplane.sse(REQUEST, "a")):
+            await until_published(backplane, "a1", "b1", "a2", "b2")
+            client.send_gate.open()
+            await backplane.drain()
+    assert [line for line in client.text.splitlines() if line.startswith("data: ")] == ["data: a2", "data: b2"]
 
 
 class HoldsBack:
@@ -540,7 +587,7 @@ async def test_error_of_the_server(of: str) -> None:
                 await client.gets(stream_of(backplane, "a"))
             assert caught.value is error
         counted = backplane.statistics()
-        assert counted["streams_opened"] == counted["streams_closed"]
+        assert counted.streams_opened == counted.streams_closed
         assert (await backplane.health()).connections == 0
 
 
@@ -566,30 +613,32 @@ async def test_client_that_goes_while_it_joins(at: str, monkeypatch: pytest.Monk
         asked.set()
         return await answered.wait()
 
-    async with Backplane("memory://") as backplane:
-        if at == "authorize":
-            backplane.authorize(wait)
-        else:
-            monkeypatch.setattr(MemoryBroadcaster, "subscribe", wait)
+    backplane = Backplane("memory://")
+    if at == "authorize":
+        backplane.authorize(wait)
+    else:
+        monkeypatch.setattr(MemoryBroadcaster, "subscribe", wait)
+    async with backplane:
         client = Client()
         handling = asyncio.create_task(client.gets(stream_of(backplane, "a")))
         await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
         client.gone.set()
         await handling
         assert (client.status, (await backplane.health()).connections) == (None, 0)
-        assert backplane.statistics()["streams_refused"] == 0
+        assert backplane.statistics().streams_refused == 0
         answered.set()
 
 
 async def test_error_of_authorize() -> None:
     """What `authorize` raises leaves as it is, before any answer, though it may look like that of a lost client."""
-    async with Backplane("memory://") as backplane:
-        for error in (ConnectionRefusedError("the database"), TimeoutError("the database")):
+    for error in (ConnectionRefusedError("the database"), TimeoutError("the database")):
 
-            def fail(_: object, __: str, error: Exception = error) -> bool:
-                raise error
+        def fail(_: object, __: str, error: Exception = error) -> bool:
+            raise error
 
-            backplane.authorize(fail)
+        backplane = Backplane("memory://")
+        backplane.authorize(fail)
+        async with backplane:
             client = Client()
             with pytest.raises(type(error)) as caught:
                 await client.gets(stream_of(backplane, "a"))
@@ -606,7 +655,7 @@ async def test_client_that_takes_nothing() -> None:
 
 
 async def test_slow_client_that_reads_on(caplog: pytest.LogCaptureFixture) -> None:
-    """A client further behind than its outbox allows gets what waited for it, then the end, and that is logged."""
+    """A client that is too slow receives what waited for it, then the end, and that is logged."""
     async with Backplane("memory://") as backplane:
         client = Client()
         client.send_gate.close()
@@ -617,7 +666,7 @@ async def test_slow_client_that_reads_on(caplog: pytest.LogCaptureFixture) -> No
         assert client.sent[3].startswith(b"retry: ")
         assert not client.more
         assert (await backplane.health()).connections == 0
-        assert (backplane.statistics()["slow_streams"], backplane.statistics()["streams_closed"]) == (1, 1)
+        assert (backplane.statistics().slow_streams, backplane.statistics().streams_closed) == (1, 1)
     assert "is too slow: ending it" in caplog.text
 
 
@@ -630,7 +679,7 @@ async def test_slow_client_that_never_reads(caplog: pytest.LogCaptureFixture) ->
             await until_published(backplane, *"01234")
         assert client.sent == []
         assert list(running_of(backplane).hub.channels) == []
-        assert (backplane.statistics()["slow_streams"], backplane.statistics()["streams_closed"]) == (1, 1)
+        assert (backplane.statistics().slow_streams, backplane.statistics().streams_closed) == (1, 1)
     assert "is too slow: ending it" in caplog.text
 
 
@@ -657,7 +706,7 @@ async def test_client_that_goes_while_it_does_not_read() -> None:
 
 
 async def test_cancelled_handler() -> None:
-    """A handler that the server cancels leaves nothing behind."""
+    """A handler that the server cancels leaves no task, client or channel."""
     async with Backplane("memory://") as backplane:
         with pytest.raises(asyncio.CancelledError):
             async with streaming(Client(), stream_of(backplane, "a")) as handling:
@@ -674,7 +723,7 @@ async def test_cancelled_handler() -> None:
         (["a"], {"retry_seconds": -1}),
         (["a"], {"expires_at": float("nan")}),
         (["a"], {"expires_at": "soon"}),
-        (["a"], {"max_outbox_bytes": "ten"}),
+        (["a"], {"backlog": "ten"}),
     ],
     ids=str,
 )
@@ -700,4 +749,4 @@ async def test_fault_while_sending(error: OSError, monkeypatch: pytest.MonkeyPat
         with pytest.raises(type(error)) as caught:
             await client.gets(stream_of(backplane, "a"))
         assert caught.value is error
-        assert backplane.statistics()["streams_closed"] == 1
+        assert backplane.statistics().streams_closed == 1

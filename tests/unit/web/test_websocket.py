@@ -17,6 +17,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from backplane import (
+    Backlog,
     Backplane,
     BrokerUnavailableError,
     ClosedError,
@@ -30,6 +31,7 @@ from backplane.adapters.memory import MemoryBroadcaster
 from backplane.connection.limits import Limits
 from backplane.connection.receiver import _warn_of_bypass  # pyright: ignore[reportPrivateUsage]
 from backplane.errors import JoinRefusedError, OriginRefusedError, TooManyChannelsError, TooManyConnectionsError
+from backplane.statistics import Statistics
 from tests.unit.doubles import Gate, until_idle
 
 if TYPE_CHECKING:
@@ -74,8 +76,8 @@ class Client:
         for event in events:
             self._receiver.put_nowait(event)
 
-    def says(self, *texts: str) -> None:
-        """Let the client say texts."""
+    def sends(self, *texts: str) -> None:
+        """Let the client send texts."""
         self.does(*({"type": "websocket.receive", "text": text} for text in texts))
 
     def goes(self) -> None:
@@ -111,13 +113,13 @@ async def ended(task: asyncio.Task[Any]) -> Any:
 
 
 async def echo(backplane: Backplane, client: Client, *channels: str) -> list[str | bytes]:
-    """Publish what the client says to the first channel, and return it."""
-    said: list[str | bytes] = []
+    """Publish what the client sends to the first channel, and return it."""
+    received: list[str | bytes] = []
     async with backplane.connect(client.websocket, *channels) as connection:
         async for message in connection:
-            said.append(message)
+            received.append(message)
             await backplane.publish(channels[0], message)
-    return said
+    return received
 
 
 @contextmanager
@@ -160,7 +162,7 @@ async def test_accept_without_more() -> None:
 
 
 async def test_joined_before_accepted() -> None:
-    """A message published between the join and the accept is the first the client gets, behind its handshake."""
+    """A message published between the join and the accept is the first that the client receives after its handshake."""
     client = Client()
     client.accept_gate.close()
     async with Backplane("memory://") as backplane:
@@ -197,7 +199,7 @@ def test_refused_name_through_starlette() -> None:
     assert [type(error.__cause__) for error in raised] == [InvalidChannelError]
 
 
-@pytest.mark.parametrize("first", [[], ["a"]], ids=["alone", "behind a legal one"])
+@pytest.mark.parametrize("first", [[], ["a"]], ids=["alone", "after a legal one"])
 async def test_refused_name(first: list[str]) -> None:
     """A name that is not legal answers 400 with the reason, raises in the handler, and leaves nothing joined."""
     client = Client(DENIAL_EXTENSION)
@@ -352,7 +354,7 @@ async def past_the_connection(backplane: Backplane, client: Client, **options: A
                 received.append(text)
                 assert connection.timers.last_received_at > 0.0
         async for _ in connection:
-            pytest.fail("behind its end")
+            pytest.fail("after its end")
     return received
 
 
@@ -362,10 +364,10 @@ async def test_receiving_past_the_connection(caplog: pytest.LogCaptureFixture) -
     async with Backplane("memory://") as backplane:
         for _ in range(2):
             client = Client()
-            client.says("1", "2")
+            client.sends("1", "2")
             client.goes()
             assert await ended(asyncio.create_task(past_the_connection(backplane, client))) == ["1", "2"]
-        assert backplane.statistics()["closed_by_client"] == 2
+        assert backplane.statistics().closed_by_client == 2
     lines = [record.getMessage() for record in caplog.records if record.name == "backplane.connection.receiver"]
     assert [line.partition(": ")[2] for line in lines] == [
         "use `async for message in connection` or `await connection.receive()` in its place"
@@ -383,7 +385,7 @@ async def test_limits_past_the_connection(limits: Limits, code: int) -> None:
     async with Backplane("memory://") as backplane:
         handling = asyncio.create_task(past_the_connection(backplane, client, limits=limits))
         await client.gets(1)
-        client.says("small", "and this is over both")
+        client.sends("small", "and this is over both")
         assert await ended(handling) == ["small"]
     assert client.sent[-1]["code"] == code
 
@@ -465,9 +467,9 @@ async def test_every_shape_of_a_received_event(event: dict[str, Any], expected: 
     client.does({"type": "websocket.receive", **event})
     client.goes()
     async with Backplane("memory://") as backplane:
-        said = await echo(backplane, client, "a")
-    assert said == [expected]
-    assert type(said[0]) is type(expected)
+        received = await echo(backplane, client, "a")
+    assert received == [expected]
+    assert type(received[0]) is type(expected)
 
 
 @pytest.mark.parametrize("data", ["", b"", "x", b"\xff"], ids=repr)
@@ -492,7 +494,7 @@ async def test_handler_returns() -> None:
         await backplane.publish("a", "unheard")
         await until_idle()
     assert client.sent_types == ["accept", "send", "close"]
-    assert client.sent[2] == {"type": "websocket.close", "code": 1000, "reason": "normal"}
+    assert client.sent[2] == {"type": "websocket.close", "code": 1000, "reason": "normal closure"}
 
 
 def test_handler_returns_through_starlette() -> None:
@@ -510,7 +512,7 @@ def test_handler_returns_through_starlette() -> None:
 
 
 async def test_handler_raises() -> None:
-    """A handler that raises closes with 1011, without saying why to the client, and its exception goes on as it is."""
+    """A handler that raises closes with 1011, without its reason for the client, and its error is raised as it is."""
     client, error = Client(DENIAL_EXTENSION), KeyError("mine")
 
     async def handle(backplane: Backplane) -> None:
@@ -528,7 +530,7 @@ async def test_handler_raises() -> None:
 async def test_client_disconnects() -> None:
     """A client that goes away ends the iteration; nothing more is sent to it, a close neither."""
     client = Client()
-    client.says("1", "2")
+    client.sends("1", "2")
     client.goes()
     async with Backplane("memory://") as backplane:
         assert await echo(backplane, client, "a") == ["1", "2"]
@@ -544,7 +546,7 @@ def test_client_disconnects_through_starlette() -> None:
     async def handle(websocket: WebSocket, backplane: Backplane) -> None:
         async with backplane.connect(websocket, "a") as connection:
             async for _ in connection:
-                pytest.fail("the client said nothing")
+                pytest.fail("the client sent nothing")
             ends.append(repr(connection).split()[2])
 
     with served(handle) as client:
@@ -565,7 +567,7 @@ async def after_a_send_that_fails(error: Exception) -> tuple[Client, dict[str, i
         client.errors["websocket.send"] = error
         await backplane.publish("a", "x")
         assert await ended(handling) == []
-        return client, backplane.statistics()
+        return client, backplane.statistics().as_dict()
 
 
 @pytest.mark.parametrize(
@@ -598,7 +600,7 @@ async def test_client_gone_while_sending(error: Exception, caplog: pytest.LogCap
     ids=["runtime", "timeout", "os", "group"],
 )
 async def test_fault_while_sending(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """A send that fails while the client is there is somebody's fault: closed with 1011, one log line, counted."""
+    """A send that fails while the client is there is a fault: closed with 1011, one log line, counted."""
     client, statistics = await after_a_send_that_fails(error)
     assert (client.sent_types, client.sent[-1]["code"]) == (["accept", "close"], 1011)
     lines = [record for record in caplog.records if record.name != "backplane.broker.supervisor"]
@@ -637,7 +639,7 @@ async def test_close_from_elsewhere_ends_the_handler() -> None:
         async with backplane.connect(client.websocket, "a") as connection:
             entered.append(connection)
             async for _ in connection:
-                pytest.fail("the client said nothing")
+                pytest.fail("the client sent nothing")
 
     async with Backplane("memory://") as backplane:
         handling = asyncio.create_task(handle(backplane))
@@ -693,7 +695,7 @@ async def test_page_of_another_site() -> None:
         assert (type(error), status, words) == (OriginRefusedError, 403, str(error))
         assert "evil.example" in words
         assert (await backplane.health()).connections == 0
-        assert backplane.statistics()["refused_origins"] == 1
+        assert backplane.statistics().refused_origins == 1
         assert await is_admitted(backplane, browser("https://shop.example"))
         assert await is_admitted(backplane, browser(None))
 
@@ -728,7 +730,7 @@ async def test_allowed_hosts() -> None:
 
 
 def test_refusal_through_the_framework(caplog: pytest.LogCaptureFixture) -> None:
-    """The framework takes a refusal for an ordinary end: the client reads why, and nobody sees a traceback."""
+    """The framework takes a refusal for an ordinary end: the client reads why, and there is no traceback."""
 
     async def handle(websocket: WebSocket, backplane: Backplane) -> None:
         async with backplane.connect(websocket, "a"):
@@ -754,12 +756,12 @@ async def test_too_many_connections() -> None:
             assert 2 <= int(dict(client.sent[0]["headers"])[b"retry-after"]) <= 8
             assert (await backplane.health()).connections == 1
         assert await is_admitted(backplane, browser(None))
-        assert backplane.statistics()["refused_connections"] == 1
+        assert backplane.statistics().refused_connections == 1
 
 
 async def test_too_many_connections_of_one_client() -> None:
     """Connections are counted by the client's address, or by the key that the application gives."""
-    async with Backplane("memory://", settings=Settings(max_connections_per_client=1)) as backplane:
+    async with Backplane("memory://", limits=Limits(max_connections_per_client=1)) as backplane:
         async with (
             backplane.connect(browser(None).websocket),
             backplane.connect(browser(None).websocket, client_key="alice"),
@@ -779,15 +781,31 @@ async def test_too_many_connections_of_one_client() -> None:
         assert await is_admitted(backplane, browser(None), client_key="alice")
 
 
+async def test_connections_of_one_client_by_the_limits_of_the_call() -> None:
+    """Limits of one connection replace those of the backplane, the number of connections of its key too."""
+    async with Backplane("memory://", limits=Limits(max_connections_per_client=1)) as backplane:
+        two = Limits(max_connections_per_client=2)
+        async with (
+            backplane.connect(browser(None).websocket, client_key="alice"),
+            backplane.connect(browser(None).websocket, client_key="alice", limits=two),
+        ):
+            for limits, most in ((None, 1), (two, 2)):
+                error, status, words = await refusal(backplane, browser(None), client_key="alice", limits=limits)
+                assert (type(error), status) == (TooManyConnectionsError, 429)
+                assert words == f"a client may have {most} connections"
+            assert await is_admitted(backplane, browser(None), client_key="alice", limits=Limits())
+
+
 @pytest.mark.parametrize(
     ("channels", "expected"),
     [(["a", "b"], TooManyChannelsError), (["secret"], JoinRefusedError)],
     ids=["too many", "not authorized"],
 )
 async def test_refused_join_at_the_handshake(channels: list[str], expected: type[Exception]) -> None:
-    """A client that is to join more channels than allowed, or one it may not hear, is refused with 403."""
-    async with Backplane("memory://", limits=Limits(max_channels=1)) as backplane:
-        backplane.authorize(lambda _, channel: channel != "secret")
+    """A client that is to join more channels than allowed, or one it may not receive, is refused with 403."""
+    backplane = Backplane("memory://", limits=Limits(max_channels=1))
+    backplane.authorize(lambda _, channel: channel != "secret")
+    async with backplane:
         error, status, words = await refusal(backplane, browser(None), *channels)
         assert (type(error), status, words) == (expected, 403, str(error))
 
@@ -795,14 +813,15 @@ async def test_refused_join_at_the_handshake(channels: list[str], expected: type
 async def test_authorize_sees_the_context() -> None:
     """The application's own object stands on the connection when it is asked, and in the handler."""
     user, asked = object(), list[tuple[object, str]]()
-    async with Backplane("memory://") as backplane:
+    backplane = Backplane("memory://")
 
-        @backplane.authorize
-        async def may_join(connection: Connection, channel: str) -> bool:
-            asked.append((connection.context, channel))
-            await asyncio.sleep(0)
-            return True
+    @backplane.authorize
+    async def may_join(connection: Connection, channel: str) -> bool:
+        asked.append((connection.context, channel))
+        await asyncio.sleep(0)
+        return True
 
+    async with backplane:
         async with backplane.connect(browser(None).websocket, "a", "b", context=user) as connection:
             assert connection.context is user
         assert asked == [(user, "a"), (user, "b")]
@@ -817,7 +836,7 @@ async def test_permission_that_runs_out() -> None:
         async with backplane.connect(client.websocket, "a", expires_at=time.time() + 0.05) as connection:
             assert [message async for message in connection] == []
         assert client.sent[1] == {"type": "websocket.close", "code": 4001, "reason": "expired"}
-        assert backplane.statistics()["closed_expired"] == 1
+        assert backplane.statistics().closed_expired == 1
 
 
 async def test_limits_of_one_client() -> None:
@@ -825,14 +844,14 @@ async def test_limits_of_one_client() -> None:
     async with Backplane("memory://", limits=Limits(max_message_bytes=1)) as backplane:
         for limits, code in ((None, 1009), (Limits(max_message_bytes=2), 1000)):
             client = browser(None)
-            client.says("12")
+            client.sends("12")
             async with backplane.connect(client.websocket, limits=limits) as connection:
                 assert await connection.receive() == (None if limits is None else "12")
             assert client.sent[-1]["code"] == code
 
 
-async def test_slow_clients_are_told_of() -> None:
-    """`on_slow` hears of the client that is closed for being too slow; so do the statistics."""
+async def test_slow_clients_are_reported() -> None:
+    """`on_slow` is called with the client that is closed because it is too slow; the statistics count it."""
     slow: list[tuple[Connection, str]] = []
     client = browser(None)
     held = asyncio.Event()
@@ -844,15 +863,16 @@ async def test_slow_clients_are_told_of() -> None:
         await send(event)
 
     client.websocket.send = stall  # type: ignore[method-assign,assignment]
-    async with Backplane("memory://") as backplane:
-        backplane.on_slow(lambda told: slow.append((told.connection, told.action)))
-        async with backplane.connect(client.websocket, "a", max_outbox_messages=1) as connection:
+    backplane = Backplane("memory://")
+    backplane.on_slow(lambda consumer: slow.append((consumer.connection, consumer.action)))
+    async with backplane:
+        async with backplane.connect(client.websocket, "a", backlog=Backlog(max_messages=1)) as connection:
             for text in "123":
                 await backplane.publish("a", text)
             assert [message async for message in connection] == []
         assert slow == [(connection, "closed")]
-        assert backplane.statistics()["closed_slow"] == 1
-    assert backplane.statistics() == {}
+        assert backplane.statistics().closed_slow == 1
+    assert backplane.statistics() == Statistics()
 
 
 def test_stream_and_typed_channel() -> None:

@@ -13,7 +13,7 @@ import pytest
 from backplane.broadcaster import Capabilities
 from backplane.connection.limits import Limits
 from backplane.worker import deployment
-from backplane.worker.deployment import warn_if_isolated, warn_if_nobody_pings, warn_of_default_url, worker_count
+from backplane.worker.deployment import warn_if_isolated, warn_if_no_pings, warn_of_default_url, worker_count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +65,7 @@ def capabilities(reach: Literal["process", "host", "network"]) -> Capabilities:
     ],
 )
 def test_command_line(tmp_path: Path, command: tuple[str, ...], count: int) -> None:
-    """The number of workers is what the server above this process was told on its command line."""
+    """The number of workers is the one on the command line of the server that started this process."""
     assert worker_count(proc_with_parent(tmp_path, *command)) == count
 
 
@@ -94,7 +94,7 @@ def test_option_given_twice(tmp_path: Path, between: tuple[str, ...]) -> None:
 def test_parent_is_no_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], workers: str
 ) -> None:
-    """A process that no server started is alone, whatever its environment says of web workers."""
+    """A process that no server started is one worker, whatever its environment holds for web workers."""
     monkeypatch.setenv("WEB_CONCURRENCY", workers)
     assert worker_count(proc_with_parent(tmp_path, *command)) == 1
 
@@ -165,10 +165,10 @@ def warnings(
 ) -> list[str]:
     """Return what is logged for an adapter of this reach in these surroundings."""
 
-    def told() -> int:
+    def count() -> int:
         return workers
 
-    monkeypatch.setattr(deployment, "worker_count", told)
+    monkeypatch.setattr(deployment, "worker_count", count)
     if kubernetes:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     with caplog.at_level(logging.DEBUG, "backplane.worker.deployment"):
@@ -225,7 +225,7 @@ def test_silence(
 
 
 def test_warning_of_the_default_url(caplog: pytest.LogCaptureFixture) -> None:
-    """A URL that nobody chose is named in a warning, with the variable that sets it."""
+    """The default URL is named in a warning, with the variable that sets it."""
     warn_of_default_url("memory://")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "BACKPLANE_URL is not set, so memory:// is used" in caplog.text
@@ -249,8 +249,8 @@ def test_heartbeats_without_effect(
     for name in ("granian._granian", "hypercorn.asyncio.run", "gunicorn.workers.gasgi"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, module, ModuleType(module))
-    deployment._warn_if_nobody_pings.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    deployment._warn_if_no_pings.cache_clear()  # pyright: ignore[reportPrivateUsage]
     for _ in range(2):
-        warn_if_nobody_pings(limits)
-    deployment._warn_if_nobody_pings.cache_clear()  # pyright: ignore[reportPrivateUsage]
+        warn_if_no_pings(limits)
+    deployment._warn_if_no_pings.cache_clear()  # pyright: ignore[reportPrivateUsage]
     assert [words in message for words, message in zip(warned, caplog.messages, strict=True)] == [True] * len(warned)

@@ -80,7 +80,7 @@ class Site:
 
 
 async def test_drain_comes_before_the_server_ends() -> None:
-    """`should_exit` drains first, whoever has set it; the end of the lifespan comes last."""
+    """`should_exit` drains first, whatever sets it; the end of the lifespan comes last."""
     drain = Drain()
     site = Site(drain)
     async with site.serving():

@@ -27,21 +27,21 @@ class Server:
     """A server that handles SIGTERM in a Python function, as Uvicorn does.
 
     Attributes:
-        told: Every signal it was told of.
+        signals: Every signal that it handled.
     """
 
     def __init__(self) -> None:
-        self.told: list[int] = []
-        self.was_told = asyncio.Event()
+        self.signals: list[int] = []
+        self.was_notified = asyncio.Event()
 
     def handle(self, number: int, _: object) -> None:
-        """Take a signal."""
-        self.told.append(number)
-        self.was_told.set()
+        """Record a signal."""
+        self.signals.append(number)
+        self.was_notified.set()
 
-    async def is_told(self) -> None:
-        """Wait until it was told."""
-        await asyncio.wait_for(self.was_told.wait(), WAIT_SECONDS)
+    async def notified(self) -> None:
+        """Wait until it has handled one."""
+        await asyncio.wait_for(self.was_notified.wait(), WAIT_SECONDS)
 
 
 class Drain:
@@ -97,29 +97,29 @@ def terminate() -> None:
 
 
 async def test_drain_comes_before_the_server(server: Server) -> None:
-    """The server hears of SIGTERM once, when the drain has ended."""
+    """The server handles SIGTERM once, when the drain has ended."""
     drain = Drain()
     with draining_on_signals(drain):
         terminate()
         await drain.begins()
         await until_idle()
-        assert server.told == []
+        assert server.signals == []
         drain.may_end.set()
-        await server.is_told()
+        await server.notified()
         await until_idle()
-    assert (drain.begun, server.told) == (1, [signal.SIGTERM])
+    assert (drain.begun, server.signals) == (1, [signal.SIGTERM])
 
 
 async def test_second_signal_does_not_wait(server: Server) -> None:
-    """Who is in a hurry sends SIGTERM twice; the server hears of it once, and at once."""
+    """A second SIGTERM cancels the drain; the server handles the signal once, and at once."""
     drain = Drain()
     with draining_on_signals(drain):
         terminate()
         await drain.begins()
         terminate()
-        await server.is_told()
+        await server.notified()
         await until_idle()
-        assert (drain.begun, server.told) == (1, [signal.SIGTERM])
+        assert (drain.begun, server.signals) == (1, [signal.SIGTERM])
 
 
 async def test_one_signal_of_each_kind_is_no_hurry(server: Server) -> None:
@@ -131,11 +131,11 @@ async def test_one_signal_of_each_kind_is_no_hurry(server: Server) -> None:
         await drain.begins()
         terminate()
         await until_idle()
-        assert server.told == []
+        assert server.signals == []
         drain.may_end.set()
-        await server.is_told()
+        await server.notified()
         await until_idle()
-    assert (drain.begun, server.told) == (1, [signal.SIGINT])
+    assert (drain.begun, server.signals) == (1, [signal.SIGINT])
 
 
 async def test_signal_behind_the_drain_reaches_the_server(server: Server) -> None:
@@ -144,12 +144,12 @@ async def test_signal_behind_the_drain_reaches_the_server(server: Server) -> Non
     drain.may_end.set()
     with draining_on_signals(drain):
         terminate()
-        await server.is_told()
+        await server.notified()
         await until_idle()
-        server.was_told.clear()
+        server.was_notified.clear()
         terminate()
-        await server.is_told()
-    assert (drain.begun, server.told) == (1, [signal.SIGTERM] * 2)
+        await server.notified()
+    assert (drain.begun, server.signals) == (1, [signal.SIGTERM] * 2)
 
 
 async def test_drain_that_raises_still_tells_the_server(server: Server, caplog: pytest.LogCaptureFixture) -> None:
@@ -159,14 +159,14 @@ async def test_drain_that_raises_still_tells_the_server(server: Server, caplog: 
     drain.may_end.set()
     with draining_on_signals(drain):
         terminate()
-        await server.is_told()
+        await server.notified()
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
         "the drain failed; the server ends all the same"
     ]
 
 
 async def test_handler_is_restored(server: Server) -> None:
-    """Behind the block SIGTERM is the server's again, also where the block raised."""
+    """After the block SIGTERM is the server's again, also where the block raised."""
     with draining_on_signals(Drain()):
         assert signal.getsignal(signal.SIGTERM) != server.handle
     assert signal.getsignal(signal.SIGTERM) == server.handle
@@ -184,18 +184,18 @@ async def test_handler_set_meanwhile_is_kept(server: Server) -> None:
 
 
 async def test_block_that_ends_while_draining_ends_the_drain(server: Server) -> None:
-    """A server that ends for another reason, such as SIGINT, leaves no drain behind, and hears of the signal."""
+    """A server that ends for another reason, such as SIGINT, ends the drain, and handles the signal."""
     drain = Drain()
     with draining_on_signals(drain):
         terminate()
         await drain.begins()
     await until_idle()
-    assert server.told == [signal.SIGTERM]
+    assert server.signals == [signal.SIGTERM]
     assert [task for task in asyncio.all_tasks() if task.get_name() == "backplane-drain"] == []
 
 
 async def test_two_drains_one_inside_the_other(server: Server) -> None:
-    """Two backplanes of one application drain one behind the other, then the server is told."""
+    """Two backplanes of one application drain one after the other, then the server handles the signal."""
     outer, inner = Drain(), Drain()
     with draining_on_signals(outer), draining_on_signals(inner):
         terminate()
@@ -203,11 +203,11 @@ async def test_two_drains_one_inside_the_other(server: Server) -> None:
         assert outer.begun == 0
         inner.may_end.set()
         await outer.begins()
-        assert server.told == []
+        assert server.signals == []
         outer.may_end.set()
-        await server.is_told()
+        await server.notified()
         await until_idle()
-    assert (signal.getsignal(signal.SIGTERM), server.told) == (server.handle, [signal.SIGTERM])
+    assert (signal.getsignal(signal.SIGTERM), server.signals) == (server.handle, [signal.SIGTERM])
 
 
 @pytest.mark.parametrize("default", [signal.SIG_DFL, signal.SIG_IGN])
@@ -222,14 +222,14 @@ async def test_no_handler_is_left_alone(default: Any) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_handler_of_the_event_loop_goes_on_beside_the_drain(number: signal.Signals) -> None:
     """`loop.add_signal_handler`, on asyncio as on uvloop, cannot be put off: the drain runs beside it, in a hurry."""
-    drain, loop, told = Drain(), asyncio.get_running_loop(), asyncio.Event()
+    drain, loop, notified = Drain(), asyncio.get_running_loop(), asyncio.Event()
     drain.may_end.set()
-    loop.add_signal_handler(number, told.set)
+    loop.add_signal_handler(number, notified.set)
     try:
         before = signal.getsignal(number)
         with draining_on_signals(drain):
             os.kill(os.getpid(), number)
-            await asyncio.wait_for(told.wait(), WAIT_SECONDS)
+            await asyncio.wait_for(notified.wait(), WAIT_SECONDS)
             await drain.begins()
             await until_idle()
         assert (drain.begun, drain.hurried, signal.getsignal(number)) == (1, True, before)

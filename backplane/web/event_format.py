@@ -1,0 +1,55 @@
+"""The format of an event stream (HTML Standard, section 9.2): what goes over the wire for messages and gaps.
+
+A text is `data:` lines (`EventSource` makes one line feed of every line end), binary is base64 with `event: binary`, a
+gap is `event: gap` with `{"channel": ...}`, after which the page loads again what it shows, as it does after every
+`open`. A stream whose permission has run out ends with `event: expired`; its client reconnects with a new request,
+which the application's own dependencies check. These three names are reserved: no published message can have one,
+because a text is always a `message`. Comments are the heartbeat.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from base64 import b64encode
+from typing import Final
+
+from backplane.message import Gap, Message
+
+__all__ = ["EXPIRED", "HEADERS", "HEARTBEAT", "MEDIA_TYPE", "encode_event", "encode_retry"]
+
+MEDIA_TYPE: Final = "text/event-stream"
+
+# A middleware or proxy that compresses holds small events until it has a block of them, and the headers too if it waits
+# for a size. `no-transform` (RFC 9111, section 5.2.2.6) stops those that respect it, such as Express' compression.
+# Starlette's GZipMiddleware (for all types before 0.46) and others for ASGI check whether an encoding is set already:
+# `identity` is the registered name for none. X-Accel-Buffering is nginx's: it would wait for 4 KiB.
+HEADERS: Final = {
+    "Cache-Control": "no-store, no-transform",
+    "Content-Encoding": "identity",
+    "X-Accel-Buffering": "no",
+}
+
+HEARTBEAT: Final = b":\n\n"
+"""A comment, which an `EventSource` ignores."""
+
+# Not named `error` or `open`: an `EventSource` dispatches these itself. Without data it would dispatch no event.
+EXPIRED: Final = b"event: expired\ndata: {}\n\n"
+"""The last event of a stream whose permission has run out."""
+
+
+def encode_event(item: Message | Gap) -> bytes:
+    """Return the event of a message or of a gap."""
+    if isinstance(item, Gap):
+        # Without the reason, which may hold the broker's own text.
+        return b"event: gap\ndata: %b\n\n" % json.dumps({"channel": item.channel}).encode()
+    if isinstance(item.data, bytes):
+        return b"event: binary\ndata: %b\n\n" % b64encode(item.data)
+    lines = item.data.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\ndata: ")
+    return f"data: {lines}\n\n".encode()
+
+
+def encode_retry(seconds: float) -> bytes:
+    """Return when to reconnect: a random time around `seconds` for each client, so that not all do at once."""
+    milliseconds = 1000 * seconds * random.uniform(0.5, 1.5)  # noqa: S311
+    return b"retry: %d\n\n" % max(1, round(milliseconds))

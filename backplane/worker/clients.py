@@ -1,0 +1,191 @@
+"""The clients of this worker: who is accepted, how many, and in which order they are closed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+
+from backplane.close_codes import CloseCode
+from backplane.errors import ClosedError, TooManyConnectionsError
+from backplane.worker.shutdown import stagger_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from backplane.log_bursts import LogBursts
+    from backplane.statistics import Counters
+
+__all__ = ["ClientRegistry", "LocalClient"]
+
+logger: Final = logging.getLogger("backplane.worker.clients")
+
+_CURE: Final = (
+    "behind a proxy, let the server believe its headers (Uvicorn: --forwarded-allow-ips, over a Unix socket '*'), "
+    "or pass client_key="
+)
+
+# How many clients that are refused after they were accepted may have a socket at a time: each should read its close
+# frame and leave, but need not.
+_MAX_REFUSALS: Final = 256
+
+_RESTART: Final = "restart"
+
+
+def _at_once(callback: Callable[[], None]) -> None:
+    callback()
+
+
+class LocalClient(Protocol):
+    """A client that is closed before the worker ends: a WebSocket, an event stream."""
+
+    def retire(self, code: int, reason: str) -> None:
+        """Begin to close, after what already waits for the client."""
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close now."""
+
+
+class ClientRegistry:
+    """Counts the clients of this worker, refuses those over a limit, and closes all when the worker ends.
+
+    Args:
+        max_connections: Most clients of this worker; `None` is no limit.
+        counters: Where refused clients are counted.
+        bursts: How refused clients are logged: many can be refused at once.
+
+    Attributes:
+        is_draining: No client is accepted any more.
+    """
+
+    def __init__(self, max_connections: int | None, counters: Counters, bursts: LogBursts) -> None:
+        self._max_connections = max_connections
+        self._counters = counters
+        self._bursts = bursts
+        self.is_draining: bool = False
+        self._keys: dict[LocalClient, str | bytes | None] = {}
+        self._ended: int = 0  # clients whose handler has ended and whose transport is still there
+        self._refusals: int = 0
+        self._count_by_key: Counter[str | bytes] = Counter()
+        self._warned_of_unknown: bool = False
+        self._emptied = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Return how many clients count for `max_connections`: those whose handler or transport is there."""
+        return len(self._keys) + self._ended
+
+    @property
+    def connected(self) -> Collection[LocalClient]:
+        """The clients whose handler runs: WebSockets and event streams."""
+        return self._keys.keys()
+
+    def register(self, client: LocalClient, client_key: str | bytes | None, max_per_client: int | None) -> None:
+        """Accept a client.
+
+        Args:
+            client: The client.
+            client_key: The client's key, given by the application (`str`) or made from its address (`bytes`). `None`:
+                the address is unknown, so that only `max_connections` applies.
+            max_per_client: Most clients with this key, this one included; `None` is no limit.
+
+        Raises:
+            ClosedError: The worker drains.
+            TooManyConnectionsError: As many clients as are allowed are there, of this key or in all.
+        """
+        if self.is_draining:
+            self._bursts.log(logger, logging.INFO, "refused a client: this worker drains")
+            raise ClosedError("this worker is about to end: connect again, to another one")
+        if self._max_connections is not None and len(self) >= self._max_connections:
+            raise self._too_many("this worker has as many connections as it may: try again later")
+        if max_per_client is not None:
+            if client_key is None:
+                self._warn_of_unknown()
+            elif self._count_by_key[client_key] >= max_per_client:
+                hint = f"; counted by address: {_CURE}" if isinstance(client_key, bytes) else ""
+                raise self._too_many(f"a client may have {max_per_client} connections", hint)
+        self._keys[client] = client_key
+        if client_key is not None:
+            self._count_by_key[client_key] += 1
+
+    def unregister(self, client: LocalClient, when_gone: Callable[[Callable[[], None]], None] = _at_once) -> None:
+        """Remove a client whose handler has ended; it counts for the limits until its transport is gone.
+
+        Args:
+            client: The client; one that is not registered changes nothing.
+            when_gone: Calls its argument when the transport is gone. Defaults to at once.
+        """
+        if client in self._keys:
+            self._ended += 1
+            when_gone(partial(self._transport_gone, self._keys.pop(client)))
+        if not self._keys:
+            self._emptied.set()
+
+    def reserve_refusal(self) -> bool:
+        """Reserve a socket for a client that is refused after it was accepted; `False` where none is left.
+
+        These clients do not count for `max_connections`, and there are never more of them than that, or than 256.
+        """
+        most = self._max_connections
+        if self._refusals >= (_MAX_REFUSALS if most is None else min(most, _MAX_REFUSALS)):
+            return False
+        self._refusals += 1
+        return True
+
+    def release_refusal(self) -> None:
+        """Release what `reserve_refusal` reserved: the transport is gone."""
+        self._refusals -= 1
+
+    def retire_all(self, most_seconds: float) -> float:
+        """Accept no client any more, and close those that are there with code 1012, one after the other.
+
+        Args:
+            most_seconds: Over how long at most. Few clients take less.
+
+        Returns:
+            After how many seconds the last one begins to close.
+        """
+        self.is_draining = True
+        loop = asyncio.get_running_loop()
+        seconds = stagger_window(len(self._keys), most_seconds)
+        logger.info("draining: closing %d connections over %.1f s", len(self._keys), seconds)
+        for client in self._keys:
+            # Not at once: by then the server's other workers accept no new client either.
+            delay = random.uniform(seconds / 10, seconds)  # noqa: S311
+            loop.call_later(delay, client.retire, CloseCode.SERVICE_RESTART, _RESTART)
+        return seconds
+
+    async def wait_until_empty(self, seconds: float) -> None:
+        """Wait until the handlers of all clients have ended, for `seconds` at most; a warning reports what is left."""
+        self._emptied.clear()
+        if self._keys:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._emptied.wait()
+            except TimeoutError:
+                logger.warning("%d handlers did not end with their connection", len(self._keys))
+
+    async def close_all(self) -> None:
+        """Accept no client any more, and close those that are left with code 1012, at once."""
+        self.is_draining = True
+        await asyncio.gather(*[client.close(CloseCode.SERVICE_RESTART, _RESTART) for client in self._keys])
+
+    def _too_many(self, reason: str, hint: str = "") -> TooManyConnectionsError:
+        self._counters.refused_connections += 1
+        self._bursts.log(logger, logging.WARNING, "refused a client: %s", reason + hint)
+        return TooManyConnectionsError(reason)
+
+    def _warn_of_unknown(self) -> None:
+        if not self._warned_of_unknown:
+            self._warned_of_unknown = True
+            logger.warning("max_connections_per_client does not count clients whose address is unknown: %s", _CURE)
+
+    def _transport_gone(self, client_key: str | bytes | None) -> None:
+        self._ended -= 1
+        if client_key is None:
+            return
+        self._count_by_key[client_key] -= 1
+        if not self._count_by_key[client_key]:
+            del self._count_by_key[client_key]
