@@ -1,4 +1,4 @@
-"""Settings, callbacks and counters that all clients of an application share."""
+"""Settings, callbacks and counters that all connections of an application share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.connection.limits import Limits
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Authorize", "Client", "ConnectionPolicy", "OnGap", "OnSlow", "SlowConsumer"]
 
-logger: Final = logging.getLogger("backplane.connection.policy")
+logger: logging.Logger = logging.getLogger("backplane.connection.policy")
 
 OnGap = Literal["close"] | Callable[[Gap], object]
-"""What happens to a client when messages may be missing.
+"""How a client is notified that messages may be missing.
 
 - `close`: its connection is closed with code 4000, "reconnect and reload"; of many clients one after the other.
 - a function: called with the `Gap`; what it returns is sent to the client, as `Connection.send` would, in its place
@@ -105,19 +105,19 @@ It runs in the task and Context that joins. Where that may be another than the c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionPolicy:
-    """Settings, callbacks and counters of connections; one object is shared by all that have no options of their own.
+    """Settings, callbacks and counters that connections share; one object for all that have the same.
 
     Attributes:
-        on_gap: What happens to a client at a gap.
-        limits: What a client may do, and how it is kept alive.
-        handler_grace_seconds: How long a handler may stay in its block after its connection has ended.
-        authorize: Decides which client may join what; `None` allows every join.
+        on_gap: How a client is notified of a gap.
+        limits: What it may do, and how it is kept alive.
+        handler_grace_seconds: How long its handler may stay in the block after it has ended.
+        authorize: Decides which client may join which channel; with `None` each may join any.
         authorize_timeout_seconds: How long `authorize` may take to answer.
-        on_slow: Called with clients that are too slow.
-        reload_delay: Draws after how many seconds one of many clients is closed, at a gap or a failure of the broker.
+        on_slow: Called for each slow client.
+        reload_delay: Draws after how long one of many clients is closed, at a gap or because the broker failed.
         keepalive: The timer of all connections.
-        statistics: Where events are counted.
-        bursts: How events that can concern many connections at once are logged.
+        statistics: Where what happens is counted.
+        bursts: How what can concern many connections at once is logged.
     """
 
     on_gap: OnGap = "close"

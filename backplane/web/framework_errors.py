@@ -1,7 +1,7 @@
-"""How a client that is already accepted is closed after an error of Starlette or FastAPI.
+"""How the errors of Starlette and FastAPI close a client that is accepted already.
 
-Before the handshake is answered the framework answers these errors itself, an `HTTPException` with its status.
-Afterwards its own handlers would close without a reason, or not at all.
+Before the handshake is answered the framework answers them itself, an `HTTPException` with its status. Afterwards its
+own handlers would close without a reason, or not at all.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _USED_AFTER_END: Final = ('Cannot call "send" once', 'Cannot call "receive" once
 # Parts of the errors that Uvicorn, Hypercorn and Daphne raise for a send after the end that Starlette did not stop.
 _OF_SERVERS: Final = ("after sending 'websocket.close'", "ASGIWebsocketState.CLOSED", "on a closed protocol")
 
-# The client may reconnect after these, and after each status that reports a failure of the server (500 and above).
-_TEMPORARY: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+# The client may reconnect after these, and after every status of a failure of the server (500 and above).
+_PASSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 def framework_ending(error: BaseException) -> Ending | None:
@@ -44,7 +44,7 @@ def framework_ending(error: BaseException) -> Ending | None:
         case WebSocketException():
             return _of_application(error)
         case HTTPException():
-            later = error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status_code in _TEMPORARY
+            later = error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status_code in _PASSING
             return Ending(CloseCode.TRY_AGAIN_LATER if later else CloseCode.FORBIDDEN, _detail(error))
         case _ if is_use_after_end(error):
             return Ending(CloseCode.NORMAL_CLOSURE)

@@ -1,4 +1,4 @@
-"""Receiving for a handler that does not receive: ASGI reports to `receive` alone that a client is gone."""
+"""Receiving for a handler that does not, so that its client's end is noticed: ASGI reports that to `receive` alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadAhead"]
 
-logger: Final = logging.getLogger("backplane.web.read_ahead")
+logger: logging.Logger = logging.getLogger("backplane.web.read_ahead")
 
-# How much is received ahead of the handler; above it the server stops reading, as it does without this.
+# What a client may send that nobody receives; from there on the server stops reading, as it does without this.
 _MOST_BYTES: Final = 64 * 1024
 _MOST_MESSAGES: Final = 64
 
@@ -42,12 +42,12 @@ class ReadAhead:
         self._on_message = on_message
         self._on_end = on_end
         self._messages: deque[_Message] = deque()
-        self._size: int = 0
+        self._size = 0
         self._arrived: asyncio.Future[None] | None = None
-        self.is_reading: bool = False
+        self.is_reading = False
 
     async def run(self) -> None:
-        """Receive until the client is gone, or until a caller of `receive` waits: that caller receives from then on."""
+        """Receive until the client is gone, or until someone waits for a message: that one receives from then on."""
         self.is_reading = True
         try:
             while self._size < _MOST_BYTES and len(self._messages) < _MOST_MESSAGES:
@@ -60,7 +60,7 @@ class ReadAhead:
                 if self._arrived is not None:
                     return
         except Exception as error:
-            # Another caller has received that the client is gone, and some servers raise an error for a second one.
+            # Another caller of `receive` has taken the client's end, which some servers answer with an error.
             logger.debug("nothing more can be received", exc_info=error)
             self._messages.append({"type": "websocket.disconnect", "code": 1006})
             self._on_end()
@@ -71,7 +71,7 @@ class ReadAhead:
                 self._arrived = None
 
     async def receive(self) -> _Message:
-        """Return the next message, as the ASGI callable does. Cancelling loses none."""
+        """Return the next message, as the ASGI callable does: in its place. Cancelling loses none."""
         while not self._messages:
             if not self.is_reading:
                 return await self._receive()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StarletteSocket"]
 
-# A client that does not read is not waited for: it does not read the reason either.
+# A client that does not read does not read why it is refused either.
 _REFUSE_SECONDS: Final = 1.0
 
 
@@ -58,12 +58,12 @@ class StarletteSocket:
 
     @property
     def origin(self) -> str | None:
-        """The header `Origin`: the site of the page that connects; `None` for a client that is not a browser."""
+        """The page the client says it is on; `None` for what is no browser."""
         return self._websocket.headers.get("origin")
 
     @property
     def host(self) -> str | None:
-        """The header `Host`: the name under which the client reached this server."""
+        """The host the client wanted to reach."""
         return self._websocket.headers.get("host")
 
     @property
@@ -128,9 +128,9 @@ class StarletteSocket:
         return self._websocket.send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
 
     def is_gone(self, error: Exception) -> bool:
-        """Return whether the client is gone, by the state of the socket where `error` does not show it.
+        """Return whether the client is gone, by the state of the socket where `error` alone could be anybody's.
 
-        Uvicorn raises an OSError of its own, and after a close a RuntimeError, as Starlette does; Hypercorn, Granian
+        Uvicorn raises an OSError of its own, and behind a close a RuntimeError, as Starlette does; Hypercorn, Granian
         and Daphne drop what is sent to a client that is gone. A task group of a middleware makes a group of it.
         """
         if self._websocket.client_state is WebSocketState.DISCONNECTED:
@@ -161,7 +161,7 @@ class StarletteSocket:
     ) -> Coroutine[Any, Any, None] | None:
         """Return what receives the messages that `receive` returns later, and notifies of each and of the end.
 
-        Callers of `receive` of the `WebSocket` itself get them too, in order. `None` where it is running already.
+        Whoever receives from the `WebSocket` itself gets them too, in their place. `None` where that is under way.
         """
         if self._ahead is None:
             receive = self._websocket._receive  # pyright: ignore[reportPrivateUsage]
@@ -221,7 +221,7 @@ def _data(message: MutableMapping[str, Any]) -> str | bytes | None:
 
 
 async def _end_is_received() -> NoReturn:
-    """Stand in for `WebSocket.receive` after the end, and raise as it does after a client's: else a loop never ends."""
+    """Stand in for `WebSocket.receive` after the end, as it is after a client's: else who ignores it never waits."""
     raise RuntimeError('Cannot call "receive" once a disconnect message has been received.')
 
 
