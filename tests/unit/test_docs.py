@@ -425,7 +425,8 @@ def test_options_are_whole(owner: type) -> None:
 
 def test_defaults_are_written_in_units() -> None:
     """Sizes are in KiB or MiB, large counts have separators, and what has no value is `none`."""
-    found = {option.name: option.default for option in (*options_of(Settings), *options_of(Limits), *options_of(Backlog))}
+    options = (*options_of(Settings), *options_of(Limits), *options_of(Backlog))
+    found = {option.name: option.default for option in options}
     assert found["max_bytes"] == "1 MiB"
     assert found["max_message_bytes"] == "64 KiB"
     assert found["max_messages"] == "1,024"
