@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n auto
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 WHEEL_TEST := .cache/wheel-test
 
-.PHONY: help demo brokers test test-unit chaos check format bench bench-full competitors wheel-test clean
+.PHONY: help demo brokers test test-unit chaos check format docs docs-serve bench bench-full competitors wheel-test clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,12 @@ format: $(VENV)/.installed-check ## Format, and mend what the linter can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(VENV)/.installed-docs ## Build the documentation site into site/; a dead link, a dead anchor or a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+docs-serve: $(VENV)/.installed-docs ## Serve the documentation on port 8000, built anew at each change; ARGS="-a localhost:9000"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --watch backplane --watch adapters --watch mkdocs_hooks $(ARGS)
+
 bench: $(VENV)/.installed-bench ## Measure for five minutes; ARGS="--output benchmarks/results/today.json"
 	$(BIN)/python -m benchmarks short $(ARGS)
 
@@ -55,11 +61,11 @@ wheel-test: $(VENV)/.installed-check ## Build the wheel and run the unit tests o
 	$(BIN)/python -m build --outdir $(WHEEL_TEST)/dist
 	$(PYTHON) -m venv --without-pip $(WHEEL_TEST)/venv
 	$(BIN)/python -m pip --python $(WHEEL_TEST)/venv/bin/python install --quiet --group test $(WHEEL_TEST)/dist/*.whl
-	cp -R tests pyproject.toml README.md $(WHEEL_TEST)
+	cp -R tests mkdocs_hooks pyproject.toml README.md $(WHEEL_TEST)
 	cd $(WHEEL_TEST) && venv/bin/pytest -n auto tests/unit $(ARGS)
 
 clean: ## Remove everything that was built, installed or cached
-	rm -rf $(VENV) .cache build dist *.egg-info .coverage .hypothesis .*_cache
+	rm -rf $(VENV) .cache build dist site *.egg-info .coverage .hypothesis .*_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.pip:

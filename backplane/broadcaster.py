@@ -51,7 +51,7 @@ __all__ = [
 WireFormat = Literal["header", "plain"]
 """What a payload on the broker is; `backplane.fanout.codec` reads both, whichever it writes.
 
-- `header`: the data after a short header (docs/wire-format.md).
+- `header`: the data after a short header (docs/adapters/wire-format.md).
 - `plain`: the data alone, for subscribers that know no header: workers that still run another library, services in
   another language. `exclude` cannot work, and binary data that is valid UTF-8 is received as text.
 """

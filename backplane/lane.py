@@ -2,7 +2,7 @@
 
 A server that offers it puts a `Lane` into the scope of each WebSocket, `scope["extensions"]["backplane.lane"]`. What is
 published is then a frame, built once, and one write to each socket; everything else (handshake, receiving, closing)
-stays with ASGI. `backplane.server` has it for Uvicorn, docs/direct-lane.md says what another server has to do.
+stays with ASGI. `backplane.server` has it for Uvicorn, and docs/operations/direct-lane.md describes it for others.
 """
 
 from __future__ import annotations

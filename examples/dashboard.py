@@ -67,7 +67,7 @@ async def page() -> FileResponse:
 
 
 def worker_of(message: Message) -> int:
-    """Return the key of a reading: of the readings of each worker a slow page gets the latest."""
+    """Tell the readings of different workers apart."""
     return one_reading.validate_json(message.data).worker
 
 

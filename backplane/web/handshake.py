@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionScope"]
 
-logger: Final = logging.getLogger("backplane.web.handshake")
+logger: logging.Logger = logging.getLogger("backplane.web.handshake")
 
 
 class ConnectionScope(AbstractAsyncContextManager[Connection]):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadAhead"]
 
-logger: Final = logging.getLogger("backplane.web.read_ahead")
+logger: logging.Logger = logging.getLogger("backplane.web.read_ahead")
 
 # How much is received ahead of the handler; then the server stops reading, as it does without this.
 _MAX_BYTES: Final = 64 * 1024

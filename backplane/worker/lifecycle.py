@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lifecycle"]
 
-logger: Final = logging.getLogger("backplane.worker.lifecycle")
+logger: logging.Logger = logging.getLogger("backplane.worker.lifecycle")
 
 # What this process inherited by a fork. Were it collected, it would close sockets that the parent process still uses.
 _inherited: Final[list[object]] = []

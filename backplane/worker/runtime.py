@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Runtime"]
 
-logger: Final = logging.getLogger("backplane.worker.runtime")
+logger: logging.Logger = logging.getLogger("backplane.worker.runtime")
 
 # How long a close takes beyond the grace of the handler where a client reads nothing: what waits is flushed, and the
 # close frame sent, within a second each.

@@ -1,4 +1,4 @@
-"""`example://host:port`: an adapter for a toy broker, to copy from. docs/write-an-adapter.md walks through it."""
+"""`example://host:port`: an adapter for a toy broker, to copy from: docs/adapters/write-an-adapter.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A toy broker for the example of docs/write-an-adapter.md: what it speaks, and a server that lives in the test.
+"""A toy broker for the example of docs/adapters/write-an-adapter.md: its protocol, and a server for a test.
 
 Every request is answered, in order, by DONE or REFUSED. A published payload goes to every connection that subscribes to
 its channel, the publisher's own included. What is published to `revoke` names a channel to which every subscription is

@@ -1,4 +1,4 @@
-"""The contract on `example://`, an adapter this package does not know: docs/write-an-adapter.md shows this file."""
+"""The contract on `example://`, an adapter of another package: docs/adapters/write-an-adapter.md shows this file."""
 
 import sys
 from collections.abc import AsyncIterator

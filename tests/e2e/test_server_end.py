@@ -42,7 +42,7 @@ TOLERATED = re.compile(r"Exception in callback StreamReaderProtocol\.connection_
 
 
 class Way(NamedTuple):
-    """One way in which a server ends its worker, as a row of the table in docs/servers.md.
+    """One way in which a server ends its worker, as a row of the table in docs/operations/servers.md.
 
     Attributes:
         server: Its name there.
@@ -181,6 +181,6 @@ def test_end_reaches_everyone_who_waits(way: Way, tmp_path: Path, ipc_url: str) 
 
 def test_ways_are_those_of_the_documentation() -> None:
     """The table on how servers end holds what is tested here, row by row."""
-    page = (FOLDER.parents[1] / "docs" / "servers.md").read_text()
+    page = (FOLDER.parents[1] / "docs" / "operations" / "servers.md").read_text()
     rows = re.findall(r"^\| (.+?) \| (.+?) \| (\d{4}.*?) \|", page, re.MULTILINE)
     assert rows == [(way.server, way.how, way.codes) for way in WAYS]

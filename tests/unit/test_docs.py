@@ -1,4 +1,4 @@
-"""docs/: code stands there as it stands in its file, examples run, commands and options exist, no link is dead."""
+"""docs/: excerpts are those of their files, examples run, generated pages are whole, links and words are right."""
 
 from __future__ import annotations
 
@@ -6,24 +6,67 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+import yaml
+from pydantic import Field
 from typer.main import get_command
 
-from backplane import CloseCode, broadcaster
-from backplane.broadcaster import Broadcaster, Sink
+import backplane
+from backplane import Backlog, BrokerError, CloseCode, Limits, Settings, broadcaster
+from backplane.broadcaster import Broadcaster, Options, Sink
 from backplane.cli import app
+from backplane.errors import BackplaneError
+from mkdocs_hooks.api import load, where
+from mkdocs_hooks.blocks import BLOCKS, MARK, fill
+from mkdocs_hooks.docstrings import field_docs, parse
+from mkdocs_hooks.errors import error_classes
+from mkdocs_hooks.layers import contract
+from mkdocs_hooks.log_events import events_in, package_events
+from mkdocs_hooks.navigation import SECTIONS, navigation
+from mkdocs_hooks.options import options_of, options_of_adapter
+from mkdocs_hooks.rooms import modules
+from mkdocs_hooks.sources import source_files
+from mkdocs_hooks.tables import table
+from tests.dialect import ALLOWED, BANNED, offences, offences_in_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-FENCE = re.compile(r"^<!-- (excerpt|run|script)(?:: (.*?))? -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+REPOSITORY = "https://github.com/fastapi-backplane/backplane/blob/main/"
+SITE = "https://fastapi-backplane.readthedocs.io/en/stable/"
+FENCE = re.compile(
+    r"^<!-- (excerpt|run|script|example)(?:: (.*?))? -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 # The tests run against an installed wheel too, with the sources away.
-pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documents are away")
+needs_documents = pytest.mark.skipif(not DOCS.is_dir(), reason="the documents are away")
 
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
+# Written by people for people, beside the pages of the site.
+PROSE = [
+    *PAGES,
+    *(
+        path
+        for name in (
+            "README.md",
+            "CHANGELOG.md",
+            "SECURITY.md",
+            "CONTRIBUTING.md",
+            "examples/README.md",
+            "benchmarks/README.md",
+            "examples/celery/README.md",
+            "examples/django/README.md",
+        )
+        if (path := ROOT / name).exists() and DOCS.is_dir()
+    ),
+]
 
 
 def read(name: str) -> str:
@@ -31,8 +74,13 @@ def read(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
+def page_id(page: Path) -> str:
+    """Return a page's path, as the name of a test case."""
+    return page.relative_to(ROOT).as_posix()
+
+
 def snippets(kind: str) -> list[tuple[str, str]]:
-    """Return the Python of all pages that is marked as `kind`, each with what the mark says."""
+    """Return the Python of all pages that is marked as `kind`, each with what follows the kind in its mark."""
     found = (match for page in PAGES for match in FENCE.finditer(page.read_text(encoding="utf-8")))
     return [(match[2], match[3]) for match in found if match[1] == kind]
 
@@ -46,16 +94,26 @@ def options_of_commands() -> dict[str, set[str]]:
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+# --- snippets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_python_is_marked(page: Path) -> None:
-    """No Python stands in a page unproven."""
+    """No Python is in a page unproven."""
     text = page.read_text(encoding="utf-8")
     assert text.count("```python") == len(FENCE.findall(text))
 
 
+@needs_documents
+def test_example_has_a_test() -> None:
+    """Each example is named in a test module of tests/docs, which runs it."""
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "docs").glob("test_*.py"))
+    assert [name for name, _ in snippets("example") if f'"{name}"' not in tests] == []
+
+
 @pytest.mark.parametrize(("path", "code"), snippets("excerpt"))
 def test_excerpt_is_in_its_file(path: str, code: str) -> None:
-    """An excerpt stands word for word in the file it is from."""
+    """An excerpt is word for word in the file it is from."""
     assert code in (ROOT / path).read_text(encoding="utf-8")
 
 
@@ -86,9 +144,13 @@ def test_script_runs(code: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+# --- pages that are written by hand --------------------------------------------------------------------------------
+
+
+@needs_documents
 def test_adapter_page_names_the_whole_contract() -> None:
     """Every method an adapter must write or may call, and every optional ability, has its place in the page."""
-    page = read("write-an-adapter.md")
+    page = read("adapters/write-an-adapter.md")
     for name in Broadcaster.__abstractmethods__ | {"options_class"}:
         assert re.search(rf"^\| `{name}\b", page, re.MULTILINE), name
     for name in (name for name in vars(Sink) if not name.startswith("_")):
@@ -98,30 +160,504 @@ def test_adapter_page_names_the_whole_contract() -> None:
         assert f"\n- `{name}`: " in page
 
 
+@needs_documents
 def test_command_page_names_every_command_and_option() -> None:
     """Each command has its section, and each of its options is named there; no option is named that does not exist."""
     section = re.compile(r"^## `backplane (\w+).*?\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     named = {
         name: set(re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", text))
-        for name, text in section.findall(read("command-line.md"))
+        for name, text in section.findall(read("guides/command-line.md"))
     }
     assert named == options_of_commands()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@needs_documents
+def test_every_public_name_is_on_the_api_page() -> None:
+    """Each name that `backplane` exports is documented: by itself, or with the module of the errors."""
+    page = fill(read("reference/api.md"))
+    documented = set(re.findall(r"^::: backplane\.(\w+)$", page, re.MULTILINE))
+    documented |= {error.__name__ for error in error_classes()}
+    assert "::: backplane.errors" in page
+    assert set(backplane.__all__) - documented == set()
+    assert where("TypedChannel") in page
+
+
+@needs_documents
+@pytest.mark.parametrize(
+    "module", ["broadcaster", "dependencies", "errors", "health_routes", "lane", "sync", "testing"]
+)
+def test_every_name_of_a_public_module_is_on_the_api_page(module: str) -> None:
+    """Each name that a public module exports is documented by itself, or with its module, in which it is defined."""
+    page = fill(read("reference/api.md"))
+    name = f"backplane.{module}"
+    for exported in import_module(name).__all__:
+        alone = re.search(rf"^::: {name}\.{exported}$", page, re.MULTILINE)
+        together = re.search(rf"^::: {name}$", page, re.MULTILINE)
+        is_own = re.search(rf"^(class |def |async def )?{exported}\b", source_of(module), re.MULTILINE)
+        assert alone or (together and is_own), exported
+
+
+def source_of(module: str) -> str:
+    """Return the source of a module of the package."""
+    return next(
+        path for name, path in source_files().items() if name in (f"{module}.py", f"{module}/__init__.py")
+    ).read_text(encoding="utf-8")
+
+
+@needs_documents
+def test_architecture_page_names_every_word_once() -> None:
+    """The vocabulary defines each of its words in one row."""
+    words = re.findall(r"^\| \*\*(.+?)\*\* \|", read("architecture/index.md"), re.MULTILINE)
+    assert len(words) > 20
+    assert len(words) == len(set(words))
+
+
+@needs_documents
+def test_walks_name_files_and_names_that_exist() -> None:
+    """Each file of a walk exists, and the names in its row are in it."""
+    root = Path(backplane.__file__).parent
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (.+) \|$", read("architecture/walks.md"), re.MULTILINE)
+    assert len(rows) > 30
+    missing: list[str] = []
+    for path, words in rows:
+        if not (root / path).exists():
+            missing.append(path)
+            continue
+        text = (root / path).read_text(encoding="utf-8")
+        named = [name for code in re.findall(r"`([A-Za-z_.]+)`", words) for name in code.split(".")]
+        missing += [f"{path}: {name}" for name in named if name not in text]
+    assert missing == []
+
+
+@needs_documents
+def test_page_named_in_the_code_is_there() -> None:
+    """Where a docstring or a comment names a page of the documents, the page exists."""
+    missing = [
+        f"{path}: {page}"
+        for folder in ("backplane", "adapters", "examples", "tests", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for page in re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text(encoding="utf-8"))
+        if not (ROOT / page).exists()
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PROSE, ids=page_id)
+def test_linked_source_is_there(page: Path) -> None:
+    """What a page links to in the repository exists; links within the site are checked by its build."""
+    targets = re.findall(rf"{re.escape(REPOSITORY)}([^)\s#>]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PROSE if not page.is_relative_to(DOCS)], ids=page_id)
 def test_link_is_not_dead(page: Path) -> None:
-    """What a page links to within the repository is there."""
+    """What a document beside the site links to within the repository is there."""
     targets = re.findall(r"\]\((?![a-z]+:|#)([^)\s#]+)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_close_code_page_names_every_code() -> None:
+@pytest.mark.parametrize("page", [page for page in PROSE if not page.is_relative_to(DOCS)], ids=page_id)
+def test_link_to_the_site_leads_to_a_page(page: Path) -> None:
+    """What a document beside the site links to on the site is a page, and a heading of it."""
+    assert [
+        (path, anchor)
+        for path, anchor in re.findall(
+            rf"{re.escape(SITE)}([\w/.-]*?)/?(?:#([\w.-]+))?(?=[)>\s,;:]|\.\s|\.$)",
+            page.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+        if anchor not in anchors_of(path)
+    ] == []
+
+
+def anchors_of(path: str) -> set[str]:
+    """Return the anchors of a page of the site, given its path there; none where it does not exist."""
+    candidates = (DOCS / f"{path or 'index'}.md", DOCS / path / "index.md")
+    text = "".join(page.read_text(encoding="utf-8") for page in candidates if page.exists())
+    headings = re.findall(r"^#+ (.+)$", fill(text), re.MULTILINE)
+    slugs = {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+    return {*slugs, *re.findall(r"\{ #(\S+) \}", fill(text)), *([""] if text else [])}
+
+
+@needs_documents
+def test_anchors_are_found() -> None:
+    """A page has itself and its headings as anchors, a missing page has none."""
+    assert {"", "share-a-broker"} <= anchors_of("adapters")
+    assert "publish_timeout_seconds" in anchors_of("reference/settings")
+    assert anchors_of("no/such/page") == set()
+
+
+# --- language ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PROSE, ids=page_id)
+def test_language_is_plain(page: Path) -> None:
+    """No document uses the words that tests/dialect.py lists."""
+    assert offences(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A worker hears it.",
+        "The server said so.",
+        "It tells its subscribers.",
+        "The message behind it waits.",
+        "Whoever listens gets it.",
+        "Nobody receives it.",
+        "It reconnects in secret.",
+        "The link is deaf.",
+        "A broker who refuses.",
+        "It waits, for it is\nfull.",
+    ],
+)
+def test_banned_word_is_found(text: str) -> None:
+    """Each kind of banned word is found, with its line."""
+    (found, *_) = offences(f"First.\n\n{text}\n")
+    assert found.startswith("3: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A server behind a proxy, or behind the load balancer.",
+        "`nobody says` is code.",
+        "```python\nsay = 'nobody'\n```",
+        "[text](behind.md)",
+    ],
+)
+def test_field_terms_and_code_are_allowed(text: str) -> None:
+    """The field's own terms, code and the targets of links are no offences."""
+    assert offences(text) == []
+
+
+def test_code_is_searched_in_comments_strings_and_names() -> None:
+    """In a module the words count in comments, docstrings, messages and names, with their lines."""
+    source = 'def f(x):\n    """Says it."""\n    g._tell_all(x)  # whoever asks\n    raise E("nobody")\n'
+    lines = [line.partition(":")[0] for line in offences_in_code(source)]
+    assert lines == ["2", "3", "3", "4"]
+    assert offences_in_code("for x in y:  # a plain comment\n    z = 1\n") == []
+
+
+def test_dialect_patterns_are_used() -> None:
+    """Every pattern compiles, and none is listed twice."""
+    for pattern in (*BANNED, *ALLOWED):
+        re.compile(pattern)
+    assert len(set(ALLOWED)) == len(ALLOWED)
+
+
+# --- the site ------------------------------------------------------------------------------------------------------
+
+
+@needs_documents
+def test_navigation_holds_every_page() -> None:
+    """Each page is in the navigation once."""
+    flat = re.findall(r"'([^']+\.md)'", repr(navigation(DOCS)))
+    assert sorted(flat) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
+
+
+def test_navigation_orders_known_pages_and_appends_others(tmp_path: Path) -> None:
+    """Known folders and pages come in their order, others after them by name; a folder without pages is left out."""
+    (tmp_path / "empty").mkdir()
+    for path in ("index.md", "zoo/b.md", "zoo/a.md", "reference/other.md", "reference/limits.md", "tutorial/redis.md"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    assert navigation(tmp_path) == [
+        "index.md",
+        {"Tutorial": ["tutorial/redis.md"]},
+        {"Reference": ["reference/limits.md", "reference/other.md"]},
+        {"Zoo": ["zoo/a.md", "zoo/b.md"]},
+    ]
+    assert list(SECTIONS).index("tutorial") < list(SECTIONS).index("reference")
+
+
+@needs_documents
+def test_site_needs_no_other_host() -> None:
+    """The theme loads no fonts, and no page or option names a script or style of another host."""
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert "font: false" in config
+    assert not re.search(r"extra_(javascript|css):.*http", config)
+    for page in PAGES:
+        assert not re.search(r"<script|<link|<iframe|```mermaid|!\[[^\]]*\]\(http", page.read_text(encoding="utf-8"))
+
+
+@needs_documents
+def test_hosted_site_is_built_as_here() -> None:
+    """The hosted build installs the group of `make docs`, and treats warnings as errors."""
+    hosted = yaml.safe_load((ROOT / ".readthedocs.yaml").read_text(encoding="utf-8"))
+    assert any("--group docs" in line for line in hosted["build"]["jobs"]["install"])
+    assert "\nstrict: true\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+
+
+# --- generated blocks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if MARK.search(page.read_text(encoding="utf-8"))], ids=page_id)
+def test_marks_are_filled(page: Path) -> None:
+    """Every mark names a block that can be made, and none is left."""
+    filled = fill(page.read_text(encoding="utf-8"))
+    assert not re.search(r"<!-- generated", filled)
+
+
+@needs_documents
+def test_every_block_is_on_a_page() -> None:
+    """No generator is without a page."""
+    used = {mark[1] for page in PAGES for mark in MARK.finditer(page.read_text(encoding="utf-8"))}
+    assert used == set(BLOCKS)
+
+
+def test_unknown_mark_is_an_error() -> None:
+    """A mark that names no block fails the build."""
+    with pytest.raises(KeyError, match="nothing"):
+        fill("<!-- generated: nothing -->")
+
+
+@pytest.mark.parametrize("owner", [Settings, Limits, Backlog])
+def test_options_are_whole(owner: type) -> None:
+    """Each setting and limit is there with its type, its default, and a unit where it is a number."""
+    block = fill(f"<!-- generated: options {owner.__name__} -->")
+    for field in fields(owner):
+        assert f"### `{field.name}` {{ #{field.name} }}" in block
+    (seconds,) = [option for option in options_of(Settings) if option.name == "publish_timeout_seconds"]
+    assert (seconds.type, seconds.default, seconds.unit) == ("`float`", "2", "seconds")
+    assert seconds.meaning.startswith("How long `publish` waits")
+
+
+def test_defaults_are_written_in_units() -> None:
+    """Sizes are in KiB or MiB, large counts have separators, and what has no value is `none`."""
+    options = (*options_of(Settings), *options_of(Limits), *options_of(Backlog))
+    found = {option.name: option.default for option in options}
+    assert found["max_bytes"] == "1 MiB"
+    assert found["max_message_bytes"] == "64 KiB"
+    assert found["max_messages"] == "1,024"
+    assert found["max_burst"] == "none"
+    assert found["start"] == "`strict`"
+
+
+@dataclass
+class _WithFunction:
+    """Options of a test.
+
+    Attributes:
+        key: What it does.
+        amount_bytes: How much. Defaults to 1 KiB.
+    """
+
+    key: Callable[[int], object] | None = None
+    amount_bytes: int | None = 1024
+
+
+def test_types_for_checkers_alone_are_understood() -> None:
+    """A function, imported for type checkers alone, is called one; a number may be missing."""
+    key, amount = options_of(_WithFunction)
+    assert (key.type, key.default, key.unit) == ("a function or `None`", "none", "")
+    assert (amount.type, amount.default, amount.unit) == ("`int` or `None`", "1 KiB", "bytes")
+
+
+@dataclass
+class _Undocumented:
+    """Options of a test."""
+
+    first_seconds: float = 1.0
+
+
+@dataclass
+class _WithoutUnit:
+    """Options of a test.
+
+    Attributes:
+        amount: How much of it.
+    """
+
+    amount: int = 1
+
+
+def test_option_without_docstring_or_unit_is_an_error() -> None:
+    """An option that is not documented, or a number without a unit, fails the build."""
+    with pytest.raises(LookupError, match="first_seconds has no docstring"):
+        options_of(_Undocumented)
+    with pytest.raises(LookupError, match="amount does not show its unit"):
+        options_of(_WithoutUnit)
+
+
+class _ExampleOptions(Options):
+    """Options of an adapter of a test."""
+
+    size_bytes: int = Field(default=2048, gt=0)
+    """How much."""
+    kind: Literal["one", "two"] = "one"
+    """Which one. Defaults to one."""
+
+
+def test_adapter_options_have_their_own_first() -> None:
+    """An adapter's own options come before those of every adapter, with their default once."""
+    own, kind, common = options_of_adapter(_ExampleOptions)
+    assert (own.name, own.default, own.unit, own.meaning) == ("size_bytes", "2 KiB", "bytes", "How much.")
+    assert (kind.type, kind.default, kind.meaning) == ("`one` or `two`", "`one`", "Which one.")
+    assert common.name == "wire_format"
+
+
+@pytest.mark.parametrize("scheme", ["memory", "ipc", "redis", "redis+sentinel", "nats", "kafka"])
+def test_adapter_options_are_whole(scheme: str) -> None:
+    """The options of each adapter can be listed, and no row lacks its meaning."""
+    rows = fill(f"<!-- generated: adapter-options {scheme} -->").splitlines()[2:]
+    assert rows
+    assert all(re.match(r"\| `\w+` \| .+ \| .+ \| .+ \|$", row) for row in rows)
+
+
+def test_variant_of_an_adapter_lists_what_it_adds() -> None:
+    """The options of Redis are not repeated for its sentinels."""
+    block = fill("<!-- generated: adapter-options redis+sentinel -->")
+    assert re.findall(r"^\| `(\w+)`", block, re.MULTILINE) == ["sentinel_username", "sentinel_password"]
+
+
+def test_statistics_are_whole() -> None:
+    """Each count has its row with a meaning."""
+    rows = re.findall(r"^\| `(\w+)`\{.*?\} \| (.+) \|$", fill("<!-- generated: statistics -->"), re.MULTILINE)
+    assert [name for name, _ in rows] == [field.name for field in fields(load("Statistics"))]
+
+
+def test_close_codes_are_whole() -> None:
     """Each code has its row, with its name and whether the client comes back."""
     rows = re.findall(
-        r"^\| (\d{4}) \| `(\w+)`.*\| (stays away|comes back|gets a new one, and comes back)",
-        read("close-codes.md"),
-        re.M,
+        r"^\| (\d{4}) \| `(\w+)`\{.*?\} \| (stays away|comes back) \| .+ \|$",
+        fill("<!-- generated: close-codes -->"),
+        re.MULTILINE,
     )
-    assert [(int(code), name, "back" in answer) for code, name, answer in rows] == [
+    assert [(int(code), name, answer == "comes back") for code, name, answer in rows] == [
         (code.value, code.name, code.reconnect) for code in sorted(CloseCode)
     ]
+
+
+def test_errors_are_whole() -> None:
+    """Each exported error has its section, and its place in the tree."""
+    block = fill("<!-- generated: errors -->")
+    tree = fill("<!-- generated: error-tree -->")
+    exported = {name for name in backplane.__all__ if name.endswith("Error")}
+    assert {error.__name__ for error in error_classes()} == exported
+    for error in error_classes():
+        assert f"### `{error.__name__}` {{ #{error.__name__} }}" in block
+        assert f"(#{error.__name__})" in tree
+        text = parse(error.__doc__ or "").text
+        assert text in block
+        if issubclass(error, BrokerError):
+            assert re.search(r"[Pp]ublish|Raised", text), "states what is certain, or which call raises it"
+    assert error_classes()[0] is BackplaneError
+
+
+def test_log_events_are_found() -> None:
+    """Calls of a logger and of a burst are found with logger, level and message, however the message is made."""
+    source = """
+import logging
+logger = logging.getLogger("backplane.example")
+
+def one(bursts, error, is_grave, what):
+    logger.warning("plain %s", error)
+    logger.exception("a fault")
+    bursts.log(logger, logging.INFO, "counted")
+    logger.log(logging.ERROR if is_grave else logging.DEBUG, "either")
+    words = "assigned" if is_grave else "otherwise"
+    logger.info(words)
+    logger.warning("first " "second")
+    logger.error(what)
+    error.warning("no logger")
+"""
+    found = [(event.level, event.message, event.is_burst) for event in events_in(source, module="example")]
+    assert found == [
+        ("WARNING", "plain %s", False),
+        ("ERROR", "a fault", False),
+        ("INFO", "counted", True),
+        ("ERROR or DEBUG", "either", False),
+        ("INFO", "assigned", False),
+        ("INFO", "otherwise", False),
+        ("WARNING", "first second", False),
+    ]
+    (named,) = events_in("import logging\nlog = logging.getLogger(__name__)\nlog.info('x')", module="backplane.a.b")
+    assert named.logger == "backplane.a.b"
+
+
+def test_log_events_cover_the_package() -> None:
+    """Every logger that a module makes has events, each below `backplane`, and each room that logs has its section."""
+    events = package_events()
+    root = Path(backplane.__file__).parent
+    sources = [path.read_text(encoding="utf-8") for path in (*root.rglob("*.py"), *(root / "adapters").rglob("*.py"))]
+    made = {name for text in sources for name in re.findall(r'^logger.* = logging.getLogger\("(.+)"\)$', text, re.M)}
+    assert made
+    assert {event.logger for _, event in events} >= made
+    assert all(event.logger.startswith("backplane.") for _, event in events)
+    assert len(events) > 50
+    block = fill("<!-- generated: log-events -->")
+    for room, _ in events:
+        assert f"## `{room}` {{ #{room.replace('.', '-')} }}" in block
+
+
+def test_commands_are_whole() -> None:
+    """Each command has its section with every option."""
+    block = fill("<!-- generated: command-line -->")
+    sections = dict(re.findall(r"^## `backplane (\w+)`.*?\n(.*?)(?=^## |\Z)", block, re.MULTILINE | re.DOTALL))
+    assert sections.keys() == options_of_commands().keys()
+    for name, options in options_of_commands().items():
+        assert all(f"`{option}`" in sections[name] for option in options - {"--help"})
+
+
+def test_rooms_list_every_module() -> None:
+    """Each module of the package is on the map, with what it holds."""
+    assert modules()["core"].startswith("`Backplane`")
+    assert all(words for name, words in modules().items() if not name.endswith("__init__"))
+    block = fill("<!-- generated: rooms -->")
+    for name in modules():
+        assert name.endswith("__init__") or f"| `{name.rpartition('.')[2]}` |" in block
+
+
+def test_layers_hold_every_room() -> None:
+    """Each room and top-level module of the package is in one layer of the map, and is described there."""
+    named = [name for layer in contract() for name in layer]
+    top = {name.partition(".")[0] for name in modules()} - {"__init__"}
+    assert sorted(named) == sorted(top)
+    assert not re.search(r"\| +\|", fill("<!-- generated: layers -->"))
+
+
+def test_name_is_found_in_its_module() -> None:
+    """A public name is found wherever it stands, and an unknown one is an error."""
+    assert where("Broadcaster") == "backplane.broadcaster.Broadcaster"
+    with pytest.raises(LookupError, match="NoSuchName is defined in 0 modules"):
+        where("NoSuchName")
+
+
+def test_docstring_is_split() -> None:
+    """The text and the attributes with their continuation lines are separated."""
+    found = parse(
+        """Summary.
+
+        More.
+
+        Attributes:
+            one: First
+                line.
+            two: Second.
+
+        Raises:
+            three: No attribute.
+        """
+    )
+    assert found.text == "Summary.\n\nMore."
+    assert found.attributes == {"one": "First line.", "two": "Second."}
+
+
+def test_fields_are_documented_in_either_way() -> None:
+    """A field is documented in the class' docstring, or by a string after it."""
+    assert field_docs(Settings)["start"].startswith("What a start does")
+    assert field_docs(CloseCode)["NORMAL_CLOSURE"].startswith("The handler ended.")
+
+
+@needs_documents
+def test_pages_of_a_folder_are_listed() -> None:
+    """Each page of a folder but its index is in the list, with its title and its first sentence."""
+    listed = fill("<!-- generated: pages guides -->")
+    names = re.findall(r"^\| \[.+\]\(([\w-]+)\.md\) \| .+ \|$", listed, re.MULTILINE)
+    assert sorted(names) == sorted(path.stem for path in (DOCS / "guides").glob("*.md") if path.stem != "index")
+
+
+def test_table_escapes_bars() -> None:
+    """A vertical bar or a line end in a cell breaks no table."""
+    assert table(("a",), [("x|y\nz",)]) == "| a |\n|---|\n| x\\|y z |\n"

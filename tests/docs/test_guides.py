@@ -1,0 +1,120 @@
+"""docs/guides, docs/adapters, docs/operations: every example runs as it is on its page."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import Request
+from starlette.testclient import TestClient, WebSocketDenialResponse
+
+DOCS = Path(__file__).parents[2] / "docs"
+EXAMPLE = re.compile(r"^<!-- example: ([\w-]+) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documents are away")
+
+
+def run(page: str, name: str) -> dict[str, Any]:
+    """Execute an example of a page, and return its names."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    (code,) = [code for found, code in EXAMPLE.findall(text) if found == name]
+    names: dict[str, Any] = {"__name__": f"docs_{name}"}
+    exec(compile(code, f"{page}, example {name}", "exec", dont_inherit=True), names)
+    return names
+
+
+@pytest.fixture(autouse=True)
+def url(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A bus of the test's own, in the environment as the pages presume it."""
+    monkeypatch.setenv("BACKPLANE_URL", f"memory://{request.node.name}")
+
+
+def test_settings() -> None:
+    """The settings of the page are accepted."""
+    assert repr(run("adapters/index.md", "settings")["backplane"]) == "<Backplane memory:// closed>"
+
+
+def test_sockets() -> None:
+    """A client receives its own orders, an invalid one is answered, and a page of another site is refused."""
+    names = run("guides/authorization-and-limits.md", "sockets")
+
+    async def head() -> int:
+        statuses: list[int] = []
+
+        async def send(event: Any) -> None:
+            statuses.append(event.get("status"))
+
+        stream = await names["listen"](Request({"type": "http"}), user="ada")
+        await stream({"type": "http", "method": "HEAD", "headers": []}, asyncio.Event().wait, send)
+        return statuses[0]
+
+    with TestClient(names["app"]) as client, client.websocket_connect("/orders?token=ada") as ada:
+        assert client.portal is not None
+        assert client.portal.call(head) == 200
+        ada.send_json({"item": "tea", "amount": 2})
+        assert ada.receive_json() == {"item": "tea", "amount": 2}
+        ada.send_json({"item": "tea"})
+        assert ada.receive_json()["error"] == "invalid message"
+        with pytest.raises(WebSocketDenialResponse) as refused:
+            client.websocket_connect("/orders?token=eve", headers={"Origin": "https://evil.example"}).__enter__()
+        assert refused.value.status_code == 403
+
+
+def test_latest() -> None:
+    """A client that has joined a channel with `latest` receives its messages."""
+    names = run("guides/slow-clients.md", "latest")
+    with TestClient(names["app"]) as client, client.websocket_connect("/prices") as socket:
+        assert client.portal is not None
+        client.portal.call(names["backplane"].publish, "news", "open")
+        assert socket.receive_text() == "open"
+        client.portal.call(names["backplane"].publish, "prices", {"symbol": "TEA", "price": 3})
+        assert socket.receive_json() == {"symbol": "TEA", "price": 3}
+
+
+def test_typed() -> None:
+    """A published order is received as a model; one that does not validate is a 422 and is not published."""
+    names = run("guides/typed-channels.md", "typed")
+    with TestClient(names["app"]) as client:
+        assert client.portal is not None
+        following = client.portal.start_task_soon(names["follow"], "berlin", 42)
+        wait_until_joined(client, names["backplane"])
+        assert client.post("/orders/berlin/42", json={"item": "tea", "amount": 2}).status_code == 200
+        assert client.post("/orders/berlin/42", json={"item": "tea"}).status_code == 422
+        assert client.post("/orders/berlin/42", json={"item": "tea", "amount": 0}).status_code == 200
+        assert [order.amount for order in following.result(5)] == [2, 0]
+
+
+def wait_until_joined(client: TestClient, backplane: Any) -> None:
+    """Wait until a consumer has subscribed."""
+
+    async def joined() -> None:
+        while not (await backplane.health()).channels:
+            await asyncio.sleep(0)
+
+    assert client.portal is not None
+    client.portal.call(joined)
+
+
+def test_health(capsys: pytest.CaptureFixture[str]) -> None:
+    """The routes answer, and every change of the state is printed."""
+    with TestClient(run("operations/health-and-metrics.md", "health")["app"]) as client:
+        assert [client.get(f"/health/{name}").status_code for name in ("live", "ready")] == [200, 200]
+        assert client.get("/health/ready").json()["state"] == "live"
+    assert [line.split(" ")[:3] for line in capsys.readouterr().out.splitlines()] == [
+        ["starting", "->", "live"],
+        ["live", "->", "closed"],
+    ]
+
+
+def test_metrics() -> None:
+    """Each count is a line with its name and a number."""
+    names = run("operations/health-and-metrics.md", "metrics")
+    with TestClient(names["app"]) as client:
+        assert client.portal is not None
+        client.portal.call(names["backplane"].publish, "prices", "42")
+        lines = client.get("/metrics").text.splitlines()
+    assert "backplane_published 1" in lines
+    assert all(re.fullmatch(r"backplane_\w+ \d+", line) for line in lines)
