@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from tests.examples.site import end_with_children
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["DOCS", "ROOT", "Page", "Reader"]
+__all__ = ["DOCS", "ROOT", "Page", "Reader", "ports"]
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -53,7 +54,7 @@ class Page:
     def example(self, name: str) -> str:
         """Return the Python block of this name."""
         (code,) = [code for found, code in self.examples() if found == name]
-        return code
+        return str(code)
 
     def run(self, name: str) -> dict[str, Any]:
         """Execute the example of this name, and return its names."""
@@ -63,12 +64,12 @@ class Page:
 
     def output(self, name: str) -> list[str]:
         """Return the lines of the output of this name."""
-        (lines,) = [found[2] for found in _OUTPUT.finditer(self.text) if found[1] == name]
+        (lines,) = [str(found[2]) for found in _OUTPUT.finditer(self.text) if found[1] == name]
         return lines.splitlines()
 
     def command(self, beginning: str) -> str:
         """Return the one command of the page that begins so; the same command may stand there more than once."""
-        lines = [line for block in _COMMANDS.findall(self.text) for line in block.splitlines()]
+        lines = [line for block in _COMMANDS.finditer(self.text) for line in str(block[1]).splitlines()]
         (found,) = {line for line in lines if line.startswith(beginning)}
         return found
 
@@ -164,12 +165,8 @@ class Reader:
     def wait_for_output(self, log: Path, name: str) -> None:
         """Wait until the log has each line that the page shows as `name`, with numbers of its own."""
         for line in self.page.output(name):
-            pattern = re.compile(_any_number(self._replace(line)))
-            wait_until(
-                lambda pattern=pattern: pattern.search(log.read_text()) is not None,
-                f"{line!r} is in:\n{log.read_text()}",
-                seconds=_SECONDS,
-            )
+            shown = partial(_shows, log, re.compile(_any_number(self._replace(line))))
+            wait_until(shown, f"{line!r} is in {log}", seconds=_SECONDS)
 
     def _command(self, beginning: str) -> str:
         return self._replace(self.page.command(beginning))
@@ -188,6 +185,10 @@ class Reader:
 def ports(*named: str) -> dict[str, str]:
     """Return a free port for each one that a page names."""
     return {port: str(free_port()) for port in named}
+
+
+def _shows(log: Path, pattern: re.Pattern[str]) -> bool:
+    return pattern.search(log.read_text(encoding="utf-8")) is not None
 
 
 def _any_number(line: str) -> str:
