@@ -59,7 +59,7 @@ class Page:
     def run(self, name: str) -> dict[str, Any]:
         """Execute the example of this name, and return its names."""
         names: dict[str, Any] = {"__name__": f"{Path(self.path).stem}_{name}".replace("-", "_")}
-        exec(compile(self.example(name), f"{self.path}, example {name}", "exec"), names)
+        exec(compile(self.example(name), f"{self.path}, example {name}", "exec", dont_inherit=True), names)
         return names
 
     def output(self, name: str) -> list[str]:
