@@ -14,7 +14,7 @@
 On the broker a message of backplane has a short header in front, and the listener of a worker that still runs
 broadcaster ends with the first one. For a rolling move start the new workers with `wire_format=plain` in the URL
 (`redis://localhost:6379?wire_format=plain`), which leaves the header out; when the last old worker has ended, take it
-off. Until then publish text, without `exclude` (docs/wire-format.md). What broadcaster publishes is received as it is.
+off. Until then publish text, without `exclude` (docs/adapters/wire-format.md). What broadcaster publishes is received as it is.
 
 Run it in this folder:
 
@@ -32,7 +32,7 @@ backplane = Backplane()  # BACKPLANE_URL, or the URL that Broadcast had
 
 
 async def chatroom(websocket: WebSocket) -> None:
-    """Pass on what a client says to everybody, the one who said it included."""
+    """Pass on what a client sends to all clients, itself included."""
     async with backplane.connect(websocket, "chatroom") as connection:
         async for message in connection:
             await backplane.publish("chatroom", message)

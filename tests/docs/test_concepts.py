@@ -122,7 +122,7 @@ def test_connection() -> None:
         one.send_text("bye")
         with pytest.raises(WebSocketDisconnect) as closed:
             one.receive_text()
-        assert (closed.value.code, closed.value.reason) == (4701, "said goodbye")
+        assert (closed.value.code, closed.value.reason) == (4701, "goodbye")
 
 
 def test_sockets() -> None:

@@ -67,8 +67,8 @@ def test_connection_manager(make_app: Callable[[], FastAPI]) -> None:
     with TestClient(make_app()) as client, client.websocket_connect("/rooms/kitchen") as one:
         with client.websocket_connect("/rooms/kitchen") as other:
             other.send_text("hello")
-            assert [other.receive_text(), other.receive_text()] == ["You wrote: hello", "Someone says: hello"]
-            assert one.receive_text() == "Someone says: hello"
+            assert [other.receive_text(), other.receive_text()] == ["You wrote: hello", "Message: hello"]
+            assert one.receive_text() == "Message: hello"
         assert one.receive_text() == "Someone left"
 
 
@@ -116,7 +116,7 @@ def test_socketio() -> None:
             one.send_json({"event": "join", "room": "kitchen"})
             one.send_json({"event": "nonsense"})
             assert one.receive_json()["error"] == "invalid message"  # answered after the join
-        ada.send_json({"event": "say", "room": "kitchen", "text": "hello"})
+        ada.send_json({"event": "post", "room": "kitchen", "text": "hello"})
         assert grace.receive_json() == {"event": "line", "room": "kitchen", "author": "ada", "text": "hello"}
         grace.send_json({"event": "leave", "room": "kitchen"})
         grace.send_json({"event": "nonsense"})
