@@ -11,10 +11,11 @@
 | `broadcast.subscribe(channel="orders")`, elsewhere | `backplane.subscribe("orders")` |
 | `event.channel`, `event.message` | `message.channel`, `message.data`; a `Gap` where messages may be missing |
 
-On the broker a message of backplane has a short header in front, and the listener of a worker that still runs
-broadcaster ends with the first one. For a rolling move start the new workers with `wire_format=plain` in the URL
+On the broker a message of backplane has a short header, and a worker that still runs broadcaster ends its subscription
+with the first one. For a rolling move start the new workers with `wire_format=plain` in the URL
 (`redis://localhost:6379?wire_format=plain`), which leaves the header out; when the last old worker has ended, take it
-off. Until then publish text, without `exclude` (docs/adapters/wire-format.md). What broadcaster publishes is received as it is.
+off. Until then publish text, without `exclude` (docs/adapters/wire-format.md). What broadcaster publishes is received
+unchanged.
 
 Run it in this folder:
 

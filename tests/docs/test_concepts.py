@@ -8,8 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fastapi import Request
-from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from backplane import Backplane, BrokerUnavailableError, Message, PublishOutcomeUnknownError
@@ -26,7 +25,7 @@ WAIT_SECONDS = 5.0
 
 TESTED = {
     "channels": {"join", "consumer"},
-    "connections": {"connection", "sockets"},
+    "connections": {"connection"},
     "delivery": {"outcome"},
     "drain": {"drain"},
     "gaps": {"gap", "cache"},
@@ -123,32 +122,6 @@ def test_connection() -> None:
         with pytest.raises(WebSocketDisconnect) as closed:
             one.receive_text()
         assert (closed.value.code, closed.value.reason) == (4701, "goodbye")
-
-
-def test_sockets() -> None:
-    """A client receives its own orders, is answered what does not validate, and a page of another site is refused."""
-    names = page("connections").run("sockets")
-
-    async def head() -> int:
-        statuses: list[int] = []
-
-        async def send(event: Any) -> None:
-            statuses.append(event.get("status"))
-
-        stream = await names["listen"](Request({"type": "http"}), user="ada")
-        await stream({"type": "http", "method": "HEAD", "headers": []}, asyncio.Event().wait, send)
-        return statuses[0]
-
-    with TestClient(names["app"]) as client, client.websocket_connect("/orders?token=ada") as ada:
-        assert client.portal is not None
-        assert client.portal.call(head) == 200
-        ada.send_json({"item": "tea", "amount": 2})
-        assert ada.receive_json() == {"item": "tea", "amount": 2}
-        ada.send_json({"item": "tea"})
-        assert ada.receive_json()["error"] == "invalid message"
-        with pytest.raises(WebSocketDenialResponse) as refused:
-            client.websocket_connect("/orders?token=eve", headers={"Origin": "https://evil.example"}).__enter__()
-        assert refused.value.status_code == 403
 
 
 # --- delivery and outages ------------------------------------------------------------------------------------------

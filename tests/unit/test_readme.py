@@ -1,4 +1,4 @@
-"""README.md: its example runs, its table is what the adapters declare, its links work from anywhere, and it is short."""
+"""README.md: its example runs, its table is what the adapters declare, its links work anywhere, and it is short."""
 
 from __future__ import annotations
 

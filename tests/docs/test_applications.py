@@ -1,4 +1,4 @@
-"""docs/guides/testing.md and applications.md: the tests of the first run as such, every example of the second runs."""
+"""docs/guides/applications.md: every example runs as it stands there."""
 
 from __future__ import annotations
 
@@ -19,54 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from tests.brokers.broker import Broker
-
-APPLICATIONS = Page("guides/applications.md")
-TESTING = Page("guides/testing.md")
-
+PAGE = Page("guides/applications.md")
 TESTED = {"dependency", "starlette", "outside", "sync", "settings"}
-MODULES = {"application": "rooms", "served": "served"}
-TESTS = {"client": 2, "refused": 1, "subscription": 1, "gap": 1, "workers": 1, "proxy": 1}
 
 
-@pytest.mark.parametrize(
-    ("page", "tested"),
-    [(APPLICATIONS, TESTED), (TESTING, {*MODULES, *TESTS})],
-    ids=["applications", "testing"],
-)
-def test_every_python_block_has_a_name_and_a_test(page: Page, tested: set[str]) -> None:
-    """No Python of a page is without a name, and none of the tests below has lost its example."""
-    names = [found for found, _ in page.examples()]
-    assert page.text.count("```python") == len(names)
-    assert sorted(map(str, names)) == sorted(tested)
-
-
-# --- testing.md ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", TESTS)
-def test_test_of_the_page_passes(name: str, tmp_path: Path, redis_broker: Broker) -> None:
-    """A test file of the page passes in another project, with warnings as errors, and none of it is skipped."""
-    for example, module in MODULES.items():
-        (tmp_path / f"{module}.py").write_text(TESTING.example(example), encoding="utf-8")
-    (tmp_path / "test_page.py").write_text(TESTING.example(name), encoding="utf-8")
-    backend = "import pytest\n\n@pytest.fixture\ndef anyio_backend() -> str:\n    return 'asyncio'\n"
-    (tmp_path / "conftest.py").write_text(backend, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error"],
-        cwd=tmp_path,
-        env={**os.environ, "REDIS_URL": redis_broker.url, "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert f"{TESTS[name]} passed" in done.stdout
-    assert "skipped" not in done.stdout
-
-
-# --- applications.md -----------------------------------------------------------------------------------------------
+def test_every_python_block_has_a_name_and_a_test() -> None:
+    """No Python of the page is without a name, and none of the tests below has lost its example."""
+    names = [found for found, _ in PAGE.examples()]
+    assert PAGE.text.count("```python") == len(names)
+    assert sorted(map(str, names)) == sorted(TESTED)
 
 
 def listen_on(backplane: Backplane) -> Callable[[WebSocket, str], Coroutine[Any, Any, None]]:
@@ -89,7 +50,7 @@ async def listen(websocket: WebSocket, user: str, backplane: Annotated[Backplane
 
 def test_dependency() -> None:
     """The route publishes through the injected backplane, which the lifespan has started."""
-    app = APPLICATIONS.run("dependency")["app"]
+    app = PAGE.run("dependency")["app"]
     app.add_api_websocket_route("/listen/{user}", listen)
     with TestClient(app) as client, client.websocket_connect("/listen/ada") as ada:
         assert client.post("/notify/ada", params={"text": "hello"}).status_code == 200
@@ -98,7 +59,7 @@ def test_dependency() -> None:
 
 def test_starlette() -> None:
     """What one client sends reaches every other, and not itself."""
-    names = APPLICATIONS.run("starlette")
+    names = PAGE.run("starlette")
     with (
         TestClient(names["app"]) as client,
         client.websocket_connect("/") as one,
@@ -113,7 +74,7 @@ def test_starlette() -> None:
 def test_outside(tmp_path: Path) -> None:
     """The script runs to its end, and prints nothing."""
     script = tmp_path / "outside.py"
-    script.write_text(APPLICATIONS.example("outside"), encoding="utf-8")
+    script.write_text(PAGE.example("outside"), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         env=os.environ | {"BACKPLANE_URL": "memory://"},
@@ -129,7 +90,7 @@ def test_outside(tmp_path: Path) -> None:
 def test_sync(ipc_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A `def` endpoint and a task outside publish to the same channel."""
     monkeypatch.setenv("BACKPLANE_URL", ipc_url)
-    names = APPLICATIONS.run("sync")
+    names = PAGE.run("sync")
     names["app"].add_api_websocket_route("/listen/{channel}", listen_on(names["backplane"]))
     with TestClient(names["app"]) as client, client.websocket_connect("/listen/orders") as socket:
         assert client.post("/orders/42").status_code == 200
@@ -141,4 +102,4 @@ def test_sync(ipc_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_settings() -> None:
     """The settings are accepted as they stand there."""
-    assert repr(APPLICATIONS.run("settings")["backplane"]) == "<Backplane memory:// closed>"
+    assert repr(PAGE.run("settings")["backplane"]) == "<Backplane memory:// closed>"
