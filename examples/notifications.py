@@ -16,7 +16,7 @@ from fastapi import FastAPI, HTTPException, Path, WebSocket
 from pydantic import BaseModel, Field
 
 from backplane import Backplane, BrokerError
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 # Any client may join the channel of any user here: login.py shows how to check who it is.
 User = Annotated[str, Path(pattern=r"^[\w-]{1,40}$")]

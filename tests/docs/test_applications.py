@@ -12,7 +12,7 @@ from fastapi import Depends, WebSocket
 from starlette.testclient import TestClient
 
 from backplane import Backplane  # noqa: TC001  # FastAPI reads the annotation
-from backplane.lifespan import get_backplane
+from backplane.dependencies import get_backplane
 from tests.docs.pages import Page
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import backplane
-from backplane import registry
 from backplane.broadcaster import Broadcaster
+from backplane.broker import registry
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT: dict[str, Any] = (
