@@ -52,7 +52,7 @@ async def login(credentials: Login, response: Response) -> Renewal:
         raise HTTPException(401, "wrong user or passphrase")
     claims = {"sub": credentials.user, "exp": time.time() + TOKEN_SECONDS}
     token = jwt.encode(claims, JWT_SECRET, algorithm="HS256")
-    response.set_cookie("token", token, httponly=True, samesite="strict")  # and secure=True behind TLS
+    response.set_cookie("token", token, httponly=True, samesite="strict")  # and secure=True with TLS
     return Renewal(token=token)
 
 

@@ -115,7 +115,7 @@ class Reader:
         process = start(command, cwd=self.folder, log=log, env=self._environment())
 
         def answers() -> bool:
-            assert process.poll() is None, f"it has ended:\n{log.read_text()}"
+            assert process.poll() is None, "the server has ended"
             with suppress(OSError, HTTPException):
                 return self.ask("GET", "/openapi.json", port)[0] == 200
             return False
@@ -123,6 +123,9 @@ class Reader:
         try:
             wait_until(answers, f"{beginning} answers", seconds=_SECONDS)
             yield log
+        except BaseException as error:
+            error.add_note(f"The log of the server:\n{log.read_text()[-10_000:]}")
+            raise
         finally:
             killed = end_with_children(process)
         assert not killed, f"it did not end on SIGTERM:\n{log.read_text()}"
