@@ -145,8 +145,13 @@ class Reader:
 
     def connect(self, port: str = "8000", room: str = "kitchen") -> ClientConnection:
         """Connect as the page's `websockets` command does; to be closed by the caller."""
-        command = shlex.split(self._command(f"websockets ws://127.0.0.1:{port}/"))
-        url = command[1].replace("kitchen", room)
+        command = shlex.split(self.page.command(f"websockets ws://127.0.0.1:{port}/"))
+        path = command[1].partition(port)[2]
+        return self.open(port, path.replace("kitchen", room))
+
+    def open(self, port: str, path: str) -> ClientConnection:
+        """Open a WebSocket; to be closed by the caller."""
+        url = f"ws://127.0.0.1:{self.replaced[port]}{path}"
         client: ClientConnection = _connect(url, open_timeout=_SECONDS, close_timeout=_SECONDS, proxy=None)
         return client
 
