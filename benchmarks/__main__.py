@@ -164,8 +164,8 @@ def compare(before: Path, after: Path) -> None:
 def claims(
     result: Annotated[Path | None, typer.Argument(show_default="the newest in benchmarks/results")] = None,
 ) -> None:
-    """Write the README's claims, and the plot they show, from a committed result."""
-    from benchmarks.report import claims as made  # it reads the README
+    """Write the claims of both READMEs, and the plot they show, from a committed result."""
+    from benchmarks.report import claims as made  # it reads the documents
 
     try:
         console.print(made.rewrite(result or made.newest()), markup=False, soft_wrap=True)

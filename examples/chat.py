@@ -1,4 +1,4 @@
-"""A chat with rooms and a page: who is in a room hears all of it, whichever worker serves them.
+"""A chat with rooms and a page: every client of a room receives all of its messages, whichever worker serves it.
 
 Run it in this folder, then open http://127.0.0.1:8000/ in two windows:
 
@@ -20,14 +20,14 @@ Room = Annotated[str, Path(pattern=r"^[\w-]{1,40}$")]
 Name = Annotated[str, Query(pattern=r"^[\w -]{1,40}$")]
 
 
-class Said(BaseModel):
+class Post(BaseModel):
     """What a client sends."""
 
     text: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 
 
 class Line(BaseModel):
-    """What the room hears; without an author it is a note."""
+    """What the clients of a room receive; without an author it is a note."""
 
     author: str = ""
     text: str
@@ -47,15 +47,15 @@ async def page() -> FileResponse:
 
 @app.websocket("/rooms/{room}")
 async def talk(websocket: WebSocket, room: Room, name: Name) -> None:
-    """Join a room and talk. What is no `Said` is answered with what is wrong with it."""
+    """Join a room and talk. What is no `Post` is answered with what is wrong with it."""
     async with backplane.connect(websocket, rooms.name(room=room)) as connection:
-        await tell(room, Line(text=f"{name} came"))
-        async for said in connection.iter(Said):
-            await rooms.publish(Line(author=name, text=said.text), room=room)
-    await tell(room, Line(text=f"{name} left"))
+        await announce(room, Line(text=f"{name} came"))
+        async for post in connection.iter(Post):
+            await rooms.publish(Line(author=name, text=post.text), room=room)
+    await announce(room, Line(text=f"{name} left"))
 
 
-async def tell(room: str, line: Line) -> None:
-    """Publish a note; that the broker is away, or this worker ends, is no reason to fail for it."""
+async def announce(room: str, line: Line) -> None:
+    """Publish a note, where that is possible: the broker may be away, and this worker may be about to end."""
     with suppress(BackplaneError):
         await rooms.publish(line, room=room)

@@ -67,7 +67,7 @@ async def page() -> FileResponse:
 
 
 def worker_of(message: Message) -> int:
-    """Tell the readings of different workers apart."""
+    """Return the worker of a reading: the key by which the latest one is kept."""
     return one_reading.validate_json(message.data).worker
 
 

@@ -1,4 +1,4 @@
-"""Echo: what a client says comes back to it, and to nobody else.
+"""Echo: what a client sends is sent back to it, and to no other client.
 
 Run it in this folder, then connect with `websockets ws://127.0.0.1:8000/`:
 
@@ -17,7 +17,7 @@ app.mount("/health", health_routes(backplane))
 
 @app.websocket("/")
 async def echo(websocket: WebSocket) -> None:
-    """Send back whatever comes, text as text and binary as binary."""
-    async with backplane.connect(websocket) as connection:  # accepts; no channel, so nothing else is heard
+    """Send back each message, text as text and binary as binary."""
+    async with backplane.connect(websocket) as connection:  # accepts; without a channel nothing else is received
         async for message in connection:
             await connection.send(message)

@@ -21,13 +21,13 @@ backplane = Backplane()
 class ConnectedEndpoint(WebSocketEndpoint):
     """A `WebSocketEndpoint` that receives through the backplane, which accepts, keeps alive and limits.
 
-    `on_connect` comes behind the handshake, with the channels joined. A close code of the client is not known.
+    `on_connect` is called after the handshake, with the channels joined. The close code of the client is not known.
     """
 
     connection: Connection
 
     def channels(self, websocket: WebSocket) -> list[str]:
-        """Return what the client hears."""
+        """Return the channels that the client joins."""
         return []
 
     async def dispatch(self) -> None:
@@ -46,7 +46,7 @@ class ConnectedEndpoint(WebSocketEndpoint):
 
 
 class Room(ConnectedEndpoint):
-    """A room in which everybody hears everybody else."""
+    """A room in which each client receives what the others send."""
 
     def channels(self, websocket: WebSocket) -> list[str]:
         """Join the room that the path names."""
@@ -57,7 +57,7 @@ class Room(ConnectedEndpoint):
         await self.connection.send(f"welcome to {websocket.path_params['room']}")
 
     async def on_receive(self, websocket: WebSocket, data: Any) -> None:
-        """Pass on what the client says to all others."""
+        """Pass on what the client sends to all others."""
         await backplane.publish(websocket.path_params["room"], data, exclude=self.connection)
 
 

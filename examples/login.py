@@ -1,4 +1,4 @@
-"""Login with a JSON Web Token: who a client is, what it may hear, and the end of it when its token expires.
+"""Login with a JSON Web Token: who a client is, which channels it may join, and its end when the token expires.
 
 Run it in this folder:
 
@@ -27,14 +27,14 @@ USERS = {"ada": "analytical", "grace": "compiler"}  # stands for your database, 
 
 
 class Login(BaseModel):
-    """Who wants to come in."""
+    """A user and the passphrase."""
 
     user: str
     passphrase: str
 
 
 class Renewal(BaseModel):
-    """What a client sends to stay."""
+    """A new token, which a client sends before the old one expires."""
 
     token: str
 
@@ -52,7 +52,7 @@ async def login(credentials: Login, response: Response) -> Renewal:
         raise HTTPException(401, "wrong user or passphrase")
     claims = {"sub": credentials.user, "exp": time.time() + TOKEN_SECONDS}
     token = jwt.encode(claims, JWT_SECRET, algorithm="HS256")
-    response.set_cookie("token", token, httponly=True, samesite="strict")  # and secure=True behind TLS
+    response.set_cookie("token", token, httponly=True, samesite="strict")  # and secure=True with TLS
     return Renewal(token=token)
 
 
@@ -66,14 +66,14 @@ def read_token(token: str) -> tuple[str, float] | None:
 
 
 @backplane.authorize
-def may_hear(connection: Connection, channel: str) -> bool:
-    """Let everybody into the hall, and nobody into the inbox of another user."""
+def may_join(connection: Connection, channel: str) -> bool:
+    """Let every client join the hall, and its own inbox; not that of another user."""
     return channel in {"hall", f"inbox:{connection.context}"}
 
 
 @app.websocket("/inbox/{owner}")
 async def inbox(websocket: WebSocket, owner: str, token: Annotated[str, Cookie()] = "") -> None:
-    """Hear the hall and an inbox, for as long as the token lasts."""
+    """Receive the messages of the hall and of an inbox, for as long as the token lasts."""
     found = read_token(token)
     if found is None:
         raise WebSocketException(1008, "log in first")  # before the handshake: an HTTP 403
@@ -92,5 +92,5 @@ async def inbox(websocket: WebSocket, owner: str, token: Annotated[str, Cookie()
 
 @app.post("/inbox/{owner}", status_code=202)
 async def post(owner: str, text: str) -> None:
-    """Put something into an inbox; an application would ask for the sender's token here."""
+    """Publish to an inbox; an application would check the sender's token here."""
     await backplane.publish(f"inbox:{owner}", {"text": text})

@@ -18,12 +18,12 @@ from pydantic import BaseModel, Field
 from backplane import Backplane, BrokerError
 from backplane.health_routes import health_routes
 
-# Anyone may listen for anyone here: login.py shows how to know who it is.
+# Any client may join the channel of any user here: login.py shows how to check who it is.
 User = Annotated[str, Path(pattern=r"^[\w-]{1,40}$")]
 
 
 class Notification(BaseModel):
-    """What is told to a user."""
+    """What a user is notified of."""
 
     title: Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -36,7 +36,7 @@ app.mount("/health", health_routes(backplane))
 
 @app.websocket("/users/{user}")
 async def listen(websocket: WebSocket, user: User) -> None:
-    """Hear what is told to a user. A client has nothing to say here, but reading is how its end is noticed."""
+    """Receive the notifications of a user. Clients send nothing here; the loop ends when the client leaves."""
     async with backplane.connect(websocket, notifications.name(user=user)) as connection:
         async for _ in connection:
             pass
@@ -44,7 +44,7 @@ async def listen(websocket: WebSocket, user: User) -> None:
 
 @app.post("/users/{user}", status_code=202)
 async def notify(user: User, notification: Notification) -> None:
-    """Tell a user something: 202 when the broker has it, 503 when nobody may have heard it."""
+    """Notify a user: 202 when the broker has the message, 503 when it may not have been published."""
     try:
         await notifications.publish(notification, user=user)
     except BrokerError as error:

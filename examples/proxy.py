@@ -1,4 +1,4 @@
-"""A proxy to another WebSocket server, in both directions; how one side ends is told to the other.
+"""A proxy to another WebSocket server, in both directions; the end of one side closes the other with its code.
 
 Run it in this folder, in front of echo.py on port 9000:
 
@@ -40,14 +40,14 @@ async def proxy(websocket: WebSocket) -> None:
 
 
 async def pass_up(connection: Connection, upstream: ClientConnection) -> None:
-    """Pass on what the client says. With its end the upstream is closed."""
+    """Pass on what the client sends. When the client leaves, the upstream is closed."""
     async for message in connection:
-        with suppress(ConnectionClosed):  # its end, which `pass_down` tells the client
+        with suppress(ConnectionClosed):  # `pass_down` closes the client for it
             await upstream.send(message)
 
 
 async def pass_down(upstream: ClientConnection, connection: Connection) -> None:
-    """Pass on what the upstream says, and how it ended."""
+    """Pass on what the upstream sends, and close the client as the upstream ended."""
     with suppress(ConnectionClosed):
         async for message in upstream:
             await connection.send(message)

@@ -18,14 +18,14 @@ from backplane.health_routes import health_routes
 Room = Annotated[str, Path(pattern=r"^[\w-]{1,40}$")]
 
 
-class Said(BaseModel):
-    """What is said in a room."""
+class Post(BaseModel):
+    """What a client posts in a room."""
 
     text: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 backplane = Backplane()
-rooms = backplane.channel("rooms:{room}", Said)
+rooms = backplane.channel("rooms:{room}", Post)
 app = FastAPI(lifespan=backplane.lifespan)
 app.mount("/health", health_routes(backplane))
 
@@ -38,19 +38,19 @@ async def page() -> FileResponse:
 
 @app.get("/rooms/{room}")
 async def listen(request: Request, room: Room) -> Response:
-    """Hear the room as a stream of events."""
+    """Receive the messages of the room as a stream of events."""
     return backplane.sse(request, rooms.name(room=room))
 
 
 @app.post("/rooms/{room}", status_code=202)
-async def say(room: Room, said: Said) -> None:
-    """Say something without a socket."""
-    await rooms.publish(said, room=room)
+async def post(room: Room, message: Post) -> None:
+    """Publish to the room without a socket."""
+    await rooms.publish(message, room=room)
 
 
 @app.websocket("/rooms/{room}")
 async def talk(websocket: WebSocket, room: Room) -> None:
-    """Hear the same room, and talk, over a WebSocket."""
+    """Receive from the same room, and publish to it, over a WebSocket."""
     async with backplane.connect(websocket, rooms.name(room=room)) as connection:
-        async for said in connection.iter(Said):
-            await rooms.publish(said, room=room)
+        async for message in connection.iter(Post):
+            await rooms.publish(message, room=room)

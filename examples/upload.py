@@ -1,8 +1,8 @@
 """Upload of a file in binary chunks: a size limit, an end marker, a checksum, safe names, and a note to the room.
 
 A client sends `{"name": "a.txt", "size_bytes": 5, "sha256": "2cf2..."}`, then the content as binary messages, then
-`{"end": true}`. It is answered `{"stored": ...}` or `{"error": ...}`, and may send the next file. Everyone else in the
-room is told of what was stored.
+`{"end": true}`. It is answered `{"stored": ...}` or `{"error": ...}`, and may send the next file. All other
+clients of the room are notified of what was stored.
 
 Run it in this folder; files go to the folder UPLOADS:
 
@@ -58,7 +58,7 @@ async def upload(websocket: WebSocket, room: str) -> None:
                 digest = await receive_content(connection, file, header.size_bytes)
                 if digest is None:  # closed, or gone: nothing is kept
                     continue
-                # Named by content as well: nobody's file replaces another one.
+                # Named by content as well, so that no file replaces another one.
                 stored = f"{digest[:16]}-{header.name}"
                 if digest == header.sha256:
                     await anyio.to_thread.run_sync(os.replace, file.name, FOLDER / stored)

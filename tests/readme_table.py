@@ -1,4 +1,4 @@
-"""The README's table of adapters, made from what they declare: `python -m tests.readme_table` writes it anew."""
+"""The README's table of adapters, made from what they declare: `python -m tests.readme_table` rewrites it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _built_in() -> Mapping[str, tuple[str, str | None]]:
 
 def _row(schemes: Sequence[str]) -> tuple[str, ...]:
     capabilities = broadcaster_from_url(_NAMED.get(schemes[0], f"{schemes[0]}://localhost")).capabilities
-    recovers = "goes on where it was" if capabilities.resumes else "heals, and tells a `Gap`"
+    recovers = "continues where it was" if capabilities.resumes else "is rebuilt, and reported as a `Gap`"
     extra = _built_in()[schemes[0]][1]
     return (
         ", ".join(f"`{_NAMED.get(scheme, f'{scheme}://')}`" for scheme in schemes),

@@ -1,4 +1,4 @@
-"""What the README states about speed, made from the committed results: `python -m benchmarks claims` writes it anew."""
+"""What the documents state about speed, made from the committed results: `python -m benchmarks claims` rewrites it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,28 @@ from benchmarks.harness.result import Report
 from benchmarks.report import plots
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from benchmarks.harness.result import Outcome, Section
 
-__all__ = ["README", "RESULTS", "ClaimsError", "claims", "newest", "plot", "rewrite", "written_claims"]
+__all__ = [
+    "PAGE",
+    "README",
+    "RESULTS",
+    "ClaimsError",
+    "claims",
+    "newest",
+    "plot",
+    "rewrite",
+    "short_claims",
+    "written_claims",
+]
 
 README: Final = ROOT / "README.md"
+"""Has the short form: three rows."""
+PAGE: Final = ROOT / "benchmarks" / "README.md"
+"""Has every row, and the plot."""
 RESULTS: Final = ROOT / "benchmarks" / "results"
 
 _BLOCK: Final = re.compile(r"^(<!-- claims -->\n)(.*?)(^<!-- end -->)", re.DOTALL | re.MULTILINE)
@@ -26,11 +41,14 @@ _CPU: Final = "cpu_us_per_delivery"
 _LAST: Final = "last_p99_ms"
 _OURS: Final = ("backplane redis", "backplane redis lane")
 _COMPETITOR: Final = "encode/broadcaster"
+_SHORT: Final = ("backplane redis lane", "backplane redis", _COMPETITOR)
+# The package index shows the README without the repository around it.
+_LINK: Final = "https://github.com/fastapi-backplane/backplane/blob/main/benchmarks/README.md"
 _NOTHING: Final = "\N{EN DASH}"
 
 
 class ClaimsError(Exception):
-    """What is to be claimed is not in the result, or has no place in the README; the message names it."""
+    """What is to be claimed is not in the result, or has no place in a document; the message names it."""
 
 
 def newest(folder: Path = RESULTS) -> Path | None:
@@ -40,7 +58,7 @@ def newest(folder: Path = RESULTS) -> Path | None:
 
 
 def claims(result: Path | None) -> str:
-    """Return the block as the result has it: a table, the plot, and where they are from; empty without a result.
+    """Return the block of `PAGE`: a table of all candidates, the plot, and where they are from; empty without a result.
 
     Raises:
         ClaimsError: The result has no saturation and no fan-out of backplane on Redis with one worker.
@@ -62,13 +80,35 @@ def claims(result: Path | None) -> str:
     )
 
 
+def short_claims(result: Path | None) -> str:
+    """Return the block of `README`: backplane with and without the direct lane, beside one competitor.
+
+    Raises:
+        ClaimsError: As `claims` does.
+    """
+    if result is None:
+        return ""
+    report = Report.load(result)
+    saturation, fanout = _section(report, "saturation", result), _section(report, "fanout", result)
+    settings = saturation.settings
+    lines = [
+        *_table(saturation, fanout, _SHORT),
+        "",
+        f"One worker, {settings['connections']:,} sockets, {settings['payload']} B, on {report.machine['cores']} cores "
+        f"that server, clients and broker share; medians of {settings['repetitions']} turns.",
+        f"Ratios carry over to another machine, milliseconds do not. [All figures, floors and the method]({_LINK}).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def plot(result: Path) -> str:
-    """Return the plot that the README shows, as SVG."""
+    """Return the plot that `PAGE` shows, as SVG."""
     return plots.bars(_section(Report.load(result), "saturation", result), _CPU)
 
 
 def written_claims(readme: Path = README) -> str:
-    """Return the block that stands in the README.
+    """Return the block that stands in a document.
 
     Raises:
         ClaimsError: Its marks are not there, or more than once.
@@ -82,20 +122,25 @@ def written_claims(readme: Path = README) -> str:
     return str(found[0][1])
 
 
-def rewrite(result: Path | None, readme: Path = README) -> str:
-    """Write the block into the README, and the plot beside the result; returns what was done, as a sentence.
+def rewrite(result: Path | None, readme: Path = README, page: Path = PAGE) -> str:
+    """Write the blocks into both documents, and the plot beside the result; returns what was done, as a sentence.
 
     Raises:
         ClaimsError: As `claims` and `written_claims` do; nothing is written then.
     """
     written_claims(readme)
-    made = claims(result)
+    written_claims(page)
+    blocks = {readme: short_claims(result), page: claims(result)}
     if result is not None:
         result.with_suffix(".svg").write_text(plot(result), encoding="utf-8")
-    readme.write_text(
-        _BLOCK.sub(lambda marks: f"{marks[1]}{made}{marks[3]}", readme.read_text(encoding="utf-8")), encoding="utf-8"
-    )
-    return f"{readme.name} has the claims of {_relative(result)}" if result else f"{readme.name} claims nothing"
+    for document, block in blocks.items():
+        _write(document, block)
+    return f"the documents have the claims of {_relative(result)}" if result else "the documents claim nothing"
+
+
+def _write(document: Path, block: str) -> None:
+    text = document.read_text(encoding="utf-8")
+    document.write_text(_BLOCK.sub(lambda marks: f"{marks[1]}{block}{marks[3]}", text), encoding="utf-8")
 
 
 def _section(report: Report, scenario: str, result: Path) -> Section:
@@ -116,9 +161,12 @@ def _candidate(section: Section, name: str) -> Outcome | None:
     return next((each for each in section.outcomes if each.name == name and each.valid), None)
 
 
-def _table(saturation: Section, fanout: Section) -> list[str]:
-    """Return a row for each candidate of the saturation, with ratios to the lowest floor and to one competitor."""
-    floor = next((each for each in saturation.outcomes if each.kind == "floor" and each.valid), None)
+def _table(saturation: Section, fanout: Section, names: Collection[str] = ()) -> list[str]:
+    """Return a row for each candidate of the saturation, with ratios to the lowest floor and to one competitor.
+
+    With `names` only these, in their order, and no ratio to the floor.
+    """
+    floor = next((each for each in saturation.outcomes if each.kind == "floor" and each.valid and not names), None)
     references = [each for each in (floor, _candidate(saturation, _COMPETITOR)) if each]
     settings = fanout.settings
     heads = [
@@ -127,6 +175,14 @@ def _table(saturation: Section, fanout: Section) -> list[str]:
         *(f"x {each.name}" for each in references),
         f"p99 to the last of {settings['connections']:,} sockets at {settings['rate']:g}/s",
     ]
+    candidates = [
+        each
+        for kind in ("backplane", "floor", "competitor")
+        for each in saturation.outcomes
+        if each.kind == kind and each.valid and (kind != "backplane" or each.name in _OURS)
+    ]
+    if names:
+        candidates = [each for name in names for each in candidates if each.name == name]
     rows = [
         [
             each.name,
@@ -134,9 +190,7 @@ def _table(saturation: Section, fanout: Section) -> list[str]:
             *(_ratio(each, reference) for reference in references),
             _cell(_candidate(fanout, each.name), _LAST),
         ]
-        for kind in ("backplane", "floor", "competitor")
-        for each in saturation.outcomes
-        if each.kind == kind and each.valid and (kind != "backplane" or each.name in _OURS)
+        for each in candidates
     ]
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---", *["--:"] * (len(heads) - 1)], *rows)]
 
@@ -191,5 +245,6 @@ def _beside_stalled(report: Report) -> list[str]:
 
 
 def _relative(path: Path) -> str:
-    """Return a path as the README links to it."""
-    return path.resolve().relative_to(ROOT).as_posix() if path.resolve().is_relative_to(ROOT) else path.name
+    """Return a path as `PAGE` links to it."""
+    folder = PAGE.parent
+    return path.resolve().relative_to(folder).as_posix() if path.resolve().is_relative_to(folder) else path.name

@@ -29,7 +29,7 @@ class Progress(BaseModel):
 
 
 backplane = Backplane()
-# In a web worker it publishes through the worker's own link, in a process of Celery's through one of its own.
+# In a web worker it publishes through the worker's own link, in a process of Celery through a link of that process.
 progress = backplane.sync.channel("orders:{order}", Progress)
 app = FastAPI(lifespan=backplane.lifespan)
 app.mount("/health", health_routes(backplane))

@@ -1,4 +1,4 @@
-"""README.md claims what the committed results hold, to the letter."""
+"""README.md and benchmarks/README.md claim what the committed results hold, to the letter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import pytest
 
 from benchmarks.harness.result import Outcome, Report, Section
 from benchmarks.harness.run import Run
-from benchmarks.report.claims import README, ClaimsError, claims, newest, plot, rewrite, written_claims
+from benchmarks.report.claims import (
+    PAGE,
+    README,
+    ClaimsError,
+    claims,
+    newest,
+    plot,
+    rewrite,
+    short_claims,
+    written_claims,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +79,27 @@ def row(block: str, name: str) -> list[str]:
 
 def test_the_readme_claims_what_the_newest_result_holds() -> None:
     """The block in README.md is what `python -m benchmarks claims` writes, and empty before there is a result."""
-    assert written_claims() == claims(newest()), "run: python -m benchmarks claims"
+    assert written_claims() == short_claims(newest()), "run: python -m benchmarks claims"
+
+
+def test_the_page_claims_what_the_newest_result_holds() -> None:
+    """The block in benchmarks/README.md has every candidate, as `python -m benchmarks claims` writes it."""
+    assert written_claims(PAGE) == claims(newest()), "run: python -m benchmarks claims"
+
+
+def test_the_short_form_has_three_rows(tmp_path: Path) -> None:
+    """The README has the lane, the plain path and one competitor, in this order, with the figures of the full table."""
+    report = made(outcome("encode/broadcaster", "competitor", 20, 40, 80), outcome("Another", "competitor", 1, 1, 1))
+    result = saved(report, tmp_path)
+    block = short_claims(result)
+    rows = [line.strip("| ").split(" | ") for line in block.splitlines() if line.startswith("| ")][2:]
+    assert rows == [
+        ["backplane redis lane", "4.00 µs", "0.10", "40.00 ms"],
+        ["backplane redis", "10.00 µs", "0.25", "100.00 ms"],
+        ["encode/broadcaster", "40.00 µs", "\N{EN DASH}", "400.00 ms"],
+    ]
+    assert row(claims(result), "backplane redis lane")[1] == rows[0][1]
+    assert short_claims(None) == ""
 
 
 def test_the_plot_shows_the_figures_of_the_result() -> None:
@@ -130,30 +160,37 @@ def test_a_result_of_changed_files_is_marked(tmp_path: Path) -> None:
 
 
 def test_writing_twice_changes_nothing(tmp_path: Path) -> None:
-    """The block is put between its marks, the rest stays, and the plot stands beside the result."""
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- claims -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
+    """Each block is put between its marks, the rest stays, and the plot stands beside the result."""
+    readme, page = tmp_path / "README.md", tmp_path / "page.md"
+    for document in (readme, page):
+        document.write_text("before\n<!-- claims -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
     result = saved(made(), tmp_path)
-    rewrite(result, readme)
-    once = readme.read_text()
-    assert once.startswith("before\n<!-- claims -->\n|")
-    assert once.endswith("\n<!-- end -->\nafter\n<!-- end -->\n")
-    assert "old" not in once
+    rewrite(result, readme, page)
+    once = [document.read_text() for document in (readme, page)]
+    for text in once:
+        assert text.startswith("before\n<!-- claims -->\n|")
+        assert text.endswith("\n<!-- end -->\nafter\n<!-- end -->\n")
+        assert "old" not in text
+    assert "| floor: send() in C |" not in once[0]
+    assert "| floor: send() in C |" in once[1]
     assert "10.00" in (tmp_path / "0.9.0.svg").read_text()
-    rewrite(result, readme)
-    assert readme.read_text() == once
-    rewrite(None, readme)
-    assert written_claims(readme) == ""
+    rewrite(result, readme, page)
+    assert [document.read_text() for document in (readme, page)] == once
+    rewrite(None, readme, page)
+    assert written_claims(readme) == written_claims(page) == ""
 
 
 @pytest.mark.parametrize("text", ["nothing\n", "<!-- claims -->\n", "<!-- claims -->\n<!-- end -->\n" * 2])
 def test_missing_marks_are_reported(text: str, tmp_path: Path) -> None:
-    """A README without a place for claims, or with two, is left alone, and the error names the marks to write."""
-    readme = tmp_path / "README.md"
-    readme.write_text(text)
-    with pytest.raises(ClaimsError, match="write <!-- claims --> and <!-- end -->"):
-        rewrite(saved(made(), tmp_path), readme)
-    assert readme.read_text() == text
+    """Where a document has no place for claims, or two, both are left alone, and the error names the marks to write."""
+    good, bad = tmp_path / "good.md", tmp_path / "bad.md"
+    good.write_text("<!-- claims -->\n<!-- end -->\n")
+    bad.write_text(text)
+    for readme, page in ((bad, good), (good, bad)):
+        with pytest.raises(ClaimsError, match="write <!-- claims --> and <!-- end -->"):
+            rewrite(saved(made(), tmp_path), readme, page)
+    assert bad.read_text() == text
+    assert good.read_text() == "<!-- claims -->\n<!-- end -->\n"
 
 
 def test_a_result_without_the_scenarios_claims_nothing(tmp_path: Path) -> None:

@@ -1,49 +1,24 @@
-"""README.md: every example runs as it stands there, the table tells what the adapters declare, no link is dead."""
+"""README.md: its example runs, its table is what the adapters declare, its links work anywhere, and it is short."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 import pytest
-from fastapi import Depends, Request, WebSocket
-from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.testclient import TestClient
 
-from backplane import Backplane, BrokerUnavailableError, MissingDependencyError
-from backplane.adapters.memory import MemoryBroadcaster
-from backplane.dependencies import get_backplane
-from backplane.message import ALL
+from backplane import MissingDependencyError
 from tests.readme_table import table, written_table
-from tests.unit.doubles import until_idle
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from backplane.broadcaster import Sink
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SITE = "https://fastapi-backplane.readthedocs.io/en/stable/"
+SOURCES = "https://github.com/fastapi-backplane/backplane/"
 
-WAIT_SECONDS = 5.0
-
-TESTED = {
-    "sockets",
-    "room",
-    "outside",
-    "sync",
-    "consumer",
-    "dependency",
-    "starlette",
-    "gap",
-    "health",
-    "settings",
-    "unavailable",
-}
+MAX_LINES = 199
+TESTED = {"room"}
 
 
 def examples(text: str) -> list[tuple[str | None, str]]:
@@ -56,7 +31,7 @@ def run(name: str) -> dict[str, Any]:
     """Execute an example, and return its names."""
     (code,) = [code for found, code in examples(README) if found == name]
     names: dict[str, Any] = {"__name__": f"readme_{name}"}
-    exec(compile(code, f"README.md, example {name}", "exec"), names)
+    exec(compile(code, f"README.md, example {name}", "exec", dont_inherit=True), names)
     return names
 
 
@@ -77,7 +52,7 @@ def test_finding_examples() -> None:
 
 
 def test_example_room() -> None:
-    """Two clients of a room hear each other and the POST route; another room does not."""
+    """Two clients of a room receive each other and the POST route; a client of another room does not."""
     names = run("room")
     with (
         TestClient(names["app"]) as client,
@@ -95,174 +70,6 @@ def test_example_room() -> None:
         assert [one.receive_bytes(), other.receive_bytes()] == [b"\x00", b"\x00"]
 
 
-def test_example_outside(tmp_path: Path) -> None:
-    """The script runs to its end, and says nothing."""
-    (code,) = [code for name, code in examples(README) if name == "outside"]
-    script = tmp_path / "outside.py"
-    script.write_text(code, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
-        env=os.environ | {"BACKPLANE_URL": "memory://"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_example_sync(ipc_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A `def` endpoint and a task outside publish to the same channel."""
-    monkeypatch.setenv("BACKPLANE_URL", ipc_url)
-    names = run("sync")
-    names["app"].add_api_websocket_route("/listen/{channel}", listen_on(names["backplane"]))
-    with TestClient(names["app"]) as client, client.websocket_connect("/listen/orders") as socket:
-        assert client.post("/orders/42").status_code == 200
-        assert socket.receive_json() == {"id": 42}
-        with names["SyncBackplane"]() as outside:
-            names["celery_task"](42, outside)
-        assert socket.receive_json() == {"id": 42, "state": "shipped"}
-
-
-def listen_on(backplane: Backplane) -> Callable[[WebSocket, str], Coroutine[Any, Any, None]]:
-    """Return an endpoint that receives a channel."""
-
-    async def endpoint(websocket: WebSocket, channel: str) -> None:
-        async with backplane.connect(websocket, channel) as connection:
-            async for _ in connection:
-                pytest.fail("the client sent something")
-
-    return endpoint
-
-
-@pytest.mark.anyio
-async def test_example_consumer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The consumer prints messages and gaps, and ends with the backplane."""
-    sinks: list[Sink] = []
-    start = MemoryBroadcaster.start
-
-    async def kept_start(self: MemoryBroadcaster, sink: Sink) -> None:
-        sinks.append(sink)
-        await start(self, sink)
-
-    monkeypatch.setattr(MemoryBroadcaster, "start", kept_start)
-    follow_orders: Callable[[Backplane], Coroutine[Any, Any, None]] = run("consumer")["follow_orders"]
-    async with Backplane("memory://") as backplane:
-        following = asyncio.create_task(follow_orders(backplane))
-        await until_idle()  # until it has subscribed: `memory://` confirms without waiting
-        await backplane.publish("orders", {"id": 42})
-        sinks[0].gap(ALL, "overrun")
-        await backplane.publish("orders", "last")
-        await until_idle()
-    await asyncio.wait_for(following, WAIT_SECONDS)
-    assert capsys.readouterr().out.splitlines() == ['orders {"id":42}', "reload: overrun", "orders last"]
-
-
-async def listen(websocket: WebSocket, user: str, backplane: Annotated[Backplane, Depends(get_backplane)]) -> None:
-    """Hear what is notified to a user."""
-    async with backplane.connect(websocket, f"user:{user}") as connection:
-        async for _ in connection:
-            pytest.fail("the client said nothing")
-
-
-def test_example_dependency() -> None:
-    """The route publishes through the injected backplane, which the lifespan has started."""
-    app = run("dependency")["app"]
-    app.add_api_websocket_route("/listen/{user}", listen)
-    with TestClient(app) as client, client.websocket_connect("/listen/ada") as ada:
-        assert client.post("/notify/ada", params={"text": "hello"}).status_code == 200
-        assert ada.receive_text() == "hello"
-
-
-def test_example_starlette() -> None:
-    """What one client says reaches every other, and not itself."""
-    names = run("starlette")
-    with (
-        TestClient(names["app"]) as client,
-        client.websocket_connect("/") as one,
-        client.websocket_connect("/") as other,
-    ):
-        one.send_text("from one")
-        assert other.receive_text() == "from one"
-        other.send_text("from other")
-        assert one.receive_text() == "from other"
-
-
-def test_example_gap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client is told of a gap in the words of the application, and stays."""
-    sinks: list[Sink] = []
-    start = MemoryBroadcaster.start
-
-    async def kept_start(self: MemoryBroadcaster, sink: Sink) -> None:
-        sinks.append(sink)
-        await start(self, sink)
-
-    monkeypatch.setattr(MemoryBroadcaster, "start", kept_start)
-    names = run("gap")
-    with TestClient(names["app"]) as client, client.websocket_connect("/prices") as one:
-        assert client.portal is not None
-        client.portal.call(sinks[0].gap, ALL, "overrun")
-        assert one.receive_json() == {"type": "reload", "channel": "prices"}
-        client.portal.call(names["backplane"].publish, "prices", "42")
-        assert one.receive_text() == "42"
-
-
-def test_example_health(capsys: pytest.CaptureFixture[str]) -> None:
-    """The routes answer, and every change of the state is printed."""
-    with TestClient(run("health")["app"]) as client:
-        assert [client.get(f"/health/{name}").status_code for name in ("live", "ready")] == [200, 200]
-        assert client.get("/health/ready").json()["state"] == "live"
-    assert [line.split(" ")[:3] for line in capsys.readouterr().out.splitlines()] == [
-        ["starting", "->", "live"],
-        ["live", "->", "closed"],
-    ]
-
-
-def test_example_sockets() -> None:
-    """A client hears its own orders, is answered what does not validate, and a page of another site stays outside."""
-    names = run("sockets")
-
-    async def head() -> int:
-        statuses: list[int] = []
-
-        async def send(event: Any) -> None:
-            statuses.append(event.get("status"))
-
-        stream = await names["listen"](Request({"type": "http"}), user="ada")
-        await stream({"type": "http", "method": "HEAD", "headers": []}, asyncio.Event().wait, send)
-        return statuses[0]
-
-    with TestClient(names["app"]) as client, client.websocket_connect("/orders?token=ada") as ada:
-        assert client.portal is not None
-        assert client.portal.call(head) == 200
-        ada.send_json({"item": "tea", "amount": 2})
-        assert ada.receive_json() == {"item": "tea", "amount": 2}
-        ada.send_json({"item": "tea"})
-        assert ada.receive_json()["error"] == "invalid message"
-        with pytest.raises(WebSocketDenialResponse) as refused:
-            client.websocket_connect("/orders?token=eve", headers={"Origin": "https://evil.example"}).__enter__()
-        assert refused.value.status_code == 403
-
-
-def test_example_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request whose publish fails because the broker is away is answered 503 with when to try again."""
-
-    async def fail(*_: object) -> None:
-        raise BrokerUnavailableError("away")
-
-    with TestClient(run("unavailable")["app"]) as client:
-        assert client.post("/rooms/a?text=hello").status_code == 200
-        monkeypatch.setattr(MemoryBroadcaster, "publish", fail)
-        answer = client.post("/rooms/a?text=hello")
-    assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (503, True)
-
-
-def test_example_settings() -> None:
-    """The settings are accepted as they stand there."""
-    assert repr(run("settings")["backplane"]) == "<Backplane memory:// closed>"
-
-
 # --- the table of adapters -----------------------------------------------------------------------------------------
 
 
@@ -278,21 +85,43 @@ def test_table_is_what_the_adapters_declare() -> None:
 # --- links ---------------------------------------------------------------------------------------------------------
 
 
-def relative_links() -> list[str]:
-    """Return the targets of the README's links that stay within the repository."""
+def links() -> list[str]:
+    """Return the targets of the README's links."""
     prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
-    targets = re.findall(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)", prose)
-    return [target for target in targets if not re.match(r"[a-z]+:|#", target)]
+    return sorted(set(re.findall(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)", prose)))
 
 
-def test_there_are_links() -> None:
-    """The search finds what it looks for."""
-    assert relative_links()
+def source_of(link: str) -> list[Path]:
+    """Return the files of this repository that a link may lead to."""
+    if link.startswith(SITE):
+        page = ROOT / "docs" / link.removeprefix(SITE).partition("#")[0].rstrip("/")
+        return [page.with_name(f"{page.name}.md"), page / "index.md"]
+    path = re.fullmatch(rf"{SOURCES}(?:blob|tree|raw)/main/([^#]+)(?:#.*)?", link)
+    assert path, f"neither a page of the documentation nor a file of the repository: {link}"
+    return [ROOT / path[1]]
+
+
+def test_there_are_links_to_both() -> None:
+    """The search finds links to the documentation and to the sources."""
+    for target in (SITE, SOURCES):
+        assert [link for link in links() if link.startswith(target)]
+
+
+def test_links_work_from_the_package_index() -> None:
+    """No link is relative, as the package index shows the README without the repository around it."""
+    assert [link for link in links() if not link.startswith(("https://", "#"))] == []
 
 
 @pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="an installed wheel is tested, what is linked to is away")
-@pytest.mark.parametrize("target", relative_links())
-def test_link_is_not_dead(target: str) -> None:
-    """What the README links to is there."""
-    path, _, _ = target.partition("#")
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize("link", links())
+def test_link_is_not_dead(link: str) -> None:
+    """The README links to what exists in this repository."""
+    assert any(path.exists() for path in source_of(link))
+
+
+# --- length --------------------------------------------------------------------------------------------------------
+
+
+def test_readme_is_short() -> None:
+    """The README has less than 200 lines; the rest stands in docs/."""
+    assert len(README.splitlines()) <= MAX_LINES

@@ -1,0 +1,236 @@
+"""docs/concepts/: every example runs as it stands there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from backplane import Backplane, BrokerUnavailableError, Message, PublishOutcomeUnknownError
+from backplane.adapters.memory import MemoryBroadcaster
+from backplane.message import ALL
+from tests.docs.pages import DOCS, Page
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from backplane.broadcaster import Sink
+
+WAIT_SECONDS = 5.0
+
+TESTED = {
+    "channels": {"join", "consumer"},
+    "connections": {"connection"},
+    "delivery": {"outcome"},
+    "drain": {"drain"},
+    "gaps": {"gap", "cache"},
+    "outages": {"unavailable", "health"},
+    "slow-clients-and-outbox": {"latest"},
+}
+
+
+def page(name: str) -> Page:
+    """Return a page of the concepts."""
+    return Page(f"concepts/{name}.md")
+
+
+@pytest.fixture
+def sinks(monkeypatch: pytest.MonkeyPatch) -> list[Sink]:
+    """The sinks of every `memory://` that is started, to report gaps to."""
+    kept: list[Sink] = []
+    start = MemoryBroadcaster.start
+
+    async def kept_start(self: MemoryBroadcaster, sink: Sink) -> None:
+        kept.append(sink)
+        await start(self, sink)
+
+    monkeypatch.setattr(MemoryBroadcaster, "start", kept_start)
+    return kept
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (DOCS / "concepts").glob("*.md")))
+def test_every_python_block_has_a_name_and_a_test(name: str) -> None:
+    """No Python of a page is without a name, and none of the tests below has lost its example."""
+    names = [found for found, _ in page(name).examples()]
+    assert page(name).text.count("```python") == len(names)
+    assert sorted(map(str, names)) == sorted(TESTED.get(name, ()))
+
+
+# --- channels ------------------------------------------------------------------------------------------------------
+
+
+def test_join() -> None:
+    """A client receives what is published to a stock from its join to its leave."""
+    names = page("channels").run("join")
+    with TestClient(names["app"]) as client, client.websocket_connect("/stocks") as one:
+        one.send_text("join ACME")
+        assert one.receive_json() == {"joined": ["stock:ACME"]}
+        names["backplane"].sync.publish("stock:ACME", 17)
+        assert one.receive_json() == 17
+        one.send_text("leave ACME")
+        assert one.receive_json() == {"joined": []}
+        names["backplane"].sync.publish("stock:ACME", 18)
+        one.send_text("join OTHER")
+        assert one.receive_json() == {"joined": ["stock:OTHER"]}
+
+
+@pytest.mark.anyio
+async def test_consumer(capsys: pytest.CaptureFixture[str], sinks: list[Sink]) -> None:
+    """The consumer prints messages and gaps, and ends with the backplane."""
+    follow_orders: Callable[[Backplane], Coroutine[Any, Any, None]] = page("channels").run("consumer")["follow_orders"]
+    async with Backplane("memory://") as backplane:
+        following = asyncio.create_task(follow_orders(backplane))
+        await until_subscribed(backplane, "orders")
+        await backplane.publish("orders", {"id": 42})
+        sinks[0].gap(ALL, "overrun")
+        await backplane.publish("orders", "last")
+    await asyncio.wait_for(following, WAIT_SECONDS)
+    assert capsys.readouterr().out.splitlines() == ['orders {"id":42}', "reload: overrun", "orders last"]
+
+
+async def until_subscribed(backplane: Backplane, channel: str) -> None:
+    """Wait until a consumer has joined `channel`: it has begun to, and the broker confirms the channel."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not (await backplane.health()).channels:
+            await asyncio.sleep(0)
+        async with backplane.subscribe(channel):
+            pass
+
+
+# --- connections ---------------------------------------------------------------------------------------------------
+
+
+def test_connection() -> None:
+    """A client is greeted, receives what others send and not its own, and is closed with the code of the page."""
+    names = page("connections").run("connection")
+    with (
+        TestClient(names["app"]) as client,
+        client.websocket_connect("/rooms/kitchen") as one,
+        client.websocket_connect("/rooms/kitchen") as other,
+    ):
+        assert one.receive_json()["welcome"] != other.receive_json()["welcome"]
+        one.send_text("from one")
+        assert other.receive_text() == "from one"
+        other.send_text("from other")
+        assert one.receive_text() == "from other"
+        one.send_text("bye")
+        with pytest.raises(WebSocketDisconnect) as closed:
+            one.receive_text()
+        assert (closed.value.code, closed.value.reason) == (4701, "goodbye")
+
+
+# --- delivery and outages ------------------------------------------------------------------------------------------
+
+
+def test_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is answered by what is known of its message."""
+
+    async def away(*_: object) -> None:
+        raise BrokerUnavailableError("away")
+
+    async def unknown(*_: object) -> None:
+        raise PublishOutcomeUnknownError("no answer")
+
+    with TestClient(page("delivery").run("outcome")["app"]) as client:
+        assert client.post("/orders/1/shipped").json() == {"published": "yes"}
+        monkeypatch.setattr(MemoryBroadcaster, "publish", away)
+        assert client.post("/orders/1/shipped").status_code == 503
+        monkeypatch.setattr(MemoryBroadcaster, "publish", unknown)
+        assert client.post("/orders/1/shipped").json() == {"published": "unknown"}
+
+
+def test_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose publish fails because the broker is away is answered 503 with the time to try again."""
+
+    async def fail(*_: object) -> None:
+        raise BrokerUnavailableError("away")
+
+    with TestClient(page("outages").run("unavailable")["app"]) as client:
+        assert client.post("/rooms/a?text=hello").status_code == 200
+        monkeypatch.setattr(MemoryBroadcaster, "publish", fail)
+        answer = client.post("/rooms/a?text=hello")
+    assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (503, True)
+
+
+def test_health(capsys: pytest.CaptureFixture[str]) -> None:
+    """The routes answer, and every change of the state is printed."""
+    with TestClient(page("outages").run("health")["app"]) as client:
+        assert [client.get(f"/health/{name}").status_code for name in ("live", "ready")] == [200, 200]
+        assert client.get("/health/ready").json()["state"] == "live"
+    assert [line.split(" ")[:3] for line in capsys.readouterr().out.splitlines()] == [
+        ["starting", "->", "live"],
+        ["live", "->", "closed"],
+    ]
+
+
+@pytest.mark.anyio
+async def test_drain(capsys: pytest.CaptureFixture[str]) -> None:
+    """A drain ends what is iterated, and the block closes the link."""
+    names = page("drain").run("drain")
+    ended = asyncio.Event()
+    serving = asyncio.create_task(names["serve_until"](ended))
+    async with asyncio.timeout(WAIT_SECONDS):
+        while names["backplane"].state != "live":
+            await asyncio.sleep(0)
+        async with names["backplane"].subscribe("orders") as messages:
+            ended.set()
+            assert [message async for message in messages] == []
+        await serving
+    assert capsys.readouterr().out.splitlines() == ["starting -> live", "live -> closed"]
+
+
+# --- gaps and outboxes ---------------------------------------------------------------------------------------------
+
+
+def test_gap(sinks: list[Sink]) -> None:
+    """A client receives a gap as the application words it, and stays."""
+    names = page("gaps").run("gap")
+    with TestClient(names["app"]) as client, client.websocket_connect("/prices") as one:
+        assert client.portal is not None
+        client.portal.call(sinks[0].gap, ALL, "overrun")
+        assert one.receive_json() == {"type": "reload", "channel": "prices"}
+        client.portal.call(names["backplane"].publish, "prices", "42")
+        assert one.receive_text() == "42"
+
+
+@pytest.mark.anyio
+async def test_cache(sinks: list[Sink]) -> None:
+    """The cache is loaded after the join, updated by messages, and loaded again at a gap."""
+    keep_prices = page("gaps").run("cache")["keep_prices"]
+    stored, prices = {"tea": 1}, dict[str, Any]()
+
+    async def load() -> dict[str, Any]:
+        assert (await backplane.health()).channels == 1
+        return dict(stored)
+
+    async with Backplane("memory://") as backplane:
+        keeping = asyncio.create_task(keep_prices(backplane, prices, load))
+        await until_subscribed(backplane, "prices")
+        await backplane.publish("prices", {"tea": 2})
+        async with asyncio.timeout(WAIT_SECONDS):
+            while prices != {"tea": 2}:
+                await asyncio.sleep(0)
+            stored["coffee"] = 3
+            sinks[0].gap(ALL, "overrun")
+            while prices != {"tea": 1, "coffee": 3}:
+                await asyncio.sleep(0)
+    await asyncio.wait_for(keeping, WAIT_SECONDS)
+
+
+def test_latest() -> None:
+    """The client receives both channels, and the key of `latest` is the stock of a message."""
+    names = page("slow-clients-and-outbox").run("latest")
+    price = {"stock": "ACME", "price": 17}
+    with TestClient(names["app"]) as client, client.websocket_connect("/market") as one:
+        names["backplane"].sync.publish("news", "opening")
+        assert one.receive_text() == "opening"
+        names["backplane"].sync.publish("prices", price)
+        assert one.receive_json() == price
+    assert names["stock_of"](Message(channel="prices", data=json.dumps(price))) == "ACME"
+    names["note_slow"](SimpleNamespace(channel="news", action="closed"))
+    assert names["slow_clients"] == ["news: closed"]

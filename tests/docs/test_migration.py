@@ -1,0 +1,129 @@
+"""docs/migration/: the code after a move does what the code before it did."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import FastAPI, WebSocketDisconnect
+from starlette.testclient import TestClient
+
+from tests.docs.pages import DOCS, Page
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backplane import Backplane
+
+TESTED = {
+    "from-broadcaster": {"broadcaster"},
+    "from-channels": {"sockets", "views"},
+    "from-connection-manager": {"manager"},
+    "from-socketio": {"server"},
+}
+
+BEFORE = re.compile(r"^<!-- before: ([\w-]+) -->\n```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NAMES = sorted(path.stem for path in (DOCS / "migration").glob("from-*.md"))
+
+
+def page(name: str) -> Page:
+    """Return a page about a move."""
+    return Page(f"migration/{name}.md")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_python_block_has_a_name_and_a_test(name: str) -> None:
+    """No Python of a page is without a name, and none of the tests below has lost its example."""
+    names = [found for found, _ in page(name).examples()]
+    assert page(name).text.count("```python") == len(names)
+    assert sorted(map(str, names)) == sorted(TESTED[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_code_before_is_python(name: str) -> None:
+    """Each page shows one program as it was before, which compiles, and no other code of that kind."""
+    ((example, code),) = BEFORE.findall(page(name).text)
+    compile(code, f"{name}, before {example}", "exec", dont_inherit=True)
+    assert len(re.findall(r"^```py$", page(name).text, re.MULTILINE)) == 1
+
+
+def before() -> Any:
+    """Return the application with a ConnectionManager."""
+    ((_, code),) = BEFORE.findall(page("from-connection-manager").text)
+    names: dict[str, Any] = {"__name__": "before"}
+    exec(compile(code, "before", "exec", dont_inherit=True), names)
+    return names["app"]
+
+
+def after() -> Any:
+    """Return the application without one."""
+    return page("from-connection-manager").run("manager")["app"]
+
+
+@pytest.mark.parametrize("make_app", [before, after])
+def test_connection_manager(make_app: Callable[[], FastAPI]) -> None:
+    """A client is answered, and its room receives what it sends and that it left, before the move and after it."""
+    with TestClient(make_app()) as client, client.websocket_connect("/rooms/kitchen") as one:
+        with client.websocket_connect("/rooms/kitchen") as other:
+            other.send_text("hello")
+            assert [other.receive_text(), other.receive_text()] == ["You wrote: hello", "Message: hello"]
+            assert one.receive_text() == "Message: hello"
+        assert one.receive_text() == "Someone left"
+
+
+def test_broadcaster() -> None:
+    """All clients of the chat receive what one of them sends, the sender included."""
+    app = page("from-broadcaster").run("broadcaster")["app"]
+    with TestClient(app) as client, client.websocket_connect("/") as one, client.websocket_connect("/") as other:
+        one.send_text("hello")
+        assert [one.receive_text(), other.receive_text()] == ["hello", "hello"]
+
+
+def test_channels(ipc_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of a room receive each other, and what the view of Django publishes."""
+    from django.conf import settings
+    from django.test import RequestFactory
+
+    if not settings.configured:
+        settings.configure()
+    monkeypatch.setenv("BACKPLANE_URL", ipc_url)
+    views = page("from-channels").run("views")
+    app = page("from-channels").run("sockets")["app"]
+    with (
+        views["backplane"],
+        TestClient(app) as client,
+        client.websocket_connect("/chat/kitchen") as one,
+        client.websocket_connect("/chat/kitchen") as other,
+    ):
+        one.send_text("hello")
+        assert [one.receive_text(), other.receive_text()] == ["hello", "hello"]
+        answer = views["announce"](RequestFactory().post("/", {"text": "dinner"}), "kitchen")
+        assert answer.status_code == 202
+        assert [one.receive_text(), other.receive_text()] == ["dinner", "dinner"]
+
+
+def test_socketio() -> None:
+    """Clients join and leave rooms, the others of a room receive what one sends, and nonsense is answered."""
+    names = page("from-socketio").run("server")
+    backplane: Backplane = names["backplane"]
+    with (
+        TestClient(names["app"]) as client,
+        client.websocket_connect("/chat?user=ada") as ada,
+        client.websocket_connect("/chat?user=grace") as grace,
+    ):
+        for one in (ada, grace):
+            one.send_json({"event": "join", "room": "kitchen"})
+            one.send_json({"event": "nonsense"})
+            assert one.receive_json()["error"] == "invalid message"  # answered after the join
+        ada.send_json({"event": "post", "room": "kitchen", "text": "hello"})
+        assert grace.receive_json() == {"event": "line", "room": "kitchen", "author": "ada", "text": "hello"}
+        grace.send_json({"event": "leave", "room": "kitchen"})
+        grace.send_json({"event": "nonsense"})
+        assert grace.receive_json()["error"] == "invalid message"
+        backplane.sync.publish("room:kitchen", "for ada alone")
+        assert ada.receive_text() == "for ada alone"
+        grace.send_json({"event": "nonsense"})
+        assert grace.receive_json()["error"] == "invalid message"
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/chat"):
+            pytest.fail("a client without a user was accepted")
