@@ -470,6 +470,15 @@ async def test_client_that_answers_or_is_not_read_stays(lane_world: World) -> No
     assert lane.aborted
 
 
+async def test_client_that_sends_is_not_pinged(lane_world: World) -> None:
+    """A client that has sent within half an interval needs no ping."""
+    connection, socket = lane_world.connection(policy=ConnectionPolicy(limits=HEARTBEAT))
+    lane = lane_of(socket)
+    lane.last_received_at = driver_of(connection).timers.opened_at + 9
+    beat(connection, 10)
+    assert (lane.pings, lane.aborted) == (0, False)
+
+
 async def test_heartbeat_message(plain_world: World) -> None:
     """Without a lane the application's message is sent, and a client that does not answer is closed with 4011."""
     policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=10, heartbeat_message={"type": "ping"}))
