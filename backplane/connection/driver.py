@@ -362,19 +362,17 @@ class ConnectionDriver(BaseSubscriber):
             last_received_at, is_read = lane.last_received_at, lane.reading
         else:  # without a handler that receives, an answer would not be seen
             last_received_at, is_read = timers.last_received_at, message is not None and self.receiver.is_waiting
-        match timers.heartbeat(now, interval, last_received_at=last_received_at, is_read=is_read):
-            case "ping" if lane is not None:
-                lane.ping()
-            case "ping":
+        found = timers.heartbeat(now, interval, last_received_at=last_received_at, is_read=is_read)
+        if found == "silent":
+            self.limit_exceeded(CloseCode.SILENT, "no answer to heartbeats")
+            if lane is not None:
+                lane.abort()
+        elif lane is None:
+            if found == "ping":
                 self.offer(Batch(Message(channel="", data=to_client_data(message))))
-            case "silent":
-                self.limit_exceeded(CloseCode.SILENT, "no answer to heartbeats")
-                if lane is not None:
-                    lane.abort()
-            case "alive" if lane is not None and not is_read:
-                lane.ping()  # not for an answer: where nothing is read, only a write finds that a client is gone
-            case "alive":
-                pass
+        elif found == "ping" or not is_read:
+            # Where nothing is read it is not for an answer: only a write finds there that the client is gone.
+            lane.ping()
 
     # --- a slow client, and the log ---
 

@@ -295,7 +295,6 @@ class LaneSender(Sender):
         return b"".join(frames)
 
     def _notify_drained(self) -> None:
-        if self._drained is not None:
-            if not self._drained.done():
-                self._drained.set_result(None)
-            self._drained = None
+        drained, self._drained = self._drained, None
+        if drained is not None:
+            drained.set_result(None)

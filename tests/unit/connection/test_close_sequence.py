@@ -11,6 +11,7 @@ import pytest
 
 from backplane.connection.ending import Ending
 from backplane.connection.policy import ConnectionPolicy
+from backplane.connection.sender import SocketGoneError
 from backplane.errors import (
     BrokerUnavailableError,
     JoinRefusedError,
@@ -279,10 +280,11 @@ async def test_client_leaves_before_its_turn(world: World) -> None:
     assert what_happened(policy) == {"closed_by_client": 1}
 
 
-async def test_socket_that_receives_nothing_more_before_its_turn(world: World) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("already disconnected"), SocketGoneError()], ids=["fault", "gone"])
+async def test_socket_that_receives_nothing_more_before_its_turn(world: World, error: Exception) -> None:
     """A socket whose end the handler has received by itself ends the wait, and is no error."""
     async with failing(world) as (_, socket, _, policy):
-        socket.receiver.put_nowait(RuntimeError("already disconnected"))
+        socket.receiver.put_nowait(error)
     assert (socket.closing, what_happened(policy)) == (0, {"closed_by_client": 1})
 
 
@@ -624,7 +626,9 @@ async def test_first_end_decides(world: World) -> None:
     sequence.disconnected()
     sequence.transport_closed()
     await finish(connection)
+    sequence.transport_closed()
     assert (socket.closed, what_happened(policy)) == ([(4001, "expired")], {"closed_expired": 1})
+    assert connection.state == "closed"
 
 
 async def test_disconnect_in_the_handshake_sends_no_close_frame(world: World) -> None:

@@ -470,6 +470,15 @@ async def test_client_that_answers_or_is_not_read_stays(lane_world: World) -> No
     assert lane.aborted
 
 
+async def test_client_that_sends_is_not_pinged(lane_world: World) -> None:
+    """A client that has sent within half an interval needs no ping."""
+    connection, socket = lane_world.connection(policy=ConnectionPolicy(limits=HEARTBEAT))
+    lane = lane_of(socket)
+    lane.last_received_at = driver_of(connection).timers.opened_at + 9
+    beat(connection, 10)
+    assert (lane.pings, lane.aborted) == (0, False)
+
+
 async def test_heartbeat_message(plain_world: World) -> None:
     """Without a lane the application's message is sent, and a client that does not answer is closed with 4011."""
     policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=10, heartbeat_message={"type": "ping"}))
@@ -584,3 +593,37 @@ async def test_message_that_the_server_refuses_is_counted_as_too_big(
     socket.receiver.put_nowait(None)
     assert await received_from(connection) == []
     assert counted(policy.statistics) == {"connections_opened": 1, count: 1}
+
+
+# --- a handler that does not receive -------------------------------------------------------------------------------
+
+
+async def test_client_is_read_ahead_once(plain_world: World) -> None:
+    """A client whose handler does not receive is received by one task, whatever the number of checks."""
+    connection, socket = plain_world.connection()
+    driver_of(connection).handler_entered()
+    before = asyncio.all_tasks()
+    beat(connection, 1)
+    beat(connection, 2)
+    assert (socket.reading_ahead, len(asyncio.all_tasks() - before)) == (2, 1)
+    assert not driver_of(connection).handler_left(None)
+    await finish(connection)
+
+
+async def test_handler_that_cannot_be_cancelled(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler whose task its server cannot cancel stays after the end of its connection, which is logged."""
+    policy = ConnectionPolicy(handler_grace_seconds=0.001)
+    connection, _ = world.connection(policy=policy)
+    with monkeypatch.context() as patch:
+        patch.setattr("backplane.connection.handler.asyncio.current_task", lambda: None)
+        driver_of(connection).handler_entered()
+    driver_of(connection).disconnected()
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not caplog.messages:
+            await asyncio.sleep(0.001)
+    assert caplog.messages == [
+        f"the handler of connection {connection.id} did not end with it within 0.001 s, and its server cannot cancel it"
+    ]
+    assert (driver_of(connection).handler_left(None), policy.statistics.cancelled_handlers) == (False, 0)

@@ -37,6 +37,7 @@ async def test_task_that_cannot_be_cancelled(task: Callable[[], object], monkeyp
         patch.setattr("backplane.connection.handler.asyncio.current_task", task)
         handler = Handler(0.001, reported.put_nowait)
     handler.connection_ended()
+    handler.connection_ended()
     assert await asyncio.wait_for(reported.get(), WAIT_SECONDS) is False
     assert not handler.left(asyncio.CancelledError())
     assert reported.empty()

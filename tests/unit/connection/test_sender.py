@@ -437,6 +437,33 @@ async def test_send_that_sends() -> None:
     assert plain.client.got == ["1", "2", "3", "4"]
 
 
+@pytest.mark.parametrize("then", ["returns", "raises", "waits"])
+async def test_send_in_which_the_connection_is_closed(then: str) -> None:
+    """A send in which a middleware closes the connection is the last one; it is cancelled if it waits."""
+    sent: list[str | bytes] = []
+    ends: list[type[BaseException]] = []
+
+    async def send(data: str | bytes) -> None:
+        sent.append(data)
+        sender.close()
+        try:
+            if then == "raises":
+                raise RuntimeError("closed")  # noqa: TRY301  # as a server's own would
+            if then == "waits":
+                await asyncio.Event().wait()
+        except BaseException as error:
+            ends.append(type(error))
+            raise
+
+    callbacks, before = Callbacks(), tasks()
+    sender = AsgiSender(outbox_of(), callbacks, send, copy_context())
+    sender.open()
+    sender.offer(batch("1", "2"))
+    await until_idle()
+    assert (sent, callbacks.calls, tasks()) == (["1"], [], before)
+    assert ends == {"returns": [], "raises": [RuntimeError], "waits": [asyncio.CancelledError]}[then]
+
+
 # --- by a lane -----------------------------------------------------------------------------------------------------
 
 

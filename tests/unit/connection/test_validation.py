@@ -8,7 +8,7 @@ import time
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Tag, TypeAdapter
 from typing_extensions import TypeAliasType
 
 from backplane.connection.validation import parse, validator_for
@@ -104,6 +104,23 @@ class Right(BaseModel):
     y: int = 0
 
 
+def unchanged(model: Any) -> Any:
+    """Return the model as it is."""
+    return model
+
+
+class Checked(BaseModel):
+    """A model that leads to itself in two ways, through validators."""
+
+    next: Annotated[Checked, AfterValidator(unchanged)] | Annotated[Verified, AfterValidator(unchanged)] | None = None
+
+
+class Verified(BaseModel):
+    """The other way."""
+
+    next: Checked | None = None
+
+
 class Add(BaseModel):
     """A model that leads to itself, with a tag that distinguishes the members."""
 
@@ -120,7 +137,7 @@ class Number(BaseModel):
 
 Sum = Annotated[Add | Number, Field(discriminator="kind")]
 Json = TypeAliasType("Json", "dict[str, Json] | list[Json] | str | int | None")
-for model in (Left, Right, Add):
+for model in (Left, Right, Checked, Verified, Add):
     model.model_rebuild()
 
 EMPTY_LIST = "[" + ",".join(["{}"] * (LARGEST // 3)) + "]"
@@ -239,7 +256,7 @@ def test_invalid_message_stalls_the_loop_briefly(model: Any, data: str) -> None:
     assert len(json.dumps(raised.value.answer)) < 8 * KIBIBYTE
 
 
-@pytest.mark.parametrize("model", [Left, Left | Right, list[Left], dict[str, Right]])
+@pytest.mark.parametrize("model", [Left, Left | Right, list[Left], dict[str, Right], Checked])
 def test_exponential_union_is_refused(model: Any) -> None:
     """A union that leads to itself through several members is refused, naming the cure."""
     with pytest.raises(ConfigurationError, match="give the union a discriminator"):
@@ -255,6 +272,7 @@ def test_exponential_union_is_refused(model: Any) -> None:
         (Boxes, '{"listed":[{"h":1,"i":2,"j":3}],"named":{"x":{"e":1,"f":2,"g":3}}}',
          Boxes(listed=[C(h=1, i=2, j=3)], named={"x": B(e=1, f=2, g=3)})),
         (dict[int, str], '{"7":"x"}', {7: "x"}),
+        (Annotated[Placed, Tag("placed")] | Annotated[Cancelled, Tag("cancelled")], '{"number":1}', Placed(number=1)),
         (TypeAdapter(list[int], config=ConfigDict(strict=True)), "[1]", [1]),
     ],
 )  # fmt: skip

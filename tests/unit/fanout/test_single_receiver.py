@@ -59,8 +59,8 @@ async def test_successor_of_a_cancelled_task() -> None:
     source = Source()
     cancelled = asyncio.create_task(source.receive())
     await until_idle()
+    successor = asyncio.create_task(source.receive())  # is to run before the cancellation arrives
     cancelled.cancel()
-    successor = asyncio.create_task(source.receive())
     await until_idle()
     assert (cancelled.cancelled(), source.receiver.is_waiting) == (True, True)
     source.send()
