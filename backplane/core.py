@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
     from backplane.broadcaster import Broadcaster
-    from backplane.broker.supervisor import LinkState, StateChange
+    from backplane.broker.link_state import LinkState, StateChange
     from backplane.concurrency.affinity import LoopAffinity
     from backplane.concurrency.call_queue import CallQueue
     from backplane.connection.policy import Authorize, OnGap, OnSlow

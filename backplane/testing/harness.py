@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from backplane import Subscription
     from backplane.broadcaster import Broadcaster
-    from backplane.broker.supervisor import LinkState, Supervisor
+    from backplane.broker.link_state import LinkState
+    from backplane.broker.supervisor import Supervisor
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.hub import Hub
     from backplane.testing.proxy import FaultProxy

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.broker.publish_buffer import PublishBuffer
+from backplane.broker.publisher import WaitingPublisher
 from backplane.broker.supervisor import Supervisor
 from backplane.close_codes import CloseCode
 from backplane.concurrency.call_queue import CallQueue
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from backplane.broadcaster import Broadcaster
-    from backplane.broker.supervisor import StateChange
+    from backplane.broker.link_state import StateChange
+    from backplane.broker.publisher import Publisher
     from backplane.fanout.subscription import Subscription
     from backplane.settings import Settings
 
@@ -113,12 +115,15 @@ class Runtime:
         self._by_client: Counter[str | bytes] = Counter()
         self._warned_of_unknown = False
         self._emptied = asyncio.Event()
-        self._buffer = PublishBuffer(
-            self.supervisor,
-            max_bytes=settings.max_buffer_bytes,
-            max_messages=settings.max_buffer_messages,
-            bursts=self.bursts,
-        )
+        attempts = self.supervisor.attempts
+        self._publisher: Publisher = WaitingPublisher(attempts)
+        if settings.outage == "buffer":
+            self._publisher = PublishBuffer(
+                attempts,
+                max_bytes=settings.max_buffer_bytes,
+                max_messages=settings.max_buffer_messages,
+                bursts=self.bursts,
+            )
 
     @property
     def connections(self) -> Collection[LocalClient]:
@@ -129,10 +134,7 @@ class Runtime:
         """Publish as the setting `outage` decides, and count how that ended."""
         statistics = self.statistics
         try:
-            if self.settings.outage == "buffer":
-                await self._buffer.publish(channel, payload)
-            else:
-                await self.supervisor.publish(channel, payload)
+            await self._publisher.publish(channel, payload)
         except BrokerUnavailableError:
             statistics.publishes_unavailable += 1
             raise
@@ -241,7 +243,7 @@ class Runtime:
     async def stop(self) -> None:
         """End everything that is left, and the link."""
         self.draining = True
-        await self._buffer.stop(self.settings.publish_timeout_seconds)
+        await self._publisher.stop(self.settings.publish_timeout_seconds)
         self._end_subscriptions()
         closing = [connection.close(CloseCode.SERVICE_RESTART, "restart") for connection in self._connections]
         await asyncio.gather(*closing)
@@ -256,9 +258,9 @@ class Runtime:
             self.statistics,
             delivered=self.hub.delivered,
             malformed=self.hub.malformed,
-            gaps=self.hub.gaps,
-            buffered=len(self._buffer),
-            buffer_dropped=self._buffer.dropped,
+            gaps=self.hub.gaps.reported,
+            buffered=len(self._publisher),
+            buffer_dropped=self._publisher.dropped,
         )
 
     def health(self) -> Health:
@@ -271,14 +273,14 @@ class Runtime:
             draining=self.draining,
             generation=supervisor.generation,
             round_trip_seconds=supervisor.probe.round_trip_seconds,
-            probed_seconds_ago=_since(supervisor.probe.answered_at, now),
-            gaps=hub.gaps,
-            last_gap_seconds_ago=_since(hub.last_gap_at, now),
-            last_gap_reason=hub.last_gap_reason,
+            probed_seconds_ago=_since(supervisor.probe.last_reply_at, now),
+            gaps=hub.gaps.reported,
+            last_gap_seconds_ago=_since(hub.gaps.last_reported_at, now),
+            last_gap_reason=hub.gaps.last_reason,
             channels=len(hub.channels),
             connections=len(self._connections) + self._ended,
             subscriptions=len(self.subscriptions),
-            buffered=len(self._buffer),
+            buffered=len(self._publisher),
         )
 
     async def _wait_until_empty(self, seconds: float) -> None:

@@ -30,7 +30,7 @@ async def buffered(
 ) -> AsyncGenerator[tuple[World, PublishBuffer]]:
     """Run a buffer over a supervisor; nothing of it is left behind."""
     async with supervised() as made:
-        buffer = PublishBuffer(made.supervisor, max_bytes=max_bytes, max_messages=max_messages, bursts=bursts)
+        buffer = PublishBuffer(made.supervisor.attempts, max_bytes=max_bytes, max_messages=max_messages, bursts=bursts)
         yield made, buffer
         await asyncio.wait_for(buffer.stop(WAIT_SECONDS), WAIT_SECONDS)
 

@@ -86,12 +86,12 @@ async def test_late_report_after_stop_is_not_heard(report: Callable[[Sink], None
 async def test_loss_is_known_before_its_owner_acts() -> None:
     """Who looks at a link that was lost a moment ago sees that it is over, and a second loss changes nothing."""
     link = LinkSession(Hub(BrokerSubscriptions(linger_seconds=1, timeout_seconds=1)), PROBE_CHANNEL)
-    assert (link.is_over, link.carried) == (False, False)
+    assert (link.is_over, link.received_any) == (False, False)
     link.lost(BrokerUnavailableError("first"))
     link.lost(BrokerUnavailableError("second"))
     assert link.is_over
     with pytest.raises(BrokerUnavailableError, match="first"):
-        await link.ended
+        await link.failure
 
 
 async def test_gap_before_the_confirmation_waits_for_it() -> None:
@@ -126,10 +126,10 @@ async def test_probe_is_carried_and_never_reaches_the_hub() -> None:
     hub = Hub(BrokerSubscriptions(linger_seconds=1, timeout_seconds=1))
     link = LinkSession(hub, PROBE_CHANNEL)
     link.deliver(PROBE_CHANNEL, b"")
-    link.echo = asyncio.get_running_loop().create_future()
+    link.probe_reply = asyncio.get_running_loop().create_future()
     link.deliver(PROBE_CHANNEL, b"")
     link.deliver(PROBE_CHANNEL, b"")
-    assert (link.echo.done(), link.carried, hub.malformed) == (True, True, 0)
+    assert (link.probe_reply.done(), link.received_any, hub.malformed) == (True, True, 0)
 
 
 async def test_revoked_subscription_is_a_gap_once_it_is_back() -> None:

@@ -159,7 +159,7 @@ async def test_publishes_keep_their_order_through_a_loss() -> None:
     async with supervised(adapter) as made:
         publishing: list[asyncio.Task[None]] = []
         for number in range(300):
-            publishing.append(asyncio.create_task(made.supervisor.publish("a", b"%d" % number)))
+            publishing.append(asyncio.create_task(made.publisher.publish("a", b"%d" % number)))
             if number % 100 == 50:
                 adapter.cut()
             if number % 3 == 0:

@@ -267,7 +267,7 @@ async def test_an_adapter_that_reports_from_a_thread(world: World) -> None:
     """A report from a foreign thread raises in that thread, instead of a fan-out that never runs."""
     running = world.backplane._runtime  # pyright: ignore[reportPrivateUsage]
     assert running is not None
-    sink: Any = running.supervisor.link  # pyright: ignore[reportPrivateUsage]
+    sink: Any = running.supervisor.status.session  # pyright: ignore[reportPrivateUsage]
     for report in (
         lambda: sink.deliver("a", b"x"),
         lambda: sink.gap(["a"], "x"),

@@ -27,14 +27,16 @@ def broadcaster() -> ControlledBroadcaster:
     return ControlledBroadcaster()
 
 
-def interest_of(*, linger_seconds: float = NEVER, timeout_seconds: float = 10.0) -> BrokerSubscriptions:
-    """Return an `BrokerSubscriptions` that never gives a channel up within a test, unless told otherwise."""
-    return BrokerSubscriptions(linger_seconds=linger_seconds, timeout_seconds=timeout_seconds)
+def subscriptions_of(
+    *, linger_seconds: float = NEVER, timeout_seconds: float = 10.0, batch_size: int = 500
+) -> BrokerSubscriptions:
+    """Return the subscriptions of a worker, which by default drop no channel within a test."""
+    return BrokerSubscriptions(linger_seconds=linger_seconds, timeout_seconds=timeout_seconds, batch_size=batch_size)
 
 
 async def test_want(broadcaster: ControlledBroadcaster) -> None:
     """A wanted channel is subscribed at the broker, and then confirmed."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         assert broadcaster.channels == {"a"}
@@ -43,7 +45,7 @@ async def test_want(broadcaster: ControlledBroadcaster) -> None:
 
 async def test_want_waits_for_the_broker(broadcaster: ControlledBroadcaster) -> None:
     """A channel is not confirmed before the broker has answered."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -60,7 +62,7 @@ async def test_want_waits_for_the_broker(broadcaster: ControlledBroadcaster) -> 
 
 async def test_concurrent_wants_share_one_subscription(broadcaster: ControlledBroadcaster) -> None:
     """A hundred joins of one channel, before, while and after the broker is asked, ask it once."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         joining = [asyncio.create_task(broker_subscriptions.acquire("a")) for _ in range(50)]
@@ -75,7 +77,7 @@ async def test_concurrent_wants_share_one_subscription(broadcaster: ControlledBr
 
 async def test_release_lingers(broadcaster: ControlledBroadcaster) -> None:
     """A channel that is released stays wanted for the linger time, and then the broker is told once."""
-    broker_subscriptions = interest_of(linger_seconds=0.001)
+    broker_subscriptions = subscriptions_of(linger_seconds=0.001)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broker_subscriptions.release("a")
@@ -88,7 +90,7 @@ async def test_release_lingers(broadcaster: ControlledBroadcaster) -> None:
 
 async def test_release_of_what_is_not_wanted(broadcaster: ControlledBroadcaster) -> None:
     """Releasing a channel nobody wants changes nothing."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         broker_subscriptions.release("a")
         await until_idle()
@@ -97,7 +99,7 @@ async def test_release_of_what_is_not_wanted(broadcaster: ControlledBroadcaster)
 
 async def test_want_again_while_lingering(broadcaster: ControlledBroadcaster) -> None:
     """A channel that is wanted again within the linger time costs the broker nothing, and stays."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         for _ in range(10):
@@ -109,7 +111,7 @@ async def test_want_again_while_lingering(broadcaster: ControlledBroadcaster) ->
 
 async def test_want_again_ends_the_lingering(broadcaster: ControlledBroadcaster) -> None:
     """A channel that was wanted again is not given up when the first linger time would have ended."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broker_subscriptions.release("a")
@@ -120,7 +122,7 @@ async def test_want_again_ends_the_lingering(broadcaster: ControlledBroadcaster)
 
 async def test_want_again_while_the_unsubscribe_is_pending(broadcaster: ControlledBroadcaster) -> None:
     """A channel given up before the broker was told so is wanted again without any call."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broadcaster.subscribe_gate.close()
@@ -140,7 +142,7 @@ async def test_want_again_while_the_unsubscribe_is_pending(broadcaster: Controll
 
 async def test_want_again_while_the_unsubscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
     """A channel wanted again while the broker drops it is subscribed anew, and not confirmed before."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broadcaster.unsubscribe_gate.close()
@@ -157,7 +159,7 @@ async def test_want_again_while_the_unsubscribe_is_in_flight(broadcaster: Contro
 
 async def test_release_again_while_the_unsubscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
     """A channel wanted again and given up again while the broker drops it stays dropped."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broadcaster.unsubscribe_gate.close()
@@ -175,7 +177,7 @@ async def test_release_again_while_the_unsubscribe_is_in_flight(broadcaster: Con
 
 async def test_release_while_the_subscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
     """A channel given up while the broker is being asked for it ends unsubscribed."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -191,7 +193,7 @@ async def test_release_while_the_subscribe_is_in_flight(broadcaster: ControlledB
 
 async def test_want_again_while_the_first_subscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
     """A channel given up and wanted again within one call of the broker is confirmed by that call."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         first = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -210,7 +212,7 @@ async def test_want_again_while_the_first_subscribe_is_in_flight(broadcaster: Co
 
 async def test_cancelled_before_the_broker_is_asked(broadcaster: ControlledBroadcaster) -> None:
     """A channel given up before the broker was asked for it is never asked for."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         first = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -228,7 +230,7 @@ async def test_cancelled_before_the_broker_is_asked(broadcaster: ControlledBroad
 
 async def test_cancelling_one_of_two(broadcaster: ControlledBroadcaster) -> None:
     """A join that is cancelled takes no other join of its channel with it."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         joining = [asyncio.create_task(broker_subscriptions.acquire("a")) for _ in range(2)]
@@ -241,7 +243,7 @@ async def test_cancelling_one_of_two(broadcaster: ControlledBroadcaster) -> None
 
 async def test_refused(broadcaster: ControlledBroadcaster) -> None:
     """A refused channel raises the broker's words, and the others of the batch are confirmed."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.refusals["b"] = "not yours"
     async with following(broker_subscriptions, broadcaster):
         results = await asyncio.gather(
@@ -256,7 +258,7 @@ async def test_refused(broadcaster: ControlledBroadcaster) -> None:
 
 async def test_refused_leaves_nothing(broadcaster: ControlledBroadcaster) -> None:
     """A refused channel that is released is forgotten, without a word to the broker."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     broadcaster.refusals["a"] = "not yours"
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(SubscribeError):
@@ -271,7 +273,7 @@ async def test_refused_leaves_nothing(broadcaster: ControlledBroadcaster) -> Non
 
 async def test_refused_once(broadcaster: ControlledBroadcaster) -> None:
     """A channel that was refused is asked for anew by the next join."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.refusals["a"] = "not yours"
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(SubscribeError):
@@ -283,7 +285,7 @@ async def test_refused_once(broadcaster: ControlledBroadcaster) -> None:
 
 async def test_refused_once_is_not_subscribed_twice(broadcaster: ControlledBroadcaster) -> None:
     """A channel that was refused and then confirmed is not asked for again by the retry of refusals."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.refusals["a"] = "not yours"
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(SubscribeError):
@@ -298,7 +300,7 @@ async def test_refused_once_is_not_subscribed_twice(broadcaster: ControlledBroad
 
 async def test_timeout(broadcaster: ControlledBroadcaster) -> None:
     """A broker that does not answer in time is unavailable."""
-    broker_subscriptions = interest_of(timeout_seconds=0.01)
+    broker_subscriptions = subscriptions_of(timeout_seconds=0.01)
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(
@@ -310,7 +312,7 @@ async def test_timeout(broadcaster: ControlledBroadcaster) -> None:
 
 async def test_confirmed_after_the_timeout(broadcaster: ControlledBroadcaster) -> None:
     """A channel that was not released after a timeout is still asked for, and its confirmation counts."""
-    broker_subscriptions = interest_of(timeout_seconds=0.01)
+    broker_subscriptions = subscriptions_of(timeout_seconds=0.01)
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(BrokerUnavailableError):
@@ -322,7 +324,7 @@ async def test_confirmed_after_the_timeout(broadcaster: ControlledBroadcaster) -
 
 async def test_batches(broadcaster: ControlledBroadcaster) -> None:
     """Channels go to the broker at most 500 at a time, in the order in which they were wanted or given up."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     names = [str(number) for number in range(1_201)]
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(*(broker_subscriptions.acquire(name) for name in names))
@@ -339,7 +341,7 @@ async def test_batches(broadcaster: ControlledBroadcaster) -> None:
 
 async def test_follow_ends_with_the_link(broadcaster: ControlledBroadcaster) -> None:
     """An error of the link ends the following: its owner has to know."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.error = BrokerUnavailableError("gone")
     async with following(broker_subscriptions, broadcaster) as task:
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -352,7 +354,7 @@ async def test_follow_ends_with_the_link(broadcaster: ControlledBroadcaster) -> 
 
 async def test_new_link(broadcaster: ControlledBroadcaster) -> None:
     """On a new link every wanted channel, the lingering ones too, is asked for in batches of at most 500."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     names = [str(number) for number in range(700)]
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(*(broker_subscriptions.acquire(name) for name in names))
@@ -371,7 +373,7 @@ async def test_new_link(broadcaster: ControlledBroadcaster) -> None:
 
 async def test_join_across_links(broadcaster: ControlledBroadcaster) -> None:
     """A join that waits while the link is lost is confirmed by the next one."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster) as task:
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -389,7 +391,7 @@ async def test_join_across_links(broadcaster: ControlledBroadcaster) -> None:
 
 async def test_given_up_before_the_link_was_lost(broadcaster: ControlledBroadcaster) -> None:
     """A channel given up on a link that is lost before the broker was told so is confirmed only by the next link."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster) as task:
         await broker_subscriptions.acquire("a")
         broadcaster.subscribe_gate.close()
@@ -413,7 +415,7 @@ async def test_given_up_before_the_link_was_lost(broadcaster: ControlledBroadcas
 
 async def test_given_up_while_the_link_is_down(broadcaster: ControlledBroadcaster) -> None:
     """A channel given up while the link is down is not asked for on the next one, and nothing is dropped there."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(broker_subscriptions.acquire("a"), broker_subscriptions.acquire("b"))
         broadcaster.calls.clear()
@@ -427,7 +429,7 @@ async def test_given_up_while_the_link_is_down(broadcaster: ControlledBroadcaste
 
 async def test_given_up_while_a_resumed_link_is_asked(broadcaster: ControlledBroadcaster) -> None:
     """A channel that the link was resumed with is taken back, though given up before its turn to be subscribed."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     names = [str(number) for number in range(600)]  # more than one batch
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(*(broker_subscriptions.acquire(name) for name in names))
@@ -447,7 +449,7 @@ async def test_given_up_while_a_resumed_link_is_asked(broadcaster: ControlledBro
 
 async def test_set_aside_on_a_resumed_link_and_given_up(broadcaster: ControlledBroadcaster) -> None:
     """A channel that the link was resumed with and whose subscription is in doubt is taken back when given up."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broker_subscriptions.forget_link()
@@ -460,7 +462,7 @@ async def test_set_aside_on_a_resumed_link_and_given_up(broadcaster: ControlledB
 
 async def test_wanted_again_before_a_resumed_link_took_it_back(broadcaster: ControlledBroadcaster) -> None:
     """A channel that the link was only resumed with is not confirmed before the broker has answered for it."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     names = [str(number) for number in range(600)]  # more than one batch
     async with following(broker_subscriptions, broadcaster):
         broadcaster.unsubscribe_gate.close()
@@ -496,7 +498,7 @@ class Listener:
 
 async def test_confirmations_are_told(broadcaster: ControlledBroadcaster) -> None:
     """Whoever listens learns of each batch that the broker has confirmed, without what it refused."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     listener = Listener(broker_subscriptions)
     broadcaster.refusals["b"] = "not yours"
     async with following(broker_subscriptions, broadcaster):
@@ -506,7 +508,7 @@ async def test_confirmations_are_told(broadcaster: ControlledBroadcaster) -> Non
 
 async def test_refused_on_a_new_link(broadcaster: ControlledBroadcaster) -> None:
     """A channel that a new link refuses while nobody waits is told, and asked for again on demand."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     listener = Listener(broker_subscriptions)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
@@ -525,7 +527,7 @@ async def test_refused_on_a_new_link(broadcaster: ControlledBroadcaster) -> None
 
 async def test_refused_on_a_new_link_while_a_newcomer_waits(broadcaster: ControlledBroadcaster) -> None:
     """A channel that a new link refuses is told to those who were there, even where a newcomer waits for it too."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     listener = Listener(broker_subscriptions)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
@@ -544,7 +546,7 @@ async def test_refused_after_it_was_given_up(
     broadcaster: ControlledBroadcaster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A refusal of a channel that nobody wants any more changes nothing, and is nobody's concern."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     listener = Listener(broker_subscriptions)
     broadcaster.subscribe_gate.close()
     broadcaster.refusals["a"] = "not yours"
@@ -565,7 +567,7 @@ async def test_refused_after_it_was_given_up(
 
 async def test_nothing_to_retry(broadcaster: ControlledBroadcaster) -> None:
     """Where nothing was refused a retry asks for nothing."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broker_subscriptions.retry_refused()
@@ -575,7 +577,7 @@ async def test_nothing_to_retry(broadcaster: ControlledBroadcaster) -> None:
 
 async def test_close(broadcaster: ControlledBroadcaster) -> None:
     """Closed, an `BrokerSubscriptions` wants nothing, fails those who wait, and no linger time ends any more."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broadcaster.subscribe_gate.close()
@@ -610,7 +612,7 @@ async def test_batches_of_a_new_link_are_spread(
     broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch, count: int, pauses: int
 ) -> None:
     """A pause stands between two batches, none before the first and none behind the last."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         async with asyncio.TaskGroup() as joining:
             for number in range(count):
@@ -629,8 +631,7 @@ async def test_pauses_of_very_many_channels_are_bounded_together(
     broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many channels there are, the pauses leave the new link time to open."""
-    monkeypatch.setattr("backplane.fanout.broker_subscriptions._BATCH", 1)
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of(batch_size=1)
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(*(broker_subscriptions.acquire(str(number)) for number in range(500)))
         broadcaster.channels.clear()
@@ -646,7 +647,7 @@ async def test_joins_on_a_link_that_stands_are_not_delayed(
 ) -> None:
     """Only a new link is spread: who joins on one that stands waits for nothing but the broker."""
     bounds = watch_pauses(monkeypatch)
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(*(broker_subscriptions.acquire(str(number)) for number in range(1_200)))
         assert bounds == []
@@ -654,7 +655,7 @@ async def test_joins_on_a_link_that_stands_are_not_delayed(
 
 async def test_unconfirmed_channel_is_asked_for_again(broadcaster: ControlledBroadcaster) -> None:
     """A channel without a final answer is asked for again until the broker confirms it; the others do not wait."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.doubts["a"] = "BUSY a script runs"
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -671,7 +672,7 @@ async def test_channel_that_stays_unconfirmed_is_overdue(broadcaster: Controlled
 
     So a passing state of the broker troubles nobody.
     """
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     listener = Listener(broker_subscriptions)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
@@ -691,7 +692,7 @@ async def test_channel_that_stays_unconfirmed_is_overdue(broadcaster: Controlled
 
 async def test_unconfirmed_channel_in_time_names_the_reason(broadcaster: ControlledBroadcaster) -> None:
     """A join whose channel stays unconfirmed is no refusal: it ends as unavailable, with the broker's last words."""
-    broker_subscriptions = interest_of(timeout_seconds=0.02)
+    broker_subscriptions = subscriptions_of(timeout_seconds=0.02)
     broadcaster.doubts["a"] = "BUSY a script runs"
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(BrokerUnavailableError, match=r"did not confirm channel 'a' within 0\.02 s: BUSY a script"):
@@ -700,7 +701,7 @@ async def test_unconfirmed_channel_in_time_names_the_reason(broadcaster: Control
 
 async def test_unconfirmed_channel_that_is_then_refused(broadcaster: ControlledBroadcaster) -> None:
     """The final answer counts, whichever it is."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.doubts["a"] = "not now"
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -713,7 +714,7 @@ async def test_unconfirmed_channel_that_is_then_refused(broadcaster: ControlledB
 
 async def test_revocation_that_overtakes_the_confirmation_is_not_lost(broadcaster: ControlledBroadcaster) -> None:
     """A subscription that is taken away while its confirmation is on the way here is asked for again."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -734,12 +735,12 @@ async def test_revoked_again_and_again_is_asked_for_more_and_more_rarely(
     call_later = loop.call_later
 
     def record(delay: float, callback: Any, *args: Any, **options: Any) -> asyncio.TimerHandle:
-        if getattr(callback, "__name__", "") == "_ask_again":
+        if getattr(callback, "__name__", "") == "_pause_over":
             pauses.append(delay)
             delay = 0
         return call_later(delay, callback, *args, **options)
 
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         monkeypatch.setattr(loop, "call_later", record)
@@ -751,7 +752,7 @@ async def test_revoked_again_and_again_is_asked_for_more_and_more_rarely(
 
 async def test_unconfirmed_channel_that_is_given_up_is_not_asked_for(broadcaster: ControlledBroadcaster) -> None:
     """Whoever gives up before the broker's final answer leaves nothing to try again."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     broadcaster.doubts["a"] = "not now"
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -766,7 +767,7 @@ async def test_unconfirmed_channel_that_is_given_up_is_not_asked_for(broadcaster
 
 async def test_unconfirmed_on_an_old_link_is_asked_for_once_on_the_new_one(broadcaster: ControlledBroadcaster) -> None:
     """The pause of the link before does not ask for a second time what the new link was asked for."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.doubts["a"] = "not now"
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -781,7 +782,7 @@ async def test_unconfirmed_on_an_old_link_is_asked_for_once_on_the_new_one(broad
 
 async def test_revoked_channel_is_asked_for_again(broadcaster: ControlledBroadcaster) -> None:
     """A subscription that the broker took away is confirmed no more, and subscribed again; others are left alone."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         await broker_subscriptions.acquire("b")
