@@ -98,4 +98,4 @@ class PublishBatch:
 
 def _copy(error: BrokerError) -> BrokerError:
     """Return the same error anew: each of many publishers raises its own."""
-    return type(error)(str(error).removeprefix("kafka: "), adapter="kafka", retriable=error.retriable)
+    return type(error)(error.reason, adapter="kafka", retriable=error.retriable)

@@ -192,7 +192,7 @@ class NatsBroadcaster(Broadcaster):
             hint = self._hint(channel, str(error))
             if not hint:
                 raise
-            raise PublishError(f"{str(error).removeprefix('nats: ')}{hint}", adapter="nats") from error
+            raise PublishError(f"{error.reason}{hint}", adapter="nats") from error
 
     async def subscribe(self, channels: Collection[str]) -> None:
         """Subscribe; a channel that the permissions deny does not take the others with it.
@@ -307,7 +307,7 @@ class NatsBroadcaster(Broadcaster):
     def _most_telling(self, failures: Sequence[tuple[NatsLink, Exception]]) -> BrokerError:
         """Return the error of a start: a refusal before silence, for another try does not help against it."""
         for link, error in failures:
-            words = str(error).removeprefix("nats: ")
+            words = error.reason if isinstance(error, BrokerError) else str(error)
             if isinstance(error, ssl.SSLCertVerificationError):
                 return BrokerError(f"{self.url} shows a certificate that is not trusted: {words}", adapter="nats")
             if isinstance(error, BrokerError) and not error.retriable:
@@ -317,7 +317,8 @@ class NatsBroadcaster(Broadcaster):
         return unavailable(f"cannot reach {self.url}: {'; '.join(self._reason(*failure) for failure in failures)}")
 
     def _reason(self, link: NatsLink, error: Exception) -> str:
-        words = str(error).removeprefix("nats: ") or f"no answer within {self.options.connect_timeout_seconds:g} s"
+        words = error.reason if isinstance(error, BrokerError) else str(error)
+        words = words or f"no answer within {self.options.connect_timeout_seconds:g} s"
         greeted = link.info.server_id or not isinstance(error, (TimeoutError, ssl.SSLError, BrokerError))
         if self._tls.required and not greeted:
             other = "false" if self._tls.first else "true"

@@ -202,7 +202,7 @@ def _combined(failures: Sequence[BrokerError]) -> BrokerError:
     final = [failure for failure in failures if not failure.retriable]
     if final or len(failures) == 1:
         return (final or failures)[0]
-    return unavailable("; ".join(str(failure).removeprefix("redis: ") for failure in failures))
+    return unavailable("; ".join(failure.reason for failure in failures))
 
 
 def text(address: Address) -> str:

@@ -97,7 +97,8 @@ def connect_error(error: Exception, where: str, *, scheme: str = "redis", tls: b
         return BrokerError(
             f"{where} shows a certificate that is not trusted: {error}", adapter="redis", retriable=False
         )
-    words = f"cannot reach {where}: {str(error).removeprefix('redis: ') or type(error).__name__}"
+    reason = error.reason if isinstance(error, BrokerError) else str(error)
+    words = f"cannot reach {where}: {reason or type(error).__name__}"
     if tls and isinstance(error, TimeoutError | ssl.SSLError | ConnectionError | BrokerUnavailableError):
         words += f"; where this port speaks no TLS, the scheme is {_other_scheme(scheme)}://"
         words += ", and where it wants a client's certificate, set ssl_certfile and ssl_keyfile"

@@ -138,7 +138,11 @@ class RedisSentinelBroadcaster(RedisBroadcaster):
         found = {answer for answer in named if answer.epoch == newest}
         if len(found) == 1:
             return found.pop()
-        words = "; ".join(f"{where}: {str(answer).removeprefix('redis: ')}" for where, answer in answers.items())
+        reasons = {
+            where: answer.reason if isinstance(answer, BrokerError) else str(answer)
+            for where, answer in answers.items()
+        }
+        words = "; ".join(f"{where}: {reason}" for where, reason in reasons.items())
         if found:
             raise unavailable(
                 f"the sentinels of {self.url} contradict each other ({words}): "
@@ -195,7 +199,7 @@ class RedisSentinelBroadcaster(RedisBroadcaster):
             return unavailable(f"{where} refused SENTINEL MASTER, is it a sentinel? {error}")
         if isinstance(error, BrokerAuthenticationError):
             way_out = "set sentinel_password, and sentinel_username where it has users"
-            words = f"{str(error).removeprefix('redis: ')}; {way_out}"
+            words = f"{error.reason}; {way_out}"
             return BrokerAuthenticationError(words, adapter="redis")
         assert isinstance(error, BrokerError)
         return error
