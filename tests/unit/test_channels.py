@@ -95,14 +95,14 @@ def test_constants() -> None:
 
 
 @pytest.fixture
-def nothing_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin as a new process does."""
-    monkeypatch.setattr("backplane.channels._warned_of", set[str]())
+    monkeypatch.setattr("backplane.channels._warned_about", set[str]())
 
 
-@pytest.mark.usefixtures("nothing_warned_of")
+@pytest.mark.usefixtures("nothing_warned_about")
 @pytest.mark.parametrize("channel", ["prices.*", "*", "a.*.b", "news*", "prices.>", ">", "home/#", "logs.#"])
-def test_pattern_is_warned_of_once(channel: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_pattern_is_warned_about_once(channel: str, caplog: pytest.LogCaptureFixture) -> None:
     """A name that some broker would take for a pattern is named in one warning, however often it is joined."""
     for _ in range(3):
         warn_if_pattern(channel)
@@ -112,15 +112,15 @@ def test_pattern_is_warned_of_once(channel: str, caplog: pytest.LogCaptureFixtur
     assert "there are no patterns" in caplog.text
 
 
-@pytest.mark.usefixtures("nothing_warned_of")
+@pytest.mark.usefixtures("nothing_warned_about")
 @pytest.mark.parametrize("channel", ["prices", "a>b", "c#", "#general", "a -> b", "what?", "[a]", "user:1"])
-def test_plain_name_is_not_warned_of(channel: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_plain_name_is_not_warned_about(channel: str, caplog: pytest.LogCaptureFixture) -> None:
     """A name that only holds such a character is a usual one."""
     warn_if_pattern(channel)
     assert caplog.messages == []
 
 
-@pytest.mark.usefixtures("nothing_warned_of")
+@pytest.mark.usefixtures("nothing_warned_about")
 def test_warnings_of_patterns_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     """Clients that choose ever new names fill neither the log nor the memory."""
     for number in range(1000):
