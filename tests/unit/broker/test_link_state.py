@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_lost_link_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Loss and return are warnings, so that a default set-up shows both; the return says how long it took."""
+    """A loss and its end are warnings, so that a default configuration shows both; the end shows the duration."""
     caplog.set_level(logging.INFO, "backplane.broker.link_state")
     async with supervised() as made:
         await made.recover()

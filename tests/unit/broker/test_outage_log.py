@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_outage_of_many_tries_is_two_lines(caplog: pytest.LogCaptureFixture) -> None:
-    """Tries that fail in the way that is known already are not logged one by one, for whatever reason."""
+    """Tries that fail with a known kind of error are not logged one by one, whatever their text."""
     async with supervised() as made:
         made.adapter.start_errors = [BrokerUnavailableError("refused")] * 30
         made.adapter.cut()
@@ -27,7 +27,7 @@ async def test_outage_of_many_tries_is_two_lines(caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.parametrize("error", [BrokerAuthenticationError("wrong password"), RuntimeError("a fault")], ids=repr)
 async def test_outage_of_another_kind_is_logged_once(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """An error that the loss did not name is logged at once, a fault with its traceback, and not at every try."""
+    """Another kind of error than that of the loss is logged once, a fault with its traceback."""
     async with supervised() as made:
         made.adapter.start_errors = [error] * 10
         made.adapter.cut()
@@ -38,7 +38,7 @@ async def test_outage_of_another_kind_is_logged_once(error: Exception, caplog: p
 
 
 async def test_outage_that_lasts_is_logged_rarely(caplog: pytest.LogCaptureFixture) -> None:
-    """It is reported again in intervals that double, with the number of tries and the last error."""
+    """It is logged again in intervals that double, with the number of tries and the last error."""
     async with supervised(outage_log_seconds=0.05) as made:
         made.adapter.start_error = BrokerUnavailableError("refused")
         made.adapter.cut()

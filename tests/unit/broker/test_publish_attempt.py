@@ -27,7 +27,7 @@ QUICK_PUBLISH = replace(SETTINGS, publish_timeout_seconds=0.05)
 
 
 async def unanswered(made: World) -> None:
-    """Publish what gets no answer."""
+    """Publish a message that gets no answer."""
     with pytest.raises(PublishOutcomeUnknownError):
         await made.publisher.publish("a", b"x")
 
@@ -41,8 +41,8 @@ async def test_publish_without_an_answer_has_an_unknown_outcome() -> None:
         assert made.supervisor.state == "live"
 
 
-async def test_two_publishes_without_an_answer_rebuild_a_link_that_hears() -> None:
-    """Where only the way out is dead no probe is sent, since messages arrive: the publishes themselves find it."""
+async def test_two_publishes_without_an_answer_rebuild_a_link_that_still_receives() -> None:
+    """Where only the publish path is dead, two publishes without an answer end the link."""
     async with supervised(Adapter(brokered=True), QUICK_PUBLISH) as made:
         listener = await made.listener("a")
         made.adapter.publish_gate.close()
@@ -58,7 +58,7 @@ async def test_two_publishes_without_an_answer_rebuild_a_link_that_hears() -> No
 
 
 async def test_answer_between_two_publishes_without_one_keeps_the_link() -> None:
-    """Only publishes in a row speak against a link."""
+    """Only publishes in a row without an answer end a link."""
     async with supervised(Adapter(brokered=True), QUICK_PUBLISH) as made:
         for _ in range(3):
             made.adapter.publish_gate.close()
@@ -69,8 +69,8 @@ async def test_answer_between_two_publishes_without_one_keeps_the_link() -> None
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
-async def test_unanswered_publishes_do_not_speak_against_a_link_without_a_broker() -> None:
-    """Where no server stands between there is no answer that could be owed: a slow worker tells itself no gap."""
+async def test_unanswered_publishes_do_not_end_a_link_without_a_broker() -> None:
+    """Without a broker no answer is awaited, so a slow worker does not end its own link."""
     async with supervised(Adapter(brokered=False), QUICK_PUBLISH) as made:
         listener = await made.listener("a")
         made.adapter.publish_gate.close()
@@ -82,7 +82,7 @@ async def test_unanswered_publishes_do_not_speak_against_a_link_without_a_broker
 
 
 async def test_long_queue_is_no_silence() -> None:
-    """A burst that the broker works off for longer than the publish timeout is answered whole, and costs no link."""
+    """A burst that the broker processes for longer than the publish timeout is answered completely; no link ends."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, replace(SETTINGS, publish_timeout_seconds=0.3)) as made:
         adapter.publish_gates = [Gate() for _ in range(8)]
@@ -97,8 +97,8 @@ async def test_long_queue_is_no_silence() -> None:
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
-async def test_pause_of_the_process_leaves_publishes_their_answers() -> None:
-    """Publishes under way while the process is paused are answered, and the link stands."""
+async def test_pause_of_the_process_does_not_expire_publishes() -> None:
+    """Publishes in progress while the process is paused are answered, and the link stays live."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, replace(SETTINGS, publish_timeout_seconds=0.3)) as made:
         listener = await made.listener("a")
@@ -112,8 +112,8 @@ async def test_pause_of_the_process_leaves_publishes_their_answers() -> None:
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
-async def test_unanswered_publishes_of_an_old_link_do_not_cost_the_new_one() -> None:
-    """What was sent on a link that is gone says nothing about the next."""
+async def test_unanswered_publishes_of_an_old_link_do_not_end_the_new_one() -> None:
+    """Publishes without an answer on a lost link are not counted on the next one."""
     async with supervised(Adapter(brokered=True), QUICK_PUBLISH) as made:
         made.adapter.publish_gate.close()
         async with asyncio.TaskGroup() as publishing:
@@ -127,7 +127,7 @@ async def test_unanswered_publishes_of_an_old_link_do_not_cost_the_new_one() -> 
 
 
 async def test_stop_waits_for_publishes_in_flight() -> None:
-    """What the broker has and has not answered yet is answered before the link closes."""
+    """A publish that waits for the broker's answer gets it before the link is closed."""
     async with supervised() as made:
         made.adapter.publish_gate.close()
         publishing = asyncio.create_task(made.publisher.publish("a", b"last words"))
@@ -142,7 +142,7 @@ async def test_stop_waits_for_publishes_in_flight() -> None:
 
 
 async def test_stop_is_bounded_by_a_publish_that_gets_no_answer() -> None:
-    """A broker that never answers holds up the stop no longer than the publish itself."""
+    """A broker that never answers delays the stop no longer than the publish timeout."""
     async with supervised(Adapter(brokered=True), QUICK_PUBLISH) as made:
         made.adapter.publish_gate.close()
         publishing = asyncio.create_task(unanswered(made))

@@ -49,7 +49,7 @@ async def come_back(made: World, published: int) -> None:
 
 
 def payloads(made: World) -> list[bytes]:
-    """Return what the broker took, in order."""
+    """Return what the broker accepted, in order."""
     return [payload for _, payload in made.adapter.published]
 
 

@@ -26,12 +26,12 @@ pytestmark = pytest.mark.anyio
 
 
 def payloads(made: World) -> list[bytes]:
-    """Return what the broker took, in order."""
+    """Return what the broker accepted, in order."""
     return [payload for _, payload in made.adapter.published]
 
 
 async def publish_after_the_loss(made: World, *, later: int) -> list[asyncio.Task[None]]:
-    """Publish 0, which the lost link did not take; let others be called before it comes back from there."""
+    """Publish 0 on a link that is lost before it accepts it, and call others before the error of 0 arrives."""
     gate = Gate()
     gate.close()
     made.adapter.publish_gates.append(gate)
@@ -47,8 +47,8 @@ async def publish_after_the_loss(made: World, *, later: int) -> list[asyncio.Tas
     return publishing
 
 
-async def test_what_comes_back_from_a_lost_link_keeps_its_place() -> None:
-    """A message that a lost link did not take goes out before those of later calls that wait for the next link."""
+async def test_publish_that_a_lost_link_did_not_accept_keeps_its_place() -> None:
+    """A message that a lost link did not accept is published before those of later calls that wait for a link."""
     async with supervised() as made:
         publishing = await publish_after_the_loss(made, later=3)
         made.adapter.start_gate.open()
@@ -56,8 +56,8 @@ async def test_what_comes_back_from_a_lost_link_keeps_its_place() -> None:
         assert payloads(made) == [b"0", b"1", b"2", b"3"]
 
 
-async def test_who_gives_up_holds_up_nobody() -> None:
-    """A publish that is cancelled while it waits for the link, first in line or not, leaves the others theirs."""
+async def test_cancelled_publish_delays_no_other() -> None:
+    """A publish that is cancelled while it waits for the link, first in the queue or not, affects no other."""
     async with supervised() as made:
         publishing = await publish_after_the_loss(made, later=4)
         for number in (0, 2, 1):
@@ -69,7 +69,7 @@ async def test_who_gives_up_holds_up_nobody() -> None:
 
 
 async def test_buffer_waits_for_no_other_publish() -> None:
-    """A publish that may be kept returns at once while the link is away, however many others wait for it."""
+    """A publish that may be kept returns at once while the link is down, however many others wait for it."""
     async with supervised() as made:
         publishing = await publish_after_the_loss(made, later=3)
         buffer = PublishBuffer(made.supervisor.attempts, max_bytes=1024, max_messages=1)
@@ -81,8 +81,8 @@ async def test_buffer_waits_for_no_other_publish() -> None:
         await asyncio.wait_for(buffer.stop(WAIT_SECONDS), WAIT_SECONDS)
 
 
-async def test_publish_while_degraded_goes_through_when_the_link_returns() -> None:
-    """A publish waits for a lost link, and is sent once."""
+async def test_publish_while_degraded_is_sent_on_the_next_link() -> None:
+    """A publish waits while the link is being rebuilt, and is sent once."""
     async with supervised() as made:
         await made.degrade()
         publishing = asyncio.create_task(made.publisher.publish("a", b"patient"))
@@ -93,8 +93,8 @@ async def test_publish_while_degraded_goes_through_when_the_link_returns() -> No
         assert made.adapter.published == [("a", b"patient")]
 
 
-async def test_publish_in_the_moment_of_the_loss_waits() -> None:
-    """A publish that comes right behind the adapter's report of the loss waits for the next link as well."""
+async def test_publish_right_after_the_loss_waits() -> None:
+    """A publish that is called right after the adapter has reported the loss waits for the next link as well."""
     async with supervised() as made:
         made.adapter.publish_errors["a"] = BrokerUnavailableError("the link is gone")
         made.adapter.start_gate.close()
@@ -107,8 +107,8 @@ async def test_publish_in_the_moment_of_the_loss_waits() -> None:
         assert made.adapter.published == [("a", b"patient")]
 
 
-async def test_publish_gives_up_on_a_link_that_stays_away() -> None:
-    """After the publish timeout it raises that nothing was published, and nothing is sent later."""
+async def test_publish_times_out_while_the_link_is_down() -> None:
+    """After the publish timeout it raises BrokerUnavailableError, and the message is not sent later."""
     async with supervised(settings=replace(SETTINGS, publish_timeout_seconds=0.05)) as made:
         await made.degrade()
         with pytest.raises(BrokerUnavailableError, match=r"controlled:// has been away for 0\.05 s; not published$"):
@@ -120,7 +120,7 @@ async def test_publish_gives_up_on_a_link_that_stays_away() -> None:
 
 
 async def test_publish_cancelled_while_it_waits_is_not_sent() -> None:
-    """Who gives up waiting for the link has published nothing."""
+    """A publish that is cancelled while it waits for the link is not sent."""
     async with supervised() as made:
         await made.degrade()
         publishing = asyncio.create_task(made.publisher.publish("a", b"never"))
@@ -134,7 +134,7 @@ async def test_publish_cancelled_while_it_waits_is_not_sent() -> None:
 
 
 async def test_publish_in_a_passing_state_of_the_broker_raises_at_once() -> None:
-    """It was certainly not published, the link stands, and the error says that it can be tried again."""
+    """The message was not published, the link stays live, and the error is retriable."""
     async with supervised(Adapter(brokered=True)) as made:
         made.adapter.publish_errors["a"] = BrokerUnavailableError("BUSY a script runs")
         with pytest.raises(BrokerUnavailableError, match="BUSY") as caught:
@@ -145,7 +145,7 @@ async def test_publish_in_a_passing_state_of_the_broker_raises_at_once() -> None
 
 @pytest.mark.parametrize("error", [PublishError("refused"), PublishOutcomeUnknownError("cut")], ids=repr)
 async def test_publish_raises_what_the_adapter_raises(error: PublishError) -> None:
-    """A refusal goes to the publisher as it is, and is not tried again."""
+    """A refusal is raised unchanged, and the message is not sent again."""
     async with supervised() as made:
         made.adapter.publish_errors["a"] = error
         with pytest.raises(PublishError) as caught:
@@ -154,8 +154,8 @@ async def test_publish_raises_what_the_adapter_raises(error: PublishError) -> No
         assert made.adapter.verbs.count("publish") == 1
 
 
-async def test_stop_tells_who_waits_to_publish() -> None:
-    """A publish that waits for the link when the stop comes fails then, without waiting for its timeout."""
+async def test_stop_ends_publishes_that_wait() -> None:
+    """A publish that waits for the link at the stop raises then, without waiting for its timeout."""
     async with supervised() as made:
         await made.degrade()
         publishing = asyncio.create_task(made.publisher.publish("a", b"never"))

@@ -1,4 +1,4 @@
-"""`backplane.broker.supervisor`: one owner per link, from the first try to the stop, through every loss."""
+"""`backplane.broker.supervisor`: the link from the first try to the stop, and how it is rebuilt after each loss."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_start_opens_the_link_and_stop_closes_it() -> None:
-    """The state goes from starting over live to closed, along with the adapter."""
+    """The state is starting, live and closed in turn, as the adapter is started and stopped."""
     made = world()
     assert (made.supervisor.state, made.supervisor.generation) == ("starting", 0)
     await made.supervisor.start()
@@ -52,8 +52,8 @@ async def test_start_opens_the_link_and_stop_closes_it() -> None:
     assert made.adapter.verbs == ["start", "stop"]
 
 
-async def test_start_asks_for_what_is_wanted_already() -> None:
-    """A join made while the first link is being opened is confirmed by it."""
+async def test_start_subscribes_to_what_is_wanted_already() -> None:
+    """A join that is called while the first link is being opened is confirmed on it."""
     made = world()
     made.adapter.start_gate.close()
     starting = asyncio.create_task(made.supervisor.start())
@@ -66,7 +66,7 @@ async def test_start_asks_for_what_is_wanted_already() -> None:
 
 
 async def test_start_tries_again_after_a_retriable_error() -> None:
-    """A broker that is not there yet is tried until it is."""
+    """A start tries again until the broker can be reached."""
     adapter = Adapter()
     adapter.start_errors = [BrokerUnavailableError("not yet"), BrokerUnavailableError("not yet")]
     async with supervised(adapter) as made:
@@ -75,7 +75,7 @@ async def test_start_tries_again_after_a_retriable_error() -> None:
 
 
 async def test_start_raises_the_last_error_when_time_is_up() -> None:
-    """A broker that stays away costs the start timeout, and the error of the last try is the one raised."""
+    """Where no try succeeds, the start ends at its timeout and raises the error of the last try."""
     made = world(settings=replace(SETTINGS, start_timeout_seconds=0.2, max_backoff_seconds=0.02))
     made.adapter.start_errors = [BrokerUnavailableError(f"try {number}") for number in range(1, 100_000)]
     loop = asyncio.get_running_loop()
@@ -100,8 +100,8 @@ async def test_start_raises_at_once_what_another_try_cannot_help(error: Exceptio
     assert made.adapter.verbs == ["start", "stop"]
 
 
-async def test_start_that_never_answers_is_cut_off() -> None:
-    """A broker that accepts and says nothing costs the start timeout and no more."""
+async def test_start_without_an_answer_times_out() -> None:
+    """A broker that accepts the connection and never answers delays the start by its timeout and no more."""
     made = world(settings=replace(SETTINGS, start_timeout_seconds=0.05))
     made.adapter.start_gate.close()
     with pytest.raises(BrokerUnavailableError, match=r"^no answer from controlled:// within "):
@@ -109,8 +109,8 @@ async def test_start_that_never_answers_is_cut_off() -> None:
     assert made.adapter.verbs == ["start", "stop"]
 
 
-async def test_start_that_is_cut_off_raises_what_an_earlier_try_found() -> None:
-    """The last try, which ended with the time, explains less than the one before it."""
+async def test_start_that_times_out_raises_the_error_of_an_earlier_try() -> None:
+    """The last try was cut short by the timeout, so the error of the try before it is raised."""
     made = world(settings=replace(SETTINGS, start_timeout_seconds=0.3, max_backoff_seconds=0.02))
     made.adapter.start_errors = [BrokerUnavailableError("no TLS here")]
     starting = asyncio.create_task(made.supervisor.start())
@@ -150,7 +150,7 @@ async def test_start_stops_the_adapter_before_it_starts_it_again() -> None:
 
 
 async def test_start_raises_its_own_error_though_stop_raises_too() -> None:
-    """What the user reads is why the start failed, not that the adapter then failed to stop."""
+    """The start raises why it failed, not that the adapter then failed to stop."""
     made = world()
     made.adapter.start_error = BrokerAuthenticationError("wrong password")
     made.adapter.stop_error = RuntimeError("cannot stop")
@@ -159,7 +159,7 @@ async def test_start_raises_its_own_error_though_stop_raises_too() -> None:
 
 
 async def test_start_fails_in_time_though_stop_hangs() -> None:
-    """An adapter that hangs in `stop` does not hold the error of a failed start back."""
+    """An adapter that hangs in `stop` does not delay the error of a failed start."""
     made = world(stop_seconds=0.05)
     made.adapter.start_error = BrokerAuthenticationError("wrong password")
     made.adapter.stop_gate.close()
@@ -171,7 +171,7 @@ async def test_start_fails_in_time_though_stop_hangs() -> None:
 
 
 async def test_lost_link_is_rebuilt() -> None:
-    """A loss leads to: degraded, adapter stopped, started again, every wanted channel subscribed again, live."""
+    """After a loss the adapter is stopped and started, every wanted channel is subscribed, and the state is live."""
     async with supervised() as made:
         await made.listener("a", "b")
         before = len(made.adapter.calls)
@@ -186,7 +186,7 @@ async def test_lost_link_is_rebuilt() -> None:
 
 
 async def test_loss_reported_twice_is_one_loss() -> None:
-    """An adapter that says it twice costs one reconnect."""
+    """An adapter that reports a loss twice causes one reconnect."""
     async with supervised() as made:
         made.adapter.cut()
         made.adapter.cut()
@@ -201,7 +201,7 @@ async def test_loss_reported_twice_is_one_loss() -> None:
     ids=repr,
 )
 async def test_reconnect_is_tried_until_it_succeeds(error: Exception) -> None:
-    """Once it was live, no error ends the owner: the broker's rules, or its password, may be put right."""
+    """Once the link was live, no error ends the tries: the broker's rules, or its password, may be corrected."""
     async with supervised() as made:
         await made.listener("a")
         made.adapter.start_errors = [error] * 4
@@ -211,8 +211,8 @@ async def test_reconnect_is_tried_until_it_succeeds(error: Exception) -> None:
         assert made.adapter.channels == {"a"}
 
 
-async def test_reconnect_that_never_answers_is_cut_off() -> None:
-    """A broker that accepts and says nothing is left after the start timeout and tried again."""
+async def test_reconnect_without_an_answer_times_out() -> None:
+    """A try that gets no answer ends at the start timeout, and another one follows."""
     async with supervised(settings=replace(SETTINGS, start_timeout_seconds=0.05)) as made:
         await made.degrade()
         await made.adapter.until(lambda: made.adapter.verbs.count("start") == 3)
@@ -221,7 +221,7 @@ async def test_reconnect_that_never_answers_is_cut_off() -> None:
 
 
 async def test_reconnect_lost_while_subscribing_is_tried_again() -> None:
-    """A link that ends before every channel is subscribed was none: stop, start, and all channels again."""
+    """After a link that ends while channels are subscribed the adapter is stopped, and all are subscribed on the next."""
     async with supervised() as made:
         listener = await made.listener("a")
         made.adapter.error = BrokerUnavailableError("gone while subscribing")
@@ -249,10 +249,10 @@ async def test_back_off_doubles_to_its_cap(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(("stable_seconds", "expected"), [(-1.0, [0.1, 0.1]), (1000.0, [0.1, 0.2])])
-async def test_back_off_begins_anew_after_a_good_link(
+async def test_back_off_is_reset_after_a_stable_link(
     monkeypatch: pytest.MonkeyPatch, stable_seconds: float, expected: list[float]
 ) -> None:
-    """A link that stood for a while resets the back-off; one that fell at once does not."""
+    """A link that was live for a while resets the back-off; one that was lost at once does not."""
     bounds: list[float] = []
 
     def uniform(_: float, high: float) -> float:
@@ -269,8 +269,8 @@ async def test_back_off_begins_anew_after_a_good_link(
 # --- gaps ----------------------------------------------------------------------------------------------------------
 
 
-async def test_gap_stands_behind_the_confirmation_and_before_the_next_message() -> None:
-    """Each subscriber hears one gap per channel, once the broker has confirmed it again."""
+async def test_gap_is_reported_after_the_confirmation_and_before_the_next_message() -> None:
+    """Each subscriber gets one gap per channel, once the broker has confirmed the channel again."""
     async with supervised() as made:
         first, both = await made.listener("a"), await made.listener("a", "b")
         made.adapter.links[-1].deliver("a", b"before")
@@ -290,8 +290,8 @@ async def test_gap_stands_behind_the_confirmation_and_before_the_next_message() 
         )
 
 
-async def test_gap_stands_before_a_message_that_overtakes_the_confirmation() -> None:
-    """A message of the new link that arrives before `subscribe` has returned comes behind the gap, told once."""
+async def test_gap_is_reported_before_a_message_that_overtakes_the_confirmation() -> None:
+    """A message of the new link that arrives before `subscribe` has returned is delivered after the one gap."""
     async with supervised() as made:
         listener = await made.listener("a")
         made.adapter.subscribe_gate.close()
@@ -305,8 +305,8 @@ async def test_gap_stands_before_a_message_that_overtakes_the_confirmation() -> 
         assert len(listener.heard) == 2
 
 
-async def test_gap_is_told_to_those_who_were_there() -> None:
-    """Who joins while the link is down missed nothing it was promised, and who left hears nothing more."""
+async def test_gap_is_reported_to_the_subscribers_of_the_lost_link() -> None:
+    """A subscriber that joins while the link is down gets no gap, nor does one that left."""
     async with supervised() as made:
         stays, leaves = await made.listener("a"), await made.listener("a")
         await made.degrade()
@@ -321,7 +321,7 @@ async def test_gap_is_told_to_those_who_were_there() -> None:
         assert [len(listener.heard) for listener in (stays, leaves, joins)] == [1, 0, 0]
 
 
-async def test_gap_is_told_once_for_each_loss() -> None:
+async def test_gap_is_reported_once_for_each_loss() -> None:
     """Two losses with a live link between them are two gaps."""
     async with supervised() as made:
         listener = await made.listener("a")
@@ -357,7 +357,7 @@ async def test_link_that_ends_between_two_batches_is_a_loss_of_its_own() -> None
 
 
 async def test_no_gap_where_the_adapter_resumes() -> None:
-    """An adapter that goes on where it was has missed nothing."""
+    """An adapter that resumes has missed nothing."""
     async with supervised(Adapter(resumes=True)) as made:
         listener = await made.listener("a")
         await made.recover()
@@ -365,8 +365,8 @@ async def test_no_gap_where_the_adapter_resumes() -> None:
         assert await listener.hears(1) == ["after"]
 
 
-async def test_gap_of_the_adapter_is_told_at_once() -> None:
-    """A queue that overran on a standing link is told in its place, and the link stays live."""
+async def test_gap_of_the_adapter_is_reported_at_once() -> None:
+    """A gap that the adapter finds on a live link is reported in its place, and the link remains live."""
     async with supervised() as made:
         listener = await made.listener("a")
         other = await made.listener("b")
@@ -385,7 +385,7 @@ async def test_gap_of_the_adapter_is_told_at_once() -> None:
 # --- faults of an adapter ------------------------------------------------------------------------------------------
 
 
-async def test_adapter_that_raises_in_stop_does_not_end_the_owner(caplog: pytest.LogCaptureFixture) -> None:
+async def test_adapter_that_raises_in_stop_does_not_end_the_supervisor(caplog: pytest.LogCaptureFixture) -> None:
     """A `stop` that raises is logged, and the next start is tried all the same."""
     async with supervised() as made:
         made.adapter.stop_error = RuntimeError("cannot stop")
@@ -394,8 +394,8 @@ async def test_adapter_that_raises_in_stop_does_not_end_the_owner(caplog: pytest
     assert made.supervisor.state == "closed"
 
 
-async def test_adapter_that_hangs_in_stop_does_not_end_the_owner(caplog: pytest.LogCaptureFixture) -> None:
-    """A `stop` that never returns is cut off and logged, and the next start is tried all the same."""
+async def test_adapter_that_hangs_in_stop_does_not_end_the_supervisor(caplog: pytest.LogCaptureFixture) -> None:
+    """A `stop` that never returns is cancelled and logged, and the next start is tried all the same."""
     async with supervised(stop_seconds=0.05) as made:
         made.adapter.stop_gate.close()
         await made.recover()
@@ -403,8 +403,8 @@ async def test_adapter_that_hangs_in_stop_does_not_end_the_owner(caplog: pytest.
     assert made.supervisor.state == "closed"
 
 
-async def test_unexpected_error_while_subscribing_is_healed_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A fault of the adapter costs a reconnect and a loud log line, and the join goes through on the next link."""
+async def test_unexpected_error_while_subscribing_is_a_logged_loss(caplog: pytest.LogCaptureFixture) -> None:
+    """A fault of the adapter is logged with its traceback, and the join is confirmed on the next link."""
     async with supervised() as made:
         made.adapter.error = RuntimeError("a fault")
         made.adapter.subscribe_gate.close()
@@ -421,8 +421,8 @@ async def test_unexpected_error_while_subscribing_is_healed_and_logged(caplog: p
     assert "unexpected error on the link to controlled://" in warnings_of(caplog, logging.ERROR)
 
 
-async def test_lost_link_while_joining_is_healed() -> None:
-    """A join the broker has not confirmed when the link is lost is asked again on the next one."""
+async def test_join_on_a_lost_link_is_confirmed_on_the_next() -> None:
+    """A join that the broker has not confirmed when the link is lost is requested again on the next one."""
     async with supervised() as made:
         made.adapter.subscribe_gate.close()
         joining = asyncio.create_task(made.listener("a"))
@@ -436,11 +436,11 @@ async def test_lost_link_while_joining_is_healed() -> None:
         assert listener.heard == []
 
 
-# --- a channel over which links end --------------------------------------------------------------------------------
+# --- a channel that ends links -------------------------------------------------------------------------------------
 
 
 class TouchyAdapter(Adapter):
-    """An adapter whose broker ends the link when it is asked for a channel.
+    """An adapter whose broker ends the link when one of some channels is subscribed.
 
     Attributes:
         touchy: The channels.
@@ -453,7 +453,7 @@ class TouchyAdapter(Adapter):
         self.batches: list[set[str]] = []
 
     async def subscribe(self, channels: Collection[str]) -> None:
-        """End the link over a touchy channel, else subscribe."""
+        """End the link because of such a channel, else subscribe."""
         self.batches.append(set(channels))
         if self.touchy.intersection(channels):
             self.cut()
@@ -461,8 +461,8 @@ class TouchyAdapter(Adapter):
         await super().subscribe(channels)
 
 
-async def test_channel_over_which_links_end_is_refused() -> None:
-    """Its join is refused after three links, the others come back before it is tried alone, and it is left in peace."""
+async def test_channel_that_ends_links_is_refused() -> None:
+    """Its join is refused after three links, other channels are confirmed before it is tried alone, and it is not retried."""
     adapter = TouchyAdapter("evil")
     async with supervised(adapter) as made:
         listener = await made.listener("a", "b")
@@ -481,8 +481,8 @@ async def test_channel_over_which_links_end_is_refused() -> None:
         assert heard[-1] == "after"
 
 
-async def test_channel_that_turns_bad_notifies_its_subscribers() -> None:
-    """A channel that was fine until the broker changed ends in a refusal to its subscribers; a newcomer is refused."""
+async def test_joined_channel_that_begins_to_end_links_is_a_gap() -> None:
+    """A channel that begins to end links is refused: its subscribers get a gap, and a further join raises."""
     adapter = TouchyAdapter()
     async with supervised(adapter) as made:
         names = [f"room-{number}" for number in range(400)]
@@ -504,8 +504,8 @@ async def test_channel_that_turns_bad_notifies_its_subscribers() -> None:
                 await good.hears(len(good.heard) + 1)
 
 
-async def test_channel_over_which_links_end_does_not_hold_up_a_start() -> None:
-    """A strict start with such a channel among those wanted already comes up, with all the others."""
+async def test_channel_that_ends_links_does_not_delay_a_start() -> None:
+    """A strict start with such a channel among the wanted ones succeeds, with all the others."""
     adapter = TouchyAdapter("evil")
     made = world(adapter)
     joining = {name: asyncio.create_task(made.listener(name)) for name in ("a", "evil", "b")}
@@ -518,8 +518,8 @@ async def test_channel_over_which_links_end_does_not_hold_up_a_start() -> None:
     made.hub.close()
 
 
-async def test_batch_that_is_too_large_is_divided() -> None:
-    """Where the broker ends the link over the size of a batch every channel is subscribed in smaller ones."""
+async def test_batch_that_is_too_large_is_split() -> None:
+    """Where the broker ends the link because of the size of a batch, all channels are subscribed in smaller ones."""
 
     class Narrow(TouchyAdapter):
         async def subscribe(self, channels: Collection[str]) -> None:
@@ -535,8 +535,8 @@ async def test_batch_that_is_too_large_is_divided() -> None:
         assert made.supervisor.generation == 4
 
 
-async def test_losses_by_chance_convict_nobody() -> None:
-    """A link that is cut again and again while the same join is under way refuses nothing, once it stands."""
+async def test_losses_by_chance_quarantine_no_channel() -> None:
+    """A join during which the link is lost several times is confirmed once a link stays."""
     async with supervised() as made:
         made.adapter.subscribe_gate.close()
         joining = asyncio.create_task(made.listener("a"))
@@ -552,7 +552,7 @@ async def test_losses_by_chance_convict_nobody() -> None:
 
 @asynccontextmanager
 async def refused_after_reconnect(adapter: Adapter) -> AsyncGenerator[tuple[World, Listener]]:
-    """Reconnect to a broker whose rules have changed meanwhile: it refuses channel `a`."""
+    """Reconnect to a broker whose rules have changed: it refuses channel `a`."""
     async with supervised(adapter, BRISK_PROBE) as made:
         listener = await made.listener("a")
         await made.listener("b")
@@ -561,8 +561,8 @@ async def refused_after_reconnect(adapter: Adapter) -> AsyncGenerator[tuple[Worl
         yield made, listener
 
 
-async def test_channel_refused_after_a_reconnect_tells_a_gap(caplog: pytest.LogCaptureFixture) -> None:
-    """It is told at once and logged; the others are live."""
+async def test_channel_refused_after_a_reconnect_is_a_gap(caplog: pytest.LogCaptureFixture) -> None:
+    """The gap is reported at once and the refusal logged; other channels are not affected."""
     async with refused_after_reconnect(Adapter(brokered=True)) as (made, listener):
         assert [type(item) for item in await listener.hears(1)] == [Gap]
         assert (made.supervisor.state, made.adapter.channels) == ("live", {"b"})
@@ -572,8 +572,8 @@ async def test_channel_refused_after_a_reconnect_tells_a_gap(caplog: pytest.LogC
     ) in warnings_of(caplog, logging.ERROR)
 
 
-async def test_channel_refused_after_a_reconnect_is_asked_again() -> None:
-    """The broker's rules may be put right: it is asked at every probe, and the channel is live again."""
+async def test_channel_refused_after_a_reconnect_is_retried() -> None:
+    """It is subscribed to again at each probe interval, and is confirmed once the broker's rules allow it."""
     adapter = Adapter(brokered=True)
     async with refused_after_reconnect(adapter) as (_, listener):
         asked = adapter.calls.count(("subscribe", ("a",)))
@@ -586,8 +586,8 @@ async def test_channel_refused_after_a_reconnect_is_asked_again() -> None:
                 await listener.hears(len(listener.heard) + 1)
 
 
-async def test_channel_allowed_again_tells_a_gap_of_what_was_missed() -> None:
-    """Who reloaded at the refusal has missed what came until the channel was back: a second gap says so."""
+async def test_channel_allowed_again_is_a_second_gap() -> None:
+    """A client that reloaded at the refusal has missed messages until the confirmation, which a second gap reports."""
     adapter = Adapter(brokered=True)
     async with refused_after_reconnect(adapter) as (_, listener):
         assert [type(item) for item in await listener.hears(1)] == [Gap]
@@ -599,8 +599,8 @@ async def test_channel_allowed_again_tells_a_gap_of_what_was_missed() -> None:
         assert [type(item) for item in listener.heard] == [Gap, Gap, str]
 
 
-async def test_channel_refused_is_asked_again_where_the_probe_is_refused_too() -> None:
-    """Rules that forbid the probe as well do not keep a channel dead once it is allowed again."""
+async def test_refused_channel_is_retried_where_the_probe_is_refused_too() -> None:
+    """Where the broker forbids the probe too, a channel is confirmed all the same once it is allowed again."""
     adapter = Adapter(brokered=True)
     adapter.refusals[PROBE_CHANNEL] = "not permitted"
     async with refused_after_reconnect(adapter):
@@ -621,7 +621,7 @@ async def test_stop_twice() -> None:
 
 
 async def test_stop_while_degraded() -> None:
-    """A stop does not wait for a broker that is away, and leaves no task."""
+    """A stop does not wait for an unreachable broker, and leaves no task."""
     before = asyncio.all_tasks()
     async with supervised() as made:
         await made.listener("a")
@@ -631,8 +631,8 @@ async def test_stop_while_degraded() -> None:
         assert asyncio.all_tasks() == before
 
 
-async def test_stop_tells_who_waits_for_a_channel() -> None:
-    """A join that is still unconfirmed at the stop is told that the broker is gone, without waiting for its timeout."""
+async def test_stop_ends_joins_that_wait() -> None:
+    """A join that is unconfirmed at the stop raises then, without waiting for its timeout."""
     async with supervised() as made:
         made.adapter.subscribe_gate.close()
         joining = asyncio.create_task(made.listener("a"))
@@ -642,8 +642,8 @@ async def test_stop_tells_who_waits_for_a_channel() -> None:
             await asyncio.wait_for(joining, WAIT_SECONDS)
 
 
-async def test_stop_cancelled_can_be_finished() -> None:
-    """A stop that is cancelled ends the owner, and a second one closes the link."""
+async def test_cancelled_stop_can_be_repeated() -> None:
+    """A stop that is cancelled ends the task, and a second stop closes the link."""
     async with supervised() as made:
         await made.listener("a")
         made.adapter.stop_gate.close()
@@ -659,7 +659,7 @@ async def test_stop_cancelled_can_be_finished() -> None:
 
 
 async def test_stop_cancelled_at_once_closes_the_link() -> None:
-    """A stop that is cancelled before its first turn is over leaves no open link: any await can be cancelled."""
+    """A stop that is cancelled at its first await leaves no open link."""
     async with supervised() as made:
         stopping = asyncio.create_task(made.supervisor.stop())
         await asyncio.sleep(0)
@@ -670,8 +670,8 @@ async def test_stop_cancelled_at_once_closes_the_link() -> None:
 
 
 @pytest.mark.parametrize("passes", range(8))
-async def test_stop_right_behind_a_loss(passes: int) -> None:
-    """A stop ends the owner wherever it stands in handling a loss: worker and broker often end together."""
+async def test_stop_right_after_a_loss(passes: int) -> None:
+    """A stop ends the task at whichever point of handling a loss it is."""
     async with supervised(Adapter(brokered=True)) as made:
         await made.listener("a")
         made.adapter.cut()
@@ -681,8 +681,8 @@ async def test_stop_right_behind_a_loss(passes: int) -> None:
         assert (made.supervisor.state, made.adapter.sink) == ("closed", None)
 
 
-async def test_stop_while_the_adapter_cleans_up_behind_a_loss() -> None:
-    """A stop ends the owner though a call of the adapter, cancelled by the loss, takes its time to end."""
+async def test_stop_while_the_adapter_cleans_up_after_a_loss() -> None:
+    """A stop ends the task though a call of the adapter, cancelled by the loss, takes time to end."""
     async with supervised() as made:
         made.adapter.subscribe_gate.close()
         made.adapter.cancel_gate.close()
@@ -700,7 +700,7 @@ async def test_stop_while_the_adapter_cleans_up_behind_a_loss() -> None:
 
 
 async def test_stop_while_the_adapter_answers_cancellation_with_an_error() -> None:
-    """A stop ends the owner though an adapter turns the cancellation of a call into an error of its own."""
+    """A stop ends the task though an adapter turns the cancellation of a call into another error."""
     async with supervised() as made:
         made.adapter.subscribe_gate.close()
         made.adapter.cancel_error = BrokerUnavailableError("the link is being closed")
@@ -717,7 +717,7 @@ async def test_stop_while_the_adapter_answers_cancellation_with_an_error() -> No
 
 
 class CheckingAdapter(Adapter):
-    """An adapter that can tell whether it is linked to the right server."""
+    """An adapter that can check whether it is linked to the right server."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -725,7 +725,7 @@ class CheckingAdapter(Adapter):
         self.check_error: Exception | None = None
 
     async def check(self) -> None:
-        """Answer as told, behind the gate."""
+        """Answer as the test decides, once the gate is open."""
         self._record("check")
         await self.check_gate.passage()
         if self.check_error is not None:
@@ -734,7 +734,7 @@ class CheckingAdapter(Adapter):
 
 @pytest.mark.parametrize("error", [BrokerUnavailableError("a replica now"), RuntimeError("a fault")], ids=repr)
 async def test_check_that_raises_rebuilds_the_link(error: Exception) -> None:
-    """A link that leads to the wrong place is rebuilt, and its subscribers are told."""
+    """A link that leads to the wrong server is rebuilt, and its subscribers get a gap."""
     adapter = CheckingAdapter()
     async with supervised(adapter, BRISK_PROBE) as made:
         listener = await made.listener("a")
@@ -748,7 +748,7 @@ async def test_check_that_raises_rebuilds_the_link(error: Exception) -> None:
 
 
 async def test_check_without_an_answer_twice_in_a_row_is_a_silent_link() -> None:
-    """It may ask over a connection that nothing else uses while others carry: two in a row count like two probes."""
+    """A check can use a connection that nothing else uses, so two in a row without an answer count like two probes."""
     changes: list[StateChange] = []
     adapter = CheckingAdapter()
     adapter.check_gate.close()
@@ -760,8 +760,8 @@ async def test_check_without_an_answer_twice_in_a_row_is_a_silent_link() -> None
         adapter.check_gate.open()
 
 
-async def test_check_without_an_answer_once_is_asked_again() -> None:
-    """One late answer is no silence."""
+async def test_check_without_an_answer_once_is_repeated() -> None:
+    """One check without an answer does not end the link."""
     adapter = CheckingAdapter()
     async with supervised(adapter, BRISK_PROBE) as made:
         for checks in (1, 3, 5):
@@ -780,8 +780,8 @@ LAZY = replace(SETTINGS, start="lazy")
 @pytest.mark.parametrize(
     "error", [BrokerUnavailableError("refused"), BrokerAuthenticationError("wrong password")], ids=repr
 )
-async def test_lazy_start_comes_up_degraded_and_goes_on_trying(error: Exception) -> None:
-    """A start without the broker returns; its channels are confirmed, without a gap, when the broker is there."""
+async def test_lazy_start_is_degraded_and_tries_again(error: Exception) -> None:
+    """A start without the broker returns; the channels are confirmed without a gap once the broker can be reached."""
     adapter = Adapter()
     adapter.start_errors = [error] * 3
     changes: list[StateChange] = []
@@ -798,8 +798,8 @@ async def test_lazy_start_comes_up_degraded_and_goes_on_trying(error: Exception)
     assert changes[0].reason == f"started without the broker: {error}"
 
 
-async def test_lazy_start_that_never_answers_is_cut_off() -> None:
-    """A broker that hangs holds a lazy start for as long as the settings say, no longer."""
+async def test_lazy_start_without_an_answer_times_out() -> None:
+    """A broker that does not answer delays a lazy start by the start timeout, no longer."""
     adapter = Adapter()
     adapter.start_gate.close()
     async with supervised(adapter, replace(LAZY, start_timeout_seconds=0.02)) as made:
@@ -809,7 +809,7 @@ async def test_lazy_start_that_never_answers_is_cut_off() -> None:
 
 
 async def test_lazy_start_does_not_hide_a_fault() -> None:
-    """What is no error of a broker is raised, and nothing goes on in the background."""
+    """An error that is not the broker's is raised, and nothing runs in the background."""
     made = world(settings=LAZY)
     made.adapter.start_error = RuntimeError("a fault")
     with pytest.raises(RuntimeError, match="a fault"):
@@ -817,7 +817,7 @@ async def test_lazy_start_does_not_hide_a_fault() -> None:
     assert made.adapter.verbs == ["start", "stop"]
 
 
-# --- what stop waits for, and who looks after the link -------------------------------------------------------------
+# --- a supervisor that dies ----------------------------------------------------------------------------------------
 
 
 def fail(*_: object) -> None:
@@ -825,8 +825,10 @@ def fail(*_: object) -> None:
     raise RuntimeError("a fault")
 
 
-async def test_owner_that_dies_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Should the owner of the link ever die, the worker is not live any more and everyone can see it."""
+async def test_supervisor_that_dies_is_degraded_and_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the task of the supervisor fails, the state is degraded, the error is logged, and health checks fail."""
     async with supervised() as made:
         assert made.supervisor.is_alive
         monkeypatch.setattr(made.hub, "open_gap", fail)

@@ -288,7 +288,7 @@ async def test_no_timer_before_the_first_and_after_the_close() -> None:
 
 async def test_closed_limits_run_no_more() -> None:
     """A limit that is entered at the close waits for as long as its block does."""
-    deadlines, other = SharedTimeout(SOON), SharedTimeout(3 * SOON)
+    deadlines, other = SharedTimeout(0.3), SharedTimeout(0.5)
 
     async def block() -> str:
         with deadlines.limit():

@@ -1,4 +1,4 @@
-"""A hub with its broker subscriptions over a broker that a test controls: for the tests of what the hub does."""
+"""A hub with its broker subscriptions over a broker that a test controls."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Worker:
         return subscriber
 
     def deliver(self, channel: str, *payloads: str) -> None:
-        """Deliver foreign texts from the broker."""
+        """Report foreign texts as received from the broker."""
         for payload in payloads:
             self.hub.deliver(channel, payload.encode())
 
@@ -51,7 +51,7 @@ class Worker:
         self.broadcaster.channels.clear()
 
     def open_link(self) -> None:
-        """Open a link: every wanted channel is asked for, and then what is wanted from then on."""
+        """Open a link: every wanted channel is subscribed, and then what is wanted from then on."""
         self.link = asyncio.create_task(self._follow())
 
     async def end_link(self) -> None:
@@ -87,15 +87,15 @@ async def running(
 
 
 def lost(channel: str = "a", reason: str = "the link was lost") -> Gap:
-    """Return the gap that tells of a lost link."""
+    """Return the gap of a lost link."""
     return Gap(channel=channel, reason=reason)
 
 
 async def crowd(worker: Worker, channel: str, size: int) -> list[RecordingSubscriber]:
-    """Return so many subscribers of a channel."""
+    """Return `size` subscribers of a channel."""
     return [await worker.joined(channel) for _ in range(size)]
 
 
 def counts(*crowds: list[RecordingSubscriber]) -> tuple[int, ...]:
-    """Return how many of each crowd have heard something."""
+    """Return how many of each crowd have received something."""
     return tuple(sum(bool(member.heard) for member in members) for members in crowds)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_leave_during_a_long_fan_out() -> None:
-    """Whoever leaves before its slice hears nothing, and the others everything."""
+    """A subscriber that leaves before its slice receives nothing, and the others everything."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
         members = await crowd(worker, "a", 10)
         worker.deliver("a", "1")
@@ -34,8 +34,8 @@ async def test_leave_during_a_long_fan_out() -> None:
         assert [member.heard for member in members] == expected
 
 
-async def test_everybody_leaves_during_a_long_fan_out() -> None:
-    """When all have left, nothing more is offered, to newcomers neither; what comes then reaches these."""
+async def test_all_leave_during_a_long_fan_out() -> None:
+    """When all have left, nothing more of the batch is offered; a new subscriber receives later messages."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
         members = await crowd(worker, "a", 10)
         worker.deliver("a", "1")
@@ -51,7 +51,7 @@ async def test_everybody_leaves_during_a_long_fan_out() -> None:
 
 
 async def test_leave_from_within_an_offer() -> None:
-    """A subscriber that ends another one while it is offered something keeps that one from hearing."""
+    """Subscribers that another one makes leave, while it is offered a batch, do not receive that batch."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
         members = await crowd(worker, "a", 5)
         offer = members[0].offer
@@ -68,7 +68,7 @@ async def test_leave_from_within_an_offer() -> None:
 
 
 async def test_exclusions_in_slices() -> None:
-    """Whoever is left out of one message of a batch gets the others, in whichever slice it stands."""
+    """A subscriber that one message of a batch excludes gets the others, in whichever slice it is."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
         members = await crowd(worker, "a", 7)
         for data, excluded in (("1", members[0].token), ("2", None), ("3", members[6].token)):
@@ -80,7 +80,7 @@ async def test_exclusions_in_slices() -> None:
 
 
 async def test_subscriber_that_raises() -> None:
-    """A subscriber that raises, which it must not, costs neither the others nor any later message."""
+    """A subscriber that raises, which it must not, affects neither the others nor any later message."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, __: None)
     async with running() as worker:

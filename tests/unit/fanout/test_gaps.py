@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_gap() -> None:
-    """A gap that an adapter reports is told at once, behind what came before it and before what comes after."""
+    """A gap that the adapter reports is delivered at once, between what was received before and after it."""
     async with running() as worker:
         one, two, other = await worker.joined("a"), await worker.joined("a"), await worker.joined("b")
         worker.deliver("a", "1")
@@ -27,7 +27,7 @@ async def test_gap() -> None:
 
 
 async def test_gap_of_every_channel() -> None:
-    """A gap of every channel is told once for each channel to each of its subscribers."""
+    """A gap of every channel is delivered once for each channel to each of its subscribers."""
     async with running() as worker:
         one, two = await worker.joined("a", "b"), await worker.joined("b")
         worker.hub.gap(ALL, "lost")
@@ -35,8 +35,8 @@ async def test_gap_of_every_channel() -> None:
         assert two.heard == [lost("b", "lost")]
 
 
-async def test_gap_where_nobody_is() -> None:
-    """A gap of a channel without subscribers is told to nobody, later joiners included."""
+async def test_gap_without_subscribers() -> None:
+    """A gap of a channel without subscribers is dropped: a later join does not get it."""
     async with running() as worker:
         subscriber = await worker.joined("a")
         worker.hub.leave("a", subscriber)
@@ -51,7 +51,7 @@ async def test_gap_where_nobody_is() -> None:
 
 @pytest.mark.parametrize("refused", [False, True], ids=["taken away", "refused"])
 async def test_gap_while_a_channel_is_not_subscribed(refused: bool) -> None:
-    """Another gap while the broker delivers nothing on a channel does not stand for what is missing after it."""
+    """A gap on a channel that is not subscribed at the moment is delivered once the channel is confirmed."""
     async with running() as worker:
         subscriber = await worker.joined("a")
         if refused:
@@ -74,7 +74,7 @@ async def test_gap_while_a_channel_is_not_subscribed(refused: bool) -> None:
 
 
 async def test_gap_of_a_lost_link() -> None:
-    """A lost link is told once, when the channel is subscribed again and before the first message of the new link."""
+    """A lost link is one gap, when the channel is confirmed again and before the first message of the new link."""
     async with running() as worker:
         subscriber = await worker.joined("a")
         worker.deliver("a", "1")
@@ -90,7 +90,7 @@ async def test_gap_of_a_lost_link() -> None:
 
 
 async def test_message_before_the_confirmation() -> None:
-    """A message of the new link that overtakes the broker's confirmation tells the gap first, and that is all."""
+    """A message of the new link that overtakes the broker's confirmation is preceded by the gap, which comes once."""
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
@@ -121,7 +121,7 @@ async def test_link_lost_twice_before_it_is_back() -> None:
 
 
 async def test_link_lost_twice() -> None:
-    """Each loss of a link that was back is told."""
+    """Each loss of a link that was live again is a gap."""
     async with running() as worker:
         subscriber = await worker.joined("a")
         for number in range(3):
@@ -132,8 +132,8 @@ async def test_link_lost_twice() -> None:
         assert subscriber.heard == [lost(reason="0"), lost(reason="1"), lost(reason="2")]
 
 
-async def test_gap_is_for_those_who_were_there() -> None:
-    """A gap is told to who was there when it opened and still is: not to a later joiner, nor to one who left."""
+async def test_gap_is_for_the_subscribers_at_its_begin() -> None:
+    """A gap is delivered to the subscribers at its begin that have not left, and to no later one."""
     async with running() as worker:
         one, two = await worker.joined("a"), await worker.joined("a")
         await worker.lose_link()
@@ -149,7 +149,7 @@ async def test_gap_is_for_those_who_were_there() -> None:
 
 
 async def test_gap_of_a_channel_that_was_left() -> None:
-    """Whoever joins a channel that everybody left while the link was down hears of no gap."""
+    """A subscriber that joins a channel which all others left while the link was down gets no gap."""
     async with running() as worker:
         first = await worker.joined("a")
         await worker.lose_link()
@@ -165,7 +165,7 @@ async def test_gap_of_a_channel_that_was_left() -> None:
 
 
 async def test_no_gap_before_the_first_confirmation() -> None:
-    """Whoever still waits for the broker's confirmation has been promised nothing, and hears of no gap."""
+    """A join that waits for the broker's confirmation has been promised nothing, and gets no gap."""
     async with running() as worker:
         worker.broadcaster.subscribe_gate.close()
         subscriber = RecordingSubscriber()
@@ -182,7 +182,7 @@ async def test_no_gap_before_the_first_confirmation() -> None:
 
 
 async def test_refused_on_a_new_link() -> None:
-    """Subscribers of a channel that a new link refuses are told of the gap, with the broker's words."""
+    """Subscribers of a channel that is refused on a new link get a gap with the broker's reason."""
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
@@ -194,7 +194,7 @@ async def test_refused_on_a_new_link() -> None:
 
 
 async def test_refused_on_a_new_link_while_a_newcomer_waits() -> None:
-    """Subscribers of a channel that a new link refuses are told of the gap even where a newcomer waits for it too."""
+    """Subscribers of a channel that is refused on a new link get a gap also while another join waits for it."""
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
@@ -209,7 +209,7 @@ async def test_refused_on_a_new_link_while_a_newcomer_waits() -> None:
 
 
 async def test_refused_for_a_while() -> None:
-    """A channel that a new link refused and later confirmed was deaf in between: that is a gap of its own."""
+    """A channel that was refused on a new link and later confirmed missed messages in between: that is a second gap."""
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
@@ -229,7 +229,7 @@ async def test_refused_for_a_while() -> None:
 
 
 async def test_refused_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
-    """A channel that is asked for again and refused again is told, and logged, once."""
+    """A channel that is subscribed to again and refused again is one gap, and one line in the log."""
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
@@ -248,7 +248,7 @@ async def test_refused_again_and_again(caplog: pytest.LogCaptureFixture) -> None
 
 
 async def test_many_refused_channels_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
-    """Rules that take many channels away write one line for the first and one for the rest; each is still a gap."""
+    """Many refused channels are logged as one line for the first and one for the rest; each is a gap."""
     names = [f"room{number}" for number in range(50)]
     async with running() as worker:
         subscriber = await worker.joined(*names)
@@ -265,7 +265,7 @@ async def test_many_refused_channels_are_few_lines(caplog: pytest.LogCaptureFixt
 async def test_unconfirmed_on_a_new_link(caplog: pytest.LogCaptureFixture) -> None:
     """Subscribers of a channel that a new link leaves unconfirmed get one gap while it does, and one when it does not.
 
-    Whoever joins meanwhile missed nothing, and gets none.
+    A subscriber that joins meanwhile has missed nothing, and gets none.
     """
     async with running() as worker:
         subscriber = await worker.joined("a")
@@ -289,7 +289,7 @@ async def test_unconfirmed_on_a_new_link(caplog: pytest.LogCaptureFixture) -> No
 
 
 async def test_unconfirmed_and_then_refused() -> None:
-    """The final word on a channel that was unconfirmed is another gap, with the broker's reason."""
+    """The final refusal of a channel that was unconfirmed is another gap, with the broker's reason."""
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
@@ -307,7 +307,7 @@ async def test_unconfirmed_and_then_refused() -> None:
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["gap", "open_gap"])
 async def test_gap_during_a_long_fan_out(at_once: bool) -> None:
-    """A gap stands behind all that came before it, for everyone, however far the fan-out was."""
+    """A gap follows everything received before it, for all subscribers, at whichever slice the fan-out is."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
         members = await crowd(worker, "a", 10)
         others = await crowd(worker, "b", 4)
@@ -328,7 +328,7 @@ async def test_gap_during_a_long_fan_out(at_once: bool) -> None:
 
 
 async def test_subscriber_that_raises_at_a_gap(caplog: pytest.LogCaptureFixture) -> None:
-    """A subscriber that raises at a gap costs neither the others' notice nor the report of the gap itself."""
+    """A subscriber that raises at a gap affects neither the other subscribers nor the caller."""
     async with running() as worker:
         bad, good = await worker.joined("a"), await worker.joined("a")
 
@@ -345,7 +345,7 @@ async def test_subscriber_that_raises_at_a_gap(caplog: pytest.LogCaptureFixture)
 
 
 async def test_many_refusals_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """A broker whose rules changed for a thousand channels costs one line, and each subscriber is notified."""
+    """Refusals of hundreds of channels in one answer are one line in the log, and each is a gap."""
     names = [f"room-{number}" for number in range(400)]
     async with running() as worker:
         subscriber = await worker.joined(*names)

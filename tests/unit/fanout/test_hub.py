@@ -1,4 +1,4 @@
-"""`backplane.fanout.hub`: who hears what, in which order, and what is told of gaps."""
+"""`backplane.fanout.hub`: which subscribers receive what, in which order, and what is left of a join that fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MALFORMED = b"\xbfBP\x02"
 
 
 async def test_fan_out() -> None:
-    """Every subscriber of a channel hears every message of it, in order, and nothing of other channels."""
+    """Every subscriber of a channel receives every message of it, in order, and nothing of other channels."""
     async with running() as worker:
         one, two, other = await worker.joined("a"), await worker.joined("a", "b"), await worker.joined("c")
         worker.deliver("a", "1", "2")
@@ -37,7 +37,7 @@ async def test_fan_out() -> None:
 
 
 async def test_one_pass_is_one_offer() -> None:
-    """Messages of one pass of the event loop reach a subscriber at once for each channel, at the end of the pass."""
+    """Messages of one pass of the event loop are offered together for each channel, at the end of the pass."""
     async with running() as worker:
         subscriber = await worker.joined("a", "b")
         worker.deliver("a", "1")
@@ -52,7 +52,7 @@ async def test_one_pass_is_one_offer() -> None:
 
 
 async def test_position() -> None:
-    """What the adapter says of a message's place reaches the subscribers."""
+    """The position that the adapter reports reaches the subscribers."""
     heard: list[Position | None] = []
 
     async with running() as worker:
@@ -65,7 +65,7 @@ async def test_position() -> None:
 
 @pytest.mark.parametrize("count", [1_024, 1_025, 2_500])
 async def test_many_in_one_pass(count: int) -> None:
-    """A publisher that never yields grows the collection to 1,024 messages, and then it is handed out."""
+    """Where the event loop never gets a pass, 1,024 messages are collected, and then delivered."""
     async with running() as worker:
         subscriber = await worker.joined("a")
         payloads = [str(number) for number in range(count)]
@@ -77,7 +77,7 @@ async def test_many_in_one_pass(count: int) -> None:
 
 
 async def test_exclude() -> None:
-    """A message that leaves one subscriber out reaches all others, and the next one reaches it again."""
+    """A message that excludes one subscriber is delivered to all others, and the next one to it again."""
     async with running() as worker:
         one, two = await worker.joined("a"), await worker.joined("a")
         for data, excluded in (("1", None), ("2", one.token), ("3", two.token), ("4", b"elsewher")):
@@ -87,7 +87,7 @@ async def test_exclude() -> None:
 
 
 async def test_malformed(caplog: pytest.LogCaptureFixture) -> None:
-    """A malformed payload is counted and dropped, and logged the more rarely the more there are."""
+    """A malformed payload is counted and dropped, and the first, second, fourth and eighth one are logged."""
     async with running() as worker:
         subscriber = await worker.joined("a")
         with caplog.at_level(logging.WARNING, "backplane.fanout.hub"):
@@ -101,15 +101,15 @@ async def test_malformed(caplog: pytest.LogCaptureFixture) -> None:
         ]
 
 
-async def test_malformed_where_nobody_is() -> None:
-    """A payload of a channel without subscribers is not even read."""
+async def test_malformed_without_subscribers() -> None:
+    """A payload of a channel without subscribers is not decoded."""
     async with running() as worker:
         worker.hub.deliver("a", MALFORMED)
         assert worker.hub.malformed == 0
 
 
 async def test_leave() -> None:
-    """Whoever left hears nothing more, what was collected in the same pass included."""
+    """A subscriber that left receives nothing more, not even what was collected in the same pass."""
     async with running() as worker:
         one, two = await worker.joined("a"), await worker.joined("a")
         worker.deliver("a", "1")
@@ -120,7 +120,7 @@ async def test_leave() -> None:
 
 
 async def test_leaving_twice() -> None:
-    """Leaving what was left, or never joined, changes nothing."""
+    """Leaving a channel that was left, or never joined, changes nothing."""
     async with running() as worker:
         one, two = await worker.joined("a"), await worker.joined("a")
         worker.hub.leave("a", one)
@@ -146,7 +146,7 @@ async def test_last_leave() -> None:
 
 
 async def test_lingering_channel_is_silent() -> None:
-    """What arrives on a channel that only lingers is dropped, and whoever joins again hears what comes then."""
+    """A message on a lingering channel is dropped, and a subscriber that joins again receives later ones."""
     async with running() as worker:
         one = await worker.joined("a")
         worker.hub.leave("a", one)
@@ -159,7 +159,7 @@ async def test_lingering_channel_is_silent() -> None:
 
 
 async def test_concurrent_joins() -> None:
-    """A hundred joins of one channel cost one subscription at the broker, and all of them hear."""
+    """A hundred joins of one channel cause one subscription at the broker, and all subscribers receive."""
     async with running() as worker:
         subscribers = await asyncio.gather(*(worker.joined("a") for _ in range(100)))
         worker.deliver("a", "1")
@@ -169,7 +169,7 @@ async def test_concurrent_joins() -> None:
 
 
 async def test_join_misses_nothing() -> None:
-    """What arrives between the broker's confirmation and the joining task's next turn is heard."""
+    """A message between the broker's confirmation and the return of the join is received."""
     async with running() as worker:
         worker.broadcaster.subscribe_gate.close()
         subscriber = RecordingSubscriber()
@@ -184,7 +184,7 @@ async def test_join_misses_nothing() -> None:
 
 
 async def test_joining_twice() -> None:
-    """A subscriber that joins again hears everything once, and one leave is enough."""
+    """A subscriber that joins twice receives each message once, and one leave is enough."""
     async with running() as worker:
         subscriber = await worker.joined("a", "a")
         worker.deliver("a", "1")
@@ -197,7 +197,7 @@ async def test_joining_twice() -> None:
 
 @pytest.mark.parametrize("cancelled", [0, 1], ids=["first", "second"])
 async def test_one_of_two_joins_is_cancelled(cancelled: int) -> None:
-    """Of two joins of one subscriber at a time either can be cancelled, and the other one still counts."""
+    """Of two concurrent joins of one subscriber either can be cancelled, and the other one remains in force."""
     async with running() as worker:
         subscriber = RecordingSubscriber()
         worker.broadcaster.subscribe_gate.close()
@@ -259,8 +259,8 @@ async def test_join_that_fails(outcome: Literal["cancelled", "refused", "timed o
         )
 
 
-async def test_join_that_fails_takes_no_other_with_it() -> None:
-    """A join that is cancelled leaves another subscriber of its channel alone."""
+async def test_join_that_fails_undoes_no_other() -> None:
+    """A join that is cancelled does not affect another subscriber of its channel."""
     async with running(linger_seconds=AT_ONCE) as worker:
         one, two = RecordingSubscriber(), RecordingSubscriber()
         worker.broadcaster.subscribe_gate.close()
@@ -276,7 +276,7 @@ async def test_join_that_fails_takes_no_other_with_it() -> None:
 
 
 async def test_close() -> None:
-    """Closed, a hub has no subscribers, and what was collected or suspected is told to nobody."""
+    """A closed hub has no subscribers, and delivers neither what it had collected nor an open gap."""
     async with running() as worker:
         subscriber = await worker.joined("a", "b")
         worker.hub.open_gap(["b"], "a queue overran")
@@ -294,7 +294,7 @@ async def test_close() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 10])
 async def test_slices(size: int) -> None:
-    """A channel with more members than a slice is delivered over several passes, everyone once, in order of joining."""
+    """A channel with more subscribers than a slice is delivered over several passes, once each, in order of joining."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
         members = await crowd(worker, "a", size)
         worker.deliver("a", "1", "2")
@@ -308,7 +308,7 @@ async def test_slices(size: int) -> None:
 
 
 async def test_channels_take_turns() -> None:
-    """Of two long fan-outs neither waits for the end of the other, and a short one is over at its first turn."""
+    """Of two long fan-outs neither waits for the end of the other, and a short one ends at its first turn."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
         one, two, short = [await crowd(worker, channel, size) for channel, size in (("a", 9), ("b", 6), ("c", 2))]
         for channel in "abc":
@@ -322,7 +322,7 @@ async def test_channels_take_turns() -> None:
 
 
 async def test_messages_during_a_long_fan_out() -> None:
-    """What arrives on a channel whose fan-out is under way comes in one later batch, in order, to everyone."""
+    """What is received on a channel during its fan-out is delivered in one later batch, in order, to all."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
         members = await crowd(worker, "a", 10)
         worker.deliver("a", "1")
@@ -336,7 +336,7 @@ async def test_messages_during_a_long_fan_out() -> None:
 
 
 async def test_other_channel_during_a_long_fan_out() -> None:
-    """What arrives on another channel does not wait for the end of a long fan-out."""
+    """What is received on another channel does not wait for the end of a long fan-out."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
         members = await crowd(worker, "a", 30)
         (other,) = await crowd(worker, "b", 1)
@@ -348,7 +348,7 @@ async def test_other_channel_during_a_long_fan_out() -> None:
 
 
 async def test_other_channel_takes_its_turn_at_once() -> None:
-    """A channel whose message comes during a long fan-out of another one takes its turn behind the present slice."""
+    """A message received during a long fan-out of another channel is delivered after the present slice."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
         members = await crowd(worker, "a", 30)
         (other,) = await crowd(worker, "b", 1)
@@ -360,7 +360,7 @@ async def test_other_channel_takes_its_turn_at_once() -> None:
 
 
 async def test_many_messages_during_a_long_fan_out() -> None:
-    """A publisher that does not yield during a long fan-out is bounded as ever, and the order is kept."""
+    """What is received in one pass during a long fan-out is bounded too, and the order is kept."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
         members = await crowd(worker, "a", 5)
         worker.deliver("a", "first")
@@ -372,7 +372,7 @@ async def test_many_messages_during_a_long_fan_out() -> None:
 
 
 async def test_close_during_a_long_fan_out() -> None:
-    """At the close nothing more is offered, and nothing is left to run."""
+    """After the close nothing more is offered, and no callback is left."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
         members = await crowd(worker, "a", 10)
         worker.deliver("a", "1")
@@ -384,7 +384,7 @@ async def test_close_during_a_long_fan_out() -> None:
 
 
 async def test_one_fan_out_within_its_budget_is_one_pass() -> None:
-    """As long as the budget of a pass lasts, several slices of several channels are delivered in one pass."""
+    """Within the time budget of a pass, several slices of several channels are delivered."""
     async with running() as worker:
         one, two = await crowd(worker, "a", 450), await crowd(worker, "b", 10)
         worker.deliver("a", "1")
@@ -395,8 +395,8 @@ async def test_one_fan_out_within_its_budget_is_one_pass() -> None:
         assert counts(one, two) == (450, 10)
 
 
-async def test_subscriptions_that_are_taken_away_again_and_again_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
-    """A broker that takes a subscription away at each confirmation is asked more and more rarely, and logged so."""
+async def test_repeated_revocations_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Of many revocations the first, second, fourth and eighth one are logged."""
     async with running() as worker:
         await worker.joined("a")
         for _ in range(9):
@@ -412,7 +412,7 @@ published = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3)), max_si
 @settings(max_examples=100, deadline=None)
 @given(published, st.integers(1, 4), st.integers(1, 9))
 async def test_any_traffic_in_slices(steps: list[tuple[str, int]], slice_size: int, size: int) -> None:
-    """Whatever is delivered whenever, every member of a channel hears all of it, once and in order."""
+    """Whatever is received when, every subscriber of a channel receives all of it, once and in order."""
     async with running(slice_size=slice_size, pass_seconds=0.0) as worker:
         crowds = {channel: await crowd(worker, channel, size) for channel in "ab"}
         published_by_channel: dict[str, list[str]] = {"a": [], "b": []}
@@ -434,7 +434,7 @@ steps = st.lists(st.tuples(st.sampled_from([*verbs, *often]), st.integers(0, 3),
 
 
 class RandomUse:
-    """Channels and subscribers that are used in any order, with a broker that stalls, refuses and goes away."""
+    """Channels and subscribers used in any order, with a broker that delays, refuses and becomes unreachable."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -497,7 +497,7 @@ class RandomUse:
         self.members.add(place)
 
     async def settle(self) -> None:
-        """Let the broker answer everything, and wait until nothing is asked of it any more."""
+        """Let the broker answer everything, and wait until no request is left."""
         self.worker.broadcaster.refusals.clear()
         for verb in ("open", "hold", "retry"):
             await self.step(verb, 0, 0)
@@ -519,7 +519,7 @@ class RandomUse:
 @settings(max_examples=200, deadline=None)
 @given(steps, st.sampled_from([AT_ONCE, 0.0005]))
 async def test_any_use(random_steps: list[tuple[Verb, int, int]], linger_seconds: float) -> None:
-    """Whatever is joined, left, cancelled, stalled, refused and lost: both sides end with the joined channels."""
+    """Whatever is joined, left, cancelled, delayed, refused and lost: both sides end with the joined channels."""
     async with running(linger_seconds=linger_seconds) as worker:
         use = RandomUse(worker)
         for verb, channel, subscriber in random_steps:

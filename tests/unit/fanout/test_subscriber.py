@@ -1,4 +1,4 @@
-"""`backplane.fanout.subscriber`: what every local subscriber does alike, over a broker that does what a test says."""
+"""`backplane.fanout.subscriber`: what every local subscriber has in common, over a broker that a test controls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAIT_SECONDS = 5.0
 
 
 class Listener(BaseSubscriber):
-    """A member that keeps what it hears."""
+    """A subscriber that keeps what it receives."""
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub, None)
@@ -33,7 +33,7 @@ class Listener(BaseSubscriber):
 
     @property
     def kind(self) -> str:
-        """What it is, in words."""
+        """What kind of subscriber it is."""
         return "listener"
 
     def offer(self, batch: Batch, /) -> None:
@@ -49,7 +49,7 @@ class Listener(BaseSubscriber):
 
 
 class World:
-    """A hub over a controlled broker, and one member of it."""
+    """A hub over a controlled broker, and one subscriber of it."""
 
     def __init__(self) -> None:
         self.broker = ControlledBroadcaster()
@@ -59,11 +59,11 @@ class World:
 
     @property
     def joined(self) -> tuple[list[str], list[str]]:
-        """What the member has joined, and what the hub has members of."""
+        """What the subscriber has joined, and which channels of the hub have subscribers."""
         return list(self.member.channels), list(self.hub.channels)
 
     async def hears(self, member: Listener, *expected: str) -> None:
-        """Deliver to channels `a` and `b`, and assert which of that a member hears."""
+        """Deliver to channels `a` and `b`, and assert which of that a subscriber receives."""
         self.hub.deliver("a", b"of a")
         self.hub.deliver("b", b"of b")
         await asyncio.sleep(0)
@@ -73,7 +73,7 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncGenerator[World]:
-    """A hub whose broker is up."""
+    """A hub whose link is open."""
     made = World()
     async with following(made.broker_subscriptions, made.broker):
         yield made
@@ -81,7 +81,7 @@ async def world() -> AsyncGenerator[World]:
 
 
 async def test_join_and_leave(world: World) -> None:
-    """A member hears a channel from the join to the leave, and no other."""
+    """A subscriber receives a channel from the join to the leave, and no other."""
     await world.member.join("a")
     await world.hears(world.member, "of a")
     await world.member.join("b")
@@ -109,7 +109,7 @@ async def test_leave_what_was_not_joined(world: World) -> None:
 
 
 async def test_join_refused(world: World) -> None:
-    """A channel the broker refuses is not joined, and the member goes on."""
+    """A channel that the broker refuses is not joined, and the subscriber goes on."""
     world.broker.refusals["secret"] = "not permitted"
     with pytest.raises(SubscribeError, match="not permitted"):
         await world.member.join("secret")
@@ -121,15 +121,15 @@ async def test_join_refused(world: World) -> None:
 @pytest.mark.parametrize(
     "channel", ["", "x" * 256, "$backplane/probe", "\ud800"], ids=["empty", "long", "reserved", "lone surrogate"]
 )
-async def test_join_of_an_illegal_name(world: World, channel: str) -> None:
-    """A name that is not legal never reaches the broker."""
+async def test_join_of_an_invalid_name(world: World, channel: str) -> None:
+    """An invalid name is not sent to the broker."""
     with pytest.raises(InvalidChannelError):
         await world.member.join(channel)
     assert world.broker.calls == []
 
 
 async def test_join_cancelled(world: World) -> None:
-    """A cancelled join leaves the channel unjoined."""
+    """After a cancelled join the channel is not joined."""
     world.broker.subscribe_gate.close()
     joining = asyncio.create_task(world.member.join("a"))
     await world.broker.until(lambda: len(world.broker.calls) == 1)
@@ -139,7 +139,7 @@ async def test_join_cancelled(world: World) -> None:
 
 
 async def test_join_cancelled_beside_another_of_the_same_channel(world: World) -> None:
-    """Of two concurrent joins of one channel, the cancelled one does not take the channel from the other."""
+    """Of two concurrent joins of one channel, the cancelled one does not undo the other."""
     world.broker.subscribe_gate.close()
     first, second = (asyncio.create_task(world.member.join("a")) for _ in range(2))
     await world.broker.until(lambda: len(world.broker.calls) == 1)
@@ -152,7 +152,7 @@ async def test_join_cancelled_beside_another_of_the_same_channel(world: World) -
 
 
 async def test_join_while_ending(world: World) -> None:
-    """A join the broker confirms after the member's end raises, and leaves nothing in the hub."""
+    """A join that the broker confirms after the end of the subscriber raises, and leaves nothing in the hub."""
     world.broker.subscribe_gate.close()
     joining = asyncio.create_task(world.member.join("a"))
     await world.broker.until(lambda: len(world.broker.calls) == 1)
@@ -164,7 +164,7 @@ async def test_join_while_ending(world: World) -> None:
 
 
 async def test_end(world: World) -> None:
-    """A member that has ended is over, has left every channel, hears nothing, and joins nothing more."""
+    """A subscriber that has ended is over, has left every channel, receives nothing, and can join nothing."""
     assert not world.member.is_over
     for channel in ("a", "b"):
         await world.member.join(channel)
@@ -178,14 +178,14 @@ async def test_end(world: World) -> None:
 
 
 async def test_ids_are_unique(world: World) -> None:
-    """Each member has an id of its own, 8 bytes as hex."""
+    """Each subscriber has an id of its own, 8 bytes as hex."""
     ids = {Listener(world.hub).id for _ in range(100)}
     assert len(ids) == 100
     assert all(len(bytes.fromhex(member_id)) == 8 for member_id in ids)
 
 
 async def test_join_that_a_leave_overtakes() -> None:
-    """Of two concurrent joins of one channel, the second hears it although the first left it in between."""
+    """Of two concurrent joins of one channel, the second is in force although the first was completed and left."""
     world = World()
     async with following(world.broker_subscriptions, world.broker):
         world.broker.subscribe_gate.close()
