@@ -147,6 +147,7 @@ class GapReporter:
 
     def _notify_while_open(self, reasons: Mapping[str, str], notice: str) -> Mapping[str, str]:
         """Notify of gaps that stay open; return the channels on which the notice is new, with their reasons."""
+        self._flush()  # a resumed link can have delivered messages already
         news: dict[str, str] = {}
         for channel, reason in reasons.items():
             gap = self.opened.get(channel)

@@ -221,7 +221,7 @@ async def test_reconnect_without_an_answer_times_out() -> None:
 
 
 async def test_reconnect_lost_while_subscribing_is_tried_again() -> None:
-    """After a link that ends while channels are subscribed the adapter is stopped, and all are subscribed on the next."""
+    """A link that ends while channels are subscribed is no live one: all are subscribed on the next link."""
     async with supervised() as made:
         listener = await made.listener("a")
         made.adapter.error = BrokerUnavailableError("gone while subscribing")
@@ -462,7 +462,7 @@ class TouchyAdapter(Adapter):
 
 
 async def test_channel_that_ends_links_is_refused() -> None:
-    """Its join is refused after three links, other channels are confirmed before it is tried alone, and it is not retried."""
+    """Its join is refused after three links, the others are confirmed before it is tried alone, no retry follows."""
     adapter = TouchyAdapter("evil")
     async with supervised(adapter) as made:
         listener = await made.listener("a", "b")

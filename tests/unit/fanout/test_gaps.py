@@ -49,7 +49,7 @@ async def test_gap_without_subscribers() -> None:
         assert (subscriber.heard, one.heard, two.heard) == ([], ["1"], ["2"])
 
 
-@pytest.mark.parametrize("refused", [False, True], ids=["taken away", "refused"])
+@pytest.mark.parametrize("refused", [False, True], ids=["revoked", "refused"])
 async def test_gap_while_a_channel_is_not_subscribed(refused: bool) -> None:
     """A gap on a channel that is not subscribed at the moment is delivered once the channel is confirmed."""
     async with running() as worker:
@@ -63,7 +63,7 @@ async def test_gap_while_a_channel_is_not_subscribed(refused: bool) -> None:
             del worker.broadcaster.refusals["a"]
         else:
             worker.broadcaster.channels.clear()
-            worker.hub.revoke(["a"], "taken away")
+            worker.hub.revoke(["a"], "revoked")
         told = len(subscriber.heard)
         worker.hub.gap(ALL, "a queue overran")
         assert len(subscriber.heard) == told
@@ -357,3 +357,14 @@ async def test_many_refusals_are_one_line(caplog: pytest.LogCaptureFixture) -> N
         assert len(subscriber.heard) == 400
         (line,) = caplog.messages
         assert line.endswith("(and 395 more)")
+
+
+async def test_refusal_on_a_resumed_link_follows_what_was_received() -> None:
+    """Messages that a resumed link delivered before the broker refused the channel come before the gap."""
+    async with running() as worker:
+        subscriber = await worker.joined("a")
+        worker.hub.open_gap(["a"], "the link was lost", resumed=True)
+        worker.deliver("a", "1")
+        worker.hub.gaps.notify_refused({"a": "not yours"})
+        await until_idle()
+        assert subscriber.heard == ["1", lost(reason="the broker refused the channel: not yours")]

@@ -1,4 +1,4 @@
-"""`backplane.fanout.suspect_channels`: which channel links end over."""
+"""`backplane.fanout.suspect_channels`: which channel ends the link each time it is subscribed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ NAMES = [f"room-{number}" for number in range(500)]
 
 
 def test_one_loss_is_chance() -> None:
-    """What was under way at one loss is asked for as before."""
+    """Channels that were requested at one loss are requested as before."""
     suspects = SuspectChannels()
     assert suspects.link_ended(NAMES, had_answered=True) is None
     assert not any(suspects.is_isolated(name) for name in NAMES)
 
 
-def test_second_loss_sets_apart() -> None:
-    """What was under way twice is asked for apart, in pieces; what was under way once is not."""
+def test_second_loss_isolates() -> None:
+    """Channels that were requested at two losses are isolated, in pieces; the others are not."""
     suspects = SuspectChannels()
     suspects.link_ended(NAMES[:100], had_answered=True)
     suspects.link_ended(NAMES[50:250], had_answered=True)
@@ -23,8 +23,8 @@ def test_second_loss_sets_apart() -> None:
     assert suspects.next_piece(NAMES[50:100]) == NAMES[50:62]
 
 
-def test_quarantined_is_found_in_few_losses() -> None:
-    """One of five hundred that ends every link is alone at the fifth loss, and convicted."""
+def test_channel_that_ends_links_is_found_in_few_losses() -> None:
+    """One of five hundred channels that ends every link is alone after a few losses, and quarantined."""
     suspects = SuspectChannels()
     quarantined, losses = None, 0
     pending = list(NAMES)
@@ -42,8 +42,8 @@ def test_quarantined_is_found_in_few_losses() -> None:
     assert not any(suspects.is_quarantined(name) for name in NAMES if name != quarantined)
 
 
-def test_answer_acquits() -> None:
-    """An answer of the broker ends the suspicion, and a conviction too."""
+def test_answer_clears() -> None:
+    """An answer of the broker ends the suspicion, and a quarantine too."""
     suspects = SuspectChannels()
     for _ in range(3):
         suspects.link_ended(["evil"], had_answered=True)
@@ -54,7 +54,7 @@ def test_answer_acquits() -> None:
 
 
 def test_quarantine_doubles() -> None:
-    """A quarantined is tried again after a minute, then two, up to an hour, apart from the others and alone."""
+    """A quarantine lasts a minute, then two, up to an hour; after it the channel is tried alone."""
     now = 0.0
     suspects = SuspectChannels(clock=lambda: now)
     for _ in range(2):
@@ -70,7 +70,7 @@ def test_quarantine_doubles() -> None:
 
 
 def test_number_of_channels_is_bounded() -> None:
-    """Who names one quarantined after the other fills no memory: the oldest are forgotten."""
+    """A client that names ever new channels that end links fills no memory: the oldest quarantines are lifted."""
     suspects = SuspectChannels(max_quarantined=10, max_suspects=100)
     for number in range(30):
         for _ in range(3):
@@ -84,8 +84,8 @@ def test_number_of_channels_is_bounded() -> None:
     assert not suspects.is_isolated(NAMES[0])
 
 
-def test_link_that_answered_nothing_convicts_nobody() -> None:
-    """Where links end before they have answered anything nothing is counted, and the next one has to prove itself."""
+def test_link_that_answered_nothing_is_not_counted() -> None:
+    """A link that ends before it has answered anything is not counted, and the next one must be verified first."""
     suspects = SuspectChannels()
     for _ in range(10):
         assert suspects.link_ended(["a"], had_answered=False) is None
