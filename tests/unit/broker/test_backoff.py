@@ -25,7 +25,11 @@ def test_cap_below_the_first_bound() -> None:
 
 def test_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a reset the bounds begin with the smallest one again."""
-    monkeypatch.setattr("backplane.broker.backoff.random.uniform", lambda _, high: high)
+
+    def largest(_: float, high: float) -> float:
+        return high
+
+    monkeypatch.setattr("backplane.broker.backoff.random.uniform", largest)
     backoff = Backoff(10)
     assert [backoff.next(), backoff.next()] == [0.1, 0.2]
     backoff.reset()
