@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n auto
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 WHEEL_TEST := .cache/wheel-test
 
-.PHONY: help demo brokers test test-unit chaos check format bench bench-full peers wheel-test clean
+.PHONY: help demo brokers test test-unit chaos check format bench bench-full competitors wheel-test clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -44,11 +44,11 @@ format: $(VENV)/.installed-check ## Format, and mend what the linter can
 bench: $(VENV)/.installed-bench ## Measure for five minutes; ARGS="--output benchmarks/results/today.json"
 	$(BIN)/python -m benchmarks short $(ARGS)
 
-bench-full: $(VENV)/.installed-bench peers ## Measure every scenario on every adapter, beside floors and peers
+bench-full: $(VENV)/.installed-bench competitors ## Measure every scenario on every adapter, beside floors and competitors
 	$(BIN)/python -m benchmarks full $(ARGS)
 
-peers: $(VENV)/.installed-bench ## Install the products that backplane is compared with
-	-$(BIN)/python -m benchmarks.peers.install
+competitors: $(VENV)/.installed-bench ## Install the products that backplane is compared with
+	-$(BIN)/python -m benchmarks.competitors.install
 
 wheel-test: $(VENV)/.installed-check ## Build the wheel and run the unit tests on it, away from the sources
 	rm -rf $(WHEEL_TEST)
