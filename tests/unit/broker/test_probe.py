@@ -8,11 +8,14 @@ from dataclasses import replace
 
 import pytest
 
+from backplane.broker.probe import DeliveryProbe
+from backplane.broker.session import LinkSession
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.message import Gap
 from tests.unit.doubles import until_idle
 from tests.unit.supervised import (
     BRISK_PROBE,
+    ORIGIN,
     PROBE_CHANNEL,
     SETTINGS,
     WAIT_SECONDS,
@@ -375,3 +378,54 @@ async def test_reply_is_dated() -> None:
         await adapter.until(lambda: probes(adapter) == 2)
         assert made.supervisor.probe.last_reply_at is not None
         assert begun < made.supervisor.probe.last_reply_at <= loop.time()
+
+
+LOST = [BrokerUnavailableError("the link ended"), PublishOutcomeUnknownError("the link ended")]
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+async def test_error_of_a_probe_on_a_lost_session_is_raised(error: Exception) -> None:
+    """An error of a probe whose session is over is raised, whatever it says of another try."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter) as made:
+        probe = DeliveryProbe(adapter, origin=ORIGIN, wanted=(), interval_seconds=0.02)
+        session = LinkSession(made.hub, PROBE_CHANNEL)
+        adapter.publish_gate.close()
+        watching = asyncio.create_task(probe.watch(session))
+        await adapter.until(lambda: probes(adapter) == 1)
+        session.lost(BrokerUnavailableError("the link ended"))
+        adapter.publish_errors[PROBE_CHANNEL] = error
+        adapter.publish_gate.open()
+        with pytest.raises(type(error), match="the link ended"):
+            await asyncio.wait_for(watching, WAIT_SECONDS)
+
+
+async def test_verify_needs_an_answer_of_the_broker() -> None:
+    """A confirmation and a refusal are answers; an unknown outcome means that the link ended before one."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter) as made:
+        probe, session = made.supervisor.probe, made.supervisor.status.session
+        assert await probe.verify(session)
+        adapter.publish_errors[PROBE_CHANNEL] = PublishError("not yours")
+        assert await probe.verify(session)
+        adapter.publish_errors[PROBE_CHANNEL] = PublishOutcomeUnknownError("the link ended")
+        with pytest.raises(BrokerUnavailableError, match="the link ended before it answered anything"):
+            await probe.verify(session)
+
+
+async def test_verify_gives_up_where_probes_end_links() -> None:
+    """After three links that ended during a probe, a new link is not verified by one."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter) as made:
+        probe = DeliveryProbe(adapter, origin=ORIGIN, wanted=(), interval_seconds=0.02)
+        adapter.publish_gate.close()
+        for links in (1, 2, 3):
+            session = LinkSession(made.hub, PROBE_CHANNEL)
+            watching = asyncio.create_task(probe.watch(session))
+            await adapter.until(lambda links=links: probes(adapter) == links)  # type: ignore[misc]
+            session.lost(BrokerUnavailableError("the link ended"))
+            watching.cancel()
+            await asyncio.wait([watching])
+        assert not await probe.verify(LinkSession(made.hub, PROBE_CHANNEL))
+        assert probes(adapter) == 3
+        adapter.publish_gate.open()

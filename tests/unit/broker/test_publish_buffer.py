@@ -6,15 +6,16 @@ import asyncio
 import logging
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from backplane.broker.publish_buffer import PublishBuffer
-from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
+from backplane.errors import BrokerUnavailableError, ClosedError, PublishError, PublishOutcomeUnknownError
 from backplane.log_bursts import LogBursts
 from tests.unit.doubles import Gate, run_passes, until_idle
-from tests.unit.supervised import WAIT_SECONDS, supervised, warnings_of
+from tests.unit.supervised import SETTINGS, WAIT_SECONDS, supervised, warnings_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -330,3 +331,35 @@ async def test_link_lost_after_the_stop_keeps_nothing() -> None:
         with pytest.raises(BrokerUnavailableError):
             await publish(buffer, b"1")
         assert len(buffer) == 0
+
+
+async def test_publish_without_an_answer_is_not_kept() -> None:
+    """A publish that gets no answer in time raises that its outcome is unknown, and is not sent again."""
+    async with supervised(settings=replace(SETTINGS, publish_timeout_seconds=0.05)) as made:
+        buffer = PublishBuffer(made.supervisor.attempts, max_bytes=1024, max_messages=10)
+        made.adapter.publish_gate.close()
+        with pytest.raises(PublishOutcomeUnknownError, match=r"no answer within 0\.05 s; it may have been published"):
+            await publish(buffer, b"1")
+        made.adapter.publish_gate.open()
+        assert (len(buffer), payloads(made)) == (0, [])
+
+
+async def test_publish_after_the_stop_of_the_supervisor() -> None:
+    """After the stop of the link a publish raises ClosedError, and is not kept."""
+    async with buffered() as (made, buffer):
+        await made.supervisor.stop()
+        with pytest.raises(ClosedError):
+            await publish(buffer, b"1")
+        assert len(buffer) == 0
+
+
+async def test_sender_ends_with_the_link() -> None:
+    """Where the link is closed while messages are kept, the task that sends them ends."""
+    async with buffered() as (made, buffer):
+        await made.degrade()
+        await publish(buffer, b"1")
+        assert senders() == 1
+        made.adapter.start_gate.open()
+        await made.supervisor.stop()
+        await until_idle()
+        assert (len(buffer), senders()) == (1, 0)

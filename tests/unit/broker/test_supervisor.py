@@ -436,6 +436,19 @@ async def test_join_on_a_lost_link_is_confirmed_on_the_next() -> None:
         assert listener.heard == []
 
 
+async def test_subscription_without_an_answer_ends_the_link(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the broker does not answer a subscription in time, the link is silent, and is rebuilt."""
+    settings = replace(SETTINGS, subscribe_timeout_seconds=0.1)
+    async with supervised(Adapter(brokered=True), settings) as made:
+        made.adapter.subscribe_gate.close()
+        with pytest.raises(BrokerUnavailableError, match="did not confirm channel 'a'"):
+            await made.listener("a")
+        await made.adapter.until(lambda: made.adapter.verbs.count("start") == 2)
+        made.adapter.subscribe_gate.open()
+        await made.reaches("live", generation=2)
+    assert any("the link is silent: no answer to a subscription within 0.1 s" in line for line in warnings_of(caplog))
+
+
 # --- a channel that ends links -------------------------------------------------------------------------------------
 
 
@@ -775,6 +788,12 @@ async def test_check_without_an_answer_once_is_repeated() -> None:
 # --- start without the broker --------------------------------------------------------------------------------------
 
 LAZY = replace(SETTINGS, start="lazy")
+
+
+async def test_lazy_start_with_the_broker_is_live() -> None:
+    """A lazy start that opens the link at its first try is live when it returns."""
+    async with supervised(settings=LAZY) as made:
+        assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
 @pytest.mark.parametrize(

@@ -792,3 +792,12 @@ async def test_revoked_channel_is_requested_again(broadcaster: ControlledBroadca
         await broadcaster.until(lambda: broadcaster.channels == {"a", "b"})
         await broker_subscriptions.acquire("a")
         assert broadcaster.calls[-1] == ("subscribe", ("a",))
+
+
+async def test_acquire_after_the_close(broadcaster: ControlledBroadcaster) -> None:
+    """After the close a channel cannot be acquired."""
+    broker_subscriptions = subscriptions_of()
+    async with following(broker_subscriptions, broadcaster):
+        broker_subscriptions.close()
+        with pytest.raises(BrokerUnavailableError, match=r"^the backplane was stopped$"):
+            await broker_subscriptions.acquire("a")
