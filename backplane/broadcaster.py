@@ -93,7 +93,7 @@ class Options(BaseModel):
     known ones.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
     wire_format: WireFormat = "header"
     """Format of the payloads. The core writes and reads it, on every adapter. Defaults to `header`."""

@@ -151,8 +151,8 @@ class PayloadTooLargeError(BackplaneError, ValueError):
             f"the message takes {size_bytes:,} bytes on the broker and the limit is {limit_bytes:,}: "
             "publish a reference to it instead, or raise the adapter's limit if it has an option for that"
         )
-        self.size_bytes = size_bytes
-        self.limit_bytes = limit_bytes
+        self.size_bytes: int = size_bytes
+        self.limit_bytes: int = limit_bytes
 
     def __reduce__(self) -> tuple[Any, ...]:  # a process pool pickles errors
         return type(self), (self.size_bytes, self.limit_bytes)
@@ -237,8 +237,8 @@ class BrokerError(BackplaneError):
 
     def __init__(self, message: str, *, adapter: str = "", retriable: bool | None = None) -> None:
         super().__init__(f"{adapter}: {message}" if adapter else message)
-        self.adapter = adapter
-        self.reason = message
+        self.adapter: str = adapter
+        self.reason: str = message
         if retriable is not None:
             self.retriable = retriable
 

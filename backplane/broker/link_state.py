@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LinkState", "LinkStatus", "StateChange"]
 
-logger = logging.getLogger("backplane.broker.link_state")
+logger: Final = logging.getLogger("backplane.broker.link_state")
 
 LinkState = Literal["starting", "live", "degraded", "closed"]
 """State of the link between this worker and its broker.
@@ -63,8 +63,8 @@ class LinkStatus:
         self._on_change = on_change
         self._changed = asyncio.Event()
         self.state: LinkState = "starting"
-        self.session = session
-        self.generation = 0
+        self.session: LinkSession = session
+        self.generation: int = 0
 
     @property
     def live_session(self) -> LinkSession | None:

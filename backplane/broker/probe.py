@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_MISSED", "DeliveryProbe", "SilentLinkError"]
 
-logger = logging.getLogger("backplane.broker.probe")
+logger: Final = logging.getLogger("backplane.broker.probe")
 
 MAX_MISSED: Final = 2
 """How many probes in a row, or checks of the adapter, may get no answer before the link is taken for silent."""

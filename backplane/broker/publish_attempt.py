@@ -38,9 +38,9 @@ class PublishAttempts:
         self._broadcaster = broadcaster
         self._in_flight = 0
         self._settled = asyncio.Event()
-        self.status = status
-        self.timeout_seconds = timeout_seconds
-        self.time_limits = SharedTimeout(timeout_seconds)
+        self.status: LinkStatus = status
+        self.timeout_seconds: float = timeout_seconds
+        self.time_limits: SharedTimeout = SharedTimeout(timeout_seconds)
 
     @property
     def url(self) -> str:

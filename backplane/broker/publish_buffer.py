@@ -23,7 +23,7 @@ __all__ = ["PublishBuffer"]
 # An adapter that accepts nothing though its link is live must not be asked in a loop without a pause.
 _RETRY_SECONDS: Final = 0.05
 
-logger = logging.getLogger("backplane.broker.publish_buffer")
+logger: Final = logging.getLogger("backplane.broker.publish_buffer")
 
 
 class PublishBuffer:
@@ -57,7 +57,7 @@ class PublishBuffer:
         self._sender: asyncio.Task[None] | None = None
         self._context: Context = copy_context()  # the sender publishes for all callers, so it has the Context of none
         self._stopped = False
-        self.dropped = 0
+        self.dropped: int = 0
 
     def __len__(self) -> int:
         return self._count

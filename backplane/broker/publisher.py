@@ -60,7 +60,7 @@ class WaitingPublisher:
         self._status = attempts.status
         self._places = count()
         self._queue: list[_WaitingPublish] = []  # a heap, by the order of the calls
-        self.dropped = 0
+        self.dropped: int = 0
 
     def __len__(self) -> int:
         return 0

@@ -47,14 +47,14 @@ class LinkSession:
         # only after a gap, so all of the gaps come first.
         self._early_gaps: list[tuple[Collection[str] | All, str]] = []
         self._early_messages: list[tuple[str, bytes, Position | None]] = []
-        self.retired = False
+        self.retired: bool = False
         self.last_received_at: float = self._loop.time()
         self.last_answered_at: float = self.last_received_at
-        self.received_any = False
+        self.received_any: bool = False
         self.failure: asyncio.Future[None] = self._loop.create_future()
         self.probe_reply: asyncio.Future[None] | None = None
-        self.probe_subscribed = False
-        self.unanswered_publishes = 0
+        self.probe_subscribed: bool = False
+        self.unanswered_publishes: int = 0
 
     @property
     def is_over(self) -> bool:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Supervisor"]
 
-logger = logging.getLogger("backplane.broker.supervisor")
+logger: Final = logging.getLogger("backplane.broker.supervisor")
 
 # A link that was live for this long was stable: the back-off starts from the beginning after it.
 _STABLE_SECONDS: Final = 5.0
@@ -86,14 +86,16 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
         self._outage = OutageLog(logger, first_line_seconds=outage_log_seconds)
         self._was_live = False
-        self.probe = DeliveryProbe(
+        self.probe: DeliveryProbe = DeliveryProbe(
             broadcaster,
             origin=origin,
             wanted=broker_subscriptions.wanted,
             interval_seconds=settings.probe_interval_seconds,
         )
-        self.status = LinkStatus(LinkSession(hub, self.probe.channel), on_state)
-        self.attempts = PublishAttempts(broadcaster, self.status, timeout_seconds=settings.publish_timeout_seconds)
+        self.status: LinkStatus = LinkStatus(LinkSession(hub, self.probe.channel), on_state)
+        self.attempts: PublishAttempts = PublishAttempts(
+            broadcaster, self.status, timeout_seconds=settings.publish_timeout_seconds
+        )
         self.max_payload_bytes: int = broadcaster.capabilities.max_payload_bytes
 
     @property

@@ -142,9 +142,9 @@ class _Limit:
     def __init__(self, shared: SharedTimeout) -> None:
         self._shared = shared
         self._has_expired = False
-        self.has_ended = False
-        self.moved_at = 0.0
-        self.expires_at = 0.0
+        self.has_ended: bool = False
+        self.moved_at: float = 0.0
+        self.expires_at: float = 0.0
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
@@ -238,7 +238,8 @@ class _AwakeClock:
     __slots__ = ("_tick_handle", "_ticked", "_ticked_at", "_users", "last")
 
     def __init__(self) -> None:
-        self.last = self._ticked = 0.0
+        self.last: float = 0.0
+        self._ticked: float = 0.0
         self._ticked_at: float = monotonic()
         self._tick_handle: asyncio.TimerHandle | None = None
         self._users = 0

@@ -24,8 +24,8 @@ class Batch(list[Message]):
         self._compressed: dict[int, bytes] | None = None
         self._encoded: dict[int | None, list[bytes]] | None = None
         self._source: Batch | None = None  # the batch whose frames this one shares
-        self.size_bytes = 0
-        self.excludes = False
+        self.size_bytes: int = 0
+        self.excludes: bool = False
         for message in messages:
             self.add(message)
 

@@ -65,7 +65,7 @@ class BrokerSubscriptions:
         self._resumed: set[str] = set()  # delivered since the link was resumed, though not confirmed yet
         self._unconfirmed = UnconfirmedChannels(self._subscribe_again)
         self._suspects = SuspectChannels()
-        self.link_answered = False
+        self.link_answered: bool = False
         # What `run` does next. A channel is in one of the two at most. They are `dict`s to keep the order.
         self._to_subscribe: dict[str, None] = {}
         self._to_unsubscribe: dict[str, None] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.log_bursts import place_of
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Delivery", "Subscriber", "log_failure"]
 
-logger = logging.getLogger("backplane.fanout.delivery")
+logger: Final = logging.getLogger("backplane.fanout.delivery")
 
 
 class Subscriber(Protocol):
@@ -54,7 +54,7 @@ class Delivery:
     __slots__ = ("_batch", "_bursts", "_remaining", "_subscribers", "channel")
 
     def __init__(self, channel: str, batch: Batch, subscribers: dict[Subscriber, int], bursts: LogBursts) -> None:
-        self.channel = channel
+        self.channel: str = channel
         self._batch = batch
         self._bursts = bursts
         self._subscribers = subscribers

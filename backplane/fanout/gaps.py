@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GapReporter", "OpenGap"]
 
-logger = logging.getLogger("backplane.fanout.gaps")
+logger: Final = logging.getLogger("backplane.fanout.gaps")
 
 _REFUSED: Final = "the broker refused the channel"
 _UNCONFIRMED: Final = "the broker has not confirmed the channel again"
@@ -42,10 +42,10 @@ class OpenGap:
     __slots__ = ("notices", "reason", "resumed", "subscribers")
 
     def __init__(self, reason: str, subscribers: tuple[Subscriber, ...], *, resumed: bool) -> None:
-        self.reason = reason
-        self.subscribers = subscribers
+        self.reason: str = reason
+        self.subscribers: tuple[Subscriber, ...] = subscribers
         self.notices: set[str] = set()
-        self.resumed = resumed
+        self.resumed: bool = resumed
 
 
 class GapReporter:
@@ -76,7 +76,7 @@ class GapReporter:
         self._flush = flush
         self._bursts = bursts
         self.opened: dict[str, OpenGap] = {}
-        self.reported = 0
+        self.reported: int = 0
         self.last_reported_at: float | None = None
         self.last_reason: str | None = None
 

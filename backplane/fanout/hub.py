@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hub"]
 
-logger = logging.getLogger("backplane.fanout.hub")
+logger: Final = logging.getLogger("backplane.fanout.hub")
 
 # A publisher that never yields to the event loop must not grow the collection of one pass without bound.
 _MAX_COLLECTED: Final = 1024
@@ -63,7 +63,7 @@ class Hub:
         slice_size: int = _SLICE,
         pass_seconds: float = _PASS_SECONDS,
     ) -> None:
-        self.affinity = LoopAffinity()
+        self.affinity: LoopAffinity = LoopAffinity()
         self._broker_subscriptions = broker_subscriptions
         self._bursts = bursts or LogBursts()
         self._slice_size = slice_size
@@ -76,9 +76,11 @@ class Hub:
         self._deliveries: deque[Delivery] = deque()
         self._flush_handle: asyncio.Handle | None = None
         self._revocations = 0
-        self.delivered = 0
-        self.malformed = 0
-        self.gaps = GapReporter(self._subscribers, broker_subscriptions.confirmed, self._flush, self._bursts)
+        self.delivered: int = 0
+        self.malformed: int = 0
+        self.gaps: GapReporter = GapReporter(
+            self._subscribers, broker_subscriptions.confirmed, self._flush, self._bursts
+        )
         self._open_gaps = self.gaps.opened
         broker_subscriptions.on_confirmed = self.gaps.report
         broker_subscriptions.on_refused = self.gaps.notify_refused

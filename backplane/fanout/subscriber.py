@@ -50,7 +50,7 @@ class BaseSubscriber(ABC):
     def __init__(self, hub: Hub, rules: JoinRules | None, *, context: Any = None) -> None:
         self._hub = hub
         self._rules = rules
-        self.context = context
+        self.context: Any = context
         self._channels: dict[str, None] = {}
         self._detached = False  # it has left every channel, and ends or has ended
         self._ended = False

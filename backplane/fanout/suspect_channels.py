@@ -59,7 +59,7 @@ class SuspectChannels:
         self._losses: dict[str, int] = {}
         self._piece_size = 0
         self._quarantines: dict[str, tuple[float, float]] = {}  # until when, and how long it lasts in all
-        self.needs_verified_link = False
+        self.needs_verified_link: bool = False
 
     def is_isolated(self, channel: str) -> bool:
         """Whether the channel must not be requested together with others."""
