@@ -189,7 +189,7 @@ class Sink(Protocol):
         ...
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
-        """Report that messages of `channels` may be missing at this place, while the link stands.
+        """Report that messages of `channels` may be missing at this place, while the link stays open.
 
         For example, a queue of the client library overflowed. To be called after the last message before the stretch
         and before the first one after it: subscribers are notified in that order.
@@ -201,7 +201,7 @@ class Sink(Protocol):
         ...
 
     def revoked(self, channels: Collection[str], reason: str) -> None:
-        """Report that the broker revoked these subscriptions, which it had confirmed, while the link stands.
+        """Report that the broker revoked these subscriptions, which it had confirmed, while the link stays open.
 
         The core opens a gap on the channels and subscribes again. Subscribers are notified of the gap once the broker
         has confirmed or refused. Channels that are not subscribed are ignored.
@@ -277,7 +277,7 @@ class Broadcaster(ABC):
 
         Raises:
             BrokerUnavailableError: Certainly not published. Either the link is lost, and the core publishes it on the
-                next one; or the link stands and the broker is in a passing state, and the caller gets the error.
+                next one; or the link stays open and the broker is in a passing state, and the caller gets the error.
             PublishError: The broker refused it, or (`retriable`) too many publishes wait for an answer.
             PublishOutcomeUnknownError: The link ended before the broker's answer.
         """

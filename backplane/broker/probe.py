@@ -110,7 +110,7 @@ class DeliveryProbe:
                     return self._give_up(error)
                 missed, postponed = 0, postponed + 1
                 if postponed == _MAX_POSTPONED:
-                    raise BrokerUnavailableError(f"the broker takes no delivery probe: {error}") from error
+                    raise BrokerUnavailableError(f"the broker accepts no delivery probe: {error}") from error
 
     async def verify(self, session: LinkSession) -> bool:
         """Publish a probe on a new session; return whether the broker answered. A refusal is an answer too.

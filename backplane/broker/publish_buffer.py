@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PublishBuffer"]
 
-# An adapter that accepts nothing though its link is live must not be asked in a loop without a pause.
+# An adapter that accepts nothing though its link is live must not be called in a loop without a pause.
 _RETRY_SECONDS: Final = 0.05
 
 logger: Final = logging.getLogger("backplane.broker.publish_buffer")
@@ -84,7 +84,7 @@ class PublishBuffer:
             elif self._status.state == "closed":
                 raise ClosedError("this Backplane has been stopped")
             elif self._stopped:
-                raise BrokerUnavailableError(f"{self._attempts.url} is away; not published")
+                raise BrokerUnavailableError(f"{self._attempts.url} is unavailable; not published")
         self._keep(channel, place, payload)
 
     async def stop(self, timeout_seconds: float) -> None:
@@ -98,14 +98,14 @@ class PublishBuffer:
             await asyncio.wait([sender])
         if self._kept:
             self.dropped += self._count
-            logger.error("%d messages were never published: the broker was away until the end", self._count)
+            logger.error("%d messages were never published: the broker was unavailable until the end", self._count)
             self._kept.clear()
             self._count = self._size_bytes = 0
 
     def _keep(self, channel: str, place: int, payload: bytes) -> None:
         if self._count >= self._max_messages or self._size_bytes + len(payload) > self._max_bytes:
             raise BrokerUnavailableError(
-                f"the broker is away, and the buffer holds all it may: {self._count} messages, "
+                f"the broker is unavailable, and the buffer is full: {self._count} messages, "
                 f"{self._size_bytes:,} bytes; not published"
             )
         self._insert(self._kept.setdefault(channel, deque()), place, payload)

@@ -17,7 +17,7 @@ __all__ = ["Publisher", "WaitingPublisher"]
 
 
 class Publisher(Protocol):
-    """Publishes while the link comes and goes. The setting `outage` decides at the start which one a worker has.
+    """Publishes on a link that can be lost at any time. The setting `outage` decides which one a worker has.
 
     Attributes:
         dropped: Messages that were kept for later and never published.
@@ -33,7 +33,7 @@ class Publisher(Protocol):
         """Publish, in the order of the calls of one channel. What happens during an outage depends on the class.
 
         Raises:
-            BrokerUnavailableError: Certainly not published: the broker is away, or cannot take it at the moment.
+            BrokerUnavailableError: Certainly not published: the broker is unavailable, or in a passing state.
             PublishOutcomeUnknownError: The broker did not answer in time; it may have been published.
             PublishError: The broker refused it.
             ClosedError: The backplane was stopped.
@@ -75,7 +75,7 @@ class WaitingPublisher:
             PublishError: The broker refused it.
             ClosedError: The backplane was stopped.
         """
-        asked: LinkSession | None = None
+        attempted: LinkSession | None = None
         place = next(self._places)
         try:
             with self._attempts.time_limits.limit():
@@ -84,19 +84,19 @@ class WaitingPublisher:
                     if session is None or self._queue:
                         session = await self._wait_for_session(place)
                     try:
-                        asked = session
+                        attempted = session
                         return await self._attempts.attempt(session, channel, payload)
                     except BrokerUnavailableError:
-                        asked = None
-                        # On a session that goes on, the broker is in a passing state. It is not asked again here: later
-                        # publishes on the same channel may be in progress already, and would overtake this one.
+                        attempted = None
+                        # On a session that goes on, the broker is in a passing state. No second attempt is made here:
+                        # later publishes on the same channel may be in progress already, and would overtake this one.
                         if not session.is_over:
                             raise
         except TimeoutError:
-            if asked is not None:
-                raise self._attempts.no_answer(asked) from None
+            if attempted is not None:
+                raise self._attempts.no_answer(attempted) from None
             raise BrokerUnavailableError(
-                f"{self._attempts.url} has been away for {self._attempts.timeout_seconds:g} s; not published"
+                f"{self._attempts.url} has been unavailable for {self._attempts.timeout_seconds:g} s; not published"
             ) from None
 
     async def stop(self, _timeout_seconds: float) -> None:

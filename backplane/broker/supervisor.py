@@ -335,5 +335,5 @@ class Supervisor:
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.critical("the supervisor of the link died, nothing will be delivered any more", exc_info=error)
-            self.status.change("degraded", f"the supervisor of the link died: {error!r}")
+            logger.critical("the supervisor of the link failed, nothing is delivered any more", exc_info=error)
+            self.status.change("degraded", f"the supervisor of the link failed: {error!r}")

@@ -122,7 +122,7 @@ class CallQueue:
 
     def _give_up(self, call: _Call, seconds: float = 0.0) -> BrokerUnavailableError | PublishOutcomeUnknownError:
         if call.claim():
-            return BrokerUnavailableError(f"the event loop did not take it within {seconds:g} s; not published")
+            return BrokerUnavailableError(f"the event loop did not run it within {seconds:g} s; not published")
         if self._loop is not None:
             with suppress(RuntimeError):  # the event loop has ended meanwhile
                 self._loop.call_soon_threadsafe(self._cancel, call)

@@ -162,7 +162,7 @@ class BrokerSubscriptions:
         await self._apply(broadcaster, max_pause_seconds=min(_PAUSE_SECONDS, _MAX_PAUSES_SECONDS / batches))
 
     def forget_link(self, *, ended: bool = False) -> None:
-        """Forget every confirmation, since the link is gone: a join waits for the next link from now on.
+        """Forget every confirmation, since the link is lost: a join waits for the next link from now on.
 
         Args:
             ended: The link ended by itself, and was not given up by this process: the channels that were being
@@ -214,7 +214,9 @@ class BrokerSubscriptions:
         self._refused.discard(channel)
         self._unconfirmed.discard(channel)
         self._to_subscribe.pop(channel, None)
-        self._settle(channel, BrokerUnavailableError(f"channel {channel!r} was given up"))
+        self._settle(
+            channel, BrokerUnavailableError(f"channel {channel!r} was released before the broker confirmed it")
+        )
         if channel in self._confirmed or channel in self._resumed:
             self._confirmed.discard(channel)
             self._to_unsubscribe[channel] = None

@@ -145,7 +145,7 @@ async def test_full_buffer_refuses_and_keeps_nothing(max_bytes: int, max_message
     async with buffered(max_bytes=max_bytes, max_messages=max_messages) as (made, buffer):
         await made.degrade()
         await publish(buffer, b"11", b"22")
-        with pytest.raises(BrokerUnavailableError, match="holds all it may: 2 messages, 4 bytes; not published"):
+        with pytest.raises(BrokerUnavailableError, match="buffer is full: 2 messages, 4 bytes; not published"):
             await publish(buffer, b"3")
         assert len(buffer) == 2
         await come_back(made, 2)
@@ -289,7 +289,7 @@ async def test_stop_while_degraded_logs_what_is_lost(caplog: pytest.LogCaptureFi
         await asyncio.wait_for(buffer.stop(60), WAIT_SECONDS)
         assert (len(buffer), buffer.dropped) == (0, 3)
         assert warnings_of(caplog, logging.ERROR) == [
-            "3 messages were never published: the broker was away until the end"
+            "3 messages were never published: the broker was unavailable until the end"
         ]
 
 

@@ -111,7 +111,9 @@ async def test_publish_times_out_while_the_link_is_down() -> None:
     """After the publish timeout it raises BrokerUnavailableError, and the message is not sent later."""
     async with supervised(settings=replace(SETTINGS, publish_timeout_seconds=0.05)) as made:
         await made.degrade()
-        with pytest.raises(BrokerUnavailableError, match=r"controlled:// has been away for 0\.05 s; not published$"):
+        with pytest.raises(
+            BrokerUnavailableError, match=r"controlled:// has been unavailable for 0\.05 s; not published$"
+        ):
             await asyncio.wait_for(made.publisher.publish("a", b"too late"), WAIT_SECONDS)
         made.adapter.start_gate.open()
         await made.reaches("live", generation=2)

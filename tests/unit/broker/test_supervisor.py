@@ -857,4 +857,4 @@ async def test_supervisor_that_dies_is_degraded_and_logged(
                 await asyncio.sleep(0)
         await until_idle()
         assert made.supervisor.state == "degraded"
-        assert "the supervisor of the link died" in warnings_of(caplog, logging.CRITICAL)[0]
+        assert "the supervisor of the link failed" in warnings_of(caplog, logging.CRITICAL)[0]

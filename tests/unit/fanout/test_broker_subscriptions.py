@@ -168,7 +168,7 @@ async def test_release_again_while_the_unsubscribe_is_in_flight(broadcaster: Con
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
         await until_idle()
         broker_subscriptions.release("a")
-        with pytest.raises(BrokerUnavailableError, match=r"^channel 'a' was given up$"):
+        with pytest.raises(BrokerUnavailableError, match=r"^channel 'a' was released before the broker confirmed it$"):
             await joining
         broadcaster.unsubscribe_gate.open()
         await broker_subscriptions.acquire("b")
