@@ -89,7 +89,7 @@ def test_broker_error_without_adapter() -> None:
     ],
 )
 def test_retriable_by_default(error_class: type[BrokerError], retriable: bool) -> None:
-    """Only an unreachable broker is worth another try unless the adapter says otherwise."""
+    """Of the errors of a broker, only that of an unreachable one is retriable by default."""
     assert error_class("it broke").retriable is retriable
 
 

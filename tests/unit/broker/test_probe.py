@@ -385,7 +385,7 @@ LOST = [BrokerUnavailableError("the link ended"), PublishOutcomeUnknownError("th
 
 @pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
 async def test_error_of_a_probe_on_a_lost_session_is_raised(error: Exception) -> None:
-    """An error of a probe whose session is over is raised, whatever it says of another try."""
+    """An error of a probe whose session is over is raised, whether it is retriable or not."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter) as made:
         probe = DeliveryProbe(adapter, origin=ORIGIN, wanted=(), interval_seconds=0.02)

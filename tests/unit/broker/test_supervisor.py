@@ -490,8 +490,8 @@ async def test_channel_that_ends_links_is_refused() -> None:
         assert [batch for batch in adapter.batches[asked:] if "evil" in batch] == []
         assert adapter.channels == {"a", "b"}
         adapter.links[-1].deliver("a", b"after")
-        heard = await listener.hears(len(listener.heard) + 1)
-        assert heard[-1] == "after"
+        received = await listener.hears(len(listener.heard) + 1)
+        assert received[-1] == "after"
 
 
 async def test_joined_channel_that_begins_to_end_links_is_a_gap() -> None:

@@ -64,13 +64,13 @@ async def test_gap_while_a_channel_is_not_subscribed(refused: bool) -> None:
         else:
             worker.broadcaster.channels.clear()
             worker.hub.revoke(["a"], "revoked")
-        told = len(subscriber.heard)
+        reported = len(subscriber.heard)
         worker.hub.gap(ALL, "a queue overran")
-        assert len(subscriber.heard) == told
+        assert len(subscriber.heard) == reported
         worker.broker_subscriptions.retry_refused()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         await until_idle()
-        assert subscriber.heard[told:] == [lost(reason="a queue overran")]
+        assert subscriber.heard[reported:] == [lost(reason="a queue overran")]
 
 
 async def test_gap_of_a_lost_link() -> None:
@@ -217,15 +217,15 @@ async def test_refused_for_a_while() -> None:
         worker.open_link()
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
         await until_idle()
-        told = len(subscriber.heard)
+        reported = len(subscriber.heard)
         worker.broadcaster.refusals.clear()
         worker.broker_subscriptions.retry_refused()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         await until_idle()
         worker.deliver("a", "1")
         await until_idle()
-        behind = subscriber.heard[told:]
-        assert [type(item) for item in behind] == [Gap, str]
+        after = subscriber.heard[reported:]
+        assert [type(item) for item in after] == [Gap, str]
 
 
 async def test_refused_again_and_again(caplog: pytest.LogCaptureFixture) -> None:

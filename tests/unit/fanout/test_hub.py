@@ -53,14 +53,14 @@ async def test_one_pass_is_one_offer() -> None:
 
 async def test_position() -> None:
     """The position that the adapter reports reaches the subscribers."""
-    heard: list[Position | None] = []
+    received: list[Position | None] = []
 
     async with running() as worker:
         subscriber = await worker.joined("a")
-        subscriber.offer = lambda messages: heard.extend(message.position for message in messages)  # type: ignore[method-assign]
+        subscriber.offer = lambda messages: received.extend(message.position for message in messages)  # type: ignore[method-assign]
         worker.hub.deliver("a", b"1", Position(epoch="1", offset=2))
         await until_idle()
-    assert heard == [Position(epoch="1", offset=2)]
+    assert received == [Position(epoch="1", offset=2)]
 
 
 @pytest.mark.parametrize("count", [1_024, 1_025, 2_500])
@@ -249,11 +249,11 @@ async def test_join_that_fails(outcome: Literal["cancelled", "refused", "timed o
         worker.broadcaster.refusals.clear()
         await worker.joined("b")
         await broadcaster.until(lambda: broadcaster.channels == {"b"})
-        heard = len(subscriber.heard)
+        received = len(subscriber.heard)
         worker.deliver("a", "2")
         await until_idle()
         assert (len(subscriber.heard), set(worker.hub.channels), set(worker.broker_subscriptions.wanted)) == (
-            heard,
+            received,
             {"b"},
             {"b"},
         )

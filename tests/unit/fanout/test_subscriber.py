@@ -24,12 +24,12 @@ pytestmark = pytest.mark.anyio
 WAIT_SECONDS = 5.0
 
 
-class Listener(BaseSubscriber):
+class Recorder(BaseSubscriber):
     """A subscriber that keeps what it receives."""
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub, None)
-        self.heard: list[str | bytes] = []
+        self.received: list[str | bytes] = []
 
     @property
     def kind(self) -> str:
@@ -38,7 +38,7 @@ class Listener(BaseSubscriber):
 
     def offer(self, batch: Batch, /) -> None:
         """Keep messages."""
-        self.heard += [message.data for message in batch]
+        self.received += [message.data for message in batch]
 
     def gap(self, gap: Gap) -> None:
         """Do nothing."""
@@ -55,20 +55,20 @@ class World:
         self.broker = ControlledBroadcaster()
         self.broker_subscriptions = BrokerSubscriptions(linger_seconds=60, timeout_seconds=60)
         self.hub = Hub(self.broker_subscriptions)
-        self.member = Listener(self.hub)
+        self.subscriber = Recorder(self.hub)
 
     @property
     def joined(self) -> tuple[list[str], list[str]]:
         """What the subscriber has joined, and which channels of the hub have subscribers."""
-        return list(self.member.channels), list(self.hub.channels)
+        return list(self.subscriber.channels), list(self.hub.channels)
 
-    async def hears(self, member: Listener, *expected: str) -> None:
+    async def receives(self, subscriber: Recorder, *expected: str) -> None:
         """Deliver to channels `a` and `b`, and assert which of that a subscriber receives."""
         self.hub.deliver("a", b"of a")
         self.hub.deliver("b", b"of b")
         await asyncio.sleep(0)
-        assert member.heard == list(expected)
-        member.heard.clear()
+        assert subscriber.received == list(expected)
+        subscriber.received.clear()
 
 
 @pytest.fixture
@@ -82,40 +82,40 @@ async def world() -> AsyncGenerator[World]:
 
 async def test_join_and_leave(world: World) -> None:
     """A subscriber receives a channel from the join to the leave, and no other."""
-    await world.member.join("a")
-    await world.hears(world.member, "of a")
-    await world.member.join("b")
+    await world.subscriber.join("a")
+    await world.receives(world.subscriber, "of a")
+    await world.subscriber.join("b")
     assert world.joined == (["a", "b"], ["a", "b"])
-    await world.member.leave("a")
+    await world.subscriber.leave("a")
     assert world.joined == (["b"], ["b"])
-    await world.hears(world.member, "of b")
+    await world.receives(world.subscriber, "of b")
 
 
 async def test_join_twice(world: World) -> None:
     """Joining again changes nothing: one copy, and one leave ends it."""
-    await world.member.join("a")
-    await world.member.join("a")
-    await world.hears(world.member, "of a")
-    await world.member.leave("a")
+    await world.subscriber.join("a")
+    await world.subscriber.join("a")
+    await world.receives(world.subscriber, "of a")
+    await world.subscriber.leave("a")
     assert world.joined == ([], [])
 
 
 async def test_leave_what_was_not_joined(world: World) -> None:
     """Leaving a channel of others changes nothing for them."""
-    other = Listener(world.hub)
+    other = Recorder(world.hub)
     await other.join("a")
-    await world.member.leave("a")
-    await world.hears(other, "of a")
+    await world.subscriber.leave("a")
+    await world.receives(other, "of a")
 
 
 async def test_join_refused(world: World) -> None:
     """A channel that the broker refuses is not joined, and the subscriber goes on."""
     world.broker.refusals["secret"] = "not permitted"
     with pytest.raises(SubscribeError, match="not permitted"):
-        await world.member.join("secret")
+        await world.subscriber.join("secret")
     assert world.joined == ([], [])
-    await world.member.join("a")
-    await world.hears(world.member, "of a")
+    await world.subscriber.join("a")
+    await world.receives(world.subscriber, "of a")
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ async def test_join_refused(world: World) -> None:
 async def test_join_of_an_invalid_name(world: World, channel: str) -> None:
     """An invalid name is not sent to the broker."""
     with pytest.raises(InvalidChannelError):
-        await world.member.join(channel)
+        await world.subscriber.join(channel)
     assert world.broker.calls == []
 
 
 async def test_join_cancelled(world: World) -> None:
     """After a cancelled join the channel is not joined."""
     world.broker.subscribe_gate.close()
-    joining = asyncio.create_task(world.member.join("a"))
+    joining = asyncio.create_task(world.subscriber.join("a"))
     await world.broker.until(lambda: len(world.broker.calls) == 1)
     joining.cancel()
     await asyncio.wait([joining])
@@ -141,45 +141,45 @@ async def test_join_cancelled(world: World) -> None:
 async def test_join_cancelled_beside_another_of_the_same_channel(world: World) -> None:
     """Of two concurrent joins of one channel, the cancelled one does not undo the other."""
     world.broker.subscribe_gate.close()
-    first, second = (asyncio.create_task(world.member.join("a")) for _ in range(2))
+    first, second = (asyncio.create_task(world.subscriber.join("a")) for _ in range(2))
     await world.broker.until(lambda: len(world.broker.calls) == 1)
     first.cancel()
     await asyncio.wait([first])
     world.broker.subscribe_gate.open()
     await asyncio.wait_for(second, WAIT_SECONDS)
     assert world.joined == (["a"], ["a"])
-    await world.hears(world.member, "of a")
+    await world.receives(world.subscriber, "of a")
 
 
 async def test_join_while_ending(world: World) -> None:
     """A join that the broker confirms after the end of the subscriber raises, and leaves nothing in the hub."""
     world.broker.subscribe_gate.close()
-    joining = asyncio.create_task(world.member.join("a"))
+    joining = asyncio.create_task(world.subscriber.join("a"))
     await world.broker.until(lambda: len(world.broker.calls) == 1)
-    world.member.end()
+    world.subscriber.end()
     world.broker.subscribe_gate.open()
-    with pytest.raises(ClosedError, match=f"listener {world.member.id} has ended"):
+    with pytest.raises(ClosedError, match=f"listener {world.subscriber.id} has ended"):
         await asyncio.wait_for(joining, WAIT_SECONDS)
     assert world.joined == ([], [])
 
 
 async def test_end(world: World) -> None:
     """A subscriber that has ended is over, has left every channel, receives nothing, and can join nothing."""
-    assert not world.member.is_over
+    assert not world.subscriber.is_over
     for channel in ("a", "b"):
-        await world.member.join(channel)
+        await world.subscriber.join(channel)
     asked = list(world.broker.calls)
-    world.member.end()
-    assert (world.member.is_over, world.joined) == (True, ([], []))
+    world.subscriber.end()
+    assert (world.subscriber.is_over, world.joined) == (True, ([], []))
     with pytest.raises(ClosedError):
-        await world.member.join("c")
-    await world.hears(world.member)
+        await world.subscriber.join("c")
+    await world.receives(world.subscriber)
     assert world.broker.calls == asked
 
 
 async def test_ids_are_unique(world: World) -> None:
     """Each subscriber has an id of its own, 8 bytes as hex."""
-    ids = {Listener(world.hub).id for _ in range(100)}
+    ids = {Recorder(world.hub).id for _ in range(100)}
     assert len(ids) == 100
     assert all(len(bytes.fromhex(member_id)) == 8 for member_id in ids)
 
@@ -191,15 +191,15 @@ async def test_join_that_a_leave_overtakes() -> None:
         world.broker.subscribe_gate.close()
 
         async def look_in() -> None:
-            await world.member.join("a")
-            await world.member.leave("a")
+            await world.subscriber.join("a")
+            await world.subscriber.leave("a")
 
-        joining = [asyncio.create_task(look_in()), asyncio.create_task(world.member.join("a"))]
+        joining = [asyncio.create_task(look_in()), asyncio.create_task(world.subscriber.join("a"))]
         await until_idle()
         world.broker.subscribe_gate.open()
         await asyncio.gather(*joining)
         try:
             assert world.joined == (["a"], ["a"])
-            await world.hears(world.member, "of a")
+            await world.receives(world.subscriber, "of a")
         finally:
             world.hub.close()
