@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backplane.concurrency.timeouts import PatientTimeout, SharedTimeout
-from tests.unit.doubles import until_idle
+from tests.unit.doubles import run_passes, until_idle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -27,9 +27,9 @@ Limit = Callable[[], AbstractAsyncContextManager[object]]
 
 
 @asynccontextmanager
-async def limited(deadlines: SharedTimeout) -> AsyncGenerator[None]:
+async def limited(shared: SharedTimeout) -> AsyncGenerator[None]:
     """Enter a limit as `asyncio.timeout` is entered."""
-    with deadlines.limit():
+    with shared.limit():
         yield
 
 
@@ -42,9 +42,9 @@ async def limit(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
     if request.param == "PatientTimeout":
         yield lambda: PatientTimeout(SOON)
         return
-    deadlines = SharedTimeout(SOON)
-    yield lambda: limited(deadlines)
-    deadlines.close()
+    shared = SharedTimeout(SOON)
+    yield lambda: limited(shared)
+    shared.close()
 
 
 class Timers:
@@ -71,9 +71,9 @@ class Timers:
 
 def with_timers(seconds: float) -> tuple[SharedTimeout, Timers]:
     """Return limits of `seconds`, and their timers."""
-    deadlines, timers = SharedTimeout(seconds), Timers()
-    deadlines._timer._loop = timers  # type: ignore[assignment]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-    return deadlines, timers
+    shared, timers = SharedTimeout(seconds), Timers()
+    shared._timer._loop = timers  # type: ignore[assignment]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    return shared, timers
 
 
 async def never() -> None:
@@ -153,7 +153,7 @@ async def test_cancelled_from_outside(limit: Limit) -> None:
             await never()
 
     task = asyncio.create_task(block())
-    await until_idle()
+    await run_passes(2)
     task.cancel()
     assert await outcome(task) is asyncio.CancelledError
 
@@ -166,7 +166,7 @@ async def test_both_at_once(limit: Limit) -> None:
             await never()
 
     task = asyncio.create_task(block())
-    await until_idle()
+    await run_passes(2)
     stand_still()
     asyncio.get_running_loop().call_at(0, task.cancel)  # among the timers that are due, in front of the limit's
     assert await outcome(task) is asyncio.CancelledError
@@ -209,13 +209,13 @@ async def test_inner_is_shorter() -> None:
 
 async def test_task_that_was_being_cancelled_before() -> None:
     """A limit entered while the task is being cancelled, as in a cleanup, raises its own `TimeoutError`."""
-    deadlines = SharedTimeout(SOON)
+    shared = SharedTimeout(SOON)
 
     async def block() -> str:
         try:
             await never()
         except asyncio.CancelledError:
-            with pytest.raises(TimeoutError), deadlines.limit():
+            with pytest.raises(TimeoutError), shared.limit():
                 await never()
         return "timed out"
 
@@ -223,33 +223,33 @@ async def test_task_that_was_being_cancelled_before() -> None:
     await until_idle()
     task.cancel()
     assert await outcome(task) == "timed out"
-    deadlines.close()
+    shared.close()
 
 
 async def test_thousands_expire_with_one_timer() -> None:
     """Thousands of limits begun together have one timer, and each raises in its own task."""
-    deadlines, timers = with_timers(0.5)
+    shared, timers = with_timers(0.5)
 
     async def block() -> None:
-        with deadlines.limit():
+        with shared.limit():
             await never()
 
     tasks = [asyncio.create_task(block()) for _ in range(2_000)]
-    await until_idle()
+    await run_passes(2)
     assert len(timers.handles) == 1
     assert {await outcome(task) for task in tasks} == {TimeoutError}
-    deadlines.close()
+    shared.close()
 
 
 async def test_order_of_the_ends() -> None:
     """Limits expire in the order in which they began, without those that ended early."""
-    deadlines = SharedTimeout(SOON)
+    shared = SharedTimeout(0.3)
     ended: list[int] = []
     gates = [asyncio.Event() for _ in range(10)]
 
     async def block(number: int) -> None:
         try:
-            with deadlines.limit():
+            with shared.limit():
                 await gates[number].wait()
         except TimeoutError:
             ended.append(number)
@@ -260,45 +260,45 @@ async def test_order_of_the_ends() -> None:
         gates[number].set()
     await asyncio.wait(tasks, timeout=WAIT_SECONDS)
     assert ended == [1, 2, 5, 6, 7, 8]
-    deadlines.close()
+    shared.close()
 
 
 async def test_one_timer_for_one_after_the_other() -> None:
     """Limits that follow one another share a timer too, and ended ones are not kept."""
-    deadlines, timers = with_timers(NEVER)
+    shared, timers = with_timers(NEVER)
     for _ in range(1_000):
-        with deadlines.limit():
+        with shared.limit():
             await asyncio.sleep(0)
     assert len(timers.handles) == 1
-    assert len(deadlines._limits) <= 1  # pyright: ignore[reportPrivateUsage]
-    deadlines.close()
+    assert len(shared._limits) <= 1  # pyright: ignore[reportPrivateUsage]
+    shared.close()
 
 
 async def test_no_timer_before_the_first_and_after_the_close() -> None:
     """Without a limit there is no timer, and none is left after the close, which may be repeated."""
-    deadlines, timers = with_timers(NEVER)
+    shared, timers = with_timers(NEVER)
     assert timers.handles == []
-    with deadlines.limit():
+    with shared.limit():
         assert timers.left == 1
-        deadlines.close()
+        shared.close()
         assert timers.left == 0
-    deadlines.close()
+    shared.close()
     assert timers.left == 0
 
 
 async def test_closed_limits_do_not_expire() -> None:
     """A limit that is entered at the close does not expire."""
-    deadlines, other = SharedTimeout(0.3), SharedTimeout(0.5)
+    shared, other = SharedTimeout(0.3), SharedTimeout(0.5)
 
     async def block() -> str:
-        with deadlines.limit():
+        with shared.limit():
             with pytest.raises(TimeoutError), other.limit():
                 await never()
             return "not limited"
 
     task = asyncio.create_task(block())
     await until_idle()
-    deadlines.close()
+    shared.close()
     assert await outcome(task) == "not limited"
     other.close()
 
@@ -308,12 +308,12 @@ def test_outside_of_a_task() -> None:
     caught: list[BaseException] = []
 
     async def run() -> None:
-        deadlines = SharedTimeout(NEVER)
+        shared = SharedTimeout(NEVER)
         done = asyncio.Event()
 
         def enter() -> None:
             try:
-                with deadlines.limit():
+                with shared.limit():
                     pytest.fail("entered")
             except RuntimeError as error:
                 caught.append(error)
@@ -321,7 +321,7 @@ def test_outside_of_a_task() -> None:
 
         asyncio.get_running_loop().call_soon(enter)
         await done.wait()
-        deadlines.close()
+        shared.close()
 
     asyncio.run(run())
     assert [str(error) for error in caught] == ["a time limit needs a task"]
@@ -338,9 +338,9 @@ async def patient(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
     if request.param == "PatientTimeout":
         yield lambda: PatientTimeout(SOON)
         return
-    deadlines = SharedTimeout(SOON)
-    yield lambda: limited(deadlines)
-    deadlines.close()
+    shared = SharedTimeout(SOON)
+    yield lambda: limited(shared)
+    shared.close()
 
 
 async def test_answer_that_arrived_during_a_pause_is_in_time(patient: Limit) -> None:
@@ -378,13 +378,13 @@ async def test_answer_that_is_only_asked_for_after_a_pause_is_in_time(patient: L
 
 async def test_limit_goes_on_after_a_pause() -> None:
     """A limit has as much time left after a pause as before it."""
-    deadlines = SharedTimeout(PAUSE_SECONDS)
+    shared = SharedTimeout(PAUSE_SECONDS)
     begun = time.monotonic()
     asyncio.get_running_loop().call_soon(time.sleep, 2 * PAUSE_SECONDS)
-    with pytest.raises(TimeoutError), deadlines.limit():
+    with pytest.raises(TimeoutError), shared.limit():
         await never()
     assert time.monotonic() - begun > 2 * PAUSE_SECONDS + PAUSE_SECONDS / 2
-    deadlines.close()
+    shared.close()
 
 
 async def test_pause_does_not_lift_the_limit(patient: Limit) -> None:
@@ -414,13 +414,13 @@ async def test_event_loop_that_is_always_slow_does_not_lift_the_limit(patient: L
 
 async def test_clock_stops_with_its_last_user() -> None:
     """The clock does not tick while no limit is entered."""
-    deadlines = SharedTimeout(NEVER)
-    with deadlines.limit():
+    shared = SharedTimeout(NEVER)
+    with shared.limit():
         async with PatientTimeout(NEVER):
             await asyncio.sleep(0)
-    assert deadlines.clock._users == 1  # pyright: ignore[reportPrivateUsage]
-    deadlines.close()
-    assert deadlines.clock._users == 0  # pyright: ignore[reportPrivateUsage]
+    assert shared.clock._users == 1  # pyright: ignore[reportPrivateUsage]
+    shared.close()
+    assert shared.clock._users == 0  # pyright: ignore[reportPrivateUsage]
 
 
 # --- a queue that moves --------------------------------------------------------------------------------------------
@@ -428,31 +428,31 @@ async def test_clock_stops_with_its_last_user() -> None:
 LENGTH_SECONDS = 0.3
 
 
-async def entered(deadlines: SharedTimeout, answer: asyncio.Event) -> None:
+async def entered(shared: SharedTimeout, answer: asyncio.Event) -> None:
     """Wait for an answer within a limit."""
-    with deadlines.limit():
+    with shared.limit():
         await answer.wait()
 
 
 async def test_queue_that_moves_does_not_expire() -> None:
     """A limit is measured from the last answer to a call that began before it, however long the queue is."""
-    deadlines = SharedTimeout(LENGTH_SECONDS)
+    shared = SharedTimeout(LENGTH_SECONDS)
     answers = [asyncio.Event() for _ in range(6)]
-    tasks = [asyncio.create_task(entered(deadlines, answer)) for answer in answers]
+    tasks = [asyncio.create_task(entered(shared, answer)) for answer in answers]
     for answer in answers:
         await asyncio.sleep(LENGTH_SECONDS / 2)
         answer.set()
     assert [await outcome(task) for task in tasks] == [None] * 6
-    deadlines.close()
+    shared.close()
 
 
 async def test_burst_that_fills_one_pass_of_the_event_loop_does_not_expire() -> None:
     """The time in which the event loop is busy with beginning more limits is not counted."""
-    deadlines = SharedTimeout(LENGTH_SECONDS)
+    shared = SharedTimeout(LENGTH_SECONDS)
     answer = asyncio.Event()
 
     async def begin() -> None:
-        with deadlines.limit():
+        with shared.limit():
             time.sleep(LENGTH_SECONDS / 5)
             await answer.wait()
 
@@ -460,45 +460,45 @@ async def test_burst_that_fills_one_pass_of_the_event_loop_does_not_expire() -> 
     await asyncio.sleep(0.01)
     answer.set()
     assert [await outcome(task) for task in tasks] == [None] * 10
-    deadlines.close()
+    shared.close()
 
 
 async def test_queue_that_stops_expires() -> None:
     """Once the answers cease, every waiting limit expires, one length after the last answer."""
-    deadlines = SharedTimeout(LENGTH_SECONDS)
+    shared = SharedTimeout(LENGTH_SECONDS)
     answers = [asyncio.Event() for _ in range(6)]
-    tasks = [asyncio.create_task(entered(deadlines, answer)) for answer in answers]
+    tasks = [asyncio.create_task(entered(shared, answer)) for answer in answers]
     await asyncio.sleep(LENGTH_SECONDS / 2)
     answers[0].set()
     stopped = time.monotonic()
     assert [await outcome(task) for task in tasks] == [None, *[TimeoutError] * 5]
     assert LENGTH_SECONDS - 0.15 < time.monotonic() - stopped < LENGTH_SECONDS + 1
-    deadlines.close()
+    shared.close()
 
 
 async def test_answers_to_later_ones_do_not_keep_a_stuck_one() -> None:
     """A call without an answer expires in its time, though calls that began after it are answered."""
-    deadlines = SharedTimeout(LENGTH_SECONDS)
-    stuck = asyncio.create_task(entered(deadlines, asyncio.Event()))
+    shared = SharedTimeout(LENGTH_SECONDS)
+    stuck = asyncio.create_task(entered(shared, asyncio.Event()))
     begun = time.monotonic()
     while not stuck.done():
         answer = asyncio.Event()
-        later = asyncio.create_task(entered(deadlines, answer))
+        later = asyncio.create_task(entered(shared, answer))
         await asyncio.sleep(0.01)
         answer.set()
         await later
         assert time.monotonic() - begun < LENGTH_SECONDS + 1
     assert await outcome(stuck) is TimeoutError
-    deadlines.close()
+    shared.close()
 
 
 async def test_cancelled_call_is_no_answer() -> None:
     """A cancelled call is no answer: those that began after it expire in their own time."""
-    deadlines = SharedTimeout(LENGTH_SECONDS)
-    given_up, waiting = (asyncio.create_task(entered(deadlines, asyncio.Event())) for _ in range(2))
+    shared = SharedTimeout(LENGTH_SECONDS)
+    given_up, waiting = (asyncio.create_task(entered(shared, asyncio.Event())) for _ in range(2))
     await asyncio.sleep(LENGTH_SECONDS / 2)
     given_up.cancel()
     stopped = time.monotonic()
     assert await outcome(waiting) is TimeoutError
     assert time.monotonic() - stopped < LENGTH_SECONDS
-    deadlines.close()
+    shared.close()
