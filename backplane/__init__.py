@@ -1,6 +1,6 @@
 """Pub/sub backplane for FastAPI and Starlette WebSockets: publish anywhere, reach every socket of every worker."""
 
-from backplane.broker.supervisor import LinkState, StateChange
+from backplane.broker.link_state import LinkState, StateChange
 from backplane.close_codes import CloseCode
 from backplane.connection.connection import Connection
 from backplane.connection.limits import Limits

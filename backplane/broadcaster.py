@@ -1,20 +1,23 @@
 """The contract of an adapter.
 
-An adapter is one link to one broker and nothing more. It connects when asked to, reports a lost link once, and is
-then stopped and started again. Everything else lives in the core and is the same for every broker: reference counts,
+An adapter is one link to one broker and nothing more. It connects when it is started, reports a lost link once, and is
+then stopped and started again. Everything else is in the core, and the same for every broker: reference counts,
 batches, back-off, subscribing again after a reconnect, the delivery probe, gaps, queues, encoding.
 
-What every adapter is judged by, beside the promises of each method:
+Beside the promises of each method, these rules hold for every adapter:
 
-- An answer that cannot be attributed to a channel makes every channel it may concern unconfirmed, or is a gap.
-- Silence is judged by what arrived, not by our own clock: use `backplane.concurrency.timeouts.PatientTimeout`.
-- A link that answers is not yet one that leads to the right place: see `SupportsLinkCheck`.
-- A position carries the identity of its log, and a hole in a log is a gap.
-- What one message or one name does, no other pays for, and no reconnect pays for again.
-- A passing state of the broker is reported as such and tried again; only a refusal is a refusal.
-- Use from another event loop, thread or process raises at once and names the cure.
+- An answer that cannot be attributed to a channel leaves every channel that it may concern unconfirmed, or is a gap.
+- A broker is silent when nothing arrives while this process runs, not when a timer of this process expires: use
+  `backplane.concurrency.timeouts.PatientTimeout`.
+- A link that answers can lead to the wrong server: see `SupportsLinkCheck`.
+- A position names the log that it belongs to, and a hole in a log is a gap.
+- One message or one channel name that fails must not affect other messages and channels, and must not fail again after
+  each reconnect.
+- A passing state of the broker is reported as unavailable or unconfirmed, and tried again. Only a refusal is reported
+  as a refusal.
+- A use from another event loop, thread or process raises at once, and the error names the cure.
 
-`backplane.testing.BroadcasterConformance` pins each promise below; a new adapter runs it in a few lines.
+`backplane.testing.BroadcasterConformance` tests each promise below; a new adapter runs it in a few lines.
 """
 
 from __future__ import annotations
@@ -49,29 +52,31 @@ __all__ = [
 ]
 
 WireFormat = Literal["header", "plain"]
-"""What a payload on the broker is; `backplane.fanout.codec` reads both, whichever it writes.
+"""Format of the payloads on the broker. Both are read, whichever is written.
 
 - `header`: the data after a short header (docs/adapters/wire-format.md).
-- `plain`: the data alone, for subscribers that know no header: workers that still run another library, services in
-  another language. `exclude` cannot work, and binary data that is valid UTF-8 is received as text.
+- `plain`: the data alone, for subscribers that do not read the header: workers that still run another library, services
+  in another language. `exclude` cannot be used, and binary data that is valid UTF-8 is received as text.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What an adapter can do, as data: the conformance suite and the README's table read it, prose cannot rot.
+    """What an adapter can do, as data that the conformance suite tests and the documentation is generated from.
 
     Attributes:
-        brokered: A server stands between publisher and subscriber, so the way there and back can go silent: the core
-            sends itself a probe along it.
+        brokered: Messages pass a server, so the link can become silent without an error: the core publishes a delivery
+            probe to itself.
         reach: How far a message gets: the `process`, the processes of one `host`, or every host of the `network`.
-        publish_returns: What is certain when `publish` returns: `delivered` (handed to every subscriber of the process
-            or to the kernel for each peer), `accepted` (the broker has answered), `sent` (written towards the broker,
-            no answer exists: in a process without channels nothing finds a silent link), `stored` (the broker has it on
-            disk or on its replicas).
-        resumes: After a lost link the adapter goes on where it was (it is a `SupportsResume`), so the core reports no
-            gap of its own for it.
-        max_payload_bytes: Largest payload `publish` takes, header of the core included.
+        publish_returns: What is certain when `publish` returns.
+            `delivered`: every subscriber of this process has the message, or the kernel has it for each peer.
+            `stored`: the broker has it on disk or on its replicas.
+            `accepted`: the broker has confirmed it.
+            `sent`: it was written to the connection, and the broker does not answer. A process that is subscribed to
+            nothing cannot detect a silent link then.
+        resumes: The adapter continues without loss after a lost link (it is a `SupportsResume`), so the core reports no
+            gap of its own.
+        max_payload_bytes: Largest payload that `publish` accepts, header of the core included.
     """
 
     brokered: bool
@@ -84,18 +89,27 @@ class Capabilities:
 class Options(BaseModel):
     """Options of an adapter, filled from the query string of its URL.
 
-    A subclass declares one field per option, with a default; what it does not know is refused with the names it does.
+    A subclass declares one field per option, with a default. An unknown option is refused with an error that lists the
+    known ones.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
     wire_format: WireFormat = "header"
-    """What is written to the broker, on every adapter; the core's concern, not the adapter's. Defaults to `header`."""
+    """Format of the payloads. The core writes and reads it, on every adapter. Defaults to `header`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerUrl:
-    """A broker's URL in its parts, without the query (which became `Options`). `str` and `repr` mask the password."""
+    """A broker's URL in parts, without the query (which became `Options`). `str` and `repr` mask the password.
+
+    Attributes:
+        scheme: `redis`, in small letters.
+        username: User name, or `None`.
+        password: Password, or `None`.
+        netloc: Host and port, or several of them, separated by commas.
+        path: What follows, with its first slash.
+    """
 
     scheme: str
     username: str | None = None
@@ -107,10 +121,10 @@ class BrokerUrl:
     def parse(cls, url: str) -> BrokerUrl:
         """Split `url`; percent-escapes in user name, password and path are resolved.
 
-        Of several servers each may repeat scheme and user: `nats://me:secret@one,nats://me:secret@two`.
+        In a list of servers, each may repeat scheme and user: `nats://me:secret@one,nats://me:secret@two`.
 
         Raises:
-            ValueError: It is not a URL. The message holds no part of it: it can be a password.
+            ValueError: It is not a URL. The message holds no part of it, since that can be a password.
         """
         url = _without_repetitions(url)
         try:
@@ -118,7 +132,7 @@ class BrokerUrl:
         except ValueError:
             raise ValueError("this is not a URL") from None
         if "@" in parts.path + parts.query + parts.fragment:
-            raise ValueError("an @ behind the host must be written %40, and / ? # in a password %2F %3F %23")
+            raise ValueError("an @ after the host must be written %40, and / ? # in a password %2F %3F %23")
         userinfo, _, netloc = parts.netloc.rpartition("@")
         username, colon, password = userinfo.partition(":")
         return cls(
@@ -136,15 +150,16 @@ class BrokerUrl:
 
 
 def malformed_address(text: str, *, adapter: str) -> ConfigurationError:
-    """Return the error for what should be `host:port` and is not.
+    """Return the error for a text that should be `host:port` and is not.
 
-    What follows the first colon is not repeated: in `redis://user:password`, which lacks its host, it is a secret.
+    What follows the first colon is left out: in `redis://user:password`, which lacks the host, it is a secret.
     """
     host, colon, _ = text.partition(":")
     return ConfigurationError(f"{adapter}: '{host}{colon and ':…'}' is not host:port, with a port of 0 to 65535")
 
 
 def _without_repetitions(url: str) -> str:
+    """Return `url` with scheme and user of a list of servers written once, in front of the first."""
     scheme, _, rest = url.partition("://")
     user = re.match(r"[^,/?#]*@", rest)
     first, *others = re.split(rf",{re.escape(scheme)}://", url, flags=re.IGNORECASE)
@@ -157,43 +172,64 @@ def _without_repetitions(url: str) -> str:
 
 
 class Sink(Protocol):
-    """Where an adapter reports to. Every method is synchronous, returns at once and never raises."""
+    """What an adapter reports to. Every method is synchronous, returns at once and never raises.
+
+    To be called in the event loop that started the adapter; from another thread the methods raise `WrongLoopError`.
+    Reports that arrive after the core has called `stop` or `suspend` are ignored.
+    """
 
     def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
-        """Hand over one payload received on a subscribed channel, in the order of its channel."""
+        """Report one payload that was received on a subscribed channel, in the order of its channel.
+
+        Args:
+            channel: The channel it was published to.
+            payload: Exactly the bytes that were published.
+            position: Its place in the channel's history, where the broker keeps one.
+        """
         ...
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
-        """Say that messages of `channels` may be missing here, though the link stands (a queue overran, say)."""
+        """Report that messages of `channels` may be missing at this place, while the link stays open.
+
+        For example, a queue of the client library overflowed. To be called after the last message before the stretch
+        and before the first one after it: subscribers are notified in that order.
+
+        Args:
+            channels: The channels concerned, or `ALL`. Channels that are not subscribed are ignored.
+            reason: Why, in words, for a log and for `Gap.reason`. Must hold no password.
+        """
         ...
 
     def revoked(self, channels: Collection[str], reason: str) -> None:
-        """Report that the broker took away these subscriptions, which it had confirmed, while the link stands.
+        """Report that the broker revoked these subscriptions, which it had confirmed, while the link stays open.
 
-        The core opens a gap on them and subscribes again; subscribers are notified of the gap once the broker has
-        confirmed or refused. Channels that are not subscribed are ignored.
+        The core opens a gap on the channels and subscribes again. Subscribers are notified of the gap once the broker
+        has confirmed or refused. Channels that are not subscribed are ignored.
         """
         ...
 
     def lost(self, error: BrokerError) -> None:
-        """Say that the link is gone: once per `start`, and after it nothing more until the next `start`."""
+        """Report that the link is lost, once per `start`; report nothing more until the next `start`.
+
+        The core then calls `stop` (or `suspend`), and `start` (or `resume`) after a back-off.
+        """
         ...
 
 
 class Broadcaster(ABC):
-    """One link to one broker; subclassed by every adapter.
+    """One link to one broker. Every adapter is a subclass.
 
-    An adapter that spreads over several connections is one link all the same. It may rebuild one of them by itself: it
-    reports `Sink.gap` for the channels of that part once they are confirmed again, and `Sink.lost` only when no part is
-    left, or when it cannot heal.
+    A link can consist of several connections. The adapter may then rebuild one of them by itself: it reports `Sink.gap`
+    for the channels of that part once they are confirmed again, and `Sink.lost` only when no part is left, or when it
+    cannot rebuild one.
 
-    Constructed without any I/O, outside any event loop. `start` and `stop` may alternate any number of times, and a
-    `stop` leaves nothing behind: no task, no socket, no subscription. All methods are called from one event loop.
+    The constructor does no I/O and runs outside any event loop. After it, `start` and `stop` alternate any number of
+    times, and `stop` leaves no task, socket or subscription. All methods are called in one event loop.
 
-    Cancelling any awaited method is safe: what was asked may or may not have been done, and nothing leaks.
+    Cancelling any of the awaited methods is safe: what was requested may or may not have been done, and nothing leaks.
 
     Attributes:
-        options_class: The options its URL takes.
+        options_class: The options that the URL accepts.
         url: Where it connects.
         options: The validated options.
     """
@@ -209,37 +245,40 @@ class Broadcaster(ABC):
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What this adapter, as configured, can do."""
+        """What this adapter, as it is configured, can do. A server can change `max_payload_bytes` with each link."""
 
     @abstractmethod
     async def start(self, sink: Sink) -> None:
-        """Open the link: one try, no back-off. The core bounds the time by cancelling.
+        """Open the link, in one try and without back-off. The core limits the time by cancelling.
 
-        Opens only what publishing needs where that is less: a process that only publishes should hold no subscription.
+        Opens only what publishing needs where that is less: a process that only publishes must hold no subscription.
 
         Raises:
-            BrokerUnavailableError: No broker there.
-            BrokerAuthenticationError: It refused the credentials.
-            BrokerError: Anything else; `retriable` says whether another try can help.
+            BrokerUnavailableError: No broker answers there.
+            BrokerAuthenticationError: The broker refused the credentials.
+            BrokerError: Anything else; `retriable` decides whether the core tries again.
         """
 
     @abstractmethod
     async def stop(self) -> None:
-        """Close the link, or what is left of a lost one. Never raises; calling it again does nothing."""
+        """Close the link, or what is left of a lost one. Never raises; a second call does nothing."""
 
     @abstractmethod
     async def publish(self, channel: str, payload: bytes) -> None:
-        """Publish `payload`, intact, to every process subscribed to `channel`, this one included, one copy each.
+        """Publish `payload` to every process that is subscribed to `channel`, this one included, one copy each.
 
-        Payloads of one channel arrive in the order of the calls, whether or not the caller awaits one before the next.
-        Returns when the broker has it as firmly as `capabilities.publish_returns` says. Never retried in secret. Many
-        publishes at once are answered as the broker works them off, not all together at the end: the core takes a
-        queue that does not move for a silent link.
+        The payload arrives unchanged. Payloads of one channel arrive in the order of the calls, even if the caller does
+        not await one before it makes the next call. Returns when the broker has the payload as firmly as
+        `capabilities.publish_returns` declares. The adapter does not publish it a second time, unless the broker can
+        discard the duplicate.
+
+        Many publishes at once are answered one after the other as the broker processes them, and not all together at
+        the end: the core takes a queue of publishes that does not move for a silent link.
 
         Raises:
-            BrokerUnavailableError: It was certainly not published: the link is gone, or, where it stands, the broker is
-                in a passing state, which reaches the caller as an error that can be retried.
-            PublishError: The broker refused it, or (`retriable`) too much awaits its answer.
+            BrokerUnavailableError: Certainly not published. Either the link is lost, and the core publishes it on the
+                next one; or the link stays open and the broker is in a passing state, and the caller gets the error.
+            PublishError: The broker refused it, or (`retriable`) too many publishes wait for an answer.
             PublishOutcomeUnknownError: The link ended before the broker's answer.
         """
 
@@ -247,92 +286,98 @@ class Broadcaster(ABC):
     async def subscribe(self, channels: Collection[str]) -> None:
         """Subscribe to `channels`; the core passes some hundreds at a time, none twice.
 
-        When it returns the broker has confirmed: every later publish is delivered, or a gap or a loss is reported.
+        When it returns, the broker has confirmed: every later publish is delivered, or a gap or a loss is reported.
+
         An answer that cannot be attributed to a channel confirms none: the adapter reports every channel that it may
-        concern as unconfirmed. Where the link ends again and again while the same channels are asked for, the core asks
-        for them in ever smaller batches, until the one over which it ends is alone and refused.
+        concern as unconfirmed. If the link ends each time the same channels are subscribed, the core subscribes to them
+        in ever smaller batches, until the one that ends the link is alone and is refused.
 
         Raises:
-            SubscribeError: The broker refused the channels in `refused`, and has given no final answer on those in
-                `unconfirmed`, which the core asks for again with back-off; the others are subscribed.
-            BrokerUnavailableError: The link is gone.
+            SubscribeError: The broker refused the channels in `refused`, and gave no final answer on those in
+                `unconfirmed`, to which the core subscribes again with back-off; the others are subscribed.
+            BrokerUnavailableError: The link is lost.
         """
 
     @abstractmethod
     async def unsubscribe(self, channels: Collection[str]) -> None:
-        """Drop `channels`. When it returns, nothing more arrives for them.
+        """Unsubscribe from `channels`. When it returns, nothing more is delivered on them.
 
         Raises:
-            BrokerUnavailableError: The link is gone, and with it every subscription.
+            BrokerUnavailableError: The link is lost, and with it every subscription.
         """
 
 
 @runtime_checkable
 class SupportsLinkCheck(Protocol):
-    """An optional ability of a `Broadcaster`: to see that a link which carries leads to the wrong place all the same.
+    """An optional ability of a `Broadcaster`: to detect that a working link leads to the wrong server.
 
-    For brokers where a server that was replaced goes on answering those who stayed on it: the probe of the core comes
-    back there, and nobody else receives it. Implementing the method is enough to enable it.
+    For brokers where a server that was replaced goes on answering the clients that are still connected to it. The
+    delivery probe of the core comes back on such a link, while no other worker receives what is published. Implementing
+    the method is enough to enable it.
     """
 
     async def check(self) -> None:
-        """Check whether this link still leads to the right place; raises where it does not.
+        """Check that this link still leads to the right server.
 
-        Called between `start` and `stop`, once per probe interval, whether or not messages flow. It asks over the
-        connections that stand, over each of several, or beside them, and it may act: an adapter of several parts may
-        rebuild one that leads elsewhere, as described at `Broadcaster`. The core bounds the time by cancelling after
-        one interval. Two checks in a row without an answer are a silent link, like two probes. Where the question is
-        not allowed, or its answer does not decide, it returns. After it has raised the core rebuilds the link as if it
-        were lost.
+        Called between `start` and `stop`, once per probe interval, whether or not messages arrive. It may ask on the
+        open connections, on each of several, or on another one. It may act: an adapter of several parts may rebuild one
+        that leads to the wrong server, as `Broadcaster` describes. The core limits the time to one interval by
+        cancelling; two checks in a row without an answer are a silent link, like two probes.
+
+        Returns where the question is not permitted, or its answer is not conclusive. If it raises, the core rebuilds
+        the link as if it were lost.
 
         Raises:
-            BrokerUnavailableError: It leads elsewhere, or it is gone.
+            BrokerUnavailableError: The link leads to the wrong server, or is lost.
         """
         ...
 
 
 @runtime_checkable
 class SupportsDescribe(Protocol):
-    """An optional ability of a `Broadcaster`: to say what it is linked to. To have the method announces it."""
+    """An optional ability of a `Broadcaster`: to describe what it is linked to.
+
+    Implementing the method is enough to enable it.
+    """
 
     async def describe(self) -> str:
-        """Return the name of the broker and its version, in one line for a person: `Redis 7.0.15`, `NATS 2.10.29`.
+        """Return the name of the broker and its version in one line: `Redis 7.0.15`, `NATS 2.10.29`.
 
-        Called between `start` and `stop`, by `backplane check` and never on the way of a message. It asks the broker
-        over the link that stands and changes nothing there; the core bounds the time by cancelling. Where the broker
-        keeps its version to itself, that is no error: `Redis (version not granted)`. No part of the URL stands in it.
+        Called between `start` and `stop` by `backplane check`, never for a message. It asks the broker on the open link
+        and changes nothing there; the core limits the time by cancelling. A broker that does not reveal its version is
+        no error: `Redis (version not granted)`. The line must hold no part of the URL.
 
         Raises:
-            BrokerUnavailableError: The link is gone.
+            BrokerUnavailableError: The link is lost.
         """
         ...
 
 
 @runtime_checkable
 class SupportsResume(Protocol):
-    """An optional ability of a `Broadcaster`: to lose nothing with a link. `capabilities.resumes` announces it.
+    """An optional ability of a `Broadcaster`: to rebuild a link without loss. `capabilities.resumes` declares it.
 
-    The core calls these two instead of `stop` and `start` when it rebuilds a link, whoever found that it was lost.
-    `stop` and `start` remain the end and the beginning of a life: what `suspend` kept, `stop` drops.
+    The core calls `suspend` and `resume` in place of `stop` and `start` when it rebuilds a link, whether the adapter or
+    the core found that it was lost. The first link is opened by `start`, and the last one closed by `stop`, which also
+    drops what `suspend` kept.
     """
 
     async def suspend(self) -> None:
-        """Close a lost link as `stop` does, and keep what `resume` goes on with.
+        """Close a lost link as `stop` does, and keep what `resume` needs to continue.
 
-        From the call on it delivers nothing: the core no longer listens. A publish without an answer may go on waiting,
-        to be sent again by `resume` where the broker can discard the repetition. Never raises; calling it again does
-        nothing.
+        Delivers nothing from the call on: the core ignores it. A publish without an answer may go on waiting, and be
+        sent again by `resume` if the broker can discard the duplicate. Never raises; a second call does nothing.
         """
         ...
 
     async def resume(self, sink: Sink, channels: Collection[str]) -> None:
-        """Open the link again, one try, and go on where `suspend` ended: deliver what came on `channels` meanwhile.
+        """Open the link again, in one try, and deliver what was published to `channels` since `suspend`.
 
-        `channels` is all that is wanted now; what was subscribed before and is not among them is dropped. The core
-        subscribes to them once more when this has returned. Where something may be missing, `sink.gap` says so before
-        the next message.
+        `channels` is everything that is wanted now; other subscriptions are dropped. The core subscribes to all of them
+        once more when this has returned. Where messages may be missing, the adapter calls `sink.gap` before it delivers
+        the next one.
 
         Raises:
-            BrokerError: As `start`; what was kept is kept for the next try.
+            BrokerError: As for `start`; what was kept is kept for the next try.
         """
         ...

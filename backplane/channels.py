@@ -1,7 +1,7 @@
-"""Which channel names are legal.
+"""Which channel names are valid.
 
-A channel is any text of 1 to 255 bytes in UTF-8. Wildcards of a broker, blanks, control characters, braces: all are
-plain characters here, and an adapter encodes what its broker would take for more.
+A channel name is any text of 1 to 255 bytes in UTF-8. Wildcards of a broker, blanks, control characters and braces are
+plain characters here: an adapter encodes what has a meaning for its broker.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from backplane.errors import InvalidChannelError
 
 __all__ = ["MAX_CHANNEL_BYTES", "RESERVED_PREFIX", "validate_channel", "warn_if_pattern"]
 
-logger = logging.getLogger("backplane.channels")
+logger: Final = logging.getLogger("backplane.channels")
 
-MAX_CHANNEL_BYTES = 255
+MAX_CHANNEL_BYTES: Final = 255
 """Longest channel name, in bytes of UTF-8."""
 
-RESERVED_PREFIX = "$backplane/"
-"""Channels under this prefix belong to the package itself (its delivery probe is one)."""
+RESERVED_PREFIX: Final = "$backplane/"
+"""Prefix of the channels of this package itself, such as that of the delivery probe."""
 
-# Redis reports keys and their lifetimes on the first two, its sentinels believe what the third one holds, and the last
-# one names what clients have cached: where visitors name channels these must not be within their reach.
+# Redis reports changes of keys on channels with the first two prefixes, its sentinels trust what they receive on those
+# with the third, and the last one names keys that clients have cached. Where clients of the application can name
+# channels, these must be out of their reach.
 _RESERVED: Final = (RESERVED_PREFIX, "__keyspace@", "__keyevent@", "__sentinel__:", "__redis__:")
 
-# NATS ends a pattern with `>`, MQTT and AMQP with `#`.
+# The last character of a pattern is `>` in NATS, and `#` in MQTT and AMQP.
 _LAST_WILDCARDS: Final = (".>", ".#", "/#")
 _MAX_WARNINGS: Final = 100
-_warned_of: Final = set[str]()
+_warned_about: Final = set[str]()
 
 
 def validate_channel(channel: str) -> str:
@@ -36,13 +37,13 @@ def validate_channel(channel: str) -> str:
 
     Raises:
         InvalidChannelError: It is not a `str`, is empty, longer than `MAX_CHANNEL_BYTES`, holds a lone surrogate (which
-            UTF-8 cannot carry), or starts with `RESERVED_PREFIX` or a prefix of Redis' own channels.
+            UTF-8 cannot encode), or starts with `RESERVED_PREFIX` or a prefix of Redis' own channels.
     """
-    if not isinstance(channel, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without type checks
+    if not isinstance(channel, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # for callers without a type checker
         raise InvalidChannelError(f"a channel is a str, not {type(channel).__name__}")
     if not channel:
         raise InvalidChannelError("a channel name cannot be empty")
-    # Ascii is counted without encoding: this runs on every publish.
+    # ASCII needs no encoding to be counted: this runs on every publish.
     if not channel.isascii() or len(channel) > MAX_CHANNEL_BYTES:
         _validate_encoded(channel)
     if channel.startswith(_RESERVED):
@@ -65,15 +66,15 @@ def _validate_encoded(channel: str) -> None:
 
 
 def warn_if_pattern(channel: str) -> None:
-    """Log a warning, once for each name, if `channel` looks like a pattern of a broker: here it is a plain name.
+    """Log a warning, once for each name, if `channel` looks like a pattern of a broker: it is a plain name here.
 
-    After a hundred names nothing is logged any more: clients may choose names, and must not fill the log.
+    After a hundred names nothing more is logged: clients can choose names, and must not be able to fill the log.
     """
     if "*" not in channel and not channel.endswith(_LAST_WILDCARDS) and channel != ">":
         return
-    if channel in _warned_of or len(_warned_of) >= _MAX_WARNINGS:
+    if channel in _warned_about or len(_warned_about) >= _MAX_WARNINGS:
         return
-    _warned_of.add(channel)
+    _warned_about.add(channel)
     logger.warning(
         "channel %r looks like a pattern, but there are no patterns: it receives only what is published to exactly "
         "this name",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
     from backplane.broadcaster import Broadcaster
-    from backplane.broker.supervisor import LinkState, StateChange
+    from backplane.broker.link_state import LinkState, StateChange
     from backplane.connection.connection import Connection
     from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.synchronous.publisher import SyncPublisher

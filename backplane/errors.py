@@ -1,7 +1,7 @@
 """Every error this package raises.
 
-No exception of a broker's client library crosses an adapter: it stands as `__cause__` of one of these. A client that
-went away is an ordinary end and no error. No message, `repr` or log line contains a password.
+No exception of a broker's client library crosses an adapter: it is the `__cause__` of one of these. A client that
+disconnects is an ordinary end and no error. No message, `repr` or log line contains a password.
 """
 
 from __future__ import annotations
@@ -42,57 +42,89 @@ __all__ = [
 
 
 class BackplaneError(Exception):
-    """Base of every error of this package."""
+    """Base of every error of this package. Never raised itself."""
 
 
 class ConfigurationError(BackplaneError, ValueError):
-    """A URL, an option or a limit is wrong; the message names what is known."""
+    """A URL, an option or a limit is invalid. The message names the known ones, and the one that was probably meant.
+
+    Raised when the object is made, by the start, or by a publish whose `exclude` the option `wire_format=plain` does
+    not allow; nothing was published. Correct the configuration: another try fails in the same way.
+    """
 
 
 class MissingDependencyError(ConfigurationError, ImportError):
-    """The adapter of this URL needs a package that is not installed; the message says which extra brings it."""
+    """A package that the URL or the feature needs is not installed. The message names the extra to install.
+
+    Raised when the `Backplane` is made, or when a module of `backplane.server` is imported; nothing was published.
+    """
 
 
 class LifecycleError(BackplaneError, RuntimeError):
-    """Something was used out of its order: twice started, already accepted."""
+    """An object was used in the wrong order: started twice, accepted twice, received from by two tasks.
+
+    Raised at once, with nothing done and nothing published. The message names the cure, which is a change of the
+    application's code.
+    """
 
 
 class NotStartedError(LifecycleError):
-    """The backplane was used before it was started."""
+    """The backplane was used before it was started.
+
+    Nothing was published. Start it with `lifespan=backplane.lifespan` or `async with backplane`; a script or a task
+    queue publishes with `SyncBackplane` or `backplane.sync.publish`.
+    """
 
 
 class ClosedError(LifecycleError):
-    """The backplane, or the connection, was used after its end."""
+    """The backplane, the connection or the subscription was used after its end, or while the worker drains.
+
+    Nothing was published. In the handler of a client, return, or let the error end it: the client is closed, and comes
+    back to another worker where this one drains. After a stop, start the backplane again.
+    """
 
 
 class WrongLoopError(LifecycleError):
-    """A started `Backplane`, or what belongs to it, was used outside the event loop that started it.
+    """A started `Backplane`, or an object that belongs to it, was used outside the event loop that started it.
 
     From another event loop, as `asyncio.run` makes one, from another thread, or from a forked process. Raised at once,
-    with nothing done; the message names the cure.
+    with nothing done and nothing published. Publish with `backplane.sync.publish` or `SyncBackplane` there; the message
+    names the cure for each case.
     """
 
 
 class InvalidChannelError(BackplaneError, ValueError):
-    """A channel name is not legal (see `backplane.channels`)."""
+    """A channel name is not valid: see `backplane.channels` for the rules.
+
+    Raised by a publish, a join and a subscription before anything is sent; nothing was published. Another try fails in
+    the same way. Where clients name channels, close theirs or answer them with an error.
+    """
 
 
 class InvalidDataError(BackplaneError, TypeError):
-    """What was to be published is neither text, nor bytes, nor anything JSON."""
+    """The data to publish or to send is neither text, nor bytes, nor anything JSON.
+
+    Raised before anything is sent; nothing was published. Encode the data first, or publish another type.
+    """
 
 
 class InvalidMessageError(BackplaneError):
-    """What a client said is not what the application expects.
+    """A client sent a message that is not what the application expects.
+
+    Raised by `Connection.receive(model)` for one message; the next one can be received. Send `answer` to the client, or
+    let the error end the handler: the client is closed with code 1007, after which it stays away.
 
     Attributes:
-        details: What is wrong, one entry each, with `loc`, `msg` and `type` as pydantic names them.
+        details: What is invalid, one entry each, with `loc`, `msg` and `type` as pydantic names them.
+        reason: The first entry as text.
     """
 
     def __init__(self, details: Sequence[Mapping[str, Any]]) -> None:
         first: Mapping[str, Any] = details[0] if details else {}
         place = ".".join(str(part) for part in first.get("loc", ()))
-        super().__init__(f"invalid message: {place + ': ' if place else ''}{first.get('msg', '')}")
-        self.details = [dict(detail) for detail in details]
+        self.reason: str = f"{place + ': ' if place else ''}{first.get('msg', '')}"
+        super().__init__(f"invalid message: {self.reason}")
+        self.details: list[dict[str, Any]] = [dict(detail) for detail in details]
 
     @property
     def answer(self) -> dict[str, Any]:
@@ -104,11 +136,14 @@ class InvalidMessageError(BackplaneError):
 
 
 class PayloadTooLargeError(BackplaneError, ValueError):
-    """A message is larger than the adapter takes. Raised before anything is sent.
+    """A message is larger than the adapter, or the server it is linked to, accepts.
+
+    Raised before anything is sent; nothing was published. Another try fails in the same way: publish a reference
+    instead, or raise the limit.
 
     Attributes:
         size_bytes: What the message would take on the broker, header included.
-        limit_bytes: What the adapter takes.
+        limit_bytes: What the adapter accepts.
     """
 
     def __init__(self, size_bytes: int, limit_bytes: int) -> None:
@@ -116,50 +151,85 @@ class PayloadTooLargeError(BackplaneError, ValueError):
             f"the message takes {size_bytes:,} bytes on the broker and the limit is {limit_bytes:,}: "
             "publish a reference to it instead, or raise the adapter's limit if it has an option for that"
         )
-        self.size_bytes = size_bytes
-        self.limit_bytes = limit_bytes
+        self.size_bytes: int = size_bytes
+        self.limit_bytes: int = limit_bytes
 
     def __reduce__(self) -> tuple[Any, ...]:  # a process pool pickles errors
         return type(self), (self.size_bytes, self.limit_bytes)
 
 
 class SlowConsumerError(BackplaneError):
-    """A subscriber with the policy `close` was further behind than its outbox allows, and was cut."""
+    """A subscription with the policy `close` was not read fast enough: its outbox was full, and it has ended.
+
+    Raised by the iteration of `Backplane.subscribe`. Messages are missing: reload the state, then subscribe again. A
+    connection is closed with code 1013 instead, and comes back by itself.
+    """
 
 
 class RefusedError(BackplaneError):
-    """A rule of the application does not let this client do that."""
+    """Base of the refusals of a client by a rule of the application or of the settings.
+
+    Raised by `connect` and `sse`, or by a join. Let it end the handler: the client then gets the close code or the
+    status that belongs to it. `BackplaneError` covers it, `BrokerError` does not.
+    """
 
 
 class OriginRefusedError(RefusedError):
-    """A page of another site wanted to connect (cross-site WebSocket hijacking); the message says how to allow it."""
+    """A page of another site wanted to connect (cross-site WebSocket hijacking).
+
+    Raised by `connect`, in the handshake. If the site is one of yours, allow it with `allowed_origins`; the message
+    names the origin.
+    """
 
 
 class TooManyConnectionsError(RefusedError):
-    """The worker, or this client, has as many connections as are allowed."""
+    """The worker, or this client, has as many connections as are allowed.
+
+    Raised by `connect` and `sse`. The client is closed with a code that makes it try again later. If it happens to
+    ordinary clients, raise the limit, start more workers, or pass `client_key`: behind a proxy that hides addresses all
+    clients count as one.
+    """
 
 
 class TooManyChannelsError(RefusedError):
-    """A connection wanted to join more channels than are allowed."""
+    """A connection wanted to join more channels than are allowed.
+
+    Raised by the join, which had no effect; the connection goes on with the channels it has.
+    """
 
 
 class JoinRefusedError(RefusedError):
-    """The application's `authorize` did not let a connection join a channel."""
+    """The application's `authorize` did not allow a connection to join a channel.
+
+    Raised by the join, which had no effect; the connection goes on with the channels it has. In `connect` and `sse` it
+    refuses the client.
+    """
 
 
 class PermissionExpiredError(RefusedError):
-    """The permission of a client had run out before it was let in (`connect(expires_at=...)`)."""
+    """The permission of a client (`expires_at`) had ended before the client was accepted.
+
+    Raised by `connect` and `sse`. The client needs a new token.
+    """
 
 
 class AuthorizeTimeoutError(BackplaneError):
-    """The application's `authorize` did not answer within `Settings.authorize_timeout_seconds`: try again later."""
+    """The application's `authorize` did not answer within `Settings.authorize_timeout_seconds`.
+
+    Raised by a join, which had no effect, and by `connect` and `sse`, which close the client with a code that makes it
+    try again later. Look for what `authorize` waits for.
+    """
 
 
 class BrokerError(BackplaneError):
-    """The broker, or the way to it, failed.
+    """The broker, or the link to it, failed.
+
+    Base of the errors below. Raised itself by a start, for a failure that is none of them, such as a certificate that
+    is not trusted.
 
     Attributes:
-        adapter: Name of the adapter, as in its URL: `redis`.
+        adapter: Name of the adapter, as in its URL: `redis`; empty for an error of the core.
+        reason: The message without the name of the adapter.
         retriable: Whether the same call can succeed later with nothing changed on this side.
     """
 
@@ -167,50 +237,65 @@ class BrokerError(BackplaneError):
 
     def __init__(self, message: str, *, adapter: str = "", retriable: bool | None = None) -> None:
         super().__init__(f"{adapter}: {message}" if adapter else message)
-        self.adapter = adapter
+        self.adapter: str = adapter
+        self.reason: str = message
         if retriable is not None:
             self.retriable = retriable
 
 
 class BrokerUnavailableError(BrokerError):
-    """The broker cannot be reached. What was asked was certainly not done."""
+    """The broker cannot be reached, or cannot do what was asked at the moment. It was certainly not done.
+
+    Raised by a publish: the message was not published, and publishing it again does not duplicate it. The link is
+    rebuilt in the background, and the publish has already waited for it: answer 503, or try again later. Raised by a
+    join or a subscription: the broker did not confirm the channel in time. Raised by a start: no broker answered.
+    """
 
     retriable = True
 
 
 class BrokerAuthenticationError(BrokerError):
-    """The broker refused the credentials."""
+    """The broker refused the credentials.
+
+    Raised by the start. Correct the user name, the password or the token, or the broker's rules.
+    """
 
 
 class PublishError(BrokerError):
-    """The broker refused a message. It was certainly not published."""
+    """The broker refused a message. It was certainly not published.
+
+    The message of the error holds the broker's reason, such as a missing permission. With `retriable`, too many
+    messages wait for the broker's answer: publish more slowly, and try again.
+    """
 
 
 class PublishOutcomeUnknownError(PublishError):
-    """The link ended, or time ran out, between sending a message and the broker's answer.
+    """The link ended, or time ran out, between the sending of a message and the broker's answer.
 
-    The message may or may not have been published. Publishing it again can duplicate it.
+    The message may or may not have been published. It is not published again automatically, since that could duplicate
+    it. Where a duplicate does no harm, publish again; where it does, give messages an id that receivers compare.
     """
 
 
 class SubscribeError(BrokerError):
     """The broker did not confirm one or more channels; every other channel of the same call is subscribed.
 
-    What `Connection.join` and `Backplane.subscribe` raise holds refused channels only: a channel without a final answer
-    is asked for again until the join's time is up, which raises `BrokerUnavailableError`.
+    Raised by a join and by `Backplane.subscribe` with refused channels only: a channel without a final answer is
+    subscribed to again until the time of the join is up, which raises `BrokerUnavailableError`. Correct the broker's
+    rules, or use other channels.
 
     Attributes:
-        refused: The channels that the broker refused, each with the broker's words. Asking again does not help until
-            somebody changes the broker's rules.
-        unconfirmed: The channels without a final answer, each with the reason: the broker named a passing state (a
-            script runs, it is loading its data, a failover is under way), or its refusal named no channel.
+        refused: The channels that the broker refused, each with the broker's reason. Another try fails until the
+            broker's rules change.
+        unconfirmed: The channels without a final answer, each with the reason: the broker reported a passing state (a
+            script runs, it is loading its data, a failover is in progress), or its refusal named no channel.
     """
 
     def __init__(
         self, refused: Mapping[str, str], *, unconfirmed: Mapping[str, str] | None = None, adapter: str = ""
     ) -> None:
-        self.refused = dict(refused)
-        self.unconfirmed = dict(unconfirmed or {})
+        self.refused: dict[str, str] = dict(refused)
+        self.unconfirmed: dict[str, str] = dict(unconfirmed or {})
         parts = [_listed("subscription refused", self.refused), _listed("not confirmed yet", self.unconfirmed)]
         super().__init__("; ".join(filter(None, parts)), adapter=adapter, retriable=not self.refused)
 
@@ -222,6 +307,6 @@ def _listed(title: str, channels: Mapping[str, str]) -> str:
     """Return up to five channels with their reasons, in one line."""
     if not channels:
         return ""
-    words = "; ".join(f"{channel!r}: {reason}" for channel, reason in list(channels.items())[:5])
+    shown = "; ".join(f"{channel!r}: {reason}" for channel, reason in list(channels.items())[:5])
     more = f" (and {len(channels) - 5} more)" if len(channels) > 5 else ""
-    return f"{title}: {words}{more}"
+    return f"{title}: {shown}{more}"

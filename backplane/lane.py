@@ -1,8 +1,9 @@
-"""The direct lane: a way around ASGI for what a server writes to an accepted WebSocket.
+"""The direct lane: a way to write to an accepted WebSocket without ASGI.
 
-A server that offers it puts a `Lane` into the scope of each WebSocket, `scope["extensions"]["backplane.lane"]`. What is
-published is then a frame, built once, and one write to each socket; everything else (handshake, receiving, closing)
-stays with ASGI. `backplane.server` has it for Uvicorn, and docs/operations/direct-lane.md describes it for others.
+A server that offers it puts a `Lane` into the scope of each WebSocket, at `scope["extensions"]["backplane.lane"]`. A
+published message is then one frame, built once, and one write to each socket. Everything else (handshake, receiving,
+closing) remains with ASGI. `backplane.server` implements the lane for Uvicorn; docs/operations/direct-lane.md describes
+what another server has to do.
 """
 
 from __future__ import annotations
@@ -15,29 +16,29 @@ if TYPE_CHECKING:
 __all__ = ["EXTENSION", "TRANSPORT", "ClientTransport", "Lane", "LaneWriter", "abort", "when_gone"]
 
 EXTENSION: Final = "backplane.lane"
-"""Where the lane is in `scope["extensions"]`."""
+"""Key of the `Lane` in `scope["extensions"]`."""
 
 TRANSPORT: Final = "backplane.transport"
-"""Where a `ClientTransport` is in `scope["extensions"]`: of WebSockets and of HTTP requests."""
+"""Key of the `ClientTransport` in `scope["extensions"]`, of WebSockets and of HTTP requests."""
 
 
 class ClientTransport(Protocol):
-    """What a server knows of one client's transport, which can outlive the application's part by seconds."""
+    """The transport of one client, as its server knows it. It can outlive the handler of the application by seconds."""
 
     def when_gone(self, callback: Callable[[], None], /) -> None:
-        """Call `callback` once, when the transport is gone; at once if it is.
+        """Call `callback` once, when the transport is closed; at once if it is.
 
-        For an HTTP request that was answered in full on a connection that goes on: at once.
+        For an HTTP request that is answered completely, on a connection that is kept alive: at once.
         """
         ...
 
     def abort(self) -> None:
-        """Cut the connection and drop what the server holds, for a client that does not take it."""
+        """Close the transport at once and drop what the server has buffered, for a client that does not read it."""
         ...
 
 
 def abort(scope: Mapping[str, Any]) -> bool:
-    """Cut the client of `scope` off; return whether its server offers that."""
+    """Abort the transport of the client of `scope`; return whether its server offers that."""
     transport: ClientTransport | None = scope.get("extensions", {}).get(TRANSPORT)
     if transport is None:
         return False
@@ -46,7 +47,7 @@ def abort(scope: Mapping[str, Any]) -> bool:
 
 
 def when_gone(scope: Mapping[str, Any], callback: Callable[[], None]) -> None:
-    """Call `callback` once the client of `scope` is gone, and at once where the server does not report it."""
+    """Call `callback` once the transport of `scope` is closed, or at once if the server does not report that."""
     transport: ClientTransport | None = scope.get("extensions", {}).get(TRANSPORT)
     if transport is None:
         callback()
@@ -55,109 +56,118 @@ def when_gone(scope: Mapping[str, Any], callback: Callable[[], None]) -> None:
 
 
 class LaneWriter(Protocol):
-    """Who writes to a lane. Both methods are called on the server's event loop; neither may raise."""
+    """Callbacks of the party that writes to a lane.
+
+    The server calls both methods in its event loop; neither may raise.
+    """
 
     def lane_writable(self, writable: bool, /) -> None:
-        """Learn whether `lane.write` may be called from now on.
+        """Take notice of whether `lane.write` may be called from now on.
 
-        `True`: it may. What waited is to be written before this returns, for an awaited ASGI `send` goes on behind it.
-        `False`: it may not. This can come out of `lane.write` itself, whose frame the server has taken all the same.
+        With `True` it may. What is waiting must be written before this returns: an ASGI `send` that the application
+        awaits continues after it, and its message comes later than those.
+
+        With `False` it may not. The server can call this from within `lane.write`; it has then accepted that frame.
         """
         ...
 
     def lane_closed(self) -> None:
-        """Learn, once, that the connection has left the state OPEN: nothing may be written any more."""
+        """Take notice, once, that the connection has left the state OPEN: nothing may be written any more."""
         ...
 
 
 class Lane(Protocol):
     """The writing side of one WebSocket, owned by its server.
 
-    Not safe to use from another thread. Nothing of it waits.
+    Not thread-safe: to be used in the server's event loop. No method waits.
     """
 
     @property
     def write(self) -> Callable[[bytes], object]:
-        """Write whole frames, one or several: the transport's own method, with no check of its own.
+        """Write whole frames, one or several. This is the method of the transport itself, without any check.
 
-        To be called only by an attached user that was last told that it may, and not after `lane_closed`. It does
-        nothing before `attach` and after the end; do not keep what it returned beyond that.
+        To be called only by the attached writer, after `lane_writable(True)`, not after `lane_writable(False)`, and not
+        after `lane_closed`. It does nothing before `attach` and after the end; do not keep the returned method beyond
+        the end.
         """
         ...
 
     @property
     def writable(self) -> bool:
-        """Whether the transport takes more; `False` after the end."""
+        """Whether the transport accepts more at the moment; `False` after the end."""
         ...
 
     @property
     def reading(self) -> bool:
-        """Whether the server reads at the moment.
+        """Whether the server reads from the client at the moment.
 
-        A server stops reading a client whose messages the application does not receive. `last_received_at` stands still
-        then, which shows nothing about the client.
+        A server stops reading from a client whose messages the application does not receive. `last_received_at` does
+        not advance then, which shows nothing about the client.
         """
         ...
 
     @property
     def last_received_at(self) -> float:
-        """When the client's last bytes came, of whatever kind, a pong too: by the event loop's clock, in seconds."""
+        """When bytes were last received from the client, of whatever kind, a pong included.
+
+        By the event loop's clock, in seconds.
+        """
         ...
 
     @property
     def buffered_bytes(self) -> int:
-        """How many bytes the server holds that the system has not taken."""
+        """How many bytes the server has buffered, because the operating system has not accepted them yet."""
         ...
 
     @property
     def deflate_window_bits(self) -> int | None:
         """Size of the window for compressed frames that connections share (`backplane.fanout.frames.compress_frame`).
 
-        `None` where permessage-deflate was not negotiated, or without `server_no_context_takeover`: there, frames may
-        only be written as they are.
+        `None` if permessage-deflate was not negotiated, or without `server_no_context_takeover`: only uncompressed
+        frames may be written then.
         """
         ...
 
     @property
     def close_code(self) -> int | None:
-        """With which code the server has closed, of its own accord or for the application; `None` if it has not.
+        """The code with which the server has closed, by itself or for the application; `None` if it has not.
 
-        1009 where a message was above `limit_messages`.
+        It is 1009 after a message above the limit of `limit_messages`.
         """
         ...
 
     def attach(self, user: LaneWriter, /) -> None:
         """Give the lane to `user`, once, after the handshake was accepted.
 
-        Calls `user.lane_writable` with what is so now, and at every change; or only `user.lane_closed`, if the
-        connection is closing or gone.
+        Calls `user.lane_writable` with the present state, and at every change from then on; or only `user.lane_closed`
+        if the connection is closing or closed.
 
         Raises:
-            LifecycleError: The handshake was not accepted yet, or the lane has a user.
+            LifecycleError: The handshake was not accepted yet, or the lane has a writer.
         """
         ...
 
     def limit_messages(self, max_bytes: int, /) -> None:
-        """Refuse messages of the client above `max_bytes` with code 1009, before they are assembled or inflated.
+        """Refuse messages of the client above `max_bytes` with code 1009, before they are assembled or decompressed.
 
-        May be called before the handshake is accepted. A lower limit of the server's own remains.
+        May be called before the handshake is accepted. A lower limit of the server's own remains in force.
         """
         ...
 
     def ping(self) -> None:
-        """Send a ping, whose pong sets `last_received_at`. Does nothing while not writable: it would only wait too."""
+        """Send a ping, whose pong sets `last_received_at`. Does nothing while not writable: it would only be queued."""
         ...
 
     def close(self) -> None:
-        """Close without a close frame, for a client that takes none, while its handler may go on.
+        """Close without a close frame, for a client that reads none, although its handler may go on.
 
-        What the server holds is still sent for as long as the client takes it; then the connection is cut.
+        What the server has buffered is still sent for as long as the client reads; then the connection is aborted.
         """
         ...
 
     def abort(self) -> None:
-        """Cut the connection and drop what the server holds, for a client that has vanished.
+        """Abort the connection and drop what the server has buffered, for a client that has vanished.
 
-        `lane_closed` comes in a later pass of the event loop.
+        `lane_closed` is called in a later pass of the event loop.
         """
         ...

@@ -1,8 +1,8 @@
-"""Log lines that can come in bursts: the first at once, those that follow as one line.
+"""Log lines that can come in bursts: the first one at once, those that follow as one line.
 
-A lost broker concerns every client of a worker in the same second, and a stranger can repeat a refused request as often
-as it likes. Neither may fill the log. So whatever a client, a publisher or a neighbour on the host can cause is logged
-through `LogBursts`, and what it has sent is not repeated there: see `place_of`.
+A lost broker concerns every client of a worker in the same second, and a client can repeat a refused request without
+end. Neither may fill the log. So every event that a client, a publisher or another process on the host can cause is
+logged through `LogBursts`, without the data that it sent: see `place_of`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _WINDOW_SECONDS: Final = 10.0
 
 
 class LogBursts:
-    """Logs an event at once, and counts those of the same kind that follow within the window; its end logs the count.
+    """Logs an event at once, counts events of the same kind that follow within a window, and logs the count at its end.
 
-    So a kind writes one line a window, whatever its rate, and every event is in the log by number. The kinds are the
-    log messages before their arguments, each at its level, hence few. A timer exists only while something counted is
-    not logged yet.
+    So each kind writes one line per window, whatever its rate, and every event is counted in the log. A kind is a log
+    message before its arguments are inserted, at one level of one logger; so there are few. A timer exists only while
+    a count is not logged yet.
 
-    Must be used in an event loop.
+    To be used in an event loop.
 
     Args:
-        window_seconds: For how long events are counted. Defaults to 10.
+        window_seconds: How long events are counted. Defaults to 10.
     """
 
     __slots__ = ("_bursts", "_window_seconds")
@@ -42,7 +42,7 @@ class LogBursts:
     def log(
         self, logger: logging.Logger, level: int, message: str, *args: object, exc_info: BaseException | None = None
     ) -> None:
-        """Log `message % args` with `logger`, or count it. A traceback is logged with the first event alone."""
+        """Log `message % args` with `logger`, or count it. A traceback is logged only with the first event."""
         if not logger.isEnabledFor(level):
             return
         now = asyncio.get_running_loop().time()
@@ -57,15 +57,16 @@ class LogBursts:
             logger.log(level, message, *args, exc_info=exc_info, stacklevel=2)
 
     def flush(self) -> None:
-        """Log what was counted, and leave no timer."""
+        """Log every count at once, and cancel the timers."""
         for burst in self._bursts.values():
             burst.flush()
 
 
 def place_of(error: BaseException) -> str:
-    """Return an error's type and where it was raised, `KeyError at shop.py:12`, for a function of the application.
+    """Return the type of an error and where it was raised: `KeyError at shop.py:12`.
 
-    Its words and its traceback are left out: they can repeat the message that the function was called with.
+    For errors of functions of the application. The text and the traceback of the error are left out, since they can
+    hold the message that the function was called with.
     """
     name, raised = type(error).__name__, error.__traceback__
     while raised is not None and raised.tb_next is not None:
@@ -80,7 +81,7 @@ class _Burst:
 
     Attributes:
         ends_at: When the window ends, by the event loop's clock.
-        window_seconds: Its length.
+        window_seconds: Length of the window.
     """
 
     __slots__ = ("_args", "_count", "_level", "_logger", "_message", "_timer", "ends_at", "window_seconds")

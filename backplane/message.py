@@ -1,4 +1,4 @@
-"""What travels: `Message`, its `Position`, and the `Gap` that stands where messages may be missing."""
+"""What subscribers receive: `Message` with its `Position`, and `Gap` where messages may be missing."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ALL: Final = All()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Opaque place of a message in its channel's history.
+    """Opaque place of a message in the history of its channel.
 
-    Two positions of one channel can be compared only when their `epoch` is the same.
+    Two positions of one channel can be compared only if their `epoch` is the same.
 
     Attributes:
-        epoch: Which incarnation of the history; another one means it was lost or created anew.
+        epoch: Names the history. Another epoch means that the history was lost or created anew.
         offset: Grows with every message of the channel within one epoch, not always by one.
     """
 
@@ -39,17 +39,19 @@ class Position:
 
 @dataclass(slots=True, kw_only=True, unsafe_hash=True)
 class Message:
-    """One message of one channel, as every subscriber of a worker shares it: never change one.
+    """One message of one channel. All subscribers of a worker share the object: do not change it.
 
-    Not frozen, because that makes it three times as slow to create, once for every message that arrives.
+    Not frozen, because a frozen dataclass takes three times as long to create, and one is created for every message.
 
     Attributes:
-        channel: Where it was published.
+        channel: The channel it was published to.
         data: `str` for text (JSON too, as its text), `bytes` for binary.
-        origin: Which process published it (8 random bytes of its `Backplane`); `None` for a foreign publish.
-        published_at: When, in seconds since the epoch by the publisher's clock; `None` for a foreign publish.
-        excluded: Id of the one connection it is not for.
-        position: Place in the channel's history, where the adapter keeps one.
+        origin: Random bytes (8) that name the process which published it; `None` for a foreign publish, one by a
+            program that is no backplane.
+        published_at: When it was published, in seconds since the Unix epoch by the publisher's clock; `None` for a
+            foreign publish.
+        excluded: Id of the one connection that does not receive it, if any.
+        position: Its place in the channel's history, where the adapter has one.
     """
 
     channel: str
@@ -60,32 +62,33 @@ class Message:
     position: Position | None = None
 
     def json(self) -> Any:
-        """Return the data as what its JSON text holds: what was published as a list, a `dict`, a number and so on.
+        """Parse the data as JSON: a message that was published as a list, a `dict` or a number is returned as that.
 
-        Foreign data is checked by a typed channel, `Backplane.channel`; this only parses.
+        This validates nothing. A typed channel does, `Backplane.channel`.
 
         Raises:
-            ValueError: It is no JSON.
+            ValueError: The data is not JSON.
         """
         try:
             return json.loads(self.data)
-        except RecursionError:  # which the depth of a text decides
+        except RecursionError:  # the publisher of the text can cause it
             raise ValueError("nested too deep to be parsed as JSON") from None
 
     @property
     def size_bytes(self) -> int:
-        """Size of the data as an outbox counts it: bytes of binary, characters of text."""
+        """Size of the data as an outbox counts it: bytes of binary data, characters of text."""
         return len(self.data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """A stretch in which messages may be missing.
+    """A stretch of a channel in which messages may be missing.
 
-    It stands, in order, between the last message before the stretch and the first one after it.
+    It is received between the last message before the stretch and the first one after it. Whatever the application
+    derives from the messages of the channel should be loaded anew: everything published from then on is received.
 
     Attributes:
-        channel: The channel of which messages may be missing.
+        channel: The channel concerned.
         reason: Why, in words, for a log.
     """
 

@@ -1,4 +1,4 @@
-"""What a wrong option is refused with: its name, what it must be, and what was probably meant."""
+"""Checks of options: the error names the option, what it must be, and the name that was probably meant."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _class_of: Final[dict[str, str]] = {}  # by the option's name
 
 
 def check_number(name: str, value: object, *, whole: bool = False, optional: bool = False) -> None:
-    """Check that the option `name` is a number more than 0 and finite.
+    """Check that the option `name` is a finite number above 0.
 
     Args:
-        name: As the application knows it.
-        value: What it was set to.
+        name: Name of the option, as the application writes it.
+        value: Its value.
         whole: Whether it must be an `int`.
         optional: Whether `None` is allowed too.
 
@@ -46,15 +46,15 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a guess at the known word that was meant, ` (did you mean 'redis'?)`; nothing where none is close."""
+    """Return a hint at the most similar known word, ` (did you mean 'redis'?)`, or nothing if none is similar."""
     close = get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def refuse_unknown_options(options: type[_T]) -> type[_T]:
-    """Decorate a dataclass of keyword options, so that one it does not know raises `ConfigurationError`.
+    """Decorate a dataclass of keyword options, so that an unknown one raises `ConfigurationError`.
 
-    The error names what was probably meant, or the class that has it, and all that are known.
+    The error names the option that was probably meant, or the class that has it, and all known ones.
     """
     construct: Callable[..., None] = options.__init__
     known = [field.name for field in fields(options)]  # type: ignore[arg-type]  # a dataclass

@@ -148,7 +148,7 @@ class TypedChannel(Generic[ModelT]):
             adapter = self._validator.adapter
             return adapter.dump_json(adapter.validate_python(message), by_alias=True, warnings="error").decode()
         except ValidationError as error:
-            reason = str(InvalidMessageError(error_details(error))).removeprefix("invalid message: ")
+            reason = InvalidMessageError(error_details(error)).reason
             raise InvalidDataError(f"not a message for {self._template!r}: {reason}") from error
         except PydanticSerializationError as error:
             raise InvalidDataError(f"not a message for {self._template!r}: {error}") from error

@@ -98,4 +98,4 @@ class PublishBatch:
 
 def _copy(error: BrokerError) -> BrokerError:
     """Return a copy of the error: each publisher raises its own instance."""
-    return type(error)(str(error).removeprefix("kafka: "), adapter="kafka", retriable=error.retriable)
+    return type(error)(error.reason, adapter="kafka", retriable=error.retriable)

@@ -28,5 +28,4 @@ def certificate_error(error: BaseException) -> ssl.SSLCertVerificationError | No
 
 def reason_of(error: BaseException) -> str:
     """Return the message of `error`; of a `BrokerError` without the name of the adapter, to be part of another one."""
-    message = str(error)
-    return message.removeprefix(f"{error.adapter}: ") if isinstance(error, BrokerError) else message
+    return error.reason if isinstance(error, BrokerError) else str(error)

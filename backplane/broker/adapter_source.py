@@ -1,4 +1,4 @@
-"""Where a `Backplane` has its adapter from: a URL, which can be opened again, or an object, which is one link."""
+"""Where a `Backplane` gets its adapter from: a URL, which can be opened again, or an object, which is one link."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ __all__ = ["AdapterSource"]
 
 _DEFAULT_URL: Final = "memory://"
 
-# Of the objects that are started, where: one that is not given back there is used up, whichever `Backplane` has it.
+# The event loop of each adapter object that is in use. One that was not given back before that loop ended cannot be
+# used again, by whichever `Backplane`: it still has the sockets and tasks of that loop.
 _used_in: Final[WeakKeyDictionary[Broadcaster, LoopAffinity]] = WeakKeyDictionary()
 
 
@@ -26,8 +27,8 @@ class AdapterSource:
         given: A URL or an adapter. Defaults to the environment variable `BACKPLANE_URL`, else `memory://`.
 
     Attributes:
-        adapter: The present one.
-        is_default: Nobody has chosen it.
+        adapter: The present adapter.
+        is_default: Neither the application nor the environment has chosen one.
 
     Raises:
         ConfigurationError, MissingDependencyError: The URL cannot be used.
@@ -37,14 +38,14 @@ class AdapterSource:
         if not isinstance(given, str | Broadcaster | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"a Backplane takes a URL or an adapter object, not {given!r:.100}")
         self._given = given or os.environ.get("BACKPLANE_URL")
-        self.is_default = not self._given
-        self.adapter = self._made()
+        self.is_default: bool = not self._given
+        self.adapter: Broadcaster = self._make()
 
     def take(self) -> None:
         """Take the adapter for this event loop, until `give_back`; a URL can always be taken.
 
         Raises:
-            LifecycleError: The object belongs elsewhere; the message says where, and names the cure.
+            LifecycleError: Another `Backplane`, event loop or process uses the object; the message names the cure.
         """
         if not isinstance(self._given, Broadcaster):
             return
@@ -65,13 +66,13 @@ class AdapterSource:
 
     def renew(self) -> None:
         """Replace an adapter that belongs to an event loop that has ended, or to the parent process."""
-        self.adapter = self._made()
+        self.adapter = self._make()
 
     def url_for_another(self) -> str:
         """Return the URL with which a thread opens a link of its own to the same broker.
 
         Raises:
-            ConfigurationError: There is none.
+            ConfigurationError: There is no such URL.
         """
         if isinstance(self._given, Broadcaster):
             raise ConfigurationError(
@@ -81,14 +82,14 @@ class AdapterSource:
         if not self._given:
             raise ConfigurationError(
                 "`sync.publish` of a Backplane that is not started needs the broker of the web workers: "
-                "set BACKPLANE_URL. The default, memory://, would reach nobody"
+                "set BACKPLANE_URL. The default, memory://, would reach no other process"
             )
         return self._given
 
-    def _made(self) -> Broadcaster:
+    def _make(self) -> Broadcaster:
         given = self._given
         adapter = given if isinstance(given, Broadcaster) else broadcaster_from_url(given or _DEFAULT_URL)
-        if not isinstance(getattr(adapter, "options", None), Options):  # each publish reads them
+        if not isinstance(getattr(adapter, "options", None), Options):  # read by each publish
             raise ConfigurationError(
                 f"the options of {type(adapter).__name__} must be a backplane.broadcaster.Options or a subclass, "
                 "which Broadcaster.__init__ takes together with the URL"

@@ -1,11 +1,11 @@
-"""The delivery probe: a message to oneself, through the broker, that finds what no TCP check finds.
+"""The delivery probe: a message that a worker publishes to itself through the broker.
 
-A half-open link, a stopped server, a publish connection that leads elsewhere than the subscribe connection: all look
-healthy from the outside, and none carries the probe back.
+It finds what no check of a TCP connection finds: a half-open link, a server that is stopped, a publish connection that
+leads to another server than the subscribe connection. All of these look healthy, and none returns the probe.
 
-Each direction is judged by what came on it: the way out by the broker's answers to publishes, the way in by messages. A
-direction that was quiet for an interval is probed, however busy the other one is: they may be two connections, and a
-server, a proxy or a firewall closes the idle one.
+The two directions are judged separately, each by what arrived on it: the publish path by the broker's answers to
+publishes, the subscribe path by messages. A direction that was quiet for an interval is probed however busy the other
+one is, since they may be two connections, and a server, a proxy or a firewall closes the idle one.
 """
 
 from __future__ import annotations
@@ -27,34 +27,40 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_MISSED", "DeliveryProbe", "SilentLinkError"]
 
-logger = logging.getLogger("backplane.broker.probe")
+logger: Final = logging.getLogger("backplane.broker.probe")
 
 MAX_MISSED: Final = 2
-"""Probes, or checks of the adapter, in a row without an answer after which a link is taken for silent."""
-# Links in a row that ended while the probe was under way: the broker closes the connection over it.
+"""How many probes in a row, or checks of the adapter, may get no answer before the link is taken for silent."""
+# Links in a row that ended while a probe was in progress: the broker closes the connection because of the probe.
 _MAX_ENDED: Final = 3
-# A broker that names a passing state answers, so its link is not silent; one that names nothing else is opened anew.
+# A broker that reports a passing state answers, so its link is not silent; after this many reports in a row it is
+# opened anew all the same.
 _MAX_POSTPONED: Final = 6
 
 
 class SilentLinkError(BrokerUnavailableError):
-    """The link stands and carries nothing."""
+    """The link is open, and nothing arrives on it.
+
+    Raised inside the package only; it ends the session, which the supervisor then rebuilds.
+    """
 
 
 class DeliveryProbe:
-    """Probes one link after the other.
+    """Probes the sessions of the link, one after the other.
 
     Args:
         broadcaster: The adapter.
-        origin: Random bytes of this process; they name its channel.
-        wanted: The channels this process is subscribed to. Without any it can miss nothing: the probe is published, the
-            broker's answer is all that is waited for, and no subscription is opened.
-        interval_seconds: How long a direction may be quiet before it is probed; it is given up within two intervals.
+        origin: Random bytes of this process; they name the channel of the probe.
+        wanted: The channels this process is subscribed to, as `BrokerSubscriptions` edits them. While there are none,
+            no message can be missed: the probe is only published, the broker's answer is all that is waited for, and
+            nothing is subscribed.
+        interval_seconds: How long a direction may be quiet before it is probed. A silent link is found within two
+            intervals.
 
     Attributes:
-        channel: The probe's own channel.
-        round_trip_seconds: What the last probe took, there and back; `None` before the first.
-        answered_at: When the last probe came back, by the event loop's clock; `None` before the first.
+        channel: The channel of the probe.
+        round_trip_seconds: How long the last probe took, there and back; `None` before the first.
+        last_reply_at: When the last probe was received, by the event loop's clock; `None` before the first.
     """
 
     def __init__(
@@ -65,98 +71,103 @@ class DeliveryProbe:
         self._interval = interval_seconds
         self._ended = 0
         self._is_refusal_logged = False
-        self.channel = f"{RESERVED_PREFIX}probe/{origin.hex()}"
+        self.channel: str = f"{RESERVED_PREFIX}probe/{origin.hex()}"
         self.round_trip_seconds: float | None = None
-        self.answered_at: float | None = None
+        self.last_reply_at: float | None = None
 
-    async def watch(self, link: LinkSession) -> None:
-        """Return only where the broker does not allow the probe, or ends the link over it.
+    async def watch(self, session: LinkSession) -> None:
+        """Probe `session`; returns only where the broker does not allow the probe, or ends links because of it.
 
         Raises:
-            SilentLinkError: Two probes in a row, each given half an interval, did not come back.
+            SilentLinkError: Two probes in a row, each given half an interval, got no answer.
             BrokerUnavailableError: The broker was in a passing state for six intervals.
         """
         if self._ended >= _MAX_ENDED:
             return self._give_up(f"{self._ended} links ended over it")
         loop = asyncio.get_running_loop()
         missed = postponed = 0
-        since = loop.time()
+        probed_at = loop.time()
         while True:
-            if not missed or self._carried_at(link) > since:
+            if not missed or self._last_activity(session) > probed_at:
                 missed = 0
-                await self._quiet(link, since)
-            since = loop.time()
+                await self._wait_until_quiet(session, probed_at)
+            probed_at = loop.time()
             try:
                 async with PatientTimeout(self._interval / 2):
                     try:
-                        await self._send(link)
+                        await self._send(session)
                     finally:
-                        self._ended += link.ended.done()
+                        self._ended += session.failure.done()
                 missed = postponed = self._ended = 0
             except TimeoutError:
                 missed += 1
                 if missed == MAX_MISSED:
                     raise SilentLinkError(f"the link is silent: {MAX_MISSED} delivery probes got no answer") from None
             except (BrokerUnavailableError, SubscribeError, PublishError) as error:
-                if link.is_over:
+                if session.is_over:
                     raise
                 if not error.retriable:
                     return self._give_up(error)
                 missed, postponed = 0, postponed + 1
                 if postponed == _MAX_POSTPONED:
-                    raise BrokerUnavailableError(f"the broker takes no delivery probe: {error}") from error
+                    raise BrokerUnavailableError(f"the broker accepts no delivery probe: {error}") from error
 
-    async def prove(self, link: LinkSession) -> bool:
-        """Return whether the broker answers anything on a new link; a refusal is an answer too.
+    async def verify(self, session: LinkSession) -> bool:
+        """Publish a probe on a new session; return whether the broker answered. A refusal is an answer too.
 
         Raises:
-            BrokerUnavailableError: The link ended over it.
+            BrokerUnavailableError: The link ended before the answer.
         """
         if self._ended >= _MAX_ENDED:
             return False
         try:
             await self._broadcaster.publish(self.channel, b"")
         except (BrokerUnavailableError, PublishError) as error:
-            if link.is_over or isinstance(error, PublishOutcomeUnknownError):
+            if session.is_over or isinstance(error, PublishOutcomeUnknownError):
                 raise BrokerUnavailableError(f"the link ended before it answered anything: {error}") from error
         return True
 
     def _give_up(self, reason: object) -> None:
-        level = logging.DEBUG if self._is_refusal_logged else logging.WARNING  # not at every link
+        level = logging.DEBUG if self._is_refusal_logged else logging.WARNING  # once, not for every session
         self._is_refusal_logged = True
         logger.log(
             level, "no delivery probe, a silent link will go unnoticed: allow channel %s*: %s", RESERVED_PREFIX, reason
         )
 
-    def _carried_at(self, link: LinkSession) -> float:
-        """When the quieter direction of the two carried something; who is subscribed to nothing has but one."""
-        return min(link.answered_at, link.received_at) if self._wanted else link.answered_at
+    def _last_activity(self, session: LinkSession) -> float:
+        """When something last arrived on the quieter direction; without subscriptions only the publish path counts."""
+        if not self._wanted:
+            return session.last_answered_at
+        return min(session.last_answered_at, session.last_received_at)
 
-    async def _quiet(self, link: LinkSession, since: float) -> None:
-        """Wait until a direction has been quiet for an interval."""
+    async def _wait_until_quiet(self, session: LinkSession, probed_at: float) -> None:
+        """Wait until a direction has been quiet for an interval since the last probe."""
         loop = asyncio.get_running_loop()
         while True:
-            carried_at = max(since, self._carried_at(link))
-            await asyncio.sleep(carried_at + self._interval * random.uniform(0.9, 1.0) - loop.time())  # noqa: S311  # spreads
-            if self._carried_at(link) <= carried_at:
+            active_at = max(probed_at, self._last_activity(session))
+            # The factor spreads the probes of workers that were started together.
+            await asyncio.sleep(active_at + self._interval * random.uniform(0.9, 1.0) - loop.time())  # noqa: S311
+            if self._last_activity(session) <= active_at:
                 return
 
-    async def _send(self, link: LinkSession) -> None:
+    async def _send(self, session: LinkSession) -> None:
         loop = asyncio.get_running_loop()
-        there_and_back = bool(self._wanted)
-        if there_and_back and not link.probe_subscribed:
+        awaits_reply = bool(self._wanted)
+        if awaits_reply and not session.probe_subscribed:
             await self._broadcaster.subscribe([self.channel])
-            link.probe_subscribed = True
-        sent = loop.time()
-        link.echo = loop.create_future()
+            session.probe_subscribed = True
+        sent_at = loop.time()
+        session.probe_reply = loop.create_future()
         try:
             await self._broadcaster.publish(self.channel, b"")
         except PublishOutcomeUnknownError:
-            if link.is_over:
+            if session.is_over:
                 raise
-            await loop.create_future()  # an adapter has replaced a connection: a missed probe, once its time is up
-        link.answered()
-        if there_and_back:
-            await link.echo
-        self.answered_at = loop.time()
-        self.round_trip_seconds = self.answered_at - sent
+            # The adapter has replaced one of its connections, and the probe was lost with it. Waiting for ever makes
+            # this a missed probe once its time is up.
+            await loop.create_future()
+        session.publish_answered()
+        if awaits_reply:
+            await session.probe_reply
+        self.last_reply_at = loop.time()
+        self.round_trip_seconds = self.last_reply_at - sent_at

@@ -1,162 +1,138 @@
-"""Publishing through a link that comes and goes: what a publish waits for, for how long, and what it then raises."""
+"""How this worker publishes through an outage: the interface, and the way of `outage="raise"`, which waits."""
 
 from __future__ import annotations
 
 import asyncio
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from backplane.broker.probe import SilentLinkError
-from backplane.concurrency.timeouts import SharedTimeout
-from backplane.errors import BrokerUnavailableError, ClosedError, PublishOutcomeUnknownError
+from backplane.errors import BrokerUnavailableError, ClosedError
 
 if TYPE_CHECKING:
-    from backplane.broadcaster import Broadcaster
+    from backplane.broker.publish_attempt import PublishAttempts
     from backplane.broker.session import LinkSession
-    from backplane.broker.supervisor import LinkState
 
-__all__ = ["LinkOwner", "Publisher"]
-
-# Publishes in a row to which the broker owes the answer: the link is taken for silent.
-_MAX_UNANSWERED: Final = 2
+__all__ = ["Publisher", "WaitingPublisher"]
 
 
-class LinkOwner(Protocol):
-    """Who opens and rebuilds the link."""
-
-    @property
-    def state(self) -> LinkState:
-        """How the link is."""
-        ...
-
-    @property
-    def link(self) -> LinkSession:
-        """The present link."""
-        ...
-
-    async def state_changed(self) -> None:
-        """Wait for the next change of `state`."""
-        ...
-
-
-class Publisher:
-    """Publishes on whichever link its owner has, in the order of the calls.
-
-    Args:
-        broadcaster: The adapter.
-        owner: Who owns the link.
-        timeout_seconds: How long one publish waits, for a link and for the broker's answer; see `SharedTimeout`.
-    """
-
-    def __init__(self, broadcaster: Broadcaster, owner: LinkOwner, *, timeout_seconds: float) -> None:
-        self._broadcaster = broadcaster
-        self._owner = owner
-        self._seconds = timeout_seconds
-        self._deadlines = SharedTimeout(timeout_seconds)
-        self._places = count()
-        self._line: list[_Waiting] = []  # a heap
-        self._in_flight = 0
-        self._settled = asyncio.Event()
-
-    async def publish(self, channel: str, payload: bytes, *, wait: bool = True) -> None:
-        """Publish once the link is live; without `wait` only if it is.
-
-        Raises:
-            BrokerUnavailableError: The link did not return in time, or the broker cannot take it at the moment;
-                certainly not published.
-            PublishOutcomeUnknownError: The broker did not answer in time.
-            PublishError: The broker refused it.
-        """
-        asked: LinkSession | None = None
-        place = next(self._places)
-        try:
-            with self._deadlines.limit():
-                while True:
-                    link = self._owner.link
-                    if self._owner.state != "live" or link.is_over or self._line:
-                        link = await self._live_link(place, wait=wait)
-                    try:
-                        asked = link
-                        return await self._publish_on(link, channel, payload)
-                    except BrokerUnavailableError:
-                        asked = None
-                        # On a link that stands the broker is in a passing state. It is not asked again here: publishes
-                        # that follow on the same channel may be under way already, and would be overtaken.
-                        if not link.is_over:
-                            raise
-        except TimeoutError:
-            if asked is not None:
-                self._count_unanswered(asked)
-                raise PublishOutcomeUnknownError(
-                    f"no answer within {self._seconds:g} s; it may have been published"
-                ) from None
-            raise BrokerUnavailableError(
-                f"{self._broadcaster.url} has been away for {self._seconds:g} s; not published"
-            ) from None
-
-    async def settled(self) -> None:
-        """Wait for the broker's answers, while the link is live; each publish is bounded in time, and so is this."""
-        while self._in_flight and self._owner.state == "live":
-            self._settled.clear()
-            await self._settled.wait()
-
-    def close(self) -> None:
-        """Cancel the timer: publishes under way are limited no more."""
-        self._deadlines.close()
-
-    async def _publish_on(self, link: LinkSession, channel: str, payload: bytes) -> None:
-        self._in_flight += 1
-        try:
-            await self._broadcaster.publish(channel, payload)
-            link.answered()
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._settled.set()
-
-    def _count_unanswered(self, link: LinkSession) -> None:
-        """Give up a link whose way out is dead, even while its way in still carries."""
-        if not self._broadcaster.capabilities.brokered:  # there is no answer to wait for: we were slow ourselves
-            return
-        link.unanswered += 1
-        if link.unanswered >= _MAX_UNANSWERED:
-            link.lost(SilentLinkError(f"the link is silent: {_MAX_UNANSWERED} publishes got no answer"))
-
-    async def _live_link(self, place: int, *, wait: bool) -> LinkSession:
-        """Wait for a live link, and for the publishes of earlier calls that wait too.
-
-        One of them can come back from a link that did not take it after later ones have begun to wait.
-        """
-        line, waiting = self._line, _Waiting(place)
-        heappush(line, waiting)
-        try:
-            while True:
-                link = self._owner.link
-                is_live = self._owner.state == "live" and not link.is_over
-                if self._owner.state == "closed":
-                    raise ClosedError("this Backplane has been stopped")
-                if not (is_live or wait):
-                    raise BrokerUnavailableError(f"{self._broadcaster.url} is away; not published")
-                if line[0] is not waiting:
-                    await waiting.turn()
-                elif is_live:
-                    return link
-                else:
-                    await self._owner.state_changed()
-        finally:
-            waiting.has_left = True
-            while line and line[0].has_left:
-                heappop(line)
-            if line:
-                line[0].wake()
-
-
-class _Waiting:
-    """A publish that waits for the link.
+class Publisher(Protocol):
+    """Publishes on a link that can be lost at any time. The setting `outage` decides which one a worker has.
 
     Attributes:
-        has_left: It waits no more.
+        dropped: Messages that were kept for later and never published.
+    """
+
+    dropped: int
+
+    def __len__(self) -> int:
+        """How many messages are kept for later."""
+        ...
+
+    async def publish(self, channel: str, payload: bytes, /) -> None:
+        """Publish, in the order of the calls of one channel. What happens during an outage depends on the class.
+
+        Raises:
+            BrokerUnavailableError: Certainly not published: the broker is unavailable, or in a passing state.
+            PublishOutcomeUnknownError: The broker did not answer in time; it may have been published.
+            PublishError: The broker refused it.
+            ClosedError: The backplane was stopped.
+        """
+        ...
+
+    async def stop(self, timeout_seconds: float, /) -> None:
+        """Keep nothing from now on, and publish what is kept, as far as that is possible in time."""
+        ...
+
+
+class WaitingPublisher:
+    """Waits for a live link for up to the publish timeout, then raises: `outage="raise"`.
+
+    Args:
+        attempts: Publishes on one session.
+
+    Attributes:
+        dropped: Always 0: nothing is kept.
+    """
+
+    def __init__(self, attempts: PublishAttempts) -> None:
+        self._attempts = attempts
+        self._status = attempts.status
+        self._places = count()
+        self._queue: list[_WaitingPublish] = []  # a heap, by the order of the calls
+        self.dropped: int = 0
+
+    def __len__(self) -> int:
+        return 0
+
+    async def publish(self, channel: str, payload: bytes) -> None:
+        """Publish on the present session, or on the next one where that session is lost before it took the message.
+
+        Raises:
+            BrokerUnavailableError: The link did not come back in time, or the broker cannot take the message at the
+                moment; certainly not published.
+            PublishOutcomeUnknownError: The broker did not answer in time.
+            PublishError: The broker refused it.
+            ClosedError: The backplane was stopped.
+        """
+        attempted: LinkSession | None = None
+        place = next(self._places)
+        try:
+            with self._attempts.time_limits.limit():
+                while True:
+                    session = self._status.live_session
+                    if session is None or self._queue:
+                        session = await self._wait_for_session(place)
+                    try:
+                        attempted = session
+                        return await self._attempts.attempt(session, channel, payload)
+                    except BrokerUnavailableError:
+                        attempted = None
+                        # On a session that goes on, the broker is in a passing state. No second attempt is made here:
+                        # later publishes on the same channel may be in progress already, and would overtake this one.
+                        if not session.is_over:
+                            raise
+        except TimeoutError:
+            if attempted is not None:
+                raise self._attempts.no_answer(attempted) from None
+            raise BrokerUnavailableError(
+                f"{self._attempts.url} has been unavailable for {self._attempts.timeout_seconds:g} s; not published"
+            ) from None
+
+    async def stop(self, _timeout_seconds: float) -> None:
+        """Return at once: nothing is kept."""
+
+    async def _wait_for_session(self, place: int) -> LinkSession:
+        """Wait for a live session, and for the publishes of earlier calls that wait too.
+
+        A publish that a lost session did not take can come here after later calls have begun to wait. It takes its
+        place in front of them, so a channel's messages keep the order of the calls.
+        """
+        queue, waiting = self._queue, _WaitingPublish(place)
+        heappush(queue, waiting)
+        try:
+            while True:
+                if self._status.state == "closed":
+                    raise ClosedError("this Backplane has been stopped")
+                if queue[0] is not waiting:
+                    await waiting.turn()
+                elif (session := self._status.live_session) is not None:
+                    return session
+                else:
+                    await self._status.changed()
+        finally:
+            waiting.has_left = True
+            while queue and queue[0].has_left:
+                heappop(queue)
+            if queue:
+                queue[0].wake()
+
+
+class _WaitingPublish:
+    """A publish that waits for a session.
+
+    Attributes:
+        has_left: It waits no longer. It is removed from the heap once it is the first.
     """
 
     __slots__ = ("_place", "_turn", "has_left")
@@ -166,7 +142,7 @@ class _Waiting:
         self._turn: asyncio.Future[None] | None = None
         self.has_left = False
 
-    def __lt__(self, other: _Waiting) -> bool:
+    def __lt__(self, other: _WaitingPublish) -> bool:
         return self._place < other._place
 
     async def turn(self) -> None:
@@ -175,6 +151,6 @@ class _Waiting:
         await self._turn
 
     def wake(self) -> None:
-        """Let it look whether it is the first in line; doing so again changes nothing."""
+        """Make it check whether it is the first of the queue; a second call changes nothing."""
         if self._turn is not None and not self._turn.done():
             self._turn.set_result(None)

@@ -1,14 +1,14 @@
-"""URL to adapter: the scheme picks the class, the query string fills its options.
+"""URL to adapter: the scheme selects the class, the query string fills its options.
 
-Adapters are found by the entry-point group `backplane.adapters`, name = URL scheme, the built-in ones like a third
-party's; nothing is imported before a URL asks for it.
+Adapters are found in the entry-point group `backplane.adapters`, by the name of the URL scheme, the built-in ones like
+those of third parties. An adapter is imported only when a URL names it.
 """
 
 from __future__ import annotations
 
 import re
 from importlib import import_module
-from typing import cast
+from typing import Final, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import ValidationError
@@ -19,11 +19,11 @@ from backplane.option_checks import did_you_mean
 
 __all__ = ["ENTRY_POINT_GROUP", "broadcaster_from_url"]
 
-ENTRY_POINT_GROUP = "backplane.adapters"
-"""Where an installed package registers its adapters: `myscheme = "my_package:MyBroadcaster"`."""
+ENTRY_POINT_GROUP: Final = "backplane.adapters"
+"""Entry-point group in which a package registers its adapters: `myscheme = "my_package:MyBroadcaster"`."""
 
-# Known without being installed, so that running from a bare source tree works and a hint can name the extra.
-_BUILT_IN = {
+# Listed here too, so that a source tree that is not installed works, and an error can name the extra to install.
+_BUILT_IN: Final[dict[str, tuple[str, str | None]]] = {
     "memory": ("backplane.adapters.memory:MemoryBroadcaster", None),
     "ipc": ("backplane.adapters.ipc:IpcBroadcaster", None),
     "redis": ("backplane.adapters.redis:RedisBroadcaster", "redis"),
@@ -45,7 +45,7 @@ def broadcaster_from_url(url: str) -> Broadcaster:
     """Return the adapter for `url`, configured and not started.
 
     Raises:
-        ConfigurationError: Not a URL, an unknown scheme, an unknown or ill-typed option.
+        ConfigurationError: It is not a URL, or has an unknown scheme, or an unknown or ill-typed option.
         MissingDependencyError: The adapter's client library is not installed.
     """
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
@@ -78,7 +78,7 @@ def _load(scheme: str) -> type[Broadcaster]:
 
 
 def _load_installed(scheme: str) -> type[Broadcaster]:
-    from importlib.metadata import entry_points  # costs 10 ms, and the built-in adapters do without
+    from importlib.metadata import entry_points  # takes 10 ms, which the built-in adapters save
 
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
     if scheme not in found:
@@ -98,13 +98,13 @@ def _options(adapter_class: type[Broadcaster], scheme: str, url: str) -> Options
             raise ConfigurationError(f"{scheme}: unknown option {name!r}{did_you_mean(name, known)}; known are {names}")
         if name in given:
             raise ConfigurationError(f"{scheme}: option {name!r} is given twice")
-        if "\0" in value:  # for files, sockets and OpenSSL a bare ValueError, as late as at the start
+        if "\0" in value:  # files, sockets and OpenSSL raise ValueError for it, at the start
             raise ConfigurationError(f"{scheme}: option {name!r} holds the character NUL")
         given[name] = value
     try:
         return adapter_class.options_class.model_validate_strings(given)
     except ValidationError as error:
-        # The value itself is left out: it can be a secret.
+        # The value is left out: it can be a secret.
         wrong = "; ".join(
             f"{'.'.join(map(str, line['loc']))}: {line['msg']}" for line in error.errors(include_input=False)
         )

@@ -1,1 +1,1 @@
-"""Event loops, tasks, threads and time limits: what asyncio leaves open. Knows no message."""
+"""Event loops, tasks, threads and time limits: what asyncio lacks. Nothing here depends on messages or brokers."""

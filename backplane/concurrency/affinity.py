@@ -1,7 +1,8 @@
-"""The event loop and the process that an object belongs to, and the error of a use from elsewhere.
+"""The event loop and the process that an object belongs to, and the error of a use from outside.
 
-What an event loop drives must not be touched from outside it: a callback that is put into a foreign loop never runs, or
-runs beside the loop that owns the data. The commonest way there is `asyncio.run(...)` in a `def` endpoint.
+An object that belongs to an event loop must not be used outside it: a callback that is scheduled on another loop never
+runs, or runs in parallel with the loop that owns the data. The most common cause is `asyncio.run(...)` in a `def`
+endpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _CURE: Final = (
 
 
 class _Process:
-    """Identity of a process, which differs from that of its parent; a process id can be used again."""
+    """Identity of a process, different from that of its parent. A process id is none, since the system reuses it."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -33,7 +34,7 @@ _process = _Process()
 
 
 def _forked() -> None:
-    global _process  # one for each process, by definition
+    global _process  # one for each process
     _process = _Process()
 
 
@@ -42,35 +43,35 @@ if hasattr(os, "register_at_fork"):
 
 
 def current_process() -> object:
-    """Return an object that stands for this process: another one in each child that is forked from it."""
+    """Return an object that identifies this process: another one in each child that is forked from it."""
     return _process
 
 
 class LoopAffinity:
-    """The running event loop, in this process, as the only place from which something may be used.
+    """The running event loop of this process, as the only one in which an object may be used.
 
     Attributes:
         loop: The event loop.
 
     Raises:
-        LifecycleError: No event loop of asyncio runs here.
+        LifecycleError: No event loop of asyncio is running.
     """
 
     __slots__ = ("_process", "_thread", "loop")
 
     def __init__(self) -> None:
         try:
-            self.loop = asyncio.get_running_loop()
+            self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         except RuntimeError:
             raise LifecycleError(
                 "a Backplane is started in an event loop of asyncio, and none runs here: trio is not supported"
             ) from None
-        self._process = _process
-        self._thread = get_ident()
+        self._process: _Process = _process
+        self._thread: int = get_ident()
 
     @property
     def is_inherited(self) -> bool:
-        """Whether this process was forked from the one that the event loop runs in."""
+        """Whether this process was forked from the one in which the event loop runs."""
         return self._process is not _process
 
     @property
@@ -84,24 +85,25 @@ class LoopAffinity:
         return not self.is_inherited and self.loop.is_closed()
 
     def check(self) -> None:
-        """Return where the event loop is the one that runs here.
+        """Check that the caller runs in the event loop.
 
         Raises:
             WrongLoopError: Called from another event loop, thread or process; the message names the cure.
             ClosedError: The event loop was closed.
         """
-        # A thread runs one event loop at a time. `get_running_loop` costs CPython 3.11 a system call, 100 ns.
+        # A thread runs one event loop at a time, so its identity is enough, except after a move to another thread.
+        # `get_running_loop` makes a system call on CPython 3.11, which takes 100 ns.
         if get_ident() != self._thread or not self.loop.is_running() or self._process is not _process:
-            self._check_by_name()
+            self._check_running_loop()
 
-    def _check_by_name(self) -> None:
+    def _check_running_loop(self) -> None:
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:
             here = None
         if here is not self.loop or self._process is not _process:
             raise self._error(here)
-        self._thread = get_ident()  # an event loop can be run on in another thread
+        self._thread = get_ident()  # the application runs the event loop in another thread now
 
     def _error(self, here: asyncio.AbstractEventLoop | None) -> LifecycleError:
         if self.is_inherited:
@@ -116,7 +118,7 @@ class LoopAffinity:
 
 
 def refuse_in_event_loop() -> None:
-    """Return where no event loop runs in this thread.
+    """Check that no event loop runs in this thread.
 
     Raises:
         WrongLoopError: One does, and a call that waits would block it.

@@ -1,4 +1,4 @@
-"""Publishes of other threads, run in one event loop: a queue, and one wake-up for all that waits in it."""
+"""Publishes called in other threads and run in one event loop: a queue, with one wake-up for all calls in it."""
 
 from __future__ import annotations
 
@@ -15,40 +15,44 @@ from backplane.errors import BrokerUnavailableError, ClosedError, PublishOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from contextvars import Context
+
+    from backplane.concurrency.threads import Waiter
 
 __all__ = ["CallQueue"]
 
-# A wait that ends this much after its time shows that the process was paused, and the event loop with it.
+# A wait that ends this much too late shows that the process was paused, and the event loop with it.
 _LATE_SECONDS: Final = 0.1
-# What the event loop then needs to read what has arrived, and to answer.
+# How long the event loop then needs to read what has arrived, and to answer.
 _GRACE_SECONDS: Final = 1.0
 
 
 class CallQueue:
-    """Runs publishes in an event loop, in the order in which other threads called, each in its caller's context.
+    """Runs publishes in an event loop, in the order in which other threads called, each in its caller's Context.
 
-    Calls may wait before the event loop is there. There is no lock: a child that is forked meanwhile inherits none.
+    Calls can be queued before `open`. There is no lock: a process that is forked at the wrong moment would inherit it
+    locked.
     """
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: deque[_Call] = deque()
         self._in_progress: dict[asyncio.Task[None], _Call] = {}
-        self._woken = False
+        self._is_woken = False
         self._closed = False
 
     @property
     def is_open(self) -> bool:
-        """Whether an event loop takes the calls, or did."""
+        """Whether an event loop takes the calls, or has taken them until `close`."""
         return self._loop is not None
 
     def open(self) -> None:
-        """Take calls into the running event loop from now on, those that wait too."""
+        """Run calls in the running event loop from now on, the queued ones included."""
         self._loop = asyncio.get_running_loop()
         self._take()
 
     async def close(self) -> None:
-        """Take no more: what waits raises `ClosedError`, and what was taken comes to its end. In the event loop."""
+        """Take no more calls: queued ones raise `ClosedError`; those that run are waited for. In the event loop."""
         self._closed = True
         self._take()
         if self._in_progress:
@@ -57,17 +61,18 @@ class CallQueue:
     def run(self, publish: Callable[[], Coroutine[Any, Any, None]], *, seconds: float) -> None:
         """Run `publish()` in the event loop and wait for its end; raises what it raises.
 
-        An exception that interrupts the wait (`KeyboardInterrupt`, a task queue's time limit) cancels the publish.
+        An exception that interrupts the wait (`KeyboardInterrupt`, the time limit of a task queue) cancels the publish.
 
         Raises:
-            BrokerUnavailableError: The event loop did not take it within `seconds`; certainly not published.
-            PublishOutcomeUnknownError: It was taken, and did not end in time.
-            ClosedError: The event loop takes no more; certainly not published.
+            BrokerUnavailableError: The event loop did not begin it within `seconds`; certainly not published.
+            PublishOutcomeUnknownError: It was begun, and did not end in time.
+            ClosedError: The queue is closed; certainly not published.
         """
         call = _Call(publish)
         began = monotonic()
         try:
-            # First into the queue, then the look at `_closed`, which `close` sets before it empties the queue.
+            # Queue the call before `_wake` reads `_closed`: `close` sets it before it empties the queue, so that one of
+            # the two threads sees the call.
             self._waiting.append(call)
             self._wake()
             in_time = call.waiter.wait(seconds)
@@ -82,15 +87,15 @@ class CallQueue:
             try:
                 raise call.error
             finally:
-                del call  # the traceback holds this frame, and the call the traceback
+                del call  # breaks a cycle: the traceback holds this frame, and the call holds the error
 
     def _wake(self) -> None:
         if self._closed:
             raise ClosedError("this Backplane has been stopped; not published")
-        # Reset before the queue is emptied: who finds it set has a call that is still to be taken.
-        if self._woken or self._loop is None:
+        # `_take` resets it before it empties the queue: a thread that finds it set has its call taken by that pass.
+        if self._is_woken or self._loop is None:
             return
-        self._woken = True
+        self._is_woken = True
         try:
             self._loop.call_soon_threadsafe(self._take)
         except RuntimeError:
@@ -98,16 +103,16 @@ class CallQueue:
             raise ClosedError("the event loop of this Backplane has ended; not published") from None
 
     def _take(self) -> None:
-        self._woken = False
+        self._is_woken = False
         while self._waiting:
             call = self._waiting.popleft()
-            if not call.claim():  # its caller has given up
+            if not call.claim():  # its caller no longer waits
                 continue
             if self._closed:
                 call.end(ClosedError("this Backplane has been stopped; not published"))
                 continue
             task = task_in(call.context, call.run(), asyncio.get_running_loop())
-            self._in_progress[task] = call  # an event loop holds its tasks weakly
+            self._in_progress[task] = call  # an event loop has only a weak reference to its tasks
             task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
@@ -117,9 +122,9 @@ class CallQueue:
 
     def _give_up(self, call: _Call, seconds: float = 0.0) -> BrokerUnavailableError | PublishOutcomeUnknownError:
         if call.claim():
-            return BrokerUnavailableError(f"the event loop did not take it within {seconds:g} s; not published")
+            return BrokerUnavailableError(f"the event loop did not run it within {seconds:g} s; not published")
         if self._loop is not None:
-            with suppress(RuntimeError):  # it has ended meanwhile
+            with suppress(RuntimeError):  # the event loop has ended meanwhile
                 self._loop.call_soon_threadsafe(self._cancel, call)
         return PublishOutcomeUnknownError(f"no answer within {seconds:g} s; it may have been published")
 
@@ -130,11 +135,11 @@ class CallQueue:
 
 
 class _Call:
-    """One publish on its way.
+    """One publish, in the queue or running.
 
     Attributes:
-        context: The context variables of its caller.
-        waiter: What its caller waits for.
+        context: The Context of its caller.
+        waiter: Wakes its caller.
         error: What the publish raised.
     """
 
@@ -142,21 +147,21 @@ class _Call:
 
     def __init__(self, publish: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._publish = publish
-        self.context = copy_context()
-        self.waiter = new_waiter()
+        self.context: Context = copy_context()
+        self.waiter: Waiter = new_waiter()
         self.error: BaseException | None = None
-        self._unclaimed = [None]
+        self._unclaimed: list[None] = [None]
 
     def claim(self) -> bool:
         """Return whether this is the first claim: either the event loop takes a call, or its caller gives it up."""
         try:
-            self._unclaimed.pop()  # one operation, so no two threads succeed
+            self._unclaimed.pop()  # atomic, so only one of two threads succeeds
         except IndexError:
             return False
         return True
 
     async def run(self) -> None:
-        """Publish, and wake the caller at once: a callback of the task would come a pass of the event loop later."""
+        """Publish, and wake the caller at once: a callback of the task would run one pass of the event loop later."""
         try:
             await self._publish()
         except Exception as error:

@@ -1,12 +1,13 @@
-"""Work for a client, begun from elsewhere: in that client's Context, in a task, and at once.
+"""Run work for a client from code that belongs to another one: in the client's Context, in a task, and at once.
 
-`begin` is what `asyncio.Task(..., eager_start=True)` is from Python 3.12 on. Python 3.11 has no such thing, and a task
-for each send would cost a third of the send there. So on 3.11 the first step is taken in the name of a task that has
-not begun yet (a `_Carrier`). Work that has to wait keeps that task, which goes on with it in the next pass of the event
-loop. Work that is over, and has left no trace on the task, leaves it to the next: nothing can tell it from a new one.
+`begin` does what `asyncio.Task(..., eager_start=True)` does from Python 3.12 on. Python 3.11 has nothing like it, and a
+task for each send would cost a third of the send. So on 3.11 the first step of the work runs under a task that is not
+started yet, a `_Carrier`. If the work has to wait, the carrier's task continues it in the next pass of the event loop.
+If the work ends in its first step, and nothing has kept or changed the task, the carrier is reused for the next work:
+its task cannot be distinguished from a new one.
 
-`task_in` is `loop.create_task(work, context=...)` whatever factory the application has set: an eager one would enter
-the Context of who calls for a second time, one from before Python 3.11 takes none.
+`task_in` is `loop.create_task(work, context=...)` without the task factory of the application: an eager factory would
+enter the caller's Context a second time, and a factory from before Python 3.11 does not accept `context`.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ __all__ = ["begin", "run_in", "task_in"]
 
 _ResultT = TypeVar("_ResultT")
 
-_NAME: Final = "backplane-send"  # asyncio would number each task, which takes a while
+_NAME: Final = "backplane-send"  # without a name asyncio formats a number for each task, which takes time
 
 
 def run_in(context: Context, work: Callable[..., _ResultT], *args: object) -> _ResultT:
-    """Call `work` in `context`; in a copy of it where the caller itself is called from there.
+    """Call `work` in `context`, or in a copy of it where the caller itself runs in `context`.
 
-    A Context cannot be entered twice, and what runs in one may well cause what else belongs into it. The variables are
-    the same in the copy; only what `work` sets does not last.
+    A Context cannot be entered twice, and a callback that runs in one can well cause another callback for it. The copy
+    has the same variables; only what `work` sets in it is lost.
     """
     try:
         return context.run(work, *args)
     except RuntimeError as error:
-        if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # it comes from `work`
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # raised by `work`
             raise
     return context.copy().run(work, *args)
 
@@ -43,7 +44,7 @@ def run_in(context: Context, work: Callable[..., _ResultT], *args: object) -> _R
 def task_in(
     context: Context, work: Coroutine[Any, Any, _ResultT], loop: asyncio.AbstractEventLoop, *, name: str | None = None
 ) -> asyncio.Task[_ResultT]:
-    """Run `work` in `context`, in a task of `loop` that begins in the next pass."""
+    """Run `work` in `context`, in a task of `loop` that starts in the next pass."""
     return asyncio.Task(work, loop=loop, name=name, context=context)
 
 
@@ -52,18 +53,19 @@ if sys.version_info >= (3, 12):
     def begin(
         work: Coroutine[Any, Any, None], context: Context, loop: asyncio.AbstractEventLoop
     ) -> asyncio.Task[None] | None:
-        """Run `work` in a task of `loop`, which runs, up to its first wait; return the task, `None` where it is over.
+        """Run `work` in a task of `loop` up to its first wait; return the task, or `None` if the work has ended.
 
-        All of it runs in `context`, where what it sets lasts. Its code finds one current task from its first step to
-        its last, which it may cancel, and may use timeouts, cancel scopes and task groups. Where the caller itself is
-        called from `context`, which cannot be entered twice, it begins in the next pass of the event loop.
+        `loop` is the running event loop. All of the work runs in `context`, and what it sets there lasts. It has one
+        current task from its first step to its last; it may cancel that task, and use timeouts, cancel scopes and task
+        groups. Where the caller itself runs in `context`, which cannot be entered twice, the work starts in the next
+        pass of the event loop.
 
         Raises:
             CancelledError, Exception: What `work` raised before it waited.
         """
         try:
             context.run(_nothing)
-        except RuntimeError:  # entered already, which `asyncio.Task` would notice half made
+        except RuntimeError:  # entered already; `asyncio.Task` would raise with the task half constructed
             return task_in(context, work, loop, name=_NAME)
         task = asyncio.Task(work, loop=loop, name=_NAME, context=context, eager_start=True)
         if not task.done():
@@ -71,43 +73,44 @@ if sys.version_info >= (3, 12):
         try:
             task.result()
         finally:
-            del task  # its error holds this frame
+            del task  # breaks a cycle: the error of the task holds this frame
         return None
 
     def _nothing() -> None:
-        """Find out whether a Context can be entered."""
+        """Do nothing, in a Context that is checked for whether it can be entered."""
 
 else:
     from asyncio import current_task
 
-    # What a task itself calls around its steps; an event loop in another language has no other way either.
+    # What `asyncio.Task` itself calls around each step, and event loops written in C too.
     from asyncio.tasks import _enter_task, _leave_task  # pyright: ignore[reportPrivateUsage]
     from weakref import getweakrefcount
 
-    _references: Callable[[object], int] = getattr(sys, "getrefcount", id)  # PyPy counts none: each has its own there
+    # PyPy counts no references. `id` never returns 5, so each work gets a carrier of its own there.
+    _references: Callable[[object], int] = getattr(sys, "getrefcount", id)
 
     def begin(
         work: Coroutine[Any, Any, None], context: Context, loop: asyncio.AbstractEventLoop
     ) -> asyncio.Task[None] | None:
-        """Run `work` in a task up to its first wait; see above."""
+        """Run `work` in a task of `loop` up to its first wait: as above, by means of a carrier."""
         global _free
         carrier = _free
         if carrier is None or carrier.loop is not loop or not _is_as_new(task := carrier.task):
             carrier = _Carrier(loop)
             task = carrier.task
-        _free = None  # what `work` begins in turn needs another
+        _free = None  # `work` may call `begin` itself, which needs another carrier
         if (outer := current_task(loop)) is not None:
             _leave_task(loop, outer)
         _enter_task(loop, task)
         try:
-            carrier.keep(work, context.run(work.send, None), context)
+            carrier.take(work, context.run(work.send, None), context)
         except StopIteration:
             if task.touched and task._must_cancel:  # type: ignore[attr-defined]  # a task that cancels itself, and ends, is cancelled
                 raise asyncio.CancelledError from None
             _free = carrier
             return None
         except BaseException as error:
-            if isinstance(error, RuntimeError) and getattr(work, "cr_frame", None) is not None:  # it has not begun
+            if isinstance(error, RuntimeError) and getattr(work, "cr_frame", None) is not None:  # `context` was entered
                 return task_in(context, work, loop, name=_NAME)
             if _is_as_new(task):
                 _free = carrier
@@ -122,21 +125,21 @@ else:
                 _enter_task(loop, outer)
 
     def _is_as_new(task: _Task) -> bool:
-        """Return whether nobody has kept or marked the task: its work, or who has found it in `all_tasks` since.
+        """Return whether nothing has kept or changed the task: neither its work, nor code that found it in `all_tasks`.
 
-        It is referred to by its carrier, the event loop, the caller's variable and two for the argument; weakly by
-        `all_tasks`.
+        A new task has five references (its carrier, the event loop, the caller's variable and two for the argument) and
+        one weak reference (`all_tasks`).
         """
         return not task.touched and _references(task) == 5 and getweakrefcount(task) == 1
 
     class _Task(asyncio.Task[None]):
-        """A task that remembers whether anything was done to it.
+        """A task that notes whether it was changed.
 
         Attributes:
-            touched: It was.
+            touched: A method or an attribute of it was used in a way that changes it.
         """
 
-        touched = False
+        touched: bool = False
 
         def __setattr__(self, name: str, value: object) -> None:
             super().__setattr__("touched", True)
@@ -155,14 +158,14 @@ else:
             return super().cancel(msg)
 
     class _Carrier:
-        """A task that begins in the next pass of the event loop, and goes on with what has kept it, if anything has.
+        """A task that starts in the next pass of the event loop, and then continues the work it was given, if any.
 
-        Until then it is in the state of a running one: it waits for nothing, and a cancellation is remembered.
+        Until then the task looks like a running one: it waits for nothing, and a cancellation is kept for its start.
 
         Attributes:
             loop: Its event loop.
             task: The task.
-            work: What has kept it.
+            work: The work to continue, which has run its first step; `None` where there is none.
         """
 
         __slots__ = ("_context", "_failure", "_is_marked", "_waits_for", "loop", "task", "work")
@@ -172,26 +175,29 @@ else:
             self.work: Coroutine[Any, Any, None] | None = None
             self._failure: BaseException | None = None
             driver = self._drive()
-            driver.send(None)  # a cancellation of what has not begun would never reach what has kept it
+            # Start the coroutine: a task that is cancelled before its coroutine starts never runs it, so the work would
+            # not receive the cancellation.
+            driver.send(None)
             self.task = _Task(driver, loop=loop, name=_NAME, context=Context())
             self._set_log_destroy_pending(False)
 
-        def keep(self, work: Coroutine[Any, Any, None], waits_for: Any, context: Context) -> None:
-            """Go on with `work`, which waits for something."""
+        def take(self, work: Coroutine[Any, Any, None], waits_for: Any, context: Context) -> None:
+            """Take `work`, which waits for `waits_for`, to continue it."""
             self.work, self._waits_for, self._context = work, waits_for, context
-            # The mark of a future that is awaited, which a task takes at once: others may await the same one meanwhile.
+            # A future marks itself when it is awaited, and the task that awaits it clears the mark in the same step.
+            # Clear it here: other tasks can await the same future before this one starts. `_continue` restores it.
             self._is_marked: bool = getattr(waits_for, "_asyncio_future_blocking", None) is True
             if self._is_marked:
                 waits_for._asyncio_future_blocking = False
             self._set_log_destroy_pending(True)
 
         def fail(self, error: BaseException) -> None:
-            """End the task with what its work has raised at once, for who has kept it."""
+            """End the task with the error that its work raised in the first step, for whatever has kept the task."""
             self._failure = error
             self.task.add_done_callback(_retrieve)
 
         def _set_log_destroy_pending(self, value: bool) -> None:
-            """Have it logged, or not, that the event loop ends before the task does."""
+            """Set whether asyncio logs that the task was destroyed before its end."""
             object.__setattr__(self.task, "_log_destroy_pending", value)
 
         async def _drive(self) -> None:
@@ -210,25 +216,25 @@ else:
                 self._failure = None
                 raise failure
             if self.work is not None:
-                yield from self._go_on(self.work, cancelled)
+                yield from self._continue(self.work, cancelled)
             elif cancelled is not None:
                 raise cancelled
 
-        def _go_on(
+        def _continue(
             self, work: Coroutine[Any, Any, None], cancelled: asyncio.CancelledError | None
         ) -> Generator[Any, Any, None]:
             run, waits_for = self._context.run, self._waits_for
             try:
                 if cancelled is not None and not _cancel(waits_for, cancelled):
                     waits_for = run(work.throw, cancelled)
-                elif waits_for is None:  # `sleep(0)`: a pass has gone by
+                elif waits_for is None:  # `sleep(0)`: its pass is over
                     waits_for = run(work.send, None)
                 elif self._is_marked:
                     waits_for._asyncio_future_blocking = True
                 while True:
                     try:
                         sent = yield waits_for
-                    except BaseException as error:  # a cancellation, mostly
+                    except BaseException as error:  # a cancellation, in general
                         waits_for = run(work.throw, error)
                     else:
                         waits_for = run(work.send, sent)
@@ -236,11 +242,11 @@ else:
                 return
 
     def _cancel(waits_for: Any, error: asyncio.CancelledError) -> bool:
-        """Cancel what a task waits for, as `Task.cancel` does."""
+        """Cancel what a task waits for, as `Task.cancel` does; return whether that was possible."""
         return asyncio.isfuture(waits_for) and waits_for.cancel(*error.args)
 
     def _retrieve(task: asyncio.Task[None]) -> None:
-        """Take note of what a task has raised: who has begun its work was notified."""
+        """Mark the error of a task as retrieved: `begin` has raised it to its caller."""
         if not task.cancelled():
             task.exception()
 

@@ -1,7 +1,7 @@
 """Real threads, and waiting for them, in a process that gevent may have patched.
 
-Under gevent a `threading.Thread` is a greenlet. An event loop in it would count as running for every other greenlet of
-the same thread, so that each `asyncio.run` of the application raises. And a real lock would block them all.
+Under gevent a `threading.Thread` is a greenlet. An event loop in it would be the running one of every other greenlet of
+the same thread, so each `asyncio.run` of the application would raise. And a real lock would block them all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Waiter(Protocol):
         ...
 
     def wait(self, seconds: float) -> bool:
-        """Return whether it was notified within `seconds`. Whatever a signal handler raises ends the wait."""
+        """Return whether it was notified within `seconds`. An exception of a signal handler ends the wait."""
         ...
 
 
@@ -38,7 +38,7 @@ def start_thread(run: Callable[[], None], name: str) -> None:
     """Run `run` in a daemon thread.
 
     Raises:
-        RuntimeError: The system grants no thread, or the interpreter ends.
+        RuntimeError: The system refuses a thread, or the interpreter is shutting down.
     """
     monkey = _gevent_monkey()
     if monkey is None:
@@ -46,13 +46,13 @@ def start_thread(run: Callable[[], None], name: str) -> None:
     else:
         from gevent import get_hub
 
-        # Two hubs that are made at once, each in its thread, wait for each other's import locks for ever (gevent 26.9).
+        # Two hubs that are made at the same time, each in its own thread, deadlock on import locks (gevent 26.9).
         get_hub()
         monkey.get_original("_thread", "start_new_thread")(run, ())
 
 
 class _LockWaiter:
-    """A bare lock: a tenth of what a `concurrent.futures.Future` costs."""
+    """A bare lock, at a tenth of the cost of a `concurrent.futures.Future`."""
 
     __slots__ = ("_lock",)
 
@@ -68,7 +68,7 @@ class _LockWaiter:
 
 
 class _GreenletWaiter:
-    """Lets the other greenlets of the thread run meanwhile."""
+    """Waits so that the other greenlets of the thread go on running."""
 
     __slots__ = ("_event", "_loop")
 
@@ -87,7 +87,7 @@ class _GreenletWaiter:
 
 
 def _gevent_monkey() -> Any:
-    """Return `gevent.monkey` where it has patched this process, else `None`."""
+    """Return `gevent.monkey` if it has patched this process, else `None`."""
     monkey: Any = sys.modules.get("gevent.monkey")
-    # Some patch all but the threads; those greenlets must not be blocked either.
+    # Some applications patch all but the threads; their greenlets must not be blocked either.
     return monkey if monkey is not None and monkey.is_module_patched("socket") else None

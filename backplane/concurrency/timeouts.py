@@ -1,13 +1,13 @@
-"""Time limits that judge a broker's silence by what came, not by our own clock.
+"""Time limits for the answers of a broker, which a pause of this process does not use up.
 
 Two rules make the difference to `asyncio.timeout`.
 
-*A pause of this process is not time.* The process may be stopped, its machine frozen, its event loop blocked. When it
-goes on, every timer is due at once; the answers that arrived meanwhile are not read yet, and some are not even sent,
-because the question still lay in a buffer of ours. So limits run on a clock that counts only the time in which the
-event loop turned, and one that runs late all the same gives the loop a moment to read what has arrived.
+*A pause of this process is not counted.* The process can be stopped, its machine suspended, its event loop blocked.
+When it continues, every timer is due at once, although the answers that arrived meanwhile have not been read yet, and
+some questions still lie in a buffer of this process. So limits use a clock that counts only the time in which the event
+loop ran, and a limit that expires late first gives the event loop a moment to read what has arrived.
 
-*A queue that moves is not silent* (`SharedTimeout` only). A limit counts from the last answer to one that began
+*A queue that moves is not silent* (`SharedTimeout` only). A limit is measured from the last answer to a call that began
 before it.
 """
 
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
 
 __all__ = ["PatientTimeout", "SharedTimeout"]
 
-# How often the clock looks whether the event loop turns, and what one of its steps counts at most.
+# How often the clock checks that the event loop runs, and the most that it counts for the time between two checks.
 _TICK_SECONDS: Final = 0.1
 _MAX_STEP_SECONDS: Final = 0.2
-# A timer that runs this much after its time shares its pass of the event loop with answers that nobody has read.
+# A timer that runs this much too late runs in the same pass of the event loop as answers that are not read yet.
 _LATE_SECONDS: Final = 0.1
-# What arrived during a pause, or is only sent after it, is read within this time.
+# Within this time, what arrived during a pause is read, and what was buffered during it is sent and answered.
 _GRACE_SECONDS: Final = 0.25
 
 
 class PatientTimeout:
-    """`async with PatientTimeout(seconds): ...` raises `TimeoutError` as `asyncio.timeout` does, but never for a pause.
+    """`async with PatientTimeout(seconds): ...` raises `TimeoutError` like `asyncio.timeout`, but not after a pause.
 
     Args:
-        seconds: How long the block may take while the event loop turns; `None` for no limit.
+        seconds: How long the block may take while the event loop runs; `None` for no limit.
     """
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
-        self._timeout = asyncio.timeout(None)
+        self._timeout: asyncio.Timeout = asyncio.timeout(None)
         self._timer: _PatientTimer | None = None
 
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
         if self._seconds is not None:
-            self._timer = _PatientTimer(self._end)
+            self._timer = _PatientTimer(self._expire)
             self._timer.set(self._timer.clock.now() + self._seconds)
         return self
 
@@ -60,189 +60,210 @@ class PatientTimeout:
             self._timer.cancel()
         await self._timeout.__aexit__(kind, error, trace)
 
-    def _end(self) -> None:
+    def _expire(self) -> None:
         self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
 class SharedTimeout:
-    """Makes limits of one length: `with deadlines.limit(): await ...` raises `TimeoutError`, at a fraction of the cost.
+    """Makes limits of one length: `with timeouts.limit(): await ...` raises `TimeoutError`, at a fraction of the cost.
 
-    A timer for each would cost more than the rest of a publish (4 µs on uvloop). Limits of one length run out in the
-    order in which they began, so one timer is enough, for the oldest.
+    A timer for each limit would cost more than the rest of a publish (4 µs on uvloop). Limits of one length expire in
+    the order in which they began, so one timer, for the oldest limit, is enough.
 
-    What the limits wait for is a queue at the other end, worked off more or less in order. While it moves, it is a long
-    queue and not a silent one: a limit counts from its own begin, or from the moment at which the last of those that
-    began before it was left in time. So a burst never runs out for its size, and what is stuck does, though answers to
-    later ones come in.
+    The calls under these limits wait for a queue at the other end, which answers more or less in order. While it moves,
+    it is long and not silent. So a limit is measured from its own begin, or from the last time at which a call that
+    began before it ended in time, whichever is later. A burst of calls never expires because of its size. A call that
+    is stuck does, even if later ones are answered.
 
-    A cancellation from outside stays a cancellation, as with `asyncio.timeout`. Belongs to one event loop.
+    A cancellation from outside remains a cancellation, as with `asyncio.timeout`. Belongs to one event loop.
 
     Args:
         seconds: The length of every limit.
+
+    Attributes:
+        clock: The clock that the limits are measured on.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._limits: deque[_Limit] = deque()
-        self._timer = _PatientTimer(self._look)
-        self._moved_at = 0.0
-        self.clock = self._timer.clock
+        self._timer = _PatientTimer(self._expire_due)
+        self._moved_at = 0.0  # when the queue last moved, as far as ended limits were removed
+        self.clock: _AwakeClock = self._timer.clock
 
     def limit(self) -> _Limit:
-        """Return a limit that begins when it is entered, in the current task."""
+        """Return a limit, for the current task, that begins when it is entered."""
         return _Limit(self)
 
     def close(self) -> None:
-        """Cancel the timer: limits that are still entered run no more."""
+        """Cancel the timer: limits that are entered no longer expire."""
         self._timer.cancel()
         self._limits.clear()
 
     def begin(self, limit: _Limit) -> float:
-        """Return when `limit` runs out, by the clock of these limits, if the queue does not move."""
-        ends_at = self.clock.now() + self._seconds
-        if self._limits and self._limits[0].is_left:
-            self._forget_left()
+        """Add `limit`; return when it expires, by the clock, if the queue does not move."""
+        expires_at = self.clock.now() + self._seconds
+        if self._limits and self._limits[0].has_ended:
+            self._remove_ended()
         self._limits.append(limit)
         if self._timer.handle is None:
-            self._timer.set(ends_at)
-        return ends_at
+            self._timer.set(expires_at)
+        return expires_at
 
-    def _forget_left(self) -> None:
+    def _remove_ended(self) -> None:
         limits = self._limits
-        while limits and limits[0].is_left:
+        while limits and limits[0].has_ended:
             self._moved_at = max(self._moved_at, limits.popleft().moved_at)
 
-    def _look(self) -> None:
+    def _expire_due(self) -> None:
+        """Expire the oldest limits that are due, and set the timer for the next one."""
         now = self.clock.now()
         while True:
-            self._forget_left()
+            self._remove_ended()
             if not self._limits:
                 return
-            ends_at = max(self._limits[0].ends_at, self._moved_at + self._seconds)
-            if ends_at > now:
-                return self._timer.set(ends_at)
-            self._limits.popleft().run_out()
+            expires_at = max(self._limits[0].expires_at, self._moved_at + self._seconds)
+            if expires_at > now:
+                return self._timer.set(expires_at)
+            self._limits.popleft().expire()
 
 
 class _Limit:
-    __slots__ = ("_cancelling", "_deadlines", "_ran_out", "_task", "ends_at", "is_left", "moved_at")
+    """One limit of a `SharedTimeout`, as a context manager.
 
-    def __init__(self, deadlines: SharedTimeout) -> None:
-        self._deadlines = deadlines
-        self._ran_out = False
-        self.is_left = False
-        self.moved_at = 0.0
-        self.ends_at = 0.0
+    Attributes:
+        expires_at: When it expires, by the clock, if the queue does not move.
+        has_ended: The block was left.
+        moved_at: When the block was left with an answer, whichever it was; 0 where it was cancelled.
+    """
+
+    __slots__ = ("_cancelling", "_has_expired", "_shared", "_task", "expires_at", "has_ended", "moved_at")
+
+    def __init__(self, shared: SharedTimeout) -> None:
+        self._shared = shared
+        self._has_expired = False
+        self.has_ended: bool = False
+        self.moved_at: float = 0.0
+        self.expires_at: float = 0.0
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a time limit needs a task")
-        self._task = task
-        self._cancelling = task.cancelling()
-        self.ends_at = self._deadlines.begin(self)
+        self._task: asyncio.Task[object] = task
+        self._cancelling: int = task.cancelling()
+        self.expires_at = self._shared.begin(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.is_left = True
-        if kind is not asyncio.CancelledError:  # what was given up is no sign that the queue moves
-            self.moved_at = self._deadlines.clock.last  # near enough
-        if self._ran_out and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        self.has_ended = True
+        # A cancelled call got no answer, so it does not show that the queue moves.
+        if kind is not asyncio.CancelledError:
+            self.moved_at = self._shared.clock.last  # at most one tick old, and free of cost
+        # `expire` has cancelled the task. That request is taken back with `uncancel` in any case. It becomes a
+        # TimeoutError only if it is what ends the block, and if the task was not cancelled from outside as well: then
+        # the count is still above that of the begin, and the CancelledError goes on.
+        if self._has_expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
-    def run_out(self) -> None:
-        """Cancel the task, to be turned into a `TimeoutError` on leaving."""
-        self._ran_out = True
+    def expire(self) -> None:
+        """Cancel the task; `__exit__` turns the cancellation into a `TimeoutError`."""
+        self._has_expired = True
         self._task.cancel()
 
 
 class _PatientTimer:
-    """Calls `on_over` when the time for which it was set has come, on the clock of the running event loop.
+    """Calls `on_expiry` at the time for which it was set, on the clock of the running event loop.
+
+    Args:
+        on_expiry: What is called.
 
     Attributes:
-        clock: The clock it runs on.
-        handle: While it is set.
+        clock: The clock.
+        handle: The timer of the event loop, while it is set.
     """
 
-    __slots__ = ("_ends_at", "_is_graced", "_loop", "_on_over", "clock", "handle")
+    __slots__ = ("_expires_at", "_had_grace", "_loop", "_on_expiry", "clock", "handle")
 
-    def __init__(self, on_over: Callable[[], None]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._on_over = on_over
+    def __init__(self, on_expiry: Callable[[], None]) -> None:
+        self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self._on_expiry = on_expiry
+        self._expires_at = 0.0
+        self._had_grace = False
         self.handle: asyncio.TimerHandle | None = None
-        self._ends_at = 0.0
-        self._is_graced = False
-        self.clock = _clocks.get(self._loop) or _clocks.setdefault(self._loop, _AwakeClock())
+        self.clock: _AwakeClock = _clocks.get(self._loop) or _clocks.setdefault(self._loop, _AwakeClock())
 
-    def set(self, ends_at: float) -> None:
-        """Set it, while it is not set, to a time by its clock."""
-        self._ends_at = ends_at
-        self._is_graced = False
+    def set(self, expires_at: float) -> None:
+        """Set it, while it is not set, to a time of its clock."""
+        self._expires_at = expires_at
+        self._had_grace = False
         self.clock.enter()
-        self._schedule(ends_at - self.clock.last)
+        self._schedule(expires_at - self.clock.last)
 
     def cancel(self) -> None:
-        """Call nothing any more; cancelling again does nothing."""
+        """Unset it; a second call does nothing."""
         if self.handle is not None:
             self.handle.cancel()
             self.handle = None
             self.clock.leave()
 
     def _schedule(self, seconds: float) -> None:
-        due = self._loop.time() + seconds
-        self.handle = self._loop.call_at(due, self._run, due)
+        due_at = self._loop.time() + seconds
+        self.handle = self._loop.call_at(due_at, self._run, due_at)
 
-    def _run(self, due: float) -> None:
-        left = self._ends_at - self.clock.now()
-        if left <= 0 and not self._is_graced and self._loop.time() - due > _LATE_SECONDS:
-            self._is_graced = True
-            self._ends_at += _GRACE_SECONDS - left
-            left = _GRACE_SECONDS
-        if left > 0:
-            return self._schedule(left)
+    def _run(self, due_at: float) -> None:
+        remaining = self._expires_at - self.clock.now()
+        # Late: this pass of the event loop comes after a pause, and what arrived meanwhile is read in the next ones.
+        if remaining <= 0 and not self._had_grace and self._loop.time() - due_at > _LATE_SECONDS:
+            self._had_grace = True
+            self._expires_at += _GRACE_SECONDS - remaining
+            remaining = _GRACE_SECONDS
+        if remaining > 0:
+            return self._schedule(remaining)
         self.handle = None
         self.clock.leave()
-        self._on_over()
+        self._on_expiry()
 
 
 class _AwakeClock:
-    """The time in which one event loop turned: what passes between two of its turns counts 0.2 s at most.
+    """The time in which one event loop ran: the time between two of its ticks counts for 0.2 s at most.
 
-    While somebody needs it, it ticks ten times a second; between two ticks, however often it is looked at, it stops
-    after 0.2 s. Where the event loop is always that slow, limits on this clock last longer, and still end.
+    It ticks ten times a second while a timer uses it, and not otherwise. Between two ticks it stops after 0.2 s,
+    however often it is read. Where the event loop is always that slow, limits last longer, but they do end.
 
     Attributes:
-        last: The time at the last look.
+        last: The time when it was last read.
     """
 
-    __slots__ = ("_ticked", "_ticked_at", "_ticking", "_users", "last")
+    __slots__ = ("_tick_handle", "_ticked", "_ticked_at", "_users", "last")
 
     def __init__(self) -> None:
-        self.last = self._ticked = 0.0
-        self._ticked_at = monotonic()
-        self._ticking: asyncio.TimerHandle | None = None
+        self.last: float = 0.0
+        self._ticked: float = 0.0
+        self._ticked_at: float = monotonic()
+        self._tick_handle: asyncio.TimerHandle | None = None
         self._users = 0
 
     def now(self) -> float:
-        """Look, and return the time."""
+        """Read the clock."""
         step = monotonic() - self._ticked_at
         self.last = self._ticked + (step if step < _MAX_STEP_SECONDS else _MAX_STEP_SECONDS)
         return self.last
 
     def enter(self) -> None:
-        """Tick, until `leave` was called as often."""
+        """Tick until `leave` was called as often."""
         self._users += 1
-        if self._ticking is None:
+        if self._tick_handle is None:
             self._tick()
 
     def leave(self) -> None:
-        """Be needed once less."""
+        """Remove one user; the last one ends the ticks."""
         self._users -= 1
 
     def _tick(self) -> None:
         self._ticked = self.now()
         self._ticked_at = monotonic()
-        self._ticking = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick) if self._users else None
+        self._tick_handle = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick) if self._users else None
 
 
 _clocks: WeakKeyDictionary[asyncio.AbstractEventLoop, _AwakeClock] = WeakKeyDictionary()

@@ -1,4 +1,4 @@
-"""The messages of one channel that arrived in one pass of the event loop, and the bytes every socket gets of them."""
+"""The messages of one channel received in one pass of the event loop, and the bytes that every socket gets."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["Batch"]
 
 
 class Batch(list[Message]):
-    """Messages in order. Their frames are built once, joined, for the first socket that asks, and shared by all.
+    """Messages in order. Their frames are built and joined once, for the first socket that needs them, and then shared.
 
     Attributes:
         size_bytes: Size of the data.
-        excludes: Whether a message of it is not for everybody.
+        excludes: Whether any of the messages excludes a connection.
     """
 
     __slots__ = ("_compressed", "_encoded", "_frames", "_source", "excludes", "size_bytes")
@@ -23,9 +23,9 @@ class Batch(list[Message]):
         self._frames: bytes | None = None
         self._compressed: dict[int, bytes] | None = None
         self._encoded: dict[int | None, list[bytes]] | None = None
-        self._source: Batch | None = None  # whose frames this one shares
-        self.size_bytes = 0
-        self.excludes = False
+        self._source: Batch | None = None  # the batch whose frames this one shares
+        self.size_bytes: int = 0
+        self.excludes: bool = False
         for message in messages:
             self.add(message)
 
@@ -38,14 +38,14 @@ class Batch(list[Message]):
 
     @property
     def frames(self) -> bytes:
-        """All messages as WebSocket frames, for one write. Nothing may be added after the first call."""
+        """All messages as WebSocket frames, for one write. No message may be added after the first call."""
         frames = self._frames
         if frames is None:
             frames = self._frames = b"".join(self._each(None))
         return frames
 
     def compressed(self, window_bits: int) -> bytes:
-        """The same, compressed by permessage-deflate for the sockets whose window is that large."""
+        """Return the same, compressed by permessage-deflate for sockets with a window of that size."""
         if self._compressed is None:
             self._compressed = {}
         frames = self._compressed.get(window_bits)
@@ -54,7 +54,7 @@ class Batch(list[Message]):
         return frames
 
     def for_token(self, token: bytes) -> Batch:
-        """What the subscriber of this token gets: itself, or a shorter one where a message excludes it."""
+        """Return what the subscriber with this token gets: this batch, or a shorter one if a message excludes it."""
         if not any(message.excluded == token for message in self):
             return self
         shorter = Batch(*(message for message in self if message.excluded != token))
@@ -62,11 +62,11 @@ class Batch(list[Message]):
         return shorter
 
     def _each(self, window_bits: int | None) -> list[bytes]:
-        """Return a frame for each message; a message is encoded once, for whichever batches hold it."""
+        """Return one frame per message. Each message is encoded once, also if several batches have it."""
         if self._source is not None:
-            mine = {id(message) for message in self}
+            own = {id(message) for message in self}
             shared = zip(self._source, self._source._each(window_bits), strict=True)
-            return [frame for message, frame in shared if id(message) in mine]
+            return [frame for message, frame in shared if id(message) in own]
         if not self.excludes:
             return self._encode(window_bits)
         if self._encoded is None:

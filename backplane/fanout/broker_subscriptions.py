@@ -1,7 +1,8 @@
 """Which channels the broker is asked to deliver to this worker.
 
-Joins and leaves only edit the wanted set; one task brings the broker's side in line with it, in batches. A channel
-whose last subscriber left lingers for a moment, so that a page reload does not cost the broker a subscription.
+Joins and leaves only edit the set of wanted channels. One task, `BrokerSubscriptions.run`, brings the broker in line
+with that set, in batches. A channel whose last subscriber left stays subscribed for the linger time, so that a client
+that reloads its page does not cost the broker an unsubscription and a subscription.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import random
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError, SubscribeError
-from backplane.fanout.suspect_channels import Suspects
+from backplane.fanout.suspect_channels import SuspectChannels
+from backplane.fanout.unconfirmed_channels import UnconfirmedChannels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -22,84 +24,89 @@ if TYPE_CHECKING:
 
 __all__ = ["BrokerSubscriptions"]
 
-# Large enough that a round trip does not matter, small enough that handling it does not stall the event loop.
-_BATCH = 500
-# Behind a broker's return every worker asks for everything: their batches are spread, so that they do not stampede.
-_SPREAD_SECONDS = 0.02
-# All the pauses of one worker together: a hundred thousand channels must fit into the time that a link has to open.
-_MOST_SPREAD_SECONDS = 1.0
-# Between two tries to subscribe to what the broker could not confirm yet: doubled up to the second, and from the first
-# again once nothing had to be tried for a while.
-_FIRST_RETRY_SECONDS = 0.05
-_MAX_RETRY_SECONDS = 1.0
-_CALM_SECONDS = 5.0
-_CULPRIT = "the link to the broker ended each time this channel was subscribed; it is asked for rarely now"
+# Large enough that a round trip does not matter, small enough that handling the answer does not block the event loop.
+_BATCH_SIZE: Final = 500
+# When a broker returns, every worker subscribes to everything at once: pauses between the batches spread that load.
+_PAUSE_SECONDS: Final = 0.02
+# All pauses of one worker together: a hundred thousand channels must fit into the time that a link has to open.
+_MAX_PAUSES_SECONDS: Final = 1.0
+_QUARANTINED: Final = (
+    "the link to the broker ended each time this channel was subscribed; it is not tried again for a minute or more"
+)
 
 
 class BrokerSubscriptions:
-    """The wanted channels, and how far the broker has confirmed them.
+    """The wanted channels, and which of them the broker has confirmed.
 
     Args:
-        linger_seconds: How long an unwanted channel stays subscribed.
+        linger_seconds: How long a channel stays subscribed after its release.
         timeout_seconds: How long `acquire` waits for the broker's confirmation.
+        batch_size: Most channels of one request to the broker.
 
     Attributes:
-        proved: The present link has answered something.
+        on_confirmed: Called with the channels of each request that the broker has confirmed.
+        on_refused: Called with wanted channels that the broker refuses, each with its reason.
+        on_overdue: Called with channels that the broker has not confirmed after several tries, each with its reason.
+        link_answered: Whether the broker has answered anything on the present link.
     """
 
-    def __init__(self, *, linger_seconds: float, timeout_seconds: float) -> None:
+    def __init__(self, *, linger_seconds: float, timeout_seconds: float, batch_size: int = _BATCH_SIZE) -> None:
         self._linger_seconds = linger_seconds
         self._timeout_seconds = timeout_seconds
+        self._batch_size = batch_size
+        self._closed = False
+        # What the application wants. A lingering channel is still wanted.
         self._wanted: set[str] = set()
+        self._lingering: dict[str, asyncio.TimerHandle] = {}
+        self._confirmations: dict[str, asyncio.Future[None]] = {}  # what `acquire` waits for
+        # What is known of the broker on the present link.
         self._confirmed: set[str] = set()
-        self._resumed: set[str] = set()  # what the link delivers since it was resumed, confirmed or not
         self._refused: set[str] = set()
-        self._unconfirmed: dict[str, str] = {}  # with the last reason
-        self._retry_seconds = _FIRST_RETRY_SECONDS
-        self._postponed_at = float("-inf")
-        self._retry: asyncio.TimerHandle | None = None
-        self._suspects = Suspects()
-        self._under_way: Collection[str] = ()
-        self.proved = False
-        self._revoked: dict[str, str] = {}  # while they were under way
-        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._resumed: set[str] = set()  # delivered since the link was resumed, though not confirmed yet
+        self._unconfirmed = UnconfirmedChannels(self._subscribe_again)
+        self._suspects = SuspectChannels()
+        self.link_answered: bool = False
+        # What `run` does next. A channel is in one of the two at most. They are `dict`s to keep the order.
         self._to_subscribe: dict[str, None] = {}
         self._to_unsubscribe: dict[str, None] = {}
-        self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()
+        # The request that awaits the broker's answer, and which of its channels were revoked meanwhile.
+        self._requested: Collection[str] = ()
+        self._revoked: dict[str, str] = {}
         self.on_confirmed: Callable[[Collection[str]], None] = _ignore
         self.on_refused: Callable[[Mapping[str, str]], None] = _ignore
         self.on_overdue: Callable[[Mapping[str, str]], None] = _ignore
-        self._closed = False
 
     @property
     def wanted(self) -> Collection[str]:
-        """The channels the broker should deliver, the lingering ones included."""
+        """The channels that the broker should deliver, the lingering ones included."""
         return self._wanted
 
     @property
-    def needs_proof(self) -> bool:
-        """Whether the next link must answer something harmless before it is asked for channels."""
-        return self._suspects.needs_proof
-
-    @property
     def confirmed(self) -> Collection[str]:
-        """The channels the broker has confirmed on the present link."""
+        """The channels that the broker has confirmed on the present link."""
         return self._confirmed
 
+    @property
+    def needs_verified_link(self) -> bool:
+        """Whether the next link must answer something harmless before channels are requested on it."""
+        return self._suspects.needs_verified_link
+
     async def acquire(self, channel: str) -> None:
-        """Ask for `channel`; returns when the broker has confirmed it. Concurrent calls share one request.
+        """Subscribe to `channel`; returns when the broker has confirmed it. Concurrent calls share one request.
+
+        Cancelling, like a timeout, leaves the channel wanted: `release` it.
 
         Raises:
-            SubscribeError: The broker refused it, or ends the link whenever it is asked for it.
-            BrokerUnavailableError: No confirmation in time. The channel is not given up: `release` it.
+            SubscribeError: The broker refused it, or ends the link each time it is subscribed.
+            BrokerUnavailableError: The broker did not confirm in time.
         """
-        if self._suspects.is_convicted(channel):
-            raise SubscribeError({channel: _CULPRIT})
+        if self._suspects.is_quarantined(channel):
+            raise SubscribeError({channel: _QUARANTINED})
         lingering = self._lingering.pop(channel, None)
         if lingering is not None:
             lingering.cancel()
-        if channel in self._to_unsubscribe:  # given up, but the broker has not been told yet
+        if channel in self._to_unsubscribe:  # it was released, and the broker does not know yet
             del self._to_unsubscribe[channel]
             if channel not in self._resumed:
                 self._confirmed.add(channel)
@@ -108,144 +115,148 @@ class BrokerSubscriptions:
             return
         if self._closed:
             raise BrokerUnavailableError("the backplane was stopped")
-        future = self._waiting.get(channel)
-        if future is None:
-            future = self._waiting[channel] = asyncio.get_running_loop().create_future()
+        confirmation = self._confirmations.get(channel)
+        if confirmation is None:
+            confirmation = self._confirmations[channel] = asyncio.get_running_loop().create_future()
             self._to_subscribe[channel] = None
             self._changed.set()
         try:
             async with PatientTimeout(self._timeout_seconds):
-                await asyncio.shield(future)
+                await asyncio.shield(confirmation)
         except TimeoutError:
-            reason = self._unconfirmed.get(channel)
+            reason = self._unconfirmed.reason(channel)
             raise BrokerUnavailableError(
                 f"the broker did not confirm channel {channel!r} within {self._timeout_seconds:g} s"
                 + (f": {reason}" if reason else "")
             ) from None
 
     def release(self, channel: str) -> None:
-        """Give `channel` up after the linger time, unless it is wanted again before."""
+        """Unsubscribe from `channel` after the linger time, unless it is acquired again before."""
         if channel in self._wanted and channel not in self._lingering:
             loop = asyncio.get_running_loop()
             self._lingering[channel] = loop.call_later(self._linger_seconds, self._drop, channel)
 
-    def forget_link(self, *, ended: bool = False) -> None:
-        """The link is gone, and with it every confirmation: who joins from now on waits for the next one.
-
-        Args:
-            ended: The link ended, other than by our own judgement: what was being subscribed may be the reason.
-        """
-        self._confirmed.clear()
-        self._resumed.clear()
-        self._refused.clear()
-        self._to_unsubscribe.clear()
-        self._to_subscribe.clear()
-        self._forget_unconfirmed()
-        under_way, self._under_way = self._under_way, ()
-        proved, self.proved = self.proved, False
-        culprit = self._suspects.link_ended(under_way, proved=proved) if ended else None
-        if culprit is not None:
-            self._refuse({culprit: _CULPRIT})
-
-    def revoke(self, channels: Collection[str], reason: str) -> None:
-        """Ask again, after a pause, for channels whose subscriptions the broker took away."""
-        # One that is under way can have been confirmed at the adapter, though not here.
-        self._revoked |= {channel: reason for channel in channels if channel in self._under_way}
-        revoked = self._confirmed.intersection(channels)
-        self._confirmed -= revoked
-        self._postpone(dict.fromkeys(revoked, reason))
-
-    async def subscribe_all(self, broadcaster: Broadcaster, resumed: Collection[str] = ()) -> None:
-        """Ask a new link for every wanted channel, and take back what it was `resumed` with and is wanted no longer.
-
-        What is set aside because links ended over it follows once this one stands: see `Suspects`.
-        """
-        self._refused = {channel for channel in self._wanted if self._suspects.is_convicted(channel)}
-        apart = {channel for channel in self._wanted - self._refused if self._suspects.is_apart(channel)}
-        self._to_subscribe = dict.fromkeys(self._wanted - self._refused - apart)
-        self._resumed = set(resumed)
-        self._to_unsubscribe = dict.fromkeys(channel for channel in resumed if channel not in self._wanted)
-        self._postpone(dict.fromkeys(apart, "the link to the broker ended while it was subscribed"))
-        batches = len(self._wanted) // _BATCH + 1
-        await self._apply(broadcaster, stagger_window=min(_SPREAD_SECONDS, _MOST_SPREAD_SECONDS / batches))
-
     async def run(self, broadcaster: Broadcaster, *, answer_seconds: float | None = None) -> None:
-        """Keep the broker in line with the wanted set until cancelled, or until the link fails.
+        """Keep the broker in line with the wanted channels until cancelled, or until the link fails.
 
         Raises:
-            TimeoutError: The broker owed the answer to one batch for longer than `answer_seconds`.
+            TimeoutError: The broker did not answer a request within `answer_seconds`.
         """
         while True:
             await self._changed.wait()
             self._changed.clear()
             await self._apply(broadcaster, answer_seconds=answer_seconds)
 
+    async def subscribe_all(self, broadcaster: Broadcaster, resumed: Collection[str] = ()) -> None:
+        """Subscribe to every wanted channel on a new link, and unsubscribe what it `resumed` that is no longer wanted.
+
+        Isolated channels are subscribed by `run` once the link is live: they must not keep it from getting there.
+        """
+        self._refused = {channel for channel in self._wanted if self._suspects.is_quarantined(channel)}
+        isolated = {channel for channel in self._wanted - self._refused if self._suspects.is_isolated(channel)}
+        self._to_subscribe = dict.fromkeys(self._wanted - self._refused - isolated)
+        self._resumed = set(resumed)
+        self._to_unsubscribe = dict.fromkeys(channel for channel in resumed if channel not in self._wanted)
+        self._postpone(dict.fromkeys(isolated, "the link to the broker ended while it was subscribed"))
+        batches = len(self._wanted) // self._batch_size + 1
+        await self._apply(broadcaster, max_pause_seconds=min(_PAUSE_SECONDS, _MAX_PAUSES_SECONDS / batches))
+
+    def forget_link(self, *, ended: bool = False) -> None:
+        """Forget every confirmation, since the link is lost: a join waits for the next link from now on.
+
+        Args:
+            ended: The link ended by itself, and was not given up by this process: the channels that were being
+                subscribed may be the reason.
+        """
+        self._confirmed.clear()
+        self._resumed.clear()
+        self._refused.clear()
+        self._to_unsubscribe.clear()
+        self._to_subscribe.clear()
+        self._unconfirmed.clear()
+        requested, self._requested = self._requested, ()
+        had_answered, self.link_answered = self.link_answered, False
+        quarantined = self._suspects.link_ended(requested, had_answered=had_answered) if ended else None
+        if quarantined is not None:
+            self._refuse({quarantined: _QUARANTINED})
+
+    def revoke(self, channels: Collection[str], reason: str) -> None:
+        """Subscribe again, after a pause, to channels whose subscriptions the broker revoked."""
+        # A requested channel can be confirmed at the adapter already, though not here.
+        self._revoked |= {channel: reason for channel in channels if channel in self._requested}
+        revoked = self._confirmed.intersection(channels)
+        self._confirmed -= revoked
+        self._postpone(dict.fromkeys(revoked, reason))
+
     def retry_refused(self) -> None:
-        """Ask once more for what the broker refused after a reconnect; its rules may have changed."""
-        again = {channel for channel in self._refused & self._wanted if not self._suspects.is_convicted(channel)}
+        """Subscribe once more to what the broker refused on this link; its rules may have changed."""
+        again = {channel for channel in self._refused & self._wanted if not self._suspects.is_quarantined(channel)}
         if again:
-            self._to_subscribe |= dict.fromkeys(again)
             self._refused -= again
-            self._changed.set()
+            self._subscribe_again(again)
 
     def close(self) -> None:
-        """Forget everything; whoever waits for a confirmation is told that the broker is gone."""
+        """Forget everything; every `acquire` that waits raises."""
         self._closed = True
         for timer in self._lingering.values():
             timer.cancel()
         self._lingering.clear()
         self._wanted.clear()
         self._confirmed.clear()
-        self._forget_unconfirmed()
-        for channel in list(self._waiting):
+        self._unconfirmed.clear()
+        for channel in list(self._confirmations):
             self._settle(channel, BrokerUnavailableError("the backplane was stopped"))
 
     def _drop(self, channel: str) -> None:
+        """The linger time of `channel` is over."""
         del self._lingering[channel]
         self._wanted.discard(channel)
         self._refused.discard(channel)
-        self._answered(channel)
+        self._unconfirmed.discard(channel)
         self._to_subscribe.pop(channel, None)
-        self._settle(channel, BrokerUnavailableError(f"channel {channel!r} was given up"))
+        self._settle(
+            channel, BrokerUnavailableError(f"channel {channel!r} was released before the broker confirmed it")
+        )
         if channel in self._confirmed or channel in self._resumed:
             self._confirmed.discard(channel)
             self._to_unsubscribe[channel] = None
             self._changed.set()
 
     async def _apply(
-        self, broadcaster: Broadcaster, *, stagger_window: float = 0, answer_seconds: float | None = None
+        self, broadcaster: Broadcaster, *, max_pause_seconds: float = 0, answer_seconds: float | None = None
     ) -> None:
-        # A channel stands in one of the two at most, so their order does not matter.
+        """Unsubscribe and subscribe until nothing is left to do. The order of the two does not matter."""
         while self._to_unsubscribe or self._to_subscribe:
             async with PatientTimeout(answer_seconds):
-                if leaving := _take(self._to_unsubscribe):
-                    self._resumed.difference_update(leaving)
-                    await broadcaster.unsubscribe(leaving)
-                if joining := self._next_batch():
-                    await self._subscribe(broadcaster, joining)
-            if stagger_window and self._to_subscribe:
-                await asyncio.sleep(random.uniform(0, stagger_window))  # noqa: S311  # hides nothing
+                if unwanted := _take(self._to_unsubscribe, self._batch_size):
+                    self._resumed.difference_update(unwanted)
+                    await broadcaster.unsubscribe(unwanted)
+                if wanted := self._next_batch():
+                    await self._request(broadcaster, wanted)
+            if max_pause_seconds and self._to_subscribe:
+                await asyncio.sleep(random.uniform(0, max_pause_seconds))  # noqa: S311  # no secret
 
     def _next_batch(self) -> list[str]:
-        """Return what is asked for next; what is set aside comes last, in pieces of its own."""
+        """Take the channels to request next; isolated ones come last, in pieces of their own."""
         pending, suspects = self._to_subscribe, self._suspects
-        batch = list(islice((channel for channel in pending if not suspects.is_apart(channel)), _BATCH))
-        batch = batch or suspects.piece(pending)
+        others = (channel for channel in pending if not suspects.is_isolated(channel))
+        batch = list(islice(others, self._batch_size)) or suspects.next_piece(pending)
         for channel in batch:
             del pending[channel]
         return batch
 
-    async def _subscribe(self, broadcaster: Broadcaster, channels: list[str]) -> None:
+    async def _request(self, broadcaster: Broadcaster, channels: list[str]) -> None:
+        """Subscribe to `channels`, and sort them by the broker's answer."""
         refused: dict[str, str] = {}
         unconfirmed: dict[str, str] = {}
-        self._under_way, self._revoked = frozenset(channels), {}
+        self._requested, self._revoked = frozenset(channels), {}
         try:
             await broadcaster.subscribe(channels)
         except SubscribeError as error:
             refused, unconfirmed = error.refused, error.unconfirmed
-        self.proved = True
-        self._under_way = ()  # not where the link ended: see `forget_link`
-        self._suspects.answered(channels)
+        self.link_answered = True
+        self._requested = ()  # kept where `subscribe` raised anything else: `forget_link` reads it
+        self._suspects.clear(channels)
         unconfirmed = {**unconfirmed, **self._revoked}
         confirmed = [channel for channel in channels if channel not in refused and channel not in unconfirmed]
         for channel in confirmed:
@@ -253,52 +264,24 @@ class BrokerSubscriptions:
         self.on_confirmed(confirmed)
         self._refuse(refused)
         self._postpone(unconfirmed)
-        if unconfirmed and self._retry_seconds == _MAX_RETRY_SECONDS:  # no passing state
+        if unconfirmed and self._unconfirmed.is_persistent:
             self.on_overdue(unconfirmed)
 
     def _confirm(self, channel: str) -> None:
-        self._answered(channel)
+        self._unconfirmed.discard(channel)
         self._resumed.discard(channel)
         if channel in self._wanted:
             self._to_subscribe.pop(channel, None)
             self._refused.discard(channel)
             self._confirmed.add(channel)
             self._settle(channel, None)
-        else:  # given up while the broker was being asked
+        else:  # dropped while the broker was being asked
             self._to_unsubscribe[channel] = None
-
-    def _postpone(self, unconfirmed: Mapping[str, str]) -> None:
-        """Ask again, after a pause, for channels on which the broker gave no final answer."""
-        self._unconfirmed |= {channel: reason for channel, reason in unconfirmed.items() if channel in self._wanted}
-        if not self._unconfirmed or self._retry is not None:
-            return
-        loop = asyncio.get_running_loop()
-        if loop.time() - self._postponed_at > _CALM_SECONDS:
-            self._retry_seconds = _FIRST_RETRY_SECONDS
-        self._postponed_at = loop.time()
-        self._retry = loop.call_later(self._retry_seconds, self._ask_again)
-        self._retry_seconds = min(2 * self._retry_seconds, _MAX_RETRY_SECONDS)
-
-    def _ask_again(self) -> None:
-        self._retry = None
-        self._to_subscribe |= dict.fromkeys(self._unconfirmed)
-        self._changed.set()
-
-    def _forget_unconfirmed(self) -> None:
-        self._unconfirmed.clear()
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-
-    def _answered(self, channel: str) -> None:
-        """No answer is awaited for `channel` any more."""
-        if self._unconfirmed.pop(channel, None) is not None and not self._unconfirmed:
-            self._forget_unconfirmed()
 
     def _refuse(self, refused: Mapping[str, str]) -> None:
         refused = {channel: reason for channel, reason in refused.items() if channel in self._wanted}
         for channel, reason in refused.items():
-            self._answered(channel)
+            self._unconfirmed.discard(channel)
             self._to_subscribe.pop(channel, None)
             self._resumed.discard(channel)
             self._refused.add(channel)
@@ -306,23 +289,32 @@ class BrokerSubscriptions:
         if refused:
             self.on_refused(refused)
 
+    def _postpone(self, unconfirmed: Mapping[str, str]) -> None:
+        """Subscribe again, after a pause, to channels on which the broker gave no final answer."""
+        self._unconfirmed.add({channel: reason for channel, reason in unconfirmed.items() if channel in self._wanted})
+
+    def _subscribe_again(self, channels: Collection[str]) -> None:
+        self._to_subscribe |= dict.fromkeys(channels)
+        self._changed.set()
+
     def _settle(self, channel: str, error: Exception | None) -> None:
-        future = self._waiting.pop(channel, None)
-        if future is None or future.done():
+        """End every `acquire` of `channel` that waits: confirmed, or with `error`."""
+        confirmation = self._confirmations.pop(channel, None)
+        if confirmation is None or confirmation.done():
             return
         if error is None:
-            future.set_result(None)
+            confirmation.set_result(None)
         else:
-            future.set_exception(error)
-            future.exception()  # whoever waited may be gone: this is not a forgotten error
+            confirmation.set_exception(error)
+            confirmation.exception()  # marks it as retrieved: every caller may have been cancelled
 
 
-def _take(pending: dict[str, None]) -> list[str]:
-    batch = list(islice(pending, _BATCH))
+def _take(pending: dict[str, None], count: int) -> list[str]:
+    batch = list(islice(pending, count))
     for channel in batch:
         del pending[channel]
     return batch
 
 
 def _ignore(*_: Any) -> None:
-    """Stand in until someone listens."""
+    """Do nothing: the callback before one is set."""

@@ -3,17 +3,17 @@
 A payload is a 21-byte header (29 with an excluded connection) and the data. All numbers are big-endian:
 
     offset  size  field
-         0     3  magic: BF 42 50. A text in UTF-8 never starts with BF, so no foreign text is ever taken for ours.
+         0     3  magic: BF 42 50. Text in UTF-8 never starts with BF, so foreign text is never taken for a header.
          3     1  version: 1
-         4     1  flags: bit 0 the data is binary (else UTF-8 text), bit 1 a connection is excluded; the others are zero
+         4     1  flags: bit 0 the data is binary (else UTF-8 text), bit 1 a connection is excluded; the rest is zero
          5     8  origin: random bytes of the publishing process
         13     8  publish time, microseconds since the epoch
         21     8  id of the excluded connection, only with bit 1
       then        the data
 
-A payload without the magic is a foreign publish (`redis-cli PUBLISH chat hello`) and is delivered as it is: text where
-it is valid UTF-8, else binary. One with the magic whose header makes no sense is malformed. With the option
-`wire_format=plain` the same is written; what is read does not depend on it.
+A payload without the magic is a foreign publish (`redis-cli PUBLISH chat hello`) and is delivered unchanged, as text if
+it is valid UTF-8, else as binary. A payload with the magic and an invalid header is malformed. With the option
+`wire_format=plain` the data is written without a header. Both formats are read, whichever is written.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 __all__ = ["decode", "encode", "to_client_data"]
 
-MAGIC = b"\xbfBP"
-VERSION = 1
-BINARY = 1
-EXCLUDES = 2
+MAGIC: Final = b"\xbfBP"
+VERSION: Final = 1
+BINARY: Final = 1
+EXCLUDES: Final = 2
 
-_HEADER = Struct(">3sBB8sQ")
-_ID_BYTES = 8
-# The start of the year 10000, which `datetime` does not know: a reader of `published_at` must not meet it.
+_HEADER: Final = Struct(">3sBB8sQ")
+_ID_BYTES: Final = 8
+# The end of the year 9999: `datetime`, with which applications read `published_at`, accepts no later time.
 _MAX_MICROSECONDS: Final = 253_402_300_799 * 1_000_000
 
 
@@ -51,14 +51,14 @@ def encode(
     excluded: bytes | None = None,
     wire_format: WireFormat = "header",
 ) -> bytes:
-    """Return the payload for `data`: `bytes` stay binary, `str` is text, anything else becomes JSON text.
+    """Return the payload for `data`: `bytes` are binary, `str` is text, anything else becomes JSON text.
 
-    JSON is what pydantic makes of models, dataclasses, datetimes and so on; infinities and NaN become `null`.
+    Pydantic serializes models, dataclasses, datetimes and so on; infinities and NaN become `null`.
 
     Raises:
-        InvalidDataError: A text that UTF-8 cannot carry, a value that is not JSON, or, without a header, bytes that
+        InvalidDataError: Text that UTF-8 cannot encode, a value that is not JSON, or, without a header, bytes that
             would be taken for one.
-        ConfigurationError: A connection is excluded, and there is no header to name it.
+        ConfigurationError: A connection is excluded, and without a header it cannot be named.
     """
     if wire_format == "plain":
         return _encode_plain(data, excluded)
@@ -88,7 +88,7 @@ def to_client_data(data: object) -> str | bytes:
     """Return `data` as a client receives it: `bytes` as binary, `str` as text, anything else as JSON text.
 
     Raises:
-        InvalidDataError: A text that UTF-8 cannot carry, or a value that is not JSON.
+        InvalidDataError: Text that UTF-8 cannot encode, or a value that is not JSON.
     """
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(cast("bytes", data))
@@ -96,7 +96,7 @@ def to_client_data(data: object) -> str | bytes:
 
 
 def _encode_text(data: object) -> bytes:
-    # Infinities and NaN, which JSON does not know, become null.
+    # JSON has no infinities and no NaN: they become null.
     try:
         return data.encode() if isinstance(data, str) else to_json(data, inf_nan_mode="null")
     except UnicodeEncodeError as error:
@@ -110,7 +110,7 @@ def _encode_text(data: object) -> bytes:
 
 
 def decode(channel: str, payload: bytes, position: Position | None = None) -> Message | None:
-    """Return the message that `payload` carries, or `None` where it is malformed."""
+    """Return the message of `payload`, or `None` if it is malformed."""
     if not payload.startswith(MAGIC):
         return Message(channel=channel, data=_text_or_bytes(payload), position=position)
     if len(payload) < _HEADER.size:

@@ -1,7 +1,7 @@
-"""WebSocket frames, built once for all sockets that a message goes to.
+"""WebSocket frames, built once for all sockets that a message is sent to.
 
-What a server sends: not masked, one frame a message (RFC 6455 section 5.2). The frame of a message is the same on every
-connection, so it is built once and its bytes are written to each.
+A server sends unmasked frames, and here one frame per message (RFC 6455 section 5.2). The frame of a message is the
+same on every connection, so it is built once and its bytes are written to each.
 """
 
 from __future__ import annotations
@@ -21,35 +21,36 @@ _SHORT = struct.Struct("!BB")
 _MEDIUM = struct.Struct("!BBH")
 _LONG = struct.Struct("!BBQ")
 
-# What a sync flush ends with, and what the receiver puts back (RFC 7692 section 7.2.1).
+# The end of a sync flush. The sender removes it and the receiver appends it (RFC 7692 section 7.2.1).
 _FLUSH_TAIL: Final = b"\x00\x00\xff\xff"
 
 
 def encode_frame(data: str | bytes) -> bytes:
     """Return `data` as one final frame: text for `str`, binary for `bytes`.
 
-    Legal on every open connection, one that negotiated permessage-deflate included: compression is per message.
+    Valid on every open connection, also if permessage-deflate was negotiated: compression is per message.
 
     Raises:
-        UnicodeEncodeError: `data` holds a lone surrogate, which is no text.
+        UnicodeEncodeError: `data` holds a lone surrogate, which UTF-8 cannot encode.
     """
     opcode, payload = _parts(data)
     return _frame(_FINAL | opcode, payload)
 
 
 def compress_frame(data: str | bytes, window_bits: int) -> bytes:
-    """Return `data` as one final frame compressed by permessage-deflate, or as it is where that is no longer.
+    """Return `data` as one final frame compressed by permessage-deflate, or uncompressed if that is not longer.
 
-    It depends on no earlier message, so it is legal on every connection whose server side negotiated
-    `server_no_context_takeover` and a window of at least `window_bits` (RFC 7692 section 7.2.1), and on no other.
+    The frame depends on no earlier message. So it is valid on every connection that negotiated
+    `server_no_context_takeover` and a server window of at least `window_bits` (RFC 7692 section 7.2.1), and on no
+    other.
 
     Args:
         data: Text or binary.
-        window_bits: From 9 to 15; zlib makes no raw stream with 8.
+        window_bits: From 9 to 15; zlib cannot write a raw stream with 8.
 
     Raises:
-        ValueError: `window_bits` is none of these.
-        UnicodeEncodeError: `data` holds a lone surrogate, which is no text.
+        ValueError: `window_bits` is out of range.
+        UnicodeEncodeError: `data` holds a lone surrogate, which UTF-8 cannot encode.
     """
     opcode, payload = _parts(data)
     deflate = zlib.compressobj(wbits=-window_bits)

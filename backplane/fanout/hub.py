@@ -1,8 +1,8 @@
 """Channel to local subscribers, and the fan-out.
 
-Nothing here awaits a subscriber. Messages that arrive in one pass of the event loop are collected per channel and
-handed to each subscriber at the end of that pass, at once and in order. A fan-out too long for one pass is cut in
-slices, and the channels take turns.
+The fan-out never waits for a subscriber. Messages received in one pass of the event loop are collected per channel and
+offered to each subscriber at the end of that pass, together and in order. A fan-out that is too long for one pass is
+cut into slices, and the channels take turns.
 """
 
 from __future__ import annotations
@@ -10,149 +10,133 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final
 
 from backplane.concurrency.affinity import LoopAffinity
-from backplane.errors import SubscribeError
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import decode
-from backplane.log_bursts import LogBursts, place_of
-from backplane.message import All, Gap, Message
+from backplane.fanout.delivery import Delivery
+from backplane.fanout.gaps import GapReporter
+from backplane.log_bursts import LogBursts
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection
 
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
-    from backplane.message import Position
+    from backplane.fanout.delivery import Subscriber
+    from backplane.message import All, Message, Position
 
-__all__ = ["Hub", "Subscriber"]
+__all__ = ["Hub"]
 
-logger = logging.getLogger("backplane.fanout.hub")
+logger: Final = logging.getLogger("backplane.fanout.hub")
 
 # A publisher that never yields to the event loop must not grow the collection of one pass without bound.
-_MAX_COLLECTED = 1024
-_MAX_COLLECTED_BYTES = 1024 * 1024
-# A write takes some 5 µs: a slice is over in 1 ms, and a pass of the loop in little more than the budget.
-_SLICE = 200
-_PASS_SECONDS = 0.005
-
-
-class Subscriber(Protocol):
-    """Anything local that receives: a connection, a subscription. Its methods return at once and never raise."""
-
-    @property
-    def token(self) -> bytes:
-        """What a publisher names to leave this subscriber out."""
-        ...
-
-    def offer(self, batch: Batch, /) -> None:
-        """Take messages of one channel, in order."""
-        ...
-
-    def gap(self, gap: Gap) -> None:
-        """Learn that messages may be missing here."""
-        ...
-
-
-class _OpenGap:
-    """A gap that has to be told, with those who were there when it opened.
-
-    `notices`: of what else they were notified since. `bridged`: nothing is missing so far, the adapter resumes.
-    """
-
-    __slots__ = ("bridged", "notices", "reason", "witnesses")
-
-    def __init__(self, reason: str, witnesses: tuple[Subscriber, ...], *, bridged: bool) -> None:
-        self.reason = reason
-        self.witnesses = witnesses
-        self.notices: set[str] = set()
-        self.bridged = bridged
+_MAX_COLLECTED: Final = 1024
+_MAX_COLLECTED_BYTES: Final = 1024 * 1024
+# A write takes some 5 µs, so a slice ends within 1 ms, and a pass of the event loop soon after its budget.
+_SLICE: Final = 200
+_PASS_SECONDS: Final = 0.005
 
 
 class Hub:
     """Every local subscriber by channel.
 
     Args:
-        interest: What the broker is asked to deliver; it follows the first join and the last leave of each channel.
-        bursts: How refusals, which can concern many channels at once, are logged.
+        broker_subscriptions: What the broker is asked to deliver to this worker. It follows the first join and the last
+            leave of each channel, and reports confirmations and refusals here.
+        bursts: How failures, which can concern many subscribers at once, are logged.
+        slice_size: How many subscribers of a channel get a batch before the next channel's turn.
+        pass_seconds: How long the fan-out may take in one pass of the event loop.
 
     Attributes:
-        affinity: The event loop in which all that is local lives; what users call checks it first.
-        delivered: Messages handed to subscribers, counted once per message.
-        malformed: Payloads dropped because their header made no sense.
-        gaps: How many gaps were told, counted once per channel and stretch.
-        last_gap_at: When the last one was, by the event loop's clock.
-        last_gap_reason: Why.
+        affinity: The event loop that every local object belongs to. The public methods check it first.
+        gaps: The open gaps, and how many were reported.
+        delivered: Messages offered to subscribers, counted once per message.
+        malformed: Payloads dropped because their header is invalid.
     """
 
-    def __init__(self, broker_subscriptions: BrokerSubscriptions, bursts: LogBursts | None = None) -> None:
-        self.affinity = LoopAffinity()
+    def __init__(
+        self,
+        broker_subscriptions: BrokerSubscriptions,
+        bursts: LogBursts | None = None,
+        *,
+        slice_size: int = _SLICE,
+        pass_seconds: float = _PASS_SECONDS,
+    ) -> None:
+        self.affinity: LoopAffinity = LoopAffinity()
         self._broker_subscriptions = broker_subscriptions
         self._bursts = bursts or LogBursts()
-        # How many joins of a subscriber stand or are under way: one that fails must not undo another.
-        self._members: dict[str, dict[Subscriber, int]] = {}
+        self._slice_size = slice_size
+        self._pass_seconds = pass_seconds
+        # By subscriber, how many of its joins are complete or in progress: one that fails must not undo another.
+        self._subscribers: dict[str, dict[Subscriber, int]] = {}
         self._collected: dict[str, Batch] = {}
         self._collected_count = 0
         self._collected_bytes = 0
-        self._fan_outs: deque[_FanOut] = deque()
+        self._deliveries: deque[Delivery] = deque()
         self._flush_handle: asyncio.Handle | None = None
-        self._open_gaps: dict[str, _OpenGap] = {}
-        self.delivered = 0
         self._revocations = 0
-        self.malformed = 0
-        self.gaps = 0
-        self.last_gap_at: float | None = None
-        self.last_gap_reason: str | None = None
+        self.delivered: int = 0
+        self.malformed: int = 0
+        self.gaps: GapReporter = GapReporter(
+            self._subscribers, broker_subscriptions.confirmed, self._flush, self._bursts
+        )
+        self._open_gaps = self.gaps.opened
+        broker_subscriptions.on_confirmed = self.gaps.report
+        broker_subscriptions.on_refused = self.gaps.notify_refused
+        broker_subscriptions.on_overdue = self.gaps.notify_unconfirmed
 
     @property
     def channels(self) -> Collection[str]:
         """The channels with at least one local subscriber."""
-        return self._members.keys()
+        return self._subscribers.keys()
 
     async def join(self, channel: str, subscriber: Subscriber) -> None:
         """Add `subscriber`; when this returns it misses no later publish without a gap.
 
-        Concurrent joins of one channel share one broker subscription. Joining twice changes nothing.
+        Concurrent joins of one channel share one broker subscription. Joining twice changes nothing. Cancelling undoes
+        this join and no other.
 
         Raises:
             SubscribeError: The broker refused the channel.
             BrokerUnavailableError: The broker did not confirm in time.
         """
-        # First here, then at the broker: a message can arrive between its confirmation and this task's next turn.
         while True:
-            members = self._members.setdefault(channel, {})
-            members[subscriber] = members.get(subscriber, 0) + 1
+            # The subscriber is added before the broker is asked: a message can arrive between the broker's
+            # confirmation and the moment at which this task runs again, and it must be delivered.
+            joins = self._subscribers.setdefault(channel, {})
+            joins[subscriber] = joins.get(subscriber, 0) + 1
             try:
                 await self._broker_subscriptions.acquire(channel)
             except BaseException:
-                self._take_back(channel, subscriber)
+                self._undo_join(channel, subscriber)
                 raise
-            if subscriber in self._members.get(channel, ()):
+            if subscriber in self._subscribers.get(channel, ()):
                 return
-            # Another join of it came through before this one, and was left again: that took this one along.
+            # A concurrent join of the same subscriber completed first and was then left, which also removed this one:
+            # join again.
 
     def leave(self, channel: str, subscriber: Subscriber) -> None:
-        """Remove `subscriber`: nothing more reaches it. Leaving twice changes nothing."""
-        members = self._members.get(channel)
-        if members is None:
+        """Remove `subscriber`: nothing more is delivered to it. Leaving twice changes nothing."""
+        subscribers = self._subscribers.get(channel)
+        if subscribers is None:
             return
-        members.pop(subscriber, None)
-        if not members:
-            del self._members[channel]
-            self._open_gaps.pop(channel, None)
+        subscribers.pop(subscriber, None)
+        if not subscribers:
+            del self._subscribers[channel]
+            self.gaps.discard(channel)
             self._broker_subscriptions.release(channel)
 
     def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
-        """Collect one payload from the broker for the end of this pass of the event loop."""
-        if channel not in self._members:
+        """Collect one payload received from the broker for the end of this pass of the event loop."""
+        if channel not in self._subscribers:
             return
         message = decode(channel, payload, position)
         if message is None:
             self._count_malformed(channel)
             return
-        if (gap := self._open_gaps.get(channel)) is not None and not gap.bridged:
-            self.report_gaps([channel])
+        if (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
+            self.gaps.report([channel])  # the message has overtaken the broker's confirmation
         self._collect(channel, message)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
@@ -160,116 +144,41 @@ class Hub:
             self._flush()
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
-        """Tell every subscriber of `channels` that messages may be missing at this place.
+        """Notify every subscriber of `channels` that messages may be missing at this place.
 
-        Now, and where the broker has not confirmed the channel once it has: more is missing until then.
+        At once, or, where the broker has not confirmed the channel, once it has: more is missed until then.
         """
-        self.open_gap(channels, reason)
-        concerned = list(self._open_gaps) if isinstance(channels, All) else channels
-        self.report_gaps([channel for channel in concerned if channel in self._broker_subscriptions.confirmed])
+        self.gaps.open_and_report(channels, reason)
 
-    def refuse(self, refused: Mapping[str, str]) -> None:
-        """Notify the subscribers of channels that the broker no longer grants, now, and again when it does.
-
-        Args:
-            refused: The channels, each with the broker's reason.
-        """
-        if news := self._notify(refused, "the broker refused the channel"):
-            words = "the broker refuses channels, their subscribers receive nothing: %s"
-            self._bursts.log(logger, logging.ERROR, words, SubscribeError(news))
-
-    def doubt(self, unconfirmed: Mapping[str, str]) -> None:
-        """Notify the subscribers of channels that the broker does not confirm again, now, and again when it does.
-
-        Args:
-            unconfirmed: The channels, each with the broker's reason.
-        """
-        if news := self._notify(unconfirmed, "the broker has not confirmed the channel again"):
-            shown = SubscribeError({}, unconfirmed=news)
-            words = "the broker does not confirm channels, their subscribers receive nothing: %s"
-            self._bursts.log(logger, logging.ERROR, words, shown)
-
-    def _notify(self, reasons: Mapping[str, str], notice: str) -> Mapping[str, str]:
-        """Notify the subscribers of those channels to whom it is news; return these channels with their reasons."""
-        news: dict[str, str] = {}
-        for channel, reason in reasons.items():
-            gap = self._open_gaps.get(channel)
-            # Without an open gap nobody received the channel before; and once is enough.
-            if gap is not None and notice not in gap.notices:
-                news[channel] = reason
-                gap.notices.add(notice)
-                gap.bridged = False
-                gap.reason = f"{notice}: {reason}"
-                self._tell(channel, gap)
-        return news
+    def open_gap(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
+        """Note that messages may be missing from here on. See `GapReporter.open`."""
+        self.gaps.open(channels, reason, resumed=resumed)
 
     def revoke(self, channels: Collection[str], reason: str) -> None:
-        """Open a gap on subscriptions that the broker took away, and ask for them again."""
+        """Open a gap on subscriptions that the broker revoked, and subscribe to them again."""
         self._revocations += 1
-        if self._revocations & (self._revocations - 1) == 0:  # rate-limited by powers of two
+        if _is_power_of_two(self._revocations):
             logger.warning(
-                "the broker took away %d subscriptions (times so far: %d): %s", len(channels), self._revocations, reason
+                "the broker revoked %d subscriptions (times so far: %d): %s", len(channels), self._revocations, reason
             )
-        self.open_gap(channels, reason)
+        self.gaps.open(channels, reason)
         self._broker_subscriptions.revoke(channels, reason)
 
-    def open_gap(self, channels: Collection[str] | All, reason: str, *, bridged: bool = False) -> None:
-        """Remember that messages may be missing from here on.
-
-        It is reported once, by `report_gaps` or before the next message of the channel, whichever comes first: a
-        subscriber that reloads at that moment must receive everything from then on.
-
-        Args:
-            channels: Where.
-            reason: Why.
-            bridged: The adapter resumes: it is told only if the broker refuses the channel, or after another gap there.
-        """
-        self._flush()
-        for channel in list(self._members) if isinstance(channels, All) else channels:
-            if (gap := self._open_gaps.get(channel)) is not None:
-                if not bridged:
-                    gap.reason, gap.bridged = reason, False
-            # Whoever still waits for the broker's confirmation has been promised nothing yet.
-            elif channel in self._members and channel in self._broker_subscriptions.confirmed:
-                self._open_gaps[channel] = _OpenGap(reason, tuple(self._members[channel]), bridged=bridged)
-
-    def report_gaps(self, channels: Collection[str]) -> None:
-        """Tell the open gaps of `channels` to those who were there when they opened and still are."""
-        if not self._open_gaps:
-            return
-        self._flush()
-        for channel in channels:
-            gap = self._open_gaps.pop(channel, None)
-            if gap is not None and not gap.bridged:
-                self._tell(channel, gap)
-
     def close(self) -> None:
-        """Drop every subscriber and what was collected."""
+        """Remove every subscriber, and drop what was collected."""
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        self._members.clear()
+        self._subscribers.clear()
         self._collected.clear()
-        self._fan_outs.clear()
-        self._open_gaps.clear()
+        self._deliveries.clear()
+        self.gaps.clear()
 
-    def _tell(self, channel: str, open_gap: _OpenGap) -> None:
-        gap = Gap(channel=channel, reason=open_gap.reason)
-        self.gaps += 1
-        self.last_gap_at = asyncio.get_running_loop().time()
-        self.last_gap_reason = gap.reason
-        for subscriber in open_gap.witnesses:
-            if subscriber in self._members.get(channel, ()):
-                try:
-                    subscriber.gap(gap)
-                except Exception as error:  # it must not; the others, and the link's owner, would suffer for it
-                    _log_failed(self._bursts, channel, error)
-
-    def _take_back(self, channel: str, subscriber: Subscriber) -> None:
-        """Undo one join, and leave when it was the only one."""
-        members = self._members.get(channel, {})
-        if members.get(subscriber, 0) > 1:
-            members[subscriber] -= 1
+    def _undo_join(self, channel: str, subscriber: Subscriber) -> None:
+        """Undo one join; the subscriber leaves the channel when that was its only one."""
+        joins = self._subscribers.get(channel, {})
+        if joins.get(subscriber, 0) > 1:
+            joins[subscriber] -= 1
         else:
             self.leave(channel, subscriber)
 
@@ -282,76 +191,59 @@ class Hub:
         self._collected_bytes += message.size_bytes
 
     def _flush(self) -> None:
-        """Hand over everything, now: what comes next must stand behind it."""
+        """Deliver everything that was collected, now: whatever comes next must follow it."""
         if self._flush_handle is None:
             return
         self._flush_handle.cancel()
         self._flush_handle = None
-        while self._collected or self._fan_outs:
-            self._start_fan_outs()
-            while self._fan_outs:
-                self._fan_outs.popleft().run(None)
+        while self._collected or self._deliveries:
+            self._start_deliveries()
+            while self._deliveries:
+                self._deliveries.popleft().run(None)
 
     def _flush_in_slices(self) -> None:
-        """Hand over what fits into this pass of the event loop, each channel a slice in turn, and go on in the next."""
+        """Deliver what fits into this pass of the event loop, one slice of each channel in turn; the rest in the next.
+
+        The clock is first read after a slice that leaves something to do: most passes need no second one.
+        """
         loop = asyncio.get_running_loop()
-        fan_outs, deadline = self._fan_outs, 0.0
-        self._start_fan_outs()
-        while fan_outs:
-            fan_out = fan_outs.popleft()
-            if not fan_out.run(_SLICE):
-                fan_outs.append(fan_out)
-            if not fan_outs and self._collected:
-                self._start_fan_outs()
-            if fan_outs:  # most passes end with their first slice, and need no clock
-                deadline = deadline or loop.time() + _PASS_SECONDS
+        deliveries, deadline = self._deliveries, 0.0
+        self._start_deliveries()
+        while deliveries:
+            delivery = deliveries.popleft()
+            if not delivery.run(self._slice_size):
+                deliveries.append(delivery)
+            if not deliveries and self._collected:
+                self._start_deliveries()
+            if deliveries:
+                deadline = deadline or loop.time() + self._pass_seconds
                 if loop.time() >= deadline:
                     self._flush_handle = loop.call_soon(self._flush_in_slices)
                     return
         self._flush_handle = None
 
-    def _start_fan_outs(self) -> None:
-        """Begin with what was collected; a channel whose last fan-out is under way goes on collecting."""
+    def _start_deliveries(self) -> None:
+        """Begin to deliver what was collected.
+
+        A channel whose previous delivery is not finished goes on collecting: two of one channel at a time would put its
+        messages out of order.
+        """
         collected, self._collected = self._collected, {}
-        if self._fan_outs:
-            for channel in {fan_out.channel for fan_out in self._fan_outs} & collected.keys():
+        if self._deliveries:
+            for channel in {delivery.channel for delivery in self._deliveries} & collected.keys():
                 self._collected[channel] = collected.pop(channel)
         for channel, batch in collected.items():
             self._collected_count -= len(batch)
             self._collected_bytes -= batch.size_bytes
             self.delivered += len(batch)
-            self._fan_outs.append(_FanOut(channel, batch, self._members.get(channel, {}), self._bursts))
+            self._deliveries.append(Delivery(channel, batch, self._subscribers.get(channel, {}), self._bursts))
 
     def _count_malformed(self, channel: str) -> None:
         self.malformed += 1
-        # Rate-limited by powers of two: one hostile publisher must not fill the log.
-        if self.malformed & (self.malformed - 1) == 0:
+        if _is_power_of_two(self.malformed):
             logger.warning("dropped a malformed payload on channel %r (%d so far)", channel, self.malformed)
 
 
-def _log_failed(bursts: LogBursts, channel: str, error: Exception) -> None:
-    bursts.log(logger, logging.ERROR, "a subscriber of channel %r failed: %s", channel, place_of(error))
-
-
-class _FanOut:
-    """One batch on its way to the subscribers that its channel had when it began, and still has."""
-
-    def __init__(self, channel: str, batch: Batch, members: dict[Subscriber, int], bursts: LogBursts) -> None:
-        self.channel = channel
-        self._bursts = bursts
-        self._batch = batch
-        self._members = members
-        self._left: Iterator[Subscriber] = iter(tuple(members))
-
-    def run(self, most: int | None) -> bool:
-        """Offer it to so many, `None` for all; return whether that was the last."""
-        batch, members = self._batch, self._members
-        offered = 0
-        for subscriber in islice(self._left, most):
-            offered += 1
-            if subscriber in members:  # it may have left since
-                try:
-                    subscriber.offer(batch.for_token(subscriber.token) if batch.excludes else batch)
-                except Exception as error:  # it must not; the others, and all that comes, would be lost with it
-                    _log_failed(self._bursts, self.channel, error)
-        return most is None or offered < most
+def _is_power_of_two(count: int) -> bool:
+    """Whether a repeated event is logged: the first, second, fourth, eighth time. So it cannot fill the log."""
+    return count & (count - 1) == 0

@@ -1,4 +1,4 @@
-"""One task at a time receives: of two that wait for the next message of one source, one would wait for ever."""
+"""Only one task at a time may receive from one source: of two that wait, one would wait for ever."""
 
 from __future__ import annotations
 

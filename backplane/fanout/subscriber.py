@@ -1,4 +1,4 @@
-"""What every local subscriber does alike: join channels, leave them, and end."""
+"""What every local subscriber has in common: it joins channels, leaves them, and ends."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from backplane.errors import ClosedError, TooManyChannelsError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from contextvars import Context
 
     from backplane.fanout.batch import Batch
     from backplane.fanout.hub import Hub
@@ -21,7 +22,7 @@ __all__ = ["BaseSubscriber", "JoinRules"]
 
 
 class JoinRules(Protocol):
-    """What each join of a client is checked against."""
+    """The rules that each join of a client is checked against."""
 
     async def check_join(self, client: BaseSubscriber, channel: str, /) -> None:
         """Check that `client` may join `channel`; raises `JoinRefusedError` or `TooManyChannelsError`."""
@@ -34,13 +35,14 @@ class BaseSubscriber(ABC):
     """A subscriber of the hub, of any number of channels.
 
     Args:
-        hub: Where it subscribes.
-        rules: Those for a client, which every join asks. `None` is the application itself, which may join
-            anything. It has no default: each new way to a channel has to decide which of the two it is.
+        hub: The hub.
+        rules: The rules for joins of a client; `None` for the application itself, which may join any channel. There is
+            no default, so that each new kind of subscriber has to decide which of the two it is.
         context: See below.
 
     Attributes:
-        context: The application's own, such as the user.
+        context: Any object of the application, such as the user.
+        token: Random bytes that name the subscriber; see `id`.
     """
 
     __slots__ = ("_channels", "_context", "_detached", "_ended", "_hub", "_rules", "context", "token")
@@ -48,22 +50,23 @@ class BaseSubscriber(ABC):
     def __init__(self, hub: Hub, rules: JoinRules | None, *, context: Any = None) -> None:
         self._hub = hub
         self._rules = rules
-        self.context = context
+        self.context: Any = context
         self._channels: dict[str, None] = {}
-        self._detached = False  # about to end, or at its end: hears nothing any more
+        self._detached = False  # it has left every channel, and ends or has ended
         self._ended = False
-        self.token = os.urandom(8)
-        # Of whoever made it, a handler usually: what runs for it from elsewhere runs in this Context.
-        self._context = copy_context()
+        self.token: bytes = os.urandom(8)
+        # Copied from the code that made it, a handler in general. Callbacks for it run in this Context, wherever they
+        # are called from.
+        self._context: Context = copy_context()
 
     @property
     @abstractmethod
     def kind(self) -> str:
-        """What it is, in words, for logs and errors."""
+        """What kind of subscriber it is, for logs and errors."""
 
     @property
     def id(self) -> str:
-        """Random name of it, unique among all workers; for a connection, `publish(exclude=...)` takes it too."""
+        """Random name, unique among all workers. That of a connection can be passed to `publish(exclude=...)`."""
         return self.token.hex()
 
     @property
@@ -73,45 +76,45 @@ class BaseSubscriber(ABC):
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, or is about to: nothing more reaches it."""
+        """Whether it has ended, or is about to: nothing more is delivered to it."""
         return self._detached
 
     async def join(self, channel: str) -> None:
-        """Receive what is published to `channel`; once this returns no later publish is missed without a gap.
+        """Receive what is published to `channel`; once this returns, no later publish is missed without a gap.
 
-        Joining again changes nothing. Cancelling leaves the channel unjoined.
+        Joining a channel twice changes nothing. After a cancellation the channel is not joined.
 
         Raises:
-            InvalidChannelError: The name is not legal.
-            JoinRefusedError: It is a client's, and the application's `authorize` refused the channel.
-            TooManyChannelsError: It is a client's, and has joined as many as are allowed.
-            SubscribeError: The broker refused it.
+            InvalidChannelError: The name is not valid.
+            JoinRefusedError: The application's `authorize` refused the channel to a client.
+            TooManyChannelsError: A client has joined as many channels as are allowed.
+            SubscribeError: The broker refused the channel.
             BrokerUnavailableError: The broker did not confirm in time.
-            ClosedError: It has ended.
+            ClosedError: The subscriber has ended.
         """
         self._hub.affinity.check()
         validate_channel(channel)
         self._check_attached()
         if self._rules is not None:
             await self._rules.check_join(self, channel)
-            self._check_attached()  # the application may have taken its time
+            self._check_attached()  # it can have ended while `authorize` ran
         if channel in self._channels:
             return
         warn_if_pattern(channel)
         await self._hub.join(channel, self)
-        if self._detached:  # since the broker was asked
+        if self._detached:  # it has ended while the broker confirmed
             self._hub.leave(channel, self)
             self._check_attached()
         self._channels[channel] = None
         if self._rules is not None:
             try:
-                self._rules.check_channels(self, len(self._channels))  # other joins came through meanwhile
+                self._rules.check_channels(self, len(self._channels))  # other joins can have completed meanwhile
             except TooManyChannelsError:
                 await self.leave(channel)
                 raise
 
     async def leave(self, channel: str) -> None:
-        """Receive nothing more of `channel`; what waits still comes. Leaving what was not joined changes nothing."""
+        """Receive nothing more of `channel`, except what is in the outbox. Leaving a channel twice changes nothing."""
         self._hub.affinity.check()
         if channel in self._channels:
             del self._channels[channel]
@@ -119,18 +122,19 @@ class BaseSubscriber(ABC):
 
     @abstractmethod
     def offer(self, batch: Batch, /) -> None:
-        """Take messages of one channel, in order: the hub's side."""
+        """Take messages of one channel, in order. Called by the hub."""
 
     @abstractmethod
     def gap(self, gap: Gap) -> None:
-        """Learn that messages may be missing: the hub's side."""
+        """Take the notice that messages may be missing. Called by the hub."""
 
     def _leave_all(self) -> None:
-        """End: nothing is received any more, and nothing can be joined."""
+        """End: nothing is delivered any more, and no channel can be joined."""
         self._ended = True
         self._detach()
 
     def _detach(self) -> None:
+        """Leave every channel, and refuse joins from now on."""
         self._detached = True
         for channel in self._channels:
             self._hub.leave(channel, self)

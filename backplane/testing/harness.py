@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from backplane import Position, Subscription
     from backplane.broadcaster import Broadcaster, Sink
-    from backplane.broker.supervisor import LinkState
+    from backplane.broker.link_state import LinkState
     from backplane.testing.proxy import FaultProxy
 
 __all__ = [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from backplane.broker.supervisor import LinkState
+    from backplane.broker.link_state import LinkState
 
 __all__ = ["Health"]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Broadcaster
     from backplane.broker.adapter_source import AdapterSource
-    from backplane.broker.supervisor import LinkState
+    from backplane.broker.link_state import LinkState
     from backplane.concurrency.affinity import LoopAffinity
     from backplane.concurrency.call_queue import CallQueue
     from backplane.worker.runtime import Runtime

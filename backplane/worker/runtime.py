@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from backplane.broker.publish_buffer import PublishBuffer
+from backplane.broker.publisher import WaitingPublisher
 from backplane.broker.supervisor import Supervisor
 from backplane.channels import validate_channel
 from backplane.concurrency.call_queue import CallQueue
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.broadcaster import Broadcaster
-    from backplane.broker.supervisor import LinkState, StateChange
+    from backplane.broker.link_state import LinkState, StateChange
+    from backplane.broker.publisher import Publisher
     from backplane.concurrency.affinity import LoopAffinity
     from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.fanout.subscription import Subscription
@@ -128,12 +130,15 @@ class Runtime:
         )
         self._wire_format = broadcaster.options.wire_format
         self.close_seconds = close_seconds
-        self._buffer = PublishBuffer(
-            self.supervisor,
-            max_bytes=settings.max_buffer_bytes,
-            max_messages=settings.max_buffer_messages,
-            bursts=self.bursts,
-        )
+        attempts = self.supervisor.attempts
+        self._publisher: Publisher = WaitingPublisher(attempts)
+        if settings.outage == "buffer":
+            self._publisher = PublishBuffer(
+                attempts,
+                max_bytes=settings.max_buffer_bytes,
+                max_messages=settings.max_buffer_messages,
+                bursts=self.bursts,
+            )
 
     async def publish(self, channel: str, data: object, exclude: Connection | str | None) -> None:
         """Encode and publish, as the setting `outage` decides, and count the outcome; see `Backplane.publish`."""
@@ -150,10 +155,7 @@ class Runtime:
             raise PayloadTooLargeError(len(payload), limit)
         statistics = self.statistics
         try:
-            if self.settings.outage == "buffer":
-                await self._buffer.publish(channel, payload)
-            else:
-                await self.supervisor.publish(channel, payload)
+            await self._publisher.publish(channel, payload)
         except BrokerUnavailableError:
             statistics.publishes_unavailable += 1
             raise
@@ -202,7 +204,7 @@ class Runtime:
     async def stop(self) -> None:
         """End every client and subscription that is left, and close the link."""
         self.clients.is_draining = True  # before anything is awaited
-        await self._buffer.stop(self.settings.publish_timeout_seconds)
+        await self._publisher.stop(self.settings.publish_timeout_seconds)
         self._end_subscriptions()
         await self.clients.close_all()
         await self.supervisor.stop()
@@ -215,9 +217,9 @@ class Runtime:
         return self.statistics.snapshot(
             delivered=self.hub.delivered,
             malformed=self.hub.malformed,
-            gaps=self.hub.gaps,
-            buffered=len(self._buffer),
-            buffer_dropped=self._buffer.dropped,
+            gaps=self.hub.gaps.reported,
+            buffered=len(self._publisher),
+            buffer_dropped=self._publisher.dropped,
         )
 
     def health(self) -> Health:
@@ -230,14 +232,14 @@ class Runtime:
             draining=self.clients.is_draining,
             generation=supervisor.generation,
             round_trip_seconds=supervisor.probe.round_trip_seconds,
-            probed_seconds_ago=_since(supervisor.probe.answered_at, now),
-            gaps=hub.gaps,
-            last_gap_seconds_ago=_since(hub.last_gap_at, now),
-            last_gap_reason=hub.last_gap_reason,
+            probed_seconds_ago=_since(supervisor.probe.last_reply_at, now),
+            gaps=hub.gaps.reported,
+            last_gap_seconds_ago=_since(hub.gaps.last_reported_at, now),
+            last_gap_reason=hub.gaps.last_reason,
             channels=len(hub.channels),
             connections=len(self.clients),
             subscriptions=len(self.subscriptions),
-            buffered=len(self._buffer),
+            buffered=len(self._publisher),
         )
 
     def _end_subscriptions(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from backplane.broadcaster import Capabilities
+from backplane.broker.publisher import WaitingPublisher
 from backplane.broker.supervisor import Supervisor
 from backplane.errors import BrokerUnavailableError
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import pytest
 
     from backplane.broadcaster import Sink
-    from backplane.broker.supervisor import LinkState, StateChange
+    from backplane.broker.link_state import LinkState, StateChange
     from backplane.message import Gap, Message
 
 __all__ = [
@@ -192,6 +193,7 @@ class World:
     broker_subscriptions: BrokerSubscriptions
     hub: Hub
     supervisor: Supervisor
+    publisher: WaitingPublisher
 
     async def reaches(self, state: LinkState, *, generation: int = 0) -> None:
         """Wait for `state` on a link of at least `generation`."""
@@ -225,19 +227,22 @@ def world(
     adapter: Adapter | None = None,
     settings: Settings = SETTINGS,
     on_state: Callable[[StateChange], None] | None = None,
+    *,
+    batch_size: int = 500,
+    **supervisor_seconds: float,
 ) -> World:
-    """Return a supervisor that is not started."""
+    """Return a supervisor that is not started; `supervisor_seconds` are the times that it takes beside the settings."""
     adapter = adapter or Adapter()
     broker_subscriptions = BrokerSubscriptions(
-        linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
+        linger_seconds=settings.linger_seconds,
+        timeout_seconds=settings.subscribe_timeout_seconds,
+        batch_size=batch_size,
     )
     hub = Hub(broker_subscriptions)
-    return World(
-        adapter,
-        broker_subscriptions,
-        hub,
-        Supervisor(adapter, hub, broker_subscriptions, origin=ORIGIN, settings=settings, on_state=on_state),
+    supervisor = Supervisor(
+        adapter, hub, broker_subscriptions, origin=ORIGIN, settings=settings, on_state=on_state, **supervisor_seconds
     )
+    return World(adapter, broker_subscriptions, hub, supervisor, WaitingPublisher(supervisor.attempts))
 
 
 @asynccontextmanager
@@ -245,10 +250,13 @@ async def supervised(
     adapter: Adapter | None = None,
     settings: Settings = SETTINGS,
     on_state: Callable[[StateChange], None] | None = None,
+    *,
+    batch_size: int = 500,
+    **supervisor_seconds: float,
 ) -> AsyncGenerator[World]:
     """Run a supervisor; a test that fails leaves no task behind either."""
     before = asyncio.all_tasks()
-    made = world(adapter, settings, on_state)
+    made = world(adapter, settings, on_state, batch_size=batch_size, **supervisor_seconds)
     try:
         async with asyncio.timeout(WAIT_SECONDS):
             await made.supervisor.start()

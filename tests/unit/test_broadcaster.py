@@ -1,4 +1,4 @@
-"""`backplane.broadcaster`: URLs and what they hide, options, and what every adapter inherits."""
+"""`backplane.broadcaster`: URLs and what they mask, options, and what every adapter inherits."""
 
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from tests.unit.doubles import ControlledBroadcaster
 
 SECRET = "s3cr3t"
 
-# The mark stands at both ends, so that neither half of a password cut in two goes unseen.
+# The marker is at both ends, so that either half of a password that is cut in two is found.
 passwords = st.text().map(lambda text: f"{SECRET}{text}{SECRET}")
 
 
@@ -38,7 +38,7 @@ passwords = st.text().map(lambda text: f"{SECRET}{text}{SECRET}")
     ],
 )
 def test_parse(url: str, parts: tuple[str, str | None, str | None, str, str]) -> None:
-    """A URL comes apart into its parts, percent-escapes resolved, the query left out."""
+    """A URL is split into its parts, with percent-escapes resolved and without the query."""
     parsed = BrokerUrl.parse(url)
     assert (parsed.scheme, parsed.username, parsed.password, parsed.netloc, parsed.path) == parts
 
@@ -47,14 +47,14 @@ def test_parse(url: str, parts: tuple[str, str | None, str | None, str, str]) ->
     "url", ["redis://u:w@a:1,b:2/x", "redis://u:w@a:1,redis://b:2/x", "redis://u:w@a:1,REDIS://u:w@b:2/x?prefix=y"]
 )
 def test_servers_may_repeat_scheme_and_user(url: str) -> None:
-    """Several servers are given as one URL, or as several with a comma between them."""
+    """Several servers are given as one URL, or as several URLs separated by commas."""
     parsed = BrokerUrl.parse(url)
     assert (parsed.username, parsed.password, parsed.netloc, parsed.path) == ("u", "w", "a:1,b:2", "/x")
 
 
 @pytest.mark.parametrize("url", ["redis://u:w@a,redis://v:w@b", "redis://a,redis://u:w@b"])
 def test_servers_of_two_users_are_refused(url: str) -> None:
-    """One link has one user, and the error shows none of them."""
+    """A list of servers with two users is refused, and the error shows neither."""
     with pytest.raises(ValueError, match="share one user") as caught:
         BrokerUrl.parse(url)
     assert "w" not in str(caught.value).replace("write", "")
@@ -62,7 +62,7 @@ def test_servers_of_two_users_are_refused(url: str) -> None:
 
 @given(st.text(min_size=1), st.text(), st.text())
 def test_escapes(username: str, password: str, path: str) -> None:
-    """Any user name, password and path, percent-escaped, comes back as it was."""
+    """Any percent-escaped user name, password and path is parsed to its original."""
     url = f"redis://{quote(username, safe='')}:{quote(password, safe='')}@host:1/{quote(path, safe='')}"
     parsed = BrokerUrl.parse(url)
     assert (parsed.username, parsed.password, parsed.netloc, parsed.path) == (username, password, "host:1", f"/{path}")
@@ -87,7 +87,7 @@ def test_masking(url: str, shown: str) -> None:
 
 @given(passwords)
 def test_password_is_never_shown(password: str) -> None:
-    """Whatever the password, neither `str` nor `repr` nor formatting holds any of it."""
+    """Neither `str` nor `repr` nor formatting shows any part of a password."""
     url = BrokerUrl.parse(f"redis://user:{quote(password, safe='')}@host:1/0")
     assert url.password == password
     assert SECRET not in f"{url} {url!r} {[url]}"
@@ -98,7 +98,7 @@ def test_password_is_never_shown(password: str) -> None:
 @example("s3cr3t?s3cr3t")
 @example("s3cr3t#s3cr3t")
 def test_unescaped_password_is_never_shown(password: str) -> None:
-    """A password somebody forgot to percent-escape is refused or masked, and shown in neither case."""
+    """A password that is not percent-escaped is refused or masked, and shown in neither case."""
     try:
         url = BrokerUrl.parse(f"redis://user:{password}@host:1/0")
         shown = f"{url} {url!r}"
@@ -109,13 +109,13 @@ def test_unescaped_password_is_never_shown(password: str) -> None:
 
 @pytest.mark.parametrize("url", ["redis://[::1", "redis://[nonsense]/0"])
 def test_no_url(url: str) -> None:
-    """What cannot be split is a `ValueError` that repeats no part of it."""
+    """A text that is not a URL raises `ValueError`, and the error repeats no part of it."""
     with pytest.raises(ValueError, match=r"^this is not a URL$"):
         BrokerUrl.parse(url)
 
 
-def test_options_refuse_what_they_do_not_know() -> None:
-    """An option nobody declared is refused, and options never change."""
+def test_unknown_option_is_refused() -> None:
+    """An undeclared option is refused, and options are immutable."""
 
     class MyOptions(Options):
         size: int = 1
@@ -128,14 +128,14 @@ def test_options_refuse_what_they_do_not_know() -> None:
 
 
 def test_adapter_keeps_its_url_and_options() -> None:
-    """A constructed adapter knows where it would connect and with what, and has opened nothing."""
+    """A constructed adapter has its URL and its options, and has opened nothing."""
     broadcaster = ControlledBroadcaster()
     assert (broadcaster.url, broadcaster.options) == (BrokerUrl(scheme="controlled"), Options())
     assert broadcaster.sink is None
 
 
 def test_adapter_without_the_contract() -> None:
-    """A class that leaves a method of the contract out cannot be made."""
+    """A class that lacks a method of the contract cannot be instantiated."""
 
     class Half(Broadcaster):
         @property
@@ -148,7 +148,7 @@ def test_adapter_without_the_contract() -> None:
 
 
 def test_capabilities() -> None:
-    """An adapter reports its own gaps only where it says so, and must state everything else."""
+    """By default an adapter does not resume; every other capability must be given."""
     capabilities = Capabilities(brokered=True, reach="host", publish_returns="sent", max_payload_bytes=1)
     assert capabilities.resumes is False
     capabilities_class: Any = Capabilities

@@ -1,4 +1,4 @@
-"""`backplane.channels`: which names are legal."""
+"""`backplane.channels`: which names are valid."""
 
 import logging
 from typing import Any
@@ -34,14 +34,14 @@ from backplane.errors import InvalidChannelError
     ],
     ids=ascii,
 )
-def test_any_text_is_legal(channel: str) -> None:
+def test_any_text_is_valid(channel: str) -> None:
     """Wildcards, blanks, control characters, braces and Unicode are plain characters, up to 255 bytes of UTF-8."""
     assert validate_channel(channel) is channel
 
 
 @given(st.text(min_size=1))
-def test_text_of_1_to_255_bytes_is_legal(channel: str) -> None:
-    """Exactly the texts of 1 to 255 bytes in UTF-8 outside the reserved prefixes are legal."""
+def test_text_of_1_to_255_bytes_is_valid(channel: str) -> None:
+    """Exactly the texts of 1 to 255 bytes in UTF-8 outside the reserved prefixes are valid."""
     assume(not channel.startswith(("$backplane/", "__")))
     if len(channel.encode()) <= 255:
         assert validate_channel(channel) == channel
@@ -70,40 +70,40 @@ def test_text_of_1_to_255_bytes_is_legal(channel: str) -> None:
     ids=lambda value: ascii(value)[:20],
 )
 def test_refused(channel: Any, words: str) -> None:
-    """What is no legal name is refused with the reason."""
+    """An invalid name is refused with the reason."""
     with pytest.raises(InvalidChannelError, match=words):
         validate_channel(channel)
 
 
 def test_refusal_is_a_value_error() -> None:
-    """Code that knows nothing of this package can catch the refusal as a `ValueError`."""
+    """Code that does not import this package can catch the error as a `ValueError`."""
     with pytest.raises(ValueError, match="empty"):
         validate_channel("")
 
 
 @pytest.mark.parametrize("character", ["a", "é", "\ud800"], ids=ascii)
 def test_refusal_is_short(character: str) -> None:
-    """A megabyte that came in as a channel name does not go out in the error's words."""
+    """The error for a channel name of a megabyte does not repeat all of it."""
     with pytest.raises(InvalidChannelError) as caught:
         validate_channel(character * 1_000_000)
     assert len(str(caught.value)) < 250
 
 
 def test_constants() -> None:
-    """The bound and the reserved prefix are part of the contract with adapters."""
+    """The bound and the reserved prefix are part of the contract of adapters."""
     assert (MAX_CHANNEL_BYTES, RESERVED_PREFIX) == (255, "$backplane/")
 
 
 @pytest.fixture
-def nothing_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin as a new process does."""
-    monkeypatch.setattr("backplane.channels._warned_of", set[str]())
+def nothing_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin without any warning, like a new process."""
+    monkeypatch.setattr("backplane.channels._warned_about", set[str]())
 
 
-@pytest.mark.usefixtures("nothing_warned_of")
+@pytest.mark.usefixtures("nothing_warned_about")
 @pytest.mark.parametrize("channel", ["prices.*", "*", "a.*.b", "news*", "prices.>", ">", "home/#", "logs.#"])
-def test_pattern_is_warned_of_once(channel: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A name that some broker would take for a pattern is named in one warning, however often it is joined."""
+def test_pattern_is_warned_about_once(channel: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A name that would be a pattern for some broker is logged in one warning, however often it is joined."""
     for _ in range(3):
         warn_if_pattern(channel)
     assert [(record.levelno, repr(channel) in record.getMessage()) for record in caplog.records] == [
@@ -112,17 +112,17 @@ def test_pattern_is_warned_of_once(channel: str, caplog: pytest.LogCaptureFixtur
     assert "there are no patterns" in caplog.text
 
 
-@pytest.mark.usefixtures("nothing_warned_of")
+@pytest.mark.usefixtures("nothing_warned_about")
 @pytest.mark.parametrize("channel", ["prices", "a>b", "c#", "#general", "a -> b", "what?", "[a]", "user:1"])
-def test_plain_name_is_not_warned_of(channel: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A name that only holds such a character is a usual one."""
+def test_plain_name_is_not_warned_about(channel: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A name that has such a character elsewhere is not warned about."""
     warn_if_pattern(channel)
     assert caplog.messages == []
 
 
-@pytest.mark.usefixtures("nothing_warned_of")
+@pytest.mark.usefixtures("nothing_warned_about")
 def test_warnings_of_patterns_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    """Clients that choose ever new names fill neither the log nor the memory."""
+    """Clients that choose ever new names cannot fill the log or the memory."""
     for number in range(1000):
         warn_if_pattern(f"{number}*")
     assert len(caplog.records) == 100

@@ -1,4 +1,4 @@
-"""`backplane.errors`: the tree, its attributes and its words."""
+"""`backplane.errors`: the tree, the attributes and the messages."""
 
 import pickle
 
@@ -47,7 +47,7 @@ TREE = {
 
 
 def test_tree() -> None:
-    """Every error stands at its place in the tree, and the tree holds no other."""
+    """Every error has its place in the tree, and the tree has no other."""
     assert {name: getattr(errors, name).__bases__ for name in errors.__all__} == TREE
 
 
@@ -67,15 +67,15 @@ def test_payload_too_large_names_size_and_limit() -> None:
 
 
 def test_broker_error_names_its_adapter() -> None:
-    """A broker's error starts with the name of the adapter and carries it as an attribute."""
+    """A broker's error starts with the name of the adapter, and has it and the rest as attributes."""
     error = BrokerError("it broke", adapter="redis")
-    assert (str(error), error.adapter) == ("redis: it broke", "redis")
+    assert (str(error), error.adapter, error.reason) == ("redis: it broke", "redis", "it broke")
 
 
 def test_broker_error_without_adapter() -> None:
     """An error of the core itself names no adapter."""
     error = BrokerError("it broke")
-    assert (str(error), error.adapter) == ("it broke", "")
+    assert (str(error), error.adapter, error.reason) == ("it broke", "", "it broke")
 
 
 @pytest.mark.parametrize(
@@ -89,19 +89,19 @@ def test_broker_error_without_adapter() -> None:
     ],
 )
 def test_retriable_by_default(error_class: type[BrokerError], retriable: bool) -> None:
-    """Only an unreachable broker is worth another try unless the adapter says otherwise."""
+    """Of the errors of a broker, only that of an unreachable one is retriable by default."""
     assert error_class("it broke").retriable is retriable
 
 
 @pytest.mark.parametrize("retriable", [True, False])
-def test_retriable_is_the_adapters_to_say(retriable: bool) -> None:
-    """An adapter can say of any error whether another try can help, and says it of that error alone."""
+def test_adapter_decides_what_is_retriable(retriable: bool) -> None:
+    """An adapter can set for any error whether another try can help, and sets it for that error alone."""
     assert BrokerUnavailableError("it broke", retriable=retriable).retriable is retriable
     assert BrokerUnavailableError.retriable is True
 
 
 def test_subscribe_error_names_what_was_refused() -> None:
-    """A refusal names each channel with the broker's words."""
+    """A refusal names each channel with the broker's reason."""
     error = SubscribeError({"a": "no", "b": "never"}, adapter="nats")
     assert str(error) == "nats: subscription refused: 'a': no; 'b': never"
     assert error.refused == {"a": "no", "b": "never"}
@@ -140,7 +140,7 @@ def test_errors_travel_between_processes(error: BackplaneError) -> None:
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
-def test_subscribe_error_tells_refused_from_unconfirmed() -> None:
+def test_subscribe_error_separates_refused_from_unconfirmed() -> None:
     """A channel without a final answer is named apart from a refused one, and the error survives a pickle."""
     error = SubscribeError({"a": "no"}, unconfirmed={"b": "BUSY"}, adapter="redis")
     assert str(error) == "redis: subscription refused: 'a': no; not confirmed yet: 'b': BUSY"

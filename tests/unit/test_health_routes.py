@@ -121,7 +121,7 @@ async def lose(backplane: Backplane, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lose the link for good."""
     keep_away(monkeypatch)
     supervisor = backplane._lifecycle.running().supervisor  # pyright: ignore[reportPrivateUsage]
-    supervisor.link.lost(BrokerUnavailableError("redis://:secret@somewhere is gone"))
+    supervisor.status.session.lost(BrokerUnavailableError("redis://:secret@somewhere is gone"))
     await backplane.wait_for_state("degraded")
 
 

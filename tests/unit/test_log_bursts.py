@@ -22,7 +22,7 @@ WAIT_SECONDS = 5.0
 
 
 class Lines(logging.Handler):
-    """Keeps what is logged, and lets a test wait for it."""
+    """Keeps what is logged; a test can wait for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 async def lines() -> Lines:
-    """What the test's logger logs."""
+    """The lines that the test's logger logs."""
     return Lines()
 
 
@@ -62,7 +62,7 @@ def handled(lines: Lines) -> None:
 
 
 async def test_first_at_once_and_the_rest_by_number(lines: Lines) -> None:
-    """The first is logged at once; those that follow in the window are one line with the words of the last."""
+    """The first event is logged at once; those that follow in the window are one line with the text of the last."""
     bursts = LogBursts(window_seconds=0.05)
     for number in range(30):
         bursts.log(logger, logging.WARNING, "client %d is slow", number)
@@ -73,7 +73,7 @@ async def test_first_at_once_and_the_rest_by_number(lines: Lines) -> None:
 
 
 async def test_a_burst_that_goes_on(lines: Lines) -> None:
-    """A burst longer than the window writes a line a window, and each event is in one of them."""
+    """A burst longer than the window is one line per window, and each event is counted in one of them."""
     bursts = LogBursts(window_seconds=0.05)
     total = 0
     while len(lines.records) < 4:
@@ -86,7 +86,7 @@ async def test_a_burst_that_goes_on(lines: Lines) -> None:
 
 
 async def test_events_far_apart(lines: Lines) -> None:
-    """What comes alone is logged as it is, each time."""
+    """Events further apart than the window are logged unchanged."""
     bursts = LogBursts(window_seconds=0.001)
     for number in range(3):
         bursts.log(logger, logging.WARNING, "event %d", number)
@@ -94,8 +94,8 @@ async def test_events_far_apart(lines: Lines) -> None:
     assert lines.texts == ["event 0", "event 1", "event 2"]
 
 
-async def test_levels_are_counted_apart(lines: Lines) -> None:
-    """A warning that follows notes of the same words stands in the log as a warning."""
+async def test_levels_are_counted_separately(lines: Lines) -> None:
+    """A warning after messages of the same text at another level is logged as a warning."""
     bursts = LogBursts()
     bursts.log(logger, logging.INFO, "refused: %s", "the worker drains")
     for _ in range(2):
@@ -104,8 +104,8 @@ async def test_levels_are_counted_apart(lines: Lines) -> None:
     assert [record.levelno for record in lines.records] == [logging.INFO, logging.WARNING, logging.WARNING]
 
 
-async def test_kinds_are_counted_apart(lines: Lines) -> None:
-    """A burst of one kind keeps no line of another one back."""
+async def test_kinds_are_counted_separately(lines: Lines) -> None:
+    """A burst of one kind delays no line of another kind."""
     bursts = LogBursts()
     for _ in range(3):
         bursts.log(logger, logging.WARNING, "one %s", "x")
@@ -119,7 +119,7 @@ async def test_kinds_are_counted_apart(lines: Lines) -> None:
 
 
 async def test_no_timer_while_nothing_is_counted(lines: Lines) -> None:
-    """A single event, and what was flushed, leave no timer; flushing again logs nothing."""
+    """A single event leaves no timer, nor does a flush; flushing again logs nothing."""
     bursts = LogBursts()
     bursts.log(logger, logging.WARNING, "alone")
     (burst,) = bursts._bursts.values()  # pyright: ignore[reportPrivateUsage]
@@ -134,7 +134,7 @@ async def test_no_timer_while_nothing_is_counted(lines: Lines) -> None:
 
 
 async def test_traceback_of_the_first_alone(lines: Lines) -> None:
-    """An error is logged with its traceback once in a burst, at the caller's place."""
+    """An error is logged with its traceback once in a burst, with the location of the caller."""
     bursts = LogBursts()
     for _ in range(2):
         bursts.log(logger, logging.ERROR, "failed", exc_info=KeyError("a fault"))
@@ -144,7 +144,7 @@ async def test_traceback_of_the_first_alone(lines: Lines) -> None:
 
 
 async def test_level_that_is_off(lines: Lines) -> None:
-    """What is not logged at all is not counted either."""
+    """An event at a level that is off is not counted."""
     bursts = LogBursts()
     for _ in range(2):
         bursts.log(logger, logging.DEBUG, "hidden")
@@ -153,7 +153,7 @@ async def test_level_that_is_off(lines: Lines) -> None:
 
 
 async def test_words_with_percent_signs(lines: Lines) -> None:
-    """What stands in the arguments is no format, in the summary neither."""
+    """A percent sign in an argument is not formatted again, not even in the summary."""
     bursts = LogBursts()
     for _ in range(2):
         bursts.log(logger, logging.WARNING, "refused: %s", "100 %s")
@@ -161,9 +161,9 @@ async def test_words_with_percent_signs(lines: Lines) -> None:
     assert lines.texts == ["refused: 100 %s", "1 more within 10 s, the last one: refused: 100 %s"]
 
 
-async def test_count_is_nobodys() -> None:
-    """The line that counts many events is logged without the variables of the one that happened to begin the burst."""
-    user: ContextVar[str] = ContextVar("user", default="nobody")
+async def test_count_has_no_context() -> None:
+    """The line that counts many events is logged without the context variables of the one that began the burst."""
+    user: ContextVar[str] = ContextVar("user", default="no user")
     seen: list[str] = []
     done = asyncio.Event()
 
@@ -182,4 +182,4 @@ async def test_count_is_nobodys() -> None:
         await asyncio.wait_for(done.wait(), WAIT_SECONDS)
     finally:
         logger.removeFilter(see)
-    assert seen == ["alice", "nobody"]
+    assert seen == ["alice", "no user"]

@@ -1,4 +1,4 @@
-"""`backplane.option_checks`: a wrong option is refused with the one that was meant."""
+"""`backplane.option_checks`: a wrong option is refused with the one that was probably meant."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ if TYPE_CHECKING:
     ids=["Settings", "Limits", "Backlog", "replace"],
 )
 def test_unknown_option(make: Callable[..., Any], words: str) -> None:
-    """An unknown option is refused like one of a URL: with the one that was probably meant, and all that are known."""
+    """An unknown option is refused with the one that was probably meant, and all known ones."""
     with pytest.raises(ConfigurationError) as refused:
         make(max_buffer_byte=1)
     assert str(refused.value).startswith(words)
 
 
 def test_option_of_another_class() -> None:
-    """What belongs to the other class is sent there."""
+    """The error for an option of another class names that class."""
     with pytest.raises(ConfigurationError, match=r"^Settings has no option 'max_channels' \(Limits has\); known are"):
         Settings(max_channels=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def test_signature() -> None:
-    """Editors and `help` still see the options."""
+    """The decorated class has its original signature."""
     assert "linger_seconds" in inspect.signature(Settings).parameters
 
 
 def test_no_guess() -> None:
-    """Nothing is guessed where nothing is close."""
+    """No hint is given where no known word is similar."""
     assert did_you_mean("xyz", ["redis"]) == ""
 
 
 @pytest.mark.parametrize("base", [Settings, Limits, Backlog])
 def test_subclass_with_an_option_of_its_own(base: type) -> None:
-    """A subclass of the application may add an option of any type, and checks it itself."""
+    """A subclass may add an option of any type, which is not checked here."""
     subclass = make_dataclass("Own", [("region", str, "eu")], bases=(base,), frozen=True, kw_only=True)
     assert subclass(region="us").region == "us"
     with pytest.raises(ConfigurationError, match=r"max_\w+ must be a (whole|finite) number"):

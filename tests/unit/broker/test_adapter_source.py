@@ -29,7 +29,7 @@ def adapter() -> MemoryBroadcaster:
 
 
 async def test_adapter_object() -> None:
-    """An adapter object stands where a URL may, and may be started again after `stop`."""
+    """An adapter object can be given in place of a URL, and can be started again after `stop`."""
     backplane = Backplane(adapter())
     assert backplane.url == "memory://of-this-test"
     for _ in range(2):
@@ -42,7 +42,7 @@ async def test_adapter_object() -> None:
 async def test_default_url_is_not_warned_of_beside_an_adapter_object(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An adapter object is a choice, which BACKPLANE_URL does not replace."""
+    """An adapter object takes precedence over BACKPLANE_URL."""
     monkeypatch.setenv("BACKPLANE_URL", "redis://nowhere.invalid")
     async with Backplane(adapter()) as backplane:
         assert backplane.url == "memory://of-this-test"
@@ -60,7 +60,7 @@ async def test_adapter_object_of_an_event_loop_that_ended() -> None:
 
 
 async def test_adapter_object_of_an_event_loop_that_ended_with_another_backplane() -> None:
-    """It is the object that is used up: another Backplane cannot start it either."""
+    """An adapter object of an ended event loop cannot be started by another Backplane either."""
     shared = adapter()
     await asyncio.to_thread(asyncio.run, Backplane(shared).start())
     with pytest.raises(LifecycleError, match="with a new one, or with a URL"):
@@ -83,13 +83,13 @@ async def test_adapter_object_while_another_backplane_stops() -> None:
 
 @pytest.mark.parametrize("wrong", [MemoryBroadcaster, b"memory://", 6379], ids=["class", "bytes", "port"])
 def test_what_is_no_source(wrong: object) -> None:
-    """What is neither a URL nor an adapter object is refused in words."""
+    """An object that is neither a URL nor an adapter raises ConfigurationError."""
     with pytest.raises(ConfigurationError, match="takes a URL or an adapter object, not"):
         Backplane(wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def test_adapter_without_options() -> None:
-    """An adapter whose options are not the contract's is refused at once, not at each publish."""
+    """An adapter without options as in the contract is refused when the Backplane is made."""
 
     class Incomplete(MemoryBroadcaster):
         def __init__(self) -> None:
@@ -100,7 +100,7 @@ def test_adapter_without_options() -> None:
 
 
 async def test_adapter_object_of_another_backplane() -> None:
-    """Two that are started do not share one link, of which the first would receive nothing more; in turn they may."""
+    """Two started Backplanes cannot share an adapter object; one after the other they can."""
     shared = adapter()
     async with Backplane(shared) as backplane, backplane.subscribe("a") as messages:
         with pytest.raises(LifecycleError, match="another Backplane uses it"):
@@ -112,6 +112,6 @@ async def test_adapter_object_of_another_backplane() -> None:
 
 
 def test_adapter_object_cannot_be_opened_a_second_time() -> None:
-    """What publishes from a process that never starts it needs a link of its own, hence a URL."""
+    """A publish from a process that never starts the Backplane needs a link of its own, and so a URL."""
     with pytest.raises(ConfigurationError, match="start the Backplane, or give it a URL"):
         Backplane(adapter()).sync.publish("a", "x")

@@ -1,4 +1,4 @@
-"""`backplane.broker.probe`: the message to oneself that finds a link which stands and carries nothing."""
+"""`backplane.broker.probe`: the message to this process itself that detects a silent link."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from dataclasses import replace
 
 import pytest
 
+from backplane.broker.probe import DeliveryProbe
+from backplane.broker.session import LinkSession
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.message import Gap
 from tests.unit.doubles import until_idle
 from tests.unit.supervised import (
     BRISK_PROBE,
+    ORIGIN,
     PROBE_CHANNEL,
     SETTINGS,
     WAIT_SECONDS,
@@ -27,7 +30,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Pace:
-    """Stands in for the jitter of the probe, and counts its rounds."""
+    """Replaces the jitter of the probe, and counts its rounds."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rounds = 0
@@ -54,7 +57,7 @@ def probes(adapter: Adapter) -> int:
 
 
 async def test_silent_link_is_found_within_two_probe_intervals() -> None:
-    """A broker that accepts everything and delivers nothing is left after two probes of half an interval each."""
+    """A link that accepts everything and delivers nothing is lost after two probes of half an interval each."""
     adapter = Adapter(brokered=True)
     adapter.silent = True
     async with supervised(adapter, BRISK_PROBE) as made:
@@ -72,7 +75,7 @@ async def test_silent_link_is_found_within_two_probe_intervals() -> None:
 
 
 async def test_link_whose_publish_hangs_is_found() -> None:
-    """A probe the broker does not even accept counts as one that did not come back."""
+    """A probe that the broker does not accept counts like one that is not received."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
         await made.listener("a")
@@ -88,7 +91,7 @@ async def test_link_whose_publish_hangs_is_found() -> None:
     "error", [BrokerUnavailableError("gone"), PublishOutcomeUnknownError("cut"), RuntimeError("a fault")], ids=repr
 )
 async def test_probe_that_fails_rebuilds_the_link(error: Exception) -> None:
-    """An error of the link while probing is a lost link."""
+    """An error of the link during a probe is a lost link."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
         await made.listener("a")
@@ -96,8 +99,8 @@ async def test_probe_that_fails_rebuilds_the_link(error: Exception) -> None:
         await made.reaches("live", generation=2)
 
 
-async def test_probe_over_a_replaced_connection_is_one_missed_probe() -> None:
-    """An unknown outcome on a link that stands is a missed probe: the adapter has replaced a connection of its own."""
+async def test_probe_on_a_replaced_connection_is_one_missed_probe() -> None:
+    """An unknown outcome on a live link is one missed probe: the adapter has replaced one of its connections."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
         listener = await made.listener("a")
@@ -109,7 +112,7 @@ async def test_probe_over_a_replaced_connection_is_one_missed_probe() -> None:
 
 
 async def test_probe_keeps_the_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe that comes back keeps the link live and says how long the way took; subscribers do not see it."""
+    """A probe that is received keeps the link live and measures the round trip; subscribers do not receive it."""
     pace = Pace(monkeypatch)
     async with supervised(Adapter(brokered=True), BRISK_PROBE) as made:
         listener = await made.listener("a")
@@ -124,7 +127,7 @@ async def test_probe_keeps_the_round_trip(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("stops", ["in", "out"])
 async def test_traffic_both_ways_suppresses_the_probe(stops: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While messages come in and publishes are answered no probe is sent, and one is as soon as either ceases."""
+    """While messages are received and publishes answered no probe is sent; one is sent as soon as either ceases."""
     pace = Pace(monkeypatch)
     adapter = Adapter(brokered=True)
     quiet = asyncio.Event()
@@ -134,7 +137,7 @@ async def test_traffic_both_ways_suppresses_the_probe(stops: str, monkeypatch: p
             if not quiet.is_set() or stops == "out":
                 adapter.links[-1].deliver("a", b"traffic")
             if not quiet.is_set() or stops == "in":
-                await made.supervisor.publish("elsewhere", b"traffic")
+                await made.publisher.publish("elsewhere", b"traffic")
             await asyncio.sleep(BRISK_PROBE.probe_interval_seconds / 20)
 
     before = 0
@@ -151,21 +154,21 @@ async def test_traffic_both_ways_suppresses_the_probe(stops: str, monkeypatch: p
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
-async def test_probe_without_channels_asks_the_way_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that only publishes opens no subscription; the broker's answer to a probe shows that its link works."""
+async def test_probe_without_channels_tests_the_publish_path_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that only publishes opens no subscription; the broker's answer to a probe shows that the link works."""
     pace = Pace(monkeypatch)
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
         await pace.reaches(4)
         assert adapter.verbs == ["start", "publish", "publish", "publish"]
-        assert made.supervisor.probe.answered_at is not None
+        assert made.supervisor.probe.last_reply_at is not None
         await made.listener("a")
         await adapter.until(lambda: ("subscribe", (PROBE_CHANNEL,)) in adapter.calls)
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
 async def test_silent_link_without_channels_is_found() -> None:
-    """A broker that answers nothing any more is left, though nobody here is subscribed to anything."""
+    """A link on which the broker stops answering is lost, though this process is subscribed to nothing."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
         adapter.publish_gate.close()
@@ -176,8 +179,8 @@ async def test_silent_link_without_channels_is_found() -> None:
         await made.reaches("live", generation=2)
 
 
-async def test_dead_way_out_is_found_while_messages_come_in() -> None:
-    """What is received stands for the way in alone: a busy listener finds by its probe that its way out has died."""
+async def test_dead_publish_path_is_found_while_messages_are_received() -> None:
+    """Received messages show only that the subscribe path works: the probe detects that the publish path is dead."""
     adapter = Adapter(brokered=True)
 
     async def traffic() -> None:
@@ -194,8 +197,8 @@ async def test_dead_way_out_is_found_while_messages_come_in() -> None:
         adapter.publish_gate.open()
 
 
-async def test_probe_whose_subscription_was_taken_away_subscribes_again() -> None:
-    """A broker that takes the probe's subscription away costs no link."""
+async def test_probe_whose_subscription_was_revoked_subscribes_again() -> None:
+    """A broker that revokes the probe's subscription does not end the link."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
         await made.listener("a")
@@ -215,7 +218,7 @@ PASSING = {
 
 @pytest.mark.parametrize("state", ["publish", "full", "subscribe"])
 async def test_passing_state_postpones_the_probe(state: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A broker that is busy for a while answers: the link is neither silent nor without a probe from then on."""
+    """A broker in a passing state answers, so the link stays live, and probes go on."""
     adapter = Adapter(brokered=True)
     if state == "subscribe":
         adapter.doubts[PROBE_CHANNEL] = "BUSY a script runs"
@@ -232,7 +235,7 @@ async def test_passing_state_postpones_the_probe(state: str, caplog: pytest.LogC
 
 
 async def test_passing_state_that_lasts_rebuilds_the_link() -> None:
-    """A broker that is busy without end is left after some intervals: the next link may lead to one that is not."""
+    """A link to a broker that stays in a passing state is rebuilt after some intervals."""
     adapter = Adapter(brokered=True)
     adapter.publish_errors[PROBE_CHANNEL] = PASSING["publish"]
     async with supervised(adapter, BRISK_PROBE) as made:
@@ -241,8 +244,8 @@ async def test_passing_state_that_lasts_rebuilds_the_link() -> None:
         assert probes(adapter) == 6
 
 
-async def test_probe_over_which_links_end_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
-    """Where each link ends at its first probe the probe is sent no more, and a line says so."""
+async def test_probe_that_ends_links_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    """Where each link ends at its first probe, no further probe is sent, and a warning is logged."""
     adapter = Adapter(brokered=True)
     adapter.publish_gate.close()
     async with supervised(adapter, BRISK_PROBE) as made:
@@ -257,7 +260,7 @@ async def test_probe_over_which_links_end_is_given_up(caplog: pytest.LogCaptureF
 
 
 async def test_pause_of_the_process_is_no_missed_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that was paused while its probe was under way, for longer than two probes take, keeps its link."""
+    """A process that is paused during its probe, for longer than two probes take, keeps its link."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
         await made.listener("a")
@@ -271,7 +274,7 @@ async def test_pause_of_the_process_is_no_missed_probe(monkeypatch: pytest.Monke
 
 
 async def test_no_probe_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An adapter with no server between publisher and subscriber has no way that could go silent."""
+    """An adapter without a broker sends no probe, since its link cannot become silent."""
     pace = Pace(monkeypatch)
     async with supervised(Adapter(brokered=False), replace(SETTINGS, probe_interval_seconds=0.001)) as made:
         await made.listener("a")
@@ -281,7 +284,7 @@ async def test_no_probe_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("refused", ["subscribe", "publish"])
 async def test_refused_probe_is_a_warning(refused: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A broker whose rules forbid the probe's channel keeps a live link, and a loss it reports is still healed."""
+    """A link whose broker forbids the probe stays live, with one warning, and is rebuilt when its loss is reported."""
     adapter = Adapter(brokered=True)
     if refused == "subscribe":
         adapter.refusals[PROBE_CHANNEL] = "not permitted"
@@ -301,7 +304,7 @@ async def test_refused_probe_is_a_warning(refused: str, caplog: pytest.LogCaptur
 async def test_broker_that_accepts_nothing_at_present_is_probed_again(
     refused: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A probe that is refused for the time being ends neither the link nor the probing."""
+    """A probe that is refused with a retriable error ends neither the link nor the probes."""
     adapter = Adapter(brokered=True)
     if refused == "subscribe":
         adapter.doubts[PROBE_CHANNEL] = "BUSY"
@@ -317,8 +320,8 @@ async def test_broker_that_accepts_nothing_at_present_is_probed_again(
         await made.reaches("degraded")
 
 
-async def test_message_behind_a_missed_probe_ends_the_doubt() -> None:
-    """A message that arrives while the first probe is out proves the way back, and the event loop goes on turning."""
+async def test_message_after_a_missed_probe_resets_the_count() -> None:
+    """A message received after a missed probe shows that the subscribe path works; the event loop goes on running."""
     adapter = Adapter(brokered=True)
     adapter.silent = True
     with interrupting_a_spin():
@@ -331,8 +334,8 @@ async def test_message_behind_a_missed_probe_ends_the_doubt() -> None:
             assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
-async def test_leave_behind_a_missed_probe_ends_the_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the last subscriber leaves while the first probe is out nothing is in doubt, and the event loop turns on."""
+async def test_leave_after_a_missed_probe_resets_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the last subscriber leaves after a missed probe, nothing can be missed; the event loop goes on running."""
     pace = Pace(monkeypatch)
     adapter = Adapter(brokered=True)
     adapter.silent = True
@@ -345,8 +348,8 @@ async def test_leave_behind_a_missed_probe_ends_the_doubt(monkeypatch: pytest.Mo
             assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
-async def test_back_off_grows_over_links_that_carry_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link that was given up by the probe and never carried anything is no good one, however long that took."""
+async def test_back_off_grows_over_links_that_receive_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that ended by the probe and never received anything was not stable, however long it was live."""
     bounds: list[float] = []
 
     def uniform(low: float, high: float) -> float:
@@ -354,25 +357,75 @@ async def test_back_off_grows_over_links_that_carry_nothing(monkeypatch: pytest.
             bounds.append(high)
         return low
 
-    monkeypatch.setattr("backplane.broker.supervisor._STABLE_SECONDS", 0.0)
     adapter = Adapter(brokered=True)
     adapter.silent = True
     settings = replace(BRISK_PROBE, probe_interval_seconds=0.02, max_backoff_seconds=5)
-    async with supervised(adapter, settings) as made:
+    async with supervised(adapter, settings, stable_seconds=0.0) as made:
         monkeypatch.setattr("backplane.broker.probe.random.uniform", uniform)
         await made.listener("a")
         await made.reaches("live", generation=4)
         assert bounds == [0.1, 0.2, 0.4]
 
 
-async def test_answer_is_dated() -> None:
-    """A probe that came back says when, by the event loop's clock."""
+async def test_reply_is_dated() -> None:
+    """The time at which a probe was received is kept, by the event loop's clock."""
     adapter = Adapter(brokered=True)
     loop = asyncio.get_running_loop()
     async with supervised(adapter, BRISK_PROBE) as made:
         await made.listener("a")
-        assert made.supervisor.probe.answered_at is None
+        assert made.supervisor.probe.last_reply_at is None
         begun = loop.time()
         await adapter.until(lambda: probes(adapter) == 2)
-        assert made.supervisor.probe.answered_at is not None
-        assert begun < made.supervisor.probe.answered_at <= loop.time()
+        assert made.supervisor.probe.last_reply_at is not None
+        assert begun < made.supervisor.probe.last_reply_at <= loop.time()
+
+
+LOST = [BrokerUnavailableError("the link ended"), PublishOutcomeUnknownError("the link ended")]
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+async def test_error_of_a_probe_on_a_lost_session_is_raised(error: Exception) -> None:
+    """An error of a probe whose session is over is raised, whether it is retriable or not."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter) as made:
+        probe = DeliveryProbe(adapter, origin=ORIGIN, wanted=(), interval_seconds=0.02)
+        session = LinkSession(made.hub, PROBE_CHANNEL)
+        adapter.publish_gate.close()
+        watching = asyncio.create_task(probe.watch(session))
+        await adapter.until(lambda: probes(adapter) == 1)
+        session.lost(BrokerUnavailableError("the link ended"))
+        adapter.publish_errors[PROBE_CHANNEL] = error
+        adapter.publish_gate.open()
+        with pytest.raises(type(error), match="the link ended"):
+            await asyncio.wait_for(watching, WAIT_SECONDS)
+
+
+async def test_verify_needs_an_answer_of_the_broker() -> None:
+    """A confirmation and a refusal are answers; an unknown outcome means that the link ended before one."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter) as made:
+        probe, session = made.supervisor.probe, made.supervisor.status.session
+        assert await probe.verify(session)
+        adapter.publish_errors[PROBE_CHANNEL] = PublishError("not yours")
+        assert await probe.verify(session)
+        adapter.publish_errors[PROBE_CHANNEL] = PublishOutcomeUnknownError("the link ended")
+        with pytest.raises(BrokerUnavailableError, match="the link ended before it answered anything"):
+            await probe.verify(session)
+
+
+async def test_verify_gives_up_where_probes_end_links() -> None:
+    """After three links that ended during a probe, a new link is not verified by one."""
+    adapter = Adapter(brokered=True)
+    async with supervised(adapter) as made:
+        probe = DeliveryProbe(adapter, origin=ORIGIN, wanted=(), interval_seconds=0.02)
+        adapter.publish_gate.close()
+        for links in (1, 2, 3):
+            session = LinkSession(made.hub, PROBE_CHANNEL)
+            watching = asyncio.create_task(probe.watch(session))
+            await adapter.until(lambda links=links: probes(adapter) == links)  # type: ignore[misc]
+            session.lost(BrokerUnavailableError("the link ended"))
+            watching.cancel()
+            await asyncio.wait([watching])
+        assert not await probe.verify(LinkSession(made.hub, PROBE_CHANNEL))
+        assert probes(adapter) == 3
+        adapter.publish_gate.open()

@@ -1,4 +1,4 @@
-"""`backplane.broker.publish_buffer`: what is published while the broker is away, kept in order and in bounds."""
+"""`backplane.broker.publish_buffer`: what is published during an outage is kept, in order and in bounds."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import asyncio
 import logging
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from backplane.broker.publish_buffer import PublishBuffer
-from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
+from backplane.errors import BrokerUnavailableError, ClosedError, PublishError, PublishOutcomeUnknownError
 from backplane.log_bursts import LogBursts
 from tests.unit.doubles import Gate, run_passes, until_idle
-from tests.unit.supervised import WAIT_SECONDS, supervised, warnings_of
+from tests.unit.supervised import SETTINGS, WAIT_SECONDS, supervised, warnings_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -28,45 +29,45 @@ pytestmark = pytest.mark.anyio
 async def buffered(
     *, max_bytes: int = 1024, max_messages: int = 100, bursts: LogBursts | None = None
 ) -> AsyncGenerator[tuple[World, PublishBuffer]]:
-    """Run a buffer over a supervisor; nothing of it is left behind."""
+    """Run a buffer over a supervisor, and stop both."""
     async with supervised() as made:
-        buffer = PublishBuffer(made.supervisor, max_bytes=max_bytes, max_messages=max_messages, bursts=bursts)
+        buffer = PublishBuffer(made.supervisor.attempts, max_bytes=max_bytes, max_messages=max_messages, bursts=bursts)
         yield made, buffer
         await asyncio.wait_for(buffer.stop(WAIT_SECONDS), WAIT_SECONDS)
 
 
 async def publish(buffer: PublishBuffer, *payloads: bytes) -> None:
-    """Publish one behind the other."""
+    """Publish one after the other."""
     for payload in payloads:
         await asyncio.wait_for(buffer.publish("a", payload), WAIT_SECONDS)
 
 
 async def come_back(made: World, published: int) -> None:
-    """Let the broker return, and wait until it has so many messages."""
+    """Let the link come back, and wait until the broker has `published` messages."""
     made.adapter.start_gate.open()
     await made.adapter.until(lambda: len(made.adapter.published) >= published)
     await until_idle()
 
 
 def payloads(made: World) -> list[bytes]:
-    """Return what the broker took, in order."""
+    """Return what the broker accepted, in order."""
     return [payload for _, payload in made.adapter.published]
 
 
 def senders() -> int:
-    """Return how many tasks send what waits."""
+    """Return how many tasks send what is kept."""
     return [task.get_name() for task in asyncio.all_tasks()].count("backplane-outage-buffer")
 
 
 async def test_live_link_is_published_on_at_once() -> None:
-    """While the broker is there nothing waits, and no task exists."""
+    """While the link is live nothing is kept, and no task exists."""
     async with buffered() as (made, buffer):
         await publish(buffer, b"1", b"2")
         assert (payloads(made), len(buffer), senders()) == ([b"1", b"2"], 0, 0)
 
 
-async def test_what_is_published_meanwhile_is_sent_in_order() -> None:
-    """`publish` returns at once; everything goes out once, in order, when the broker is back, and no task is left."""
+async def test_what_is_published_during_an_outage_is_sent_in_order() -> None:
+    """`publish` returns at once; each message is sent once, in order, when the link is live again; no task is left."""
     async with buffered() as (made, buffer):
         await made.degrade()
         numbers = [str(number).encode() for number in range(20)]
@@ -77,9 +78,9 @@ async def test_what_is_published_meanwhile_is_sent_in_order() -> None:
         assert senders() == 0
 
 
-async def test_sending_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits is sent with the variables of the start, for one publisher's are not those of all."""
-    user: ContextVar[str] = ContextVar("user", default="nobody")
+async def test_sender_has_no_publishers_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept is sent with the context variables of the start, not with those of one publisher."""
+    user: ContextVar[str] = ContextVar("user", default="no user")
     seen: list[str] = []
     async with buffered() as (made, buffer):
         await made.degrade()
@@ -93,11 +94,11 @@ async def test_sending_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(made.adapter, "publish", publish_and_see)
         await publish(buffer, b"1")
         await come_back(made, 1)
-    assert seen == ["nobody"]
+    assert seen == ["no user"]
 
 
-async def test_publishes_while_it_drains_go_behind() -> None:
-    """What is published while the first ones are on their way does not overtake them."""
+async def test_publishes_during_the_sending_keep_the_order() -> None:
+    """What is published while kept messages are being sent does not overtake them."""
     async with buffered() as (made, buffer):
         await made.degrade()
         await publish(buffer, b"1", b"2")
@@ -112,8 +113,8 @@ async def test_publishes_while_it_drains_go_behind() -> None:
 
 
 @pytest.mark.parametrize("moment", ["waiting", "being sent"])
-async def test_what_comes_back_from_a_lost_link_goes_first(moment: str) -> None:
-    """A message that a lost link did not take is kept before those of later calls, one that is being sent included."""
+async def test_publish_that_a_lost_link_did_not_accept_goes_first(moment: str) -> None:
+    """A message that a lost link did not accept is kept before those of later calls, even one that is being sent."""
     async with buffered() as (made, buffer):
         gate, sending = Gate(), Gate()
         gate.close()
@@ -140,23 +141,23 @@ async def test_what_comes_back_from_a_lost_link_goes_first(moment: str) -> None:
 
 @pytest.mark.parametrize(("max_bytes", "max_messages"), [(4, 100), (1024, 2)])
 async def test_full_buffer_refuses_and_keeps_nothing(max_bytes: int, max_messages: int) -> None:
-    """Over either bound `publish` raises that nothing was published, which stays true."""
+    """Above either bound `publish` raises, and the message is not published later."""
     async with buffered(max_bytes=max_bytes, max_messages=max_messages) as (made, buffer):
         await made.degrade()
         await publish(buffer, b"11", b"22")
-        with pytest.raises(BrokerUnavailableError, match="holds all it may: 2 messages, 4 bytes; not published"):
+        with pytest.raises(BrokerUnavailableError, match="buffer is full: 2 messages, 4 bytes; not published"):
             await publish(buffer, b"3")
         assert len(buffer) == 2
         await come_back(made, 2)
         assert payloads(made) == [b"11", b"22"]
         await made.degrade()
-        await publish(buffer, b"44", b"55")  # what was sent takes no room any more
+        await publish(buffer, b"44", b"55")  # what was sent is not counted any more
         await come_back(made, 4)
         assert payloads(made) == [b"11", b"22", b"44", b"55"]
 
 
 async def test_link_lost_while_sending_keeps_the_place() -> None:
-    """A message that certainly did not go out is sent on the next link, still before the others, and once."""
+    """A message that was certainly not published is sent on the next link, before the others, and once."""
     async with buffered() as (made, buffer):
         await made.degrade()
         await publish(buffer, b"1", b"2")
@@ -178,8 +179,8 @@ async def test_link_lost_while_sending_keeps_the_place() -> None:
     [BrokerUnavailableError("queue full"), PublishError("BUSY", retriable=True)],
     ids=lambda error: type(error).__name__,
 )
-async def test_adapter_that_refuses_while_its_link_stands_is_asked_again(error: Exception) -> None:
-    """An adapter that says it is away, on a link that is live, loses nothing and is not asked without a pause."""
+async def test_retriable_error_on_a_live_link_is_retried(error: Exception) -> None:
+    """A message that gets a retriable error on a live link is kept, and sent again after a pause."""
     async with buffered() as (made, buffer):
         made.adapter.publish_errors["a"] = error
         await publish(buffer, b"1")
@@ -199,7 +200,7 @@ async def test_adapter_that_refuses_while_its_link_stands_is_asked_again(error: 
 async def test_lost_message_is_logged_counted_and_never_sent_again(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was refused, or may have been published, is told in the log alone; what waits behind it goes on."""
+    """A kept message that is refused, or may have been published, is dropped and logged; later ones are sent."""
     async with buffered() as (made, buffer):
         await made.degrade()
         made.adapter.publish_errors["bad"] = error
@@ -213,8 +214,8 @@ async def test_lost_message_is_logged_counted_and_never_sent_again(
         assert line.startswith("a message that was kept for channel 'bad' is lost")
 
 
-async def test_channel_that_the_broker_cannot_serve_holds_up_no_other() -> None:
-    """A passing state of one channel keeps its messages in their order, and the other channels are sent meanwhile."""
+async def test_channel_that_the_broker_cannot_serve_delays_no_other() -> None:
+    """During a passing state of one channel its messages are kept in order, and other channels are sent."""
     async with buffered() as (made, buffer):
         await made.degrade()
         made.adapter.publish_errors["moving"] = BrokerUnavailableError("its shard fails over")
@@ -231,8 +232,8 @@ async def test_channel_that_the_broker_cannot_serve_holds_up_no_other() -> None:
         assert (len(buffer), buffer.dropped, senders()) == (0, 0, 0)
 
 
-async def test_message_over_which_the_link_ends_is_not_sent_again() -> None:
-    """One whose sending ended the link has an unknown outcome: it is dropped, and the others go out on the next one."""
+async def test_message_that_ends_the_link_is_not_sent_again() -> None:
+    """A message with an unknown outcome is dropped, and the others are sent on the next link."""
     async with buffered() as (made, buffer):
         await made.degrade()
         await buffer.publish("deadly", b"x")
@@ -251,7 +252,7 @@ async def test_message_over_which_the_link_ends_is_not_sent_again() -> None:
 
 
 async def test_many_lost_messages_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
-    """A broker that refuses all that was kept writes one line for the first and one for the rest."""
+    """Many kept messages that are refused are one line for the first and one for the rest."""
     bursts = LogBursts()
     async with buffered(bursts=bursts) as (made, buffer):
         await made.degrade()
@@ -271,7 +272,7 @@ async def test_many_lost_messages_are_few_lines(caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize("error", [PublishOutcomeUnknownError("cut"), PublishError("too large")])
 async def test_errors_of_a_live_link_are_raised(error: PublishError) -> None:
-    """While the broker is there, its word reaches whoever published, and nothing is kept."""
+    """While the link is live, the broker's error is raised to the publisher, and nothing is kept."""
     async with buffered() as (made, buffer):
         made.adapter.publish_errors["a"] = error
         with pytest.raises(type(error), match=str(error)):
@@ -279,8 +280,8 @@ async def test_errors_of_a_live_link_are_raised(error: PublishError) -> None:
         assert (len(buffer), buffer.dropped) == (0, 0)
 
 
-async def test_stop_while_degraded_says_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
-    """A stop without the broker does not wait for it: the number of lost messages is in the log."""
+async def test_stop_while_degraded_logs_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """A stop while the link is down does not wait, and logs the number of lost messages."""
     async with buffered() as (made, buffer):
         await made.degrade()
         await publish(buffer, b"1", b"2", b"3")
@@ -288,12 +289,12 @@ async def test_stop_while_degraded_says_what_is_lost(caplog: pytest.LogCaptureFi
         await asyncio.wait_for(buffer.stop(60), WAIT_SECONDS)
         assert (len(buffer), buffer.dropped) == (0, 3)
         assert warnings_of(caplog, logging.ERROR) == [
-            "3 messages were never published: the broker was away until the end"
+            "3 messages were never published: the broker was unavailable until the end"
         ]
 
 
 async def test_stop_while_live_sends_the_rest() -> None:
-    """Where the broker is there, a stop sends what waits before it returns."""
+    """While the link is live, a stop sends what is kept before it returns."""
     async with buffered() as (made, buffer):
         await made.degrade()
         await publish(buffer, b"1", b"2")
@@ -309,7 +310,7 @@ async def test_stop_while_live_sends_the_rest() -> None:
 
 
 async def test_stop_while_live_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    """A broker that does not answer holds the stop no longer than it is given; what waited is counted."""
+    """A broker that does not answer delays the stop by its timeout at most; what was kept is counted as dropped."""
     async with buffered() as (made, buffer):
         await made.degrade()
         await publish(buffer, b"1", b"2")
@@ -322,11 +323,43 @@ async def test_stop_while_live_is_bounded(caplog: pytest.LogCaptureFixture) -> N
         made.adapter.publish_gate.open()
 
 
-async def test_link_lost_behind_the_stop_keeps_nothing() -> None:
-    """A publish that fails after the stop raises: what was kept now would be lost without a word."""
+async def test_link_lost_after_the_stop_keeps_nothing() -> None:
+    """A publish that fails after the stop raises: a message kept then would be lost without an error."""
     async with buffered() as (made, buffer):
         await buffer.stop(1)
         await made.degrade()
         with pytest.raises(BrokerUnavailableError):
             await publish(buffer, b"1")
         assert len(buffer) == 0
+
+
+async def test_publish_without_an_answer_is_not_kept() -> None:
+    """A publish that gets no answer in time raises that its outcome is unknown, and is not sent again."""
+    async with supervised(settings=replace(SETTINGS, publish_timeout_seconds=0.05)) as made:
+        buffer = PublishBuffer(made.supervisor.attempts, max_bytes=1024, max_messages=10)
+        made.adapter.publish_gate.close()
+        with pytest.raises(PublishOutcomeUnknownError, match=r"no answer within 0\.05 s; it may have been published"):
+            await publish(buffer, b"1")
+        made.adapter.publish_gate.open()
+        assert (len(buffer), payloads(made)) == (0, [])
+
+
+async def test_publish_after_the_stop_of_the_supervisor() -> None:
+    """After the stop of the link a publish raises ClosedError, and is not kept."""
+    async with buffered() as (made, buffer):
+        await made.supervisor.stop()
+        with pytest.raises(ClosedError):
+            await publish(buffer, b"1")
+        assert len(buffer) == 0
+
+
+async def test_sender_ends_with_the_link() -> None:
+    """Where the link is closed while messages are kept, the task that sends them ends."""
+    async with buffered() as (made, buffer):
+        await made.degrade()
+        await publish(buffer, b"1")
+        assert senders() == 1
+        made.adapter.start_gate.open()
+        await made.supervisor.stop()
+        await until_idle()
+        assert (len(buffer), senders()) == (1, 0)

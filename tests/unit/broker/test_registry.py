@@ -1,4 +1,4 @@
-"""`backplane.broker.registry`: from a URL to a configured adapter, and the words of every refusal."""
+"""`backplane.broker.registry`: from a URL to a configured adapter, and the message of every error."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def acme(install: Callable[[str], None]) -> None:
 
 
 def refusal(url: str) -> str:
-    """Return the words with which `url` is refused."""
+    """Return the error with which `url` is refused."""
     with pytest.raises(ConfigurationError) as caught:
         broadcaster_from_url(url)
     return str(caught.value)
 
 
 def test_adapter_with_its_options() -> None:
-    """The scheme picks the class, the query string fills its typed options, and the URL keeps nothing of the query."""
+    """The scheme selects the class, the query string fills its typed options, and the URL has no query any more."""
     broadcaster = broadcaster_from_url("memory://here?max_payload_bytes=1024")
     assert isinstance(broadcaster, MemoryBroadcaster)
     assert broadcaster.options.max_payload_bytes == 1024
@@ -90,14 +90,14 @@ def test_scheme_in_capitals() -> None:
 
 
 def test_percent_escapes_in_an_option(acme: None) -> None:
-    """An option's value can hold what a query string reserves."""
+    """An option's value can hold characters that a query string reserves, escaped."""
     broadcaster = broadcaster_from_url("acme://?token=a%26b%3Dc+d")
     assert broadcaster.options.token.get_secret_value() == "a&b=c d"
 
 
 @pytest.mark.parametrize("url", ["", "localhost", "localhost:6379", "redis:localhost", "/run/x", "1redis://x", "://x"])
 def test_no_scheme(url: str) -> None:
-    """What has no scheme is refused with examples of what has one, and is not repeated: it can hold a password."""
+    """A text without a scheme is refused with examples, and is not repeated, since it can hold a password."""
     assert refusal(url) == (
         "a broker URL starts with its scheme, such as memory://, ipc://myapp or redis://localhost:6379"
     )
@@ -111,7 +111,7 @@ def test_unknown_scheme() -> None:
 
 
 def test_unknown_scheme_that_resembles_none() -> None:
-    """No guess is made where nothing is close."""
+    """No hint is given where no known word is similar."""
     assert refusal("xyz://x").startswith("unknown scheme 'xyz'; known are ")
 
 
@@ -124,13 +124,13 @@ def test_unknown_option() -> None:
 
 
 def test_options_of_every_adapter(acme: None) -> None:
-    """What the core reads is an option of every adapter, of a third party's too."""
+    """The options of the core are options of every adapter, also of a third party's."""
     assert refusal("plain://?x=1") == "plain: unknown option 'x'; known are wire_format"
     assert broadcaster_from_url("plain://?wire_format=plain").options.wire_format == "plain"
 
 
 def test_duplicated_option() -> None:
-    """An option given twice is refused: neither value would be the obvious one."""
+    """An option given twice is refused."""
     assert refusal("memory://?max_payload_bytes=1&max_payload_bytes=1") == (
         "memory: option 'max_payload_bytes' is given twice"
     )
@@ -164,7 +164,7 @@ def test_option_out_of_range() -> None:
 
 @pytest.mark.parametrize("url", ["memory://[::1", "redis://:s3cr3t@[::1/0", "redis://:s3cr3t[@host/0"])
 def test_not_a_url(url: str) -> None:
-    """What cannot be split into the parts of a URL is refused as a wrong configuration."""
+    """A text that cannot be split into the parts of a URL raises ConfigurationError."""
     assert "not a URL" in refusal(url)
 
 
@@ -173,20 +173,20 @@ def test_not_a_url(url: str) -> None:
     "url", ["redis://:s3cr3t@h\u2100st/0", "memory://:s3cr3t\u2100@host"], ids=["host", "password"]
 )
 def test_password_of_what_is_not_a_url(url: str) -> None:
-    """A URL that Python refuses is refused without its password."""
+    """The error for a URL that Python cannot parse holds no password."""
     assert SECRET not in refusal(url)
 
 
 @pytest.mark.parametrize("url", ["ipc://a?directory=/tmp/a%00b", "rediss://h?ssl_ca_certs=%00"])
 def test_nul(url: str) -> None:
-    """The character NUL is refused before a call of the system, or of OpenSSL, refuses it with a bare ValueError."""
+    """The character NUL is refused when the adapter is made, not by a system call or OpenSSL at the start."""
     assert refusal(url).endswith("holds the character NUL")
 
 
 @pytest.mark.parametrize("reserved", ["/", "?", "#"])
 @pytest.mark.parametrize("scheme", ["memory", "redis"])
 def test_unescaped_password(scheme: str, reserved: str) -> None:
-    """A password somebody forgot to percent-escape reaches neither the refusal nor, where there is none, the URL."""
+    """A password that is not percent-escaped is shown neither by the error nor, where there is none, by the URL."""
     try:
         broadcaster = broadcaster_from_url(f"{scheme}://user:{SECRET}{reserved}{SECRET}@host/0")
         shown = f"{broadcaster.url} {broadcaster.url!r}"
@@ -205,7 +205,7 @@ def test_unescaped_password(scheme: str, reserved: str) -> None:
     ],
 )
 def test_missing_extra(scheme: str, extra: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its client library an adapter is refused with the command that installs it."""
+    """Without the client library of an adapter the error names the command that installs it."""
     monkeypatch.setitem(sys.modules, package, None)
     for module in [
         name for name in sys.modules if name.startswith(("backplane.adapters.redis", "backplane.adapters.nats"))
@@ -237,31 +237,31 @@ def test_third_party(acme: None) -> None:
     "target", ["acme_adapter:Nested.Broadcaster", "acme_adapter:AcmeBroadcaster [fast]"], ids=["dotted", "extra"]
 )
 def test_third_party_by_any_object_reference(install: Callable[[str], None], target: str) -> None:
-    """An entry point may name an attribute of an attribute, and an extra, as the packaging specification says."""
+    """An entry point may name an attribute of an attribute, and an extra, as the packaging specification allows."""
     install(f"acme = {target}")
     assert type(broadcaster_from_url("acme://")).__module__ == "acme_adapter"
 
 
 def test_third_party_is_known(acme: None) -> None:
-    """A third party's scheme is guessed and listed like the built-in ones."""
+    """A third party's scheme is in the hints and lists like the built-in ones."""
     words = refusal("acmee://x")
     assert words.startswith("unknown scheme 'acmee' (did you mean 'acme'?); known are acme, ")
 
 
 def test_third_party_is_imported_on_demand(acme: None) -> None:
-    """Nothing of a third party is imported before a URL asks for it."""
+    """A third party's adapter is imported only when a URL names it."""
     broadcaster_from_url("memory://")
     assert "acme_adapter" not in sys.modules
 
 
 def test_third_party_cannot_replace_a_built_in(install: Callable[[str], None]) -> None:
-    """A built-in scheme stays what it is, whatever else is installed."""
+    """A package cannot replace a built-in scheme."""
     install("memory = acme_adapter:AcmeBroadcaster")
     assert type(broadcaster_from_url("memory://")) is MemoryBroadcaster
 
 
 def test_third_party_that_does_not_import(install: Callable[[str], None]) -> None:
-    """A third party's own import error comes through as it is: no extra of this package would cure it."""
+    """An import error of a third party's adapter is raised unchanged: no extra of this package installs the cause."""
     install("broken = acme_adapter_missing:Broadcaster")
     with pytest.raises(ModuleNotFoundError, match="acme_adapter_missing") as caught:
         broadcaster_from_url("broken://")

@@ -1,4 +1,4 @@
-"""`backplane.broker.session`: one generation of the link, which is heard only while its time lasts."""
+"""`backplane.broker.session`: one session of the link, whose reports are ignored once it is retired."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def gap_late(link: Sink) -> None:
 
 
 def revoke_late(link: Sink) -> None:
-    """Report a subscription that was taken away."""
+    """Report a revoked subscription."""
     link.revoked(["a"], "late")
 
 
@@ -47,8 +47,8 @@ LATE = pytest.mark.parametrize("report", [deliver_late, gap_late, revoke_late, l
 
 
 @LATE
-async def test_late_report_behind_a_newer_link_is_not_heard(report: Callable[[Sink], None]) -> None:
-    """What an adapter still reports on its old link belongs to the past."""
+async def test_late_report_of_an_old_session_is_ignored(report: Callable[[Sink], None]) -> None:
+    """What an adapter reports on an old session, after the next one is live, is ignored."""
     async with supervised(Adapter(resumes=True)) as made:
         listener = await made.listener("a")
         old = made.adapter.links[-1]
@@ -59,8 +59,8 @@ async def test_late_report_behind_a_newer_link_is_not_heard(report: Callable[[Si
 
 
 @LATE
-async def test_late_report_while_degraded_is_not_heard(report: Callable[[Sink], None]) -> None:
-    """Between two links nothing of the lost one is heard."""
+async def test_late_report_while_degraded_is_ignored(report: Callable[[Sink], None]) -> None:
+    """Between two links, reports of the lost one are ignored."""
     async with supervised(Adapter(resumes=True)) as made:
         listener = await made.listener("a")
         old = made.adapter.links[-1]
@@ -73,8 +73,8 @@ async def test_late_report_while_degraded_is_not_heard(report: Callable[[Sink], 
 
 
 @LATE
-async def test_late_report_after_stop_is_not_heard(report: Callable[[Sink], None]) -> None:
-    """After the stop nothing is heard at all."""
+async def test_late_report_after_stop_is_ignored(report: Callable[[Sink], None]) -> None:
+    """After the stop every report is ignored."""
     async with supervised() as made:
         listener = await made.listener("a")
         await made.supervisor.stop()
@@ -83,19 +83,19 @@ async def test_late_report_after_stop_is_not_heard(report: Callable[[Sink], None
         assert (listener.heard, made.supervisor.state, made.supervisor.generation) == ([], "closed", 1)
 
 
-async def test_loss_is_known_before_its_owner_acts() -> None:
-    """Who looks at a link that was lost a moment ago sees that it is over, and a second loss changes nothing."""
+async def test_loss_is_visible_before_the_supervisor_runs() -> None:
+    """A lost session is over at once, and a second report of a loss changes nothing."""
     link = LinkSession(Hub(BrokerSubscriptions(linger_seconds=1, timeout_seconds=1)), PROBE_CHANNEL)
-    assert (link.is_over, link.carried) == (False, False)
+    assert (link.is_over, link.received_any) == (False, False)
     link.lost(BrokerUnavailableError("first"))
     link.lost(BrokerUnavailableError("second"))
     assert link.is_over
     with pytest.raises(BrokerUnavailableError, match="first"):
-        await link.ended
+        await link.failure
 
 
 async def test_gap_before_the_confirmation_waits_for_it() -> None:
-    """A gap found while resuming is told once the channels are confirmed, a later one at once."""
+    """A gap found while resuming is delivered once the channels are confirmed, a later one at once."""
     async with supervised(Adapter()) as made:
         listener = await made.listener("a")
         link = LinkSession(made.hub, PROBE_CHANNEL)
@@ -121,19 +121,19 @@ async def test_messages_after_an_early_gap_stay_after_it() -> None:
         assert await listener.hears(4) == [Gap(channel="a", reason="early"), "first", "second", "third"]
 
 
-async def test_probe_is_carried_and_never_reaches_the_hub() -> None:
-    """The echo settles who waits for it, once; a second one is no error, and one that nobody awaits neither."""
+async def test_probe_completes_its_reply_and_does_not_reach_the_hub() -> None:
+    """A received probe completes the reply, once; a second one is ignored, and so is one that is not awaited."""
     hub = Hub(BrokerSubscriptions(linger_seconds=1, timeout_seconds=1))
     link = LinkSession(hub, PROBE_CHANNEL)
     link.deliver(PROBE_CHANNEL, b"")
-    link.echo = asyncio.get_running_loop().create_future()
+    link.probe_reply = asyncio.get_running_loop().create_future()
     link.deliver(PROBE_CHANNEL, b"")
     link.deliver(PROBE_CHANNEL, b"")
-    assert (link.echo.done(), link.carried, hub.malformed) == (True, True, 0)
+    assert (link.probe_reply.done(), link.received_any, hub.malformed) == (True, True, 0)
 
 
 async def test_revoked_subscription_is_a_gap_once_it_is_back() -> None:
-    """What the broker took away is subscribed again, and its subscribers are notified of one gap, others of none."""
+    """A revoked channel is subscribed again, and its subscribers get one gap, others none."""
     async with supervised(Adapter()) as made:
         listener = await made.listener("a")
         other = await made.listener("b")

@@ -1,4 +1,4 @@
-"""`backplane.broker.supervisor` with an adapter that resumes: which of its four methods is called."""
+"""`backplane.broker.supervisor` with an adapter that resumes: when it is suspended, resumed, started and stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 class ResumingAdapter(Adapter):
-    """An adapter that goes on where it was.
+    """An adapter that resumes.
 
     Attributes:
         resumed: The channels of every `resume`.
@@ -57,7 +57,7 @@ class ResumingAdapter(Adapter):
 
 
 async def test_a_lost_link_is_suspended_and_resumed() -> None:
-    """A loss leads through suspend and resume, with the channels that are wanted; the life ends with stop."""
+    """After a loss the adapter is suspended and resumed with the wanted channels; at the end it is stopped."""
     adapter = ResumingAdapter()
     assert isinstance(adapter, SupportsResume)
     async with supervised(adapter) as made:
@@ -69,7 +69,7 @@ async def test_a_lost_link_is_suspended_and_resumed() -> None:
 
 
 async def test_a_resume_that_fails_is_tried_again() -> None:
-    """Each try is a suspend and a resume; what the adapter kept is never stopped away."""
+    """Each try is a suspend and a resume, without a stop, which would drop what the adapter kept."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
         await made.listener("a")
@@ -80,16 +80,16 @@ async def test_a_resume_that_fails_is_tried_again() -> None:
         assert adapter.verbs.count("suspend") == adapter.verbs.count("resume") == 3
 
 
-async def test_the_first_link_starts_even_when_it_is_tried_again() -> None:
-    """Before the first link stood there is nothing to resume."""
+async def test_the_first_link_is_started_at_each_try() -> None:
+    """Before the first link was live there is nothing to resume."""
     adapter = ResumingAdapter()
     adapter.start_errors = [BrokerUnavailableError("not yet")]
     async with supervised(adapter):
         assert adapter.verbs == ["start", "stop", "start"]
 
 
-async def test_a_new_life_starts() -> None:
-    """What the life before knew is none of the next one's concern, though the object is the same."""
+async def test_after_a_stop_the_adapter_is_started() -> None:
+    """An adapter object that was stopped is started again, not resumed."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
         await made.recover()
@@ -97,8 +97,8 @@ async def test_a_new_life_starts() -> None:
         assert adapter.verbs[-2:] == ["stop", "start"]
 
 
-async def test_what_was_missed_is_heard_without_a_gap() -> None:
-    """What arrives while the link resumes goes to those who were there."""
+async def test_what_was_missed_is_delivered_without_a_gap() -> None:
+    """What is received while the link resumes is delivered to the subscribers of the lost link."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
         listener = await made.listener("a")
@@ -107,8 +107,8 @@ async def test_what_was_missed_is_heard_without_a_gap() -> None:
         assert await listener.hears(1) == ["missed"]
 
 
-async def test_a_gap_found_while_resuming_is_told() -> None:
-    """What the adapter could not go on with is told, though no channel was confirmed yet when it said so."""
+async def test_a_gap_found_while_resuming_is_reported() -> None:
+    """A gap that the adapter reports while it resumes is delivered, though no channel was confirmed yet."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
         listener = await made.listener("a")
@@ -117,8 +117,8 @@ async def test_a_gap_found_while_resuming_is_told() -> None:
         assert await listener.hears(1) == [Gap(channel="a", reason="deleted by age")]
 
 
-async def test_a_channel_that_is_refused_on_a_resumed_link_is_told() -> None:
-    """What the broker no longer grants is a gap, though the adapter resumes, and one more when it grants it again."""
+async def test_a_channel_that_is_refused_on_a_resumed_link_is_a_gap() -> None:
+    """A channel that the broker refuses on a resumed link is a gap, and another one when it is confirmed again."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
         listener = await made.listener("a", "b")
@@ -132,8 +132,8 @@ async def test_a_channel_that_is_refused_on_a_resumed_link_is_told() -> None:
         assert await listener.hears(3) == ["missed", refused, refused]
 
 
-async def test_a_gap_on_a_channel_in_doubt_is_told_when_it_is_confirmed() -> None:
-    """A gap that is found while resuming is not lost where the broker gives no final answer yet."""
+async def test_a_gap_on_an_unconfirmed_channel_is_reported_when_it_is_confirmed() -> None:
+    """A gap that is found while resuming is not lost on a channel without a final answer."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
         listener = await made.listener("a", "b")
@@ -145,8 +145,8 @@ async def test_a_gap_on_a_channel_in_doubt_is_told_when_it_is_confirmed() -> Non
         assert (await listener.hears(2))[1] == Gap(channel="a", reason="deleted by age")
 
 
-async def test_a_channel_given_up_while_resuming_is_dropped() -> None:
-    """Who leaves between the call and its return leaves nothing subscribed."""
+async def test_a_channel_dropped_while_resuming_is_unsubscribed() -> None:
+    """A channel that is dropped while the adapter resumes is unsubscribed."""
     made = world(ResumingAdapter())
     made.broker_subscriptions.close()
     await made.broker_subscriptions.subscribe_all(made.adapter, {"left"})
@@ -154,12 +154,12 @@ async def test_a_channel_given_up_while_resuming_is_dropped() -> None:
 
 
 async def test_publishes_keep_their_order_through_a_loss() -> None:
-    """Publishes that wait for the link and those that come while it changes go out in the order of their calls."""
+    """Publishes that wait for the link and those called while it changes are sent in the order of the calls."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
         publishing: list[asyncio.Task[None]] = []
         for number in range(300):
-            publishing.append(asyncio.create_task(made.supervisor.publish("a", b"%d" % number)))
+            publishing.append(asyncio.create_task(made.publisher.publish("a", b"%d" % number)))
             if number % 100 == 50:
                 adapter.cut()
             if number % 3 == 0:

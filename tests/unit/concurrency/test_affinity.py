@@ -1,4 +1,4 @@
-"""`backplane.concurrency.affinity`: what is refused outside its event loop; forks: tests/integration."""
+"""`backplane.concurrency.affinity`: uses outside the event loop are refused; forks: tests/integration."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def nothing() -> None:
 
 
 def websocket() -> Any:
-    """Return a client that must not be looked at."""
+    """Return a client that must not be used."""
     return object()
 
 
@@ -118,7 +118,7 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
     },
 }
 
-# What only reads, what configures, and what the hub calls in the event loop.
+# Names that only read, that configure, and that the hub, the sender and the timer call in the event loop.
 SAFE: dict[type, set[str]] = {
     Backplane: {"authorize", "channel", "on_slow", "on_state", "sse", "state", "statistics", "sync", "url"},
     Connection: {"channels", "context", "id", "is_over", "kind", "state"},
@@ -135,7 +135,7 @@ EVERY_USE = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("kind", USES, ids=lambda kind: kind.__name__)
 def test_every_public_name_is_known(kind: type) -> None:
-    """Each public name is known as guarded or as safe from anywhere; a new one has to be decided on."""
+    """Each public name is listed as guarded or as safe in any thread, so that a new one has to be decided on."""
     names = {name for name, _ in inspect.getmembers(kind) if not name.startswith("_")}
     assert names - INTERNAL.get(kind, set()) == (USES[kind].keys() | SAFE[kind]) - {"__anext__"}
 
@@ -149,7 +149,7 @@ async def awaited(use: Callable[[World], Any], world: World) -> None:
 
 @EVERY_USE
 async def test_use_from_another_event_loop(use: Callable[[World], Any], world: World) -> None:
-    """`asyncio.run` in another thread, as in a `def` endpoint, is refused at once, and all goes on."""
+    """`asyncio.run` in another thread, as in a `def` endpoint, is refused at once, and the backplane goes on."""
     with pytest.raises(LifecycleError) as refused:
         await asyncio.to_thread(asyncio.run, awaited(use, world))
     if "started already" not in str(refused.value):
@@ -172,7 +172,7 @@ AT_ONCE: dict[str, Callable[[World], Any]] = {
 
 @pytest.mark.parametrize("use", AT_ONCE.values(), ids=AT_ONCE)
 async def test_use_from_a_thread_without_an_event_loop(use: Callable[[World], Any], world: World) -> None:
-    """What is called without `await` is refused in a thread."""
+    """A method that is not awaited is refused in a thread without an event loop."""
     with pytest.raises(WrongLoopError, match="a thread without an event loop"):
         await asyncio.to_thread(use, world)
 
@@ -197,7 +197,7 @@ async def test_use_from_another_event_loop_of_the_same_thread() -> None:
 
 
 async def test_an_event_loop_that_moves_to_another_thread() -> None:
-    """The event loop counts, not the thread in which it runs."""
+    """A backplane may be used in its event loop, in whichever thread that runs."""
     loop = asyncio.new_event_loop()
     backplane = Backplane("memory://")
     for work in (backplane.start, lambda: backplane.publish("a", "x"), backplane.stop):
@@ -208,7 +208,7 @@ async def test_an_event_loop_that_moves_to_another_thread() -> None:
 
 @pytest.mark.parametrize("way", ["run_coroutine_threadsafe", "from_thread"])
 async def test_legitimate_ways_from_a_thread(way: str, world: World) -> None:
-    """A thread that runs the publish in the right event loop is served."""
+    """A publish that a thread runs in the right event loop is accepted."""
     loop = asyncio.get_running_loop()
 
     def publish() -> None:
@@ -244,7 +244,7 @@ async def test_event_stream_made_in_a_thread(world: World) -> None:
 
 
 async def test_reading_from_a_thread(world: World) -> None:
-    """What only reads works in any thread."""
+    """Properties can be read in any thread."""
 
     def read() -> list[object]:
         backplane, connection = world.backplane, world.connection
@@ -261,10 +261,10 @@ async def test_reading_from_a_thread(world: World) -> None:
 
 
 async def test_an_adapter_that_reports_from_a_thread(world: World) -> None:
-    """A report from a foreign thread raises in that thread, instead of a fan-out that never runs."""
+    """A report from another thread raises there."""
     running = world.backplane._runtime  # pyright: ignore[reportPrivateUsage]
     assert running is not None
-    sink: Any = running.supervisor.link  # pyright: ignore[reportPrivateUsage]
+    sink: Any = running.supervisor.status.session  # pyright: ignore[reportPrivateUsage]
     for report in (
         lambda: sink.deliver("a", b"x"),
         lambda: sink.gap(["a"], "x"),
@@ -296,7 +296,7 @@ async def test_an_event_loop_that_ended_without_stop(caplog: pytest.LogCaptureFi
 
 
 async def test_stop_after_the_end_of_the_event_loop() -> None:
-    """Stopping what ended with its event loop changes nothing, and raises nothing."""
+    """Stopping a backplane whose event loop has ended changes nothing, and raises nothing."""
     backplane = Backplane("memory://")
     await asyncio.to_thread(asyncio.run, backplane.start())
     await backplane.stop()
@@ -316,7 +316,7 @@ async def test_refusing_in_an_event_loop() -> None:
 
 
 async def test_affinity_of_a_loop() -> None:
-    """It holds in its own event loop alone."""
+    """The check passes in its own event loop alone."""
     affinity = LoopAffinity()
     affinity.check()
     assert (affinity.is_alive, affinity.has_ended, affinity.is_inherited) == (True, False, False)
@@ -342,5 +342,5 @@ def test_start_without_an_event_loop_of_asyncio() -> None:
 
 
 def test_one_object_for_one_process() -> None:
-    """The process is the same object for as long as nobody forks."""
+    """The process is the same object until a fork."""
     assert current_process() is current_process()

@@ -42,7 +42,7 @@ def publish(published: list[int], number: int) -> Callable[[], Coroutine[None, N
 
 
 async def test_a_call_returns_when_the_publish_has_ended() -> None:
-    """The thread waits for the publish, and the event loop goes on meanwhile."""
+    """The thread waits for the publish, and the event loop goes on running."""
     calls, answered = await opened(), asyncio.Event()
     calling = asyncio.create_task(asyncio.to_thread(calls.run, answered.wait, seconds=WAIT_SECONDS))  # type: ignore[arg-type]
     await until_idle()
@@ -63,7 +63,7 @@ async def test_what_the_publish_raises() -> None:
 
 
 async def test_order_of_each_thread() -> None:
-    """Of 100 threads at once, all publishes arrive, those of each thread in its order."""
+    """Of 100 threads at once, all publishes run, those of each thread in its order."""
     calls, published = await opened(), list[int]()
 
     def call(start: int) -> None:
@@ -81,7 +81,7 @@ async def test_order_of_each_thread() -> None:
 
 
 async def test_calls_before_the_event_loop() -> None:
-    """Calls that come before the event loop wait for it."""
+    """Calls made before the queue is open wait for it."""
     calls, published = CallQueue(), list[int]()
     waiting = [asyncio.create_task(asyncio.to_thread(calls.run, publish(published, 1), seconds=WAIT_SECONDS))]
     while not calls._waiting:  # pyright: ignore[reportPrivateUsage]
@@ -93,7 +93,7 @@ async def test_calls_before_the_event_loop() -> None:
 
 
 async def test_context_of_the_caller() -> None:
-    """The publish sees the context variables of its caller, and what it sets stays with it."""
+    """The publish runs in a copy of its caller's Context."""
     calls, seen = await opened(), list[str]()
 
     async def look() -> None:
@@ -110,8 +110,8 @@ async def test_context_of_the_caller() -> None:
     assert trace.get("none") == "none"
 
 
-async def test_an_event_loop_that_takes_nothing() -> None:
-    """What was not taken in time is certainly not published, and is not taken later either."""
+async def test_a_blocked_event_loop() -> None:
+    """A call that the event loop does not begin in time is certainly not published, and not begun later."""
     calls, published = CallQueue(), list[int]()
     with pytest.raises(BrokerUnavailableError, match="not published"):
         await asyncio.to_thread(calls.run, publish(published, 1), seconds=0.01)
@@ -121,7 +121,7 @@ async def test_an_event_loop_that_takes_nothing() -> None:
 
 
 async def test_a_publish_without_an_end() -> None:
-    """What was taken and does not end in time may have been published; it is cancelled."""
+    """A publish that was begun and does not end in time has an unknown outcome, and is cancelled."""
     calls, cancelled = await opened(), asyncio.Event()
 
     async def never() -> None:
@@ -159,7 +159,7 @@ async def test_a_pause_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_an_interrupted_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What interrupts the wait, such as a task queue's time limit, goes through, and cancels the publish."""
+    """An exception that interrupts the wait, such as a task queue's time limit, is raised, and cancels the publish."""
     calls, begun, cancelled = await opened(), threading.Event(), asyncio.Event()
 
     async def never() -> None:
@@ -192,7 +192,7 @@ async def test_an_interrupted_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_calls_after_the_close() -> None:
-    """A closed queue takes nothing."""
+    """A closed queue refuses calls."""
     calls, published = await opened(), list[int]()
     await calls.close()
     with pytest.raises(ClosedError, match="not published"):
@@ -201,7 +201,7 @@ async def test_calls_after_the_close() -> None:
 
 
 async def test_close_waits_for_what_was_taken() -> None:
-    """What was taken before the close comes to its end."""
+    """A publish that was begun before the close ends before it."""
     calls, answer = await opened(), asyncio.Event()
     calling = asyncio.create_task(asyncio.to_thread(calls.run, answer.wait, seconds=WAIT_SECONDS))  # type: ignore[arg-type]
     while not calls._in_progress:  # pyright: ignore[reportPrivateUsage]
@@ -228,7 +228,7 @@ async def test_an_event_loop_that_has_ended() -> None:
 
 
 async def test_an_event_loop_that_ends_in_the_middle() -> None:
-    """The end of the event loop wakes the caller of a publish under way: nobody knows its outcome."""
+    """The end of the event loop wakes the caller of a running publish with an unknown outcome."""
     calls, begun = CallQueue(), threading.Event()
 
     async def never() -> None:

@@ -1,4 +1,4 @@
-"""`backplane.concurrency.context`: work begun at once, in a task and a Context like any other's."""
+"""`backplane.concurrency.context`: work that is started at once, in a task and a Context as asyncio would run it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS = 5.0
 
-user: ContextVar[str] = ContextVar("user", default="nobody")
+user: ContextVar[str] = ContextVar("user", default="no user")
 
 Trace = list[object]
 
 
 def me() -> asyncio.Task[Any]:
-    """Return the current task, which there is."""
+    """Return the current task."""
     task = asyncio.current_task()
     assert task is not None
     return task

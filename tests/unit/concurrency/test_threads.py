@@ -66,14 +66,14 @@ def test_notified_before_the_wait() -> None:
 
 
 def test_not_notified() -> None:
-    """Without a notification the time runs out."""
+    """Without a notification the wait ends after its time."""
     started = time.monotonic()
     assert not new_waiter().wait(0.05)
     assert time.monotonic() - started >= 0.05
 
 
 def test_thread_is_a_daemon_with_a_name() -> None:
-    """The thread holds up no exit of the interpreter, and a dump of all threads names it."""
+    """The thread delays no exit of the interpreter, and a dump of all threads names it."""
     seen: list[tuple[str, bool]] = []
     waiter = new_waiter()
 
@@ -88,7 +88,7 @@ def test_thread_is_a_daemon_with_a_name() -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["real threads"]], ids=["all", "all but threads"])
 def test_under_gevent(arguments: list[str]) -> None:
-    """A waiting greenlet blocks no other, and an event loop in a started thread does not count as one here."""
+    """A waiting greenlet blocks no other, and an event loop in a started thread is not the greenlets' running one."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", GREENLETS, *arguments],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""`backplane.concurrency.timeouts`: one timer for many limits, with the manners of `asyncio.timeout`."""
+"""`backplane.concurrency.timeouts`: one timer for many limits, which otherwise behave like `asyncio.timeout`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backplane.concurrency.timeouts import PatientTimeout, SharedTimeout
-from tests.unit.doubles import until_idle
+from tests.unit.doubles import run_passes, until_idle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -27,24 +27,24 @@ Limit = Callable[[], AbstractAsyncContextManager[object]]
 
 
 @asynccontextmanager
-async def limited(deadlines: SharedTimeout) -> AsyncGenerator[None]:
+async def limited(shared: SharedTimeout) -> AsyncGenerator[None]:
     """Enter a limit as `asyncio.timeout` is entered."""
-    with deadlines.limit():
+    with shared.limit():
         yield
 
 
 @pytest.fixture(params=["SharedTimeout", "PatientTimeout", "asyncio.timeout"])
 async def limit(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
-    """Make limits of some milliseconds, by the one way and by the other: what holds for one holds for both."""
+    """Make limits of some milliseconds in each of the ways: what holds for one holds for all."""
     if request.param == "asyncio.timeout":
         yield lambda: asyncio.timeout(SOON)
         return
     if request.param == "PatientTimeout":
         yield lambda: PatientTimeout(SOON)
         return
-    deadlines = SharedTimeout(SOON)
-    yield lambda: limited(deadlines)
-    deadlines.close()
+    shared = SharedTimeout(SOON)
+    yield lambda: limited(shared)
+    shared.close()
 
 
 class Timers:
@@ -70,10 +70,10 @@ class Timers:
 
 
 def with_timers(seconds: float) -> tuple[SharedTimeout, Timers]:
-    """Return limits of so many seconds, and their timers."""
-    deadlines, timers = SharedTimeout(seconds), Timers()
-    deadlines._timer._loop = timers  # type: ignore[assignment]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-    return deadlines, timers
+    """Return limits of `seconds`, and their timers."""
+    shared, timers = SharedTimeout(seconds), Timers()
+    shared._timer._loop = timers  # type: ignore[assignment]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    return shared, timers
 
 
 async def never() -> None:
@@ -82,7 +82,7 @@ async def never() -> None:
 
 
 async def outcome(task: asyncio.Task[Any]) -> type[BaseException] | object:
-    """Return what a task came to: the type of its error, or its result."""
+    """Return the type of a task's error, or its result."""
     done, _ = await asyncio.wait([task], timeout=WAIT_SECONDS)
     assert done, "did not end in time"
     if task.cancelled():
@@ -92,14 +92,14 @@ async def outcome(task: asyncio.Task[Any]) -> type[BaseException] | object:
 
 
 def stand_still() -> None:
-    """Hold the event loop until every limit of `SOON` is over."""
+    """Block the event loop until every limit of `SOON` is due."""
     until = time.monotonic() + 3 * SOON
     while time.monotonic() < until:
         pass
 
 
 async def test_runs_out(limit: Limit) -> None:
-    """What takes longer raises `TimeoutError`, with the cancellation as its cause, and the task goes on uncancelled."""
+    """A block that takes longer raises `TimeoutError`, caused by the cancellation, and the task goes on uncancelled."""
     with pytest.raises(TimeoutError) as raised:
         async with limit():
             await never()
@@ -111,7 +111,7 @@ async def test_runs_out(limit: Limit) -> None:
 
 
 async def test_in_time(limit: Limit) -> None:
-    """What ends in time raises nothing then, nor when the time is over."""
+    """A block that ends in time raises nothing, neither then nor when the limit is due."""
     async with limit():
         await asyncio.sleep(0)
     with pytest.raises(TimeoutError):  # begun later, so the first one's time is over too
@@ -120,14 +120,14 @@ async def test_in_time(limit: Limit) -> None:
 
 
 async def test_error_of_the_block(limit: Limit) -> None:
-    """An error of the block goes on as it is."""
+    """An error of the block is raised unchanged."""
     with pytest.raises(KeyError, match="mine"):
         async with limit():
             raise KeyError("mine")
 
 
 async def test_error_in_answer_to_the_time(limit: Limit) -> None:
-    """An error that the block raises when its time is over goes on, and leaves the task uncancelled."""
+    """An error that the block raises when it expires is raised unchanged, and the task is not cancelled."""
 
     async def block() -> int:
         try:
@@ -146,34 +146,34 @@ async def test_error_in_answer_to_the_time(limit: Limit) -> None:
 
 
 async def test_cancelled_from_outside(limit: Limit) -> None:
-    """A cancellation from outside stays one."""
+    """A cancellation from outside remains a cancellation."""
 
     async def block() -> None:
         async with limit():
             await never()
 
     task = asyncio.create_task(block())
-    await until_idle()
+    await run_passes(2)
     task.cancel()
     assert await outcome(task) is asyncio.CancelledError
 
 
 async def test_both_at_once(limit: Limit) -> None:
-    """Cancelled from outside and out of time, before the task has run again: the cancellation from outside wins."""
+    """If a task is cancelled from outside and its limit expires before it runs again, it is cancelled."""
 
     async def block() -> None:
         async with limit():
             await never()
 
     task = asyncio.create_task(block())
-    await until_idle()
+    await run_passes(2)
     stand_still()
     asyncio.get_running_loop().call_at(0, task.cancel)  # among the timers that are due, in front of the limit's
     assert await outcome(task) is asyncio.CancelledError
 
 
 async def test_nested_outer_first(limit: Limit) -> None:
-    """Of two limits of one task that run out together the inner one lets the outer one raise."""
+    """Of two limits of one task that expire together, the outer one raises."""
     order: list[str] = []
 
     async def block() -> None:
@@ -197,7 +197,7 @@ async def test_nested_outer_first(limit: Limit) -> None:
 
 
 async def test_inner_is_shorter() -> None:
-    """An inner limit that runs out alone is a `TimeoutError` inside the outer one, which goes on."""
+    """An inner limit that expires alone raises `TimeoutError` inside the outer one, which goes on."""
     outer, inner = SharedTimeout(NEVER), SharedTimeout(SOON)
     with outer.limit():
         with pytest.raises(TimeoutError), inner.limit():
@@ -208,14 +208,14 @@ async def test_inner_is_shorter() -> None:
 
 
 async def test_task_that_was_being_cancelled_before() -> None:
-    """A limit entered while a cancellation is under way, as in a cleanup, still raises its own `TimeoutError`."""
-    deadlines = SharedTimeout(SOON)
+    """A limit entered while the task is being cancelled, as in a cleanup, raises its own `TimeoutError`."""
+    shared = SharedTimeout(SOON)
 
     async def block() -> str:
         try:
             await never()
         except asyncio.CancelledError:
-            with pytest.raises(TimeoutError), deadlines.limit():
+            with pytest.raises(TimeoutError), shared.limit():
                 await never()
         return "timed out"
 
@@ -223,33 +223,33 @@ async def test_task_that_was_being_cancelled_before() -> None:
     await until_idle()
     task.cancel()
     assert await outcome(task) == "timed out"
-    deadlines.close()
+    shared.close()
 
 
-async def test_thousands_run_out_with_one_timer() -> None:
-    """Thousands of limits begun together cost one timer, and each of them raises in its own task."""
-    deadlines, timers = with_timers(0.5)
+async def test_thousands_expire_with_one_timer() -> None:
+    """Thousands of limits begun together have one timer, and each raises in its own task."""
+    shared, timers = with_timers(0.5)
 
     async def block() -> None:
-        with deadlines.limit():
+        with shared.limit():
             await never()
 
     tasks = [asyncio.create_task(block()) for _ in range(2_000)]
-    await until_idle()
+    await run_passes(2)
     assert len(timers.handles) == 1
     assert {await outcome(task) for task in tasks} == {TimeoutError}
-    deadlines.close()
+    shared.close()
 
 
 async def test_order_of_the_ends() -> None:
-    """Limits run out in the order in which they began, those that were left early skipped."""
-    deadlines = SharedTimeout(SOON)
+    """Limits expire in the order in which they began, without those that ended early."""
+    shared = SharedTimeout(0.3)
     ended: list[int] = []
     gates = [asyncio.Event() for _ in range(10)]
 
     async def block(number: int) -> None:
         try:
-            with deadlines.limit():
+            with shared.limit():
                 await gates[number].wait()
         except TimeoutError:
             ended.append(number)
@@ -260,60 +260,60 @@ async def test_order_of_the_ends() -> None:
         gates[number].set()
     await asyncio.wait(tasks, timeout=WAIT_SECONDS)
     assert ended == [1, 2, 5, 6, 7, 8]
-    deadlines.close()
+    shared.close()
 
 
 async def test_one_timer_for_one_after_the_other() -> None:
-    """Limits that follow one another share a timer as well, and none of the past ones is kept."""
-    deadlines, timers = with_timers(NEVER)
+    """Limits that follow one another share a timer too, and ended ones are not kept."""
+    shared, timers = with_timers(NEVER)
     for _ in range(1_000):
-        with deadlines.limit():
+        with shared.limit():
             await asyncio.sleep(0)
     assert len(timers.handles) == 1
-    assert len(deadlines._limits) <= 1  # pyright: ignore[reportPrivateUsage]
-    deadlines.close()
+    assert len(shared._limits) <= 1  # pyright: ignore[reportPrivateUsage]
+    shared.close()
 
 
 async def test_no_timer_before_the_first_and_after_the_close() -> None:
-    """Without a limit there is no timer, and none is left behind the close, which may come twice."""
-    deadlines, timers = with_timers(NEVER)
+    """Without a limit there is no timer, and none is left after the close, which may be repeated."""
+    shared, timers = with_timers(NEVER)
     assert timers.handles == []
-    with deadlines.limit():
+    with shared.limit():
         assert timers.left == 1
-        deadlines.close()
+        shared.close()
         assert timers.left == 0
-    deadlines.close()
+    shared.close()
     assert timers.left == 0
 
 
-async def test_closed_limits_run_no_more() -> None:
-    """A limit that is entered at the close waits for as long as its block does."""
-    deadlines, other = SharedTimeout(SOON), SharedTimeout(3 * SOON)
+async def test_closed_limits_do_not_expire() -> None:
+    """A limit that is entered at the close does not expire."""
+    shared, other = SharedTimeout(0.3), SharedTimeout(0.5)
 
     async def block() -> str:
-        with deadlines.limit():
+        with shared.limit():
             with pytest.raises(TimeoutError), other.limit():
                 await never()
             return "not limited"
 
     task = asyncio.create_task(block())
     await until_idle()
-    deadlines.close()
+    shared.close()
     assert await outcome(task) == "not limited"
     other.close()
 
 
 def test_outside_of_a_task() -> None:
-    """Without a task there is nothing to limit: refused, as by `asyncio.timeout`."""
+    """Outside a task a limit raises, like `asyncio.timeout`."""
     caught: list[BaseException] = []
 
     async def run() -> None:
-        deadlines = SharedTimeout(NEVER)
+        shared = SharedTimeout(NEVER)
         done = asyncio.Event()
 
         def enter() -> None:
             try:
-                with deadlines.limit():
+                with shared.limit():
                     pytest.fail("entered")
             except RuntimeError as error:
                 caught.append(error)
@@ -321,7 +321,7 @@ def test_outside_of_a_task() -> None:
 
         asyncio.get_running_loop().call_soon(enter)
         await done.wait()
-        deadlines.close()
+        shared.close()
 
     asyncio.run(run())
     assert [str(error) for error in caught] == ["a time limit needs a task"]
@@ -338,13 +338,13 @@ async def patient(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
     if request.param == "PatientTimeout":
         yield lambda: PatientTimeout(SOON)
         return
-    deadlines = SharedTimeout(SOON)
-    yield lambda: limited(deadlines)
-    deadlines.close()
+    shared = SharedTimeout(SOON)
+    yield lambda: limited(shared)
+    shared.close()
 
 
 async def test_answer_that_arrived_during_a_pause_is_in_time(patient: Limit) -> None:
-    """An answer that arrived while the event loop was blocked past the limit is read before the limit runs out."""
+    """An answer that arrived while the event loop was blocked beyond the limit is read before the limit expires."""
     loop = asyncio.get_running_loop()
     reader, writer = socket.socketpair()
     reader.setblocking(False)
@@ -356,7 +356,7 @@ async def test_answer_that_arrived_during_a_pause_is_in_time(patient: Limit) -> 
 
 
 async def test_answer_that_is_only_asked_for_after_a_pause_is_in_time(patient: Limit) -> None:
-    """A question that lay in a buffer of ours during the pause still gets its answer in time."""
+    """A request that was buffered during the pause still gets its answer in time."""
     loop = asyncio.get_running_loop()
     (near, far), question = socket.socketpair(), b"question"
     near.setblocking(False)
@@ -377,18 +377,18 @@ async def test_answer_that_is_only_asked_for_after_a_pause_is_in_time(patient: L
 
 
 async def test_limit_goes_on_after_a_pause() -> None:
-    """A limit that had most of its time left at the pause has it left afterwards."""
-    deadlines = SharedTimeout(PAUSE_SECONDS)
+    """A limit has as much time left after a pause as before it."""
+    shared = SharedTimeout(PAUSE_SECONDS)
     begun = time.monotonic()
     asyncio.get_running_loop().call_soon(time.sleep, 2 * PAUSE_SECONDS)
-    with pytest.raises(TimeoutError), deadlines.limit():
+    with pytest.raises(TimeoutError), shared.limit():
         await never()
     assert time.monotonic() - begun > 2 * PAUSE_SECONDS + PAUSE_SECONDS / 2
-    deadlines.close()
+    shared.close()
 
 
 async def test_pause_does_not_lift_the_limit(patient: Limit) -> None:
-    """What does not come after a pause either is given up."""
+    """A block that does not end after a pause expires."""
     asyncio.get_running_loop().call_soon(time.sleep, PAUSE_SECONDS)
     with pytest.raises(TimeoutError):
         async with patient():
@@ -396,7 +396,7 @@ async def test_pause_does_not_lift_the_limit(patient: Limit) -> None:
 
 
 async def test_event_loop_that_is_always_slow_does_not_lift_the_limit(patient: Limit) -> None:
-    """Where every pass of the event loop takes longer than the clock counts a limit lasts longer, and ends."""
+    """Where every pass of the event loop takes longer than the clock counts, a limit lasts longer, and does expire."""
     loop = asyncio.get_running_loop()
     over = False
 
@@ -413,14 +413,14 @@ async def test_event_loop_that_is_always_slow_does_not_lift_the_limit(patient: L
 
 
 async def test_clock_stops_with_its_last_user() -> None:
-    """Nothing ticks on where no limit is entered."""
-    deadlines = SharedTimeout(NEVER)
-    with deadlines.limit():
+    """The clock does not tick while no limit is entered."""
+    shared = SharedTimeout(NEVER)
+    with shared.limit():
         async with PatientTimeout(NEVER):
             await asyncio.sleep(0)
-    assert deadlines.clock._users == 1  # pyright: ignore[reportPrivateUsage]
-    deadlines.close()
-    assert deadlines.clock._users == 0  # pyright: ignore[reportPrivateUsage]
+    assert shared.clock._users == 1  # pyright: ignore[reportPrivateUsage]
+    shared.close()
+    assert shared.clock._users == 0  # pyright: ignore[reportPrivateUsage]
 
 
 # --- a queue that moves --------------------------------------------------------------------------------------------
@@ -428,31 +428,31 @@ async def test_clock_stops_with_its_last_user() -> None:
 LENGTH_SECONDS = 0.3
 
 
-async def entered(deadlines: SharedTimeout, answer: asyncio.Event) -> None:
+async def entered(shared: SharedTimeout, answer: asyncio.Event) -> None:
     """Wait for an answer within a limit."""
-    with deadlines.limit():
+    with shared.limit():
         await answer.wait()
 
 
-async def test_queue_that_moves_does_not_run_out() -> None:
-    """A limit counts from the last answer to one that began before it: a long queue is worked off, however long."""
-    deadlines = SharedTimeout(LENGTH_SECONDS)
+async def test_queue_that_moves_does_not_expire() -> None:
+    """A limit is measured from the last answer to a call that began before it, however long the queue is."""
+    shared = SharedTimeout(LENGTH_SECONDS)
     answers = [asyncio.Event() for _ in range(6)]
-    tasks = [asyncio.create_task(entered(deadlines, answer)) for answer in answers]
+    tasks = [asyncio.create_task(entered(shared, answer)) for answer in answers]
     for answer in answers:
         await asyncio.sleep(LENGTH_SECONDS / 2)
         answer.set()
     assert [await outcome(task) for task in tasks] == [None] * 6
-    deadlines.close()
+    shared.close()
 
 
-async def test_burst_that_fills_one_pass_of_the_event_loop_does_not_run_out() -> None:
-    """The time in which the event loop was kept busy by beginning more limits is no time that an answer had."""
-    deadlines = SharedTimeout(LENGTH_SECONDS)
+async def test_burst_that_fills_one_pass_of_the_event_loop_does_not_expire() -> None:
+    """The time in which the event loop is busy with beginning more limits is not counted."""
+    shared = SharedTimeout(LENGTH_SECONDS)
     answer = asyncio.Event()
 
     async def begin() -> None:
-        with deadlines.limit():
+        with shared.limit():
             time.sleep(LENGTH_SECONDS / 5)
             await answer.wait()
 
@@ -460,45 +460,45 @@ async def test_burst_that_fills_one_pass_of_the_event_loop_does_not_run_out() ->
     await asyncio.sleep(0.01)
     answer.set()
     assert [await outcome(task) for task in tasks] == [None] * 10
-    deadlines.close()
+    shared.close()
 
 
-async def test_queue_that_stops_runs_out() -> None:
-    """Once the answers cease everything that waits runs out, one length after the last of them."""
-    deadlines = SharedTimeout(LENGTH_SECONDS)
+async def test_queue_that_stops_expires() -> None:
+    """Once the answers cease, every waiting limit expires, one length after the last answer."""
+    shared = SharedTimeout(LENGTH_SECONDS)
     answers = [asyncio.Event() for _ in range(6)]
-    tasks = [asyncio.create_task(entered(deadlines, answer)) for answer in answers]
+    tasks = [asyncio.create_task(entered(shared, answer)) for answer in answers]
     await asyncio.sleep(LENGTH_SECONDS / 2)
     answers[0].set()
     stopped = time.monotonic()
     assert [await outcome(task) for task in tasks] == [None, *[TimeoutError] * 5]
     assert LENGTH_SECONDS - 0.15 < time.monotonic() - stopped < LENGTH_SECONDS + 1
-    deadlines.close()
+    shared.close()
 
 
 async def test_answers_to_later_ones_do_not_keep_a_stuck_one() -> None:
-    """One that gets no answer runs out in its time, though those that began after it are answered without end."""
-    deadlines = SharedTimeout(LENGTH_SECONDS)
-    stuck = asyncio.create_task(entered(deadlines, asyncio.Event()))
+    """A call without an answer expires in its time, though calls that began after it are answered."""
+    shared = SharedTimeout(LENGTH_SECONDS)
+    stuck = asyncio.create_task(entered(shared, asyncio.Event()))
     begun = time.monotonic()
     while not stuck.done():
         answer = asyncio.Event()
-        later = asyncio.create_task(entered(deadlines, answer))
+        later = asyncio.create_task(entered(shared, answer))
         await asyncio.sleep(0.01)
         answer.set()
         await later
         assert time.monotonic() - begun < LENGTH_SECONDS + 1
     assert await outcome(stuck) is TimeoutError
-    deadlines.close()
+    shared.close()
 
 
-async def test_who_gives_up_does_not_keep_the_others() -> None:
-    """A cancelled wait is no answer: those that began after it run out in their own time."""
-    deadlines = SharedTimeout(LENGTH_SECONDS)
-    given_up, waiting = (asyncio.create_task(entered(deadlines, asyncio.Event())) for _ in range(2))
+async def test_cancelled_call_is_no_answer() -> None:
+    """A cancelled call is no answer: those that began after it expire in their own time."""
+    shared = SharedTimeout(LENGTH_SECONDS)
+    given_up, waiting = (asyncio.create_task(entered(shared, asyncio.Event())) for _ in range(2))
     await asyncio.sleep(LENGTH_SECONDS / 2)
     given_up.cancel()
     stopped = time.monotonic()
     assert await outcome(waiting) is TimeoutError
     assert time.monotonic() - stopped < LENGTH_SECONDS
-    deadlines.close()
+    shared.close()

@@ -1,4 +1,4 @@
-"""`backplane.fanout.batch`: messages in order, their frames built once, and who is left out."""
+"""`backplane.fanout.batch`: messages in order, their frames built once, and excluded subscribers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def text(data: str | bytes, excluded: bytes | None = None) -> Message:
 
 
 def test_order_and_size() -> None:
-    """A batch holds its messages in order and knows the size of their data, however they came into it."""
+    """A batch has its messages in order and the size of their data, however they were added."""
     batch = Batch(text("1"), text(b"\x00\xff"))
     batch.add(text("345"))
     assert [message.data for message in batch] == ["1", b"\x00\xff", "345"]
@@ -29,13 +29,13 @@ def test_order_and_size() -> None:
 
 
 def test_empty() -> None:
-    """A batch of nothing is no bytes."""
+    """An empty batch is no bytes."""
     assert (Batch().frames, Batch().compressed(12), Batch().size_bytes) == (b"", b"", 0)
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_excludes(position: int) -> None:
-    """One message that is not for everybody marks the whole, wherever it stands."""
+    """One message that excludes a subscriber marks the batch, at whichever place it is."""
     excluded: list[bytes | None] = [None, None, None]
     excluded[position] = b"12345678"
     assert Batch(*(text("x", token) for token in excluded)).excludes
@@ -49,7 +49,7 @@ def test_frames_are_those_of_its_messages() -> None:
 
 
 def test_frames_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many sockets ask, each message is encoded once, and once for each window."""
+    """For any number of sockets, each message is encoded once, and once for each window size."""
     encoded: list[object] = []
 
     def encode(data: str | bytes, *window_bits: int) -> bytes:
@@ -65,30 +65,30 @@ def test_frames_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_once_even_when_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That the bytes are none is remembered too."""
+    """An empty result is cached too."""
     batch = Batch()
     assert batch.frames == b""
     first = batch.frames
-    monkeypatch.setattr(Batch, "__iter__", None)  # whoever builds again fails
+    monkeypatch.setattr(Batch, "__iter__", None)  # building the frames again would fail
     assert batch.frames is first
 
 
 def test_compressed() -> None:
-    """For a socket with permessage-deflate the frames are compressed, for its window."""
+    """For a socket with permessage-deflate the frames are compressed for its window size."""
     batch = Batch(text("x" * 1_000), text("y" * 1_000))
     assert batch.compressed(9) == compress_frame("x" * 1_000, 9) + compress_frame("y" * 1_000, 9)
     assert len(batch.compressed(15)) < len(batch.frames) / 10
     assert messages_in(batch.compressed(15)) == ["x" * 1_000, "y" * 1_000]
 
 
-def test_for_everybody_is_the_same_object() -> None:
-    """Whoever is not left out shares the batch, and its bytes, with all others."""
+def test_batch_without_exclusion_is_the_same_object() -> None:
+    """Subscribers that no message excludes share the batch and its bytes."""
     batch = Batch(text("1", b"other___"), text("2"))
     assert batch.for_token(b"12345678") is batch
 
 
-def test_left_out_of_everything() -> None:
-    """Whoever is left out of every message gets a batch of nothing."""
+def test_excluded_from_every_message() -> None:
+    """A subscriber that every message excludes gets an empty batch."""
     batch = Batch(text("1", b"12345678"), text("2", b"12345678"))
     shorter = batch.for_token(b"12345678")
     assert (list(shorter), shorter.frames, shorter.size_bytes, shorter.excludes) == ([], b"", 0, False)
@@ -100,7 +100,7 @@ messages = st.lists(st.tuples(st.text(max_size=300) | st.binary(max_size=300), s
 
 @given(messages)
 def test_each_gets_what_does_not_exclude_it(parts: list[tuple[str | bytes, int | None]]) -> None:
-    """Every subscriber gets exactly the messages that do not name it, in order, and their bytes."""
+    """Every subscriber gets exactly the messages that do not exclude it, in order, and their bytes."""
     tokens = [secrets.token_bytes(8) for _ in range(3)]
     batch = Batch(*(text(data, None if who is None else tokens[who]) for data, who in parts))
     for number, token in enumerate(tokens):
@@ -113,7 +113,7 @@ def test_each_gets_what_does_not_exclude_it(parts: list[tuple[str | bytes, int |
 
 
 def test_shorter_batches_share_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message is compressed once, however many shorter batches hold it: each sender of a chat is left out of one."""
+    """A message is compressed once, however many shorter batches have it: in a chat there is one per sender."""
     compressed: list[str | bytes] = []
 
     def compress(data: str | bytes, window_bits: int) -> bytes:

@@ -1,4 +1,4 @@
-"""`backplane.fanout.broker_subscriptions`: the wanted channels, and how the broker's side follows them."""
+"""`backplane.fanout.broker_subscriptions`: the wanted channels, and how the broker is brought in line with them."""
 
 from __future__ import annotations
 
@@ -23,27 +23,29 @@ NEVER = 3_600.0
 
 @pytest.fixture
 def broadcaster() -> ControlledBroadcaster:
-    """Return a broker that does what the test says."""
+    """Return a broker that the test controls."""
     return ControlledBroadcaster()
 
 
-def interest_of(*, linger_seconds: float = NEVER, timeout_seconds: float = 10.0) -> BrokerSubscriptions:
-    """Return an `BrokerSubscriptions` that never gives a channel up within a test, unless told otherwise."""
-    return BrokerSubscriptions(linger_seconds=linger_seconds, timeout_seconds=timeout_seconds)
+def subscriptions_of(
+    *, linger_seconds: float = NEVER, timeout_seconds: float = 10.0, batch_size: int = 500
+) -> BrokerSubscriptions:
+    """Return the subscriptions of a worker, which by default drop no channel within a test."""
+    return BrokerSubscriptions(linger_seconds=linger_seconds, timeout_seconds=timeout_seconds, batch_size=batch_size)
 
 
-async def test_want(broadcaster: ControlledBroadcaster) -> None:
+async def test_acquire(broadcaster: ControlledBroadcaster) -> None:
     """A wanted channel is subscribed at the broker, and then confirmed."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         assert broadcaster.channels == {"a"}
         assert (set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == ({"a"}, {"a"})
 
 
-async def test_want_waits_for_the_broker(broadcaster: ControlledBroadcaster) -> None:
+async def test_acquire_waits_for_the_broker(broadcaster: ControlledBroadcaster) -> None:
     """A channel is not confirmed before the broker has answered."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -58,9 +60,9 @@ async def test_want_waits_for_the_broker(broadcaster: ControlledBroadcaster) -> 
         assert set(broker_subscriptions.confirmed) == {"a"}
 
 
-async def test_concurrent_wants_share_one_subscription(broadcaster: ControlledBroadcaster) -> None:
-    """A hundred joins of one channel, before, while and after the broker is asked, ask it once."""
-    broker_subscriptions = interest_of()
+async def test_concurrent_acquires_share_one_subscription(broadcaster: ControlledBroadcaster) -> None:
+    """A hundred joins of one channel, before, during and after the request to the broker, cause one request."""
+    broker_subscriptions = subscriptions_of()
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         joining = [asyncio.create_task(broker_subscriptions.acquire("a")) for _ in range(50)]
@@ -74,8 +76,8 @@ async def test_concurrent_wants_share_one_subscription(broadcaster: ControlledBr
 
 
 async def test_release_lingers(broadcaster: ControlledBroadcaster) -> None:
-    """A channel that is released stays wanted for the linger time, and then the broker is told once."""
-    broker_subscriptions = interest_of(linger_seconds=0.001)
+    """A released channel stays wanted for the linger time, and is then unsubscribed once."""
+    broker_subscriptions = subscriptions_of(linger_seconds=0.001)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broker_subscriptions.release("a")
@@ -87,17 +89,17 @@ async def test_release_lingers(broadcaster: ControlledBroadcaster) -> None:
 
 
 async def test_release_of_what_is_not_wanted(broadcaster: ControlledBroadcaster) -> None:
-    """Releasing a channel nobody wants changes nothing."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    """Releasing a channel that is not wanted changes nothing."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         broker_subscriptions.release("a")
         await until_idle()
         assert broadcaster.calls == []
 
 
-async def test_want_again_while_lingering(broadcaster: ControlledBroadcaster) -> None:
-    """A channel that is wanted again within the linger time costs the broker nothing, and stays."""
-    broker_subscriptions = interest_of()
+async def test_acquire_again_while_lingering(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that is acquired again within the linger time stays subscribed, without a request."""
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         for _ in range(10):
@@ -107,9 +109,9 @@ async def test_want_again_while_lingering(broadcaster: ControlledBroadcaster) ->
         assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("b",))]
 
 
-async def test_want_again_ends_the_lingering(broadcaster: ControlledBroadcaster) -> None:
-    """A channel that was wanted again is not given up when the first linger time would have ended."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+async def test_acquire_again_ends_the_lingering(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that was acquired again is not dropped at the end of the first linger time."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broker_subscriptions.release("a")
@@ -118,9 +120,9 @@ async def test_want_again_ends_the_lingering(broadcaster: ControlledBroadcaster)
         assert (set(broker_subscriptions.wanted), broadcaster.channels) == ({"a"}, {"a"})
 
 
-async def test_want_again_while_the_unsubscribe_is_pending(broadcaster: ControlledBroadcaster) -> None:
-    """A channel given up before the broker was told so is wanted again without any call."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+async def test_acquire_again_while_the_unsubscribe_is_pending(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that is acquired again before it was unsubscribed stays subscribed, without a request."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broadcaster.subscribe_gate.close()
@@ -138,9 +140,9 @@ async def test_want_again_while_the_unsubscribe_is_pending(broadcaster: Controll
         assert broadcaster.channels == {"a", "b", "c"}
 
 
-async def test_want_again_while_the_unsubscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
-    """A channel wanted again while the broker drops it is subscribed anew, and not confirmed before."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+async def test_acquire_again_while_the_unsubscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that is acquired again while it is unsubscribed is subscribed anew, and not confirmed before."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broadcaster.unsubscribe_gate.close()
@@ -156,8 +158,8 @@ async def test_want_again_while_the_unsubscribe_is_in_flight(broadcaster: Contro
 
 
 async def test_release_again_while_the_unsubscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
-    """A channel wanted again and given up again while the broker drops it stays dropped."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    """A channel that is acquired and released again while it is unsubscribed stays unsubscribed."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broadcaster.unsubscribe_gate.close()
@@ -166,7 +168,7 @@ async def test_release_again_while_the_unsubscribe_is_in_flight(broadcaster: Con
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
         await until_idle()
         broker_subscriptions.release("a")
-        with pytest.raises(BrokerUnavailableError, match=r"^channel 'a' was given up$"):
+        with pytest.raises(BrokerUnavailableError, match=r"^channel 'a' was released before the broker confirmed it$"):
             await joining
         broadcaster.unsubscribe_gate.open()
         await broker_subscriptions.acquire("b")
@@ -174,8 +176,8 @@ async def test_release_again_while_the_unsubscribe_is_in_flight(broadcaster: Con
 
 
 async def test_release_while_the_subscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
-    """A channel given up while the broker is being asked for it ends unsubscribed."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    """A channel that is released while it is being subscribed ends unsubscribed."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -189,9 +191,9 @@ async def test_release_while_the_subscribe_is_in_flight(broadcaster: ControlledB
         assert (broadcaster.channels, set(broker_subscriptions.confirmed)) == (set(), set())
 
 
-async def test_want_again_while_the_first_subscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
-    """A channel given up and wanted again within one call of the broker is confirmed by that call."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+async def test_acquire_again_while_the_first_subscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that is released and acquired again during one request is confirmed by that request."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         first = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -208,9 +210,9 @@ async def test_want_again_while_the_first_subscribe_is_in_flight(broadcaster: Co
         assert broadcaster.doubled == []
 
 
-async def test_cancelled_before_the_broker_is_asked(broadcaster: ControlledBroadcaster) -> None:
-    """A channel given up before the broker was asked for it is never asked for."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+async def test_cancelled_before_the_request(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that is released before its request is never requested."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         first = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -227,8 +229,8 @@ async def test_cancelled_before_the_broker_is_asked(broadcaster: ControlledBroad
 
 
 async def test_cancelling_one_of_two(broadcaster: ControlledBroadcaster) -> None:
-    """A join that is cancelled takes no other join of its channel with it."""
-    broker_subscriptions = interest_of()
+    """A join that is cancelled does not undo another join of its channel."""
+    broker_subscriptions = subscriptions_of()
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         joining = [asyncio.create_task(broker_subscriptions.acquire("a")) for _ in range(2)]
@@ -240,8 +242,8 @@ async def test_cancelling_one_of_two(broadcaster: ControlledBroadcaster) -> None
 
 
 async def test_refused(broadcaster: ControlledBroadcaster) -> None:
-    """A refused channel raises the broker's words, and the others of the batch are confirmed."""
-    broker_subscriptions = interest_of()
+    """A refused channel raises the broker's reason, and the others of the batch are confirmed."""
+    broker_subscriptions = subscriptions_of()
     broadcaster.refusals["b"] = "not yours"
     async with following(broker_subscriptions, broadcaster):
         results = await asyncio.gather(
@@ -255,8 +257,8 @@ async def test_refused(broadcaster: ControlledBroadcaster) -> None:
 
 
 async def test_refused_leaves_nothing(broadcaster: ControlledBroadcaster) -> None:
-    """A refused channel that is released is forgotten, without a word to the broker."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    """A refused channel that is released is forgotten, without a request."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     broadcaster.refusals["a"] = "not yours"
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(SubscribeError):
@@ -270,8 +272,8 @@ async def test_refused_leaves_nothing(broadcaster: ControlledBroadcaster) -> Non
 
 
 async def test_refused_once(broadcaster: ControlledBroadcaster) -> None:
-    """A channel that was refused is asked for anew by the next join."""
-    broker_subscriptions = interest_of()
+    """A channel that was refused is requested again by the next join."""
+    broker_subscriptions = subscriptions_of()
     broadcaster.refusals["a"] = "not yours"
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(SubscribeError):
@@ -282,8 +284,8 @@ async def test_refused_once(broadcaster: ControlledBroadcaster) -> None:
 
 
 async def test_refused_once_is_not_subscribed_twice(broadcaster: ControlledBroadcaster) -> None:
-    """A channel that was refused and then confirmed is not asked for again by the retry of refusals."""
-    broker_subscriptions = interest_of()
+    """A channel that was refused and then confirmed is not requested again by the retry of refusals."""
+    broker_subscriptions = subscriptions_of()
     broadcaster.refusals["a"] = "not yours"
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(SubscribeError):
@@ -298,7 +300,7 @@ async def test_refused_once_is_not_subscribed_twice(broadcaster: ControlledBroad
 
 async def test_timeout(broadcaster: ControlledBroadcaster) -> None:
     """A broker that does not answer in time is unavailable."""
-    broker_subscriptions = interest_of(timeout_seconds=0.01)
+    broker_subscriptions = subscriptions_of(timeout_seconds=0.01)
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(
@@ -309,8 +311,8 @@ async def test_timeout(broadcaster: ControlledBroadcaster) -> None:
 
 
 async def test_confirmed_after_the_timeout(broadcaster: ControlledBroadcaster) -> None:
-    """A channel that was not released after a timeout is still asked for, and its confirmation counts."""
-    broker_subscriptions = interest_of(timeout_seconds=0.01)
+    """A channel that was not released after a timeout is still requested, and can be confirmed."""
+    broker_subscriptions = subscriptions_of(timeout_seconds=0.01)
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(BrokerUnavailableError):
@@ -321,8 +323,8 @@ async def test_confirmed_after_the_timeout(broadcaster: ControlledBroadcaster) -
 
 
 async def test_batches(broadcaster: ControlledBroadcaster) -> None:
-    """Channels go to the broker at most 500 at a time, in the order in which they were wanted or given up."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    """At most 500 channels are requested at a time, in the order in which they were acquired or released."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     names = [str(number) for number in range(1_201)]
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(*(broker_subscriptions.acquire(name) for name in names))
@@ -337,9 +339,9 @@ async def test_batches(broadcaster: ControlledBroadcaster) -> None:
     assert sorted(name for _, channels in broadcaster.calls[3:] for name in channels) == sorted(names)
 
 
-async def test_follow_ends_with_the_link(broadcaster: ControlledBroadcaster) -> None:
-    """An error of the link ends the following: its owner has to know."""
-    broker_subscriptions = interest_of()
+async def test_run_ends_with_the_link(broadcaster: ControlledBroadcaster) -> None:
+    """An error of the link ends `run`, and is raised to the supervisor."""
+    broker_subscriptions = subscriptions_of()
     broadcaster.error = BrokerUnavailableError("gone")
     async with following(broker_subscriptions, broadcaster) as task:
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -351,8 +353,8 @@ async def test_follow_ends_with_the_link(broadcaster: ControlledBroadcaster) -> 
 
 
 async def test_new_link(broadcaster: ControlledBroadcaster) -> None:
-    """On a new link every wanted channel, the lingering ones too, is asked for in batches of at most 500."""
-    broker_subscriptions = interest_of()
+    """On a new link every wanted channel, the lingering ones too, is subscribed in batches of at most 500."""
+    broker_subscriptions = subscriptions_of()
     names = [str(number) for number in range(700)]
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(*(broker_subscriptions.acquire(name) for name in names))
@@ -371,7 +373,7 @@ async def test_new_link(broadcaster: ControlledBroadcaster) -> None:
 
 async def test_join_across_links(broadcaster: ControlledBroadcaster) -> None:
     """A join that waits while the link is lost is confirmed by the next one."""
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster) as task:
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -387,9 +389,9 @@ async def test_join_across_links(broadcaster: ControlledBroadcaster) -> None:
         assert set(broker_subscriptions.confirmed) == {"a"}
 
 
-async def test_given_up_before_the_link_was_lost(broadcaster: ControlledBroadcaster) -> None:
-    """A channel given up on a link that is lost before the broker was told so is confirmed only by the next link."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+async def test_released_before_the_link_was_lost(broadcaster: ControlledBroadcaster) -> None:
+    """A channel released on a link that is lost before the unsubscription is confirmed only on the next link."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster) as task:
         await broker_subscriptions.acquire("a")
         broadcaster.subscribe_gate.close()
@@ -411,9 +413,9 @@ async def test_given_up_before_the_link_was_lost(broadcaster: ControlledBroadcas
         assert [(verb, set(channels)) for verb, channels in broadcaster.calls] == [("subscribe", {"a", "b"})]
 
 
-async def test_given_up_while_the_link_is_down(broadcaster: ControlledBroadcaster) -> None:
-    """A channel given up while the link is down is not asked for on the next one, and nothing is dropped there."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+async def test_dropped_while_the_link_is_down(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that is dropped while the link is down is neither subscribed nor unsubscribed on the next one."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(broker_subscriptions.acquire("a"), broker_subscriptions.acquire("b"))
         broadcaster.calls.clear()
@@ -425,9 +427,9 @@ async def test_given_up_while_the_link_is_down(broadcaster: ControlledBroadcaste
         assert broadcaster.calls == [("subscribe", ("b",))]
 
 
-async def test_given_up_while_a_resumed_link_is_asked(broadcaster: ControlledBroadcaster) -> None:
-    """A channel that the link was resumed with is taken back, though given up before its turn to be subscribed."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+async def test_dropped_while_a_resumed_link_is_subscribed(broadcaster: ControlledBroadcaster) -> None:
+    """A channel of a resumed link is unsubscribed even if it is dropped before its request."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     names = [str(number) for number in range(600)]  # more than one batch
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(*(broker_subscriptions.acquire(name) for name in names))
@@ -445,9 +447,9 @@ async def test_given_up_while_a_resumed_link_is_asked(broadcaster: ControlledBro
         assert set(broker_subscriptions.wanted) == set()
 
 
-async def test_set_aside_on_a_resumed_link_and_given_up(broadcaster: ControlledBroadcaster) -> None:
-    """A channel that the link was resumed with and whose subscription is in doubt is taken back when given up."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+async def test_unconfirmed_on_a_resumed_link_and_dropped(broadcaster: ControlledBroadcaster) -> None:
+    """An unconfirmed channel of a resumed link is unsubscribed when it is dropped."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broker_subscriptions.forget_link()
@@ -458,9 +460,9 @@ async def test_set_aside_on_a_resumed_link_and_given_up(broadcaster: ControlledB
         assert broadcaster.calls[-1] == ("unsubscribe", ("a",))
 
 
-async def test_wanted_again_before_a_resumed_link_took_it_back(broadcaster: ControlledBroadcaster) -> None:
-    """A channel that the link was only resumed with is not confirmed before the broker has answered for it."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+async def test_acquired_again_before_it_is_unsubscribed_on_a_resumed_link(broadcaster: ControlledBroadcaster) -> None:
+    """A channel of a resumed link is not confirmed before the broker has answered its request."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     names = [str(number) for number in range(600)]  # more than one batch
     async with following(broker_subscriptions, broadcaster):
         broadcaster.unsubscribe_gate.close()
@@ -474,8 +476,8 @@ async def test_wanted_again_before_a_resumed_link_took_it_back(broadcaster: Cont
         assert broadcaster.channels == {names[-1]} == set(broker_subscriptions.confirmed)
 
 
-class Listener:
-    """Keeps what an `BrokerSubscriptions` tells."""
+class Reports:
+    """Keeps what the callbacks report."""
 
     def __init__(self, broker_subscriptions: BrokerSubscriptions) -> None:
         self.confirmed: list[list[str]] = []
@@ -494,39 +496,39 @@ class Listener:
         self.refused += refused.items()
 
 
-async def test_confirmations_are_told(broadcaster: ControlledBroadcaster) -> None:
-    """Whoever listens learns of each batch that the broker has confirmed, without what it refused."""
-    broker_subscriptions = interest_of()
-    listener = Listener(broker_subscriptions)
+async def test_confirmations_are_reported(broadcaster: ControlledBroadcaster) -> None:
+    """`on_confirmed` gets each batch that the broker has confirmed, without what it refused."""
+    broker_subscriptions = subscriptions_of()
+    reports = Reports(broker_subscriptions)
     broadcaster.refusals["b"] = "not yours"
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(*(broker_subscriptions.acquire(channel) for channel in "abc"), return_exceptions=True)
-    assert listener.confirmed == [["a", "c"]]
+    assert reports.confirmed == [["a", "c"]]
 
 
 async def test_refused_on_a_new_link(broadcaster: ControlledBroadcaster) -> None:
-    """A channel that a new link refuses while nobody waits is told, and asked for again on demand."""
-    broker_subscriptions = interest_of()
-    listener = Listener(broker_subscriptions)
+    """A channel that is refused on a new link is reported although no join waits, and requested again on demand."""
+    broker_subscriptions = subscriptions_of()
+    reports = Reports(broker_subscriptions)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broadcaster.channels.clear()
         broadcaster.refusals["a"] = "not yours"
         broker_subscriptions.forget_link()
         await broker_subscriptions.subscribe_all(broadcaster)
-        assert listener.refused == [("a", "not yours")]
+        assert reports.refused == [("a", "not yours")]
         assert set(broker_subscriptions.confirmed) == set()
         broadcaster.refusals.clear()
         broker_subscriptions.retry_refused()
         await broadcaster.until(lambda: broadcaster.channels == {"a"})
         await until_idle()
-        assert (set(broker_subscriptions.confirmed), listener.confirmed[-1]) == ({"a"}, ["a"])
+        assert (set(broker_subscriptions.confirmed), reports.confirmed[-1]) == ({"a"}, ["a"])
 
 
 async def test_refused_on_a_new_link_while_a_newcomer_waits(broadcaster: ControlledBroadcaster) -> None:
-    """A channel that a new link refuses is told to those who were there, even where a newcomer waits for it too."""
-    broker_subscriptions = interest_of()
-    listener = Listener(broker_subscriptions)
+    """A channel that is refused on a new link is reported also while a new join waits for it."""
+    broker_subscriptions = subscriptions_of()
+    reports = Reports(broker_subscriptions)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broadcaster.channels.clear()
@@ -537,15 +539,15 @@ async def test_refused_on_a_new_link_while_a_newcomer_waits(broadcaster: Control
         await broker_subscriptions.subscribe_all(broadcaster)
         with pytest.raises(SubscribeError):
             await newcomer
-        assert listener.refused == [("a", "not yours")]
+        assert reports.refused == [("a", "not yours")]
 
 
-async def test_refused_after_it_was_given_up(
+async def test_refused_after_it_was_dropped(
     broadcaster: ControlledBroadcaster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A refusal of a channel that nobody wants any more changes nothing, and is nobody's concern."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
-    listener = Listener(broker_subscriptions)
+    """A refusal of a channel that is not wanted any more changes nothing, and is not reported."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
+    reports = Reports(broker_subscriptions)
     broadcaster.subscribe_gate.close()
     broadcaster.refusals["a"] = "not yours"
     async with following(broker_subscriptions, broadcaster):
@@ -560,12 +562,12 @@ async def test_refused_after_it_was_given_up(
         await until_idle()
         assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("b",))]
         assert (set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == ({"b"}, {"b"})
-        assert (listener.refused, caplog.messages) == ([], [])
+        assert (reports.refused, caplog.messages) == ([], [])
 
 
 async def test_nothing_to_retry(broadcaster: ControlledBroadcaster) -> None:
-    """Where nothing was refused a retry asks for nothing."""
-    broker_subscriptions = interest_of()
+    """Where nothing was refused, a retry requests nothing."""
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broker_subscriptions.retry_refused()
@@ -574,8 +576,8 @@ async def test_nothing_to_retry(broadcaster: ControlledBroadcaster) -> None:
 
 
 async def test_close(broadcaster: ControlledBroadcaster) -> None:
-    """Closed, an `BrokerSubscriptions` wants nothing, fails those who wait, and no linger time ends any more."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    """After the close nothing is wanted, joins that wait raise, and no linger timer is left."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broadcaster.subscribe_gate.close()
@@ -594,7 +596,7 @@ async def test_close(broadcaster: ControlledBroadcaster) -> None:
 
 
 def watch_pauses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
-    """Return where the bounds of each pause are kept, while no pause takes time."""
+    """Return a list that gets the bounds of each pause, and make each pause take no time."""
     bounds: list[tuple[float, float]] = []
 
     def uniform(low: float, high: float) -> float:
@@ -609,8 +611,8 @@ def watch_pauses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
 async def test_batches_of_a_new_link_are_spread(
     broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch, count: int, pauses: int
 ) -> None:
-    """A pause stands between two batches, none before the first and none behind the last."""
-    broker_subscriptions = interest_of()
+    """A pause is made between two batches, none before the first and none after the last."""
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         async with asyncio.TaskGroup() as joining:
             for number in range(count):
@@ -629,8 +631,7 @@ async def test_pauses_of_very_many_channels_are_bounded_together(
     broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many channels there are, the pauses leave the new link time to open."""
-    monkeypatch.setattr("backplane.fanout.broker_subscriptions._BATCH", 1)
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of(batch_size=1)
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(*(broker_subscriptions.acquire(str(number)) for number in range(500)))
         broadcaster.channels.clear()
@@ -641,20 +642,20 @@ async def test_pauses_of_very_many_channels_are_bounded_together(
         assert sum(high for _, high in bounds) <= 1.0
 
 
-async def test_joins_on_a_link_that_stands_are_not_delayed(
+async def test_joins_on_a_live_link_are_not_delayed(
     broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a new link is spread: who joins on one that stands waits for nothing but the broker."""
+    """Joins on a live link are not delayed by pauses."""
     bounds = watch_pauses(monkeypatch)
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         await asyncio.gather(*(broker_subscriptions.acquire(str(number)) for number in range(1_200)))
         assert bounds == []
 
 
-async def test_unconfirmed_channel_is_asked_for_again(broadcaster: ControlledBroadcaster) -> None:
-    """A channel without a final answer is asked for again until the broker confirms it; the others do not wait."""
-    broker_subscriptions = interest_of()
+async def test_unconfirmed_channel_is_requested_again(broadcaster: ControlledBroadcaster) -> None:
+    """A channel without a final answer is requested again until the broker confirms it; the others do not wait."""
+    broker_subscriptions = subscriptions_of()
     broadcaster.doubts["a"] = "BUSY a script runs"
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -667,12 +668,12 @@ async def test_unconfirmed_channel_is_asked_for_again(broadcaster: ControlledBro
 
 
 async def test_channel_that_stays_unconfirmed_is_overdue(broadcaster: ControlledBroadcaster) -> None:
-    """A channel that is unconfirmed again and again, until the pauses are longest, is reported; one that waits is not.
+    """A channel that is unconfirmed until the pauses are longest is reported, and not before.
 
-    So a passing state of the broker troubles nobody.
+    So a passing state of the broker causes no gap.
     """
-    broker_subscriptions = interest_of()
-    listener = Listener(broker_subscriptions)
+    broker_subscriptions = subscriptions_of()
+    reports = Reports(broker_subscriptions)
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broker_subscriptions.forget_link()
@@ -680,18 +681,18 @@ async def test_channel_that_stays_unconfirmed_is_overdue(broadcaster: Controlled
         await broker_subscriptions.subscribe_all(broadcaster)
         await broadcaster.until(lambda: len(broadcaster.calls) == 5)
         await until_idle()
-        assert listener.overdue == []
+        assert reports.overdue == []
         await broadcaster.until(lambda: len(broadcaster.calls) == 6)
         await until_idle()
-        assert listener.overdue == [{"a": "no place"}]
+        assert reports.overdue == [{"a": "no place"}]
         broadcaster.doubts.clear()
         await broker_subscriptions.acquire("a")
-        assert (listener.confirmed[-1], len(listener.overdue)) == (["a"], 1)
+        assert (reports.confirmed[-1], len(reports.overdue)) == (["a"], 1)
 
 
 async def test_unconfirmed_channel_in_time_names_the_reason(broadcaster: ControlledBroadcaster) -> None:
-    """A join whose channel stays unconfirmed is no refusal: it ends as unavailable, with the broker's last words."""
-    broker_subscriptions = interest_of(timeout_seconds=0.02)
+    """A join whose channel stays unconfirmed raises that the broker is unavailable, with its last reason."""
+    broker_subscriptions = subscriptions_of(timeout_seconds=0.02)
     broadcaster.doubts["a"] = "BUSY a script runs"
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(BrokerUnavailableError, match=r"did not confirm channel 'a' within 0\.02 s: BUSY a script"):
@@ -699,8 +700,8 @@ async def test_unconfirmed_channel_in_time_names_the_reason(broadcaster: Control
 
 
 async def test_unconfirmed_channel_that_is_then_refused(broadcaster: ControlledBroadcaster) -> None:
-    """The final answer counts, whichever it is."""
-    broker_subscriptions = interest_of()
+    """A channel that was unconfirmed and is then refused raises the refusal."""
+    broker_subscriptions = subscriptions_of()
     broadcaster.doubts["a"] = "not now"
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -712,46 +713,46 @@ async def test_unconfirmed_channel_that_is_then_refused(broadcaster: ControlledB
 
 
 async def test_revocation_that_overtakes_the_confirmation_is_not_lost(broadcaster: ControlledBroadcaster) -> None:
-    """A subscription that is taken away while its confirmation is on the way here is asked for again."""
-    broker_subscriptions = interest_of()
+    """A subscription that is revoked while its confirmation is being received is requested again."""
+    broker_subscriptions = subscriptions_of()
     broadcaster.subscribe_gate.close()
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
         await broadcaster.until(lambda: len(broadcaster.calls) == 1)
         broadcaster.subscribe_gate.open()
-        broker_subscriptions.revoke(["a"], "taken away")
+        broker_subscriptions.revoke(["a"], "revoked")
         await joining
         assert broadcaster.calls == [("subscribe", ("a",))] * 2
         assert set(broker_subscriptions.confirmed) == {"a"}
 
 
-async def test_revoked_again_and_again_is_asked_for_more_and_more_rarely(
+async def test_pauses_of_repeated_revocations_double(
     broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broker that confirms and takes away in turn is not asked in a circle without a pause."""
+    """Where the broker confirms and revokes in turn, the pauses double up to one second."""
     pauses: list[float] = []
     loop = asyncio.get_running_loop()
     call_later = loop.call_later
 
     def record(delay: float, callback: Any, *args: Any, **options: Any) -> asyncio.TimerHandle:
-        if getattr(callback, "__name__", "") == "_ask_again":
+        if getattr(callback, "__name__", "") == "_pause_over":
             pauses.append(delay)
             delay = 0
         return call_later(delay, callback, *args, **options)
 
-    broker_subscriptions = interest_of()
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         monkeypatch.setattr(loop, "call_later", record)
         for _ in range(6):
-            broker_subscriptions.revoke(["a"], "taken away")
+            broker_subscriptions.revoke(["a"], "revoked")
             await broker_subscriptions.acquire("a")
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0]
 
 
-async def test_unconfirmed_channel_that_is_given_up_is_not_asked_for(broadcaster: ControlledBroadcaster) -> None:
-    """Whoever gives up before the broker's final answer leaves nothing to try again."""
-    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+async def test_unconfirmed_channel_that_is_dropped_is_not_requested(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that is dropped before the broker's final answer is not requested again."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
     broadcaster.doubts["a"] = "not now"
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -764,9 +765,9 @@ async def test_unconfirmed_channel_that_is_given_up_is_not_asked_for(broadcaster
         assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("b",))]
 
 
-async def test_unconfirmed_on_an_old_link_is_asked_for_once_on_the_new_one(broadcaster: ControlledBroadcaster) -> None:
-    """The pause of the link before does not ask for a second time what the new link was asked for."""
-    broker_subscriptions = interest_of()
+async def test_unconfirmed_on_an_old_link_is_requested_once_on_the_new_one(broadcaster: ControlledBroadcaster) -> None:
+    """The pause that began on the lost link does not cause a second request on the new one."""
+    broker_subscriptions = subscriptions_of()
     broadcaster.doubts["a"] = "not now"
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
@@ -779,15 +780,24 @@ async def test_unconfirmed_on_an_old_link_is_asked_for_once_on_the_new_one(broad
         assert broadcaster.calls == [("subscribe", ("a",))] * 2
 
 
-async def test_revoked_channel_is_asked_for_again(broadcaster: ControlledBroadcaster) -> None:
-    """A subscription that the broker took away is confirmed no more, and subscribed again; others are left alone."""
-    broker_subscriptions = interest_of()
+async def test_revoked_channel_is_requested_again(broadcaster: ControlledBroadcaster) -> None:
+    """A revoked subscription is not confirmed any more, and is requested again; others are not affected."""
+    broker_subscriptions = subscriptions_of()
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         await broker_subscriptions.acquire("b")
         broadcaster.channels.discard("a")
-        broker_subscriptions.revoke(["a", "never joined"], "taken away")
+        broker_subscriptions.revoke(["a", "never joined"], "revoked")
         assert set(broker_subscriptions.confirmed) == {"b"}
         await broadcaster.until(lambda: broadcaster.channels == {"a", "b"})
         await broker_subscriptions.acquire("a")
         assert broadcaster.calls[-1] == ("subscribe", ("a",))
+
+
+async def test_acquire_after_the_close(broadcaster: ControlledBroadcaster) -> None:
+    """After the close a channel cannot be acquired."""
+    broker_subscriptions = subscriptions_of()
+    async with following(broker_subscriptions, broadcaster):
+        broker_subscriptions.close()
+        with pytest.raises(BrokerUnavailableError, match=r"^the backplane was stopped$"):
+            await broker_subscriptions.acquire("a")

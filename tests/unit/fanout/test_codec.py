@@ -41,7 +41,7 @@ json_values = st.recursive(
 
 
 class Colour(Enum):
-    """A value class whose members are no text themselves."""
+    """A value class whose members are not text."""
 
     RED = "red"
 
@@ -88,7 +88,7 @@ def test_layout_of_text() -> None:
 
 
 def test_layout_of_binary_with_an_excluded_connection() -> None:
-    """Flags 3 are binary data behind the id of an excluded connection."""
+    """Flags 3 are binary data after the id of an excluded connection."""
     assert encoded(b"\x00\xff", excluded=b"EXCLUDED") == BINARY_EXCLUDING
     assert decode("chat", BINARY_EXCLUDING) == Message(
         channel="chat", data=b"\x00\xff", origin=b"ORIGIN_8", published_at=1_700_000_000.5, excluded=b"EXCLUDED"
@@ -100,8 +100,8 @@ def test_header_size() -> None:
     assert (len(encoded("")), len(encoded("", excluded=EXCLUDED))) == (21, 29)
 
 
-def test_position_is_the_adapters() -> None:
-    """The place in the history is what the adapter says, for a payload of ours and for a foreign one."""
+def test_position_of_the_adapter() -> None:
+    """The position is that of the adapter, for a payload with a header and for a foreign one."""
     position = Position(epoch="1", offset=2)
     messages = [decode("chat", payload, position) for payload in (TEXT_HELLO, b"hello")]
     assert [message and message.position for message in messages] == [position, position]
@@ -174,7 +174,7 @@ def test_round_trip_of_a_datetime(moment: datetime) -> None:
     ids=lambda value: ascii(value)[:30],
 )
 def test_plain_text(value: object, text: str) -> None:
-    """A text goes as it is; anything else goes as compact JSON, in which infinities and NaN are `null`."""
+    """Text is written unchanged; anything else becomes compact JSON, in which infinities and NaN are `null`."""
     assert to_client_data(value) == text
     assert decoded(encoded(value)).data == text
 
@@ -229,7 +229,7 @@ def test_foreign_payload(payload: bytes) -> None:
 
 @given(st.text())
 def test_foreign_text(text: str) -> None:
-    """No text in UTF-8 is ever taken for a payload of ours."""
+    """No text in UTF-8 is taken for a payload with a header."""
     assert decode("chat", text.encode()) == Message(channel="chat", data=text)
 
 
@@ -241,7 +241,7 @@ def test_almost_the_magic(payload: bytes) -> None:
 
 @pytest.mark.parametrize("payload", [TEXT_HELLO, BINARY_EXCLUDING], ids=["text", "excluding"])
 def test_truncated(payload: bytes) -> None:
-    """A payload of ours that ends anywhere inside its header is malformed."""
+    """A payload that ends anywhere inside its header is malformed."""
     header_bytes = 29 if payload is BINARY_EXCLUDING else 21
     assert [size for size in range(3, header_bytes) if decode("chat", payload[:size]) is not None] == []
     assert decoded(payload[:header_bytes]).data in ("", b"")
@@ -255,7 +255,7 @@ def test_unknown_version(version: int, data: bytes) -> None:
 
 
 def test_unknown_flags() -> None:
-    """A flag this version does not know is malformed: what follows cannot be understood."""
+    """A payload with an unknown flag is malformed."""
     known = [flags for flags in range(256) if decode("chat", b"\xbfBP\x01" + bytes([flags]) + BINARY_EXCLUDING[5:])]
     assert known == [1, 3]  # the data is no text
 
@@ -272,20 +272,20 @@ def test_text_that_is_not_utf8(data: bytes) -> None:
 
 
 @given(st.binary(max_size=64))
-def test_any_bytes_behind_the_magic(tail: bytes) -> None:
-    """Whatever stands behind the magic is a message or malformed, and never an exception."""
+def test_any_bytes_after_the_magic(tail: bytes) -> None:
+    """Any bytes after the magic are a message or malformed, and never an exception."""
     message = decode("chat", b"\xbfBP" + tail)
     assert message is None or (message.origin is not None and message.published_at is not None)
 
 
 @pytest.mark.parametrize("microseconds", [253_402_300_799_000_001, 2**64 - 1], ids=["year 10000", "last"])
 def test_time_outside_of_the_calendar(microseconds: int) -> None:
-    """A publish time that `datetime` does not know is malformed, so that no reader of it fails."""
+    """A publish time beyond the range of `datetime` is malformed."""
     assert decode("chat", TEXT_HELLO[:13] + microseconds.to_bytes(8) + b"hi") is None
 
 
 def test_last_time_of_the_calendar() -> None:
-    """The last publish time that is taken can be shown as a date."""
+    """The last publish time that is accepted is within the range of `datetime`."""
     published_at = decoded(TEXT_HELLO[:13] + (253_402_300_799_000_000).to_bytes(8)).published_at
     assert published_at is not None
     assert datetime.fromtimestamp(published_at, UTC).year == 9999
@@ -321,12 +321,12 @@ def test_plain_json() -> None:
 
 
 def test_plain_cannot_exclude() -> None:
-    """An excluded connection is refused where no header can name it, rather than served what it must not receive."""
+    """`exclude` is refused without a header, since the excluded connection would receive the message."""
     with pytest.raises(ConfigurationError, match=r"^exclude needs the header that wire_format=plain leaves out"):
         written_plain("hello", EXCLUDED)
 
 
 def test_plain_bytes_that_look_like_a_header() -> None:
-    """Bytes that every reader would take for a header are refused."""
+    """Bytes that would be read as a header are refused."""
     with pytest.raises(InvalidDataError, match="would be taken for a header"):
         written_plain(BINARY_EXCLUDING)

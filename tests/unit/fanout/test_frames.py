@@ -1,4 +1,4 @@
-"""`backplane.fanout.frames`: what the `websockets` library's own parser reads of the frames."""
+"""`backplane.fanout.frames`: the frames as the parser of the `websockets` library reads them."""
 
 from __future__ import annotations
 
@@ -49,27 +49,27 @@ def negotiated(*, bits: int, server_no_context_takeover: bool = True) -> PerMess
 
 @given(st.lists(data))
 def test_frames_are_read_back(messages: list[str | bytes]) -> None:
-    """Text comes back as text and bytes as bytes, one frame behind the other."""
+    """Text is read as text and bytes as bytes, one frame after the other."""
     assert read(b"".join(map(encode_frame, messages))) == messages
 
 
 @given(st.lists(data), window_bits, st.booleans())
 def test_plain_frames_where_deflate_is_negotiated(messages: list[str | bytes], bits: int, alone: bool) -> None:
-    """A plain frame is legal on a connection that negotiated permessage-deflate, with context takeover or without."""
+    """An uncompressed frame is valid where permessage-deflate was negotiated, with context takeover or without."""
     deflate = negotiated(bits=bits, server_no_context_takeover=alone)
     assert read(b"".join(map(encode_frame, messages)), deflate=deflate) == messages
 
 
 @given(st.lists(data | data.map(lambda part: part * 500)), window_bits)
 def test_compressed_frames_are_read_back(messages: list[str | bytes], bits: int) -> None:
-    """Each compressed frame is read without regard to what came before it."""
+    """Each compressed frame is read independently of those before it."""
     wire = b"".join(compress_frame(message, bits) for message in messages)
     assert read(wire, deflate=negotiated(bits=bits)) == messages
 
 
 @given(data | data.map(lambda part: part * 500), window_bits)
 def test_compressing_never_makes_longer(message: str | bytes, bits: int) -> None:
-    """What does not shrink goes as it is."""
+    """A message that compression does not shorten is sent uncompressed."""
     assert len(compress_frame(message, bits)) <= len(encode_frame(message))
 
 
@@ -81,14 +81,14 @@ def test_bytes_of_a_frame() -> None:
 
 @pytest.mark.parametrize(("length", "head"), LENGTHS)
 def test_forms_of_the_length(length: int, head: int) -> None:
-    """The length takes the shortest form that holds it."""
+    """The length is written in its shortest form."""
     wire = encode_frame(bytes(length))
     assert len(wire) == head + length
     assert read(wire) == [bytes(length)]
 
 
 def test_window_is_kept() -> None:
-    """A repetition further back than the window is not referred to, so that a client with that window can read it."""
+    """No back-reference exceeds the window, so that a client with that window can read the frame."""
     message = zlib.compress(bytes(range(256)) * 4)[:400] + bytes(600) + "".join(map(str, range(3000))).encode()
     wire = compress_frame(message * 3, 9)
     assert wire[0] == 0xC2
@@ -96,6 +96,6 @@ def test_window_is_kept() -> None:
 
 
 def test_lone_surrogate() -> None:
-    """What is no text raises, rather than reach a client as what it must refuse."""
+    """A lone surrogate raises, since a client must refuse a frame with it."""
     with pytest.raises(UnicodeEncodeError):
         encode_frame("\ud800")

@@ -1,4 +1,4 @@
-"""`backplane.fanout.subscriber`: what every local subscriber does alike, over a broker that does what a test says."""
+"""`backplane.fanout.subscriber`: what every local subscriber has in common, over a broker that a test controls."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ pytestmark = pytest.mark.anyio
 WAIT_SECONDS = 5.0
 
 
-class Listener(BaseSubscriber):
-    """A member that keeps what it hears."""
+class Recorder(BaseSubscriber):
+    """A subscriber that keeps what it receives."""
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub, None)
-        self.heard: list[str | bytes] = []
+        self.received: list[str | bytes] = []
 
     @property
     def kind(self) -> str:
-        """What it is, in words."""
+        """What kind of subscriber it is."""
         return "listener"
 
     def offer(self, batch: Batch, /) -> None:
         """Keep messages."""
-        self.heard += [message.data for message in batch]
+        self.received += [message.data for message in batch]
 
     def gap(self, gap: Gap) -> None:
         """Do nothing."""
@@ -49,31 +49,31 @@ class Listener(BaseSubscriber):
 
 
 class World:
-    """A hub over a controlled broker, and one member of it."""
+    """A hub over a controlled broker, and one subscriber of it."""
 
     def __init__(self) -> None:
         self.broker = ControlledBroadcaster()
         self.broker_subscriptions = BrokerSubscriptions(linger_seconds=60, timeout_seconds=60)
         self.hub = Hub(self.broker_subscriptions)
-        self.member = Listener(self.hub)
+        self.subscriber = Recorder(self.hub)
 
     @property
     def joined(self) -> tuple[list[str], list[str]]:
-        """What the member has joined, and what the hub has members of."""
-        return list(self.member.channels), list(self.hub.channels)
+        """What the subscriber has joined, and which channels of the hub have subscribers."""
+        return list(self.subscriber.channels), list(self.hub.channels)
 
-    async def hears(self, member: Listener, *expected: str) -> None:
-        """Deliver to channels `a` and `b`, and assert which of that a member hears."""
+    async def receives(self, subscriber: Recorder, *expected: str) -> None:
+        """Deliver to channels `a` and `b`, and assert which of that a subscriber receives."""
         self.hub.deliver("a", b"of a")
         self.hub.deliver("b", b"of b")
         await asyncio.sleep(0)
-        assert member.heard == list(expected)
-        member.heard.clear()
+        assert subscriber.received == list(expected)
+        subscriber.received.clear()
 
 
 @pytest.fixture
 async def world() -> AsyncGenerator[World]:
-    """A hub whose broker is up."""
+    """A hub whose link is open."""
     made = World()
     async with following(made.broker_subscriptions, made.broker):
         yield made
@@ -81,57 +81,57 @@ async def world() -> AsyncGenerator[World]:
 
 
 async def test_join_and_leave(world: World) -> None:
-    """A member hears a channel from the join to the leave, and no other."""
-    await world.member.join("a")
-    await world.hears(world.member, "of a")
-    await world.member.join("b")
+    """A subscriber receives a channel from the join to the leave, and no other."""
+    await world.subscriber.join("a")
+    await world.receives(world.subscriber, "of a")
+    await world.subscriber.join("b")
     assert world.joined == (["a", "b"], ["a", "b"])
-    await world.member.leave("a")
+    await world.subscriber.leave("a")
     assert world.joined == (["b"], ["b"])
-    await world.hears(world.member, "of b")
+    await world.receives(world.subscriber, "of b")
 
 
 async def test_join_twice(world: World) -> None:
     """Joining again changes nothing: one copy, and one leave ends it."""
-    await world.member.join("a")
-    await world.member.join("a")
-    await world.hears(world.member, "of a")
-    await world.member.leave("a")
+    await world.subscriber.join("a")
+    await world.subscriber.join("a")
+    await world.receives(world.subscriber, "of a")
+    await world.subscriber.leave("a")
     assert world.joined == ([], [])
 
 
 async def test_leave_what_was_not_joined(world: World) -> None:
     """Leaving a channel of others changes nothing for them."""
-    other = Listener(world.hub)
+    other = Recorder(world.hub)
     await other.join("a")
-    await world.member.leave("a")
-    await world.hears(other, "of a")
+    await world.subscriber.leave("a")
+    await world.receives(other, "of a")
 
 
 async def test_join_refused(world: World) -> None:
-    """A channel the broker refuses is not joined, and the member goes on."""
+    """A channel that the broker refuses is not joined, and the subscriber goes on."""
     world.broker.refusals["secret"] = "not permitted"
     with pytest.raises(SubscribeError, match="not permitted"):
-        await world.member.join("secret")
+        await world.subscriber.join("secret")
     assert world.joined == ([], [])
-    await world.member.join("a")
-    await world.hears(world.member, "of a")
+    await world.subscriber.join("a")
+    await world.receives(world.subscriber, "of a")
 
 
 @pytest.mark.parametrize(
     "channel", ["", "x" * 256, "$backplane/probe", "\ud800"], ids=["empty", "long", "reserved", "lone surrogate"]
 )
-async def test_join_of_an_illegal_name(world: World, channel: str) -> None:
-    """A name that is not legal never reaches the broker."""
+async def test_join_of_an_invalid_name(world: World, channel: str) -> None:
+    """An invalid name is not sent to the broker."""
     with pytest.raises(InvalidChannelError):
-        await world.member.join(channel)
+        await world.subscriber.join(channel)
     assert world.broker.calls == []
 
 
 async def test_join_cancelled(world: World) -> None:
-    """A cancelled join leaves the channel unjoined."""
+    """After a cancelled join the channel is not joined."""
     world.broker.subscribe_gate.close()
-    joining = asyncio.create_task(world.member.join("a"))
+    joining = asyncio.create_task(world.subscriber.join("a"))
     await world.broker.until(lambda: len(world.broker.calls) == 1)
     joining.cancel()
     await asyncio.wait([joining])
@@ -139,67 +139,67 @@ async def test_join_cancelled(world: World) -> None:
 
 
 async def test_join_cancelled_beside_another_of_the_same_channel(world: World) -> None:
-    """Of two concurrent joins of one channel, the cancelled one does not take the channel from the other."""
+    """Of two concurrent joins of one channel, the cancelled one does not undo the other."""
     world.broker.subscribe_gate.close()
-    first, second = (asyncio.create_task(world.member.join("a")) for _ in range(2))
+    first, second = (asyncio.create_task(world.subscriber.join("a")) for _ in range(2))
     await world.broker.until(lambda: len(world.broker.calls) == 1)
     first.cancel()
     await asyncio.wait([first])
     world.broker.subscribe_gate.open()
     await asyncio.wait_for(second, WAIT_SECONDS)
     assert world.joined == (["a"], ["a"])
-    await world.hears(world.member, "of a")
+    await world.receives(world.subscriber, "of a")
 
 
 async def test_join_while_ending(world: World) -> None:
-    """A join the broker confirms after the member's end raises, and leaves nothing in the hub."""
+    """A join that the broker confirms after the end of the subscriber raises, and leaves nothing in the hub."""
     world.broker.subscribe_gate.close()
-    joining = asyncio.create_task(world.member.join("a"))
+    joining = asyncio.create_task(world.subscriber.join("a"))
     await world.broker.until(lambda: len(world.broker.calls) == 1)
-    world.member.end()
+    world.subscriber.end()
     world.broker.subscribe_gate.open()
-    with pytest.raises(ClosedError, match=f"listener {world.member.id} has ended"):
+    with pytest.raises(ClosedError, match=f"listener {world.subscriber.id} has ended"):
         await asyncio.wait_for(joining, WAIT_SECONDS)
     assert world.joined == ([], [])
 
 
 async def test_end(world: World) -> None:
-    """A member that has ended is over, has left every channel, hears nothing, and joins nothing more."""
-    assert not world.member.is_over
+    """A subscriber that has ended is over, has left every channel, receives nothing, and can join nothing."""
+    assert not world.subscriber.is_over
     for channel in ("a", "b"):
-        await world.member.join(channel)
+        await world.subscriber.join(channel)
     asked = list(world.broker.calls)
-    world.member.end()
-    assert (world.member.is_over, world.joined) == (True, ([], []))
+    world.subscriber.end()
+    assert (world.subscriber.is_over, world.joined) == (True, ([], []))
     with pytest.raises(ClosedError):
-        await world.member.join("c")
-    await world.hears(world.member)
+        await world.subscriber.join("c")
+    await world.receives(world.subscriber)
     assert world.broker.calls == asked
 
 
 async def test_ids_are_unique(world: World) -> None:
-    """Each member has an id of its own, 8 bytes as hex."""
-    ids = {Listener(world.hub).id for _ in range(100)}
+    """Each subscriber has an id of its own, 8 bytes as hex."""
+    ids = {Recorder(world.hub).id for _ in range(100)}
     assert len(ids) == 100
     assert all(len(bytes.fromhex(member_id)) == 8 for member_id in ids)
 
 
 async def test_join_that_a_leave_overtakes() -> None:
-    """Of two concurrent joins of one channel, the second hears it although the first left it in between."""
+    """Of two concurrent joins of one channel, the second is in force although the first was completed and left."""
     world = World()
     async with following(world.broker_subscriptions, world.broker):
         world.broker.subscribe_gate.close()
 
         async def look_in() -> None:
-            await world.member.join("a")
-            await world.member.leave("a")
+            await world.subscriber.join("a")
+            await world.subscriber.leave("a")
 
-        joining = [asyncio.create_task(look_in()), asyncio.create_task(world.member.join("a"))]
+        joining = [asyncio.create_task(look_in()), asyncio.create_task(world.subscriber.join("a"))]
         await until_idle()
         world.broker.subscribe_gate.open()
         await asyncio.gather(*joining)
         try:
             assert world.joined == (["a"], ["a"])
-            await world.hears(world.member, "of a")
+            await world.receives(world.subscriber, "of a")
         finally:
             world.hub.close()

@@ -587,7 +587,7 @@ async def after_a_send_that_fails(error: Exception) -> tuple[Client, dict[str, i
 async def test_client_gone_while_sending(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     """A send to a client that is gone is an ordinary end, whatever the server raises: the iteration ends, no log."""
     await after_a_send_that_fails(error)
-    assert [record.getMessage() for record in caplog.records if record.name != "backplane.broker.supervisor"] == []
+    assert [record.getMessage() for record in caplog.records if record.name != "backplane.broker.link_state"] == []
 
 
 @pytest.mark.parametrize(
@@ -604,7 +604,7 @@ async def test_fault_while_sending(error: Exception, caplog: pytest.LogCaptureFi
     """A send that fails while the client is there is a fault: closed with 1011, one log line, counted."""
     client, statistics = await after_a_send_that_fails(error)
     assert (client.sent_types, client.sent[-1]["code"]) == (["accept", "close"], 1011)
-    lines = [record for record in caplog.records if record.name != "backplane.broker.supervisor"]
+    lines = [record for record in caplog.records if record.name != "backplane.broker.link_state"]
     assert [line.levelname for line in lines] == ["ERROR"]
     assert lines[0].getMessage().endswith("failed: closing it")
     assert lines[0].exc_info is not None

@@ -1,0 +1,104 @@
+"""The state of the broker link, and how the rest of the process learns of its changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backplane.broker.session import LinkSession
+
+__all__ = ["LinkState", "LinkStatus", "StateChange"]
+
+logger: Final = logging.getLogger("backplane.broker.link_state")
+
+LinkState = Literal["starting", "live", "degraded", "closed"]
+"""State of the link between this worker and its broker.
+
+- `starting`: the first link is being opened.
+- `live`: the broker answers, and has confirmed every wanted channel but those that it refused, or on which it has given
+  no final answer; these are subscribed to again.
+- `degraded`: the link is lost and is being rebuilt.
+- `closed`: the backplane was stopped.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateChange:
+    """The link to the broker changed its state.
+
+    Attributes:
+        old: The state before.
+        new: The state now.
+        generation: Number of the link that this is about: how many this worker has tried to open so far.
+        reason: Why, in words, for a log. Holds no password.
+    """
+
+    old: LinkState
+    new: LinkState
+    generation: int
+    reason: str
+
+
+class LinkStatus:
+    """The present state of the link, and its session.
+
+    The supervisor writes it. Publishers, health checks and the application read it, and can wait for a change.
+
+    Args:
+        session: The first session, which is not opened yet.
+        on_change: Called at once with every change of the state; must not raise.
+
+    Attributes:
+        state: State of the link.
+        session: The present session of the link.
+        generation: How many sessions the worker has tried to open so far, the present one included.
+    """
+
+    def __init__(self, session: LinkSession, on_change: Callable[[StateChange], None] | None = None) -> None:
+        self._on_change = on_change
+        self._changed = asyncio.Event()
+        self.state: LinkState = "starting"
+        self.session: LinkSession = session
+        self.generation: int = 0
+
+    @property
+    def live_session(self) -> LinkSession | None:
+        """The session to publish on now; `None` while there is none.
+
+        The adapter can have reported the loss of a session a moment before the supervisor changes the state.
+        """
+        session = self.session
+        return None if self.state != "live" or session.retired or session.failure.done() else session
+
+    def begin(self, session: LinkSession) -> None:
+        """Make `session`, which is about to be opened, the present one."""
+        self.session = session
+        self.generation += 1
+
+    def change(self, state: LinkState, reason: str) -> None:
+        """Change the state, log the change, and notify everything that waits for one."""
+        if state == self.state:
+            return
+        change = StateChange(old=self.state, new=state, generation=self.generation, reason=reason)
+        # An outage is logged as a warning at its end too: where INFO is off, a log would show it without its end.
+        is_warning = state == "degraded" or (self.state, state) == ("degraded", "live")
+        level = logging.WARNING if is_warning else logging.INFO
+        logger.log(level, "%s -> %s (generation %d): %s", self.state, state, self.generation, reason)
+        self.state = state
+        self.wake()
+        if self._on_change is not None:
+            self._on_change(change)
+
+    async def changed(self) -> None:
+        """Wait for the next change of the state, or for `wake`."""
+        await self._changed.wait()
+
+    def wake(self) -> None:
+        """Make every `changed` that waits return, though the state is the same."""
+        self._changed.set()
+        self._changed = asyncio.Event()

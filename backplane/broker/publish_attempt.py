@@ -1,0 +1,89 @@
+"""One attempt to publish on one session of the link: what both ways to publish through an outage have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from backplane.broker.probe import SilentLinkError
+from backplane.concurrency.timeouts import SharedTimeout
+from backplane.errors import PublishOutcomeUnknownError
+
+if TYPE_CHECKING:
+    from backplane.broadcaster import Broadcaster
+    from backplane.broker.link_state import LinkStatus
+    from backplane.broker.session import LinkSession
+
+__all__ = ["PublishAttempts"]
+
+# Publishes in a row without an answer of the broker after which the link is taken for silent.
+_MAX_UNANSWERED: Final = 2
+
+
+class PublishAttempts:
+    """Publishes on a given session, and watches whether the broker answers.
+
+    Args:
+        broadcaster: The adapter.
+        status: The state of the link.
+        timeout_seconds: How long an attempt waits for the broker's answer.
+
+    Attributes:
+        status: The state of the link.
+        timeout_seconds: As above.
+        time_limits: Limits of that length; see `SharedTimeout` for what they measure.
+    """
+
+    def __init__(self, broadcaster: Broadcaster, status: LinkStatus, *, timeout_seconds: float) -> None:
+        self._broadcaster = broadcaster
+        self._in_flight = 0
+        self._settled = asyncio.Event()
+        self.status: LinkStatus = status
+        self.timeout_seconds: float = timeout_seconds
+        self.time_limits: SharedTimeout = SharedTimeout(timeout_seconds)
+
+    @property
+    def url(self) -> str:
+        """Where the adapter connects, without its password."""
+        return str(self._broadcaster.url)
+
+    async def attempt(self, session: LinkSession, channel: str, payload: bytes) -> None:
+        """Publish on `session`, without a time limit; raises as `Broadcaster.publish`."""
+        self._in_flight += 1
+        try:
+            await self._broadcaster.publish(channel, payload)
+            session.publish_answered()
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._settled.set()
+
+    async def attempt_in_time(self, session: LinkSession, channel: str, payload: bytes) -> None:
+        """Publish on `session`; raises as `Broadcaster.publish`, and `PublishOutcomeUnknownError` when time is up."""
+        try:
+            with self.time_limits.limit():
+                await self.attempt(session, channel, payload)
+        except TimeoutError:
+            raise self.no_answer(session) from None
+
+    def no_answer(self, session: LinkSession) -> PublishOutcomeUnknownError:
+        """Return the error for an attempt whose time is up, and end a session on which they accumulate.
+
+        Such a session can still deliver messages: only its publish path is dead, and no probe is sent while it is used.
+        Without a broker no answer is awaited, so it was this process that was slow.
+        """
+        if self._broadcaster.capabilities.brokered:
+            session.unanswered_publishes += 1
+            if session.unanswered_publishes >= _MAX_UNANSWERED:
+                session.lost(SilentLinkError(f"the link is silent: {_MAX_UNANSWERED} publishes got no answer"))
+        return PublishOutcomeUnknownError(f"no answer within {self.timeout_seconds:g} s; it may have been published")
+
+    async def settled(self) -> None:
+        """Wait for the answers to all attempts, while the link is live. Each is limited in time, and so is this."""
+        while self._in_flight and self.status.state == "live":
+            self._settled.clear()
+            await self._settled.wait()
+
+    def close(self) -> None:
+        """Cancel the timer: attempts in progress are no longer limited."""
+        self.time_limits.close()

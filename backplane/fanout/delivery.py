@@ -1,0 +1,79 @@
+"""What the hub hands to subscribers: the protocol of a subscriber, and the delivery of one batch."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Protocol
+
+from backplane.log_bursts import place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backplane.fanout.batch import Batch
+    from backplane.log_bursts import LogBursts
+    from backplane.message import Gap
+
+__all__ = ["Delivery", "Subscriber", "log_failure"]
+
+logger: Final = logging.getLogger("backplane.fanout.delivery")
+
+
+class Subscriber(Protocol):
+    """Anything in this process that joins channels: a connection, an event stream, a subscription.
+
+    Its methods return at once and never raise.
+    """
+
+    @property
+    def token(self) -> bytes:
+        """Random bytes that name this subscriber; a message whose `excluded` equals them is not delivered to it."""
+        ...
+
+    def offer(self, batch: Batch, /) -> None:
+        """Take messages of one channel, in order."""
+        ...
+
+    def gap(self, gap: Gap) -> None:
+        """Take the notice that messages of a channel may be missing at this place."""
+        ...
+
+
+class Delivery:
+    """The delivery of one batch to the subscribers that its channel had when it began, without those that left since.
+
+    Args:
+        channel: The channel of the batch.
+        batch: The messages.
+        subscribers: The subscribers of the channel. The hub goes on editing this `dict`, which is how a leave between
+            two slices is noticed.
+        bursts: How a subscriber that raises is logged.
+    """
+
+    __slots__ = ("_batch", "_bursts", "_remaining", "_subscribers", "channel")
+
+    def __init__(self, channel: str, batch: Batch, subscribers: dict[Subscriber, int], bursts: LogBursts) -> None:
+        self.channel: str = channel
+        self._batch = batch
+        self._bursts = bursts
+        self._subscribers = subscribers
+        self._remaining: Iterator[Subscriber] = iter(tuple(subscribers))
+
+    def run(self, count: int | None) -> bool:
+        """Offer the batch to the next `count` subscribers, or to all with `None`; return whether none is left."""
+        batch, subscribers = self._batch, self._subscribers
+        offered = 0
+        for subscriber in islice(self._remaining, count):
+            offered += 1
+            if subscriber in subscribers:
+                try:
+                    subscriber.offer(batch.for_token(subscriber.token) if batch.excludes else batch)
+                except Exception as error:  # offer() must not raise; if it does, the others still get the batch
+                    log_failure(self._bursts, self.channel, error)
+        return count is None or offered < count
+
+
+def log_failure(bursts: LogBursts, channel: str, error: Exception) -> None:
+    """Log a subscriber that raised, without its message, which can repeat what was published."""
+    bursts.log(logger, logging.ERROR, "a subscriber of channel %r failed: %s", channel, place_of(error))

@@ -1,0 +1,174 @@
+"""When messages may be missing, and when subscribers are notified of it.
+
+A gap is opened where delivery stops (the link is lost, the broker revokes a subscription) and reported where it goes
+on: once the broker has confirmed the channel again, or before the first message that arrives earlier. A client that
+reloads its state at that moment receives everything from then on. Reported earlier, it would reload too early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from backplane.errors import SubscribeError
+from backplane.fanout.delivery import log_failure
+from backplane.message import All, Gap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from backplane.fanout.delivery import Subscriber
+    from backplane.log_bursts import LogBursts
+
+__all__ = ["GapReporter", "OpenGap"]
+
+logger: Final = logging.getLogger("backplane.fanout.gaps")
+
+_REFUSED: Final = "the broker refused the channel"
+_UNCONFIRMED: Final = "the broker has not confirmed the channel again"
+
+
+class OpenGap:
+    """A gap that is not reported yet.
+
+    Attributes:
+        reason: Why messages may be missing.
+        subscribers: The subscribers of the channel when the gap was opened: only these can have missed anything.
+        notices: What they were notified of since, so that each notice is given once.
+        resumed: The adapter resumes without loss, so nothing is missing unless the broker refuses the channel.
+    """
+
+    __slots__ = ("notices", "reason", "resumed", "subscribers")
+
+    def __init__(self, reason: str, subscribers: tuple[Subscriber, ...], *, resumed: bool) -> None:
+        self.reason: str = reason
+        self.subscribers: tuple[Subscriber, ...] = subscribers
+        self.notices: set[str] = set()
+        self.resumed: bool = resumed
+
+
+class GapReporter:
+    """The open gaps of one hub, and the notices to its subscribers.
+
+    Args:
+        subscribers: The hub's subscribers by channel, as it edits them.
+        confirmed: The channels that the broker has confirmed, as `BrokerSubscriptions` edits them.
+        flush: Delivers what the hub has collected, so that a gap follows every message received before it.
+        bursts: How refusals, which can concern many channels at once, are logged.
+
+    Attributes:
+        opened: The open gaps by channel. The hub reads it for each message.
+        reported: How many gaps were reported, counted once per channel and stretch.
+        last_reported_at: When the last one was reported, by the event loop's clock; `None` before the first.
+        last_reason: Its reason.
+    """
+
+    def __init__(
+        self,
+        subscribers: Mapping[str, Mapping[Subscriber, int]],
+        confirmed: Collection[str],
+        flush: Callable[[], None],
+        bursts: LogBursts,
+    ) -> None:
+        self._subscribers = subscribers
+        self._confirmed = confirmed
+        self._flush = flush
+        self._bursts = bursts
+        self.opened: dict[str, OpenGap] = {}
+        self.reported: int = 0
+        self.last_reported_at: float | None = None
+        self.last_reason: str | None = None
+
+    def open(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
+        """Note that messages of `channels` may be missing from here on; `report` notifies the subscribers.
+
+        Args:
+            channels: The channels concerned.
+            reason: Why, in words, for a log.
+            resumed: The adapter resumes without loss: the gap is reported only if the broker refuses the channel, or
+                after another gap on it.
+        """
+        self._flush()
+        for channel in list(self._subscribers) if isinstance(channels, All) else channels:
+            if (gap := self.opened.get(channel)) is not None:
+                if not resumed:
+                    gap.reason, gap.resumed = reason, False
+            # A join that still waits for the broker's confirmation has been promised nothing yet.
+            elif channel in self._subscribers and channel in self._confirmed:
+                self.opened[channel] = OpenGap(reason, tuple(self._subscribers[channel]), resumed=resumed)
+
+    def report(self, channels: Collection[str]) -> None:
+        """Notify the subscribers of the open gaps of `channels`, without those that left since."""
+        if not self.opened:
+            return
+        self._flush()
+        for channel in channels:
+            gap = self.opened.pop(channel, None)
+            if gap is not None and not gap.resumed:
+                self._notify(channel, gap)
+
+    def open_and_report(self, channels: Collection[str] | All, reason: str) -> None:
+        """Open a gap and report it at once where the broker has confirmed the channel.
+
+        On every other channel more messages are missed until the confirmation, which then reports the gap.
+        """
+        self.open(channels, reason)
+        concerned = list(self.opened) if isinstance(channels, All) else channels
+        self.report([channel for channel in concerned if channel in self._confirmed])
+
+    def notify_refused(self, refused: Mapping[str, str]) -> None:
+        """Notify the subscribers of channels that the broker now refuses, and once more when it confirms them again.
+
+        Args:
+            refused: The channels, each with the broker's reason.
+        """
+        if news := self._notify_while_open(refused, _REFUSED):
+            message = "the broker refuses channels, their subscribers receive nothing: %s"
+            self._bursts.log(logger, logging.ERROR, message, SubscribeError(news))
+
+    def notify_unconfirmed(self, unconfirmed: Mapping[str, str]) -> None:
+        """Notify the subscribers of channels that the broker does not confirm again, and once more when it does.
+
+        Args:
+            unconfirmed: The channels, each with the broker's reason.
+        """
+        if news := self._notify_while_open(unconfirmed, _UNCONFIRMED):
+            message = "the broker does not confirm channels, their subscribers receive nothing: %s"
+            self._bursts.log(logger, logging.ERROR, message, SubscribeError({}, unconfirmed=news))
+
+    def discard(self, channel: str) -> None:
+        """Forget the open gap of a channel whose last subscriber left."""
+        self.opened.pop(channel, None)
+
+    def clear(self) -> None:
+        """Forget every open gap."""
+        self.opened.clear()
+
+    def _notify_while_open(self, reasons: Mapping[str, str], notice: str) -> Mapping[str, str]:
+        """Notify of gaps that stay open; return the channels on which the notice is new, with their reasons."""
+        self._flush()  # a resumed link can have delivered messages already
+        news: dict[str, str] = {}
+        for channel, reason in reasons.items():
+            gap = self.opened.get(channel)
+            # Without an open gap no subscriber has received anything of the channel yet: nothing is missing.
+            if gap is not None and notice not in gap.notices:
+                news[channel] = reason
+                gap.notices.add(notice)
+                gap.resumed = False
+                gap.reason = f"{notice}: {reason}"
+                self._notify(channel, gap)
+        return news
+
+    def _notify(self, channel: str, open_gap: OpenGap) -> None:
+        gap = Gap(channel=channel, reason=open_gap.reason)
+        self.reported += 1
+        self.last_reported_at = asyncio.get_running_loop().time()
+        self.last_reason = gap.reason
+        present = self._subscribers.get(channel, {})
+        for subscriber in open_gap.subscribers:
+            if subscriber in present:
+                try:
+                    subscriber.gap(gap)
+                except Exception as error:  # gap() must not raise; if it does, the others are still notified
+                    log_failure(self._bursts, channel, error)

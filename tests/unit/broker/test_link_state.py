@@ -1,0 +1,30 @@
+"""`backplane.broker.link_state`: the state of the link, its changes, and what is logged of them."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+
+from tests.unit.supervised import (
+    supervised,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_lost_link_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A loss and its end are warnings, so that a default configuration shows both; the end shows the duration."""
+    caplog.set_level(logging.INFO, "backplane.broker.link_state")
+    async with supervised() as made:
+        await made.recover()
+    lines = [
+        (record.levelname, re.sub(r"after \d+\.\d s", "after N s", record.getMessage())) for record in caplog.records
+    ]
+    assert lines == [
+        ("INFO", "starting -> live (generation 1): connected to controlled://"),
+        ("WARNING", "live -> degraded (generation 1): cut"),
+        ("WARNING", "degraded -> live (generation 2): connected to controlled:// after N s"),
+        ("INFO", "live -> closed (generation 2): stopped"),
+    ]
