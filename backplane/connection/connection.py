@@ -125,7 +125,7 @@ class Connection:
         """Send `data` to this client alone, after what already waits for it; returns when the server has taken it.
 
         `str` is sent as text, `bytes` as binary, anything else as JSON text. A client that does not read makes it wait;
-        the outbox's bound counts here too.
+        the bounds of its backlog count here too.
 
         Raises:
             InvalidDataError: `data` is none of these.
