@@ -41,6 +41,7 @@ check: $(VENV)/.installed-dev ## Lint, check types and the direction of imports
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/zizmor --offline --quiet .github
 
 format: $(VENV)/.installed-dev ## Format, and mend what the linter can
 	$(BIN)/ruff check --fix
