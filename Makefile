@@ -11,11 +11,12 @@ INSTALL = $(PYTHON) -m pip --disable-pip-version-check --python
 LOCKED := --require-hashes --requirement
 WHEEL_TEST := .cache/wheel-test
 LOWEST := .cache/lowest
+TYPES := .cache/types
 UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" --no-emit-package fastapi-backplane
 
-.PHONY: help demo brokers test test-unit chaos check format bench bench-full peers wheel-test lowest lock clean
+.PHONY: help demo brokers test test-unit chaos check format bench bench-full peers types wheel-test lowest lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +56,15 @@ bench-full: $(VENV)/.installed-dev peers ## Measure every scenario on every adap
 
 peers: $(VENV)/.installed-dev ## Install the products that backplane is compared with
 	-$(BIN)/python -m benchmarks.peers.install
+
+# In an environment that holds the wheel alone and finds the rest in $(VENV), and in a folder where there are no sources.
+types: $(VENV)/.installed-dev ## Check that the public interface is annotated, all of it, in the wheel
+	rm -rf $(TYPES)
+	$(BIN)/python -m build --no-isolation --wheel --outdir $(TYPES) >/dev/null
+	$(BIN)/python -m venv --without-pip $(TYPES)/venv
+	$(INSTALL) $(TYPES)/venv/bin/python install -qq --no-deps $(TYPES)/*.whl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >$$(echo $(TYPES)/venv/lib/python*/site-packages)/rest.pth
+	cd $(TYPES) && PATH="$$PWD/venv/bin:$$PATH" $(abspath $(BIN))/pyright --verifytypes backplane --ignoreexternal
 
 wheel-test: $(VENV)/.installed-dev ## Build the wheel and run the unit tests on it, away from the sources
 	rm -rf $(WHEEL_TEST)
