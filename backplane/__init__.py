@@ -1,8 +1,10 @@
 """Pub/sub backplane for FastAPI and Starlette WebSockets: publish anywhere, reach every socket of every worker."""
 
-from backplane.closing import CloseCode
-from backplane.conduct import Client, SlowConsumer
-from backplane.connection import Connection
+from backplane.broker.supervisor import StateChange
+from backplane.close_codes import CloseCode
+from backplane.connection.connection import Connection
+from backplane.connection.limits import Limits
+from backplane.connection.policy import Client, SlowConsumer
 from backplane.core import Backplane
 from backplane.errors import (
     AuthorizeTimeoutError,
@@ -31,12 +33,10 @@ from backplane.errors import (
     TooManyConnectionsError,
     WrongLoopError,
 )
-from backplane.health import Health
-from backplane.limits import Limits
+from backplane.fanout.subscription import Subscription
 from backplane.message import Gap, Message, Position
 from backplane.settings import Settings
-from backplane.subscription import Subscription
-from backplane.supervision import StateChange
+from backplane.worker.health import Health
 
 __all__ = [
     "AuthorizeTimeoutError",

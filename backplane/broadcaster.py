@@ -7,8 +7,8 @@ batches, back-off, subscribing again after a reconnect, the delivery probe, gaps
 What every adapter is judged by, beside the promises of each method:
 
 - An answer that cannot be attributed to a channel makes every channel it may concern unconfirmed, or is a gap.
-- Silence is judged by what arrived, not by our own clock: limits run on `backplane.deadline.PatientTimeout`.
-- A link that answers is not yet one that leads to the right place: see `Checks`.
+- Silence is judged by what arrived, not by our own clock: use `backplane.concurrency.timeouts.PatientTimeout`.
+- A link that answers is not yet one that leads to the right place: see `SupportsLinkCheck`.
 - A position carries the identity of its log, and a hole in a log is a gap.
 - What one message or one name does, no other pays for, and no reconnect pays for again.
 - A passing state of the broker is reported as such and tried again; only a refusal is a refusal.
@@ -39,17 +39,17 @@ __all__ = [
     "Broadcaster",
     "BrokerUrl",
     "Capabilities",
-    "Checks",
-    "Describes",
     "Options",
-    "Resumes",
     "Sink",
+    "SupportsDescribe",
+    "SupportsLinkCheck",
+    "SupportsResume",
     "WireFormat",
     "malformed_address",
 ]
 
 WireFormat = Literal["header", "plain"]
-"""What a payload on the broker is; `backplane.codec` reads both, whichever it writes.
+"""What a payload on the broker is; `backplane.fanout.codec` reads both, whichever it writes.
 
 - `header`: the data after a short header (docs/wire-format.md).
 - `plain`: the data alone, for subscribers that know no header: workers that still run another library, services in
@@ -69,8 +69,8 @@ class Capabilities:
             or to the kernel for each peer), `accepted` (the broker has answered), `sent` (written towards the broker,
             no answer exists: in a process without channels nothing finds a silent link), `stored` (the broker has it on
             disk or on its replicas).
-        resumes: After a lost link the adapter goes on where it was (it is a `Resumes`), so the core reports no gap of
-            its own for it.
+        resumes: After a lost link the adapter goes on where it was (it is a `SupportsResume`), so the core reports no
+            gap of its own for it.
         max_payload_bytes: Largest payload `publish` takes, header of the core included.
     """
 
@@ -268,7 +268,7 @@ class Broadcaster(ABC):
 
 
 @runtime_checkable
-class Checks(Protocol):
+class SupportsLinkCheck(Protocol):
     """An optional ability of a `Broadcaster`: to see that a link which carries leads to the wrong place all the same.
 
     For brokers where a server that was replaced goes on answering those who stayed on it: the probe of the core comes
@@ -292,7 +292,7 @@ class Checks(Protocol):
 
 
 @runtime_checkable
-class Describes(Protocol):
+class SupportsDescribe(Protocol):
     """An optional ability of a `Broadcaster`: to say what it is linked to. To have the method announces it."""
 
     async def describe(self) -> str:
@@ -309,7 +309,7 @@ class Describes(Protocol):
 
 
 @runtime_checkable
-class Resumes(Protocol):
+class SupportsResume(Protocol):
     """An optional ability of a `Broadcaster`: to lose nothing with a link. `capabilities.resumes` announces it.
 
     The core calls these two instead of `stop` and `start` when it rebuilds a link, whoever found that it was lost.

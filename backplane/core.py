@@ -10,14 +10,12 @@ from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanag
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from backplane.adapter_source import AdapterSource
-from backplane.admission import Admission
-from backplane.affinity import current_process
+from backplane.broker.adapter_source import AdapterSource
 from backplane.channels import validate_channel
-from backplane.codec import encode
-from backplane.conduct import Conduct, check_treatment
-from backplane.connection import Connection
-from backplane.deployment import NO_LIFESPAN, warn_if_isolated, warn_if_nobody_pings, warn_of_default_url
+from backplane.concurrency.affinity import current_process
+from backplane.connection.connection import Connection
+from backplane.connection.limits import Limits
+from backplane.connection.policy import ConnectionPolicy, check_treatment
 from backplane.errors import (
     ClosedError,
     ConfigurationError,
@@ -26,17 +24,19 @@ from backplane.errors import (
     NotStartedError,
     PayloadTooLargeError,
 )
-from backplane.health import Health
-from backplane.limits import Limits
-from backplane.origins import OriginRule
-from backplane.outbox import FullPolicy, Outbox
-from backplane.publisher_thread import PublisherThreads
-from backplane.running import Running
-from backplane.server_end import drain_at_the_end
+from backplane.fanout.codec import encode
+from backplane.fanout.outbox import FullPolicy, Outbox
+from backplane.fanout.subscription import Subscription
 from backplane.settings import Settings
-from backplane.subscription import Subscription
-from backplane.sync_publisher import WorkerPublisher
-from backplane.typed import TypedChannel
+from backplane.synchronous.publisher import WorkerPublisher
+from backplane.synchronous.publisher_thread import PublisherThreads
+from backplane.typed_channel import TypedChannel
+from backplane.web.handshake import ConnectionScope
+from backplane.web.origin import OriginRule
+from backplane.worker.deployment import NO_LIFESPAN, warn_if_isolated, warn_if_nobody_pings, warn_of_default_url
+from backplane.worker.health import Health
+from backplane.worker.runtime import Runtime
+from backplane.worker.server_shutdown import drain_at_the_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Iterable
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.websockets import WebSocket
 
-    from backplane.affinity import LoopAffinity
     from backplane.broadcaster import Broadcaster
-    from backplane.calls import CallQueue
-    from backplane.conduct import Authorize, OnGap, OnSlow
+    from backplane.broker.supervisor import LinkState, StateChange
+    from backplane.concurrency.affinity import LoopAffinity
+    from backplane.concurrency.call_queue import CallQueue
+    from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.message import Message
-    from backplane.origins import AllowedOrigins
-    from backplane.supervision import LinkState, StateChange
-    from backplane.sync_publisher import SyncPublisher
+    from backplane.synchronous.publisher import SyncPublisher
+    from backplane.web.origin import AllowedOrigins
 
 __all__ = ["Backplane"]
 
@@ -91,12 +91,12 @@ class Backplane:
         limits: How clients are kept alive and what they may do, where `connect` does not say otherwise; see `Limits`
             for each with its default.
         allowed_origins: The pages of which sites may connect: by default those of this host alone. A list such as
-            `["https://shop.example"]` replaces that, `"*"` allows all; see `backplane.origins.AllowedOrigins`.
+            `["https://shop.example"]` replaces that, `"*"` allows all; see `backplane.web.origin.AllowedOrigins`.
         allowed_hosts: The names of this host, without scheme and port, such as `["shop.example", "*.shop.example"]`:
             with the default of `allowed_origins` a page of another name is refused even where that name leads here (DNS
             rebinding). Defaults to any name.
         on_gap: What clients are told when messages may be missing, where `connect` does not say otherwise: `close`
-            (default) ends them with code 4000, "reconnect and reload"; see `backplane.conduct.OnGap`.
+            (default) ends them with code 4000, "reconnect and reload"; see `backplane.connection.policy.OnGap`.
 
     Raises:
         ConfigurationError: The URL, a setting, an origin, a host or another argument is wrong; the message says what is
@@ -123,11 +123,11 @@ class Backplane:
         self._on_gap: OnGap = on_gap
         self._authorize: Authorize | None = None
         self._on_slow: OnSlow | None = None
-        self._shared_conduct: Conduct | None = None  # of all connections that do not say otherwise
+        self._shared_policy: ConnectionPolicy | None = None  # of all connections that do not say otherwise
         self._state_callbacks: list[Callable[[StateChange], object]] = []
         self._source = AdapterSource(url)
         self._broadcaster = self._source.adapter
-        self._running: Running | None = None
+        self._runtime: Runtime | None = None
         self._stopping: tuple[LoopAffinity, asyncio.Task[None]] | None = None
         self._started_in: object = None  # the process
         self._server_end = ExitStack()
@@ -146,8 +146,8 @@ class Backplane:
     @property
     def state(self) -> LinkState:
         """How the link to the broker is; `closed` while not started."""
-        running = self._running
-        return running.supervisor.state if running is not None and running.affinity.is_alive else "closed"
+        runtime = self._runtime
+        return runtime.supervisor.state if runtime is not None and runtime.affinity.is_alive else "closed"
 
     @property
     def sync(self) -> SyncPublisher:
@@ -174,7 +174,7 @@ class Backplane:
         block; what it raises is logged. Set it before the first client connects.
         """
         self._on_slow = callback
-        self._shared_conduct = None
+        self._shared_policy = None
         return callback
 
     def authorize(self, callback: Authorize) -> Authorize:
@@ -183,23 +183,24 @@ class Backplane:
         A function or a coroutine function that returns whether it may, within `authorize_timeout_seconds`. A no raises
         `JoinRefusedError`; before the handshake of a WebSocket, and before an event stream begins, it is an HTTP 403.
         It may raise the framework's `HTTPException` or `WebSocketException` instead, for a status or a code of its own.
-        The client is a `Connection` or an event stream: `backplane.conduct.Client` is what both have. `client.context`
-        is what `connect(context=...)` or `sse(context=...)` was given. Set it before the first client connects.
+        The client is a `Connection` or an event stream: `backplane.connection.policy.Client` is what both have.
+        `client.context` is what `connect(context=...)` or `sse(context=...)` was given.
+        Set it before the first client connects.
 
         Every way on which a client gets to a channel asks. `subscribe` does not: it is the application's own.
         """
         self._authorize = callback
-        self._shared_conduct = None
+        self._shared_policy = None
         return callback
 
     def statistics(self) -> dict[str, int]:
         """Return what this worker counted since the start, by the names of `Statistics`; empty while not running."""
-        return {} if self._running is None else self._running.count().as_dict()
+        return {} if self._runtime is None else self._runtime.count().as_dict()
 
     async def health(self) -> Health:
-        """Return how this worker is; works at any time. `backplane.routes.health_routes` serves it over HTTP."""
-        running = self._running_here()
-        return Health(live=True, ready=False, state="closed") if running is None else running.health()
+        """Return how this worker is; works at any time. `backplane.health_routes.health_routes` serves it over HTTP."""
+        runtime = self._runtime_here()
+        return Health(live=True, ready=False, state="closed") if runtime is None else runtime.health()
 
     async def wait_for_state(self, state: LinkState) -> None:
         """Wait until the link to the broker is in `state`. A state that passes at once can be missed.
@@ -208,10 +209,10 @@ class Backplane:
             NotStartedError, ClosedError: The backplane is not running, or has drained.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        running = self._require_running()
-        supervisor = running.supervisor
+        runtime = self._require_runtime()
+        supervisor = runtime.supervisor
         while supervisor.state != state:
-            if running.drained or supervisor.state == "closed":
+            if runtime.drained or supervisor.state == "closed":
                 raise ClosedError("this Backplane has been stopped, or is about to be")
             await supervisor.state_changed()
 
@@ -239,17 +240,17 @@ class Backplane:
         if self._stopping is not None and self._stopping[0].is_alive:
             await self.stop()  # the next link is not opened before the last one is closed: an adapter is one of both
         if (of := self._affinity()) is not None and not of.is_alive:
-            self._leave_behind(of)
-        if self._running is not None:
+            self._abandon(of)
+        if self._runtime is not None:
             raise LifecycleError("this Backplane is started already; a second one needs an object of its own")
         self._source.take()
-        running = Running(self._broadcaster, self._settings, self._tell_state)
-        self._running = running
-        self._shared_conduct = None
+        runtime = Runtime(self._broadcaster, self._settings, self._notify_state)
+        self._runtime = runtime
+        self._shared_policy = None
         try:
-            await running.supervisor.start()
+            await runtime.supervisor.start()
         except BaseException:
-            self._running = None
+            self._runtime = None
             self._source.give_back()
             raise
         self._started_in = current_process()
@@ -268,23 +269,23 @@ class Backplane:
         await self._drain(hurried=False)
 
     async def _drain(self, hurried: bool) -> None:
-        running = self._running_here()
-        if running is not None:
-            await running.drain(hurried=hurried)
+        runtime = self._runtime_here()
+        if runtime is not None:
+            await runtime.drain(hurried=hurried)
 
     async def stop(self) -> None:
         """End every connection (code 1012) and subscription and close the link. Stopping again changes nothing.
 
         Publishes in flight are answered first, and what `outage="buffer"` keeps is sent where the broker is there.
         """
-        if self._running is not None and self._running.affinity.has_ended:
-            self._leave_behind(self._running.affinity)
-        running = self._running_here()
-        if running is not None:
-            self._running = None
+        if self._runtime is not None and self._runtime.affinity.has_ended:
+            self._abandon(self._runtime.affinity)
+        runtime = self._runtime_here()
+        if runtime is not None:
+            self._runtime = None
             self._server_end.close()
             # In a task of its own: cancelling whoever waits for the end must not leave half of it.
-            self._stopping = running.affinity, asyncio.create_task(self._stop(running))
+            self._stopping = runtime.affinity, asyncio.create_task(self._stop(runtime))
         if self._stopping is not None:
             affinity, stopping = self._stopping
             if not affinity.has_ended:
@@ -292,8 +293,8 @@ class Backplane:
                 await asyncio.shield(stopping)
             self._stopping = None
 
-    async def _stop(self, running: Running) -> None:
-        await running.stop()
+    async def _stop(self, runtime: Runtime) -> None:
+        await runtime.stop()
         self._source.give_back()
 
     async def __aenter__(self) -> Self:
@@ -307,7 +308,7 @@ class Backplane:
     async def lifespan(self, app: object) -> AsyncGenerator[dict[str, Any]]:
         """Run for as long as the application: `FastAPI(lifespan=backplane.lifespan)`; when its server ends, `drain`.
 
-        Puts itself into the lifespan state, where `backplane.lifespan.get_backplane` finds it.
+        Puts itself into the lifespan state, where `backplane.dependencies.get_backplane` finds it.
         """
         await self._start()
         try:
@@ -339,20 +340,20 @@ class Backplane:
             NotStartedError, ClosedError: The backplane is not running.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        running = self._require_running()
+        runtime = self._require_runtime()
         validate_channel(channel)
         excluded = _token(exclude)
         payload = encode(
             data,
-            origin=running.origin,
+            origin=runtime.origin,
             published_at=time.time(),
             excluded=excluded,
             wire_format=self._broadcaster.options.wire_format,
         )
-        limit = running.supervisor.max_payload_bytes
+        limit = runtime.supervisor.max_payload_bytes
         if len(payload) > limit:
             raise PayloadTooLargeError(len(payload), limit)
-        await running.publish(channel, payload)
+        await runtime.publish(channel, payload)
 
     @asynccontextmanager
     async def subscribe(
@@ -380,19 +381,19 @@ class Backplane:
             NotStartedError, ClosedError: The backplane is not running.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        running = self._require_running()
-        outbox = self._outbox(running, max_outbox_bytes, max_outbox_messages, when_full)
+        runtime = self._require_runtime()
+        outbox = self._outbox(runtime, max_outbox_bytes, max_outbox_messages, when_full)
         subscription = Subscription(
-            running.hub, None, outbox, statistics=running.statistics, bursts=running.bursts
+            runtime.hub, None, outbox, statistics=runtime.statistics, bursts=runtime.bursts
         )  # the application's own
-        running.subscriptions[subscription] = None
+        runtime.subscriptions[subscription] = None
         try:
             for channel in channels:
                 await subscription.join(channel)
             yield subscription
         finally:
             subscription.end()
-            running.subscriptions.pop(subscription, None)
+            runtime.subscriptions.pop(subscription, None)
 
     def connect(
         self,
@@ -452,7 +453,7 @@ class Backplane:
             limits: Its limits; defaults to those of the backplane.
             on_gap: What this client is told when messages may be missing; defaults to what the backplane was made with.
             when_full: What happens when the client is too slow; `close` ends it with code 1013.
-            latest_by: With `latest`, what tells the messages of one channel apart; see `backplane.outbox.Rule`.
+            latest_by: With `latest`, what tells the messages of one channel apart; see `backplane.fanout.outbox.Rule`.
             max_outbox_bytes: Bound of what waits for it, in bytes.
             max_outbox_messages: Bound of what waits for it, in messages.
 
@@ -468,17 +469,17 @@ class Backplane:
             NotStartedError: The backplane is not started.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        from backplane.websocket import StarletteSocket  # the core must not need the framework
+        from backplane.web.websocket import StarletteSocket  # the core must not need the framework
 
-        running = self._require_running()
+        runtime = self._require_runtime()
         socket = StarletteSocket(websocket)
         if socket.lane is None:
             warn_if_nobody_pings(limits or self._limits)
-        outbox = self._outbox(running, max_outbox_bytes, max_outbox_messages, when_full, latest_by)
-        connection = Connection(socket, running.hub, outbox, self._conduct(running, limits, on_gap), context=context)
+        outbox = self._outbox(runtime, max_outbox_bytes, max_outbox_messages, when_full, latest_by)
+        connection = Connection(socket, runtime.hub, outbox, self._policy(runtime, limits, on_gap), context=context)
         connection.expire_at(expires_at)
-        return Admission(
-            running,
+        return ConnectionScope(
+            runtime,
             socket,
             connection,
             origins=self._origins,
@@ -531,15 +532,15 @@ class Backplane:
             NotStartedError, ClosedError: The backplane is not running.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        from backplane.sse import event_stream  # the core must not need the framework
+        from backplane.web.sse import event_stream  # the core must not need the framework
 
         if request.scope["type"] != "http":
             raise ConfigurationError("sse() answers an HTTP request; a WebSocket is for connect()")
-        running = self._require_started()  # a `def` endpoint may make a response, which its own event loop then sends
+        runtime = self._require_started()  # a `def` endpoint may make a response, which its own event loop then sends
         return event_stream(
-            running,
-            self._conduct(running, limits, None),
-            self._outbox(running, max_outbox_bytes, max_outbox_messages, when_full),
+            runtime,
+            self._policy(runtime, limits, None),
+            self._outbox(runtime, max_outbox_bytes, max_outbox_messages, when_full),
             *channels,
             context=context,
             client_key=client_key,
@@ -558,7 +559,7 @@ class Backplane:
             orders = backplane.channel("orders:{id}", Order)
             await orders.publish(Order(...), id=42)
 
-        See `backplane.typed.TypedChannel`.
+        See `backplane.typed_channel.TypedChannel`.
 
         Raises:
             ConfigurationError: The template or the type cannot be used.
@@ -568,7 +569,7 @@ class Backplane:
 
     def _outbox(
         self,
-        running: Running,
+        runtime: Runtime,
         max_bytes: int | None,
         max_messages: int | None,
         when_full: FullPolicy,
@@ -579,43 +580,43 @@ class Backplane:
             max_messages=self._settings.max_outbox_messages if max_messages is None else max_messages,
             when_full=when_full,
             latest_by=latest_by,
-            bursts=running.bursts,
+            bursts=runtime.bursts,
         )
 
-    def _conduct(self, running: Running, limits: Limits | None, on_gap: OnGap | None) -> Conduct:
-        if self._shared_conduct is None:
-            self._shared_conduct = Conduct(
+    def _policy(self, runtime: Runtime, limits: Limits | None, on_gap: OnGap | None) -> ConnectionPolicy:
+        if self._shared_policy is None:
+            self._shared_policy = ConnectionPolicy(
                 on_gap=self._on_gap,
                 limits=self._limits,
                 handler_grace_seconds=self._settings.handler_grace_seconds,
                 authorize=self._authorize,
                 authorize_timeout_seconds=self._settings.authorize_timeout_seconds,
                 on_slow=self._on_slow,
-                reload_seconds=running.reload_seconds,
-                watch=running.watch,
-                statistics=running.statistics,
-                bursts=running.bursts,
+                reload_delay=runtime.reload_delay,
+                keepalive=runtime.keepalive,
+                statistics=runtime.statistics,
+                bursts=runtime.bursts,
             )
-        shared = self._shared_conduct
+        shared = self._shared_policy
         if limits is None and on_gap is None:
             return shared
         return replace(shared, limits=limits or shared.limits, on_gap=on_gap or shared.on_gap)
 
-    def _tell_state(self, change: StateChange) -> None:
+    def _notify_state(self, change: StateChange) -> None:
         for callback in self._state_callbacks:
             try:
                 callback(change)
             except Exception:
                 logger.exception("a callback of on_state failed")
 
-    def _require_running(self) -> Running:
-        running = self._require_started()
-        running.affinity.check()
-        return running
+    def _require_runtime(self) -> Runtime:
+        runtime = self._require_started()
+        runtime.affinity.check()
+        return runtime
 
-    def _require_started(self) -> Running:
-        running = self._running
-        if running is None:
+    def _require_started(self) -> Runtime:
+        runtime = self._runtime
+        if runtime is None:
             if self._started_in is not None:
                 raise ClosedError("this Backplane has been stopped")
             raise NotStartedError(
@@ -623,32 +624,32 @@ class Backplane:
                 "or use `async with backplane:`; in a test `with TestClient(app):` runs the lifespan, "
                 f"and `TestClient(app)` alone does not. {NO_LIFESPAN}"
             )
-        return running
+        return runtime
 
-    def _running_here(self) -> Running | None:
+    def _runtime_here(self) -> Runtime | None:
         """Return what runs in this event loop, `None` while closed.
 
         Raises:
             WrongLoopError: It runs elsewhere.
         """
-        running = self._running
-        if running is None or running.affinity.has_ended:
+        runtime = self._runtime
+        if runtime is None or runtime.affinity.has_ended:
             return None
-        running.affinity.check()
-        return running
+        runtime.affinity.check()
+        return runtime
 
     def _affinity(self) -> LoopAffinity | None:
         """Return where this is started, or is stopped just now."""
-        if self._running is not None:
-            return self._running.affinity
+        if self._runtime is not None:
+            return self._runtime.affinity
         return None if self._stopping is None else self._stopping[0]
 
-    def _leave_behind(self, affinity: LoopAffinity) -> None:
+    def _abandon(self, affinity: LoopAffinity) -> None:
         """Forget what belongs to an event loop that has ended, or to the process that this one was forked from."""
         inherited = affinity.is_inherited
         if inherited:
-            _inherited.append((self._running, self._stopping, self._broadcaster))
-        self._running = self._stopping = None
+            _inherited.append((self._runtime, self._stopping, self._broadcaster))
+        self._runtime = self._stopping = None
         self._source.renew()
         self._broadcaster = self._source.adapter
         if not inherited:
@@ -661,9 +662,9 @@ class Backplane:
         Raises:
             ClosedError: One was, in this process, and has ended.
         """
-        running = self._running
-        if running is not None and running.affinity.is_alive:
-            return running.calls
+        runtime = self._runtime
+        if runtime is not None and runtime.affinity.is_alive:
+            return runtime.calls
         if self._started_in is current_process():
             raise ClosedError("this Backplane has been stopped; not published")
         return None

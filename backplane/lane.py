@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["EXTENSION", "TRANSPORT", "ClientTransport", "Lane", "LaneUser", "abort", "when_gone"]
+__all__ = ["EXTENSION", "TRANSPORT", "ClientTransport", "Lane", "LaneWriter", "abort", "when_gone"]
 
 EXTENSION: Final = "backplane.lane"
 """Where the lane is in `scope["extensions"]`."""
@@ -54,7 +54,7 @@ def when_gone(scope: Mapping[str, Any], callback: Callable[[], None]) -> None:
         transport.when_gone(callback)
 
 
-class LaneUser(Protocol):
+class LaneWriter(Protocol):
     """Who writes to a lane. Both methods are called on the server's event loop; neither may raise."""
 
     def lane_writable(self, writable: bool, /) -> None:
@@ -94,13 +94,13 @@ class Lane(Protocol):
     def reading(self) -> bool:
         """Whether the server reads at the moment.
 
-        A server stops reading a client whose messages the application does not receive. `last_heard` stands still then,
-        which says nothing about the client.
+        A server stops reading a client whose messages the application does not receive. `last_received_at` stands still
+        then, which shows nothing about the client.
         """
         ...
 
     @property
-    def last_heard(self) -> float:
+    def last_received_at(self) -> float:
         """When the client's last bytes came, of whatever kind, a pong too: by the event loop's clock, in seconds."""
         ...
 
@@ -111,7 +111,7 @@ class Lane(Protocol):
 
     @property
     def deflate_window_bits(self) -> int | None:
-        """Size of the window for compressed frames that connections share (`backplane.frames.compress_frame`).
+        """Size of the window for compressed frames that connections share (`backplane.fanout.frames.compress_frame`).
 
         `None` where permessage-deflate was not negotiated, or without `server_no_context_takeover`: there, frames may
         only be written as they are.
@@ -126,7 +126,7 @@ class Lane(Protocol):
         """
         ...
 
-    def attach(self, user: LaneUser, /) -> None:
+    def attach(self, user: LaneWriter, /) -> None:
         """Give the lane to `user`, once, after the handshake was accepted.
 
         Calls `user.lane_writable` with what is so now, and at every change; or only `user.lane_closed`, if the
@@ -145,7 +145,7 @@ class Lane(Protocol):
         ...
 
     def ping(self) -> None:
-        """Send a ping, whose pong sets `last_heard`. Does nothing while not writable: it would only wait too."""
+        """Send a ping, whose pong sets `last_received_at`. Does nothing while not writable: it would only wait too."""
         ...
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, get_args
 
 from backplane.errors import ConfigurationError
-from backplane.options import check_number, refuse_unknown_options
+from backplane.option_checks import check_number, refuse_unknown_options
 
 __all__ = ["Outage", "Settings", "Start"]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Final
+from typing import Final, Literal
 
-from backplane.closing import CloseCode
+from backplane.close_codes import CloseCode
 
-if TYPE_CHECKING:
-    from backplane.outbox import DropReason
+__all__ = ["DropReason", "Statistics"]
 
-__all__ = ["Statistics"]
+DropReason = Literal["dropped_oldest", "dropped_newest", "replaced"]
+"""Why the policy of an outbox dropped a message: the name of the figure that counts it."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -15,15 +15,15 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from backplane.affinity import refuse_in_event_loop
+from backplane.concurrency.affinity import refuse_in_event_loop
 from backplane.core import Backplane
 from backplane.errors import ConfigurationError
-from backplane.publisher_thread import PublisherThreads
 from backplane.settings import Settings
-from backplane.sync_publisher import SyncPublisher, SyncTypedChannel
+from backplane.synchronous.publisher import SyncPublisher, SyncTypedChannel
+from backplane.synchronous.publisher_thread import PublisherThreads
 
 if TYPE_CHECKING:
-    from backplane.connection import Connection
+    from backplane.connection.connection import Connection
 
 __all__ = ["SyncBackplane", "SyncPublisher", "SyncTypedChannel"]
 
@@ -59,7 +59,9 @@ class SyncBackplane(SyncPublisher):
         if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without type checks
             raise ConfigurationError(f"SyncBackplane takes a URL, as each process opens a link, not {url!r:.100}")
         settings = settings or Settings()
-        super().__init__(Backplane(url, settings=settings))
+        backplane = Backplane(url, settings=settings)
+        super().__init__(backplane)
+        self._url = backplane.url
         self._threads = PublisherThreads(partial(Backplane, url, settings=settings), settings)
 
     def __repr__(self) -> str:
@@ -68,7 +70,7 @@ class SyncBackplane(SyncPublisher):
     @property
     def url(self) -> str:
         """The broker's URL, without options and with its password masked."""
-        return self._backplane.url
+        return self._url
 
     def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
         """Publish `data` to every subscriber of `channel`, on every web worker.

@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, StringConstraints
 
 from backplane import Backplane, BackplaneError, Limits
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 Room = Annotated[str, Path(pattern=r"^[\w-]{1,40}$")]
 Name = Annotated[str, Query(pattern=r"^[\w -]{1,40}$")]

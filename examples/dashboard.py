@@ -17,7 +17,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, TypeAdapter
 
 from backplane import Backplane, BrokerError, Message
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 
 class Reading(BaseModel):

@@ -8,7 +8,7 @@ Run it in this folder, then connect with `websockets ws://127.0.0.1:8000/`:
 from fastapi import FastAPI, WebSocket
 
 from backplane import Backplane
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 backplane = Backplane()
 app = FastAPI(lifespan=backplane.lifespan)

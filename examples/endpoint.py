@@ -13,7 +13,7 @@ from starlette.routing import Mount, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from backplane import Backplane, Connection
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 backplane = Backplane()
 

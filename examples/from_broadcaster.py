@@ -26,7 +26,7 @@ from starlette.routing import Mount, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from backplane import Backplane
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 backplane = Backplane()  # BACKPLANE_URL, or the URL that Broadcast had
 

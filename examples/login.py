@@ -19,7 +19,7 @@ from fastapi import Cookie, FastAPI, HTTPException, Response, WebSocket, WebSock
 from pydantic import BaseModel
 
 from backplane import Backplane, CloseCode, Connection, Settings
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 JWT_SECRET = os.environ["JWT_SECRET"]  # of all workers the same
 TOKEN_SECONDS = float(os.environ.get("TOKEN_SECONDS", "900"))

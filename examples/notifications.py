@@ -16,7 +16,7 @@ from fastapi import FastAPI, HTTPException, Path, WebSocket
 from pydantic import BaseModel, Field
 
 from backplane import Backplane, BrokerError
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 # Anyone may listen for anyone here: login.py shows how to know who it is.
 User = Annotated[str, Path(pattern=r"^[\w-]{1,40}$")]

@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from backplane import Backplane, Connection
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 logger = logging.getLogger(__name__)
 

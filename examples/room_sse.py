@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from backplane import Backplane
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 Room = Annotated[str, Path(pattern=r"^[\w-]{1,40}$")]
 

@@ -22,8 +22,8 @@ from fastapi import FastAPI, WebSocket
 from pydantic import BaseModel, Field
 
 from backplane import Backplane, CloseCode, Connection, InvalidMessageError, Limits
-from backplane.routes import health_routes
-from backplane.validation import parse
+from backplane.connection.validation import parse
+from backplane.health_routes import health_routes
 
 MAX_FILE_BYTES = 10 * 1024 * 1024
 FOLDER = Path(os.environ.get("UPLOADS", "uploads"))

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backplane import registry
-from backplane.diagnosis import reach_in_words, return_in_words, size_in_words
-from backplane.registry import broadcaster_from_url
+from backplane.broker import registry
+from backplane.broker.registry import broadcaster_from_url
+from backplane.cli.diagnosis import reach_in_words, return_in_words, size_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

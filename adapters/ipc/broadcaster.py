@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
-from backplane.adapters.ipc.exchange import Exchange
 from backplane.adapters.ipc.folder import open_folder
+from backplane.adapters.ipc.node import IpcNode
 from backplane.broadcaster import Broadcaster, Capabilities, Options
 from backplane.errors import BrokerUnavailableError, ConfigurationError, PayloadTooLargeError
 
@@ -83,7 +83,7 @@ class IpcBroadcaster(Broadcaster):
             raise ConfigurationError(
                 "ipc:// takes neither user nor password: the folder belongs to the user of the process"
             )
-        self._exchange: Exchange | None = None
+        self._exchange: IpcNode | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -107,7 +107,7 @@ class IpcBroadcaster(Broadcaster):
             BrokerUnavailableError: The socket cannot be made: out of file descriptors, or the disk is full.
         """
         options = self.options
-        exchange = Exchange(
+        exchange = IpcNode(
             open_folder(self._application, options.directory),
             sink,
             peer_timeout_seconds=options.peer_timeout_seconds,
@@ -166,7 +166,7 @@ class IpcBroadcaster(Broadcaster):
         count = self._started().peer_count
         return f"Unix sockets, {count} other process{'' if count == 1 else 'es'}"
 
-    def _started(self) -> Exchange:
+    def _started(self) -> IpcNode:
         if self._exchange is None:
             raise BrokerUnavailableError("not started", adapter="ipc")
         return self._exchange

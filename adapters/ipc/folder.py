@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from backplane.adapters.shared.fork import close_in_children
 from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationError
-from backplane.fork import close_in_children
 
 __all__ = [
     "bind_socket",

@@ -20,12 +20,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.adapters.ipc.wire import Decoder, WireError
-from backplane.fork import close_in_children
+from backplane.adapters.shared.fork import close_in_children
 
 if TYPE_CHECKING:
     import asyncio
 
-    from backplane.log_burst import LogBursts
+    from backplane.log_bursts import LogBursts
 
 __all__ = ["Link", "LinkOwner"]
 

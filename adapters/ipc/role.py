@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 from backplane.adapters.ipc import wire
 
 if TYPE_CHECKING:
-    from backplane.adapters.ipc.exchange import Exchange
     from backplane.adapters.ipc.link import Link
+    from backplane.adapters.ipc.node import IpcNode
     from backplane.adapters.ipc.peer import Peer
 
-__all__ = ["AudienceRole", "FeedRole", "StrangerRole"]
+__all__ = ["PendingConnection", "PublisherConnection", "SubscriberConnection"]
 
 
-class StrangerRole:
+class PendingConnection:
     """Owner of an accepted connection that has not said whose it is."""
 
     __slots__ = ("_exchange",)
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: IpcNode) -> None:
         self._exchange = exchange
 
     def received(self, link: Link, kind: int, key: bytes, payload: bytes) -> None:
@@ -35,12 +35,12 @@ class StrangerRole:
         self._exchange.stranger_ended(link)
 
 
-class AudienceRole:
+class SubscriberConnection:
     """Owner of a peer's connection to us."""
 
     __slots__ = ("_exchange", "_peer")
 
-    def __init__(self, exchange: Exchange, peer: Peer) -> None:
+    def __init__(self, exchange: IpcNode, peer: Peer) -> None:
         self._exchange = exchange
         self._peer = peer
 
@@ -66,12 +66,12 @@ class AudienceRole:
         self._exchange.audience_ended(self._peer, complete=complete, valid=valid)
 
 
-class FeedRole:
+class PublisherConnection:
     """Owner of our connection to a peer."""
 
     __slots__ = ("_channels", "_deliver", "_exchange", "_peer")
 
-    def __init__(self, exchange: Exchange, peer: Peer) -> None:
+    def __init__(self, exchange: IpcNode, peer: Peer) -> None:
         self._exchange = exchange
         self._peer = peer
         self._channels = exchange.channels

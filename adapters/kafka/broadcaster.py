@@ -20,11 +20,11 @@ from backplane.adapters.kafka.login import Token, ask_password, ask_token
 from backplane.adapters.kafka.producer import KafkaProducer
 from backplane.adapters.kafka.reader import KafkaReader, NotReadableError, Pace
 from backplane.adapters.kafka.wire import Security
+from backplane.adapters.shared.credentials import CREDENTIALS_PATTERN
+from backplane.adapters.shared.tls import client_context
 from backplane.broadcaster import Broadcaster, Capabilities, Options, malformed_address
-from backplane.credentials import CREDENTIALS_PATTERN
-from backplane.deadline import PatientTimeout
+from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError, SubscribeError
-from backplane.tls import client_context
 
 if TYPE_CHECKING:
     import ssl

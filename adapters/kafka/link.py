@@ -21,7 +21,7 @@ from backplane.adapters.kafka.codes import Meaning, code_name, meaning
 from backplane.adapters.kafka.connect_error import connect_error, unavailable
 from backplane.adapters.kafka.records import codec_problem
 from backplane.adapters.kafka.wire import LATEST, Connection, ConnectionEndedError, Topology
-from backplane.deadline import PatientTimeout
+from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from aiokafka.abc import AbstractTokenProvider  # type: ignore[import-untyped]
 
-from backplane.credentials import ask_credentials
+from backplane.adapters.shared.credentials import ask_credentials
 from backplane.errors import BrokerAuthenticationError
 
 __all__ = ["Token", "ask_password", "ask_token"]

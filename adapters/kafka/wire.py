@@ -37,9 +37,9 @@ from backplane.adapters.kafka.protocol import (
     Produce,
     diverging_epoch,
 )
-from backplane.deadline import PatientTimeout
+from backplane.adapters.shared.fork import close_in_children
+from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
-from backplane.fork import close_in_children
 
 if TYPE_CHECKING:
     import ssl

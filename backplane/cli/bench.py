@@ -17,6 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from backplane.broker.registry import broadcaster_from_url
 from backplane.cli.load import Load, LoadError
 from backplane.cli.terminal import (
     fail,
@@ -29,7 +30,6 @@ from backplane.cli.terminal import (
     visible,
 )
 from backplane.core import Backplane
-from backplane.registry import broadcaster_from_url
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backplane.channels import MAX_CHANNEL_BYTES
+from backplane.cli.diagnosis import diagnose, reach_in_words, return_in_words, size_in_words
 from backplane.cli.terminal import (
     UrlArgument,
     fail,
@@ -21,14 +22,13 @@ from backplane.cli.terminal import (
     showing_warnings,
     visible,
 )
-from backplane.diagnosis import diagnose, reach_in_words, return_in_words, size_in_words
 from backplane.errors import ConfigurationError, InvalidChannelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backplane.broadcaster import Capabilities
-    from backplane.diagnosis import Diagnosis
+    from backplane.cli.diagnosis import Diagnosis
 
 __all__ = ["check"]
 

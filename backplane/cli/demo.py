@@ -13,9 +13,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from backplane.broker.registry import broadcaster_from_url
 from backplane.cli.terminal import fail, failing_in_words, given_url, out, require_modules, say, url_option
 from backplane.core import Backplane
-from backplane.registry import broadcaster_from_url
 
 if TYPE_CHECKING:
     import socket

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 from pydantic_core import from_json
 
+from backplane.broker.registry import broadcaster_from_url
+from backplane.cli.diagnosis import return_in_words, size_in_words
 from backplane.cli.terminal import (
     UrlArgument,
     fail,
@@ -23,9 +25,7 @@ from backplane.cli.terminal import (
     visible,
 )
 from backplane.core import Backplane
-from backplane.diagnosis import return_in_words, size_in_words
 from backplane.errors import PublishOutcomeUnknownError
-from backplane.registry import broadcaster_from_url
 
 __all__ = ["publish"]
 

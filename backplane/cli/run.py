@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from backplane.broker.registry import broadcaster_from_url
 from backplane.cli.terminal import fail, failing_in_words, given_url, require_modules, url_option
-from backplane.registry import broadcaster_from_url
 from backplane.server.bounds import BOUNDS
 
 __all__ = ["run"]

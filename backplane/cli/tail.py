@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from backplane.broker.registry import broadcaster_from_url
+from backplane.cli.diagnosis import size_in_words
 from backplane.cli.terminal import (
     UrlArgument,
     fail,
@@ -25,9 +27,7 @@ from backplane.cli.terminal import (
     visible,
 )
 from backplane.core import Backplane
-from backplane.diagnosis import size_in_words
 from backplane.message import Gap
-from backplane.registry import broadcaster_from_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

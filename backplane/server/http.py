@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from backplane.errors import MissingDependencyError
 from backplane.lane import TRANSPORT
-from backplane.log_burst import LogBursts
+from backplane.log_bursts import LogBursts
 from backplane.server.transport import BoundedProtocol
 
 try:

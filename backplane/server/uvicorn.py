@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from websockets.frames import Frame
 
-    from backplane.lane import LaneUser
+    from backplane.lane import LaneWriter
 
 __all__ = ["DirectLaneProtocol", "SharedCompressionProtocol"]
 
@@ -80,7 +80,7 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         """Note when the client was heard."""
         if self._lane is not None:
-            self._lane.last_heard = self.loop.time()
+            self._lane.last_received_at = self.loop.time()
         super().data_received(data)
         if not self.handshake_initiated and not self.transport.is_closing():
             # websockets refused the request, which came in one piece, and Uvicorn waits for the rest of it.
@@ -169,14 +169,14 @@ class SharedCompressionProtocol(DirectLaneProtocol):
 class _UvicornLane:
     """A `backplane.lane.Lane`. Refers to no protocol: a cycle would keep it until the garbage collector comes."""
 
-    __slots__ = ("_conn", "_ended", "_transport", "_user", "last_heard", "writable", "write")
+    __slots__ = ("_conn", "_ended", "_transport", "_user", "last_received_at", "writable", "write")
 
     def __init__(self, conn: ServerProtocol, transport: asyncio.Transport, now: float) -> None:
         self._conn = conn
         self._transport = transport
-        self._user: LaneUser | None = None
+        self._user: LaneWriter | None = None
         self._ended = False
-        self.last_heard = now
+        self.last_received_at = now
         self.writable = True
         self.write: Callable[[bytes], object] = _discard
 
@@ -200,7 +200,7 @@ class _UvicornLane:
         sent, answered = self._conn.close_sent, self._conn.close_rcvd_then_sent
         return None if sent is None or answered else int(sent.code)
 
-    def attach(self, user: LaneUser, /) -> None:
+    def attach(self, user: LaneWriter, /) -> None:
         if self._user is not None:
             raise LifecycleError("the lane of this WebSocket has a user already")
         if self._transport.is_closing():

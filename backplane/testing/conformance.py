@@ -20,8 +20,8 @@ from backplane import (
     PayloadTooLargeError,
     SubscribeError,
 )
-from backplane.broadcaster import Describes, Resumes
-from backplane.registry import broadcaster_from_url
+from backplane.broadcaster import SupportsDescribe, SupportsResume
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.fault_conformance import FaultConformance
 from backplane.testing.harness import (
     Members,
@@ -246,8 +246,8 @@ class BroadcasterConformance(FaultConformance):
         """An adapter that can describe its broker does it in one line without secrets, and raises without a link."""
         async with started_worker(url) as worker:
             broadcaster = worker.broadcaster
-            if not isinstance(broadcaster, Describes):
-                pytest.skip("this adapter does not describe its broker: it is no `Describes`")
+            if not isinstance(broadcaster, SupportsDescribe):
+                pytest.skip("this adapter does not describe its broker: it is no `SupportsDescribe`")
             words = await broadcaster.describe()
             assert words
             assert words.isprintable()
@@ -302,7 +302,7 @@ class BroadcasterConformance(FaultConformance):
     async def test_an_adapter_that_resumes_loses_nothing(self, brokered_url: str, proxy: FaultProxy) -> None:
         """What others publish while the link is away arrives once it is back: all of it, once, in order, no gap."""
         broadcaster = broadcaster_from_url(brokered_url)
-        assert broadcaster.capabilities.resumes is isinstance(broadcaster, Resumes)
+        assert broadcaster.capabilities.resumes is isinstance(broadcaster, SupportsResume)
         if not broadcaster.capabilities.resumes:
             pytest.skip("what is published while the link is away is lost: capabilities.resumes is False")
         async with (
@@ -358,7 +358,7 @@ class BroadcasterConformance(FaultConformance):
             quick_backplane(proxy.url) as backplane,
             quick_backplane(brokered_url, publish_timeout_seconds=30) as outside,  # it publishes a thousand at once
         ):
-            running = backplane._running  # pyright: ignore[reportPrivateUsage]
+            running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
             assert running is not None
             members = Members()
             channels = [[f"{task}-{n}" for n in range(1_250)] for task in range(8)]
@@ -368,7 +368,7 @@ class BroadcasterConformance(FaultConformance):
                 for seed, names in enumerate(channels):
                     group.create_task(members.churn(running.hub, names, seed, cutting))
             await cutting
-            await settled_interest(running.interest, {*members.joined, "barrier"})
+            await settled_interest(running.broker_subscriptions, {*members.joined, "barrier"})
             at_the_link = RecordingSink()
             running.hub.deliver = at_the_link.deliver  # type: ignore[method-assign]
             for names in channels:

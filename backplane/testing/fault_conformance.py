@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backplane import Backplane, BrokerError, Gap, PublishError, SubscribeError
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.harness import next_message, quick_backplane, started_worker
 from backplane.testing.proxy import FaultProxy, PassingWay
 from backplane.testing.recording import RecordingSink

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backplane import Backplane, Gap, Message, Settings
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.recording import RecordingSink
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from backplane import Subscription
     from backplane.broadcaster import Broadcaster
-    from backplane.hub import Hub
-    from backplane.interest import Interest
-    from backplane.supervision import LinkState, Supervisor
+    from backplane.broker.supervisor import LinkState, Supervisor
+    from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+    from backplane.fanout.hub import Hub
     from backplane.testing.proxy import FaultProxy
 
 __all__ = [
@@ -141,8 +141,8 @@ async def cut_repeatedly(proxy: FaultProxy, supervisor: Supervisor, times: int) 
             await supervisor.state_changed()
 
 
-async def settled_interest(interest: Interest, expected: set[str]) -> None:
+async def settled_interest(broker_subscriptions: BrokerSubscriptions, expected: set[str]) -> None:
     """Wait until what lingered is dropped and what is wanted is confirmed."""
     async with asyncio.timeout(10):
-        while set(interest.confirmed) != expected or set(interest.wanted) != expected:  # noqa: ASYNC110  # no event tells
+        while set(broker_subscriptions.confirmed) != expected or set(broker_subscriptions.wanted) != expected:  # noqa: ASYNC110  # no event tells
             await asyncio.sleep(0.01)

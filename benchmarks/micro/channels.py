@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.recording import RecordingSink
 
 if TYPE_CHECKING:

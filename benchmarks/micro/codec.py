@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from backplane.codec import decode, encode
+from backplane.fanout.codec import decode, encode
 from benchmarks.micro.figure import Figure, interleaved
 
 __all__ = ["run"]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from backplane import Backplane
-from backplane.connection import Connection
-from backplane.outbox import Outbox
+from backplane.connection.connection import Connection
+from backplane.fanout.outbox import Outbox
 from benchmarks.micro.figure import Figure
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _DATA = b"x" * 128
 
 
 class TransportSocket:
-    """The least a `backplane.connection.Socket` can be: one write."""
+    """The least a `backplane.connection.connection.Socket` can be: one write."""
 
     lane = None
     sent = 0
@@ -116,7 +116,7 @@ async def _open(count: int) -> tuple[list[TransportSocket], list[socket.socket]]
 
 
 async def _join(backplane: Backplane, own: TransportSocket) -> None:
-    running = backplane._running  # pyright: ignore[reportPrivateUsage]
+    running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
     assert running is not None
     connection = Connection(own, running.hub, Outbox(max_bytes=1_000_000, max_messages=1_000))
     await connection.join("room")

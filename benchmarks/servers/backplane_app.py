@@ -54,7 +54,7 @@ async def say(websocket: WebSocket) -> None:
 
 
 @app.websocket("/gaps/{channel}")
-async def tell_gaps(websocket: WebSocket, channel: str) -> None:
+async def report_gaps(websocket: WebSocket, channel: str) -> None:
     """Tell each gap of the channel, and nothing else."""
     await websocket.accept()
     async with backplane.subscribe(channel, when_full="drop_oldest") as messages:

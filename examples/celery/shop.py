@@ -18,7 +18,7 @@ from fastapi import FastAPI, WebSocket
 from pydantic import BaseModel
 
 from backplane import Backplane, BrokerUnavailableError
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 
 class Progress(BaseModel):

@@ -3,7 +3,7 @@
 from fastapi import FastAPI, WebSocket
 
 from backplane import Backplane
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 backplane = Backplane()
 app = FastAPI(lifespan=backplane.lifespan)

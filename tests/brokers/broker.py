@@ -152,7 +152,7 @@ class ProcessBroker(Broker):
         Raises:
             RuntimeError: It ended instead; its output follows.
         """
-        process = self._running()
+        process = self._runtime()
         answered = f"{self.url} answers"
         wait_until(lambda: process.poll() is not None or self.answers(), answered, seconds=self.start_seconds)
         if process.returncode is not None:
@@ -166,19 +166,19 @@ class ProcessBroker(Broker):
 
     def kill9(self) -> None:
         """Kill it by SIGKILL."""
-        process, self._process = self._running(), None
+        process, self._process = self._runtime(), None
         process.kill()
         process.wait()
 
     def freeze(self) -> None:
         """Send SIGSTOP."""
-        self._running().send_signal(signal.SIGSTOP)
+        self._runtime().send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Send SIGCONT."""
-        self._running().send_signal(signal.SIGCONT)
+        self._runtime().send_signal(signal.SIGCONT)
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _runtime(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "it does not run"
         return self._process
 

@@ -272,7 +272,7 @@ class _Recorder(KafkaProcess):
 
     def end_and_write(self, archive: Path) -> None:
         """End it, which takes some seconds, and move the archive; a Java that writes none starts slower later."""
-        process, self._process = self._running(), None
+        process, self._process = self._runtime(), None
         end(process, seconds=self.start_seconds)
         with suppress(FileNotFoundError):
             (self.folder / ARCHIVE).rename(archive)

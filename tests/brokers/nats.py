@@ -75,11 +75,11 @@ class NatsProcess(ProcessBroker):
     def reload(self, config: str) -> None:
         """Let it read `config` in place of the lines it has; returns before it has done so."""
         self.configure(config)
-        self._running().send_signal(signal.SIGHUP)
+        self._runtime().send_signal(signal.SIGHUP)
 
     def enter_lame_duck_mode(self) -> None:
         """Let it announce its end: it accepts nobody from now on, and closes its connections after a while."""
-        self._running().send_signal(signal.SIGUSR2)
+        self._runtime().send_signal(signal.SIGUSR2)
 
     def command(self) -> Sequence[str]:
         """Return the command."""

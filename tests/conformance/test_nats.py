@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import BroadcasterConformance, RecordingSink
 from backplane.testing.fault_conformance import FailOver, Strip, TakeAway
 from backplane.testing.proxy import PassingWay

@@ -12,7 +12,7 @@ from asgiref.sync import async_to_sync
 from fastapi import FastAPI, Request, WebSocket
 
 from backplane import Backplane, BrokerError, Gap, Settings, WrongLoopError
-from backplane.routes import broker_error_response, health_routes
+from backplane.health_routes import broker_error_response, health_routes
 
 logging.basicConfig(level=os.environ.get("TEST_LOG_LEVEL", "WARNING"))
 

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from backplane import Backplane, Settings
-from backplane.routes import health_routes
+from backplane.health_routes import health_routes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -59,12 +59,12 @@ class Server:
             raise AssertionError(f"still held: {held}") from None
 
     def _held(self) -> list[object]:
-        running = self._backplane._running  # pyright: ignore[reportPrivateUsage]
+        running = self._backplane._runtime  # pyright: ignore[reportPrivateUsage]
         assert running is not None
         gc.collect()
         objects = [found for found in gc.get_objects() if isinstance(found, Connection)]
         tasks = asyncio.all_tasks() - self._tasks
-        return [*running.connections, *running.hub.channels, *running.interest.wanted, *objects, *tasks]
+        return [*running.connections, *running.hub.channels, *running.broker_subscriptions.wanted, *objects, *tasks]
 
 
 @pytest.fixture(

@@ -110,7 +110,7 @@ async def test_event_source(site: tuple[Site, str], page: Page) -> None:
     await backplane.publish("a", "two\nlines")
     await backplane.publish("a", b"\x00\x01")
     await hears(page, "two\nlines", "binary \x00\x01")
-    running = backplane._running  # pyright: ignore[reportPrivateUsage]
+    running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
     assert running is not None
     running.hub.gap(["a"], "overrun")
     await hears(page, "gap on a")

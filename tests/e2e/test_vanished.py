@@ -12,7 +12,7 @@ from fastapi import FastAPI, WebSocket
 from websockets.asyncio.client import connect
 
 from backplane import Backplane
-from backplane.limits import Limits
+from backplane.connection.limits import Limits
 from backplane.server.uvicorn import DirectLaneProtocol
 from backplane.testing.proxy import FaultProxy
 

@@ -11,12 +11,12 @@ import yaml
 from starlette.testclient import TestClient
 
 from backplane import Settings
-from backplane.drain import spread_seconds
+from backplane.worker.shutdown import stagger_window
 from tests.examples.site import EXAMPLES
 
 ROOT = EXAMPLES.parent
 
-# backplane.running: how long handlers may take behind the last close.
+# backplane.worker.runtime: how long handlers may take behind the last close.
 HANDLERS_SECONDS = Settings().handler_grace_seconds + 2
 
 
@@ -77,7 +77,7 @@ def test_pod_is_given_the_time_that_it_needs(pod: dict[str, Any], container: dic
     """The grace period holds preStop and the longest drain, with room for the server's own end."""
     program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
     assert program == "sleep"
-    longest_drain = spread_seconds(1_000_000, Settings().drain_seconds) + HANDLERS_SECONDS
+    longest_drain = stagger_window(1_000_000, Settings().drain_seconds) + HANDLERS_SECONDS
     assert pod["terminationGracePeriodSeconds"] >= int(seconds) + longest_drain + 5
 
 

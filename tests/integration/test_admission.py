@@ -1,4 +1,4 @@
-"""`backplane.admission` on a real server, with the direct lane and without: what a client reads of its end."""
+"""`backplane.web.handshake` on a real server, with the direct lane and without: what a client reads of its end."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ from backplane import (
     Settings,
     SubscribeError,
 )
-from backplane.broadcaster import Resumes
-from backplane.registry import broadcaster_from_url
+from backplane.broadcaster import SupportsResume
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.cluster import kafka_partitions
 from tests.brokers.kafka import KafkaConfig, KafkaProcess
@@ -833,7 +833,7 @@ async def test_a_damaged_batch_costs_its_own_place_only(private_kafka: StartKafk
     sink = RecordingSink()
     broadcaster = broadcaster_from_url(f"{broker.url}?partitions=1")
     await broadcaster.start(sink)
-    assert isinstance(broadcaster, Resumes)
+    assert isinstance(broadcaster, SupportsResume)
     await broadcaster.subscribe(["room"])
     await broadcaster.publish("room", b"read")
     await sink.until(lambda: sink.delivered != [])

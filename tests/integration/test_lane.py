@@ -25,7 +25,7 @@ from websockets.uri import parse_uri
 
 import backplane.server.uvicorn as server_module
 from backplane.errors import LifecycleError
-from backplane.frames import compress_frame, encode_frame
+from backplane.fanout.frames import compress_frame, encode_frame
 from backplane.lane import EXTENSION
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
 from tests.brokers.certificate import self_signed_certificate
@@ -508,12 +508,12 @@ async def test_ping_is_heard() -> None:
 
     async def application(socket: Accepting) -> None:
         await socket.accept_with_user()
-        before = socket.lane.last_heard
+        before = socket.lane.last_received_at
         assert socket.lane.reading
         while asyncio.get_running_loop().time() == before:  # uvloop's clock counts milliseconds
             await asyncio.sleep(0)
         socket.lane.ping()
-        while socket.lane.last_heard == before:
+        while socket.lane.last_received_at == before:
             await asyncio.sleep(0)
         heard.set()
         await socket.close()
@@ -613,8 +613,8 @@ async def test_last_ping_is_answered() -> None:
         while not user.spill:
             user.offer("x" * 65_536)
         spilled.set()
-        before = socket.lane.last_heard
-        while socket.lane.last_heard == before:
+        before = socket.lane.last_received_at
+        while socket.lane.last_received_at == before:
             await asyncio.sleep(0.001)
         full.set()
         await user.closed.wait()

@@ -39,7 +39,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from backplane import Backplane
-from backplane.limits import Limits
+from backplane.connection.limits import Limits
 from backplane.settings import Settings
 
 lane, options = sys.argv[1] == "lane", json.loads(sys.argv[2])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 APPLICATION = """
 import os
-from backplane.frames import encode_frame
+from backplane.fanout.frames import encode_frame
 
 class User:
     def lane_writable(self, writable): ...

@@ -28,7 +28,7 @@ from backplane import (
     Settings,
     SubscribeError,
 )
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.certificate import self_signed_certificate
 from tests.brokers.nats import NatsProcess, server_info

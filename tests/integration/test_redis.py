@@ -27,14 +27,14 @@ from backplane import (
     Settings,
     SubscribeError,
 )
-from backplane.adapters import redis_connect
+from backplane.adapters.redis import connect as redis_connect
 from backplane.testing import FaultProxy
 from backplane.testing.harness import next_message
 from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig
 
 if TYPE_CHECKING:
-    from backplane.adapters.redis_link import Address
+    from backplane.adapters.redis.link import Address
     from tests.brokers.broker import Broker
     from tests.conftest import StartRedis
 

@@ -20,7 +20,7 @@ from backplane import (
     PublishOutcomeUnknownError,
     Settings,
 )
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.redis import RedisConfig
 

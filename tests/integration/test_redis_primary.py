@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from backplane import Backplane, BrokerError, BrokerUnavailableError, Gap, Message, Settings
-from backplane.adapters import redis as adapter
-from backplane.adapters import redis_connect
-from backplane.broadcaster import Checks
-from backplane.registry import broadcaster_from_url
+from backplane.adapters.redis import broadcaster as adapter
+from backplane.adapters.redis import connect as redis_connect
+from backplane.broadcaster import SupportsLinkCheck
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import RecordingSink
 from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backplane import Subscription
-    from backplane.adapters.redis_link import Address
+    from backplane.adapters.redis.link import Address
     from tests.brokers.broker import Broker
     from tests.conftest import StartRedis
 
@@ -216,7 +216,7 @@ async def test_a_name_with_another_address_of_the_same_server_costs_nothing(
 
         monkeypatch.setattr(redis_connect, "_resolve", resolve)
         broadcaster = broadcaster_from_url("redis://name.example")
-        assert isinstance(broadcaster, Checks)
+        assert isinstance(broadcaster, SupportsLinkCheck)
         await broadcaster.start(sink)
         await broadcaster.subscribe(["room"])
         for port in (int(other.url.rpartition(":")[2]), free_port()):
@@ -297,7 +297,8 @@ async def test_what_is_not_granted_is_taken_on_trust_and_named_once(
         await operator.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         await gap_of(messages)
         await arrives(backplane, messages, "after")
-        warnings = [record.getMessage() for record in caplog.records if record.name == "backplane.adapters.redis"]
+        logger = "backplane.adapters.redis.broadcaster"
+        warnings = [record.getMessage() for record in caplog.records if record.name == logger]
         assert len(warnings) == 1
         assert "Grant them: ACL SETUSER alice +role +info" in warnings[0]
         assert all("role" not in str(entry) for entry in (await operator.execute_command("ACL", "LOG"))[2:])

@@ -18,8 +18,8 @@ from backplane import (
     Message,
     Settings,
 )
-from backplane.broadcaster import Checks
-from backplane.registry import broadcaster_from_url
+from backplane.broadcaster import SupportsLinkCheck
+from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig
@@ -47,7 +47,7 @@ async def started(url: str, sink: RecordingSink) -> Any:
     """Return a started adapter, one that checks."""
     broadcaster = broadcaster_from_url(url)
     await broadcaster.start(sink)
-    assert isinstance(broadcaster, Checks)
+    assert isinstance(broadcaster, SupportsLinkCheck)
     return broadcaster
 
 

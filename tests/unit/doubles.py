@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
     from backplane.broadcaster import Sink
-    from backplane.interest import Interest
-    from backplane.lane import LaneUser
+    from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+    from backplane.lane import LaneWriter
     from backplane.message import Gap, Message
     from backplane.statistics import Statistics
 
@@ -27,8 +27,9 @@ __all__ = [
     "RecordingSubscriber",
     "counted",
     "following",
-    "let_tasks_run",
     "messages_in",
+    "run_passes",
+    "until_idle",
 ]
 
 
@@ -75,7 +76,7 @@ class FakeLane:
         self.pings = 0
         self.aborted = False
         self.closed = False
-        self.last_heard = 0.0
+        self.last_received_at = 0.0
         self.reading = True
         self.buffered_bytes = 0
         self.deflate_window_bits: int | None = None
@@ -84,7 +85,7 @@ class FakeLane:
         self.writable = True
         self.ended = False
         self.on_write: Callable[[bytes], object] | None = None
-        self._user: LaneUser | None = None
+        self._user: LaneWriter | None = None
 
     @property
     def written(self) -> list[str | bytes]:
@@ -104,7 +105,7 @@ class FakeLane:
             if self.takes <= 0:
                 self.pause()
 
-    def attach(self, user: LaneUser, /) -> None:
+    def attach(self, user: LaneWriter, /) -> None:
         """Take the user."""
         assert self._user is None, "the lane has a user"
         if self.ended:
@@ -285,21 +286,61 @@ class RecordingSubscriber:
 
 
 @asynccontextmanager
-async def following(interest: Interest, broadcaster: Broadcaster) -> AsyncGenerator[asyncio.Task[None]]:
-    """Run `interest.follow`, and close `interest` behind it, as the supervisor does."""
-    task = asyncio.create_task(interest.follow(broadcaster))
+async def following(
+    broker_subscriptions: BrokerSubscriptions, broadcaster: Broadcaster
+) -> AsyncGenerator[asyncio.Task[None]]:
+    """Run `broker_subscriptions.follow`, and close `broker_subscriptions` behind it, as the supervisor does."""
+    task = asyncio.create_task(broker_subscriptions.run(broadcaster))
     try:
         yield task
     finally:
         task.cancel()
         await asyncio.wait([task])
-        interest.close()
+        broker_subscriptions.close()
 
 
-async def let_tasks_run(passes: int = 10) -> None:
-    """Give every ready task some passes of the event loop; no time goes by."""
+_QUIET_PASSES = 10
+_MOST_PASSES = 100_000
+
+
+async def until_idle() -> None:
+    """Run the event loop until nothing is ready to run and no task has moved for ten passes; no time goes by.
+
+    Timers, threads and sockets are not waited for: a test that needs them waits for their event.
+
+    Raises:
+        RuntimeError: A task never stops moving.
+    """
+    loop = asyncio.get_running_loop()
+    quiet, before = 0, _moves(loop)
+    for _ in range(_MOST_PASSES):
+        await asyncio.sleep(0)
+        now = _moves(loop)
+        quiet = quiet + 1 if now == before and not getattr(loop, "_ready", ()) else 0  # uvloop shows no queue
+        if quiet == _QUIET_PASSES:
+            return
+        before = now
+    raise RuntimeError("the event loop never becomes idle")
+
+
+async def run_passes(passes: int) -> None:
+    """Run so many passes of the event loop, where what one pass does is what a test is about."""
     for _ in range(passes):
         await asyncio.sleep(0)
+
+
+def _moves(loop: asyncio.AbstractEventLoop) -> dict[asyncio.Task[object], tuple[object, int]]:
+    """Return where each task but this one stands: in which frame, at which instruction."""
+    me = asyncio.current_task()
+    return {task: _place(task.get_coro()) for task in asyncio.all_tasks(loop) if task is not me}
+
+
+def _place(awaited: object) -> tuple[object, int]:
+    frame = None
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None) or frame
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+    return frame, -1 if frame is None else frame.f_lasti
 
 
 def counted(statistics: Statistics) -> dict[str, int]:

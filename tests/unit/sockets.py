@@ -1,19 +1,19 @@
-"""Doubles of `backplane.sockets`: a client that reads, says and does what a test says, by ASGI or on a direct lane."""
+"""Doubles of `backplane.connection.socket`: a client that does what a test asks of it, by ASGI or on a direct lane."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from backplane.framework import framework_ending
-from backplane.outgoing import SocketGoneError
+from backplane.connection.sender import SocketGoneError
+from backplane.web.framework_errors import framework_ending
 from tests.unit.doubles import FakeLane, Gate, messages_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
-    from backplane.ending import Ending
-    from backplane.sockets import Bypass
+    from backplane.connection.ending import Ending
+    from backplane.connection.socket import Bypass
 
 __all__ = ["ClientLane", "FakeServerSocket", "FakeSocket"]
 
@@ -93,7 +93,7 @@ class FakeSocket:
         self.closing = 0
         self.error: Exception | None = None
         self.close_error: Exception | None = None
-        self.incoming: asyncio.Queue[str | bytes | Exception | None] = asyncio.Queue()
+        self.receiver: asyncio.Queue[str | bytes | Exception | None] = asyncio.Queue()
         self.reading_ahead = 0
         self._changed = asyncio.Event()
 
@@ -112,8 +112,8 @@ class FakeSocket:
         return isinstance(error, SocketGoneError)
 
     async def receive(self) -> str | bytes | None:
-        """Return what the test put into `incoming`."""
-        said = await self.incoming.get()
+        """Return what the test put into `receiver`."""
+        said = await self.receiver.get()
         if isinstance(said, Exception):
             raise said
         return said
@@ -129,8 +129,8 @@ class FakeSocket:
         return None if self.reading_ahead > 1 else self._read_ahead(on_message, on_end)
 
     async def _read_ahead(self, on_message: Callable[[float], None], on_end: Callable[[], None]) -> None:
-        if await self.incoming.get() is None:
-            self.incoming.put_nowait(None)
+        if await self.receiver.get() is None:
+            self.receiver.put_nowait(None)
             on_end()
         else:
             on_message(asyncio.get_running_loop().time())

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from backplane.broadcaster import Capabilities
+from backplane.broker.supervisor import Supervisor
 from backplane.errors import BrokerUnavailableError
-from backplane.hub import Hub
-from backplane.interest import Interest
+from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+from backplane.fanout.hub import Hub
 from backplane.settings import Settings
-from backplane.supervision import Supervisor
 from tests.unit.doubles import ControlledBroadcaster, Gate, RecordingSubscriber
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import pytest
 
     from backplane.broadcaster import Sink
+    from backplane.broker.supervisor import LinkState, StateChange
     from backplane.message import Gap, Message
-    from backplane.supervision import LinkState, StateChange
 
 __all__ = [
     "BRISK_PROBE",
@@ -189,7 +189,7 @@ class World:
     """A supervisor with all that hangs on it."""
 
     adapter: Adapter
-    interest: Interest
+    broker_subscriptions: BrokerSubscriptions
     hub: Hub
     supervisor: Supervisor
 
@@ -228,10 +228,15 @@ def world(
 ) -> World:
     """Return a supervisor that is not started."""
     adapter = adapter or Adapter()
-    interest = Interest(linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds)
-    hub = Hub(interest)
+    broker_subscriptions = BrokerSubscriptions(
+        linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
+    )
+    hub = Hub(broker_subscriptions)
     return World(
-        adapter, interest, hub, Supervisor(adapter, hub, interest, origin=ORIGIN, settings=settings, on_state=on_state)
+        adapter,
+        broker_subscriptions,
+        hub,
+        Supervisor(adapter, hub, broker_subscriptions, origin=ORIGIN, settings=settings, on_state=on_state),
     )
 
 
@@ -251,7 +256,7 @@ async def supervised(
         async with asyncio.timeout(WAIT_SECONDS):
             await made.supervisor.stop()
     finally:
-        made.interest.close()
+        made.broker_subscriptions.close()
         made.hub.close()
         await end_tasks(asyncio.all_tasks() - before)
 

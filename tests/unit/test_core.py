@@ -38,7 +38,7 @@ from backplane import (
 )
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.sync import SyncBackplane
-from tests.unit.doubles import Gate, let_tasks_run
+from tests.unit.doubles import Gate, until_idle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -62,13 +62,13 @@ class Client:
     """
 
     def __init__(self) -> None:
-        self.incoming: asyncio.Queue[Event] = asyncio.Queue()
-        self.incoming.put_nowait({"type": "websocket.connect"})
+        self.receiver: asyncio.Queue[Event] = asyncio.Queue()
+        self.receiver.put_nowait({"type": "websocket.connect"})
         self.sent: asyncio.Queue[Event] = asyncio.Queue()
         self.accept_gate = Gate()
         self.accepting = asyncio.Event()
         scope: dict[str, Any] = {"type": "websocket", "path": "/", "headers": [], "extensions": {}}
-        self.websocket = WebSocket(scope, self.incoming.get, self._send)
+        self.websocket = WebSocket(scope, self.receiver.get, self._send)
 
     async def hears(self) -> str | int:
         """Return the next text, or the code of the close."""
@@ -201,7 +201,7 @@ async def test_start_while_starting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryBroadcaster, "start", slow_start)
     backplane = Backplane("memory://")
     starting = asyncio.create_task(backplane.start())
-    await let_tasks_run()
+    await until_idle()
     assert backplane.state == "starting"
     with pytest.raises(LifecycleError, match="started already"):
         await backplane.start()
@@ -267,7 +267,7 @@ async def test_stop_ends_connections_and_subscriptions() -> None:
     consuming = asyncio.create_task(consume())
     for client in clients:
         assert (await client.sent.get())["type"] == "websocket.accept"
-    await let_tasks_run()
+    await until_idle()
     await backplane.stop()
     assert [await client.hears() for client in clients] == [1012] * 3
     assert await asyncio.wait_for(asyncio.gather(*handling), WAIT_SECONDS) == [[]] * 3
@@ -314,7 +314,7 @@ async def test_stop_within_a_cancelled_scope(monkeypatch: pytest.MonkeyPatch) ->
         async with backplane:
             scope.cancel()
             await anyio.lowlevel.checkpoint()
-    await let_tasks_run()
+    await until_idle()
     assert asyncio.all_tasks() - before == set()
     assert len(stops) == 1
 
@@ -334,12 +334,12 @@ async def test_stop_cancelled_can_be_finished(monkeypatch: pytest.MonkeyPatch) -
     backplane = Backplane("memory://")
     await backplane.start()
     stopping = asyncio.create_task(backplane.stop())
-    await let_tasks_run()
+    await until_idle()
     stopping.cancel()
     await asyncio.wait([stopping])
     gate.open()
     await backplane.stop()
-    await let_tasks_run()
+    await until_idle()
     assert "done" in stops
 
 
@@ -390,7 +390,7 @@ def test_start_after_an_event_loop_that_ended_in_the_middle_of_the_stop(monkeypa
     async def stop_and_leave() -> None:
         await backplane.start()
         stopping = asyncio.create_task(backplane.stop())
-        await let_tasks_run()
+        await until_idle()
         stopping.cancel()
 
     monkeypatch.setattr(MemoryBroadcaster, "start", counted_start)
@@ -458,7 +458,7 @@ async def test_drain_spreads_the_closes(monkeypatch: pytest.MonkeyPatch) -> None
 
     async with Backplane("memory://", settings=Settings(drain_seconds=3)) as backplane:
         _, handling = await accepted(backplane, 100)
-        monkeypatch.setattr("backplane.running.random.uniform", uniform)
+        monkeypatch.setattr("backplane.worker.runtime.random.uniform", uniform)
         await asyncio.wait_for(backplane.drain(), WAIT_SECONDS)
         await ends(handling)
     assert bounds == [3] * 100
@@ -481,7 +481,7 @@ async def test_drain_is_bounded_by_a_handler_that_hangs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A handler that does not end with its client does not keep the server from ending."""
-    monkeypatch.setattr("backplane.running._CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("backplane.worker.runtime._CLOSE_SECONDS", 0.05)
     settings = Settings(drain_seconds=0.05, handler_grace_seconds=0.01)
     async with Backplane("memory://", settings=settings) as backplane:
         client, may_end = Client(), asyncio.Event()
@@ -522,7 +522,7 @@ async def test_stop_in_the_middle_of_a_drain() -> None:
     await backplane.start()
     clients, handling = await accepted(backplane, 3)
     draining = asyncio.create_task(backplane.drain())
-    await let_tasks_run()
+    await until_idle()
     await asyncio.wait_for(backplane.stop(), WAIT_SECONDS)
     await ends([draining, *handling])
     assert [await client.hears() for client in clients] == [1012] * 3
@@ -578,7 +578,7 @@ async def test_health_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) 
         health = await backplane.health()
         assert (health.live, health.ready, health.state) == (True, False, "degraded")
         joining = asyncio.create_task(first_two(backplane))
-        await let_tasks_run()
+        await until_idle()
         await backplane.publish("other", "kept")
         await backplane.publish("other", "kept too")
         assert (await backplane.health()).buffered == 2
@@ -647,7 +647,7 @@ async def test_connections_are_counted() -> None:
     async with Backplane("memory://", settings=BRIEF) as backplane:
         clients, handling = await accepted(backplane, 5)
         for client in clients[:2]:
-            client.incoming.put_nowait({"type": "websocket.disconnect", "code": 1001})
+            client.receiver.put_nowait({"type": "websocket.disconnect", "code": 1001})
         await ends(handling[:2])
         handling[2].cancel()
         await asyncio.wait([handling[2]])
@@ -663,7 +663,7 @@ async def test_connections_are_counted() -> None:
 async def test_health_counts_gaps() -> None:
     """A gap that was told is counted once per channel, with its time and its reason."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a", "b") as messages:
-        backplane._require_running().hub.gap(["a", "b"], "overrun")  # pyright: ignore[reportPrivateUsage]
+        backplane._require_runtime().hub.gap(["a", "b"], "overrun")  # pyright: ignore[reportPrivateUsage]
         assert [type(await anext(messages)) for _ in range(2)] == [Gap, Gap]
         health = await backplane.health()
         assert (health.gaps, health.last_gap_reason) == (2, "overrun")
@@ -700,7 +700,7 @@ async def test_stop_waits_for_publishes_in_flight(monkeypatch: pytest.MonkeyPatc
     publishing = asyncio.create_task(backplane.publish("a", "last words"))
     await publishing_begun.wait()
     stopping = asyncio.create_task(backplane.stop())
-    await let_tasks_run()
+    await until_idle()
     assert (publishing.done(), stopping.done()) == (False, False)
     gate.open()
     await ends([publishing, stopping])
@@ -712,7 +712,7 @@ async def test_wait_for_state() -> None:
     async with Backplane("memory://") as backplane:
         await asyncio.wait_for(backplane.wait_for_state("live"), WAIT_SECONDS)
         waiting = asyncio.create_task(backplane.wait_for_state("degraded"))
-        await let_tasks_run()
+        await until_idle()
         assert not waiting.done()
         waiting.cancel()
 
@@ -722,7 +722,7 @@ async def test_wait_for_the_stop() -> None:
     backplane = Backplane("memory://")
     await backplane.start()
     waiting = asyncio.create_task(backplane.wait_for_state("closed"))
-    await let_tasks_run()
+    await until_idle()
     await backplane.stop()
     await asyncio.wait_for(waiting, WAIT_SECONDS)
 
@@ -732,7 +732,7 @@ async def test_wait_for_a_state_that_cannot_come() -> None:
     backplane = Backplane("memory://")
     await backplane.start()
     waiting = asyncio.create_task(backplane.wait_for_state("degraded"))
-    await let_tasks_run()
+    await until_idle()
     await backplane.stop()
     done, _ = await asyncio.wait([waiting], timeout=1)
     waiting.cancel()

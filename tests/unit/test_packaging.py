@@ -18,8 +18,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import backplane
-from backplane import registry
 from backplane.broadcaster import Broadcaster
+from backplane.broker import registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,10 +16,10 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from backplane import Backplane, BrokerUnavailableError, MissingDependencyError
 from backplane.adapters.memory import MemoryBroadcaster
-from backplane.lifespan import get_backplane
+from backplane.dependencies import get_backplane
 from backplane.message import ALL
 from tests.readme_table import table, written_table
-from tests.unit.doubles import let_tasks_run
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -150,11 +150,11 @@ async def test_example_consumer(capsys: pytest.CaptureFixture[str], monkeypatch:
     follow_orders: Callable[[Backplane], Coroutine[Any, Any, None]] = run("consumer")["follow_orders"]
     async with Backplane("memory://") as backplane:
         following = asyncio.create_task(follow_orders(backplane))
-        await let_tasks_run()  # until it has subscribed: `memory://` confirms without waiting
+        await until_idle()  # until it has subscribed: `memory://` confirms without waiting
         await backplane.publish("orders", {"id": 42})
         sinks[0].gap(ALL, "overrun")
         await backplane.publish("orders", "last")
-        await let_tasks_run()
+        await until_idle()
     await asyncio.wait_for(following, WAIT_SECONDS)
     assert capsys.readouterr().out.splitlines() == ['orders {"id":42}', "reload: overrun", "orders last"]
 

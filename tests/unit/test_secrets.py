@@ -15,8 +15,8 @@ from backplane import Backplane, Settings
 from backplane.adapters.kafka.login import Token
 from backplane.adapters.kafka.wire import Security
 from backplane.broadcaster import BrokerUrl
+from backplane.broker.registry import broadcaster_from_url
 from backplane.errors import BackplaneError, ConfigurationError
-from backplane.registry import broadcaster_from_url
 from backplane.sync import SyncBackplane
 from tests.brokers.process import free_port
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from backplane.closing import CloseCode
+from backplane.close_codes import CloseCode
 from backplane.statistics import Statistics
 from tests.unit.doubles import counted
 

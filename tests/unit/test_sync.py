@@ -24,7 +24,7 @@ from backplane import (
     Settings,
     WrongLoopError,
 )
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.sync import SyncBackplane
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ async def test_100_threads_at_once(ipc_url: str) -> None:
 
 FORKED_WHILE_BUSY = """
 import os, sys, threading
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.sync import SyncBackplane
 
 backplane = SyncBackplane(sys.argv[1])
@@ -202,7 +202,7 @@ ENDS = {
 
 PUBLISH_AND_END = """
 import os, sys
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.sync import SyncBackplane
 
 backplane = SyncBackplane(sys.argv[1])
@@ -213,7 +213,7 @@ for number in range(100):
 INTERRUPTED = """
 import signal, sys, time
 from backplane import Settings
-from backplane.registry import broadcaster_from_url
+from backplane.broker.registry import broadcaster_from_url
 from backplane.sync import SyncBackplane
 
 class SoftTimeLimitExceeded(Exception):

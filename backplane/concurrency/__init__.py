@@ -1,0 +1,1 @@
+"""Event loops, tasks, threads and time limits: what asyncio leaves open. Knows no message."""

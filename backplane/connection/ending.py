@@ -1,0 +1,153 @@
+"""With which close code and which words a client is closed when its handler, or a task beside it, ends by an error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, cast
+
+from backplane.close_codes import CloseCode, close_reason, comes_back
+from backplane.errors import (
+    AuthorizeTimeoutError,
+    BrokerError,
+    ClosedError,
+    InvalidChannelError,
+    InvalidMessageError,
+    JoinRefusedError,
+    OriginRefusedError,
+    PayloadTooLargeError,
+    PermissionExpiredError,
+    SlowConsumerError,
+    SubscribeError,
+    TooManyChannelsError,
+    TooManyConnectionsError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Ending", "ending", "reasons", "refusal"]
+
+_CODES: Final = (
+    ((JoinRefusedError, InvalidChannelError), CloseCode.FORBIDDEN),
+    ((TooManyChannelsError,), CloseCode.TOO_MANY_CHANNELS),
+    ((PermissionExpiredError,), CloseCode.EXPIRED),
+    ((InvalidMessageError,), CloseCode.INVALID_DATA),
+    ((PayloadTooLargeError,), CloseCode.TOO_BIG),
+    ((AuthorizeTimeoutError, SlowConsumerError, BrokerError), CloseCode.TRY_AGAIN_LATER),
+)
+
+_WORKER_ENDS: Final = "this worker is about to end: connect again, to another one"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a client is closed.
+
+    Attributes:
+        code: With which close code.
+        reason: In which words; empty for those of the code. A broker's own words are never among them.
+        error: What was raised; of a group, the gravest of its errors.
+        is_fault: Nobody foresaw the error: it goes on. Any other one is an ordinary end, and goes no further.
+    """
+
+    code: int
+    reason: str = ""
+    error: BaseException | None = None
+    is_fault: bool = False
+
+    @property
+    def gravity(self) -> int:
+        """Which of several counts: a fault, else what keeps the client away, else what it comes back from."""
+        if self.is_fault:
+            return 3
+        return 0 if self.code == CloseCode.NORMAL else 1 if comes_back(self.code) else 2
+
+
+def ending(
+    error: BaseException | None,
+    *,
+    is_over: bool,
+    of_framework: Callable[[BaseException], Ending | None] = lambda _: None,
+) -> Ending | None:
+    """Return how the client is closed, or `None` where it is not notified: the handler was cancelled.
+
+    Ordinary is what nobody has to mend here: a broker that failed, a channel or a permission that was refused, what the
+    client caused by what it sent (no channel name, no valid message, one that the broker does not take), a connection
+    used after its end, and what the web framework has errors for. A group of errors, as `asyncio.TaskGroup` raises, is
+    ordinary where each of them is.
+
+    Args:
+        error: What was raised, if anything.
+        is_over: Whether the connection has ended: a `ClosedError` speaks of it only then.
+        of_framework: Knows the errors of the web framework; returns `None` for any other.
+    """
+    endings = [_ending(leaf, is_over, of_framework) for leaf in _leaves(error)]
+    known = [found for found in endings if found is not None]
+    return max(known, key=lambda found: found.gravity) if len(known) == len(endings) else None
+
+
+def refusal(
+    error: BaseException,
+    of_framework: Callable[[BaseException], Ending | None],
+    closed_with: tuple[int, str] | None = None,
+) -> Ending | None:
+    """Return the same for a client that is not let in: a full worker, one that ends, an origin are ordinary.
+
+    Args:
+        error: What was raised.
+        of_framework: As above.
+        closed_with: With which code and reason the client was closed in its handshake, if it was.
+    """
+    match error:
+        case ClosedError():
+            code, reason = closed_with or (CloseCode.SERVICE_RESTART, _WORKER_ENDS)
+            return Ending(code, reason, error if comes_back(code) else JoinRefusedError(close_reason(code, reason)))
+        case TooManyConnectionsError():
+            return Ending(CloseCode.TRY_AGAIN_LATER, str(error), error)
+        case OriginRefusedError():
+            return Ending(CloseCode.FORBIDDEN, str(error), error)
+        case _:
+            return ending(error, is_over=False, of_framework=of_framework)
+
+
+def reasons(error: BaseException | None) -> str:
+    """Return the errors in words, for a log: of a group, each kind of words once, up to three."""
+    words = list(dict.fromkeys(str(leaf) for leaf in _leaves(error)))
+    return "; ".join(words[:3]) + (f" (and {len(words) - 3} more)" if len(words) > 3 else "")
+
+
+def _ending(
+    error: BaseException | None, is_over: bool, of_framework: Callable[[BaseException], Ending | None]
+) -> Ending | None:
+    if error is None or (isinstance(error, ClosedError) and is_over):
+        return Ending(CloseCode.NORMAL, "", error)
+    if not isinstance(error, Exception):
+        return None
+    if isinstance(error, SubscribeError) and error.refused:
+        return Ending(CloseCode.FORBIDDEN, "this channel is not allowed", error)
+    for kinds, code in _CODES:
+        if isinstance(error, kinds):
+            return Ending(code, _words(error), error)
+    try:
+        found = of_framework(error)
+    except Exception:  # of the error itself, such as its `__str__`: its client is closed all the same
+        found = None
+    return Ending(CloseCode.INTERNAL_ERROR, "", error, True) if found is None else replace(found, error=error)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, BrokerError):
+        return "the broker is not available: try again later"
+    if isinstance(error, SlowConsumerError):
+        return "too slow"
+    if isinstance(error, PayloadTooLargeError):
+        return f"a message may take {error.limit_bytes:,} bytes on the broker"
+    return str(error)
+
+
+def _leaves(error: BaseException | None) -> Iterator[BaseException | None]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from _leaves(part)
+    else:
+        yield error

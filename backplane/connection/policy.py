@@ -1,0 +1,198 @@
+"""The application's settings for all its clients, and what is counted of them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+from backplane.connection.keepalive import KeepaliveScheduler
+from backplane.connection.limits import Limits
+from backplane.errors import AuthorizeTimeoutError, ConfigurationError, JoinRefusedError, TooManyChannelsError
+from backplane.log_bursts import LogBursts
+from backplane.message import Gap
+from backplane.statistics import Statistics
+
+if TYPE_CHECKING:
+    from backplane.connection.connection import Connection
+
+__all__ = ["Authorize", "Client", "ConnectionPolicy", "OnGap", "OnSlow", "SlowConsumer"]
+
+logger = logging.getLogger("backplane.connection.policy")
+
+OnGap = Literal["close"] | Callable[[Gap], object]
+"""What a client is told when messages may be missing.
+
+- `close`: its connection ends with code 4000, which says "reconnect and reload"; many of them one after the other.
+- a function: called with the `Gap`; what it returns is sent to the client, as `Connection.send` would, in its place
+  between the messages; `None` sends nothing. It must not block. If it raises, that is logged and the client is closed.
+  It is called in the connection's Context: it sees the variables of the client's handler, as they were at `connect`.
+"""
+
+
+def check_treatment(on_gap: object, limits: object) -> None:
+    """Check what the application gave for `on_gap` and `limits`, which are used only when something happens.
+
+    Raises:
+        ConfigurationError: One of them is of no use.
+    """
+    if on_gap != "close" and not callable(on_gap):
+        raise ConfigurationError(f"on_gap must be 'close' or a function, not {on_gap!r:.100}")
+    if not isinstance(limits, Limits):
+        raise ConfigurationError(f"limits must be a Limits(...), not {limits!r:.100}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowConsumer:
+    """A client that is further behind than its outbox allows.
+
+    Attributes:
+        connection: The client.
+        channel: The channel of the message for which there was no room.
+        action: What was done: the client was `closed`, or a message was `dropped_oldest`, `dropped_newest`, `replaced`.
+        waiting_messages: Messages that wait for it.
+        waiting_bytes: Their size.
+    """
+
+    connection: Connection
+    channel: str
+    action: str
+    waiting_messages: int
+    waiting_bytes: int
+
+
+OnSlow = Callable[[SlowConsumer], object]
+"""Called once for each stretch in which a client is too slow, at its beginning, in its Context. Must not block."""
+
+
+class Client(Protocol):
+    """A client that wants to join a channel: a `Connection`, or an event stream (`Backplane.sse`)."""
+
+    @property
+    def kind(self) -> str:
+        """`connection` or `event stream`."""
+        ...
+
+    @property
+    def id(self) -> str:
+        """Random name of it, unique among all workers."""
+        ...
+
+    @property
+    def channels(self) -> Collection[str]:
+        """The channels it has joined."""
+        ...
+
+    @property
+    def context(self) -> Any:
+        """What `connect(context=...)` or `sse(context=...)` was given."""
+        ...
+
+
+Authorize = (
+    Callable[[Client, str], bool | Awaitable[bool]]
+    | Callable[["Connection", str], bool | Awaitable[bool]]  # right where there are no event streams
+)
+"""Asked at every join whether this client may receive this channel.
+
+It runs in the task and Context of the one who joins. Where that may be another than the client's handler, rely on
+`client.context` for who the client is.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionPolicy:
+    """How clients are treated; one object for all that are treated alike.
+
+    Attributes:
+        on_gap: What a client is told of a gap.
+        limits: What it may do, and how it is kept alive.
+        handler_grace_seconds: How long its handler may stay in the block after it has ended.
+        authorize: Who may join what; `None` lets everybody.
+        authorize_timeout_seconds: How long `authorize` may take to answer.
+        on_slow: Who hears of slow clients.
+        reload_seconds: Draws after how long one of many clients is closed, at a gap or because the broker failed.
+        keepalive: The timer of all connections.
+        statistics: Where what happens is counted.
+        bursts: How what can concern many connections at once is logged.
+    """
+
+    on_gap: OnGap = "close"
+    limits: Limits = field(default_factory=Limits)
+    handler_grace_seconds: float = 10.0
+    authorize: Authorize | None = None
+    authorize_timeout_seconds: float = 5.0
+    on_slow: OnSlow | None = None
+    reload_delay: Callable[[], float] = float
+    keepalive: KeepaliveScheduler = field(default_factory=KeepaliveScheduler)
+    statistics: Statistics = field(default_factory=Statistics)
+    bursts: LogBursts = field(default_factory=LogBursts)
+
+    def __post_init__(self) -> None:
+        check_treatment(self.on_gap, self.limits)
+
+    async def check_join(self, client: Client, channel: str) -> None:
+        """Check that `client` may join `channel`: the one rule, of every way on which a client gets to a channel.
+
+        Raises:
+            TooManyChannelsError: It has joined as many as it may.
+            JoinRefusedError: The application's `authorize` refused it.
+        """
+        self.check_channels(client, len(client.channels) + (channel not in client.channels))
+        await self.check_authorized(client, channel)
+
+    def check_channels(self, client: Client, count: int) -> None:
+        """Check that a client may join so many channels.
+
+        Raises:
+            TooManyChannelsError: It may not.
+        """
+        most = self.limits.max_channels
+        if most is not None and count > most:
+            self.statistics.refused_channels += 1
+            words = f"a client may join {most:,} channels: Limits(max_channels=...)"
+            self.bursts.log(logger, logging.WARNING, "%s %s: %s", client.kind, client.id, words)
+            raise TooManyChannelsError(words)
+
+    async def check_authorized(self, client: Client, channel: str) -> None:
+        """Ask the application whether a client may join `channel`.
+
+        Raises:
+            JoinRefusedError: It may not.
+            AuthorizeTimeoutError: There was no answer in time.
+        """
+        if self.authorize is None:
+            return
+        answer = self.authorize(cast("Any", client), channel)
+        if inspect.isawaitable(answer):
+            answer = await self._in_time(answer, channel)
+        if not answer:
+            self.statistics.refused_joins += 1
+            self.bursts.log(logger, logging.WARNING, "authorize refused %r to %s %s", channel, client.kind, client.id)
+            raise JoinRefusedError(f"this client may not join channel {channel!r}")
+
+    async def _in_time(self, answer: Awaitable[bool], channel: str) -> bool:
+        deadline = asyncio.timeout(self.authorize_timeout_seconds)
+        try:
+            async with deadline:
+                return await answer
+        except TimeoutError:
+            if not deadline.expired():  # the application's own
+                raise
+        seconds = self.authorize_timeout_seconds
+        self.bursts.log(logger, logging.WARNING, "authorize did not answer for %r within %g s", channel, seconds)
+        raise AuthorizeTimeoutError("whether this client may join was not found out in time: try again later")
+
+    def notify_slow(self, slow: SlowConsumer) -> None:
+        """Call the application's `on_slow`, if there is one; what it raises is logged."""
+        if self.on_slow is None:
+            return
+        try:
+            self.on_slow(slow)
+        except Exception as error:
+            self.bursts.log(
+                logger, logging.ERROR, "on_slow failed for connection %s", slow.connection.id, exc_info=error
+            )

@@ -1,0 +1,128 @@
+"""What a connection needs of a web framework's WebSocket; `backplane.web.websocket` is Starlette's."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+
+    from backplane.connection.ending import Ending
+    from backplane.lane import Lane
+
+__all__ = ["Bypass", "ServerSocket", "Socket", "is_of_client"]
+
+# What the system reports of a client that is gone. Any other number comes from elsewhere: a middleware's own file or
+# peer. An OSError without a number is a server's own, as ASGI asks for (Uvicorn's `ClientDisconnected`), but a timeout.
+_CLIENT_ERRNOS: Final = frozenset(
+    {
+        None,
+        errno.EBADF,
+        errno.ECONNABORTED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENOTCONN,
+        errno.EPIPE,
+        errno.ESHUTDOWN,
+    }
+)
+
+Bypass = Callable[[Callable[[], Awaitable[str | bytes | None]]], Awaitable[str | bytes]]
+"""Takes what receives the next message, and returns it within the limits; raises `StopAsyncIteration` at the end."""
+
+
+class Socket(Protocol):
+    """An accepted WebSocket, or one about to be."""
+
+    @property
+    def lane(self) -> Lane | None:
+        """The server's direct lane, where it has one."""
+        ...
+
+    def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
+        """Send one message; waits while the client does not read.
+
+        Raises:
+            Exception: It was not sent; `is_gone` tells why.
+        """
+        ...
+
+    def is_gone(self, error: Exception) -> bool:
+        """Return whether `send` raised `error` because the client is gone; else it is a fault of somebody's."""
+        ...
+
+    async def receive(self) -> str | bytes | None:
+        """Return the client's next message, or `None` at its end."""
+        ...
+
+    def on_bypass(self, receive: Bypass, /) -> None:
+        """Ask `receive` for what the application receives by itself, past the connection."""
+        ...
+
+    def read_ahead(
+        self, on_message: Callable[[float], None], on_end: Callable[[], None], /
+    ) -> Coroutine[Any, Any, None] | None:
+        """Return what receives the messages that `receive` returns later.
+
+        It calls `on_message` with the time of each, `on_end` when the client is gone. `None` where it is under way.
+        """
+        ...
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close; a client that is gone is no error."""
+        ...
+
+    def ending(self, error: BaseException, /) -> Ending | None:
+        """Return what an error of the web framework means to an accepted client; `None` for any other error."""
+        ...
+
+
+class ServerSocket(Socket, Protocol):
+    """A WebSocket whose handshake is not answered yet."""
+
+    @property
+    def origin(self) -> str | None:
+        """The page the client says it is on; `None` for what is no browser."""
+        ...
+
+    @property
+    def host(self) -> str | None:
+        """The host the client wanted to reach."""
+        ...
+
+    @property
+    def address_key(self) -> bytes | None:
+        """Key of the client's address; `None` where the server does not know it."""
+        ...
+
+    async def left(self) -> None:
+        """Return when the client has left. Only before `accept`, and not at the same time."""
+        ...
+
+    async def refuse(self, refused: Ending) -> BaseException:
+        """Answer the handshake with an HTTP error, and return what the handler is to raise.
+
+        The framework takes it for handled and logs no traceback, or answers it itself where the error is its own.
+        """
+        ...
+
+    async def refuse_after_accept(self, refused: Ending, subprotocol: str | None) -> BaseException:
+        """Do the same by accepting and closing, with a code and words that a page can read."""
+        ...
+
+    async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
+        """Finish the handshake."""
+        ...
+
+    def when_gone(self, callback: Callable[[], None], /) -> None:
+        """Call `callback` once the client's transport is gone, and at once where the server does not report it."""
+        ...
+
+
+def is_of_client(error: OSError) -> bool:
+    """Return whether an ASGI `send` raised `error` for its client is gone; else a middleware did for its own sake."""
+    return error.errno in _CLIENT_ERRNOS and not isinstance(error, TimeoutError)

@@ -1,0 +1,146 @@
+"""`Backplane.subscribe`: channels as an async iterator, for consumers without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from backplane.concurrency.context import run_in
+from backplane.errors import InvalidMessageError, LifecycleError, SlowConsumerError
+from backplane.fanout.single_receiver import check_one_receiver
+from backplane.fanout.subscriber import BaseSubscriber, JoinRules
+from backplane.log_bursts import LogBursts
+from backplane.statistics import Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from backplane.fanout.batch import Batch
+    from backplane.fanout.hub import Hub
+    from backplane.fanout.outbox import Outbox
+    from backplane.message import Gap, Message
+    from backplane.statistics import DropReason
+
+__all__ = ["Subscription"]
+
+logger = logging.getLogger("backplane.fanout.subscription")
+
+
+class Subscription(BaseSubscriber):
+    """Messages of some channels, in order per channel, with a `Gap` wherever some may be missing.
+
+    Iterating ends when the backplane stops. Cancelling the iteration loses nothing. One task iterates at a time; more
+    consumers need a subscription each. A subscription that was made without channels joins its first one before it is
+    iterated.
+
+    Raises:
+        LifecycleError: While iterating: another task does, or no channel was ever joined.
+        SlowConsumerError: While iterating, once what waited is consumed: the consumer was further behind than its
+            outbox allows, and everything since is lost. Only with the policy `close`.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        rules: JoinRules | None,
+        outbox: Outbox,
+        *,
+        context: Any = None,
+        statistics: Statistics | None = None,
+        bursts: LogBursts | None = None,
+    ) -> None:
+        super().__init__(hub, rules, context=context)
+        self._outbox = outbox
+        self._statistics = statistics or Statistics()
+        self._bursts = bursts or LogBursts()
+        outbox.on_drop = self._dropped
+        self._overrun = False
+        self._wakeup: asyncio.Future[None] | None = None
+        self._consumer: asyncio.Task[object] | None = None  # the one that waits for the next message
+        self._cancelling = 0  # what its count was when it began
+        self._has_joined = False
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "subscription"
+
+    async def join(self, channel: str) -> None:
+        """Receive what is published to `channel`; see `backplane.fanout.subscriber.Member.join`."""
+        await super().join(channel)
+        self._has_joined = True
+
+    def offer(self, batch: Batch, /) -> None:
+        """Take messages: the hub's side."""
+        for message in batch:
+            self._take(message)
+
+    def gap(self, gap: Gap) -> None:
+        """Take the news that messages may be missing: the hub's side."""
+        self._take(gap)
+
+    def note_invalid(self, channel: str, error: InvalidMessageError) -> None:
+        """Count a message that is not of the type its consumer expects, and log it without its content."""
+        self._statistics.invalid_published += 1
+        self._bursts.log(
+            logger, logging.WARNING, "dropped a message on channel %r: %s", channel, error.details[0]["type"]
+        )
+
+    def end(self) -> None:
+        """Leave every channel; iteration ends behind what already waits."""
+        self._leave_all()
+        self._wake()
+
+    def __aiter__(self) -> AsyncIterator[Message | Gap]:
+        return self
+
+    async def __anext__(self) -> Message | Gap:
+        self._hub.affinity.check()
+        if self._consumer is not None:
+            check_one_receiver(self._consumer, self._cancelling, "this subscription", "subscribe once for each")
+        while (item := self._outbox.take()) is None:
+            if self._overrun:
+                raise SlowConsumerError(
+                    "the consumer was further behind than its outbox allows: reload, and subscribe again"
+                )
+            if self._ended:
+                raise StopAsyncIteration
+            if not self._has_joined:
+                raise LifecycleError(
+                    "this subscription has no channel: name channels in subscribe(), or join one before iterating"
+                )
+            await self._woken()
+        return item
+
+    async def _woken(self) -> None:
+        consumer = self._consumer = asyncio.current_task()
+        self._cancelling = consumer.cancelling() if consumer is not None else 0
+        self._wakeup = asyncio.get_running_loop().create_future()
+        try:
+            await self._wakeup
+        finally:
+            if self._consumer is consumer:  # a cancelled one may have a successor already
+                self._consumer = None
+
+    def _take(self, item: Message | Gap) -> None:
+        if self._ended:
+            return
+        if self._outbox.offer(item):
+            self._wake()
+        else:
+            self._overrun = True
+            run_in(self._context, self._note_overrun)
+            self.end()
+
+    def _note_overrun(self) -> None:
+        self._statistics.slow_subscriptions += 1
+        some = list(self.channels)[:3]
+        self._bursts.log(logger, logging.WARNING, "subscription %s of %r is too slow: ending it", self.id, some)
+
+    def _dropped(self, _: Message | Gap, reason: DropReason) -> None:
+        self._statistics.count_drop(reason)
+
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)

@@ -1,0 +1,139 @@
+"""What synchronous code publishes with: `Backplane.sync`, and the typed channels of both."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+
+from backplane.concurrency.affinity import refuse_in_event_loop
+from backplane.synchronous.publisher_thread import GRACE_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pydantic import TypeAdapter
+
+    from backplane.concurrency.call_queue import CallQueue
+    from backplane.connection.connection import Connection
+    from backplane.synchronous.publisher_thread import PublisherThreads
+    from backplane.typed_channel import TypedChannel
+
+__all__ = ["AsyncPublisher", "SyncPublisher", "SyncTypedChannel", "WorkerPublisher"]
+
+ModelT = TypeVar("ModelT")
+
+
+class AsyncPublisher(Protocol):
+    """What publishes in an event loop, and makes typed channels: a `Backplane`."""
+
+    async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+        """Publish `data`."""
+
+    def channel(self, template: str, model: object) -> TypedChannel[Any]:
+        """Return the channels of `template`."""
+        ...
+
+
+class SyncPublisher(ABC):
+    """Publishes from any thread, and waits: `backplane.sync` of a `Backplane`, or a `backplane.sync.SyncBackplane`.
+
+    Args:
+        backplane: What knows of the channels' types.
+    """
+
+    def __init__(self, backplane: AsyncPublisher) -> None:
+        self._backplane = backplane
+
+    @abstractmethod
+    def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+        """Publish `data` to every subscriber of `channel`; returns and raises as `Backplane.publish` does.
+
+        Safe from any thread; the publishes of one thread keep their order. A publish runs in the context of its caller
+        (`contextvars`). An exception that interrupts the wait, such as `KeyboardInterrupt` or the time limit of a task
+        queue, leaves open whether it was published.
+
+        Args:
+            channel: Where to.
+            data: `str` is received as text, `bytes` as binary, anything else as JSON text.
+            exclude: A connection, or its id, that does not get it.
+
+        Raises:
+            BackplaneError: As `Backplane.publish`; where this call has to connect first, as `Backplane.start` too.
+            WrongLoopError: An event loop runs in this thread, which the call would block: `await` the other one.
+        """
+
+    @overload
+    def channel(self, template: str, model: type[ModelT] | TypeAdapter[ModelT]) -> SyncTypedChannel[ModelT]: ...
+    @overload
+    def channel(self, template: str, model: object) -> SyncTypedChannel[Any]: ...
+    def channel(self, template: str, model: object) -> SyncTypedChannel[Any]:
+        """Return the channels of `template` as ones whose messages are checked by `model`, to publish to.
+
+            orders = backplane.sync.channel("orders:{id}", Order)
+            orders.publish(Order(...), id=42)
+
+        Raises:
+            ConfigurationError: The template or the type cannot be used.
+            InvalidChannelError: The template has no placeholders and is no legal channel.
+        """
+        return SyncTypedChannel(self, self._backplane.channel(template, model))
+
+
+class WorkerPublisher(SyncPublisher):
+    """`Backplane.sync`: through the event loop in which the backplane is started, else through a thread of its own.
+
+    Args:
+        backplane: Whose it is.
+        calls: Returns what takes calls into its event loop; `None` where it was never started in this process.
+        threads: What publishes elsewhere.
+        publish_timeout_seconds: How long a publish of it takes at most.
+    """
+
+    def __init__(
+        self,
+        backplane: AsyncPublisher,
+        calls: Callable[[], CallQueue | None],
+        threads: PublisherThreads,
+        publish_timeout_seconds: float,
+    ) -> None:
+        super().__init__(backplane)
+        self._calls = calls
+        self._threads = threads
+        self._seconds = publish_timeout_seconds + GRACE_SECONDS
+
+    def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+        """Publish, as `SyncPublisher.publish`."""
+        refuse_in_event_loop()
+        calls = self._calls()
+        if calls is None:
+            self._threads.publish(channel, data, exclude=exclude)
+        else:
+            publish = self._backplane.publish
+            calls.run(lambda: publish(channel, data, exclude=exclude), seconds=self._seconds)
+
+
+class SyncTypedChannel(Generic[ModelT]):
+    """A family of channels whose messages are all of one type, as `SyncPublisher.channel` makes it."""
+
+    def __init__(self, publisher: SyncPublisher, typed: TypedChannel[ModelT]) -> None:
+        self._publisher = publisher
+        self._typed = typed
+
+    def __repr__(self) -> str:
+        return f"<Sync{repr(self._typed)[1:]}"
+
+    def name(self, **placeholders: object) -> str:
+        """Return the channel's name; raises as `TypedChannel.name`."""
+        return self._typed.name(**placeholders)
+
+    def publish(
+        self,
+        message: ModelT | Mapping[str, Any],
+        /,
+        *,
+        exclude: Connection | str | None = None,
+        **placeholders: object,
+    ) -> None:
+        """Publish `message` as JSON text; raises as `TypedChannel.publish` and `SyncPublisher.publish`."""
+        channel = self.name(**placeholders)
+        self._publisher.publish(channel, self._typed.encode(message), exclude=exclude)

@@ -1,0 +1,211 @@
+"""A thread with an event loop and a `Backplane` of its own, which publishes for the other threads of its process."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import weakref
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from backplane.concurrency.affinity import current_process
+from backplane.concurrency.call_queue import CallQueue
+from backplane.concurrency.context import task_in
+from backplane.concurrency.threads import new_waiter, start_thread
+from backplane.errors import BrokerUnavailableError, ClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backplane.settings import Settings
+
+__all__ = ["GRACE_SECONDS", "Publisher", "PublisherThreads"]
+
+logger = logging.getLogger("backplane.synchronous.publisher_thread")
+
+GRACE_SECONDS: Final = 1.0
+"""How long a thread waits for a publish beyond the time limits of the core, which answers by itself."""
+
+# A broker that is away must not hold up the end of the process for longer.
+_CLOSE_SECONDS: Final = 2.0
+
+
+class Publisher(Protocol):
+    """The part of a `Backplane` that the thread drives."""
+
+    async def start(self) -> None:
+        """Connect to the broker."""
+        ...
+
+    async def stop(self) -> None:
+        """Close the link."""
+        ...
+
+    async def publish(self, channel: str, data: object, *, exclude: Any = None) -> None:
+        """Publish."""
+        ...
+
+
+class PublisherThreads:
+    """One publisher thread for each process that publishes, begun by its first publish.
+
+    A forked child gets a thread of its own. What it inherited it keeps and never touches: closing it would disturb the
+    parent, with which it shares the sockets.
+
+    Args:
+        make_publisher: Makes a `Backplane` that is not started.
+        settings: Its times.
+    """
+
+    def __init__(self, make_publisher: Callable[[], Publisher], settings: Settings) -> None:
+        self._make_publisher = make_publisher
+        self._settings = settings
+        self._threads: dict[object, _PublisherThread] = {}
+        self._closed = False
+        # An owner that is dropped without `close` leaves no thread; at the end of the process `atexit` waits for it.
+        weakref.finalize(self, _end_all, self._threads).atexit = False
+
+    def publish(self, channel: str, data: object, *, exclude: Any = None) -> None:
+        """Publish, and wait for the broker's answer.
+
+        Raises:
+            BackplaneError: As `Backplane.start` and `Backplane.publish`.
+        """
+        if self._closed:
+            raise ClosedError("this SyncBackplane has been closed")
+        process = current_process()
+        thread = self._threads.get(process)
+        if thread is None:
+            # One operation, so no two threads of the process get different ones, and a child inherits no lock.
+            thread = self._threads.setdefault(process, _PublisherThread(self._make_publisher(), self._settings))
+        thread.publish(channel, data, exclude)
+
+    def close(self) -> None:
+        """End the thread of this process after the publishes in flight, within two seconds; none begins any more."""
+        self._closed = True
+        thread = self._threads.get(current_process())
+        if thread is not None:
+            thread.close()
+
+
+class _PublisherThread:
+    """The thread of one process."""
+
+    def __init__(self, publisher: Publisher, settings: Settings) -> None:
+        self._publisher = publisher
+        self._process = current_process()
+        self._publish_seconds = settings.publish_timeout_seconds + GRACE_SECONDS
+        self._start_seconds = settings.start_timeout_seconds
+        self._calls = CallQueue()
+        self._not_begun = [None]
+        self._not_run = [None]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._is_started = False
+        self._closing = asyncio.Event()
+        self._is_closing = False
+        self._ended = False
+        self._on_end: Callable[[], None] | None = None
+
+    def publish(self, channel: str, data: object, exclude: Any) -> None:
+        """Publish, and wait; the first call begins the thread."""
+        seconds = self._publish_seconds
+        if not self._is_started:
+            seconds += self._start_seconds
+            self._begin()
+        try:
+            self._calls.run(partial(self._publish, channel, data, exclude), seconds=seconds)
+        except BrokerUnavailableError as error:
+            if self._calls.is_open:
+                raise
+            raise BrokerUnavailableError(
+                "the publisher's thread does not run, so nothing was published: uWSGI needs `enable-threads = true`"
+            ) from error
+
+    def end(self) -> None:
+        """Ask it to end, without waiting."""
+        atexit.unregister(self.close)
+        self._is_closing = True
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._closing.set)
+
+    def close(self) -> None:
+        """End it, and wait for that; does nothing in a forked child."""
+        if self._not_begun or self._process is not current_process():
+            return
+        ended = new_waiter()
+        self._on_end = ended.notify
+        self.end()
+        if self._calls.is_open and not self._ended and not ended.wait(_CLOSE_SECONDS):
+            logger.warning("the publisher's thread did not end within %g s", _CLOSE_SECONDS)
+
+    def _begin(self) -> None:
+        try:
+            self._not_begun.pop()  # one operation, so one of many first callers begins it
+        except IndexError:
+            return
+        try:
+            atexit.register(self.close)
+            start_thread(self._run, "backplane-sync")
+        except BaseException as error:  # of a signal handler too, and then it may have begun all the same
+            self._not_begun.append(None)
+            if isinstance(error, RuntimeError):
+                raise BrokerUnavailableError(f"no thread to publish in, nothing was published: {error}") from error
+            raise
+
+    def _run(self) -> None:
+        try:
+            self._not_run.pop()
+        except IndexError:  # an interrupted call had begun it already
+            return
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(self._serve())
+        except Exception:
+            logger.exception("the publisher's thread failed")
+        finally:
+            loop.close()
+            self._ended = True
+            if self._on_end is not None:
+                self._on_end()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._calls.open()
+        try:
+            if not self._is_closing:
+                await self._closing.wait()
+            if self._starting is not None and not self._starting.done():
+                self._starting.cancel()
+                await asyncio.wait([self._starting])
+            await self._publisher.stop()
+        finally:
+            await self._calls.close()
+
+    async def _publish(self, channel: str, data: object, exclude: Any) -> None:
+        if not self._is_started:
+            await self._start()
+        await self._publisher.publish(channel, data, exclude=exclude)
+
+    async def _start(self) -> None:
+        """Start it, once for all who wait for it; after a failure the next publish tries again."""
+        if self._starting is None:
+            # In an empty context: what the link does for years is no part of the first caller's trace.
+            starting = task_in(Context(), self._publisher.start(), asyncio.get_running_loop())
+            starting.add_done_callback(self._start_ended)
+            self._starting = starting
+        await asyncio.shield(self._starting)
+
+    def _start_ended(self, starting: asyncio.Task[None]) -> None:
+        self._starting = None
+        self._is_started = not starting.cancelled() and starting.exception() is None
+
+
+def _end_all(threads: dict[object, _PublisherThread]) -> None:
+    thread = threads.get(current_process())
+    if thread is not None:
+        thread.end()

@@ -1,0 +1,241 @@
+"""Channels whose messages have a type: `orders = backplane.channel("orders:{id}", Order)`."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from string import Formatter
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overload
+
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
+
+from backplane.channels import validate_channel
+from backplane.connection.validation import error_details, validator_for
+from backplane.errors import ConfigurationError, InvalidChannelError, InvalidDataError, InvalidMessageError
+from backplane.message import Gap
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from pydantic import TypeAdapter
+
+    from backplane.connection.connection import Connection
+    from backplane.connection.validation import Validator
+    from backplane.fanout.outbox import FullPolicy
+    from backplane.fanout.subscription import Subscription
+
+__all__ = ["PubSub", "TypedChannel"]
+
+ModelT = TypeVar("ModelT")
+
+# A placeholder of such a name would be taken for the option.
+_OPTIONS: Final = frozenset({"exclude", "when_full", "max_outbox_bytes", "max_outbox_messages"})
+
+# These join words in a name; every other punctuation in a template separates its levels.
+_WORD_MARKS: Final = "-_ "
+
+
+class PubSub(Protocol):
+    """What typed channels publish and subscribe through: a `Backplane`."""
+
+    async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+        """Publish `data`."""
+
+    def subscribe(
+        self, *channels: str, when_full: FullPolicy, max_outbox_bytes: int | None, max_outbox_messages: int | None
+    ) -> AbstractAsyncContextManager[Subscription]:
+        """Subscribe a consumer."""
+        ...
+
+
+class TypedChannel(Generic[ModelT]):
+    """A family of channels whose messages are all of one type, as `Backplane.channel` makes it.
+
+    Args:
+        backplane: Where it publishes and subscribes.
+        template: The channels' names, such as `orders:{id}`; `{{` and `}}` stand for braces. What fills a placeholder
+            is made text with `str`. It cannot be empty, nor hold the punctuation that separates the template's levels
+            (here `:`), so that no value reaches a channel of another template.
+        model: A pydantic model, or any type pydantic can validate (a dataclass, a `TypedDict`, a union), or a
+            `TypeAdapter`.
+
+    Attributes:
+        invalid: How many received messages were dropped because they were not of the type.
+
+    Raises:
+        ConfigurationError: The template or the type cannot be used.
+        InvalidChannelError: The template has no placeholders and is no legal channel.
+    """
+
+    @overload
+    def __init__(self, backplane: PubSub, template: str, model: type[ModelT] | TypeAdapter[ModelT]) -> None: ...
+    @overload
+    def __init__(self: TypedChannel[Any], backplane: PubSub, template: str, model: object) -> None: ...
+    def __init__(self, backplane: PubSub, template: str, model: object) -> None:
+        self._backplane = backplane
+        self._template = template
+        self._validator: Validator[ModelT] = validator_for(model)
+        self._forbidden = _placeholders(template)
+        self.invalid = 0
+        if not self._forbidden:
+            self.name()
+
+    def __repr__(self) -> str:
+        return f"<TypedChannel {self._template!r}>"
+
+    def name(self, **placeholders: object) -> str:
+        """Return the channel's name, for joins: `orders.name(id=42)` is `"orders:42"`.
+
+        Raises:
+            TypeError: A placeholder is missing or unknown, or its value is `None` or bytes.
+            InvalidChannelError: A value is empty or holds a separator of the template, or the whole is too long.
+        """
+        if placeholders.keys() != self._forbidden.keys():
+            raise TypeError(_mismatch(self._template, self._forbidden, placeholders))
+        values = {
+            name: _value(self._template, name, placeholders[name], self._forbidden[name]) for name in placeholders
+        }
+        return validate_channel(self._template.format(**values))
+
+    async def publish(
+        self,
+        message: ModelT | Mapping[str, Any],
+        /,
+        *,
+        exclude: Connection | str | None = None,
+        **placeholders: object,
+    ) -> None:
+        """Publish `message` as JSON text: `await orders.publish(Order(...), id=42)`.
+
+        Field names are the aliases, where there are some, as in FastAPI's answers. A model's instance is taken as it
+        is; anything else, such as a dict, is validated.
+
+        Raises:
+            InvalidDataError: `message` is not of the type.
+            TypeError, InvalidChannelError: As `name`.
+            BackplaneError: As `Backplane.publish`.
+        """
+        channel = self.name(**placeholders)
+        await self._backplane.publish(channel, self.encode(message), exclude=exclude)
+
+    @asynccontextmanager
+    async def subscribe(
+        self,
+        *,
+        when_full: FullPolicy = "close",
+        max_outbox_bytes: int | None = None,
+        max_outbox_messages: int | None = None,
+        **placeholders: object,
+    ) -> AsyncGenerator[AsyncIterator[ModelT | Gap]]:
+        """Subscribe: `async with orders.subscribe(id=42) as messages: async for order in messages: ...`.
+
+        Yields validated models, and a `Gap` where messages may be missing. What is not of the type, a foreign publish
+        perhaps, is dropped: counted in `invalid` and in `Backplane.statistics`, and logged, a burst in one line.
+
+        Raises:
+            TypeError, InvalidChannelError: As `name`.
+            BackplaneError: As `Backplane.subscribe`.
+        """
+        async with self._backplane.subscribe(
+            self.name(**placeholders),
+            when_full=when_full,
+            max_outbox_bytes=max_outbox_bytes,
+            max_outbox_messages=max_outbox_messages,
+        ) as messages:
+            yield _TypedMessages[ModelT](messages, self._validator, self._count_invalid)
+
+    def encode(self, message: object) -> str:
+        """Return the JSON text that `publish` publishes for `message`.
+
+        Raises:
+            InvalidDataError: `message` is not of the type.
+        """
+        try:
+            adapter = self._validator.adapter
+            return adapter.dump_json(adapter.validate_python(message), by_alias=True, warnings="error").decode()
+        except ValidationError as error:
+            reason = str(InvalidMessageError(error_details(error))).removeprefix("invalid message: ")
+            raise InvalidDataError(f"not a message for {self._template!r}: {reason}") from error
+        except PydanticSerializationError as error:
+            raise InvalidDataError(f"not a message for {self._template!r}: {error}") from error
+
+    def _count_invalid(self) -> None:
+        self.invalid += 1
+
+
+class _TypedMessages(Generic[ModelT]):
+    """What a subscription hears, validated. As with the subscription, cancelling the iteration loses nothing."""
+
+    def __init__(
+        self,
+        messages: Subscription,
+        validator: Validator[ModelT],
+        count_invalid: Callable[[], None],
+    ) -> None:
+        self._messages = messages
+        self._validator = validator
+        self._count_invalid = count_invalid
+
+    def __aiter__(self) -> AsyncIterator[ModelT | Gap]:
+        return self
+
+    async def __anext__(self) -> ModelT | Gap:
+        async for item in self._messages:
+            if isinstance(item, Gap):
+                return item
+            try:
+                return self._validator.parse(item.data)
+            except InvalidMessageError as error:
+                self._count_invalid()
+                self._messages.note_invalid(item.channel, error)
+        raise StopAsyncIteration
+
+
+def _placeholders(template: str) -> dict[str, str]:
+    """Return the placeholders of a template, each with the characters its value must not hold."""
+    try:
+        parts = list(Formatter().parse(template))
+    except (ValueError, TypeError) as error:
+        raise _wrong(template, f"{error}") from None
+    separators = "".join(c for literal, *_ in parts for c in literal if not c.isalnum() and c not in _WORD_MARKS)
+    found: dict[str, str] = {}
+    for index, (_, name, specification, conversion) in enumerate(parts):
+        if name is None:
+            continue
+        following = parts[index + 1] if index + 1 < len(parts) else ("", None, None, None)
+        if not name.isidentifier() or specification or conversion:
+            raise _wrong(template, "a placeholder is a plain name: orders:{id}")
+        if name in _OPTIONS or name in found:
+            raise _wrong(template, f"the placeholder {name!r} is {'taken twice' if name in found else 'an option'}")
+        if following[1] is not None and not following[0]:
+            raise _wrong(template, f"something must stand between {{{name}}} and {{{following[1]}}}")
+        # In `{a}-{b}` the first of the two must not hold the hyphen.
+        found[name] = separators + (following[0][0] if following[1] is not None else "")
+    return found
+
+
+def _value(template: str, name: str, value: object, forbidden: str) -> str:
+    if value is None or isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"{template!r}: {name} is {'None' if value is None else 'bytes'}, which names no channel")
+    text = str(value)
+    if not text:
+        raise InvalidChannelError(f"{template!r}: {name} is empty")
+    broken = next((character for character in text if character in forbidden), None)
+    if broken is not None:
+        raise InvalidChannelError(
+            f"{template!r}: {name} must not hold {broken!r}, which separates the parts of the template: {text[:40]!r}"
+        )
+    return text
+
+
+def _mismatch(template: str, known: Mapping[str, object], given: Mapping[str, object]) -> str:
+    missing = [name for name in known if name not in given]
+    unknown = [name for name in given if name not in known]
+    words = [f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
+    takes = f"takes {', '.join(known)}" if known else "takes no placeholders"
+    return f"{template!r} {takes}: {'; '.join(words)}"
+
+
+def _wrong(template: str, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"the channel template {template!r} cannot be used: {reason}")

@@ -1,0 +1,229 @@
+"""A Starlette or FastAPI `WebSocket` as the `Socket` that a `Connection` needs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from starlette.exceptions import WebSocketException
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from backplane.close_codes import close_reason
+from backplane.connection.sender import SocketGoneError
+from backplane.connection.socket import is_of_client
+from backplane.errors import BackplaneError, ClosedError, LifecycleError
+from backplane.lane import EXTENSION, when_gone
+from backplane.web.client_address import address_key
+from backplane.web.framework_errors import framework_ending, is_use_after_end
+from backplane.web.read_ahead import ReadAhead
+from backplane.web.refusal import denial, deny
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, MutableMapping
+
+    from starlette.websockets import WebSocket
+
+    from backplane.connection.ending import Ending
+    from backplane.connection.socket import Bypass
+    from backplane.lane import Lane
+
+__all__ = ["StarletteSocket"]
+
+# A client that does not read does not read why it is refused either.
+_REFUSE_SECONDS: Final = 1.0
+
+
+class StarletteSocket:
+    """Wraps `websocket`, which must not have been accepted yet.
+
+    Raises:
+        LifecycleError: It was accepted.
+        ClosedError: It is closed.
+    """
+
+    __slots__ = ("_ahead", "_receive_bypassed", "_websocket", "lane")
+
+    def __init__(self, websocket: WebSocket) -> None:
+        states = (websocket.application_state, websocket.client_state)
+        if WebSocketState.DISCONNECTED in states:
+            raise ClosedError("this WebSocket is closed already")
+        if websocket.application_state is not WebSocketState.CONNECTING:
+            raise LifecycleError(
+                "this WebSocket is accepted already: connect() accepts it, remove `await websocket.accept()`"
+            )
+        self._websocket = websocket
+        self._receive_bypassed: Bypass | None = None
+        self._ahead: ReadAhead | None = None
+        self.lane: Lane | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+
+    @property
+    def origin(self) -> str | None:
+        """The page the client says it is on; `None` for what is no browser."""
+        return self._websocket.headers.get("origin")
+
+    @property
+    def host(self) -> str | None:
+        """The host the client wanted to reach."""
+        return self._websocket.headers.get("host")
+
+    @property
+    def address_key(self) -> bytes | None:
+        """Key of the client's address; `None` where the server does not know it."""
+        return address_key(self._websocket.scope)
+
+    async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
+        """Finish the handshake."""
+        await self._websocket.accept(subprotocol, headers)
+        self._websocket.receive = self._bypass  # type: ignore[method-assign]
+
+    async def left(self) -> None:
+        """Return when the client has left; before the handshake is answered it can send nothing else."""
+        while (await self._websocket.receive())["type"] != "websocket.disconnect":
+            pass
+
+    async def refuse(self, refused: Ending) -> BaseException:
+        """Answer the handshake with an HTTP error, and return what the handler is to raise.
+
+        `backplane.web.refusal` decides with which status. A server without the denial response extension answers 403.
+        Any other error is left to the framework, which answers its own `HTTPException` and `WebSocketException`.
+        """
+        if not isinstance(refused.error, BackplaneError):
+            return refused.error or AssertionError("a refusal without an error")
+        try:
+            await deny(self._websocket, denial(refused.error))
+        except Exception as failure:
+            if not self.is_gone(failure):
+                raise
+        return self._answered(refused)
+
+    async def refuse_after_accept(self, refused: Ending, subprotocol: str | None) -> BaseException:
+        """Accept and close, and return what the handler is to raise."""
+        deadline = asyncio.timeout(_REFUSE_SECONDS)
+        try:
+            async with deadline:
+                await self.accept(subprotocol, None)
+                await self._websocket.close(refused.code, close_reason(refused.code, refused.reason))
+        except Exception as failure:
+            if not (deadline.expired() or self.is_gone(failure)):
+                raise
+            if self.lane is not None:
+                self.lane.close()
+        return self._answered(refused)
+
+    def _answered(self, refused: Ending) -> BaseException:
+        """Return a `WebSocketException`, of which the framework's handler calls `close`: that is done already."""
+        self._websocket.close = _is_answered  # type: ignore[method-assign]
+        answered = WebSocketException(refused.code, str(refused.error))
+        answered.__cause__ = refused.error
+        return answered
+
+    @staticmethod
+    def ending(error: BaseException, /) -> Ending | None:
+        """Return what an error of the framework means to an accepted client; `None` for any other error."""
+        return framework_ending(error)
+
+    def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
+        """Send one message."""
+        # What `send_text` and `send_bytes` do, with one call less on the way of every message.
+        return self._websocket.send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+
+    def is_gone(self, error: Exception) -> bool:
+        """Return whether the client is gone, by the state of the socket where `error` alone could be anybody's.
+
+        Uvicorn raises an OSError of its own, and behind a close a RuntimeError, as Starlette does; Hypercorn, Granian
+        and Daphne drop what is sent to a client that is gone. A task group of a middleware makes a group of it.
+        """
+        if self._websocket.client_state is WebSocketState.DISCONNECTED:
+            return True
+        match error:
+            case WebSocketDisconnect():
+                cause = error.__context__  # Starlette takes every OSError for the end, a middleware's own too
+                if isinstance(cause, OSError) and not is_of_client(cause):
+                    self._websocket.application_state = WebSocketState.CONNECTED  # so that it can be closed
+                    return False
+                return True
+            case OSError():
+                return is_of_client(error)
+            case ExceptionGroup():
+                parts: tuple[Exception, ...] = error.exceptions
+                return all(self.is_gone(part) for part in parts)
+            case _:
+                return isinstance(error, SocketGoneError) or self._is_closed or is_use_after_end(error)
+
+    async def receive(self) -> str | bytes | None:
+        """Return the next message, or `None` when the client is gone."""
+        if self._is_closed:
+            return None
+        return _data(await type(self._websocket).receive(self._websocket))
+
+    def read_ahead(
+        self, on_message: Callable[[float], None], on_end: Callable[[], None], /
+    ) -> Coroutine[Any, Any, None] | None:
+        """Return what receives the messages that `receive` returns later, and notifies of each and of the end.
+
+        Whoever receives from the `WebSocket` itself gets them too, in their place. `None` where that is under way.
+        """
+        if self._ahead is None:
+            receive = self._websocket._receive  # pyright: ignore[reportPrivateUsage]
+            self._ahead = ReadAhead(receive, on_message, on_end)
+            self._websocket._receive = self._ahead.receive  # pyright: ignore[reportPrivateUsage]
+        return None if self._ahead.is_reading else self._ahead.run()
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close, if it is still open."""
+        if self._is_closed:
+            return
+        try:
+            await self._websocket.close(code, reason)
+        except Exception as error:
+            if not self.is_gone(error):
+                raise
+
+    def on_bypass(self, receive: Bypass, /) -> None:
+        """Ask `receive` for what the application receives from the WebSocket itself, once it is accepted."""
+        self._receive_bypassed = receive
+
+    def when_gone(self, callback: Callable[[], None], /) -> None:
+        """Call `callback` once the client's transport is gone, and at once where the server does not report it."""
+        when_gone(self._websocket.scope, callback)
+
+    async def _bypass(self) -> MutableMapping[str, Any]:
+        """Stand in for `WebSocket.receive`, which all of its methods that receive call."""
+        message: MutableMapping[str, Any] = {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+
+        async def receive() -> str | bytes | None:
+            nonlocal message
+            received = await type(self._websocket).receive(self._websocket)
+            if received["type"] == "websocket.disconnect":
+                message = received
+            return _data(received)
+
+        if self._receive_bypassed is None:
+            return await type(self._websocket).receive(self._websocket)
+        try:
+            data = await self._receive_bypassed(receive)
+        except StopAsyncIteration:
+            self._websocket.receive = _end_is_received  # type: ignore[method-assign]
+            return message
+        return {"type": "websocket.receive", "text" if isinstance(data, str) else "bytes": data}
+
+    @property
+    def _is_closed(self) -> bool:
+        return WebSocketState.DISCONNECTED in (self._websocket.application_state, self._websocket.client_state)
+
+
+def _data(message: MutableMapping[str, Any]) -> str | bytes | None:
+    if message["type"] == "websocket.disconnect":
+        return None
+    text: str | None = message.get("text")
+    data: bytes = message.get("bytes") or b""
+    return data if text is None else text
+
+
+async def _end_is_received() -> NoReturn:
+    """Stand in for `WebSocket.receive` after the end, as it is after a client's: else who ignores it never waits."""
+    raise RuntimeError('Cannot call "receive" once a disconnect message has been received.')
+
+
+async def _is_answered(code: int = 1000, reason: str | None = None) -> None:
+    """Stand in for `WebSocket.close`, which the framework's handler of a `WebSocketException` calls."""

@@ -1,0 +1,105 @@
+"""What this process can see of its surroundings, to warn about what will not work there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from backplane.broadcaster import Capabilities
+    from backplane.connection.limits import Limits
+
+__all__ = ["NO_LIFESPAN", "warn_if_isolated", "warn_if_nobody_pings", "warn_of_default_url", "worker_count"]
+
+logger = logging.getLogger("backplane.worker.deployment")
+
+NO_LIFESPAN: Final = (
+    "If that is in place, the server does not run the lifespan: Uvicorn with `--lifespan off`, Gunicorn's asgi worker "
+    "with `--asgi-lifespan off`, Granian with `--interface asginl`, and Daphne ever"
+)
+"""Why a backplane that its application starts in the lifespan may not be started."""
+
+# Servers whose WebSockets have no pings, or none by default, by a module that their workers import.
+_WITHOUT_PINGS: Final = {
+    "gunicorn.workers.gasgi": "Gunicorn's asgi worker sends no WebSocket pings",
+    "granian._granian": "Granian sends no WebSocket pings",
+    "hypercorn.asyncio.run": "Hypercorn sends no WebSocket pings unless its `websocket_ping_interval` is set",
+}
+
+_SERVER = re.compile(r"(gunicorn|uvicorn|hypercorn|granian|fastapi|backplane)\b")
+_WORKERS_OPTION = re.compile(r"(?:^|\0)(?:-w|--workers)[\0=]?(\d+)(?=\0|$)")
+
+
+def warn_if_isolated(capabilities: Capabilities, url: str) -> None:
+    """Log a warning, with the cure, where the adapter plainly does not reach every worker."""
+    workers = worker_count()
+    if capabilities.reach == "process" and workers > 1:
+        logger.warning(
+            "%s reaches this process only, and it is one of %d workers: a broadcast will reach a part of the clients. "
+            "Set BACKPLANE_URL=ipc://myapp to join the workers of one host, or redis://... to join hosts.",
+            url,
+            workers,
+        )
+    elif capabilities.reach != "network" and "KUBERNETES_SERVICE_HOST" in os.environ:
+        logger.warning(
+            "%s reaches this pod only, and this process runs in Kubernetes: with more than one replica "
+            "a broadcast will reach a part of the clients. Set BACKPLANE_URL=redis://... to join pods.",
+            url,
+        )
+
+
+def warn_of_default_url(url: str) -> None:
+    """Log a warning that nobody chose `url`: a script that publishes there reaches nobody, and would not notice."""
+    logger.warning(
+        "no URL was given and BACKPLANE_URL is not set, so %s is used, which reaches this process only: "
+        "set BACKPLANE_URL to the broker of the web workers, or give the URL",
+        url,
+    )
+
+
+def warn_if_nobody_pings(limits: Limits) -> None:
+    """Log a warning, once, that heartbeats have no effect: for a client that is not on the direct lane."""
+    if limits.heartbeat_seconds is not None and limits.heartbeat_message is None:
+        _warn_if_nobody_pings()
+
+
+@cache  # once, not for every client
+def _warn_if_nobody_pings() -> None:
+    for module, words in _WITHOUT_PINGS.items():
+        if module in sys.modules:
+            logger.warning(
+                "heartbeat_seconds has no effect: %s, so a client that vanishes stays until the system gives up a send "
+                "to it. Set Limits(heartbeat_message=...), which clients answer, or use a server with the direct lane; "
+                "heartbeat_seconds=None accepts it",
+                words,
+            )
+
+
+def worker_count(proc: Path = Path("/proc")) -> int:
+    """Return how many workers the server above this process was told to start, as far as that is plain; else 1.
+
+    Looks at the command line of the parent process, where it is a server, and at what Gunicorn and Uvicorn take from
+    the environment. A count set only in a Gunicorn configuration file is not seen.
+    """
+    command = _command_line(proc / str(os.getppid()))
+    # The program, or what the interpreter runs: `python gunicorn ...`, `python -m uvicorn ...`.
+    if not any(_SERVER.match(Path(word).name) for word in command[:3]):
+        return 1
+    for words in (command, shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))):
+        if found := _WORKERS_OPTION.findall("\0".join(words)):
+            return int(found[-1])
+    concurrency = os.environ.get("UVICORN_WORKERS") or os.environ.get("WEB_CONCURRENCY", "")
+    return int(concurrency) if concurrency.isdecimal() else 1
+
+
+def _command_line(process: Path) -> list[str]:
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # not Linux, or not ours to read
+        return []

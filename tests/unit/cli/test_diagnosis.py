@@ -1,0 +1,266 @@
+"""`diagnose`: what it finds out about a broker, and how it says what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from backplane import (
+    Backplane,
+    BackplaneError,
+    BrokerAuthenticationError,
+    BrokerError,
+    BrokerUnavailableError,
+    ConfigurationError,
+    InvalidChannelError,
+    PublishError,
+    PublishOutcomeUnknownError,
+    Settings,
+    SubscribeError,
+)
+from backplane.adapters.memory import MemoryBroadcaster
+from backplane.broadcaster import Capabilities
+from backplane.broker import registry
+from backplane.cli import diagnosis
+from backplane.cli.diagnosis import Diagnosis, diagnose, reach_in_words, return_in_words, size_in_words
+from backplane.message import ALL
+from tests.conformance.example_broker import example_broker
+
+if TYPE_CHECKING:
+    from backplane.broadcaster import Sink
+
+pytestmark = pytest.mark.anyio
+
+CAPABILITIES = Capabilities(brokered=False, reach="process", publish_returns="delivered", max_payload_bytes=1)
+
+
+def failing(error: Exception) -> object:
+    """Return a method that raises."""
+
+    async def method(*_: object) -> NoReturn:
+        raise error
+
+    return method
+
+
+async def forever(*_: object) -> NoReturn:
+    """Stand for a broker that does not answer."""
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError("nothing ends this")
+
+
+# --- all is well ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_broker_that_works() -> None:
+    """All that can be known is found out, and nothing is wrong."""
+    found = await diagnose("memory://", messages=3)
+
+    assert found.problem is None
+    assert found.url == "memory://"
+    assert found.broker == "the memory of this process"
+    assert found.capabilities.reach == "process"
+    assert found.connect_seconds is not None
+    assert len(found.round_trips_seconds) == 3
+    assert min(found.round_trips_seconds) > 0
+
+
+async def test_processes_of_a_host_are_counted(ipc_url: str) -> None:
+    """On `ipc://`, where there is no broker, it is told how many others there are."""
+    assert (await diagnose(ipc_url, messages=1)).broker == "Unix sockets, 0 other processes"
+    async with Backplane(ipc_url):
+        assert (await diagnose(ipc_url, messages=1)).broker == "Unix sockets, 1 other process"
+
+
+async def test_progress_is_told() -> None:
+    """Whoever waits is told what is being done."""
+    told: list[str] = []
+    await diagnose("memory://", channel="mine", messages=2, on_progress=told.append)
+
+    assert told == [
+        "connecting to memory://",
+        "joining channel 'mine'",
+        "message 1 of 2, there and back",
+        "message 2 of 2, there and back",
+    ]
+
+
+async def test_an_adapter_that_does_not_describe_its_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the optional ability there is no name, and no problem."""
+    adapter = ("tests.conformance.example_adapter:ExampleBroadcaster", None)
+    monkeypatch.setitem(registry._BUILT_IN, "example", adapter)  # pyright: ignore[reportPrivateUsage]
+    async with example_broker() as url:
+        found = await diagnose(url, messages=1)
+    assert (found.broker, found.problem) == (None, None)
+
+
+async def test_a_limit_that_the_broker_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Capabilities are those of the open link: what a broker takes may be known only then."""
+    start = MemoryBroadcaster.start
+
+    async def start_and_learn(self: MemoryBroadcaster, sink: Sink) -> None:
+        await start(self, sink)
+        learnt = replace(self.capabilities, max_payload_bytes=1234)
+        monkeypatch.setattr(MemoryBroadcaster, "capabilities", learnt)
+
+    monkeypatch.setattr(MemoryBroadcaster, "start", start_and_learn)
+    found = await diagnose("memory://", messages=1)
+    assert found.capabilities.max_payload_bytes == 1234
+
+
+async def test_messages_of_others_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a channel that others use, what they say is no round trip."""
+    publish = MemoryBroadcaster.publish
+
+    async def publish_among_others(self: MemoryBroadcaster, channel: str, payload: bytes) -> None:
+        await publish(self, channel, b"what another one says")
+        await publish(self, channel, payload)
+
+    monkeypatch.setattr(MemoryBroadcaster, "publish", publish_among_others)
+    found = await diagnose("memory://", channel="lobby", messages=3)
+    assert (found.problem, len(found.round_trips_seconds)) == (None, 3)
+
+
+# --- something is wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channel", ["", "$backplane/probe/x"])
+async def test_an_illegal_channel(channel: str) -> None:
+    """A channel that no application may use raises, before anything is opened."""
+    with pytest.raises(InvalidChannelError):
+        await diagnose("memory://", channel=channel)
+
+
+async def test_a_wrong_url() -> None:
+    """A wrong URL raises: there is nothing to diagnose."""
+    with pytest.raises(ConfigurationError):
+        await diagnose("memori://")
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "words"),
+    [
+        ("start", BrokerUnavailableError("nobody there."), "nobody there; is the broker running"),
+        ("start", BrokerAuthenticationError("wrong password"), "wrong password; check the user and the password"),
+        ("start", BrokerError("a certificate that is not trusted"), "a certificate that is not trusted"),
+        ("subscribe", SubscribeError({"mine": "no permission"}), "no permission; grant channel 'mine', or name one"),
+        ("publish", PublishError("no permission"), "no permission; grant channel 'mine', or name one"),
+        ("publish", PublishOutcomeUnknownError("no answer"), "no answer; the broker took the message"),
+    ],
+)
+async def test_what_the_broker_refuses(
+    monkeypatch: pytest.MonkeyPatch, method: str, error: BackplaneError, words: str
+) -> None:
+    """Each error is said in its words, with a way out where one is known."""
+    monkeypatch.setattr(MemoryBroadcaster, method, failing(error))
+    found = await diagnose("memory://somebody:secret@here", channel="mine")
+
+    assert found.problem is not None
+    assert words in found.problem
+    assert found.url == "memory://somebody:***@here"
+    assert found.round_trips_seconds == ()
+    assert (found.broker is None) is (method == "start")
+
+
+async def test_a_broker_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that takes too long is given up, and stopped."""
+    stopped: list[MemoryBroadcaster] = []
+
+    async def stop(self: MemoryBroadcaster) -> None:
+        stopped.append(self)
+
+    monkeypatch.setattr(diagnosis, "Settings", lambda: Settings(start_timeout_seconds=0.01))
+    monkeypatch.setattr(MemoryBroadcaster, "start", forever)
+    monkeypatch.setattr(MemoryBroadcaster, "stop", stop)
+    found = await diagnose("memory://")
+
+    assert found.problem is not None
+    assert found.problem.startswith("no answer from memory:// within 0.01 s; is the broker running")
+    assert len(stopped) == 1
+
+
+async def test_a_broker_that_does_not_say_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A description that does not come is a broker that does not answer."""
+    monkeypatch.setattr(diagnosis, "_DESCRIBE_SECONDS", 0.01)
+    monkeypatch.setattr(MemoryBroadcaster, "describe", forever)
+    found = await diagnose("memory://")
+    assert found.problem == "the broker took the link and did not say what it is within 0.01 s"
+
+
+async def test_a_message_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that takes messages and brings none is found out."""
+
+    async def swallow(*_: object) -> None:
+        """Take it."""
+
+    monkeypatch.setattr(diagnosis, "_RETURN_SECONDS", 0.01)
+    monkeypatch.setattr(MemoryBroadcaster, "publish", swallow)
+    found = await diagnose("memory://")
+    assert found.problem == "message 1 was published and did not come back within 0.01 s"
+
+
+async def test_a_link_that_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gap in the middle of the check is something wrong, though every message came back."""
+    sinks: list[Sink] = []
+    start, publish = MemoryBroadcaster.start, MemoryBroadcaster.publish
+
+    async def kept_start(self: MemoryBroadcaster, sink: Sink) -> None:
+        sinks.append(sink)
+        await start(self, sink)
+
+    async def publish_behind_a_gap(self: MemoryBroadcaster, channel: str, payload: bytes) -> None:
+        sinks[-1].gap(ALL, "overrun")
+        await publish(self, channel, payload)
+
+    monkeypatch.setattr(MemoryBroadcaster, "start", kept_start)
+    monkeypatch.setattr(MemoryBroadcaster, "publish", publish_behind_a_gap)
+    found = await diagnose("memory://")
+    assert found.problem == "the link did not hold during the check: overrun"
+
+
+# --- figures and words ---------------------------------------------------------------------------------------------
+
+
+def test_percentiles() -> None:
+    """A percentile is a value that occurred: the smallest that enough of the messages did not exceed."""
+    hundred = tuple(number / 100 for number in range(100, 0, -1))
+    found = Diagnosis(url="", capabilities=CAPABILITIES, round_trips_seconds=hundred)
+
+    assert [found.round_trip_percentile(percent) for percent in (0, 50, 99, 100)] == [0.01, 0.5, 0.99, 1.0]
+
+
+def test_percentile_of_nothing() -> None:
+    """Without a round trip there is no percentile."""
+    with pytest.raises(ValueError, match="no message"):
+        Diagnosis(url="", capabilities=CAPABILITIES).round_trip_percentile(50)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "words"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (1024, "1 KiB"),
+        (1_000_000, "1 MB"),
+        (1024 * 1024, "1 MiB"),
+        (1_048_577, "1,048,577 bytes"),
+        (16 * 1024 * 1024, "16 MiB"),
+    ],
+)
+def test_size_in_words(size_bytes: int, words: str) -> None:
+    """A size is said exactly, in the largest unit that does."""
+    assert size_in_words(size_bytes) == words
+
+
+def test_capabilities_in_words() -> None:
+    """Reach and firmness are said in words; on one host the kernel stands between."""
+    within_host = replace(CAPABILITIES, reach="host")
+    assert reach_in_words(CAPABILITIES) == "this process"
+    assert return_in_words(CAPABILITIES) == "handed to every subscriber"
+    assert return_in_words(within_host) == "handed to every subscriber here, and to the kernel for each peer"
+    assert return_in_words(replace(within_host, publish_returns="stored")) == "the server has stored it"

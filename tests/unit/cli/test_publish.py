@@ -1,0 +1,134 @@
+"""`backplane publish`: what goes out, what is said then, and with which status it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+from typer.testing import CliRunner
+
+from backplane import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
+from backplane.adapters.memory import MemoryBroadcaster
+from backplane.cli import app
+from backplane.fanout.codec import decode
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | bytes]]:
+    """Every channel and data that reached the adapter."""
+    taken: list[tuple[str, str | bytes]] = []
+
+    async def publish(_: MemoryBroadcaster, channel: str, payload: bytes) -> None:
+        message = decode(channel, payload)
+        assert message is not None
+        taken.append((message.channel, message.data))
+
+    monkeypatch.setattr(MemoryBroadcaster, "publish", publish)
+    return taken
+
+
+def publish(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+    """Run the command on `memory://`; return status, standard output and standard error."""
+    result = CliRunner().invoke(app, ["publish", "memory://", *arguments], input=stdin)
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "expected"),
+    [
+        pytest.param(["hello"], b"", "hello", id="text"),
+        pytest.param([""], b"", "", id="empty"),
+        pytest.param(["-"], b"a line\n", "a line\n", id="standard input, as it is"),
+        pytest.param(["--json", '{"id": 42}'], b"", '{"id": 42}', id="JSON, as it is"),
+        pytest.param(["--binary", "hello"], b"", b"hello", id="binary"),
+        pytest.param(["--binary", "-"], b"\xff\0", b"\xff\0", id="binary from standard input"),
+        pytest.param(["--hex", "00 ff10"], b"", b"\x00\xff\x10", id="hexadecimal"),
+        pytest.param(["--", "-1"], b"", "-1", id="data that looks like an option"),
+    ],
+)
+def test_data(
+    published: list[tuple[str, str | bytes]], arguments: list[str], stdin: bytes, expected: str | bytes
+) -> None:
+    """The data goes out as it is: text, or binary where that is said."""
+    status, _, said = publish("room", *arguments, stdin=stdin)
+    assert status == 0, said
+    assert published == [("room", expected)]
+
+
+def test_file(published: list[tuple[str, str | bytes]], tmp_path: Path) -> None:
+    """The data can be a file."""
+    file = tmp_path / "data"
+    file.write_bytes(b"from a file")
+    assert publish("room", "--file", str(file))[0] == 0
+    assert published == [("room", "from a file")]
+
+
+def test_what_is_certain_is_said() -> None:
+    """It says what is certain when it has published, and that on `memory://` nobody can have heard it."""
+    status, printed, said = publish("the\nroom", "grüße")
+
+    assert status == 0
+    assert printed == "published 7 bytes to 'the\\nroom': handed to every subscriber\n"
+    assert said == "backplane: memory:// reaches this process only, and nobody subscribes in it\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "words"),
+    [
+        pytest.param(["room"], b"", "give the data", id="no data"),
+        pytest.param(["room", "data", "--file", __file__], b"", "give the data", id="two sources"),
+        pytest.param(["room", "--file", "/does/not/exist"], b"", "does not exist", id="no such file"),
+        pytest.param(["room", "-"], b"\xff", "not text in UTF-8 (byte 0): give --binary", id="not UTF-8"),
+        pytest.param(["room", "--hex", "0g"], b"", "the data is not hexadecimal", id="not hexadecimal"),
+        pytest.param(["room", "--json", "{'a': 1}"], b"", "the data is not JSON", id="not JSON"),
+        pytest.param(["room", "--json", "NaN"], b"", "the data is not JSON", id="not a number"),
+        pytest.param(["room", "--json", "--binary", "1"], b"", "JSON is text", id="JSON as binary"),
+        pytest.param(["", "data"], b"", "cannot be empty", id="illegal channel"),
+    ],
+)
+def test_wrong_usage(published: list[tuple[str, str | bytes]], arguments: list[str], stdin: bytes, words: str) -> None:
+    """What the user wrote wrong ends it with 2 and says what; nothing goes out."""
+    status, printed, said = publish(*arguments, stdin=stdin)
+    assert (status, printed, published) == (2, "", [])
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (BrokerUnavailableError("nobody there"), 1, "not published: nobody there"),
+        (PublishError("no permission"), 1, "not published: no permission"),
+        (PublishOutcomeUnknownError("no answer"), 3, "nobody can know whether it was published"),
+    ],
+)
+def test_failure(monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, words: str) -> None:
+    """Certainly not published ends it with 1, perhaps published with 3, and nothing claims that it was."""
+
+    async def fail(*_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(MemoryBroadcaster, "publish", fail)
+    ended, printed, said = publish("room", "data")
+    assert (ended, printed) == (status, "")
+    assert words in said
+
+
+def test_too_large(published: list[tuple[str, str | bytes]]) -> None:
+    """What is over the broker's limit is certainly not published."""
+    result = CliRunner().invoke(app, ["publish", "memory://?max_payload_bytes=30", "room", "0123456789"])
+    assert (result.exit_code, published) == (1, [])
+    assert "not published: the message takes 31 bytes on the broker and the limit is 30" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["", "room", "data"], [" ", "room", "data"], ["room", "data"], ["env", "room", "data"]]
+)
+def test_no_url(published: list[tuple[str, str | bytes]], arguments: list[str]) -> None:
+    """Without a broker's URL nothing is published, and certainly not into its own memory: it names BACKPLANE_URL."""
+    result = CliRunner().invoke(app, ["publish", *arguments])
+    assert (result.exit_code, result.stdout, published) == (2, "", [])
+    assert "BACKPLANE_URL" in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,664 @@
+"""`backplane.connection.sender`: from the outbox to the socket, by ASGI and by a lane, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import copy_context
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backplane.connection.sender import AsgiSender, LaneSender, SocketGoneError
+from backplane.fanout.batch import Batch
+from backplane.fanout.frames import encode_frame
+from backplane.fanout.outbox import FullPolicy, Outbox
+from backplane.message import Gap, Message
+from tests.unit.doubles import FakeLane, until_idle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 5.0
+
+
+class Owner:
+    """Keeps what it is told; does what a test says at it.
+
+    Attributes:
+        told: Every call, with what it was about.
+        at_too_slow: Called at `too_slow`.
+    """
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.at_too_slow: Callable[[], object] = lambda: None
+
+    def too_slow(self, item: Message | Gap) -> None:
+        """Keep it."""
+        self.told.append(("too slow", item.data if isinstance(item, Message) else item))
+        self.at_too_slow()
+
+    def send_failed(self, error: Exception) -> None:
+        """Keep it."""
+        self.told.append(error)
+
+    def client_gone(self) -> None:
+        """Keep it."""
+        self.told.append("gone")
+
+
+class Client:
+    """What ASGI sends to: takes a message at once, or when its gate opens.
+
+    Attributes:
+        got: What it has taken.
+        begun: How many sends were begun.
+        error: What a send raises, at once with the gate open, else when it opens.
+        ends: How the sends ended that did not return.
+    """
+
+    def __init__(self) -> None:
+        self.got: list[str | bytes] = []
+        self.begun = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error: BaseException | None = None
+        self.ends: list[type[BaseException]] = []
+
+    async def send(self, data: str | bytes) -> None:
+        """Take a message."""
+        self.begun += 1
+        try:
+            await self.gate.wait()
+            if self.error is not None:
+                raise self.error  # noqa: TRY301  # as a server's own would
+        except BaseException as error:
+            self.ends.append(type(error))
+            raise
+        self.got.append(data)
+
+
+def batch(*texts: str) -> Batch:
+    """Return a batch of texts."""
+    return Batch(*(Message(channel="a", data=data) for data in texts))
+
+
+def outbox_of(when_full: FullPolicy = "close", *, max_messages: int = 100) -> Outbox:
+    """Return an outbox."""
+    return Outbox(max_bytes=1_000_000, max_messages=max_messages, when_full=when_full)
+
+
+def tasks() -> set[asyncio.Task[object]]:
+    """Return the tasks there are."""
+    return asyncio.all_tasks()
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    """Let tasks run until `condition` holds."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+class Plain:
+    """A `AsgiSender` with its three sides."""
+
+    def __init__(self, when_full: FullPolicy = "close", *, max_messages: int = 100, opened: bool = True) -> None:
+        self.client = Client()
+        self.owner = Owner()
+        self.outbox = outbox_of(when_full, max_messages=max_messages)
+        self.sender = AsgiSender(self.outbox, self.owner, self.client.send, copy_context())
+        if opened:
+            self.sender.open()
+
+
+class OnLane:
+    """A `LaneSender` with its three sides."""
+
+    def __init__(self, when_full: FullPolicy = "close", *, max_messages: int = 100, opened: bool = True) -> None:
+        self.lane = FakeLane()
+        self.owner = Owner()
+        self.outbox = outbox_of(when_full, max_messages=max_messages)
+        self.sender = LaneSender(self.outbox, self.owner, self.lane, copy_context())
+        if opened:
+            self.sender.open()
+
+
+# --- by ASGI -------------------------------------------------------------------------------------------------------
+
+
+async def test_send_that_completes_at_once() -> None:
+    """Messages the server takes at once are sent in the same pass of the event loop, in order, and leave no task."""
+    plain, before = Plain(), tasks()
+    plain.sender.offer(batch("1", "2"))
+    plain.sender.offer(batch("3"))
+    assert (plain.client.got, plain.sender.is_waiting) == (["1", "2", "3"], False)
+    await until_idle()
+    assert tasks() == before
+    await plain.sender.sent()
+
+
+async def test_send_that_waits() -> None:
+    """A send that waits costs one task; everything behind it queues, however it comes, and keeps its order."""
+    plain, before = Plain(), tasks()
+    plain.client.gate.clear()
+    plain.sender.offer(batch("1", "2"))
+    plain.sender.offer(batch("3"))
+    await until_idle()
+    plain.sender.offer(batch("4", "5"))
+    assert (plain.client.begun, len(plain.outbox), len(tasks() - before)) == (1, 4, 1)
+    assert plain.sender.is_waiting
+    plain.client.gate.set()
+    plain.sender.offer(batch("6"))
+    await plain.sender.sent()
+    assert plain.client.got == ["1", "2", "3", "4", "5", "6"]
+    assert (plain.sender.is_waiting, tasks(), len(plain.outbox)) == (False, before, 0)
+    plain.sender.offer(batch("7"))
+    assert plain.client.got[-1] == "7"
+
+
+async def test_send_that_waits_in_the_middle_of_a_batch() -> None:
+    """Whichever message of a batch waits, nothing overtakes it."""
+    plain = Plain()
+    send = plain.client.send
+
+    async def stall_at_two(data: str | bytes) -> None:
+        if data == "2":
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await send(data)
+
+    plain.sender._send = stall_at_two  # pyright: ignore[reportPrivateUsage]
+    plain.sender.offer(batch("1", "2", "3"))
+    assert plain.client.got == ["1"]
+    await plain.sender.sent()
+    assert plain.client.got == ["1", "2", "3"]
+
+
+async def test_order_over_many_stalls() -> None:
+    """A server that stalls at every message gets all of them, in order."""
+    plain = Plain(max_messages=1_000)
+    got: list[str | bytes] = []
+
+    async def stall(data: str | bytes) -> None:
+        await asyncio.sleep(0)
+        got.append(data)
+        await asyncio.sleep(0)
+
+    plain.sender._send = stall  # pyright: ignore[reportPrivateUsage]
+    for number in range(300):
+        plain.sender.offer(batch(str(number)))
+        if number % 7 == 0:
+            await asyncio.sleep(0)
+    await plain.sender.sent()
+    assert got == [str(number) for number in range(300)]
+
+
+async def test_before_it_is_open() -> None:
+    """Before the handshake is done all waits, and goes out in order at it."""
+    plain = Plain(opened=False)
+    plain.sender.offer(batch("1", "2"))
+    await until_idle()
+    assert plain.client.begun == 0
+    plain.sender.open()
+    plain.sender.offer(batch("3"))
+    assert plain.client.got == ["1", "2", "3"]
+
+
+async def test_first_that_waited_waits_again() -> None:
+    """What waited for the handshake may have to wait for the client as well."""
+    plain = Plain(opened=False)
+    plain.client.gate.clear()
+    plain.sender.offer(batch("1", "2"))
+    plain.sender.open()
+    plain.sender.offer(batch("3"))
+    assert plain.client.begun == 1
+    plain.client.gate.set()
+    await plain.sender.sent()
+    assert plain.client.got == ["1", "2", "3"]
+
+
+async def test_gaps_in_the_outbox_are_not_sent() -> None:
+    """A gap that waits is no message; what stands behind it is sent."""
+    plain = Plain(opened=False)
+    for item in (Gap(channel="a", reason=""), Message(channel="a", data="1"), Gap(channel="a", reason="")):
+        assert plain.outbox.offer(item)
+    plain.sender.open()
+    assert (plain.client.got, len(plain.outbox)) == (["1"], 0)
+
+
+@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["gone", "fault"])
+async def test_error_at_once(error: Exception) -> None:
+    """A send that fails at once is told once; nothing more is begun."""
+    plain = Plain()
+    plain.client.error = error
+    plain.sender.offer(batch("1", "2"))
+    plain.sender.offer(batch("3"))
+    await until_idle()
+    assert (plain.owner.told, plain.client.begun, plain.sender.is_waiting) == ([error], 1, False)
+    await plain.sender.sent()
+
+
+@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["gone", "fault"])
+async def test_error_at_the_opening(error: Exception) -> None:
+    """The same for what waited for the handshake."""
+    plain = Plain(opened=False)
+    plain.sender.offer(batch("1", "2"))
+    plain.client.error = error
+    plain.sender.open()
+    assert (plain.owner.told, plain.client.begun, len(plain.outbox)) == ([error], 1, 0)
+
+
+@pytest.mark.parametrize("error", [SocketGoneError(), KeyError("a fault")], ids=["gone", "fault"])
+@pytest.mark.parametrize("at", [1, 2], ids=["first", "behind"])
+async def test_error_while_waiting(error: Exception, at: int) -> None:
+    """A send that fails after it had to wait is told once, and what waits behind it is dropped."""
+    plain = Plain()
+    plain.client.gate.clear()
+    plain.sender.offer(batch("1", "2", "3"))
+    await until_idle()
+    if at == 2:
+        send, begun = plain.client.send, 0
+
+        async def fail(data: str | bytes) -> None:
+            nonlocal begun
+            begun += 1
+            plain.client.error = error
+            await send(data)
+
+        plain.sender._send = fail  # pyright: ignore[reportPrivateUsage]
+    else:
+        plain.client.error = error
+    plain.client.gate.set()
+    await plain.sender.sent()
+    plain.sender.offer(batch("4"))
+    assert (plain.owner.told, plain.client.begun, len(plain.outbox)) == ([error], at, 0)
+    assert plain.client.got == ["1"][: at - 1]
+    assert not plain.sender.is_waiting
+
+
+async def test_close_while_waiting() -> None:
+    """The close cancels the send that waits, drops what waits behind it, and sends nothing more."""
+    plain, before = Plain(), tasks()
+    plain.client.gate.clear()
+    plain.sender.offer(batch("1", "2"))
+    await until_idle()
+    plain.sender.close()
+    await plain.sender.sent()
+    plain.client.gate.set()
+    plain.sender.offer(batch("3"))
+    await until_idle()
+    assert (plain.client.ends, plain.client.begun, plain.client.got) == ([asyncio.CancelledError], 1, [])
+    assert (plain.owner.told, len(plain.outbox), tasks()) == ([], 0, before)
+
+
+async def test_close_in_the_same_pass() -> None:
+    """A send that was begun in the very pass of the close is ended too, and leaves nothing."""
+    plain, before = Plain(), tasks()
+    plain.client.gate.clear()
+    plain.sender.offer(batch("1", "2"))
+    plain.sender.close()
+    await plain.sender.sent()
+    plain.client.gate.set()
+    await until_idle()
+    assert (len(plain.client.ends), plain.client.got, tasks()) == (1, [], before)
+
+
+async def test_close_twice_and_before_the_opening() -> None:
+    """Closed before the handshake, nothing is sent at it; closing again changes nothing."""
+    plain = Plain(opened=False)
+    plain.sender.offer(batch("1"))
+    plain.sender.close()
+    plain.sender.close()
+    plain.sender.open()
+    plain.sender.offer(batch("2"))
+    await plain.sender.sent()
+    assert (plain.client.begun, len(plain.outbox)) == (0, 0)
+
+
+async def test_whoever_waits_may_be_cancelled() -> None:
+    """Cancelling a wait for what is being sent changes nothing of it."""
+    plain = Plain()
+    plain.client.gate.clear()
+    plain.sender.offer(batch("1", "2"))
+    waiting = asyncio.create_task(plain.sender.sent())
+    await until_idle()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert (waiting.cancelled(), plain.sender.is_waiting, plain.client.ends) == (True, True, [])
+    plain.client.gate.set()
+    await plain.sender.sent()
+    assert plain.client.got == ["1", "2"]
+
+
+async def test_too_slow_while_a_send_waits() -> None:
+    """The message without room is told once, and an owner that closes at that leaves nothing behind."""
+    plain, before = Plain(max_messages=1), tasks()
+    plain.owner.at_too_slow = plain.sender.close
+    plain.client.gate.clear()
+    plain.sender.offer(batch("1", "2", "3", "4"))
+    assert plain.owner.told == [("too slow", "3")]
+    plain.client.gate.set()
+    await until_idle()
+    assert (plain.client.got, len(plain.outbox), tasks()) == ([], 0, before)
+
+
+async def test_send_that_ignores_its_cancellation() -> None:
+    """A server that goes on in spite of the close is waited for by `sent`, and gets nothing more."""
+    plain, may_end = Plain(), asyncio.Event()
+
+    async def stubborn(data: str | bytes) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await may_end.wait()
+        plain.client.got.append(data)
+
+    plain.sender._send = stubborn  # pyright: ignore[reportPrivateUsage]
+    plain.sender.offer(batch("1", "2"))
+    await until_idle()
+    plain.sender.close()
+    waiting = asyncio.create_task(plain.sender.sent())
+    await until_idle()
+    assert not waiting.done()
+    may_end.set()
+    await asyncio.wait_for(waiting, WAIT_SECONDS)
+    assert plain.client.got == ["1"]
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "later"])
+async def test_send_that_waits_for_what_another_has_cancelled(*, waits: bool) -> None:
+    """A send of a middleware that ends by a cancellation which was not its own is a fault, and nobody else's end."""
+    plain = Plain()
+    future = asyncio.get_running_loop().create_future()
+    if not waits:
+        future.cancel()
+
+    async def send(_: str | bytes) -> None:
+        await future
+
+    plain.sender._send = send  # pyright: ignore[reportPrivateUsage]
+    plain.sender.offer(batch("1", "2"))
+    future.cancel()
+    await plain.sender.sent()
+    await until_idle()
+    assert [type(told) for told in plain.owner.told] == [RuntimeError]
+
+
+async def test_send_that_another_cancels() -> None:
+    """A send whose task another cancels than its owner, a middleware of its own, is a fault, and the end."""
+    plain, before = Plain(), tasks()
+    plain.client.gate.clear()
+    plain.sender.offer(batch("1", "2"))
+    (task,) = tasks() - before
+    task.cancel()
+    await plain.sender.sent()
+    plain.sender.offer(batch("3"))
+    await soon(lambda: bool(plain.owner.told))
+    plain.sender.offer(batch("4"))
+    assert [type(told) for told in plain.owner.told] == [RuntimeError]
+    assert (plain.client.begun, len(plain.outbox), plain.sender.is_waiting) == (1, 0, False)
+
+
+def test_send_that_the_end_of_the_event_loop_cancels() -> None:
+    """At the end of the event loop, which cancels every task, a send that waits is nobody's fault."""
+
+    async def main() -> Plain:
+        plain = Plain()
+        plain.client.gate.clear()
+        plain.sender.offer(batch("1"))
+        await until_idle()
+        return plain
+
+    plain = asyncio.run(main())
+    assert (plain.client.ends, plain.owner.told) == ([asyncio.CancelledError], [])
+
+
+async def test_send_that_sends() -> None:
+    """What a send of a middleware sends to its own client goes out after it, and it may wait for it without a lock."""
+    plain = Plain()
+    send = plain.client.send
+
+    async def send_twice(data: str | bytes) -> None:
+        if data == "1":
+            plain.sender.offer(batch("3"))
+            await plain.sender.sent()
+            await asyncio.sleep(0)
+            plain.sender.offer(batch("4"))
+            await plain.sender.sent()
+        await send(data)
+
+    plain.sender._send = send_twice  # pyright: ignore[reportPrivateUsage]
+    plain.sender.offer(batch("1", "2"))
+    await asyncio.wait_for(plain.sender.sent(), WAIT_SECONDS)
+    assert plain.client.got == ["1", "2", "3", "4"]
+
+
+# --- by a lane -----------------------------------------------------------------------------------------------------
+
+
+async def test_lane_writes_at_once() -> None:
+    """A batch is one write of its joined frames, in the same pass, without a task and without the outbox."""
+    lane, before = OnLane(), tasks()
+    one = batch("1", "2")
+    lane.sender.offer(one)
+    lane.sender.offer(batch("3"))
+    assert lane.lane.writes == [encode_frame("1") + encode_frame("2"), encode_frame("3")]
+    assert lane.lane.writes[0] is one.frames
+    assert (tasks(), len(lane.outbox), lane.sender.is_waiting) == (before, 0, False)
+    await lane.sender.sent()
+
+
+async def test_lane_shares_the_bytes() -> None:
+    """All clients get the same object of bytes."""
+    lanes, one = [OnLane() for _ in range(3)], batch("1", "2")
+    for lane in lanes:
+        lane.sender.offer(one)
+    assert len({id(lane.lane.writes[0]) for lane in lanes}) == 1
+
+
+async def test_lane_before_it_is_open() -> None:
+    """Before the handshake is done the lane is not touched; then what waited is written before anything else."""
+    lane = OnLane(opened=False)
+    lane.sender.offer(batch("1", "2"))
+    assert lane.sender.is_waiting
+    lane.sender.open()
+    lane.sender.offer(batch("3"))
+    assert lane.lane.written == ["1", "2", "3"]
+    assert not lane.sender.is_waiting
+
+
+async def test_lane_that_is_paused_at_the_opening() -> None:
+    """A transport that takes nothing yet gets what waits when it does."""
+    lane = OnLane(opened=False)
+    lane.lane.pause()
+    lane.sender.offer(batch("1"))
+    lane.sender.open()
+    lane.sender.offer(batch("2"))
+    assert lane.lane.writes == []
+    lane.lane.resume()
+    assert lane.lane.written == ["1", "2"]
+
+
+async def test_lane_queues_while_paused() -> None:
+    """While the transport takes no more, messages wait in order; at the resume they go out joined, in one write."""
+    lane = OnLane()
+    lane.lane.takes = 1
+    lane.sender.offer(batch("1"))
+    lane.sender.offer(batch("2", "3"))
+    lane.sender.offer(batch("4"))
+    assert (lane.lane.written, len(lane.outbox), lane.sender.is_waiting) == (["1"], 3, True)
+    lane.lane.resume()
+    assert lane.lane.writes[1:] == [encode_frame("2") + encode_frame("3") + encode_frame("4")]
+    lane.sender.offer(batch("5"))
+    assert lane.lane.written == ["1", "2", "3", "4", "5"]
+
+
+async def test_lane_that_pauses_while_it_drains() -> None:
+    """A drain stops at the write at which the transport pauses, and goes on at the next resume, in order."""
+    lane = OnLane()
+    lane.lane.pause()
+    texts = [str(number) * 40_000 for number in range(9)]
+    lane.sender.offer(batch(*texts))
+    for _ in range(5):
+        lane.lane.resume(takes=1)
+    assert [len(write) > 64 * 1024 for write in lane.lane.writes] == [True, True, True, True, False]
+    assert lane.lane.written == texts
+    assert not lane.sender.is_waiting
+
+
+async def test_lane_that_pauses_with_its_last_write() -> None:
+    """What comes behind the write that emptied the outbox and paused the transport queues again."""
+    lane = OnLane()
+    lane.lane.pause()
+    lane.sender.offer(batch("1"))
+    lane.lane.resume(takes=1)
+    lane.sender.offer(batch("2"))
+    assert (lane.lane.written, len(lane.outbox)) == (["1"], 1)
+    lane.lane.resume()
+    assert lane.lane.written == ["1", "2"]
+
+
+async def test_lane_drains_gaps_as_nothing() -> None:
+    """A gap that waits is not written."""
+    lane = OnLane(opened=False)
+    for item in (Gap(channel="a", reason=""), Message(channel="a", data="1"), Gap(channel="a", reason="")):
+        assert lane.outbox.offer(item)
+    lane.sender.open()
+    assert (lane.lane.written, len(lane.outbox)) == (["1"], 0)
+
+
+async def test_lane_too_slow() -> None:
+    """The message without room is told, once for a batch, and what was taken before it stays."""
+    lane = OnLane(max_messages=2)
+    lane.lane.pause()
+    lane.sender.offer(batch("1", "2", "3", "4"))
+    assert (lane.owner.told, len(lane.outbox)) == ([("too slow", "3")], 2)
+
+
+async def test_lane_compresses_for_its_window() -> None:
+    """Where the lane names a window, what is written at once is compressed, and what waited is not; both are legal."""
+    lane = OnLane(opened=False)
+    lane.lane.deflate_window_bits = 12
+    one = batch("x" * 1_000)
+    lane.sender.offer(batch("w" * 1_000))
+    lane.sender.open()
+    lane.sender.offer(one)
+    assert lane.lane.writes == [encode_frame("w" * 1_000), one.compressed(12)]
+    assert lane.lane.writes[1] is one.compressed(12)
+    assert lane.lane.written == ["w" * 1_000, "x" * 1_000]
+
+
+async def test_lane_sent() -> None:
+    """Everyone who waits is let go when the transport has taken the last message, and not before."""
+    lane = OnLane()
+    lane.lane.pause()
+    lane.sender.offer(batch("x" * 70_000, "2"))
+    waiting = [asyncio.create_task(lane.sender.sent()) for _ in range(3)]
+    await until_idle()
+    waiting.pop().cancel()
+    lane.lane.resume(takes=1)
+    await until_idle()
+    assert [task.done() for task in waiting] == [False, False]
+    lane.lane.resume()
+    await asyncio.wait_for(asyncio.gather(*waiting), WAIT_SECONDS)
+    await asyncio.wait_for(lane.sender.sent(), WAIT_SECONDS)
+
+
+async def test_lane_sent_waits_again() -> None:
+    """Whoever waits while more has come by its turn waits for that too, and is let go in the end."""
+    lane = OnLane()
+    lane.lane.pause()
+    lane.sender.offer(batch("1"))
+    waiting = asyncio.create_task(lane.sender.sent())
+    await until_idle()
+    lane.lane.resume()
+    lane.lane.pause()
+    lane.sender.offer(batch("2"))
+    await until_idle()
+    assert not waiting.done()
+    lane.lane.resume()
+    await asyncio.wait_for(waiting, WAIT_SECONDS)
+
+
+@pytest.mark.parametrize("ending", ["close", "lane"])
+async def test_lane_end_lets_go_whoever_waits(ending: str) -> None:
+    """At the end, from either side, whoever waits is let go and what waits is dropped."""
+    lane = OnLane()
+    lane.lane.pause()
+    lane.sender.offer(batch("1"))
+    waiting = asyncio.create_task(lane.sender.sent())
+    await until_idle()
+    if ending == "close":
+        lane.sender.close()
+    else:
+        lane.lane.end()
+    await asyncio.wait_for(waiting, WAIT_SECONDS)
+    assert (len(lane.outbox), lane.sender.is_waiting) == (0, False)
+    assert lane.owner.told == ([] if ending == "close" else ["gone"])
+
+
+async def test_lane_nothing_after_the_close() -> None:
+    """Behind the close nothing is written, whatever comes and whatever the transport tells."""
+    lane = OnLane()
+    lane.sender.close()
+    lane.sender.offer(batch("1"))
+    lane.lane.pause()
+    lane.sender.offer(batch("2"))
+    lane.lane.resume()
+    lane.sender.offer(batch("3"))
+    assert (lane.lane.writes, len(lane.outbox), lane.sender.is_waiting) == ([], 0, False)
+    lane.lane.end()
+    assert lane.owner.told == []  # who closed knows
+    lane.sender.close()
+
+
+async def test_lane_nothing_after_its_own_end() -> None:
+    """Behind `lane_closed` nothing is written, and the owner is told once."""
+    lane = OnLane()
+    lane.lane.end()
+    lane.sender.offer(batch("1"))
+    await asyncio.wait_for(lane.sender.sent(), WAIT_SECONDS)
+    assert (lane.lane.writes, len(lane.outbox), lane.owner.told) == ([], 0, ["gone"])
+
+
+async def test_lane_closed_before_the_opening() -> None:
+    """Closed before the handshake, the lane is not taken; ended before it, the owner is told."""
+    closed, ended = OnLane(opened=False), OnLane(opened=False)
+    closed.sender.close()
+    closed.sender.open()
+    assert closed.lane._user is None  # pyright: ignore[reportPrivateUsage]
+    ended.sender.offer(batch("1"))
+    ended.lane.end()
+    ended.sender.open()
+    assert (ended.owner.told, ended.lane.writes, len(ended.outbox)) == (["gone"], [], 0)
+
+
+async def test_lane_close_from_a_write() -> None:
+    """A client that is closed from within a write gets nothing more of what is being drained."""
+    lane = OnLane()
+    lane.lane.pause()
+    lane.sender.offer(batch("x" * 70_000, "2"))
+    lane.lane.on_write = lambda _: lane.sender.close()
+    lane.lane.resume()
+    assert (len(lane.lane.writes), len(lane.outbox)) == (1, 0)
+
+
+async def test_owner_that_closes_at_a_drop() -> None:
+    """A client that is closed because messages are dropped keeps nothing of the batch that brought it down."""
+    lane = OnLane("drop_oldest", max_messages=1)
+    lane.outbox.on_drop = lambda _, __: lane.sender.close()
+    lane.lane.pause()
+    lane.sender.offer(batch("1", "2", "3", "4"))
+    assert (len(lane.outbox), lane.outbox.dropped) == (0, 1)
+
+
+@pytest.mark.parametrize("made", [Plain, OnLane])
+async def test_empty_batch(made: type[Plain | OnLane]) -> None:
+    """A batch of nothing, as whoever said all of it gets, sends nothing."""
+    one = made()
+    one.sender.offer(Batch())
+    await one.sender.sent()
+    assert (one.client.begun if isinstance(one, Plain) else one.lane.written) in (0, [])

@@ -1,0 +1,793 @@
+"""`backplane.fanout.broker_subscriptions`: the wanted channels, and how the broker's side follows them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from backplane.errors import BrokerUnavailableError, SubscribeError
+from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+from tests.unit.doubles import ControlledBroadcaster, following, run_passes, until_idle
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+pytestmark = pytest.mark.anyio
+
+# Over before the next pass of the event loop but one, and longer than any test.
+AT_ONCE = 1e-9
+NEVER = 3_600.0
+
+
+@pytest.fixture
+def broadcaster() -> ControlledBroadcaster:
+    """Return a broker that does what the test says."""
+    return ControlledBroadcaster()
+
+
+def interest_of(*, linger_seconds: float = NEVER, timeout_seconds: float = 10.0) -> BrokerSubscriptions:
+    """Return an `BrokerSubscriptions` that never gives a channel up within a test, unless told otherwise."""
+    return BrokerSubscriptions(linger_seconds=linger_seconds, timeout_seconds=timeout_seconds)
+
+
+async def test_want(broadcaster: ControlledBroadcaster) -> None:
+    """A wanted channel is subscribed at the broker, and then confirmed."""
+    broker_subscriptions = interest_of()
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        assert broadcaster.channels == {"a"}
+        assert (set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == ({"a"}, {"a"})
+
+
+async def test_want_waits_for_the_broker(broadcaster: ControlledBroadcaster) -> None:
+    """A channel is not confirmed before the broker has answered."""
+    broker_subscriptions = interest_of()
+    broadcaster.subscribe_gate.close()
+    async with following(broker_subscriptions, broadcaster):
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
+        assert (joining.done(), set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == (
+            False,
+            {"a"},
+            set(),
+        )
+        broadcaster.subscribe_gate.open()
+        await joining
+        assert set(broker_subscriptions.confirmed) == {"a"}
+
+
+async def test_concurrent_wants_share_one_subscription(broadcaster: ControlledBroadcaster) -> None:
+    """A hundred joins of one channel, before, while and after the broker is asked, ask it once."""
+    broker_subscriptions = interest_of()
+    broadcaster.subscribe_gate.close()
+    async with following(broker_subscriptions, broadcaster):
+        joining = [asyncio.create_task(broker_subscriptions.acquire("a")) for _ in range(50)]
+        await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
+        joining += [asyncio.create_task(broker_subscriptions.acquire("a")) for _ in range(50)]
+        await until_idle()
+        broadcaster.subscribe_gate.open()
+        await asyncio.gather(*joining)
+        await broker_subscriptions.acquire("a")
+        assert broadcaster.calls == [("subscribe", ("a",))]
+
+
+async def test_release_lingers(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that is released stays wanted for the linger time, and then the broker is told once."""
+    broker_subscriptions = interest_of(linger_seconds=0.001)
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        broker_subscriptions.release("a")
+        broker_subscriptions.release("a")
+        assert (set(broker_subscriptions.wanted), broadcaster.channels) == ({"a"}, {"a"})
+        await broadcaster.until(lambda: broadcaster.channels == set())
+        assert broadcaster.calls == [("subscribe", ("a",)), ("unsubscribe", ("a",))]
+        assert (set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == (set(), set())
+
+
+async def test_release_of_what_is_not_wanted(broadcaster: ControlledBroadcaster) -> None:
+    """Releasing a channel nobody wants changes nothing."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    async with following(broker_subscriptions, broadcaster):
+        broker_subscriptions.release("a")
+        await until_idle()
+        assert broadcaster.calls == []
+
+
+async def test_want_again_while_lingering(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that is wanted again within the linger time costs the broker nothing, and stays."""
+    broker_subscriptions = interest_of()
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        for _ in range(10):
+            broker_subscriptions.release("a")
+            await broker_subscriptions.acquire("a")
+        await broker_subscriptions.acquire("b")
+        assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("b",))]
+
+
+async def test_want_again_ends_the_lingering(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that was wanted again is not given up when the first linger time would have ended."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        broker_subscriptions.release("a")
+        await broker_subscriptions.acquire("a")
+        await until_idle()
+        assert (set(broker_subscriptions.wanted), broadcaster.channels) == ({"a"}, {"a"})
+
+
+async def test_want_again_while_the_unsubscribe_is_pending(broadcaster: ControlledBroadcaster) -> None:
+    """A channel given up before the broker was told so is wanted again without any call."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        broadcaster.subscribe_gate.close()
+        joining = asyncio.create_task(broker_subscriptions.acquire("b"))
+        await broadcaster.until(lambda: broadcaster.calls[-1] == ("subscribe", ("b",)))
+        broker_subscriptions.release("a")
+        await until_idle()
+        assert (set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == ({"b"}, set())
+        await broker_subscriptions.acquire("a")
+        assert set(broker_subscriptions.confirmed) == {"a"}
+        broadcaster.subscribe_gate.open()
+        await joining
+        await broker_subscriptions.acquire("c")
+        assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("b",)), ("subscribe", ("c",))]
+        assert broadcaster.channels == {"a", "b", "c"}
+
+
+async def test_want_again_while_the_unsubscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
+    """A channel wanted again while the broker drops it is subscribed anew, and not confirmed before."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        broadcaster.unsubscribe_gate.close()
+        broker_subscriptions.release("a")
+        await broadcaster.until(lambda: broadcaster.calls[-1] == ("unsubscribe", ("a",)))
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await until_idle()
+        assert joining.done() is False
+        broadcaster.unsubscribe_gate.open()
+        await joining
+        assert broadcaster.calls == [("subscribe", ("a",)), ("unsubscribe", ("a",)), ("subscribe", ("a",))]
+        assert broadcaster.channels == {"a"}
+
+
+async def test_release_again_while_the_unsubscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
+    """A channel wanted again and given up again while the broker drops it stays dropped."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        broadcaster.unsubscribe_gate.close()
+        broker_subscriptions.release("a")
+        await broadcaster.until(lambda: broadcaster.calls[-1] == ("unsubscribe", ("a",)))
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await until_idle()
+        broker_subscriptions.release("a")
+        with pytest.raises(BrokerUnavailableError, match=r"^channel 'a' was given up$"):
+            await joining
+        broadcaster.unsubscribe_gate.open()
+        await broker_subscriptions.acquire("b")
+        assert broadcaster.calls == [("subscribe", ("a",)), ("unsubscribe", ("a",)), ("subscribe", ("b",))]
+
+
+async def test_release_while_the_subscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
+    """A channel given up while the broker is being asked for it ends unsubscribed."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broadcaster.subscribe_gate.close()
+    async with following(broker_subscriptions, broadcaster):
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
+        joining.cancel()
+        broker_subscriptions.release("a")
+        await until_idle()
+        assert (joining.cancelled(), set(broker_subscriptions.wanted)) == (True, set())
+        broadcaster.subscribe_gate.open()
+        await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",)), ("unsubscribe", ("a",))])
+        assert (broadcaster.channels, set(broker_subscriptions.confirmed)) == (set(), set())
+
+
+async def test_want_again_while_the_first_subscribe_is_in_flight(broadcaster: ControlledBroadcaster) -> None:
+    """A channel given up and wanted again within one call of the broker is confirmed by that call."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broadcaster.subscribe_gate.close()
+    async with following(broker_subscriptions, broadcaster):
+        first = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
+        first.cancel()
+        broker_subscriptions.release("a")
+        await until_idle()
+        second = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await until_idle()
+        broadcaster.subscribe_gate.open()
+        await second
+        await broker_subscriptions.acquire("b")
+        assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("b",))]
+        assert broadcaster.doubled == []
+
+
+async def test_cancelled_before_the_broker_is_asked(broadcaster: ControlledBroadcaster) -> None:
+    """A channel given up before the broker was asked for it is never asked for."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broadcaster.subscribe_gate.close()
+    async with following(broker_subscriptions, broadcaster):
+        first = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
+        second = asyncio.create_task(broker_subscriptions.acquire("b"))
+        await until_idle()
+        second.cancel()
+        broker_subscriptions.release("b")
+        await until_idle()
+        broadcaster.subscribe_gate.open()
+        await first
+        await broker_subscriptions.acquire("c")
+        assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("c",))]
+
+
+async def test_cancelling_one_of_two(broadcaster: ControlledBroadcaster) -> None:
+    """A join that is cancelled takes no other join of its channel with it."""
+    broker_subscriptions = interest_of()
+    broadcaster.subscribe_gate.close()
+    async with following(broker_subscriptions, broadcaster):
+        joining = [asyncio.create_task(broker_subscriptions.acquire("a")) for _ in range(2)]
+        await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
+        joining[0].cancel()
+        broadcaster.subscribe_gate.open()
+        await joining[1]
+        assert (joining[0].cancelled(), set(broker_subscriptions.confirmed)) == (True, {"a"})
+
+
+async def test_refused(broadcaster: ControlledBroadcaster) -> None:
+    """A refused channel raises the broker's words, and the others of the batch are confirmed."""
+    broker_subscriptions = interest_of()
+    broadcaster.refusals["b"] = "not yours"
+    async with following(broker_subscriptions, broadcaster):
+        results = await asyncio.gather(
+            *(broker_subscriptions.acquire(channel) for channel in "abc"), return_exceptions=True
+        )
+        assert broadcaster.calls == [("subscribe", ("a", "b", "c"))]
+        assert (results[0], results[2]) == (None, None)
+        assert isinstance(results[1], SubscribeError)
+        assert results[1].refused == {"b": "not yours"}
+        assert set(broker_subscriptions.confirmed) == {"a", "c"}
+
+
+async def test_refused_leaves_nothing(broadcaster: ControlledBroadcaster) -> None:
+    """A refused channel that is released is forgotten, without a word to the broker."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broadcaster.refusals["a"] = "not yours"
+    async with following(broker_subscriptions, broadcaster):
+        with pytest.raises(SubscribeError):
+            await broker_subscriptions.acquire("a")
+        broker_subscriptions.release("a")
+        await until_idle()
+        broker_subscriptions.retry_refused()
+        await until_idle()
+        assert broadcaster.calls == [("subscribe", ("a",))]
+        assert (set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == (set(), set())
+
+
+async def test_refused_once(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that was refused is asked for anew by the next join."""
+    broker_subscriptions = interest_of()
+    broadcaster.refusals["a"] = "not yours"
+    async with following(broker_subscriptions, broadcaster):
+        with pytest.raises(SubscribeError):
+            await broker_subscriptions.acquire("a")
+        broadcaster.refusals.clear()
+        await broker_subscriptions.acquire("a")
+        assert broadcaster.channels == {"a"}
+
+
+async def test_refused_once_is_not_subscribed_twice(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that was refused and then confirmed is not asked for again by the retry of refusals."""
+    broker_subscriptions = interest_of()
+    broadcaster.refusals["a"] = "not yours"
+    async with following(broker_subscriptions, broadcaster):
+        with pytest.raises(SubscribeError):
+            await broker_subscriptions.acquire("a")
+        broadcaster.refusals.clear()
+        await broker_subscriptions.acquire("a")
+        broker_subscriptions.retry_refused()
+        await until_idle()
+        assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("a",))]
+        assert broadcaster.doubled == []
+
+
+async def test_timeout(broadcaster: ControlledBroadcaster) -> None:
+    """A broker that does not answer in time is unavailable."""
+    broker_subscriptions = interest_of(timeout_seconds=0.01)
+    broadcaster.subscribe_gate.close()
+    async with following(broker_subscriptions, broadcaster):
+        with pytest.raises(
+            BrokerUnavailableError, match=r"^the broker did not confirm channel 'a' within 0\.01 s$"
+        ) as caught:
+            await broker_subscriptions.acquire("a")
+        assert caught.value.__suppress_context__
+
+
+async def test_confirmed_after_the_timeout(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that was not released after a timeout is still asked for, and its confirmation counts."""
+    broker_subscriptions = interest_of(timeout_seconds=0.01)
+    broadcaster.subscribe_gate.close()
+    async with following(broker_subscriptions, broadcaster):
+        with pytest.raises(BrokerUnavailableError):
+            await broker_subscriptions.acquire("a")
+        broadcaster.subscribe_gate.open()
+        await broker_subscriptions.acquire("a")
+        assert broadcaster.calls == [("subscribe", ("a",))]
+
+
+async def test_batches(broadcaster: ControlledBroadcaster) -> None:
+    """Channels go to the broker at most 500 at a time, in the order in which they were wanted or given up."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    names = [str(number) for number in range(1_201)]
+    async with following(broker_subscriptions, broadcaster):
+        await asyncio.gather(*(broker_subscriptions.acquire(name) for name in names))
+        for name in names:
+            broker_subscriptions.release(name)
+        await broadcaster.until(lambda: broadcaster.channels == set())
+    sizes = [(verb, len(channels)) for verb, channels in broadcaster.calls]
+    assert sizes[:3] == [("subscribe", 500), ("subscribe", 500), ("subscribe", 201)]
+    assert {verb for verb, _ in sizes[3:]} == {"unsubscribe"}
+    assert max(size for _, size in sizes) == 500
+    assert [name for _, channels in broadcaster.calls[:3] for name in channels] == names
+    assert sorted(name for _, channels in broadcaster.calls[3:] for name in channels) == sorted(names)
+
+
+async def test_follow_ends_with_the_link(broadcaster: ControlledBroadcaster) -> None:
+    """An error of the link ends the following: its owner has to know."""
+    broker_subscriptions = interest_of()
+    broadcaster.error = BrokerUnavailableError("gone")
+    async with following(broker_subscriptions, broadcaster) as task:
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        with pytest.raises(BrokerUnavailableError, match=r"^gone$"):
+            await task
+        assert joining.done() is False
+    with pytest.raises(BrokerUnavailableError, match="stopped"):
+        await joining
+
+
+async def test_new_link(broadcaster: ControlledBroadcaster) -> None:
+    """On a new link every wanted channel, the lingering ones too, is asked for in batches of at most 500."""
+    broker_subscriptions = interest_of()
+    names = [str(number) for number in range(700)]
+    async with following(broker_subscriptions, broadcaster):
+        await asyncio.gather(*(broker_subscriptions.acquire(name) for name in names))
+        broker_subscriptions.release(names[0])
+        broadcaster.calls.clear()
+        broadcaster.channels.clear()
+        broker_subscriptions.forget_link()
+        assert (len(broker_subscriptions.wanted), len(broker_subscriptions.confirmed)) == (700, 0)
+        await broker_subscriptions.subscribe_all(broadcaster)
+        assert [(verb, len(channels)) for verb, channels in broadcaster.calls] == [
+            ("subscribe", 500),
+            ("subscribe", 200),
+        ]
+        assert (broadcaster.channels, set(broker_subscriptions.confirmed)) == (set(names), set(names))
+
+
+async def test_join_across_links(broadcaster: ControlledBroadcaster) -> None:
+    """A join that waits while the link is lost is confirmed by the next one."""
+    broker_subscriptions = interest_of()
+    broadcaster.subscribe_gate.close()
+    async with following(broker_subscriptions, broadcaster) as task:
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
+        task.cancel()
+        await asyncio.wait([task])
+        broker_subscriptions.forget_link()
+        await until_idle()
+        assert joining.done() is False
+        broadcaster.subscribe_gate.open()
+        await broker_subscriptions.subscribe_all(broadcaster)
+        await joining
+        assert set(broker_subscriptions.confirmed) == {"a"}
+
+
+async def test_given_up_before_the_link_was_lost(broadcaster: ControlledBroadcaster) -> None:
+    """A channel given up on a link that is lost before the broker was told so is confirmed only by the next link."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    async with following(broker_subscriptions, broadcaster) as task:
+        await broker_subscriptions.acquire("a")
+        broadcaster.subscribe_gate.close()
+        other = asyncio.create_task(broker_subscriptions.acquire("b"))
+        await broadcaster.until(lambda: broadcaster.calls[-1] == ("subscribe", ("b",)))
+        broker_subscriptions.release("a")
+        await until_idle()
+        task.cancel()
+        await asyncio.wait([task])
+        broker_subscriptions.forget_link()
+        broadcaster.calls.clear()
+        broadcaster.channels.clear()
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await until_idle()
+        assert joining.done() is False
+        broadcaster.subscribe_gate.open()
+        await broker_subscriptions.subscribe_all(broadcaster)
+        await asyncio.gather(joining, other)
+        assert [(verb, set(channels)) for verb, channels in broadcaster.calls] == [("subscribe", {"a", "b"})]
+
+
+async def test_given_up_while_the_link_is_down(broadcaster: ControlledBroadcaster) -> None:
+    """A channel given up while the link is down is not asked for on the next one, and nothing is dropped there."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    async with following(broker_subscriptions, broadcaster):
+        await asyncio.gather(broker_subscriptions.acquire("a"), broker_subscriptions.acquire("b"))
+        broadcaster.calls.clear()
+        broadcaster.channels.clear()
+        broker_subscriptions.forget_link()
+        broker_subscriptions.release("a")
+        await until_idle()
+        await broker_subscriptions.subscribe_all(broadcaster)
+        assert broadcaster.calls == [("subscribe", ("b",))]
+
+
+async def test_given_up_while_a_resumed_link_is_asked(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that the link was resumed with is taken back, though given up before its turn to be subscribed."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    names = [str(number) for number in range(600)]  # more than one batch
+    async with following(broker_subscriptions, broadcaster):
+        await asyncio.gather(*(broker_subscriptions.acquire(name) for name in names))
+        broker_subscriptions.forget_link()
+        broadcaster.subscribe_gate.close()
+        broadcaster.calls.clear()
+        resuming = asyncio.create_task(broker_subscriptions.subscribe_all(broadcaster, resumed=names))
+        await broadcaster.until(lambda: bool(broadcaster.calls))
+        for name in names:
+            broker_subscriptions.release(name)
+        await until_idle()
+        broadcaster.subscribe_gate.open()
+        await resuming
+        await broadcaster.until(lambda: broadcaster.channels == set())
+        assert set(broker_subscriptions.wanted) == set()
+
+
+async def test_set_aside_on_a_resumed_link_and_given_up(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that the link was resumed with and whose subscription is in doubt is taken back when given up."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        broker_subscriptions.forget_link()
+        broadcaster.doubts["a"] = "BUSY"
+        await broker_subscriptions.subscribe_all(broadcaster, resumed=["a"])
+        broker_subscriptions.release("a")
+        await broadcaster.until(lambda: broadcaster.channels == set())
+        assert broadcaster.calls[-1] == ("unsubscribe", ("a",))
+
+
+async def test_wanted_again_before_a_resumed_link_took_it_back(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that the link was only resumed with is not confirmed before the broker has answered for it."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    names = [str(number) for number in range(600)]  # more than one batch
+    async with following(broker_subscriptions, broadcaster):
+        broadcaster.unsubscribe_gate.close()
+        resuming = asyncio.create_task(broker_subscriptions.subscribe_all(broadcaster, resumed=names))
+        await broadcaster.until(lambda: bool(broadcaster.calls))
+        joining = asyncio.create_task(broker_subscriptions.acquire(names[-1]))
+        await until_idle()
+        assert (joining.done(), set(broker_subscriptions.confirmed)) == (False, set())
+        broadcaster.unsubscribe_gate.open()
+        await asyncio.gather(resuming, joining)
+        assert broadcaster.channels == {names[-1]} == set(broker_subscriptions.confirmed)
+
+
+class Listener:
+    """Keeps what an `BrokerSubscriptions` tells."""
+
+    def __init__(self, broker_subscriptions: BrokerSubscriptions) -> None:
+        self.confirmed: list[list[str]] = []
+        self.refused: list[tuple[str, str]] = []
+        self.overdue: list[Mapping[str, str]] = []
+        broker_subscriptions.on_confirmed = self.on_confirmed
+        broker_subscriptions.on_refused = self.on_refused
+        broker_subscriptions.on_overdue = self.overdue.append
+
+    def on_confirmed(self, channels: Collection[str]) -> None:
+        """Keep a confirmation."""
+        self.confirmed.append(list(channels))
+
+    def on_refused(self, refused: Mapping[str, str]) -> None:
+        """Keep refusals."""
+        self.refused += refused.items()
+
+
+async def test_confirmations_are_told(broadcaster: ControlledBroadcaster) -> None:
+    """Whoever listens learns of each batch that the broker has confirmed, without what it refused."""
+    broker_subscriptions = interest_of()
+    listener = Listener(broker_subscriptions)
+    broadcaster.refusals["b"] = "not yours"
+    async with following(broker_subscriptions, broadcaster):
+        await asyncio.gather(*(broker_subscriptions.acquire(channel) for channel in "abc"), return_exceptions=True)
+    assert listener.confirmed == [["a", "c"]]
+
+
+async def test_refused_on_a_new_link(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that a new link refuses while nobody waits is told, and asked for again on demand."""
+    broker_subscriptions = interest_of()
+    listener = Listener(broker_subscriptions)
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        broadcaster.channels.clear()
+        broadcaster.refusals["a"] = "not yours"
+        broker_subscriptions.forget_link()
+        await broker_subscriptions.subscribe_all(broadcaster)
+        assert listener.refused == [("a", "not yours")]
+        assert set(broker_subscriptions.confirmed) == set()
+        broadcaster.refusals.clear()
+        broker_subscriptions.retry_refused()
+        await broadcaster.until(lambda: broadcaster.channels == {"a"})
+        await until_idle()
+        assert (set(broker_subscriptions.confirmed), listener.confirmed[-1]) == ({"a"}, ["a"])
+
+
+async def test_refused_on_a_new_link_while_a_newcomer_waits(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that a new link refuses is told to those who were there, even where a newcomer waits for it too."""
+    broker_subscriptions = interest_of()
+    listener = Listener(broker_subscriptions)
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        broadcaster.channels.clear()
+        broadcaster.refusals["a"] = "not yours"
+        broker_subscriptions.forget_link()
+        newcomer = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await run_passes(1)
+        await broker_subscriptions.subscribe_all(broadcaster)
+        with pytest.raises(SubscribeError):
+            await newcomer
+        assert listener.refused == [("a", "not yours")]
+
+
+async def test_refused_after_it_was_given_up(
+    broadcaster: ControlledBroadcaster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refusal of a channel that nobody wants any more changes nothing, and is nobody's concern."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    listener = Listener(broker_subscriptions)
+    broadcaster.subscribe_gate.close()
+    broadcaster.refusals["a"] = "not yours"
+    async with following(broker_subscriptions, broadcaster):
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await broadcaster.until(lambda: broadcaster.calls == [("subscribe", ("a",))])
+        joining.cancel()
+        broker_subscriptions.release("a")
+        await until_idle()
+        broadcaster.subscribe_gate.open()
+        await broker_subscriptions.acquire("b")
+        broker_subscriptions.retry_refused()
+        await until_idle()
+        assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("b",))]
+        assert (set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == ({"b"}, {"b"})
+        assert (listener.refused, caplog.messages) == ([], [])
+
+
+async def test_nothing_to_retry(broadcaster: ControlledBroadcaster) -> None:
+    """Where nothing was refused a retry asks for nothing."""
+    broker_subscriptions = interest_of()
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        broker_subscriptions.retry_refused()
+        await until_idle()
+        assert broadcaster.calls == [("subscribe", ("a",))]
+
+
+async def test_close(broadcaster: ControlledBroadcaster) -> None:
+    """Closed, an `BrokerSubscriptions` wants nothing, fails those who wait, and no linger time ends any more."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        broadcaster.subscribe_gate.close()
+        joining = asyncio.create_task(broker_subscriptions.acquire("b"))
+        await broadcaster.until(lambda: broadcaster.calls[-1] == ("subscribe", ("b",)))
+        broker_subscriptions.release("a")
+        broker_subscriptions.close()
+        with pytest.raises(BrokerUnavailableError, match=r"^the backplane was stopped$"):
+            await joining
+        await until_idle()
+        assert (set(broker_subscriptions.wanted), set(broker_subscriptions.confirmed)) == (set(), set())
+        assert [verb for verb, _ in broadcaster.calls] == ["subscribe", "subscribe"]
+
+
+# --- many channels on a new link -----------------------------------------------------------------------------------
+
+
+def watch_pauses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """Return where the bounds of each pause are kept, while no pause takes time."""
+    bounds: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        bounds.append((low, high))
+        return 0.0
+
+    monkeypatch.setattr("backplane.fanout.broker_subscriptions.random.uniform", uniform)
+    return bounds
+
+
+@pytest.mark.parametrize(("count", "pauses"), [(1, 0), (500, 0), (501, 1), (1_750, 3)])
+async def test_batches_of_a_new_link_are_spread(
+    broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch, count: int, pauses: int
+) -> None:
+    """A pause stands between two batches, none before the first and none behind the last."""
+    broker_subscriptions = interest_of()
+    async with following(broker_subscriptions, broadcaster):
+        async with asyncio.TaskGroup() as joining:
+            for number in range(count):
+                joining.create_task(broker_subscriptions.acquire(str(number)))
+        broadcaster.channels.clear()
+        broadcaster.calls.clear()
+        broker_subscriptions.forget_link()
+        bounds = watch_pauses(monkeypatch)
+        await broker_subscriptions.subscribe_all(broadcaster)
+        assert bounds == [(0, 0.02)] * pauses
+        assert len(broadcaster.calls) == pauses + 1
+        assert len(broker_subscriptions.confirmed) == count
+
+
+async def test_pauses_of_very_many_channels_are_bounded_together(
+    broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many channels there are, the pauses leave the new link time to open."""
+    monkeypatch.setattr("backplane.fanout.broker_subscriptions._BATCH", 1)
+    broker_subscriptions = interest_of()
+    async with following(broker_subscriptions, broadcaster):
+        await asyncio.gather(*(broker_subscriptions.acquire(str(number)) for number in range(500)))
+        broadcaster.channels.clear()
+        broker_subscriptions.forget_link()
+        bounds = watch_pauses(monkeypatch)
+        await broker_subscriptions.subscribe_all(broadcaster)
+        assert len(bounds) == 499
+        assert sum(high for _, high in bounds) <= 1.0
+
+
+async def test_joins_on_a_link_that_stands_are_not_delayed(
+    broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a new link is spread: who joins on one that stands waits for nothing but the broker."""
+    bounds = watch_pauses(monkeypatch)
+    broker_subscriptions = interest_of()
+    async with following(broker_subscriptions, broadcaster):
+        await asyncio.gather(*(broker_subscriptions.acquire(str(number)) for number in range(1_200)))
+        assert bounds == []
+
+
+async def test_unconfirmed_channel_is_asked_for_again(broadcaster: ControlledBroadcaster) -> None:
+    """A channel without a final answer is asked for again until the broker confirms it; the others do not wait."""
+    broker_subscriptions = interest_of()
+    broadcaster.doubts["a"] = "BUSY a script runs"
+    async with following(broker_subscriptions, broadcaster):
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await broker_subscriptions.acquire("b")
+        await broadcaster.until(lambda: broadcaster.calls.count(("subscribe", ("a",))) >= 2)
+        assert (joining.done(), set(broker_subscriptions.confirmed)) == (False, {"b"})
+        broadcaster.doubts.clear()
+        await joining
+        assert (set(broker_subscriptions.confirmed), broadcaster.channels) == ({"a", "b"}, {"a", "b"})
+
+
+async def test_channel_that_stays_unconfirmed_is_overdue(broadcaster: ControlledBroadcaster) -> None:
+    """A channel that is unconfirmed again and again, until the pauses are longest, is reported; one that waits is not.
+
+    So a passing state of the broker troubles nobody.
+    """
+    broker_subscriptions = interest_of()
+    listener = Listener(broker_subscriptions)
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        broker_subscriptions.forget_link()
+        broadcaster.doubts["a"] = "no place"
+        await broker_subscriptions.subscribe_all(broadcaster)
+        await broadcaster.until(lambda: len(broadcaster.calls) == 5)
+        await until_idle()
+        assert listener.overdue == []
+        await broadcaster.until(lambda: len(broadcaster.calls) == 6)
+        await until_idle()
+        assert listener.overdue == [{"a": "no place"}]
+        broadcaster.doubts.clear()
+        await broker_subscriptions.acquire("a")
+        assert (listener.confirmed[-1], len(listener.overdue)) == (["a"], 1)
+
+
+async def test_unconfirmed_channel_in_time_names_the_reason(broadcaster: ControlledBroadcaster) -> None:
+    """A join whose channel stays unconfirmed is no refusal: it ends as unavailable, with the broker's last words."""
+    broker_subscriptions = interest_of(timeout_seconds=0.02)
+    broadcaster.doubts["a"] = "BUSY a script runs"
+    async with following(broker_subscriptions, broadcaster):
+        with pytest.raises(BrokerUnavailableError, match=r"did not confirm channel 'a' within 0\.02 s: BUSY a script"):
+            await broker_subscriptions.acquire("a")
+
+
+async def test_unconfirmed_channel_that_is_then_refused(broadcaster: ControlledBroadcaster) -> None:
+    """The final answer counts, whichever it is."""
+    broker_subscriptions = interest_of()
+    broadcaster.doubts["a"] = "not now"
+    async with following(broker_subscriptions, broadcaster):
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await broadcaster.until(lambda: len(broadcaster.calls) == 1)
+        broadcaster.refusals["a"] = "never"
+        broadcaster.doubts.clear()
+        with pytest.raises(SubscribeError, match="'a': never"):
+            await joining
+
+
+async def test_revocation_that_overtakes_the_confirmation_is_not_lost(broadcaster: ControlledBroadcaster) -> None:
+    """A subscription that is taken away while its confirmation is on the way here is asked for again."""
+    broker_subscriptions = interest_of()
+    broadcaster.subscribe_gate.close()
+    async with following(broker_subscriptions, broadcaster):
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await broadcaster.until(lambda: len(broadcaster.calls) == 1)
+        broadcaster.subscribe_gate.open()
+        broker_subscriptions.revoke(["a"], "taken away")
+        await joining
+        assert broadcaster.calls == [("subscribe", ("a",))] * 2
+        assert set(broker_subscriptions.confirmed) == {"a"}
+
+
+async def test_revoked_again_and_again_is_asked_for_more_and_more_rarely(
+    broadcaster: ControlledBroadcaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that confirms and takes away in turn is not asked in a circle without a pause."""
+    pauses: list[float] = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def record(delay: float, callback: Any, *args: Any, **options: Any) -> asyncio.TimerHandle:
+        if getattr(callback, "__name__", "") == "_ask_again":
+            pauses.append(delay)
+            delay = 0
+        return call_later(delay, callback, *args, **options)
+
+    broker_subscriptions = interest_of()
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        monkeypatch.setattr(loop, "call_later", record)
+        for _ in range(6):
+            broker_subscriptions.revoke(["a"], "taken away")
+            await broker_subscriptions.acquire("a")
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0]
+
+
+async def test_unconfirmed_channel_that_is_given_up_is_not_asked_for(broadcaster: ControlledBroadcaster) -> None:
+    """Whoever gives up before the broker's final answer leaves nothing to try again."""
+    broker_subscriptions = interest_of(linger_seconds=AT_ONCE)
+    broadcaster.doubts["a"] = "not now"
+    async with following(broker_subscriptions, broadcaster):
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await broadcaster.until(lambda: len(broadcaster.calls) == 1)
+        joining.cancel()
+        broker_subscriptions.release("a")
+        await until_idle()
+        broadcaster.doubts.clear()
+        await broker_subscriptions.acquire("b")
+        assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("b",))]
+
+
+async def test_unconfirmed_on_an_old_link_is_asked_for_once_on_the_new_one(broadcaster: ControlledBroadcaster) -> None:
+    """The pause of the link before does not ask for a second time what the new link was asked for."""
+    broker_subscriptions = interest_of()
+    broadcaster.doubts["a"] = "not now"
+    async with following(broker_subscriptions, broadcaster):
+        joining = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await broadcaster.until(lambda: len(broadcaster.calls) == 1)
+        broadcaster.doubts.clear()
+        broker_subscriptions.forget_link()
+        await broker_subscriptions.subscribe_all(broadcaster)
+        await joining
+        await asyncio.sleep(0.1)  # longer than the pause
+        assert broadcaster.calls == [("subscribe", ("a",))] * 2
+
+
+async def test_revoked_channel_is_asked_for_again(broadcaster: ControlledBroadcaster) -> None:
+    """A subscription that the broker took away is confirmed no more, and subscribed again; others are left alone."""
+    broker_subscriptions = interest_of()
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        await broker_subscriptions.acquire("b")
+        broadcaster.channels.discard("a")
+        broker_subscriptions.revoke(["a", "never joined"], "taken away")
+        assert set(broker_subscriptions.confirmed) == {"b"}
+        await broadcaster.until(lambda: broadcaster.channels == {"a", "b"})
+        await broker_subscriptions.acquire("a")
+        assert broadcaster.calls[-1] == ("subscribe", ("a",))

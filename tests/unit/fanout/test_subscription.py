@@ -1,0 +1,466 @@
+"""`backplane.fanout.subscription`: channels as an async iterator, for consumers without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backplane import (
+    Backplane,
+    ConfigurationError,
+    Gap,
+    InvalidChannelError,
+    LifecycleError,
+    Message,
+    NotStartedError,
+    SlowConsumerError,
+)
+from backplane.errors import ClosedError, SubscribeError
+from backplane.fanout.batch import Batch
+from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+from backplane.fanout.hub import Hub
+from backplane.fanout.outbox import FullPolicy, Outbox
+from backplane.fanout.subscription import Subscription
+from backplane.message import ALL
+from tests.unit.doubles import ControlledBroadcaster, following, until_idle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 5.0
+
+
+user: ContextVar[str] = ContextVar("user", default="nobody")
+
+
+@asynccontextmanager
+async def following_hub(broker: ControlledBroadcaster | None = None) -> AsyncGenerator[Hub]:
+    """Run a hub over a controlled broker."""
+    broker_subscriptions = BrokerSubscriptions(linger_seconds=60, timeout_seconds=60)
+    hub = Hub(broker_subscriptions)
+    async with following(broker_subscriptions, broker or ControlledBroadcaster()):
+        yield hub
+    hub.close()
+
+
+def subscription_on(hub: Hub, *, when_full: FullPolicy = "close", max_messages: int = 1024) -> Subscription:
+    """Return a subscription that has joined nothing yet."""
+    return Subscription(hub, None, Outbox(max_bytes=1024, max_messages=max_messages, when_full=when_full))
+
+
+async def take(subscription: Subscription, count: int) -> list[str | bytes | Gap]:
+    """Return the next `count` items, the messages as their data."""
+    taken: list[str | bytes | Gap] = []
+    async with asyncio.timeout(WAIT_SECONDS):
+        async for item in subscription:
+            taken.append(item.data if isinstance(item, Message) else item)
+            if len(taken) == count:
+                break
+    return taken
+
+
+async def rest(subscription: Subscription) -> list[str | bytes | Gap]:
+    """Return everything up to the end of the iteration."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        return [item.data if isinstance(item, Message) else item async for item in subscription]
+
+
+async def test_messages_in_order() -> None:
+    """Messages of one channel come in the order of their publishing, whole messages with channel and origin."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
+        for number in range(100):
+            await backplane.publish("a", str(number))
+        assert await take(messages, 99) == [str(number) for number in range(99)]
+        last = await anext(aiter(messages))
+        assert isinstance(last, Message)
+        assert (last.channel, last.data) == ("a", "99")
+        assert last.origin is not None
+        assert last.published_at is not None
+
+
+async def test_several_channels() -> None:
+    """One subscription hears all its channels, each message once, and no other channel."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a", "b", "a") as messages:
+        for channel in ("a", "b", "c", "a"):
+            await backplane.publish(channel, channel)
+        assert await take(messages, 3) == ["a", "b", "a"]
+
+
+async def test_what_was_published_before_iterating() -> None:
+    """From the entering on nothing is missed, whether or not the iteration has begun."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
+        await backplane.publish("a", "early")
+        assert await take(messages, 1) == ["early"]
+
+
+async def test_gap_in_its_place() -> None:
+    """A gap stands between the last message before the stretch and the first one after it."""
+    async with following_hub() as hub:
+        subscription = subscription_on(hub)
+        await subscription.join("a")
+        hub.deliver("a", b"before")
+        hub.gap(ALL, "overrun")
+        hub.deliver("a", b"after")
+        assert await take(subscription, 3) == ["before", Gap(channel="a", reason="overrun"), "after"]
+        subscription.end()
+
+
+async def test_gap_wakes_the_consumer() -> None:
+    """A consumer that waits is told of a gap as soon as it is known."""
+    async with following_hub() as hub:
+        subscription = subscription_on(hub)
+        await subscription.join("a")
+        taking = asyncio.create_task(take(subscription, 1))
+        await until_idle()
+        hub.gap(["a"], "overrun")
+        assert await taking == [Gap(channel="a", reason="overrun")]
+        subscription.end()
+
+
+async def test_slow_consumer_is_cut_behind_what_waited() -> None:
+    """With the policy `close` the consumer gets what fitted, then the error, again and again, and has left the hub."""
+    async with following_hub() as hub:
+        subscription = subscription_on(hub, max_messages=2)
+        await subscription.join("a")
+        for payload in (b"1", b"2", b"3", b"4"):
+            hub.deliver("a", payload)
+        await until_idle()
+        assert list(hub.channels) == []
+        assert await take(subscription, 2) == ["1", "2"]
+        for _ in range(2):
+            with pytest.raises(SlowConsumerError, match="subscribe again"):
+                await take(subscription, 1)
+
+
+async def test_slow_consumer_does_not_disturb_the_others() -> None:
+    """One that is cut takes nothing from those beside it."""
+    async with (
+        Backplane("memory://") as backplane,
+        backplane.subscribe("a", max_outbox_messages=1) as slow,
+        backplane.subscribe("a") as quick,
+    ):
+        for number in range(10):
+            await backplane.publish("a", str(number))
+        assert await take(quick, 10) == [str(number) for number in range(10)]
+        with pytest.raises(SlowConsumerError):
+            await rest(slow)
+
+
+async def test_slow_consumer_in_bytes() -> None:
+    """The bound counts bytes as well as messages."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a", max_outbox_bytes=10) as messages:
+        await backplane.publish("a", "12345678")
+        await backplane.publish("a", "abc")
+        assert await take(messages, 1) == ["12345678"]
+        with pytest.raises(SlowConsumerError):
+            await take(messages, 1)
+
+
+@pytest.mark.parametrize(
+    ("when_full", "expected"),
+    [("drop_oldest", ["3", "4"]), ("drop_newest", ["1", "2"]), ("latest", ["4"])],
+)
+async def test_drop_policies(when_full: FullPolicy, expected: list[str]) -> None:
+    """A consumer under a dropping policy loses what the policy says, and goes on."""
+    async with following_hub() as hub:
+        subscription = subscription_on(hub, when_full=when_full, max_messages=2)
+        await subscription.join("a")
+        for payload in (b"1", b"2", b"3", b"4"):
+            hub.deliver("a", payload)
+        await until_idle()
+        assert await take(subscription, len(expected)) == expected
+        hub.deliver("a", b"5")
+        assert await take(subscription, 1) == ["5"]
+        subscription.end()
+
+
+async def test_end_of_the_backplane_ends_the_iteration() -> None:
+    """A stop wakes a consumer that waits, and its loop ends as if the stream were over."""
+    backplane = Backplane("memory://")
+    await backplane.start()
+    async with backplane.subscribe("a") as messages:
+        resting = asyncio.create_task(rest(messages))
+        await until_idle()
+        await backplane.stop()
+        assert await resting == []
+        assert await rest(messages) == []
+
+
+async def test_end_of_the_backplane_ends_behind_what_waits() -> None:
+    """What was delivered before the stop is still consumed."""
+    backplane = Backplane("memory://")
+    await backplane.start()
+    async with backplane.subscribe("a") as messages:
+        await backplane.publish("a", "last")
+        await until_idle()
+        await backplane.stop()
+        assert await rest(messages) == ["last"]
+
+
+async def test_message_of_the_moment_of_the_stop() -> None:
+    """A message whose publish has returned is consumed though the stop follows at once."""
+    backplane = Backplane("memory://")
+    await backplane.start()
+    async with backplane.subscribe("a") as messages:
+        await backplane.publish("a", "last")
+        await backplane.stop()
+        assert await rest(messages) == ["last"]
+
+
+async def test_cancelling_the_iteration_loses_nothing() -> None:
+    """A cancelled `anext` leaves the next message for the next one."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
+        for number in range(3):
+            taking = asyncio.create_task(take(messages, 1))
+            await until_idle()
+            taking.cancel()
+            await asyncio.wait([taking])
+            assert taking.cancelled()
+            await backplane.publish("a", str(number))
+            assert await take(messages, 1) == [str(number)]
+
+
+async def test_cancelling_in_the_moment_of_a_message_loses_nothing() -> None:
+    """A message that arrives in the same pass as the cancellation is still there."""
+    async with following_hub() as hub:
+        subscription = subscription_on(hub)
+        await subscription.join("a")
+        taking = asyncio.create_task(take(subscription, 1))
+        await until_idle()
+        subscription.offer(Batch(Message(channel="a", data="now")))
+        taking.cancel()
+        await asyncio.wait([taking])
+        assert taking.cancelled()
+        assert await take(subscription, 1) == ["now"]
+        subscription.end()
+
+
+async def test_two_consumers() -> None:
+    """A second task that iterates raises at once, and takes nothing from the first; when that has ended it may."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
+        taking = asyncio.create_task(take(messages, 2), name="first")
+        await until_idle()
+        for _ in range(2):
+            with pytest.raises(LifecycleError, match="'first' receives from this subscription already"):
+                await take(messages, 1)
+            await backplane.publish("a", "for the first")
+        assert await taking == ["for the first", "for the first"]
+        await backplane.publish("a", "for the second")
+        assert await take(messages, 1) == ["for the second"]
+
+
+@pytest.mark.parametrize("at_a_message", [False, True])
+async def test_consumer_after_a_cancelled_one(at_a_message: bool) -> None:
+    """A task that is being cancelled may be followed at once, and its end takes nothing from its successor."""
+    async with following_hub() as hub:
+        subscription = subscription_on(hub)
+        await subscription.join("a")
+        first = asyncio.create_task(take(subscription, 1))
+        await until_idle()
+        if at_a_message:
+            subscription.offer(Batch(Message(channel="a", data="now")))
+        first.cancel()
+        second = asyncio.create_task(take(subscription, 1), name="second")
+        await until_idle()
+        assert first.cancelled()
+        if not at_a_message:
+            with pytest.raises(LifecycleError, match="'second' receives"):
+                await take(subscription, 1)
+            hub.deliver("a", b"now")
+        assert await second == ["now"]
+        subscription.end()
+
+
+async def test_consumer_that_went_on_after_a_cancellation() -> None:
+    """A task that was cancelled before, and went on, is a consumer as any other: a second one raises."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
+
+        async def take_after_all() -> list[str | bytes | Gap]:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            return await take(messages, 1)
+
+        first = asyncio.create_task(take_after_all(), name="first")
+        await until_idle()
+        first.cancel()
+        await until_idle()
+        with pytest.raises(LifecycleError, match="'first' receives"):
+            await asyncio.wait_for(take(messages, 1), WAIT_SECONDS)
+        await backplane.publish("a", "for the first")
+        assert await first == ["for the first"]
+
+
+async def test_leaving_the_block_leaves_the_channel() -> None:
+    """Behind the block nothing is heard, and whoever still iterates comes to an end."""
+    async with Backplane("memory://") as backplane:
+        async with backplane.subscribe("a") as messages:
+            pass
+        await backplane.publish("a", "unheard")
+        await until_idle()
+        assert await rest(messages) == []
+
+
+async def test_error_in_the_block_leaves_the_channel() -> None:
+    """An error of the consumer goes on, and the subscription has ended."""
+    entered: list[Subscription] = []
+
+    async def consume(backplane: Backplane) -> None:
+        async with backplane.subscribe("a") as messages:
+            entered.append(messages)
+            raise KeyError("mine")
+
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(KeyError, match="mine"):
+            await consume(backplane)
+        await backplane.publish("a", "unheard")
+        assert await rest(entered[0]) == []
+
+
+async def test_join_later() -> None:
+    """A channel joined later is heard from then on; to iterate before that raises."""
+    async with Backplane("memory://") as backplane, backplane.subscribe() as messages:
+        await backplane.publish("a", "unheard")
+        with pytest.raises(LifecycleError, match="join one before iterating"):
+            await take(messages, 1)  # it would wait for ever
+        await messages.join("a")
+        await backplane.publish("a", "heard")
+        assert await take(messages, 1) == ["heard"]
+
+
+async def test_refused_channel_leaves_nothing() -> None:
+    """A subscription of which one channel is refused has left the others."""
+    broker = ControlledBroadcaster()
+    broker.refusals["secret"] = "not permitted"
+    async with following_hub(broker) as hub:
+        subscription = subscription_on(hub)
+        await subscription.join("a")
+        with pytest.raises(SubscribeError, match="not permitted"):
+            await subscription.join("secret")
+        assert list(hub.channels) == ["a"]
+        subscription.end()
+        assert list(hub.channels) == []
+
+
+async def test_illegal_name() -> None:
+    """A name that is not legal raises before the block, and leaves nothing."""
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(InvalidChannelError):
+            async with backplane.subscribe("a", ""):
+                pytest.fail("the block was entered")
+
+
+async def test_later_join_of_an_illegal_name() -> None:
+    """A name that is not legal is refused by `join` as well: reserved channels stay the package's own."""
+    async with Backplane("memory://") as backplane, backplane.subscribe() as messages:
+        for channel in ("", "$backplane/probe", "x" * 256):
+            with pytest.raises(InvalidChannelError):
+                await messages.join(channel)
+
+
+async def test_join_after_the_end() -> None:
+    """A subscription that has ended joins nothing and leaves nothing in the hub."""
+    async with following_hub() as hub:
+        subscription = subscription_on(hub)
+        subscription.end()
+        with suppress(ClosedError):
+            await subscription.join("a")
+        assert list(hub.channels) == []
+
+
+async def test_join_that_the_end_overtakes() -> None:
+    """A join the broker confirms after the end leaves nothing in the hub."""
+    broker = ControlledBroadcaster()
+    async with following_hub(broker) as hub:
+        subscription = subscription_on(hub)
+        broker.subscribe_gate.close()
+        joining = asyncio.create_task(subscription.join("a"))
+        await broker.until(lambda: len(broker.calls) == 1)
+        subscription.end()
+        broker.subscribe_gate.open()
+        with suppress(ClosedError):
+            await asyncio.wait_for(joining, WAIT_SECONDS)
+        assert list(hub.channels) == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"when_full": "explode"}, {"max_outbox_bytes": 0}, {"max_outbox_messages": -1}], ids=str
+)
+async def test_wrong_options(options: dict[str, object]) -> None:
+    """An unknown policy, or a bound of nothing, is refused before anything is joined."""
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(ConfigurationError):
+            async with backplane.subscribe("a", **options):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+                pytest.fail("the block was entered")
+
+
+async def test_not_started() -> None:
+    """A subscription needs a running backplane."""
+    with pytest.raises(NotStartedError):
+        async with Backplane("memory://").subscribe("a"):
+            pytest.fail("the block was entered")
+
+
+@pytest.mark.parametrize("channel", ["prices.*", "quotes.>"])
+async def test_pattern(channel: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who subscribes to what looks like a pattern is warned, and receives what is published to exactly that name."""
+    monkeypatch.setattr("backplane.channels._warned_of", set[str]())
+    async with Backplane("memory://") as backplane, backplane.subscribe(channel) as messages:
+        await backplane.publish("prices.dax", "1")
+        await backplane.publish("quotes.dax", "2")
+        await backplane.publish(channel, "3")
+        assert await take(messages, 1) == ["3"]
+    assert len([text for text in caplog.messages if "there are no patterns" in text]) == 1
+
+
+@pytest.mark.parametrize(
+    ("when_full", "expected"),
+    [
+        ("close", {"slow_subscriptions": 1}),
+        ("drop_oldest", {"dropped_oldest": 3}),
+        ("drop_newest", {"dropped_newest": 3}),
+        ("latest", {"replaced": 4}),
+    ],
+)
+async def test_slow_consumer_is_counted(
+    when_full: FullPolicy, expected: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a consumer loses, or that it was cut, is in the statistics; a cut is in the log too."""
+    async with (
+        Backplane("memory://") as backplane,
+        backplane.subscribe("a", when_full=when_full, max_outbox_messages=2),
+    ):
+        for number in range(5):
+            await backplane.publish("a", str(number))
+        await until_idle()
+        counted = backplane.statistics()
+        assert {name: counted[name] for name in expected} == expected
+    slow = [text for text in caplog.messages if "is too slow" in text]
+    assert len(slow) == (when_full == "close")
+    assert all("['a']" in text for text in slow)
+
+
+async def test_log_line_of_an_overrun_is_the_consumers() -> None:
+    """That a consumer is too slow is logged with its own variables, not with those of whoever published."""
+    seen: list[str] = []
+
+    def see(_: logging.LogRecord) -> bool:
+        seen.append(user.get())
+        return True
+
+    async with following_hub() as hub:
+        user.set("alice")
+        slow = subscription_on(hub, max_messages=1)
+        user.set("mallory")
+        logging.getLogger("backplane.fanout.subscription").addFilter(see)
+        try:
+            slow.offer(Batch(*(Message(channel="a", data=text) for text in "123")))
+        finally:
+            logging.getLogger("backplane.fanout.subscription").removeFilter(see)
+    assert seen == ["alice"]

@@ -1,0 +1,220 @@
+"""`backplane.synchronous.publisher_thread`: a thread of its own for each process that publishes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from backplane import BrokerUnavailableError, ClosedError, Settings
+from backplane.concurrency.threads import start_thread
+from backplane.synchronous.publisher_thread import PublisherThreads
+from tests.brokers.process import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SETTINGS = Settings(publish_timeout_seconds=1, start_timeout_seconds=1)
+
+
+class FakePublisher:
+    """A `Backplane` under control of a test.
+
+    Attributes:
+        published: What was published.
+        starts: How often it was started.
+        stopped: How often it was stopped.
+        failures: What the next starts raise.
+        start_gate: Set, a start goes on; `None`: there is no gate.
+        start_context: Its context variables at the last start.
+    """
+
+    def __init__(self) -> None:
+        self.published: list[tuple[str, object, Any]] = []
+        self.starts = 0
+        self.stopped = 0
+        self.failures: list[Exception] = []
+        self.start_gate: threading.Event | None = None
+
+    async def start(self) -> None:
+        """Start, or fail."""
+        self.starts += 1
+        if self.start_gate is not None:
+            await asyncio.to_thread(self.start_gate.wait)
+        if self.failures:
+            raise self.failures.pop()
+
+    async def stop(self) -> None:
+        """Count it."""
+        self.stopped += 1
+
+    async def publish(self, channel: str, data: object, *, exclude: Any = None) -> None:
+        """Keep it."""
+        self.published.append((channel, data, exclude))
+
+
+def threads_of(publisher: FakePublisher) -> PublisherThreads:
+    """Return threads that publish with it."""
+    return PublisherThreads(lambda: publisher, SETTINGS)
+
+
+def running_threads() -> list[threading.Thread]:
+    """Return the publisher threads of this process."""
+    return [thread for thread in threading.enumerate() if thread.name == "backplane-sync"]
+
+
+def test_first_publish_starts() -> None:
+    """Nothing is opened before the first publish; one start serves all that follow."""
+    publisher = FakePublisher()
+    threads = threads_of(publisher)
+    assert (publisher.starts, running_threads()) == (0, [])
+    for number in range(3):
+        threads.publish("a", number, exclude="me")
+    assert publisher.published == [("a", 0, "me"), ("a", 1, "me"), ("a", 2, "me")]
+    assert (publisher.starts, len(running_threads())) == (1, 1)
+    threads.close()
+    assert publisher.stopped == 1
+    wait_until(lambda: not running_threads(), "the thread ends")
+
+
+def test_many_first_publishes() -> None:
+    """Of 100 threads that publish first at once, all wait for one start in one thread."""
+    publisher = FakePublisher()
+    publisher.start_gate = threading.Event()
+    threads = threads_of(publisher)
+    callers = [threading.Thread(target=threads.publish, args=("a", number)) for number in range(100)]
+    for caller in callers:
+        caller.start()
+    publisher.start_gate.set()
+    for caller in callers:
+        caller.join()
+    assert sorted(str(data) for _, data, _ in publisher.published) == sorted(str(number) for number in range(100))
+    assert publisher.starts == 1
+    threads.close()
+
+
+def test_a_failed_start() -> None:
+    """The error of a start reaches its publish, and the next publish tries again."""
+    publisher = FakePublisher()
+    publisher.failures = [BrokerUnavailableError("away", adapter="fake")]
+    threads = threads_of(publisher)
+    with pytest.raises(BrokerUnavailableError, match="fake: away"):
+        threads.publish("a", 1)
+    threads.publish("a", 2)
+    assert publisher.published == [("a", 2, None)]
+    assert publisher.starts == 2
+    threads.close()
+
+
+def test_publish_after_the_close() -> None:
+    """What was closed publishes nothing more; closing again changes nothing."""
+    publisher = FakePublisher()
+    threads = threads_of(publisher)
+    threads.publish("a", 1)
+    threads.close()
+    threads.close()
+    with pytest.raises(ClosedError):
+        threads.publish("a", 2)
+    assert publisher.stopped == 1
+
+
+def test_close_before_the_first_publish() -> None:
+    """What was never used is closed without a thread."""
+    threads = threads_of(FakePublisher())
+    threads.close()
+    assert running_threads() == []
+
+
+def test_close_during_the_start() -> None:
+    """A close cancels a start that is under way, and wakes its publish."""
+    publisher = FakePublisher()
+    publisher.start_gate = threading.Event()
+    threads = threads_of(publisher)
+    raised: list[BaseException] = []
+
+    def publish() -> None:
+        try:
+            threads.publish("a", 1)
+        except BaseException as error:
+            raised.append(error)
+
+    caller = threading.Thread(target=publish)
+    caller.start()
+    wait_until(lambda: publisher.starts == 1, "the start begins")
+    closing = threading.Thread(target=threads.close)
+    closing.start()
+    closing.join(5)
+    publisher.start_gate.set()
+    caller.join(5)
+    assert len(raised) == 1
+    assert publisher.published == []
+    wait_until(lambda: not running_threads(), "the thread ends")
+
+
+def test_dropped_without_close() -> None:
+    """An owner that is collected leaves no thread, and nothing else."""
+    publisher = FakePublisher()
+    threads = threads_of(publisher)
+    threads.publish("a", 1)
+    assert len(running_threads()) == 1
+    left = weakref.ref(publisher)
+    del threads, publisher
+    gc.collect()
+    wait_until(lambda: not running_threads(), "the thread ends")
+    gc.collect()
+    assert left() is None
+
+
+def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system grants no thread the publish raises the reason, and a later one tries again."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    publisher = FakePublisher()
+    threads = threads_of(publisher)
+    with monkeypatch.context() as patched:
+        patched.setattr("backplane.synchronous.publisher_thread.start_thread", refuse)
+        with pytest.raises(BrokerUnavailableError, match="can't start new thread"):
+            threads.publish("a", 1)
+    threads.publish("a", 2)
+    assert publisher.published == [("a", 2, None)]
+    threads.close()
+
+
+def test_an_interrupted_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler that raises while the thread begins leaves one thread, and the next publish goes through."""
+
+    def interrupted(run: Callable[[], None], name: str) -> None:
+        start_thread(run, name)
+        raise KeyboardInterrupt
+
+    publisher = FakePublisher()
+    threads = threads_of(publisher)
+    with monkeypatch.context() as patched:
+        patched.setattr("backplane.synchronous.publisher_thread.start_thread", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            threads.publish("a", 1)
+    threads.publish("a", 2)
+    assert publisher.published == [("a", 2, None)]
+    threads.close()
+    wait_until(lambda: not running_threads(), "every thread ends")
+
+
+def test_a_thread_that_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under uWSGI without threads the first publish names the option, in bounded time, and nothing was published."""
+
+    def never(_: Callable[[], None], __: str) -> None:
+        pass
+
+    monkeypatch.setattr("backplane.synchronous.publisher_thread.start_thread", never)
+    threads = PublisherThreads(FakePublisher, Settings(publish_timeout_seconds=0.05, start_timeout_seconds=0.05))
+    started = time.monotonic()
+    with pytest.raises(BrokerUnavailableError, match="enable-threads"):
+        threads.publish("a", 1)
+    assert time.monotonic() - started < 5

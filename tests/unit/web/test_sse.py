@@ -1,0 +1,703 @@
+"""`backplane.sse`: channels as server-sent events, through a real server and by hand-written ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+import socket
+import time
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from starlette.background import BackgroundTask
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException, WebSocketException
+from starlette.middleware.gzip import GZipMiddleware
+
+from backplane import Backplane, BrokerUnavailableError, ConfigurationError, LifecycleError, Settings, SubscribeError
+from backplane import Client as Asked
+from backplane.adapters.memory import MemoryBroadcaster
+from backplane.connection.limits import Limits
+from tests.unit.doubles import Gate, until_idle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from backplane.worker.runtime import Runtime
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 5.0
+REQUEST = Request({"type": "http"})
+
+
+def running_of(backplane: Backplane) -> Runtime:
+    """Return what a started backplane is made of."""
+    running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
+    assert running is not None
+    return running
+
+
+def stream_of(backplane: Backplane, *channels: str, max_messages: int = 100, **options: Any) -> Response:
+    """Return the response that streams `channels`."""
+    return backplane.sse(REQUEST, *channels, max_outbox_messages=max_messages, **options)
+
+
+class Site:
+    """An application with event streams, behind a real server.
+
+    Attributes:
+        ended: One item for each stream whose handler has ended.
+    """
+
+    def __init__(self, backplane: Backplane, **options: Any) -> None:
+        self.backplane = backplane
+        self.ended: asyncio.Queue[None] = asyncio.Queue()
+        self.address = ""
+        self.app = FastAPI(lifespan=backplane.lifespan)
+
+        async def events(channel: str) -> Response:
+            response = stream_of(backplane, channel, **options)
+            response.background = BackgroundTask(self.ended.put, None)
+            return response
+
+        self.app.add_api_route("/events/{channel}", events, methods=["GET", "HEAD"])
+
+    async def until_ended(self) -> None:
+        """Wait until the handler of a stream has ended."""
+        await asyncio.wait_for(self.ended.get(), WAIT_SECONDS)
+
+
+@asynccontextmanager
+async def serving(site: Site) -> AsyncGenerator[httpx2.AsyncClient]:
+    """Serve a site, with a client for it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    site.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = uvicorn.Server(uvicorn.Config(site.app, lifespan="on", log_config=None))
+    serve = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        async with httpx2.AsyncClient(base_url=site.address, trust_env=False, timeout=WAIT_SECONDS) as client:
+            assert (await client.get("/")).status_code == 404  # it has started
+            yield client
+    finally:
+        server.should_exit = True
+        await serve
+
+
+class Events:
+    """The events of an open stream, as text, one block each."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self.response = response
+        self._text: AsyncIterator[str] = response.aiter_text()
+        self._buffer = ""
+
+    async def take(self) -> str:
+        """Return the next block."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while "\n\n" not in self._buffer:
+                self._buffer += await anext(self._text)
+        block, _, self._buffer = self._buffer.partition("\n\n")
+        return block
+
+    async def rest(self) -> str:
+        """Return everything up to the orderly end of the stream."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            return self._buffer + "".join([text async for text in self._text])
+
+
+@asynccontextmanager
+async def listening(client: httpx2.AsyncClient, channel: str = "a") -> AsyncGenerator[Events]:
+    """Open a stream, behind its first hint."""
+    async with client.stream("GET", f"/events/{channel}", headers={"Accept": "text/event-stream"}) as response:
+        assert response.status_code == 200
+        events = Events(response)
+        assert 1500 <= int((await events.take()).removeprefix("retry: ")) <= 4500
+        yield events
+
+
+class Client:
+    """A client as a server shows it to the application: hand-written `receive` and `send`.
+
+    Attributes:
+        status: With which status it was answered.
+        headers: With which headers.
+        sent: The bodies that the application sent.
+        more: Whether more was to come after the last one.
+        send_gate: Holds what is sent after the headers, as a client that does not read would.
+        blocked: Set when something waits at the gate.
+        gone: Lets the client go away.
+        send_error: What `send` raises for a body, if anything; `receive_error` the same.
+    """
+
+    def __init__(self, method: str = "GET", accept: str = "*/*", address: str = "192.0.2.1") -> None:
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "method": method,
+            "headers": [(b"accept", accept.encode()), (b"accept-encoding", b"gzip")],
+            "client": (address, 4711),
+        }
+        self.status: int | None = None
+        self.headers: dict[bytes, bytes] = {}
+        self.sent: list[bytes] = []
+        self.more = True
+        self.send_gate = Gate()
+        self.blocked = asyncio.Event()
+        self.gone = asyncio.Event()
+        self.send_error: Exception | None = None
+        self.receive_error: Exception | None = None
+
+    @property
+    def text(self) -> str:
+        """Everything it was sent."""
+        return b"".join(self.sent).decode()
+
+    async def gets(self, response: ASGIApp) -> None:
+        """Run the response to its end."""
+        await asyncio.wait_for(response(self.scope, self._receive, self._send), WAIT_SECONDS)
+
+    async def _receive(self) -> dict[str, Any]:
+        if self.receive_error is not None:
+            raise self.receive_error
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, event: Any) -> None:
+        if event["type"] == "http.response.start":
+            self.status, self.headers = event["status"], dict(event["headers"])
+            return
+        self.blocked.set()
+        await self.send_gate.passage()
+        if self.send_error is not None:
+            raise self.send_error
+        self.sent.append(event["body"])
+        self.more = event.get("more_body", False)
+
+
+@asynccontextmanager
+async def streaming(client: Client, response: ASGIApp) -> AsyncGenerator[asyncio.Task[None]]:
+    """Stream to a client, from its first byte on, and in the end until its handler has ended."""
+    handling = asyncio.create_task(client.gets(response))
+    blocked = asyncio.create_task(client.blocked.wait())
+    await asyncio.wait([handling, blocked], return_when=asyncio.FIRST_COMPLETED)
+    blocked.cancel()
+    yield handling
+    await handling
+
+
+async def until_published(backplane: Backplane, *data: str) -> None:
+    """Publish to channel `a`, and wait until all of it was delivered."""
+    for each in data:
+        await backplane.publish("a", each)
+    async with backplane.subscribe("barrier") as barrier:
+        await backplane.publish("barrier", "")
+        await anext(aiter(barrier))
+
+
+# --- through a real server -----------------------------------------------------------------------------------------
+
+
+async def test_headers() -> None:
+    """The answer is an event stream that neither a cache nor nginx keeps back, without a length."""
+    async with serving(Site(Backplane("memory://"))) as client, listening(client) as events:
+        headers = events.response.headers
+        assert headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert headers["cache-control"] == "no-store, no-transform"
+        assert headers["x-accel-buffering"] == "no"
+        assert "content-length" not in headers
+
+
+async def test_messages() -> None:
+    """A text keeps to its data lines whatever it holds, binary is base64 with an event name of its own."""
+    blocks: list[tuple[Any, str]] = [
+        ("hello", "data: hello"),
+        ("", "data: "),
+        (" two blanks  ", "data:  two blanks  "),
+        ("one\ntwo\r\nthree\rfour\n", "data: one\ndata: two\ndata: three\ndata: four\ndata: "),
+        ("x\n\nevent: gap\nid: 7", "data: x\ndata: \ndata: event: gap\ndata: id: 7"),
+        ("äöü ✓\u2028\x85", "data: äöü ✓\u2028\x85"),
+        ({"number": 1}, 'data: {"number":1}'),
+        (b"\x00\xff\n", "event: binary\ndata: AP8K"),
+        (b"", "event: binary\ndata: "),
+    ]
+    site = Site(Backplane("memory://"))
+    async with serving(site) as client, listening(client) as events:
+        for data, block in blocks:
+            await site.backplane.publish("a", data)
+            assert await events.take() == block
+
+
+async def test_joined_before_the_headers() -> None:
+    """What is published as soon as the client sees the headers reaches it, in order."""
+    site = Site(Backplane("memory://"))
+    async with serving(site) as client, client.stream("GET", "/events/a") as response:
+        for number in range(50):
+            await site.backplane.publish("a", str(number))
+        events = Events(response)
+        await events.take()
+        assert [await events.take() for _ in range(50)] == [f"data: {number}" for number in range(50)]
+
+
+async def test_gap() -> None:
+    """A gap is an event in its place, with the channel and without the reason."""
+    site = Site(Backplane("memory://"))
+    async with serving(site) as client, listening(client) as events:
+        await site.backplane.publish("a", "before")
+        assert await events.take() == "data: before"
+        running_of(site.backplane).hub.gap(["a"], "password of the broker")
+        await site.backplane.publish("a", "after")
+        assert await events.take() == 'event: gap\ndata: {"channel": "a"}'
+        assert await events.take() == "data: after"
+
+
+async def test_heartbeat() -> None:
+    """In silence comments are sent, and a message between them is not lost."""
+    site = Site(Backplane("memory://"), heartbeat_seconds=0.01)
+    async with serving(site) as client, listening(client) as events:
+        assert [await events.take() for _ in range(3)] == [":", ":", ":"]
+        await site.backplane.publish("a", "there")
+        while (block := await events.take()) == ":":
+            pass
+        assert block == "data: there"
+
+
+async def test_client_that_goes() -> None:
+    """When the client goes in silence, its handler ends, and nothing of it stays in the hub."""
+    site = Site(Backplane("memory://"))
+    async with serving(site) as client:
+        async with listening(client):
+            assert (await site.backplane.health()).connections == 1
+        await site.until_ended()
+        assert (await site.backplane.health()).connections == 0
+        assert list(running_of(site.backplane).hub.channels) == []
+
+
+async def test_drain() -> None:
+    """A drain ends the stream in order, behind what waits and a hint when to come back, and waits for its handler."""
+    site = Site(Backplane("memory://"))
+    async with serving(site) as client, listening(client) as events:
+        await site.backplane.publish("a", "last")
+        assert await events.take() == "data: last"
+        await asyncio.wait_for(site.backplane.drain(), WAIT_SECONDS)
+        assert (await site.backplane.health()).connections == 0
+        rest = await events.rest()
+        assert rest.startswith("retry: ")
+        assert rest.endswith("\n\n")
+
+
+async def test_stop() -> None:
+    """A stop ends the stream in the same way."""
+    site = Site(Backplane("memory://"))
+    async with serving(site) as client, listening(client) as events:
+        await site.backplane.stop()
+        assert (await events.rest()).startswith("retry: ")
+        await site.until_ended()
+
+
+async def test_arriving_at_a_drain() -> None:
+    """Who arrives at a worker that drains is told to come back: an event source by a stream, others by the status."""
+    site = Site(Backplane("memory://"))
+    async with serving(site) as client:
+        await site.backplane.drain()
+        other = await client.get("/events/a")
+        assert (other.status_code, other.text) == (503, "not available, try again later")
+        assert other.headers["cache-control"] == "no-store"
+        source = await client.get("/events/a", headers={"Accept": "text/event-stream"})
+        assert source.status_code == 200
+        assert source.text.startswith(": not available, try again later\nretry: ")
+        for _ in (other, source):
+            await site.until_ended()
+        assert (await site.backplane.health()).connections == 0
+
+
+# --- by hand-written ASGI: the answer --------------------------------------------------------------------------------
+
+
+async def test_head() -> None:
+    """A HEAD is answered as a GET would be, without a body, and leaves nothing."""
+    async with Backplane("memory://") as backplane:
+        client = Client("HEAD")
+        await client.gets(stream_of(backplane, "a"))
+        assert (client.status, client.headers[b"content-type"]) == (200, b"text/event-stream; charset=utf-8")
+        assert (client.sent, client.more) == ([b""], False)
+        assert (await backplane.health()).connections == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "channel", "options", "status"),
+    [
+        (None, "x" * 256, {}, 400),
+        (None, "a", {"expires_at": 1.5e9}, 401),
+        (None, "secret", {}, 403),
+        (SubscribeError({"a": "the broker's own words"}), "a", {}, 403),
+        (SubscribeError({}, unconfirmed={"a": "the broker's own words"}), "a", {}, 503),
+        (BrokerUnavailableError("away"), "a", {}, 503),
+    ],
+    ids=["illegal", "expired", "not authorized", "refused by the broker", "passing state", "away"],
+)
+async def test_refused(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, channel: str, options: dict[str, Any], status: int
+) -> None:
+    """A join that fails is an HTTP error without the broker's words; one that may succeed later ends no source."""
+
+    async def subscribe(_: MemoryBroadcaster, channels: Collection[str]) -> None:
+        if error is not None and channel in channels:
+            raise error
+
+    monkeypatch.setattr(MemoryBroadcaster, "subscribe", subscribe)
+    for accept, method in (("*/*", "GET"), ("text/event-stream", "GET"), ("*/*", "HEAD")):
+        client = Client(method, accept)
+        async with Backplane("memory://", settings=Settings(subscribe_timeout_seconds=0.1)) as backplane:
+            backplane.authorize(lambda _, name: name != "secret")
+            await client.gets(stream_of(backplane, channel, **options))
+            assert backplane.statistics()["streams_refused"] == 1
+            assert (await backplane.health()).connections == 0
+            assert list(running_of(backplane).hub.channels) == []
+        later = status == 503 and accept == "text/event-stream"
+        assert client.status == (200 if later else status)
+        assert ("words" in client.text, b"retry-after" in client.headers) == (False, status == 503 and not later)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (HTTPException(402, "pay first"), 402, "pay first"),
+        (WebSocketException(4503, "not you"), 403, "not you"),
+        (WebSocketException(1008), 403, "this channel is not allowed"),
+        (WebSocketException(1013, "later"), 503, "not available, try again later"),
+    ],
+    ids=["HTTPException", "stays away", "without words", "comes back"],
+)
+async def test_refused_in_the_words_of_the_framework(error: Exception, status: int, text: str) -> None:
+    """What `authorize` may raise for a WebSocket it may raise for a stream; both are counted as refused."""
+
+    def refuse(_: object, __: str) -> bool:
+        raise error
+
+    async with Backplane("memory://") as backplane:
+        backplane.authorize(refuse)
+        transport = httpx2.ASGITransport(Site(backplane).app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            answer = await client.get("/events/a")
+        assert (answer.status_code, text in answer.text) == (status, True)
+        assert backplane.statistics()["streams_refused"] == 1
+
+
+async def test_permission_that_runs_out_while_it_joins() -> None:
+    """A permission that runs out while `authorize` is asked is refused before the stream begins."""
+    expires_at = time.time() + 0.05
+
+    async def take_time(_: object, __: str) -> bool:
+        while time.time() < expires_at:
+            await asyncio.sleep(0.01)
+        return True
+
+    async with Backplane("memory://") as backplane:
+        backplane.authorize(take_time)
+        client = Client()
+        await client.gets(stream_of(backplane, "a", expires_at=expires_at))
+        assert (client.status, (await backplane.health()).connections) == (401, 0)
+
+
+async def test_authorize_sees_the_client() -> None:
+    """The application is asked for each channel, and sees who the client is, and what it has joined so far."""
+    user, asked = object(), list[tuple[object, str, list[str], int]]()
+    async with Backplane("memory://") as backplane:
+
+        @backplane.authorize
+        async def may_join(client: Asked, channel: str) -> bool:
+            await asyncio.sleep(0)
+            asked.append((client.context, client.kind, list(client.channels), len(client.id)))
+            return True
+
+        async with streaming(Client(), stream_of(backplane, "a", "b", context=user)):
+            await backplane.drain()
+        assert asked == [(user, "event stream", [], 16), (user, "event stream", ["a"], 16)]
+
+
+async def test_limits() -> None:
+    """The limits of a WebSocket hold: channels for each client, and clients for each address or key."""
+    limits, settings = Limits(max_channels=1), Settings(max_connections_per_client=1)
+    async with Backplane("memory://", limits=limits, settings=settings) as backplane:
+        many = Client()
+        await many.gets(stream_of(backplane, "a", "b"))
+        assert (many.status, many.text) == (403, "a client may join 1 channels: Limits(max_channels=...)")
+        async with streaming(Client(), stream_of(backplane, "a", "b", limits=Limits(max_channels=2))):
+            refused, with_key, elsewhere = Client("HEAD"), Client("HEAD"), Client("HEAD", address="192.0.2.2")
+            await refused.gets(stream_of(backplane, "a"))
+            await with_key.gets(stream_of(backplane, "a", client_key="alice"))
+            await elsewhere.gets(stream_of(backplane, "a"))
+            assert (refused.status, with_key.status, elsewhere.status) == (429, 200, 200)
+            await backplane.drain()
+
+
+class HoldsBack:
+    """A middleware that keeps a body until all of it is there, as compression does, unless a header forbids it.
+
+    Args:
+        app: What it wraps.
+        header: The header that it respects.
+        value: What this must hold.
+    """
+
+    def __init__(self, app: ASGIApp, header: str, value: str) -> None:
+        self.app = app
+        self.header = header
+        self.value = value
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application."""
+        kept: list[Any] = []
+        passes = False
+
+        async def keep(event: Any) -> None:
+            nonlocal passes
+            if event["type"] == "http.response.start":
+                passes = self.value in Headers(raw=event["headers"]).get(self.header, "")
+            kept.append(event)
+            if passes or (event["type"] == "http.response.body" and not event["more_body"]):
+                while kept:
+                    await send(kept.pop(0))
+
+        await self.app(scope, receive, keep)
+
+
+@pytest.mark.parametrize(
+    "middleware",
+    [
+        GZipMiddleware,  # that of the lowest Starlette compresses event streams
+        partial(HoldsBack, header="content-encoding", value="identity"),  # brotli-asgi, Django
+        partial(HoldsBack, header="cache-control", value="no-transform"),  # Express, Next.js
+        partial(HoldsBack, header="x-accel-buffering", value="no"),  # nginx
+    ],
+    ids=["Starlette", "content-encoding", "no-transform", "nginx"],
+)
+async def test_middleware_that_holds_back(middleware: Callable[[ASGIApp], ASGIApp]) -> None:
+    """What compresses or buffers a body lets a stream pass: the headers and first bytes at once, then each event."""
+    async with Backplane("memory://") as backplane:
+        client = Client()
+        handling = asyncio.create_task(client.gets(middleware(stream_of(backplane, "a"))))
+        await asyncio.wait_for(client.blocked.wait(), WAIT_SECONDS)
+        await until_published(backplane, "now")
+        assert (client.status, client.sent[1:]) == (200, [b"data: now\n\n"])
+        assert client.text.startswith("retry: ")
+        await backplane.drain()
+        await handling
+
+
+async def test_answer_to_a_websocket() -> None:
+    """A stream answers HTTP requests alone, and as the denial of a WebSocket it raises what names the mistake."""
+    async with Backplane("memory://") as backplane:
+        websocket = Request({"type": "http"})
+        websocket.scope["type"] = "websocket"
+        with pytest.raises(ConfigurationError, match="a WebSocket is for connect"):
+            backplane.sse(websocket, "a")
+        client = Client()
+        client.scope["type"] = "websocket"
+        with pytest.raises(LifecycleError, match="deny a WebSocket with a plain Response"):
+            await client.gets(stream_of(backplane, "a"))
+        assert (await backplane.health()).connections == 0
+
+
+# --- by hand-written ASGI: the end -----------------------------------------------------------------------------------
+
+
+async def test_permission_that_runs_out() -> None:
+    """A stream whose permission runs out receives nothing from then on, and ends with an event and a hint."""
+    client = Client()
+    async with Backplane("memory://") as backplane:
+        await client.gets(stream_of(backplane, "a", expires_at=time.time() + 0.05))
+        assert re.fullmatch(r"retry: \d+\n\nevent: expired\ndata: {}\n\nretry: \d+\n\n", client.text)
+        assert (client.more, list(running_of(backplane).hub.channels)) == (False, [])
+
+
+async def test_largest_age() -> None:
+    """A stream that has reached its largest age ends in order, and its client comes back."""
+    client = Client()
+    async with Backplane("memory://", limits=Limits(max_age_seconds=0.05)) as backplane:
+        await client.gets(stream_of(backplane, "a"))
+        assert re.fullmatch(r"retry: \d+\n\nretry: \d+\n\n", client.text)
+        assert not client.more
+
+
+@pytest.mark.parametrize("of", ["send_error", "receive_error"])
+async def test_error_of_the_server(of: str) -> None:
+    """What `send` or `receive` raises leaves as it is, in no group, and the stream has ended."""
+    async with Backplane("memory://") as backplane:
+        # The second is one of a middleware's, of the same kind as that of a lost client.
+        for error in (ValueError("mine"), FileNotFoundError("mine")):
+            client = Client()
+            setattr(client, of, error)
+            with pytest.raises(type(error)) as caught:
+                await client.gets(stream_of(backplane, "a"))
+            assert caught.value is error
+        counted = backplane.statistics()
+        assert counted["streams_opened"] == counted["streams_closed"]
+        assert (await backplane.health()).connections == 0
+
+
+async def test_server_that_raises_for_a_lost_client() -> None:
+    """An `OSError` of `send` is an ordinary end where `receive` reports that the client is gone (ASGI, HTTP 2.4)."""
+    async with Backplane("memory://") as backplane:
+        client = Client()
+        client.send_error = ConnectionResetError()
+        client.send_gate.close()
+        async with streaming(client, stream_of(backplane, "a")):
+            client.send_gate.open()
+            await until_idle()
+            client.gone.set()
+        assert (await backplane.health()).connections == 0
+
+
+@pytest.mark.parametrize("at", ["authorize", "broker"])
+async def test_client_that_goes_while_it_joins(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that leaves while the application or the broker takes its time gives its place back at once."""
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def wait(*_: object) -> bool:
+        asked.set()
+        return await answered.wait()
+
+    async with Backplane("memory://") as backplane:
+        if at == "authorize":
+            backplane.authorize(wait)
+        else:
+            monkeypatch.setattr(MemoryBroadcaster, "subscribe", wait)
+        client = Client()
+        handling = asyncio.create_task(client.gets(stream_of(backplane, "a")))
+        await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
+        client.gone.set()
+        await handling
+        assert (client.status, (await backplane.health()).connections) == (None, 0)
+        assert backplane.statistics()["streams_refused"] == 0
+        answered.set()
+
+
+async def test_error_of_authorize() -> None:
+    """What `authorize` raises leaves as it is, before any answer, though it may look like that of a lost client."""
+    async with Backplane("memory://") as backplane:
+        for error in (ConnectionRefusedError("the database"), TimeoutError("the database")):
+
+            def fail(_: object, __: str, error: Exception = error) -> bool:
+                raise error
+
+            backplane.authorize(fail)
+            client = Client()
+            with pytest.raises(type(error)) as caught:
+                await client.gets(stream_of(backplane, "a"))
+            assert (caught.value is error, client.status) == (True, None)
+
+
+async def test_client_that_takes_nothing() -> None:
+    """A client that takes nothing for two heartbeats is given up, also where its policy would drop for it for ever."""
+    async with Backplane("memory://") as backplane:
+        client = Client()
+        client.send_gate.close()
+        await client.gets(stream_of(backplane, "a", when_full="drop_oldest", heartbeat_seconds=0.02))
+        assert (client.sent, (await backplane.health()).connections) == ([], 0)
+
+
+async def test_slow_client_that_reads_on(caplog: pytest.LogCaptureFixture) -> None:
+    """A client further behind than its outbox allows gets what waited for it, then the end, and that is logged."""
+    async with Backplane("memory://") as backplane:
+        client = Client()
+        client.send_gate.close()
+        async with streaming(client, stream_of(backplane, "a", max_messages=2)):
+            await until_published(backplane, *"01234")
+            client.send_gate.open()
+        assert client.sent[1:3] == [b"data: 0\n\n", b"data: 1\n\n"]
+        assert client.sent[3].startswith(b"retry: ")
+        assert not client.more
+        assert (await backplane.health()).connections == 0
+        assert (backplane.statistics()["slow_streams"], backplane.statistics()["streams_closed"]) == (1, 1)
+    assert "is too slow: ending it" in caplog.text
+
+
+async def test_slow_client_that_never_reads(caplog: pytest.LogCaptureFixture) -> None:
+    """A client that does not read at all is given up, with what waits for it."""
+    async with Backplane("memory://") as backplane:
+        client = Client()
+        client.send_gate.close()
+        async with streaming(client, stream_of(backplane, "a", max_messages=2)):
+            await until_published(backplane, *"01234")
+        assert client.sent == []
+        assert list(running_of(backplane).hub.channels) == []
+        assert (backplane.statistics()["slow_streams"], backplane.statistics()["streams_closed"]) == (1, 1)
+    assert "is too slow: ending it" in caplog.text
+
+
+async def test_policy() -> None:
+    """With a policy that drops, a slow client's stream goes on."""
+    async with Backplane("memory://") as backplane:
+        client = Client()
+        client.send_gate.close()
+        async with streaming(client, stream_of(backplane, "a", max_messages=2, when_full="drop_oldest")):
+            await until_published(backplane, *"01234")
+            client.send_gate.open()
+            await backplane.drain()
+        assert client.sent[1:3] == [b"data: 3\n\n", b"data: 4\n\n"]
+
+
+async def test_client_that_goes_while_it_does_not_read() -> None:
+    """A client that goes in the middle of a send ends the handler at once."""
+    async with Backplane("memory://") as backplane:
+        client = Client()
+        client.send_gate.close()
+        async with streaming(client, stream_of(backplane, "a")):
+            client.gone.set()
+        assert client.sent == []
+
+
+async def test_cancelled_handler() -> None:
+    """A handler that the server cancels leaves nothing behind."""
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(asyncio.CancelledError):
+            async with streaming(Client(), stream_of(backplane, "a")) as handling:
+                handling.cancel()
+        assert (await backplane.health()).connections == 0
+        assert list(running_of(backplane).hub.channels) == []
+
+
+@pytest.mark.parametrize(
+    ("channels", "options"),
+    [
+        ([], {}),
+        *((["a"], {"heartbeat_seconds": wrong}) for wrong in ("ten", None, True, 0, -1, float("inf"), float("nan"))),
+        (["a"], {"retry_seconds": -1}),
+        (["a"], {"expires_at": float("nan")}),
+        (["a"], {"expires_at": "soon"}),
+        (["a"], {"max_outbox_bytes": "ten"}),
+    ],
+    ids=str,
+)
+async def test_wrong_options(channels: list[str], options: dict[str, Any]) -> None:
+    """A stream of nothing, and times and sizes that are none, are refused by name when the response is made."""
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(ConfigurationError, match="|".join(options) or "at least one channel"):
+            backplane.sse(REQUEST, *channels, **options)
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError(), ConnectionRefusedError(errno.ECONNREFUSED, "")], ids=["timeout", "os"]
+)
+async def test_fault_while_sending(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a middleware raises for its own sake is not taken for a client that is gone: the server gets it."""
+
+    async def fail(_: object) -> None:
+        raise error
+
+    client = Client()
+    monkeypatch.setattr(client, "_send", fail)
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(type(error)) as caught:
+            await client.gets(stream_of(backplane, "a"))
+        assert caught.value is error
+        assert backplane.statistics()["streams_closed"] == 1
