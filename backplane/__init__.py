@@ -78,3 +78,5 @@ __all__ = [
     "TooManyConnectionsError",
     "WrongLoopError",
 ]
+
+__version__: str = "0.1.0"

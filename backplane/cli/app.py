@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from backplane import __version__
 from backplane.cli.bench import bench
 from backplane.cli.check import check
 from backplane.cli.demo import demo
@@ -47,7 +47,7 @@ def _open_what_is_closed() -> None:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(version("fastapi-backplane"))
+        typer.echo(__version__)
         raise typer.Exit
 
 

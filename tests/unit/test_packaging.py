@@ -10,6 +10,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,6 +202,17 @@ def test_public_names() -> None:
 def test_every_public_name_is_documented() -> None:
     """Every public name says what it is in a docstring of its own."""
     assert [name for name in PUBLIC_NAMES if not getattr(backplane, name).__doc__] == []
+
+
+def test_version() -> None:
+    """`backplane.__version__` is the version of the installed distribution."""
+    assert backplane.__version__ == version(PYPROJECT["project"]["name"])
+
+
+def test_module_is_the_command_line(tmp_path: Path) -> None:
+    """`python -m backplane` is the command `backplane`."""
+    process = python("-m", "backplane", "--version", folder=tmp_path)
+    assert (process.stderr, process.stdout) == ("", f"{backplane.__version__}\n")
 
 
 def test_typed() -> None:
