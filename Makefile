@@ -60,7 +60,7 @@ peers: $(VENV)/.installed-dev ## Install the products that backplane is compared
 # In an environment that holds the wheel alone and finds the rest in $(VENV), and in a folder where there are no sources.
 types: $(VENV)/.installed-dev ## Check that the public interface is annotated, all of it, in the wheel
 	rm -rf $(TYPES)
-	$(BIN)/python -m build --no-isolation --wheel --outdir $(TYPES) >/dev/null
+	$(BIN)/python -m build --no-isolation --outdir $(TYPES) >/dev/null
 	$(BIN)/python -m venv --without-pip $(TYPES)/venv
 	$(INSTALL) $(TYPES)/venv/bin/python install -qq --no-deps $(TYPES)/*.whl
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >$$(echo $(TYPES)/venv/lib/python*/site-packages)/rest.pth

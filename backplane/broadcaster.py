@@ -87,7 +87,7 @@ class Options(BaseModel):
     A subclass declares one field per option, with a default; what it does not know is refused with the names it does.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
     wire_format: WireFormat = "header"
     """What is written to the broker, on every adapter; the core's concern, not the adapter's. Defaults to `header`."""

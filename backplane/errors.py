@@ -92,7 +92,7 @@ class InvalidMessageError(BackplaneError):
         first: Mapping[str, Any] = details[0] if details else {}
         place = ".".join(str(part) for part in first.get("loc", ()))
         super().__init__(f"invalid message: {place + ': ' if place else ''}{first.get('msg', '')}")
-        self.details = [dict(detail) for detail in details]
+        self.details: list[dict[str, Any]] = [dict(detail) for detail in details]
 
     @property
     def answer(self) -> dict[str, Any]:
@@ -209,8 +209,8 @@ class SubscribeError(BrokerError):
     def __init__(
         self, refused: Mapping[str, str], *, unconfirmed: Mapping[str, str] | None = None, adapter: str = ""
     ) -> None:
-        self.refused = dict(refused)
-        self.unconfirmed = dict(unconfirmed or {})
+        self.refused: dict[str, str] = dict(refused)
+        self.unconfirmed: dict[str, str] = dict(unconfirmed or {})
         parts = [_listed("subscription refused", self.refused), _listed("not confirmed yet", self.unconfirmed)]
         super().__init__("; ".join(filter(None, parts)), adapter=adapter, retriable=not self.refused)
 

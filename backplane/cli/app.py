@@ -21,7 +21,7 @@ from backplane.cli.terminal import err, printing_nothing_more, visible
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app: typer.Typer = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def main() -> None:
@@ -60,5 +60,5 @@ def backplane_command(
     """Pub/sub backplane for FastAPI and Starlette WebSockets."""
 
 
-for command in (demo, run, check, publish, tail, bench):
-    app.command()(command)
+for _command in (demo, run, check, publish, tail, bench):
+    app.command()(_command)

@@ -60,7 +60,7 @@ class LoopAffinity:
 
     def __init__(self) -> None:
         try:
-            self.loop = asyncio.get_running_loop()
+            self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         except RuntimeError:
             raise LifecycleError(
                 "a Backplane is started in an event loop of asyncio, and none runs here: trio is not supported"

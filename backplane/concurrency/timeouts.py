@@ -86,7 +86,7 @@ class SharedTimeout:
         self._limits: deque[_Limit] = deque()
         self._timer = _PatientTimer(self._look)
         self._moved_at = 0.0
-        self.clock = self._timer.clock
+        self.clock: _AwakeClock = self._timer.clock
 
     def limit(self) -> _Limit:
         """Return a limit that begins when it is entered, in the current task."""
@@ -130,9 +130,9 @@ class _Limit:
     def __init__(self, deadlines: SharedTimeout) -> None:
         self._deadlines = deadlines
         self._ran_out = False
-        self.is_left = False
-        self.moved_at = 0.0
-        self.ends_at = 0.0
+        self.is_left: bool = False
+        self.moved_at: float = 0.0
+        self.ends_at: float = 0.0
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
@@ -218,7 +218,8 @@ class _AwakeClock:
     __slots__ = ("_ticked", "_ticked_at", "_ticking", "_users", "last")
 
     def __init__(self) -> None:
-        self.last = self._ticked = 0.0
+        self.last: float = 0.0
+        self._ticked = 0.0
         self._ticked_at = monotonic()
         self._ticking: asyncio.TimerHandle | None = None
         self._users = 0

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GRACE_SECONDS", "Publisher", "PublisherThreads"]
 
-logger = logging.getLogger("backplane.synchronous.publisher_thread")
+logger: logging.Logger = logging.getLogger("backplane.synchronous.publisher_thread")
 
 GRACE_SECONDS: Final = 1.0
 """How long a thread waits for a publish beyond the time limits of the core, which answers by itself."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadAhead"]
 
-logger = logging.getLogger("backplane.web.read_ahead")
+logger: logging.Logger = logging.getLogger("backplane.web.read_ahead")
 
 # What a client may send that nobody receives; from there on the server stops reading, as it does without this.
 _MOST_BYTES: Final = 64 * 1024
@@ -44,7 +44,7 @@ class ReadAhead:
         self._messages: deque[_Message] = deque()
         self._size = 0
         self._arrived: asyncio.Future[None] | None = None
-        self.is_reading = False
+        self.is_reading: bool = False
 
     async def run(self) -> None:
         """Receive until the client is gone, or until someone waits for a message: that one receives from then on."""

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EventStream", "event_stream"]
 
-logger = logging.getLogger("backplane.web.sse")
+logger: logging.Logger = logging.getLogger("backplane.web.sse")
 
 _MEDIA_TYPE: Final = "text/event-stream"
 
@@ -143,7 +143,7 @@ class EventStream(Subscription):
         )
         self._max_age_seconds = rules.limits.max_age_seconds
         self._deadline: asyncio.Timeout | None = None
-        self.is_abandoned = False
+        self.is_abandoned: bool = False
         self._has_begun = False
         self._has_expired = False
 
