@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping, Sequence
 
-    from aiokafka.abc import AbstractTokenProvider  # type: ignore[import-untyped]
+    from backplane.adapters.kafka.login import Token
 
 __all__ = [
     "EARLIEST",
@@ -89,7 +89,7 @@ class Security:
     mechanism: str
     username: str | None
     password: str | None = field(repr=False)
-    token: AbstractTokenProvider | None = field(default=None, repr=False)
+    token: Token | None = field(default=None, repr=False)
 
     @property
     def protocol(self) -> str:
