@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
@@ -29,5 +30,5 @@ def test_code_of_the_application() -> None:
 
 def test_every_count_is_documented() -> None:
     """The words of the class name each count once, and no other."""
-    documented = re.findall(r"^        (\w+): ", Statistics.__doc__ or "", re.MULTILINE)
+    documented = re.findall(r"^    (\w+): ", inspect.getdoc(Statistics) or "", re.MULTILINE)
     assert sorted(documented) == sorted(Statistics().as_dict())
