@@ -16,7 +16,7 @@ UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" --no-emit-package fastapi-backplane
 
-.PHONY: help demo brokers test test-unit chaos check format bench bench-full peers types wheel-test lowest lock clean
+.PHONY: help demo brokers test test-unit chaos check format bench bench-full competitors types wheel-test lowest lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -51,11 +51,11 @@ format: $(VENV)/.installed-dev ## Format, and mend what the linter can
 bench: $(VENV)/.installed-dev ## Measure for five minutes; ARGS="--output benchmarks/results/today.json"
 	$(BIN)/python -m benchmarks short $(ARGS)
 
-bench-full: $(VENV)/.installed-dev peers ## Measure every scenario on every adapter, beside floors and peers
+bench-full: $(VENV)/.installed-dev competitors ## Measure every scenario on every adapter, beside floors and competitors
 	$(BIN)/python -m benchmarks full $(ARGS)
 
-peers: $(VENV)/.installed-dev ## Install the products that backplane is compared with
-	-$(BIN)/python -m benchmarks.peers.install
+competitors: $(VENV)/.installed-dev ## Install the products that backplane is compared with
+	-$(BIN)/python -m benchmarks.competitors.install
 
 # In an environment that holds the wheel alone and finds the rest in $(VENV), and in a folder where there are no sources.
 types: $(VENV)/.installed-dev ## Check that the public interface is annotated, all of it, in the wheel

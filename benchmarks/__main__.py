@@ -16,13 +16,13 @@ from rich.status import Status
 from rich.table import Table
 
 from benchmarks.choice import Choice, measure_choice
+from benchmarks.competitors.catalog import COMPETITORS
 from benchmarks.harness.brokers import NAMES, Brokers
 from benchmarks.harness.candidate import CACHE, Loop, ServerName, Serving
 from benchmarks.harness.figures import FIGURES
 from benchmarks.harness.machine import description
 from benchmarks.harness.result import Report
 from benchmarks.harness.sockets import allow_many_files
-from benchmarks.peers.catalog import PEERS
 from benchmarks.plans import FULL, SHORT
 from benchmarks.report import compare as comparison
 from benchmarks.report.page import write_page
@@ -47,15 +47,17 @@ console = Console() if sys.stdout.isatty() else Console(width=170)
 Urls = Annotated[
     list[str], typer.Option("--url", help=f"Broker of backplane by URL, or to be started: {', '.join(NAMES)}. Repeat.")
 ]
-Peers = Annotated[list[str], typer.Option("--peers", help=f"Peers beside it: all, {', '.join(PEERS)}. Repeat.")]
-Output = Annotated[Path, typer.Option(help="Where the JSON goes; the page goes beside it.")]
+Competitors = Annotated[
+    list[str], typer.Option("--competitors", help=f"Competitors beside it: all, {', '.join(COMPETITORS)}. Repeat.")
+]
+Output = Annotated[Path, typer.Option(help="The JSON file; the page is written beside it.")]
 Optional = Annotated[int | None, typer.Option(min=1)]
 
 
 @app.callback()
 def main() -> None:
     """Benchmarks of backplane."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started ends with us
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # started processes end with this one
     allow_many_files()  # servers inherit it
 
 
@@ -66,9 +68,9 @@ def scenario(  # one for each option
     lane: Annotated[bool, typer.Option("--lane", help="Measure with the direct lane too.")] = False,
     only_lane: Annotated[bool, typer.Option("--only-lane", help="Measure with the direct lane only.")] = False,
     floors: Annotated[
-        bool, typer.Option("--floors", help="Measure the least that a write per message costs too.")
+        bool, typer.Option("--floors", help="Measure the floors too: the least that one write per message costs.")
     ] = False,
-    peers: Peers = [],  # noqa: B006
+    competitors: Competitors = [],  # noqa: B006
     server: Annotated[str, typer.Option(help="uvicorn or gunicorn.")] = "uvicorn",
     workers: Annotated[int, typer.Option(min=1)] = 1,
     loop: Annotated[str, typer.Option(help="uvloop or asyncio.")] = "uvloop",
@@ -105,7 +107,7 @@ def scenario(  # one for each option
         lane=lane,
         only_lane=only_lane,
         floors=floors,
-        peers=peers,
+        competitors=competitors,
         serving=serving(server, workers, loop),
         repetitions=repetitions,
         options=tuple((name, value) for name, value in given.items() if value is not None),
@@ -127,19 +129,19 @@ def short(output: Output = CACHE / "short.json") -> None:
 
 @app.command()
 def full(output: Output = CACHE / "full.json") -> None:
-    """Run every scenario on every adapter, with floors and peers: five quarters of an hour."""
+    """Run every scenario on every adapter, with floors and competitors: five quarters of an hour."""
     session(FULL, output)
 
 
 @app.command()
 def compare(before: Path, after: Path) -> None:
-    """Tell what changed between two results by more than the spread of their repetitions."""
+    """Show what changed between two results by more than the spread of their repetitions."""
     found = comparison.compared(Report.load(before), Report.load(after))
     if found.changes:
         console.print(comparison.as_table(found.changes))
-    for words in (*found.faults, *found.alone):
-        console.print(words, markup=False, style="bold red" if words in found.faults else "")
-    counts = ", ".join(f"{count} {said}" for said, count in found.counts.most_common()) or "none in common"
+    for each in (*found.faults, *found.alone):
+        console.print(each, markup=False, style="bold red" if each in found.faults else "")
+    counts = ", ".join(f"{count} {decided}" for decided, count in found.counts.most_common()) or "none in common"
     console.print(f"{found.candidates} candidates compared; figures: {counts}.\n[dim]{comparison.CRITERION}[/]")
 
 
@@ -148,7 +150,7 @@ def claims(
     result: Annotated[Path | None, typer.Argument(show_default="the newest in benchmarks/results")] = None,
 ) -> None:
     """Write the README's claims, and the plot they show, from a committed result."""
-    from benchmarks.report import claims as made  # reads the README when asked to
+    from benchmarks.report import claims as made  # it reads the README
 
     try:
         console.print(made.rewrite(result or made.newest()), markup=False, soft_wrap=True)
@@ -164,14 +166,18 @@ def page(result: Path) -> None:
 
 
 def serving(server: str, workers: int, loop: str) -> Serving:
-    """Return how to serve, or refuse."""
+    """Return how to serve.
+
+    Raises:
+        typer.BadParameter: The server or the loop is not known.
+    """
     if server in get_args(ServerName) and loop in get_args(Loop):
         return Serving(server=cast("ServerName", server), workers=workers, loop=cast("Loop", loop))
     raise typer.BadParameter("--server is uvicorn or gunicorn, --loop is uvloop or asyncio")
 
 
 def session(parts: Sequence[tuple[str, Choice]], output: Path) -> None:
-    """Measure, show the tables as they come, and write JSON and page; they hold what is there if it is interrupted."""
+    """Measure and show each table; JSON and page are written after each section, so an interruption loses one only."""
     began, report = time.monotonic(), Report(machine=description())
     console.print(f"{report.machine['processor']}, {report.machine['cores']} cores, {report.machine['python']}")
     with Brokers() as brokers:
@@ -215,8 +221,8 @@ def micro(
     sockets: int = typer.Option(1000, min=1, help="Local sockets of the fan-out."),
     rounds: int = typer.Option(30, min=3, help="Rounds per figure; the median is shown."),
 ) -> None:
-    """Measure the parts by themselves, each beside a bare loop that does the least there is to do."""
-    from benchmarks.micro import asgi, codec, fanout, import_time  # what is measured is imported where it is measured
+    """Measure the parts by themselves, each beside a bare loop that does only the necessary work."""
+    from benchmarks.micro import asgi, codec, fanout, import_time  # imported where it is measured
 
     console.print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, one process")
     with console.status("codec"):
@@ -261,7 +267,7 @@ def micro_sync(
     rounds: int = typer.Option(20, min=3, help="Rounds per figure; the median is shown."),
 ) -> None:
     """Measure a publish from synchronous code beside redis-py's blocking PUBLISH, side by side, as wall time."""
-    from benchmarks.micro import sync_publish  # what is measured is imported where it is measured
+    from benchmarks.micro import sync_publish  # imported where it is measured
 
     for threads in (1, 8, 32):
         with console.status(f"{threads} threads"):

@@ -1,14 +1,14 @@
-"""From what a person asks for to candidates and scenarios that run."""
+"""From the options of the command line to the candidates and scenarios that run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.competitors import catalog as competitors
 from benchmarks.harness.candidate import Serving, backplane, floors, raw_clients
 from benchmarks.harness.run import Options
 from benchmarks.harness.session import measure
-from benchmarks.peers import catalog as peers
 from benchmarks.scenarios.catalog import SCENARIOS, Scenario
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Choice:
         lane: Measure it with the direct lane too.
         only_lane: Measure it with the direct lane only.
         floors: Measure the floors too.
-        peers: Names of peers; `all` for every one.
+        competitors: Names of competitors; `all` for every one.
         serving: Server, workers and loop.
         repetitions: How often each is run.
         options: Options of the scenario that were given, by name.
@@ -41,16 +41,16 @@ class Choice:
     lane: bool = False
     only_lane: bool = False
     floors: bool = False
-    peers: Sequence[str] = ()
+    competitors: Sequence[str] = ()
     serving: Serving = Serving()  # noqa: RUF009  # frozen
     repetitions: int = 3
     options: tuple[tuple[str, Any], ...] = ()
 
     def candidates(self, scenario: str, brokers: Brokers) -> list[Candidate]:
-        """Return whom to measure, the floors first, so that ratios are to the lowest."""
+        """Return what to measure, the floors first, so that ratios are to the lowest."""
         urls = {name: brokers.url(name) for name in self.urls}
         redis = next((url for url in urls.values() if url.startswith("redis://") and len(url) > len("redis://")), "")
-        if self.peers and not redis:
+        if self.competitors and not redis:
             redis = brokers.url("redis")
         found = floors(redis) if self.floors else []
         if self.floors and scenario == "fanout":
@@ -59,7 +59,7 @@ class Choice:
             lanes = [True] if self.only_lane else [False, True] if self.lane else [False]
             missing = brokers.missing.get(name, "")
             found += [_with(backplane(url, self.serving, lane=lane), missing) for lane in lanes]
-        return found + peers.chosen(self.peers, redis, self.serving)
+        return found + competitors.chosen(self.competitors, redis, self.serving)
 
 
 def measure_choice(
@@ -89,7 +89,7 @@ def measure_choice(
 
 
 _SERVED_ALIKE = ("restart",)
-"""Scenarios that say themselves how they are served."""
+"""Scenarios whose own defaults decide how they are served."""
 
 
 def _with(candidate: Candidate, missing: str) -> Candidate:
@@ -101,7 +101,7 @@ def _unable(scenario: Scenario, candidate: Candidate, choice: Choice, brokers: B
     if scenario.needs == "broker" and not candidate.broker_url:
         return "it has no broker to lose"
     if scenario.needs == "broker" and not brokers.may_break(candidate.broker_url):
-        return "its broker was given by URL and is not ours to kill: name it instead, --url redis"
+        return "its broker was given by URL and must not be killed: give its name instead, --url redis"
     if scenario.needs == "workers" and (candidate.workers < 2 or choice.serving.server != "gunicorn"):
         return "it has no workers that are restarted one after the other"
     return ""

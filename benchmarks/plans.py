@@ -16,7 +16,11 @@ __all__ = ["FULL", "SHORT"]
 _ALL = ("memory", "ipc", "redis", "nats", "kafka")
 
 _BESIDE: Final = Choice(
-    urls=("redis",), lane=True, floors=True, peers=("broadcaster",), options=(("connections", 500), ("seconds", 2.0))
+    urls=("redis",),
+    lane=True,
+    floors=True,
+    competitors=("broadcaster",),
+    options=(("connections", 500), ("seconds", 2.0)),
 )
 
 SHORT: Final[Sequence[tuple[str, Choice]]] = (
@@ -35,14 +39,14 @@ SHORT: Final[Sequence[tuple[str, Choice]]] = (
 )
 """About five minutes on two cores: a run takes its seconds, one of warm-up, and about two to start and to end.
 
-That makes 225 s for 24 runs of fan-out and 21 of saturation, and 80 s for the others. A peer that is not installed
-says so.
+That makes 225 s for 24 runs of fan-out and 21 of saturation, and 80 s for the others. A competitor that is not
+installed is reported with the reason.
 """
 
 _REDIS: Final = Choice(urls=("redis",), lane=True, floors=True, options=(("seconds", 3.0),))
-_EVERY: Final = Choice(urls=_ALL, lane=True, floors=True, peers=("all",))
-# One of the others takes minutes to deliver what is a second's work here.
-_ONCE: Final = replace(_EVERY, floors=False, peers=("tutorial", "broadcaster", "node"), repetitions=1)
+_EVERY: Final = Choice(urls=_ALL, lane=True, floors=True, competitors=("all",))
+# Without the competitors that take minutes where backplane takes a second.
+_ONCE: Final = replace(_EVERY, floors=False, competitors=("tutorial", "broadcaster", "node"), repetitions=1)
 # What 450 sockets get in a flood of 1.5 GB/s beside 50 that never read: two minutes each.
 _FLOOD: Final = Choice(
     urls=("ipc", "redis"),
@@ -61,7 +65,7 @@ FULL: Final[Sequence[tuple[str, Choice]]] = (
     *(("fanout", _with(_REDIS, rate=float(rate))) for rate in (5, 50, 100)),
     *(("saturation", _with(_REDIS, connections=count)) for count in (10, 100, 5000)),
     ("fanout", _with(_REDIS, connections=10_000, rate=2.0, clients=2, stalls=True)),
-    ("fanout", replace(_REDIS, peers=("broadcaster",), serving=Serving(workers=2))),
+    ("fanout", replace(_REDIS, competitors=("broadcaster",), serving=Serving(workers=2))),
     ("slow", Choice(lane=True, options=(("connections", 999), ("stalled", 1), ("rate", 40.0)))),
     ("slow", _FLOOD),
     ("fanout", replace(_ONCE, urls=("ipc", "redis", "nats", "kafka"), serving=Serving(workers=4))),

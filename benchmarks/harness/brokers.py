@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["NAMES", "Brokers"]
 
 NAMES = ("memory", "ipc", "redis", "nats", "kafka")
-"""What a broker may be called instead of giving its URL."""
+"""The names that stand for a broker without a URL."""
 
 
 class Brokers:
@@ -44,7 +44,7 @@ class Brokers:
     def url(self, name_or_url: str) -> str:
         """Return the URL; a broker that is asked for by name is started the first time.
 
-        One that this machine has not is noted in `missing`, and its URL is the bare scheme.
+        One that is not installed on this machine is noted in `missing`, and its URL is the bare scheme.
         """
         if "://" in name_or_url:
             return name_or_url
@@ -59,7 +59,7 @@ class Brokers:
             return f"{name_or_url}://"
 
     def may_break(self, url: str) -> bool:
-        """Whether the broker at `url` is ours to kill."""
+        """Whether the broker at `url` was started here and may be killed."""
         return url in self._by_url
 
     def kill(self, url: str) -> None:

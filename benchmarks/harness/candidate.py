@@ -40,7 +40,7 @@ _LANE = "backplane.server.uvicorn:DirectLaneProtocol"
 
 Loop = Literal["uvloop", "asyncio"]
 ServerName = Literal["uvicorn", "gunicorn"]
-Kind = Literal["backplane", "floor", "peer"]
+Kind = Literal["backplane", "floor", "competitor"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +63,17 @@ class Candidate:
     """One thing that is measured.
 
     Attributes:
-        name: As the report calls it.
-        kind: What it is there for.
+        name: Its name in the report.
+        kind: Whether it is backplane, a floor or a competitor.
         command: What runs it; `{port}` is filled in.
         folder: Where it runs.
         environment: What is added to the environment.
-        dialect: How its clients talk.
+        dialect: What its clients send.
         workers: How many of its processes hold sockets.
-        first_alone: Whether the first client of each channel must be in before others come, because the product loses
-            all but one of those that come first at the same time.
+        first_alone: Whether the first client of each channel must have joined before others connect. Of clients that
+            connect first at the same time the product loses all but one.
         broker_url: The broker it uses, for its CPU and to break it; empty for none.
-        raw: It is no server but the raw client of the broker (`harness.raw_client`).
+        raw: Whether it is no server but the raw client of the broker (`harness.raw_client`).
         missing: Why it cannot run; empty where it can.
     """
 

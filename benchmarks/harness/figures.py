@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["FAULTS", "FIGURES", "Figure"]
+__all__ = ["FAULTS", "FIGURES", "PERCENTILES", "Figure"]
 
 Better = Literal["lower", "higher", "neither"]
+
+PERCENTILES: Final = ("p50", "p90", "p99", "p99.9", "max")
+"""What is kept of the histogram of a latency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +24,14 @@ class Figure:
 
 
 def _latencies(name: str, title: str) -> dict[str, Figure]:
-    return {f"{name}_{key}_ms": Figure(f"{title} {key}", "ms") for key in ("p50", "p90", "p99", "p99.9", "max")}
+    return {f"{name}_{key}_ms": Figure(f"{title} {key}", "ms") for key in PERCENTILES}
 
 
 FIGURES: Final[dict[str, Figure]] = {
     **_latencies("latency", "latency"),
     **_latencies("last", "to last socket"),
     **_latencies("connect", "connect"),
+    "connect_seconds": Figure("connect, mean", "s", "neither"),
     "stall_ms": Figure("loop's longest stall", "ms"),
     "deliveries_per_second": Figure("deliveries/s", "", "higher", 0),
     "cpu_us_per_delivery": Figure("server CPU per delivery", "µs"),

@@ -1,4 +1,4 @@
-"""Latencies as HDR histograms (three significant digits), filled by the million and merged over processes."""
+"""Latencies as HDR histograms (three significant digits), filled from arrays and merged over processes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["HIGHEST", "SIZE", "Summary", "counts_of", "curve", "decoded", "encoded", "summary"]
+__all__ = ["HIGHEST", "SIZE", "Summary", "counts_of", "summary"]
 
 HIGHEST: Final = 120_000_000
-"""Two minutes, in microseconds; what takes longer counts as that."""
+"""Two minutes, in microseconds; a longer time counts as this."""
 
 # The library records one value at a time, in Python. The same buckets, computed for an array: 2,048 of width 1, then
 # 1,024 of twice the width each time.
@@ -42,31 +42,6 @@ def summary(counts: NDArray[np.int64], name: str) -> Summary:
     found = {key: histogram.get_value_at_percentile(value) for key, value in _PERCENTILES.items()}
     found["max"] = histogram.get_max_value()
     return {f"{name}_{key}_ms": round(value / 1000, 3) for key, value in found.items()}
-
-
-def encoded(counts: NDArray[np.int64]) -> str:
-    """Return the histogram as other HDR tools read it, compressed and in base64."""
-    data: bytes = _histogram(counts).encode()
-    return data.decode()
-
-
-def decoded(text: str) -> NDArray[np.int64]:
-    """Return the counts of an encoded histogram."""
-    library: Any = HdrHistogram
-    histogram: Any = library.decode(text)
-    values = [
-        (item.value_iterated_to, item.count_added_in_this_iter_step) for item in histogram.get_recorded_iterator()
-    ]
-    counts = np.zeros(SIZE, np.int64)
-    for value, count in values:
-        counts += counts_of(np.array([value])) * int(count)
-    return counts
-
-
-def curve(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the distribution: milliseconds, and the share of deliveries that took no longer."""
-    filled = np.flatnonzero(counts)
-    return _values(filled) / 1000, np.cumsum(counts[filled]) / max(counts.sum(), 1)
 
 
 def _histogram(counts: NDArray[np.int64]) -> Any:

@@ -1,9 +1,9 @@
-"""The audience in one process: reads as lean as Python can, and looks at what it read when it is quiet, or much.
+"""The audience in one process: it reads with as little work as Python allows, and counts when no more arrives.
 
-Reads go one behind the other into one piece of memory, so that thousands of frames lie in a row there and numpy reads
+Reads go one after the other into one piece of memory, so that thousands of frames lie in a row there and numpy reads
 them as a table. That holds while every frame has one size and a read ends with a frame; where it does not, the frames
-of that read are taken apart one by one. Of long frames only the beginning is read: the system drops the rest without
-copying it, or a client would need half of what it measures.
+of that read are parsed one by one. Of long frames only the beginning is read: the system drops the rest without
+copying it, because copying would cost a client half of what it measures.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ __all__ = ["Listener"]
 _READ_BYTES: Final = 65536
 _ARENA_BYTES: Final = 8 * 1024 * 1024
 _LONG_BYTES: Final = 16 * 1024
-# Looking takes a tenth of a millisecond, which a socket that is read behind it would show as latency.
+# Counting takes a tenth of a millisecond, which a socket that is read after it would show as latency.
 _QUIET_SECONDS: Final = 0.002
 
 
 class Listener:
-    """Listens on many sockets.
+    """Receives on many sockets.
 
     Args:
-        run: What marks this run's texts.
+        run: The mark of this run's texts.
         epoch: The run's zero, on the monotonic clock, in nanoseconds.
         tally: What counts.
-        deflate: Whether to offer compression, whose frames have all sizes and are taken apart one by one.
+        deflate: Whether to offer compression, whose frames have all sizes and are parsed one by one.
     """
 
     def __init__(self, run: str, epoch: int, tally: Tally, *, deflate: bool) -> None:
@@ -56,7 +56,7 @@ class Listener:
         self._epoch = epoch
         self._by_descriptor: dict[int, tuple[int, Callable[[memoryview], int]]] = {}
         self._with_rest: set[int] = set()
-        # One read and the rest of a frame may stand behind the limit.
+        # One read and the rest of a frame may exceed the limit.
         self._memory = bytearray(_ARENA_BYTES + 4 * _READ_BYTES)
         self._view = memoryview(self._memory)
         self._used = 0
@@ -64,7 +64,8 @@ class Listener:
         self._sizes: list[int] = []
         self._times: list[int] = []
         self._frame_bytes = 0
-        self._unit = 1 << 62  # what is kept of it; nothing is even before the first frame has told its size
+        # The bytes kept of a frame. Before the first frame its size is unknown, and no read is even.
+        self._unit = 1 << 62
         self._offset = 0
         self._head = b""
         self._read_bytes = _READ_BYTES
@@ -86,13 +87,13 @@ class Listener:
             self._by_descriptor[client.sock.fileno()] = (index, client.sock.recv_into)
             self.poll.register(client.sock, select.EPOLLIN)
             if client.rest:
-                self._take_apart(index, b"", self._now())
+                self._parse(index, b"", self._now())
         gc.collect()
         gc.freeze()
         return opened
 
     def close(self, indexes: Sequence[int]) -> None:
-        """Close some without a word."""
+        """Close some without a close frame."""
         for index in indexes:
             client = self.clients[index]
             if client.closed is None:
@@ -100,10 +101,10 @@ class Listener:
                 self._forget(client)
 
     def listen(self, timeout_seconds: float) -> bool:
-        """Wait for what arrives and read it; returns whether another descriptor on `poll` wants attention."""
+        """Wait for what arrives and read it; returns whether another descriptor on `poll` is ready."""
         ready = self.poll.poll(_QUIET_SECONDS if self._indexes else timeout_seconds)
         if not ready:
-            self.look()
+            self.count_reads()
             return False
         other = False
         view, by_descriptor = self._view, self._by_descriptor
@@ -125,14 +126,14 @@ class Listener:
                 size = 0
             now = time.monotonic_ns()
             if not size:
-                self._ended(index)
+                self._end(index)
             elif size % self._unit or index in self._with_rest:
                 self._read_uneven(index, size, now)
             else:
                 self._keep(index, size, now)
         return other
 
-    def look(self) -> None:
+    def count_reads(self) -> None:
         """Count what was read."""
         if not self._indexes:
             return
@@ -152,11 +153,11 @@ class Listener:
             rows, connections, received = rows[even], connections[even], received[even]
         self.tally.add(read(rows, connections, received))
         for index, data, now in odd:
-            self._take_apart(index, data, now)
+            self._parse(index, data, now)
             self._mark_rest(index)
 
     def _reads_of(self, indexes: set[int]) -> list[tuple[int, bytes, int]]:
-        """Return what was read of these sockets: a ping, say, made what stands behind it uneven, unseen by the size."""
+        """Return what was read of these sockets: a ping, for example, shifts frames while the size stays even."""
         found: list[tuple[int, bytes, int]] = []
         start = 0
         for index, size, now in zip(self._indexes, self._sizes, self._times, strict=True):
@@ -167,7 +168,7 @@ class Listener:
 
     def result(self) -> Counted:
         """Return what was counted."""
-        self.look()
+        self.count_reads()
         return self.tally.result()
 
     def closed(self) -> Counter[int]:
@@ -178,40 +179,40 @@ class Listener:
         return time.monotonic_ns()
 
     def _keep(self, index: int, size: int, now: int) -> None:
-        """Leave what stands behind `_used` where it is, for `look`."""
+        """Keep what follows `_used` where it is, for `count_reads`."""
         self._indexes.append(index)
         self._sizes.append(size)
         self._times.append(now)
         self._used += size
         if self._used > _ARENA_BYTES:
-            self.look()
+            self.count_reads()
 
     def _read_long(self, index: int) -> None:
-        """Read one frame of ours, the most of it without keeping it; what else comes is taken apart."""
+        """Read one frame of this run, most of it without keeping it; everything else is parsed."""
         client, used = self.clients[index], self._used
         try:
             if not client.unread:
                 sizes = (self._unit, self._frame_bytes, len(client.rest) + _READ_BYTES)
                 data = client.sock.recv(min(size for size in sizes if size > len(client.rest)) - len(client.rest))
                 if not data or not self._begins_long(client.rest + data):
-                    return self._take_apart(index, data, self._now()) if data else self._ended(index)
+                    return self._parse(index, data, self._now()) if data else self._end(index)
                 client.rest += data
                 client.unread = self._frame_bytes - len(client.rest)
             while client.unread:
                 size = client.sock.recv_into(self._view[used:], min(client.unread, _READ_BYTES), socket.MSG_TRUNC)
                 if not size:
-                    return self._ended(index)
+                    return self._end(index)
                 client.unread -= size
         except BlockingIOError:
             return None
         except OSError:
-            return self._ended(index)
+            return self._end(index)
         self._view[used : used + self._unit] = client.rest[: self._unit]
         client.rest = b""
         return self._keep(index, self._unit, self._now())
 
     def _begins_long(self, data: bytes) -> bool:
-        """Whether `data` is the beginning of a frame of ours, as much of it as `look` reads."""
+        """Whether `data` is the beginning of a frame of this run, as much of it as `count_reads` needs."""
         begins = data.startswith(self._head) and data.startswith(self._run, self._offset)
         return begins and self._unit <= len(data) <= self._frame_bytes
 
@@ -226,7 +227,7 @@ class Listener:
                 self._view[used : used + whole] = data[:whole]
                 self._keep(index, whole, now)
         else:
-            self._take_apart(index, bytes(self._view[used : used + size]), now)
+            self._parse(index, bytes(self._view[used : used + size]), now)
         self._mark_rest(index)
 
     def _mark_rest(self, index: int) -> None:
@@ -236,7 +237,7 @@ class Listener:
             self._with_rest.discard(index)
 
     def _is_ours(self, data: bytes, whole: int) -> bool:
-        """Whether `data` is frames of ours, and perhaps the beginning of one more."""
+        """Whether `data` is frames of this run, and perhaps the beginning of one more."""
         if not self._frame_bytes:
             return False
         heads = (data[at : whole : self._frame_bytes].count(self._head[at]) for at in (0, 1))
@@ -244,15 +245,15 @@ class Listener:
             data[whole : whole + 2]
         )
 
-    def _take_apart(self, index: int, data: bytes, now: int) -> None:
+    def _parse(self, index: int, data: bytes, now: int) -> None:
         client = self.clients[index]
-        self.look()  # what came before must be counted before
+        self.count_reads()  # what came before must be counted before
         texts = client.texts(data)
         ours = [text for text in texts if self._run in text]
-        client.said = (client.said + [text for text in texts if self._run not in text])[-8:]
+        client.other_texts = (client.other_texts + [text for text in texts if self._run not in text])[-8:]
         if ours:
             if not self._frame_bytes and not self._deflate:
-                self._learn(ours[0])
+                self._learn_frame(ours[0])
             self._count_texts(index, ours, now)
         if client.closed is not None:
             self._forget(client)
@@ -263,8 +264,8 @@ class Listener:
         count = len(texts)
         self.tally.add(read(rows, np.full(count, index), np.full(count, (now - self._epoch) // 1000)))
 
-    def _learn(self, text: bytes) -> None:
-        """Learn how the frames of this product look from the first one."""
+    def _learn_frame(self, text: bytes) -> None:
+        """Learn the size and the header of this product's frames from the first one."""
         size = len(text)
         wide = 0 if size < 126 else 2 if size < 65536 else 8
         self._head = bytes((0x81, {0: size, 2: 126, 8: 127}[wide]))
@@ -274,7 +275,7 @@ class Listener:
             self._unit = self._offset + HEADER_BYTES
         self._read_bytes = max(_READ_BYTES // self._frame_bytes, 1) * self._frame_bytes
 
-    def _ended(self, index: int) -> None:
+    def _end(self, index: int) -> None:
         client = self.clients[index]
         client.closed = 0 if client.closed is None else client.closed
         self._forget(client)

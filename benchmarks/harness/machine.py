@@ -29,7 +29,7 @@ _PACKAGES = (
 
 
 def description() -> dict[str, object]:
-    """Return what should stand beside every figure. No names of hosts or users."""
+    """Return what a result is read with. It has no names of hosts or users."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": _processor(),

@@ -1,7 +1,7 @@
-"""Those who talk: at a fixed rate whatever happens, or as fast as a few watchers hear it.
+"""The publishers: at a fixed rate whatever happens, or as fast as a few watchers receive.
 
-Each publisher is a WebSocket that only talks; the application publishes what it says. So every product is driven alike,
-on the path its users take.
+Each publisher is a WebSocket that only sends; the application publishes what arrives on it. So every product is driven
+alike, on the path its users take.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
     from benchmarks.harness.websocket import Dialect
 
-__all__ = ["Plan", "Publisher", "Said"]
+__all__ = ["Plan", "PublishReport", "Publisher"]
 
 _PR_SET_TIMERSLACK: Final = 29
 _POLL_SECONDS: Final = 0.0015
-"""Waits of epoll are whole milliseconds; what remains is slept."""
+"""Waits of epoll are whole milliseconds; the remainder is slept."""
 
 _STALL_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is said; times in microseconds since the run's epoch.
+    """What is published; times in microseconds since the run's epoch.
 
     Attributes:
         start: When the first message goes.
         end: No message is meant to go from here on.
-        rate: Messages per second of all together; 0 for as fast as they are heard.
+        rate: Messages per second of all together; 0 for as fast as they are received.
         outstanding: With rate 0: how many may be on their way.
         size: Bytes of each.
         channels: To which they go, in turn.
-        publishers: How many talk in each channel.
+        publishers: How many publish to each channel.
     """
 
     start: int
@@ -75,15 +75,15 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """What was said.
+class PublishReport:
+    """What was published.
 
     Attributes:
         counts: How many messages, per channel and publisher.
-        late: How far behind its time each was sent, in microseconds, but for what the server held it up.
+        late: How much later than its time each was sent, in microseconds, without what the server held it up.
         unsent: How many of the planned the server did not take.
-        refused: Texts the application sent back because the broker was away.
-        stalls: How often nothing was heard for three seconds, so that what was on its way was given up.
+        refused: Texts the application sent back because the broker was not available.
+        stalls: How often nothing was received for three seconds, so that what was on its way was given up.
         reconnects: How often a publisher had to connect again.
     """
 
@@ -96,58 +96,58 @@ class Said:
 
 
 class Publisher:
-    """Talks to one server.
+    """Publishes to one server.
 
     Args:
         run: What marks this run's texts.
         epoch: The run's zero, on the monotonic clock, in nanoseconds.
         port: Where the server is.
-        dialect: How its clients talk.
+        dialect: What its clients send.
     """
 
     def __init__(self, run: str, epoch: int, port: int, dialect: Dialect) -> None:
         self._run, self._epoch, self._port, self._dialect = run, epoch, port, dialect
         self._mark = run.encode()
-        self._talkers: list[Client] = []
+        self._publishers: list[Client] = []
         self._watchers: list[Client] = []
         self._by_descriptor: dict[int, Client] = {}
         self._poll = select.epoll()
-        self._heard: Counter[int] = Counter()  # per descriptor of a watcher
+        self._received: Counter[int] = Counter()  # per descriptor of a watcher
         self._free = 0  # when the server had taken the last message
         self._refused = self._stalls = self._reconnects = 0
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
 
-    def open(self, talkers: int, watchers: int) -> None:
+    def open(self, publishers: int, watchers: int) -> None:
         """Connect; those that are connected already stay."""
         listen = self._dialect.listen_path.format(channel=channel_name(0))
-        self._talkers += self._open([self._dialect.publish_path] * (talkers - len(self._talkers)))
+        self._publishers += self._open([self._dialect.publish_path] * (publishers - len(self._publishers)))
         self._watchers += self._open([listen] * (watchers - len(self._watchers)))
 
     def probe(self, channels: int) -> None:
-        """Say to each channel what only finds out who hears by now."""
+        """Publish to each channel a message that only shows which sockets receive by now."""
         for channel in range(channels):
-            words = text(self._run, channel, PROBE, 0, self._now(), self._size)
-            self._talkers[channel % len(self._talkers)].sock.send(self._dialect.frame(words))
+            message = text(self._run, channel, PROBE, 0, self._now(), self._size)
+            self._publishers[channel % len(self._publishers)].sock.send(self._dialect.frame(message))
         self._read(0)
 
     def set_size(self, size: int) -> None:
-        """Probes are as long as what follows: their frames teach the listeners."""
+        """Make probes as long as messages, because listeners learn the size of a frame from the first one."""
         self._size = size
 
-    def talk(self, plan: Plan) -> Said:
-        """Say what is planned; returns when its end has come."""
-        self._heard = Counter({watcher.sock.fileno(): 0 for watcher in self._watchers})
+    def publish(self, plan: Plan) -> PublishReport:
+        """Publish what is planned; returns at the end of the plan."""
+        self._received = Counter({watcher.sock.fileno(): 0 for watcher in self._watchers})
         counts = np.zeros((plan.channels, plan.publishers), np.int64)
         late: list[int] = []
-        paced = self._at_rate(plan) if plan.rate else self._as_heard(plan)
+        paced = self._at_rate(plan) if plan.rate else self._as_received(plan)
         for intended, (channel, publisher) in zip(paced, plan.streams(), strict=False):
-            words = text(self._run, channel, publisher, int(counts[channel, publisher]), intended, plan.size)
+            message = text(self._run, channel, publisher, int(counts[channel, publisher]), intended, plan.size)
             late.append(self._now() - max(intended, self._free))
-            if not self._say(publisher, self._dialect.frame(words), plan.end):
+            if not self._send(publisher, self._dialect.frame(message), plan.end):
                 break
             counts[channel, publisher] += 1
-        return Said(
+        return PublishReport(
             counts=counts,
             late=np.array(late, np.int64),
             unsent=plan.count() - int(counts.sum()) if plan.rate else 0,
@@ -157,7 +157,7 @@ class Publisher:
         )
 
     def settle(self, seconds: float) -> None:
-        """Go on answering the server."""
+        """Go on answering pings."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self._read(left)
@@ -179,40 +179,40 @@ class Publisher:
             yield intended
             number += 1
 
-    def _as_heard(self, plan: Plan) -> Iterator[int]:
+    def _as_received(self, plan: Plan) -> Iterator[int]:
         self.settle((plan.start - self._now()) / 1e6)
-        said, given_up, heard_at = 0, 0, self._now()
+        sent, given_up, received_at = 0, 0, self._now()
         while (now := self._now()) < plan.end:
-            heard = max(min(self._heard.values()), given_up)
-            if said - heard < plan.outstanding:
-                said += 1
+            received = max(min(self._received.values()), given_up)
+            if sent - received < plan.outstanding:
+                sent += 1
                 yield now
             elif self._read(0.05):
-                heard_at = self._now()
-            elif now - heard_at > _STALL_SECONDS * 1e6:
+                received_at = self._now()
+            elif now - received_at > _STALL_SECONDS * 1e6:
                 self._stalls += 1
-                given_up, heard_at = said, now
+                given_up, received_at = sent, now
 
-    def _say(self, publisher: int, frame: bytes, end: int) -> bool:
-        """Send; returns whether the server took it, which it may do for as long as the plan lasts and a little more."""
-        talker = self._talkers[publisher % len(self._talkers)]
+    def _send(self, publisher: int, frame: bytes, end: int) -> bool:
+        """Send; returns whether the server took it before the end of the plan and a grace of some seconds."""
+        client = self._publishers[publisher % len(self._publishers)]
         try:
-            talker.sock.settimeout(max((end - self._now()) / 1e6, 0) + _STALL_SECONDS)
-            talker.sock.sendall(frame)
+            client.sock.settimeout(max((end - self._now()) / 1e6, 0) + _STALL_SECONDS)
+            client.sock.sendall(frame)
         except TimeoutError:
             return False
         except OSError:
-            self._reconnect(talker)
+            self._reconnect(client)
         self._free = self._now()
         return True
 
-    def _reconnect(self, talker: Client) -> None:
-        """Put a new one in the place of `talker`; what it was to say is lost, and counts as said."""
-        self._by_descriptor.pop(talker.sock.fileno(), None)
-        talker.sock.close()
+    def _reconnect(self, client: Client) -> None:
+        """Replace `client` by a new one; what it was to send is lost, and counts as published."""
+        self._by_descriptor.pop(client.sock.fileno(), None)
+        client.sock.close()
         self._reconnects += 1
         try:
-            self._talkers[self._talkers.index(talker)] = self._open([self._dialect.publish_path])[0]
+            self._publishers[self._publishers.index(client)] = self._open([self._dialect.publish_path])[0]
         except (HandshakeError, OSError):
             time.sleep(0.05)  # a server that restarts refuses at once
 
@@ -225,8 +225,8 @@ class Publisher:
         return opened
 
     def _read(self, timeout_seconds: float) -> bool:
-        """Read what arrives; returns whether a watcher heard something."""
-        heard = False
+        """Read what arrives; returns whether a watcher received something."""
+        received = False
         for descriptor, _ in self._poll.poll(max(timeout_seconds, 0)):
             client = self._by_descriptor.get(descriptor)
             if client is None:
@@ -239,13 +239,13 @@ class Publisher:
                 self._poll.unregister(descriptor)
                 client.closed = client.closed or 0
                 continue
-            for said in client.texts(data):
-                if said.startswith(b"!"):
+            for found in client.texts(data):
+                if found.startswith(b"!"):
                     self._refused += 1
-                elif self._mark in said and descriptor in self._heard:
-                    heard = True
-                    self._heard[descriptor] += _is_counted(said, self._mark)
-        return heard
+                elif self._mark in found and descriptor in self._received:
+                    received = True
+                    self._received[descriptor] += _is_counted(found, self._mark)
+        return received
 
     def _now(self) -> int:
         return (time.monotonic_ns() - self._epoch) // 1000
@@ -253,6 +253,6 @@ class Publisher:
     _size = 128
 
 
-def _is_counted(said: bytes, mark: bytes) -> bool:
-    at = said.find(mark) + 12
-    return said[at : at + 4] != channel_name(PROBE).encode()
+def _is_counted(found: bytes, mark: bytes) -> bool:
+    at = found.find(mark) + 12
+    return found[at : at + 4] != channel_name(PROBE).encode()

@@ -1,7 +1,7 @@
-"""Floor of a broker: from publish to receive by the leanest client there is, with no WebSocket before or behind it.
+"""Floor of a broker: from publish to receive by a minimal client, without WebSockets.
 
-One process subscribes and publishes at a rate. Redis and NATS are spoken to directly (both protocols are lines), Kafka
-by aiokafka, which is as near as Python gets.
+One process subscribes and publishes at a rate. Redis and NATS are driven by their line protocols, Kafka by aiokafka,
+because a Kafka client of our own would not be minimal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUMBER_BYTES = 16
 
 
 class _Link(Protocol):
-    """Publishes; what comes back goes to the callback it was made with."""
+    """Publishes; what it receives goes to the callback of its constructor."""
 
     def publish(self, payload: bytes) -> None: ...
 
@@ -35,10 +35,10 @@ async def latencies(url: str, *, rate: float, seconds: float, payload: int) -> l
     received: list[int] = []
     epoch = time.monotonic_ns()
 
-    def heard(data: bytes) -> None:
+    def on_message(data: bytes) -> None:
         received.append((time.monotonic_ns() - epoch) // 1000 - int(data[:_NUMBER_BYTES]))
 
-    link = await _open(url, heard)
+    link = await _open(url, on_message)
     count = round(rate * seconds)
     start = (time.monotonic_ns() - epoch) // 1000 + 200_000
     for number in range(count):
@@ -46,20 +46,20 @@ async def latencies(url: str, *, rate: float, seconds: float, payload: int) -> l
         await asyncio.sleep((intended - (time.monotonic_ns() - epoch) // 1000) / 1e6)
         link.publish(b"%016d" % intended + b"x" * (payload - _NUMBER_BYTES))
     async with asyncio.timeout(10):
-        while len(received) < count:  # noqa: ASYNC110  # what comes is only counted
+        while len(received) < count:  # noqa: ASYNC110  # messages are only counted
             await asyncio.sleep(0.01)
     await link.close()
     return received
 
 
-async def _open(url: str, heard: Callable[[bytes], None]) -> _Link:
+async def _open(url: str, on_message: Callable[[bytes], None]) -> _Link:
     parts = urlsplit(url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 0
     loop = asyncio.get_running_loop()
     if parts.scheme == "kafka":
-        return await _Kafka.open(f"{host}:{port}", heard)
+        return await _Kafka.open(f"{host}:{port}", on_message)
     make: Any = {"redis": _Redis, "nats": _Nats}[parts.scheme]
-    made: Any = [(await loop.create_connection(lambda: make(heard), host, port))[1] for _ in range(2)]
+    made: Any = [(await loop.create_connection(lambda: make(on_message), host, port))[1] for _ in range(2)]
     link, link.publishing = made[0], made[1]
     link.subscribe()
     await link.subscribed
@@ -69,11 +69,11 @@ async def _open(url: str, heard: Callable[[bytes], None]) -> _Link:
 class _Redis(asyncio.Protocol):
     publishing: _Redis
 
-    def __init__(self, heard: Callable[[bytes], None]) -> None:
+    def __init__(self, on_message: Callable[[bytes], None]) -> None:
         import hiredis
 
         self.subscribed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._heard = heard
+        self._on_message = on_message
         self._reader: Any = hiredis.Reader()
 
     def connection_made(self, transport: Any) -> None:
@@ -99,7 +99,7 @@ class _Redis(asyncio.Protocol):
 
     def _take(self, reply: Any) -> None:
         if reply[0] == b"message":
-            self._heard(reply[2])
+            self._on_message(reply[2])
         elif not self.subscribed.done():
             self.subscribed.set_result(None)
 
@@ -107,9 +107,9 @@ class _Redis(asyncio.Protocol):
 class _Nats(asyncio.Protocol):
     publishing: _Nats
 
-    def __init__(self, heard: Callable[[bytes], None]) -> None:
+    def __init__(self, on_message: Callable[[bytes], None]) -> None:
         self.subscribed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._heard = heard
+        self._on_message = on_message
         self._data = b""
 
     def connection_made(self, transport: Any) -> None:
@@ -124,7 +124,7 @@ class _Nats(asyncio.Protocol):
                 stop = end + 2 + int(line.rsplit(b" ", 1)[1])
                 if len(self._data) < stop + 2:
                     return
-                self._heard(self._data[end + 2 : stop])
+                self._on_message(self._data[end + 2 : stop])
                 self._data = self._data[stop + 2 :]
             else:
                 self._data = self._data[end + 2 :]
@@ -148,15 +148,15 @@ class _Nats(asyncio.Protocol):
 
 
 class _Kafka:
-    """Reads one partition from its end on; a topic of its own is made by the first look at it, or by hand."""
+    """Reads one partition from its end on; `open` creates the topic where it does not exist."""
 
-    def __init__(self, producer: Any, consumer: Any, heard: Callable[[bytes], None]) -> None:
+    def __init__(self, producer: Any, consumer: Any, on_message: Callable[[bytes], None]) -> None:
         self._producer, self._consumer = producer, consumer
         self._sending: set[asyncio.Task[Any]] = set()
-        self._reading = asyncio.create_task(self._read(heard))
+        self._reading = asyncio.create_task(self._read(on_message))
 
     @classmethod
-    async def open(cls, address: str, heard: Callable[[bytes], None]) -> _Kafka:
+    async def open(cls, address: str, on_message: Callable[[bytes], None]) -> _Kafka:
         import aiokafka  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
         import aiokafka.admin  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
@@ -173,7 +173,7 @@ class _Kafka:
         await consumer.start()
         consumer.assign([library.TopicPartition(_CHANNEL, 0)])
         await consumer.seek_to_end()
-        return cls(producer, consumer, heard)
+        return cls(producer, consumer, on_message)
 
     def publish(self, payload: bytes) -> None:
         task = asyncio.create_task(self._producer.send_and_wait(_CHANNEL, payload, partition=0))
@@ -185,6 +185,6 @@ class _Kafka:
         await self._consumer.stop()
         await self._producer.stop()
 
-    async def _read(self, heard: Callable[[bytes], None]) -> None:
+    async def _read(self, on_message: Callable[[bytes], None]) -> None:
         async for message in self._consumer:
-            heard(message.value)
+            on_message(message.value)

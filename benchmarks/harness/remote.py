@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from benchmarks.harness.listener import Listener
-from benchmarks.harness.publisher import Plan, Publisher, Said
+from benchmarks.harness.publisher import Plan, Publisher, PublishReport
 from benchmarks.harness.sockets import Client, allow_many_files, connect
 from benchmarks.harness.tally import Tally, Window
 from benchmarks.harness.text import channel_name
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from benchmarks.harness.tally import Counted
     from benchmarks.harness.websocket import Dialect
 
-__all__ = ["Heard", "RemoteAudience", "RemoteError", "RemotePublisher", "Shape"]
+__all__ = ["AudienceReport", "RemoteAudience", "RemoteError", "RemotePublisher", "Shape"]
 
 _ANSWER_SECONDS = 120.0
 
@@ -40,12 +40,12 @@ class Shape:
         run: What marks its texts.
         epoch: Its zero, on the monotonic clock, in nanoseconds.
         port: Where the server is.
-        dialect: How its clients talk.
+        dialect: What its clients send.
         channels: How many there are.
-        publishers: How many talk in each.
+        publishers: How many publish to each.
         size: Bytes of a message.
         deflate: Whether clients offer compression.
-        read_every_seconds: How long the audience sleeps between two looks at its sockets.
+        read_every_seconds: How long the audience sleeps between two reads of its sockets.
     """
 
     run: str
@@ -60,8 +60,8 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What an audience heard, and by which codes its sockets were closed."""
+class AudienceReport:
+    """What an audience received, and by which codes its sockets were closed."""
 
     counted: Counted
     closed: dict[int, int]
@@ -100,7 +100,7 @@ class _Audience:
         self._stalled = connect(shape.port, [path] * count, shape.dialect, receive_bytes=4096)
 
     def stalled_codes(self) -> list[int | None]:
-        """Read at last what stands in the stalled ones; `None` for those that are still open then."""
+        """Read what the kernel holds for the stalled ones; `None` for those that are still open then."""
         for client in self._stalled:
             with suppress(BlockingIOError, OSError):
                 while client.closed is None:
@@ -114,22 +114,22 @@ class _Audience:
     def begin(self, window: Window) -> None:
         self._listener.tally.window = window
 
-    def all_hear(self) -> bool:
-        return bool(self._listener.tally.heard_probe.all())
+    def all_probed(self) -> bool:
+        return bool(self._listener.tally.probed.all())
 
     def deliveries(self) -> int:
-        self._listener.look()
+        self._listener.count_reads()
         return self._listener.tally.deliveries
 
     def open_count(self) -> int:
         return sum(client.closed is None for client in self._listener.clients)
 
-    def finish(self) -> Heard:
-        return Heard(self._listener.result(), dict(self._listener.closed()))
+    def finish(self) -> AudienceReport:
+        return AudienceReport(self._listener.result(), dict(self._listener.closed()))
 
 
 class _Remote:
-    """A process that does what its pipe says."""
+    """A process that executes the calls which arrive on its pipe."""
 
     def __init__(self, serve: Callable[[Connection, Shape], None], shape: Shape) -> None:
         context = multiprocessing.get_context("spawn")
@@ -140,7 +140,7 @@ class _Remote:
 
     @property
     def pid(self) -> int:
-        """Whose CPU is looked at."""
+        """The process whose CPU time is measured."""
         assert self.process.pid is not None
         return self.process.pid
 
@@ -155,14 +155,14 @@ class _Remote:
             self.process.join()
 
     def send(self, name: str, *arguments: object) -> None:
-        """Ask without waiting; `receive` takes the answer."""
+        """Send a call without waiting; `receive` takes the answer."""
         self._pipe.send((name, arguments))
 
     def receive(self) -> Any:
         """Return the answer.
 
         Raises:
-            RemoteError: It failed there, or does not answer.
+            RemoteError: It failed in the process, or the process does not answer.
         """
         try:
             answered = self._pipe.poll(_ANSWER_SECONDS)
@@ -178,37 +178,37 @@ class _Remote:
         return self._pipe.poll()
 
     def call(self, name: str, *arguments: object) -> Any:
-        """Ask, and return the answer."""
+        """Send a call, and return the answer."""
         self.send(name, *arguments)
         return self.receive()
 
 
 class RemoteAudience(_Remote):
-    """Sockets that hear."""
+    """Sockets that receive."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(_serve_audience, shape)
 
-    def finish(self) -> Heard:
-        """Return what they heard."""
-        heard: Heard = self.call("finish")
-        return heard
+    def finish(self) -> AudienceReport:
+        """Return what they received."""
+        report: AudienceReport = self.call("finish")
+        return report
 
 
 class RemotePublisher(_Remote):
-    """Those who talk."""
+    """The publishers."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(_serve_publisher, shape)
 
     def start(self, plan: Plan) -> None:
-        """Let them talk; `said` waits for the end."""
-        self.send("talk", plan)
+        """Start publishing; `report` waits for the end."""
+        self.send("publish", plan)
 
-    def said(self) -> Said:
-        """Return what was said, when it was."""
-        said: Said = self.receive()
-        return said
+    def report(self) -> PublishReport:
+        """Wait for the end, and return what was published."""
+        report: PublishReport = self.receive()
+        return report
 
 
 def _serve_audience(pipe: Connection, shape: Shape) -> None:
@@ -227,7 +227,7 @@ def _serve_publisher(pipe: Connection, shape: Shape) -> None:
 
 
 def _answer(target: object, pipe: Connection) -> bool:
-    """Do one thing that was asked; returns whether there may be more."""
+    """Execute one call; returns whether there may be more."""
     try:
         name, arguments = pipe.recv()
     except EOFError:

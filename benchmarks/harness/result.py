@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from benchmarks.harness.figures import FIGURES
 from benchmarks.harness.run import Run
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from benchmarks.harness.candidate import Kind
 
 __all__ = ["FORMAT", "Outcome", "Report", "Section", "Spread"]
 
-FORMAT = 1
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Outcome:
 
     @property
     def valid(self) -> list[Run]:
-        """The runs whose figures are worth something: no other one is in a median, a ratio or a plot."""
+        """The runs whose figures count: no other run is in a median, a ratio or a plot."""
         return [run for run in self.runs if not run.invalid]
 
     def values(self, figure: str) -> list[float]:
@@ -74,7 +76,7 @@ class Outcome:
 
     @property
     def invalid(self) -> list[str]:
-        """Why runs of it are worth nothing, each reason with how many of how many it befell."""
+        """Why runs of it do not count, each reason with the number of runs it applies to."""
         if not self.runs:
             return []
         reasons = sorted({reason for run in self.runs for reason in run.invalid})
@@ -107,12 +109,18 @@ class Report:
 
     machine: dict[str, Any]
     sections: list[Section] = field(default_factory=list[Section])
-    format: int = FORMAT
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write it as JSON, a candidate a line: small enough for git, and two results can be read side by side.
+
+        The names of the figures stand once in each section. A figure keeps two digits more than are shown of it.
+        """
+        sections = ",\n".join(_written(section) for section in self.sections)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        path.write_text(
+            f'{{"format": {FORMAT},\n"machine": {_json(self.machine)},\n"sections": [\n{sections}]}}\n',
+            encoding="utf-8",
+        )
 
     @classmethod
     def load(cls, path: Path) -> Report:
@@ -121,21 +129,55 @@ class Report:
         Raises:
             ValueError: It is of another format.
         """
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
         if data.get("format") != FORMAT:
             raise ValueError(f"{path} is of format {data.get('format')}, this reads {FORMAT}")
-        sections = [
-            Section(
-                scenario=section["scenario"],
-                title=section["title"],
-                settings=section["settings"],
-                outcomes=[_outcome(outcome) for outcome in section["outcomes"]],
-            )
-            for section in data["sections"]
-        ]
-        return cls(machine=data["machine"], sections=sections)
+        return cls(machine=data["machine"], sections=[_read(section) for section in data["sections"]])
 
 
-def _outcome(data: dict[str, Any]) -> Outcome:
-    runs = [Run(**run) for run in data["runs"]]
-    return Outcome(name=data["name"], kind=data["kind"], runs=runs, failed=data["failed"])
+def _written(section: Section) -> str:
+    names = list(dict.fromkeys(name for each in section.outcomes for run in each.runs for name in run.figures))
+    head = {"scenario": section.scenario, "title": section.title, "settings": section.settings, "figures": names}
+    outcomes = ",\n".join(_json(_outcome_data(each, names)) for each in section.outcomes)
+    return f'{_json(head)[:-1]}, "outcomes": [\n{outcomes}]}}'
+
+
+def _outcome_data(outcome: Outcome, names: Sequence[str]) -> dict[str, Any]:
+    runs = [
+        {
+            "values": [_rounded(name, run.figures.get(name)) for name in names],
+            **{key: value for key in ("invalid", "notes", "slices") if (value := getattr(run, key))},
+        }
+        for run in outcome.runs
+    ]
+    return {"name": outcome.name, "kind": outcome.kind, "failed": outcome.failed, "runs": runs}
+
+
+def _read(data: dict[str, Any]) -> Section:
+    names = data["figures"]
+    outcomes = [
+        Outcome(
+            name=each["name"],
+            kind=each["kind"],
+            runs=[_run(names, **run) for run in each["runs"]],
+            failed=each["failed"],
+        )
+        for each in data["outcomes"]
+    ]
+    return Section(scenario=data["scenario"], title=data["title"], settings=data["settings"], outcomes=outcomes)
+
+
+def _run(names: Sequence[str], values: Sequence[float | None], **rest: Any) -> Run:
+    found = {name: float(value) for name, value in zip(names, values, strict=True) if value is not None}
+    return Run(figures=found, **rest)
+
+
+def _rounded(name: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    value = round(value, FIGURES[name].digits + 2)
+    return int(value) if value == int(value) else value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""One run: one candidate, one scenario, once; and what is common to those that send at a rate or as fast as heard."""
+"""One run: one candidate, one scenario, once; and what is common to scenarios that publish at a rate or by receipt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.harness import histogram
 from benchmarks.harness.publisher import Plan
-from benchmarks.harness.remote import Heard, RemoteAudience, RemotePublisher, Shape
+from benchmarks.harness.remote import AudienceReport, RemoteAudience, RemotePublisher, Shape
 from benchmarks.harness.server import cpu_seconds, listener_pid
 from benchmarks.harness.tally import Window
 from benchmarks.harness.text import letters
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from benchmarks.harness.publisher import Said
+    from benchmarks.harness.publisher import PublishReport
     from benchmarks.harness.server import Server
     from benchmarks.harness.tally import Counted
 
@@ -35,26 +35,26 @@ _GRACE_SECONDS: Final = 3.0
 _BUSY: Final = 0.9
 
 _ANY: Final = -1
-"""A socket that comes later may hear any message first."""
+"""A socket that connects later may receive any message first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a person chooses; a scenario takes what it needs.
+    """What the command line chooses; a scenario takes what it needs.
 
     Attributes:
-        connections: Sockets that hear.
+        connections: Sockets that receive.
         channels: Over how many channels they are spread.
         rate: Messages per second of all publishers together.
         payload: Bytes of a message.
         seconds: How long is measured.
         warm_up_seconds: How long before that.
-        publishers: How many talk in each channel.
-        outstanding: Messages on their way, where they are sent as fast as they are heard.
+        publishers: How many publish to each channel.
+        outstanding: Messages on their way, where they are sent as fast as they are received.
         clients: Processes of the audience.
         stalled: Sockets that never read.
         deflate: Whether clients offer permessage-deflate, as browsers do.
-        stalls: Whether to watch for how long the server's event loops do not come round, which costs them a little.
+        stalls: Whether to measure the longest stall of the server's event loops, which costs them a little.
         break_broker: Kills the broker at a URL, where a candidate has one that may be killed.
         mend_broker: Brings it back.
     """
@@ -81,22 +81,20 @@ class Run:
 
     Attributes:
         figures: Numbers by name; `harness.figures` knows their units.
-        invalid: Why the figures are worth nothing; empty where they are worth something.
+        invalid: Why the figures do not count; empty where they do.
         notes: What else should be known.
-        histogram: The latencies, encoded; empty where none were measured.
-        slices: Deliveries in each tenth of a second.
+        slices: Deliveries in each tenth of a second, where a scenario shows them over time.
     """
 
     figures: dict[str, float] = field(default_factory=dict[str, float])
     invalid: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
-    histogram: str = ""
     slices: list[int] = field(default_factory=list[int])
 
 
 @dataclass(slots=True, kw_only=True)
 class Usage:
-    """Processor seconds in the window, and the longest in which an event loop of the server did not come round."""
+    """Processor seconds in the window, and the longest time that an event loop of the server was blocked."""
 
     seconds: float = 0.0
     server: float = 0.0
@@ -112,10 +110,10 @@ class Load:
     Args:
         server: Where to.
         options: How much.
-        publishers: How many talk in each channel.
-        read_every_seconds: How long the audience sleeps between two looks at its sockets; latencies are longer by that.
-        late_milliseconds: A publisher that is further behind in one of a hundred messages makes the run invalid. Where
-            figures are times of seconds it may be more.
+        publishers: How many publish to each channel.
+        read_every_seconds: How long the audience sleeps between two reads of its sockets; latencies are longer by that.
+        late_milliseconds: A publisher that sends one of a hundred messages later than this makes the run invalid.
+            Where figures are times of seconds it may be more.
     """
 
     def __init__(
@@ -145,9 +143,9 @@ class Load:
         self.audience: list[RemoteAudience] = []
         self._stack = ExitStack()
         self._plan = Plan(start=0, end=0, rate=1, outstanding=1, size=0, channels=1, publishers=1)
-        self._said: Said | None = None
+        self._published: PublishReport | None = None
         self._primed = False
-        self._never_heard_by_all = np.zeros(histogram.SIZE, np.int64)
+        self._never_received_by_all = np.zeros(histogram.SIZE, np.int64)
 
     def __enter__(self) -> Self:
         self.publisher = self._stack.enter_context(RemotePublisher(self.shape))
@@ -173,7 +171,7 @@ class Load:
         return [seconds for audience in self.audience for seconds in audience.receive()]
 
     def reconnect(self) -> list[float]:
-        """Open as many sockets as were cut, where the server lets them in; returns how long each took, in seconds."""
+        """Open as many sockets as were cut, where the server accepts them; returns how long each took, in seconds."""
         cut = self.options.connections - sum(audience.call("open_count") for audience in self.audience)
         if cut <= 0:
             return []
@@ -182,10 +180,10 @@ class Load:
         return seconds
 
     def ready(self, *, watchers: int = 0) -> None:
-        """Open the publishers, and wait until every socket hears.
+        """Open the publishers, and wait until every socket receives.
 
         Raises:
-            TimeoutError: Some never did.
+            TimeoutError: Some do not within 30 seconds.
         """
         self.publisher.call("open", self.shape.publishers, watchers)
         deadline = time.monotonic() + 30
@@ -193,14 +191,14 @@ class Load:
             self.publisher.call("probe", self.shape.channels)
             until = time.monotonic() + 0.5
             while time.monotonic() < until:
-                if all(audience.call("all_hear") for audience in self.audience):
+                if all(audience.call("all_probed") for audience in self.audience):
                     return
                 time.sleep(0.01)
             if time.monotonic() > deadline:
-                raise TimeoutError("not every socket hears what is published")
+                raise TimeoutError("not every socket receives what is published")
 
     def begin(self, *, rate: float, tail_seconds: float = 0.0) -> None:
-        """Let the publishers talk: warm-up, the window, and `tail_seconds` more."""
+        """Start the publishers: warm-up, the window, and `tail_seconds` more."""
         options = self.options
         start = self.now() + round(_LEAD_SECONDS * 1e6)
         window_start = start + round(options.warm_up_seconds * 1e6)
@@ -242,8 +240,8 @@ class Load:
             stall=stall.longest(self.server.stalls),
         )
 
-    def talk(self, *, rate: float) -> tuple[Run, Counted]:
-        """Let the publishers talk with nothing else going on, and return what was found."""
+    def publish(self, *, rate: float) -> tuple[Run, Counted]:
+        """Publish with nothing else going on, and return what was found."""
         self.begin(rate=rate)
         with self.measured():
             pass
@@ -251,33 +249,32 @@ class Load:
 
     def finish(self) -> tuple[Run, Counted]:
         """Wait for the end and for what is still on its way, and return what was found."""
-        said = self._said = self.publisher.said()
-        expected = self._expected(said)
+        published = self._published = self.publisher.report()
+        expected = self._expected(published)
         self._wait_for(expected)
-        heard = [audience.finish() for audience in self.audience]
-        counted = heard[0].counted
-        for other in heard[1:]:
+        reports = [audience.finish() for audience in self.audience]
+        counted = reports[0].counted
+        for other in reports[1:]:
             counted = counted + other.counted
         refused = self.publisher.call("refusals")
-        run = Run(slices=counted.slices.tolist())
-        self._fill(run, said, counted, heard, refused)
-        run.histogram = histogram.encoded(counted.latency)
-        self._judge(run, said)
+        run = Run()
+        self._fill(run, published, counted, reports, refused)
+        self._judge(run, published)
         return run, counted
 
     def undelivered(self, counted: Counted) -> int:
         """Return how many deliveries are missing where clients come back on other sockets, of one channel."""
-        assert self._said is not None
-        published: list[int] = self._said.counts[0].tolist()
-        heard = (counted.heard[publisher, :count] for publisher, count in enumerate(published))
+        assert self._published is not None
+        published: list[int] = self._published.counts[0].tolist()
+        receivers = (counted.receivers[publisher, :count] for publisher, count in enumerate(published))
         connections = self.options.connections
-        missing: int = sum(int((connections - each).clip(0).sum()) for each in heard)
-        beyond: int = sum(max(count - counted.heard.shape[1], 0) for count in published)
+        missing: int = sum(int((connections - each).clip(0).sum()) for each in receivers)
+        beyond: int = sum(max(count - counted.receivers.shape[1], 0) for count in published)
         return missing + beyond * connections
 
-    def _expected(self, said: Said) -> int:
+    def _expected(self, published: PublishReport) -> int:
         per_channel = self.options.connections / self.shape.channels
-        return round(int(said.counts.sum()) * per_channel)
+        return round(int(published.counts.sum()) * per_channel)
 
     def _wait_for(self, expected: int) -> None:
         """Wait until that many arrived, or nothing more does."""
@@ -288,23 +285,25 @@ class Load:
                 most, changed = now, time.monotonic()
             time.sleep(0.02)
 
-    def _fill(self, run: Run, said: Said, counted: Counted, heard: Sequence[Heard], refused: int) -> None:
+    def _fill(
+        self, run: Run, published: PublishReport, counted: Counted, reports: Sequence[AudienceReport], refused: int
+    ) -> None:
         usage, figures = self.usage, run.figures
-        if self._plan.rate and not any(each.closed for each in heard):
+        if self._plan.rate and not any(each.closed for each in reports):
             self._add_overdue(counted)
         figures |= histogram.summary(counted.latency, "latency")
         figures |= histogram.summary(self._to_last(counted), "last")
-        codes = sum((Counter(each.closed) for each in heard), Counter[int]())
+        codes = sum((Counter(each.closed) for each in reports), Counter[int]())
         closed = [f"{count} by {code}" for code, count in codes.items()]
-        tail = np.where(counted.next_ones < 0, 0, said.counts[counted.channels] - counted.next_ones).clip(0)
+        tail = np.where(counted.next_ones < 0, 0, published.counts[counted.channels] - counted.next_ones).clip(0)
         figures |= {
-            "messages": float(said.counts.sum()),
+            "messages": float(published.counts.sum()),
             "deliveries": float(counted.deliveries),
             "lost": float(counted.missing + tail.sum()),
             "duplicates": float(counted.duplicates),
             "reordered": float(counted.reordered),
             "astray": float(counted.astray),
-            "closed": float(sum(sum(each.closed.values()) for each in heard)),
+            "closed": float(sum(sum(each.closed.values()) for each in reports)),
             "refused": float(refused),
         }
         if usage.seconds:
@@ -317,41 +316,43 @@ class Load:
                 figures["stall_ms"] = usage.stall * 1000
             if counted.in_window:
                 figures["cpu_us_per_delivery"] = usage.server / counted.in_window * 1e6
-        if self._plan.rate and len(said.late):
-            figures["publisher_late_p99_ms"] = float(np.percentile(said.late, 99)) / 1000
+        if self._plan.rate and len(published.late):
+            figures["publisher_late_p99_ms"] = float(np.percentile(published.late, 99)) / 1000
         if closed:
             run.notes.append(f"sockets closed by the server: {', '.join(closed)}")
-        if said.unsent:
-            run.notes.append(f"the server did not take {said.unsent:,} of the messages that were to be published")
-        if said.reconnects:
-            run.notes.append(f"publishers were cut {said.reconnects} times; what they were about to say counts as lost")
-        if said.stalls:
-            run.notes.append(f"{said.stalls} times nothing was heard for 3 s")
+        if published.unsent:
+            run.notes.append(f"the server did not take {published.unsent:,} of the messages that were to be published")
+        if published.reconnects:
+            run.notes.append(
+                f"publishers were cut {published.reconnects} times; what they were about to publish counts as lost"
+            )
+        if published.stalls:
+            run.notes.append(f"{published.stalls} times nothing was received for 3 s")
         run.notes += counted.examples
 
     def _add_overdue(self, counted: Counted) -> None:
-        """Count what never came, behind the last that did, as if it had come just now: a stall must not look fast."""
-        behind: dict[int, int] = {}
+        """Count what was not received, after the last message that was, as received now: a stall must not look fast."""
+        fewest: dict[int, int] = {}
         for index in np.argwhere(counted.next_ones >= 0):
             connection, publisher = index.tolist()
             # Channels take turns, then publishers, as Plan.streams has it.
             stream = publisher * self._plan.channels + int(counted.channels[connection])
-            heard = int(counted.next_ones[connection, publisher])
-            counted.latency += self._overdue(stream, heard)
-            behind[stream] = min(behind.get(stream, heard), heard)
-        for stream, heard in behind.items():
-            self._never_heard_by_all += self._overdue(stream, heard)
+            received = int(counted.next_ones[connection, publisher])
+            counted.latency += self._overdue(stream, received)
+            fewest[stream] = min(fewest.get(stream, received), received)
+        for stream, received in fewest.items():
+            self._never_received_by_all += self._overdue(stream, received)
 
-    def _overdue(self, stream: int, heard: int) -> NDArray[np.int64] | int:
-        """Return the histogram of how late the messages of a stream are by now, but for the first that were heard."""
-        numbers = np.arange(stream, self._plan.count(), self.shape.channels * self.shape.publishers)[heard:]
+    def _overdue(self, stream: int, received: int) -> NDArray[np.int64] | int:
+        """Return the histogram of how late the messages of a stream are by now, without the first `received` ones."""
+        numbers = np.arange(stream, self._plan.count(), self.shape.channels * self.shape.publishers)[received:]
         if not len(numbers):
             return 0
         intended = self._plan.intended(numbers)
         measured = intended[(intended >= self.window.start) & (intended < self.window.end)]
         return histogram.counts_of(self.now() - measured)
 
-    def _judge(self, run: Run, said: Said) -> None:
+    def _judge(self, run: Run, published: PublishReport) -> None:
         figures = run.figures
         for name in ("client", "publisher"):
             if (busy := figures.get(f"{name}_cpu_percent", 0)) > _BUSY * 100:
@@ -365,12 +366,12 @@ class Load:
         """Return the histogram of how long each message of the window took to all of its sockets."""
         sockets = np.bincount(counted.channels, minlength=self.shape.channels).repeat(self.shape.publishers)
         chosen = (
-            (counted.heard == sockets[:, None])
-            & (counted.heard > 0)
+            (counted.receivers == sockets[:, None])
+            & (counted.receivers > 0)
             & (counted.intended >= self.window.start)
             & (counted.intended < self.window.end)
         )
-        return histogram.counts_of((counted.last - counted.intended)[chosen]) + self._never_heard_by_all
+        return histogram.counts_of((counted.last - counted.intended)[chosen]) + self._never_received_by_all
 
     def now(self) -> int:
         """Return the time of the run, in microseconds since its epoch."""

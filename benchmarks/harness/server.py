@@ -1,4 +1,4 @@
-"""A candidate as it runs: started, known to answer on every worker, its CPU and memory read, and ended."""
+"""A running candidate: started, accepting on every worker, its CPU and memory read, and ended."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 
 
 def _cpu_seconds(pid: int) -> float:
-    # In nanoseconds for each thread, where Linux tells; what psutil reads counts in hundredths of a second.
+    # In nanoseconds for each thread, where Linux counts them; what psutil reads counts in hundredths of a second.
     with suppress(OSError, ValueError):
         threads = Path(f"/proc/{pid}/task").iterdir()
         return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
@@ -139,7 +139,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def listener_pid(url: str) -> int | None:
-    """Return the process of this machine that listens where `url` says; `None` where it cannot be known."""
+    """Return the process of this machine that listens at `url`; `None` where it cannot be known."""
     port = urlsplit(url).port
     with suppress(psutil.AccessDenied):
         for each in psutil.net_connections(kind="tcp"):

@@ -1,4 +1,4 @@
-"""Repetitions of one scenario: every candidate once, then each again, so that what drifts meets all alike."""
+"""Repetitions of one scenario: every candidate once, then each again, so that a drift of the machine affects all."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def measure(
 ) -> Section:
     """Run `scenario` on each candidate, `repetitions` times in turn.
 
-    A candidate that fails is kept with its reason and not tried again; nothing is left out in silence.
+    A candidate that fails is kept with its reason and not tried again; every omission is reported.
 
     Args:
         scenario: Its name.
         title: Its heading in the report.
         run: What runs it once.
-        candidates: Whom to measure; ratios are to the first.
+        candidates: What to measure; ratios are to the first.
         options: How much.
         repetitions: How often.
-        progress: Told before and after each run.
+        progress: Called before and after each run.
     """
     outcomes = [Outcome(name=each.name, kind=each.kind, failed=each.missing) for each in candidates]
     for repetition in range(repetitions):
@@ -75,4 +75,4 @@ def _run_raw(candidate: Candidate, options: Options) -> Run:
     )
     counts = histogram.counts_of(np.array(uvloop.run(publishing)))
     figures = {**histogram.summary(counts, "latency"), **histogram.summary(counts, "last")}
-    return Run(figures=figures, histogram=histogram.encoded(counts))
+    return Run(figures=figures)

@@ -22,7 +22,7 @@ _OPEN_SECONDS: Final = 60.0
 
 
 class HandshakeError(Exception):
-    """The server did not let a client in; says how it answered."""
+    """The server did not accept a client; holds its answer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,11 +32,11 @@ class Client:
     Attributes:
         number: Its place among those that were opened with it.
         path: Where it is connected.
-        seconds: How long it took to get in.
-        rest: What arrived behind the last whole frame.
+        seconds: How long its handshake took.
+        rest: What arrived after the last whole frame.
         unread: How many bytes of the frame that `rest` begins have not been read and need not be kept.
         closed: The code it was closed with; 0 where the connection ended without one, `None` while open.
-        said: Texts that came and were none of the harness's own.
+        other_texts: The last texts that are not messages of this run.
     """
 
     number: int
@@ -48,12 +48,12 @@ class Client:
     rest: bytes = b""
     unread: int = 0
     closed: int | None = None
-    said: list[bytes] = field(default_factory=list[bytes])
+    other_texts: list[bytes] = field(default_factory=list[bytes])
     _upgraded: bool = False
     _inflate: Any = None
 
     def texts(self, data: bytes) -> list[bytes]:
-        """Take what arrived, answer what wants an answer, and return the texts in it."""
+        """Take what arrived, answer pings, and return the texts in it."""
         found, self.rest = frames(self.rest + data)
         texts: list[bytes] = []
         for frame in found:
@@ -68,10 +68,10 @@ class Client:
         return texts
 
     def opened(self) -> bool:
-        """Take the next part of the server's answer; returns whether the client is in.
+        """Take the next part of the server's answer; returns whether the client is connected.
 
         Raises:
-            HandshakeError: It is not let in.
+            HandshakeError: It is refused.
         """
         data = self.sock.recv(65536)
         if not data:
@@ -99,7 +99,7 @@ class Client:
 
 
 def allow_many_files() -> None:
-    """Raise the number of sockets that this process and those it starts may open, as far as the system lets it."""
+    """Raise the number of sockets that this process and those it starts may open, as far as the system allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -120,14 +120,14 @@ def connect(
     Args:
         port: Where the server is.
         paths: One for each.
-        dialect: How its clients talk.
-        at_once: How many handshakes stand open.
+        dialect: What its clients send.
+        at_once: How many handshakes are under way at a time.
         deflate: Whether to offer compression.
         receive_bytes: Size of the kernel's buffer for what is received; 0 leaves it alone.
-        may_fail: Leave out those that are not let in.
+        may_fail: Leave out those that are refused.
 
     Raises:
-        HandshakeError: One is not let in; or not within a minute, whether it may fail or not.
+        HandshakeError: One is refused; or not connected within a minute, whether it may fail or not.
     """
     poll = select.epoll()
     waiting, opening, opened = list(enumerate(paths))[::-1], dict[int, Client](), list[Client]()
@@ -140,7 +140,7 @@ def connect(
         for descriptor, _ in poll.poll(1.0):
             client = opening[descriptor]
             try:
-                is_open = _go_on(client, poll, request(client.path, port, deflate=deflate))
+                is_open = _continue_handshake(client, poll, request(client.path, port, deflate=deflate))
             except (HandshakeError, OSError):
                 if not may_fail:
                     raise
@@ -152,20 +152,22 @@ def connect(
                 poll.unregister(descriptor)
                 opened.append(opening.pop(descriptor))
         if time.monotonic() > deadline:
-            raise HandshakeError(f"{len(opening) + len(waiting)} of {len(paths)} were not in after {_OPEN_SECONDS:g} s")
+            raise HandshakeError(
+                f"{len(opening) + len(waiting)} of {len(paths)} were not connected after {_OPEN_SECONDS:g} s"
+            )
     poll.close()
     return sorted(opened, key=lambda client: client.number)
 
 
-def _go_on(client: Client, poll: select.epoll, words: bytes) -> bool:
+def _continue_handshake(client: Client, poll: select.epoll, opening: bytes) -> bool:
     """Take the next step of a handshake; returns whether it is done."""
     if client.seconds:
         return client.opened()
-    client.seconds = -1.0  # it has asked
+    client.seconds = -1.0  # the request is sent
     poll.modify(client.sock, select.EPOLLIN)
     if error := client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
         raise HandshakeError(f"{client.path}: connect failed with errno {error}")
-    client.sock.send(words)
+    client.sock.send(opening)
     return False
 
 

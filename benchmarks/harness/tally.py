@@ -1,4 +1,4 @@
-"""What became of each message: latency, time to the last socket, and what was lost, doubled, swapped or sent astray."""
+"""What became of each message: latency, time to the last socket, and what was lost, doubled, swapped or astray."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What is measured, in microseconds since the run's epoch; before it is warm-up, after it the end."""
+    """What is measured, in microseconds since the run's epoch; before it is the warm-up."""
 
     start: int
     end: int
@@ -35,13 +35,13 @@ class Window:
 
 @dataclass(slots=True)
 class Stream:
-    """What one connection hears of one publisher where something went wrong."""
+    """What one connection receives of one publisher where something went wrong."""
 
     missing: set[int] = field(default_factory=set[int])
     duplicates: int = 0
     reordered: int = 0
 
-    def hear(self, next_one: int, sequences: Sequence[int]) -> int:
+    def receive(self, next_one: int, sequences: Sequence[int]) -> int:
         """Take what came when `next_one` was expected; return what is expected now."""
         for sequence in sequences:
             if sequence >= next_one:
@@ -64,22 +64,22 @@ class Counted:
         in_window: Those that arrived in the window.
         latency: Counts of `harness.histogram`, of what was meant to be sent in the window.
         slices: Deliveries per tenth of a second since the epoch.
-        heard: Per stream and sequence: how many sockets heard it.
+        receivers: Per stream and sequence: how many sockets received it.
         last: The same: when the last one did.
         intended: The same: when it should have been sent.
-        missing: Sequences that a socket did not hear though it heard a later one.
-        next_ones: Per connection and publisher: the sequence after the last one heard; negative where none was.
-        duplicates: Heard again.
-        reordered: Heard after a later one.
-        astray: Heard by a socket of another channel.
-        examples: The first faults, in words.
+        missing: Sequences that a socket did not receive although it received a later one.
+        next_ones: Per connection and publisher: the sequence after the last one received; negative where none was.
+        duplicates: Received again.
+        reordered: Received after a later one.
+        astray: Received by a socket of another channel.
+        examples: Descriptions of the first faults.
     """
 
     deliveries: int
     in_window: int
     latency: NDArray[np.int64]
     slices: NDArray[np.int64]
-    heard: NDArray[np.int64]
+    receivers: NDArray[np.int64]
     last: NDArray[np.int64]
     intended: NDArray[np.int64]
     missing: int
@@ -96,7 +96,7 @@ class Counted:
             in_window=self.in_window + other.in_window,
             latency=self.latency + other.latency,
             slices=_padded(self.slices, other.slices) + _padded(other.slices, self.slices),
-            heard=_padded(self.heard, other.heard) + _padded(other.heard, self.heard),
+            receivers=_padded(self.receivers, other.receivers) + _padded(other.receivers, self.receivers),
             last=np.maximum(_padded(self.last, other.last), _padded(other.last, self.last)),
             intended=np.maximum(_padded(self.intended, other.intended), _padded(other.intended, self.intended)),
             missing=self.missing + other.missing,
@@ -115,11 +115,11 @@ class Tally:
     Args:
         window: What is measured.
         channels: How many there are.
-        publishers: How many talk in each.
+        publishers: How many publish to each.
     """
 
     def __init__(self, window: Window, channels: int, publishers: int) -> None:
-        self.heard_probe = np.zeros(0, np.bool_)
+        self.probed = np.zeros(0, np.bool_)
         self.window = window
         self._publishers = publishers
         self._channel = np.zeros(0, np.int64)
@@ -129,26 +129,26 @@ class Tally:
         self._latency = np.zeros(histogram.SIZE, np.int64)
         self._slices = np.zeros(1, np.int64)
         shape = (channels * publishers, 64)
-        self._heard, self._last, self._intended = (np.zeros(shape, np.int64) for _ in range(3))
+        self._receivers, self._last, self._intended = (np.zeros(shape, np.int64) for _ in range(3))
         self._examples: list[str] = []
 
     @property
     def deliveries(self) -> int:
-        """How many arrived."""
+        """How many deliveries arrived."""
         return self._deliveries
 
     def add_connections(self, channels: Sequence[int], *, first: int = 0) -> None:
-        """Take in connections, one per element; `first` is the sequence each must hear first, negative for any."""
+        """Add connections, one per element; `first` is the sequence each must receive first, negative for any."""
         added = len(channels)
         self._channel = np.concatenate((self._channel, np.array(channels, np.int64)))
         self._next = np.concatenate((self._next, np.full((added, self._publishers), first, np.int64)))
-        self.heard_probe = np.concatenate((self.heard_probe, np.zeros(added, np.bool_)))
+        self.probed = np.concatenate((self.probed, np.zeros(added, np.bool_)))
 
     def add(self, records: Records) -> None:
         """Count what arrived; per connection in the order of arrival."""
         probes = records.publisher >= self._publishers
         if probes.any():
-            self.heard_probe[records.connection[probes]] = True
+            self.probed[records.connection[probes]] = True
             records = records.where(~probes)
         at_home = self._channel[records.connection] == records.channel
         if not at_home.all():
@@ -169,7 +169,7 @@ class Tally:
             in_window=self._in_window,
             latency=self._latency,
             slices=self._slices,
-            heard=self._heard,
+            receivers=self._receivers,
             last=self._last,
             intended=self._intended,
             missing=sum(len(stream.missing) for stream in streams),
@@ -191,17 +191,17 @@ class Tally:
             self._latency += histogram.counts_of((received - intended)[measured])
         self._make_room(int(records.sequence.max()))
         where = (records.channel * self._publishers + records.publisher, records.sequence)
-        width = self._heard.shape[1]
-        np.add.at(self._heard.reshape(-1), where[0] * width + where[1], 1)
-        # Of equal places the last one stays, and what comes is in the order of time.
+        width = self._receivers.shape[1]
+        np.add.at(self._receivers.reshape(-1), where[0] * width + where[1], 1)
+        # Where a place occurs twice numpy keeps the last value, and records are in the order of arrival.
         self._last[where] = np.maximum(self._last[where], received)
         self._intended[where] = intended
 
     def _make_room(self, sequence: int) -> None:
-        while sequence >= self._heard.shape[1]:
-            self._heard, self._last, self._intended = (
+        while sequence >= self._receivers.shape[1]:
+            self._receivers, self._last, self._intended = (
                 np.concatenate((each, np.zeros_like(each)), axis=1)
-                for each in (self._heard, self._last, self._intended)
+                for each in (self._receivers, self._last, self._intended)
             )
 
     def _check(self, records: Records) -> None:
@@ -225,10 +225,12 @@ class Tally:
         connection, publisher = divmod(key, self._publishers)
         next_one = int(self._next[connection, publisher])
         if len(self._examples) < _EXAMPLES:
-            heard = f"{sequences[:12]}{' ...' if len(sequences) > 12 else ''}"
-            self._examples.append(f"connection {connection}, publisher {publisher}: {next_one} was next, came {heard}")
+            received = f"{sequences[:12]}{' ...' if len(sequences) > 12 else ''}"
+            self._examples.append(
+                f"connection {connection}, publisher {publisher}: {next_one} was expected, received {received}"
+            )
         stream = self._streams.setdefault(key, Stream())
-        self._next[connection, publisher] = stream.hear(sequences[0] if next_one == _NEW else next_one, sequences)
+        self._next[connection, publisher] = stream.receive(sequences[0] if next_one == _NEW else next_one, sequences)
 
     def _note(self, what: str, records: Records) -> None:
         if len(self._examples) < _EXAMPLES:

@@ -22,7 +22,7 @@ HEADER_BYTES: Final = 32
 """The shortest text."""
 
 PROBE: Final = 0xFFFF
-"""The publisher of messages that only find out who hears by now; they are not counted."""
+"""The publisher of messages that only show which sockets receive by now; they are not counted."""
 
 _ALPHABET = str.maketrans("0123456789abcdef", "pabcdefghijklmno")
 

@@ -1,4 +1,4 @@
-"""The least a WebSocket client needs: its handshake, frames both ways, and how a product's clients talk over them."""
+"""The least a WebSocket client needs: its handshake, frames both ways, and what a product's clients send in them."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """How clients of a product join and talk.
+    """How clients of a product join and publish.
 
     Attributes:
-        listen_path: Where a client that hears `{channel}` connects.
-        publish_path: Where a client that only talks connects.
-        said: What it says, around `{text}`.
-        greeting: What a client says first; empty for none.
-        greeted: How the server's answer to that starts; the client is in when it has come.
-        pings: What the server asks in a text of its own, and what the client must answer.
+        listen_path: Where a client that receives `{channel}` connects.
+        publish_path: Where a client that only publishes connects.
+        envelope: What a publisher sends, around `{text}`.
+        greeting: What a client sends first; empty for none.
+        greeted: How the server's answer to that starts; it ends the handshake.
+        pings: The server's ping where it is a text, and the answer of the client.
     """
 
     listen_path: str
     publish_path: str
-    said: str = "{text}"
+    envelope: str = "{text}"
     greeting: bytes = b""
     greeted: bytes = b""
     pings: tuple[bytes, bytes] | None = None
 
     def frame(self, text: str) -> bytes:
-        """Return the frame that says `text`."""
-        before, after = self.said.split("{text}")
+        """Return the frame that publishes `text`."""
+        before, after = self.envelope.split("{text}")
         return client_frame(f"{before}{text}{after}".encode())
 
 
 PLAIN = Dialect(listen_path="/ws/{channel}", publish_path="/publish")
-"""What the applications of this folder speak."""
+"""The dialect of the applications of this folder."""
 
 SOCKET_IO = Dialect(
     listen_path="/socket.io/?EIO=4&transport=websocket&channel={channel}",
     publish_path="/socket.io/?EIO=4&transport=websocket",
-    said='42["say","{text}"]',
+    envelope='42["publish","{text}"]',
     greeting=b"40",
     greeted=b"40",
     pings=(b"2", b"3"),
@@ -61,7 +61,7 @@ SOCKET_IO = Dialect(
 
 
 def request(path: str, port: int, *, deflate: bool = False) -> bytes:
-    """Return the handshake. The answer's accept key is not looked at: every server here is ours."""
+    """Return the handshake. The answer's accept key is not checked: every server is started by the harness."""
     extension = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n" if deflate else ""
     return (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -72,20 +72,20 @@ async def _measure(count: int, rounds: int) -> list[Figure]:
     )
     config.load()
     async with backplane:
-        peers = [await _client(config) for _ in range(count)]
+        clients = [await _client(config) for _ in range(count)]
         while len(websockets) < count:  # noqa: ASYNC110  # nothing else runs here
             await asyncio.sleep(0)
-        for peer in peers:
-            assert peer.recv(4096).startswith(b"HTTP/1.1 101")
+        for client in clients:
+            assert client.recv(4096).startswith(b"HTTP/1.1 101")
         candidates: dict[str, Callable[[], Coroutine[None, None, None]]] = {
             "floor: await send_text() in a loop": bare,
             "backplane.publish on memory://": publish,
         }
         try:
-            return await interleaved_over_sockets(candidates, rounds, count, lambda: _empty(peers))
+            return await interleaved_over_sockets(candidates, rounds, count, lambda: _empty(clients))
         finally:
-            for peer in peers:
-                peer.close()
+            for client in clients:
+                client.close()
 
 
 async def _client(config: uvicorn.Config) -> socket.socket:
@@ -102,7 +102,7 @@ async def _client(config: uvicorn.Config) -> socket.socket:
     return theirs
 
 
-def _empty(peers: list[socket.socket]) -> None:
-    for peer in peers:
-        if peer.recv(65536) != _FRAME:
+def _empty(clients: list[socket.socket]) -> None:
+    for client in clients:
+        if client.recv(65536) != _FRAME:
             raise AssertionError("a client did not get the message once")

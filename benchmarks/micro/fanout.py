@@ -41,24 +41,24 @@ class TransportSocket:
         self.transport.write(data if isinstance(data, bytes) else data.encode())
 
     def is_gone(self, error: Exception) -> bool:
-        """Have only clients that are gone."""
+        """Take every error for the client's end."""
         return True
 
     async def receive(self) -> None:
-        """Say nothing, ever."""
+        """Return at once: these clients send nothing."""
 
     def on_bypass(self, receive: object, /) -> None:
-        """Have no other way to receive."""
+        """Do nothing: there is no other way to receive."""
 
     def read_ahead(self, on_message: Callable[[float], None], on_end: Callable[[], None], /) -> None:
-        """Have nothing to receive."""
+        """Do nothing: these clients send nothing."""
 
     async def close(self, code: int, reason: str) -> None:
         """Close."""
         self.transport.close()
 
     def ending(self, _: BaseException, /) -> None:
-        """Know no framework."""
+        """Do nothing: there is no framework."""
 
 
 def run(count: int, rounds: int) -> list[Figure]:
@@ -68,7 +68,7 @@ def run(count: int, rounds: int) -> list[Figure]:
 
 
 async def _measure(count: int, rounds: int) -> list[Figure]:
-    sockets, peers = await _open(count)
+    sockets, clients = await _open(count)
     backplane = Backplane("memory://")
     await backplane.start()
     for each in sockets:
@@ -94,25 +94,25 @@ async def _measure(count: int, rounds: int) -> list[Figure]:
         "backplane.publish on memory://": publish,
     }
     try:
-        return await interleaved_over_sockets(candidates, rounds, count, lambda: _empty(peers))
+        return await interleaved_over_sockets(candidates, rounds, count, lambda: _empty(clients))
     finally:
         await backplane.stop()
-        for each, peer in zip(sockets, peers, strict=True):
+        for each, client in zip(sockets, clients, strict=True):
             each.transport.close()
-            peer.close()
+            client.close()
         await asyncio.sleep(0)
 
 
 async def _open(count: int) -> tuple[list[TransportSocket], list[socket.socket]]:
     sockets: list[TransportSocket] = []
-    peers: list[socket.socket] = []
+    clients: list[socket.socket] = []
     for _ in range(count):
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=ours)
         sockets.append(TransportSocket(transport))
-        peers.append(theirs)
-    return sockets, peers
+        clients.append(theirs)
+    return sockets, clients
 
 
 async def _join(backplane: Backplane, own: TransportSocket) -> None:
@@ -141,7 +141,7 @@ async def interleaved_over_sockets(
     return list(figures.values())
 
 
-def _empty(peers: list[socket.socket]) -> None:
-    for peer in peers:
-        if peer.recv(65536) != _DATA:
+def _empty(clients: list[socket.socket]) -> None:
+    for client in clients:
+        if client.recv(65536) != _DATA:
             raise AssertionError("a socket did not get the message once")

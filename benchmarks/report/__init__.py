@@ -1,1 +1,1 @@
-"""What a person sees of a result: progress, a table, a page, and what changed since another one."""
+"""How a result is shown: a table, a page with plots, claims, and what changed since another result."""

@@ -1,4 +1,4 @@
-"""What the README says about speed, made from the committed results: `python -m benchmarks claims` writes it anew."""
+"""What the README states about speed, made from the committed results: `python -m benchmarks claims` writes it anew."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from benchmarks.harness.candidate import ROOT
 from benchmarks.harness.figures import FIGURES
 from benchmarks.harness.result import Report
+from benchmarks.report import plots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,12 +25,12 @@ _RELEASE: Final = re.compile(r"\d+(\.\d+)*")
 _CPU: Final = "cpu_us_per_delivery"
 _LAST: Final = "last_p99_ms"
 _OURS: Final = ("backplane redis", "backplane redis lane")
-_PEER: Final = "encode/broadcaster"
+_COMPETITOR: Final = "encode/broadcaster"
 _NOTHING: Final = "\N{EN DASH}"
 
 
 class ClaimsError(Exception):
-    """What is to be claimed is not in the result, or has no place in the README; says which."""
+    """What is to be claimed is not in the result, or has no place in the README; the message names it."""
 
 
 def newest(folder: Path = RESULTS) -> Path | None:
@@ -63,8 +64,6 @@ def claims(result: Path | None) -> str:
 
 def plot(result: Path) -> str:
     """Return the plot that the README shows, as SVG."""
-    from benchmarks.report import plots  # matplotlib takes its time
-
     return plots.bars(_section(Report.load(result), "saturation", result), _CPU)
 
 
@@ -84,7 +83,7 @@ def written_claims(readme: Path = README) -> str:
 
 
 def rewrite(result: Path | None, readme: Path = README) -> str:
-    """Write the block into the README, and the plot beside the result; returns what was done, in words.
+    """Write the block into the README, and the plot beside the result; returns what was done, as a sentence.
 
     Raises:
         ClaimsError: As `claims` and `written_claims` do; nothing is written then.
@@ -96,7 +95,7 @@ def rewrite(result: Path | None, readme: Path = README) -> str:
     readme.write_text(
         _BLOCK.sub(lambda marks: f"{marks[1]}{made}{marks[3]}", readme.read_text(encoding="utf-8")), encoding="utf-8"
     )
-    return f"{readme.name} claims what {_relative(result)} tells" if result else f"{readme.name} claims nothing"
+    return f"{readme.name} has the claims of {_relative(result)}" if result else f"{readme.name} claims nothing"
 
 
 def _section(report: Report, scenario: str, result: Path) -> Section:
@@ -118,9 +117,9 @@ def _candidate(section: Section, name: str) -> Outcome | None:
 
 
 def _table(saturation: Section, fanout: Section) -> list[str]:
-    """Return a row for each candidate of the saturation, with ratios to the lowest floor and to a peer on Redis."""
+    """Return a row for each candidate of the saturation, with ratios to the lowest floor and to one competitor."""
     floor = next((each for each in saturation.outcomes if each.kind == "floor" and each.valid), None)
-    references = [each for each in (floor, _candidate(saturation, _PEER)) if each]
+    references = [each for each in (floor, _candidate(saturation, _COMPETITOR)) if each]
     settings = fanout.settings
     heads = [
         "",
@@ -135,7 +134,7 @@ def _table(saturation: Section, fanout: Section) -> list[str]:
             *(_ratio(each, reference) for reference in references),
             _cell(_candidate(fanout, each.name), _LAST),
         ]
-        for kind in ("backplane", "floor", "peer")
+        for kind in ("backplane", "floor", "competitor")
         for each in saturation.outcomes
         if each.kind == kind and each.valid and (kind != "backplane" or each.name in _OURS)
     ]
@@ -153,7 +152,7 @@ def _ratio(outcome: Outcome, reference: Outcome) -> str:
 
 
 def _origin(report: Report, result: Path, saturation: Section) -> list[str]:
-    """Say where the figures are from, and what was left out of them."""
+    """Return where the figures are from, and what was left out of them."""
     machine, settings = report.machine, saturation.settings
     page = result.with_suffix(".html")
     commit = f"`{machine['commit'][:7]}`{' and changes' if machine['dirty'] else ''}"
@@ -174,7 +173,7 @@ def _origin(report: Report, result: Path, saturation: Section) -> list[str]:
 
 
 def _beside_stalled(report: Report) -> list[str]:
-    """Say what sockets that stop reading cost the others, of the section with the most of them."""
+    """Return what sockets that stop reading cost the others, of the section with the most of them."""
     fit = [
         each for each in report.sections if each.scenario == "slow" and all(_candidate(each, name) for name in _OURS)
     ]

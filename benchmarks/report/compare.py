@@ -1,4 +1,4 @@
-"""What changed between two results by more than chance: in ratios to the floor, for machines change their speed."""
+"""What changed between two results by more than chance, in ratios to the floor, because a machine's speed drifts."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _MIN_CHANGE: Final = 0.10
 
 CRITERION: Final = f"""\
 A figure has changed when its medians differ by more than the wider of the two ranges over the repetitions, and by
-{_MIN_CHANGE:.0%} or more. Below {_MIN_REPETITIONS} valid repetitions on either side nothing can be told.
+{_MIN_CHANGE:.0%} or more. Below {_MIN_REPETITIONS} valid repetitions on either side the figure is inconclusive.
 Where both results hold the same floor, figures are ratios to it, each taken within a turn; where they do not, they are
 absolute, marked `abs`, and a machine that was slower looks like a change.
 Of figures in which nothing changed this calls up to 6 in 100 changed with 3 repetitions, 1 in 100 with 4, 1 in 250
 with 5: repeat what surprises."""
 
-Verdict = Literal["better", "worse", "within spread", "cannot tell"]
+Verdict = Literal["better", "worse", "within spread", "inconclusive"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One figure that is another now.
+    """One figure that has changed.
 
     Attributes:
         where: Scenario and candidate.
@@ -57,9 +57,9 @@ class Comparison:
 
     Attributes:
         changes: What is better or worse.
-        faults: Losses and the like where there were none before, in words; one is enough.
+        faults: Descriptions of losses and the like where there were none before; one is enough.
         counts: How many figures have which verdict.
-        alone: What only one of the results has, or has no valid run of, in words: it is not compared.
+        alone: Descriptions of what only one of the results has, or has no valid run of: it is not compared.
         candidates: How many were compared.
     """
 
@@ -87,9 +87,9 @@ def compared(before: Report, after: Report) -> Comparison:
 
 
 def verdict(figure: str, before: list[float], after: list[float]) -> Verdict:
-    """Return what `CRITERION` says of one figure over the repetitions of two results."""
+    """Apply `CRITERION` to one figure over the repetitions of two results."""
     if min(len(before), len(after)) < _MIN_REPETITIONS:
-        return "cannot tell"
+        return "inconclusive"
     one, other = _spread(before), _spread(after)
     change = abs(other.median - one.median)
     if change <= max(one.high - one.low, other.high - other.low) or change < _MIN_CHANGE * abs(one.median):
@@ -112,9 +112,9 @@ def as_table(changes: list[Change]) -> Table:
 
 
 def _judge(found: Comparison, where: str, figure: str, reference: str, before: list[float], after: list[float]) -> None:
-    said = verdict(figure, before, after)
-    found.counts[said] += 1
-    if said in ("better", "worse"):
+    decided = verdict(figure, before, after)
+    found.counts[decided] += 1
+    if decided in ("better", "worse"):
         found.changes.append(
             Change(
                 where=where,
@@ -122,7 +122,7 @@ def _judge(found: Comparison, where: str, figure: str, reference: str, before: l
                 reference=reference,
                 before=_spread(before),
                 after=_spread(after),
-                verdict=said,
+                verdict=decided,
             )
         )
 

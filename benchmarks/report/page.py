@@ -1,4 +1,4 @@
-"""One HTML page of a result: it opens without a network, reads on a phone, and prints."""
+"""One HTML page of a result: it needs no network, fits a phone, and prints."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ _PLOTTED = {
     "failover": ("all_back_ms",),
     "restart": ("all_back_ms",),
 }
-_OVER_TIME = ("slow", "failover", "restart")
-_DISTRIBUTED = ("fanout", "channels", "slow", "storm")
+_OVER_TIME = ("failover", "restart")
+_PERCENTILES = {"fanout": "latency", "channels": "latency", "slow": "latency", "storm": "connect"}
 
 
 def write_page(report: Report, path: Path) -> Path:
@@ -90,11 +90,11 @@ def _machine(report: Report) -> str:
     machine = report.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     commit = f"{machine['commit'][:12]}{' and changes' if machine['dirty'] else ''}"
-    words = (
+    facts = (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
         f"{machine['python']}; {versions}; commit {commit}; {machine['when']}; load before {machine['load_before']}"
     )
-    return f'<p class="quiet">{escape(words)}<br><code>{escape(machine["command"])}</code></p>'
+    return f'<p class="quiet">{escape(facts)}<br><code>{escape(machine["command"])}</code></p>'
 
 
 def _overview(report: Report) -> str:
@@ -108,7 +108,8 @@ def _overview(report: Report) -> str:
     for scenario, setting, figure in wanted:
         for alike in _groups(report, scenario, setting):
             caption = f"{scenario}: {FIGURES[figure].title} over {setting}"
-            found.append(_figure(caption, plots.lines(alike, setting, figure)))
+            if plot := plots.lines(alike, setting, figure):
+                found.append(_figure(caption, plot))
     return f'<div class="plots">{"".join(found)}</div>' if found else ""
 
 
@@ -124,9 +125,10 @@ def _groups(report: Report, scenario: str, setting: str) -> Iterator[list[Sectio
 
 def _section(section: Section) -> str:
     found = [_figure(f"{FIGURES[name].title}", plots.bars(section, name)) for name in _shown(section)]
-    if section.scenario in _DISTRIBUTED and any(run.histogram for each in section.outcomes for run in each.valid):
-        found.append(_figure("Share that took no longer than", plots.distribution(section)))
-    if section.scenario in _OVER_TIME and section.reference:
+    measure = _PERCENTILES.get(section.scenario)
+    if measure and any(each.spread(f"{measure}_p50_ms") for each in section.outcomes):
+        found.append(_figure(f"{measure.capitalize()} by percentile", plots.percentiles(section, measure)))
+    if section.scenario in _OVER_TIME and any(run.slices for each in section.outcomes for run in each.valid[:1]):
         found.append(_figure("Deliveries over time", plots.over_time(section)))
     return (
         f"<h2>{escape(section.title)}</h2>{_table(section)}{_remarks(section)}<div class='plots'>{''.join(found)}</div>"
@@ -169,6 +171,6 @@ def _remarks(section: Section) -> str:
     wrong += [("all", NO_VALID_RUN)] if section.reference is None else []
     wrong += [(each.name, f"invalid: {reason}") for each in section.outcomes for reason in each.invalid]
     notes = [(each.name, note) for each in section.outcomes for run in each.runs for note in run.notes]
-    items = [f'<li class="wrong">{escape(f"{name}: {words}")}</li>' for name, words in wrong]
-    items += [f"<li>{escape(f'{name}: {words}')}</li>" for name, words in list(dict.fromkeys(notes))[:20]]
+    items = [f'<li class="wrong">{escape(f"{name}: {reason}")}</li>' for name, reason in wrong]
+    items += [f"<li>{escape(f'{name}: {note}')}</li>" for name, note in list(dict.fromkeys(notes))[:20]]
     return f'<ul class="quiet">{"".join(items)}</ul>' if items else ""

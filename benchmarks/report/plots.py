@@ -1,33 +1,32 @@
-"""Plots as SVG that stands inside the page: no script, no font and no file of its own."""
+"""Plots as SVG that stands inside the page or in a file: no script, no font and no style sheet of its own."""
 
 from __future__ import annotations
 
-import io
-import re
-from typing import TYPE_CHECKING, Any
+import math
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Final
 
-import matplotlib
-from matplotlib import figure as figures
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-from benchmarks.harness import histogram
-from benchmarks.harness.figures import FIGURES
+from benchmarks.harness.figures import FIGURES, PERCENTILES
 from benchmarks.harness.tally import SLICES_PER_SECOND
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from benchmarks.harness.result import Outcome, Section
+    from benchmarks.harness.candidate import Kind
+    from benchmarks.harness.result import Section
 
-__all__ = ["bars", "distribution", "lines", "over_time"]
+__all__ = ["bars", "lines", "over_time", "percentiles"]
 
-# Its stubs leave much unknown.
-_mpl: Any = matplotlib
-_figures: Any = figures
+# As wide as a phone; wider screens put plots side by side.
+_WIDTH: Final = 460
+_HEIGHT: Final = 240
+_LEFT: Final = 52
+_LETTER: Final = 4.9
+"""About how wide a letter is at the plots' size of text, to leave room for names."""
 
-# Text stays text, in the page's own font; ids do not change from one writing to the next.
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "backplane", "font.family": "sans-serif", "font.size": 9}
-_COLOURS = (
+_BARS: Final[Mapping[Kind, str]] = {"backplane": "#0072b2", "floor": "#bbbbbb", "competitor": "#e69f00"}
+_COLOURS: Final = (
     "#0072b2",
     "#d55e00",
     "#009e73",
@@ -39,120 +38,241 @@ _COLOURS = (
     "#11a579",
     "#999999",
 )
-"""Told apart by people who see few colours (Okabe and Ito), then by line style."""
+"""Distinct with colour blindness too (Okabe and Ito); after the last one the dashes change."""
 
-_DASHES = ("-", "--", ":")
+_DASHES: Final = ("", "5 2", "1 2")
+_TICKS: Final = 5
+_WIDE: Final = 50
+"""Where the highest figure is more times the lowest one, bars are logarithmic: the short ones could not be seen."""
+
+Points = list[tuple[float, float]]
 
 
-def distribution(section: Section) -> str:
-    """Plot how many deliveries took no longer than what, over all repetitions of each candidate."""
-    canvas, axes = _axes("ms, logarithmic", "of all deliveries")
-    for number, outcome in enumerate(_with_histogram(section)):
-        merged = sum(histogram.decoded(run.histogram) for run in outcome.valid if run.histogram)
-        milliseconds, share = histogram.curve(merged)  # type: ignore[arg-type]
-        axes.step(
-            milliseconds.clip(0.01), 1 - share.clip(0, 0.99999), where="post", label=outcome.name, **_look(number)
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.invert_yaxis()
-    axes.set_yticks([1, 0.5, 0.1, 0.01, 0.001, 0.0001])
-    axes.yaxis.set_major_formatter(FuncFormatter(_percent))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    _plain_ticks(axes.xaxis)
-    return _svg(canvas, axes)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Axis:
+    """One direction of a plot: values from `low` to `high` lie from `start` to `end`."""
+
+    title: str
+    low: float
+    high: float
+    start: float
+    end: float
+    logarithmic: bool = False
+    label: Callable[[float], str]
+
+    def at(self, value: float) -> float:
+        """Return where a value lies, to a tenth of a unit."""
+        low, high, value = (math.log10(each) if self.logarithmic else each for each in (self.low, self.high, value))
+        return round(self.start + (value - low) / ((high - low) or 1) * (self.end - self.start), 1)
+
+    @property
+    def ticks(self) -> list[float]:
+        """The values that get a label: 1, 2 and 5 of each power of ten, or some five at equal distances."""
+        if self.logarithmic:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            found = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+            found = [each for each in found if self.low <= each <= self.high]
+            return found if len(found) <= 2 * _TICKS else found[::3]
+        power = 10.0 ** math.floor(math.log10((self.high - self.low) / _TICKS or 1))
+        step = next(power * digit for digit in (1, 2, 5, 10) if power * digit * _TICKS >= self.high - self.low)
+        return [step * number for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One candidate of a plot; `band` goes along its upper edge and back along the lower one."""
+
+    name: str
+    points: Points
+    band: Points
 
 
 def bars(section: Section, figure: str) -> str:
     """Plot one figure of each candidate with the range of its repetitions."""
     found = [(outcome, spread) for outcome in section.outcomes if (spread := outcome.spread(figure))]
-    canvas, axes = _axes(f"{FIGURES[figure].title} {FIGURES[figure].unit}", "", height=0.7 + 0.3 * len(found))
-    for number, (outcome, spread) in enumerate(found):
-        error = [[spread.median - spread.low], [spread.high - spread.median]]
-        colour = "#bbbbbb" if outcome.kind == "floor" else "#0072b2" if outcome.kind == "backplane" else "#e69f00"
-        axes.barh(number, spread.median, xerr=error, color=colour, ecolor="#444444", height=0.7)
-        axes.text(spread.high, number, f" {spread.median:,.{FIGURES[figure].digits}f}", va="center", fontsize=8)
-    axes.set_yticks(range(len(found)), [outcome.name for outcome, _ in found])
-    axes.invert_yaxis()
-    axes.margins(x=0.2)
-    axes.grid(visible=False, axis="y")
-    return _svg(canvas, axes, legend=False)
+    left = round(8 + _LETTER * max(len(outcome.name) for outcome, _ in found))
+    numbers = [f"{spread.median:,.{FIGURES[figure].digits}f}" for _, spread in found]
+    lowest, highest = min(spread.low for _, spread in found), max(spread.high for _, spread in found)
+    logarithmic = 0 < lowest < highest / _WIDE
+    across = _Axis(
+        title="",
+        label=_number,
+        low=lowest / 2 if logarithmic else 0,
+        high=highest,
+        start=left,
+        end=_WIDTH - 8 - 6 * max(map(len, numbers)),
+        logarithmic=logarithmic,
+    )
+    boxes: dict[str, list[str]] = {}
+    names, ranges, values = list[str](), list[str](), list[str]()
+    for number, ((outcome, spread), value) in enumerate(zip(found, numbers, strict=True)):
+        top, low, high = 2 + 16 * number, across.at(spread.low), across.at(spread.high)
+        box = f"M{left} {top}H{across.at(spread.median):g}v12H{left}z"
+        boxes.setdefault(_BARS[outcome.kind], []).append(box)
+        names.append(_text(left - 4, top + 9, outcome.name))
+        values.append(_text(high + 4, top + 9, value))
+        ranges += [f"M{low:g} {top + 6}H{high:g}"] if high > low else []
+    height = 2 + 16 * len(found) + 16
+    title = f"{FIGURES[figure].title} {FIGURES[figure].unit}".strip()
+    return _svg(
+        title,
+        height,
+        [
+            *(f'<path fill="{colour}" d="{"".join(paths)}"/>' for colour, paths in boxes.items()),
+            _path(ranges, "#444"),
+            _anchored("end", names),
+            *values,
+            _text(left, height - 5, f"{title}, median and range{', logarithmic' * logarithmic}"),
+        ],
+    )
 
 
 def lines(sections: Sequence[Section], setting: str, figure: str) -> str:
-    """Plot one figure of each candidate over a setting in which the sections differ."""
-    canvas, axes = _axes(setting, f"{FIGURES[figure].title} {FIGURES[figure].unit}")
-    names = dict.fromkeys(outcome.name for section in sections for outcome in section.outcomes)
-    for number, name in enumerate(names):
-        points = sorted(
+    """Plot one figure of each candidate over a setting in which the sections differ; empty where none is in two."""
+    drawn: list[_Line] = []
+    for name in dict.fromkeys(outcome.name for section in sections for outcome in section.outcomes):
+        found = sorted(
             (float(section.settings[setting]), spread.median, spread.low, spread.high)
             for section in sections
             for outcome in section.outcomes
             if outcome.name == name and (spread := outcome.spread(figure))
         )
-        if len(points) > 1:
-            at, median, low, high = zip(*points, strict=True)
-            axes.plot(at, median, marker="o", markersize=3, label=name, **_look(number))
-            axes.fill_between(at, low, high, alpha=0.15, color=_look(number)["color"])
-    axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
-    _plain_ticks(axes.xaxis)
-    return _svg(canvas, axes)
+        if len(found) > 1:
+            upper = [(at, high) for at, _, _, high in found]
+            lower = [(at, low) for at, _, low, _ in reversed(found)]
+            drawn.append(_Line(name, [(at, median) for at, median, _, _ in found], upper + lower))
+    up = f"{FIGURES[figure].title} {FIGURES[figure].unit}".strip()
+    return _plot(drawn, across=setting, up=up, logarithmic_across=True) if drawn else ""
+
+
+def percentiles(section: Section, measure: str) -> str:
+    """Plot the percentiles of a latency of each candidate, each the median over its repetitions."""
+    drawn: list[_Line] = []
+    for outcome in section.outcomes:
+        found = [outcome.spread(f"{measure}_{key}_ms") for key in PERCENTILES]
+        points = [(float(at), max(spread.median, 0.01)) for at, spread in enumerate(found) if spread]
+        if points:
+            drawn.append(_Line(outcome.name, points, []))
+    return _plot(
+        drawn,
+        across="percentile",
+        up="ms, logarithmic",
+        logarithmic_up=True,
+        label=lambda at: PERCENTILES[int(at)] if at == int(at) else "",
+    )
 
 
 def over_time(section: Section) -> str:
     """Plot the deliveries of each tenth of a second of the first valid repetition."""
-    canvas, axes = _axes("s", "deliveries/s")
-    for number, outcome in enumerate(each for each in section.outcomes if each.valid):
-        slices = outcome.valid[0].slices
-        at = [index / SLICES_PER_SECOND for index in range(len(slices))]
-        axes.plot(at, [count * SLICES_PER_SECOND for count in slices], label=outcome.name, **_look(number))
-    axes.set_ylim(bottom=0)
-    return _svg(canvas, axes)
+    drawn = [
+        _Line(
+            outcome.name,
+            [(at / SLICES_PER_SECOND, count * SLICES_PER_SECOND) for at, count in enumerate(outcome.valid[0].slices)],
+            [],
+        )
+        for outcome in section.outcomes
+        if outcome.valid and outcome.valid[0].slices
+    ]
+    return _plot(drawn, across="s", up="deliveries/s")
 
 
-def _percent(rest: float, _: int) -> str:
-    return f"{(1 - rest) * 100:g} %"
+def _plot(
+    drawn: Sequence[_Line],
+    *,
+    across: str,
+    up: str,
+    logarithmic_across: bool = False,
+    logarithmic_up: bool = False,
+    label: Callable[[float], str] | None = None,
+) -> str:
+    """Return lines between two axes, and below them which is which."""
+    points = [point for line in drawn for point in (*line.points, *line.band)]
+    highest = max(0.01, *(value for _, value in points))
+    x = _Axis(
+        title=across,
+        low=min(at for at, _ in points),
+        high=max(at for at, _ in points),
+        start=_LEFT,
+        end=_WIDTH - 16,
+        logarithmic=logarithmic_across,
+        label=label or _number,
+    )
+    y = _Axis(
+        title=up,
+        label=_number,
+        low=_decade(min(value for _, value in points), math.floor) if logarithmic_up else 0,
+        high=_decade(highest, math.ceil) if logarithmic_up else highest * 1.05,
+        start=_HEIGHT - 30,
+        end=16,
+        logarithmic=logarithmic_up,
+    )
+    parts = _frame(x, y)
+    for number, line in enumerate(drawn):
+        colour = _COLOURS[number % len(_COLOURS)]
+        if line.band:
+            parts.append(f'<path fill="{colour}" fill-opacity=".15" d="{_along(x, y, line.band)}z"/>')
+        parts.append(_path([_along(x, y, line.points)], colour, _dash(number)))
+    for number, line in enumerate(drawn):
+        left, top = 8 + number % 2 * _WIDTH // 2, _HEIGHT + 8 + 12 * (number // 2)
+        parts.append(_path([f"M{left} {top - 3}h18"], _COLOURS[number % len(_COLOURS)], _dash(number)))
+        parts.append(_text(left + 22, top, line.name))
+    return _svg(f"{up} over {across}", _HEIGHT + 4 + 12 * ((len(drawn) + 1) // 2), parts)
 
 
-def _plain(value: float, _: int) -> str:
-    return f"{value:g}"
+def _frame(x: _Axis, y: _Axis) -> list[str]:
+    """Return the grid, the labels of its lines and the titles of the axes."""
+    grid = [f"M{x.at(tick):g} {y.start:g}V{y.end:g}" for tick in x.ticks]
+    grid += [f"M{x.start:g} {y.at(tick):g}H{x.end:g}" for tick in y.ticks]
+    below = [_text(x.at(tick), y.start + 12, label) for tick in x.ticks if (label := x.label(tick))]
+    beside = [_text(x.start - 4, y.at(tick) + 3, y.label(tick)) for tick in y.ticks]
+    return [
+        _path(grid, "#ddd"),
+        _anchored("middle", [*below, _text((x.start + x.end) / 2, y.start + 24, x.title)]),
+        _anchored("end", beside),
+        _text(4, y.end - 6, y.title),
+    ]
 
 
-def _plain_ticks(axis: Any) -> None:
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(_plain))
-    axis.set_minor_formatter(NullFormatter())
+def _along(x: _Axis, y: _Axis, points: Points) -> str:
+    """Return the path through the points, without those in the middle of a level stretch."""
+    places = [(round(x.at(at)), round(y.at(value))) for at, value in points]
+    levels = [place[1] for place in places]
+    kept = [
+        place
+        for number, place in enumerate(places)
+        if number in (0, len(places) - 1) or len({*levels[number - 1 : number + 2]}) > 1
+    ]
+    return "M" + " ".join(f"{at} {level}" for at, level in kept)
 
 
-def _with_histogram(section: Section) -> list[Outcome]:
-    return [outcome for outcome in section.outcomes if any(run.histogram for run in outcome.valid)]
+def _decade(value: float, rounded: Callable[[float], int]) -> float:
+    return float(10.0 ** rounded(math.log10(value)))
 
 
-def _axes(across: str, up: str, *, height: float = 3.2) -> tuple[Any, Any]:
-    # As wide as a phone at the size of the page's text; wider screens put plots side by side.
-    canvas = _figures.Figure(figsize=(4.8, height), layout="constrained")
-    axes: Any = canvas.subplots()
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return canvas, axes
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:g}"
 
 
-def _look(number: int) -> dict[str, Any]:
-    style = _DASHES[number // len(_COLOURS) % len(_DASHES)]
-    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": style, "linewidth": 1.4}
+def _dash(number: int) -> str:
+    return _DASHES[number // len(_COLOURS) % len(_DASHES)]
 
 
-def _svg(canvas: Any, axes: Any, *, legend: bool = True) -> str:
-    if legend and axes.get_legend_handles_labels()[0]:
-        canvas.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7.5)
-    written = io.StringIO()
-    with _mpl.rc_context(_STYLE):
-        canvas.savefig(written, format="svg", metadata={"Date": None})
-    body = written.getvalue()
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body[body.index("<svg") :])
+def _path(parts: Sequence[str], colour: str, dash: str = "") -> str:
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'<path fill="none" stroke="{colour}"{dashes} d="{"".join(parts)}"/>'
+
+
+def _text(x: float, y: float, label: str) -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}">{escape(label)}</text>'
+
+
+def _anchored(anchor: str, texts: Sequence[str]) -> str:
+    return "\n".join([f'<g text-anchor="{anchor}">', *texts, "</g>"])
+
+
+def _svg(title: str, height: float, parts: Sequence[str]) -> str:
+    body = "\n".join(part for part in parts if part)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:g}" role="img" '
+        f'aria-label="{escape(title)}" font-family="sans-serif" font-size="9" fill="#1a1a1a">\n{body}\n</svg>\n'
     )

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_VALID_RUN", "cell", "faults", "ratio", "table", "valid_runs", "why"]
 
-NO_VALID_RUN: Final = "NO VALID RUN: this scenario tells nothing."
+NO_VALID_RUN: Final = "NO VALID RUN: this scenario has no figures."
 
 
 def table(section: Section) -> RenderableType:
-    """Return a scenario's table with what must be said below it."""
+    """Return a scenario's table with its remarks below."""
     scenario = SCENARIOS[section.scenario]
     found = Table(title=section.title, title_justify="left", title_style="bold")
     found.add_column("candidate", no_wrap=True)
@@ -58,18 +58,18 @@ def ratio(section: Section, outcome: Outcome) -> str:
 
 
 def valid_runs(outcome: Outcome) -> str:
-    """Return how many runs the figures are of."""
+    """Return how many runs the figures are taken from."""
     return f"{len(outcome.valid)} of {len(outcome.runs)}"
 
 
 def faults(section: Section, outcome: Outcome) -> str:
-    """Return what went wrong with messages and sockets, over all runs: what is lost is lost in an invalid one too."""
+    """Return what went wrong with messages and sockets, over all runs: a loss counts in an invalid run too."""
     sums = {FIGURES[name].title: sum(run.figures.get(name, 0) for run in outcome.runs) for name in FAULTS}
     return ", ".join(f"{count:,.0f} {title}" for title, count in sums.items() if count) or "none"
 
 
 def why(failure: str) -> str:
-    """Return a failure in one line: how it begins, and the last words of the log behind it."""
+    """Return a failure in one line: its beginning, and the last line of its log."""
     lines = [line.strip(" |+-") for line in failure.splitlines()]
     lines = [line for line in lines if line]
     return lines[0] if len(lines) < 2 else f"{lines[0][:200]} {lines[-1][:200]}"

@@ -24,10 +24,10 @@ class Scenario:
 
     Attributes:
         run: Runs it once.
-        about: What it tells, in a few words.
+        about: What it measures, in a few words.
         columns: The figures of its table, `harness.figures` names; the first is the one ratios are shown of.
         defaults: Where its options differ from those of `harness.run.Options`.
-        faults_allowed: Whether losses and closed sockets are what it looks at, not what must not be.
+        faults_allowed: Whether losses and closed sockets are what it measures, and no fault.
         needs: What a candidate must have for it: a `broker` to break, or `workers` to restart; empty for nothing.
     """
 

@@ -14,10 +14,10 @@ __all__ = ["run"]
 
 
 def run(server: Server, options: Options) -> Run:
-    """Spread `connections` sockets over `channels`, and talk to them in turn."""
+    """Spread `connections` sockets over `channels`, and publish to these in turn."""
     with Load(server, options) as load:
         load.connect()
         load.ready()
-        found = load.talk(rate=options.rate)[0]
+        found = load.publish(rate=options.rate)[0]
         found.figures["server_mib"] = server.resident_bytes() / 2**20
         return found

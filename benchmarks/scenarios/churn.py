@@ -1,4 +1,4 @@
-"""Joins and leaves, as many as go, beside an audience that stays and is talked to at a rate."""
+"""Joins and leaves, as many as possible, beside an audience that stays and receives at a rate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AT_ONCE = 20
 
 
 def run(server: Server, options: Options) -> Run:
-    """Join and leave 20 at a time from a process of its own; each must hear nothing but whole stretches."""
+    """Join and leave 20 at a time from a process of its own; each must receive without a gap while it is joined."""
     joined: list[float] = []
     with Load(server, options) as load, RemoteAudience(load.shape) as visitors:
         load.connect()
@@ -35,12 +35,12 @@ def run(server: Server, options: Options) -> Run:
                 joined += visitors.call("connect", channels, _AT_ONCE, -1)
                 visitors.call("disconnect", _AT_ONCE)
         found, _ = load.finish()
-        heard = visitors.finish().counted
+        counted = visitors.finish().counted
         figures = found.figures
         figures["joins_per_second"] = len(joined) / options.seconds
         if joined:
             figures["cpu_us_per_join"] = load.usage.server / len(joined) * 1e6
             figures |= histogram.summary(histogram.counts_of((np.array(joined) * 1e6).astype(np.int64)), "connect")
-        for name, value in (("lost", heard.missing), ("duplicates", heard.duplicates), ("astray", heard.astray)):
+        for name, value in (("lost", counted.missing), ("duplicates", counted.duplicates), ("astray", counted.astray)):
             figures[name] += value
         return found

@@ -1,4 +1,4 @@
-"""The broker is killed and comes back: what was lost, what came late, and who told of it."""
+"""The broker is killed and comes back: what was lost, what came late, and how many gaps were reported."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _LATE_MICROSECONDS = 1_000_000
 
 
 def run(server: Server, options: Options) -> Run:
-    """Kill the broker at a third of the window, start it again half a second later, and talk on.
+    """Kill the broker at a third of the window, start it again half a second later, and go on publishing.
 
     Clients that are cut come back.
 
     `lost` counts deliveries that never came of messages that were not refused to their publisher; `late` those that
-    took over a second; `all_back_ms` is from the broker's return until every socket hears again.
+    took over a second; `all_back_ms` is from the broker's return until every socket receives again.
     """
     assert options.break_broker is not None
     assert options.mend_broker is not None
@@ -50,6 +50,7 @@ def run(server: Server, options: Options) -> Run:
                 load.reconnect()
                 time.sleep(0.05)
         found, counted = load.finish()
+        found.slices = counted.slices.tolist()
         figures = found.figures
         back = _back(counted, mended, options.connections)
         if back is None:
@@ -57,21 +58,21 @@ def run(server: Server, options: Options) -> Run:
         else:
             figures["all_back_ms"] = back
         if gap_listener is not None:
-            figures["gaps"] = float(len(_heard(gap_listener)))
+            figures["gaps"] = float(len(_texts(gap_listener)))
         figures["lost"] = max(load.undelivered(counted) - figures["refused"] * options.connections, 0.0)
         figures["late"] = float(_late(counted))
         return found
 
 
 def _back(counted: Counted, mended: int, connections: int) -> float | None:
-    """Return when the first message said after the return had reached everyone; `None` if none had."""
-    whole = (counted.heard >= connections) & (counted.intended >= mended)
+    """Return when the first message published after the return had reached every socket; `None` if none had."""
+    whole = (counted.receivers >= connections) & (counted.intended >= mended)
     return float((counted.last[whole].min() - mended) / 1000) if whole.any() else None
 
 
 def _late(counted: Counted) -> int:
-    late = (counted.heard > 0) & (counted.last - counted.intended > _LATE_MICROSECONDS)
-    return int(np.sum(counted.heard[late]))
+    late = (counted.receivers > 0) & (counted.last - counted.intended > _LATE_MICROSECONDS)
+    return int(np.sum(counted.receivers[late]))
 
 
 def _gap_listener(server: Server) -> Client | None:
@@ -80,7 +81,7 @@ def _gap_listener(server: Server) -> Client | None:
     return connect(server.port, [f"/gaps/{channel_name(0)}"], server.candidate.dialect)[0]
 
 
-def _heard(client: Client) -> list[bytes]:
+def _texts(client: Client) -> list[bytes]:
     """Return the texts that have come."""
     texts: list[bytes] = []
     with suppress(BlockingIOError):

@@ -18,4 +18,4 @@ def run(server: Server, options: Options) -> Run:
     with Load(server, options) as load:
         load.connect()
         load.ready()
-        return load.talk(rate=options.rate)[0]
+        return load.publish(rate=options.rate)[0]

@@ -44,10 +44,10 @@ def run(server: Server, options: Options) -> Run:
 
 
 def _tasks(server: Server) -> int | None:
-    """Return how many tasks the event loop has, where the server is backplane and one process that can be asked."""
+    """Return how many tasks the event loop has, where the server is backplane in one process."""
     if server.candidate.kind != "backplane" or server.candidate.workers > 1:
         return None
-    with urlopen(f"http://127.0.0.1:{server.port}/tasks", timeout=10) as answer:  # this machine's
+    with urlopen(f"http://127.0.0.1:{server.port}/tasks", timeout=10) as answer:  # on this machine
         return int(answer.read())
 
 

@@ -40,6 +40,7 @@ def run(server: Server, options: Options) -> Run:
                     back_at = time.monotonic()
                 time.sleep(0.02)
         found, counted = load.finish()
+        found.slices = counted.slices.tolist()
         figures = found.figures
         figures["lost"] = float(load.undelivered(counted))
         if back_at:

@@ -1,4 +1,4 @@
-"""How much goes through: 16 publishers talk as soon as a few watchers have heard what is on its way."""
+"""Throughput: 16 publishers send as soon as a few watchers have received what is on its way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["run"]
 _READ_EVERY_SECONDS = 0.01
 
 _WATCHERS_PER_WORKER = 4
-"""With several workers every one of them should have a watcher: none may be run away from."""
+"""With several workers each of them should have a watcher: otherwise messages would pile up in one without."""
 
 
 def run(server: Server, options: Options) -> Run:
@@ -28,4 +28,4 @@ def run(server: Server, options: Options) -> Run:
     with Load(server, options, publishers=options.outstanding, read_every_seconds=_READ_EVERY_SECONDS) as load:
         load.connect()
         load.ready(watchers=1 if workers == 1 else workers * _WATCHERS_PER_WORKER)
-        return load.talk(rate=0)[0]
+        return load.publish(rate=0)[0]

@@ -18,7 +18,7 @@ __all__ = ["run"]
 
 
 def run(server: Server, options: Options) -> Run:
-    """Close `connections` sockets, open as many without a pause between, and wait until each hears again."""
+    """Close `connections` sockets, open as many without a pause between, and wait until each receives again."""
     with Load(server, options) as load:
         load.connect()
         load.ready()
@@ -30,4 +30,4 @@ def run(server: Server, options: Options) -> Run:
         back = time.monotonic() - started
         counts = histogram.counts_of((np.array(seconds) * 1e6).astype(np.int64))
         figures = {"all_back_ms": back * 1000, **histogram.summary(counts, "connect")}
-        return Run(figures=figures, histogram=histogram.encoded(counts))
+        return Run(figures=figures)

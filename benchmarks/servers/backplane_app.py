@@ -1,4 +1,4 @@
-"""What a user of backplane writes: `/ws/{channel}` hears, `/publish` says; the channel stands in the text."""
+"""What a user of backplane writes: `/ws/{channel}` receives, `/publish` sends; the text names the channel."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ app = FastAPI(lifespan=lifespan)
 
 
 @app.websocket("/ws/{channel}")
-async def hear(websocket: WebSocket, channel: str) -> None:
-    """Join the channel for as long as the client stays."""
+async def listen(websocket: WebSocket, channel: str) -> None:
+    """Join the channel for as long as the client is connected."""
     async with backplane.connect(websocket, channel) as connection:
         async for _ in connection:
             pass
@@ -38,13 +38,13 @@ async def hear(websocket: WebSocket, channel: str) -> None:
 
 @app.get("/tasks")
 async def count_tasks() -> int:
-    """Tell how many tasks the loop has."""
+    """Return how many tasks the loop has."""
     return len(asyncio.all_tasks())
 
 
 @app.websocket("/publish")
-async def say(websocket: WebSocket) -> None:
-    """Publish what the client says; send back what the broker did not take."""
+async def publish(websocket: WebSocket) -> None:
+    """Publish what the client sends; send back what the broker did not accept."""
     await websocket.accept()
     async for text in websocket.iter_text():
         try:
@@ -55,7 +55,7 @@ async def say(websocket: WebSocket) -> None:
 
 @app.websocket("/gaps/{channel}")
 async def report_gaps(websocket: WebSocket, channel: str) -> None:
-    """Tell each gap of the channel, and nothing else."""
+    """Send each gap of the channel, and nothing else."""
     await websocket.accept()
     async with backplane.subscribe(channel, when_full="drop_oldest") as messages:
         async for message in messages:

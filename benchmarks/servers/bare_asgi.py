@@ -17,8 +17,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await receive()
     await send({"type": "websocket.accept"})
     room = _rooms[scope["path"].rpartition("/")[2]]
-    hears = scope["path"] != "/publish"
-    if hears:
+    joins = scope["path"] != "/publish"
+    if joins:
         room[send] = None
     try:
         while (event := await receive())["type"] == "websocket.receive":

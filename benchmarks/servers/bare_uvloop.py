@@ -1,7 +1,7 @@
-"""Floor: `transport.write` to each socket on a bare event loop, fed by the leanest Redis client there can be.
+"""Floor: `transport.write` to each socket on a bare event loop, fed by a minimal Redis client.
 
-`python -m benchmarks.servers.bare_uvloop PORT`; with `BACKPLANE_URL=redis://...` what is said goes through Redis,
-else it is written at once. It reads just as much WebSocket as the harness's clients speak.
+`python -m benchmarks.servers.bare_uvloop PORT`; with `BACKPLANE_URL=redis://...` what a client sends goes
+through Redis, else it is written at once. Of the WebSocket protocol it reads what the harness's clients send.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Redis(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Hand on what is a message; the answer to a command is none."""
+        """Pass messages on; the answers to commands are dropped."""
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not False:
             if isinstance(reply, list):
-                words = cast("list[bytes]", reply)
-                if words[0] == b"pmessage":
-                    fan_out(words[3])
+                parts = cast("list[bytes]", reply)
+                if parts[0] == b"pmessage":
+                    fan_out(parts[3])
 
-    def command(self, *words: bytes) -> None:
+    def command(self, *parts: bytes) -> None:
         """Send a command at the end of this pass of the loop."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._waiting.append(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words))
+        self._waiting.append(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts))
 
     def _flush(self) -> None:
         self._transport.write(b"".join(self._waiting))
@@ -78,7 +78,7 @@ class Socket(asyncio.Protocol):
             self._room.pop(self._transport, None)
 
     def data_received(self, data: bytes) -> None:
-        """Answer the handshake, then publish what is said."""
+        """Answer the handshake, then publish what the client sends."""
         self._data += data
         if not self._upgraded:
             head, mark, rest = self._data.partition(b"\r\n\r\n")
@@ -131,8 +131,8 @@ async def main(port: int) -> None:
     url = urlsplit(os.environ.get("BACKPLANE_URL", ""))
     if url.scheme == "redis" and url.hostname:
         _, Socket.publishing = await loop.create_connection(Redis, url.hostname, url.port or 6379)
-        _, hearing = await loop.create_connection(Redis, url.hostname, url.port or 6379)
-        hearing.command(b"PSUBSCRIBE", b"bench:*")
+        _, subscriber = await loop.create_connection(Redis, url.hostname, url.port or 6379)
+        subscriber.command(b"PSUBSCRIBE", b"bench:*")
     server = await loop.create_server(Socket, "127.0.0.1", port, backlog=4096)
     watch()
     await server.serve_forever()

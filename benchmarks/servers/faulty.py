@@ -1,7 +1,7 @@
-"""The bare application with one fault planted, so that a test can see whether the harness finds it.
+"""The bare application with one fault planted, so that a test can check whether the harness finds it.
 
-`BENCH_FAULT` names it: `drop`, `double`, `swap` or `delay` (by 50 ms). It befalls one delivery: the fourth message, at
-the first socket that joined.
+`BENCH_FAULT` names it: `drop`, `double`, `swap` or `delay` (by 50 ms). It affects one delivery: the fourth message
+to the first socket that joined.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 /* Floor: the kernel's send() to each socket. One process, one epoll, no broker.
  *
  * Serves just enough WebSocket for the clients of the harness: any request is answered with 101; what comes from
- * /publish (masked with 0) is sent to every socket of the channel that stands in the text, one send() each.
+ * /publish (masked with 0) is sent to every socket of the channel that the text names, one send() each.
  *
  *     cc -O2 -o floor_send floor_send.c && ./floor_send PORT
  */

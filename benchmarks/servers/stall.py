@@ -1,4 +1,4 @@
-"""How long the event loop did not come round: a timer that notes how late it was at worst, where the harness reads it.
+"""The longest time that the event loop was blocked: a timer notes how late it was at worst, where the harness reads it.
 
 It costs a wake-up every five milliseconds, about a thousandth of a core; only the servers of this folder have it.
 """
@@ -17,13 +17,13 @@ __all__ = ["longest", "reset", "watch"]
 
 _FOLDER: Final = "BENCH_STALLS"
 _INTERVAL_SECONDS: Final = 0.005
-"""A stall is told to within this: the timer was not due when it began."""
+"""A stall is measured to within this, because the timer was not due when it began."""
 
 _SECONDS: Final = struct.Struct("d")
 
 
 def watch() -> None:
-    """Watch the running loop from now on, where the harness asked for it."""
+    """Watch the running loop from now on, where `BENCH_STALLS` names a folder."""
     if not (folder := os.environ.get(_FOLDER)):
         return
     path = Path(folder, str(os.getpid()))
@@ -45,7 +45,7 @@ def watch() -> None:
 
 
 def reset(folder: Path) -> None:
-    """Forget what was; the harness calls it when the window begins."""
+    """Reset the longest stall; the harness calls it when the window begins."""
     for path in folder.iterdir():
         with path.open("r+b") as file:  # never shorter than it was: the server has it mapped
             file.write(_SECONDS.pack(0))

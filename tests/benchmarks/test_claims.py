@@ -1,4 +1,4 @@
-"""README.md claims what the committed results tell, to the letter."""
+"""README.md claims what the committed results hold, to the letter."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def row(block: str, name: str) -> list[str]:
     return line.strip("| ").split(" | ")
 
 
-def test_the_readme_claims_what_the_newest_result_tells() -> None:
+def test_the_readme_claims_what_the_newest_result_holds() -> None:
     """The block in README.md is what `python -m benchmarks claims` writes, and empty before there is a result."""
     assert written_claims() == claims(newest()), "run: python -m benchmarks claims"
 
@@ -84,8 +84,8 @@ def numbers(svg: str) -> list[str]:
 
 
 def test_ratios_are_of_medians_within_turns(tmp_path: Path) -> None:
-    """Each candidate stands there with its median, its ratio to the floor and to the peer, and its time."""
-    block = claims(saved(made(outcome("encode/broadcaster", "peer", 20, 40, 80)), tmp_path))
+    """Each candidate stands there with its median, its ratio to the floor and to the competitor, and its time."""
+    block = claims(saved(made(outcome("encode/broadcaster", "competitor", 20, 40, 80)), tmp_path))
     assert row(block, "backplane redis") == ["backplane redis", "10.00 µs", "5.00", "0.25", "100.00 ms"]
     assert row(block, "backplane redis lane") == ["backplane redis lane", "4.00 µs", "2.00", "0.10", "40.00 ms"]
     assert row(block, "encode/broadcaster") == ["encode/broadcaster", "40.00 µs", "20.00", "\N{EN DASH}", "400.00 ms"]
@@ -112,18 +112,18 @@ def test_what_stalled_sockets_cost_is_of_the_section_with_the_most(tmp_path: Pat
     assert "is 2.50 times what it is without those, on the direct lane 2.50 times" in block
 
 
-def test_what_is_not_in_it_is_said(tmp_path: Path) -> None:
+def test_what_is_not_in_it_is_named(tmp_path: Path) -> None:
     """A candidate without a valid run has no row and is named below; an invalid run counts in no median."""
-    none = outcome("Broken", "peer", 1, 1, 1, invalid=3)
-    one = outcome("encode/broadcaster", "peer", 1, 40, 80, invalid=1)
-    block = claims(saved(made(none, one, Outcome(name="Absent", kind="peer", failed="not installed")), tmp_path))
+    none = outcome("Broken", "competitor", 1, 1, 1, invalid=3)
+    one = outcome("encode/broadcaster", "competitor", 1, 40, 80, invalid=1)
+    block = claims(saved(made(none, one, Outcome(name="Absent", kind="competitor", failed="not installed")), tmp_path))
     assert "| Broken" not in block
     assert "Not in it: Broken (no valid run), Absent (did not run)." in block
     assert row(block, "encode/broadcaster")[1] == "60.00 µs"
 
 
-def test_a_result_of_changed_files_says_so(tmp_path: Path) -> None:
-    """What was measured with uncommitted changes is claimed with these words."""
+def test_a_result_of_changed_files_is_marked(tmp_path: Path) -> None:
+    """The claims of a result that was measured with uncommitted changes name them."""
     report = made()
     report.machine = {**MACHINE, "dirty": True}
     assert "`0123456` and changes" in claims(saved(report, tmp_path))
@@ -147,8 +147,8 @@ def test_writing_twice_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["nothing\n", "<!-- claims -->\n", "<!-- claims -->\n<!-- end -->\n" * 2])
-def test_missing_marks_are_said(text: str, tmp_path: Path) -> None:
-    """A README without a place for claims, or with two, is left alone, and the marks to write are told."""
+def test_missing_marks_are_reported(text: str, tmp_path: Path) -> None:
+    """A README without a place for claims, or with two, is left alone, and the error names the marks to write."""
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(ClaimsError, match="write <!-- claims --> and <!-- end -->"):

@@ -1,4 +1,4 @@
-"""`compare` tells what changed, and calls nothing changed that did not."""
+"""`compare` reports what changed, and nothing that did not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.harness.result import Outcome, Report, Section
 from benchmarks.harness.run import Run
+from benchmarks.report.claims import newest
 from benchmarks.report.compare import CRITERION, compared, verdict
 
 if TYPE_CHECKING:
@@ -76,11 +77,11 @@ def test_a_change_beside_a_floor_is_found_on_another_machine() -> None:
     assert (change.before.median, change.after.median, change.reference) == (2, 4, "floor")
 
 
-def test_two_repetitions_tell_nothing() -> None:
-    """With fewer than three valid repetitions on a side nothing is told, however far apart they are."""
-    assert verdict(CPU, [1, 1], [9, 9, 9]) == "cannot tell"
+def test_two_repetitions_are_inconclusive() -> None:
+    """With fewer than three valid repetitions on a side a figure is inconclusive, however far apart they are."""
+    assert verdict(CPU, [1, 1], [9, 9, 9]) == "inconclusive"
     found = compared(ours(10, 10, 10), ours(90, 90, 90, invalid=1))
-    assert (found.changes, dict(found.counts)) == ([], {"cannot tell": 1})
+    assert (found.changes, dict(found.counts)) == ([], {"inconclusive": 1})
 
 
 def test_less_than_a_tenth_is_no_change() -> None:
@@ -93,17 +94,17 @@ def test_more_deliveries_are_better() -> None:
     assert verdict("deliveries_per_second", [10, 10, 10], [20, 20, 20]) == "better"
 
 
-def test_a_loss_where_none_was_is_told_at_once() -> None:
+def test_a_loss_where_none_was_is_reported_at_once() -> None:
     """A loss needs no repetitions."""
     assert compared(ours(10), ours(10, lost=3)).faults == ["saturation: ours: 3 lost, none before"]
 
 
-def test_what_is_not_compared_is_said() -> None:
-    """A candidate that only one result has, one without a valid run, and other settings are told, not left out."""
-    one = report(outcome("gone", "peer", [1]), outcome("broken", "peer", [1, 1, 1]))
-    other = report(outcome("new", "peer", [1]), outcome("broken", "peer", [1, 1, 1], invalid=3))
-    words = " ".join(compared(one, other).alone)
-    assert all(name in words for name in ("gone", "new", "broken"))
+def test_what_is_not_compared_is_reported() -> None:
+    """A candidate that only one result has, one without a valid run, and other settings are reported, not left out."""
+    one = report(outcome("gone", "competitor", [1]), outcome("broken", "competitor", [1, 1, 1]))
+    other = report(outcome("new", "competitor", [1]), outcome("broken", "competitor", [1, 1, 1], invalid=3))
+    reported = " ".join(compared(one, other).alone)
+    assert all(name in reported for name in ("gone", "new", "broken"))
     other.sections[0].settings["connections"] = 20
     found = compared(one, other)
     assert found.candidates == 0
@@ -111,12 +112,22 @@ def test_what_is_not_compared_is_said() -> None:
     assert "connections 20" in " ".join(found.alone)
 
 
+def test_a_committed_result_can_be_compared() -> None:
+    """The newest committed result has every candidate of its own again, and nothing in it has changed."""
+    result = newest()
+    assert result is not None
+    found = compared(Report.load(result), Report.load(result))
+    assert found.candidates > 100
+    assert (found.changes, found.faults) == ([], [])
+    assert found.counts["within spread"] > 100
+
+
 def test_how_often_was_repeated_does_not_keep_results_apart() -> None:
     """Three repetitions are compared with five."""
     assert compared(ours(1, 1, 1), ours(1, 1, 1, 1, 1)).candidates == 1
 
 
-def test_the_criterion_is_told_in_numbers() -> None:
+def test_the_criterion_holds_its_numbers() -> None:
     """What is printed below a comparison holds the limits it goes by."""
     assert "10%" in CRITERION
     assert "Below 3 valid" in CRITERION

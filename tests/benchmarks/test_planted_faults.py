@@ -32,7 +32,7 @@ def faults(run: Run) -> dict[str, float]:
     [("drop", {"lost": 1}), ("double", {"duplicates": 1}), ("swap", {"reordered": 1}), ("delay", {})],
 )
 def test_one_planted_fault_is_found(fault: str, expected: dict[str, float]) -> None:
-    """Of 500 deliveries one is wrong, and the result says which way."""
+    """Of 500 deliveries one is wrong, and the result has the kind of fault."""
     with serving(faulty(fault)) as server:
         run = fanout.run(server, SMALL)
     assert run.figures["messages"] == 25

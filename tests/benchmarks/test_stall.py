@@ -1,4 +1,4 @@
-"""The harness sees how long a server's event loop did not come round."""
+"""The harness measures the longest time that a server's event loop is blocked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = Options(connections=2, rate=20, seconds=0.2, warm_up_seconds=0.0)
 
 
 def test_a_blocked_loop_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that is blocked for a tenth of a second says so, until what was is forgotten."""
+    """A loop that is blocked for a tenth of a second has that as its longest stall, until it is reset."""
     monkeypatch.setenv("BENCH_STALLS", str(tmp_path))
 
     async def block() -> float:
@@ -37,7 +37,7 @@ def test_a_blocked_loop_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert stall.longest(tmp_path) == 0
 
 
-def test_nothing_is_watched_where_nobody_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_watched_unless_the_harness_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the harness a server watches nothing, and there is no figure, not a zero."""
     monkeypatch.delenv("BENCH_STALLS", raising=False)
     asyncio.run(_watch())
@@ -45,7 +45,7 @@ def test_nothing_is_watched_where_nobody_asked(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.timeout(60)
-def test_the_servers_of_this_folder_tell_it() -> None:
+def test_the_servers_of_this_folder_measure_it() -> None:
     """Backplane and the floors on an event loop have the figure; the one in C has none."""
     c, *on_loops = floors()
     for candidate in (backplane("memory://", Serving(workers=1)), *on_loops):

@@ -35,8 +35,8 @@ needs_sources = pytest.mark.skipif(not (ROOT / "backplane").is_dir(), reason="th
 
 needs_clone = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone")
 
-# What git tracks and a source distribution leaves out: what serves the repository alone, and large or doubled files.
-NOT_IN_SDIST = re.compile(r"\.ci/|\.github/|\.gitignore$|benchmarks/results/|backplane/adapters$")
+# What git tracks and a source distribution leaves out: what serves the repository alone, and a link.
+NOT_IN_SDIST = re.compile(r"\.ci/|\.github/|\.gitignore$|backplane/adapters$")
 PIN = re.compile(r"^(\S+)==(\S+)(?: ; (.+?))? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE)
 
 PUBLIC_NAMES = [

@@ -20,8 +20,8 @@ layer: Any = get_channel_layer(
 app = FastAPI()
 
 
-class Hear(AsyncWebSocketConsumer):
-    """Hears a channel."""
+class Listen(AsyncWebSocketConsumer):
+    """Receives a channel."""
 
     async def connect(self) -> None:
         """Join, then accept."""
@@ -31,14 +31,14 @@ class Hear(AsyncWebSocketConsumer):
 
 
 @app.websocket("/ws/{channel}")
-async def hear(websocket: WebSocket, channel: str) -> None:
-    """Hear a channel until the client goes."""
-    await Hear(layer)(websocket)
+async def listen(websocket: WebSocket, channel: str) -> None:
+    """Send the channel until the client leaves."""
+    await Listen(layer)(websocket)
 
 
 @app.websocket("/publish")
-async def say(websocket: WebSocket) -> None:
-    """Publish what the client says."""
+async def publish(websocket: WebSocket) -> None:
+    """Publish what the client sends."""
     await websocket.accept()
     async for text in websocket.iter_text():
         await layer.group_send(text[8:12], {"type": "websocket.send", "body": text})

@@ -21,13 +21,13 @@ settings.configure(
 )
 django.setup()
 
-from channels.generic.websocket import AsyncWebsocketConsumer  # noqa: E402  # wants the settings
+from channels.generic.websocket import AsyncWebsocketConsumer  # noqa: E402  # needs the settings
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from django.urls import path  # noqa: E402
 
 
-class Hear(AsyncWebsocketConsumer):
-    """Hears a channel."""
+class Listen(AsyncWebsocketConsumer):
+    """Receives a channel."""
 
     async def connect(self) -> None:
         """Join, then accept."""
@@ -39,12 +39,12 @@ class Hear(AsyncWebsocketConsumer):
         await self.channel_layer.group_discard(self.scope["url_route"]["kwargs"]["channel"], self.channel_name)
 
     async def chat_message(self, event: dict[str, Any]) -> None:
-        """Send what was said."""
+        """Send what was published."""
         await self.send(text_data=event["text"])
 
 
-class Say(AsyncWebsocketConsumer):
-    """Publishes what the client says."""
+class Publish(AsyncWebsocketConsumer):
+    """Publishes what the client sends."""
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         """Publish."""
@@ -62,7 +62,7 @@ class _Lifespan:
 
 app = ProtocolTypeRouter(
     {
-        "websocket": URLRouter([path("ws/<str:channel>", Hear.as_asgi()), path("publish", Say.as_asgi())]),
+        "websocket": URLRouter([path("ws/<str:channel>", Listen.as_asgi()), path("publish", Publish.as_asgi())]),
         "lifespan": _Lifespan(),
     }
 )

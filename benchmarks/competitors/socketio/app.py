@@ -22,6 +22,6 @@ async def connect(sid: str, environ: dict[str, Any]) -> None:
 
 
 @server.event
-async def say(sid: str, text: str) -> None:
-    """Publish what the client says."""
-    await server.emit("heard", text, room=text[8:12])
+async def publish(sid: str, text: str) -> None:
+    """Publish what the client sends."""
+    await server.emit("message", text, room=text[8:12])

@@ -1,6 +1,7 @@
-"""`make peers`: put each peer into an environment of its own under `.cache/peers`, as its requirements pin it.
+"""`make competitors`: install each competitor into an environment of its own under `.cache/competitors`.
 
-One that cannot be installed is reported there and in every result, and does not keep the others from it.
+The versions are those that its requirements pin. One that cannot be installed is reported there and in every result,
+and the others are installed nevertheless.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from benchmarks.peers.catalog import ENVIRONMENTS, FOLDER, PEERS
+from benchmarks.competitors.catalog import COMPETITORS, ENVIRONMENTS, FOLDER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,18 +20,18 @@ __all__ = ["main"]
 
 
 def main(names: list[str]) -> int:
-    """Install the peers with these names, or all; returns how many failed."""
+    """Install the competitors with these names, or all; returns how many failed."""
     failed = 0
-    for name in names or PEERS:
+    for name in names or COMPETITORS:
         environment = ENVIRONMENTS / name
-        pinned = FOLDER / name / ("package-lock.json" if PEERS[name].node else "requirements.txt")
+        pinned = FOLDER / name / ("package-lock.json" if COMPETITORS[name].node else "requirements.txt")
         if _is_current(environment, pinned):
             print(f"{name}: installed")
             continue
         print(f"{name}: installing ...", flush=True)
         shutil.rmtree(environment, ignore_errors=True)
         environment.mkdir(parents=True)
-        reason = _install_node(environment) if PEERS[name].node else _install_python(environment, pinned)
+        reason = _install_node(environment) if COMPETITORS[name].node else _install_python(environment, pinned)
         (environment / ("failed.txt" if reason else "installed")).write_text(reason)
         if reason:
             failed += 1

@@ -27,8 +27,8 @@ async def lifespan(_: Starlette) -> AsyncIterator[None]:
     await broadcast.disconnect()
 
 
-async def hear(websocket: WebSocket) -> None:
-    """Hear a channel until the client goes."""
+async def listen(websocket: WebSocket) -> None:
+    """Send the channel until the client leaves."""
     await websocket.accept()
     async with anyio.create_task_group() as tasks:
 
@@ -43,14 +43,14 @@ async def hear(websocket: WebSocket) -> None:
                 await websocket.send_text(event.message)
 
 
-async def say(websocket: WebSocket) -> None:
-    """Publish what the client says."""
+async def publish(websocket: WebSocket) -> None:
+    """Publish what the client sends."""
     await websocket.accept()
     async for text in websocket.iter_text():
         await broadcast.publish(channel=text[8:12], message=text)
 
 
 app = Starlette(
-    routes=[WebSocketRoute("/ws/{channel}", hear), WebSocketRoute("/publish", say)],
+    routes=[WebSocketRoute("/ws/{channel}", listen), WebSocketRoute("/publish", publish)],
     lifespan=lifespan,
 )

@@ -16,7 +16,7 @@ async function serve() {
   io.on("connection", (socket) => {
     const { channel } = socket.handshake.query;
     if (channel) socket.join(channel);
-    socket.on("say", (text) => io.to(text.slice(8, 12)).emit("heard", text));
+    socket.on("publish", (text) => io.to(text.slice(8, 12)).emit("message", text));
   });
   http.listen({ port: Number(process.env.PORT), host: "127.0.0.1", backlog: 4096 });
 }

@@ -14,16 +14,16 @@ class ConnectionManager:
         self.active_connections: defaultdict[str, list[WebSocket]] = defaultdict(list)
 
     async def connect(self, websocket: WebSocket, channel: str) -> None:
-        """Take one in."""
+        """Add a socket."""
         await websocket.accept()
         self.active_connections[channel].append(websocket)
 
     def disconnect(self, websocket: WebSocket, channel: str) -> None:
-        """Take one out."""
+        """Remove a socket."""
         self.active_connections[channel].remove(websocket)
 
     async def broadcast(self, channel: str, message: str) -> None:
-        """Send to each."""
+        """Send to every socket of the channel."""
         for connection in self.active_connections[channel]:
             await connection.send_text(message)
 
@@ -33,8 +33,8 @@ manager = ConnectionManager()
 
 
 @app.websocket("/ws/{channel}")
-async def hear(websocket: WebSocket, channel: str) -> None:
-    """Hear a channel."""
+async def listen(websocket: WebSocket, channel: str) -> None:
+    """Send the channel until the client leaves."""
     await manager.connect(websocket, channel)
     try:
         while True:
@@ -44,8 +44,8 @@ async def hear(websocket: WebSocket, channel: str) -> None:
 
 
 @app.websocket("/publish")
-async def say(websocket: WebSocket) -> None:
-    """Publish what the client says."""
+async def publish(websocket: WebSocket) -> None:
+    """Publish what the client sends."""
     await websocket.accept()
     async for text in websocket.iter_text():
         await manager.broadcast(text[8:12], text)

@@ -15,8 +15,8 @@ plugin = ChannelsPlugin(backend=RedisChannelsPubSubBackend(redis=redis), arbitra
 
 
 @websocket("/ws/{channel:str}")
-async def hear(socket: WebSocket[Any, Any, Any], channel: str, channels: ChannelsPlugin) -> None:
-    """Hear a channel until the client goes."""
+async def listen(socket: WebSocket[Any, Any, Any], channel: str, channels: ChannelsPlugin) -> None:
+    """Send the channel until the client leaves."""
     await socket.accept()
     async with channels.start_subscription([channel]) as subscriber, subscriber.run_in_background(socket.send_text):
         async for _ in socket.iter_data("text"):
@@ -24,11 +24,11 @@ async def hear(socket: WebSocket[Any, Any, Any], channel: str, channels: Channel
 
 
 @websocket("/publish")
-async def say(socket: WebSocket[Any, Any, Any], channels: ChannelsPlugin) -> None:
-    """Publish what the client says."""
+async def publish(socket: WebSocket[Any, Any, Any], channels: ChannelsPlugin) -> None:
+    """Publish what the client sends."""
     await socket.accept()
     async for text in socket.iter_data("text"):
         await channels.wait_published(str(text), str(text)[8:12])
 
 
-app = Litestar([hear, say], plugins=[plugin])
+app = Litestar([listen, publish], plugins=[plugin])

@@ -1,1 +1,0 @@
-"""Other products that do the same, each with its own environment (`make peers`) and the same two paths."""
