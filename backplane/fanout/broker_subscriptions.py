@@ -11,6 +11,7 @@ import random
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from backplane.concurrency.shared_future import outcome_of
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError, SubscribeError
 from backplane.fanout.suspect_channels import Suspects
@@ -115,7 +116,7 @@ class BrokerSubscriptions:
             self._changed.set()
         try:
             async with PatientTimeout(self._timeout_seconds):
-                await asyncio.shield(future)
+                await outcome_of(future)
         except TimeoutError:
             reason = self._unconfirmed.get(channel)
             raise BrokerUnavailableError(
