@@ -12,11 +12,12 @@ LOCKED := --require-hashes --requirement
 WHEEL_TEST := .cache/wheel-test
 LOWEST := .cache/lowest
 TYPES := .cache/types
+COVERED := */fanout/*,*/broker/*,*/connection/*
 UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" --no-emit-package fastapi-backplane
 
-.PHONY: help demo brokers test test-unit chaos check format bench bench-full competitors types wheel-test lowest lock clean
+.PHONY: help demo brokers test test-unit chaos check coverage format bench bench-full competitors types wheel-test lowest lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +44,12 @@ check: $(VENV)/.installed-dev ## Lint, check types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/zizmor --offline --quiet .github
+
+# What the processes that tests start do is not measured.
+coverage: $(VENV)/.installed-dev ## Run the unit and conformance tests, and check how much of the package they cover
+	$(PYTEST) --cov --cov-report= tests/unit tests/conformance $(ARGS)
+	$(BIN)/coverage report --skip-covered --show-missing
+	$(BIN)/coverage report --skip-covered --show-missing --fail-under=100 --include='$(COVERED)'
 
 format: $(VENV)/.installed-dev ## Format, and mend what the linter can
 	$(BIN)/ruff check --fix
