@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from pydantic import Field
 
@@ -48,7 +48,7 @@ class MemoryBroadcaster(Broadcaster):
     handed over, in order; where more than 64 MiB wait for an event loop that is busy, the rest is dropped, with a gap.
     """
 
-    options_class = MemoryOptions
+    options_class: ClassVar[type[Options]] = MemoryOptions
     options: MemoryOptions
 
     def __init__(self, url: BrokerUrl, options: MemoryOptions) -> None:

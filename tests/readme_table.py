@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from backplane.broker import registry
 from backplane.broker.registry import broadcaster_from_url
-from backplane.cli.diagnosis import reach_in_words, return_in_words, size_in_words
+from backplane.cli.diagnosis import describe_reach, describe_return, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,10 +54,10 @@ def _row(schemes: Sequence[str]) -> tuple[str, ...]:
     extra = _built_in()[schemes[0]][1]
     return (
         ", ".join(f"`{_NAMED.get(scheme, f'{scheme}://')}`" for scheme in schemes),
-        reach_in_words(capabilities),
-        return_in_words(capabilities),
+        describe_reach(capabilities),
+        describe_return(capabilities),
         recovers if capabilities.brokered else _NOTHING,
-        size_in_words(capabilities.max_payload_bytes),
+        format_size(capabilities.max_payload_bytes),
         f"`{extra}`" if extra else _NOTHING,
     )
 

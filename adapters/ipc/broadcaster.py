@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path  # noqa: TC003  # pydantic reads the annotation at runtime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -71,7 +71,7 @@ class IpcBroadcaster(Broadcaster):
     alone.
     """
 
-    options_class = IpcOptions
+    options_class: ClassVar[type[Options]] = IpcOptions
     options: IpcOptions
 
     def __init__(self, url: BrokerUrl, options: IpcOptions) -> None:

@@ -219,8 +219,8 @@ class Connection:
         self._silent = False
         self._quiet_until = 0.0  # by then a broker whose quota was exceeded reads this connection again
         self._gone: asyncio.Future[None] | None = None
-        self.is_over = False
-        self.awaited = 0
+        self.is_over: bool = False
+        self.awaited: int = 0
 
     async def open(self) -> None:
         """Connect and log in.

@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from pydantic import Field
 
@@ -107,7 +107,7 @@ class NatsBroadcaster(Broadcaster):
     in the milliseconds after `subscribe` has returned, can be missed without a gap.
     """
 
-    options_class = NatsOptions
+    options_class: ClassVar[type[Options]] = NatsOptions
     options: NatsOptions
 
     def __init__(self, url: BrokerUrl, options: NatsOptions) -> None:

@@ -28,8 +28,8 @@ class Group(ABC):
     __slots__ = ("longest_line", "size_bytes")
 
     def __init__(self) -> None:
-        self.size_bytes = 0
-        self.longest_line = 0
+        self.size_bytes: int = 0
+        self.longest_line: int = 0
 
     @abstractmethod
     def doubt(self, words: str) -> bool:

@@ -107,10 +107,10 @@ class NatsLink(asyncio.Protocol):
         self._longest_confirmed = 0
         self._last_words = ""
         self.server = server
-        self.info = ServerInfo()
+        self.info: ServerInfo = ServerInfo()
         self.is_encrypted = False
-        self.is_up = False
-        self.closed = asyncio.Event()
+        self.is_up: bool = False
+        self.closed: asyncio.Event = asyncio.Event()
         self.closed.set()
 
     @property

@@ -29,11 +29,11 @@ from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationE
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from backplane.broadcaster import BrokerUrl, Sink
+    from backplane.broadcaster import BrokerUrl, Options, Sink
 
 __all__ = ["RedisBroadcaster", "RedisOptions"]
 
-logger = logging.getLogger("backplane.adapters.redis.broadcaster")
+logger: logging.Logger = logging.getLogger("backplane.adapters.redis.broadcaster")
 
 _DEFAULT_PORT: Final = 6379
 # A publishing connection that is ended as soon as it stands must not be replaced in a circle.
@@ -48,7 +48,7 @@ _L = TypeVar("_L", bound=RedisLink)
 class RedisBroadcaster(Broadcaster):
     """One link to one Redis or Valkey server, which must be a primary."""
 
-    options_class = RedisOptions
+    options_class: ClassVar[type[Options]] = RedisOptions
     options: RedisOptions
     _where_to_go: ClassVar[str] = "the URL must lead to the primary, or to sentinels that know it (redis+sentinel://)"
 

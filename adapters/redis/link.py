@@ -62,9 +62,9 @@ class RedisLink(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.address: Address = ""
-        self.server = Server()
+        self.server: Server = Server()
         self.loss: BrokerError | None = None
-        self.closed = asyncio.Event()
+        self.closed: asyncio.Event = asyncio.Event()
         self.closed.set()
         self.streams: object = None
         self._parser = hiredis.Reader()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import hiredis
 from pydantic import SecretStr  # noqa: TC002  # pydantic reads the annotation
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from backplane.adapters.redis.link import Address
     from backplane.adapters.redis.options import Login
-    from backplane.broadcaster import BrokerUrl, Sink
+    from backplane.broadcaster import BrokerUrl, Options, Sink
 
 __all__ = ["RedisSentinelBroadcaster", "RedisSentinelOptions"]
 
@@ -69,7 +69,7 @@ class RedisSentinelBroadcaster(RedisBroadcaster):
     The sentinels of the URL know others, which are asked where those of the URL name no primary.
     """
 
-    options_class = RedisSentinelOptions
+    options_class: ClassVar[type[Options]] = RedisSentinelOptions
     _where_to_go = "the sentinels will name another server"
 
     def __init__(self, url: BrokerUrl, options: RedisSentinelOptions) -> None:

@@ -1,4 +1,4 @@
-"""The commands put together."""
+"""The commands, registered under one program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backplane.cli.demo import demo
 from backplane.cli.publish import publish
 from backplane.cli.run import run
 from backplane.cli.tail import tail
-from backplane.cli.terminal import err, printing_nothing_more, visible
+from backplane.cli.terminal import discard_output, err, visible
 
 __all__ = ["app", "main"]
 
@@ -26,23 +26,23 @@ app: typer.Typer = typer.Typer(no_args_is_help=True, add_completion=False, prett
 
 def main() -> None:
     """Run the command line: the console script `backplane`."""
-    _open_what_is_closed()
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows what it can
+            stream.reconfigure(errors="backslashreplace")  # for a terminal that is not UTF-8
     try:
         app(prog_name="backplane")
-    except OSError as error:  # a full disk, say, where what is printed goes to; what the broker does is none
-        printing_nothing_more()
+    except OSError as error:  # of standard output, such as a full disk; a broker's error is a BackplaneError
+        discard_output()
         err.print(visible(f"backplane: {error}"), soft_wrap=True)
         raise SystemExit(1) from None
 
 
-def _open_what_is_closed() -> None:
-    """Have both streams of output: a socket in the place of a closed one would get what is printed."""
+def _replace_closed_streams() -> None:
+    """Replace a closed output stream: a socket that took its descriptor would receive what is printed."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # for as long as the process
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # until the process ends
 
 
 def _print_version(asked: bool) -> None:

@@ -1,4 +1,4 @@
-"""`backplane bench`: fan-out through one's own broker, from the time a message is due until the last socket has it."""
+"""`backplane bench`: fan-out through your broker, from the time a message is due until the last socket received it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rich.text import Text
 from backplane.broker.registry import broadcaster_from_url
 from backplane.cli.load import Load, LoadError
 from backplane.cli.terminal import (
+    exiting_on_errors,
     fail,
-    failing_in_words,
-    given_url,
     out,
     progress,
     require_modules,
+    resolve_url,
     url_option,
     visible,
 )
@@ -46,22 +46,22 @@ _START_SECONDS: Final = 30.0
 def bench(
     url: Annotated[str, url_option("BACKPLANE_URL")] = "env",
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many worker processes.")] = 2,
-    connections: Annotated[int, typer.Option(min=1, help="Sockets that hear each message.")] = 200,
+    connections: Annotated[int, typer.Option(min=1, help="Sockets that receive each message.")] = 200,
     rate: Annotated[float, typer.Option(min=0.1, help="Messages per second.")] = 20.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long is measured.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Duration of the measurement.")] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure how long a message takes through a broker to many WebSockets.
 
-    Ends with 0 where everything arrived once, 1 where not or where the figures are worth nothing,
-    2 where the URL or an option is wrong.
+    Exit status: 0 everything arrived once, 1 it did not or the figures are invalid,
+    2 the URL or an option is wrong.
     """
     require_modules("bench", "uvicorn", "websockets")
-    with failing_in_words():
-        url = given_url(url)
+    with exiting_on_errors():
+        url = resolve_url(url)
         broadcaster = broadcaster_from_url(url)
         if workers > 1 and broadcaster.capabilities.reach == "process":
-            fail(f"{broadcaster.url} reaches one process only: give --workers 1, or another broker", status=2)
+            fail(f"{broadcaster.url} reaches one process only: use --workers 1, or another broker", status=2)
         asyncio.run(_connect_once(url))
     load = Load(connections, rate, seconds)
     with progress() as on_progress, _served(url, workers) as port:
@@ -80,35 +80,37 @@ def bench(
 
 
 def make_app() -> Starlette:
-    """Return what the workers serve: `/hear` joins, after a word of which process it is; `/say` publishes."""
+    """Return the workers' application: `/receive` sends its process id and joins, `/publish` publishes."""
     from starlette.applications import Starlette
     from starlette.routing import WebSocketRoute
 
     backplane = Backplane()
 
-    async def hear(websocket: WebSocket) -> None:
+    async def receive(websocket: WebSocket) -> None:
         async with backplane.connect(websocket, _CHANNEL) as connection:
             await connection.send(f"worker {os.getpid()}")
             async for _ in connection:
                 pass
 
-    async def say(websocket: WebSocket) -> None:
+    async def publish(websocket: WebSocket) -> None:
         await websocket.accept()
         async for text in websocket.iter_text():
             await backplane.publish(_CHANNEL, text)
 
-    return Starlette(routes=[WebSocketRoute("/hear", hear), WebSocketRoute("/say", say)], lifespan=backplane.lifespan)
+    return Starlette(
+        routes=[WebSocketRoute("/receive", receive), WebSocketRoute("/publish", publish)], lifespan=backplane.lifespan
+    )
 
 
 async def _connect_once(url: str) -> None:
-    """Say what is wrong with the broker once, before any worker starts."""
+    """Report what is wrong with the broker once, before any worker starts."""
     async with Backplane(url):
         pass
 
 
 @contextmanager
 def _served(url: str, workers: int) -> Generator[int]:
-    """Serve as `backplane run` does; entered when it accepts connections."""
+    """Serve as `backplane run` does; yield the port once it accepts connections."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "backplane.cli", "run", "backplane.cli.bench:make_app", "--factory"]
@@ -143,8 +145,8 @@ def _table(found: dict[str, Any]) -> Table:
         "one socket": _milliseconds(found["latency_seconds"]),
         "last socket": _milliseconds(found["last_socket_seconds"]),
         "arrived": f"{found['deliveries']:,} of {found['messages'] * sum(found['sockets_per_worker']):,}, "
-        f"{found['lost']:,} lost, {found['duplicated']:,} doubled",
-        "clients": f"one Python process, {found['client_cpu_percent']} % busy; its own delay is in the times",
+        f"{found['lost']:,} lost, {found['duplicated']:,} duplicated",
+        "clients": f"one Python process, {found['client_cpu_percent']} % busy; the times include its own delay",
     }
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)

@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from backplane.channels import MAX_CHANNEL_BYTES
-from backplane.cli.diagnosis import diagnose, reach_in_words, return_in_words, size_in_words
+from backplane.cli.diagnosis import describe_reach, describe_return, diagnose, format_size
 from backplane.cli.terminal import (
     UrlArgument,
     fail,
-    given_url,
     out,
     progress,
+    resolve_url,
     showing_warnings,
     visible,
 )
@@ -37,20 +37,20 @@ def check(
     url: UrlArgument = "env",
     channel: Annotated[
         str | None,
-        typer.Option(help="Where to send; whoever listens sees it.", show_default="a random one"),
+        typer.Option(help="Channel to use; its subscribers receive the messages.", show_default="a random one"),
     ] = None,
     messages: Annotated[int, typer.Option(min=1, help="How many messages make the round trip.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say whether a broker can be used, what it is, and how fast a message comes back.
+    """Check whether a broker can be used, what it is, and how fast a message returns.
 
-    Ends with 0 where all is well, 1 where the broker or the way to it is not,
-    2 where the URL or an option is wrong.
+    Exit status: 0 usable, 1 the broker or the way to it is not usable,
+    2 the URL or an option is wrong.
     """
     try:
         with showing_warnings(), progress() as on_progress:
             diagnosis = asyncio.run(
-                diagnose(given_url(url), channel=channel, messages=messages, on_progress=on_progress)
+                diagnose(resolve_url(url), channel=channel, messages=messages, on_progress=on_progress)
             )
     except (ConfigurationError, InvalidChannelError) as error:
         if as_json:
@@ -87,27 +87,27 @@ def _table(diagnosis: Diagnosis) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, words in (*_findings(diagnosis), *_abilities(diagnosis.capabilities)):
-        table.add_row(name, Text(visible(words)))
+    for name, text in (*_measurements(diagnosis), *_capabilities(diagnosis.capabilities)):
+        table.add_row(name, Text(visible(text)))
     return table
 
 
-def _findings(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
+def _measurements(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
     yield "url", diagnosis.url
     if diagnosis.connect_seconds is not None:
-        yield "broker", diagnosis.broker or "its adapter does not say"
+        yield "broker", diagnosis.broker or "not described by its adapter"
         yield "connected", f"in {_milliseconds(diagnosis.connect_seconds)}"
     if diagnosis.round_trips_seconds:
         median, slow = (_milliseconds(diagnosis.round_trip_percentile(percent)) for percent in (50, 99))
         yield "round trip", f"p50 {median}, p99 {slow}, {len(diagnosis.round_trips_seconds):,} messages"
 
 
-def _abilities(capabilities: Capabilities) -> Iterator[tuple[str, str]]:
-    yield "reaches", reach_in_words(capabilities)
-    yield "publish", f"when it returns: {return_in_words(capabilities)}"
+def _capabilities(capabilities: Capabilities) -> Iterator[tuple[str, str]]:
+    yield "reaches", describe_reach(capabilities)
+    yield "publish", f"when it returns: {describe_return(capabilities)}"
     if capabilities.brokered:
-        yield "lost link", "goes on where it was" if capabilities.resumes else "heals, and is told as a gap"
-    yield "limits", f"{size_in_words(capabilities.max_payload_bytes)} a message, header included"
+        yield "lost link", "continues where it was" if capabilities.resumes else "recovers, with a gap"
+    yield "limits", f"{format_size(capabilities.max_payload_bytes)} a message, header included"
     yield "", f"{MAX_CHANNEL_BYTES} bytes a channel name"
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backplane.broker.registry import broadcaster_from_url
-from backplane.cli.terminal import fail, failing_in_words, given_url, out, require_modules, say, url_option
+from backplane.cli.terminal import exiting_on_errors, fail, note, out, require_modules, resolve_url, url_option
 from backplane.core import Backplane
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ def demo(
 ) -> None:
     """Run a chat on several workers, to see one room span them all."""
     require_modules("the demo", "fastapi", "gunicorn", "uvicorn", "uvicorn_worker", "websockets")
-    with failing_in_words():
-        url = None if url is None else given_url(url)
+    with exiting_on_errors():
+        url = None if url is None else resolve_url(url)
     with suppress(KeyboardInterrupt), _listen(host, port) as listener:
         _run_demo(url, workers, listener)
 
 
 def _run_demo(url: str | None, workers: int, listener: socket.socket) -> None:
-    from backplane.demo.server import Announcements, serve  # needs the modules asked for above
+    from backplane.demo.server import Announcements, serve  # after the check of the modules it needs
 
     address, port = listener.getsockname()[:2]
     url = url or f"ipc://demo-{port}"
@@ -48,11 +48,11 @@ def _run_demo(url: str | None, workers: int, listener: socket.socket) -> None:
     split = workers > 1 and broadcaster_from_url(url).capabilities.reach == "process"
     announcements = Announcements(
         ready=lambda pids: out.print(_ready_panel(_web_address(address, port), pids, masked_url, split=split)),
-        ended=lambda pid: say(f"worker {pid} ended, a new one starts", console=out),
-        replaced=lambda pid: say(f"worker {pid} took its place", console=out),
+        ended=lambda pid: note(f"worker {pid} ended; a new one starts", console=out),
+        replaced=lambda pid: note(f"worker {pid} replaced it", console=out),
     )
     if not serve("backplane.demo.app:app", listener, workers=workers, announcements=announcements):
-        fail(f"a worker could not start: is the broker at {masked_url} still there?")
+        fail(f"a worker could not start: is the broker at {masked_url} still running?")
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -62,13 +62,13 @@ def _listen(host: str, port: int) -> socket.socket:
         return listen(host, port)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            fail(f"port {port} on {host} is taken: choose another one, such as --port {port % 65535 + 1}")
+            fail(f"port {port} on {host} is in use: choose another one, such as --port {port % 65535 + 1}")
         fail(f"cannot listen on {host}, port {port}: {error.strerror or error}")
 
 
 def _check_broker(url: str) -> str:
-    """Connect once, so that what is wrong is said once and not by every worker; return the URL as it may be shown."""
-    with failing_in_words():
+    """Connect once, so that an error is reported once and not by every worker; return the URL, masked."""
+    with exiting_on_errors():
         backplane = Backplane(url)
         asyncio.run(_connect_once(backplane))
     return backplane.url
@@ -85,7 +85,7 @@ def _web_address(address: str, port: int) -> str:
 
 
 def _ready_panel(web_address: str, pids: Sequence[int], masked_url: str, *, split: bool) -> Panel:
-    in_two_windows = "two rooms, for this broker joins no workers" if split else "two workers, one room"
+    in_two_windows = "two rooms, as this broker does not join workers" if split else "two workers, one room"
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim")
     rows.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""`diagnose`: whether a broker can be used, what it is, how fast a message comes back, and what is wrong, in words."""
+"""`diagnose`: whether a broker can be used, what it is, how fast a message returns, and what is wrong."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from backplane.fanout.subscription import Subscription
     from backplane.message import All, Position
 
-__all__ = ["Diagnosis", "diagnose", "reach_in_words", "return_in_words", "size_in_words"]
+__all__ = ["Diagnosis", "describe_reach", "describe_return", "diagnose", "format_size"]
 
 _RETURN_SECONDS: Final = 5.0
 _DESCRIBE_SECONDS: Final = 2.0
@@ -40,27 +40,27 @@ _DESCRIBE_SECONDS: Final = 2.0
 _REACH: Final = {"process": "this process", "host": "the processes of this host", "network": "every host"}
 _RETURN: Final = {
     "delivered": "handed to every subscriber",
-    "sent": "it is written towards the server",
+    "sent": "it is written to the server",
     "accepted": "the server has answered",
     "stored": "the server has stored it",
 }
 
 
-def reach_in_words(capabilities: Capabilities) -> str:
-    """Return how far a message gets: `every host`."""
+def describe_reach(capabilities: Capabilities) -> str:
+    """Return which processes a message reaches: `every host`."""
     return _REACH[capabilities.reach]
 
 
-def return_in_words(capabilities: Capabilities) -> str:
-    """Return what is certain when `publish` returns: `the server has answered`."""
-    words = _RETURN[capabilities.publish_returns]
+def describe_return(capabilities: Capabilities) -> str:
+    """Return what is certain once `publish` has returned: `the server has answered`."""
+    text = _RETURN[capabilities.publish_returns]
     if (capabilities.reach, capabilities.publish_returns) == ("host", "delivered"):
-        return f"{words} here, and to the kernel for each peer"
-    return words
+        return f"{text} here, and to the kernel for each peer"
+    return text
 
 
-def size_in_words(size_bytes: int) -> str:
-    """Return a size as a person writes it, and exactly: `16 MiB`, `1 MB`, `1,000,001 bytes`."""
+def format_size(size_bytes: int) -> str:
+    """Return a size in the largest unit that is exact: `16 MiB`, `1 MB`, `1,000,001 bytes`."""
     for unit, bytes_of_unit in (("MiB", 1024 * 1024), ("KiB", 1024), ("MB", 1_000_000), ("kB", 1_000)):
         if size_bytes and size_bytes % bytes_of_unit == 0:
             return f"{size_bytes // bytes_of_unit:,} {unit}"
@@ -69,12 +69,12 @@ def size_in_words(size_bytes: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """What was found out about a broker; where something is wrong, what was found out before.
+    """The result of `diagnose`; where something is wrong, with what was result before that.
 
     Attributes:
-        url: Where it is, with the password masked.
-        problem: What is wrong, in words and with a way out where one is known; `None` where all is well.
-        broker: What it says it is; `None` where it could not be asked.
+        url: The broker's URL, with the password masked.
+        problem: What is wrong, with a hint where there is one; `None` if nothing is.
+        broker: How it describes itself; `None` where it could not be asked.
         capabilities: What its adapter can do.
         connect_seconds: How long the link took to open.
         round_trips_seconds: How long each message took, from the call of `publish` until that had returned and the
@@ -103,15 +103,15 @@ class Diagnosis:
 async def diagnose(
     url: str, *, channel: str | None = None, messages: int = 100, on_progress: Callable[[str], None] = lambda _: None
 ) -> Diagnosis:
-    """Connect to a broker, ask it what it is, and send messages to oneself, one after the other.
+    """Connect to a broker, ask what it is, and send messages through it to this process, one after the other.
 
-    One try, with no back-off: what is wrong is said at once. Cancelling leaves nothing behind.
+    One try, without back-off: an error is reported at once. Cancelling leaves no link open.
 
     Args:
         url: The broker.
-        channel: Where to send; its subscribers see the messages. Defaults to a random one that nobody hears.
+        channel: Where to send; its subscribers see the messages. Defaults to a random one without other subscribers.
         messages: How many.
-        on_progress: Told in words what is being done.
+        on_progress: Called with a line about each step.
 
     Raises:
         ConfigurationError: The URL is wrong.
@@ -119,22 +119,22 @@ async def diagnose(
     """
     broadcaster = broadcaster_from_url(url)
     channel = validate_channel(f"backplane-check-{os.urandom(8).hex()}" if channel is None else channel)
-    found = Diagnosis(url=str(broadcaster.url), capabilities=broadcaster.capabilities)
+    result = Diagnosis(url=str(broadcaster.url), capabilities=broadcaster.capabilities)
     try:
-        on_progress(f"connecting to {found.url}")
+        on_progress(f"connecting to {result.url}")
         started = perf_counter()
         async with _linked(broadcaster):
             seconds = perf_counter() - started
             # Again: what a broker allows can be known only now.
-            found = replace(found, connect_seconds=seconds, capabilities=broadcaster.capabilities)
-            found = replace(found, broker=await _description(broadcaster))
-        return replace(found, round_trips_seconds=await _round_trips(url, channel, messages, on_progress))
+            result = replace(result, connect_seconds=seconds, capabilities=broadcaster.capabilities)
+            result = replace(result, broker=await _description(broadcaster))
+        return replace(result, round_trips_seconds=await _round_trips(url, channel, messages, on_progress))
     except BrokerError as error:
-        return replace(found, problem=_in_words(error, channel))
+        return replace(result, problem=_describe_error(error, channel))
 
 
-class _Deaf:
-    """A sink that hears nothing: the link is only asked what it leads to."""
+class _NullSink:
+    """A sink that ignores every report: the link is only asked to describe the broker."""
 
     def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
         """Drop it."""
@@ -146,7 +146,7 @@ class _Deaf:
         """Drop it."""
 
     def lost(self, error: BrokerError) -> None:
-        """Drop it: what is asked next raises."""
+        """Drop it: the next call raises."""
 
 
 @asynccontextmanager
@@ -154,8 +154,8 @@ async def _linked(broadcaster: Broadcaster) -> AsyncGenerator[None]:
     seconds = Settings().start_timeout_seconds
     silent = BrokerUnavailableError(f"no answer from {broadcaster.url} within {seconds:g} s")
     try:
-        async with _within(seconds, silent):
-            await broadcaster.start(_Deaf())
+        async with _timeout(seconds, silent):
+            await broadcaster.start(_NullSink())
         yield
     finally:
         await broadcaster.stop()
@@ -164,38 +164,38 @@ async def _linked(broadcaster: Broadcaster) -> AsyncGenerator[None]:
 async def _description(broadcaster: Broadcaster) -> str | None:
     if not isinstance(broadcaster, SupportsDescribe):
         return None
-    silent = BrokerError(f"the broker took the link and did not say what it is within {_DESCRIBE_SECONDS:g} s")
-    async with _within(_DESCRIBE_SECONDS, silent):
+    silent = BrokerError(f"the broker accepted the link and did not describe itself within {_DESCRIBE_SECONDS:g} s")
+    async with _timeout(_DESCRIBE_SECONDS, silent):
         return await broadcaster.describe()
 
 
 async def _round_trips(url: str, channel: str, messages: int, on_progress: Callable[[str], None]) -> tuple[float, ...]:
     on_progress(f"joining channel {channel!r}")
     seconds: list[float] = []
-    async with Backplane(url) as backplane, backplane.subscribe(channel, when_full="drop_oldest") as heard:
+    async with Backplane(url) as backplane, backplane.subscribe(channel, when_full="drop_oldest") as received:
         for number in range(1, messages + 1):
-            on_progress(f"message {number} of {messages}, there and back")
+            on_progress(f"message {number} of {messages}")
             marker = f"backplane check {os.urandom(8).hex()}"
             started = perf_counter()
             await backplane.publish(channel, marker)
-            lost = BrokerError(f"message {number} was published and did not come back within {_RETURN_SECONDS:g} s")
-            async with _within(_RETURN_SECONDS, lost):
-                await _come_back(heard, marker)
+            lost = BrokerError(f"message {number} was published and did not return within {_RETURN_SECONDS:g} s")
+            async with _timeout(_RETURN_SECONDS, lost):
+                await _wait_for_marker(received, marker)
             seconds.append(perf_counter() - started)
     return tuple(seconds)
 
 
-async def _come_back(heard: Subscription, marker: str) -> None:
-    async for item in heard:
+async def _wait_for_marker(received: Subscription, marker: str) -> None:
+    async for item in received:
         if isinstance(item, Gap):
-            raise BrokerError(f"the link did not hold during the check: {item.reason}")
-        if item.data == marker:  # on a channel of the user's others may speak too
+            raise BrokerError(f"the link was lost during the check: {item.reason}")
+        if item.data == marker:  # a channel that the user named may have other publishers
             return
     raise BrokerError("the backplane was stopped during the check")
 
 
 @asynccontextmanager
-async def _within(seconds: float, otherwise: BrokerError) -> AsyncGenerator[None]:
+async def _timeout(seconds: float, otherwise: BrokerError) -> AsyncGenerator[None]:
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -203,15 +203,15 @@ async def _within(seconds: float, otherwise: BrokerError) -> AsyncGenerator[None
         raise otherwise from None
 
 
-def _in_words(error: BrokerError, channel: str) -> str:
-    """Return what the error says, and what to do where that is plain."""
-    for kind, way_out in (
+def _describe_error(error: BrokerError, channel: str) -> str:
+    """Return the error's text, with a hint where there is one."""
+    for kind, hint in (
         (BrokerAuthenticationError, "check the user and the password in the URL (@ : / ? # % in it are written %40 …)"),
         (SubscribeError, f"grant channel {channel!r}, or name one that is granted: --channel"),
-        (PublishOutcomeUnknownError, "the broker took the message and did not answer: look at its log"),
+        (PublishOutcomeUnknownError, "the broker received the message and did not answer: see its log"),
         (PublishError, f"grant channel {channel!r}, or name one that is granted: --channel"),
         (BrokerUnavailableError, "is the broker running, and does this host reach it?"),
     ):
         if isinstance(error, kind):
-            return f"{str(error).rstrip('.')}; {way_out}"
+            return f"{str(error).rstrip('.')}; {hint}"
     return str(error)

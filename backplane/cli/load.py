@@ -1,4 +1,4 @@
-"""The clients of `backplane bench`: many sockets that hear, one that speaks, and what became of each message."""
+"""The clients of `backplane bench`: many sockets that receive, one that publishes, and a count of every message."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _BUSY: Final = 0.9
 
 
 class LoadError(Exception):
-    """Nothing could be measured; says why."""
+    """Nothing could be measured; the message gives the reason."""
 
 
 class Load:
-    """The clients, all in this process; each message carries when it was due, and latency counts from then."""
+    """The clients, all in this process. Each message carries the time at which it was due; latency counts from that."""
 
     def __init__(self, connections: int, rate: float, seconds: float) -> None:
         self._connections, self._rate, self._count = connections, rate, ceil(rate * seconds)
-        self._mark = os.urandom(4).hex()  # whoever else measures on this broker is not heard
+        self._mark = os.urandom(4).hex()  # messages of another measurement on this broker are ignored
         self._workers: Counter[str] = Counter()
         self._ready: set[int] = set()
         self._latencies: list[float] = []
         self._last: dict[int, float] = {}
-        self._heard: Counter[int] = Counter()
-        self._doubled = 0
+        self._received: Counter[int] = Counter()
+        self._duplicated = 0
         self._late_seconds = self._busy = 0.0
 
     async def run(self, port: int, workers: int) -> None:
-        """Connect, wait until every socket hears, and talk.
+        """Connect, wait until every socket receives, and publish.
 
         Raises:
-            LoadError: A client is not let in or is cut, or hears nothing in time.
+            LoadError: A client is refused or cut, or receives nothing in time.
         """
         from websockets.exceptions import WebSocketException
 
@@ -56,15 +56,15 @@ class Load:
             raise LoadError(str(error) or f"not all of {workers} workers answered in time") from error
 
     def figures(self) -> dict[str, Any]:
-        """Return what was found; `problem` is empty where all is well."""
-        lost = self._count * self._connections - sum(self._heard.values())
-        whole = [self._last[each] for each, heard in self._heard.items() if heard == self._connections]
+        """Return the figures; `problem` is empty if there is none."""
+        lost = self._count * self._connections - sum(self._received.values())
+        whole = [self._last[each] for each, received in self._received.items() if received == self._connections]
         return {
             "sockets_per_worker": sorted(self._workers.values()),
             "messages": self._count,
             "deliveries": len(self._latencies),
             "lost": lost,
-            "duplicated": self._doubled,
+            "duplicated": self._duplicated,
             "latency_seconds": _percentiles(self._latencies),
             "last_socket_seconds": _percentiles(whole),
             "client_cpu_percent": round(self._busy * 100),
@@ -73,30 +73,30 @@ class Load:
 
     def _problem(self, lost: int) -> str:
         if self._busy > _BUSY:
-            return "the figures are worth nothing: the one client process could not keep up; lower --connections"
+            return "the figures are invalid: the one client process could not keep up; lower --connections"
         if self._late_seconds > max(1 / self._rate, 0.02):
-            return f"the figures are worth nothing: this machine sent {self._late_seconds:.2f} s late; lower --rate"
-        return f"{lost:,} deliveries lost, {self._doubled:,} doubled" if lost or self._doubled else ""
+            return f"the figures are invalid: this machine sent {self._late_seconds:.2f} s late; lower --rate"
+        return f"{lost:,} deliveries lost, {self._duplicated:,} duplicated" if lost or self._duplicated else ""
 
     async def _run(self, port: int) -> None:
         async with AsyncExitStack() as stack:
             clients: list[Any] = []
             while (left := self._connections - len(clients)) > 0:
-                entering = (stack.enter_async_context(_client(port, "/hear")) for _ in range(min(_AT_ONCE, left)))
+                entering = (stack.enter_async_context(_client(port, "/receive")) for _ in range(min(_AT_ONCE, left)))
                 clients += await asyncio.gather(*entering)
-            talker = await stack.enter_async_context(_client(port, "/say"))
-            hearing = asyncio.gather(*(self._hear(number, each) for number, each in enumerate(clients)))
-            talking = asyncio.ensure_future(self._talk(talker))
+            publisher = await stack.enter_async_context(_client(port, "/publish"))
+            receiving = asyncio.gather(*(self._receive(number, each) for number, each in enumerate(clients)))
+            publishing = asyncio.ensure_future(self._publish(publisher))
             try:
-                # Hearing ends by itself only when a socket is cut.
-                await asyncio.wait((hearing, talking), return_when=asyncio.FIRST_COMPLETED)
-                await (talking if talking.done() else hearing)
+                # Receiving ends by itself only when a socket is cut.
+                await asyncio.wait((receiving, publishing), return_when=asyncio.FIRST_COMPLETED)
+                await (publishing if publishing.done() else receiving)
             finally:
-                for task in (hearing, talking):
+                for task in (receiving, publishing):
                     task.cancel()
-                await asyncio.gather(hearing, talking, return_exceptions=True)
+                await asyncio.gather(receiving, publishing, return_exceptions=True)
 
-    async def _hear(self, number: int, client: Any) -> None:
+    async def _receive(self, number: int, client: Any) -> None:
         seen: set[int] = set()
         while True:
             word, _, rest = (await client.recv()).partition(" ")
@@ -112,25 +112,25 @@ class Load:
             self._ready.add(number)
             return
         self._latencies.append(latency)
-        self._doubled += again
+        self._duplicated += again
         if not again:
-            self._heard[sequence] += 1
+            self._received[sequence] += 1
             self._last[sequence] = max(latency, self._last.get(sequence, 0.0))
 
-    async def _talk(self, talker: Any) -> None:
-        """Wait until all hear, send each message when it is due, and wait for what is on its way."""
+    async def _publish(self, publisher: Any) -> None:
+        """Wait until all receive, send each message when it is due, and wait for those in flight."""
         deadline = time.monotonic() + _START_SECONDS
         while missing := self._connections - len(self._ready):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{missing} of {self._connections} sockets hear nothing of what is published")
-            await talker.send(self._text(_PROBE, 0.0))
+                raise TimeoutError(f"{missing} of {self._connections} sockets receive nothing of what is published")
+            await publisher.send(self._text(_PROBE, 0.0))
             await asyncio.sleep(0.2)
         began, used = time.monotonic(), time.process_time()
         for sequence in range(self._count):
             due = began + sequence / self._rate
             await asyncio.sleep(due - time.monotonic())
             self._late_seconds = max(self._late_seconds, time.monotonic() - due)
-            await talker.send(self._text(sequence, due))
+            await publisher.send(self._text(sequence, due))
         await asyncio.sleep(began + self._count / self._rate - time.monotonic())
         self._busy = (time.process_time() - used) / (time.monotonic() - began)
         most, changed = -1, time.monotonic()
@@ -146,16 +146,16 @@ class Load:
 def _client(port: int, path: str) -> Any:
     from websockets.asyncio.client import connect
 
-    # No compression: it would measure zlib. No proxy: it is this machine. No limit: nobody may wait for this process.
+    # No compression: it would measure zlib. No proxy: this is loopback. No queue limit: no server may wait for us.
     return connect(f"ws://127.0.0.1:{port}{path}", compression=None, proxy=None, max_queue=None)
 
 
 async def _wait_for_workers(port: int, workers: int) -> None:
-    """Knock until each worker has answered."""
+    """Connect until each worker has answered."""
     answered: set[str] = set()
     async with AsyncExitStack() as stack, asyncio.timeout(_START_SECONDS):
         while len(answered) < workers:
-            client = await stack.enter_async_context(_client(port, "/hear"))
+            client = await stack.enter_async_context(_client(port, "/receive"))
             answered.add(await client.recv())
 
 

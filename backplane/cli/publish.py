@@ -11,15 +11,15 @@ import typer
 from pydantic_core import from_json
 
 from backplane.broker.registry import broadcaster_from_url
-from backplane.cli.diagnosis import return_in_words, size_in_words
+from backplane.cli.diagnosis import describe_return, format_size
 from backplane.cli.terminal import (
     UrlArgument,
+    discard_output,
+    exiting_on_errors,
     fail,
-    failing_in_words,
-    given_url,
+    note,
     out,
-    printing_nothing_more,
-    say,
+    resolve_url,
     showing_warnings,
     standard_input,
     visible,
@@ -32,39 +32,39 @@ __all__ = ["publish"]
 
 def publish(
     url: UrlArgument,
-    channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="Where to.", show_default=False)],
+    channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="Channel to publish to.", show_default=False)],
     data: Annotated[
         str | None,
-        typer.Argument(metavar="DATA", help="What. `-` reads standard input, to its end.", show_default=False),
+        typer.Argument(metavar="DATA", help="The message. `-` reads standard input to its end.", show_default=False),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Read it from a file.", exists=True, dir_okay=False, show_default=False)
+        Path | None, typer.Option(help="Read the message from a file.", exists=True, dir_okay=False, show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Refuse what is not JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Refuse data that is not JSON.")] = False,
     as_binary: Annotated[bool, typer.Option("--binary", help="Send the bytes as binary, not as text.")] = False,
-    as_hex: Annotated[bool, typer.Option("--hex", help="It is hexadecimal, such as 00ff10; sent as binary.")] = False,
+    as_hex: Annotated[bool, typer.Option("--hex", help="DATA is hexadecimal, such as 00ff10; sent as binary.")] = False,
 ) -> None:
-    """Publish one message, as it is, and say what is certain then.
+    """Publish one message, unchanged, and print what is certain after it.
 
-    Ends with 0 when it is published, 1 when it certainly is not,
-    2 where the URL, the channel or the data is wrong, 3 when nobody can know.
+    Exit status: 0 published, 1 certainly not published,
+    2 the URL, the channel or the data is wrong, 3 the outcome is unknown.
     """
     if as_json and (as_binary or as_hex):
         fail("JSON is text: give --json, or --binary or --hex", status=2)
-    with failing_in_words():
-        url = given_url(url)
+    with exiting_on_errors():
+        url = resolve_url(url)
         raw = _read(data, file)
     body = _body(raw, as_json=as_json, as_binary=as_binary, as_hex=as_hex)
-    with showing_warnings(), failing_in_words("not published: "):
+    with showing_warnings(), exiting_on_errors("not published: "):
         try:
             asyncio.run(_publish(url, channel, body))
         except PublishOutcomeUnknownError as error:
-            fail(f"nobody can know whether it was published, and again could be twice: {error}", status=3)
+            fail(f"the outcome is unknown, publishing again could send it twice: {error}", status=3)
     try:
-        _say_what_is_certain(url, channel, body)
-    except OSError as error:  # 1 would be taken for an invitation to publish it again
-        printing_nothing_more()
-        say(f"backplane: published, and this could not be printed: {error}")
+        _print_result(url, channel, body)
+    except OSError as error:  # status 1 would invite a second publish
+        discard_output()
+        note(f"backplane: published, but this could not be printed: {error}")
 
 
 async def _publish(url: str, channel: str, body: str | bytes) -> None:
@@ -72,13 +72,13 @@ async def _publish(url: str, channel: str, body: str | bytes) -> None:
         await backplane.publish(channel, body)
 
 
-def _say_what_is_certain(url: str, channel: str, body: str | bytes) -> None:
+def _print_result(url: str, channel: str, body: str | bytes) -> None:
     broadcaster = broadcaster_from_url(url)
-    size = size_in_words(len(body.encode() if isinstance(body, str) else body))
-    words = f"published {size} to {channel!r}: {return_in_words(broadcaster.capabilities)}"
-    out.print(visible(words), soft_wrap=True)
+    size = format_size(len(body.encode() if isinstance(body, str) else body))
+    text = f"published {size} to {channel!r}: {describe_return(broadcaster.capabilities)}"
+    out.print(visible(text), soft_wrap=True)
     if broadcaster.capabilities.reach == "process":
-        say(f"backplane: {broadcaster.url} reaches this process only, and nobody subscribes in it")
+        note(f"backplane: {broadcaster.url} reaches this process only, which has no subscriber")
 
 
 def _read(data: str | None, file: Path | None) -> bytes:

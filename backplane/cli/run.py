@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from backplane.broker.registry import broadcaster_from_url
-from backplane.cli.terminal import fail, failing_in_words, given_url, require_modules, url_option
+from backplane.cli.terminal import exiting_on_errors, fail, require_modules, resolve_url, url_option
 from backplane.server.bounds import BOUNDS
 
 __all__ = ["run"]
@@ -18,11 +18,11 @@ __all__ = ["run"]
 
 def run(
     application: Annotated[
-        str, typer.Argument(metavar="APP", help="Where the application is: `package.module:name`.", show_default=False)
+        str, typer.Argument(metavar="APP", help="The application: `package.module:name`.", show_default=False)
     ],
     more: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- OPTIONS]", help="Any other option of Uvicorn, behind `--`.", show_default=False),
+        typer.Argument(metavar="[-- OPTIONS]", help="Any other option of Uvicorn, after `--`.", show_default=False),
     ] = None,
     url: Annotated[str | None, url_option("BACKPLANE_URL")] = None,
     workers: Annotated[
@@ -33,13 +33,13 @@ def run(
     uds: Annotated[
         str | None, typer.Option(metavar="PATH", help="Unix socket to listen on instead.", show_default=False)
     ] = None,
-    reload: Annotated[bool, typer.Option("--reload", help="Start again when a file changes.")] = False,
+    reload: Annotated[bool, typer.Option("--reload", help="Restart when a file changes.")] = False,
     factory: Annotated[bool, typer.Option("--factory", help="APP is a function that makes the application.")] = False,
     log_level: Annotated[
-        Literal["critical", "error", "warning", "info", "debug", "trace"], typer.Option(help="What Uvicorn logs.")
+        Literal["critical", "error", "warning", "info", "debug", "trace"], typer.Option(help="Log level of Uvicorn.")
     ] = "info",
     timeout_graceful_shutdown: Annotated[
-        int, typer.Option(min=0, metavar="SECONDS", help="How long an end may take, after the drain.")
+        int, typer.Option(min=0, metavar="SECONDS", help="Limit of the shutdown after the drain.")
     ] = BOUNDS["timeout_graceful_shutdown"],
     shared_compression: Annotated[
         bool, typer.Option("--shared-compression", help="Compress what is published once for all clients.")
@@ -49,10 +49,10 @@ def run(
     require_modules("to run an application", "uvicorn", "websockets")
     _check_application(application)
     if url is not None:
-        with failing_in_words():
-            url = given_url(url)
+        with exiting_on_errors():
+            url = resolve_url(url)
             broadcaster_from_url(url)
-        os.environ["BACKPLANE_URL"] = url  # which the workers inherit
+        os.environ["BACKPLANE_URL"] = url  # inherited by the workers
     protocol = "SharedCompressionProtocol" if shared_compression else "DirectLaneProtocol"
     options = {
         "--http": "backplane.server.http:BoundedHTTPProtocol",
@@ -72,14 +72,12 @@ def run(
 
 
 def _check_application(application: str) -> None:
-    """Say what is wrong with the place before a server starts; the module itself is for the workers to import."""
+    """Report a wrong APP before a server starts; the workers import the module itself."""
     module, colon, name = application.partition(":")
     if not (module and colon and name):
         hint = (module.removesuffix(".py").replace("/", ".") or "main") + ":app"
-        fail(
-            f"{application!r} does not say where the application is: write package.module:name, as in {hint}", status=2
-        )
-    sys.path.insert(0, "")  # as Uvicorn does: modules in the folder one is in
+        fail(f"{application!r} does not name an application: write package.module:name, as in {hint}", status=2)
+    sys.path.insert(0, "")  # as Uvicorn does: modules of the current folder
     try:
         found = find_spec(module)
     except (ImportError, ValueError) as error:
@@ -89,6 +87,6 @@ def _check_application(application: str) -> None:
 
 
 def _uvicorn(arguments: list[str]) -> None:
-    from uvicorn.main import main  # needs the modules asked for above
+    from uvicorn.main import main  # after the check of the modules it needs
 
     main(arguments, prog_name="backplane run")

@@ -1,4 +1,4 @@
-"""`backplane tail`: what is said on some channels, as it is said."""
+"""`backplane tail`: print the messages of some channels as they arrive."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from backplane.broker.registry import broadcaster_from_url
-from backplane.cli.diagnosis import size_in_words
+from backplane.cli.diagnosis import format_size
 from backplane.cli.terminal import (
     UrlArgument,
+    discard_output,
+    exiting_on_errors,
     fail,
-    failing_in_words,
-    given_url,
-    printing_nothing_more,
+    note,
     progress,
-    say,
+    resolve_url,
     showing_warnings,
     visible,
 )
@@ -48,24 +48,22 @@ def tail(
     url: UrlArgument,
     channels: Annotated[
         list[str] | None,
-        typer.Argument(metavar="CHANNEL", help="Whole names: there are no patterns.", show_default=False),
+        typer.Argument(metavar="CHANNEL", help="Whole names; patterns are not supported.", show_default=False),
     ] = None,
     count: Annotated[
         int | None, typer.Option(min=1, help="End after this many messages.", show_default="at Ctrl-C")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a line, and nothing shortened.")
-    ] = False,
-    full: Annotated[bool, typer.Option("--full", help="Shorten no message.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line, nothing shortened.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print messages in full.")] = False,
 ) -> None:
-    """Print what is said on some channels, and where something may be missing.
+    """Print the messages of some channels, and a line where some may be missing.
 
-    Ends with 0 at Ctrl-C, SIGTERM, or when nobody reads on, 1 where the broker
-    refuses or is not there, 2 where the URL or a channel is wrong.
+    Exit status: 0 at Ctrl-C, SIGTERM, or when the output is closed, 1 the broker
+    refuses or is unreachable, 2 the URL or a channel is wrong.
     Only messages and gaps go to standard output.
     """
-    with failing_in_words():
-        url = given_url(url)
+    with exiting_on_errors():
+        url = resolve_url(url)
     if not channels:
         fail("name at least one channel, after the broker's URL", status=2)
     tally = _Tally(count)
@@ -73,12 +71,12 @@ def tail(
         with (
             showing_warnings(),
             progress(shown=not sys.stdout.isatty()) as on_progress,
-            failing_in_words(),
+            exiting_on_errors(),
         ):
             _run(url, channels, tally, _line_maker(channels, as_json=as_json, full=full), on_progress)
     finally:
         if tally.joined_at is not None:
-            say(tally.words())
+            note(tally.summary())
 
 
 def _run(
@@ -93,7 +91,7 @@ def _run(
     except (KeyboardInterrupt, asyncio.CancelledError):
         pass
     except BrokenPipeError:
-        printing_nothing_more()
+        discard_output()
 
 
 async def _follow(
@@ -114,28 +112,28 @@ async def _follow(
         ) as messages,
     ):
         tally.joined_at = monotonic()
-        _say_joined(url, channels)
-        on_progress(tally.words())
+        _note_joined(url, channels)
+        on_progress(tally.summary())
         async for item in messages:
             tally.add(item)
             typer.echo(line(item))
-            on_progress(tally.words())
+            on_progress(tally.summary())
             if tally.is_full:
                 return
 
 
-def _say_joined(url: str, channels: Sequence[str]) -> None:
+def _note_joined(url: str, channels: Sequence[str]) -> None:
     broadcaster = broadcaster_from_url(url)
     if broadcaster.capabilities.reach == "process":
-        say(f"backplane: {broadcaster.url} reaches this process only: nothing will arrive")
-    say(f"joined {len(channels)} channel{'s' * (len(channels) > 1)} at {broadcaster.url}, Ctrl-C ends")
+        note(f"backplane: {broadcaster.url} reaches this process only: nothing will arrive")
+    note(f"joined {len(channels)} channel{'s' * (len(channels) > 1)} at {broadcaster.url}, Ctrl-C ends")
 
 
 class _Tally:
-    """Counts what came.
+    """Counts what was received.
 
     Attributes:
-        joined_at: When the broker had confirmed, by the monotonic clock.
+        joined_at: When the broker had confirmed all channels, by the monotonic clock.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -147,7 +145,7 @@ class _Tally:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many messages came as were asked for."""
+        """Whether the limit of messages is reached."""
         return self._messages == self._limit
 
     def add(self, item: Message | Gap) -> None:
@@ -158,13 +156,13 @@ class _Tally:
             self._messages += 1
             self._size_bytes += _size(item)
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """Return the counts: `3 of 10 messages, 1 gap, 12 bytes in 2.5 s`."""
         messages = f"{self._messages:,}" if self._limit is None else f"{self._messages:,} of {self._limit:,}"
         seconds = monotonic() - (self.joined_at or 0)
         gaps = f"{self._gaps:,} gap{'' if self._gaps == 1 else 's'}"
         plural = "" if self._messages == 1 and self._limit is None else "s"
-        return f"{messages} message{plural}, {gaps}, {size_in_words(self._size_bytes)} in {seconds:.1f} s"
+        return f"{messages} message{plural}, {gaps}, {format_size(self._size_bytes)} in {seconds:.1f} s"
 
 
 def _size(message: Message) -> int:

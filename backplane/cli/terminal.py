@@ -1,4 +1,4 @@
-"""What every command shares: how it speaks to a person, and with which status it ends."""
+"""What the commands share: output to a terminal, exit statuses, the URL argument."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 __all__ = [
     "INSTALL_HINT",
     "UrlArgument",
+    "discard_output",
     "err",
+    "exiting_on_errors",
     "fail",
-    "failing_in_words",
-    "given_url",
+    "note",
     "out",
-    "printing_nothing_more",
     "progress",
     "require_modules",
-    "say",
+    "resolve_url",
     "showing_warnings",
     "standard_input",
     "url_option",
@@ -45,44 +45,44 @@ UrlArgument = Annotated[str, typer.Argument(metavar="URL", help=_URL_HELP, show_
 
 
 def url_option(default: str) -> Any:
-    """Return the option `--url` of a command, which without it takes what `default` names."""
+    """Return the option `--url` of a command; `default` is what the help shows as its default."""
     return typer.Option(metavar="URL", help=_URL_HELP, show_default=default)
 
 
 class _Output(Console):
     def on_broken_pipe(self) -> None:
-        """Go on: that nobody reads any more (`backplane demo | head`) is no reason to end a server."""
+        """Go on: a closed output (`backplane demo | head`) is no reason to end a server."""
 
 
 out: _Output = _Output(highlight=False, markup=False, emoji=False)
 err: _Output = _Output(highlight=False, markup=False, emoji=False, stderr=True)
 
 
-def say(text: str, *, console: Console = err) -> None:
-    """Say something beside the matter, in one line."""
+def note(text: str, *, console: Console = err) -> None:
+    """Print a dim line beside the command's output."""
     console.print(visible(text), style="dim", soft_wrap=True)
 
 
 def fail(text: str, *, status: int = 1) -> NoReturn:
-    """End the command with `status` and one line that says why."""
+    """End the command with `status` and one line that gives the reason."""
     err.print(visible(f"backplane: {text}"), soft_wrap=True)
     raise typer.Exit(status)
 
 
-def printing_nothing_more() -> None:
-    """Drop what standard output still holds, where writing has failed: Python would try once more at its end."""
+def discard_output() -> None:
+    """Discard what standard output has buffered, as writing failed: Python would write it again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def require_modules(what: str, *names: str) -> None:
-    """End with a word where a module that `what` needs is not installed."""
+    """End the command if a module that `what` needs is not installed."""
     if missing := [name for name in names if find_spec(name) is None]:
         fail(f"{what} needs {', '.join(missing)}; {INSTALL_HINT}")
 
 
 @contextmanager
-def failing_in_words(what: str = "") -> Generator[None]:
-    """End the command where the package raises: status 2 for what the user wrote, 1 for what the broker did."""
+def exiting_on_errors(what: str = "") -> Generator[None]:
+    """End the command where the package raises: status 2 for wrong input, 1 for an error of the broker."""
     try:
         yield
     except (ConfigurationError, InvalidChannelError, InvalidDataError) as error:
@@ -91,22 +91,22 @@ def failing_in_words(what: str = "") -> Generator[None]:
         fail(f"{what}{error}")
 
 
-def given_url(url: str) -> str:
-    """Return the broker's URL; `env` and `-` keep a password out of the list of processes and of the shell's history.
+def resolve_url(url: str) -> str:
+    """Return the broker's URL; `env` and `-` keep a password out of the process list and the shell's history.
 
-    Prints a warning where a password stands in the argument.
+    Prints a warning if the argument holds a password.
 
     Raises:
-        ConfigurationError: The variable is not set, or what was given is empty, as it is where a shell replaced a
-            variable that is not set, or is no URL.
+        ConfigurationError: The variable is not set, or the argument is no URL, or is empty, as where a shell
+            replaced a variable that is not set.
     """
     if url == "-":
         url = standard_input().readline().decode(errors="replace").strip()
         if "://" not in url:
-            raise ConfigurationError("the first line of standard input is no URL")
+            raise ConfigurationError("the first line of standard input is not a URL")
         return url
     if not url.strip():
-        raise ConfigurationError("the broker's URL is empty: is BACKPLANE_URL set where the shell replaced it?")
+        raise ConfigurationError("the broker's URL is empty: was BACKPLANE_URL set when the shell replaced it?")
     if url != "env":
         if "://" not in url:
             raise ConfigurationError(
@@ -114,9 +114,9 @@ def given_url(url: str) -> str:
                 "BACKPLANE_URL"
             )
         if _holds_secret(url):
-            say(
-                "backplane: the list of processes shows the password of this URL to every user of the machine: "
-                "write `env` in its place and set BACKPLANE_URL, or `-` and give it on standard input"
+            note(
+                "backplane: the process list shows the password of this URL to every user of the machine: "
+                "write `env` in its place and set BACKPLANE_URL, or write `-` and pass it on standard input"
             )
         return url
     if not (found := os.environ.get("BACKPLANE_URL")):
@@ -131,23 +131,23 @@ def standard_input() -> BinaryIO:
         ConfigurationError: It is closed.
     """
     if cast("object", sys.stdin) is None:
-        raise ConfigurationError("standard input is closed, and - reads it")
+        raise ConfigurationError("standard input is closed, but `-` reads it")
     return typer.get_binary_stream("stdin")
 
 
 def _holds_secret(url: str) -> bool:
     try:
         parts = BrokerUrl.parse(url)
-    except ValueError:  # whoever opens it says what is wrong
+    except ValueError:  # reported when it is opened
         return False
-    # A lone user name is a token on NATS.
+    # On NATS a user name without a password is a token.
     return parts.password is not None or (parts.username is not None and parts.scheme in {"nats", "tls"})
 
 
 def visible(text: str) -> str:
-    r"""Return `text` in one line with nothing a terminal would act on: what cannot be printed is escaped, as in `\x1b`.
+    r"""Return `text` in one line without control characters: what is not printable is escaped, as in `\x1b`.
 
-    A backslash stays as it is: this is for people, and `--json` is exact.
+    A backslash is not escaped: this is for reading; `--json` is exact.
     """
     if text.isprintable():
         return text
@@ -156,7 +156,7 @@ def visible(text: str) -> str:
 
 @contextmanager
 def progress(*, shown: bool = True) -> Generator[Callable[[str], None]]:
-    """Show what is being done, for as long as it is, where a person looks at the terminal."""
+    """Show the present step, if standard error is a terminal."""
     if not (shown and err.is_terminal):
         yield lambda _: None
         return
@@ -166,8 +166,8 @@ def progress(*, shown: bool = True) -> Generator[Callable[[str], None]]:
 
 @contextmanager
 def showing_warnings() -> Generator[None]:
-    """Say what the package logs as a warning: a lost link, say."""
-    handler = _Saying(logging.WARNING)
+    """Print the warnings that the package logs, such as a lost link."""
+    handler = _NotingHandler(logging.WARNING)
     logger = logging.getLogger("backplane")
     logger.addHandler(handler)
     try:
@@ -176,6 +176,6 @@ def showing_warnings() -> Generator[None]:
         logger.removeHandler(handler)
 
 
-class _Saying(logging.Handler):
+class _NotingHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        say(f"backplane: {record.getMessage()}")
+        note(f"backplane: {record.getMessage()}")

@@ -1,4 +1,4 @@
-"""What a third party needs to test an adapter: the conformance suite, a recording sink and a fault proxy.
+"""What a third party needs to test an adapter or a lane: conformance suites, a recording sink and a fault proxy.
 
 The suite needs pytest and the pytest plugin of anyio (which Starlette brings). In a test file:
 
@@ -12,10 +12,13 @@ The suite needs pytest and the pytest plugin of anyio (which Starlette brings). 
 
 import pytest
 
-pytest.register_assert_rewrite("backplane.testing.conformance", "backplane.testing.fault_conformance")
+pytest.register_assert_rewrite(
+    "backplane.testing.conformance", "backplane.testing.fault_conformance", "backplane.testing.lane_conformance"
+)
 
 from backplane.testing.conformance import BroadcasterConformance  # noqa: E402  # its asserts must be rewritten
+from backplane.testing.lane_conformance import LaneConformance  # noqa: E402
 from backplane.testing.proxy import FaultProxy  # noqa: E402
 from backplane.testing.recording import RecordingSink  # noqa: E402
 
-__all__ = ["BroadcasterConformance", "FaultProxy", "RecordingSink"]
+__all__ = ["BroadcasterConformance", "FaultProxy", "LaneConformance", "RecordingSink"]

@@ -1,8 +1,7 @@
 """The promises of a `Broadcaster` under faults other than the end of a connection, each as a test for any adapter.
 
 Part of `backplane.testing.BroadcasterConformance`. What only a broker can do comes from hooks: fixtures that a suite
-overrides where its broker can do it, and where it cannot with a fixture that skips and gives the reason; a test whose
-hook is not given is skipped.
+overrides. Where its broker cannot do it, the override skips and gives the reason; a test without its hook is skipped.
 """
 
 from __future__ import annotations
@@ -37,34 +36,31 @@ Strip = Callable[[PassingWay, bytes], bytes]
 
 
 class FaultConformance:
-    """A pause, a burst, a culprit, a revocation, a failover, a stripped TLS."""
+    """A pause, a burst, a fatal channel or message, a revocation, a failover, stripped TLS."""
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
     @pytest.fixture
     def take_away(self) -> TakeAway | None:
-        """How the broker is made to take every subscription to a channel away, on links that stand.
-
-        It is called by `await take_away(channel)`.
-        """
+        """How to make the broker revoke all subscriptions to a channel on open links."""
         return None
 
     @pytest.fixture
     def crowded(self) -> tuple[str, Sequence[str]] | None:
-        """A URL, and channels of which the broker there refuses some without a word of which."""
+        """A URL, and channels of which the broker there refuses some without naming them."""
         return None
 
     @pytest.fixture
     def fail_over(self) -> FailOver | None:
-        """Put another server in the place to which `proxy` leads, while the old one goes on to answer who stays.
+        """How to replace the server that `proxy` leads to, while the old one still answers on open links.
 
-        `await fail_over()` returns the URL of the new one, past the proxy. `FaultProxy.lead_to` does its half.
+        `await fail_over()` returns the URL of the new server, past the proxy. Use `FaultProxy.lead_to` for it.
         """
         return None
 
     @pytest.fixture
     def strip_tls(self) -> tuple[str, Strip] | None:
-        """A URL that asks for TLS, with a password, and what somebody on the way does to talk the client out of it.
+        """A URL that asks for TLS, with a password, and what an attacker does to make the client go without.
 
         `strip(way, data)` returns what passes: see `FaultProxy.rewrite`.
         """
@@ -73,14 +69,14 @@ class FaultConformance:
     # -- promises ------------------------------------------------------------------------------------------------------
 
     async def test_a_pause_of_the_process_is_no_outage(self, url: str) -> None:
-        """What is under way while the event loop is blocked is answered: nothing unknown, no gap, no new link."""
+        """Calls in flight while the event loop is blocked are answered: no unknown outcome, no gap, no new link."""
         async with (
             quick_backplane(url, probe_interval_seconds=0.5) as backplane,
             backplane.subscribe("room") as messages,
         ):
             changes: list[str] = []
             backplane.on_state(lambda change: changes.append(change.reason))
-            for passes in (1, 2, 5):  # not written yet, on the way, perhaps answered
+            for passes in (1, 2, 5):  # not yet written, in flight, perhaps answered
                 publishing = [asyncio.create_task(backplane.publish("room", f"{passes} {n}")) for n in range(5)]
                 joining = asyncio.create_task(messages.join(f"other-{passes}"))
                 for _ in range(passes):
@@ -91,7 +87,7 @@ class FaultConformance:
             assert changes == []
 
     async def test_a_burst_is_no_outage(self, url: str) -> None:
-        """Ten thousand publishes at once are worked off, however long that takes: all answered, on the same link."""
+        """Ten thousand publishes at once are all answered, however long that takes, on the same link."""
         async with (
             quick_backplane(url) as backplane,
             backplane.subscribe("room", max_outbox_messages=2 * _BURST, max_outbox_bytes=64 * _BURST) as messages,
@@ -102,32 +98,32 @@ class FaultConformance:
             assert await received(messages, _BURST) == [str(number) for number in range(_BURST)]
             assert changes == []
 
-    async def test_a_channel_over_which_links_end_is_refused_alone(self, brokered_url: str, proxy: FaultProxy) -> None:
-        """Where each link ends over one channel its join is refused, others come back, and no link is lost again."""
+    async def test_a_channel_that_ends_links_is_refused_alone(self, brokered_url: str, proxy: FaultProxy) -> None:
+        """Where one channel ends every link, its join is refused, the others are restored, and links last again."""
         async with (
             proxy,
             quick_backplane(proxy.url) as backplane,
             quick_backplane(brokered_url) as outside,
             backplane.subscribe("room") as messages,
         ):
-            proxy.cut_on(lambda sent: b"deadly" in sent)
+            proxy.cut_on(lambda sent: b"fatal" in sent)
             async with asyncio.timeout(20):
-                (error,) = await asyncio.gather(messages.join("deadly"), return_exceptions=True)
+                (error,) = await asyncio.gather(messages.join("fatal"), return_exceptions=True)
             await passes_through(outside, messages)
             if error is None:  # the name does not reach the broker as it is
                 return
             assert isinstance(error, SubscribeError)
-            assert list(error.refused) == ["deadly"]
+            assert list(error.refused) == ["fatal"]
             links = (await backplane.health()).generation
             with pytest.raises(SubscribeError):
-                await messages.join("deadly")
+                await messages.join("fatal")
             await passes_through(outside, messages)
             assert (await backplane.health()).generation == links
 
-    async def test_a_message_over_which_links_end_is_not_sent_for_ever(
+    async def test_a_message_that_ends_links_is_not_repeated_without_end(
         self, brokered_url: str, proxy: FaultProxy
     ) -> None:
-        """A message that ends the link raises, and is not sent again and again: the next ones pass."""
+        """A message that ends the link raises and is not repeated without end: the next ones pass."""
         sent: list[bytes] = []
         async with (
             proxy,
@@ -135,9 +131,9 @@ class FaultConformance:
             quick_backplane(brokered_url) as outside,
             backplane.subscribe("room") as messages,
         ):
-            proxy.cut_on(lambda data: b"deadly" in data and not sent.append(data))  # type: ignore[func-returns-value]
+            proxy.cut_on(lambda data: b"fatal" in data and not sent.append(data))  # type: ignore[func-returns-value]
             async with asyncio.timeout(20):
-                (error,) = await asyncio.gather(backplane.publish("room", "deadly"), return_exceptions=True)
+                (error,) = await asyncio.gather(backplane.publish("room", "fatal"), return_exceptions=True)
             await passes_through(outside, messages)
             await passes_through(backplane, messages)
             if error is None:  # the bytes do not reach the broker as they are
@@ -148,9 +144,9 @@ class FaultConformance:
     async def test_a_subscription_that_is_taken_away_is_a_gap(
         self, brokered_url: str, take_away: TakeAway | None
     ) -> None:
-        """A subscription that the broker takes away is reported, and comes back after a gap, on the same link."""
+        """A subscription that the broker revokes is reported, and restored after a gap, on the same link."""
         if take_away is None:
-            pytest.skip("this broker takes no subscription away: no fixture take_away")
+            pytest.skip("this broker revokes no subscription: no fixture take_away")
         async with quick_backplane(brokered_url) as backplane, quick_backplane(brokered_url) as outside:
             async with backplane.subscribe("room") as messages:
                 await passes_through(outside, messages)
@@ -162,7 +158,7 @@ class FaultConformance:
 
     @pytest.mark.usefixtures("brokered_url")
     async def test_a_refusal_without_a_name_confirms_nothing(self, crowded: tuple[str, Sequence[str]] | None) -> None:
-        """Where the broker refuses some channels of many without a name, none counts as confirmed that is not."""
+        """Where the broker refuses some channels of many without naming them, no other one counts as confirmed."""
         if crowded is None:
             pytest.skip("this broker names what it refuses: no fixture crowded")
         url, channels = crowded
@@ -179,7 +175,7 @@ class FaultConformance:
     async def test_a_replaced_server_is_found(
         self, brokered_url: str, proxy: FaultProxy, fail_over: FailOver | None
     ) -> None:
-        """A link that still answers but leads to a server that was replaced is left for the new one, with a gap."""
+        """A link to a server that was replaced is given up for the new one, with a gap, though the old one answers."""
         if fail_over is None:
             pytest.skip("no server of this broker can be replaced here: no fixture fail_over")
         async with (
@@ -195,7 +191,7 @@ class FaultConformance:
 
     @pytest.mark.usefixtures("brokered_url")
     async def test_tls_that_is_stripped_is_an_error(self, strip_tls: tuple[str, Strip] | None) -> None:
-        """Who asks for TLS gets TLS or an error: somebody on the way sees no password."""
+        """A URL that asks for TLS gets TLS or an error: no password is sent in the clear."""
         if strip_tls is None:
             pytest.skip("no TLS that could be stripped: no fixture strip_tls")
         url, strip = strip_tls
@@ -223,7 +219,7 @@ async def received(messages: Subscription, count: int) -> list[str]:
 
 
 async def passes_through(publisher: Backplane, messages: Subscription) -> None:
-    """Publish into the room until one of these messages has arrived: the first ones may fall into the end of a gap."""
+    """Publish into the room until one of these messages has arrived: the first ones may still be part of a gap."""
     sent: set[str] = set()
 
     async def arrival() -> None:

@@ -1,4 +1,4 @@
-"""What the conformance suite works with: workers to talk to, waits for what must happen, churn, what is left open."""
+"""Tools of the conformance suite: workers, bounded waits, churn, open files."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backplane import Backplane, Gap, Message, Settings
+from backplane import Backplane, Message, Settings, SubscribeError
+from backplane.broadcaster import SupportsResume
 from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.recording import RecordingSink
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 
-    from backplane import Subscription
-    from backplane.broadcaster import Broadcaster
-    from backplane.broker.supervisor import LinkState, Supervisor
-    from backplane.fanout.broker_subscriptions import BrokerSubscriptions
-    from backplane.fanout.hub import Hub
+    from backplane import Position, Subscription
+    from backplane.broadcaster import Broadcaster, Sink
+    from backplane.broker.supervisor import LinkState
     from backplane.testing.proxy import FaultProxy
 
 __all__ = [
-    "Members",
+    "Recorded",
     "Worker",
+    "churn",
     "cut_repeatedly",
     "next_message",
     "open_files",
     "quick_backplane",
     "reaches_state",
+    "recorded",
     "run_for_passes",
     "settled",
-    "settled_interest",
     "started_worker",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A started adapter with the sink it reports to: what one process is to the broker."""
+    """A started adapter with the sink it reports to: one process, seen from the broker."""
 
     broadcaster: Broadcaster
     sink: RecordingSink
@@ -58,7 +58,9 @@ async def started_worker(url: str) -> AsyncGenerator[Worker]:
         await broadcaster.stop()
 
 
-def quick_backplane(url: str, *, probe_interval_seconds: float = 30, publish_timeout_seconds: float = 1) -> Backplane:
+def quick_backplane(
+    url: str | Broadcaster, *, probe_interval_seconds: float = 30, publish_timeout_seconds: float = 1
+) -> Backplane:
     """Return a backplane that reconnects and forgets channels faster than the defaults do."""
     settings = Settings(
         publish_timeout_seconds=publish_timeout_seconds,
@@ -95,54 +97,106 @@ async def run_for_passes(life: Coroutine[None, None, None], passes: int) -> None
 
 
 async def settled() -> None:
-    """Let closed transports go: they need some passes of the loop."""
+    """Let closed transports end: they need some passes of the event loop."""
     for _ in range(20):
         await asyncio.sleep(0.001)
 
 
 def open_files() -> int:
-    """Return how many files this process has open; 0 where the system does not tell."""
+    """Return how many files this process has open; 0 where the system does not report it."""
     folder = Path("/proc/self/fd")
     return len(list(folder.iterdir())) if folder.exists() else 0
 
 
-class Members:
-    """A subscriber of many channels that knows which it should hear."""
+class _Tee:
+    """A sink that records what is delivered, and passes everything on."""
+
+    def __init__(self, sink: Sink, delivered: list[str]) -> None:
+        self._delivered = delivered
+        self._sink = sink
+        self.gap = sink.gap
+        self.revoked = sink.revoked
+        self.lost = sink.lost
+
+    def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
+        self._delivered.append(channel)
+        self._sink.deliver(channel, payload, position)
+
+
+class Recorded:
+    """What an adapter was asked for and what it delivered, by its calls: of an adapter made by `recorded`.
+
+    Attributes:
+        subscribed: The channels that are subscribed on the present link.
+        delivered: The channel of each delivery, in order.
+    """
 
     def __init__(self) -> None:
-        self.token = b"members."
-        self.joined: set[str] = set()
+        self.subscribed: set[str] = set()
+        self.delivered: list[str] = []
+        self._changed = asyncio.Event()
 
-    def offer(self, messages: Sequence[Message]) -> None:
-        """Take nothing: the test listens at the link."""
-
-    def gap(self, gap: Gap) -> None:
-        """Take nothing: gaps are expected here."""
-
-    async def churn(self, hub: Hub, names: Sequence[str], seed: int, until: asyncio.Task[None]) -> None:
-        """Join and leave some of `names` at random, again and again, until a task is done."""
-        choose = random.Random(seed)
-        while not until.done():
-            chosen = choose.sample(names, len(names) // 4)
-            for name in self.joined.intersection(chosen):
-                hub.leave(name, self)
-            entering = [name for name in chosen if name not in self.joined]
-            self.joined.difference_update(chosen)
-            await asyncio.gather(*(hub.join(name, self) for name in entering))
-            self.joined.update(entering)
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait, bounded, until `condition` holds; it is checked every 10 ms."""
+        async with asyncio.timeout(30):
+            while not condition():  # noqa: ASYNC110  # a delivery must cost nothing here
+                await asyncio.sleep(0.01)
 
 
-async def cut_repeatedly(proxy: FaultProxy, supervisor: Supervisor, times: int) -> None:
+def recorded(url: str) -> tuple[Broadcaster, Recorded]:
+    """Return the adapter for `url`, and the record of its calls."""
+    adapter, record = broadcaster_from_url(url), Recorded()
+    start, subscribe, unsubscribe = adapter.start, adapter.subscribe, adapter.unsubscribe
+
+    async def recorded_start(sink: Sink) -> None:
+        record.subscribed.clear()
+        await start(_Tee(sink, record.delivered))
+
+    async def recorded_subscribe(channels: Collection[str]) -> None:
+        try:
+            await subscribe(channels)
+        except SubscribeError as error:
+            record.subscribed.update(set(channels) - error.refused.keys() - error.unconfirmed.keys())
+            raise
+        record.subscribed.update(channels)
+
+    async def recorded_unsubscribe(channels: Collection[str]) -> None:
+        await unsubscribe(channels)
+        record.subscribed.difference_update(channels)
+
+    vars(adapter).update(start=recorded_start, subscribe=recorded_subscribe, unsubscribe=recorded_unsubscribe)
+    if isinstance(adapter, SupportsResume):
+        resume = adapter.resume
+
+        async def recorded_resume(sink: Sink, channels: Collection[str]) -> None:
+            await resume(_Tee(sink, record.delivered), channels)
+            record.subscribed = set(channels)
+
+        vars(adapter).update(resume=recorded_resume)
+    return adapter, record
+
+
+async def churn(
+    messages: Subscription, names: Sequence[str], seed: int, joined: set[str], until: asyncio.Task[None]
+) -> None:
+    """Join and leave some of `names` at random, again and again, until a task is done; keep `joined` up to date."""
+    choose = random.Random(seed)
+    while not until.done():
+        chosen = choose.sample(names, len(names) // 4)
+        for name in joined.intersection(chosen):
+            await messages.leave(name)
+        entering = [name for name in chosen if name not in joined]
+        joined.difference_update(chosen)
+        await asyncio.gather(*(messages.join(name) for name in entering))
+        joined.update(entering)
+
+
+async def cut_repeatedly(proxy: FaultProxy, backplane: Backplane, times: int) -> None:
     """Cut the link as soon as it is live, `times` times, and return when it is live again."""
     for _ in range(times):
-        generation = supervisor.generation
+        generation = (await backplane.health()).generation
         proxy.cut()
-        while supervisor.generation == generation or supervisor.state != "live":
-            await supervisor.state_changed()
-
-
-async def settled_interest(broker_subscriptions: BrokerSubscriptions, expected: set[str]) -> None:
-    """Wait until what lingered is dropped and what is wanted is confirmed."""
-    async with asyncio.timeout(10):
-        while set(broker_subscriptions.confirmed) != expected or set(broker_subscriptions.wanted) != expected:  # noqa: ASYNC110  # no event tells
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            await backplane.wait_for_state("degraded")
+            await backplane.wait_for_state("live")
+        assert (await backplane.health()).generation > generation

@@ -1,4 +1,4 @@
-"""A sink that keeps what an adapter reports, and lets a test wait for it."""
+"""A sink that records what an adapter reports, for a test to wait for."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class RecordingSink:
         self._changed = asyncio.Event()
 
     def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
-        """Keep a delivery."""
+        """Record a delivery."""
         self.delivered.append((channel, payload))
         self._changed.set()
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
-        """Keep a gap."""
+        """Record a gap."""
         self.gaps.append((None if isinstance(channels, All) else frozenset(channels), reason))
         self._changed.set()
 
     def revoked(self, channels: Collection[str], reason: str) -> None:
-        """Keep a revocation."""
+        """Record a revocation."""
         self.revocations.append((frozenset(channels), reason))
         self._changed.set()
 
     def lost(self, error: BrokerError) -> None:
-        """Keep a loss."""
+        """Record a lost link."""
         self.losses.append(error)
         self._changed.set()
 
@@ -58,7 +58,7 @@ class RecordingSink:
         return [payload for name, payload in self.delivered if name == channel]
 
     async def until(self, condition: Callable[[], bool], *, timeout_seconds: float = 10.0) -> None:
-        """Wait until `condition` holds; it is looked at after every report.
+        """Wait until `condition` holds; it is checked after every report.
 
         Raises:
             TimeoutError: It did not hold in time; the message shows the last reports.

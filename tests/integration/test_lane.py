@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvicorn
 import uvicorn.protocols.websockets.websockets_sansio_impl as sansio
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosedError
 from websockets.frames import Close, Frame, Opcode
@@ -28,6 +28,7 @@ from backplane.errors import LifecycleError
 from backplane.fanout.frames import compress_frame, encode_frame
 from backplane.lane import EXTENSION
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
+from backplane.testing import LaneConformance
 from tests.brokers.certificate import self_signed_certificate
 
 if TYPE_CHECKING:
@@ -243,6 +244,92 @@ async def serving(
     assert errors == []
 
 
+class UvicornSite:
+    """A `LaneSite` on Uvicorn, whose client is that of websockets: it reads what a test asks for, and no more."""
+
+    def __init__(self) -> None:
+        self._arrived = asyncio.Event()
+        self._may_accept = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._events: asyncio.Queue[str] = asyncio.Queue()
+        self._socket: Accepting | None = None
+        self._client: ClientConnection | None = None
+        self._connecting: asyncio.Task[ClientConnection] | None = None
+
+    @property
+    def lane(self) -> Lane:
+        """The lane."""
+        assert self._socket is not None
+        return self._socket.lane
+
+    async def application(self, socket: Accepting) -> None:
+        """Accept when the test says so, and receive until the client has gone; return when the test is over."""
+        self._socket = socket
+        self._arrived.set()
+        await self._may_accept.wait()
+        await socket.accept()
+        event = ""
+        while event != "websocket.disconnect":
+            event = (await socket.receive())["type"]
+            self._events.put_nowait(event)
+        await self._ended.wait()
+
+    @asynccontextmanager
+    async def connected(self, url: str) -> AsyncGenerator[None]:
+        """Begin the handshake, and leave when the block ends."""
+
+        async def client() -> ClientConnection:
+            return await connect(url, max_queue=1, max_size=None, ping_interval=None, compression=None)
+
+        self._connecting = asyncio.create_task(client())
+        await self._arrived.wait()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            self._may_accept.set()
+            (await self._connecting).transport.abort()
+
+    async def accept(self) -> None:
+        """Accept the handshake."""
+        assert self._connecting is not None
+        self._may_accept.set()
+        self._client = await self._connecting
+
+    def stop_reading(self) -> None:
+        """Read nothing: the client stops after a message that no one asks for."""
+
+    def resume_reading(self) -> None:
+        """Read in `received`."""
+
+    async def send(self, text: str) -> None:
+        """Send, and wait for what the application receives."""
+        assert self._client is not None
+        await self._client.send(text)
+        await self._events.get()
+
+    async def close(self) -> None:
+        """Close with a close frame."""
+        assert self._client is not None
+        await self._client.close()
+
+    async def received(self, count: int) -> list[str | bytes]:
+        """Receive."""
+        assert self._client is not None
+        return [await self._client.recv() for _ in range(count)]
+
+
+class TestUvicornLane(LaneConformance):
+    """The contract of a lane, on the one of Uvicorn."""
+
+    @pytest.fixture
+    async def site(self) -> AsyncGenerator[UvicornSite]:
+        """A client in its handshake with a server in this event loop."""
+        site = UvicornSite()
+        async with serving(site.application) as server, site.connected(server.url):
+            yield site
+
+
 @pytest.fixture(params=["plain", "TLS"])
 def certificate(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
     """Every test that takes it runs without TLS and with it."""
@@ -343,7 +430,7 @@ async def test_one_user() -> None:
 
     async def application(socket: Accepting) -> None:
         await socket.accept_with_user()
-        with pytest.raises(LifecycleError, match="has a user"):
+        with pytest.raises(LifecycleError, match="has a writer"):
             socket.lane.attach(User.__new__(User))
         await socket.close()
         late = User(socket.lane)
@@ -559,7 +646,7 @@ async def test_limit_of_messages(
     The lane knows that it was the server who closed, and why.
     """
     codes: list[int | None] = []
-    server_module._report_lower_limit.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    server_module._warn_of_lower_limit.cache_clear()  # pyright: ignore[reportPrivateUsage]
 
     async def application(socket: Accepting) -> None:
         socket.lane.limit_messages(of_application)

@@ -7,9 +7,10 @@ import secrets
 import zlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from backplane.broadcaster import Broadcaster, BrokerUrl, Capabilities, Options
-from backplane.errors import SubscribeError
+from backplane.errors import BrokerUnavailableError, LifecycleError, SubscribeError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -68,6 +69,8 @@ class FakeLane:
         on_write: Called behind each write.
         close_code: As in `Lane`, set by the test.
         max_message_bytes: What the client's messages were limited to.
+        accepted: Whether the handshake is accepted; set by the test.
+        strict: Whether a write that a writer must not do fails the test, instead of being dropped as a server drops it.
     """
 
     def __init__(self) -> None:
@@ -82,6 +85,8 @@ class FakeLane:
         self.deflate_window_bits: int | None = None
         self.max_message_bytes: int | None = None
         self.close_code: int | None = None
+        self.accepted = True
+        self.strict = True
         self.writable = True
         self.ended = False
         self.on_write: Callable[[bytes], object] | None = None
@@ -94,20 +99,23 @@ class FakeLane:
 
     def write(self, frames: bytes) -> None:
         """Take frames, as told."""
-        assert self._user is not None, "written before the lane was taken"
+        if not self.strict and (self.ended or self._user is None):
+            return
+        assert self._user is not None, "written before the lane was taken, or after its end"
         assert self.writable, "written while the transport takes no more"
-        assert not self.ended, "written behind the end"
         self.writes.append(frames)
         if self.on_write is not None:
             self.on_write(frames)
         if self.takes is not None:
             self.takes -= 1
             if self.takes <= 0:
+                self.buffered_bytes += len(frames)
                 self.pause()
 
     def attach(self, user: LaneWriter, /) -> None:
         """Take the user."""
-        assert self._user is None, "the lane has a user"
+        if self._user is not None or not self.accepted:
+            raise LifecycleError("the lane has a user, or its handshake was not accepted")
         if self.ended:
             return user.lane_closed()
         self._user = user
@@ -175,8 +183,13 @@ def messages_in(frames: bytes) -> list[str | bytes]:
     return messages
 
 
+_buses: dict[str, WeakSet[ControlledBroadcaster]] = {}
+
+
 class ControlledBroadcaster(Broadcaster):
     """An adapter without a broker. A call takes effect when its gate lets it through, as a broker's answer would.
+
+    Those of one URL with a host, such as `controlled://bus`, deliver to each other; one without is alone.
 
     Attributes:
         calls: Every `(verb, channels)` in the order of the calls, recorded before the gate.
@@ -190,8 +203,11 @@ class ControlledBroadcaster(Broadcaster):
         sink: What `start` was given.
     """
 
-    def __init__(self) -> None:
-        super().__init__(BrokerUrl(scheme="controlled"), Options())
+    def __init__(self, url: BrokerUrl | None = None, options: Options | None = None) -> None:
+        super().__init__(url or BrokerUrl(scheme="controlled"), options or Options())
+        self._bus = _buses.setdefault(self.url.netloc, WeakSet()) if self.url.netloc else WeakSet()
+        self._bus.add(self)
+        self._stopped = False
         self.calls: list[tuple[str, tuple[str, ...]]] = []
         self.channels: set[str] = set()
         self.doubled: list[str] = []
@@ -211,16 +227,20 @@ class ControlledBroadcaster(Broadcaster):
     async def start(self, sink: Sink) -> None:
         """Take the sink."""
         self.sink = sink
+        self._stopped = False
 
     async def stop(self) -> None:
         """Forget the sink and every channel."""
         self.sink = None
+        self._stopped = True
         self.channels.clear()
 
     async def publish(self, channel: str, payload: bytes) -> None:
         """Deliver at once."""
-        if self.sink is not None and channel in self.channels:
-            self.sink.deliver(channel, payload)
+        self._check_not_stopped()
+        for adapter in list(self._bus):
+            if adapter.sink is not None and channel in adapter.channels:
+                adapter.sink.deliver(channel, payload)
 
     async def subscribe(self, channels: Collection[str]) -> None:
         """Subscribe to what is not refused, behind the gate."""
@@ -240,11 +260,16 @@ class ControlledBroadcaster(Broadcaster):
         self._changed.set()
 
     async def _called(self, verb: str, channels: Collection[str], gate: Gate) -> None:
+        self._check_not_stopped()
         self.calls.append((verb, tuple(channels)))
         self._changed.set()
         await gate.passage()
         if self.error is not None:
             raise self.error
+
+    def _check_not_stopped(self) -> None:
+        if self._stopped:
+            raise BrokerUnavailableError("the adapter is stopped", adapter="controlled")
 
     async def until(self, condition: Callable[[], bool], *, timeout_seconds: float = 10.0) -> None:
         """Wait until `condition` holds; it is looked at after every call and every effect.

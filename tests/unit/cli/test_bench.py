@@ -35,7 +35,7 @@ async def served(deliver: Deliver) -> AsyncGenerator[int]:
 
     async def handle(connection: ServerConnection) -> None:
         assert connection.request is not None
-        if connection.request.path == "/hear":
+        if connection.request.path == "/receive":
             await connection.send("worker 1")
             hearing.append(connection)
             await connection.wait_closed()
@@ -87,7 +87,7 @@ async def test_nothing_is_found_where_nothing_is_wrong() -> None:
 
 @asynchronous
 async def test_what_is_lost_and_doubled_is_counted() -> None:
-    """One delivery dropped and one doubled are found, and the last socket's time is of the messages all had."""
+    """One delivery dropped and one duplicated are found, and the last socket's time is of the messages all had."""
 
     async def faulty(number: int, connection: ServerConnection, text: str) -> None:
         if (number, number_of(text)) == (0, 3):
@@ -127,7 +127,7 @@ async def test_nobody_there_is_said() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        pytest.param(["--url", "memory://"], 2, "reaches one process only: give --workers 1", id="one process"),
+        pytest.param(["--url", "memory://"], 2, "reaches one process only: use --workers 1", id="one process"),
         pytest.param(["--url", "reddis://localhost"], 2, "did you mean 'redis'?", id="misspelt"),
         pytest.param(["--url", "ipc://a?directory=/dev/null"], 1, "cannot use the folder", id="no broker"),
     ],

@@ -61,7 +61,7 @@ def test_taken_port_is_said_with_the_way_out(taken_port: int) -> None:
     result = CliRunner().invoke(app, ["demo", "--port", str(taken_port), "--url", "memory://"])
 
     assert result.exit_code == 1
-    assert f"port {taken_port} on 127.0.0.1 is taken" in result.stderr
+    assert f"port {taken_port} on 127.0.0.1 is in use" in result.stderr
     assert "--port " in result.stderr
     assert result.stderr.count("\n") == 1
 
@@ -109,7 +109,7 @@ def test_missing_typer_names_the_extra() -> None:
 
 # --- the URL ----------------------------------------------------------------------------------------------------------
 
-WARNING = "the list of processes shows the password of this URL to every user of the machine"
+WARNING = "the process list shows the password of this URL to every user of the machine"
 
 
 def run_command(*arguments: str, typed: str = "") -> tuple[int, str, str]:
@@ -137,7 +137,9 @@ def test_password_in_the_list_of_processes(monkeypatch: pytest.MonkeyPatch, argu
         monkeypatch.setattr(f"backplane.cli.run.{name}", str)  # which does nothing
     monkeypatch.setenv("BACKPLANE_URL", "")  # put back what `run` sets
     _, printed, said = run_command(*arguments)
-    assert f"{WARNING}: write `env` in its place and set BACKPLANE_URL, or `-` and give it on standard input" in said
+    assert (
+        f"{WARNING}: write `env` in its place and set BACKPLANE_URL, or write `-` and pass it on standard input" in said
+    )
     assert "secret" not in printed + said
 
 
@@ -161,16 +163,16 @@ def test_url_and_data_from_standard_input() -> None:
 def test_no_url_on_standard_input(typed: str) -> None:
     """What is no URL is refused and not repeated: it can be a password."""
     status, _, said = run_command("check", "-", typed=typed)
-    assert (status, said) == (2, "backplane: the first line of standard input is no URL\n")
+    assert (status, said) == (2, "backplane: the first line of standard input is not a URL\n")
 
 
 @pytest.mark.parametrize(
     ("command", "status", "words"),
     [
-        ("check - <&-", 2, "standard input is closed, and - reads it"),
-        ("publish memory:// a - <&-", 2, "standard input is closed, and - reads it"),
+        ("check - <&-", 2, "standard input is closed, but `-` reads it"),
+        ("publish memory:// a - <&-", 2, "standard input is closed, but `-` reads it"),
         ("check memory:// >/dev/full", 1, "[Errno 28] No space left on device"),
-        ("publish memory:// a x >/dev/full", 0, "published, and this could not be printed: [Errno 28] No space left"),
+        ("publish memory:// a x >/dev/full", 0, "published, but this could not be printed: [Errno 28] No space left"),
         ("check memory:// >&-", 0, ""),
         ("check memory:// 2>&-", 0, ""),
     ],

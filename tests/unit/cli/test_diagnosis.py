@@ -25,7 +25,7 @@ from backplane.adapters.memory import MemoryBroadcaster
 from backplane.broadcaster import Capabilities
 from backplane.broker import registry
 from backplane.cli import diagnosis
-from backplane.cli.diagnosis import Diagnosis, diagnose, reach_in_words, return_in_words, size_in_words
+from backplane.cli.diagnosis import Diagnosis, describe_reach, describe_return, diagnose, format_size
 from backplane.message import ALL
 from tests.conformance.example_broker import example_broker
 
@@ -83,8 +83,8 @@ async def test_progress_is_told() -> None:
     assert told == [
         "connecting to memory://",
         "joining channel 'mine'",
-        "message 1 of 2, there and back",
-        "message 2 of 2, there and back",
+        "message 1 of 2",
+        "message 2 of 2",
     ]
 
 
@@ -148,7 +148,7 @@ async def test_a_wrong_url() -> None:
         ("start", BrokerError("a certificate that is not trusted"), "a certificate that is not trusted"),
         ("subscribe", SubscribeError({"mine": "no permission"}), "no permission; grant channel 'mine', or name one"),
         ("publish", PublishError("no permission"), "no permission; grant channel 'mine', or name one"),
-        ("publish", PublishOutcomeUnknownError("no answer"), "no answer; the broker took the message"),
+        ("publish", PublishOutcomeUnknownError("no answer"), "no answer; the broker received the message"),
     ],
 )
 async def test_what_the_broker_refuses(
@@ -187,7 +187,7 @@ async def test_a_broker_that_does_not_say_what_it_is(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(diagnosis, "_DESCRIBE_SECONDS", 0.01)
     monkeypatch.setattr(MemoryBroadcaster, "describe", forever)
     found = await diagnose("memory://")
-    assert found.problem == "the broker took the link and did not say what it is within 0.01 s"
+    assert found.problem == "the broker accepted the link and did not describe itself within 0.01 s"
 
 
 async def test_a_message_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ async def test_a_message_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(diagnosis, "_RETURN_SECONDS", 0.01)
     monkeypatch.setattr(MemoryBroadcaster, "publish", swallow)
     found = await diagnose("memory://")
-    assert found.problem == "message 1 was published and did not come back within 0.01 s"
+    assert found.problem == "message 1 was published and did not return within 0.01 s"
 
 
 async def test_a_link_that_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ async def test_a_link_that_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(MemoryBroadcaster, "start", kept_start)
     monkeypatch.setattr(MemoryBroadcaster, "publish", publish_behind_a_gap)
     found = await diagnose("memory://")
-    assert found.problem == "the link did not hold during the check: overrun"
+    assert found.problem == "the link was lost during the check: overrun"
 
 
 # --- figures and words ---------------------------------------------------------------------------------------------
@@ -252,15 +252,15 @@ def test_percentile_of_nothing() -> None:
         (16 * 1024 * 1024, "16 MiB"),
     ],
 )
-def test_size_in_words(size_bytes: int, words: str) -> None:
+def test_format_size(size_bytes: int, words: str) -> None:
     """A size is said exactly, in the largest unit that does."""
-    assert size_in_words(size_bytes) == words
+    assert format_size(size_bytes) == words
 
 
 def test_capabilities_in_words() -> None:
     """Reach and firmness are said in words; on one host the kernel stands between."""
     within_host = replace(CAPABILITIES, reach="host")
-    assert reach_in_words(CAPABILITIES) == "this process"
-    assert return_in_words(CAPABILITIES) == "handed to every subscriber"
-    assert return_in_words(within_host) == "handed to every subscriber here, and to the kernel for each peer"
-    assert return_in_words(replace(within_host, publish_returns="stored")) == "the server has stored it"
+    assert describe_reach(CAPABILITIES) == "this process"
+    assert describe_return(CAPABILITIES) == "handed to every subscriber"
+    assert describe_return(within_host) == "handed to every subscriber here, and to the kernel for each peer"
+    assert describe_return(replace(within_host, publish_returns="stored")) == "the server has stored it"

@@ -72,7 +72,7 @@ def test_what_is_certain_is_said() -> None:
 
     assert status == 0
     assert printed == "published 7 bytes to 'the\\nroom': handed to every subscriber\n"
-    assert said == "backplane: memory:// reaches this process only, and nobody subscribes in it\n"
+    assert said == "backplane: memory:// reaches this process only, which has no subscriber\n"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_wrong_usage(published: list[tuple[str, str | bytes]], arguments: list[s
     [
         (BrokerUnavailableError("nobody there"), 1, "not published: nobody there"),
         (PublishError("no permission"), 1, "not published: no permission"),
-        (PublishOutcomeUnknownError("no answer"), 3, "nobody can know whether it was published"),
+        (PublishOutcomeUnknownError("no answer"), 3, "the outcome is unknown"),
     ],
 )
 def test_failure(monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, words: str) -> None:
