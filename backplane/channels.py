@@ -13,7 +13,7 @@ from backplane.errors import InvalidChannelError
 
 __all__ = ["MAX_CHANNEL_BYTES", "RESERVED_PREFIX", "validate_channel", "warn_if_pattern"]
 
-logger: logging.Logger = logging.getLogger("backplane.channels")
+logger: Final = logging.getLogger("backplane.channels")
 
 MAX_CHANNEL_BYTES = 255
 """Longest channel name, in bytes of UTF-8."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from backplane.broker.adapter_source import AdapterSource
 from backplane.channels import validate_channel
 from backplane.concurrency.affinity import current_process
-from backplane.concurrency.shared_future import outcome_of
 from backplane.connection.connection import Connection
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy, check_treatment
@@ -291,7 +290,7 @@ class Backplane:
             affinity, stopping = self._stopping
             if not affinity.has_ended:
                 affinity.check()
-                await outcome_of(stopping)
+                await asyncio.shield(stopping)
             self._stopping = None
 
     async def _stop(self, runtime: Runtime) -> None:

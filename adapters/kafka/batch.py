@@ -35,8 +35,8 @@ class PublishBatch:
         self._records = Records(max_bytes)
         self._items: list[tuple[bytes, bytes, asyncio.Future[None]]] = []
         self.identity: Identity | None = None
-        self.sequence: int = 0
-        self.sent: int = 0
+        self.sequence = 0
+        self.sent = 0
         self.killed = 0
         self.retries = 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaBroadcaster", "KafkaOptions"]
 
-logger: logging.Logger = logging.getLogger("backplane.kafka")
+logger = logging.getLogger("backplane.kafka")
 
 _DEFAULT_PORT: Final = 9092
 _PACES: Final = {
@@ -93,7 +93,7 @@ class KafkaBroadcaster(Broadcaster):
     Where a link was lost, `resume` goes on with what `start` began: the positions, and publishes without an answer.
     """
 
-    options_class: ClassVar[type[Options]] = KafkaOptions
+    options_class = KafkaOptions
     options: KafkaOptions
 
     def __init__(self, url: BrokerUrl, options: KafkaOptions) -> None:

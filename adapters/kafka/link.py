@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaLink", "Learned", "Target", "TopicLimits"]
 
-logger: logging.Logger = logging.getLogger("backplane.kafka")
+logger = logging.getLogger("backplane.kafka")
 
 _UNKNOWN_TOPIC: Final = 3
 _NO_LEADER: Final = 5
@@ -125,8 +125,8 @@ class KafkaLink:
         on_lost: Callable[[BrokerError], None],
     ) -> None:
         self.target = target
-        self.limits: TopicLimits = TopicLimits()
-        self.is_over: bool = False
+        self.limits = TopicLimits()
+        self.is_over = False
         self._security = security
         self._logs_in = False
         self._learned = learned

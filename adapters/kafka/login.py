@@ -6,18 +6,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from aiokafka.abc import AbstractTokenProvider  # type: ignore[import-untyped]
 
 from backplane.adapters.shared.credentials import ask_credentials
 from backplane.errors import BrokerAuthenticationError
-
-if TYPE_CHECKING:
-
-    class AbstractTokenProvider:
-        """aiokafka's base class, which has no types."""
-
-else:
-    from aiokafka.abc import AbstractTokenProvider
 
 __all__ = ["Token", "ask_password", "ask_token"]
 
@@ -56,12 +48,12 @@ async def ask_password(credentials: str, mechanism: str) -> tuple[str, str]:
             )
 
 
-class Token(AbstractTokenProvider):
+class Token(AbstractTokenProvider):  # type: ignore[misc]
     """A token as aiokafka asks for it, once for each connection."""
 
     def __init__(self, token: str) -> None:
         self._token = token
 
-    async def token(self) -> str:
+    async def token(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  # aiokafka's says None
         """Return it."""
         return self._token

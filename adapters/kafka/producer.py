@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaProducer"]
 
-logger: logging.Logger = logging.getLogger("backplane.kafka")
+logger = logging.getLogger("backplane.kafka")
 
 _INVALID_TIMESTAMP: Final = 32
 _MAX_SEQUENCE: Final = 2**31

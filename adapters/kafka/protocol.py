@@ -7,16 +7,16 @@ Laid out as in https://kafka.apache.org/protocol, in aiokafka's types. Where a b
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false, reportArgumentType=false, reportUntypedBaseClass=false
 # pyright: reportIncompatibleMethodOverride=false, reportAssignmentType=false, reportMissingTypeArgument=false
-# mypy: disable-error-code="misc, import-untyped, type-arg"
+# mypy: disable-error-code="misc, import-untyped"
 # aiokafka has no types for its users.
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka.protocol.abstract import AbstractType
-from aiokafka.protocol.api import RequestStruct, Response
+from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.fetch import FetchRequest_v4
 from aiokafka.protocol.metadata import MetadataRequest_v5
 from aiokafka.protocol.offset import OffsetRequest_v1
@@ -40,19 +40,6 @@ from aiokafka.protocol.types import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from io import BytesIO
-
-    class Request:
-        """What is used of aiokafka's base class, which has no types."""
-
-        API_KEY: ClassVar[int]
-
-        def __class_getitem__(cls, _: Any) -> Any: ...
-
-        def prepare(self, versions: dict[int, tuple[int, int]]) -> Any:
-            """Return the request in the newest of the versions."""
-
-else:
-    from aiokafka.protocol.api import Request
 
 __all__ = ["NO_EPOCH", "NO_TOPIC_ID", "FetchLog", "FindTopic", "ListOffsets", "Produce", "diverging_epoch"]
 
@@ -84,7 +71,7 @@ class _Uuid(AbstractType):
 
 
 class _MetadataResponseV10(Response):
-    API_KEY: ClassVar[int] = 3
+    API_KEY = 3
     API_VERSION = 10
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
@@ -130,7 +117,7 @@ class _MetadataResponseV10(Response):
 
 
 class _MetadataRequestV10(RequestStruct):
-    API_KEY: ClassVar[int] = 3
+    API_KEY = 3
     API_VERSION = 10
     FLEXIBLE_VERSION = True
     RESPONSE_TYPE = _MetadataResponseV10
@@ -146,7 +133,7 @@ class _MetadataRequestV10(RequestStruct):
 class FindTopic(Request[MetadataRequest_v5 | _MetadataRequestV10]):
     """Asks where the partitions of a topic are; does not create it."""
 
-    API_KEY: ClassVar[int] = 3
+    API_KEY = 3
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
@@ -159,7 +146,7 @@ class FindTopic(Request[MetadataRequest_v5 | _MetadataRequestV10]):
 
 
 class _OffsetResponseV4(Response):
-    API_KEY: ClassVar[int] = 2
+    API_KEY = 2
     API_VERSION = 4
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
@@ -183,7 +170,7 @@ class _OffsetResponseV4(Response):
 
 
 class _OffsetRequestV4(RequestStruct):
-    API_KEY: ClassVar[int] = 2
+    API_KEY = 2
     API_VERSION = 4
     RESPONSE_TYPE = _OffsetResponseV4
     SCHEMA = Schema(
@@ -202,7 +189,7 @@ class _OffsetRequestV4(RequestStruct):
 class ListOffsets(Request[OffsetRequest_v1 | _OffsetRequestV4]):
     """Asks for the offset at a timestamp (or at the begin or end) of partitions, and for the leader epoch there."""
 
-    API_KEY: ClassVar[int] = 2
+    API_KEY = 2
 
     def __init__(self, topic: str, timestamps: Sequence[tuple[int, int]]) -> None:
         self._topic = topic
@@ -217,7 +204,7 @@ class ListOffsets(Request[OffsetRequest_v1 | _OffsetRequestV4]):
 
 
 class _FetchResponseV13(Response):
-    API_KEY: ClassVar[int] = 1
+    API_KEY = 1
     API_VERSION = 13
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
@@ -252,7 +239,7 @@ class _FetchResponseV13(Response):
 
 
 class _FetchRequestV13(RequestStruct):
-    API_KEY: ClassVar[int] = 1
+    API_KEY = 1
     API_VERSION = 13
     FLEXIBLE_VERSION = True
     RESPONSE_TYPE = _FetchResponseV13
@@ -299,7 +286,7 @@ class FetchLog(Request[FetchRequest_v4 | _FetchRequestV13]):
     read last it finds that the log has lost its end since, and what stands there now is something else.
     """
 
-    API_KEY: ClassVar[int] = 1
+    API_KEY = 1
 
     def __init__(
         self,
@@ -345,7 +332,7 @@ def diverging_epoch(tags: dict[int, bytes]) -> tuple[int, int] | None:
 
 
 class _ProduceResponseV8(Response):
-    API_KEY: ClassVar[int] = 0
+    API_KEY = 0
     API_VERSION = 8
     SCHEMA = Schema(
         (
@@ -371,7 +358,7 @@ class _ProduceResponseV8(Response):
 
 
 class _ProduceRequestV8(RequestStruct):
-    API_KEY: ClassVar[int] = 0
+    API_KEY = 0
     API_VERSION = 8
     RESPONSE_TYPE = _ProduceResponseV8
     SCHEMA = Schema(
@@ -385,7 +372,7 @@ class _ProduceRequestV8(RequestStruct):
 class Produce(Request[ProduceRequest_v3 | _ProduceRequestV8]):
     """Has batches stored on every replica in sync; the answer names the records that the broker does not take."""
 
-    API_KEY: ClassVar[int] = 0
+    API_KEY = 0
 
     def __init__(self, topic: str, batches: Sequence[tuple[int, bytes]], timeout_ms: int) -> None:
         self._topic = topic

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaReader", "NotReadableError", "Pace"]
 
-logger: logging.Logger = logging.getLogger("backplane.kafka")
+logger = logging.getLogger("backplane.kafka")
 
 _ENDS_EARLY: Final = "ends before what was to be read next: it has lost its end"
 _MEBIBYTE: Final = 1024 * 1024

@@ -57,7 +57,7 @@ class Records:
     def __init__(self, max_bytes: int) -> None:
         self._builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, max_bytes)
         self._built: bytes | None = None
-        self.count: int = 0
+        self.count = 0
 
     def append(self, key: bytes, value: bytes) -> bool:
         """Add a record, with the time by this machine's clock; returns whether there was room."""

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping, Sequence
 
-    from backplane.adapters.kafka.login import Token
+    from aiokafka.abc import AbstractTokenProvider  # type: ignore[import-untyped]
 
 __all__ = [
     "EARLIEST",
@@ -89,7 +89,7 @@ class Security:
     mechanism: str
     username: str | None
     password: str | None = field(repr=False)
-    token: Token | None = field(default=None, repr=False)
+    token: AbstractTokenProvider | None = field(default=None, repr=False)
 
     @property
     def protocol(self) -> str:
@@ -219,8 +219,8 @@ class Connection:
         self._silent = False
         self._quiet_until = 0.0  # by then a broker whose quota was exceeded reads this connection again
         self._gone: asyncio.Future[None] | None = None
-        self.is_over: bool = False
-        self.awaited: int = 0
+        self.is_over = False
+        self.awaited = 0
 
     async def open(self) -> None:
         """Connect and log in.

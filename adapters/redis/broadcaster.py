@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisBroadcaster", "RedisOptions"]
 
-logger: logging.Logger = logging.getLogger("backplane.adapters.redis.broadcaster")
+logger: Final = logging.getLogger("backplane.adapters.redis.broadcaster")
 
 _DEFAULT_PORT: Final = 6379
 # A publishing connection that is ended as soon as it stands must not be replaced in a circle.

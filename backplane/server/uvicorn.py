@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectLaneProtocol", "SharedCompressionProtocol"]
 
-logger: logging.Logger = logging.getLogger("backplane.server.uvicorn")
+logger: Final = logging.getLogger("backplane.server.uvicorn")
 
 _PING: Final = b"\x89\x00"
 _PONG: Final = b"\x8a"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GRACE_SECONDS", "Publisher", "PublisherThreads"]
 
-logger: logging.Logger = logging.getLogger("backplane.synchronous.publisher_thread")
+logger: Final = logging.getLogger("backplane.synchronous.publisher_thread")
 
 GRACE_SECONDS: Final = 1.0
 """How long a thread waits for a publish beyond the time limits of the core, which answers by itself."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionScope"]
 
-logger: logging.Logger = logging.getLogger("backplane.web.handshake")
+logger: Final = logging.getLogger("backplane.web.handshake")
 
 # Joins that take no longer are not worth a task that looks whether the client is still there.
 _QUICK_SECONDS: Final = 0.5

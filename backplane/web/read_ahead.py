@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadAhead"]
 
-logger: logging.Logger = logging.getLogger("backplane.web.read_ahead")
+logger: Final = logging.getLogger("backplane.web.read_ahead")
 
 # What a client may send that nobody receives; from there on the server stops reading, as it does without this.
 _MOST_BYTES: Final = 64 * 1024

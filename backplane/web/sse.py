@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EventStream", "event_stream"]
 
-logger: logging.Logger = logging.getLogger("backplane.web.sse")
+logger: Final = logging.getLogger("backplane.web.sse")
 
 _MEDIA_TYPE: Final = "text/event-stream"
 
@@ -144,8 +144,8 @@ class EventStream(Subscription):
         self._max_age_seconds = rules.limits.max_age_seconds
         self._deadline: asyncio.Timeout | None = None
         self.is_abandoned: bool = False
-        self._has_begun = False
-        self._has_expired = False
+        self._has_begun: bool = False
+        self._has_expired: bool = False
 
     @property
     def kind(self) -> str:

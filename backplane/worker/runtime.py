@@ -35,13 +35,12 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Broadcaster
     from backplane.broker.supervisor import StateChange
-    from backplane.concurrency.affinity import LoopAffinity
     from backplane.fanout.subscription import Subscription
     from backplane.settings import Settings
 
 __all__ = ["LocalClient", "Runtime"]
 
-logger: logging.Logger = logging.getLogger("backplane.worker.runtime")
+logger = logging.getLogger("backplane.worker.runtime")
 
 # What a client that reads nothing costs before its grace begins and after it: what waits and the close frame.
 _CLOSE_SECONDS: Final = 2.0
@@ -91,23 +90,23 @@ class Runtime:
         self, broadcaster: Broadcaster, settings: Settings, on_state: Callable[[StateChange], None] | None = None
     ) -> None:
         self.settings = settings
-        self.origin: bytes = os.urandom(8)
-        self.broker_subscriptions: BrokerSubscriptions = BrokerSubscriptions(
+        self.origin = os.urandom(8)
+        self.broker_subscriptions = BrokerSubscriptions(
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
-        self.bursts: LogBursts = LogBursts()
-        self.hub: Hub = Hub(self.broker_subscriptions, self.bursts)
-        self.affinity: LoopAffinity = self.hub.affinity
-        self.calls: CallQueue = CallQueue()
+        self.bursts = LogBursts()
+        self.hub = Hub(self.broker_subscriptions, self.bursts)
+        self.affinity = self.hub.affinity
+        self.calls = CallQueue()
         self.calls.open()
-        self.supervisor: Supervisor = Supervisor(
+        self.supervisor = Supervisor(
             broadcaster, self.hub, self.broker_subscriptions, origin=self.origin, settings=settings, on_state=on_state
         )
         self.subscriptions: dict[Subscription, None] = {}
-        self.keepalive: KeepaliveScheduler = KeepaliveScheduler()
-        self.statistics: Statistics = Statistics()
-        self.draining: bool = False
-        self.drained: bool = False
+        self.keepalive = KeepaliveScheduler()
+        self.statistics = Statistics()
+        self.draining = False
+        self.drained = False
         self._connections: dict[LocalClient, str | bytes | None] = {}
         self._ended = 0  # clients whose handler has ended, and whose transport is still there
         self._refusals = 0

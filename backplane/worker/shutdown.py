@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draining_on_signals", "stagger_window"]
 
-logger: logging.Logger = logging.getLogger("backplane.worker.shutdown")
+logger: Final = logging.getLogger("backplane.worker.shutdown")
 
 # A handful of sockets needs no spreading: so many make the whole of it worth while.
 _FULL_SPREAD: Final = 100
