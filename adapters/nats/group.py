@@ -59,7 +59,7 @@ class Publishes(Group):
         """Add one; the future returned ends with the answer to it."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._publishes.append((subject, line_bytes, payload_bytes, future))
-        self.size_bytes = self.size_bytes + len(subject) + payload_bytes  # `+=` would declare it anew
+        self.size_bytes: int = self.size_bytes + len(subject) + payload_bytes
         if line_bytes > self.longest_line:
             self.longest_line = line_bytes
         return future
