@@ -1,5 +1,5 @@
-# Needs Python 3.11 or newer with pip, and make; the rest goes into .venv. Debian's python3-venv is not needed: the virtual
-# environment is made bare, and the pip that is there fills it.
+# Needs Python 3.11 or newer with pip, and make; the rest goes into .venv, at the versions and with the hashes of requirements/.
+# Debian's python3-venv is not needed: the virtual environment is made bare, and the pip that is there fills it.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,10 +7,17 @@ BIN := $(VENV)/bin
 # Side by side, but for those that need the machine: tests/parallel.py. ARGS="-n 0" runs one after the other.
 PYTEST := $(BIN)/pytest -n auto
 # Only errors: setuptools warns of every editable install.
-INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
+INSTALL = $(PYTHON) -m pip --disable-pip-version-check --python
+LOCKED := --require-hashes --requirement
 WHEEL_TEST := .cache/wheel-test
+LOWEST := .cache/lowest
+TYPES := .cache/types
+COVERED := */fanout/*,*/broker/*,*/connection/*
+UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock" --no-emit-package fastapi-backplane
 
-.PHONY: help demo brokers test test-unit chaos check format docs docs-serve bench bench-full competitors wheel-test clean
+.PHONY: help demo brokers test test-unit chaos check coverage format docs docs-serve bench bench-full competitors types wheel-test lowest lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -18,69 +25,93 @@ help: ## List the targets
 demo: $(VENV)/.installed-demo ## Run the chat on four workers; ARGS="--port 9000 --url redis://localhost"
 	$(BIN)/backplane demo $(ARGS)
 
-brokers: $(VENV)/.installed-test ## Start Redis, NATS and Kafka, and print where they are
+brokers: $(VENV)/.installed-dev ## Start Redis, NATS and Kafka, and print where they are
 	$(BIN)/python -m tests.brokers
 
-test: $(VENV)/.installed-test ## Run all tests; ARGS="-k redis -x"
+test: $(VENV)/.installed-dev ## Run all tests; ARGS="-k redis -x"
 	$(PYTEST) $(ARGS)
 
-test-unit: $(VENV)/.installed-test ## Run the unit tests
+test-unit: $(VENV)/.installed-dev ## Run the unit tests
 	$(PYTEST) tests/unit $(ARGS)
 
-chaos: $(VENV)/.installed-test ## Break brokers and links in every way there is, about five minutes; ARGS="-k redis"
+chaos: $(VENV)/.installed-dev ## Break brokers and links in every way there is, about five minutes; ARGS="-k redis"
 	$(BIN)/pytest tests/chaos --chaos=full $(ARGS)
 
-check: $(VENV)/.installed-check ## Lint, check types and the direction of imports
+check: $(VENV)/.installed-dev ## Lint, check types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/zizmor --offline --quiet .github
 
-format: $(VENV)/.installed-check ## Format, and mend what the linter can
+# What the processes that tests start do is not measured.
+coverage: $(VENV)/.installed-dev ## Run the unit and conformance tests, and check how much of the package they cover
+	$(PYTEST) --cov --cov-report= tests/unit tests/conformance $(ARGS)
+	$(BIN)/coverage report --skip-covered --show-missing
+	$(BIN)/coverage report --skip-covered --show-missing --fail-under=100 --include='$(COVERED)'
+
+format: $(VENV)/.installed-dev ## Format, and mend what the linter can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(VENV)/.installed-docs ## Build the documentation site into site/; a dead link, a dead anchor or a warning is an error
+docs: $(VENV)/.installed-dev ## Build the documentation site into site/; a dead link, a dead anchor or a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
-docs-serve: $(VENV)/.installed-docs ## Serve the documentation on port 8000, built anew at each change; ARGS="-a localhost:9000"
+docs-serve: $(VENV)/.installed-dev ## Serve the documentation on port 8000, built anew at each change; ARGS="-a localhost:9000"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --watch backplane --watch adapters --watch mkdocs_hooks $(ARGS)
 
-bench: $(VENV)/.installed-bench ## Measure for five minutes; ARGS="--output benchmarks/results/today.json"
+bench: $(VENV)/.installed-dev ## Measure for five minutes; ARGS="--output benchmarks/results/today.json"
 	$(BIN)/python -m benchmarks short $(ARGS)
 
-bench-full: $(VENV)/.installed-bench competitors ## Measure every scenario on every adapter, beside floors and competitors
+bench-full: $(VENV)/.installed-dev competitors ## Measure every scenario on every adapter, beside floors and competitors
 	$(BIN)/python -m benchmarks full $(ARGS)
 
-competitors: $(VENV)/.installed-bench ## Install the products that backplane is compared with
+competitors: $(VENV)/.installed-dev ## Install the products that backplane is compared with
 	-$(BIN)/python -m benchmarks.competitors.install
 
-wheel-test: $(VENV)/.installed-check ## Build the wheel and run the unit tests on it, away from the sources
+# In an environment that holds the wheel alone and finds the rest in $(VENV), and in a folder where there are no sources.
+types: $(VENV)/.installed-dev ## Check that the public interface is annotated, all of it, in the wheel
+	rm -rf $(TYPES)
+	$(BIN)/python -m build --no-isolation --outdir $(TYPES) >/dev/null
+	$(BIN)/python -m venv --without-pip $(TYPES)/venv
+	$(INSTALL) $(TYPES)/venv/bin/python install -qq --no-deps $(TYPES)/*.whl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >$$(echo $(TYPES)/venv/lib/python*/site-packages)/rest.pth
+	cd $(TYPES) && PATH="$$PWD/venv/bin:$$PATH" $(abspath $(BIN))/pyright --verifytypes backplane --ignoreexternal
+
+wheel-test: $(VENV)/.installed-dev ## Build the wheel and run the unit tests on it, away from the sources
 	rm -rf $(WHEEL_TEST)
-	$(BIN)/python -m build --outdir $(WHEEL_TEST)/dist
+	$(BIN)/python -m build --no-isolation --outdir $(WHEEL_TEST)/dist
 	$(PYTHON) -m venv --without-pip $(WHEEL_TEST)/venv
-	$(BIN)/python -m pip --python $(WHEEL_TEST)/venv/bin/python install --quiet --group test $(WHEEL_TEST)/dist/*.whl
+	$(INSTALL) $(WHEEL_TEST)/venv/bin/python install -qq $(LOCKED) requirements/dev.txt
+	$(INSTALL) $(WHEEL_TEST)/venv/bin/python install -qq --no-deps $(WHEEL_TEST)/dist/*.whl
 	cp -R tests mkdocs_hooks pyproject.toml README.md $(WHEEL_TEST)
 	cd $(WHEEL_TEST) && venv/bin/pytest -n auto tests/unit $(ARGS)
+
+# Old versions use what the newest of their own dependencies warn of.
+lowest: $(VENV)/.installed-dev ## Run the unit and conformance tests on the lowest versions that pyproject.toml allows
+	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	VIRTUAL_ENV=$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct --group test --editable ".[redis,nats,kafka,cli]"
+	$(LOWEST)/bin/pytest -n auto -W ignore::DeprecationWarning -W ignore::ResourceWarning tests/unit tests/conformance $(ARGS)
+
+lock: $(VENV)/.installed-dev ## Pin what pyproject.toml asks for, with hashes; ARGS=--upgrade takes the newest versions
+	printf -- '-e .[all]\nsetuptools\n' | $(LOCK) $(ARGS) --output-file requirements/image.txt -
+	printf -- '-e .\n' | $(LOCK) $(ARGS) --group dev --constraint requirements/image.txt --output-file requirements/dev.txt -
 
 clean: ## Remove everything that was built, installed or cached
 	rm -rf $(VENV) .cache build dist site *.egg-info .coverage .hypothesis .*_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/.pip:
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Too old: make PYTHON=python3.11")'
 	$(PYTHON) -m venv --without-pip $(VENV)
-	$(PYTHON) -m pip --python $(BIN)/python install --quiet "pip>=25.1"
 	@touch $@
 
-$(VENV)/.installed-demo: pyproject.toml $(VENV)/.pip
-	@echo "Installing the demo into $(VENV) ..."
-	@$(INSTALL) --editable ".[cli]"
-	@touch $@
-
-# The groups of [dependency-groups] in pyproject.toml.
-$(VENV)/.installed-%: pyproject.toml $(VENV)/.pip
-	@echo "Installing into $(VENV) what '$*' needs, about a minute ..."
-	@$(INSTALL) --group $* --editable .
+# `demo` holds what the image holds, `dev` everything that the other targets need.
+$(VENV)/.installed-demo: LOCK_FILE := requirements/image.txt
+$(VENV)/.installed-dev: LOCK_FILE := requirements/dev.txt
+$(VENV)/.installed-demo $(VENV)/.installed-dev: $(VENV)/.installed-%: pyproject.toml $(wildcard requirements/*.txt) $(VENV)/.made
+	@echo "Installing $(LOCK_FILE) into $(VENV), about a minute ..."
+	@$(INSTALL) $(BIN)/python install -qq $(LOCKED) $(LOCK_FILE)
+	@$(INSTALL) $(BIN)/python install -qq --no-deps --no-build-isolation --editable .
 	@touch $@

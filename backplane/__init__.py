@@ -91,3 +91,5 @@ __all__ = [
     "TypedChannel",
     "WrongLoopError",
 ]
+
+__version__: str = "0.1.0"

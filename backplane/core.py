@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from backplane.broker.adapter_source import AdapterSource
 from backplane.connection.driver import ConnectionDriver
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Backplane"]
 
-logger: logging.Logger = logging.getLogger("backplane.core")
+logger: Final = logging.getLogger("backplane.core")
 
 _ModelT = TypeVar("_ModelT")
 

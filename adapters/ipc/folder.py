@@ -30,7 +30,7 @@ __all__ = [
     "remove_stale",
 ]
 
-logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.folder")
+logger: Final = logging.getLogger("backplane.adapters.ipc.folder")
 
 _MAX_PATH_BYTES: Final = 107 if sys.platform == "linux" else 103
 """Size of `sun_path`, unix(7), without the terminating NUL."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PeerLink", "PeerLinkOwner"]
 
-logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.link")
+logger: Final = logging.getLogger("backplane.adapters.ipc.link")
 
 _READ_BYTES: Final = 256 * 1024
 _SEND_BUFFER_BYTES: Final = 1024 * 1024  # the kernel limits it to net.core.wmem_max

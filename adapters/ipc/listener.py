@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener"]
 
-logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.listener")
+logger: Final = logging.getLogger("backplane.adapters.ipc.listener")
 
 _BACKLOG: Final = 1024
 _PAUSE_SECONDS: Final = 1.0

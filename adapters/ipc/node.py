@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IpcNode"]
 
-logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.node")
+logger: Final = logging.getLogger("backplane.adapters.ipc.node")
 
 _FLUSH_SECONDS: Final = 0.5
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.ipc.publisher_connection import PublisherConnection
 from backplane.adapters.ipc.subscriber_connection import SubscriberConnection
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Peer"]
 
-logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.peer")
+logger: Final = logging.getLogger("backplane.adapters.ipc.peer")
 
 
 class Peer:

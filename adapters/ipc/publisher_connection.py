@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PublisherCallbacks", "PublisherConnection"]
 
-logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.publisher_connection")
+logger: Final = logging.getLogger("backplane.adapters.ipc.publisher_connection")
 
 _MAX_ATTEMPTS: Final = 3  # connections in a row that end before a WELCOME
 _RETRY_SECONDS: Final = 1.0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SubscriberConnection"]
 
-logger: logging.Logger = logging.getLogger("backplane.adapters.ipc.subscriber_connection")
+logger: Final = logging.getLogger("backplane.adapters.ipc.subscriber_connection")
 
 _ACK: Final = wire.frame(wire.ACK, payload=wire.NO_GAP)
 _ACK_WITH_GAP: Final = wire.frame(wire.ACK, payload=wire.GAP)

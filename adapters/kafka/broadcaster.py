@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaBroadcaster", "KafkaOptions"]
 
-logger: logging.Logger = logging.getLogger("backplane.adapters.kafka.broadcaster")
+logger: Final = logging.getLogger("backplane.adapters.kafka.broadcaster")
 
 _DEFAULT_PORT: Final = 9092
 _FETCH_POLICIES: Final = {

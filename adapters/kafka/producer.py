@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaProducer"]
 
-logger: logging.Logger = logging.getLogger("backplane.adapters.kafka.producer")
+logger: Final = logging.getLogger("backplane.adapters.kafka.producer")
 
 _INVALID_TIMESTAMP: Final = 32
 _MAX_SEQUENCE: Final = 2**31

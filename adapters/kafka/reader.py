@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FetchPolicy", "KafkaReader", "NotReadableError"]
 
-logger: logging.Logger = logging.getLogger("backplane.adapters.kafka.reader")
+logger: Final = logging.getLogger("backplane.adapters.kafka.reader")
 
 _TRUNCATED: Final = "ends before the next record to read: it was truncated"
 _MEBIBYTE: Final = 1024 * 1024

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LIMIT_CONFIGS", "POLL_SECONDS", "TopicLimits", "check_topic", "read_limits", "require_topic"]
 
-logger: logging.Logger = logging.getLogger("backplane.adapters.kafka.topic")
+logger: Final = logging.getLogger("backplane.adapters.kafka.topic")
 
 LIMIT_CONFIGS: Final = ("max.message.bytes", "cleanup.policy", "compression.type")
 POLL_SECONDS: Final = 0.02

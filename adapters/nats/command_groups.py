@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.nats.errors import outcome_unknown, unavailable
+from backplane.concurrency.shared_future import outcome_of
 from backplane.errors import PublishError
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class RoundTrip(CommandGroup):
         Raises:
             BrokerUnavailableError: The connection ended before.
         """
-        await asyncio.shield(self._future)
+        await outcome_of(self._future)
 
     def refuse_unattributed(self, reason: str) -> bool:
         """Return false: no command here can be refused."""

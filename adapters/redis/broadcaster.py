@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisBroadcaster", "RedisOptions"]
 
-logger: Final[logging.Logger] = logging.getLogger("backplane.adapters.redis.broadcaster")
+logger: Final = logging.getLogger("backplane.adapters.redis.broadcaster")
 
 _DEFAULT_PORT: Final = 6379
 # A publishing connection that ends as soon as it is open must not be replaced in a busy loop.

@@ -15,6 +15,7 @@ import hiredis
 from backplane.adapters.redis.errors import unavailable
 from backplane.adapters.redis.server_info import Address, ServerInfo
 from backplane.adapters.shared.fork import close_in_children
+from backplane.concurrency.shared_future import outcome_of
 from backplane.errors import PublishError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class RedisLink(asyncio.Protocol):
                 self.end("no answer from one check to the next")
         self._last_check = self.send(pack_command(parts))
         self._last_check.add_done_callback(_mark_retrieved)
-        return await self._reply_to(parts[0], asyncio.shield(self._last_check))
+        return await self._reply_to(parts[0], outcome_of(self._last_check))
 
     def send(self, command: bytes, count: int = 0) -> asyncio.Future[Any]:
         """Send a packed command at once; the reply is the result of the future.

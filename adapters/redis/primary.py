@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPARE_SECONDS", "Primary"]
 
-logger: Final[logging.Logger] = logging.getLogger("backplane.adapters.redis.primary")
+logger: Final = logging.getLogger("backplane.adapters.redis.primary")
 
 COMPARE_SECONDS: Final = 60.0
 """How often a new connection is opened to the address in use. Behind a load balancer the address stays while the server

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from backplane import __version__
 from backplane.cli.bench import bench
 from backplane.cli.check import check
 from backplane.cli.demo import demo
@@ -21,7 +21,7 @@ from backplane.cli.terminal import discard_output, err, visible
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app: typer.Typer = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def _replace_closed_streams() -> None:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(version("fastapi-backplane"))
+        typer.echo(__version__)
         raise typer.Exit
 
 
@@ -60,5 +60,5 @@ def backplane_command(
     """Pub/sub backplane for FastAPI and Starlette WebSockets."""
 
 
-for command in (demo, run, check, publish, tail, bench):
-    app.command()(command)
+for _command in (demo, run, check, publish, tail, bench):
+    app.command()(_command)

@@ -54,8 +54,8 @@ class _Output(Console):
         """Go on: a closed output (`backplane demo | head`) is no reason to end a server."""
 
 
-out = _Output(highlight=False, markup=False, emoji=False)
-err = _Output(highlight=False, markup=False, emoji=False, stderr=True)
+out: _Output = _Output(highlight=False, markup=False, emoji=False)
+err: _Output = _Output(highlight=False, markup=False, emoji=False, stderr=True)
 
 
 def note(text: str, *, console: Console = err) -> None:

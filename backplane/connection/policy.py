@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.connection.limits import Limits
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Authorize", "Client", "ConnectionPolicy", "OnGap", "OnSlow", "SlowConsumer"]
 
-logger: logging.Logger = logging.getLogger("backplane.connection.policy")
+logger: Final = logging.getLogger("backplane.connection.policy")
 
 OnGap = Literal["close"] | Callable[[Gap], object]
 """How a client is notified that messages may be missing.

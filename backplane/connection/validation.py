@@ -12,6 +12,7 @@ each member of a union, and offers no limit. Three rules bound it here; they cha
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, get_args, overload
 
@@ -22,7 +23,7 @@ from pydantic_core import SchemaValidator, core_schema
 from backplane.errors import ConfigurationError, InvalidMessageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
 __all__ = ["Validator", "error_details", "parse", "validator_for"]
 
@@ -41,6 +42,7 @@ _KEYS_PER_CHECK: Final = 16
 _SEQUENCES: Final = frozenset({"list", "set", "frozenset", "tuple"})
 # The entry with the schema of the keys, of mappings whose keys a client chooses.
 _KEYS: Final = (("dict", "keys_schema"), ("model-fields", "extras_keys_schema"))
+_CLASSES: Final = frozenset({"model", "dataclass"})
 _OBJECTS: Final = frozenset({"model", "dataclass", "typed-dict", "dict"})
 # The entries of a core schema that hold schemas; nothing else is searched, such as a default value.
 _INSIDE: Final = frozenset({
@@ -187,11 +189,24 @@ def _validator_of(adapter: TypeAdapter[Any], schema: Any) -> SchemaValidator:
 
     config: Any = getattr(adapter, "_config", None)
     core_config = None if config is None else ConfigWrapper(config).core_config(None)
+    # From 2.11 on pydantic takes a model's own validator, which has no bounds, in place of the schema of the model.
     try:
-        # From 2.11 on pydantic takes a model's own validator in place of its schema, unless it is set otherwise.
         return SchemaValidator(schema, core_config, _use_prebuilt=False)
-    except TypeError:
-        return SchemaValidator(schema, core_config)
+    except TypeError:  # pragma: no cover  # pydantic 2.12 and older: no such parameter, but only for complete models
+        with ExitStack() as stack:
+            for part in _parts(schema):
+                if part["type"] in _CLASSES and vars(part["cls"]).get("__pydantic_complete__"):
+                    stack.enter_context(_incomplete(part["cls"]))
+            return SchemaValidator(schema, core_config)
+
+
+@contextmanager
+def _incomplete(model: Any) -> Generator[None]:  # pragma: no cover  # only for pydantic 2.12 and older
+    model.__pydantic_complete__ = False
+    try:
+        yield
+    finally:
+        model.__pydantic_complete__ = True
 
 
 def _bounded(part: Any, check: Callable[[Any], Any]) -> Any:

@@ -71,8 +71,8 @@ class Refusal(BaseModel):
     reason: str
 
 
-backplane = Backplane()  # the broker of BACKPLANE_URL
-app = FastAPI(title="backplane demo", lifespan=backplane.lifespan)
+backplane: Backplane = Backplane()  # the broker of BACKPLANE_URL
+app: FastAPI = FastAPI(title="backplane demo", lifespan=backplane.lifespan)
 
 
 @app.get("/", include_in_schema=False)

@@ -12,6 +12,7 @@ import random
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from backplane.concurrency.shared_future import outcome_of
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError, SubscribeError
 from backplane.fanout.suspect_channels import SuspectChannels
@@ -122,7 +123,7 @@ class BrokerSubscriptions:
             self._changed.set()
         try:
             async with PatientTimeout(self._timeout_seconds):
-                await asyncio.shield(confirmation)
+                await outcome_of(confirmation)
         except TimeoutError:
             reason = self._unconfirmed.reason(channel)
             raise BrokerUnavailableError(

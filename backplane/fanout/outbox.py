@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Outbox"]
 
-logger: logging.Logger = logging.getLogger("backplane.fanout.outbox")
+logger: Final = logging.getLogger("backplane.fanout.outbox")
 
 # A gap is small, but many of them must not grow without bound either.
 _GAP_BYTES: Final = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from backplane.concurrency.context import run_in
 from backplane.errors import InvalidMessageError, LifecycleError, SlowConsumerError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Subscription"]
 
-logger: logging.Logger = logging.getLogger("backplane.fanout.subscription")
+logger: Final = logging.getLogger("backplane.fanout.subscription")
 
 
 class Subscription(BaseSubscriber):

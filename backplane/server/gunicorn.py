@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from backplane.errors import MissingDependencyError
 from backplane.server.bounds import BOUNDS
 from backplane.server.http import BoundedHTTPProtocol
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
 
-try:
-    from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
-except ImportError as error:
-    raise MissingDependencyError(
-        f"this worker needs gunicorn and uvicorn-worker ({error}): pip install gunicorn uvicorn-worker"
-    ) from error
+if TYPE_CHECKING:
+
+    class UvicornWorker:
+        """What is used of the base class, which has no types."""
+
+        CONFIG_KWARGS: ClassVar[dict[str, Any]]
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            """End the worker."""
+
+else:
+    try:
+        from uvicorn_worker import UvicornWorker
+    except ImportError as _error:
+        raise MissingDependencyError(
+            f"this worker needs gunicorn and uvicorn-worker ({_error}): pip install gunicorn uvicorn-worker"
+        ) from _error
 
 __all__ = ["SharedCompressionWorker", "Worker"]
 
 
-class Worker(UvicornWorker):  # type: ignore[misc]
+class Worker(UvicornWorker):
     """A Uvicorn worker with the direct lane and bounds on what a client may cost.
 
     To change them, subclass it with other `CONFIG_KWARGS`, which are options of `uvicorn.Config`.
     """
 
-    CONFIG_KWARGS = {  # noqa: RUF012
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         **UvicornWorker.CONFIG_KWARGS,
         **BOUNDS,
         "http": BoundedHTTPProtocol,
@@ -42,4 +53,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 class SharedCompressionWorker(Worker):
     """The same, with `backplane.server.uvicorn.SharedCompressionProtocol`."""
 
-    CONFIG_KWARGS = {**Worker.CONFIG_KWARGS, "ws": SharedCompressionProtocol, "ws_per_message_deflate": True}  # noqa: RUF012
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
+        **Worker.CONFIG_KWARGS,
+        "ws": SharedCompressionProtocol,
+        "ws_per_message_deflate": True,
+    }

@@ -20,8 +20,8 @@ from backplane.server.transport import BoundedProtocol
 try:
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
     from uvicorn.protocols.http.h11_impl import H11Protocol
-except ImportError as error:
-    raise MissingDependencyError(f"this protocol needs uvicorn ({error}): pip install 'uvicorn>=0.52.4'") from error
+except ImportError as _error:
+    raise MissingDependencyError(f"this protocol needs uvicorn ({_error}): pip install 'uvicorn>=0.52.4'") from _error
 
 if TYPE_CHECKING:
     import asyncio

@@ -42,8 +42,8 @@ class BoundedTransport:
 
     def __init__(self, inner: asyncio.Transport, loop: asyncio.AbstractEventLoop, owner: _ParsingProtocol) -> None:
         self.owner: _ParsingProtocol | None = owner
-        self.paused = False
-        self.write = inner.write
+        self.paused: bool = False
+        self.write: Callable[[bytes | bytearray | memoryview[Any]], None] = inner.write
         self._inner = inner
         self._loop = loop
         self._closing: asyncio.TimerHandle | None = None

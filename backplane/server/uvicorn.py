@@ -22,10 +22,10 @@ try:
     from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
     from websockets.protocol import State
     from websockets.server import ServerProtocol
-except ImportError as error:
+except ImportError as _error:
     raise MissingDependencyError(
-        f"the direct lane needs uvicorn and websockets ({error}): pip install 'uvicorn>=0.52.4' 'websockets>=14'"
-    ) from error
+        f"the direct lane needs uvicorn and websockets ({_error}): pip install 'uvicorn>=0.52.4' 'websockets>=14'"
+    ) from _error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectLaneProtocol", "SharedCompressionProtocol"]
 
-logger = logging.getLogger("backplane.server.uvicorn")
+logger: Final = logging.getLogger("backplane.server.uvicorn")
 
 _PING: Final = b"\x89\x00"
 _PONG: Final = b"\x8a"
@@ -134,9 +134,9 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
     def send_receive_event_to_app(self) -> None:
         """Pass a message on; invalid UTF-8 closes the connection, without the traceback that Uvicorn would log."""
         if self._offers_lane and self.curr_msg_data_type == "text" and not self.close_sent:
-            self.frames = [b"".join(self.frames)]
+            self.frames[:] = [b"".join(self.frames)]
             if not _is_text(self.frames[0]):
-                self.frames = []
+                self.frames.clear()
                 self.conn.fail(1007)
                 return self.handle_parser_exception()
         return super().send_receive_event_to_app()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from backplane.concurrency.affinity import current_process
 from backplane.concurrency.call_queue import CallQueue
 from backplane.concurrency.context import task_in
+from backplane.concurrency.shared_future import outcome_of
 from backplane.concurrency.threads import new_waiter, start_thread
 from backplane.errors import BrokerUnavailableError, ClosedError
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GRACE_SECONDS", "Publisher", "PublisherThreads"]
 
-logger: logging.Logger = logging.getLogger("backplane.synchronous.publisher_thread")
+logger: Final = logging.getLogger("backplane.synchronous.publisher_thread")
 
 GRACE_SECONDS: Final = 1.0
 """How long a thread waits for a publish beyond the time limits of the core, which answers by itself."""
@@ -198,7 +199,7 @@ class _PublisherThread:
             starting = task_in(Context(), self._publisher.start(), asyncio.get_running_loop())
             starting.add_done_callback(self._start_ended)
             self._starting = starting
-        await asyncio.shield(self._starting)
+        await outcome_of(self._starting)
 
     def _start_ended(self, starting: asyncio.Task[None]) -> None:
         self._starting = None

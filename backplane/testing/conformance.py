@@ -78,7 +78,7 @@ HOSTILE_CHANNELS = (
 class BroadcasterConformance(FaultConformance):
     """Subclass it, give it the fixture `url`, and pytest runs every promise of the contract."""
 
-    pytestmark = pytest.mark.anyio
+    pytestmark: pytest.MarkDecorator = pytest.mark.anyio
 
     @pytest.fixture
     def url(self) -> str:

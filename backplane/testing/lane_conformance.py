@@ -66,7 +66,7 @@ class QueueingWriter:
 
     def __init__(self, lane: Lane) -> None:
         self.reports: list[bool] = []
-        self.closed = 0
+        self.closed: int = 0
         self.queue: deque[str] = deque()
         self._lane = lane
         self._writable = False
@@ -109,7 +109,7 @@ class LaneConformance:
     Permessage-deflate is not covered: a server that offers it proves on its own that shared frames can be read.
     """
 
-    pytestmark = pytest.mark.anyio
+    pytestmark: pytest.MarkDecorator = pytest.mark.anyio
 
     @pytest.fixture
     def site(self) -> LaneSite:

@@ -66,11 +66,11 @@ class ProxiedConnection:
     """
 
     def __init__(self, faults: Faults, on_end: Callable[[ProxiedConnection], None]) -> None:
-        self.client = ConnectionSide(self, faults)
-        self.broker = ConnectionSide(self, faults)
-        self.ended = asyncio.Event()
-        self.aborted = False
-        self.silenced = faults.way is not None and faults.after is None
+        self.client: ConnectionSide = ConnectionSide(self, faults)
+        self.broker: ConnectionSide = ConnectionSide(self, faults)
+        self.ended: asyncio.Event = asyncio.Event()
+        self.aborted: bool = False
+        self.silenced: bool = faults.way is not None and faults.after is None
         self.bytes_left: int | None = None
         self._faults = faults
         self._on_end = on_end
@@ -162,7 +162,7 @@ class ConnectionSide(asyncio.Protocol):
 
     def __init__(self, connection: ProxiedConnection, faults: Faults) -> None:
         self.transport: asyncio.Transport | None = None
-        self.is_closed = True
+        self.is_closed: bool = True
         self._connection = connection
         self._faults = faults
         self._queue: deque[tuple[float, bytes]] = deque()  # received and not yet written, each with its time

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from backplane.connection.connection import Connection
 from backplane.connection.ending import refusal
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionScope"]
 
-logger: logging.Logger = logging.getLogger("backplane.web.handshake")
+logger: Final = logging.getLogger("backplane.web.handshake")
 
 
 class ConnectionScope(AbstractAsyncContextManager[Connection]):

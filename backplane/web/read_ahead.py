@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadAhead"]
 
-logger: logging.Logger = logging.getLogger("backplane.web.read_ahead")
+logger: Final = logging.getLogger("backplane.web.read_ahead")
 
 # How much is received ahead of the handler; then the server stops reading, as it does without this.
 _MAX_BYTES: Final = 64 * 1024
@@ -44,7 +44,7 @@ class ReadAhead:
         self._messages: deque[_Message] = deque()
         self._size = 0
         self._arrived: asyncio.Future[None] | None = None
-        self.is_reading = False
+        self.is_reading: bool = False
 
     async def run(self) -> None:
         """Receive until the client is gone, or until a task waits for a message, which receives from then on."""

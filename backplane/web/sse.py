@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EventStream", "event_stream"]
 
-logger: logging.Logger = logging.getLogger("backplane.web.sse")
+logger: Final = logging.getLogger("backplane.web.sse")
 
 # How long a client may take, once its stream has ended, to receive what waits for it.
 _END_SECONDS: Final = 1.0

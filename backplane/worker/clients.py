@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientRegistry", "LocalClient"]
 
-logger: logging.Logger = logging.getLogger("backplane.worker.clients")
+logger: Final = logging.getLogger("backplane.worker.clients")
 
 _CURE: Final = (
     "behind a proxy, let the server believe its headers (Uvicorn: --forwarded-allow-ips, over a Unix socket '*'), "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_LIFESPAN", "warn_if_isolated", "warn_if_no_pings", "warn_of_default_url", "worker_count"]
 
-logger: logging.Logger = logging.getLogger("backplane.worker.deployment")
+logger: Final = logging.getLogger("backplane.worker.deployment")
 
 NO_LIFESPAN: Final = (
     "If that is in place, the server does not run the lifespan: Uvicorn with `--lifespan off`, Gunicorn's asgi worker "

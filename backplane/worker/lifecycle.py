@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from backplane.concurrency.affinity import current_process
+from backplane.concurrency.shared_future import outcome_of
 from backplane.errors import ClosedError, LifecycleError, NotStartedError
 from backplane.worker.deployment import NO_LIFESPAN, warn_if_isolated
 from backplane.worker.server_shutdown import drain_at_the_end
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lifecycle"]
 
-logger: logging.Logger = logging.getLogger("backplane.worker.lifecycle")
+logger: Final = logging.getLogger("backplane.worker.lifecycle")
 
 # What this process inherited by a fork. Were it collected, it would close sockets that the parent process still uses.
 _inherited: Final[list[object]] = []
@@ -115,7 +116,7 @@ class Lifecycle:
             affinity, stopping = self._stopping
             if not affinity.has_ended:
                 affinity.check()
-                await asyncio.shield(stopping)
+                await outcome_of(stopping)
             self._stopping = None
 
     def running(self) -> Runtime:

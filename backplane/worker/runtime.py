@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Runtime"]
 
-logger: logging.Logger = logging.getLogger("backplane.worker.runtime")
+logger: Final = logging.getLogger("backplane.worker.runtime")
 
 # How long a close takes beyond the grace of the handler where a client reads nothing: what waits is flushed, and the
 # close frame sent, within a second each.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["drain_at_the_end", "is_in_lifespan"]
 
-logger: logging.Logger = logging.getLogger("backplane.worker.server_shutdown")
+logger: Final = logging.getLogger("backplane.worker.server_shutdown")
 
 # The method of a server's object that ends its worker.
 _ENDS: Final = {("uvicorn.server", "Server"): "shutdown", ("gunicorn.workers.gasgi", "ASGIWorker"): "_shutdown"}

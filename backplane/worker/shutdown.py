@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draining_on_signals", "stagger_window"]
 
-logger: logging.Logger = logging.getLogger("backplane.worker.shutdown")
+logger: Final = logging.getLogger("backplane.worker.shutdown")
 
 # The closes of few sockets need not be spread: from so many on the whole of the time is used.
 _FULL_SPREAD: Final = 100

@@ -5,18 +5,28 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import backplane
 from backplane.broadcaster import Broadcaster
 from backplane.broker import registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT: dict[str, Any] = (
@@ -25,6 +35,12 @@ PYPROJECT: dict[str, Any] = (
 
 # The tests run against an installed wheel too, with the sources away.
 needs_sources = pytest.mark.skipif(not (ROOT / "backplane").is_dir(), reason="the sources are away")
+
+needs_clone = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone")
+
+# What git tracks and a source distribution leaves out: what serves the repository alone, and a link.
+NOT_IN_SDIST = re.compile(r"\.ci/|\.github/|\.gitignore$|backplane/adapters$")
+PIN = re.compile(r"^(\S+)==(\S+)(?: ; (.+?))? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE)
 
 PUBLIC_NAMES = [
     "AllowedOrigins",
@@ -222,6 +238,92 @@ def test_every_public_name_is_documented() -> None:
     assert set(PUBLIC_NAMES) - names <= documented_aliases()
 
 
+def test_version() -> None:
+    """`backplane.__version__` is the version of the installed distribution."""
+    assert backplane.__version__ == version(PYPROJECT["project"]["name"])
+
+
+def test_module_is_the_command_line(tmp_path: Path) -> None:
+    """`python -m backplane` is the command `backplane`."""
+    process = python("-m", "backplane", "--version", folder=tmp_path)
+    assert (process.stderr, process.stdout) == ("", f"{backplane.__version__}\n")
+
+
 def test_typed() -> None:
     """The marker that makes type checkers read the package is part of it."""
     assert (Path(backplane.__file__).parent / "py.typed").is_file()
+
+
+def build(kind: str, folder: Path) -> Path:
+    """Build a distribution from a copy of what git tracks, so that nothing else of the work tree gets into it."""
+    source = folder / "source"
+    for name in tracked():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name, follow_symlinks=False)
+    process = python("-m", "build", "--no-isolation", f"--{kind}", "--outdir", str(folder / "dist"), str(source))
+    assert process.returncode == 0, process.stdout + process.stderr
+    (built,) = (folder / "dist").iterdir()
+    return built
+
+
+def tracked() -> list[str]:
+    """Return the paths of all files that git tracks."""
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in listing.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def requirements(entries: list[Any]) -> Iterator[Requirement]:
+    """Return the requirements of a group or an extra, with those of the groups and own extras that it includes."""
+    for entry in entries:
+        if isinstance(entry, dict):
+            yield from requirements(PYPROJECT["dependency-groups"][entry["include-group"]])
+        elif (requirement := Requirement(entry)).name == PYPROJECT["project"]["name"]:
+            for extra in requirement.extras:
+                yield from requirements(PYPROJECT["project"]["optional-dependencies"][extra])
+        else:
+            yield requirement
+
+
+@needs_clone
+def test_source_distribution(tmp_path: Path) -> None:
+    """The source distribution holds documents, examples, tests and benchmarks, and nothing that git does not track."""
+    with tarfile.open(build("sdist", tmp_path)) as archive:
+        files = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
+    made = {"PKG-INFO", "setup.cfg"} | {name for name in files if name.startswith("fastapi_backplane.egg-info/")}
+    assert files - made == {name for name in tracked() if not NOT_IN_SDIST.match(name)}
+
+
+@needs_clone
+def test_wheel(tmp_path: Path) -> None:
+    """The wheel holds the modules, the marker of its types and the page of the demo, and nothing beside the package."""
+    with zipfile.ZipFile(build("wheel", tmp_path)) as archive:
+        files = {name for name in archive.namelist() if ".dist-info/" not in name}
+    modules = {name for name in tracked() if name.endswith(".py") and name.startswith(("backplane/", "adapters/"))}
+    expected = {re.sub("^adapters/", "backplane/adapters/", name) for name in modules}
+    assert files == expected | {"backplane/py.typed", "backplane/demo/page.html"}
+
+
+@needs_sources
+@pytest.mark.parametrize(
+    ("lock", "entries"), [("image", ["fastapi-backplane[all]"]), ("dev", [{"include-group": "dev"}])]
+)
+def test_lock_satisfies_the_ranges(lock: str, entries: list[Any]) -> None:
+    """Every requirement of pyproject.toml is pinned in its range, by hash and by no address; else run `make lock`."""
+    text = (ROOT / "requirements" / f"{lock}.txt").read_text(encoding="utf-8")
+    pins = {(canonicalize_name(name), version) for name, version, _, _ in PIN.findall(text)}
+    assert (
+        "".join(PIN.sub("", text).splitlines())
+        == "# This file was autogenerated by uv via the following command:#    make lock"
+    )
+    for requirement in requirements([*entries, *PYPROJECT["project"]["dependencies"]]):
+        versions = [version for name, version in pins if name == canonicalize_name(requirement.name)]
+        assert versions, f"{requirement} is not pinned"
+        assert [version for version in versions if version not in requirement.specifier] == [], str(requirement)
+
+
+@needs_sources
+def test_locks_agree() -> None:
+    """What both lock files pin, they pin at one version: the image runs what the tests run."""
+    texts = [(ROOT / "requirements" / f"{lock}.txt").read_text(encoding="utf-8") for lock in ("image", "dev")]
+    image, dev = [{(name, version) for name, version, _, _ in PIN.findall(text)} for text in texts]
+    assert image - dev == set()

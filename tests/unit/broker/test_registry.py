@@ -271,3 +271,11 @@ def test_third_party_that_does_not_import(install: Callable[[str], None]) -> Non
 def test_entry_point_group() -> None:
     """The group is part of the contract with third parties."""
     assert ENTRY_POINT_GROUP == "backplane.adapters"
+
+
+def test_built_in_that_does_not_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import error of an adapter that needs no extra is raised as it is."""
+    monkeypatch.setitem(sys.modules, "backplane.adapters.memory", None)
+    with pytest.raises(ModuleNotFoundError, match=r"backplane\.adapters\.memory") as caught:
+        broadcaster_from_url("memory://")
+    assert not isinstance(caught.value, MissingDependencyError)

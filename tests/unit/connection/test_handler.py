@@ -41,3 +41,23 @@ async def test_task_that_cannot_be_cancelled(task: Callable[[], object], monkeyp
     assert await asyncio.wait_for(reported.get(), WAIT_SECONDS) is False
     assert not handler.left(asyncio.CancelledError())
     assert reported.empty()
+
+
+async def test_second_end() -> None:
+    """A connection that is reported as ended twice has its handler cancelled after the first report's time."""
+    reported: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def handle() -> bool:
+        handler = Handler(0.001, reported.put_nowait)
+        handler.connection_ended()
+        handler.connection_ended()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            return handler.left(error)
+        return False
+
+    task = asyncio.create_task(handle())
+    assert await asyncio.wait_for(task, WAIT_SECONDS)
+    assert (reported.get_nowait(), reported.empty()) == (True, True)
+    assert not task.cancelling()

@@ -294,3 +294,38 @@ def test_sequence_reports_its_first_invalid_item() -> None:
     with pytest.raises(InvalidMessageError) as raised:
         parse(list[Order], '[{"number": 1}, {}, {"number": "x"}]')
     assert [detail["loc"] for detail in raised.value.details] == [[1, "number"]]
+
+
+def test_labelled_union() -> None:
+    """A union whose members have labels is bounded, and parses as pydantic alone parses it."""
+    model = list[Annotated[A, Tag("a")] | Annotated[B, Tag("b")]]
+    assert parse(model, '[{"e":1,"f":2,"g":3}]') == [B(e=1, f=2, g=3)]
+    with pytest.raises(InvalidMessageError) as raised:
+        parse(model, EMPTY_LIST)
+    assert {tuple(detail["loc"][:2]) for detail in raised.value.details} == {(0, "a"), (0, "b")}
+
+
+class Outer(BaseModel):
+    """Leads to its union by both members, each within a validator."""
+
+    next: Annotated[Outer, AfterValidator(id)] | Annotated[Inner, AfterValidator(id)] | None = None
+
+
+class Inner(BaseModel):
+    """The other member."""
+
+    outer: Outer | None = None
+
+
+def test_exponential_union_of_wrapped_members() -> None:
+    """A validator around a member does not hide that it leads to its union."""
+    with pytest.raises(ConfigurationError, match="give the union a discriminator"):
+        validator_for(Outer)
+
+
+def test_member_within_many_wrappers() -> None:
+    """A member of a union may stand within any number of validators."""
+    member: Any = int
+    for _ in range(30):
+        member = Annotated[member, AfterValidator(lambda number: number + 1)]
+    assert parse(list[member | str], "[1]") == [31]
