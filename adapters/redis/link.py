@@ -19,7 +19,7 @@ from backplane.concurrency.shared_future import outcome_of
 from backplane.errors import PublishError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from backplane.errors import BrokerError
 
@@ -169,9 +169,9 @@ class RedisLink(asyncio.Protocol):
                 future.set_exception(unavailable(reason))
 
     @staticmethod
-    async def _reply_to(command: bytes, future: asyncio.Future[Any]) -> Any:
+    async def _reply_to(command: bytes, reply: Awaitable[Any]) -> Any:
         try:
-            return await future
+            return await reply
         except PublishError as error:  # `PublisherLink.fail_pending` fails every command as if it were a publish
             raise unavailable(f"the link ended before the server answered {command.decode()}") from error
 
