@@ -21,7 +21,7 @@ from tests.brokers.kafka import KafkaConfig, KafkaProcess, private_kafka, shared
 from tests.brokers.nats import private_nats, shared_nats
 from tests.brokers.redis import RedisConfig, private_redis, shared_redis
 from tests.brokers.redis_sentinel import private_sentinels
-from tests.chaos.judge import lines as chaos_lines
+from tests.chaos.case_table import lines as chaos_lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
