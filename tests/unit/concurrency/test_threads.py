@@ -42,12 +42,12 @@ gevent.joinall(waiting)
 done = True
 beside.join()
 assert all(greenlet.value for greenlet in waiting)
-assert len(turns) > 10, turns                              # the other greenlets went on
+assert len(turns) > 10, turns                              # the other greenlets ran meanwhile
 assert not new_waiter().wait(0.01)
 try:
     asyncio.get_running_loop()
 except RuntimeError:
-    print("no event loop here")                            # the thread is a real one
+    print("no event loop here")                            # the thread is a native one
 """
 
 
@@ -66,22 +66,22 @@ def test_notified_before_the_wait() -> None:
 
 
 def test_not_notified() -> None:
-    """Without a notification the time runs out."""
+    """Without a notification the wait ends by its timeout."""
     started = time.monotonic()
     assert not new_waiter().wait(0.05)
     assert time.monotonic() - started >= 0.05
 
 
 def test_thread_is_a_daemon_with_a_name() -> None:
-    """The thread holds up no exit of the interpreter, and a dump of all threads names it."""
+    """The thread does not delay the exit of the interpreter, and has a name in a dump of threads."""
     seen: list[tuple[str, bool]] = []
     waiter = new_waiter()
 
-    def look() -> None:
+    def record() -> None:
         seen.append((threading.current_thread().name, threading.current_thread().daemon))
         waiter.notify()
 
-    start_thread(look, "named")
+    start_thread(record, "named")
     assert waiter.wait(5)
     assert seen == [("named", True)]
 
