@@ -28,6 +28,7 @@ async def main(url: str) -> dict[str, Any]:
     gaps: list[str] = []
     states: list[str] = []
     over = asyncio.Event()
+    arrived = asyncio.Event()
     backplane = Backplane(url, settings=QUICK)
 
     async def receive() -> None:
@@ -38,6 +39,7 @@ async def main(url: str) -> dict[str, Any]:
                     gaps.append(item.reason)
                 else:
                     received.append(str(item.data))
+                    arrived.set()
 
     async def publish(name: int) -> None:
         for number in count():
@@ -62,7 +64,8 @@ async def main(url: str) -> dict[str, Any]:
         await asyncio.gather(*publishing)
         async with asyncio.timeout(10):
             while len(received) < published["ok"]:
-                await asyncio.sleep(0.01)
+                arrived.clear()
+                await arrived.wait()
         seen = {"published": published, "received": len(received), "gaps": gaps, "states": list(states)}
     receiving.cancel()
     return seen

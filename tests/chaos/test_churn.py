@@ -127,6 +127,6 @@ def _expect_view(view: Callable[[], Counter[str]], expected: Counter[str]) -> No
         return seen == expected
 
     try:
-        wait_until(is_expected, "the broker's view is ours", seconds=10)
+        wait_until(is_expected, "the broker's view is the expected one", seconds=10)
     except TimeoutError as error:
         raise AssertionError(f"missing {expected - seen}, left over {seen - expected}") from error

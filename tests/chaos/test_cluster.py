@@ -1,4 +1,4 @@
-"""One broker of several dies, or is taken down and up again by an operator, while numbered messages flow."""
+"""One broker of several is killed, or restarted by an operator, under load."""
 
 from __future__ import annotations
 

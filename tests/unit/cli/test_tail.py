@@ -7,9 +7,6 @@ import importlib
 import json
 import re
 import signal
-import subprocess
-import sys
-from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,10 +17,11 @@ from backplane import Backplane
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.cli import app
 from backplane.fanout.codec import encode
+from tests.tail_process import tailing
 from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator
+    from collections.abc import Collection
 
     from backplane.broadcaster import Sink
 
@@ -73,19 +71,6 @@ def tail(*arguments: str, count: int) -> tuple[int, list[str], list[str]]:
     """Run the command until it has received `count` messages; return status, and the lines of both outputs."""
     result = CliRunner().invoke(app, ["tail", "memory://", *arguments, "--count", str(count)])
     return result.exit_code, result.stdout.splitlines(), result.stderr.splitlines()
-
-
-@contextmanager
-def running(url: str, *arguments: str) -> Generator[subprocess.Popen[str]]:
-    """Run the command in a process, entered when it has joined."""
-    command = [sys.executable, "-m", "backplane.cli", "tail", url, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert "joined" in process.stderr.readline()
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 async def publish(url: str, channel: str, *data: object) -> None:
@@ -219,7 +204,7 @@ def test_pattern(publish_on_join: PublishOnJoin, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_signal(ipc_url: str, ending: signal.Signals) -> None:
     """Ctrl-C and SIGTERM end it with status 0 and the counts."""
-    with running(ipc_url, "room") as process:
+    with tailing(ipc_url, "room") as process:
         asyncio.run(publish(ipc_url, "room", "hello"))
         assert process.stdout is not None
         assert process.stdout.readline().endswith("hello\n")
@@ -232,7 +217,7 @@ def test_signal(ipc_url: str, ending: signal.Signals) -> None:
 
 def test_reader_that_closes_the_pipe(ipc_url: str) -> None:
     """When the reader closes the pipe, as `| head` does, it ends with status 0 and without an error."""
-    with running(ipc_url, "room") as process:
+    with tailing(ipc_url, "room") as process:
         assert process.stdout is not None
         process.stdout.close()
         asyncio.run(publish(ipc_url, "room", "hello"))
