@@ -19,15 +19,15 @@ Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 
 
-class Said(BaseModel):
-    """What a client sends: a text, and an id by which it knows its own message again."""
+class Draft(BaseModel):
+    """What a client sends: a text, and an id by which it recognizes its own message."""
 
     id: Annotated[str, Field(min_length=1, max_length=40)]
     text: Text
 
 
 class Post(BaseModel):
-    """What `POST /rooms/{room}` takes."""
+    """The body of `POST /rooms/{room}`."""
 
     name: Name
     text: Text
@@ -41,7 +41,7 @@ class Published(BaseModel):
 
 
 class ChatMessage(Published):
-    """Someone said something."""
+    """A message of a person."""
 
     type: Literal["message"] = "message"
     id: str | None = None
@@ -50,7 +50,7 @@ class ChatMessage(Published):
 
 
 class Notice(Published):
-    """Someone came or went."""
+    """A person joined or left."""
 
     type: Literal["notice"] = "notice"
     text: str
@@ -83,38 +83,38 @@ async def page() -> FileResponse:
 
 @app.websocket("/rooms/{room}")
 async def room_socket(websocket: WebSocket, room: Room, name: Annotated[Name, Query()]) -> None:
-    """Join a room: hear what is published to it, publish what this client says."""
+    """Join a room: receive what is published to it, publish what this client sends."""
     async with backplane.connect(websocket, room) as connection:
         await connection.send(Welcome())
-        with suppress(BrokerError):  # not announced is no reason to keep someone out
+        with suppress(BrokerError):  # the client may join without an announcement
             await backplane.publish(room, Notice(text=f"{name} joined"))
         async for data in connection:
-            if refusal := await publish_said(room, name, data):
+            if refusal := await publish_draft(room, name, data):
                 await connection.send(refusal)
     with suppress(BrokerError):
         await backplane.publish(room, Notice(text=f"{name} left"))
 
 
-async def publish_said(room: str, name: str, data: str | bytes) -> Refusal | None:
-    """Publish what a client said, or return why not: neither bad input nor an absent broker ends the connection."""
+async def publish_draft(room: str, name: str, data: str | bytes) -> Refusal | None:
+    """Publish what a client sent, or return why not: neither bad input nor a lost broker ends the connection."""
     try:
-        said = Said.model_validate_json(data)
+        draft = Draft.model_validate_json(data)
     except ValidationError as error:
         reasons = (f"{'.'.join(map(str, wrong['loc']))} {wrong['msg']}".strip() for wrong in error.errors())
         return Refusal(reason="; ".join(reasons))
     try:
-        await backplane.publish(room, ChatMessage(id=said.id, author=name, text=said.text))
+        await backplane.publish(room, ChatMessage(id=draft.id, author=name, text=draft.text))
     except BrokerError:
-        return Refusal(id=said.id, reason="the broker is away: nobody may have received this")
+        return Refusal(id=draft.id, reason="the broker is unavailable: this may not have been delivered")
     return None
 
 
 @app.post("/rooms/{room}", status_code=202)
 async def post(room: Room, post: Post) -> ChatMessage:
-    """Publish from HTTP: whichever worker takes the request, every client of the room hears it."""
+    """Publish from HTTP: every client of the room receives it, whichever worker takes the request."""
     message = ChatMessage(author=post.name, text=post.text)
     try:
         await backplane.publish(room, message)
     except BrokerError as error:
-        raise HTTPException(503, "the broker is away: nobody may have received this") from error
+        raise HTTPException(503, "the broker is unavailable: this may not have been delivered") from error
     return message

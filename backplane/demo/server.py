@@ -1,6 +1,6 @@
 """The demo's server: Gunicorn with Uvicorn workers, as in production, started from Python.
 
-The workers share a table of pids, in which each says that it serves; the last one to do so announces the server.
+The workers share a table of pids, in which each enters its own once it serves; the last one announces the server.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["Announcements", "listen", "serve"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcements:
-    """What to do when something happens that the user should see.
+    """Callbacks for what the user should see.
 
     Attributes:
-        ready: Every worker of the first round serves; takes their pids. Called in one of the workers.
-        ended: A worker ended though nobody asked for it; takes its pid. Called in the master.
-        replaced: A new worker serves in place of one that ended; takes its pid. Called in the new worker.
+        ready: Called with the pids once every worker of the first round serves, in one of the workers.
+        ended: Called with the pid of a worker that ended unasked, in the master.
+        replaced: Called with the pid of a worker that serves in place of one that ended, in the new worker.
     """
 
     ready: Callable[[Sequence[int]], None]
@@ -43,32 +43,32 @@ class Announcements:
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket listening on `host` and `port`, 0 for a free one.
 
-    Listening before Gunicorn starts: it would try a taken port five times, a second apart.
+    It listens before Gunicorn starts, which would retry a port in use five times, a second apart.
 
     Raises:
-        OSError: The port is taken, or the address is not one of this machine.
+        OSError: The port is in use, or the address is not one of this machine.
     """
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     return socket.create_server(address[:2], family=family, backlog=2048)
 
 
 def serve(application: str, listener: socket.socket, *, workers: int, announcements: Announcements) -> bool:
-    """Serve until Ctrl-C or SIGTERM; return whether that, and not a worker that could not start, was the end.
+    """Serve until Ctrl-C or SIGTERM; return `False` if a worker could not start.
 
     Runs in the main thread and takes its signal handlers. Every worker has ended on return.
 
     Args:
-        application: Where the ASGI application is, as in `package.module:name`.
+        application: The ASGI application, as in `package.module:name`.
         listener: Where to accept clients; closed on return.
         workers: How many.
-        announcements: What to do when something happens.
+        announcements: Callbacks for what the user should see.
     """
     master = os.getpid()
     try:
         _Master(_Server(application, listener, workers, announcements)).run()
     except SystemExit as end:
         if os.getpid() != master:
-            raise  # a worker ends here too, and its exit status tells the master why
+            raise  # a worker ends here too; its exit status is for the master
         return not end.code
     return True
 
@@ -101,8 +101,8 @@ class _Server(BaseApplication):
 class _Master(Arbiter):
     """Ends orderly on every signal that ends a program in a terminal.
 
-    Gunicorn takes SIGHUP for "reload", so a closed terminal would leave the demo behind; and on SIGINT it sends its
-    workers a SIGQUIT, to which a Uvicorn worker does nothing (uvicorn-worker 0.4).
+    Gunicorn reloads on SIGHUP, so the demo would survive its terminal; and on SIGINT it sends its workers SIGQUIT,
+    which a Uvicorn worker ignores (uvicorn-worker 0.4).
     """
 
     app: Any
@@ -110,18 +110,18 @@ class _Master(Arbiter):
     handle_int = handle_quit = handle_hup = Arbiter.handle_term
 
     def setup(self, app: Any) -> None:
-        """Take the application, and keep its log to what says something new."""
+        """Set up, and filter the log."""
         super().setup(app)
         for handler in self.log.error_log.handlers:  # Uvicorn's log goes through them too
-            handler.addFilter(_is_news)
+            handler.addFilter(_adds_information)
 
     @property
     def ends(self) -> bool:
-        """Whether it has begun to stop."""
+        """Whether it is stopping."""
         return not self.LISTENERS
 
     def reap_workers(self) -> None:
-        """Raise for the first worker that could not start; Gunicorn raises for the next ones out of its stop."""
+        """Raise for the first worker that could not start; for later ones Gunicorn raises out of its stop."""
         try:
             super().reap_workers()
         except HaltServer:
@@ -135,12 +135,12 @@ class _Worker(UvicornWorker):  # type: ignore[misc]
     _serves = False
 
     async def callback_notify(self) -> None:
-        """Called about once a second, the first time when the application has started."""
+        """Called about once a second; the first call comes once the application has started."""
         await super().callback_notify()
         if not self._serves:
             self._serves = True
             self.app.booted.add(self.age, self.pid)
-        if os.getppid() != self.ppid:  # a killed master must not leave its workers behind
+        if os.getppid() != self.ppid:  # a worker must not outlive a killed master
             signal.raise_signal(signal.SIGTERM)
 
 
@@ -163,17 +163,17 @@ class _Booted:
         return None
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _adds_information(record: logging.LogRecord) -> bool:
     message = record.getMessage().strip()
     last_line = message.rpartition("\n")[2]
     if message.startswith("Traceback ") and last_line.startswith("backplane.errors."):
-        record.msg, record.args = last_line, ()  # no broker: the reason says it all
-    # Gunicorn says "was sent SIGKILL! Perhaps out of memory?" to a user who was told to try kill -9.
+        record.msg, record.args = last_line, ()  # no broker: the reason is enough
+    # Not "was sent SIGKILL! Perhaps out of memory?", as the tutorial suggests kill -9.
     return " was sent " not in message
 
 
 def _prepare_worker(_: _Master, __: _Worker) -> None:
-    # Ctrl-C, and a terminal that closes, reach every process of its foreground group: the master alone answers.
+    # Ctrl-C and a closed terminal signal the whole foreground process group: the master alone reacts.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     logging.basicConfig(level=logging.WARNING, format="worker %(process)d: %(message)s")
 

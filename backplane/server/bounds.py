@@ -1,4 +1,4 @@
-"""What `backplane run` and the Gunicorn worker ask of Uvicorn where nobody asks for something else."""
+"""The defaults of Uvicorn's options under `backplane run` and the Gunicorn worker."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, Final
 __all__ = ["BOUNDS"]
 
 BOUNDS: Final[dict[str, Any]] = {
-    # Of endpoints without `connect`, whose `Limits` go further down. Uvicorn's own is 16 MiB.
+    # For endpoints without `connect`, whose `Limits` are lower. Uvicorn's default is 16 MiB.
     "ws_max_size": 1024 * 1024,
-    # Each client's own compression costs up to ten times a message's CPU, and 1,000 times its bytes to inflate.
+    # Compression per client costs up to ten times a message's CPU, and a message can inflate to 1,000 times its bytes.
     "ws_per_message_deflate": False,
-    # With a drain before it and the end of the lifespan after it, less than the 30 s of Gunicorn and Kubernetes.
+    # With the drain before and the end of the lifespan after it, below the 30 s of Gunicorn and Kubernetes.
     "timeout_graceful_shutdown": 15,
 }
 """Options of `uvicorn.Config`."""

@@ -23,7 +23,7 @@ __all__ = ["SharedCompressionWorker", "Worker"]
 class Worker(UvicornWorker):  # type: ignore[misc]
     """A Uvicorn worker with the direct lane and bounds on what a client may cost.
 
-    A class of one's own with other `CONFIG_KWARGS`, which are options of `uvicorn.Config`, changes them.
+    To change them, subclass it with other `CONFIG_KWARGS`, which are options of `uvicorn.Config`.
     """
 
     CONFIG_KWARGS = {  # noqa: RUF012
@@ -34,7 +34,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
     }
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """End at SIGQUIT, by which Gunicorn ends workers at Ctrl-C; without this Uvicorn goes on as if nothing were."""
+        """End on SIGQUIT, which Gunicorn sends its workers on Ctrl-C and Uvicorn would ignore."""
         super().handle_exit(sig, frame)
         signal.raise_signal(signal.SIGTERM)
 

@@ -1,9 +1,9 @@
 """Uvicorn's HTTP protocol, bounded: `uvicorn app:app --http backplane.server.http:BoundedHTTPProtocol`.
 
 The same implementation as Uvicorn's `auto`, httptools where it is installed and h11 elsewhere, with four bounds that
-neither has: a request has a time in which its head must be complete, and a size; a client that does not take the end of
-a response, such as an event stream, is cut; and a warning that a client can repeat, as of an invalid request, is one
-line for a burst.
+neither has: the head of a request is limited in time and in size; a client that does not read the end of a response,
+such as an event stream, is cut; and a warning that a client can repeat, such as that of an invalid request, is logged
+once for a burst.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    _Auto = H11Protocol  # known when it is imported only
+    _Auto = H11Protocol  # `AutoHTTPProtocol` is chosen at import
 else:
     _Auto = AutoHTTPProtocol
 
@@ -39,7 +39,7 @@ _HEAD_BYTES: Final = 64 * 1024
 
 
 class _BoundedLogger:
-    """Uvicorn's logger, whose warnings, all of which are about a client, are counted where they come in bursts."""
+    """Uvicorn's logger. Its warnings are all about clients: bursts of them are logged as one line with a count."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
@@ -56,7 +56,7 @@ _loggers: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _BoundedLogger]] = 
 
 
 class _Bounded(BoundedProtocol):
-    """To be put before one of Uvicorn's HTTP protocols."""
+    """A mixin for one of Uvicorn's HTTP protocols."""
 
     logger: Any
     transport: asyncio.Transport
@@ -66,7 +66,7 @@ class _Bounded(BoundedProtocol):
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to wait for the first request."""
+        """Start the time limit of the first request's head."""
         super().connection_made(transport)
         if self.loop not in _loggers:
             _loggers[self.loop] = _BoundedLogger(self.logger)
@@ -74,19 +74,19 @@ class _Bounded(BoundedProtocol):
         self._head_timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
+        """Stop the time limit."""
         self._head_is_complete()
         super().connection_lost(exc)
 
     def parse_slice(self, data: bytes) -> None:
-        """Parse, and see whether a head was completed."""
+        """Parse, and stop the time limit once a head is complete."""
         before = self.cycle
         super().parse_slice(data)
         transport = self.client_transport
-        if transport is None or transport.owner is not self:  # it was a WebSocket's
+        if transport is None or transport.owner is not self:  # an upgrade handed it to a WebSocket protocol
             return self._head_is_complete()
         if self.cycle is not before:
-            # Its task exists, but has not begun.
+            # Its task exists and has not run yet: the scope can still be changed.
             self.cycle.scope.setdefault("extensions", {})[TRANSPORT] = _Exchange(self.cycle, transport.when_gone)
             return self._head_is_complete()
         if before is None or before.response_complete:
@@ -113,7 +113,7 @@ class BoundedH11Protocol(_Bounded, H11Protocol):
 
 
 class _Exchange:
-    """A `backplane.lane.ClientTransport`: of one request, whose connection may serve another one after it."""
+    """The `backplane.lane.ClientTransport` of one request; its connection may serve others after it."""
 
     __slots__ = ("_cycle", "_when_gone")
 

@@ -1,8 +1,8 @@
-"""What one client may cost its server: how long it is waited for, and how much is read for it in advance.
+"""Bounds on what one client costs its server: the time of a close, and the data read in advance.
 
-`transport.close()` waits for a buffer that a client who reads nothing never empties, and a server that has enough of a
-client's messages has parsed up to 256 KiB of them already, as a hundred times as many objects. Both are asyncio's way
-and none of the server's options, so both are bounded here, between the transport and a server's protocol.
+`transport.close()` waits until its buffer is empty, which it never is for a client that does not read; and a server
+that pauses reading has already parsed up to 256 KiB into objects of a hundred times that size. Both follow from
+asyncio, and the server has no option for either. So both are bounded here, between transport and protocol.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BoundedProtocol", "BoundedTransport"]
 
-# After a close: a client that takes less than this in that time is cut. Both loops and TLS hold up to 512 KiB for it.
+# After a close a client that reads less than this in that time is cut. Both event loops and TLS buffer up to 512 KiB.
 _LINGER_SECONDS: Final = 3.0
 _LINGER_BYTES: Final = 16 * 1024
 
@@ -23,25 +23,25 @@ _LINGER_BYTES: Final = 16 * 1024
 _SLICE_BYTES: Final = 4 * 1024
 
 
-class _Owner(Protocol):
+class _ParsingProtocol(Protocol):
     def parse(self) -> None: ...
     def transport_closes(self) -> None: ...
 
 
 class BoundedTransport:
-    """A client's transport, to which a close is the end within a time and a pause of reading a pause of parsing too.
+    """A client's transport: its close ends in bounded time, and while reading is paused nothing is parsed.
 
-    Everything else is the transport's own; `write` is its bound method, so that a message costs nothing here.
+    All else is delegated to the transport; `write` is its bound method, so that a message has no extra call.
 
     Attributes:
-        owner: The protocol that parses; `None` once another one than ours has taken over.
-        paused: Whether the owner asked for nothing more.
+        owner: The protocol that parses; `None` once another protocol, not ours, has taken over.
+        paused: Whether the owner has paused reading.
     """
 
     __slots__ = ("_closing", "_inner", "_loop", "_lost", "_reads", "_unsent", "_when_gone", "owner", "paused", "write")
 
-    def __init__(self, inner: asyncio.Transport, loop: asyncio.AbstractEventLoop, owner: _Owner) -> None:
-        self.owner: _Owner | None = owner
+    def __init__(self, inner: asyncio.Transport, loop: asyncio.AbstractEventLoop, owner: _ParsingProtocol) -> None:
+        self.owner: _ParsingProtocol | None = owner
         self.paused = False
         self.write = inner.write
         self._inner = inner
@@ -62,7 +62,7 @@ class BoundedTransport:
         self._inner.pause_reading()
 
     def resume_reading(self) -> None:
-        """Parse what was read before, and go on reading if that was not enough."""
+        """Parse what was read before, and then read again unless the owner pauses."""
         self.paused = False
         if self.owner is None:
             self.read_on()
@@ -70,58 +70,58 @@ class BoundedTransport:
             self.owner.parse()
 
     def read_on(self) -> None:
-        """Read again, unless the owner has enough, or the end has come."""
+        """Read again, unless the owner has paused or the transport is closing."""
         if not (self.paused or self._reads or self._lost or self._inner.is_closing()):
             self._reads = True
             self._inner.resume_reading()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Hand the client on, as an upgrade does; one of ours has become the owner before."""
+        """Change the protocol, as an upgrade does; a protocol of ours has made itself the owner before."""
         if protocol is not cast("object", self.owner):
             self.owner = None
         self._inner.set_protocol(protocol)
 
     def close(self) -> None:
-        """Close when what is written has been taken; abort once the client stops taking it."""
+        """Close once the buffer is empty; abort when the client stops reading."""
         if self.owner is not None:
             self.owner.transport_closes()
         if self._closing is None and not self._lost:
             self._inner.close()
             self._unsent = self._inner.get_write_buffer_size()
-            self._closing = self._loop.call_later(_LINGER_SECONDS, self._look)
+            self._closing = self._loop.call_later(_LINGER_SECONDS, self._check_progress)
 
     def abort(self) -> None:
-        """Cut, and drop what is not sent."""
+        """Close at once and drop the buffer."""
         self._inner.abort()
 
     def when_gone(self, callback: Callable[[], None], /) -> None:
-        """Call `callback` once, when the connection is lost; at once if it is."""
+        """Call `callback` once the connection is lost; at once if it is lost already."""
         if self._lost:
             callback()
         else:
             self._when_gone.append(callback)
 
-    def lose(self) -> None:
-        """Take note that the connection is lost: the owner's part."""
+    def connection_lost(self) -> None:
+        """Mark the connection as lost; the owner calls it."""
         self._lost = True
-        self.owner = None  # a cycle would keep both until the garbage collector comes
+        self.owner = None  # a reference cycle would keep both until a garbage collection
         if self._closing is not None:
             self._closing.cancel()
         callbacks, self._when_gone = self._when_gone, []
         for callback in callbacks:
             callback()
 
-    def _look(self) -> None:
+    def _check_progress(self) -> None:
         unsent = self._inner.get_write_buffer_size()
         if 0 < unsent <= self._unsent - _LINGER_BYTES:
             self._unsent = unsent
-            self._closing = self._loop.call_later(_LINGER_SECONDS, self._look)
-        else:  # with TLS also where all was taken but the goodbye
+            self._closing = self._loop.call_later(_LINGER_SECONDS, self._check_progress)
+        else:  # with TLS, also where only the peer's close_notify is missing
             self._inner.abort()
 
 
 class BoundedProtocol(asyncio.Protocol):
-    """To be put before a protocol of Uvicorn's: gives it a `BoundedTransport`, and parses for it a slice at a time."""
+    """A mixin for a protocol of Uvicorn: gives it a `BoundedTransport`, and feeds it one slice at a time."""
 
     loop: asyncio.AbstractEventLoop
     client_transport: BoundedTransport | None = None
@@ -132,7 +132,7 @@ class BoundedProtocol(asyncio.Protocol):
         self._unparsed = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wrap the transport, unless an upgrade hands on one that is."""
+        """Wrap the transport, unless it was wrapped before an upgrade."""
         if isinstance(transport, BoundedTransport):
             transport.owner = self
             self.client_transport = transport
@@ -141,27 +141,27 @@ class BoundedProtocol(asyncio.Protocol):
         super().connection_made(cast("asyncio.Transport", self.client_transport))
 
     def data_received(self, data: bytes) -> None:
-        """Parse, or keep for later what the application is not ready for: no more than was read at once."""
+        """Parse, or keep for later while the owner has paused: at most one read."""
         self._unparsed += data
         self.parse()
 
     def eof_received(self) -> None:
-        """End: the event loop would close its own transport, which waits for ever."""
+        """Close the bounded transport: the event loop would close its own, without a time limit."""
         super().eof_received()
         if self.client_transport is not None:
             self.client_transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of the transport, which is gone."""
+        """Release the transport."""
         self._unparsed.clear()
         if self.client_transport is not None:
-            self.client_transport.lose()
+            self.client_transport.connection_lost()
         super().connection_lost(exc)
 
     def parse(self) -> None:
-        """Parse what was read, until the application has enough; read on if it has not."""
+        """Parse what was read until the owner pauses, then read again if it has not."""
         transport = self.client_transport
-        if self._parsing or transport is None:  # out of what is parsed: the loop below goes on
+        if self._parsing or transport is None:  # called while parsing: the loop below goes on
             return
         self._parsing = True
         try:
@@ -180,4 +180,4 @@ class BoundedProtocol(asyncio.Protocol):
         super().data_received(data)
 
     def transport_closes(self) -> None:
-        """Do what has to be done before the transport is closed."""
+        """Called before the transport is closed."""

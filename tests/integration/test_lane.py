@@ -416,7 +416,7 @@ async def test_one_writer() -> None:
 
     async def application(socket: AppSocket) -> None:
         await socket.accept_with_writer()
-        with pytest.raises(LifecycleError, match="has a user"):
+        with pytest.raises(LifecycleError, match="has a writer"):
             socket.lane.attach(Writer.__new__(Writer))
         await socket.close()
         late = Writer(socket.lane)
@@ -632,7 +632,7 @@ async def test_limit_of_messages(
     `close_code` of the lane holds the code with which the server closed.
     """
     codes: list[int | None] = []
-    server_module._report_lower_limit.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    server_module._warn_of_lower_limit.cache_clear()  # pyright: ignore[reportPrivateUsage]
 
     async def application(socket: AppSocket) -> None:
         socket.lane.limit_messages(of_application)
