@@ -104,7 +104,7 @@ def test_packages_are_the_folders() -> None:
 
 @needs_sources
 def test_package_folders() -> None:
-    """The two mapped packages are in the folders of the map."""
+    """The two mapped packages stand where the map says."""
     assert PYPROJECT["tool"]["setuptools"]["package-dir"] == {
         "backplane": "backplane",
         "backplane.adapters": "adapters",
@@ -146,7 +146,7 @@ def test_entry_points_are_the_built_in_adapters() -> None:
 
 @needs_sources
 def test_extras_are_declared() -> None:
-    """Every extra that an error names exists."""
+    """Every extra that an error tells the user to install exists."""
     built_in = registry._BUILT_IN  # pyright: ignore[reportPrivateUsage]
     named = {extra for _, extra in built_in.values() if extra is not None}
     assert named - set(PYPROJECT["project"]["optional-dependencies"]) == set()
@@ -184,7 +184,7 @@ def test_public_names() -> None:
 
 
 def test_every_public_name_is_documented() -> None:
-    """Every public name has a docstring of its own."""
+    """Every public name says what it is in a docstring of its own."""
     assert [name for name in PUBLIC_NAMES if not getattr(backplane, name).__doc__] == []
 
 

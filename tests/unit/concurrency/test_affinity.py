@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-REMEDIES = ("await", "backplane.sync.publish", "SyncBackplane")
+CURES = ("await", "backplane.sync.publish", "SyncBackplane")
 
 
 class Note(BaseModel):
@@ -78,11 +78,11 @@ async def nothing() -> None:
 
 
 def websocket() -> Any:
-    """Return a client that must not be used."""
+    """Return a client that must not be looked at."""
     return object()
 
 
-# For each class, the methods that a user calls, each with a call of it.
+# By the class, what a user calls: each with a call of it.
 USES: dict[type, dict[str, Callable[[World], Any]]] = {
     Backplane: {
         "publish": lambda world: world.backplane.publish("a", "x"),
@@ -117,7 +117,7 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
     },
 }
 
-# Names that only read or configure; below, those that the hub, the sender and the timer call in the event loop.
+# What only reads, what configures, and what the hub, the sender and the timer call, in the event loop.
 SAFE: dict[type, set[str]] = {
     Backplane: {"authorize", "channel", "on_slow", "on_state", "sse", "state", "statistics", "sync", "url"},
     Connection: {"channels", "closed_with", "context", "id", "is_over", "kind", "timers", "token"},
@@ -138,7 +138,7 @@ EVERY_USE = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("kind", USES, ids=lambda kind: kind.__name__)
 def test_every_public_name_is_known(kind: type) -> None:
-    """Each public name is listed as guarded or as safe from any thread; a new one must be added to a list."""
+    """Each public name is known as guarded or as safe from anywhere; a new one has to be decided on."""
     names = {name for name, _ in inspect.getmembers(kind) if not name.startswith("_")}
     assert names - INTERNAL == (USES[kind].keys() | SAFE[kind]) - {"__anext__"}
 
@@ -152,19 +152,19 @@ async def awaited(use: Callable[[World], Any], world: World) -> None:
 
 @EVERY_USE
 async def test_use_from_another_event_loop(use: Callable[[World], Any], world: World) -> None:
-    """`asyncio.run` in another thread, as in a `def` endpoint, is refused at once, and the backplane goes on."""
+    """`asyncio.run` in another thread, as in a `def` endpoint, is refused at once, and all goes on."""
     with pytest.raises(LifecycleError) as refused:
         await asyncio.to_thread(asyncio.run, awaited(use, world))
     if "started already" not in str(refused.value):
         assert isinstance(refused.value, WrongLoopError)
-        assert [remedy for remedy in REMEDIES if remedy not in str(refused.value)] == []
+        assert [cure for cure in CURES if cure not in str(refused.value)] == []
     await world.backplane.publish("a", "still there")
     received = await asyncio.wait_for(anext(world.subscription), 5)
     assert getattr(received, "data", None) == "still there"
     assert world.backplane.state == "live"
 
 
-# Names that are called without `await`.
+# Those that are called without `await`.
 AT_ONCE: dict[str, Callable[[World], Any]] = {
     "connect": lambda world: world.backplane.connect(websocket(), "a"),
     "spawn": lambda world: world.connection.spawn(nothing()),
@@ -181,7 +181,7 @@ async def test_use_from_a_thread_without_an_event_loop(use: Callable[[World], An
 
 
 async def test_use_from_another_event_loop_of_the_same_thread() -> None:
-    """Of two event loops that run in turn in one thread only the one that started a backplane may use it."""
+    """Of two event loops that take turns in one thread only its own may use a backplane."""
 
     def take_turns() -> None:
         first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
@@ -200,7 +200,7 @@ async def test_use_from_another_event_loop_of_the_same_thread() -> None:
 
 
 async def test_an_event_loop_that_moves_to_another_thread() -> None:
-    """A backplane belongs to its event loop, not to the thread in which that runs."""
+    """The event loop counts, not the thread in which it runs."""
     loop = asyncio.new_event_loop()
     backplane = Backplane("memory://")
     for work in (backplane.start, lambda: backplane.publish("a", "x"), backplane.stop):
@@ -209,13 +209,13 @@ async def test_an_event_loop_that_moves_to_another_thread() -> None:
     assert backplane.state == "closed"
 
 
-@pytest.mark.parametrize("method", ["run_coroutine_threadsafe", "from_thread"])
-async def test_publish_from_a_thread_in_the_event_loop(method: str, world: World) -> None:
-    """A thread may run the publish in the backplane's event loop."""
+@pytest.mark.parametrize("way", ["run_coroutine_threadsafe", "from_thread"])
+async def test_legitimate_ways_from_a_thread(way: str, world: World) -> None:
+    """A thread that runs the publish in the right event loop is served."""
     loop = asyncio.get_running_loop()
 
     def publish() -> None:
-        if method == "from_thread":
+        if way == "from_thread":
             anyio.from_thread.run(world.backplane.publish, "a", "x")
         else:
             asyncio.run_coroutine_threadsafe(world.backplane.publish("a", "x"), loop).result(5)
@@ -247,7 +247,7 @@ async def test_event_stream_made_in_a_thread(world: World) -> None:
 
 
 async def test_reading_from_a_thread(world: World) -> None:
-    """Names that only read work in any thread."""
+    """What only reads works in any thread."""
 
     def read() -> list[object]:
         backplane, connection = world.backplane, world.connection
@@ -299,7 +299,7 @@ async def test_an_event_loop_that_ended_without_stop(caplog: pytest.LogCaptureFi
 
 
 async def test_stop_after_the_end_of_the_event_loop() -> None:
-    """A stop after the end of the event loop changes nothing and does not raise."""
+    """Stopping what ended with its event loop changes nothing, and raises nothing."""
     backplane = Backplane("memory://")
     await asyncio.to_thread(asyncio.run, backplane.start())
     await backplane.stop()
@@ -319,7 +319,7 @@ async def test_refusing_in_an_event_loop() -> None:
 
 
 async def test_affinity_of_a_loop() -> None:
-    """`check` passes only in the event loop that it was made in."""
+    """It holds in its own event loop alone."""
     affinity = LoopAffinity()
     affinity.check()
     assert (affinity.is_alive, affinity.has_ended, affinity.is_inherited) == (True, False, False)
@@ -345,5 +345,5 @@ def test_start_without_an_event_loop_of_asyncio() -> None:
 
 
 def test_one_object_for_one_process() -> None:
-    """The process is the same object until a fork."""
+    """The process is the same object for as long as nobody forks."""
     assert current_process() is current_process()

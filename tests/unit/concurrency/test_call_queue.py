@@ -33,7 +33,7 @@ async def opened() -> CallQueue:
 
 
 def publish(published: list[int], number: int) -> Callable[[], Coroutine[None, None, None]]:
-    """Return a publish that records its number."""
+    """Return a publish that keeps its number."""
 
     async def keep() -> None:
         published.append(number)
@@ -42,12 +42,12 @@ def publish(published: list[int], number: int) -> Callable[[], Coroutine[None, N
 
 
 async def test_a_call_returns_when_the_publish_has_ended() -> None:
-    """The thread waits for the publish, and the event loop is not blocked."""
-    calls, confirmed = await opened(), asyncio.Event()
-    calling = asyncio.create_task(asyncio.to_thread(calls.run, confirmed.wait, seconds=WAIT_SECONDS))  # type: ignore[arg-type]
+    """The thread waits for the publish, and the event loop goes on meanwhile."""
+    calls, answered = await opened(), asyncio.Event()
+    calling = asyncio.create_task(asyncio.to_thread(calls.run, answered.wait, seconds=WAIT_SECONDS))  # type: ignore[arg-type]
     await until_idle()
     assert not calling.done()
-    confirmed.set()
+    answered.set()
     await calling
 
 
@@ -63,7 +63,7 @@ async def test_what_the_publish_raises() -> None:
 
 
 async def test_order_of_each_thread() -> None:
-    """All publishes of 100 concurrent threads run, those of each thread in its order."""
+    """Of 100 threads at once, all publishes arrive, those of each thread in its order."""
     calls, published = await opened(), list[int]()
 
     def call(start: int) -> None:
@@ -81,7 +81,7 @@ async def test_order_of_each_thread() -> None:
 
 
 async def test_calls_before_the_event_loop() -> None:
-    """Calls before the queue is opened wait for that."""
+    """Calls that come before the event loop wait for it."""
     calls, published = CallQueue(), list[int]()
     waiting = [asyncio.create_task(asyncio.to_thread(calls.run, publish(published, 1), seconds=WAIT_SECONDS))]
     while not calls._waiting:  # pyright: ignore[reportPrivateUsage]
@@ -93,7 +93,7 @@ async def test_calls_before_the_event_loop() -> None:
 
 
 async def test_context_of_the_caller() -> None:
-    """The publish has the context variables of its caller, and does not change them for the caller."""
+    """The publish sees the context variables of its caller, and what it sets stays with it."""
     calls, seen = await opened(), list[str]()
 
     async def look() -> None:
@@ -110,8 +110,8 @@ async def test_context_of_the_caller() -> None:
     assert trace.get("none") == "none"
 
 
-async def test_an_event_loop_that_starts_no_call() -> None:
-    """A call that was not started in time is not published, and is not started later."""
+async def test_an_event_loop_that_takes_nothing() -> None:
+    """What was not taken in time is certainly not published, and is not taken later either."""
     calls, published = CallQueue(), list[int]()
     with pytest.raises(BrokerUnavailableError, match="not published"):
         await asyncio.to_thread(calls.run, publish(published, 1), seconds=0.01)
@@ -121,7 +121,7 @@ async def test_an_event_loop_that_starts_no_call() -> None:
 
 
 async def test_a_publish_without_an_end() -> None:
-    """A call that started and does not end in time may have been published; it is cancelled."""
+    """What was taken and does not end in time may have been published; it is cancelled."""
     calls, cancelled = await opened(), asyncio.Event()
 
     async def never() -> None:
@@ -136,7 +136,7 @@ async def test_a_publish_without_an_end() -> None:
 
 
 async def test_a_pause_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wait that ends late, as after a pause of the process, gives the event loop time to finish the call."""
+    """A wait that ends late, as after a pause of the process, gives the event loop time to answer."""
     calls, published = await opened(), list[int]()
 
     class Paused:
@@ -159,11 +159,11 @@ async def test_a_pause_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_an_interrupted_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception that interrupts the wait, such as a task queue's time limit, is raised, and cancels the publish."""
-    calls, started, cancelled = await opened(), threading.Event(), asyncio.Event()
+    """What interrupts the wait, such as a task queue's time limit, goes through, and cancels the publish."""
+    calls, begun, cancelled = await opened(), threading.Event(), asyncio.Event()
 
     async def never() -> None:
-        started.set()
+        begun.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -171,7 +171,7 @@ async def test_an_interrupted_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Interrupted:
         def wait(self, seconds: float) -> bool:
-            started.wait(seconds)
+            begun.wait(seconds)
             raise KeyboardInterrupt
 
         def notify(self) -> None:
@@ -192,7 +192,7 @@ async def test_an_interrupted_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_calls_after_the_close() -> None:
-    """A closed queue refuses calls."""
+    """A closed queue takes nothing."""
     calls, published = await opened(), list[int]()
     await calls.close()
     with pytest.raises(ClosedError, match="not published"):
@@ -200,8 +200,8 @@ async def test_calls_after_the_close() -> None:
     assert published == []
 
 
-async def test_close_waits_for_started_calls() -> None:
-    """A call that started before the close is finished."""
+async def test_close_waits_for_what_was_taken() -> None:
+    """What was taken before the close comes to its end."""
     calls, answer = await opened(), asyncio.Event()
     calling = asyncio.create_task(asyncio.to_thread(calls.run, answer.wait, seconds=WAIT_SECONDS))  # type: ignore[arg-type]
     while not calls._in_progress:  # pyright: ignore[reportPrivateUsage]
@@ -227,19 +227,19 @@ async def test_an_event_loop_that_has_ended() -> None:
             await asyncio.to_thread(calls.run, publish([], 1), seconds=WAIT_SECONDS)
 
 
-async def test_an_event_loop_that_ends_during_a_call() -> None:
-    """The end of the event loop wakes the caller of a publish in progress, whose outcome is unknown."""
-    calls, started = CallQueue(), threading.Event()
+async def test_an_event_loop_that_ends_in_the_middle() -> None:
+    """The end of the event loop wakes the caller of a publish under way: nobody knows its outcome."""
+    calls, begun = CallQueue(), threading.Event()
 
     async def never() -> None:
-        started.set()
+        begun.set()
         await asyncio.Event().wait()
 
-    async def run_until_started() -> None:
+    async def run_until_begun() -> None:
         calls.open()
-        await asyncio.to_thread(started.wait)
+        await asyncio.to_thread(begun.wait)
 
-    running = asyncio.create_task(asyncio.to_thread(asyncio.run, run_until_started()))
+    running = asyncio.create_task(asyncio.to_thread(asyncio.run, run_until_begun()))
     with pytest.raises(PublishOutcomeUnknownError, match="the event loop ended"):
         await asyncio.to_thread(calls.run, never, seconds=WAIT_SECONDS)
     await running

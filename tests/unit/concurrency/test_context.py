@@ -1,4 +1,4 @@
-"""`backplane.concurrency.context`: work started at once, in a task and a Context as any other."""
+"""`backplane.concurrency.context`: work that is started at once, in a task and a Context as asyncio would run it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS = 5.0
 
-user: ContextVar[str] = ContextVar("user", default="")
+user: ContextVar[str] = ContextVar("user", default="no user")
 
 Trace = list[object]
 

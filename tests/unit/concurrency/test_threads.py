@@ -42,12 +42,12 @@ gevent.joinall(waiting)
 done = True
 beside.join()
 assert all(greenlet.value for greenlet in waiting)
-assert len(turns) > 10, turns                              # the other greenlets ran meanwhile
+assert len(turns) > 10, turns                              # the other greenlets went on
 assert not new_waiter().wait(0.01)
 try:
     asyncio.get_running_loop()
 except RuntimeError:
-    print("no event loop here")                            # the thread is a native one
+    print("no event loop here")                            # the thread is a real one
 """
 
 
@@ -66,22 +66,22 @@ def test_notified_before_the_wait() -> None:
 
 
 def test_not_notified() -> None:
-    """Without a notification the wait ends by its timeout."""
+    """Without a notification the time runs out."""
     started = time.monotonic()
     assert not new_waiter().wait(0.05)
     assert time.monotonic() - started >= 0.05
 
 
 def test_thread_is_a_daemon_with_a_name() -> None:
-    """The thread does not delay the exit of the interpreter, and has a name in a dump of threads."""
+    """The thread holds up no exit of the interpreter, and a dump of all threads names it."""
     seen: list[tuple[str, bool]] = []
     waiter = new_waiter()
 
-    def record() -> None:
+    def look() -> None:
         seen.append((threading.current_thread().name, threading.current_thread().daemon))
         waiter.notify()
 
-    start_thread(record, "named")
+    start_thread(look, "named")
     assert waiter.wait(5)
     assert seen == [("named", True)]
 

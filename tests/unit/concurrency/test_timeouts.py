@@ -1,4 +1,4 @@
-"""`backplane.concurrency.timeouts`: one timer for many limits, which behave like `asyncio.timeout`."""
+"""`backplane.concurrency.timeouts`: one timer for many limits, with the manners of `asyncio.timeout`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def limited(deadlines: SharedTimeout) -> AsyncGenerator[None]:
 
 @pytest.fixture(params=["SharedTimeout", "PatientTimeout", "asyncio.timeout"])
 async def limit(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
-    """Make limits of `SOON` seconds, of each kind: all behave alike."""
+    """Make limits of some milliseconds, by the one way and by the other: what holds for one holds for both."""
     if request.param == "asyncio.timeout":
         yield lambda: asyncio.timeout(SOON)
         return
@@ -49,7 +49,7 @@ async def limit(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
 
 
 class Timers:
-    """The running event loop for the timer of a limit, with a record of its timers."""
+    """The running loop as a limit's timer uses it, with its timers kept."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -83,7 +83,7 @@ async def never() -> None:
 
 
 async def outcome(task: asyncio.Task[Any]) -> type[BaseException] | object:
-    """Return the type of a task's error, or its result."""
+    """Return what a task came to: the type of its error, or its result."""
     done, _ = await asyncio.wait([task], timeout=WAIT_SECONDS)
     assert done, "did not end in time"
     if task.cancelled():
@@ -92,15 +92,15 @@ async def outcome(task: asyncio.Task[Any]) -> type[BaseException] | object:
     return task.result() if error is None else type(error)
 
 
-def block_the_loop() -> None:
-    """Block the event loop until every limit of `SOON` has expired."""
+def stand_still() -> None:
+    """Hold the event loop until every limit of `SOON` is over."""
     until = time.monotonic() + 3 * SOON
     while time.monotonic() < until:
         pass
 
 
 async def test_runs_out(limit: Limit) -> None:
-    """A longer block raises `TimeoutError` with the cancellation as its cause, and the task is not cancelled."""
+    """What takes longer raises `TimeoutError`, with the cancellation as its cause, and the task goes on uncancelled."""
     with pytest.raises(TimeoutError) as raised:
         async with limit():
             await never()
@@ -112,23 +112,23 @@ async def test_runs_out(limit: Limit) -> None:
 
 
 async def test_in_time(limit: Limit) -> None:
-    """A block that ends in time raises nothing, then or when the limit has expired."""
+    """What ends in time raises nothing then, nor when the time is over."""
     async with limit():
         await asyncio.sleep(0)
-    with pytest.raises(TimeoutError):  # entered later, so the first one has expired too
+    with pytest.raises(TimeoutError):  # begun later, so the first one's time is over too
         async with limit():
             await never()
 
 
 async def test_error_of_the_block(limit: Limit) -> None:
-    """An error of the block is raised unchanged."""
+    """An error of the block goes on as it is."""
     with pytest.raises(KeyError, match="mine"):
         async with limit():
             raise KeyError("mine")
 
 
-async def test_error_on_expiry(limit: Limit) -> None:
-    """An error that the block raises on expiry is raised, and the task is not cancelled."""
+async def test_error_in_answer_to_the_time(limit: Limit) -> None:
+    """An error that the block raises when its time is over goes on, and leaves the task uncancelled."""
 
     async def block() -> int:
         try:
@@ -147,7 +147,7 @@ async def test_error_on_expiry(limit: Limit) -> None:
 
 
 async def test_cancelled_from_outside(limit: Limit) -> None:
-    """A cancellation from outside stays a cancellation."""
+    """A cancellation from outside stays one."""
 
     async def block() -> None:
         async with limit():
@@ -160,7 +160,7 @@ async def test_cancelled_from_outside(limit: Limit) -> None:
 
 
 async def test_both_at_once(limit: Limit) -> None:
-    """Of a cancellation from outside and an expiry before the task runs again the cancellation wins."""
+    """Cancelled from outside and out of time, before the task has run again: the cancellation from outside wins."""
 
     async def block() -> None:
         async with limit():
@@ -168,13 +168,13 @@ async def test_both_at_once(limit: Limit) -> None:
 
     task = asyncio.create_task(block())
     await until_idle()
-    block_the_loop()
-    asyncio.get_running_loop().call_at(0, task.cancel)  # due before the limit's timer
+    stand_still()
+    asyncio.get_running_loop().call_at(0, task.cancel)  # among the timers that are due, in front of the limit's
     assert await outcome(task) is asyncio.CancelledError
 
 
 async def test_nested_outer_first(limit: Limit) -> None:
-    """Of two limits of one task that expire together the outer one raises."""
+    """Of two limits of one task that run out together the inner one lets the outer one raise."""
     order: list[str] = []
 
     async def block() -> None:
@@ -182,7 +182,7 @@ async def test_nested_outer_first(limit: Limit) -> None:
             async with limit():
                 try:
                     async with limit():
-                        asyncio.get_running_loop().call_soon(block_the_loop)
+                        asyncio.get_running_loop().call_soon(stand_still)
                         await never()
                 except TimeoutError:
                     order.append("inner")
@@ -198,7 +198,7 @@ async def test_nested_outer_first(limit: Limit) -> None:
 
 
 async def test_inner_is_shorter() -> None:
-    """An inner limit that expires alone raises inside the outer one, which goes on."""
+    """An inner limit that runs out alone is a `TimeoutError` inside the outer one, which goes on."""
     outer, inner = SharedTimeout(NEVER), SharedTimeout(SOON)
     with outer.limit():
         with pytest.raises(TimeoutError), inner.limit():
@@ -209,7 +209,7 @@ async def test_inner_is_shorter() -> None:
 
 
 async def test_task_that_was_being_cancelled_before() -> None:
-    """A limit entered during a cancellation, as in a cleanup, still raises its own `TimeoutError`."""
+    """A limit entered while a cancellation is under way, as in a cleanup, still raises its own `TimeoutError`."""
     deadlines = SharedTimeout(SOON)
 
     async def block() -> str:
@@ -227,8 +227,8 @@ async def test_task_that_was_being_cancelled_before() -> None:
     deadlines.close()
 
 
-async def test_thousands_expire_with_one_timer() -> None:
-    """Thousands of limits entered together need one timer, and each raises in its own task."""
+async def test_thousands_run_out_with_one_timer() -> None:
+    """Thousands of limits begun together cost one timer, and each of them raises in its own task."""
     deadlines, timers = with_timers(0.5)
 
     async def block() -> None:
@@ -243,7 +243,7 @@ async def test_thousands_expire_with_one_timer() -> None:
 
 
 async def test_order_of_the_ends() -> None:
-    """Limits expire in the order in which they were entered; those left early are skipped."""
+    """Limits run out in the order in which they began, those that were left early skipped."""
     deadlines = SharedTimeout(SOON)
     ended: list[int] = []
     gates = [asyncio.Event() for _ in range(10)]
@@ -264,8 +264,8 @@ async def test_order_of_the_ends() -> None:
     deadlines.close()
 
 
-async def test_one_timer_for_successive_limits() -> None:
-    """Successive limits share a timer as well, and past ones are not kept."""
+async def test_one_timer_for_one_after_the_other() -> None:
+    """Limits that follow one another share a timer as well, and none of the past ones is kept."""
     deadlines, timers = with_timers(NEVER)
     for _ in range(1_000):
         with deadlines.limit():
@@ -276,7 +276,7 @@ async def test_one_timer_for_successive_limits() -> None:
 
 
 async def test_no_timer_before_the_first_and_after_the_close() -> None:
-    """There is no timer without a limit, nor after the close, which may be repeated."""
+    """Without a limit there is no timer, and none is left behind the close, which may come twice."""
     deadlines, timers = with_timers(NEVER)
     assert timers.handles == []
     with deadlines.limit():
@@ -287,8 +287,8 @@ async def test_no_timer_before_the_first_and_after_the_close() -> None:
     assert timers.left == 0
 
 
-async def test_close_lifts_the_limits() -> None:
-    """A limit that is open at the close never expires."""
+async def test_closed_limits_run_no_more() -> None:
+    """A limit that is entered at the close waits for as long as its block does."""
     deadlines, other = SharedTimeout(SOON), SharedTimeout(3 * SOON)
 
     async def block() -> str:
@@ -305,7 +305,7 @@ async def test_close_lifts_the_limits() -> None:
 
 
 def test_outside_of_a_task() -> None:
-    """Outside of a task a limit is refused, as by `asyncio.timeout`."""
+    """Without a task there is nothing to limit: refused, as by `asyncio.timeout`."""
     caught: list[BaseException] = []
 
     async def run() -> None:
@@ -335,7 +335,7 @@ PAUSE_SECONDS = 0.5
 
 @pytest.fixture(params=["SharedTimeout", "PatientTimeout"])
 async def patient(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
-    """Make limits of `SOON` seconds that do not count a pause of the process."""
+    """Make limits of some milliseconds that a pause of the process does not use up."""
     if request.param == "PatientTimeout":
         yield lambda: PatientTimeout(SOON)
         return
@@ -344,52 +344,52 @@ async def patient(request: pytest.FixtureRequest) -> AsyncGenerator[Limit]:
     deadlines.close()
 
 
-async def test_reply_that_arrived_during_a_pause_is_in_time(patient: Limit) -> None:
-    """A reply that arrived while the event loop was blocked past the limit is read before the limit expires."""
+async def test_answer_that_arrived_during_a_pause_is_in_time(patient: Limit) -> None:
+    """An answer that arrived while the event loop was blocked past the limit is read before the limit runs out."""
     loop = asyncio.get_running_loop()
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     with reader, writer:
-        loop.call_soon(writer.send, b"a reply")
+        loop.call_soon(writer.send, b"answer")
         loop.call_soon(time.sleep, PAUSE_SECONDS)
         async with patient():
-            assert await loop.sock_recv(reader, 7) == b"a reply"
+            assert await loop.sock_recv(reader, 6) == b"answer"
 
 
-async def test_reply_to_a_request_sent_after_a_pause_is_in_time(patient: Limit) -> None:
-    """A request that was buffered during the pause still gets its reply in time."""
+async def test_answer_that_is_only_asked_for_after_a_pause_is_in_time(patient: Limit) -> None:
+    """A question that lay in a buffer of ours during the pause still gets its answer in time."""
     loop = asyncio.get_running_loop()
-    (near, far), request = socket.socketpair(), b"request"
+    (near, far), question = socket.socketpair(), b"question"
     near.setblocking(False)
     far.setblocking(False)
 
     async def peer() -> None:
-        await loop.sock_sendall(far, await loop.sock_recv(far, len(request)))
+        await loop.sock_sendall(far, await loop.sock_recv(far, len(question)))
 
     with near, far:
-        replying = asyncio.create_task(peer())
+        answering = asyncio.create_task(peer())
         await until_idle()
         loop.call_soon(time.sleep, PAUSE_SECONDS)
         async with patient():
             await asyncio.sleep(0)
-            await loop.sock_sendall(near, request)
-            assert await loop.sock_recv(near, len(request)) == request
-        await replying
+            await loop.sock_sendall(near, question)
+            assert await loop.sock_recv(near, len(question)) == question
+        await answering
 
 
 async def test_limit_goes_on_after_a_pause() -> None:
-    """A limit with most of its time left at a pause has it left afterwards."""
+    """A limit that had most of its time left at the pause has it left afterwards."""
     deadlines = SharedTimeout(PAUSE_SECONDS)
-    started = time.monotonic()
+    begun = time.monotonic()
     asyncio.get_running_loop().call_soon(time.sleep, 2 * PAUSE_SECONDS)
     with pytest.raises(TimeoutError), deadlines.limit():
         await never()
-    assert time.monotonic() - started > 2 * PAUSE_SECONDS + PAUSE_SECONDS / 2
+    assert time.monotonic() - begun > 2 * PAUSE_SECONDS + PAUSE_SECONDS / 2
     deadlines.close()
 
 
 async def test_pause_does_not_lift_the_limit(patient: Limit) -> None:
-    """A block that does not end after a pause either raises `TimeoutError`."""
+    """What does not come after a pause either is given up."""
     asyncio.get_running_loop().call_soon(time.sleep, PAUSE_SECONDS)
     with pytest.raises(TimeoutError):
         async with patient():
@@ -397,7 +397,7 @@ async def test_pause_does_not_lift_the_limit(patient: Limit) -> None:
 
 
 async def test_event_loop_that_is_always_slow_does_not_lift_the_limit(patient: Limit) -> None:
-    """Where every pass of the event loop is longer than the clock counts, a limit takes longer and expires."""
+    """Where every pass of the event loop takes longer than the clock counts a limit lasts longer, and ends."""
     loop = asyncio.get_running_loop()
     over = False
 
@@ -414,7 +414,7 @@ async def test_event_loop_that_is_always_slow_does_not_lift_the_limit(patient: L
 
 
 async def test_clock_stops_with_its_last_user() -> None:
-    """The clock does not run while no limit is open."""
+    """Nothing ticks on where no limit is entered."""
     deadlines = SharedTimeout(NEVER)
     with deadlines.limit():
         async with PatientTimeout(NEVER):
@@ -424,81 +424,81 @@ async def test_clock_stops_with_its_last_user() -> None:
     assert deadlines.clock._users == 0  # pyright: ignore[reportPrivateUsage]
 
 
-# --- a queue in progress ------------------------------------------------------------------------------------------
+# --- a queue that moves --------------------------------------------------------------------------------------------
 
 LENGTH_SECONDS = 0.3
 
 
-async def entered(deadlines: SharedTimeout, reply: asyncio.Event) -> None:
-    """Wait for a reply within a limit."""
+async def entered(deadlines: SharedTimeout, answer: asyncio.Event) -> None:
+    """Wait for an answer within a limit."""
     with deadlines.limit():
-        await reply.wait()
+        await answer.wait()
 
 
-async def test_queue_in_progress_does_not_expire() -> None:
-    """A limit counts from the last reply to one entered before it: a queue of any length is processed."""
+async def test_queue_that_moves_does_not_run_out() -> None:
+    """A limit counts from the last answer to one that began before it: a long queue is worked off, however long."""
     deadlines = SharedTimeout(LENGTH_SECONDS)
-    replies = [asyncio.Event() for _ in range(6)]
-    tasks = [asyncio.create_task(entered(deadlines, reply)) for reply in replies]
-    for reply in replies:
+    answers = [asyncio.Event() for _ in range(6)]
+    tasks = [asyncio.create_task(entered(deadlines, answer)) for answer in answers]
+    for answer in answers:
         await asyncio.sleep(LENGTH_SECONDS / 2)
-        reply.set()
+        answer.set()
     assert [await outcome(task) for task in tasks] == [None] * 6
     deadlines.close()
 
 
-async def test_burst_that_blocks_the_event_loop_does_not_expire() -> None:
-    """Time in which the event loop is blocked by entering more limits does not count."""
+async def test_burst_that_fills_one_pass_of_the_event_loop_does_not_run_out() -> None:
+    """The time in which the event loop was kept busy by beginning more limits is no time that an answer had."""
     deadlines = SharedTimeout(LENGTH_SECONDS)
-    reply = asyncio.Event()
+    answer = asyncio.Event()
 
     async def begin() -> None:
         with deadlines.limit():
             time.sleep(LENGTH_SECONDS / 5)
-            await reply.wait()
+            await answer.wait()
 
     tasks = [asyncio.create_task(begin()) for _ in range(10)]
     await asyncio.sleep(0.01)
-    reply.set()
+    answer.set()
     assert [await outcome(task) for task in tasks] == [None] * 10
     deadlines.close()
 
 
-async def test_queue_that_stops_expires() -> None:
-    """Without further replies all waiting limits expire, one length after the last reply."""
+async def test_queue_that_stops_runs_out() -> None:
+    """Once the answers cease everything that waits runs out, one length after the last of them."""
     deadlines = SharedTimeout(LENGTH_SECONDS)
-    replies = [asyncio.Event() for _ in range(6)]
-    tasks = [asyncio.create_task(entered(deadlines, reply)) for reply in replies]
+    answers = [asyncio.Event() for _ in range(6)]
+    tasks = [asyncio.create_task(entered(deadlines, answer)) for answer in answers]
     await asyncio.sleep(LENGTH_SECONDS / 2)
-    replies[0].set()
+    answers[0].set()
     stopped = time.monotonic()
     assert [await outcome(task) for task in tasks] == [None, *[TimeoutError] * 5]
     assert LENGTH_SECONDS - 0.15 < time.monotonic() - stopped < LENGTH_SECONDS + 1
     deadlines.close()
 
 
-async def test_replies_to_later_ones_do_not_extend_a_stuck_one() -> None:
-    """A limit without a reply expires in its time, though limits entered after it get replies."""
+async def test_answers_to_later_ones_do_not_keep_a_stuck_one() -> None:
+    """One that gets no answer runs out in its time, though those that began after it are answered without end."""
     deadlines = SharedTimeout(LENGTH_SECONDS)
     stuck = asyncio.create_task(entered(deadlines, asyncio.Event()))
-    started = time.monotonic()
+    begun = time.monotonic()
     while not stuck.done():
-        reply = asyncio.Event()
-        later = asyncio.create_task(entered(deadlines, reply))
+        answer = asyncio.Event()
+        later = asyncio.create_task(entered(deadlines, answer))
         await asyncio.sleep(0.01)
-        reply.set()
+        answer.set()
         await later
-        assert time.monotonic() - started < LENGTH_SECONDS + 1
+        assert time.monotonic() - begun < LENGTH_SECONDS + 1
     assert await outcome(stuck) is TimeoutError
     deadlines.close()
 
 
-async def test_cancelled_wait_does_not_extend_the_others() -> None:
-    """A cancelled wait is not a reply: limits entered after it expire in their own time."""
+async def test_who_gives_up_does_not_keep_the_others() -> None:
+    """A cancelled wait is no answer: those that began after it run out in their own time."""
     deadlines = SharedTimeout(LENGTH_SECONDS)
-    cancelled, waiting = (asyncio.create_task(entered(deadlines, asyncio.Event())) for _ in range(2))
+    given_up, waiting = (asyncio.create_task(entered(deadlines, asyncio.Event())) for _ in range(2))
     await asyncio.sleep(LENGTH_SECONDS / 2)
-    cancelled.cancel()
+    given_up.cancel()
     stopped = time.monotonic()
     assert await outcome(waiting) is TimeoutError
     assert time.monotonic() - stopped < LENGTH_SECONDS

@@ -151,7 +151,7 @@ async def test_the_stop_ends_a_waiting_thread() -> None:
 
 
 def test_not_started_and_no_url() -> None:
-    """Outside a worker the default `memory://` reaches no subscriber: it raises, and names BACKPLANE_URL."""
+    """Outside a worker the default `memory://` would reach no other process: it raises, and names BACKPLANE_URL."""
     with pytest.raises(ConfigurationError, match="BACKPLANE_URL"):
         Backplane().sync.publish("a", "x")
 
