@@ -59,7 +59,8 @@ async def serving_in_loop(app: Any, **options: Any) -> AsyncGenerator[ServerInLo
     The options are those of `uvicorn.Config`.
     """
     listener = socket.create_server(("127.0.0.1", 0))
-    server = _Server(uvicorn.Config(app, **{"log_config": None, "lifespan": "on", **options}))
+    merged: dict[str, Any] = {"log_config": None, "lifespan": "on", **options}
+    server = _Server(uvicorn.Config(app, **merged))
     running = asyncio.create_task(server.serve(sockets=[listener]))
     await server.has_started.wait()
     try:
