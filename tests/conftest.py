@@ -1,4 +1,4 @@
-"""What all tests share: the event loops they run on, the brokers they talk to, and the watch over leaked tasks."""
+"""What all tests share: the event loops they run on, the brokers they use, and the check for leaked tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.brokers.kafka import KafkaConfig, KafkaProcess, private_kafka, shared
 from tests.brokers.nats import private_nats, shared_nats
 from tests.brokers.redis import RedisConfig, private_redis, shared_redis
 from tests.brokers.redis_sentinel import private_sentinels
-from tests.chaos.judge import lines as chaos_lines
+from tests.chaos.case_table import lines as chaos_lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -83,29 +83,29 @@ class StartKafka(Protocol):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Take `--chaos=full`, which tests/chaos/conftest.py obeys."""
+    """Add `--chaos=full`, which tests/chaos/conftest.py reads."""
     parser.addoption("--chaos", choices=("short", "full"), default="short", help="how much of the chaos suite to run")
 
 
 def pytest_configure() -> None:
-    """Allow as many open files as the system lets us: hundreds of sockets stand on both sides in one process."""
+    """Allow as many open files as the system lets us: hundreds of sockets are open in one process."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS names a hard limit that it does not allow
+    with suppress(ValueError, OSError):  # macOS reports a hard limit that it does not allow
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print once for each broker that this run went without it, and the figures of the chaos suite."""
+    """Print once for each broker that was missing, and the figures of the chaos suite."""
     skipped: list[pytest.TestReport] = terminalreporter.stats.get("skipped", [])
     reasons = {str(report.longrepr[2]) for report in skipped if isinstance(report.longrepr, tuple)}
     for reason in sorted(reasons):
         if reason.startswith(f"Skipped: {_SKIPPED}"):
             terminalreporter.write_line(reason.removeprefix("Skipped: "), yellow=True)
-    judged: list[pytest.TestReport] = [
+    finished: list[pytest.TestReport] = [
         *terminalreporter.stats.get("passed", []),
         *terminalreporter.stats.get("failed", []),
     ]
-    if table := chaos_lines(judged):
+    if table := chaos_lines(finished):
         terminalreporter.section("chaos")
         for line in table:
             terminalreporter.write_line(line)
@@ -113,7 +113,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def no_inherited_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the developer's own BACKPLANE_URL out of the tests."""
+    """Remove the developer's own BACKPLANE_URL."""
     monkeypatch.delenv("BACKPLANE_URL", raising=False)
 
 
@@ -142,21 +142,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def watch_tasks(request: pytest.FixtureRequest) -> None:
-    """Put `no_task_left` around every async test, before any other fixture of it."""
+    """Apply `no_task_left` to every async test, before its other fixtures."""
     if "anyio_backend" in request.fixturenames:
         request.getfixturevalue("no_task_left")
 
 
 @pytest.fixture
 async def no_task_left(anyio_backend: Any) -> AsyncIterator[None]:
-    """Fail a test that leaves a task behind when it and its fixtures are done."""
+    """Fail a test that has a task left when it and its fixtures are done."""
     before = asyncio.all_tasks()
     yield
     for _ in range(10):  # a cancelled task needs a pass of the loop to end
         await asyncio.sleep(0)
-    # The one that carries a test or a fixture is the plugin's own.
+    # The task that runs tests and fixtures belongs to the plugin.
     left = {task for task in asyncio.all_tasks() - before if "TestRunner" not in repr(task.get_coro())}
-    assert not left, f"tasks left behind: {left}"
+    assert not left, f"tasks left: {left}"
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def ipc_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def redis_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """The Redis that the whole run shares; a test that breaks it, or counts on it, takes `private_redis`."""
+    """The Redis that the whole run shares; a test that breaks it, or counts what it holds, takes `private_redis`."""
     with _started("redis", lambda: shared_redis(tmp_path_factory.mktemp("redis"))) as broker:
         yield broker
 
@@ -199,7 +199,7 @@ def private_sentinels_fixture(
             try:
                 made = private_sentinels(folder, password=password, sentinel_password=sentinel_password, tls=tls)
             except BrokerMissingError as error:
-                _go_without("redis-sentinel", str(error))
+                _skip_without("redis-sentinel", str(error))
             return stack.enter_context(made)
 
         yield start
@@ -207,7 +207,7 @@ def private_sentinels_fixture(
 
 @pytest.fixture(scope="session")
 def nats_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """The NATS that the whole run shares; a test that breaks it, or counts on it, takes `private_nats`."""
+    """The NATS that the whole run shares; a test that breaks it, or counts what it holds, takes `private_nats`."""
     with _started("nats", lambda: shared_nats(tmp_path_factory.mktemp("nats"))) as broker:
         yield broker
 
@@ -229,14 +229,14 @@ def private_nats_fixture(
 
 @pytest.fixture(name="nats_cluster")
 def nats_cluster_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
-    """Three NATS servers of the test's own that are one cluster."""
+    """A private cluster of three NATS servers."""
     with _started("nats", lambda: nats_cluster(tmp_path)) as cluster:
         yield cluster
 
 
 @pytest.fixture(name="kafka_cluster")
 def kafka_cluster_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
-    """Three Kafka brokers of the test's own that are one cluster, which takes ten seconds."""
+    """A private cluster of three Kafka brokers, which takes ten seconds to start."""
     announce = _announcer(request.config)
     with _started("kafka", lambda: kafka_cluster(tmp_path, announce)) as cluster:
         yield cluster
@@ -244,14 +244,14 @@ def kafka_cluster_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Ite
 
 @pytest.fixture(scope="session")
 def kafka_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Broker:
-    """The Kafka that the whole run shares; a test takes a topic of its own there, or `private_kafka` to break it."""
+    """The Kafka that the whole run shares; a test takes a topic of its own, or `private_kafka` to break it."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    # One more: what a worker that crashed has forked may hold its place for a while.
+    # One more: processes that a crashed worker has forked may hold its proxy for a while.
     make = partial(shared_kafka, tmp_path_factory.mktemp("kafka"), _announce, proxies=workers + 1)
     try:
         broker = request.config.stash[COMMONS].take("kafka", make)
     except BrokerMissingError as error:
-        _go_without("kafka", str(error))
+        _skip_without("kafka", str(error))
     if isinstance(broker, KafkaProcess):
         broker.claim_proxy()
     return broker
@@ -274,12 +274,12 @@ def private_kafka_fixture(
 
 
 def _announce(line: str) -> None:
-    """Write a line to the person at the terminal, from the process that shares its brokers."""
+    """Write a line to the terminal, from the process that shares its brokers."""
     print(line, file=sys.__stderr__, flush=True)
 
 
 def _announcer(config: pytest.Config) -> Callable[[str], None]:
-    """Return what writes a line to the person at the terminal, past the capture."""
+    """Return a function that writes a line to the terminal, not captured."""
     capture: Any = config.pluginmanager.getplugin("capturemanager")
 
     def announce(line: str) -> None:
@@ -295,14 +295,14 @@ def _started(name: str, make: Callable[[], AbstractContextManager[_T]]) -> Gener
         try:
             broker = stack.enter_context(make())
         except BrokerMissingError as error:
-            _go_without(name, str(error))
+            _skip_without(name, str(error))
         yield broker
 
 
-def _go_without(name: str, reason: str) -> NoReturn:
-    """Skip, but fail in CI: a green run that skipped everything is worth nothing."""
+def _skip_without(name: str, reason: str) -> NoReturn:
+    """Skip, but fail in CI, where a run that skips everything must not pass."""
     if os.environ.get("CI") == "true":
-        pytest.fail(f"CI must not go without {name}: {reason}", pytrace=False)
+        pytest.fail(f"CI must not run without {name}: {reason}", pytrace=False)
     pytest.skip(f"{_SKIPPED}{name} were skipped: {reason}.")
 
 

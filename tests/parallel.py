@@ -1,7 +1,7 @@
-"""How the tests run side by side, `pytest -n auto`: what is handed to which worker, and when, and which run alone.
+"""How the tests run in parallel with `pytest -n auto`: their order, their workers, and which run alone.
 
-Every test may run beside every other one. One that cannot, as it measures or needs idle cores, is marked
-`alone("the reason")`: it runs when all others are done, while nothing else does. A broker that takes long to
+Every test may run in parallel with every other one. One that cannot, as it measures or needs idle cores, is marked
+`alone("the reason")`: it runs when all others are done, and no other runs meanwhile. A broker that takes long to
 start is run by the process that started the workers, for all of them: tests/brokers/commons.py.
 """
 
@@ -29,21 +29,21 @@ _PLACE = pytest.StashKey[Any]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Know the marker, and in a worker where the lock of the whole run is, and where the person at the terminal."""
+    """Register the marker; in a worker also set the lock of the whole run, and a writer to the terminal."""
     config.addinivalue_line("markers", "alone(reason): runs when all others are done, while nothing else does")
     config.stash[COMMONS] = Commons()
     if hasattr(config, "workerinput"):
         worker: Any = config
         config.stash[COMMONS] = CommonsElsewhere(worker.workerinput["commons"])
         config.stash[_LOCK] = Path(config.option.basetemp).with_name("alone.lock")
-        # Its output goes nowhere, and with it the stacks of a test that took too long.
+        # The output of a worker is dropped, and with it the stacks of a test that took too long.
         writer = create_terminal_writer(config, sys.__stderr__)
         config.get_terminal_writer = lambda: writer  # type: ignore[method-assign]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker where the brokers are that all share."""
+    """Give a worker the address of the shared brokers."""
     stash = node.config.stash
     if _PLACE not in stash:
         stash[_PLACE] = stash[COMMONS].serve()
@@ -64,7 +64,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """Hand out one test after the other, in their order; those of one file in one piece where they share servers."""
+    """Schedule one test after the other, in order; those of a file together where they share servers."""
     from xdist.scheduler import LoadScheduling  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
     class InOrder(LoadScheduling):  # type: ignore[misc]
@@ -73,7 +73,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
                 return
             if not self.pending:
                 node.shutdown()
-            elif len(self.node2pending[node]) < 2:  # the one it runs, and the one it must know of to end that
+            elif (
+                len(self.node2pending[node]) < 2
+            ):  # the one that it runs, and the next one, without which it does not finish the first
                 self._send_tests(node, 1)
 
         def _send_tests(self, node: Any, num: int) -> None:
@@ -97,9 +99,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the timeout of the test, which is not for waiting here
+@pytest.hookimpl(
+    wrapper=True, tryfirst=True
+)  # around the timeout of the test, which must not include the wait for the lock
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Run a test while none runs alone, or alone while none runs."""
+    """Run a test while no test runs alone, or alone while no other runs."""
     if (path := item.config.stash.get(_LOCK, None)) is None:
         return (yield)
     with locked(path, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH):
@@ -107,6 +111,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Fail a test that does not give the reason why it runs alone."""
+    """Fail a test that is marked `alone` without a reason."""
     if any(not marker.args for marker in item.iter_markers("alone")):
         pytest.fail("alone needs its reason", pytrace=False)

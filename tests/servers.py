@@ -1,27 +1,24 @@
-"""Real web servers for tests: an application under several workers, as users run it."""
+"""The application of the end-to-end tests under real web servers with several workers, as users run it."""
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
-from tests.brokers.process import end, free_port, start, wait_until
+from tests.brokers.process import free_port, wait_until
+from tests.server_process import ServerProcess, server_process
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Collection, Generator, Mapping
 
 __all__ = ["COMMANDS", "WORKERS", "Server", "serving"]
 
 WORKERS = 4
 
-# Longer than a test: a publisher's connection stays with the worker it has.
+# Longer than a test, so that a publisher's connection stays with its worker.
 _KEEP_ALIVE_SECONDS = "120"
 
 COMMANDS = {
@@ -38,7 +35,7 @@ COMMANDS = {
 }
 """How a server is started, by its name; `{port}` and `{workers}` are filled in.
 
-Gunicorn without the direct lane and Uvicorn with it, so that what runs under both has gone both ways.
+Gunicorn runs without the direct lane and Uvicorn with it, so that tests under both cover both.
 """
 
 _APP_FOLDER = Path(__file__).parent / "e2e"
@@ -53,57 +50,56 @@ class Server:
         pids: Its workers when it had started.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, workers: int, log: Path) -> None:
+    def __init__(self, process: ServerProcess, port: int, workers: int) -> None:
         self.port = port
-        self.log = log
+        self.log = process.log
         self._workers = workers
         self._process = process
         self.pids = self.wait_for_workers()
 
     @property
     def ws_url(self) -> str:
-        """Where its WebSockets are."""
+        """The URL of its WebSockets, without a path."""
         return f"ws://127.0.0.1:{self.port}"
 
     def wait_for_workers(self, without: Collection[int] = ()) -> set[int]:
-        """Wait until as many workers as it has have answered, each on a connection of its own; return their pids.
+        """Wait until all of its workers have answered, each on a connection of its own; return their pids.
 
         Blocks. Pids in `without` do not count.
         """
         pids: set[int] = set()
 
         def all_answered() -> bool:
-            assert self._process.poll() is None, "the server has ended"
-            pids.update(self._ask_pids())
+            pids.update(self._get_pids())
             return len(pids.difference(without)) >= self._workers
 
-        wait_until(all_answered, f"{self._workers} workers answer", seconds=30)
+        self._process.wait_until(all_answered, f"{self._workers} workers answer", seconds=30)
         return pids.difference(without)
 
     def terminate(self) -> None:
-        """Send SIGTERM, as whoever ends a server does; it goes on until it has drained."""
-        self._process.terminate()
+        """Send SIGTERM; the server ends when it has drained."""
+        self._process.process.terminate()
 
     def wait_for_end(self) -> None:
-        """Wait until it has ended by itself. Blocks.
+        """Wait until it has ended. Blocks.
 
         Raises:
             TimeoutError: Not within 15 s.
         """
-        wait_until(lambda: self._process.poll() is not None, "the server ends", seconds=15)
+        wait_until(lambda: self._process.process.poll() is not None, "the server ends", seconds=15)
 
-    def ask_ready(self) -> tuple[int, str]:
-        """Return what a load balancer would be told: code and body of `GET /health/ready`. Blocks."""
+    def get_ready(self) -> tuple[int, str]:
+        """Return status and body of `GET /health/ready`, which a load balancer reads. Blocks."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
             connection.request("GET", "/health/ready")
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+            response = connection.getresponse()
+            return response.status, response.read().decode()
         finally:
             connection.close()
 
-    def _ask_pids(self) -> list[int]:
-        # Several at once: of connections one after the other, the same idle worker may take all.
+    def _get_pids(self) -> list[int]:
+        # Several at once: the same idle worker may accept all of several connections in sequence.
         connections = [HTTPConnection("127.0.0.1", self.port, timeout=5) for _ in range(2 * self._workers)]
         pids: list[int] = []
         with suppress(OSError, HTTPException):
@@ -121,33 +117,11 @@ def serving(
 ) -> Generator[Server]:
     """Run `tests/e2e/app.py` under the server `name` of `COMMANDS`, entered when every worker answers.
 
-    On leaving, the server must end within 15 s of SIGTERM and must not have logged a traceback. An error of the block
+    At the end the server must end within 15 s of SIGTERM and must not have logged a traceback. An error of the block
     shows the log.
     """
-    port, log = free_port(), folder / f"{name}.log"
+    port = free_port()
     command = [sys.executable, "-m", *(part.format(port=port, workers=workers) for part in COMMANDS[name])]
-    # Gunicorn puts a control socket into the home folder; two of them would share it.
-    own = {"BACKPLANE_URL": broker_url, "HOME": str(folder), "XDG_RUNTIME_DIR": ""}
-    process = start(command, cwd=_APP_FOLDER, log=log, env={**os.environ, **own, **(environment or {})})
-    try:
-        yield Server(process, port, workers, log)
-    except BaseException as error:
-        error.add_note(f"The log of {name}:\n{log.read_text()[-10_000:]}")
-        raise
-    finally:
-        killed = _end_with_workers(process)
-    words = log.read_text()
-    assert not killed, f"{name} did not end on SIGTERM:\n{words}"
-    assert "Traceback" not in words, f"{name} logged a traceback:\n{words}"
-
-
-def _end_with_workers(process: subprocess.Popen[bytes]) -> list[int]:
-    """End the server and, by their pids, the workers that outlive it; return the pids that had to be killed."""
-    if process.poll() is not None:
-        return []
-    workers = psutil.Process(process.pid).children(recursive=True)
-    killed = [] if end(process, seconds=15) else [process.pid]
-    for worker in psutil.wait_procs(workers, timeout=5)[1]:
-        worker.kill()
-        killed.append(worker.pid)
-    return killed
+    variables = {"BACKPLANE_URL": broker_url, **(environment or {})}
+    with server_process(command, folder, cwd=_APP_FOLDER, name=name, environment=variables) as process:
+        yield Server(process, port, workers)

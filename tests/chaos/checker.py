@@ -1,4 +1,4 @@
-"""The independent checker of the chaos suite: what was published against what was seen. No I/O, no backplane."""
+"""The checker of the chaos suite: compares what was published with what was received. No I/O, no backplane."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["GAP", "Event", "GapSeen", "Outcome", "Verdict", "check"]
+__all__ = ["GAP", "CheckResult", "Event", "GapSeen", "Outcome", "check"]
 
 Outcome = Literal["ok", "unavailable", "refused", "unknown"]
-"""What a publisher was told: the broker has it, it certainly has not (for one of two reasons), nobody knows."""
+"""How a publish ended: confirmed by the broker, certainly not published (for one of two reasons), or unknown."""
 
 _CERTAINLY_NOT: Final = ("unavailable", "refused")
 
@@ -24,19 +24,19 @@ class GapSeen:
 
 
 GAP: Final = GapSeen()
-"""A gap event, at its place among the messages."""
+"""A gap, at its place among the messages."""
 
 Event = tuple[str, int] | GapSeen
 """A message, by its publisher and number, or a gap."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Verdict:
-    """What was found on one channel of one subscriber.
+class CheckResult:
+    """The result for one channel of one subscriber.
 
     Attributes:
-        faults: Every broken promise, in words.
-        gaps: How many gaps were told.
+        faults: Every broken guarantee, as text.
+        gaps: How many gaps were received.
         lost: How many messages that the broker had acknowledged did not arrive.
     """
 
@@ -47,53 +47,55 @@ class Verdict:
 
 def check(
     published: Mapping[str, Sequence[Outcome]], seen: Sequence[Event], *, max_gaps: int, lossless: bool = False
-) -> Verdict:
-    """Judge one channel of one subscriber, who was there from before the first message to behind the last.
+) -> CheckResult:
+    """Check one channel of one subscriber that was joined from before the first message until after the last.
 
     Args:
-        published: Of each publisher the outcome of each message, by number.
-        seen: Messages and gaps in the order they came.
-        max_gaps: How many stretches there were: more gaps than that were told without cause, or twice.
+        published: For each publisher the outcome of each message, by number.
+        seen: Messages and gaps in the order of arrival.
+        max_gaps: How many outages there were: more gaps than that were sent without cause, or twice.
         lossless: Nothing acknowledged may be lost, gap or not.
     """
-    verdict = Verdict(gaps=sum(event is GAP for event in seen))
-    if verdict.gaps > max_gaps:
-        verdict.faults.append(f"{verdict.gaps} gaps told, for {max_gaps} stretches at most")
+    result = CheckResult(gaps=sum(event is GAP for event in seen))
+    if result.gaps > max_gaps:
+        result.faults.append(f"{result.gaps} gaps received, for {max_gaps} outages at most")
     for publisher, outcomes in published.items():
-        _check_order(publisher, outcomes, seen, verdict, lossless=lossless)
+        _check_order(publisher, outcomes, seen, result, lossless=lossless)
         arrived = {event[1] for event in seen if not isinstance(event, GapSeen) and event[0] == publisher}
         for number in sorted(arrived):
             outcome = outcomes[number] if number < len(outcomes) else "never published"
             if outcome in (*_CERTAINLY_NOT, "never published"):
-                verdict.faults.append(f"{publisher} {number} arrived and was {outcome}")
-    return verdict
+                result.faults.append(f"{publisher} {number} arrived and was {outcome}")
+    return result
 
 
 def _check_order(
-    publisher: str, outcomes: Sequence[Outcome], seen: Sequence[Event], verdict: Verdict, *, lossless: bool
+    publisher: str, outcomes: Sequence[Outcome], seen: Sequence[Event], result: CheckResult, *, lossless: bool
 ) -> None:
-    last, told, arrived = -1, False, set[int]()
+    last, after_gap, arrived = -1, False, set[int]()
     for event in seen:
         if isinstance(event, GapSeen):
-            told = True
+            after_gap = True
         elif event[0] == publisher:
             number = event[1]
             if number in arrived:
-                verdict.faults.append(f"{publisher} {number} came twice")
+                result.faults.append(f"{publisher} {number} arrived twice")
             elif number < last:
-                verdict.faults.append(f"{publisher} {number} came behind {last}")
+                result.faults.append(f"{publisher} {number} arrived after {last}")
             else:
                 missing = _acknowledged(outcomes, last + 1, number)
-                verdict.lost += len(missing)
+                result.lost += len(missing)
                 if missing and lossless:
-                    verdict.faults.append(f"{publisher} {_short(missing)} lost, of what must not be lost")
-                elif missing and not told:
-                    verdict.faults.append(f"{publisher} {_short(missing)} missing without a gap")
-                last, told = number, False
+                    result.faults.append(
+                        f"{publisher} {_short(missing)} lost by an adapter that promises to lose nothing"
+                    )
+                elif missing and not after_gap:
+                    result.faults.append(f"{publisher} {_short(missing)} missing without a gap")
+                last, after_gap = number, False
             arrived.add(number)
-    if missing := _acknowledged(outcomes, last + 1, len(outcomes)):  # a gap makes up for nothing here
-        verdict.lost += len(missing)
-        verdict.faults.append(f"{publisher} {_short(missing)} missing at the end: deaf")
+    if missing := _acknowledged(outcomes, last + 1, len(outcomes)):  # no message follows, so a gap does not excuse it
+        result.lost += len(missing)
+        result.faults.append(f"{publisher} {_short(missing)} missing at the end")
 
 
 def _acknowledged(outcomes: Sequence[Outcome], start: int, end: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The chaos suite: `pytest` runs the telling half of it, `pytest tests/chaos --chaos=full` all."""
+"""The chaos suite: `pytest` runs its most significant cases, `pytest tests/chaos --chaos=full` all."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.judge import Judge
-from tests.chaos.site import BROKERS, Site
+from tests.chaos.case_table import CaseRecorder
+from tests.chaos.target import BROKERS, FaultTarget
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Know the marker."""
+    """Register the marker."""
     config.addinivalue_line("markers", "full: only with --chaos=full")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let what is judged run alone, and deselect what only the full suite runs."""
+    """Run measured cases alone, and deselect those of the full suite."""
     for item in items:
-        if Path(__file__).parent in item.path.parents and "judge" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.alone("within how many seconds a fault is found and over is what it promises"))
+        if Path(__file__).parent in item.path.parents and "record_case" in getattr(item, "fixturenames", ()):
+            item.add_marker(
+                pytest.mark.alone("it measures within how many seconds a fault is detected and recovered from")
+            )
     if config.getoption("chaos") == "full":
         return
     left_out = [item for item in items if item.get_closest_marker("full")]
@@ -29,23 +31,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> tuple[str, dict[str, bool]]:
-    """One event loop is enough: it is the network that is broken. This one warns of what is left open."""
+    """One event loop is enough: the faults are those of the network. This one warns of unclosed resources."""
     return "asyncio", {"use_uvloop": False}
 
 
 @pytest.fixture(params=BROKERS)
-def site(request: pytest.FixtureRequest) -> Site:
-    """One broker after the other that the whole run shares: for faults of the way to it."""
-    return Site.at(request.param, request.getfixturevalue(f"{request.param}_broker"))
+def target(request: pytest.FixtureRequest) -> FaultTarget:
+    """Each broker in turn, shared by the whole run: for faults of the network."""
+    return FaultTarget.of(request.param, request.getfixturevalue(f"{request.param}_broker"))
 
 
 @pytest.fixture(params=BROKERS)
-def own_site(request: pytest.FixtureRequest) -> Site:
-    """One broker after the other of the test's own: to kill it."""
-    return Site.at(request.param, request.getfixturevalue(f"private_{request.param}")())
+def private_target(request: pytest.FixtureRequest) -> FaultTarget:
+    """Each broker in turn, private to the test: for faults of the broker."""
+    return FaultTarget.of(request.param, request.getfixturevalue(f"private_{request.param}")())
 
 
 @pytest.fixture
-def judge(request: pytest.FixtureRequest) -> Judge:
-    """Judges a case and keeps its figures."""
-    return Judge(request.node.user_properties)
+def record_case(request: pytest.FixtureRequest) -> CaseRecorder:
+    """Checks a case and records its figures."""
+    return CaseRecorder(request.node.user_properties)

@@ -1,6 +1,7 @@
-"""A worker that another process pauses: `python -m tests.chaos.paused URL LOOP` publishes to itself until it is asked.
+"""A worker that another process pauses: `python -m tests.chaos.paused URL LOOP`.
 
-It writes `"ready"` as a line of JSON, and at the end of its input one with what it counted.
+It publishes to itself until its input ends. It prints `"ready"` as a line of JSON, and at the end one with its
+counts.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ from typing import Any
 import uvloop
 
 from backplane import Backlog, Backplane, Gap
-from tests.chaos.crew import QUICK
+from tests.chaos.workload import QUICK
 
-_SPEAKERS = 4
+_PUBLISHERS = 4
 
 
 async def main(url: str) -> dict[str, Any]:
-    """Publish without pause from some tasks, and keep what came of each message, until the end of the input."""
+    """Publish without pause from some tasks, and keep the outcome of each message, until the end of the input."""
     published: Counter[str] = Counter()
     received: list[str] = []
     gaps: list[str] = []
     states: list[str] = []
     over = asyncio.Event()
+    arrived = asyncio.Event()
     backplane = Backplane(url, settings=QUICK)
 
-    async def listen() -> None:
+    async def receive() -> None:
         async with backplane.subscribe("room", backlog=Backlog(max_messages=1_000_000)) as messages:
             ready.set()
             async for item in messages:
@@ -37,8 +39,9 @@ async def main(url: str) -> dict[str, Any]:
                     gaps.append(item.reason)
                 else:
                     received.append(str(item.data))
+                    arrived.set()
 
-    async def speak(name: int) -> None:
+    async def publish(name: int) -> None:
         for number in count():
             if over.is_set():
                 return
@@ -52,18 +55,19 @@ async def main(url: str) -> dict[str, Any]:
     async with backplane:
         backplane.on_state(lambda change: states.append(f"{change.new}: {change.reason}"))
         ready = asyncio.Event()
-        listening = asyncio.create_task(listen())
+        receiving = asyncio.create_task(receive())
         await ready.wait()
-        speaking = [asyncio.create_task(speak(name)) for name in range(_SPEAKERS)]
+        publishing = [asyncio.create_task(publish(name)) for name in range(_PUBLISHERS)]
         print(json.dumps("ready"), flush=True)  # noqa: T201
         await asyncio.to_thread(sys.stdin.read)
         over.set()
-        await asyncio.gather(*speaking)
+        await asyncio.gather(*publishing)
         async with asyncio.timeout(10):
-            while len(received) < published["ok"]:  # no event tells
-                await asyncio.sleep(0.01)
+            while len(received) < published["ok"]:
+                arrived.clear()
+                await arrived.wait()
         seen = {"published": published, "received": len(received), "gaps": gaps, "states": list(states)}
-    listening.cancel()
+    receiving.cancel()
     return seen
 
 

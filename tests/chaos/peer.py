@@ -1,4 +1,4 @@
-"""Another process of the application, for faults of `ipc://`: `python -m tests.chaos.peer URL` writes what it hears.
+"""A peer for faults of `ipc://`: `python -m tests.chaos.peer URL` prints what it receives.
 
 A line of JSON each: `"ready"`, then `[channel, publisher, number]` for a message and `[channel]` for a gap.
 """
@@ -11,11 +11,11 @@ import os
 import sys
 
 from backplane import Backlog, Backplane, Gap
-from tests.chaos.crew import CHANNELS, GREETING
+from tests.chaos.workload import CHANNELS, GREETING
 
 
 async def main(url: str) -> None:
-    """Hear until the process ends."""
+    """Receive until the process ends."""
     async with (
         Backplane(url) as backplane,
         backplane.subscribe(*CHANNELS, backlog=Backlog(when_full="drop_newest")) as messages,

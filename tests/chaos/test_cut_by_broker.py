@@ -1,4 +1,4 @@
-"""A broker that cuts a client on purpose: one that reads too slowly, or one that an administrator does not like."""
+"""A broker that cuts a client on purpose: one that reads too slowly, or one that an administrator kills."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from backplane import Backlog, Backplane, Gap, SubscribeError
 from backplane.testing import FaultProxy
 from tests.brokers.broker import ProcessBroker
 from tests.brokers.redis import RedisConfig
-from tests.chaos.crew import CHANNELS, QUICK, talking, watched_loop
+from tests.chaos.workload import CHANNELS, QUICK, running_workload, watched_loop
 
 if TYPE_CHECKING:
     from tests.brokers.broker import Broker
-    from tests.chaos.crew import Member
-    from tests.chaos.judge import Judge
+    from tests.chaos.case_table import CaseRecorder
+    from tests.chaos.workload import Participant
     from tests.conftest import StartNats, StartRedis
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
@@ -26,40 +26,42 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 # More than the kernel's buffers of one connection hold, so that the broker's own fills.
 _FLOOD = 400
 _PIECE = "x" * 64 * 1024
-# NATS 2.9 holds up whoever publishes to a slow consumer, for up to a second. The broker's cut comes before the probe's.
+# NATS 2.9 delays publishers to a slow consumer for up to a second. The broker cuts before the probe does.
 _SETTINGS = replace(QUICK, probe_interval_seconds=1.5, publish_timeout_seconds=5.0)
 
 
-async def flood(speaker: Member) -> None:
+async def flood(publisher: Participant) -> None:
     """Publish 25 MB on one channel."""
     for _ in range(0, _FLOOD, 5):
-        await asyncio.gather(*(speaker.say(CHANNELS[0], _PIECE) for _ in range(5)))
+        await asyncio.gather(*(publisher.publish(CHANNELS[0], _PIECE) for _ in range(5)))
 
 
-async def see_slow_reader_cut(case: str, broker: Broker, words: str, judge: Judge) -> None:
-    """Stall the workers behind a proxy under a flood until the broker cuts them, and see them come back."""
+async def assert_slow_reader_is_cut(case: str, broker: Broker, words: str, record_case: CaseRecorder) -> None:
+    """Stall the workers behind a proxy under a flood until the broker cuts them, and check that they recover."""
     assert isinstance(broker, ProcessBroker)
-    async with FaultProxy(broker.url) as proxy, talking(proxy.url, broker.url, settings=_SETTINGS) as crew:
+    async with FaultProxy(broker.url) as proxy, running_workload(proxy.url, broker.url, settings=_SETTINGS) as workload:
         stalled_at = asyncio.get_running_loop().time()
         proxy.stall()
-        await flood(crew.speakers[1])
-        detected = await crew.detected(stalled_at)
-        recovered = await crew.recovered()
-    judge(case, broker.url.partition(":")[0], crew, detected=detected, silent=True, recovered=recovered)
+        await flood(workload.publishers[1])
+        detected = await workload.detected(stalled_at)
+        recovered = await workload.recovered()
+    record_case(case, broker.url.partition(":")[0], workload, detected=detected, silent=True, recovered=recovered)
     assert words in (broker.folder / "broker.log").read_text()
 
 
-async def test_a_redis_that_kills_for_its_output_buffer(private_redis: StartRedis, judge: Judge) -> None:
-    """A subscriber over `client-output-buffer-limit` is cut by Redis; it finds out, and comes back with a gap."""
+async def test_redis_cuts_a_subscriber_over_its_output_buffer(
+    private_redis: StartRedis, record_case: CaseRecorder
+) -> None:
+    """A subscriber over `client-output-buffer-limit` is cut by Redis; the worker recovers with a gap."""
     limit = ("--client-output-buffer-limit", "pubsub 1mb 512kb 5")
     broker = private_redis(RedisConfig(arguments=limit))
-    await see_slow_reader_cut("output buffer limit", broker, "overcoming of output buffer limits", judge)
+    await assert_slow_reader_is_cut("output buffer limit", broker, "overcoming of output buffer limits", record_case)
 
 
-async def test_a_nats_that_cuts_a_slow_consumer(private_nats: StartNats, judge: Judge) -> None:
-    """A subscriber over `max_pending` is cut by NATS as a slow consumer; it finds out, and comes back with a gap."""
+async def test_nats_cuts_a_slow_consumer(private_nats: StartNats, record_case: CaseRecorder) -> None:
+    """A subscriber over `max_pending` is cut by NATS; the worker detects it, and recovers with a gap."""
     broker = private_nats("max_pending: 1MB\nwrite_deadline: '300ms'\n")
-    await see_slow_reader_cut("max_pending", broker, "Slow Consumer", judge)
+    await assert_slow_reader_is_cut("max_pending", broker, "Slow Consumer", record_case)
 
 
 async def test_one_denied_channel_of_a_thousand_and_a_killed_client(private_redis: StartRedis) -> None:
@@ -82,7 +84,7 @@ async def test_one_denied_channel_of_a_thousand_and_a_killed_client(private_redi
         gaps = [await anext(messages) for _ in range(999)]
         assert {item.channel for item in gaps if isinstance(item, Gap)} == {*channels} - {"room-500"}
         await backplane.wait_for_state("live")
-        heard = [name for name, count in await observer.pubsub_numsub(*channels) if count == 1]
-        assert len(heard) == 999
+        subscribed = [name for name, count in await observer.pubsub_numsub(*channels) if count == 1]
+        assert len(subscribed) == 999
         await asyncio.gather(*(backplane.publish(name, "") for name in channels if name != "room-500"))
         assert {(await anext(messages)).channel for _ in range(999)} == {*channels} - {"room-500"}

@@ -1,4 +1,4 @@
-"""Processes of `ipc://` that die or stand still: there is no broker, so each fault is a peer's."""
+"""Processes of `ipc://` that are killed or frozen: there is no broker, so each fault is a peer's."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pytest
 
 from tests.brokers.process import end, start, wait_until
 from tests.chaos.checker import GAP, GapSeen, check
-from tests.chaos.crew import CHANNELS, talking
+from tests.chaos.workload import CHANNELS, running_workload
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Generator
 
+    from tests.chaos.case_table import CaseRecorder
     from tests.chaos.checker import Event
-    from tests.chaos.crew import Crew
-    from tests.chaos.judge import Judge
+    from tests.chaos.workload import Workload
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 
@@ -30,7 +30,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Peer:
-    """Another process, and what it wrote."""
+    """A peer process, and what it printed."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
@@ -38,7 +38,7 @@ class Peer:
 
     @property
     def seen(self) -> dict[str, list[Event]]:
-        """For each channel messages and gaps as they came."""
+        """For each channel messages and gaps in the order of arrival."""
         seen: dict[str, list[Event]] = {channel: [] for channel in CHANNELS}
         for line in self._lines()[1:]:
             channel, *message = json.loads(line)
@@ -46,23 +46,23 @@ class Peer:
         return seen
 
     async def ready(self) -> None:
-        """Wait until it hears."""
-        await asyncio.to_thread(wait_until, lambda: bool(self._lines()), "the peer hears")
+        """Wait until it is subscribed."""
+        await asyncio.to_thread(wait_until, lambda: bool(self._lines()), "the peer is subscribed")
 
-    async def hears_all(self, crew: Crew) -> None:
-        """Wait until it has heard, of every speaker on every channel, what was said last or something later."""
-        last = {(who.name, name): len(who.outcomes[name]) - 1 for who in crew.speakers for name in CHANNELS}
+    async def receives_all(self, workload: Workload) -> None:
+        """Wait until it has received, of every publisher on every channel, the last message or a later one."""
+        last = {(one.name, name): len(one.outcomes[name]) - 1 for one in workload.publishers for name in CHANNELS}
 
-        def has_heard() -> bool:
+        def has_received() -> bool:
             latest = {
                 (event[0], channel): event[1]
                 for channel, seen in self.seen.items()
                 for event in seen
                 if not isinstance(event, GapSeen)
             }
-            return all(latest.get(who, -1) >= number for who, number in last.items())
+            return all(latest.get(source, -1) >= number for source, number in last.items())
 
-        await asyncio.to_thread(wait_until, has_heard, "the peer hears everyone")
+        await asyncio.to_thread(wait_until, has_received, "the peer receives every publisher")
 
     def _lines(self) -> list[str]:
         whole, _, _ = self._log.read_text().rpartition("\n")
@@ -71,7 +71,7 @@ class Peer:
 
 @contextmanager
 def peer_process(url: str, folder: Path) -> Generator[Peer]:
-    """Start another process on `url`."""
+    """Start a peer process on `url`."""
     log = folder / "peer.log"
     process = start([sys.executable, "-m", "tests.chaos.peer", url], cwd=_ROOT, log=log)
     try:
@@ -82,45 +82,45 @@ def peer_process(url: str, folder: Path) -> Generator[Peer]:
 
 @pytest.fixture
 def url(ipc_url: str) -> str:
-    """With a small bound, so that a peer that stands still is soon further behind."""
+    """With a small bound, which the backlog of a frozen peer soon exceeds."""
     return f"{ipc_url}&max_peer_backlog_bytes=65536"
 
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(5, marks=pytest.mark.full)])
-async def test_a_peer_that_stands_still_costs_the_others_nothing(
-    seconds: float, url: str, tmp_path: Path, judge: Judge
+async def test_a_frozen_peer_costs_the_others_nothing(
+    seconds: float, url: str, tmp_path: Path, record_case: CaseRecorder
 ) -> None:
-    """While one process stands still the others hear everything, without a gap; it has a gap itself, and goes on."""
+    """While one process is frozen the others receive everything, without a gap; it receives a gap, and goes on."""
     with peer_process(url, tmp_path) as peer:
         await peer.ready()
-        async with talking(url, filler="x" * 20_000) as crew:
+        async with running_workload(url, filler="x" * 20_000) as workload:
             peer.process.send_signal(signal.SIGSTOP)
             await asyncio.sleep(seconds)
             peer.process.send_signal(signal.SIGCONT)
-            await peer.hears_all(crew)
-            recovered = await crew.recovered()
-            await peer.hears_all(crew)
+            await peer.receives_all(workload)
+            recovered = await workload.recovered()
+            await peer.receives_all(workload)
         seen = peer.seen
-    judge(f"peer under SIGSTOP for {seconds} s", "ipc", crew, recovered=recovered)
-    assert crew.unknown == 0
+    record_case(f"peer under SIGSTOP for {seconds} s", "ipc", workload, recovered=recovered)
+    assert workload.unknown == 0
     lost = 0
     for channel in CHANNELS:
-        published = {speaker.name: speaker.outcomes[channel] for speaker in crew.speakers}
-        # Each speaker is a process of its own to it, and may have cut it.
-        verdict = check(published, seen[channel], max_gaps=len(crew.speakers))
-        assert verdict.faults == []
-        lost += verdict.lost
-    assert lost > 0  # of a channel that is published to slowly the kernel may hold everything
+        published = {publisher.name: publisher.outcomes[channel] for publisher in workload.publishers}
+        # Each publisher is a separate peer, which may have cut it.
+        result = check(published, seen[channel], max_gaps=len(workload.publishers))
+        assert result.faults == []
+        lost += result.lost
+    assert lost > 0  # at a lower rate the kernel's buffers may hold everything
 
 
 @pytest.mark.parametrize("seconds", [0.2, pytest.param(3, marks=pytest.mark.full)])
 async def test_a_peer_that_is_killed_costs_the_others_nothing(
-    seconds: float, url: str, tmp_path: Path, judge: Judge
+    seconds: float, url: str, tmp_path: Path, record_case: CaseRecorder
 ) -> None:
-    """A process that dies under load is not missed by the others; the next one hears everything from its start on."""
+    """A process killed under load costs the others nothing; the next one receives everything from its start on."""
     with peer_process(url, tmp_path) as peer:
         await peer.ready()
-        async with talking(url) as crew:
+        async with running_workload(url) as workload:
             peer.process.kill()
             await asyncio.to_thread(peer.process.wait)
             await asyncio.sleep(seconds)
@@ -128,12 +128,12 @@ async def test_a_peer_that_is_killed_costs_the_others_nothing(
             again.mkdir()
             with peer_process(url, again) as successor:
                 await successor.ready()
-                recovered = await crew.recovered()
-                await successor.hears_all(crew)
+                recovered = await workload.recovered()
+                await successor.receives_all(workload)
                 seen = successor.seen
-    judge(f"peer killed, back after {seconds:g} s", "ipc", crew, recovered=recovered)
-    assert crew.unknown == 0
+    record_case(f"peer killed, back after {seconds:g} s", "ipc", workload, recovered=recovered)
+    assert workload.unknown == 0
     for channel in CHANNELS:
-        for speaker in crew.speakers:
-            numbers = [event[1] for event in seen[channel] if isinstance(event, tuple) and event[0] == speaker.name]
-            assert numbers == list(range(numbers[0], len(speaker.outcomes[channel])))
+        for publisher in workload.publishers:
+            numbers = [event[1] for event in seen[channel] if isinstance(event, tuple) and event[0] == publisher.name]
+            assert numbers == list(range(numbers[0], len(publisher.outcomes[channel])))

@@ -1,4 +1,4 @@
-"""The worker itself is paused, or gives its broker more than that works off at once: no outage of its own making."""
+"""The worker itself is paused, or publishes more than its broker processes at once: no outage follows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.brokers.process import wait_until
 
 if TYPE_CHECKING:
     from backplane import Subscription
-    from tests.chaos.site import Site
+    from tests.chaos.target import FaultTarget
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 
@@ -36,7 +36,7 @@ _BURST = 50_000
     ],
 )
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Both event loops: they run timers and read sockets in an order of their own."""
+    """Both event loops: they differ in the order of timers and reads."""
     return request.param  # type: ignore[no-any-return]
 
 
@@ -54,9 +54,11 @@ async def received(messages: Subscription, count: int) -> list[str]:
 
 @pytest.mark.parametrize("seconds", [2.5, pytest.param(15, marks=full)])
 @pytest.mark.parametrize("moment", ["before they are sent", "after they were sent"])
-async def test_a_worker_that_blocks_its_event_loop_keeps_its_link(moment: str, seconds: float, site: Site) -> None:
-    """Publishes and a join under way while the loop is blocked are answered: no loss, no gap, nothing unknown."""
-    async with Backplane(site.url) as backplane, backplane.subscribe("room") as messages:
+async def test_a_worker_that_blocks_its_event_loop_keeps_its_link(
+    moment: str, seconds: float, target: FaultTarget
+) -> None:
+    """Publishes and a join in progress while the loop is blocked are confirmed: no loss, no gap, none unknown."""
+    async with Backplane(target.url) as backplane, backplane.subscribe("room") as messages:
         changes: list[str] = []
         backplane.on_state(lambda change: changes.append(change.reason))
         publishing = [asyncio.create_task(backplane.publish("room", str(number))) for number in range(5)]
@@ -73,12 +75,12 @@ async def test_a_worker_that_blocks_its_event_loop_keeps_its_link(moment: str, s
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(15, marks=full)])
 async def test_a_worker_that_is_stopped_keeps_its_link(
-    seconds: float, site: Site, anyio_backend: tuple[str, dict[str, bool]]
+    seconds: float, target: FaultTarget, anyio_backend: tuple[str, dict[str, bool]]
 ) -> None:
-    """A process under SIGSTOP, for many times every limit it has, publishes and receives on as if nothing had been."""
+    """A process under SIGSTOP, for many times every limit it has, goes on publishing and receiving."""
     loop = "uvloop" if anyio_backend[1]["use_uvloop"] else "asyncio"
     worker = subprocess.Popen(
-        [sys.executable, "-m", "tests.chaos.paused", site.url, loop],
+        [sys.executable, "-m", "tests.chaos.paused", target.url, loop],
         cwd=_ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -88,13 +90,13 @@ async def test_a_worker_that_is_stopped_keeps_its_link(
         assert worker.stdin is not None
         assert worker.stdout is not None
         assert json.loads(await asyncio.to_thread(worker.stdout.readline)) == "ready"
-        for _ in range(3):  # each catches it at another place
+        for _ in range(3):  # each stops it at another point
             await asyncio.sleep(0.3)
             worker.send_signal(signal.SIGSTOP)
-            await asyncio.to_thread(wait_until, lambda: stands_still(worker.pid), "the worker stands still")
+            await asyncio.to_thread(wait_until, lambda: is_stopped(worker.pid), "the worker is stopped")
             await asyncio.sleep(seconds)
             worker.send_signal(signal.SIGCONT)
-        await asyncio.sleep(1)  # twice its probe interval: whatever it mistakes for silence it finds by then
+        await asyncio.sleep(1)  # twice its probe interval: a link wrongly taken for silent is degraded by then
         out, _ = await asyncio.to_thread(worker.communicate)
     finally:
         worker.kill()
@@ -105,11 +107,11 @@ async def test_a_worker_that_is_stopped_keeps_its_link(
     assert seen["received"] == seen["published"]["ok"]
 
 
-async def test_a_burst_is_no_outage(site: Site) -> None:
-    """Fifty thousand publishes at once are worked off: none is unknown, no link is lost, and all arrive in order."""
+async def test_a_burst_is_no_outage(target: FaultTarget) -> None:
+    """Fifty thousand publishes at once are processed: none is unknown, no link is lost, and all arrive in order."""
     numbers = [str(number) for number in range(_BURST)]
     backlog = Backlog(max_messages=2 * _BURST, max_bytes=64 * 1024 * 1024)
-    async with Backplane(site.url) as backplane, backplane.subscribe("room", backlog=backlog) as messages:
+    async with Backplane(target.url) as backplane, backplane.subscribe("room", backlog=backlog) as messages:
         changes: list[str] = []
         backplane.on_state(lambda change: changes.append(change.reason))
         outcomes = await asyncio.gather(
@@ -120,6 +122,6 @@ async def test_a_burst_is_no_outage(site: Site) -> None:
         assert changes == []
 
 
-def stands_still(pid: int) -> bool:
+def is_stopped(pid: int) -> bool:
     """Whether a process is stopped."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from websockets.sync.client import ClientConnection, connect
 
 from tests.brokers.process import free_port, start, wait_until
-from tests.examples.site import end_with_children
+from tests.server_process import end_with_children
 
 if TYPE_CHECKING:
     from collections.abc import Generator

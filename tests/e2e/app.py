@@ -1,4 +1,4 @@
-"""The application of the end-to-end tests: a chat room, as the README shows it, that says which worker it is."""
+"""The application of the end-to-end tests: a chat room, as in the README, whose messages name the worker."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from backplane.health_routes import broker_error_response, health_routes
 logging.basicConfig(level=os.environ.get("TEST_LOG_LEVEL", "WARNING"))
 
 
-def tell_gap(_: Gap) -> str | None:
-    """Say it in the way of all messages here: a name and a number."""
+def gap_message(_: Gap) -> str | None:
+    """Return a gap in the form of all messages here: a name and a number."""
     return "gap 0"
 
 
@@ -27,7 +27,7 @@ backplane = Backplane(
         drain_seconds=float(os.environ.get("TEST_DRAIN_SECONDS", "5")),
         outage="buffer" if os.environ.get("TEST_BUFFER") else "raise",
     ),
-    on_gap=tell_gap if os.environ.get("TEST_ON_GAP") else "close",
+    on_gap=gap_message if os.environ.get("TEST_ON_GAP") else "close",
 )
 app = FastAPI(lifespan=backplane.lifespan, exception_handlers={BrokerError: broker_error_response})
 app.mount("/health", health_routes(backplane))
@@ -35,13 +35,13 @@ app.mount("/health", health_routes(backplane))
 
 @app.get("/pid")
 async def pid() -> int:
-    """Return which worker answers."""
+    """Return the pid of the worker that answers."""
     return os.getpid()
 
 
 @app.websocket("/rooms/{room}")
 async def room_socket(websocket: WebSocket, room: str) -> None:
-    """Greet with the worker's pid, then publish what the client says."""
+    """Send the worker's pid, then publish what the client sends."""
     async with backplane.connect(websocket, room) as connection:
         await connection.send(f"pid {os.getpid()}")
         async for message in connection:
@@ -50,7 +50,7 @@ async def room_socket(websocket: WebSocket, room: str) -> None:
 
 @app.post("/rooms/{room}")
 async def announce(room: str, request: Request) -> int:
-    """Publish the body; return which worker did."""
+    """Publish the body; return the worker's pid."""
     await backplane.publish(room, (await request.body()).decode())
     return os.getpid()
 
@@ -62,11 +62,11 @@ def announce_from_a_thread(room: str, text: str) -> int:
     return os.getpid()
 
 
-@app.post("/misuse/{way}/{room}")
-def misuse(way: str, room: str) -> str:
-    """Publish in a way that cannot work; return what it raises."""
+@app.post("/misuse/{kind}/{room}")
+def misuse(kind: str, room: str) -> str:
+    """Publish in a way that cannot work; return the error's text."""
     try:
-        match way:
+        match kind:
             case "asyncio.run":
                 _run(room)
             case "async_to_sync":
@@ -78,7 +78,7 @@ def misuse(way: str, room: str) -> str:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as processes:
                     processes.submit(_run, room).result()
             case _:
-                return "no such way"
+                return "no such misuse"
     except WrongLoopError as error:
         return str(error)
     return "not refused"

@@ -1,7 +1,7 @@
-"""Hundreds of WebSocket clients in one process, and the publishers they hear.
+"""Hundreds of WebSocket clients in one process, and publishers for them.
 
-A message is `<publisher> <sequence>`. A publisher counts from 0, and a client that has heard its last message has heard
-all of them, or has missed some.
+A message is `<publisher> <sequence>`. A publisher counts from 0, and a client that has received its last message has
+received all of them, or has lost some.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from websockets.asyncio.client import ClientConnection
 
-__all__ = ["Audience", "Client", "HttpPublisher", "open_audience", "open_publisher", "publish_from_outside"]
+__all__ = ["Client", "ClientGroup", "HttpPublisher", "open_clients", "open_publisher", "publish_from_outside"]
 
 _T = TypeVar("_T")
 
-# Generous: two cores serve everything. A wait that ends by it fails its test.
+# Generous, as two cores serve everything. A test fails when a wait takes longer.
 _SECONDS = 60
 
 _OUTSIDE = """
@@ -43,84 +43,84 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 class Client:
-    """One WebSocket client and what it has heard.
+    """One WebSocket client and what it has received.
 
     Attributes:
         pid: The worker that serves it.
-        heard: The sequences in the order of their arrival, by publisher, since it connected.
-        close_code: With which code the server closed it, as long as `hear_until_cut` has seen it; else 0.
+        received: The sequences in the order of their arrival, by publisher, since it connected.
+        close_code: The code with which the server closed it, set by `receive_until_closed`; else 0.
     """
 
     def __init__(self, url: str) -> None:
         self.pid = 0
         self.close_code = 0
-        self.heard: defaultdict[str, list[int]] = defaultdict(list)
+        self.received: defaultdict[str, list[int]] = defaultdict(list)
         self._url = url
         self._socket: ClientConnection | None = None
 
     async def open(self) -> None:
-        """Connect, and read until the worker has said who it is."""
+        """Connect, and receive until the worker has sent its pid."""
         self.pid = 0
-        self.heard = defaultdict(list)
+        self.received = defaultdict(list)
         self._socket = await connect(self._url, compression=None, ping_interval=None, close_timeout=2)
         while not self.pid:
-            self._take(await self._socket.recv())
+            self._record(await self._socket.recv())
 
     async def reopen(self) -> None:
-        """Leave, and connect again and again until a worker answers."""
+        """Disconnect, and connect again and again until a worker answers."""
         await self.close()
         while not self.pid:
             with suppress(OSError, EOFError, WebSocketException):
                 await self.open()
 
     async def close(self) -> None:
-        """Leave, where it is connected."""
+        """Disconnect, where it is connected."""
         self.pid = 0
         if self._socket is not None:
             await self._socket.close()
 
     async def publish(self, name: str, count: int) -> None:
-        """Publish a series through this socket, without waiting for any answer."""
+        """Publish a series through this socket, without waiting for a reply."""
         assert self._socket is not None
         for sequence in range(count):
             await self._socket.send(f"{name} {sequence}")
 
-    async def hear(self, counts: Mapping[str, int]) -> None:
-        """Read until the last message of each publisher in `counts` is heard.
+    async def receive(self, counts: Mapping[str, int]) -> None:
+        """Receive until the last message of each publisher in `counts` has arrived.
 
         Raises:
-            ConnectionClosed: The server went away.
+            ConnectionClosed: The connection ended.
         """
         assert self._socket is not None
-        missing = set(self.lacks(counts))
+        missing = set(self.missing(counts))
         while missing:
-            name, sequence = self._take(await self._socket.recv())
+            name, sequence = self._record(await self._socket.recv())
             if sequence + 1 >= counts.get(name, sys.maxsize):
                 missing.discard(name)
 
-    async def hear_until_cut(self) -> None:
-        """Read until the server goes away."""
+    async def receive_until_closed(self) -> None:
+        """Receive until the connection ends."""
         assert self._socket is not None
         try:
             while True:
-                self._take(await self._socket.recv())
+                self._record(await self._socket.recv())
         except ConnectionClosed as error:
             self.close_code = error.rcvd.code if error.rcvd else 1006
 
-    def lacks(self, counts: Mapping[str, int]) -> list[str]:
-        """Return the publishers whose last message was not heard."""
-        return [name for name, count in counts.items() if max(self.heard[name], default=-1) + 1 < count]
+    def missing(self, counts: Mapping[str, int]) -> list[str]:
+        """Return the publishers whose last message was not received."""
+        return [name for name, count in counts.items() if max(self.received[name], default=-1) + 1 < count]
 
-    def _take(self, text: str | bytes) -> tuple[str, int]:
+    def _record(self, text: str | bytes) -> tuple[str, int]:
         name, _, number = str(text).partition(" ")
         if name == "pid":
             self.pid = int(number)
         else:
-            self.heard[name].append(int(number))
+            self.received[name].append(int(number))
         return name, int(number)
 
 
-class Audience:
+class ClientGroup:
     """Clients of one room."""
 
     def __init__(self, clients: Iterable[Client]) -> None:
@@ -131,84 +131,84 @@ class Audience:
         """How many clients each worker serves."""
         return Counter(client.pid for client in self.clients)
 
-    def on(self, pids: Collection[int]) -> Audience:
-        """Return the part of it that the workers `pids` serve."""
-        return Audience(client for client in self.clients if client.pid in pids)
+    def on(self, pids: Collection[int]) -> ClientGroup:
+        """Return those that the workers `pids` serve."""
+        return ClientGroup(client for client in self.clients if client.pid in pids)
 
-    async def hear_until_cut(self) -> None:
-        """Read until the server has cut every client."""
+    async def receive_until_closed(self) -> None:
+        """Receive until every connection has ended."""
         async with asyncio.timeout(_SECONDS):
-            await _all(client.hear_until_cut() for client in self.clients)
+            await _all(client.receive_until_closed() for client in self.clients)
 
     async def spread(self, *, workers: int) -> None:
-        """Reconnect a quarter of it at a time, until so many workers serve it."""
+        """Reconnect a quarter of the clients at a time, until so many workers serve them."""
         async with asyncio.timeout(_SECONDS):
             while len(self.pids) < workers:
                 await _all(client.reopen() for client in self.clients[::4])
 
-    async def move_to(self, pid: int) -> Audience:
-        """Reconnect all of it until the worker `pid` serves a part; return that part."""
+    async def move_to(self, pid: int) -> ClientGroup:
+        """Reconnect all until the worker `pid` serves some of them; return those."""
         async with asyncio.timeout(_SECONDS):
             while pid not in self.pids:
                 await _all(client.reopen() for client in self.clients)
         return self.on([pid])
 
-    async def hear(self, counts: Mapping[str, int]) -> None:
-        """Read until every client has heard the last message of each publisher in `counts`.
+    async def receive(self, counts: Mapping[str, int]) -> None:
+        """Receive until every client has the last message of each publisher in `counts`.
 
         Raises:
-            AssertionError: Not in time; says who lacks whom.
+            AssertionError: Not in time; names the publishers that each client misses.
         """
         try:
             async with asyncio.timeout(_SECONDS):
-                await _all(client.hear(counts) for client in self.clients)
+                await _all(client.receive(counts) for client in self.clients)
         except TimeoutError:
-            lacking = {number: client.lacks(counts) for number, client in enumerate(self.clients)}
+            missing = {number: client.missing(counts) for number, client in enumerate(self.clients)}
             raise AssertionError(
-                f"not heard to the end: { {n: names for n, names in lacking.items() if names} }"
+                f"not received to the end: { {n: names for n, names in missing.items() if names} }"
             ) from None
 
-    async def reopen_when_cut(self) -> list[Mapping[str, list[int]]]:
-        """Read until the server cuts each client, and reconnect it; return what each had heard before."""
+    async def reopen_when_closed(self) -> list[Mapping[str, list[int]]]:
+        """Receive until each connection ends, and reconnect it; return what each had received before."""
 
         async def reopen(client: Client) -> Mapping[str, list[int]]:
-            await client.hear_until_cut()
-            heard = client.heard
+            await client.receive_until_closed()
+            received = client.received
             await client.reopen()
-            return heard
+            return received
 
         async with asyncio.timeout(_SECONDS):
             return await _all(reopen(client) for client in self.clients)
 
-    def misheard(self, counts: Mapping[str, int]) -> list[str]:
-        """Say which clients did not hear each publisher in `counts` whole, once and in order; a few words for each."""
+    def delivery_errors(self, counts: Mapping[str, int]) -> list[str]:
+        """Return a line for each client that did not receive a publisher in `counts` whole, once and in order."""
         return [
-            f"client {number} on worker {client.pid} heard {name} as {client.heard[name]}"
+            f"client {number} on worker {client.pid} received {name} as {client.received[name]}"
             for number, client in enumerate(self.clients)
             for name, count in counts.items()
-            if client.heard[name] != list(range(count))
+            if client.received[name] != list(range(count))
         ]
 
 
 @asynccontextmanager
-async def open_audience(url: str, size: int) -> AsyncGenerator[Audience]:
-    """Connect `size` clients to `url`, and close them on leaving."""
-    audience = Audience(Client(url) for _ in range(size))
+async def open_clients(url: str, size: int) -> AsyncGenerator[ClientGroup]:
+    """Connect `size` clients to `url`, and close them at the end."""
+    group = ClientGroup(Client(url) for _ in range(size))
     try:
         async with asyncio.timeout(_SECONDS):
-            await _all(client.open() for client in audience.clients)
-        yield audience
+            await _all(client.open() for client in group.clients)
+        yield group
     finally:
-        await _all(client.close() for client in audience.clients)
+        await _all(client.close() for client in group.clients)
 
 
 class HttpPublisher:
-    """A series of messages over one HTTP connection, each sent when the one before is answered.
+    """A series of messages over one HTTP connection, each sent after the response to the one before.
 
-    An HTTP client library would hide a lost connection behind a new one, to another worker.
+    An HTTP client library would replace a lost connection by one to another worker without reporting it.
 
     Attributes:
-        pid: The worker at the other end.
+        pid: The worker that serves the connection.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, room: str, name: str) -> None:
@@ -219,17 +219,17 @@ class HttpPublisher:
         self._path = f"/rooms/{room}"
 
     async def open(self) -> None:
-        """Learn which worker it is."""
-        self.pid = await self._ask("GET /pid")
+        """Ask for the worker's pid."""
+        self.pid = await self._request("GET /pid")
 
     async def publish(self, sequences: Iterable[int]) -> None:
         """Publish each of `sequences`.
 
         Raises:
-            ConnectionError, EOFError: The worker went away.
+            ConnectionError, EOFError: The worker ended.
         """
         for sequence in sequences:
-            assert await self._ask(f"POST {self._path}", f"{self.name} {sequence}") == self.pid
+            assert await self._request(f"POST {self._path}", f"{self.name} {sequence}") == self.pid
 
     async def close(self) -> None:
         """Close the connection."""
@@ -237,7 +237,7 @@ class HttpPublisher:
         with suppress(ConnectionError):
             await self._writer.wait_closed()
 
-    async def _ask(self, request: str, body: str = "") -> int:
+    async def _request(self, request: str, body: str = "") -> int:
         self._writer.write(f"{request} HTTP/1.1\r\nHost: test\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
         length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
@@ -250,7 +250,7 @@ class HttpPublisher:
 async def open_publisher(
     port: int, room: str, name: str, *, without: Collection[int] = ()
 ) -> AsyncGenerator[HttpPublisher]:
-    """Connect to any worker that is not in `without`."""
+    """Connect to a worker that is not in `without`."""
     async with AsyncExitStack() as stack:
         while True:
             publisher = HttpPublisher(*await asyncio.open_connection("127.0.0.1", port), room, name)
@@ -262,7 +262,7 @@ async def open_publisher(
 
 
 async def publish_from_outside(broker_url: str, room: str, name: str, count: int) -> None:
-    """Publish a series from a process that is no web worker."""
+    """Publish a series from a process that is not a web worker."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _OUTSIDE, room, name, str(count)), env={**os.environ, "BACKPLANE_URL": broker_url}
     )

@@ -1,4 +1,4 @@
-"""The brokers of the end-to-end tests. What differs between them is the URL."""
+"""The brokers of the end-to-end tests. They differ in the URL only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SERVER_LOGS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 @pytest.fixture(autouse=True)
 def server_logs_as_before() -> Generator[None]:
-    """Give back what a server of this process does to its loggers, which tests after it read."""
+    """Restore the loggers that a server in this process configures, for the tests after it."""
     logs = [logging.getLogger(name) for name in _SERVER_LOGS]
     before = [(log.level, log.propagate, log.handlers[:]) for log in logs]
     yield
@@ -26,7 +26,7 @@ def server_logs_as_before() -> Generator[None]:
 
 @pytest.fixture(params=["ipc", "redis", "nats", "kafka"])
 def broker_url(request: pytest.FixtureRequest) -> str:
-    """One broker that joins processes after the other."""
+    """The URL of each broker that connects processes, in turn."""
     if request.param == "ipc":
         return str(request.getfixturevalue("ipc_url"))
     return str(request.getfixturevalue(f"{request.param}_broker").own_url)

@@ -1,4 +1,4 @@
-"""An application whose handlers learn nothing of their client's end by themselves, for the tests of a server's end."""
+"""An application whose handlers do not notice the end of their client, for the tests of how servers end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ backplane = Backplane(settings=Settings(handler_grace_seconds=0.5))
 
 
 async def iterate(websocket: WebSocket) -> None:
-    """Receive."""
+    """Receive from the client."""
     async with backplane.connect(websocket) as connection:
         await connection.send("here")
         async for _ in connection:
@@ -35,14 +35,14 @@ async def iterate(websocket: WebSocket) -> None:
 
 
 async def wait(websocket: WebSocket) -> None:
-    """Wait for something else than the client."""
+    """Wait for something other than the client."""
     async with backplane.connect(websocket, "lobby") as connection:
         await connection.send("here")
         await asyncio.Event().wait()
 
 
 async def send(websocket: WebSocket) -> None:
-    """Only send, as fast as the client takes it."""
+    """Only send, as fast as the client reads."""
     async with backplane.connect(websocket) as connection:
         while True:
             await connection.send("x" * 1000)
@@ -62,7 +62,7 @@ async def events(request: Request) -> Response:
 
 
 async def own_stream(_: Request) -> Response:
-    """Stream what is published, in a way of its own."""
+    """Stream what is published by the application's own response."""
 
     async def stream() -> AsyncIterator[str]:
         async with backplane.subscribe("lobby") as messages:
@@ -74,7 +74,7 @@ async def own_stream(_: Request) -> Response:
 
 
 async def pid(_: Request) -> Response:
-    """Return which worker answers."""
+    """Return the pid of the worker that answers."""
     return PlainTextResponse(str(os.getpid()))
 
 
@@ -94,7 +94,7 @@ app = Starlette(
 
 
 def serve_in_a_thread(port: int) -> None:
-    """Run the server in a thread until SIGUSR1 comes; then ask it to end, as another thread can."""
+    """Run the server in a thread until SIGUSR1 arrives; then set `should_exit` from another thread."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)

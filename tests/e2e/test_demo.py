@@ -18,13 +18,13 @@ from websockets.sync.client import ClientConnection, connect
 
 pytestmark = pytest.mark.timeout(120)
 
-# With four workers, one reconnect of the page (which itself tries eight times) nearly always suffices.
+# With four workers, one reconnect of the page, which makes eight attempts itself, nearly always suffices.
 TRIES_TO_SEPARATE = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """A demo that runs."""
+    """A running demo."""
 
     process: subprocess.Popen[str]
     address: str
@@ -37,7 +37,7 @@ class Demo:
 
 @pytest.fixture
 def demo() -> Iterator[Demo]:
-    """The demo on four workers joined by `ipc://`, ready; ended when the test left it running."""
+    """The demo on four workers joined by `ipc://`, ready; ended where the test leaves it running."""
     command = [sys.executable, "-m", "backplane.cli", "demo", "--workers", "4", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
@@ -65,7 +65,7 @@ def _read_panel(process: subprocess.Popen[str]) -> str:
 
 @pytest.fixture
 def console_errors() -> list[str]:
-    """What the pages complained about."""
+    """The errors on the consoles of the pages."""
     return []
 
 
@@ -108,7 +108,7 @@ def _served_by(page: Page) -> int:
     return int(page.locator("#served-by").get_attribute("data-worker") or 0)
 
 
-def _say(page: Page, text: str) -> None:
+def _send(page: Page, text: str) -> None:
     page.get_by_label("Message", exact=True).fill(text)
     page.get_by_role("button", name="Send").click()
 
@@ -122,21 +122,21 @@ def _expect_message(page: Page, text: str, *, worker: int) -> None:
 
 
 def test_two_workers_share_a_room(pages: tuple[Page, Page], console_errors: list[str]) -> None:
-    """What one window says, the other shows with the badge of the worker that published it, both ways."""
+    """What one window sends, the other shows with the badge of the worker that published it, both ways."""
     first, second = pages
 
-    _say(first, "from the first window")
+    _send(first, "from the first window")
     _expect_message(second, "from the first window", worker=_served_by(first))
     _expect_message(first, "from the first window", worker=_served_by(first))
 
-    _say(second, "from the second window")
+    _send(second, "from the second window")
     _expect_message(first, "from the second window", worker=_served_by(second))
 
     assert console_errors == []
 
 
 def test_page_returns_when_its_worker_is_killed(pages: tuple[Page, Page]) -> None:
-    """A page whose worker was killed reconnects by itself, says that messages may be missing, and hears again."""
+    """A page whose worker was killed reconnects, shows that messages may be missing, and receives again."""
     first, second = pages
     killed = _served_by(first)
 
@@ -145,25 +145,25 @@ def test_page_returns_when_its_worker_is_killed(pages: tuple[Page, Page]) -> Non
     _expect_live(first)
     assert _served_by(first) != killed
 
-    _say(second, "welcome back")
+    _send(second, "welcome back")
     _expect_message(first, "welcome back", worker=_served_by(second))
 
 
 def test_message_over_the_limit_is_refused_with_a_note(open_page: Callable[[], Page]) -> None:
-    """A text over the limit is not sent: it stays in its field and a note says by how much it is too long."""
+    """A text over the limit is not sent: it stays in its field and a note states by how much it is too long."""
     page = open_page()
 
-    _say(page, "x" * 1003)
+    _send(page, "x" * 1003)
 
     expect(page.get_by_role("alert")).to_have_text("3 characters over the limit of 1000: shorten it to send it.")
     expect(page.get_by_label("Message", exact=True)).to_have_value("x" * 1003)
 
 
 def test_markup_is_shown_as_text(open_page: Callable[[], Page]) -> None:
-    """HTML that someone says is shown as they typed it, and makes no element."""
+    """HTML in a message is shown as text, and creates no element."""
     page = open_page()
 
-    _say(page, "<img src=x onerror=alert(1)>")
+    _send(page, "<img src=x onerror=alert(1)>")
 
     _expect_message(page, "<img src=x onerror=alert(1)>", worker=_served_by(page))
     assert page.locator("img").count() == 0
@@ -176,8 +176,8 @@ def test_markup_is_shown_as_text(open_page: Callable[[], Page]) -> None:
         *('{"id": "1", "text": "  "}', json.dumps({"id": "1", "text": "x" * 1001}), b"\xff"),
     ],
 )
-def test_malformed_input_is_answered_and_the_connection_lives_on(demo: Demo, malformed: str | bytes) -> None:
-    """Input that is not a message is answered with an error, and what comes after it is published."""
+def test_malformed_input_is_answered_and_the_connection_stays(demo: Demo, malformed: str | bytes) -> None:
+    """Input that is not a message is answered with an error, and the next message is published."""
     with demo.websocket("lobby", "Ada") as client:
         assert json.loads(client.recv())["type"] == "welcome"
         assert json.loads(client.recv())["text"] == "Ada joined"
@@ -192,7 +192,7 @@ def test_malformed_input_is_answered_and_the_connection_lives_on(demo: Demo, mal
 
 
 def test_post_reaches_the_clients_of_the_room(demo: Demo) -> None:
-    """What is posted to a room by HTTP is heard by its clients."""
+    """What is posted to a room by HTTP is received by its clients."""
     with demo.websocket("lobby", "Ada") as client:
         client.recv()  # welcome
         client.recv()  # Ada joined
@@ -206,7 +206,7 @@ def test_post_reaches_the_clients_of_the_room(demo: Demo) -> None:
 
 
 def test_joins_and_leaves_are_announced_across_workers(demo: Demo) -> None:
-    """Who is in a room hears who comes and who goes."""
+    """A client of a room is notified of clients that join and leave it."""
     with demo.websocket("lobby", "Ada") as ada:
         ada.recv()  # welcome
         ada.recv()  # Ada joined
@@ -230,8 +230,8 @@ def test_ctrl_c_ends_every_process(demo: Demo, ending: signal.Signals) -> None:
     printed = demo.process.stdout.read()
 
     assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == 1012  # service restart: told, not cut
+    assert closed.value.rcvd.code == 1012  # service restart
     assert demo.process.wait() == 0
     assert "Traceback" not in printed
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert alive == []
+    _, running = psutil.wait_procs(children, timeout=10)
+    assert running == []

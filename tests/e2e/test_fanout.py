@@ -1,4 +1,4 @@
-"""The main job: whatever any process publishes reaches every socket of every worker, once and in order."""
+"""Fan-out: whatever any process publishes reaches every socket of every worker, once and in order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.clients import open_audience, open_publisher, publish_from_outside
+from tests.e2e.clients import open_clients, open_publisher, publish_from_outside
 from tests.servers import serving
 
 if TYPE_CHECKING:
@@ -33,29 +33,29 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
 
 
-async def test_every_client_hears_every_message_once_and_in_order(broker_url: str, tmp_path: Path) -> None:
-    """200 clients of at least 3 workers each hear all 500 messages of 9 publishers, in the order of each publisher."""
-    await _all_hear_all("uvicorn", broker_url, tmp_path)
+async def test_every_client_receives_every_message_once_and_in_order(broker_url: str, tmp_path: Path) -> None:
+    """200 clients of at least 3 workers each receive 500 messages of 9 publishers, in the order of each publisher."""
+    await _all_receive_all("uvicorn", broker_url, tmp_path)
 
 
-async def test_gunicorns_clients_hear_every_message_too(redis_broker: Broker, tmp_path: Path) -> None:
-    """So they do under Gunicorn; with the other brokers test_worker_killed.py has it, under the same load."""
-    await _all_hear_all("gunicorn", redis_broker.url, tmp_path)
+async def test_clients_of_gunicorn_receive_every_message_too(redis_broker: Broker, tmp_path: Path) -> None:
+    """The same under Gunicorn; test_worker_killed.py covers the other brokers under the same load."""
+    await _all_receive_all("gunicorn", redis_broker.url, tmp_path)
 
 
-async def _all_hear_all(server_name: str, broker_url: str, tmp_path: Path) -> None:
+async def _all_receive_all(server_name: str, broker_url: str, tmp_path: Path) -> None:
     assert sum(ALL.values()) == 500
     with serving(server_name, broker_url, tmp_path) as server:
-        async with open_audience(f"{server.ws_url}/rooms/{ROOM}", 200) as audience, AsyncExitStack() as stack:
-            await audience.spread(workers=3)
+        async with open_clients(f"{server.ws_url}/rooms/{ROOM}", 200) as group, AsyncExitStack() as stack:
+            await group.spread(workers=3)
             by_http = [await stack.enter_async_context(open_publisher(server.port, ROOM, name)) for name in BY_HTTP]
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(audience.hear(ALL))
+                tasks.create_task(group.receive(ALL))
                 for publisher in by_http:
                     tasks.create_task(publisher.publish(range(BY_HTTP[publisher.name])))
-                for client, (name, count) in zip(audience.clients, BY_SOCKET.items(), strict=False):
+                for client, (name, count) in zip(group.clients, BY_SOCKET.items(), strict=False):
                     tasks.create_task(client.publish(name, count))
                 for name, count in FROM_OUTSIDE.items():
                     tasks.create_task(publish_from_outside(broker_url, ROOM, name, count))
-            assert len(audience.pids) >= 3
-            assert audience.misheard(ALL)[:5] == []
+            assert len(group.pids) >= 3
+            assert group.delivery_errors(ALL)[:5] == []

@@ -1,4 +1,4 @@
-"""What the brokers' own tools publish reaches the sockets as it is."""
+"""What the brokers' own tools publish reaches the sockets unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> tuple[str, dict[str, bool]]:
-    """One event loop: that of the test does not matter here."""
+    """One event loop: the application runs in other processes."""
     return ("asyncio", {"use_uvloop": False})
 
 

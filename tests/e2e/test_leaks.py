@@ -1,4 +1,4 @@
-"""Whatever ends a handler, nothing of it stays: no task, no subscription, no object.
+"""However a handler ends, it leaks nothing: no task, no subscription, no object.
 
 The server runs in the event loop of the test, so that what is left can be counted.
 """
@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI, WebSocket
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from backplane import Backplane, Connection, Settings
+from tests.server_in_loop import serving_in_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -26,30 +26,30 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=["memory", "ipc", "redis"])
 def url(request: pytest.FixtureRequest) -> str:
-    """One broker after the other."""
+    """The URL of each broker in turn."""
     if request.param == "redis":
         return str(request.getfixturevalue("redis_broker").url)
     return "memory://" if request.param == "memory" else str(request.getfixturevalue("ipc_url"))
 
 
-class Server:
-    """A served application, and what it holds."""
+class ServedApp:
+    """A served application, and what it still holds."""
 
-    def __init__(self, backplane: Backplane, port: int) -> None:
+    def __init__(self, backplane: Backplane, url: str) -> None:
         self._backplane = backplane
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.address = f"ws://127.0.0.1:{port}"
+        self.url = url
 
     @asynccontextmanager
     async def client(self, path: str) -> AsyncGenerator[ClientConnection]:
-        """Connect, and wait for the handler's first word."""
+        """Connect, and wait for the handler's first message."""
         self._tasks = self._tasks or asyncio.all_tasks()  # those of the server and of the test
-        async with connect(self.address + path) as client:
+        async with connect(self.url + path) as client:
             await client.recv()
             yield client
 
-    async def nothing_left(self) -> None:
-        """Wait, bounded, until the server holds nothing of any client."""
+    async def wait_until_nothing_is_held(self) -> None:
+        """Wait, within a bound, until the server holds nothing of any client."""
         held: list[object] = []
         try:
             async with asyncio.timeout(15):
@@ -59,15 +59,15 @@ class Server:
             raise AssertionError(f"still held: {held}") from None
 
     def _held(self) -> list[object]:
-        running = self._backplane._runtime  # pyright: ignore[reportPrivateUsage]
-        assert running is not None
+        runtime = self._backplane._runtime  # pyright: ignore[reportPrivateUsage]
+        assert runtime is not None
         gc.collect()
         objects = [found for found in gc.get_objects() if isinstance(found, Connection)]
         tasks = asyncio.all_tasks() - self._tasks
         return [
-            *running.clients.connected,
-            *running.hub.channels,
-            *running.broker_subscriptions.wanted,
+            *runtime.clients.connected,
+            *runtime.hub.channels,
+            *runtime.broker_subscriptions.wanted,
             *objects,
             *tasks,
         ]
@@ -77,14 +77,14 @@ class Server:
     params=["websockets-sansio", "backplane.server.uvicorn:DirectLaneProtocol"], ids=["plain", "direct lane"]
 )
 def ws(request: pytest.FixtureRequest) -> str:
-    """Uvicorn's way to speak WebSocket, without the direct lane and with it."""
+    """Uvicorn's WebSocket protocol, without the direct lane and with it."""
     protocol: str = request.param
     return protocol
 
 
 @pytest.fixture
-async def server(url: str, ws: str) -> AsyncGenerator[Server]:
-    """An application with one handler for each way to end."""
+async def server(url: str, ws: str) -> AsyncGenerator[ServedApp]:
+    """An application with a handler that ends as its path names."""
     backplane = Backplane(url, settings=Settings(linger_seconds=0.02))
     app = FastAPI(lifespan=backplane.lifespan)
 
@@ -101,19 +101,12 @@ async def server(url: str, ws: str) -> AsyncGenerator[Server]:
                     task.cancel()
                 await backplane.publish(room, message)
 
-    config = uvicorn.Config(app, port=0, log_level="critical", lifespan="on", ws=ws)
-    uvicorn_server = uvicorn.Server(config)
-    # `serve` would take over the signals of pytest
-    serving = asyncio.create_task(uvicorn_server._serve())  # pyright: ignore[reportPrivateUsage]
-    while not uvicorn_server.started:
-        await asyncio.sleep(0.01)
-    yield Server(backplane, uvicorn_server.servers[0].sockets[0].getsockname()[1])
-    uvicorn_server.should_exit = True
-    await serving
+    async with serving_in_loop(app, log_level="critical", ws=ws) as uvicorn:
+        yield ServedApp(backplane, uvicorn.ws_url)
 
 
-async def test_a_thousand_connects_and_disconnects(server: Server) -> None:
-    """1,000 clients come, speak, hear themselves and go: nothing of them is left."""
+async def test_a_thousand_connects_and_disconnects(server: ServedApp) -> None:
+    """1,000 clients connect, send, receive their own message and disconnect: nothing of them is left."""
 
     async def visit(number: int) -> None:
         async with server.client(f"/room-{number}/normal") as client:
@@ -122,10 +115,10 @@ async def test_a_thousand_connects_and_disconnects(server: Server) -> None:
 
     for start in range(0, 1000, 50):
         await asyncio.gather(*(visit(number) for number in range(start, start + 50)))
-    await server.nothing_left()
+    await server.wait_until_nothing_is_held()
 
 
-async def test_a_handler_that_crashes(server: Server) -> None:
+async def test_a_handler_that_crashes(server: ServedApp) -> None:
     """The client of a crashed handler is closed with 1011, and nothing is left."""
     async with server.client("/room/crash") as client:
         await client.send("now")
@@ -133,23 +126,23 @@ async def test_a_handler_that_crashes(server: Server) -> None:
             await client.recv()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1011
-    await server.nothing_left()
+    await server.wait_until_nothing_is_held()
 
 
-async def test_a_handler_that_is_cancelled(server: Server) -> None:
+async def test_a_handler_that_is_cancelled(server: ServedApp) -> None:
     """A cancelled handler leaves nothing."""
     async with server.client("/room/cancel") as client:
         await client.send("now")
         await client.wait_closed()
-    await server.nothing_left()
+    await server.wait_until_nothing_is_held()
 
 
-async def test_clients_that_vanish(server: Server) -> None:
-    """Clients whose connection is reset without a close frame, with a message under way to them, leave nothing."""
-    async with server.client("/room/normal") as speaker:
+async def test_clients_that_vanish(server: ServedApp) -> None:
+    """Clients whose connection is reset without a close frame, with a message in transit to them, leave nothing."""
+    async with server.client("/room/normal") as publisher:
         for _ in range(20):
             async with server.client("/room/normal") as client:
-                await speaker.send("hi")
+                await publisher.send("hi")
                 client.transport.abort()
-                assert await speaker.recv() == "hi"
-    await server.nothing_left()
+                assert await publisher.recv() == "hi"
+    await server.wait_until_nothing_is_held()

@@ -1,4 +1,4 @@
-"""A worker whose `def` endpoints use the backplane in ways that cannot work: each is refused, and all else goes on."""
+"""`def` endpoints that use the backplane in ways that cannot work: each is refused, and the worker goes on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.clients import open_audience
+from tests.e2e.clients import open_clients
 from tests.servers import serving
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
-# More than the 40 threads that Starlette runs `def` endpoints in: were they held, nothing else would get one.
+# More than the 40 threads in which Starlette runs `def` endpoints: none would be free if these did not return.
 REQUESTS = 45
 
 
@@ -30,7 +30,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.fixture(params=["memory", "ipc", "redis", "nats", "kafka"])
 def url(request: pytest.FixtureRequest) -> str:
-    """Every adapter: what goes wrong in a foreign event loop differs between them."""
+    """The URL of every adapter: in a foreign event loop each fails in a different way."""
     match request.param:
         case "memory":
             return "memory://"
@@ -41,34 +41,34 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 def post(port: int, path: str) -> str:
-    """Return what is answered, within five seconds."""
+    """Return the response's text, within five seconds."""
     connection = HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("POST", path)
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        assert answer.status == 200, text
+        response = connection.getresponse()
+        text = response.read().decode()
+        assert response.status == 200, text
         return text
     finally:
         connection.close()
 
 
 async def test_misuse_in_def_endpoints(url: str, tmp_path: Path) -> None:
-    """45 misuses at once end with the cure; sockets receive before and after; SIGTERM ends the server."""
+    """45 misuses at once raise an error that names the remedy; sockets receive on; SIGTERM ends the server."""
     with serving("uvicorn", url, tmp_path, workers=1) as server:
-        async with open_audience(f"{server.ws_url}/rooms/lobby", 20) as audience:
-            await audience.clients[0].publish("before", 5)
-            ways = ["asyncio.run"] * REQUESTS + ["async_to_sync", "thread", "process"]
-            paths = [f"/misuse/{way}/lobby" for way in ways]
+        async with open_clients(f"{server.ws_url}/rooms/lobby", 20) as group:
+            await group.clients[0].publish("before", 5)
+            kinds = ["asyncio.run"] * REQUESTS + ["async_to_sync", "thread", "process"]
+            paths = [f"/misuse/{kind}/lobby" for kind in kinds]
             with ThreadPoolExecutor(len(paths)) as threads:
-                refused = await asyncio.to_thread(lambda: list(threads.map(partial(post, server.port), paths)))
-            for way, words in zip(ways, refused, strict=True):
-                assert "backplane.sync.publish" in words, way
+                errors = await asyncio.to_thread(lambda: list(threads.map(partial(post, server.port), paths)))
+            for kind, text in zip(kinds, errors, strict=True):
+                assert "backplane.sync.publish" in text, kind
             for number in range(5):
                 await asyncio.to_thread(post, server.port, f"/sync/lobby?text=sync%20{number}")
-            await audience.clients[0].publish("after", 5)
-            await audience.hear({"before": 5, "sync": 5, "after": 5})
-            assert audience.misheard({"before": 5, "sync": 5, "after": 5}) == []
-            assert all("misuse" not in client.heard for client in audience.clients)
+            await group.clients[0].publish("after", 5)
+            await group.receive({"before": 5, "sync": 5, "after": 5})
+            assert group.delivery_errors({"before": 5, "sync": 5, "after": 5}) == []
+            assert all("misuse" not in client.received for client in group.clients)
         server.terminate()
         await asyncio.to_thread(server.wait_for_end)

@@ -1,4 +1,4 @@
-"""However a server ends its worker, whoever waits for anything learns of it, and the server ends within its limits."""
+"""However a server ends its worker, every waiting client and handler is notified, and the server ends in time."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ HYPERCORN = ("-m", "hypercorn", "ending:app", "--bind", "127.0.0.1:{port}")
 GRANIAN = ("-m", "granian", "ending:app", "--interface", "asgi", "--port", "{port}", "--log-level", "warning")
 RUN = ("-m", "backplane.cli", "run", "ending:app", "--port", "{port}", "--log-level", "warning")
 
-# Before Python 3.12 asyncio's streams complain of each connection that Hypercorn cancels in the end.
+# Before Python 3.12 asyncio's streams log an error for each connection that Hypercorn cancels at its end.
 TOLERATED = re.compile(r"Exception in callback StreamReaderProtocol\.connection_made.*?CancelledError\n", re.DOTALL)
 
 
-class Way(NamedTuple):
+class ServerEnd(NamedTuple):
     """One way in which a server ends its worker, as a row of the table in docs/operations/servers.md.
 
     Attributes:
         server: Its name there.
         how: What ends it there.
-        codes: With which code WebSockets are closed, there too.
+        codes: The codes with which WebSockets are closed, there too.
         command: How the server is started.
-        ending: A signal to the server, or the requests that it has answered then.
+        ending: A signal to the server, or the number of requests after which it ends.
     """
 
     server: str
@@ -59,28 +59,30 @@ class Way(NamedTuple):
     ending: signal.Signals | int
 
 
-WAYS = [
-    Way("Uvicorn", "SIGTERM", "1012", UVICORN, signal.SIGTERM),
-    Way("Uvicorn", "Ctrl-C", "1012", UVICORN, signal.SIGINT),
-    Way("Uvicorn", "`should_exit`, in a thread", "1012", ("ending.py", "{port}"), signal.SIGUSR1),
-    Way("Uvicorn", "`--limit-max-requests`", "1012", (*UVICORN, "--limit-max-requests", "30"), 30),
-    Way("Uvicorn", "a reload", "1012", (*UVICORN, "--reload"), signal.SIGTERM),
-    Way("`backplane run`", "Ctrl-C", "1012", (*RUN, "--workers", "2"), signal.SIGINT),
-    Way("`backplane.server.gunicorn.Worker`", "SIGTERM", "1012", OURS, signal.SIGTERM),
-    Way("`backplane.server.gunicorn.Worker`", "Ctrl-C", "1012", OURS, signal.SIGINT),
-    Way("`backplane.server.gunicorn.Worker`", "`--max-requests`", "1012", (*OURS, "--max-requests", "30"), 30),
-    Way("Gunicorn's `asgi` worker", "SIGTERM", "1012", (*GUNICORN, "asgi", "--graceful-timeout", "5"), signal.SIGTERM),
-    Way("Gunicorn's `asgi` worker", "Ctrl-C", "1011 or 1006", (*GUNICORN, "asgi"), signal.SIGINT),
-    Way("Hypercorn", "SIGTERM", "1012", HYPERCORN, signal.SIGTERM),
-    Way("Hypercorn", "Ctrl-C", "1012", HYPERCORN, signal.SIGINT),
-    Way("Hypercorn", "`--max-requests`", "1012", (*HYPERCORN, "--max-requests", "30"), 30),
-    Way("Granian", "SIGTERM", "1012 or 1006", GRANIAN, signal.SIGTERM),
-    Way("Granian", "Ctrl-C", "1012 or 1006", GRANIAN, signal.SIGINT),
+SERVER_ENDS = [
+    ServerEnd("Uvicorn", "SIGTERM", "1012", UVICORN, signal.SIGTERM),
+    ServerEnd("Uvicorn", "Ctrl-C", "1012", UVICORN, signal.SIGINT),
+    ServerEnd("Uvicorn", "`should_exit`, in a thread", "1012", ("ending.py", "{port}"), signal.SIGUSR1),
+    ServerEnd("Uvicorn", "`--limit-max-requests`", "1012", (*UVICORN, "--limit-max-requests", "30"), 30),
+    ServerEnd("Uvicorn", "a reload", "1012", (*UVICORN, "--reload"), signal.SIGTERM),
+    ServerEnd("`backplane run`", "Ctrl-C", "1012", (*RUN, "--workers", "2"), signal.SIGINT),
+    ServerEnd("`backplane.server.gunicorn.Worker`", "SIGTERM", "1012", OURS, signal.SIGTERM),
+    ServerEnd("`backplane.server.gunicorn.Worker`", "Ctrl-C", "1012", OURS, signal.SIGINT),
+    ServerEnd("`backplane.server.gunicorn.Worker`", "`--max-requests`", "1012", (*OURS, "--max-requests", "30"), 30),
+    ServerEnd(
+        "Gunicorn's `asgi` worker", "SIGTERM", "1012", (*GUNICORN, "asgi", "--graceful-timeout", "5"), signal.SIGTERM
+    ),
+    ServerEnd("Gunicorn's `asgi` worker", "Ctrl-C", "1011 or 1006", (*GUNICORN, "asgi"), signal.SIGINT),
+    ServerEnd("Hypercorn", "SIGTERM", "1012", HYPERCORN, signal.SIGTERM),
+    ServerEnd("Hypercorn", "Ctrl-C", "1012", HYPERCORN, signal.SIGINT),
+    ServerEnd("Hypercorn", "`--max-requests`", "1012", (*HYPERCORN, "--max-requests", "30"), 30),
+    ServerEnd("Granian", "SIGTERM", "1012 or 1006", GRANIAN, signal.SIGTERM),
+    ServerEnd("Granian", "Ctrl-C", "1012 or 1006", GRANIAN, signal.SIGINT),
 ]
 
 
 class Clients:
-    """One client of each kind of handler, one that reads nothing, and two that listen to a stream."""
+    """One client of each kind of handler, one that reads nothing, and two that read a stream."""
 
     def __init__(self, stack: ExitStack, port: int) -> None:
         self._stack = stack
@@ -132,7 +134,7 @@ class Clients:
 
 @contextmanager
 def running(command: tuple[str, ...], port: int, folder: Path, broker_url: str) -> Generator[subprocess.Popen[bytes]]:
-    """Run a server, entered when it answers; whatever is left of it in the end is killed."""
+    """Run a server, entered when it answers; processes left at the end are killed."""
     log = folder / "server.log"
     environment = {**os.environ, "BACKPLANE_URL": broker_url, "HOME": str(folder), "XDG_RUNTIME_DIR": ""}
     arguments = [part.format(port=port) for part in command]
@@ -140,8 +142,8 @@ def running(command: tuple[str, ...], port: int, folder: Path, broker_url: str) 
     try:
         wait_until(lambda: answers(port) > 0, "the server answers", seconds=SECONDS)
         yield process
-        words = TOLERATED.sub("", log.read_text())
-        assert "Traceback" not in words, words
+        logged = TOLERATED.sub("", log.read_text())
+        assert "Traceback" not in logged, logged
     except BaseException as error:
         error.add_note(log.read_text()[-5_000:])
         raise
@@ -153,34 +155,34 @@ def running(command: tuple[str, ...], port: int, folder: Path, broker_url: str) 
 
 
 def answers(port: int) -> int:
-    """Return which worker answers, on a connection of its own; 0 if none does."""
+    """Return the pid of the worker that answers, on a connection of its own; 0 if none does."""
     with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection, suppress(OSError, HTTPException):
         connection.request("GET", "/pid")
         return int(connection.getresponse().read())
     return 0
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.server} {way.how}")
-def test_end_reaches_everyone_who_waits(way: Way, tmp_path: Path, ipc_url: str) -> None:
+@pytest.mark.parametrize("server_end", SERVER_ENDS, ids=lambda server_end: f"{server_end.server} {server_end.how}")
+def test_end_reaches_every_waiting_client(server_end: ServerEnd, tmp_path: Path, ipc_url: str) -> None:
     """With handlers that wait and that only send, a client that reads nothing and open streams, the worker ends."""
     port = free_port()
-    with running(way.command, port, tmp_path, ipc_url) as process, ExitStack() as stack:
+    with running(server_end.command, port, tmp_path, ipc_url) as process, ExitStack() as stack:
         clients = Clients(stack, port)
         worker = psutil.Process(answers(port))
-        if isinstance(way.ending, signal.Signals):
-            send = os.killpg if way.ending is signal.SIGINT else os.kill  # Ctrl-C reaches the workers too
-            send(process.pid, way.ending)
+        if isinstance(server_end.ending, signal.Signals):
+            send = os.killpg if server_end.ending is signal.SIGINT else os.kill  # Ctrl-C reaches the workers too
+            send(process.pid, server_end.ending)
         else:
-            for _ in range(way.ending):
+            for _ in range(server_end.ending):
                 answers(port)
-        assert clients.codes() <= {int(code) for code in way.codes.split(" or ")}
+        assert clients.codes() <= {int(code) for code in server_end.codes.split(" or ")}
         clients.read_streams()
         gone, _ = psutil.wait_procs([worker], timeout=SECONDS)
         assert gone == [worker]
 
 
-def test_ways_are_those_of_the_documentation() -> None:
+def test_server_ends_are_those_of_the_documentation() -> None:
     """The table on how servers end holds what is tested here, row by row."""
     page = (FOLDER.parents[1] / "docs" / "operations" / "servers.md").read_text()
     rows = re.findall(r"^\| (.+?) \| (.+?) \| (\d{4}.*?) \|", page, re.MULTILINE)
-    assert rows == [(way.server, way.how, way.codes) for way in WAYS]
+    assert rows == [(server_end.server, server_end.how, server_end.codes) for server_end in SERVER_ENDS]

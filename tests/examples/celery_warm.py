@@ -1,4 +1,4 @@
-"""The Celery example with a publish at import: the publisher's thread and link are there before Celery forks."""
+"""The Celery example with a publish at import: the publisher's thread and link exist before Celery forks."""
 
 import os
 

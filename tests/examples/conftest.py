@@ -1,4 +1,4 @@
-"""What the tests of the examples share: a server that runs one."""
+"""A server that runs an example, shared by the tests of a module."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from tests.examples.site import EXAMPLES, Site, documented_command, running
+from tests.examples.example_server import EXAMPLES, ExampleServer, documented_command, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 class Serve(Protocol):
-    """Runs examples for the tests of one module, which share them: each test takes rooms of its own."""
+    """Runs examples for the tests of one module, which share them: each test uses rooms of its own."""
 
-    def __call__(self, name: str, **environment: str) -> Site:
-        """Start it as its docstring says, with these environment variables, unless it runs already."""
+    def __call__(self, name: str, **environment: str) -> ExampleServer:
+        """Start it by the command in its docstring, with these environment variables, unless it runs already."""
         ...
 
 
@@ -26,7 +26,7 @@ class Serve(Protocol):
 def sources() -> None:
     """Skip where an installed wheel is tested, with the sources away."""
     if not EXAMPLES.is_dir():
-        pytest.skip("the examples are away")
+        pytest.skip("the examples are not there")
 
 
 @pytest.fixture(autouse=True)
@@ -38,19 +38,19 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """Start examples, on one `ipc://` all of them; in the end each must stop without a complaint in its log."""
-    sites: dict[object, Site] = {}
+    """Start examples, all with the same `ipc://` URL; each must end without an error in its log."""
+    servers: dict[object, ExampleServer] = {}
     # Pytest's own folders are too deep for the path of a Unix socket.
     with TemporaryDirectory(prefix="bp-") as sockets, ExitStack() as stack:
         broker_url = f"ipc://test?directory={sockets}"
 
-        def start(name: str, **environment: str) -> Site:
+        def start(name: str, **environment: str) -> ExampleServer:
             key = (name, *sorted(environment.items()))
-            if key not in sites:
+            if key not in servers:
                 command = [*documented_command(name), "--port", "{port}"]
                 folder = tmp_path_factory.mktemp(name)
-                site = running(command, folder, broker_url=broker_url, environment=environment)
-                sites[key] = stack.enter_context(site)
-            return sites[key]
+                server = running(command, folder, broker_url=broker_url, environment=environment)
+                servers[key] = stack.enter_context(server)
+            return servers[key]
 
         yield start

@@ -1,7 +1,7 @@
-"""Any example, which notes which worker serves which client: what is run is `labelled:app`.
+"""Any example, with a record of which worker serves which client; run as `labelled:app`.
 
 A client names itself in the header `x-client`, and the worker's pid is written into a file of that name in the folder
-LABELS before the client is accepted. A header of the answer would be simpler, but not every server sends those.
+LABELS before the client is accepted. A header of the response would be simpler, but not every server sends it.
 """
 
 from __future__ import annotations

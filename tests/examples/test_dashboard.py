@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 from playwright.sync_api import expect
 
-from tests.examples.site import SECONDS
+from tests.examples.example_server import SECONDS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from tests.examples.conftest import Serve
 
 
-def test_client_hears_every_worker_again_and_again(serve: Serve) -> None:
-    """Two readings of each of four workers come by themselves, and one of them has this connection."""
-    site = serve("dashboard")
-    children = {child.pid for child in psutil.Process(site.process.pid).children(recursive=True)}
-    heard: dict[int, list[int]] = {}
-    with site.connect("/readings") as client:
-        while len(heard) < 4 or any(len(connections) < 2 for connections in heard.values()):
+def test_client_receives_readings_of_every_worker(serve: Serve) -> None:
+    """Two readings of each of four workers arrive, and one of the workers has this connection."""
+    server = serve("dashboard")
+    children = {child.pid for child in psutil.Process(server.process.pid).children(recursive=True)}
+    received: dict[int, list[int]] = {}
+    with server.connect("/readings") as client:
+        while len(received) < 4 or any(len(connections) < 2 for connections in received.values()):
             reading = json.loads(client.recv(timeout=SECONDS))
-            heard.setdefault(reading["worker"], []).append(reading["connections"])
-    assert set(heard) <= children
-    assert sum(connections[-1] for connections in heard.values()) == 1
+            received.setdefault(reading["worker"], []).append(reading["connections"])
+    assert set(received) <= children
+    assert sum(connections[-1] for connections in received.values()) == 1
 
 
 def test_page_shows_a_row_for_each_worker(serve: Serve, browser: Browser) -> None:

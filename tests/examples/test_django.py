@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING
@@ -11,8 +10,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.brokers.process import free_port, start, wait_until
-from tests.examples.site import EXAMPLES, SECONDS, Site, end_with_children, running
+from tests.brokers.process import free_port
+from tests.examples.example_server import EXAMPLES, SECONDS, ExampleServer, running
+from tests.server_process import server_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FOLDER = EXAMPLES / "django"
 
-# Under gevent a connection of Django's that was made before the fork cannot be used: no `--preload` there.
+# Under gevent a connection that Django made before the fork cannot be used: no `--preload` there.
 WORKERS = {
     "sync": ("--workers", "2", "--preload"),
     "gthread": ("--workers", "2", "--preload", "--threads", "4"),
@@ -31,33 +31,28 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
-def site(ipc_url: str, tmp_path: Path) -> Iterator[Site]:
-    """The WebSocket side."""
+def server(ipc_url: str, tmp_path: Path) -> Iterator[ExampleServer]:
+    """The WebSocket server."""
     command = [sys.executable, "-m", "uvicorn", "sockets:app", "--port", "{port}"]
     with running(command, tmp_path, broker_url=ipc_url, cwd=FOLDER) as made:
         yield made
 
 
 @pytest.fixture(params=WORKERS)
-def django_port(request: pytest.FixtureRequest, site: Site, tmp_path: Path) -> Iterator[int]:
-    """The Django side, under Gunicorn with each of its kinds of workers."""
-    port, log = free_port(), tmp_path / "django.log"
+def django_port(request: pytest.FixtureRequest, server: ExampleServer, tmp_path: Path) -> Iterator[int]:
+    """The Django server, under Gunicorn with each of its kinds of workers."""
+    port = free_port()
     command = [sys.executable, "-m", "gunicorn", "shop:application", "--bind", f"127.0.0.1:{port}"]
     command += ["--worker-class", request.param, "--log-level", "warning", *WORKERS[request.param]]
-    variables = {"BACKPLANE_URL": site.broker_url, "ORDERS": str(tmp_path / "orders.sqlite3"), "HOME": str(tmp_path)}
-    process = start(command, cwd=FOLDER, log=log, env={**os.environ, **variables, "PYTHONDONTWRITEBYTECODE": "1"})
-    try:
-        wait_until(lambda: answers(port) or process.poll() is not None, "Django answers", seconds=SECONDS)
-        assert process.poll() is None, log.read_text()
+    variables = {"BACKPLANE_URL": server.broker_url, "ORDERS": str(tmp_path / "orders.sqlite3")}
+    environment = {**variables, "PYTHONDONTWRITEBYTECODE": "1"}
+    with server_process(command, tmp_path, cwd=FOLDER, name="django", environment=environment) as django:
+        django.wait_until(lambda: answers(port), "Django answers", seconds=SECONDS)
         yield port
-    finally:
-        killed = end_with_children(process)
-    assert not killed, f"it did not end on SIGTERM:\n{log.read_text()}"
-    assert "Traceback" not in log.read_text(), log.read_text()
 
 
 def answers(port: int) -> bool:
-    """Return whether somebody answers there."""
+    """Whether a server answers on this port."""
     try:
         return order(port, None) == 405
     except OSError:
@@ -65,7 +60,7 @@ def answers(port: int) -> bool:
 
 
 def order(port: int, item: str | None) -> int:
-    """Place an order, or with `None` ask in a way that is not allowed; return the status."""
+    """Place an order, or with `None` send a request that is not allowed; return the status."""
     connection = HTTPConnection("127.0.0.1", port, timeout=SECONDS)
     try:
         if item is None:
@@ -78,9 +73,9 @@ def order(port: int, item: str | None) -> int:
         connection.close()
 
 
-def test_what_is_committed_reaches_the_pages(site: Site, django_port: int) -> None:
+def test_what_is_committed_reaches_the_pages(server: ExampleServer, django_port: int) -> None:
     """Each stored order reaches every page, in order; one that is rolled back is never published."""
-    with site.connect("/orders") as one, site.connect("/orders") as other:
+    with server.connect("/orders") as one, server.connect("/orders") as other:
         assert order(django_port, "") == 422
         for number in range(20):
             assert order(django_port, f"tea {number}") == 202

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.examples.site import SECONDS
+from tests.examples.example_server import SECONDS
 
 if TYPE_CHECKING:
     from tests.examples.conftest import Serve
 
 
-def test_others_hear_what_one_says(serve: Serve) -> None:
-    """A client is greeted, and hears what others of its room say, but not itself."""
-    site = serve("endpoint")
-    with site.connect("/rooms/a") as one, site.connect("/rooms/a") as other, site.connect("/rooms/b") as elsewhere:
+def test_others_receive_what_one_sends(serve: Serve) -> None:
+    """A client is greeted, and receives what others of its room send, but not its own messages."""
+    server = serve("endpoint")
+    with (
+        server.connect("/rooms/a") as one,
+        server.connect("/rooms/a") as other,
+        server.connect("/rooms/b") as elsewhere,
+    ):
         assert one.recv(timeout=SECONDS) == "welcome to a"
         assert other.recv(timeout=SECONDS) == "welcome to a"
         assert elsewhere.recv(timeout=SECONDS) == "welcome to b"

@@ -1,4 +1,4 @@
-"""docker-compose.yml and examples/kubernetes: what they say agrees with the code and with the files that are there."""
+"""docker-compose.yml and examples/kubernetes: they agree with the code and with the files of the repository."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from starlette.testclient import TestClient
 
 from backplane import Settings
 from backplane.worker.shutdown import stagger_window
-from tests.examples.site import EXAMPLES
+from tests.examples.example_server import EXAMPLES
 
 ROOT = EXAMPLES.parent
 
-# backplane.worker.runtime: how long handlers may take behind the last close.
+# backplane.worker.runtime: how long handlers may take after the last close.
 HANDLERS_SECONDS = Settings().handler_grace_seconds + 2
 
 
@@ -35,7 +35,7 @@ def manifest() -> dict[str, Any]:
 
 @pytest.fixture
 def pod(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What each pod is made of."""
+    """The specification of each pod."""
     return dict(manifest["Deployment"]["spec"]["template"]["spec"])
 
 
@@ -52,17 +52,17 @@ def option(command: list[str], name: str) -> str:
 
 
 @pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
-def test_probe_asks_what_the_example_answers(container: dict[str, Any], probe: str) -> None:
+def test_probe_requests_what_the_example_serves(container: dict[str, Any], probe: str) -> None:
     """Each probe's path is answered 200 by the running example; the port is the one the server listens on."""
-    asked = container[probe]["httpGet"]
+    probed = container[probe]["httpGet"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert str(ports[asked["port"]]) == option(container["command"], "--port")
+    assert str(ports[probed["port"]]) == option(container["command"], "--port")
     with TestClient(runpy.run_path(str(EXAMPLES / "chat.py"))["app"]) as client:
-        assert client.get(asked["path"]).status_code == 200
+        assert client.get(probed["path"]).status_code == 200
 
 
-def test_probes_ask_for_what_they_are_for(container: dict[str, Any]) -> None:
-    """Only readiness may say no when the broker is away."""
+def test_only_readiness_depends_on_the_broker(container: dict[str, Any]) -> None:
+    """Only readiness may fail while the broker is away."""
     paths = {
         probe: container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")
     }
@@ -73,8 +73,8 @@ def test_probes_ask_for_what_they_are_for(container: dict[str, Any]) -> None:
     }
 
 
-def test_pod_is_given_the_time_that_it_needs(pod: dict[str, Any], container: dict[str, Any]) -> None:
-    """The grace period holds preStop and the longest drain, with room for the server's own end."""
+def test_grace_period_covers_the_drain(pod: dict[str, Any], container: dict[str, Any]) -> None:
+    """The grace period covers preStop, the longest drain and the end of the server."""
     program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
     assert program == "sleep"
     longest_drain = stagger_window(1_000_000, Settings().drain_seconds) + HANDLERS_SECONDS
@@ -82,7 +82,7 @@ def test_pod_is_given_the_time_that_it_needs(pod: dict[str, Any], container: dic
 
 
 def test_pre_stop_outlasts_the_readiness_probe(container: dict[str, Any]) -> None:
-    """While preStop sleeps, what is told of the end by the probes alone would have heard of it too."""
+    """PreStop sleeps for longer than the readiness probe takes to fail."""
     probe = container["readinessProbe"]
     assert (
         int(container["lifecycle"]["preStop"]["exec"]["command"][1])
@@ -90,7 +90,7 @@ def test_pre_stop_outlasts_the_readiness_probe(container: dict[str, Any]) -> Non
     )
 
 
-def test_objects_mean_the_same_pods(manifest: dict[str, Any]) -> None:
+def test_objects_select_the_same_pods(manifest: dict[str, Any]) -> None:
     """Deployment, service and budget select what the pods are labelled with."""
     labels = manifest["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert manifest["Deployment"]["spec"]["selector"]["matchLabels"] == labels
@@ -126,8 +126,8 @@ def test_image_runs_as_the_user_that_the_manifest_names(pod: dict[str, Any]) -> 
     assert f"USER {pod['securityContext']['runAsUser']}\n" in dockerfile
 
 
-def test_our_containers_are_hardened(compose: dict[str, Any]) -> None:
-    """What is built here cannot write its image nor gain rights; no container may gain any."""
+def test_containers_are_hardened(compose: dict[str, Any]) -> None:
+    """A container that is built here cannot write to its image or gain rights; no container may gain any."""
     for name, service in compose["services"].items():
         assert service["security_opt"] == ["no-new-privileges:true"], name
         if "build" in service:
@@ -135,7 +135,7 @@ def test_our_containers_are_hardened(compose: dict[str, Any]) -> None:
 
 
 def test_actions_are_pinned_by_commit() -> None:
-    """A tag of an action can be moved, a commit cannot; the tag stands beside it, for people."""
+    """Each action is pinned by its commit, which cannot be moved, with the tag as a comment."""
     for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
         for line in workflow.read_text(encoding="utf-8").splitlines():
             if "uses:" in line:
@@ -143,14 +143,14 @@ def test_actions_are_pinned_by_commit() -> None:
 
 
 def test_broker_comes_from_a_secret(container: dict[str, Any]) -> None:
-    """The broker's URL, which holds a password, does not stand in the manifest."""
+    """The broker's URL, which holds a password, is not in the manifest."""
     (variable,) = container["env"]
     assert variable["name"] == "BACKPLANE_URL"
     assert "secretKeyRef" in variable["valueFrom"]
 
 
 def test_mounted_files_exist(compose: dict[str, Any]) -> None:
-    """Whatever a service mounts from the repository is there, and every proxy's configuration is mounted somewhere."""
+    """Every mounted file exists in the repository, and every proxy configuration is mounted."""
     mounted = [
         volume.split(":")[0] for service in compose["services"].values() for volume in service.get("volumes", ())
     ]
@@ -158,8 +158,8 @@ def test_mounted_files_exist(compose: dict[str, Any]) -> None:
     assert {(ROOT / path).name for path in mounted} >= {path.name for path in (EXAMPLES / "proxies").iterdir()}
 
 
-def test_services_name_each_other_rightly(compose: dict[str, Any]) -> None:
-    """What the proxies are told to reach is a service, on the port it listens on; no published port is twice."""
+def test_services_refer_to_existing_services(compose: dict[str, Any]) -> None:
+    """The proxies' servers are services, on the ports they listen on; no port is published twice."""
     services = compose["services"]
     for name, service in services.items():
         for other in service.get("depends_on", ()):
@@ -173,7 +173,7 @@ def test_services_name_each_other_rightly(compose: dict[str, Any]) -> None:
     assert len(published) == len(set(published))
 
 
-def test_chat_is_given_the_time_to_drain(compose: dict[str, Any]) -> None:
-    """Docker waits longer than the drain takes before it kills."""
+def test_stop_grace_period_covers_the_drain(compose: dict[str, Any]) -> None:
+    """Docker waits for longer than the drain takes."""
     seconds = int(compose["services"]["chat-1"]["stop_grace_period"].removesuffix("s"))
     assert seconds > Settings().drain_seconds + HANDLERS_SECONDS

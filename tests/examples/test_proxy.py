@@ -1,4 +1,4 @@
-"""examples/proxy.py, in front of servers that behave and of servers that do not."""
+"""examples/proxy.py, in front of servers that work and of servers that fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
-from tests.examples.site import SECONDS
+from tests.examples.example_server import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -36,14 +36,14 @@ def upstream(handler: Callable[[ServerConnection], None]) -> Generator[str]:
 
 
 def echo(connection: ServerConnection) -> None:
-    """Send back what comes."""
+    """Send back what is received."""
     for message in connection:
         connection.send(message)
 
 
 def close_with_a_code(connection: ServerConnection) -> None:
-    """Close with the code that the client names."""
-    connection.close(int(connection.recv()), "as you said")
+    """Close with the code that the client sends."""
+    connection.close(int(connection.recv()), "as requested")
 
 
 def cut(connection: ServerConnection) -> None:
@@ -61,61 +61,61 @@ def closed_with(client: ClientConnection) -> tuple[int, str]:
 
 
 def test_messages_pass_in_both_directions(serve: Serve) -> None:
-    """Text and binary reach the upstream, and what it answers reaches the client, in order; nothing is left behind."""
+    """Text and binary reach the upstream, and its replies reach the client, in order; no connection is left."""
     with upstream(echo) as url:
-        site = serve("proxy", UPSTREAM_URL=url)
-        with site.connect("/") as client:
+        server = serve("proxy", UPSTREAM_URL=url)
+        with server.connect("/") as client:
             for message in ("hello", b"\x00\xff", "x" * 65_000):
                 client.send(message)
             assert [client.recv(timeout=SECONDS) for _ in range(3)] == ["hello", b"\x00\xff", "x" * 65_000]
-        site.wait_until_idle()
+        server.wait_until_idle()
 
 
 def test_end_of_the_client_ends_the_upstream(serve: Serve) -> None:
     """When the client leaves, its connection to the upstream is closed in order."""
     codes: list[int | None] = []
 
-    def note_the_end(connection: ServerConnection) -> None:
+    def record_the_end(connection: ServerConnection) -> None:
         echo(connection)
         codes.append(connection.close_code)
 
-    with upstream(note_the_end) as url:
-        site = serve("proxy", UPSTREAM_URL=url)
-        with site.connect("/") as client:
+    with upstream(record_the_end) as url:
+        server = serve("proxy", UPSTREAM_URL=url)
+        with server.connect("/") as client:
             client.send("hello")
             client.recv(timeout=SECONDS)
-        site.wait_until_idle()
+        server.wait_until_idle()
     assert codes == [1000]
 
 
 def test_close_code_of_the_upstream_reaches_the_client(serve: Serve) -> None:
-    """A code that may travel is passed on with its reason."""
+    """A code that may be sent is passed on with its reason."""
     with upstream(close_with_a_code) as url:
-        site = serve("proxy", UPSTREAM_URL=url)
+        server = serve("proxy", UPSTREAM_URL=url)
         for code in (1000, 1001, 1008, 1011, 4321):
-            with site.connect("/") as client:
+            with server.connect("/") as client:
                 client.send(str(code))
-                assert closed_with(client) == (code, "as you said")
+                assert closed_with(client) == (code, "as requested")
 
 
 def test_upstream_that_is_cut_is_a_bad_gateway(serve: Serve) -> None:
-    """An upstream that vanishes is told as 1014."""
+    """An upstream that vanishes closes the client with 1014."""
     with upstream(cut) as url, serve("proxy", UPSTREAM_URL=url).connect("/") as client:
         client.send("now")
         assert closed_with(client) == (1014, "upstream gone")
 
 
 def test_upstream_that_is_not_there_is_a_bad_gateway(serve: Serve) -> None:
-    """An upstream that cannot be reached is told as 1014, and no error reaches the log as a traceback."""
-    with socket.socket() as nobody:  # bound and not listening: refused, and no server can take the port
-        nobody.bind(("127.0.0.1", 0))
-        site = serve("proxy", UPSTREAM_URL=f"ws://127.0.0.1:{nobody.getsockname()[1]}/")
-        with site.connect("/") as client:
+    """An upstream that cannot be reached closes the client with 1014, without a traceback in the log."""
+    with socket.socket() as closed_port:  # bound and not listening: refused, and no server can take the port
+        closed_port.bind(("127.0.0.1", 0))
+        server = serve("proxy", UPSTREAM_URL=f"ws://127.0.0.1:{closed_port.getsockname()[1]}/")
+        with server.connect("/") as client:
             assert closed_with(client) == (1014, "upstream not reachable")
 
 
 def test_upstream_that_is_no_websocket_server_is_a_bad_gateway(serve: Serve) -> None:
-    """An upstream that refuses the handshake is told as 1014 too."""
+    """An upstream that refuses the handshake closes the client with 1014."""
     refusing = serve("echo")
     with serve("proxy", UPSTREAM_URL=f"{refusing.ws_url}/health/ready").connect("/") as client:
         assert closed_with(client) == (1014, "upstream not reachable")

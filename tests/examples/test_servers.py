@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.examples.site import SECONDS
-from tests.examples.workers import clients_of_both_workers, running_labelled
+from tests.examples.example_server import SECONDS
+from tests.examples.labelled_clients import clients_of_both_workers, running_labelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.examples.site import Site
+    from tests.examples.example_server import ExampleServer
 
-    Start = Callable[[str], Site]
+    Start = Callable[[str], ExampleServer]
 
 # Starting two workers, and ending them with open connections, takes some servers ten seconds on two cores.
 pytestmark = pytest.mark.timeout(120)
@@ -37,25 +37,25 @@ SERVERS = {
     "granian": ("granian", "labelled:app", "--interface", "asgi", "--workers", "2", "--port", "{port}"),
 }
 
-# Before Python 3.12 asyncio's streams complain of each connection that Hypercorn cancels in the end.
+# Before Python 3.12 asyncio's streams log an error for each connection that Hypercorn cancels at its end.
 TOLERATED = {"hypercorn": r"Exception in callback StreamReaderProtocol\.connection_made.*?CancelledError\n"}
 
 
 @pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest) -> str:
-    """One server after the other."""
+def server_name(request: pytest.FixtureRequest) -> str:
+    """Each server in turn."""
     return str(request.param)
 
 
 @pytest.fixture
-def start(server: str, tmp_path: Path, ipc_url: str) -> Iterator[Start]:
-    """Start an example under the server; in the end SIGTERM must end it within 15 s, without a complaint."""
+def start(server_name: str, tmp_path: Path, ipc_url: str) -> Iterator[Start]:
+    """Start an example under the server; SIGTERM must end it within 15 s, without an error in its log."""
     with ExitStack() as stack:
 
-        def start_example(name: str) -> Site:
-            command = [sys.executable, "-m", *SERVERS[server]]
+        def start_example(name: str) -> ExampleServer:
+            command = [sys.executable, "-m", *SERVERS[server_name]]
             return stack.enter_context(
-                running_labelled(name, command, tmp_path, ipc_url, tolerated=TOLERATED.get(server))
+                running_labelled(name, command, tmp_path, ipc_url, tolerated=TOLERATED.get(server_name))
             )
 
         yield start_example
@@ -63,9 +63,9 @@ def start(server: str, tmp_path: Path, ipc_url: str) -> Iterator[Start]:
 
 def test_echo_answers_and_closes_in_order(start: Start) -> None:
     """Text and binary come back from both workers, and the client's close is answered with its code."""
-    site = start("echo")
+    server = start("echo")
     with ExitStack() as stack:
-        for client in clients_of_both_workers(stack, site, "/"):
+        for client in clients_of_both_workers(stack, server, "/"):
             for message in ("hello", b"\x00\xff", "x" * 65_000):
                 client.send(message)
                 assert client.recv(timeout=SECONDS) == message
@@ -75,13 +75,13 @@ def test_echo_answers_and_closes_in_order(start: Start) -> None:
 
 
 def test_chat_reaches_the_clients_of_both_workers(start: Start) -> None:
-    """What a client of one worker says, a client of the other one hears."""
-    site = start("chat")
+    """What a client of one worker sends, a client of the other one receives."""
+    server = start("chat")
     with ExitStack() as stack:
-        one, other = clients_of_both_workers(stack, site, "/rooms/a?name=ada")
+        one, other = clients_of_both_workers(stack, server, "/rooms/a?name=ada")
         one.send(json.dumps({"text": "from one"}))
         other.send(json.dumps({"text": "from other"}))
         for client in (one, other):
-            heard: set[str] = set()
-            while not heard >= {"from one", "from other"}:
-                heard.add(json.loads(client.recv(timeout=SECONDS))["text"])
+            received: set[str] = set()
+            while not received >= {"from one", "from other"}:
+                received.add(json.loads(client.recv(timeout=SECONDS))["text"])

@@ -1,10 +1,9 @@
-"""`backplane.web.handshake` on a real server, with the direct lane and without: what a client reads of its end."""
+"""`backplane.web.handshake` on a real server, with the direct lane and without: how a client is refused or closed."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-import uvicorn
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 from starlette.exceptions import WebSocketException
@@ -31,6 +29,7 @@ from backplane import (
 )
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.server.uvicorn import DirectLaneProtocol
+from tests.server_in_loop import serving_in_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
@@ -55,7 +54,7 @@ class Order(BaseModel):
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """One loop: what a client reads does not depend on it."""
+    """One event loop: what a client receives does not depend on it."""
     return "asyncio"
 
 
@@ -66,18 +65,12 @@ async def serving(
     """Serve one WebSocket route on this loop; yield its URL."""
     app = FastAPI(lifespan=backplane.lifespan)
     app.add_api_websocket_route("/", handle)
-    server = uvicorn.Server(uvicorn.Config(app, ws=protocol, log_config=None))
-    listener = socket.create_server(("127.0.0.1", 0))
-    serve = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield f"ws://127.0.0.1:{listener.getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        await serve
+    async with serving_in_loop(app, ws=protocol) as server:
+        yield f"{server.ws_url}/"
 
 
-async def end_of(client: ClientConnection) -> tuple[int, str]:
-    """Return what the close frame of the server holds."""
+async def close_of(client: ClientConnection) -> tuple[int, str]:
+    """Return code and reason of the server's close frame."""
     async with asyncio.timeout(WAIT_SECONDS):
         with suppress(ConnectionClosed):
             async for _ in client:
@@ -89,72 +82,72 @@ async def end_of(client: ClientConnection) -> tuple[int, str]:
 
 
 def tracebacks(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Return what was logged with one."""
+    """Return the log records with a traceback."""
     return [record for record in caplog.records if record.exc_info]
 
 
 # --- ends ----------------------------------------------------------------------------------------------------------
 
 
-async def choose(_: Connection, __: Backplane) -> None:
-    """End by an error of the framework."""
+async def raise_websocket_exception(_: Connection, __: Backplane) -> None:
+    """End by the framework's WebSocket exception."""
     raise WebSocketException(1008, "not you")
 
 
-async def not_found(_: Connection, __: Backplane) -> None:
-    """End by the other one."""
+async def raise_http_exception(_: Connection, __: Backplane) -> None:
+    """End by the framework's HTTP exception."""
     raise HTTPException(404, "no such room")
 
 
 async def join_secret_in_group(connection: Connection, _: Backplane) -> None:
-    """Be refused in a task group."""
+    """Join a refused channel in a task group."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(connection.join("secret"))
         await connection.receive()
 
 
 async def join_illegal_in_anyio_group(connection: Connection, _: Backplane) -> None:
-    """Join what is no channel, in a task group of anyio."""
+    """Join an illegal channel name in a task group of anyio."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(connection.join, "")
         await connection.receive()
 
 
 async def spawn(connection: Connection, backplane: Backplane) -> None:
-    """End by a task beside the handler."""
-    connection.spawn(choose(connection, backplane))
+    """End by a spawned task."""
+    connection.spawn(raise_websocket_exception(connection, backplane))
     await connection.receive()
 
 
 async def receive_order(connection: Connection, _: Backplane) -> None:
-    """Receive what is not valid."""
+    """Receive an invalid message."""
     await connection.receive(Order)
 
 
 async def publish_too_much(_: Connection, backplane: Backplane) -> None:
-    """Publish more than the broker takes."""
+    """Publish more than the broker accepts."""
     await backplane.publish("a", "x" * 2_000)
 
 
-async def close_at_length(connection: Connection, _: Backplane) -> None:
-    """Give more words than a close frame takes."""
+async def close_with_a_long_reason(connection: Connection, _: Backplane) -> None:
+    """Close with a longer reason than a close frame allows."""
     await connection.close(4321, "€" * 100)
 
 
-async def close_without_words(connection: Connection, _: Backplane) -> None:
-    """Give none."""
+async def close_without_a_reason(connection: Connection, _: Backplane) -> None:
+    """Close without a reason."""
     await connection.close(4503)
 
 
 async def close_and_use(connection: Connection, _: Backplane) -> None:
-    """Use the socket itself after the end."""
+    """Use the WebSocket itself after the close."""
     await connection.close(4700, "banned")
     websocket: WebSocket = connection.context
     await websocket.send_text("late")
 
 
-async def close_wrongly(connection: Connection, _: Backplane) -> None:
-    """Fail to close, and go on."""
+async def close_with_invalid_codes(connection: Connection, _: Backplane) -> None:
+    """Close with invalid codes, and go on."""
     for code in (1005, 1006, 999, 5000, 1004, 1015, "1000", True):
         with pytest.raises(ConfigurationError, match="a close code is"):
             await connection.close(code)  # type: ignore[arg-type]
@@ -162,23 +155,23 @@ async def close_wrongly(connection: Connection, _: Backplane) -> None:
 
 
 ENDS = {
-    "WebSocketException": (choose, (1008, "not you")),
-    "HTTPException": (not_found, (4503, "no such room")),
+    "WebSocketException": (raise_websocket_exception, (1008, "not you")),
+    "HTTPException": (raise_http_exception, (4503, "no such room")),
     "TaskGroup": (join_secret_in_group, (4503, "this client may not join channel 'secret'")),
     "anyio": (join_illegal_in_anyio_group, (4503, "a channel name cannot be empty")),
     "spawn": (spawn, (1008, "not you")),
     "invalid": (receive_order, (1007, "invalid message: amount: Field required")),
     "payload": (publish_too_much, (1009, "a message may take 1,000 bytes on the broker")),
-    "long": (close_at_length, (4321, "€" * 40 + "…")),
-    "silent": (close_without_words, (4503, "forbidden")),
+    "long": (close_with_a_long_reason, (4321, "€" * 40 + "…")),
+    "silent": (close_without_a_reason, (4503, "forbidden")),
     "late": (close_and_use, (4700, "banned")),
-    "wrong": (close_wrongly, (1000, "normal closure")),
+    "wrong": (close_with_invalid_codes, (1000, "normal closure")),
 }
 
 
 @LANES
 async def test_end_of_the_block(protocol: type[asyncio.Protocol], caplog: pytest.LogCaptureFixture) -> None:
-    """What a block ends with reaches the client as code and words, and leaves no traceback."""
+    """The error of a block reaches the client as code and reason, and leaves no traceback."""
     backplane = Backplane("memory://?max_payload_bytes=1000")
     backplane.authorize(lambda _, channel: channel != "secret")
 
@@ -192,7 +185,7 @@ async def test_end_of_the_block(protocol: type[asyncio.Protocol], caplog: pytest
             async with connect(f"{url}?end={name}") as client:
                 with suppress(ConnectionClosed):
                     await client.send("{}")
-                ends[name] = await end_of(client)
+                ends[name] = await close_of(client)
         statistics = backplane.statistics()
     assert ends == {name: end for name, (_, end) in ENDS.items()}
     assert statistics.connections_opened == len(ENDS)
@@ -204,7 +197,7 @@ async def test_end_of_the_block(protocol: type[asyncio.Protocol], caplog: pytest
 
 
 async def refuse_to_subscribe(_: MemoryBroadcaster, channels: Collection[str]) -> None:
-    """Be a broker with an access list, which does not answer for one channel."""
+    """Refuse one channel as a broker with an access list, and never confirm another one."""
     if "theirs" in channels:
         raise SubscribeError({"theirs": "ACL of user bob"})
     if "away" in channels:
@@ -243,7 +236,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, tuple[int, str]]] = {
 
 
 async def decide(_: Connection, channel: str) -> bool:
-    """Answer, or not."""
+    """Decide, wait for ever, or fail."""
     match channel:
         case "slow":
             await asyncio.Event().wait()
@@ -262,7 +255,7 @@ async def decide(_: Connection, channel: str) -> bool:
 async def refusing(
     protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> AsyncGenerator[tuple[Backplane, str]]:
-    """Serve a route that refuses by every rule there is, and one client that is in."""
+    """Serve a route that refuses clients by every rule."""
     monkeypatch.setattr(MemoryBroadcaster, "subscribe", refuse_to_subscribe)
     backplane = Backplane(
         "memory://",
@@ -289,7 +282,7 @@ async def refusing(
 async def test_refused_by_http(
     protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By default a client that is refused gets a status, without a traceback; nobody joined or took a place for it."""
+    """By default a refused client gets an HTTP status, without a traceback; it does not count as a connection."""
     statuses: dict[str, int] = {}
     async with refusing(protocol, monkeypatch) as (backplane, url), connect(f"{url}?refusal=client"):
         for name in REFUSALS:
@@ -307,7 +300,7 @@ async def test_refused_by_http(
 async def test_refused_after_accept(
     protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For the asking it is accepted and closed, with a code and words; what it sends meanwhile is not handled."""
+    """With `refuse_after_accept` it is accepted and closed with code and reason; what it sends is not handled."""
     ends: dict[str, tuple[int, str]] = {}
     async with refusing(protocol, monkeypatch, refuse_after_accept=True) as (backplane, url):
         async with connect(f"{url}?refusal=client"):
@@ -315,14 +308,14 @@ async def test_refused_after_accept(
                 async with connect(f"{url}?refusal={name}") as client:
                     with suppress(ConnectionClosed):
                         await client.send("early")
-                    ends[name] = await end_of(client)
-            with pytest.raises(InvalidStatus):  # a page of another site reads nothing
+                    ends[name] = await close_of(client)
+            with pytest.raises(InvalidStatus):  # a page of another site is refused before
                 await connect(url, origin="https://evil.example")  # type: ignore[arg-type]
             health, statistics = await backplane.health(), backplane.statistics()
         assert tracebacks(caplog) == []
         async with connect(f"{url}?refusal=broken") as client:
-            assert await end_of(client) == (1011, "internal error")
-    assert "a fault" in str(tracebacks(caplog)[0].exc_info)  # the server has ended, and logged it before
+            assert await close_of(client) == (1011, "internal error")
+    assert "a fault" in str(tracebacks(caplog)[0].exc_info)  # logged by the server before it ended
     assert ends == {name: end for name, (_, _, end) in REFUSALS.items()}
     assert (health.connections, statistics.connections_opened) == (1, 1)
     assert statistics.connections_refused == len(REFUSALS) + 1
@@ -330,51 +323,51 @@ async def test_refused_after_accept(
 
 @LANES
 async def test_worker_that_drains_or_is_full(protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client of a full worker, or of one that ends, reads that too."""
+    """A client of a full or draining worker is closed with code and reason too."""
     async with refusing(protocol, monkeypatch, refuse_after_accept=True, max_connections=1) as (backplane, url):
         async with connect(url), connect(url) as client:
-            assert await end_of(client) == (1013, "this worker has as many connections as it may: try again later")
+            assert await close_of(client) == (1013, "this worker has as many connections as it may: try again later")
         draining = asyncio.create_task(backplane.drain())
         await asyncio.sleep(0)
         async with connect(url) as client:
-            assert await end_of(client) == (1012, "this worker is about to end: connect again, to another one")
+            assert await close_of(client) == (1012, "this worker is about to end: connect again, to another one")
         await draining
 
 
 async def test_refused_clients_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused clients that do not answer the close frame take no more places than `max_connections`."""
+    """Refused clients that do not answer the close frame occupy at most `max_connections`."""
     async with refusing(DirectLaneProtocol, monkeypatch, refuse_after_accept=True, max_connections=3) as (_, url):
         port = int(url.removesuffix("/").rpartition(":")[2])
         writers: list[asyncio.StreamWriter] = []
-        answers: list[bytes] = []
+        responses: list[bytes] = []
         for _ in range(12):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writers.append(writer)
             writer.write(HANDSHAKE.replace(b"GET /", b"GET /?refusal=authorize"))
             async with asyncio.timeout(WAIT_SECONDS):
-                answers.append(await reader.readuntil(b"\r\n"))
+                responses.append(await reader.readuntil(b"\r\n"))
         for writer in writers:
             writer.close()
-    assert [answer.split()[1] for answer in answers] == [b"101"] * 3 + [b"429"] * 9
+    assert [response.split()[1] for response in responses] == [b"101"] * 3 + [b"429"] * 9
 
 
 @LANES
-async def test_client_that_leaves_while_it_is_joined(
+async def test_client_that_disconnects_while_it_joins(
     protocol: type[asyncio.Protocol], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A client that leaves while `authorize` thinks gives its place back, long before the answer is due."""
+    """A client that disconnects while `authorize` runs stops counting at once, long before the timeout."""
     backplane = Backplane("memory://", settings=Settings(max_connections=1, authorize_timeout_seconds=30))
-    asked, gone = asyncio.Event(), asyncio.Event()
+    started, cancelled = asyncio.Event(), asyncio.Event()
 
     @backplane.authorize
-    async def think(_: Connection, channel: str) -> bool:
+    async def wait(_: Connection, channel: str) -> bool:
         if channel == "quick":
             return True
-        asked.set()
+        started.set()
         try:
             await asyncio.Event().wait()
         finally:
-            gone.set()
+            cancelled.set()
         return True
 
     async def handle(websocket: WebSocket) -> None:
@@ -382,13 +375,13 @@ async def test_client_that_leaves_while_it_is_joined(
             await connection.send("in")
 
     async with serving(backplane, handle, protocol) as url:
-        begun = time.monotonic()
+        started_at = time.monotonic()
         opening = asyncio.create_task(connect(f"{url}?channel=slow").__aenter__())
-        await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
+        await asyncio.wait_for(started.wait(), WAIT_SECONDS)
         opening.cancel()
         await asyncio.wait([opening])
-        await asyncio.wait_for(gone.wait(), WAIT_SECONDS)
+        await asyncio.wait_for(cancelled.wait(), WAIT_SECONDS)
         async with connect(f"{url}?channel=quick") as client:
             assert await client.recv() == "in"
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - started_at < 5
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

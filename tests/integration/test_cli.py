@@ -1,12 +1,9 @@
-"""The command line on a real Redis: what a person sees of a broker that works, refuses, or goes away."""
+"""The command line on a real Redis: its output for a broker that works, refuses, or is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,10 +13,9 @@ from typer.testing import CliRunner
 from backplane.cli import app
 from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig
+from tests.tail_process import tailing
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from tests.brokers.broker import Broker
     from tests.conftest import StartRedis
 
@@ -30,21 +26,8 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-@contextmanager
-def tailing(url: str, *arguments: str) -> Generator[subprocess.Popen[str]]:
-    """Run `backplane tail` beside the test, from the moment it has joined."""
-    command = [sys.executable, "-m", "backplane.cli", "tail", url, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert "joined" in process.stderr.readline()
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 async def publish_foreign(url: str, channel: str, data: bytes) -> None:
-    """Publish as another program does."""
+    """Publish as another program does, without a header."""
     client: Any = Redis
     async with client.from_url(url) as foreign:
         await foreign.publish(channel, data)
@@ -54,15 +37,15 @@ def test_check_names_the_version(redis_broker: Broker) -> None:
     """A check of a Redis that works ends with 0, its version and a hundred round trips."""
     status, printed, _ = run("check", redis_broker.url, "--json")
 
-    told = json.loads(printed)
+    report = json.loads(printed)
     assert status == 0
-    assert told["broker"].split()[0] in {"Redis", "Valkey"}
-    assert told["broker"].split()[1][0].isdecimal()
-    assert told["round_trip"]["messages"] == 100
+    assert report["broker"].split()[0] in {"Redis", "Valkey"}
+    assert report["broker"].split()[1][0].isdecimal()
+    assert report["round_trip"]["messages"] == 100
 
 
-def test_check_without_the_permission_to_ask(private_redis: StartRedis) -> None:
-    """Where an ACL denies INFO the version is missing, and nothing else is."""
+def test_check_without_the_permission_for_info(private_redis: StartRedis) -> None:
+    """Where an ACL denies INFO only the version is missing."""
     broker = private_redis(RedisConfig(users=("alice on >secret +@all -info ~* &*",), login="alice:secret"))
     status, printed, _ = run("check", broker.url, "--json")
     assert status == 0
@@ -70,76 +53,76 @@ def test_check_without_the_permission_to_ask(private_redis: StartRedis) -> None:
 
 
 def test_check_on_a_granted_channel(private_redis: StartRedis) -> None:
-    """Where an ACL grants some channels only, the check says how to name one, and does with it."""
+    """Where an ACL grants some channels only, the check names the option to choose one, and passes with it."""
     broker = private_redis(
         RedisConfig(users=("alice on >secret +@all ~* resetchannels &shop:*",), login="alice:secret")
     )
-    status, _, said = run("check", broker.url)
+    status, _, errors = run("check", broker.url)
     assert status == 1
-    assert "or name one that is granted: --channel" in said
+    assert "or name one that is granted: --channel" in errors
 
     assert run("check", broker.url, "--channel", "shop:check")[0] == 0
 
 
 def test_check_with_a_wrong_password(private_redis: StartRedis) -> None:
-    """Wrong credentials end a check with 1 and words that do not hold them."""
+    """Wrong credentials end a check with 1 and an error that does not contain them."""
     broker = private_redis(RedisConfig(password="right"))
-    status, printed, said = run("check", broker.url.replace("right", "hunter2"))
+    status, printed, errors = run("check", broker.url.replace("right", "hunter2"))
     assert status == 1
-    assert "refused the credentials" in said
-    assert "check the user and the password" in said
-    assert "hunter2" not in printed + said
+    assert "refused the credentials" in errors
+    assert "check the user and the password" in errors
+    assert "hunter2" not in printed + errors
 
 
 @pytest.mark.parametrize("command", [["check"], ["publish", "room", "data"], ["tail", "room"]])
 def test_absent_broker(command: list[str]) -> None:
-    """With nobody there each command ends with 1 and one line that says where it looked."""
+    """Without a broker each command ends with 1 and one line that names the URL."""
     port = free_port()
-    status, _, said = run(command[0], f"redis://:hunter2@127.0.0.1:{port}", *command[1:])
+    status, _, errors = run(command[0], f"redis://:hunter2@127.0.0.1:{port}", *command[1:])
     assert status == 1
-    assert f"cannot reach redis://:***@127.0.0.1:{port}" in said
-    assert "hunter2" not in said
-    assert said.count("\n") == 2  # one warns of the password among the arguments
+    assert f"cannot reach redis://:***@127.0.0.1:{port}" in errors
+    assert "hunter2" not in errors
+    assert errors.count("\n") == 2  # one warns of the password among the arguments
 
 
-def test_tail_hears_publish(redis_broker: Broker) -> None:
-    """What one shell publishes, and what another program does, the other shell prints."""
+def test_tail_prints_what_is_published(redis_broker: Broker) -> None:
+    """What `publish` and another program publish, `tail` prints."""
     with tailing(redis_broker.url, "lobby", "--count", "2") as process:
         status, printed, _ = run("publish", redis_broker.url, "lobby", "Dinner is ready")
         assert (status, printed) == (0, "published 15 bytes to 'lobby': the server has answered\n")
         asyncio.run(publish_foreign(redis_broker.url, "lobby", b"\xff\x00"))
-        printed, said = process.communicate(timeout=10)
+        printed, errors = process.communicate(timeout=10)
 
     first, second = printed.splitlines()
     assert first.endswith("lobby          15 B  Dinner is ready")
     assert second.endswith("lobby           2 B  hex ff 00")
     assert process.returncode == 0
-    assert "2 of 2 messages, 0 gaps, 17 bytes" in said
+    assert "2 of 2 messages, 0 gaps, 17 bytes" in errors
 
 
-def test_tail_outlives_the_broker(private_redis: StartRedis) -> None:
-    """A broker that goes away and comes back is a line in the output, and what is said then is heard."""
+def test_tail_survives_an_outage(private_redis: StartRedis) -> None:
+    """An outage of the broker is a line in the output, and what is published after it is printed."""
     broker = private_redis()
     with tailing(broker.url, "lobby", "--json", "--count", "1") as process:
         broker.stop()
         broker.start()
         assert process.stdout is not None
-        gap = json.loads(process.stdout.readline())  # told when every channel is joined again
+        gap = json.loads(process.stdout.readline())  # printed when every channel is joined again
         assert run("publish", broker.url, "lobby", "after")[0] == 0
-        printed, said = process.communicate(timeout=10)
+        printed, errors = process.communicate(timeout=10)
 
     assert gap["type"] == "gap"
     assert "the link to the broker was lost" in gap["reason"]
     assert json.loads(printed)["text"] == "after"
-    assert "backplane: live -> degraded" in said
-    assert "1 of 1 messages, 1 gap" in said
+    assert "backplane: live -> degraded" in errors
+    assert "1 of 1 messages, 1 gap" in errors
 
 
 def test_tail_of_a_refused_channel(private_redis: StartRedis) -> None:
-    """A channel that the broker refuses ends it with 1, in the broker's words."""
+    """A channel that the broker refuses ends it with 1 and the broker's reason."""
     broker = private_redis(
         RedisConfig(users=("alice on >secret +@all ~* resetchannels &shop:*",), login="alice:secret")
     )
-    status, printed, said = run("tail", broker.url, "lobby")
+    status, printed, errors = run("tail", broker.url, "lobby")
     assert (status, printed) == (1, "")
-    assert "subscription refused: 'lobby'" in said
+    assert "subscription refused: 'lobby'" in errors

@@ -1,4 +1,4 @@
-"""The direct lane on real Uvicorn servers: what is on the wire, in which order, and what its user is told."""
+"""The direct lane on real Uvicorn servers: what is sent, in which order, and of what its writer is notified."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import uvicorn
 import uvicorn.protocols.websockets.websockets_sansio_impl as sansio
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.client import ClientProtocol
@@ -30,12 +29,14 @@ from backplane.lane import EXTENSION
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
 from backplane.testing import LaneConformance
 from tests.brokers.certificate import self_signed_certificate
+from tests.server_in_loop import serving_in_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
     from pathlib import Path
 
     from backplane.lane import Lane
+    from tests.server_in_loop import ServerInLoop
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +54,7 @@ socket.onclose = (event) => console.log("closed " + event.code);
 """
 
 
-class Accepting:
+class AppSocket:
     """The application's side of one WebSocket."""
 
     def __init__(
@@ -70,13 +71,13 @@ class Accepting:
         return lane
 
     async def accept(self) -> None:
-        """Answer the handshake."""
+        """Accept the handshake."""
         await self._send({"type": "websocket.accept"})
 
-    async def accept_with_user(self) -> User:
-        """Answer the handshake and attach a user."""
+    async def accept_with_writer(self) -> Writer:
+        """Accept the handshake and attach a writer."""
         await self.accept()
-        return User(self.lane)
+        return Writer(self.lane)
 
     async def send(self, text: str) -> None:
         """Send through ASGI."""
@@ -87,32 +88,32 @@ class Accepting:
         await self._send({"type": "websocket.close", "code": 1000})
 
 
-class User:
-    """A user of a lane that writes what it may and keeps the rest."""
+class Writer:
+    """A writer of a lane that writes while it may and queues the rest."""
 
     def __init__(self, lane: Lane) -> None:
-        self.told: list[bool] = []
+        self.notifications: list[bool] = []
         self.closed = asyncio.Event()
-        self.spill: deque[bytes] = deque()
+        self.queue: deque[bytes] = deque()
         self._lane = lane
         self._writable = False
         self._write = lane.write
         lane.attach(self)
-        self._write = lane.write  # past the lane's own guard, which would hide that it tells too late
+        self._write = lane.write  # without the lane's own guard, which would hide that `lane_closed` comes too late
 
     def offer(self, text: str) -> None:
-        """Write, or keep."""
-        self.spill.append(encode_frame(text))
+        """Write, or queue."""
+        self.queue.append(encode_frame(text))
         self._drain()
 
     def lane_writable(self, writable: bool, /) -> None:
-        """Go on, or stop."""
-        self.told.append(writable)
+        """Continue, or stop."""
+        self.notifications.append(writable)
         self._writable = writable
         self._drain()
 
     def lane_closed(self) -> None:
-        """Write once more, which is just in time, and once too late."""
+        """Write once, which is still allowed, and once too late."""
         assert not self.closed.is_set()
         self._writable = False
         self._write(encode_frame("last"))
@@ -120,12 +121,12 @@ class User:
         self.closed.set()
 
     def _drain(self) -> None:
-        while self._writable and self.spill:
-            self._lane.write(self.spill.popleft())
+        while self._writable and self.queue:
+            self._lane.write(self.queue.popleft())
 
 
 class Client:
-    """A client that reads and writes raw bytes, after the handshake."""
+    """A client that reads and writes raw bytes after the handshake."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -137,7 +138,7 @@ class Client:
         self._writer.write(Frame(opcode, data).serialize(mask=True))
 
     def send_bytes(self, data: bytes) -> None:
-        """Send what may be no frame."""
+        """Send bytes that may not be a frame."""
         self._writer.write(data)
 
     def end(self) -> None:
@@ -150,7 +151,7 @@ class Client:
         self._writer.transport.abort()
 
     async def frames(self) -> AsyncGenerator[Frame]:
-        """Yield frames to the end of the connection, and see that none follows a close frame."""
+        """Yield frames until the connection ends, and check that none follows a close frame."""
         closing = False
         while data := await self._reader.read(65536):
             assert not closing, data
@@ -165,45 +166,37 @@ class Client:
                 self._writer.close() if self._writer.get_extra_info("ssl_object") else self.end()
 
     async def texts(self) -> AsyncGenerator[str]:
-        """Yield texts to the end of the connection."""
+        """Yield texts until the connection ends."""
         async for frame in self.frames():
             if frame.opcode is Opcode.TEXT:
                 yield bytes(frame.data).decode()
 
     def close(self) -> None:
-        """Leave."""
+        """Close the connection."""
         self._writer.close()
 
 
-class Server:
-    """A running server."""
+class LaneServer:
+    """A running server, with raw clients for it."""
 
-    def __init__(self, server: uvicorn.Server, port: int, tls: ssl.SSLContext | None) -> None:
-        self.port = port
-        self._server = server
+    def __init__(self, server: ServerInLoop, tls: ssl.SSLContext | None) -> None:
+        self.url = server.ws_url
+        self.stop = server.stop
+        self._port = server.port
         self._tls = tls
-
-    @property
-    def url(self) -> str:
-        """Where its WebSockets are."""
-        return f"ws://127.0.0.1:{self.port}"
-
-    def stop(self) -> None:
-        """Shut down, as on SIGTERM."""
-        self._server.should_exit = True
 
     @asynccontextmanager
     async def client(self) -> AsyncGenerator[Client]:
-        """Connect with a small receive buffer; entered when the handshake was answered."""
+        """Connect with a small receive buffer; entered when the handshake was accepted."""
         plain = socket.socket()
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         plain.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", self.port))
+        await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", self._port))
         name = "localhost" if self._tls else None
         reader, writer = await asyncio.open_connection(sock=plain, ssl=self._tls, server_hostname=name, limit=65536)
         writer.write(HANDSHAKE)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 101 ")
+        response = await reader.readuntil(b"\r\n\r\n")
+        assert response.startswith(b"HTTP/1.1 101 ")
         client = Client(reader, writer)
         try:
             yield client
@@ -213,46 +206,39 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    application: Callable[[Accepting], Awaitable[None]],
+    application: Callable[[AppSocket], Awaitable[None]],
     ws: type[DirectLaneProtocol] = DirectLaneProtocol,
     certificate: Path | None = None,
     **options: Any,
-) -> AsyncGenerator[Server]:
+) -> AsyncGenerator[LaneServer]:
     """Run `application` under Uvicorn on the test's loop; an error of the application fails the test."""
     errors: list[BaseException] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert (await receive())["type"] == "websocket.connect"
         try:
-            await application(Accepting(scope, receive, send))
+            await application(AppSocket(scope, receive, send))
         except BaseException as error:
             errors.append(error)
             raise
 
     if certificate is not None:
         options |= {"ssl_certfile": certificate, "ssl_keyfile": certificate.with_name("key.pem")}
-    config = uvicorn.Config(app, ws=ws, lifespan="off", log_config=None, **options)
-    server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    serve = asyncio.create_task(server.serve(sockets=[listener]))
     tls = ssl.create_default_context(cafile=str(certificate)) if certificate is not None else None
-    try:
-        yield Server(server, listener.getsockname()[1], tls)
-    finally:
-        server.should_exit = True
-        await serve
+    async with serving_in_loop(app, ws=ws, lifespan="off", **options) as server:
+        yield LaneServer(server, tls)
     assert errors == []
 
 
 class UvicornSite:
-    """A `LaneSite` on Uvicorn, whose client is that of websockets: it reads what a test asks for, and no more."""
+    """A `LaneSite` on Uvicorn with a client of websockets, which reads no more than a test receives."""
 
     def __init__(self) -> None:
         self._arrived = asyncio.Event()
         self._may_accept = asyncio.Event()
         self._ended = asyncio.Event()
         self._events: asyncio.Queue[str] = asyncio.Queue()
-        self._socket: Accepting | None = None
+        self._socket: AppSocket | None = None
         self._client: ClientConnection | None = None
         self._connecting: asyncio.Task[ClientConnection] | None = None
 
@@ -262,8 +248,8 @@ class UvicornSite:
         assert self._socket is not None
         return self._socket.lane
 
-    async def application(self, socket: Accepting) -> None:
-        """Accept when the test says so, and receive until the client has gone; return when the test is over."""
+    async def application(self, socket: AppSocket) -> None:
+        """Accept when the test allows it, receive until the client has disconnected, return when the test is over."""
         self._socket = socket
         self._arrived.set()
         await self._may_accept.wait()
@@ -276,7 +262,7 @@ class UvicornSite:
 
     @asynccontextmanager
     async def connected(self, url: str) -> AsyncGenerator[None]:
-        """Begin the handshake, and leave when the block ends."""
+        """Begin the handshake, and disconnect after the block."""
 
         async def client() -> ClientConnection:
             return await connect(url, max_queue=1, max_size=None, ping_interval=None, compression=None)
@@ -297,10 +283,10 @@ class UvicornSite:
         self._client = await self._connecting
 
     def stop_reading(self) -> None:
-        """Read nothing: the client stops after a message that no one asks for."""
+        """Do nothing: the client stops after one message that `received` does not take."""
 
     def resume_reading(self) -> None:
-        """Read in `received`."""
+        """Do nothing: `received` reads."""
 
     async def send(self, text: str) -> None:
         """Send, and wait for what the application receives."""
@@ -320,7 +306,7 @@ class UvicornSite:
 
 
 class TestUvicornLane(LaneConformance):
-    """The contract of a lane, on the one of Uvicorn."""
+    """The contract of a lane, for the lane of Uvicorn."""
 
     @pytest.fixture
     async def site(self) -> AsyncGenerator[UvicornSite]:
@@ -332,19 +318,19 @@ class TestUvicornLane(LaneConformance):
 
 @pytest.fixture(params=["plain", "TLS"])
 def certificate(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
-    """Every test that takes it runs without TLS and with it."""
+    """A test with this fixture runs without TLS and with it."""
     return self_signed_certificate(tmp_path) if request.param == "TLS" else None
 
 
 @pytest.mark.parametrize("compression", ["deflate", None])
 @pytest.mark.parametrize("protocol", [DirectLaneProtocol, SharedCompressionProtocol])
 async def test_lane_and_asgi_in_order(protocol: type[DirectLaneProtocol], compression: str | None) -> None:
-    """What goes by the lane and what goes by ASGI arrives in the order of the calls, deflate negotiated or not."""
+    """What is sent by the lane and by ASGI arrives in the order of the calls, with and without deflate."""
 
-    async def application(socket: Accepting) -> None:
-        user = await socket.accept_with_user()
+    async def application(socket: AppSocket) -> None:
+        writer = await socket.accept_with_writer()
         for number in range(0, 100, 2):
-            user.offer(str(number))
+            writer.offer(str(number))
             await socket.send(str(number + 1))
         await socket.close()
 
@@ -361,80 +347,80 @@ async def test_lane_and_asgi_in_order(protocol: type[DirectLaneProtocol], compre
     ],
 )
 async def test_compressed_once(protocol: type[DirectLaneProtocol], compression: str | None, bits: int | None) -> None:
-    """Frames can be shared where each message is compressed alone, and only there, between ASGI's own."""
+    """Frames can be shared only where each message is compressed alone, and are mixed with those of ASGI."""
     seen: list[int | None] = []
 
-    async def application(socket: Accepting) -> None:
-        user = await socket.accept_with_user()
+    async def application(socket: AppSocket) -> None:
+        writer = await socket.accept_with_writer()
         seen.append(socket.lane.deflate_window_bits)
         for number in range(3):
             frame = compress_frame("shared " * 1000, seen[0]) if seen[0] else encode_frame("shared " * 1000)
-            user.spill.append(frame)
-            user.offer(f"plain {number}")
+            writer.queue.append(frame)
+            writer.offer(f"plain {number}")
             await socket.send("asgi " * 1000)
         await socket.close()
 
     async with serving(application, protocol) as server, connect(server.url, compression=compression) as client:
-        heard = [message async for message in client]
+        received = [message async for message in client]
 
     assert seen == [bits]
     expected = [["shared " * 1000, f"plain {number}", "asgi " * 1000] for number in range(3)]
-    assert heard == [*(message for three in expected for message in three), "last"]
+    assert received == [*(message for three in expected for message in three), "last"]
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="no node, whose WebSocket is one of a browser's kind")
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 @pytest.mark.parametrize("protocol", [DirectLaneProtocol, SharedCompressionProtocol])
 async def test_node_reads_the_lane(protocol: type[DirectLaneProtocol]) -> None:
-    """The WebSocket of Node.js reads text, bytes, long frames and, where it negotiated them, compressed ones."""
+    """The WebSocket of Node.js reads text, bytes, long frames and, where negotiated, compressed ones."""
 
-    async def application(socket: Accepting) -> None:
-        user = await socket.accept_with_user()
+    async def application(socket: AppSocket) -> None:
+        writer = await socket.accept_with_writer()
         bits = socket.lane.deflate_window_bits
-        user.spill.append(compress_frame("again " * 50, bits) if bits else encode_frame("again " * 50))
-        user.spill.append(encode_frame(b"\x00\xff"))
-        user.offer("x" * 70_000)
-        await socket.send("behind")
+        writer.queue.append(compress_frame("again " * 50, bits) if bits else encode_frame("again " * 50))
+        writer.queue.append(encode_frame(b"\x00\xff"))
+        writer.offer("x" * 70_000)
+        await socket.send("after")
         await socket.close()
 
     async with serving(application, protocol) as server:
         command = ("node", "--no-warnings", "--experimental-websocket", "-e", NODE, server.url)
         pipe = asyncio.subprocess.PIPE
         node = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
-        printed, said = await node.communicate()
-    if b"bad option" in said:
+        printed, errors = await node.communicate()
+    if b"bad option" in errors:
         pytest.skip("this node has no WebSocket")
     assert printed.decode().splitlines() == [
-        "again " * 50, "bytes 0,255", "x" * 70_000, "behind", "last", "closed 1000",
+        "again " * 50, "bytes 0,255", "x" * 70_000, "after", "last", "closed 1000",
     ]  # fmt: skip
 
 
 async def test_nothing_before_the_handshake() -> None:
-    """Before the handshake is answered the lane cannot be taken, and what is written to it is dropped."""
+    """Before the handshake is accepted the lane cannot be taken, and what is written to it is dropped."""
 
-    async def application(socket: Accepting) -> None:
+    async def application(socket: AppSocket) -> None:
         with pytest.raises(LifecycleError, match="after its handshake"):
-            User(socket.lane)
+            Writer(socket.lane)
         socket.lane.write(encode_frame("never"))
         socket.lane.ping()
-        user = await socket.accept_with_user()
-        user.offer("first")
+        writer = await socket.accept_with_writer()
+        writer.offer("first")
         await socket.close()
 
-    async with serving(application) as server, server.client() as client:  # which sees the answer come first
+    async with serving(application) as server, server.client() as client:  # which checks that the response comes first
         assert [text async for text in client.texts()] == ["first", "last"]
 
 
-async def test_one_user() -> None:
-    """A lane with a user cannot be taken again; one that has ended tells so at once, and nothing else."""
+async def test_one_writer() -> None:
+    """A lane with a writer cannot be taken again; one that has ended calls `lane_closed` at once, and nothing else."""
     ended: list[tuple[list[bool], bool]] = []
 
-    async def application(socket: Accepting) -> None:
-        await socket.accept_with_user()
+    async def application(socket: AppSocket) -> None:
+        await socket.accept_with_writer()
         with pytest.raises(LifecycleError, match="has a writer"):
-            socket.lane.attach(User.__new__(User))
+            socket.lane.attach(Writer.__new__(Writer))
         await socket.close()
-        late = User(socket.lane)
-        ended.append((late.told, late.closed.is_set()))
+        late = Writer(socket.lane)
+        ended.append((late.notifications, late.closed.is_set()))
         assert not socket.lane.writable
 
     async with serving(application) as server, server.client() as client:
@@ -444,7 +430,7 @@ async def test_one_user() -> None:
 
 END: dict[str, tuple[int, Callable[[Client], None]]] = {
     "application": (1000, lambda _: None),
-    "peer": (1001, lambda client: client.send(Opcode.CLOSE, Close(1001, "").serialize())),
+    "client": (1001, lambda client: client.send(Opcode.CLOSE, Close(1001, "").serialize())),
     "no frame": (1002, lambda client: client.send_bytes(b"\xff\xff\xff\xff")),
     "no text": (1007, lambda client: client.send(Opcode.TEXT, b"\xff")),
     "too big": (1009, lambda client: client.send(Opcode.TEXT, bytes(2000))),
@@ -454,17 +440,17 @@ END: dict[str, tuple[int, Callable[[Client], None]]] = {
 
 
 @pytest.mark.parametrize("end", END)
-async def test_nothing_behind_a_close_frame(end: str, certificate: Path | None) -> None:
-    """Whoever ends the connection, the user learns before the close frame is written, once, and nothing follows it."""
+async def test_nothing_after_a_close_frame(end: str, certificate: Path | None) -> None:
+    """However a connection ends, the writer is notified once, before the close frame, and nothing follows the frame."""
     code, act = END[end]
     opened = asyncio.Event()
 
-    async def application(socket: Accepting) -> None:
-        user = await socket.accept_with_user()
+    async def application(socket: AppSocket) -> None:
+        writer = await socket.accept_with_writer()
         opened.set()
         if end == "application":
             await socket.close()
-        await user.closed.wait()
+        await writer.closed.wait()
 
     options: dict[str, Any] = {"ws_max_size": 1000}
     if end == "no pong":
@@ -484,117 +470,117 @@ async def test_nothing_behind_a_close_frame(end: str, certificate: Path | None) 
 
 @pytest.mark.parametrize("end", ["FIN", "RST", "return", "abort"])
 async def test_end_without_a_close_frame(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that ends without a close frame tells its user too, once, and takes nothing any more."""
+    """The writer is notified once of an end without a close frame, and the lane accepts nothing more."""
     monkeypatch.setattr(logging.getLogger("uvicorn.error"), "disabled", True)
-    users: asyncio.Queue[User] = asyncio.Queue()
+    writers: asyncio.Queue[Writer] = asyncio.Queue()
 
-    async def application(socket: Accepting) -> None:
-        user = await socket.accept_with_user()
-        users.put_nowait(user)
+    async def application(socket: AppSocket) -> None:
+        writer = await socket.accept_with_writer()
+        writers.put_nowait(writer)
         if end == "return":
             return
         if end == "abort":
             socket.lane.abort()
-        await user.closed.wait()
+        await writer.closed.wait()
         assert not socket.lane.writable
 
     async with serving(application) as server, server.client() as client:
-        user = await users.get()
+        writer = await writers.get()
         if end == "FIN":
             client.end()
         elif end == "RST":
             client.reset()
-        await user.closed.wait()
-    assert user.told[0]
+        await writer.closed.wait()
+    assert writer.notifications[0]
 
 
 async def test_stalled_reader(certificate: Path | None) -> None:
-    """A client that stops reading gets everything later, in order, an awaited ASGI send behind what had spilled."""
-    spilled = asyncio.Event()
-    users: list[User] = []
+    """A client that stops reading receives everything later, in order, an ASGI send after what was queued."""
+    queued = asyncio.Event()
+    writers: list[Writer] = []
     lanes: list[Lane] = []
 
-    async def application(socket: Accepting) -> None:
-        user = await socket.accept_with_user()
-        users.append(user)
+    async def application(socket: AppSocket) -> None:
+        writer = await socket.accept_with_writer()
+        writers.append(writer)
         lanes.append(socket.lane)
         for number in range(MESSAGES):
-            user.offer(f"{number} ".ljust(1024, "."))
-        spilled.set()
-        await socket.send("behind ")
-        user.offer("after ")
-        assert not user.spill
+            writer.offer(f"{number} ".ljust(1024, "."))
+        queued.set()
+        await socket.send("asgi ")
+        writer.offer("lane ")
+        assert not writer.queue
         await socket.close()
 
     async with serving(application, certificate=certificate) as server, server.client() as client:
-        await spilled.wait()
-        assert users[0].told == [True, False]
-        assert len(users[0].spill) > MESSAGES / 4
+        await queued.wait()
+        assert writers[0].notifications == [True, False]
+        assert len(writers[0].queue) > MESSAGES / 4
         assert not lanes[0].writable
-        assert 65_536 < lanes[0].buffered_bytes < 1_000_000  # asyncio's TLS takes 512 KiB before it says stop
-        heard = [text.split(" ")[0] async for text in client.texts()]
+        assert 65_536 < lanes[0].buffered_bytes < 1_000_000  # asyncio's TLS buffers 512 KiB before it pauses the writer
+        received = [text.split(" ")[0] async for text in client.texts()]
 
-    assert heard == [*map(str, range(MESSAGES)), "behind", "after", "last"]
-    assert users[0].told.count(True) > 2
-    assert users[0].told == [index % 2 == 0 for index in range(len(users[0].told))]
+    assert received == [*map(str, range(MESSAGES)), "asgi", "lane", "last"]
+    assert writers[0].notifications.count(True) > 2
+    assert writers[0].notifications == [index % 2 == 0 for index in range(len(writers[0].notifications))]
 
 
 async def test_stalled_reader_that_vanishes() -> None:
-    """An ASGI send that waits behind a stalled client ends with it."""
-    spilled = asyncio.Event()
+    """An ASGI send that waits for a stalled client ends with it."""
+    queued = asyncio.Event()
     ended = asyncio.Event()
 
-    async def application(socket: Accepting) -> None:
-        user = await socket.accept_with_user()
-        while not user.spill:
-            user.offer("x" * 65_536)
-        spilled.set()
+    async def application(socket: AppSocket) -> None:
+        writer = await socket.accept_with_writer()
+        while not writer.queue:
+            writer.offer("x" * 65_536)
+        queued.set()
         try:
             await socket.send("never")
         finally:
-            assert user.closed.is_set()
+            assert writer.closed.is_set()
             ended.set()
 
-    async def application_ending_quietly(socket: Accepting) -> None:
+    async def application_without_error(socket: AppSocket) -> None:
         try:
             await application(socket)
-        except OSError:  # how Uvicorn says that the client is gone
+        except OSError:  # how Uvicorn reports that the client has disconnected
             ended.set()
 
-    async with serving(application_ending_quietly) as server, server.client() as client:
-        await spilled.wait()
+    async with serving(application_without_error) as server, server.client() as client:
+        await queued.wait()
         client.reset()
         await ended.wait()
 
 
 @pytest.mark.parametrize("end", ["FIN", "return"])
-async def test_end_behind_a_stalled_reader(end: str) -> None:
-    """The user learns of the end at once where the transport still holds bytes that nobody reads."""
-    users: asyncio.Queue[User] = asyncio.Queue()
+async def test_end_with_a_stalled_reader(end: str) -> None:
+    """The writer is notified of the end at once, while the transport still holds unread bytes."""
+    writers: asyncio.Queue[Writer] = asyncio.Queue()
 
-    async def application(socket: Accepting) -> None:
-        user = await socket.accept_with_user()
-        while not user.spill:
-            user.offer("x" * 65_536)
-        users.put_nowait(user)
+    async def application(socket: AppSocket) -> None:
+        writer = await socket.accept_with_writer()
+        while not writer.queue:
+            writer.offer("x" * 65_536)
+        writers.put_nowait(writer)
         if end == "FIN":
-            await user.closed.wait()
+            await writer.closed.wait()
 
     async with serving(application) as server, server.client() as client:
-        user = await users.get()
+        writer = await writers.get()
         if end == "FIN":
             client.end()
-        await user.closed.wait()  # which the connection's loss would bring after this block only
-        assert user.told == [True, False]
+        await writer.closed.wait()  # which the loss of the connection would set only after this block
+        assert writer.notifications == [True, False]
         client.reset()
 
 
-async def test_ping_is_heard() -> None:
-    """A ping goes out at once, and its pong, which ASGI does not see, sets when the client was last heard."""
-    heard = asyncio.Event()
+async def test_pong_is_recorded() -> None:
+    """A ping is sent at once, and its pong, which ASGI does not see, sets `last_received_at`."""
+    answered = asyncio.Event()
 
-    async def application(socket: Accepting) -> None:
-        await socket.accept_with_user()
+    async def application(socket: AppSocket) -> None:
+        await socket.accept_with_writer()
         before = socket.lane.last_received_at
         assert socket.lane.reading
         while asyncio.get_running_loop().time() == before:  # uvloop's clock counts milliseconds
@@ -602,7 +588,7 @@ async def test_ping_is_heard() -> None:
         socket.lane.ping()
         while socket.lane.last_received_at == before:
             await asyncio.sleep(0)
-        heard.set()
+        answered.set()
         await socket.close()
 
     async with serving(application) as server, server.client() as client:
@@ -611,14 +597,14 @@ async def test_ping_is_heard() -> None:
         assert (ping.opcode, bytes(ping.data)) == (Opcode.PING, b"")
         client.send(Opcode.PONG, b"")
         assert [frame.opcode async for frame in frames] == [Opcode.TEXT, Opcode.CLOSE]
-    assert heard.is_set()
+    assert answered.is_set()
 
 
 async def test_server_that_reads_no_more() -> None:
-    """That the server stopped reading, for the application receives nothing, can be told from a silent client."""
+    """`reading` is false while the server does not read because the application does not receive."""
 
-    async def application(socket: Accepting) -> None:
-        await socket.accept_with_user()
+    async def application(socket: AppSocket) -> None:
+        await socket.accept_with_writer()
         while socket.lane.reading:
             await asyncio.sleep(0)
         await socket.receive()
@@ -641,14 +627,14 @@ async def test_limit_of_messages(
     compression: str | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The lower limit counts, the application's or the server's; that the server's is lower is logged once.
+    """The lower limit applies, the application's or the server's; that the server's is lower is logged once.
 
-    The lane knows that it was the server who closed, and why.
+    `close_code` of the lane holds the code with which the server closed.
     """
     codes: list[int | None] = []
     server_module._warn_of_lower_limit.cache_clear()  # pyright: ignore[reportPrivateUsage]
 
-    async def application(socket: Accepting) -> None:
+    async def application(socket: AppSocket) -> None:
         socket.lane.limit_messages(of_application)
         await socket.accept()
         while (message := await socket.receive())["type"] == "websocket.receive":
@@ -657,12 +643,12 @@ async def test_limit_of_messages(
 
     async with serving(application, ws_max_size=of_server) as server:
         async with connect(server.url, compression=compression):
-            pass  # which the client closes
+            pass  # closed by the client
         for _ in range(2):
             async with connect(server.url, compression=compression) as client:
                 await client.send("x" * limit)
                 assert await client.recv() == str(limit)
-                if compression is None:  # a compressed fragment is refused if it is longer than what is left
+                if compression is None:  # a compressed fragment is refused if it is longer than the remainder
                     await client.send(["x" * (limit - 1), "x"])
                     assert await client.recv() == str(limit)
                 await client.send(["x" * (limit - 1), "xx"])
@@ -671,19 +657,19 @@ async def test_limit_of_messages(
                 assert caught.value.rcvd is not None
                 assert caught.value.rcvd.code == 1009
     assert codes == [None, 1009, 1009]
-    words = [record.getMessage() for record in caplog.records if record.name == "backplane.server.uvicorn"]
-    assert len(words) == (of_application > limit)
-    assert all("1000 bytes" in word and "ws_max_size" in word for word in words)
+    warnings = [record.getMessage() for record in caplog.records if record.name == "backplane.server.uvicorn"]
+    assert len(warnings) == (of_application > limit)
+    assert all("1000 bytes" in warning and "ws_max_size" in warning for warning in warnings)
 
 
 async def test_write_is_the_transports_own() -> None:
-    """What bounds a client costs a message nothing: the lane writes by the event loop's method, and nothing between."""
+    """The bounds of a client cost a message nothing: the lane's `write` is the method of the event loop's transport."""
 
-    async def application(socket: Accepting) -> None:
-        user = await socket.accept_with_user()
+    async def application(socket: AppSocket) -> None:
+        writer = await socket.accept_with_writer()
         write: Any = socket.lane.write
         assert type(write.__self__).__module__.partition(".")[0] in {"asyncio", "uvloop"}
-        user.offer("there")
+        writer.offer("there")
         await socket.close()
 
     async with serving(application) as server, server.client() as client:
@@ -691,23 +677,23 @@ async def test_write_is_the_transports_own() -> None:
 
 
 async def test_last_ping_is_answered() -> None:
-    """A client that reads again gets the pong of its last ping, in time, among what waited for it."""
-    spilled = asyncio.Event()
+    """A client that reads again receives the pong of its last ping, among the queued messages."""
+    queued = asyncio.Event()
     full = asyncio.Event()
 
-    async def application(socket: Accepting) -> None:
-        user = await socket.accept_with_user()
-        while not user.spill:
-            user.offer("x" * 65_536)
-        spilled.set()
+    async def application(socket: AppSocket) -> None:
+        writer = await socket.accept_with_writer()
+        while not writer.queue:
+            writer.offer("x" * 65_536)
+        queued.set()
         before = socket.lane.last_received_at
         while socket.lane.last_received_at == before:
             await asyncio.sleep(0.001)
         full.set()
-        await user.closed.wait()
+        await writer.closed.wait()
 
     async with serving(application) as server, server.client() as client:
-        await spilled.wait()
+        await queued.wait()
         for number in range(100):
             client.send(Opcode.PING, b"%d" % number)
         await full.wait()
@@ -721,7 +707,7 @@ async def test_last_ping_is_answered() -> None:
 
 
 class OtherProtocol(ServerProtocol):
-    """What a later Uvicorn might use in place of the class that is known."""
+    """A class that a later Uvicorn might use instead of the expected one."""
 
 
 @pytest.mark.parametrize(
@@ -735,11 +721,11 @@ class OtherProtocol(ServerProtocol):
 async def test_another_uvicorn(
     patch: tuple[Any, str, Any], words: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where a Uvicorn lacks what the lane leans on, its own protocol serves, and one warning says so."""
+    """Where Uvicorn lacks what the lane depends on, its own protocol serves, with one warning."""
     monkeypatch.setattr(*patch)
     monkeypatch.setattr(DirectLaneProtocol, "_offers_lane", None)
 
-    async def application(socket: Accepting) -> None:
+    async def application(socket: AppSocket) -> None:
         assert EXTENSION not in socket.extensions
         await socket.accept()
         await socket.send("plain")

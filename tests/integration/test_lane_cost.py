@@ -1,4 +1,4 @@
-"""What one anonymous client can cost a server with the bounds of `backplane.server`: attacks on real processes."""
+"""What an anonymous client can cost a server with the bounds of `backplane.server`: attacks on real processes."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from tests.brokers.certificate import self_signed_certificate
-from tests.brokers.process import end, free_port, start, wait_until
+from tests.brokers.process import end, free_port, wait_until
+from tests.server_process import server_process
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Generator
 
+    from tests.server_process import ServerProcess
+
 MIB = 1024 * 1024
-MOST = 8 * MIB  # what any attack may cost
+MAX_COST = 8 * MIB  # of any attack
 HANDSHAKE = (
     b"GET %s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s\r\n"
 )
 DEFLATE = b"Sec-WebSocket-Extensions: permessage-deflate\r\n"
-SITE = '''
+APP = '''
 import asyncio, importlib, json, socket, sys
 import uvicorn
 from starlette.applications import Starlette
@@ -56,11 +58,11 @@ async def room(websocket):
     try:
         path = websocket.url.path
         limits = Limits(max_message_bytes=None) if path == "/unlimited" else None
-        backlog = Backlog(max_bytes=100_000_000, max_messages=1_000_000) if path == "/hoarder" else None
+        backlog = Backlog(max_bytes=100_000_000, max_messages=1_000_000) if path == "/large-outbox" else None
         async with backplane.connect(websocket, "room", limits=limits, backlog=backlog) as connection:
-            if path == "/stubborn":
+            if path == "/unfinished":
                 await released.wait()
-            if path == "/deaf":
+            if path == "/unread":
                 while not connection.is_over:
                     await asyncio.sleep(0.1)
             async for message in connection:
@@ -93,8 +95,8 @@ async def events(request):
 async def echo(request):
     return JSONResponse(len(await request.body()))
 
-class OnlyPlain:
-    """Takes the lane away, so that everything goes by ASGI."""
+class WithoutLane:
+    """Removes the lane, so that everything is sent by ASGI."""
     def __init__(self, app):
         self.app = app
     async def __call__(self, scope, receive, send):
@@ -112,9 +114,9 @@ app = Starlette(lifespan=backplane.lifespan, routes=[
 ])
 listener = socket.socket()
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # its clients' too, for the kernel's sake
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # inherited by the sockets of its clients
 listener.bind(("127.0.0.1", options.pop("port")))
-config = uvicorn.Config(app if lane else OnlyPlain(app), **options)
+config = uvicorn.Config(app if lane else WithoutLane(app), **options)
 uvicorn.Server(config).run(sockets=[listener])
 '''
 
@@ -131,19 +133,19 @@ class Client:
             self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
 
     def handshake(self, path: bytes = b"/ws", headers: bytes = b"") -> bytes:
-        """Open a WebSocket; return the head of the answer."""
+        """Open a WebSocket; return the head of the response."""
         self.socket.sendall(HANDSHAKE % (path, headers))
         return self.read_head()
 
     def read_head(self) -> bytes:
-        """Return what comes up to an empty line."""
+        """Return what is received up to an empty line."""
         head = b""
         while b"\r\n\r\n" not in head and (data := self.socket.recv(4096)):
             head += data
         return head
 
     def send(self, data: bytes) -> bool:
-        """Send; return whether the server still takes it."""
+        """Send; return whether the connection is still open."""
         try:
             self.socket.sendall(data)
         except OSError:
@@ -151,20 +153,20 @@ class Client:
         return True
 
     def flood(self, data: bytes, total: int) -> None:
-        """Send `data` again and again, until it was `total` bytes, or the server has ended it."""
+        """Send `data` repeatedly, up to `total` bytes or until the server has closed."""
         for _ in range(0, total, len(data)):
             if not self.send(data):
                 return
 
     def read_text(self) -> str:
-        """Return the next text, past any pongs."""
+        """Return the next text; other frames are skipped."""
         while True:
             opcode, data = self.read_frame()
             if opcode == Opcode.TEXT:
                 return data.decode()
 
     def read_close(self) -> int:
-        """Return the code of the close frame, past anything else."""
+        """Return the code of the close frame; other frames are skipped."""
         while True:
             opcode, data = self.read_frame()
             if opcode == Opcode.CLOSE:
@@ -185,7 +187,7 @@ class Client:
         return data
 
     def read_all(self) -> bytes:
-        """Return everything to the end of the connection."""
+        """Return all that is received until the connection ends."""
         parts: list[bytes] = []
         with suppress(ConnectionError):
             while data := self.socket.recv(65536):
@@ -193,13 +195,13 @@ class Client:
         return b"".join(parts)
 
     def reset(self) -> None:
-        """Leave at once."""
+        """Reset the connection."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
 
 class Setup(NamedTuple):
-    """A way to serve."""
+    """An event loop, with the direct lane or without, and an HTTP protocol."""
 
     loop: str
     lane: str
@@ -214,28 +216,28 @@ LOOPS = [
 ]
 
 
-class Site:
-    """The site under attack."""
+class AttackedServer:
+    """The server under attack."""
 
-    def __init__(self, port: int, process: subprocess.Popen[bytes], log: Path, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, port: int, server: ServerProcess, clients: ExitStack, tls: ssl.SSLContext | None) -> None:
         self.port = port
+        self.process = server.process
+        self.log = server.log
         self._tls = tls
-        self.process = process
-        self.log = log
-        self._stack = ExitStack()
+        self._clients = clients
 
     def client(self) -> Client:
-        """Connect; the client leaves when the site ends."""
+        """Connect; the client disconnects after the server has ended."""
         client = Client(self.port, self._tls)
-        self._stack.callback(client.reset)
+        self._clients.callback(client.reset)
         return client
 
-    def leave(self) -> None:
-        """Let every client leave."""
-        self._stack.close()
+    def disconnect_all(self) -> None:
+        """Disconnect every client."""
+        self._clients.close()
 
     def get(self, path: str) -> list[int]:
-        """Ask the site."""
+        """Return the response to a GET request."""
         connection = (
             HTTPConnection("127.0.0.1", self.port, timeout=30)
             if self._tls is None
@@ -243,31 +245,37 @@ class Site:
         )
         try:
             connection.request("GET", path)
-            answer: list[int] = json.loads(connection.getresponse().read())
-            return answer
+            found: list[int] = json.loads(connection.getresponse().read())
+            return found
         finally:
             connection.close()
+
+    def is_idle(self) -> bool:
+        """Whether it answers, and has no connection and no handler."""
+        with suppress(OSError):
+            return self.get("/health") == [0, 0]
+        return False
 
     def sockets(self) -> int:
         """Return how many sockets the process has with clients."""
         connections = psutil.Process(self.process.pid).net_connections()
-        return sum(each.laddr.port == self.port and each.status != "LISTEN" for each in connections)
+        return sum(one.laddr.port == self.port and one.status != "LISTEN" for one in connections)
 
-    def agrees(self) -> None:
-        """Fail if the site counts more clients than it has sockets, or fewer, while some of them may go."""
+    def assert_count_matches_sockets(self) -> None:
+        """Fail if it counts more clients than it has sockets, or fewer; some may disconnect meanwhile."""
         before = self.sockets()
         count = self.get("/health")[0]
         assert self.sockets() - 1 <= count <= before + 1  # this request has a socket too
 
     @contextmanager
     def cost(self) -> Generator[None]:
-        """Fail if the process has, at any time within the block, much more memory than before it."""
+        """Fail if the process uses, at any time within the block, much more memory than before it."""
         status = Path(f"/proc/{self.process.pid}/status")
-        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5", encoding="ascii")  # the peak is counted from now
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5", encoding="ascii")  # resets the peak
         before = _kib(status, "VmHWM")
         yield
         more = (_kib(status, "VmHWM") - before) * 1024
-        assert more <= MOST, f"{more / MIB:.1f} MiB"
+        assert more <= MAX_COST, f"{more / MIB:.1f} MiB"
 
 
 def _kib(status: Path, name: str) -> int:
@@ -275,10 +283,12 @@ def _kib(status: Path, name: str) -> int:
 
 
 @contextmanager
-def serving(folder: Path, setup: Setup, certificate: Path | None = None, **options: object) -> Generator[Site]:
-    """Serve the site in a process of its own, warm; it must end on SIGTERM, without a traceback."""
-    (folder / "site_under_attack.py").write_text(SITE, encoding="utf-8")
-    port, log = free_port(), folder / "log"
+def serving(
+    folder: Path, setup: Setup, certificate: Path | None = None, **options: object
+) -> Generator[AttackedServer]:
+    """Serve the application in a process, warmed up; it must end on SIGTERM, without a traceback."""
+    (folder / "attacked_app.py").write_text(APP, encoding="utf-8")
+    port = free_port()
     all_options = {
         "port": port,
         "loop": setup.loop,
@@ -293,47 +303,34 @@ def serving(folder: Path, setup: Setup, certificate: Path | None = None, **optio
     if certificate is not None:
         all_options |= {"ssl_certfile": str(certificate), "ssl_keyfile": str(certificate.with_name("key.pem"))}
         tls = ssl.create_default_context(cafile=str(certificate))
-    command = [sys.executable, "site_under_attack.py", setup.lane, json.dumps(all_options)]
-    process = start(command, cwd=folder, log=log)
-    site = Site(port, process, log, tls)
-
-    def answers() -> bool:
-        assert process.poll() is None, log.read_text()
-        with suppress(OSError):
-            return site.get("/health") == [0, 0]
-        return False
-
-    try:
-        wait_until(answers, "the site answers", seconds=20)
-        warm(site)
-        yield site
-    finally:
-        in_time = end(process, seconds=20)
-        site.leave()
-    words = log.read_text()
-    assert in_time, words
-    assert "Traceback" not in words, words
+    command = [sys.executable, "attacked_app.py", setup.lane, json.dumps(all_options)]
+    # The clients disconnect after the server has ended.
+    with ExitStack() as clients, server_process(command, folder, cwd=folder, end_seconds=20) as process:
+        server = AttackedServer(port, process, clients, tls)
+        process.wait_until(server.is_idle, "the server answers")
+        warm(server)
+        yield server
 
 
-def warm(site: Site) -> None:
-    """Let the process do once what it will do often."""
+def warm(server: AttackedServer) -> None:
+    """Connect and send some times, so that what is allocated once is allocated."""
     for _ in range(20):
-        client = site.client()
+        client = server.client()
         client.handshake()
         client.send(Frame(Opcode.TEXT, b"x" * 1000).serialize(mask=True))
-    site.leave()
-    wait_until(lambda: site.get("/health")[0] == 0, "the site is empty again")
+    server.disconnect_all()
+    wait_until(lambda: server.get("/health")[0] == 0, "no client is left")
 
 
 @pytest.fixture(params=LOOPS, ids=lambda setup: f"{setup.loop}-{setup.lane}")
 def setup(request: pytest.FixtureRequest) -> Setup:
-    """Every test that takes it runs on both loops, with the lane and without."""
+    """A test with this fixture runs on both event loops, with the lane and without."""
     chosen: Setup = request.param
     return chosen
 
 
 def bomb(size: int) -> bytes:
-    """Return the first fragment of a message, compressed, that inflates to `size` bytes."""
+    """Return the first fragment of a compressed message that inflates to `size` bytes."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -12)
     data = deflate.compress(bytes(size)) + deflate.flush(zlib.Z_SYNC_FLUSH)
     frame = Frame(Opcode.BINARY, data[:-4], fin=False).serialize(mask=True)
@@ -341,30 +338,30 @@ def bomb(size: int) -> bytes:
 
 
 def many(frame: Frame) -> bytes:
-    """Return about 64 KiB of the same frame."""
+    """Return the same frame repeated, about 64 KiB."""
     data = frame.serialize(mask=True)
     return data * (65536 // len(data))
 
 
 def test_fragments(setup: Setup, tmp_path: Path) -> None:
-    """60 MB of one-byte fragments of one message cost little memory: they end at the message's limit."""
-    with serving(tmp_path, setup, ws_max_size=64 * 1024) as site:
-        client = site.client()
+    """60 MB of one-byte fragments of one message cost little memory: the limit of a message ends them."""
+    with serving(tmp_path, setup, ws_max_size=64 * 1024) as server:
+        client = server.client()
         client.handshake()
         client.send(Frame(Opcode.TEXT, b"x", fin=False).serialize(mask=True))
-        with site.cost():
+        with server.cost():
             client.flood(many(Frame(Opcode.CONT, b"x", fin=False)), 60_000_000)
-            wait_until(lambda: site.get("/health")[0] == 0, "the client is gone", seconds=20)
+            wait_until(lambda: server.get("/health")[0] == 0, "the client is disconnected", seconds=20)
 
 
 @pytest.mark.parametrize("payload", [b"", b"x"], ids=["empty", "one byte"])
 def test_fragments_below_the_limit(setup: Setup, payload: bytes, tmp_path: Path) -> None:
-    """Fragments that never reach the limit are as many bytes as they carry, and no objects."""
-    with serving(tmp_path, setup, ws_max_size=16 * MIB) as site:
-        client = site.client()
+    """Fragments below the limit cost their bytes, and no object each."""
+    with serving(tmp_path, setup, ws_max_size=16 * MIB) as server:
+        client = server.client()
         client.handshake(b"/unlimited")
         client.send(Frame(Opcode.TEXT, b"x", fin=False).serialize(mask=True))
-        with site.cost():
+        with server.cost():
             client.flood(many(Frame(Opcode.CONT, payload, fin=False)), 2_000_000)
             client.send(Frame(Opcode.CONT, b"").serialize(mask=True))
             length = int(client.read_text())
@@ -372,152 +369,152 @@ def test_fragments_below_the_limit(setup: Setup, payload: bytes, tmp_path: Path)
 
 
 def test_pings(setup: Setup, tmp_path: Path) -> None:
-    """A client that sends 150 MB of pings and reads no pong costs no more than a full transport, and is served on."""
-    with serving(tmp_path, setup) as site:
-        client = site.client()
+    """A client that sends 150 MB of pings and reads no pong costs one full transport at most, and stays connected."""
+    with serving(tmp_path, setup) as server:
+        client = server.client()
         client.handshake()
-        with site.cost():
+        with server.cost():
             client.flood(many(Frame(Opcode.PING, b"x" * 125)), 150_000_000)
             client.send(Frame(Opcode.TEXT, b"still there").serialize(mask=True))
             assert client.read_text() == "11"
 
 
 def test_pings_after_a_close_frame(setup: Setup, tmp_path: Path) -> None:
-    """Pings cost nothing either after the server's close frame, to which the client never answers."""
-    with serving(tmp_path, setup) as site:
-        client = site.client()
+    """Pings cost nothing after the server's close frame, which the client does not answer."""
+    with serving(tmp_path, setup) as server:
+        client = server.client()
         client.handshake()
         client.send(Frame(Opcode.TEXT, b"close").serialize(mask=True))
-        with site.cost():
+        with server.cost():
             client.flood(many(Frame(Opcode.PING, b"x" * 125)), 150_000_000)
-        wait_until(lambda: site.sockets() == 0, "the client is gone", seconds=10)
+        wait_until(lambda: server.sockets() == 0, "the client is disconnected", seconds=10)
 
 
 def test_bombs(setup: Setup, tmp_path: Path) -> None:
-    """20 clients send 15 KiB each that inflate to 15 MiB, as a fragment; it is refused before it is inflated."""
-    with serving(tmp_path, setup, ws_max_size=16 * MIB if setup.lane == "lane" else 64 * 1024) as site:
-        clients = [site.client() for _ in range(20)]
+    """20 clients send a fragment of 15 KiB that inflates to 15 MiB; it is refused before it is inflated."""
+    with serving(tmp_path, setup, ws_max_size=16 * MIB if setup.lane == "lane" else 64 * 1024) as server:
+        clients = [server.client() for _ in range(20)]
         assert all(b"permessage-deflate" in client.handshake(headers=DEFLATE) for client in clients)
-        with site.cost():
+        with server.cost():
             for client in clients:
                 client.send(bomb(15 * MIB))
             assert [client.read_close() for client in clients] == [1009] * 20
 
 
-def test_messages_that_nobody_takes(setup: Setup, tmp_path: Path) -> None:
-    """20 clients send as many one-byte messages as the server reads, whose handlers take none."""
-    with serving(tmp_path, setup) as site:
-        clients = [site.client() for _ in range(20)]
+def test_messages_that_no_handler_receives(setup: Setup, tmp_path: Path) -> None:
+    """20 clients send as many one-byte messages as the server reads; their handlers receive none."""
+    with serving(tmp_path, setup) as server:
+        clients = [server.client() for _ in range(20)]
         for client in clients:
-            client.handshake(b"/deaf")
-        with site.cost():
+            client.handshake(b"/unread")
+        with server.cost():
             for client in clients:
                 client.socket.setblocking(False)
                 client.send(many(Frame(Opcode.TEXT, b"x")) * 8)
-            site.get("/health")
-        site.leave()
+            server.get("/health")
+        server.disconnect_all()
 
 
-def test_requests_that_nobody_answers(setup: Setup, tmp_path: Path) -> None:
-    """10 clients send as many requests as the server reads, behind one for an event stream."""
-    with serving(tmp_path, setup) as site:
-        clients = [site.client() for _ in range(10)]
+def test_requests_that_are_not_answered(setup: Setup, tmp_path: Path) -> None:
+    """10 clients send as many requests as the server reads, after one for an event stream."""
+    with serving(tmp_path, setup) as server:
+        clients = [server.client() for _ in range(10)]
         for client in clients:
             client.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in client.read_head()
-        with site.cost():
+        with server.cost():
             for client in clients:
                 client.socket.setblocking(False)
                 client.send(b"GET / HTTP/1.1\r\nHost:\r\n\r\n" * 20_000)
-            site.get("/health")
-        site.leave()
+            server.get("/health")
+        server.disconnect_all()
 
 
 @pytest.mark.timeout(180)
-def test_cut_clients_are_gone(setup: Setup, tmp_path: Path) -> None:
-    """2,000 clients that read nothing and are cut for it are gone within 10 s, and count until they are."""
-    with serving(tmp_path, setup, log_level="error") as site:
+def test_cut_clients_are_disconnected(setup: Setup, tmp_path: Path) -> None:
+    """2,000 clients that read nothing are cut, are disconnected within 10 s, and count until then."""
+    with serving(tmp_path, setup, log_level="error") as server:
         for _ in range(2_000):
-            assert b" 101 " in site.client().handshake()
-        assert site.get("/health")[0] == 2_000
-        site.get("/publish?count=20")
-        wait_until(lambda: site.get("/health")[1] == 0, "the handlers have ended", seconds=30)
-        site.agrees()
-        wait_until(lambda: site.sockets() == 0, "the clients are gone")
-        assert site.get("/health")[0] == 0
+            assert b" 101 " in server.client().handshake()
+        assert server.get("/health")[0] == 2_000
+        server.get("/publish?count=20")
+        wait_until(lambda: server.get("/health")[1] == 0, "the handlers have ended", seconds=30)
+        server.assert_count_matches_sockets()
+        wait_until(lambda: server.sockets() == 0, "the clients are disconnected")
+        assert server.get("/health")[0] == 0
 
 
-def test_cut_clients_are_gone_with_tls(setup: Setup, tmp_path: Path) -> None:
-    """With TLS, whose own goodbye nobody reads either, the same holds, for sockets and for streams."""
-    with serving(tmp_path, setup, self_signed_certificate(tmp_path)) as site:
+def test_cut_clients_are_disconnected_with_tls(setup: Setup, tmp_path: Path) -> None:
+    """The same with TLS, whose closing alert is not read either, for sockets and streams."""
+    with serving(tmp_path, setup, self_signed_certificate(tmp_path)) as server:
         for _ in range(5):
-            assert b" 101 " in site.client().handshake()
-            stream = site.client()
+            assert b" 101 " in server.client().handshake()
+            stream = server.client()
             stream.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in stream.read_head()
-        site.get("/publish?count=100")
-        wait_until(lambda: site.get("/health")[1] == 0 and "ending it" in site.log.read_text(), "all are cut")
-        wait_until(lambda: site.sockets() == 0, "the clients are gone")
-        assert site.get("/health")[0] == 0
+        server.get("/publish?count=100")
+        wait_until(lambda: server.get("/health")[1] == 0 and "ending it" in server.log.read_text(), "all are cut")
+        wait_until(lambda: server.sockets() == 0, "the clients are disconnected")
+        assert server.get("/health")[0] == 0
 
 
-def test_cut_client_of_a_handler_that_goes_on(tmp_path: Path) -> None:
-    """A client with the lane that is cut goes though its handler does not end, and counts until both are over."""
-    with serving(tmp_path, LOOPS[0]) as site:
-        assert b" 101 " in site.client().handshake(b"/stubborn")
-        site.get("/publish?count=20")
-        wait_until(lambda: site.sockets() == 0, "the client is gone")
-        assert site.get("/health") == [1, 1]
-        site.get("/release")
-        wait_until(lambda: site.get("/health") == [0, 0], "nothing counts")
+def test_cut_client_of_an_unfinished_handler(tmp_path: Path) -> None:
+    """A client with the lane is disconnected though its handler does not end, and counts until both have ended."""
+    with serving(tmp_path, LOOPS[0]) as server:
+        assert b" 101 " in server.client().handshake(b"/unfinished")
+        server.get("/publish?count=20")
+        wait_until(lambda: server.sockets() == 0, "the client is disconnected")
+        assert server.get("/health") == [1, 1]
+        server.get("/release")
+        wait_until(lambda: server.get("/health") == [0, 0], "none is counted")
 
 
-def test_cut_streams_are_gone(setup: Setup, tmp_path: Path) -> None:
-    """Event streams that nobody reads are cut, count until they are gone, are gone within 10 s, and fill no log."""
-    with serving(tmp_path, setup) as site:
+def test_cut_streams_are_disconnected(setup: Setup, tmp_path: Path) -> None:
+    """Unread event streams are cut, are disconnected within 10 s, count until then, and fill no log."""
+    with serving(tmp_path, setup) as server:
         for _ in range(200):
-            client = site.client()
+            client = server.client()
             client.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in client.read_head()
-        site.get("/publish?count=20")
-        wait_until(lambda: "ending it" in site.log.read_text(), "a stream is ended")
-        site.agrees()
-        wait_until(lambda: site.sockets() == 0, "the clients are gone")
-        assert site.get("/health")[0] == 0
-        assert "ERROR" not in site.log.read_text()
+        server.get("/publish?count=20")
+        wait_until(lambda: "ending it" in server.log.read_text(), "a stream is ended")
+        server.assert_count_matches_sockets()
+        wait_until(lambda: server.sockets() == 0, "the clients are disconnected")
+        assert server.get("/health")[0] == 0
+        assert "ERROR" not in server.log.read_text()
 
 
-def test_stream_that_ended_on_a_connection_that_goes_on(tmp_path: Path) -> None:
-    """A client whose stream was ended in order may ask for the next one on the same connection."""
-    with serving(tmp_path, LOOPS[0], settings={"max_connections": 1}) as site:
-        client = site.client()
+def test_next_stream_on_the_same_connection(tmp_path: Path) -> None:
+    """A client whose stream has ended may request next request on the same connection."""
+    with serving(tmp_path, LOOPS[0], settings={"max_connections": 1}) as server:
+        client = server.client()
         for _ in range(2):
             client.send(b"HEAD /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in client.read_head()
 
 
-def test_as_many_as_a_client_may_have(setup: Setup, tmp_path: Path) -> None:
-    """A client that is cut does not get another place before its socket is gone."""
-    with serving(tmp_path, setup, limits={"max_connections_per_client": 5}) as site:
-        stalled = [site.client() for _ in range(5)]
+def test_limit_of_connections_of_a_client(setup: Setup, tmp_path: Path) -> None:
+    """A client that is cut gets no new connection before its socket is closed."""
+    with serving(tmp_path, setup, limits={"max_connections_per_client": 5}) as server:
+        stalled = [server.client() for _ in range(5)]
         assert all(b" 101 " in client.handshake() for client in stalled)
-        site.get("/publish?count=20")
-        wait_until(lambda: site.get("/health")[1] == 0, "the handlers have ended")
-        assert b" 429 " in site.client().handshake()
-        wait_until(lambda: site.get("/health")[0] == 0, "the clients are gone")
-        assert b" 101 " in site.client().handshake()
+        server.get("/publish?count=20")
+        wait_until(lambda: server.get("/health")[1] == 0, "the handlers have ended")
+        assert b" 429 " in server.client().handshake()
+        wait_until(lambda: server.get("/health")[0] == 0, "the clients are disconnected")
+        assert b" 101 " in server.client().handshake()
 
 
 def test_end_with_stalled_clients(setup: Setup, tmp_path: Path) -> None:
-    """A server with clients that read nothing, on a socket and on a stream, ends on SIGTERM."""
-    with serving(tmp_path, setup) as site:
-        assert b" 101 " in site.client().handshake(b"/hoarder")
-        stream = site.client()
+    """A server with clients that read nothing, of a WebSocket and of a stream, ends on SIGTERM."""
+    with serving(tmp_path, setup) as server:
+        assert b" 101 " in server.client().handshake(b"/large-outbox")
+        stream = server.client()
         stream.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b" 200 " in stream.read_head()
-        site.get("/publish?count=20")
+        server.get("/publish?count=20")
         began = time.monotonic()
-        assert end(site.process, seconds=20)
+        assert end(server.process, seconds=20)
         assert time.monotonic() - began < 10
 
 
@@ -530,27 +527,27 @@ def test_end_with_stalled_clients(setup: Setup, tmp_path: Path) -> None:
         HANDSHAKE[:-6] % b"/",
         b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET ",
     ],
-    ids=["nothing", "line", "header", "handshake", "the next one"],
+    ids=["nothing", "line", "header", "handshake", "next request"],
 )
 def test_half_requests(setup: Setup, begun: bytes, tmp_path: Path) -> None:
-    """A request that does not come to the end of its head in time ends its connection; others go on."""
-    with serving(tmp_path, setup, timeout_keep_alive=60, patch={"backplane.server.http._HEAD_SECONDS": 1.0}) as site:
-        member = site.client()
-        assert b" 101 " in member.handshake()
-        client = site.client()
+    """A request whose head is not complete in time ends its connection; other connections stay."""
+    with serving(tmp_path, setup, timeout_keep_alive=60, patch={"backplane.server.http._HEAD_SECONDS": 1.0}) as server:
+        other = server.client()
+        assert b" 101 " in other.handshake()
+        client = server.client()
         client.send(begun)
         if begun.endswith(b"GET "):
             assert b" 200 " in client.read_head()
             client.send(b"/")
         client.read_all()
-        member.send(Frame(Opcode.TEXT, b"still there").serialize(mask=True))
-        assert member.read_text() == "11"
+        other.send(Frame(Opcode.TEXT, b"still there").serialize(mask=True))
+        assert other.read_text() == "11"
 
 
 def test_slow_body(setup: Setup, tmp_path: Path) -> None:
     """A body may take longer than a head."""
-    with serving(tmp_path, setup, patch={"backplane.server.http._HEAD_SECONDS": 0.2}) as site:
-        client = site.client()
+    with serving(tmp_path, setup, patch={"backplane.server.http._HEAD_SECONDS": 0.2}) as server:
+        client = server.client()
         client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
         for _ in range(10):
             client.send(b"x" * 10_000)
@@ -561,40 +558,40 @@ def test_slow_body(setup: Setup, tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", [b"A: " + b"x" * 1021, b"x" * 1024], ids=["lines", "one line"])
 def test_endless_head(setup: Setup, line: bytes, tmp_path: Path) -> None:
     """A head of more than 64 KiB is refused."""
-    with serving(tmp_path, setup) as site, site.cost():
-        client = site.client()
+    with serving(tmp_path, setup) as server, server.cost():
+        client = server.client()
         client.send(b"GET / HTTP/1.1\r\n")
         client.flood(line + (b"\r\n" if b":" in line else b""), 100_000_000)
         client.socket.settimeout(5)
-        wait_until(lambda: site.sockets() == 0, "the client is gone")
+        wait_until(lambda: server.sockets() == 0, "the client is disconnected")
 
 
 def test_handshake_that_websockets_refuses(setup: Setup, tmp_path: Path) -> None:
-    """A handshake with a header that is longer than the WebSocket's parser takes is answered with 431."""
-    with serving(tmp_path, setup) as site:
-        client = site.client()
+    """A handshake with a header over the limit of the WebSocket's parser is answered with 431."""
+    with serving(tmp_path, setup) as server:
+        client = server.client()
         assert b" 431 " in client.handshake(headers=b"Cookie: " + b"x" * 9_000 + b"\r\n")
         client.read_all()
 
 
-def test_denial_is_no_error(setup: Setup, tmp_path: Path) -> None:
-    """A handshake that the application refuses is a line of the access log, and no error."""
-    with serving(tmp_path, setup) as site:
-        before = site.log.read_text()
-        client = site.client()
+def test_denial_is_not_an_error(setup: Setup, tmp_path: Path) -> None:
+    """A handshake that the application refuses is logged as a line of the access log, not as an error."""
+    with serving(tmp_path, setup) as server:
+        before = server.log.read_text()
+        client = server.client()
         assert b" 418 " in client.handshake(b"/denied")
         client.read_all()
-        site.get("/health")
-        logged = site.log.read_text().removeprefix(before)
+        server.get("/health")
+        logged = server.log.read_text().removeprefix(before)
         assert '"WebSocket /denied" 418' in logged
         assert "ERROR" not in logged
 
 
 @pytest.mark.parametrize("end", [b"", Frame(Opcode.CLOSE, b"").serialize(mask=True)], ids=["alone", "and a close"])
-def test_text_that_is_none(setup: Setup, end: bytes, tmp_path: Path) -> None:
-    """A text that is no UTF-8 ends the client with 1007, and logs no traceback."""
-    with serving(tmp_path, setup) as site:
-        client = site.client()
+def test_text_that_is_not_utf8(setup: Setup, end: bytes, tmp_path: Path) -> None:
+    """A text that is not UTF-8 is closed with 1007, without a traceback in the log."""
+    with serving(tmp_path, setup) as server:
+        client = server.client()
         client.handshake()
         client.send(Frame(Opcode.TEXT, b"\xc3").serialize(mask=True) + end)
         code = client.read_close()

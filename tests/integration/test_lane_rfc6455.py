@@ -1,23 +1,22 @@
-"""The direct lane's protocol beside Uvicorn's own: what a client sends and gets, in the cases of Autobahn's suite.
+"""The direct lane's protocol compared with Uvicorn's own, in the cases of Autobahn's test suite.
 
-Both serve the same echo. What is compared is everything that comes back: messages, pongs, the close frame, the end.
+Both serve the same echo. Everything that a client receives is compared: messages, pongs, the close frame, the end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.asyncio.client import connect
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Opcode
 
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
+from tests.server_in_loop import serving_in_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -36,12 +35,12 @@ TEXT, BINARY, CONT, PING, PONG, CLOSE = (
     Opcode.PONG,
     Opcode.CLOSE,
 )
-HELLO = "Hello-µ@ßöäüàá-UTF-8!!".encode()  # Autobahn's own
+HELLO = "Hello-µ@ßöäüàá-UTF-8!!".encode()  # from Autobahn's suite
 MASK = bytes([1, 2, 3, 4])
 
 
 def frame(opcode: int, data: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bool = True) -> bytes:
-    """Return a frame, legal or not."""
+    """Return a frame, valid or not."""
     size = len(data)
     if size < 126:
         head = bytes([fin << 7 | rsv << 4 | opcode, mask << 7 | size])
@@ -72,7 +71,7 @@ def close(code: int, reason: bytes = b"") -> bytes:
 
 
 BYE = close(1000)
-WAIT = b""  # for the answers to all messages before: what an end meets on its way is nobody's promise
+WAIT = b""  # for the replies to all messages before: those in transit at the end are not guaranteed
 SIZES = [0, 125, 126, 127, 128, 65535, 65536]
 INVALID_UTF8 = [
     *(
@@ -162,8 +161,8 @@ CASES: dict[str, list[bytes]] = {
 }
 
 
-class Answer(NamedTuple):
-    """What came back: both may interleave messages and pongs as they like."""
+class Received(NamedTuple):
+    """What a client received: either server may interleave messages and pongs in any order."""
 
     messages: list[bytes]
     pongs: list[bytes]
@@ -177,30 +176,23 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     while (message := await receive())["type"] == "websocket.receive":
         try:
             await send({**message, "type": "websocket.send"})
-        except OSError:  # how Uvicorn reports a client that is gone
+        except OSError:  # how Uvicorn reports that the client has disconnected
             return
 
 
 @asynccontextmanager
 async def serving(protocol: type[WebSocketsSansIOProtocol]) -> AsyncGenerator[int]:
     """Serve the echo; yield the port."""
-    config = uvicorn.Config(echo, ws=protocol, lifespan="off", log_config=None)
-    server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        await task
+    async with serving_in_loop(echo, ws=protocol, lifespan="off") as server:
+        yield server.port
 
 
-async def answer(port: int, pieces: list[bytes], chop: int | None) -> Answer:
-    """Send a case, a write each or cut at other borders; return what comes back up to the end of the connection."""
+async def exchange(port: int, pieces: list[bytes], chop: int | None) -> Received:
+    """Send a case, each piece in one write or in writes of `chop` bytes; return all that is received."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(HANDSHAKE)
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
-    found = Answer([], [], [])
+    found = Received([], [], [])
     answered = asyncio.Condition()
 
     async def send() -> None:
@@ -231,12 +223,12 @@ async def answer(port: int, pieces: list[bytes], chop: int | None) -> Answer:
         sending.cancel()
         await asyncio.wait([sending])
         if not sending.cancelled():
-            sending.exception()  # the server may end while it is sent to
+            sending.exception()  # the server may close while the client sends
         writer.close()
 
 
 def steps(pieces: list[bytes]) -> list[list[bytes]]:
-    """Cut a case where it waits."""
+    """Split a case at each `WAIT`."""
     parts: list[list[bytes]] = [[]]
     for piece in pieces:
         if piece == WAIT:
@@ -248,16 +240,16 @@ def steps(pieces: list[bytes]) -> list[list[bytes]]:
 
 @pytest.mark.parametrize("chop", [None, 1, 997])
 async def test_as_uvicorn(chop: int | None) -> None:
-    """Both answer the same to every case, at whatever borders the bytes arrive."""
+    """Both reply alike to every case, however the bytes are split."""
     differing: list[str] = []
     async with AsyncExitStack() as stack:
         stock = await stack.enter_async_context(serving(WebSocketsSansIOProtocol))
-        ours = await stack.enter_async_context(serving(DirectLaneProtocol))
+        lane = await stack.enter_async_context(serving(DirectLaneProtocol))
         for name, pieces in CASES.items():
             if chop == 1 and sum(map(len, pieces)) > 2_000:
                 continue
             async with asyncio.timeout(20):
-                expected, found = await answer(stock, pieces, chop), await answer(ours, pieces, chop)
+                expected, found = await exchange(stock, pieces, chop), await exchange(lane, pieces, chop)
             if expected != found:
                 differing.append(f"{name}: {_short(expected)} and {_short(found)}")
     assert differing == []
@@ -278,7 +270,7 @@ async def test_as_uvicorn(chop: int | None) -> None:
     ids=lambda offer: ", ".join(offer) or "plain",
 )
 async def test_compression(protocol: type[WebSocketsSansIOProtocol], size: int, offer: dict[str, Any]) -> None:
-    """Whatever a client negotiates, its messages come back as they were, whole or in fragments."""
+    """Whatever a client negotiates, its messages are echoed unchanged, whole or in fragments."""
     texts = [("\u00e4" * size)[:size], "".join(map(chr, range(32, 127))) * (size // 95 + 1), "x" * size]
     extensions = [ClientPerMessageDeflateFactory(**offer)]
     async with (
@@ -293,5 +285,5 @@ async def test_compression(protocol: type[WebSocketsSansIOProtocol], size: int, 
             assert await client.recv() == text
 
 
-def _short(found: Answer) -> str:
+def _short(found: Received) -> str:
     return f"{len(found.messages)} messages, {len(found.pongs)} pongs, {found.closes}"

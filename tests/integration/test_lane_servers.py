@@ -1,8 +1,7 @@
-"""The direct lane where users switch it on: `backplane run` and Gunicorn, as processes."""
+"""The direct lane under `backplane run` and Gunicorn, as processes."""
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import sys
@@ -14,7 +13,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.brokers.process import end, free_port, start, wait_until
+from tests.brokers.process import free_port
+from tests.server_process import server_process
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -24,7 +24,7 @@ APPLICATION = """
 import os
 from backplane.fanout.frames import encode_frame
 
-class User:
+class Writer:
     def lane_writable(self, writable): ...
     def lane_closed(self): ...
 
@@ -41,7 +41,7 @@ async def app(scope, receive, send):
             await send({**message, "type": "websocket.send"})
         return
     lane = scope["extensions"]["backplane.lane"]
-    lane.attach(User())
+    lane.attach(Writer())
     lane.write(encode_frame(f"{lane.deflate_window_bits} {os.environ['BACKPLANE_URL']}"))
     await send({"type": "websocket.close"})
 """
@@ -62,23 +62,16 @@ def serving(command: tuple[str, ...], folder: Path) -> Generator[str]:
     """Run a server, entered when it listens; it must end on SIGTERM."""
     (folder / "shop.py").write_text(APPLICATION, encoding="utf-8")
     (folder / "worker.py").write_text(WORKER, encoding="utf-8")
-    port, log = free_port(), folder / "log"
-    # Gunicorn puts a control socket into the home folder.
-    environment = {"BACKPLANE_URL": "memory://", **os.environ, "HOME": str(folder), "XDG_RUNTIME_DIR": ""}
-    filled = [part.format(port=port) for part in command]
-    process = start([sys.executable, "-m", *filled], cwd=folder, log=log, env=environment)
+    port = free_port()
+    filled = [sys.executable, "-m", *(part.format(port=port) for part in command)]
 
     def listens() -> bool:
-        assert process.poll() is None, log.read_text()
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    try:
-        wait_until(listens, "the server listens", seconds=20)
+    with server_process(filled, folder, cwd=folder, environment={"BACKPLANE_URL": "memory://"}) as server:
+        server.wait_until(listens, "the server listens")
         yield f"ws://127.0.0.1:{port}"
-    finally:
-        in_time = end(process, seconds=15)
-    assert in_time, log.read_text()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +86,7 @@ def serving(command: tuple[str, ...], folder: Path) -> Generator[str]:
     ],
 )
 def test_server_has_the_lane(command: tuple[str, ...], words: str, tmp_path: Path) -> None:
-    """The application finds the lane, and what it writes to it reaches the client."""
+    """The application has the lane, and what it writes to it reaches the client."""
     with serving(command, tmp_path) as url, connect(url, open_timeout=20) as client:
         assert client.recv(timeout=20) == words
 
@@ -110,19 +103,19 @@ def test_server_has_the_lane(command: tuple[str, ...], words: str, tmp_path: Pat
         pytest.param(
             (*GUNICORN, "backplane.server.gunicorn.SharedCompressionWorker"), True, MIB, id="gunicorn, shared"
         ),
-        pytest.param((*GUNICORN, "worker.MyWorker"), False, 4 * MIB, id="gunicorn, a worker of one's own"),
+        pytest.param((*GUNICORN, "worker.MyWorker"), False, 4 * MIB, id="gunicorn, a subclass"),
     ],
 )
 def test_server_is_bounded(command: tuple[str, ...], deflates: bool, limit: int, tmp_path: Path) -> None:
-    """HTTP is bounded, a message may have 1 MiB, a client has no compression of its own; or what is asked for."""
+    """By default HTTP is bounded, a message has at most 1 MiB, and no client has a compressor of its own."""
     with serving(command, tmp_path) as url:
-        with urlopen(url.replace("ws:", "http:"), timeout=20) as answer:
-            assert answer.read() == b"bounded"
+        with urlopen(url.replace("ws:", "http:"), timeout=20) as response:
+            assert response.read() == b"bounded"
         with connect(f"{url}/echo", open_timeout=20, max_size=None) as client:
             assert bool(client.protocol.extensions) is deflates
             client.send(b"x" * limit)
             assert len(client.recv(timeout=20)) == limit
-            # The head alone: for a body that nobody reads, the kernel would answer with a reset.
+            # The header alone: to an unread payload the kernel would reply with a reset.
             client.socket.sendall(struct.pack("!BBQ4s", 0x82, 0xFF, limit + 1, bytes(4)))
             with pytest.raises(ConnectionClosed) as caught:
                 client.recv(timeout=20)

@@ -1,4 +1,4 @@
-"""Pure ASGI middlewares around `send`, on plain ASGI: each finds a task, and the Context of the client it sends to."""
+"""Pure ASGI middlewares around `send`: each runs in a task, with the Context of the client that it sends to."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS: Final = 10.0
-# More than a transport holds before it makes a send wait.
+# More than a transport buffers before a send waits.
 LARGE: Final = "x" * 300_000
 
-user: ContextVar[str] = ContextVar("user", default="nobody")
+user: ContextVar[str] = ContextVar("user", default="")
 sending: ContextVar[str | None] = ContextVar("sending", default=None)
 
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """One event loop: what a task is, is the same on the other."""
+    """One event loop: tasks are the same on the other."""
     return "asyncio"
 
 
-# --- the kit -------------------------------------------------------------------------------------------------------
+# --- middlewares ---------------------------------------------------------------------------------------------------
 
 
 async def in_time(send: Send, message: Message) -> None:
@@ -80,8 +80,8 @@ async def shielded(send: Send, message: Message) -> None:
         await anyio.lowlevel.checkpoint()
 
 
-async def behind_an_expired_scope(send: Send, message: Message) -> None:
-    """After work that is cancelled for lack of time."""
+async def after_an_expired_scope(send: Send, message: Message) -> None:
+    """After work that is cancelled by a timeout."""
     with anyio.move_on_after(0) as scope:
         await anyio.sleep(WAIT_SECONDS)
     assert scope.cancelled_caught
@@ -100,14 +100,14 @@ async def in_a_task_group_of_anyio(send: Send, message: Message) -> None:
         group.start_soon(send, message)  # type: ignore[arg-type]
 
 
-async def behind_a_thread(send: Send, message: Message) -> None:
+async def after_a_thread(send: Send, message: Message) -> None:
     """After work in a thread, which sees the client's variables."""
     assert await anyio.to_thread.run_sync(user.get) == user.get()
     await send(message)
 
 
 async def with_variables(send: Send, message: Message) -> None:
-    """With a variable that is set for the time of the send, and must not be before."""
+    """With a variable that is set during the send, and must not be set before."""
     assert sending.get() is None
     token = sending.set("one")
     try:
@@ -120,7 +120,7 @@ sessions: WeakKeyDictionary[asyncio.Task[Any], str] = WeakKeyDictionary()
 
 
 async def with_a_session(send: Send, message: Message) -> None:
-    """With a session of the current task, as SQLAlchemy's `async_scoped_session` has it, ended with the task."""
+    """With a session of the current task, like SQLAlchemy's `async_scoped_session`, ended with the task."""
     task = asyncio.current_task()
     assert task is not None
     assert sessions.setdefault(task, user.get()) == user.get()
@@ -129,13 +129,13 @@ async def with_a_session(send: Send, message: Message) -> None:
 
 
 class Locked:
-    """One send at a time for all clients: whoever comes second waits."""
+    """One send at a time for all clients."""
 
     def __init__(self) -> None:
         self._locks = asyncio.Lock(), anyio.Lock()
 
     async def __call__(self, send: Send, message: Message) -> None:
-        """Send when it is its turn."""
+        """Send with the locks held."""
         lock, other = self._locks
         async with lock, other:
             await asyncio.sleep(0)
@@ -143,13 +143,13 @@ class Locked:
 
 
 class Renewed:
-    """With what one send gets for all that need it at the same time, such as a token: the others wait for it."""
+    """After a renewal, such as of a token, that concurrent sends share."""
 
     def __init__(self) -> None:
         self._renewing: asyncio.Task[None] | None = None
 
     async def __call__(self, send: Send, message: Message) -> None:
-        """Send when it is there."""
+        """Send after the renewal."""
         if self._renewing is None:
             self._renewing = asyncio.create_task(asyncio.sleep(0.01))
         await self._renewing
@@ -157,19 +157,19 @@ class Renewed:
         await send(message)
 
 
-KIT: Final[dict[str, Callable[[], Callable[[Send, Message], Awaitable[None]]]]] = {
+MIDDLEWARES: Final[dict[str, Callable[[], Callable[[Send, Message], Awaitable[None]]]]] = {
     "asyncio.timeout": lambda: in_time,
     "asyncio.wait_for": lambda: waited_for,
     "anyio.fail_after": lambda: in_time_of_anyio,
     "anyio.CancelScope": lambda: shielded,
-    "anyio.move_on_after": lambda: behind_an_expired_scope,
+    "anyio.move_on_after": lambda: after_an_expired_scope,
     "asyncio.TaskGroup": lambda: in_a_task_group,
     "anyio.create_task_group": lambda: in_a_task_group_of_anyio,
-    "anyio.to_thread": lambda: behind_a_thread,
+    "anyio.to_thread": lambda: after_a_thread,
     "ContextVar": lambda: with_variables,
     "session of a task": lambda: with_a_session,
     "locks": Locked,
-    "one for all": Renewed,
+    "shared renewal": Renewed,
 }
 
 
@@ -188,12 +188,12 @@ def wrapped(app: ASGIApp, around_send: Callable[[Send, Message], Awaitable[None]
 # --- the application and its clients -------------------------------------------------------------------------------
 
 
-class Site:
-    """A chat room, wrapped in a middleware between two of ours: one says who the client is, one looks at its sends.
+class ChatApp:
+    """A chat room in a middleware, between one that names the client and one that records its sends.
 
     Attributes:
-        seen: For each message sent, whose client it went to, and whose variables the innermost `send` found.
-        traces: Of each client, the traces in which something was sent to it, its handshake too.
+        seen: For each message sent, its client, and the client whose variables the innermost `send` has.
+        traces: For each client the traces in which messages were sent to it, its handshake included.
         app: The application.
     """
 
@@ -201,7 +201,7 @@ class Site:
         self._backplane = backplane
         self.seen: list[tuple[str, str]] = []
         self.traces: dict[str, set[int]] = {}
-        self.app = self._looked_at(middleware(self._identified(Starlette(routes=[WebSocketRoute("/", self._handle)]))))
+        self.app = self._recorded(middleware(self._identified(Starlette(routes=[WebSocketRoute("/", self._handle)]))))
 
     async def _handle(self, websocket: WebSocket) -> None:
         async with self._backplane.connect(websocket, "room") as connection:
@@ -215,42 +215,42 @@ class Site:
 
         return identify
 
-    def _looked_at(self, app: ASGIApp) -> ASGIApp:
-        async def look(scope: Scope, receive: Receive, send: Send) -> None:
-            async def looked_at(message: Message) -> None:
+    def _recorded(self, app: ASGIApp) -> ASGIApp:
+        async def record(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_recorded(message: Message) -> None:
                 assert asyncio.current_task() is not None
                 self.traces.setdefault(name(scope), set()).add(get_current_span().get_span_context().trace_id)
                 if message["type"] == "websocket.send":
                     self.seen.append((name(scope), user.get()))
                 await send(message)
 
-            await app(scope, receive, looked_at)
+            await app(scope, receive, send_recorded)
 
-        return look
+        return record
 
 
 def name(scope: Scope) -> str:
-    """Return who the client says it is."""
+    """Return the name that the client sends."""
     query: bytes = scope["query_string"]
     return parse_qs(query.decode())["user"][0]
 
 
 @asynccontextmanager
 async def clients(app: ASGIApp, *names: str) -> AsyncGenerator[list[ClientConnection]]:
-    """Serve an application by Uvicorn's own protocol on real sockets, in this event loop, to some clients."""
+    """Serve an application by Uvicorn's own protocol on real sockets in this event loop; yield its clients."""
     config = uvicorn.Config(app, ws="websockets-sansio", log_config=None, lifespan="off")
     config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
     protocol: Any = config.ws_protocol_class
     async with AsyncExitStack() as stack:
         opened: list[ClientConnection] = []
-        for each in names:
-            ours, theirs = socket.socketpair()
-            ours.setblocking(False)
-            theirs.setblocking(False)
+        for user_name in names:
+            server_side, client_side = socket.socketpair()
+            server_side.setblocking(False)
+            client_side.setblocking(False)
             accepted = partial(protocol, config=config, server_state=state, app_state={})
-            await loop.connect_accepted_socket(accepted, sock=ours)
-            opened.append(await stack.enter_async_context(connect(f"ws://test/?user={each}", sock=theirs)))
+            await loop.connect_accepted_socket(accepted, sock=server_side)
+            opened.append(await stack.enter_async_context(connect(f"ws://test/?user={user_name}", sock=client_side)))
         yield opened
     async with asyncio.timeout(WAIT_SECONDS):
         while state.tasks:
@@ -264,59 +264,59 @@ async def backplane() -> AsyncIterator[Backplane]:
         yield started
 
 
-@pytest.mark.parametrize("made", KIT.values(), ids=KIT)
+@pytest.mark.parametrize("made", MIDDLEWARES.values(), ids=MIDDLEWARES)
 async def test_middleware(
     made: Callable[[], Callable[[Send, Message], Awaitable[None]]],
     backplane: Backplane,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Every broadcast passes, small ones and those that wait, with the variables of the client it goes to."""
+    """Every message passes, small ones and those that wait, with the variables of its client."""
     around = made()
-    site = Site(backplane, lambda app: wrapped(app, around))
-    async with clients(site.app, "alice", "mallory") as (alice, mallory):
-        await backplane.publish("room", "of nobody")
-        assert [await alice.recv(), await mallory.recv()] == ["of nobody"] * 2
+    chat = ChatApp(backplane, lambda app: wrapped(app, around))
+    async with clients(chat.app, "alice", "mallory") as (alice, mallory):
+        await backplane.publish("room", "of no client")
+        assert [await alice.recv(), await mallory.recv()] == ["of no client"] * 2
         for number in range(6):
-            said = f"{number}{LARGE if number % 2 else ''}"
-            await mallory.send(said)
-            assert await mallory.recv() == said
+            sent = f"{number}{LARGE if number % 2 else ''}"
+            await mallory.send(sent)
+            assert await mallory.recv() == sent
         async with asyncio.timeout(WAIT_SECONDS):
             assert [(await alice.recv())[0] for _ in range(6)] == list("012345")
-    assert {whose for whose, _ in site.seen} == {"alice", "mallory"}
-    assert [pair for pair in site.seen if pair[0] != pair[1]] == []
+    assert {client for client, _ in chat.seen} == {"alice", "mallory"}
+    assert [pair for pair in chat.seen if pair[0] != pair[1]] == []
     assert [record.getMessage() for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
     assert backplane.statistics().closed_internal_error == 0
 
 
 async def test_opentelemetry(backplane: Backplane, caplog: pytest.LogCaptureFixture) -> None:
-    """With OpenTelemetry's middleware every send stands in the trace of its own client, whoever published."""
-    site = Site(backplane, partial(OpenTelemetryMiddleware, tracer_provider=TracerProvider()))
-    async with clients(site.app, "alice", "mallory") as (alice, mallory):
-        for said in ("one", LARGE, LARGE, "two"):
-            await mallory.send(said)
-            assert await mallory.recv() == said
+    """With OpenTelemetry's middleware every send is in the trace of its own client, whichever client published."""
+    chat = ChatApp(backplane, partial(OpenTelemetryMiddleware, tracer_provider=TracerProvider()))
+    async with clients(chat.app, "alice", "mallory") as (alice, mallory):
+        for sent in ("one", LARGE, LARGE, "two"):
+            await mallory.send(sent)
+            assert await mallory.recv() == sent
         assert [await alice.recv() for _ in range(4)] == ["one", LARGE, LARGE, "two"]
-    of_alice, of_mallory = site.traces["alice"], site.traces["mallory"]
+    of_alice, of_mallory = chat.traces["alice"], chat.traces["mallory"]
     assert (len(of_alice), len(of_mallory), of_alice & of_mallory) == (1, 1, set())
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []  # "failed to detach"
-    assert [pair for pair in site.seen if pair[0] != pair[1]] == []
+    assert [pair for pair in chat.seen if pair[0] != pair[1]] == []
 
 
 async def test_client_of_httpx_ws(backplane: Backplane) -> None:
-    """The test client of httpx-ws, whose `send` is a stream of anyio's, gets broadcasts."""
-    site = Site(backplane, lambda app: app)
+    """The test client of httpx-ws, whose `send` is a stream of anyio, receives messages."""
+    chat = ChatApp(backplane, lambda app: app)
     alice: AsyncWebSocketSession
     mallory: AsyncWebSocketSession
     async with (
-        ASGIWebSocketTransport(app=site.app) as transport,
+        ASGIWebSocketTransport(app=chat.app) as transport,
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,
         aconnect_ws("http://test/?user=alice", client) as alice,
         aconnect_ws("http://test/?user=mallory", client) as mallory,
     ):
-        for said in ("one", "two"):
-            await mallory.send_text(said)
-            assert [await mallory.receive_text(WAIT_SECONDS), await alice.receive_text(WAIT_SECONDS)] == [said] * 2
-    assert [pair for pair in site.seen if pair[0] != pair[1]] == []
+        for sent in ("one", "two"):
+            await mallory.send_text(sent)
+            assert [await mallory.receive_text(WAIT_SECONDS), await alice.receive_text(WAIT_SECONDS)] == [sent] * 2
+    assert [pair for pair in chat.seen if pair[0] != pair[1]] == []
 
 
 async def test_middleware_that_fails(backplane: Backplane, caplog: pytest.LogCaptureFixture) -> None:
@@ -327,8 +327,8 @@ async def test_middleware_that_fails(backplane: Backplane, caplog: pytest.LogCap
             raise RuntimeError("no metrics today")
         await send(message)
 
-    site = Site(backplane, lambda app: wrapped(app, fail))
-    async with clients(site.app, "alice", "mallory") as (alice, mallory):
+    chat = ChatApp(backplane, lambda app: wrapped(app, fail))
+    async with clients(chat.app, "alice", "mallory") as (alice, mallory):
         await backplane.publish("room", "x")
         for client in (alice, mallory):
             with pytest.raises(ConnectionClosed) as closed:

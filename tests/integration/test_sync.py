@@ -1,4 +1,4 @@
-"""`backplane.sync` and forks on every broker that joins processes."""
+"""`backplane.sync` and forks on every broker that connects processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import os, sys
 from backplane.sync import SyncBackplane
 
 backplane = SyncBackplane(sys.argv[1])
-backplane.publish("a", "before the fork")        # its thread and its link are there
+backplane.publish("a", "before the fork")        # its thread and its link exist
 children = []
 for name in range(3):
     pid = os.fork()
@@ -68,7 +68,7 @@ def connections():
     return [found.raddr for found in psutil.Process().net_connections("inet") if found.raddr]
 
 async def child(backplane):
-    assert connections() == []                   # it keeps nothing open that its parent uses
+    assert connections() == []                   # no socket of its parent is open
     for use in (
         lambda: backplane.publish("a", "x"), backplane.stop, backplane.drain, backplane.health,
         lambda: backplane.wait_for_state("live"),
@@ -80,7 +80,7 @@ async def child(backplane):
         else:
             raise AssertionError(use)
     assert backplane.state == "closed"
-    async with backplane:                        # of its own
+    async with backplane:                        # its own
         await backplane.publish("a", "from the child")
         assert backplane.state == "live"
     assert backplane.state == "closed"
@@ -103,7 +103,7 @@ async def main():
             await asyncio.to_thread(os.waitpid, pid, 0)
             await backplane.publish("a", "from the parent")
             assert (await anext(messages)).data == "from the parent"
-            since = time.monotonic()             # from here on a probe makes its way, where there are probes
+            since = time.monotonic()             # wait for the next probe, where there are probes
             while not sys.argv[1].startswith("ipc:"):
                 probed = (await backplane.health()).probed_seconds_ago
                 if probed is not None and probed < time.monotonic() - since:
@@ -148,14 +148,14 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.fixture(params=["ipc", "redis", "nats", "kafka"])
 def broker_url(request: pytest.FixtureRequest) -> str:
-    """One broker that joins processes after the other."""
+    """The URL of each broker that connects processes, in turn."""
     if request.param == "ipc":
         return str(request.getfixturevalue("ipc_url"))
     return str(request.getfixturevalue(f"{request.param}_broker").own_url)
 
 
 def run(code: str, url: str) -> None:
-    """Run a script to its end; it must end well and have no complaint."""
+    """Run a script; it must end with status 0 and print nothing."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", code, url],
         capture_output=True,
@@ -163,12 +163,12 @@ def run(code: str, url: str) -> None:
         timeout=50,
         check=False,
     )
-    complaints = [line for line in done.stderr.splitlines() if "has ended without `stop`" not in line]
-    assert (done.returncode, done.stdout, complaints) == (0, "", [])
+    errors = [line for line in done.stderr.splitlines() if "has ended without `stop`" not in line]
+    assert (done.returncode, done.stdout, errors) == (0, "", [])
 
 
 async def published_by(code: str, url: str, count: int) -> dict[str, list[int]]:
-    """Run a script; return what a worker receives of it, the numbers of each publisher in their order."""
+    """Run a script; return what a worker receives: the numbers of each publisher, in order."""
     found: dict[str, list[int]] = {}
     async with Backplane(url) as worker, worker.subscribe("a", backlog=Backlog(max_messages=10_000)) as messages:
         running = asyncio.create_task(asyncio.to_thread(run, code, url))
@@ -180,26 +180,26 @@ async def published_by(code: str, url: str, count: int) -> dict[str, list[int]]:
                 if number.isdigit():
                     found.setdefault(name, []).append(int(number))
         await running
-        await worker.publish("a", "the last")
-        assert getattr(await anext(messages), "data", None) == "the last"  # nothing came twice
+        await worker.publish("a", "last")
+        assert getattr(await anext(messages), "data", None) == "last"  # nothing arrived twice
     return found
 
 
 async def test_parent_and_children_publish(broker_url: str) -> None:
-    """Begun before the fork, a parent and three children publish 100 each: 400 of 400, each once and in order."""
+    """Started before the fork, a parent and three children publish 100 each: all arrive once and in order."""
     found = await published_by(FORK.replace("{patch}", ""), broker_url, 401)
     assert found == {name: list(range(100)) for name in ("parent 0", "child 0", "child 1", "child 2")}
 
 
 async def test_greenlets_publish(broker_url: str) -> None:
-    """Under gevent four greenlets publish 100 each, and the application's own event loops go on working."""
+    """Under gevent four greenlets publish 100 each, and the application's own event loops still work."""
     found = await published_by(GREENLETS, broker_url, 401)
     assert Counter({name: len(numbers) for name, numbers in found.items()}) == {f"greenlet {n}": 100 for n in range(4)}
     assert all(numbers == list(range(100)) for numbers in found.values())
 
 
 async def test_parent_and_children_under_gevent(broker_url: str) -> None:
-    """Under gevent too a fork leaves parent and children with a link of their own."""
+    """Under gevent too parent and children of a fork have links of their own."""
     patch = "from gevent import monkey; monkey.patch_all()"
     found = await published_by(FORK.replace("{patch}", patch), broker_url, 401)
     assert found == {name: list(range(100)) for name in ("parent 0", "child 0", "child 1", "child 2")}
@@ -207,11 +207,11 @@ async def test_parent_and_children_under_gevent(broker_url: str) -> None:
 
 @pytest.mark.parametrize("loop", ["", "import uvloop; uvloop.install()"], ids=["asyncio", "uvloop"])
 async def test_a_started_backplane_in_a_forked_child(broker_url: str, loop: str) -> None:
-    """A child is refused what its parent started, may start it anew, and disturbs no socket of the parent."""
+    """In a child the parent's backplane is refused, can be started again, and affects no socket of the parent."""
     await asyncio.to_thread(run, STARTED_AND_FORKED.replace("{loop}", loop), broker_url)
 
 
 @pytest.mark.parametrize("loop", ["", "import uvloop; uvloop.install()"], ids=["asyncio", "uvloop"])
 async def test_a_backplane_whose_event_loop_ended(broker_url: str, loop: str) -> None:
-    """An event loop that ends without `stop` leaves a closed backplane, which works again once it is started again."""
+    """An event loop that ends without `stop` leaves a closed backplane, which can be started again."""
     await asyncio.to_thread(run, STARTED_IN_A_LOOP_THAT_ENDED.replace("{loop}", loop), broker_url)

@@ -1,4 +1,4 @@
-"""The brokers of the tests themselves: a fault that does nothing would make every chaos test pass."""
+"""The brokers of the tests: a fault without effect would make every chaos test pass."""
 
 # pyright: reportUnknownMemberType=false
 # The keyword arguments of redis-py's client have no types.
@@ -39,7 +39,7 @@ with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as server:
 
 
 class EchoBroker(ProcessBroker):
-    """The smallest broker: says back what it is told, once per connection."""
+    """The smallest broker: echoes what it receives, once per connection."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -50,7 +50,7 @@ class EchoBroker(ProcessBroker):
         return [sys.executable, "-c", _ECHO, str(self.port)]
 
     def answers(self) -> bool:
-        """Whether it says back what it is told within a moment."""
+        """Whether it echoes in time."""
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=0.2) as link:
             link.sendall(b"hello")
             return link.recv(16) == b"hello"
@@ -59,7 +59,7 @@ class EchoBroker(ProcessBroker):
 
 @pytest.fixture
 def echo(tmp_path: Path) -> Iterator[EchoBroker]:
-    """A broker that runs."""
+    """A running broker."""
     with EchoBroker(tmp_path) as broker:
         yield broker
 
@@ -69,8 +69,8 @@ def test_a_broker_answers_as_soon_as_it_is_started(echo: EchoBroker) -> None:
     assert echo.answers()
 
 
-def test_a_killed_broker_is_gone_until_it_is_started_again_in_the_same_place(echo: EchoBroker) -> None:
-    """`kill9` ends it at once; `start` brings it back under the same URL."""
+def test_a_killed_broker_is_restarted_at_the_same_url(echo: EchoBroker) -> None:
+    """`kill9` ends it at once; `start` starts it again at the same URL."""
     url = echo.url
     echo.kill9()
     assert not echo.answers()
@@ -78,8 +78,8 @@ def test_a_killed_broker_is_gone_until_it_is_started_again_in_the_same_place(ech
     assert (echo.answers(), echo.url) == (True, url)
 
 
-def test_a_frozen_broker_accepts_and_says_nothing_until_it_is_thawed(echo: EchoBroker) -> None:
-    """`freeze` leaves its port open without an answer, which is what a hung server looks like."""
+def test_a_frozen_broker_accepts_and_sends_nothing_until_it_is_thawed(echo: EchoBroker) -> None:
+    """`freeze` leaves its port open without a reply, as a hung server does."""
     echo.freeze()
     with socket.create_connection(("127.0.0.1", echo.port), timeout=0.2):
         assert not echo.answers()
@@ -88,21 +88,21 @@ def test_a_frozen_broker_accepts_and_says_nothing_until_it_is_thawed(echo: EchoB
 
 
 def test_a_frozen_broker_can_be_stopped(echo: EchoBroker) -> None:
-    """`stop` ends even a broker that is frozen, so a failed test leaves nothing behind."""
+    """`stop` ends even a broker that is frozen, so that a failed test leaks no process."""
     echo.freeze()
     echo.stop()
     assert not echo.answers()
 
 
-def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
-    """A command that ends instead of answering raises with its output."""
+def test_a_broker_that_cannot_start_raises_the_reason(tmp_path: Path) -> None:
+    """A command that ends before the broker answers raises with its output."""
     broker = EchoBroker(tmp_path)
     with socket.create_server(("127.0.0.1", broker.port)), pytest.raises(RuntimeError, match="Address already in use"):
         broker.start()
 
 
-def test_a_given_broker_is_left_alone() -> None:
-    """A broker from outside says that it may not be broken, and refuses to be."""
+def test_a_given_broker_cannot_be_broken() -> None:
+    """A broker from outside is not `restartable`, and refuses to be killed."""
     broker = GivenBroker("redis://somewhere")
     with broker, pytest.raises(NotImplementedError):
         broker.kill9()
@@ -110,11 +110,11 @@ def test_a_given_broker_is_left_alone() -> None:
 
 
 def test_a_free_port_is_outside_the_range_of_outgoing_connections() -> None:
-    """No client that knocks at a stopped broker can be given the broker's own port."""
+    """No client that connects to a stopped broker can be given the broker's own port."""
     assert all(20_000 <= free_port() <= 32_000 for _ in range(50))
 
 
-def test_a_free_port_is_nobody_elses() -> None:
+def test_a_free_port_is_given_once() -> None:
     """Of two processes that try the same ports in the same order the second is given another one."""
     code = "import random; from tests.brokers.process import free_port; random.seed(7); print(free_port(), flush=True)"
     first, second = ([sys.executable, "-c", f"{code}; input()"], [sys.executable, "-c", code])
@@ -128,25 +128,27 @@ def test_a_free_port_is_nobody_elses() -> None:
     assert other != port
 
 
-def test_waiting_in_vain_says_for_what() -> None:
-    """A bounded wait names what did not happen."""
+def test_timeout_of_a_wait_names_the_condition() -> None:
+    """A wait that times out names what did not happen."""
     with pytest.raises(TimeoutError, match="the moon is blue"):
         wait_until(lambda: False, "the moon is blue", seconds=0)
 
 
 def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    """`end` does not wait for ever, and says that force was needed."""
-    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
+    """`end` does not wait for ever, and returns that SIGKILL was needed."""
+    ignoring = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
+    )
     log = tmp_path / "log"
-    process = start([sys.executable, "-c", deaf], cwd=tmp_path, log=log)
-    wait_until(lambda: "deaf" in log.read_text(), "it ignores SIGTERM")
+    process = start([sys.executable, "-c", ignoring], cwd=tmp_path, log=log)
+    wait_until(lambda: "ready" in log.read_text(), "it ignores SIGTERM")
     assert not end(process, seconds=0.1)
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a program that its parent died")
-def test_a_program_does_not_outlive_a_run_that_dies_without_a_word(tmp_path: Path) -> None:
-    """A run ended by `os._exit`, as pytest-timeout does, leaves no broker behind."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux notifies a process that its parent died")
+def test_a_program_does_not_outlive_a_run_that_exits_without_cleanup(tmp_path: Path) -> None:
+    """A run ended by `os._exit`, as pytest-timeout does, leaves no broker running."""
     run = """
 import os, pathlib, sys
 from tests.brokers.process import start
@@ -168,7 +170,7 @@ def _runs(pid: int) -> bool:
 
 
 def test_without_any_redis_the_reasons_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where nothing can bring up Redis, the error names each way that was tried."""
+    """Where Redis cannot be started, the error names each attempt."""
     monkeypatch.delenv("BACKPLANE_TEST_REDIS_URL", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
@@ -177,13 +179,13 @@ def test_without_any_redis_the_reasons_are_named(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_given_url_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """BACKPLANE_TEST_REDIS_URL is taken before anything is started."""
+    """BACKPLANE_TEST_REDIS_URL is used before a server is started."""
     monkeypatch.setenv("BACKPLANE_TEST_REDIS_URL", "redis://elsewhere:1")
     assert shared_redis(tmp_path).url == "redis://elsewhere:1"
 
 
-def test_redis_comes_back_where_it_was_and_empty(private_redis: StartRedis) -> None:
-    """A Redis that was killed keeps its URL and nothing else."""
+def test_redis_is_restarted_at_the_same_url_and_empty(private_redis: StartRedis) -> None:
+    """A Redis that was killed keeps its URL and no data."""
     broker = private_redis()
     with Redis.from_url(broker.url) as client:
         client.set("key", "value")
@@ -193,8 +195,8 @@ def test_redis_comes_back_where_it_was_and_empty(private_redis: StartRedis) -> N
         assert client.get("key") is None
 
 
-def test_redis_can_ask_for_a_password(private_redis: StartRedis) -> None:
-    """The URL carries the password, and without it nothing goes."""
+def test_redis_can_require_a_password(private_redis: StartRedis) -> None:
+    """The URL contains the password, and without it commands are refused."""
     broker = private_redis(RedisConfig(password="secret"))
     with Redis.from_url(broker.url) as client:
         assert client.ping()
@@ -203,7 +205,7 @@ def test_redis_can_ask_for_a_password(private_redis: StartRedis) -> None:
 
 
 def test_redis_can_refuse_channels_to_a_user(private_redis: StartRedis) -> None:
-    """A user with an ACL may publish where its rules say and nowhere else."""
+    """A user with an ACL may publish to the channels of its rules only."""
     rules = "alice on >wonder resetchannels &allowed +@all"
     with Redis.from_url(private_redis(RedisConfig(users=(rules,), login="alice:wonder")).url) as client:
         assert client.publish("allowed", "x") == 0
@@ -211,7 +213,7 @@ def test_redis_can_refuse_channels_to_a_user(private_redis: StartRedis) -> None:
             client.publish("forbidden", "x")
 
 
-def test_redis_can_speak_tls(private_redis: StartRedis) -> None:
+def test_redis_can_use_tls(private_redis: StartRedis) -> None:
     """The URL names the authority that signed the server's certificate."""
     broker = private_redis(RedisConfig(tls=True))
     assert broker.url.startswith("rediss://")
@@ -220,7 +222,7 @@ def test_redis_can_speak_tls(private_redis: StartRedis) -> None:
 
 
 def test_redis_takes_further_arguments(private_redis: StartRedis) -> None:
-    """What a test wants to be different goes to the server's command line."""
+    """Further arguments are passed to the server's command line."""
     config = RedisConfig(arguments=("--client-output-buffer-limit", "pubsub 1mb 512kb 5"))
     with Redis.from_url(private_redis(config).url) as client:
         limits = client.config_get("client-output-buffer-limit")

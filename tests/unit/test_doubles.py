@@ -1,4 +1,4 @@
-"""`tests.unit.doubles`: the doubles keep the promises of what they stand for, as the real ones do."""
+"""`tests.unit.doubles`: the doubles pass the conformance suites of what they replace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TestControlledBroadcaster(BroadcasterConformance):
-    """The contract of an adapter, on the double of one, which does the same on each event loop."""
+    """The contract of an adapter, for its double, which behaves alike on both event loops."""
 
     @pytest.fixture
     def anyio_backend(self) -> str:
@@ -27,7 +27,7 @@ class TestControlledBroadcaster(BroadcasterConformance):
 
     @pytest.fixture
     def url(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        """A bus of the test's own, and the adapter registered as an installed package registers it."""
+        """A private bus, with the adapter registered as by an installed package."""
         declared = "[backplane.adapters]\ncontrolled = tests.unit.doubles:ControlledBroadcaster\n"
         (tmp_path / "controlled-1.0.dist-info").mkdir()
         (tmp_path / "controlled-1.0.dist-info" / "entry_points.txt").write_text(declared)
@@ -36,7 +36,7 @@ class TestControlledBroadcaster(BroadcasterConformance):
 
 
 class FakeSite:
-    """A `LaneSite` whose client lives in the lane's double."""
+    """A `LaneSite` whose client is part of the lane's double."""
 
     def __init__(self) -> None:
         self.lane = FakeLane()
@@ -48,11 +48,11 @@ class FakeSite:
         self.lane.accepted = True
 
     def stop_reading(self) -> None:
-        """Fill the transport with the third write."""
+        """Fill the transport at the third write."""
         self.lane.takes = 3
 
     def resume_reading(self) -> None:
-        """Empty it."""
+        """Empty the transport."""
         self.lane.resume()
 
     async def send(self, text: str) -> None:
@@ -64,7 +64,7 @@ class FakeSite:
             self.lane.end()
 
     async def close(self) -> None:
-        """End."""
+        """End the connection."""
         self.lane.end()
 
     async def received(self, count: int) -> list[str | bytes]:
@@ -74,7 +74,7 @@ class FakeSite:
 
 
 class TestFakeLane(LaneConformance):
-    """The contract of a lane, on the double of one."""
+    """The contract of a lane, for its double."""
 
     @pytest.fixture
     def site(self) -> LaneSite:

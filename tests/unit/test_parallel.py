@@ -1,4 +1,4 @@
-"""The tests side by side: who runs with whom, and what becomes of one that ends its worker."""
+"""Tests in parallel: which run together, and what happens when one ends its worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(120)
 
 ROOT = Path(__file__).parents[2]
 
-# Each test lies here as a file while it runs.
+# Each test is a file in this folder while it runs.
 SHARED = """
 import os
 import time
@@ -40,7 +40,7 @@ def others(name):
 
 MEETING = """
 @pytest.mark.parametrize("number", [1, 2])
-@pytest.mark.alone("nobody may be there")
+@pytest.mark.alone("no other test may run")
 def test_alone(number):
     with running(f"alone-{number}"):
         until = time.monotonic() + 1
@@ -78,7 +78,7 @@ def test_another(number):
     pass
 
 
-@pytest.mark.alone("it must run all the same")
+@pytest.mark.alone("it must run after a failure too")
 def test_alone():
     pass
 
@@ -121,14 +121,14 @@ def test_two(request):
     meet(request, 2)
 
 
-@pytest.mark.alone("the worker that asked first is dead by now")
+@pytest.mark.alone("the worker that took the broker first has ended")
 def test_after_the_crash(request):
     assert take(request).answers()
 """
 
 
 def run(folder: Path, code: str) -> tuple[int, str]:
-    """Run these tests on two workers; return the exit status, and what a person sees."""
+    """Run these tests on two workers; return the exit status and the output."""
     (folder / "running").mkdir()
     (folder / "test_it.py").write_text(SHARED + code, encoding="utf-8")
     options = ["-n", "2", "-p", "xdist", "-p", "pytest_timeout", "-p", "tests.parallel", "-p", "no:cacheprovider"]
@@ -141,15 +141,15 @@ def run(folder: Path, code: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_all_meet_but_those_that_run_alone(tmp_path: Path) -> None:
-    """Two tests that wait for each other both pass; one marked `alone` meets nobody, not even another such one."""
+def test_all_run_together_but_those_that_run_alone(tmp_path: Path) -> None:
+    """Two tests that wait for each other pass; one marked `alone` runs beside no other, alone or not."""
     status, output = run(tmp_path, MEETING)
     assert status == 0, output
     assert "5 passed" in output
 
 
-def test_one_that_hangs_ends_alone_and_shows_where(tmp_path: Path) -> None:
-    """A test over its time fails with its stack, and all others run; who gives no reason to run alone fails too."""
+def test_timeout_of_one_test_ends_only_that_test(tmp_path: Path) -> None:
+    """A test over its time fails with its stack, and the others run; `alone` without a reason is an error."""
     status, output = run(tmp_path, HANGING)
     assert status == 1, output
     assert "1 failed, 11 passed, 1 error" in output
@@ -158,7 +158,7 @@ def test_one_that_hangs_ends_alone_and_shows_where(tmp_path: Path) -> None:
 
 
 def test_brokers_of_all_workers_are_run_once_and_end_with_the_run(tmp_path: Path) -> None:
-    """Two workers get the same broker, which outlives the crash of one of them and does not outlive the run."""
+    """Two workers get the same broker, which survives the crash of one of them and ends with the run."""
     status, output = run(tmp_path, COMMONS)
     assert status == 1, output
     assert "1 failed, 3 passed" in output

@@ -30,20 +30,20 @@ def bench(*arguments: str) -> tuple[int, str, str]:
 
 @asynccontextmanager
 async def served(deliver: Deliver) -> AsyncGenerator[int]:
-    """A server of the bench's two paths that hands each message on as `deliver` does; yields its port."""
-    hearing: list[ServerConnection] = []
+    """A server of the two paths of `bench` that forwards each message by `deliver`; yields its port."""
+    receivers: list[ServerConnection] = []
 
     async def handle(connection: ServerConnection) -> None:
         assert connection.request is not None
         if connection.request.path == "/receive":
             await connection.send("worker 1")
-            hearing.append(connection)
+            receivers.append(connection)
             await connection.wait_closed()
             return
         async for text in connection:
             assert isinstance(text, str)
-            for number, each in enumerate([each for each in hearing if each.close_code is None]):
-                await deliver(number, each, text)
+            for number, receiver in enumerate([one for one in receivers if one.close_code is None]):
+                await deliver(number, receiver, text)
 
     async with serve(handle, "127.0.0.1", 0, compression=None) as server:
         yield next(iter(server.sockets)).getsockname()[1]
@@ -58,17 +58,17 @@ async def measured(deliver: Deliver) -> dict[str, Any]:
 
 
 def number_of(text: str) -> int:
-    """Return which message it is."""
+    """Return the number of a message."""
     return int(text.split()[1])
 
 
-@pytest.mark.alone("a machine that sends late makes the figures worth nothing")
+@pytest.mark.alone("figures of a machine that sends late are worthless")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_everything_arrives_on_real_workers(workers: int, ipc_url: str) -> None:
-    """Real workers joined by ipc:// deliver each message to each socket, and the times are told."""
+    """Real workers connected by ipc:// deliver each message to each socket, and the latencies are reported."""
     options = ["--url", ipc_url, "--workers", str(workers)]
-    status, printed, said = bench(*options, "--connections", "20", "--rate", "20", "--seconds", "0.5", "--json")
-    assert status == 0, said
+    status, printed, errors = bench(*options, "--connections", "20", "--rate", "20", "--seconds", "0.5", "--json")
+    assert status == 0, errors
     found = json.loads(printed)
     assert (found["messages"], found["deliveries"], found["lost"], found["duplicated"]) == (10, 200, 0, 0)
     assert sum(found["sockets_per_worker"]) == 20
@@ -78,16 +78,16 @@ def test_everything_arrives_on_real_workers(workers: int, ipc_url: str) -> None:
 
 
 @asynchronous
-async def test_nothing_is_found_where_nothing_is_wrong() -> None:
-    """A server that hands everything on once loses nothing."""
+async def test_a_correct_server_loses_nothing() -> None:
+    """A server that forwards every message once loses nothing."""
     found = await measured(lambda _, connection, text: connection.send(text))
     assert (found["deliveries"], found["lost"], found["duplicated"]) == (30, 0, 0)
     assert "lost" not in found["problem"]
 
 
 @asynchronous
-async def test_what_is_lost_and_doubled_is_counted() -> None:
-    """One delivery dropped and one duplicated are found, and the last socket's time is of the messages all had."""
+async def test_lost_and_duplicated_deliveries_are_counted() -> None:
+    """One dropped and one duplicated delivery are counted; the last socket's time covers complete messages only."""
 
     async def faulty(number: int, connection: ServerConnection, text: str) -> None:
         if (number, number_of(text)) == (0, 3):
@@ -103,7 +103,7 @@ async def test_what_is_lost_and_doubled_is_counted() -> None:
 
 @asynchronous
 async def test_a_cut_socket_ends_the_measurement() -> None:
-    """A server that closes a socket in the middle is not measured on: it says with which code."""
+    """A server that closes a socket ends the measurement with an error that names the close code."""
 
     async def cut(number: int, connection: ServerConnection, text: str) -> None:
         if (number, number_of(text)) == (2, 5):
@@ -116,8 +116,8 @@ async def test_a_cut_socket_ends_the_measurement() -> None:
 
 
 @asynchronous
-async def test_nobody_there_is_said() -> None:
-    """Where no server is, no figures are made."""
+async def test_absent_server_is_an_error() -> None:
+    """Without a server there are no figures."""
     async with served(lambda _, connection, text: connection.send(text)) as port:
         pass
     with pytest.raises(LoadError, match="Errno 111"):
@@ -132,25 +132,25 @@ async def test_nobody_there_is_said() -> None:
         pytest.param(["--url", "ipc://a?directory=/dev/null"], 1, "cannot use the folder", id="no broker"),
     ],
 )
-def test_what_is_wrong_is_said_before_any_worker_starts(arguments: list[str], status: int, words: str) -> None:
+def test_wrong_url_is_reported_before_any_worker_starts(arguments: list[str], status: int, words: str) -> None:
     """A URL that cannot work ends it with one line."""
-    ended, printed, said = bench(*arguments)
+    ended, printed, errors = bench(*arguments)
     assert (ended, printed) == (status, "")
-    assert words in said
-    assert said.count("\n") == 1
+    assert words in errors
+    assert errors.count("\n") == 1
 
 
-def test_without_url_it_takes_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without --url and without BACKPLANE_URL it says which to set."""
+def test_missing_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --url and without BACKPLANE_URL the error names the variable."""
     monkeypatch.delenv("BACKPLANE_URL", raising=False)
-    status, _, said = bench()
+    status, _, errors = bench()
     assert status == 2
-    assert "BACKPLANE_URL is not set" in said
+    assert "BACKPLANE_URL is not set" in errors
 
 
 def test_missing_server_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Uvicorn it says which extra to install."""
+    """Without Uvicorn the error names the extra to install."""
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    status, _, said = bench("--url", "memory://", "--workers", "1")
+    status, _, errors = bench("--url", "memory://", "--workers", "1")
     assert status == 1
-    assert 'bench needs uvicorn; run: pip install "fastapi-backplane[cli]"' in said
+    assert 'bench needs uvicorn; run: pip install "fastapi-backplane[cli]"' in errors

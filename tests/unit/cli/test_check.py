@@ -25,32 +25,32 @@ def check(*arguments: str) -> tuple[int, str, str]:
 
 @pytest.fixture
 def absent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is there, with words that would colour the terminal."""
+    """No broker is there, and the error holds an escape sequence."""
 
     async def start(*_: object) -> NoReturn:
-        raise BrokerUnavailableError("nobody\x1b[31m there")
+        raise BrokerUnavailableError("no broker\x1b[31m there")
 
     monkeypatch.setattr(MemoryBroadcaster, "start", start)
 
 
-def test_all_is_well() -> None:
+def test_a_broker_that_works() -> None:
     """A broker that works is described in a table, with status 0."""
-    status, printed, said = check("memory://here", "--messages", "3")
+    status, printed, errors = check("memory://here", "--messages", "3")
 
     rows = [line.strip().split("  ", 1) for line in printed.splitlines()]
-    told = {row[0]: row[1].strip() for row in rows if len(row) == 2}
-    assert (status, said) == (0, "")
-    assert told["url"] == "memory://here"
-    assert told["broker"] == "the memory of this process"
-    assert told["round trip"].endswith(" ms, 3 messages")
-    assert told["reaches"] == "this process"
-    assert told["publish"] == "when it returns: handed to every subscriber"
-    assert told["limits"] == "16 MiB a message, header included"
+    report = {row[0]: row[1].strip() for row in rows if len(row) == 2}
+    assert (status, errors) == (0, "")
+    assert report["url"] == "memory://here"
+    assert report["broker"] == "the memory of this process"
+    assert report["round trip"].endswith(" ms, 3 messages")
+    assert report["reaches"] == "this process"
+    assert report["publish"] == "when it returns: handed to every subscriber"
+    assert report["limits"] == "16 MiB a message, header included"
     assert "255 bytes a channel name" in printed
 
 
 def test_url_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without URL it is that of BACKPLANE_URL."""
+    """Without a URL that of BACKPLANE_URL is used."""
     monkeypatch.setenv("BACKPLANE_URL", "memory://from-the-environment")
     status, printed, _ = check("--messages", "1")
     assert status == 0
@@ -58,23 +58,23 @@ def test_url_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json() -> None:
-    """For machines there is one object."""
-    status, printed, said = check("memory://", "--json", "--messages", "2")
+    """With --json the output is one object."""
+    status, printed, errors = check("memory://", "--json", "--messages", "2")
 
-    told = json.loads(printed)
-    assert (status, said) == (0, "")
-    assert told["ok"] is True
-    assert told["problem"] is None
-    assert told["broker"] == "the memory of this process"
-    assert told["connect_seconds"] > 0
-    assert told["round_trip"]["messages"] == 2
-    assert 0 < told["round_trip"]["p50_seconds"] <= told["round_trip"]["p99_seconds"]
-    assert told["capabilities"]["publish_returns"] == "delivered"
-    assert told["max_channel_bytes"] == 255
+    report = json.loads(printed)
+    assert (status, errors) == (0, "")
+    assert report["ok"] is True
+    assert report["problem"] is None
+    assert report["broker"] == "the memory of this process"
+    assert report["connect_seconds"] > 0
+    assert report["round_trip"]["messages"] == 2
+    assert 0 < report["round_trip"]["p50_seconds"] <= report["round_trip"]["p99_seconds"]
+    assert report["capabilities"]["publish_returns"] == "delivered"
+    assert report["max_channel_bytes"] == 255
 
 
 def test_progress() -> None:
-    """Where a person looks at the terminal it shows what is being done, and nothing of it in the output."""
+    """On a terminal the progress is shown on standard error, and not in the output."""
     terminal, end_of_process = pty.openpty()
     command = [sys.executable, "-m", "backplane", "check", "memory://", "--messages", "3", "--json"]
     with os.fdopen(terminal, "rb", buffering=0) as shown:
@@ -88,24 +88,24 @@ def test_progress() -> None:
 
 @pytest.mark.usefixtures("absent_broker")
 def test_absent_broker() -> None:
-    """A broker that is not there ends it with 1, what is known, and one line that says what is wrong."""
-    status, printed, said = check("memory://here")
+    """An absent broker ends it with 1, a partial table, and one line that states the problem."""
+    status, printed, errors = check("memory://here")
 
     assert status == 1
     assert "round trip" not in printed
-    assert said == r"backplane: nobody\x1b[31m there; is the broker running, and does this host reach it?" + "\n"
+    assert errors == r"backplane: no broker\x1b[31m there; is the broker running, and does this host reach it?" + "\n"
 
 
 @pytest.mark.usefixtures("absent_broker")
 def test_absent_broker_in_json() -> None:
-    """For machines, too, the problem stands in the object, and the status is 1."""
+    """With --json the object holds the problem, and the status is 1."""
     status, printed, _ = check("memory://", "--json")
 
-    told = json.loads(printed)
+    report = json.loads(printed)
     assert status == 1
-    assert told["ok"] is False
-    assert told["problem"].startswith("nobody\x1b[31m there")
-    assert told["round_trip"] is None
+    assert report["ok"] is False
+    assert report["problem"].startswith("no broker\x1b[31m there")
+    assert report["round_trip"] is None
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def test_absent_broker_in_json() -> None:
     ],
 )
 def test_wrong_usage(arguments: list[str], words: str) -> None:
-    """What the user wrote wrong ends it with 2 and one line; for machines in an object as well."""
-    status, printed, said = check(*arguments)
+    """Wrong usage ends it with 2 and one line; with --json also in the object."""
+    status, printed, errors = check(*arguments)
     assert (status, printed) == (2, "")
-    assert words in said
-    assert said.count("\n") == 1
+    assert words in errors
+    assert errors.count("\n") == 1
 
-    status, printed, said = check(*arguments, "--json")
+    status, printed, errors = check(*arguments, "--json")
     assert status == 2
     assert words in json.loads(printed)["problem"]

@@ -1,4 +1,4 @@
-"""The command line: what it says and with which status it ends."""
+"""The command line: its output and its exit status."""
 
 import signal
 import socket
@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from backplane.cli import app
 
-SAYS_CTRL_C = "Ctrl-C"  # the last line of the panel
+LAST_LINE = "Ctrl-C"  # the last line of the panel
 
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """A port that somebody listens on."""
+    """A port in use."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
@@ -39,7 +39,7 @@ def test_version_is_that_of_the_distribution() -> None:
     ],
 )
 def test_bad_url_is_explained(url: str, words: str) -> None:
-    """A wrong URL ends the demo with status 2 and one line that says what is wrong."""
+    """A wrong URL ends the demo with status 2 and one line that states the mistake."""
     result = CliRunner().invoke(app, ["demo", "--port", "0", "--url", url])
 
     assert result.exit_code == 2
@@ -47,7 +47,7 @@ def test_bad_url_is_explained(url: str, words: str) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_absent_broker_is_said_once() -> None:
+def test_absent_broker_is_reported_once() -> None:
     """A broker that cannot be used ends the demo with status 1 and one line, before any worker starts."""
     result = CliRunner().invoke(app, ["demo", "--port", "0", "--url", "ipc://demo?directory=/dev/null"])
 
@@ -56,7 +56,7 @@ def test_absent_broker_is_said_once() -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_taken_port_is_said_with_the_way_out(taken_port: int) -> None:
+def test_taken_port_is_reported_with_a_hint(taken_port: int) -> None:
     """A taken port ends the demo with status 1 and one line that names the option to choose another."""
     result = CliRunner().invoke(app, ["demo", "--port", str(taken_port), "--url", "memory://"])
 
@@ -75,7 +75,7 @@ def test_panel_masks_the_password() -> None:
         printed = ""
         for line in process.stdout:
             printed += line
-            if SAYS_CTRL_C in line:
+            if LAST_LINE in line:
                 break
         process.send_signal(signal.SIGINT)
         printed += process.stdout.read()
@@ -86,7 +86,7 @@ def test_panel_masks_the_password() -> None:
 
 
 def test_missing_server_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Gunicorn the demo says which extra to install."""
+    """Without Gunicorn the error of the demo names the extra to install."""
     monkeypatch.setitem(sys.modules, "gunicorn", None)
 
     result = CliRunner().invoke(app, ["demo"])
@@ -97,7 +97,7 @@ def test_missing_server_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_missing_typer_names_the_extra() -> None:
-    """Without Typer the command says which extra to install, instead of a traceback."""
+    """Without Typer the error names the extra to install, instead of a traceback."""
     without_typer = "import sys; sys.modules['typer'] = None; from backplane.cli import main; main()"
 
     result = subprocess.run([sys.executable, "-c", without_typer], capture_output=True, text=True, check=False)
@@ -121,35 +121,36 @@ def run_command(*arguments: str, typed: str = "") -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["check", "memory://somebody:secret@here", "--messages", "1"],
-        ["publish", "memory://somebody:secret@here", "room", "x"],
+        ["check", "memory://alice:secret@here", "--messages", "1"],
+        ["publish", "memory://alice:secret@here", "room", "x"],
         ["publish", "tls://secret@127.0.0.1:1", "room", "x"],
-        ["tail", "memory://somebody:secret@here", "$backplane/x"],
-        ["run", "no_such_module:app", "--url", "memory://somebody:secret@here"],
-        ["bench", "--url", "memory://somebody:secret@here"],
-        ["demo", "--url", "ipc://somebody:secret@here?directory=/dev/null", "--port", "0"],
+        ["tail", "memory://alice:secret@here", "$backplane/x"],
+        ["run", "no_such_module:app", "--url", "memory://alice:secret@here"],
+        ["bench", "--url", "memory://alice:secret@here"],
+        ["demo", "--url", "ipc://alice:secret@here?directory=/dev/null", "--port", "0"],
     ],
     ids=lambda arguments: f"{arguments[0]} {arguments[1][:3]}",
 )
 def test_password_in_the_list_of_processes(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
-    """A password among the arguments of a command is warned of, with the cure, and is not repeated."""
+    """A password among the arguments causes a warning with the remedy, and is not printed."""
     for name in ("_check_application", "_uvicorn"):
         monkeypatch.setattr(f"backplane.cli.run.{name}", str)  # which does nothing
-    monkeypatch.setenv("BACKPLANE_URL", "")  # put back what `run` sets
-    _, printed, said = run_command(*arguments)
+    monkeypatch.setenv("BACKPLANE_URL", "")  # restored after `run` sets it
+    _, printed, errors = run_command(*arguments)
     assert (
-        f"{WARNING}: write `env` in its place and set BACKPLANE_URL, or write `-` and pass it on standard input" in said
+        f"{WARNING}: write `env` in its place and set BACKPLANE_URL, or write `-` and pass it on standard input"
+        in errors
     )
-    assert "secret" not in printed + said
+    assert "secret" not in printed + errors
 
 
 @pytest.mark.parametrize("given", ["env", "-"])
-def test_password_kept_out_of_the_list_of_processes(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+def test_password_from_the_environment_or_standard_input(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     """A URL from the environment or from standard input is used without a warning, and its password not shown."""
-    monkeypatch.setenv("BACKPLANE_URL", "memory://somebody:secret@here")
-    status, printed, said = run_command("check", given, "--messages", "1", typed="memory://somebody:secret@here\n")
-    assert (status, said) == (0, "")
-    assert "memory://somebody:***@here" in printed
+    monkeypatch.setenv("BACKPLANE_URL", "memory://alice:secret@here")
+    status, printed, errors = run_command("check", given, "--messages", "1", typed="memory://alice:secret@here\n")
+    assert (status, errors) == (0, "")
+    assert "memory://alice:***@here" in printed
     assert "secret" not in printed
 
 
@@ -161,9 +162,9 @@ def test_url_and_data_from_standard_input() -> None:
 
 @pytest.mark.parametrize("typed", ["", "localhost:6379\n", "\xff\n"])
 def test_no_url_on_standard_input(typed: str) -> None:
-    """What is no URL is refused and not repeated: it can be a password."""
-    status, _, said = run_command("check", "-", typed=typed)
-    assert (status, said) == (2, "backplane: the first line of standard input is not a URL\n")
+    """Input that is not a URL is refused and not printed, as it can be a password."""
+    status, _, errors = run_command("check", "-", typed=typed)
+    assert (status, errors) == (2, "backplane: the first line of standard input is not a URL\n")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_no_url_on_standard_input(typed: str) -> None:
     ],
 )
 def test_standard_streams_that_are_closed_or_full(command: str, status: int, words: str) -> None:
-    """What cannot be read or printed is one line, and what was published all the same ends with 0."""
+    """A stream that cannot be read or written causes one line; a successful publish still ends with 0."""
     line = f'exec "{sys.executable}" -m backplane {command}'
     done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, words in done.stderr) == (status, True), done.stderr

@@ -1,4 +1,4 @@
-"""`diagnose`: what it finds out about a broker, and how it says what is wrong."""
+"""`diagnose`: what it reports of a broker, and of problems with it."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ async def forever(*_: object) -> NoReturn:
     raise AssertionError("nothing ends this")
 
 
-# --- all is well ---------------------------------------------------------------------------------------------------
+# --- no problem ----------------------------------------------------------------------------------------------------
 
 
 async def test_a_broker_that_works() -> None:
-    """All that can be known is found out, and nothing is wrong."""
+    """Every figure is reported, and no problem."""
     found = await diagnose("memory://", messages=3)
 
     assert found.problem is None
@@ -69,18 +69,18 @@ async def test_a_broker_that_works() -> None:
 
 
 async def test_processes_of_a_host_are_counted(ipc_url: str) -> None:
-    """On `ipc://`, where there is no broker, it is told how many others there are."""
+    """On `ipc://`, which has no broker, the other processes are counted."""
     assert (await diagnose(ipc_url, messages=1)).broker == "Unix sockets, 0 other processes"
     async with Backplane(ipc_url):
         assert (await diagnose(ipc_url, messages=1)).broker == "Unix sockets, 1 other process"
 
 
-async def test_progress_is_told() -> None:
-    """Whoever waits is told what is being done."""
-    told: list[str] = []
-    await diagnose("memory://", channel="mine", messages=2, on_progress=told.append)
+async def test_progress_is_reported() -> None:
+    """`on_progress` is called with each step."""
+    steps: list[str] = []
+    await diagnose("memory://", channel="mine", messages=2, on_progress=steps.append)
 
-    assert told == [
+    assert steps == [
         "connecting to memory://",
         "joining channel 'mine'",
         "message 1 of 2",
@@ -89,7 +89,7 @@ async def test_progress_is_told() -> None:
 
 
 async def test_an_adapter_that_does_not_describe_its_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the optional ability there is no name, and no problem."""
+    """Without `SupportsDescribe` there is no description, and no problem."""
     adapter = ("tests.conformance.example_adapter:ExampleBroadcaster", None)
     monkeypatch.setitem(registry._BUILT_IN, "example", adapter)  # pyright: ignore[reportPrivateUsage]
     async with example_broker() as url:
@@ -97,26 +97,26 @@ async def test_an_adapter_that_does_not_describe_its_broker(monkeypatch: pytest.
     assert (found.broker, found.problem) == (None, None)
 
 
-async def test_a_limit_that_the_broker_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Capabilities are those of the open link: what a broker takes may be known only then."""
+async def test_a_limit_that_the_broker_announces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Capabilities are those of the open link, when the broker's limit is known."""
     start = MemoryBroadcaster.start
 
-    async def start_and_learn(self: MemoryBroadcaster, sink: Sink) -> None:
+    async def start_with_a_limit(self: MemoryBroadcaster, sink: Sink) -> None:
         await start(self, sink)
-        learnt = replace(self.capabilities, max_payload_bytes=1234)
-        monkeypatch.setattr(MemoryBroadcaster, "capabilities", learnt)
+        limited = replace(self.capabilities, max_payload_bytes=1234)
+        monkeypatch.setattr(MemoryBroadcaster, "capabilities", limited)
 
-    monkeypatch.setattr(MemoryBroadcaster, "start", start_and_learn)
+    monkeypatch.setattr(MemoryBroadcaster, "start", start_with_a_limit)
     found = await diagnose("memory://", messages=1)
     assert found.capabilities.max_payload_bytes == 1234
 
 
 async def test_messages_of_others_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a channel that others use, what they say is no round trip."""
+    """On a channel that others use, their messages are not round trips."""
     publish = MemoryBroadcaster.publish
 
     async def publish_among_others(self: MemoryBroadcaster, channel: str, payload: bytes) -> None:
-        await publish(self, channel, b"what another one says")
+        await publish(self, channel, b"of another publisher")
         await publish(self, channel, payload)
 
     monkeypatch.setattr(MemoryBroadcaster, "publish", publish_among_others)
@@ -124,7 +124,7 @@ async def test_messages_of_others_do_not_count(monkeypatch: pytest.MonkeyPatch) 
     assert (found.problem, len(found.round_trips_seconds)) == (None, 3)
 
 
-# --- something is wrong --------------------------------------------------------------------------------------------
+# --- problems -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channel", ["", "$backplane/probe/x"])
@@ -143,7 +143,7 @@ async def test_a_wrong_url() -> None:
 @pytest.mark.parametrize(
     ("method", "error", "words"),
     [
-        ("start", BrokerUnavailableError("nobody there."), "nobody there; is the broker running"),
+        ("start", BrokerUnavailableError("no broker there."), "no broker there; is the broker running"),
         ("start", BrokerAuthenticationError("wrong password"), "wrong password; check the user and the password"),
         ("start", BrokerError("a certificate that is not trusted"), "a certificate that is not trusted"),
         ("subscribe", SubscribeError({"mine": "no permission"}), "no permission; grant channel 'mine', or name one"),
@@ -154,19 +154,19 @@ async def test_a_wrong_url() -> None:
 async def test_what_the_broker_refuses(
     monkeypatch: pytest.MonkeyPatch, method: str, error: BackplaneError, words: str
 ) -> None:
-    """Each error is said in its words, with a way out where one is known."""
+    """Each error is reported with its text, and with a hint where there is one."""
     monkeypatch.setattr(MemoryBroadcaster, method, failing(error))
-    found = await diagnose("memory://somebody:secret@here", channel="mine")
+    found = await diagnose("memory://alice:secret@here", channel="mine")
 
     assert found.problem is not None
     assert words in found.problem
-    assert found.url == "memory://somebody:***@here"
+    assert found.url == "memory://alice:***@here"
     assert found.round_trips_seconds == ()
     assert (found.broker is None) is (method == "start")
 
 
 async def test_a_broker_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A start that takes too long is given up, and stopped."""
+    """A start that takes too long is ended, and the adapter stopped."""
     stopped: list[MemoryBroadcaster] = []
 
     async def stop(self: MemoryBroadcaster) -> None:
@@ -182,8 +182,8 @@ async def test_a_broker_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) ->
     assert len(stopped) == 1
 
 
-async def test_a_broker_that_does_not_say_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A description that does not come is a broker that does not answer."""
+async def test_a_broker_that_does_not_describe_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A description that does not arrive in time is a problem."""
     monkeypatch.setattr(diagnosis, "_DESCRIBE_SECONDS", 0.01)
     monkeypatch.setattr(MemoryBroadcaster, "describe", forever)
     found = await diagnose("memory://")
@@ -191,10 +191,10 @@ async def test_a_broker_that_does_not_say_what_it_is(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_message_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that takes messages and brings none is found out."""
+    """A broker that accepts messages and delivers none is a problem."""
 
     async def swallow(*_: object) -> None:
-        """Take it."""
+        """Accept it."""
 
     monkeypatch.setattr(diagnosis, "_RETURN_SECONDS", 0.01)
     monkeypatch.setattr(MemoryBroadcaster, "publish", swallow)
@@ -202,26 +202,26 @@ async def test_a_message_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch
     assert found.problem == "message 1 was published and did not return within 0.01 s"
 
 
-async def test_a_link_that_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gap in the middle of the check is something wrong, though every message came back."""
+async def test_a_link_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gap during the check is a problem, though every message returned."""
     sinks: list[Sink] = []
     start, publish = MemoryBroadcaster.start, MemoryBroadcaster.publish
 
-    async def kept_start(self: MemoryBroadcaster, sink: Sink) -> None:
+    async def recorded_start(self: MemoryBroadcaster, sink: Sink) -> None:
         sinks.append(sink)
         await start(self, sink)
 
-    async def publish_behind_a_gap(self: MemoryBroadcaster, channel: str, payload: bytes) -> None:
+    async def publish_after_a_gap(self: MemoryBroadcaster, channel: str, payload: bytes) -> None:
         sinks[-1].gap(ALL, "overrun")
         await publish(self, channel, payload)
 
-    monkeypatch.setattr(MemoryBroadcaster, "start", kept_start)
-    monkeypatch.setattr(MemoryBroadcaster, "publish", publish_behind_a_gap)
+    monkeypatch.setattr(MemoryBroadcaster, "start", recorded_start)
+    monkeypatch.setattr(MemoryBroadcaster, "publish", publish_after_a_gap)
     found = await diagnose("memory://")
     assert found.problem == "the link was lost during the check: overrun"
 
 
-# --- figures and words ---------------------------------------------------------------------------------------------
+# --- figures and texts ---------------------------------------------------------------------------------------------
 
 
 def test_percentiles() -> None:
@@ -253,12 +253,12 @@ def test_percentile_of_nothing() -> None:
     ],
 )
 def test_format_size(size_bytes: int, words: str) -> None:
-    """A size is said exactly, in the largest unit that does."""
+    """A size is formatted exactly, in the largest unit that is exact."""
     assert format_size(size_bytes) == words
 
 
 def test_capabilities_in_words() -> None:
-    """Reach and firmness are said in words; on one host the kernel stands between."""
+    """Reach and what a publish guarantees are described; on one host with the kernel in between."""
     within_host = replace(CAPABILITIES, reach="host")
     assert describe_reach(CAPABILITIES) == "this process"
     assert describe_return(CAPABILITIES) == "handed to every subscriber"

@@ -1,4 +1,4 @@
-"""`backplane publish`: what goes out, what is said then, and with which status it ends."""
+"""`backplane publish`: what is published, what is printed, and the exit status."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | bytes]]:
     """Every channel and data that reached the adapter."""
-    taken: list[tuple[str, str | bytes]] = []
+    received: list[tuple[str, str | bytes]] = []
 
     async def publish(_: MemoryBroadcaster, channel: str, payload: bytes) -> None:
         message = decode(channel, payload)
         assert message is not None
-        taken.append((message.channel, message.data))
+        received.append((message.channel, message.data))
 
     monkeypatch.setattr(MemoryBroadcaster, "publish", publish)
-    return taken
+    return received
 
 
 def publish(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
@@ -52,9 +52,9 @@ def publish(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
 def test_data(
     published: list[tuple[str, str | bytes]], arguments: list[str], stdin: bytes, expected: str | bytes
 ) -> None:
-    """The data goes out as it is: text, or binary where that is said."""
-    status, _, said = publish("room", *arguments, stdin=stdin)
-    assert status == 0, said
+    """The data is published unchanged: as text, or as binary with an option."""
+    status, _, errors = publish("room", *arguments, stdin=stdin)
+    assert status == 0, errors
     assert published == [("room", expected)]
 
 
@@ -66,13 +66,13 @@ def test_file(published: list[tuple[str, str | bytes]], tmp_path: Path) -> None:
     assert published == [("room", "from a file")]
 
 
-def test_what_is_certain_is_said() -> None:
-    """It says what is certain when it has published, and that on `memory://` nobody can have heard it."""
-    status, printed, said = publish("the\nroom", "grüße")
+def test_outcome_is_printed() -> None:
+    """It prints what the publish guarantees, and that on `memory://` there is no subscriber."""
+    status, printed, errors = publish("the\nroom", "grüße")
 
     assert status == 0
     assert printed == "published 7 bytes to 'the\\nroom': handed to every subscriber\n"
-    assert said == "backplane: memory:// reaches this process only, which has no subscriber\n"
+    assert errors == "backplane: memory:// reaches this process only, which has no subscriber\n"
 
 
 @pytest.mark.parametrize(
@@ -90,34 +90,34 @@ def test_what_is_certain_is_said() -> None:
     ],
 )
 def test_wrong_usage(published: list[tuple[str, str | bytes]], arguments: list[str], stdin: bytes, words: str) -> None:
-    """What the user wrote wrong ends it with 2 and says what; nothing goes out."""
-    status, printed, said = publish(*arguments, stdin=stdin)
+    """Wrong usage ends it with 2 and an error; nothing is published."""
+    status, printed, errors = publish(*arguments, stdin=stdin)
     assert (status, printed, published) == (2, "", [])
-    assert words in said
+    assert words in errors
 
 
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
-        (BrokerUnavailableError("nobody there"), 1, "not published: nobody there"),
+        (BrokerUnavailableError("no broker there"), 1, "not published: no broker there"),
         (PublishError("no permission"), 1, "not published: no permission"),
         (PublishOutcomeUnknownError("no answer"), 3, "the outcome is unknown"),
     ],
 )
 def test_failure(monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, words: str) -> None:
-    """Certainly not published ends it with 1, perhaps published with 3, and nothing claims that it was."""
+    """Certainly not published ends it with 1, perhaps published with 3, and nothing is printed to standard output."""
 
     async def fail(*_: object) -> NoReturn:
         raise error
 
     monkeypatch.setattr(MemoryBroadcaster, "publish", fail)
-    ended, printed, said = publish("room", "data")
+    ended, printed, errors = publish("room", "data")
     assert (ended, printed) == (status, "")
-    assert words in said
+    assert words in errors
 
 
 def test_too_large(published: list[tuple[str, str | bytes]]) -> None:
-    """What is over the broker's limit is certainly not published."""
+    """Data over the broker's limit is not published."""
     result = CliRunner().invoke(app, ["publish", "memory://?max_payload_bytes=30", "room", "0123456789"])
     assert (result.exit_code, published) == (1, [])
     assert "not published: the message takes 31 bytes on the broker and the limit is 30" in result.stderr
@@ -127,7 +127,7 @@ def test_too_large(published: list[tuple[str, str | bytes]]) -> None:
     "arguments", [["", "room", "data"], [" ", "room", "data"], ["room", "data"], ["env", "room", "data"]]
 )
 def test_no_url(published: list[tuple[str, str | bytes]], arguments: list[str]) -> None:
-    """Without a broker's URL nothing is published, and certainly not into its own memory: it names BACKPLANE_URL."""
+    """Without a broker's URL nothing is published, not into its own memory either: the error names BACKPLANE_URL."""
     result = CliRunner().invoke(app, ["publish", *arguments])
     assert (result.exit_code, result.stdout, published) == (2, "", [])
     assert "BACKPLANE_URL" in result.stderr

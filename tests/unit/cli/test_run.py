@@ -1,4 +1,4 @@
-"""`backplane run`: what it hands to Uvicorn, and what it refuses before that."""
+"""`backplane run`: the arguments of Uvicorn, and what is refused before it starts."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def in_a_folder_with_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What Uvicorn's own command line is given."""
+    """The arguments that Uvicorn's command line receives."""
     arguments: list[str] = []
     monkeypatch.setattr(importlib.import_module("backplane.cli.run"), "_uvicorn", arguments.extend)
     return arguments
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    """Run the command; return its status and what it said."""
+    """Run the command; return its status and standard error."""
     result = CliRunner().invoke(app, ["run", *arguments])
     assert result.stdout == ""
     return result.exit_code, result.stderr
@@ -53,17 +53,17 @@ def run(*arguments: str) -> tuple[int, str]:
         (["shop:app", "--url", "reddis://localhost"], "did you mean 'redis'?"),
     ],
 )
-def test_what_is_wrong_is_said(arguments: list[str], words: str, given: list[str]) -> None:
-    """A wrong place or URL ends with status 2 and one line, before any server starts."""
-    status, said = run(*arguments)
+def test_wrong_arguments_are_reported(arguments: list[str], words: str, given: list[str]) -> None:
+    """A wrong application or URL ends with status 2 and one line, before any server starts."""
+    status, errors = run(*arguments)
     assert status == 2
-    assert words in said
-    assert said.count("\n") == 1
+    assert words in errors
+    assert errors.count("\n") == 1
     assert given == []
 
 
 def test_defaults(given: list[str]) -> None:
-    """With nothing but the place, Uvicorn runs one worker, or as many as it finds in the environment, with the lane."""
+    """By default Uvicorn runs with the lane, and with one worker or as many as the environment sets."""
     assert run("shop:app") == (0, "")
     assert given == [
         "shop:app",
@@ -80,7 +80,7 @@ def test_defaults(given: list[str]) -> None:
 
 
 def test_options_are_passed_on(given: list[str]) -> None:
-    """Each option reaches Uvicorn, the URL the environment, and what stands behind `--` comes last."""
+    """Each option reaches Uvicorn, the URL the environment; what follows `--` comes last."""
     options = ["--workers", "4", "--uds", "sock", "--reload", "--factory", "--timeout-graceful-shutdown", "3"]
     assert run("shop:app", *options, "--shared-compression", "--url", "memory://", "--", "--backlog", "9") == (0, "")
     assert given == [

@@ -63,7 +63,7 @@ async def raises_later(_: Trace) -> None:
     raise KeyError
 
 
-async def timeout_that_runs_out(trace: Trace) -> None:
+async def timeout_that_expires(trace: Trace) -> None:
     """Wait for longer than a timeout."""
     try:
         async with asyncio.timeout(0.01):
@@ -73,7 +73,7 @@ async def timeout_that_runs_out(trace: Trace) -> None:
 
 
 async def timeout_of_nothing(trace: Trace) -> None:
-    """Do something, and wait, in no time."""
+    """Run, and wait, with a timeout of zero."""
     async with asyncio.timeout(0):
         trace.append("in time")
     with suppress(TimeoutError):
@@ -84,7 +84,7 @@ async def timeout_of_nothing(trace: Trace) -> None:
 
 
 async def timeout_in_time(trace: Trace) -> None:
-    """Be done before a timeout."""
+    """End before a timeout."""
     async with asyncio.timeout(WAIT_SECONDS):
         await asyncio.sleep(0)
     trace.append(me().cancelling())
@@ -132,7 +132,7 @@ async def groups(trace: Trace) -> None:
 
 
 async def locks(trace: Trace) -> None:
-    """Hold locks, one of which knows its owner."""
+    """Hold locks, one of which records its owner."""
     lock, other = asyncio.Lock(), anyio.Lock()
     async with lock, other:
         trace.append(other.statistics().owner is not None)
@@ -144,8 +144,8 @@ async def locks(trace: Trace) -> None:
 
 
 async def cancels_itself_and_waits(trace: Trace) -> None:
-    """Cancel the own task, wait, and go on."""
-    me().cancel("words")
+    """Cancel the own task, wait, and continue."""
+    me().cancel("reason")
     trace.append(me().cancelling())
     waited = asyncio.get_running_loop().create_future()
     try:
@@ -153,11 +153,11 @@ async def cancels_itself_and_waits(trace: Trace) -> None:
     except asyncio.CancelledError as error:
         trace.append((error.args, waited.cancelled(), me().uncancel()))
     await asyncio.sleep(0)
-    trace.append("goes on")
+    trace.append("continued")
 
 
-async def cancels_itself_at_a_bare_pass(trace: Trace) -> None:
-    """Cancel the own task, and wait for nothing."""
+async def cancels_itself_at_a_bare_yield(trace: Trace) -> None:
+    """Cancel the own task, and yield without a future."""
     me().cancel()
     try:
         await asyncio.sleep(0)
@@ -188,7 +188,7 @@ async def waits_for_a_task(trace: Trace) -> None:
         trace.append(child.cancelled())
 
 
-async def waits_for_what_is_done(trace: Trace) -> None:
+async def waits_for_results_and_errors(trace: Trace) -> None:
     """Wait for results and errors."""
     future = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(future.set_result, 42)
@@ -217,12 +217,12 @@ async def named() -> str:
 
 
 async def callback_at_its_end(trace: Trace) -> None:
-    """Ask to be notified of the end."""
+    """Add a callback for the end."""
     me().add_done_callback(lambda _: trace.append("done"))
 
 
 async def callback_at_its_error(trace: Trace) -> None:
-    """Ask to be notified of the end, and fail at once."""
+    """Add a callback for the end, and fail at once."""
     me().add_done_callback(lambda task: trace.append(repr(task.exception())))
     raise KeyError
 
@@ -235,7 +235,7 @@ async def cancels_itself_and_raises(trace: Trace) -> None:
 
 
 async def stops_an_iteration(_: Trace) -> None:
-    """Fail with what a coroutine cannot raise."""
+    """Raise StopIteration, which a coroutine cannot."""
     raise StopIteration
 
 
@@ -244,16 +244,16 @@ ALL: Final = (
     raises,
     stays_itself,
     raises_later,
-    timeout_that_runs_out,
+    timeout_that_expires,
     timeout_of_nothing,
     timeout_in_time,
     scopes,
     groups,
     locks,
     cancels_itself_and_waits,
-    cancels_itself_at_a_bare_pass,
+    cancels_itself_at_a_bare_yield,
     cancels_itself_and_returns,
-    waits_for_what_is_done,
+    waits_for_results_and_errors,
     variables,
     callback_at_its_end,
     callback_at_its_error,
@@ -263,7 +263,7 @@ ALL: Final = (
 
 
 async def outcome(started: Callable[[], asyncio.Task[None] | None], cancelled_after: int | None) -> object:
-    """Return how what is started ends; it is cancelled after so many passes of the event loop."""
+    """Return how a started task ends; it is cancelled after so many passes of the event loop."""
     try:
         task = started()
     except (Exception, asyncio.CancelledError) as error:
@@ -282,7 +282,7 @@ async def outcome(started: Callable[[], asyncio.Task[None] | None], cancelled_af
 
 
 async def both(work: Callable[[Trace], Coroutine[Any, Any, None]], cancelled_after: int | None = None) -> list[object]:
-    """Return what work does, and sees, and leaves in its Context: in a task of asyncio's, and begun at once."""
+    """Return what work does, sees and leaves in its Context: in a task of asyncio, and started at once."""
     loop = asyncio.get_running_loop()
     found: list[object] = []
     for at_once in (False, True):
@@ -303,7 +303,7 @@ async def both(work: Callable[[Trace], Coroutine[Any, Any, None]], cancelled_aft
 
 @pytest.mark.parametrize("work", ALL, ids=lambda work: work.__name__)
 async def test_as_in_any_task(work: Callable[[Trace], Coroutine[Any, Any, None]]) -> None:
-    """Whatever work does with its task and its Context, it sees, and leaves, the same as in a task of asyncio's."""
+    """Whatever work does with its task and its Context has the same effects as in a task of asyncio."""
     in_a_task, at_once = await both(work)
     assert at_once == in_a_task
 
@@ -311,13 +311,13 @@ async def test_as_in_any_task(work: Callable[[Trace], Coroutine[Any, Any, None]]
 @pytest.mark.parametrize("passes", [0, 1, 2])
 @pytest.mark.parametrize("work", [waits, waits_for_a_task, stays_itself], ids=lambda work: work.__name__)
 async def test_cancelled_as_any_task(work: Callable[[Trace], Coroutine[Any, Any, None]], passes: int) -> None:
-    """A cancellation reaches it, with its words, whether it comes before or after the next pass of the event loop."""
+    """A cancellation is raised in it, with its message, before or after the next pass of the event loop."""
     in_a_task, at_once = await both(work, passes)
     assert at_once == in_a_task
 
 
 async def test_several_wait_for_the_same() -> None:
-    """Several that wait for one future, as for a token that one of them renews, all get its result."""
+    """Several tasks that wait for one future, such as a token that is renewed, all get its result."""
     loop = asyncio.get_running_loop()
     shared: asyncio.Future[str] = loop.create_future()
     results: list[str] = []
@@ -335,7 +335,7 @@ async def test_several_wait_for_the_same() -> None:
     assert results == ["token"] * 5
 
 
-# --- nothing of one work is seen by the next -----------------------------------------------------------------------
+# --- no state is left for the next work -----------------------------------------------------------------------------
 
 
 def keeps(kept: list[object]) -> None:
@@ -353,27 +353,27 @@ def names(_: list[object]) -> None:
     me().set_name("mine")
 
 
-def gives_an_attribute(_: list[object]) -> None:
-    """Keep something on the task."""
+def sets_an_attribute(_: list[object]) -> None:
+    """Set an attribute of the task."""
     me().user = "alice"  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def gives_a_callback(kept: list[object]) -> None:
-    """Ask to be notified of the end."""
+def adds_a_callback(kept: list[object]) -> None:
+    """Add a callback for the end."""
     me().add_done_callback(lambda _: kept.append("done"))
 
 
 def cancels(_: list[object]) -> None:
-    """Cancel the task, and take it back."""
+    """Cancel the task, and uncancel it."""
     me().cancel()
     me().uncancel()
 
 
 @pytest.mark.parametrize(
-    "act", [keeps, keeps_weakly, names, gives_an_attribute, gives_a_callback, cancels], ids=lambda act: act.__name__
+    "act", [keeps, keeps_weakly, names, sets_an_attribute, adds_a_callback, cancels], ids=lambda act: act.__name__
 )
 async def test_nothing_is_left_for_the_next(act: Callable[[list[object]], None]) -> None:
-    """A task that work has kept, marked or cancelled is not the task of the work that is begun after it."""
+    """A task that work has kept, changed or cancelled is not reused for the next work."""
     kept: list[object] = []
     seen: list[object] = []
     loop, context = asyncio.get_running_loop(), copy_context()
@@ -399,14 +399,14 @@ async def test_nothing_is_left_for_the_next(act: Callable[[list[object]], None])
 
 @pytest.mark.parametrize("method", ["cancel", "cancelling"])
 async def test_found_after_its_end(method: str) -> None:
-    """Who finds a task among all tasks once its work is over neither cancels nor holds that of the next work."""
+    """A task that is found among all tasks after its work has ended is not reused for the next work."""
     loop, context, trace = asyncio.get_running_loop(), copy_context(), Trace()
     before = asyncio.all_tasks()
 
     async def next_one() -> None:
         trace.append(me() in found)
         await asyncio.sleep(0)
-        trace.append("goes on")
+        trace.append("continued")
 
     begin(returns([]), context, loop)
     found = asyncio.all_tasks() - before
@@ -414,11 +414,11 @@ async def test_found_after_its_end(method: str) -> None:
         getattr(task, method)()
     begin(next_one(), context, loop)
     await until_idle()
-    assert trace == [False, "goes on"]
+    assert trace == [False, "continued"]
 
 
 async def test_one_within_the_other() -> None:
-    """What is begun by work that runs has a task of its own, and the caller's task is current again after it."""
+    """Work started within work has a task of its own, and the caller's task is current again afterwards."""
     loop = asyncio.get_running_loop()
     tasks: list[asyncio.Task[Any]] = [me()]
 
@@ -436,7 +436,7 @@ async def test_one_within_the_other() -> None:
 
 
 async def test_called_from_its_own_context() -> None:
-    """Where the caller runs in the same Context, which cannot be entered twice, it begins in the next pass, in it."""
+    """Where the caller runs in the same Context, which cannot be entered twice, the work starts in the next pass."""
     loop, context = asyncio.get_running_loop(), copy_context()
     trace: Trace = []
     task = context.run(begin, variables(trace), context, loop)
@@ -446,16 +446,16 @@ async def test_called_from_its_own_context() -> None:
     assert (trace, context[user]) == (["bob", "carol"], "carol")
 
 
-def task_of_another_age(loop: asyncio.AbstractEventLoop, work: Any) -> asyncio.Task[Any]:
+def task_of_an_old_factory(loop: asyncio.AbstractEventLoop, work: Any) -> asyncio.Task[Any]:
     """Make a task as factories did before Python 3.11."""
     return asyncio.Task(work, loop=loop)
 
 
-@pytest.mark.parametrize("name", ["of another age", "eager_task_factory"])
+@pytest.mark.parametrize("name", ["old factory", "eager_task_factory"])
 async def test_factory_of_the_application(name: str) -> None:
-    """A task factory that the application has set, one that takes no Context or is eager, is not asked."""
+    """A task factory of the application, which may take no Context or be eager, is not used."""
     loop, context, trace = asyncio.get_running_loop(), copy_context(), Trace()
-    loop.set_task_factory(getattr(asyncio, name, task_of_another_age))  # Python 3.11 has no eager one
+    loop.set_task_factory(getattr(asyncio, name, task_of_an_old_factory))  # Python 3.11 has no eager one
     try:
         tasks = [
             context.run(begin, stays_itself(trace), context, loop),
@@ -469,7 +469,7 @@ async def test_factory_of_the_application(name: str) -> None:
 
 
 def test_call_from_its_own_context() -> None:
-    """A call into the Context that the caller runs in sees its variables; its own errors, of any type, go on."""
+    """A call into the Context that the caller runs in has its variables; its errors, of any type, are raised."""
     context = Context()
 
     def within() -> str:
@@ -485,7 +485,7 @@ def test_call_from_its_own_context() -> None:
 
 
 async def test_error_of_the_work_is_its_own() -> None:
-    """A RuntimeError of the work is raised as it is, and the work is not begun again."""
+    """A RuntimeError of the work is raised unchanged, and the work is not started again."""
     begun: list[int] = []
 
     async def fail() -> None:
@@ -499,7 +499,7 @@ async def test_error_of_the_work_is_its_own() -> None:
 
 
 def test_event_loop_that_ends_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    """An event loop that is stopped in the pass of a send, and closed, has nothing to report."""
+    """An event loop that is stopped during a send, and closed, logs nothing."""
     loop = asyncio.new_event_loop()
 
     def send_and_stop() -> None:
@@ -510,12 +510,12 @@ def test_event_loop_that_ends_at_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "asyncio"):
         loop.run_forever()
         loop.close()
-        begin_nothing_more(loop)
+        replace_event_loop(loop)
     assert [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
-def begin_nothing_more(_: asyncio.AbstractEventLoop) -> None:
-    """Let the next event loop take the place of the one that has ended, and its task be collected."""
+def replace_event_loop(_: asyncio.AbstractEventLoop) -> None:
+    """Run another event loop, so that the task of the ended one is garbage-collected."""
 
     async def main() -> None:
         begin(returns([]), copy_context(), asyncio.get_running_loop())

@@ -1,4 +1,4 @@
-"""`backplane.server`: what is not installed, and what a client can log; the rest is in tests/integration."""
+"""`backplane.server`: missing packages, and invalid requests in the log; the rest is in tests/integration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from backplane.errors import MissingDependencyError
     ],
 )
 def test_missing_package(module: str, missing: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a package is missing the import says what to install."""
+    """Where a package is missing the import error names what to install."""
     monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(MissingDependencyError, match=missing) as caught:
@@ -34,7 +34,7 @@ def test_missing_package(module: str, missing: str, words: str, monkeypatch: pyt
 @pytest.mark.anyio
 @pytest.mark.parametrize("protocol", ["BoundedHTTPProtocol", "BoundedH11Protocol"])
 async def test_invalid_requests_do_not_fill_the_log(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A client that repeats an invalid request is answered each time, and is one line of the log."""
+    """A client that repeats an invalid request gets a response each time, and causes one line in the log."""
 
     async def app(_: object, __: object, ___: object) -> None:
         """Not reached."""

@@ -47,7 +47,7 @@ async def received(messages: Subscription) -> str | bytes:
 
 @pytest.mark.anyio
 async def test_publish_from_a_thread() -> None:
-    """A thread publishes through the running event loop, on the link that is there."""
+    """A thread publishes through the running event loop, on the open link."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
         await asyncio.to_thread(backplane.sync.publish, "a", {"id": 1})
         assert await received(messages) == '{"id":1}'
@@ -55,7 +55,7 @@ async def test_publish_from_a_thread() -> None:
 
 @pytest.mark.anyio
 async def test_publish_in_the_event_loop() -> None:
-    """In the event loop's own thread it would wait for itself: it raises, and names the cure."""
+    """In the event loop's own thread it would wait for itself: it raises, and names the remedy."""
     async with Backplane("memory://") as backplane:
         with pytest.raises(WrongLoopError, match=r"`await backplane\.publish\(\.\.\.\)` instead"):
             backplane.sync.publish("a", "x")
@@ -83,7 +83,7 @@ async def test_publish_from_an_event_loop_in_a_thread() -> None:
     ],
 )
 async def test_errors_are_those_of_publish(channel: str, data: object, error: type[Exception]) -> None:
-    """What `publish` raises the thread gets."""
+    """The thread gets the errors of `publish`."""
     async with Backplane("memory://?max_payload_bytes=100") as backplane:
         with pytest.raises(error):
             await asyncio.to_thread(backplane.sync.publish, channel, data)
@@ -91,7 +91,7 @@ async def test_errors_are_those_of_publish(channel: str, data: object, error: ty
 
 @pytest.mark.anyio
 async def test_excluded_connection() -> None:
-    """`exclude` leaves out whom it names."""
+    """`exclude` leaves out the given subscriber."""
     async with Backplane("memory://") as backplane, backplane.subscribe("a") as messages:
         await asyncio.to_thread(lambda: backplane.sync.publish("a", "x", exclude=messages.id))
         await asyncio.to_thread(backplane.sync.publish, "a", "y")
@@ -100,7 +100,7 @@ async def test_excluded_connection() -> None:
 
 @pytest.mark.anyio
 async def test_typed_channel() -> None:
-    """A typed channel publishes what is of its type, to the channel that its template names."""
+    """A typed channel publishes messages of its type, to the channel that its template names."""
     async with Backplane("memory://") as backplane, backplane.subscribe("orders:7") as messages:
         orders = backplane.sync.channel("orders:{user}", Order)
         assert (orders.name(user=7), repr(orders)) == ("orders:7", "<SyncTypedChannel 'orders:{user}'>")
@@ -129,13 +129,13 @@ async def test_100_threads_at_once() -> None:
         for thread in threads:
             await asyncio.to_thread(thread.join)
     assert all(
-        [number for who, number in got if who == str(name)] == [str(n) for n in range(20)] for name in range(100)
+        [number for source, number in got if source == str(name)] == [str(n) for n in range(20)] for name in range(100)
     )
 
 
 @pytest.mark.anyio
 async def test_the_stop_ends_a_waiting_thread() -> None:
-    """A thread whose publish was not taken when the backplane stops gets `ClosedError`, and waits no more."""
+    """A thread whose publish is pending when the backplane stops gets `ClosedError`."""
     backplane = Backplane("memory://")
     await backplane.start()
     raised: list[BaseException] = []
@@ -161,7 +161,7 @@ def test_not_started_and_no_url() -> None:
 
 
 def test_not_started_beside_another_one(ipc_url: str) -> None:
-    """Outside a worker it begins a thread with a link of its own, and reaches the workers."""
+    """Outside a worker it starts a thread with a link of its own, and reaches the workers."""
 
     async def receive(publish: Callable[[], None]) -> str | bytes:
         async with Backplane(ipc_url) as worker, worker.subscribe("a") as messages:
@@ -177,7 +177,7 @@ def test_not_started_beside_another_one(ipc_url: str) -> None:
 
 
 def application(url: str = "memory://") -> tuple[FastAPI, Backplane]:
-    """Return an application with the ways by which synchronous code publishes."""
+    """Return an application whose endpoints publish from synchronous code in each way."""
     backplane = Backplane(url)
     app = FastAPI(lifespan=backplane.lifespan)
 
@@ -208,7 +208,7 @@ def application(url: str = "memory://") -> tuple[FastAPI, Backplane]:
 
 @pytest.fixture
 def client() -> Any:
-    """A test client of an application that runs."""
+    """A test client of a running application."""
     app, _ = application()
     with TestClient(app) as made:
         yield made
@@ -223,7 +223,7 @@ def test_def_endpoint(client: TestClient, path: str) -> None:
 
 
 def test_misuse_in_a_def_endpoint(client: TestClient) -> None:
-    """`asyncio.run` in a `def` endpoint is refused with the cure, and the worker goes on."""
+    """`asyncio.run` in a `def` endpoint is refused with the remedy, and the worker goes on."""
     with client.websocket_connect("/room") as socket:
         for _ in range(45):
             assert "backplane.sync.publish" in client.post("/misuse", params={"text": "x"}).json()
@@ -231,8 +231,8 @@ def test_misuse_in_a_def_endpoint(client: TestClient) -> None:
         assert socket.receive_text() == "hello"
 
 
-def test_the_test_beside_the_test_client() -> None:
-    """The thread of a test publishes by `sync`; `asyncio.run` there is refused, and the test ends."""
+def test_publish_from_a_test() -> None:
+    """The thread of a test publishes by `sync`; `asyncio.run` is refused there."""
     app, backplane = application()
     with TestClient(app) as client, client.websocket_connect("/room") as socket:
         with pytest.raises(WrongLoopError):

@@ -1,4 +1,4 @@
-"""`backplane.synchronous.publisher_thread`: a thread of its own for each process that publishes."""
+"""`backplane.synchronous.publisher_thread`: one thread for each process that publishes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ SETTINGS = Settings(publish_timeout_seconds=1, start_timeout_seconds=1)
 
 
 class FakePublisher:
-    """A `Backplane` under control of a test.
+    """A double of `Backplane` that a test controls.
 
     Attributes:
         published: What was published.
         starts: How often it was started.
         stopped: How often it was stopped.
         failures: What the next starts raise.
-        start_gate: Set, a start goes on; `None`: there is no gate.
-        start_context: Its context variables at the last start.
+        start_gate: A start waits until it is set; `None`: no wait.
     """
 
     def __init__(self) -> None:
@@ -50,16 +49,16 @@ class FakePublisher:
             raise self.failures.pop()
 
     async def stop(self) -> None:
-        """Count it."""
+        """Count the stop."""
         self.stopped += 1
 
     async def publish(self, channel: str, data: object, *, exclude: Any = None) -> None:
-        """Keep it."""
+        """Record the message."""
         self.published.append((channel, data, exclude))
 
 
 def threads_of(publisher: FakePublisher) -> PublisherThreads:
-    """Return threads that publish with it."""
+    """Return threads that publish with `publisher`."""
     return PublisherThreads(lambda: publisher, SETTINGS)
 
 
@@ -69,7 +68,7 @@ def running_threads() -> list[threading.Thread]:
 
 
 def test_first_publish_starts() -> None:
-    """Nothing is opened before the first publish; one start serves all that follow."""
+    """Nothing is started before the first publish; one start serves all that follow."""
     publisher = FakePublisher()
     threads = threads_of(publisher)
     assert (publisher.starts, running_threads()) == (0, [])
@@ -83,7 +82,7 @@ def test_first_publish_starts() -> None:
 
 
 def test_many_first_publishes() -> None:
-    """Of 100 threads that publish first at once, all wait for one start in one thread."""
+    """100 threads that publish first at once wait for one start in one thread."""
     publisher = FakePublisher()
     publisher.start_gate = threading.Event()
     threads = threads_of(publisher)
@@ -99,7 +98,7 @@ def test_many_first_publishes() -> None:
 
 
 def test_a_failed_start() -> None:
-    """The error of a start reaches its publish, and the next publish tries again."""
+    """The error of a start reaches its publish, and the next publish starts again."""
     publisher = FakePublisher()
     publisher.failures = [BrokerUnavailableError("away", adapter="fake")]
     threads = threads_of(publisher)
@@ -112,7 +111,7 @@ def test_a_failed_start() -> None:
 
 
 def test_publish_after_the_close() -> None:
-    """What was closed publishes nothing more; closing again changes nothing."""
+    """After the close a publish is refused; closing again changes nothing."""
     publisher = FakePublisher()
     threads = threads_of(publisher)
     threads.publish("a", 1)
@@ -124,14 +123,14 @@ def test_publish_after_the_close() -> None:
 
 
 def test_close_before_the_first_publish() -> None:
-    """What was never used is closed without a thread."""
+    """Without a publish there is no thread to close."""
     threads = threads_of(FakePublisher())
     threads.close()
     assert running_threads() == []
 
 
 def test_close_during_the_start() -> None:
-    """A close cancels a start that is under way, and wakes its publish."""
+    """A close cancels a start in progress, and wakes its publish."""
     publisher = FakePublisher()
     publisher.start_gate = threading.Event()
     threads = threads_of(publisher)
@@ -157,7 +156,7 @@ def test_close_during_the_start() -> None:
 
 
 def test_dropped_without_close() -> None:
-    """An owner that is collected leaves no thread, and nothing else."""
+    """An owner that is garbage-collected leaves no thread and no object."""
     publisher = FakePublisher()
     threads = threads_of(publisher)
     threads.publish("a", 1)
@@ -170,8 +169,8 @@ def test_dropped_without_close() -> None:
     assert left() is None
 
 
-def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system grants no thread the publish raises the reason, and a later one tries again."""
+def test_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started the publish raises the reason, and a later one starts again."""
 
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
@@ -187,8 +186,8 @@ def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     threads.close()
 
 
-def test_an_interrupted_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal handler that raises while the thread begins leaves one thread, and the next publish goes through."""
+def test_an_interrupted_start_of_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler that raises while the thread starts leaves one thread, and the next publish succeeds."""
 
     def interrupted(run: Callable[[], None], name: str) -> None:
         start_thread(run, name)

@@ -27,14 +27,14 @@ class Server:
         self.url = ""
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Keep one connection."""
+        """Hand one connection to the test."""
         self.writers.append(writer)
         await self.accepted.put((reader, writer))
 
 
 @pytest.fixture
 async def server() -> AsyncGenerator[Server]:
-    """A server that does nothing by itself."""
+    """A server that only accepts."""
     made = Server()
     listening = await asyncio.start_server(made.accept, "127.0.0.1", 0)
     made.url = f"test://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
@@ -62,8 +62,8 @@ async def linked(server: Server) -> AsyncGenerator[tuple[FaultProxy, Streams, St
         yield proxy, client, await server.accepted.get()
 
 
-async def ends_with_reset(streams: Streams) -> None:
-    """See that a connection ends with RST, and nothing comes before it."""
+async def assert_reset(streams: Streams) -> None:
+    """Assert that a connection ends with RST, and receives nothing before it."""
     with pytest.raises(ConnectionResetError):
         await streams[0].read()
 
@@ -72,8 +72,8 @@ async def test_a_cut_is_a_reset_at_both_ends(server: Server) -> None:
     """`cut` ends a connection with RST, for the client and for the broker."""
     async with linked(server) as (proxy, client, broker):
         proxy.cut()
-        await ends_with_reset(client)
-        await ends_with_reset(broker)
+        await assert_reset(client)
+        await assert_reset(broker)
 
 
 async def test_a_finish_is_an_orderly_end_at_both_ends(server: Server) -> None:
@@ -84,8 +84,8 @@ async def test_a_finish_is_an_orderly_end_at_both_ends(server: Server) -> None:
         assert await broker[0].read() == b""
 
 
-async def test_a_cut_after_some_bytes_lets_exactly_these_through(server: Server) -> None:
-    """`cut_after` counts what the broker sends from now on, and leaves newer connections alone."""
+async def test_a_cut_after_some_bytes_passes_exactly_these(server: Server) -> None:
+    """`cut_after` counts what the broker sends from now on, and does not affect newer connections."""
     async with linked(server) as (proxy, client, broker):
         broker[1].write(b"before")
         assert await client[0].readexactly(6) == b"before"
@@ -98,35 +98,35 @@ async def test_a_cut_after_some_bytes_lets_exactly_these_through(server: Server)
             assert await second[0].readexactly(8) == b"12345678"
 
 
-@pytest.mark.parametrize(("way", "passes"), [("to_broker", "client"), ("to_client", "broker")])
-async def test_a_silence_of_one_way_lets_the_other_pass(server: Server, way: str, passes: str) -> None:
-    """A black hole swallows one direction only; healing ends the connection, for bytes are missing."""
+@pytest.mark.parametrize(("direction", "passes"), [("to_broker", "client"), ("to_client", "broker")])
+async def test_a_silence_of_one_direction_passes_the_other(server: Server, direction: str, passes: str) -> None:
+    """A black hole drops one direction only; healing ends the connection, as bytes are missing."""
     async with linked(server) as (proxy, client, broker):
-        proxy.silence("to_broker" if way == "to_broker" else "to_client")
+        proxy.silence("to_broker" if direction == "to_broker" else "to_client")
         client[1].write(b"ask")
         broker[1].write(b"answer")
-        heard = client[0].readexactly(6) if passes == "client" else broker[0].readexactly(3)
-        assert await heard == (b"answer" if passes == "client" else b"ask")
+        passed = client[0].readexactly(6) if passes == "client" else broker[0].readexactly(3)
+        assert await passed == (b"answer" if passes == "client" else b"ask")
         await proxy.swallowed()
         proxy.heal()
-        await ends_with_reset(client if passes == "broker" else broker)
+        await assert_reset(client if passes == "broker" else broker)
 
 
-async def test_a_cut_and_silence_accepts_and_says_nothing(server: Server) -> None:
-    """`silence` and `cut` together: new connections are accepted, and nothing comes through."""
+async def test_a_cut_and_silence_accepts_and_sends_nothing(server: Server) -> None:
+    """`silence` and `cut` together: new connections are accepted, and nothing passes."""
     async with linked(server) as (proxy, client, _):
         proxy.silence()
         proxy.cut()
-        await ends_with_reset(client)
+        await assert_reset(client)
         async with client_of(proxy) as second:
             second[1].write(b"hello")
             await proxy.swallowed()
             proxy.heal()
-            await ends_with_reset(second)
+            await assert_reset(second)
 
 
-async def test_a_silence_after_some_words_concerns_who_says_them(server: Server) -> None:
-    """Only the connection on which the client says the words goes silent, and only that one ends with healing."""
+async def test_a_silence_after_some_bytes_affects_their_sender_only(server: Server) -> None:
+    """Only the connection on which the client sends the bytes goes silent, and only that one ends with healing."""
     async with linked(server) as (proxy, client, broker), client_of(proxy) as other:
         other_broker = await server.accepted.get()
         proxy.silence("to_client", after=lambda sent: b"PUBLISH" in sent)
@@ -136,16 +136,16 @@ async def test_a_silence_after_some_words_concerns_who_says_them(server: Server)
         assert await broker[0].readexactly(7) == b"PUBLISH"
         broker[1].write(b"reply")
         await proxy.swallowed()
-        other_broker[1].write(b"heard")
-        assert await other[0].readexactly(5) == b"heard"
+        other_broker[1].write(b"other")
+        assert await other[0].readexactly(5) == b"other"
         proxy.heal()
-        await ends_with_reset(client)
+        await assert_reset(client)
         other_broker[1].write(b"still")
         assert await other[0].readexactly(5) == b"still"
 
 
 async def test_latency_comes_before_every_byte_and_keeps_their_order(server: Server) -> None:
-    """What is sent arrives no sooner than the latency, in order, also behind what was sent before healing."""
+    """What is sent arrives no sooner than the latency, in order, also after what was sent before healing."""
     async with linked(server) as (proxy, client, broker):
         loop = asyncio.get_running_loop()
         proxy.slow(latency_seconds=0.1)
@@ -154,14 +154,14 @@ async def test_latency_comes_before_every_byte_and_keeps_their_order(server: Ser
             client[1].write(bytes([number]))
             await client[1].drain()
         assert await broker[0].readexactly(10) == bytes(range(10))
-        assert round(loop.time() - sent, 3) >= 0.1  # uvloop counts milliseconds, which are no binary fractions
+        assert round(loop.time() - sent, 3) >= 0.1  # uvloop's clock counts milliseconds
         client[1].write(b"slow")
         proxy.heal()
         client[1].write(b"quick")
         assert await broker[0].readexactly(9) == b"slowquick"
 
 
-async def test_a_thin_link_takes_its_time(server: Server) -> None:
+async def test_a_limited_rate(server: Server) -> None:
     """20,000 bytes over 100,000 bytes per second take at least 0.2 s less one piece, and arrive whole."""
     async with linked(server) as (proxy, client, broker):
         loop = asyncio.get_running_loop()
@@ -173,22 +173,22 @@ async def test_a_thin_link_takes_its_time(server: Server) -> None:
 
 
 async def test_a_stalled_link_fills_the_brokers_buffer(server: Server) -> None:
-    """While stalled nothing is read from the broker, which has to wait; healing lets everything through."""
+    """While stalled nothing is read from the broker, which has to wait; after healing everything passes."""
     flood = bytes(32 * 1024 * 1024)
     async with linked(server) as (proxy, client, broker):
         proxy.stall()
         broker[1].write(flood)
         draining = asyncio.create_task(broker[1].drain())
-        client[1].write(b"this way is open")
-        assert await broker[0].readexactly(16) == b"this way is open"
+        client[1].write(b"other direction")
+        assert await broker[0].readexactly(15) == b"other direction"
         assert not draining.done()
         proxy.heal()
         assert len(await client[0].readexactly(len(flood))) == len(flood)
         await draining
 
 
-async def test_a_client_that_does_not_read_holds_up_the_broker(server: Server) -> None:
-    """The proxy keeps no flood in its memory: whoever does not read is felt at the other end."""
+async def test_a_client_that_does_not_read_stalls_the_broker(server: Server) -> None:
+    """The proxy buffers no flood: a client that does not read stalls the broker."""
     flood = bytes(32 * 1024 * 1024)
     async with linked(server) as (_, client, broker):
         client[1].transport.pause_reading()  # type: ignore[attr-defined]
@@ -202,11 +202,11 @@ async def test_a_client_that_does_not_read_holds_up_the_broker(server: Server) -
         await draining
 
 
-async def test_refusing_ends_what_is_made_anew(server: Server) -> None:
-    """`refuse` ends standing and new connections, until healed."""
+async def test_refusing_ends_new_connections(server: Server) -> None:
+    """`refuse` ends open and new connections, until healed."""
     async with linked(server) as (proxy, client, _):
         proxy.refuse()
-        await ends_with_reset(client)
+        await assert_reset(client)
         async with client_of(proxy) as second:
             with pytest.raises(ConnectionResetError):
                 await second[0].read()
@@ -240,8 +240,8 @@ async def test_cut_on_ends_the_connection_that_sends_it(server: Server) -> None:
         assert await other_reader.readexactly(6) == b"deadly"
 
 
-async def test_lead_to_takes_new_connections_elsewhere(server: Server) -> None:
-    """After a failover behind a name who is connected stays where it is, and who comes reaches the new one."""
+async def test_lead_to_sends_new_connections_to_another_server(server: Server) -> None:
+    """As after a failover of a host name, open connections stay, and new ones reach the new server."""
     other: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -251,8 +251,8 @@ async def test_lead_to_takes_new_connections_elsewhere(server: Server) -> None:
     async with linked(server) as (proxy, (_, writer), (server_reader, _)):
         listening = await asyncio.start_server(accept, "127.0.0.1", 0)
         proxy.lead_to(f"test://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
-        async with client_of(proxy) as (_, newcomer):
-            newcomer.write(b"new")
+        async with client_of(proxy) as (_, new):
+            new.write(b"new")
             assert await other.get() == b"new"
         writer.write(b"old")
         assert await server_reader.readexactly(3) == b"old"
@@ -263,9 +263,9 @@ async def test_lead_to_takes_new_connections_elsewhere(server: Server) -> None:
 
 
 async def test_rewrite_alters_and_strips(server: Server) -> None:
-    """Bytes pass as the callable makes them, each way, and what it strips does not pass."""
+    """Bytes pass as the callable returns them, in each direction, and what it removes does not pass."""
     async with linked(server) as (proxy, (reader, writer), (server_reader, server_writer)):
-        proxy.rewrite(lambda way, data: data.upper() if way == "to_broker" else data.replace(b"tls", b""))
+        proxy.rewrite(lambda direction, data: data.upper() if direction == "to_broker" else data.replace(b"tls", b""))
         writer.write(b"hello")
         assert await server_reader.readexactly(5) == b"HELLO"
         server_writer.write(b"tls")
@@ -278,7 +278,7 @@ async def test_rewrite_alters_and_strips(server: Server) -> None:
 
 
 async def test_record_keeps_what_passes(server: Server) -> None:
-    """What passed each way since `record` can be read, and nothing of before."""
+    """What passed in each direction since `record` can be read, and nothing before."""
     async with linked(server) as (proxy, (reader, writer), (server_reader, server_writer)):
         writer.write(b"before")
         assert await server_reader.readexactly(6) == b"before"

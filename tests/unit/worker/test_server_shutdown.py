@@ -46,12 +46,12 @@ class Drain:
             raise self.error
 
 
-class Site:
-    """A Uvicorn of its own on a free port, without signals, whose lifespan asks for some drains.
+class DrainingServer:
+    """Uvicorn on a free port, without signal handlers, whose lifespan registers drains.
 
     Attributes:
-        server: It.
-        has_ended: Whether its lifespan has.
+        server: The server.
+        has_ended: Whether its lifespan has ended.
     """
 
     def __init__(self, *drains: Callable[[bool], Coroutine[None, None, None]]) -> None:
@@ -76,27 +76,27 @@ class Site:
         yield
         await asyncio.wait_for(serving, WAIT_SECONDS)
         assert self.has_ended
-        assert self.server.shutdown == uvicorn.Server.shutdown.__get__(self.server)  # nothing of ours is left
+        assert self.server.shutdown == uvicorn.Server.shutdown.__get__(self.server)  # the original method is restored
 
 
 async def test_drain_comes_before_the_server_ends() -> None:
     """`should_exit` drains first, whatever sets it; the end of the lifespan comes last."""
     drain = Drain()
-    site = Site(drain)
-    async with site.serving():
-        site.server.should_exit = True
+    uvicorn_server = DrainingServer(drain)
+    async with uvicorn_server.serving():
+        uvicorn_server.server.should_exit = True
         await asyncio.wait_for(drain.begun.wait(), WAIT_SECONDS)
         await until_idle()
-        assert not site.has_ended
+        assert not uvicorn_server.has_ended
         drain.may_end.set()
 
 
 async def test_several_drains_come_one_after_the_other() -> None:
     """Two backplanes of one application drain in turn, the inner one first."""
     outer, inner = Drain(), Drain()
-    site = Site(outer, inner)
-    async with site.serving():
-        site.server.should_exit = True
+    uvicorn_server = DrainingServer(outer, inner)
+    async with uvicorn_server.serving():
+        uvicorn_server.server.should_exit = True
         await asyncio.wait_for(inner.begun.wait(), WAIT_SECONDS)
         assert not outer.begun.is_set()
         inner.may_end.set()
@@ -105,13 +105,13 @@ async def test_several_drains_come_one_after_the_other() -> None:
 
 
 async def test_second_signal_does_not_wait() -> None:
-    """Who is in a hurry sends a signal twice: the drain is cut short."""
+    """A second signal ends the drain early."""
     drain = Drain()
-    site = Site(drain)
-    async with site.serving():
-        site.server.handle_exit(signal.SIGTERM, None)
+    uvicorn_server = DrainingServer(drain)
+    async with uvicorn_server.serving():
+        uvicorn_server.server.handle_exit(signal.SIGTERM, None)
         await asyncio.wait_for(drain.begun.wait(), WAIT_SECONDS)
-        site.server.handle_exit(signal.SIGTERM, None)
+        uvicorn_server.server.handle_exit(signal.SIGTERM, None)
 
 
 async def test_drain_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -119,9 +119,9 @@ async def test_drain_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> 
     drain = Drain()
     drain.error = RuntimeError("a fault")
     drain.may_end.set()
-    site = Site(drain)
-    async with site.serving():
-        site.server.should_exit = True
+    uvicorn_server = DrainingServer(drain)
+    async with uvicorn_server.serving():
+        uvicorn_server.server.should_exit = True
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
         "the drain failed; the server ends all the same"
     ]
@@ -129,8 +129,8 @@ async def test_drain_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> 
 
 async def test_nothing_is_done_outside_of_a_lifespan() -> None:
     """A backplane that a handler, a script or a test starts leaves the server alone."""
-    site = Site()
-    async with site.serving():
+    uvicorn_server = DrainingServer()
+    async with uvicorn_server.serving():
         with drain_at_the_end(Drain()):
-            assert "shutdown" not in vars(site.server)
-        site.server.should_exit = True
+            assert "shutdown" not in vars(uvicorn_server.server)
+        uvicorn_server.server.should_exit = True

@@ -1,4 +1,4 @@
-"""The judge of the chaos suite: each case becomes a row of the table at the end of the run, and fails where it must."""
+"""The table of the chaos suite: each case is checked and becomes a row, printed at the end of the run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from tests.chaos.crew import Crew
+    from tests.chaos.workload import Workload
 
-__all__ = ["Judge", "lines"]
+__all__ = ["CaseRecorder", "lines"]
 
-# What the event loop of five workers may be late on a machine that is busy with other things.
+# By how much timers of five workers in one event loop may be late on a busy machine.
 _SCHEDULING_SECONDS: Final = 0.3
 _FIGURES: Final = "chaos"
 _HEAD: Final = ("case", "broker", "detected s", "bound", "recovered s", "bound", "gaps", "lost", "unknown")
@@ -25,11 +25,11 @@ class Row:
     """One case.
 
     Attributes:
-        case: What was done.
-        broker: To whom.
-        detected: Seconds from the fault to the state `degraded`, of the last one to find it; `None` where nobody did.
+        case: The fault.
+        broker: The broker.
+        detected: Seconds from the fault to the state `degraded`, of the last worker; `None` where no worker was.
         detected_within: Their bound, where one is promised.
-        recovered: Seconds from the broker's return until a last message of everyone has reached everyone.
+        recovered: Seconds from the broker's return until a last message of each publisher has reached each subscriber.
         recovered_within: Their bound.
         gaps: Gap events, over all channels of all subscribers.
         lost: Messages that the broker had acknowledged and a subscriber did not get; each lies in a gap.
@@ -47,18 +47,18 @@ class Row:
     unknown: int = 0
 
     def cells(self) -> tuple[str, ...]:
-        """The row as words."""
+        """The row as texts."""
         seconds = (self.detected, self.detected_within, self.recovered, self.recovered_within)
         counts = (self.gaps, self.lost, self.unknown)
         return (self.case, self.broker, *("-" if n is None else f"{n:.2f}" for n in seconds), *map(str, counts))
 
 
-class Judge:
-    """Puts a case into the table, then fails it where a promise was broken.
+class CaseRecorder:
+    """Puts a case into the table, then fails the test where a guarantee was broken.
 
     Args:
-        properties: What the test's report carries, to this process or from a worker of `pytest -n`; the table is made
-            from it.
+        properties: The user properties of the test's report, which also reach this process from a worker of
+            `pytest -n`; the table is made from them.
     """
 
     def __init__(self, properties: list[tuple[str, object]]) -> None:
@@ -68,44 +68,44 @@ class Judge:
         self,
         case: str,
         broker: str,
-        crew: Crew,
+        workload: Workload,
         *,
         detected: float | None = None,
         silent: bool = False,
         recovered: float | None = None,
         more_gaps: int = 0,
     ) -> None:
-        """Judge a crew whose talk is over.
+        """Check and record a workload that has ended.
 
         Args:
-            case: What was done.
-            broker: To whom.
-            crew: Who talked.
-            detected: Seconds until it was found.
-            silent: The link stood and carried nothing: two probe intervals are promised.
-            recovered: Seconds from the broker's return on; the cap of the back-off and one more are promised.
-            more_gaps: How many gaps may have come without an outage.
+            case: The fault.
+            broker: The broker.
+            workload: The workload.
+            detected: Seconds until the fault was detected.
+            silent: The link was open and carried nothing: detection within two probe intervals is guaranteed.
+            recovered: Seconds since the broker's return; the maximum back-off and one second more are guaranteed.
+            more_gaps: How many gaps may have been received without an outage.
         """
-        verdict = crew.verdict(more_gaps=more_gaps)
+        result = workload.check(more_gaps=more_gaps)
         row = Row(
             case=case,
             broker=broker,
             detected=detected,
-            detected_within=2 * crew.settings.probe_interval_seconds if silent else None,
+            detected_within=2 * workload.settings.probe_interval_seconds if silent else None,
             recovered=recovered,
-            recovered_within=None if recovered is None else crew.settings.max_backoff_seconds + 1,
-            gaps=verdict.gaps,
-            lost=verdict.lost,
-            unknown=crew.unknown,
+            recovered_within=None if recovered is None else workload.settings.max_backoff_seconds + 1,
+            gaps=result.gaps,
+            lost=result.lost,
+            unknown=workload.unknown,
         )
         self._properties.append((_FIGURES, row.cells()))
-        assert not verdict.faults, "\n".join(verdict.faults[:20])
-        assert _within(row.detected, row.detected_within), f"found too late: {row}"
-        assert _within(row.recovered, row.recovered_within), f"back too late: {row}"
+        assert not result.faults, "\n".join(result.faults[:20])
+        assert _within(row.detected, row.detected_within), f"detected too late: {row}"
+        assert _within(row.recovered, row.recovered_within), f"recovered too late: {row}"
 
 
 def lines(reports: Iterable[pytest.TestReport]) -> list[str]:
-    """Return the table of all cases, as lines of even width; nothing where there was none."""
+    """Return the table of all cases, as lines of equal width; empty where there was none."""
     properties = [found for report in reports if report.when == "call" for found in report.user_properties]
     rows = [cast("Sequence[str]", value) for name, value in properties if name == _FIGURES]
     if not rows:

@@ -1,4 +1,4 @@
-"""A broker with a fault proxy in front of it, and what the chaos suite has to know of each kind."""
+"""A broker with a fault proxy in front of it, and what differs between brokers in the chaos suite."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
 
     from tests.brokers.broker import Broker
 
-__all__ = ["BROKERS", "Site"]
+__all__ = ["BROKERS", "FaultTarget"]
 
 BROKERS: Final = ("redis", "nats", "kafka")
 
 _PUBLISHES: Final[dict[str, Callable[[bytes], bool]]] = {
     "redis": lambda sent: b"PUBLISH" in sent,
     "nats": lambda sent: b"PUB " in sent,
-    "kafka": lambda sent: sent[4:6] == b"\0\0",  # behind the size of a request its kind: 0 is Produce
+    "kafka": lambda sent: sent[4:6] == b"\0\0",  # after the request's size its API key: 0 is Produce
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """Where a case of the suite takes place.
+class FaultTarget:
+    """What a case of the suite breaks: a broker, or the network to it.
 
     Attributes:
         name: Name of the adapter.
         broker: The broker.
-        url: Straight to it.
-        proxy: In front of it, not entered yet.
-        lossless: Whether the adapter loses nothing with a link.
-        publishes: Whether a client publishes with these bytes.
+        url: Directly to it.
+        proxy: In front of it, not started yet.
+        lossless: Whether the adapter loses nothing when a link is lost.
+        publishes: Whether these bytes of a client are a publish.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Site:
     publishes: Callable[[bytes], bool]
 
     @classmethod
-    def at(cls, name: str, broker: Broker) -> Site:
-        """Return the site of a broker; on Kafka with a topic of its own."""
+    def of(cls, name: str, broker: Broker) -> FaultTarget:
+        """Return the target for a broker; on Kafka with a topic of its own."""
         topic = f"?topic=chaos-{uuid.uuid4()}" if name == "kafka" else ""
-        if isinstance(broker, KafkaProcess):  # its clients go where it says it is
+        if isinstance(broker, KafkaProcess):  # its clients connect to the address it advertises
             proxy = FaultProxy(broker.proxied_url + topic, port=broker.proxy_port)
         else:
             proxy = FaultProxy(broker.url + topic)
@@ -64,8 +64,8 @@ class Site:
             publishes=_PUBLISHES[name],
         )
 
-    async def start_broker_again(self) -> None:
-        """Start it after `kill9`, while the event loop goes on; it answers when this returns."""
+    async def restart_broker(self) -> None:
+        """Start the broker after `kill9` without blocking the event loop; it answers when this returns."""
         if isinstance(self.broker, ProcessBroker):
             self.broker.launch()
             await asyncio.to_thread(self.broker.wait_until_up)

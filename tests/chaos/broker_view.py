@@ -1,4 +1,4 @@
-"""What a broker itself says of who is subscribed to what."""
+"""The subscriptions of each channel as the broker itself reports them."""
 
 from __future__ import annotations
 

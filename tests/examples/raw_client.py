@@ -1,4 +1,4 @@
-"""A WebSocket client that keeps to no rule: it writes bytes, and reads what the server answers (RFC 6455)."""
+"""A WebSocket client that may break the protocol: it writes bytes, and reads frames of the server (RFC 6455)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import struct
 import time
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from tests.examples.site import SECONDS
+from tests.examples.example_server import SECONDS
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from tests.examples.site import Site
+    from tests.examples.example_server import ExampleServer
 
 __all__ = ["BINARY", "CLOSE", "CONTINUATION", "PING", "TEXT", "RawClient", "close_frame", "frame"]
 
@@ -32,7 +32,7 @@ def frame(
     masked: bool = True,
     claimed_length: int | None = None,
 ) -> bytes:
-    """Return a frame, as a client should mask it or not; `claimed_length` is what it lies that it holds."""
+    """Return a frame, masked as a client must or not; `claimed_length` is a false length in its header."""
     length = len(payload) if claimed_length is None else claimed_length
     mask_bit = 0x80 if masked else 0
     head = bytes([(0x80 if fin else 0) | reserved << 4 | opcode])
@@ -60,15 +60,15 @@ class _Received(NamedTuple):
 
 
 class RawClient:
-    """One connection, its handshake done."""
+    """One connection after its handshake."""
 
-    def __init__(self, site: Site, path: str, headers: dict[str, str]) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", site.port), timeout=SECONDS)
+    def __init__(self, server: ExampleServer, path: str, headers: dict[str, str]) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS)
         self._received = b""
         self._is_over = False
         more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.send(
-            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n{more}\r\n".encode()
         )
         while b"\r\n\r\n" not in self._received:
@@ -83,7 +83,7 @@ class RawClient:
         self._socket.close()
 
     def send(self, data: bytes) -> None:
-        """Write, and read meanwhile, that neither side waits for the other; what the server does not take is lost."""
+        """Write, and read meanwhile, so that neither side blocks the other; what the server does not read is lost."""
         rest = memoryview(data)
         while rest and not self._is_over:
             readable, writable, _ = select.select([self._socket], [self._socket], [], SECONDS)
@@ -97,21 +97,21 @@ class RawClient:
                     return
 
     def cut(self) -> None:
-        """End without a word: the server gets a reset."""
+        """Reset the connection."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 
     def end_writing(self) -> None:
-        """Say nothing more, in TCP's own way."""
+        """End the outgoing direction of the connection with a FIN."""
         try:
             self._socket.shutdown(socket.SHUT_WR)
-        except OSError:  # the server was faster
+        except OSError:  # the server has closed already
             os.fstat(self._socket.fileno())
 
-    def code_of_end(self) -> int | None:
-        """Read until the server closes; return the code it gave, `None` if none.
+    def received_close_code(self) -> int | None:
+        """Read until the server closes; return its close code, `None` if it sent none.
 
-        A close of the server's is not answered: some servers wait for that for ten seconds before they cut.
+        The server's close frame is not answered: some servers then wait ten seconds before they cut the connection.
         """
         deadline = time.monotonic() + SECONDS
         while not (closes := [payload for opcode, payload in self._frames() if opcode == CLOSE]) and not self._is_over:
@@ -136,7 +136,7 @@ class RawClient:
                 length, start = struct.unpack("!H", data[2:4])[0], 4
             elif length == 127:
                 length, start = struct.unpack("!Q", data[2:10])[0], 10
-            if len(data) < start + length:  # the rest is on its way
+            if len(data) < start + length:  # the rest has not arrived yet
                 break
             frames.append(_Received(data[0] & 0x0F, bytes(data[start : start + length])))
             data = data[start + length :]

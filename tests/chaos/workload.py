@@ -1,0 +1,289 @@
+"""Workers that publish and receive numbered messages under a fault, and a record of what each of them saw."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from backplane import (
+    Backlog,
+    Backplane,
+    BrokerUnavailableError,
+    Gap,
+    PublishError,
+    PublishOutcomeUnknownError,
+    Settings,
+)
+from tests.chaos.checker import GAP, CheckResult, check
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from backplane import StateChange
+    from tests.chaos.checker import Event, Outcome
+
+__all__ = ["CHANNELS", "GREETING", "QUICK", "Participant", "Workload", "running_workload", "watched_loop"]
+
+CHANNELS: Final = ("red", "green", "blue")
+GREETING: Final = "hello"
+QUICK: Final = Settings(
+    probe_interval_seconds=0.5, max_backoff_seconds=1.0, publish_timeout_seconds=0.5, linger_seconds=0.05
+)
+_TIMEOUT_SECONDS: Final = 20.0
+_BURST: Final = 2
+_PAUSE_SECONDS: Final = 0.02
+_BACKLOG_BYTES: Final = 256 * 1024 * 1024
+_BACKLOG_MESSAGES: Final = 1_000_000
+
+
+class Participant:
+    """One worker: publishes numbered messages, receives those of all, and records both.
+
+    Attributes:
+        outcomes: For each channel the outcome of each publish, by number.
+        seen: For each channel messages and gaps in the order of arrival.
+        degraded_at: When its link was lost, each time, by the event loop's clock.
+        links: How many links were attempted, the present one included.
+        greeted: From which publisher, and on which channel, a greeting has arrived.
+    """
+
+    def __init__(self, name: str, url: str, settings: Settings) -> None:
+        self.name = name
+        self.backplane = Backplane(url, settings=settings)
+        self.outcomes: dict[str, list[Outcome]] = {channel: [] for channel in CHANNELS}
+        self.seen: dict[str, list[Event]] = {channel: [] for channel in CHANNELS}
+        self.degraded_at: list[float] = []
+        self.links = 0
+        self.greeted: set[tuple[str, str]] = set()
+        self._received = asyncio.Event()
+        self.backplane.on_state(self._state_changed)
+
+    async def receive(self, ready: asyncio.Event) -> None:
+        """Receive until cancelled."""
+        backlog = Backlog(max_bytes=_BACKLOG_BYTES, max_messages=_BACKLOG_MESSAGES)
+        async with self.backplane.subscribe(*CHANNELS, backlog=backlog) as messages:
+            ready.set()
+            async for item in messages:
+                if isinstance(item, Gap):
+                    self.seen[item.channel].append(GAP)
+                else:
+                    publisher, number, *_ = str(item.data).split()
+                    if number == GREETING:
+                        self.greeted.add((publisher, item.channel))
+                    else:
+                        self.seen[item.channel].append((publisher, int(number)))
+                self._received.set()
+
+    async def publish(self, channel: str, filler: str = "") -> Outcome:
+        """Publish the next number, and record the outcome."""
+        outcomes = self.outcomes[channel]
+        number = len(outcomes)
+        outcomes.append("unknown")
+        try:
+            await self.backplane.publish(channel, f"{self.name} {number} {filler}")
+        except BrokerUnavailableError:
+            outcomes[number] = "unavailable"
+        except PublishOutcomeUnknownError:
+            pass
+        except PublishError:
+            outcomes[number] = "refused"
+        else:
+            outcomes[number] = "ok"
+        return outcomes[number]
+
+    async def publish_last(self, channel: str) -> None:
+        """Publish until the broker has confirmed one."""
+        while await self.publish(channel) != "ok":
+            await self.backplane.wait_for_state("live")
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds; it is evaluated after each item received."""
+        while not condition():
+            self._received.clear()
+            await self._received.wait()
+
+    def has_received(self, last: dict[str, list[tuple[str, int]]]) -> bool:
+        """Whether the last messages of all publishers have arrived."""
+        return all(set(numbers) <= set(self.seen[channel][-1000:]) for channel, numbers in last.items())
+
+    def _state_changed(self, change: StateChange) -> None:
+        self.links = change.generation
+        if change.new == "degraded":
+            self.degraded_at.append(asyncio.get_running_loop().time())
+
+
+class Workload:
+    """Two participants that publish and three that subscribe; some use the broken link, the others bypass it.
+
+    Args:
+        near: URL through the fault.
+        far: URL that bypasses it; the same where all use it.
+        settings: Of all participants.
+        lossless: Whether the adapter promises to lose nothing.
+    """
+
+    def __init__(self, near: str, far: str, settings: Settings, *, lossless: bool) -> None:
+        self.near = [Participant("a", near, settings), Participant("c", near, settings)]
+        beside = [Participant("b", far, settings), Participant("d", far, settings)]
+        if near == far:
+            self.near += beside
+        self.participants = [*self.near, *(participant for participant in beside if participant not in self.near)]
+        self.publishers = [self.near[0], beside[0]]
+        self.subscribers = [*self.near[:2], beside[1]]
+        self.settings = settings
+        self.lossless = lossless
+        self._over = asyncio.Event()
+        self._publishing: list[asyncio.Task[None]] = []
+
+    async def detected(self, since: float, by: Sequence[Participant] | None = None) -> float:
+        """Wait until all near the fault, or those in `by`, are degraded; return how long the last one took."""
+        participants = self.near if by is None else by
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            for participant in participants:
+                while not any(at >= since for at in participant.degraded_at):
+                    await participant.backplane.wait_for_state("degraded")
+        return max(min(at for at in participant.degraded_at if at >= since) for participant in participants) - since
+
+    async def recovered(self) -> float:
+        """Publish a last message of each publisher on each channel; return how long until all have received it."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            for participant in self.participants:
+                await participant.backplane.wait_for_state("live")
+        with suppress(TimeoutError):  # the checker reports what is missing then
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                await self.greet()
+                self._over.set()
+                await asyncio.gather(*self._publishing)
+                await asyncio.gather(
+                    *(publisher.publish_last(name) for publisher in self.publishers for name in CHANNELS)
+                )
+                last = {name: [(one.name, len(one.outcomes[name]) - 1) for one in self.publishers] for name in CHANNELS}
+                for subscriber in self.subscribers:
+                    await subscriber.until(lambda: subscriber.has_received(last))  # noqa: B023
+        return loop.time() - since
+
+    def check(self, *, more_gaps: int = 0) -> CheckResult:
+        """Check each channel of each subscriber; `more_gaps` gaps may have been received without an outage."""
+        total = CheckResult()
+        for subscriber in self.subscribers:
+            most = 0 if self.lossless else len(subscriber.degraded_at) + more_gaps
+            for channel in CHANNELS:
+                published = {publisher.name: publisher.outcomes[channel] for publisher in self.publishers}
+                found = check(published, subscriber.seen[channel], max_gaps=most, lossless=self.lossless)
+                total.faults += [f"{subscriber.name} on {channel}: {fault}" for fault in found.faults]
+                total.gaps += found.gaps
+                total.lost += found.lost
+        for publisher in self.publishers:
+            failed = {outcome for outcomes in publisher.outcomes.values() for outcome in outcomes} - {"ok"}
+            if failed and not publisher.degraded_at:
+                total.faults.append(f"{publisher.name} had no outage and its publishes ended as {failed}")
+        return total
+
+    @property
+    def failed_openings(self) -> int:
+        """How many links of one participant ended before they were live; each can lose channels that were confirmed."""
+        return max(participant.links - 1 - len(participant.degraded_at) for participant in self.participants)
+
+    @property
+    def unknown(self) -> int:
+        """Of how many messages the outcome is unknown."""
+        return sum(
+            outcomes.count("unknown") for publisher in self.publishers for outcomes in publisher.outcomes.values()
+        )
+
+    async def greet(self) -> None:
+        """Return when a greeting of each publisher has reached each subscriber on each channel.
+
+        The other servers of a cluster learn of a subscription shortly after it is confirmed: a number published
+        meanwhile would never arrive, and no gap would account for it.
+        """
+        expected = {(publisher.name, channel) for publisher in self.publishers for channel in CHANNELS}
+        for subscriber in self.subscribers:
+            subscriber.greeted.clear()
+        while not all(subscriber.greeted >= expected for subscriber in self.subscribers):
+            for publisher, channel in itertools.product(self.publishers, CHANNELS):
+                with suppress(PublishError):
+                    await publisher.backplane.publish(channel, f"{publisher.name} {GREETING}")
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    def end(self) -> None:
+        """Stop publishing."""
+        self._over.set()
+
+    async def start(self, group: asyncio.TaskGroup, filler: str) -> None:
+        """Start publishing; return when every subscriber has received every publisher on every channel."""
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            await self.greet()
+        for publisher in self.publishers:
+            self._publishing += [
+                group.create_task(self._publish_until_over(publisher, channel, filler)) for channel in CHANNELS
+            ]
+        first: dict[str, list[tuple[str, int]]] = {
+            channel: [(publisher.name, 0) for publisher in self.publishers] for channel in CHANNELS
+        }
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            for subscriber in self.subscribers:
+                await subscriber.until(lambda: subscriber.has_received(first))  # noqa: B023
+
+    async def _publish_until_over(self, publisher: Participant, channel: str, filler: str) -> None:
+        while not self._over.is_set():
+            await asyncio.gather(*(publisher.publish(channel, filler) for _ in range(_BURST)))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), _PAUSE_SECONDS)
+
+
+@asynccontextmanager
+async def running_workload(
+    near: str, far: str | None = None, *, settings: Settings = QUICK, lossless: bool = False, filler: str = ""
+) -> AsyncGenerator[Workload]:
+    """Run a workload; fail on unhandled errors of the event loop and on logged errors."""
+    async with watched_loop(), AsyncExitStack() as stack:
+        workload = Workload(near, far or near, settings, lossless=lossless)
+        for participant in workload.participants:
+            await stack.enter_async_context(participant.backplane)
+        async with asyncio.TaskGroup() as group:
+            receiving: list[asyncio.Task[None]] = []
+            for subscriber in workload.subscribers:
+                ready = asyncio.Event()
+                receiving.append(group.create_task(subscriber.receive(ready)))
+                await ready.wait()
+            await workload.start(group, filler)
+            yield workload
+            workload.end()
+            for task in receiving:
+                task.cancel()
+
+
+@asynccontextmanager
+async def watched_loop() -> AsyncGenerator[None]:
+    """Fail when a task fails whose error is not retrieved, or when something is logged as an error."""
+    loop = asyncio.get_running_loop()
+    errors: list[object] = []
+    handler = _ErrorRecorder(errors)
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+        gc.collect()
+        await asyncio.sleep(0)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        loop.set_exception_handler(None)
+    assert errors == []
+
+
+class _ErrorRecorder(logging.Handler):
+    """Records what is logged as an error."""
+
+    def __init__(self, records: list[object]) -> None:
+        super().__init__(logging.ERROR)
+        self._records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(self.format(record))

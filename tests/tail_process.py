@@ -1,0 +1,26 @@
+"""`backplane tail` as a process, for the tests of the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = ["tailing"]
+
+
+@contextmanager
+def tailing(url: str, *arguments: str) -> Generator[subprocess.Popen[str]]:
+    """Run `backplane tail`, entered when it has joined."""
+    command = [sys.executable, "-m", "backplane.cli", "tail", url, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "joined" in process.stderr.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
