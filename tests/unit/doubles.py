@@ -205,7 +205,8 @@ class ControlledBroadcaster(Broadcaster):
 
     def __init__(self, url: BrokerUrl | None = None, options: Options | None = None) -> None:
         super().__init__(url or BrokerUrl(scheme="controlled"), options or Options())
-        self._bus = _buses.setdefault(self.url.netloc, WeakSet()) if self.url.netloc else WeakSet()
+        alone: WeakSet[ControlledBroadcaster] = WeakSet()
+        self._bus = _buses.setdefault(self.url.netloc, alone) if self.url.netloc else alone
         self._bus.add(self)
         self._stopped = False
         self.calls: list[tuple[str, tuple[str, ...]]] = []
