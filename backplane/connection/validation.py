@@ -195,9 +195,9 @@ def _validator_of(adapter: TypeAdapter[Any], schema: Any) -> SchemaValidator:
     except TypeError:  # pragma: no cover  # pydantic 2.12 and older: no such parameter, but only for complete models
         with ExitStack() as stack:
             for part in _parts(schema):
-                attributes: dict[str, Any] = vars(part["cls"]) if part["type"] in _CLASSES else {}
-                if attributes.get("__pydantic_complete__"):
-                    stack.enter_context(_incomplete(part["cls"]))
+                model: Any = part.get("cls") if part["type"] in _CLASSES else None
+                if model is not None and model.__dict__.get("__pydantic_complete__"):
+                    stack.enter_context(_incomplete(model))
             return SchemaValidator(schema, core_config)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
-import socket
 import time
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.background import BackgroundTask
 from starlette.datastructures import Headers
@@ -33,6 +31,7 @@ from backplane import (
 from backplane import Client as Asked
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.connection.limits import Limits
+from tests.server_in_loop import serving_in_loop
 from tests.unit.doubles import Gate, until_idle
 
 if TYPE_CHECKING:
@@ -63,8 +62,8 @@ def stream_of(
     return backplane.sse(REQUEST, *channels, backlog=backlog, **options)
 
 
-class Site:
-    """An application with event streams, on a real server.
+class StreamsApp:
+    """An application with event streams.
 
     Attributes:
         ended: One item for each stream whose handler has ended.
@@ -73,7 +72,6 @@ class Site:
     def __init__(self, backplane: Backplane, **options: Any) -> None:
         self.backplane = backplane
         self.ended: asyncio.Queue[None] = asyncio.Queue()
-        self.address = ""
         self.app = FastAPI(lifespan=backplane.lifespan)
 
         async def events(channel: str) -> Response:
@@ -89,19 +87,13 @@ class Site:
 
 
 @asynccontextmanager
-async def serving(site: Site) -> AsyncGenerator[httpx2.AsyncClient]:
-    """Serve a site, with a client for it."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    site.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn.Config(site.app, lifespan="on", log_config=None))
-    serve = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        async with httpx2.AsyncClient(base_url=site.address, trust_env=False, timeout=WAIT_SECONDS) as client:
-            assert (await client.get("/")).status_code == 404  # it has started
-            yield client
-    finally:
-        server.should_exit = True
-        await serve
+async def serving(streams: StreamsApp) -> AsyncGenerator[httpx2.AsyncClient]:
+    """Serve an application; yield a client of it."""
+    async with (
+        serving_in_loop(streams.app) as server,
+        httpx2.AsyncClient(base_url=server.http_url, trust_env=False, timeout=WAIT_SECONDS) as client,
+    ):
+        yield client
 
 
 class Events:
@@ -219,7 +211,7 @@ async def until_published(backplane: Backplane, *data: str) -> None:
 
 async def test_headers() -> None:
     """The answer is an event stream that neither a cache nor nginx keeps back, without a length."""
-    async with serving(Site(Backplane("memory://"))) as client, streamed(client) as events:
+    async with serving(StreamsApp(Backplane("memory://"))) as client, streamed(client) as events:
         headers = events.response.headers
         assert headers["content-type"] == "text/event-stream; charset=utf-8"
         assert headers["cache-control"] == "no-store, no-transform"
@@ -240,19 +232,19 @@ async def test_messages() -> None:
         (b"\x00\xff\n", "event: binary\ndata: AP8K"),
         (b"", "event: binary\ndata: "),
     ]
-    site = Site(Backplane("memory://"))
-    async with serving(site) as client, streamed(client) as events:
+    streams = StreamsApp(Backplane("memory://"))
+    async with serving(streams) as client, streamed(client) as events:
         for data, block in blocks:
-            await site.backplane.publish("a", data)
+            await streams.backplane.publish("a", data)
             assert await events.take() == block
 
 
 async def test_joined_before_the_headers() -> None:
     """What is published as soon as the client sees the headers reaches it, in order."""
-    site = Site(Backplane("memory://"))
-    async with serving(site) as client, client.stream("GET", "/events/a") as response:
+    streams = StreamsApp(Backplane("memory://"))
+    async with serving(streams) as client, client.stream("GET", "/events/a") as response:
         for number in range(50):
-            await site.backplane.publish("a", str(number))
+            await streams.backplane.publish("a", str(number))
         events = Events(response)
         await events.take()
         assert [await events.take() for _ in range(50)] == [f"data: {number}" for number in range(50)]
@@ -260,22 +252,22 @@ async def test_joined_before_the_headers() -> None:
 
 async def test_gap() -> None:
     """A gap is an event in its place, with the channel and without the reason."""
-    site = Site(Backplane("memory://"))
-    async with serving(site) as client, streamed(client) as events:
-        await site.backplane.publish("a", "before")
+    streams = StreamsApp(Backplane("memory://"))
+    async with serving(streams) as client, streamed(client) as events:
+        await streams.backplane.publish("a", "before")
         assert await events.take() == "data: before"
-        running_of(site.backplane).hub.gap(["a"], "password of the broker")
-        await site.backplane.publish("a", "after")
+        running_of(streams.backplane).hub.gap(["a"], "password of the broker")
+        await streams.backplane.publish("a", "after")
         assert await events.take() == 'event: gap\ndata: {"channel": "a"}'
         assert await events.take() == "data: after"
 
 
 async def test_heartbeat() -> None:
     """In silence comments are sent, and a message between them is not lost."""
-    site = Site(Backplane("memory://"), heartbeat_seconds=0.01)
-    async with serving(site) as client, streamed(client) as events:
+    streams = StreamsApp(Backplane("memory://"), heartbeat_seconds=0.01)
+    async with serving(streams) as client, streamed(client) as events:
         assert [await events.take() for _ in range(3)] == [":", ":", ":"]
-        await site.backplane.publish("a", "there")
+        await streams.backplane.publish("a", "there")
         while (block := await events.take()) == ":":
             pass
         assert block == "data: there"
@@ -283,23 +275,23 @@ async def test_heartbeat() -> None:
 
 async def test_client_that_goes() -> None:
     """When the client goes in silence, its handler ends, and nothing of it stays in the hub."""
-    site = Site(Backplane("memory://"))
-    async with serving(site) as client:
+    streams = StreamsApp(Backplane("memory://"))
+    async with serving(streams) as client:
         async with streamed(client):
-            assert (await site.backplane.health()).connections == 1
-        await site.until_ended()
-        assert (await site.backplane.health()).connections == 0
-        assert list(running_of(site.backplane).hub.channels) == []
+            assert (await streams.backplane.health()).connections == 1
+        await streams.until_ended()
+        assert (await streams.backplane.health()).connections == 0
+        assert list(running_of(streams.backplane).hub.channels) == []
 
 
 async def test_drain() -> None:
     """A drain ends the stream in order, after what waits and a hint when to reconnect, and waits for its handler."""
-    site = Site(Backplane("memory://"))
-    async with serving(site) as client, streamed(client) as events:
-        await site.backplane.publish("a", "last")
+    streams = StreamsApp(Backplane("memory://"))
+    async with serving(streams) as client, streamed(client) as events:
+        await streams.backplane.publish("a", "last")
         assert await events.take() == "data: last"
-        await asyncio.wait_for(site.backplane.drain(), WAIT_SECONDS)
-        assert (await site.backplane.health()).connections == 0
+        await asyncio.wait_for(streams.backplane.drain(), WAIT_SECONDS)
+        assert (await streams.backplane.health()).connections == 0
         rest = await events.rest()
         assert rest.startswith("retry: ")
         assert rest.endswith("\n\n")
@@ -307,18 +299,18 @@ async def test_drain() -> None:
 
 async def test_stop() -> None:
     """A stop ends the stream in the same way."""
-    site = Site(Backplane("memory://"))
-    async with serving(site) as client, streamed(client) as events:
-        await site.backplane.stop()
+    streams = StreamsApp(Backplane("memory://"))
+    async with serving(streams) as client, streamed(client) as events:
+        await streams.backplane.stop()
         assert (await events.rest()).startswith("retry: ")
-        await site.until_ended()
+        await streams.until_ended()
 
 
 async def test_arriving_at_a_drain() -> None:
     """A new client of a worker that drains is refused: an event source by a stream that ends, others by the status."""
-    site = Site(Backplane("memory://"))
-    async with serving(site) as client:
-        await site.backplane.drain()
+    streams = StreamsApp(Backplane("memory://"))
+    async with serving(streams) as client:
+        await streams.backplane.drain()
         other = await client.get("/events/a")
         assert (other.status_code, other.text) == (503, "not available, try again later")
         assert other.headers["cache-control"] == "no-store"
@@ -326,8 +318,8 @@ async def test_arriving_at_a_drain() -> None:
         assert source.status_code == 200
         assert source.text.startswith(": not available, try again later\nretry: ")
         for _ in (other, source):
-            await site.until_ended()
-        assert (await site.backplane.health()).connections == 0
+            await streams.until_ended()
+        assert (await streams.backplane.health()).connections == 0
 
 
 # --- by hand-written ASGI: the answer --------------------------------------------------------------------------------
@@ -398,7 +390,7 @@ async def test_refused_in_the_words_of_the_framework(error: Exception, status: i
     backplane = Backplane("memory://")
     backplane.authorize(refuse)
     async with backplane:
-        transport = httpx2.ASGITransport(Site(backplane).app)
+        transport = httpx2.ASGITransport(StreamsApp(backplane).app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
             answer = await client.get("/events/a")
         assert (answer.status_code, text in answer.text) == (status, True)
