@@ -195,7 +195,7 @@ def _validator_of(adapter: TypeAdapter[Any], schema: Any) -> SchemaValidator:
     except TypeError:  # pragma: no cover  # pydantic 2.12 and older: no such parameter, but only for complete models
         with ExitStack() as stack:
             for part in _parts(schema):
-                if part["type"] in _CLASSES and vars(part["cls"]).get("__pydantic_complete__"):
+                if part["type"] in _CLASSES and part["cls"].__dict__.get("__pydantic_complete__"):
                     stack.enter_context(_incomplete(part["cls"]))
             return SchemaValidator(schema, core_config)
 
