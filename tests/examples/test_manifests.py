@@ -135,10 +135,10 @@ def test_containers_are_hardened(compose: dict[str, Any]) -> None:
 
 
 def test_actions_are_pinned_by_commit() -> None:
-    """Each action is pinned by its commit, which cannot be moved, with the tag as a comment."""
+    """Each action is pinned by its commit, which cannot be moved, with the tag as a comment; own workflows are not."""
     for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
         for line in workflow.read_text(encoding="utf-8").splitlines():
-            if "uses:" in line:
+            if "uses:" in line and "uses: ./" not in line:
                 assert re.search(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
 
 
