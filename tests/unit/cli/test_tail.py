@@ -192,7 +192,7 @@ def test_one_argument(arguments: list[str], words: str) -> None:
 
 def test_pattern(publish_on_join: PublishOnJoin, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that looks like a pattern is joined unchanged, with a warning."""
-    monkeypatch.setattr("backplane.channels._warned_of", set[str]())
+    monkeypatch.setattr("backplane.channels._warned_about", set[str]())
     publish_on_join("one")
     status, _, words = tail("memory://", "room", "prices.*", count=1)
     assert status == 0
