@@ -116,7 +116,7 @@ class BaseSubscriber(ABC):
             try:
                 self._rules.check_channels(
                     self._client, len(self._channels)
-                )  # other joins can have completed meanwhile
+                )  # others can have joined meanwhile
             except TooManyChannelsError:
                 await self.leave(channel)
                 raise
