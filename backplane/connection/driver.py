@@ -91,8 +91,8 @@ class ConnectionDriver(BaseSubscriber):
         super().__init__(hub, self.policy, context=context)
         self.connection: Connection = Connection(self)
         self.affinity: LoopAffinity = hub.affinity
-        self.socket = socket
-        self.outbox = outbox
+        self.socket: Socket = socket
+        self.outbox: Outbox = outbox
         lane = socket.lane
         self.sender: Sender = (
             AsgiSender(outbox, self, socket.send, self._context)
@@ -106,7 +106,7 @@ class ConnectionDriver(BaseSubscriber):
             lane.limit_messages(limits.max_message_bytes)
         self.receiver: Receiver = Receiver(socket.receive, limits, self)
         socket.on_bypass(self.receiver)
-        self.is_accepted = False
+        self.is_accepted: bool = False
         self._close_sequence: CloseSequence | None = None
         self._tasks: Tasks | None = None
         self._handler: Handler | None = None
