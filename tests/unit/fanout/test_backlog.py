@@ -66,3 +66,10 @@ def test_key_without_latest(when_full: FullPolicy) -> None:
     """A key is refused with a policy that does not ask for it."""
     with pytest.raises(ConfigurationError, match=r"^latest_by needs when_full='latest'$"):
         Backlog(when_full=when_full, latest_by=str)
+
+
+@pytest.mark.parametrize("key", ["symbol", 0, b""], ids=repr)
+def test_key_that_is_no_function(key: Any) -> None:
+    """A key that cannot be called is refused at once, before each message that waits fails by it."""
+    with pytest.raises(ConfigurationError, match=r"^latest_by must be a function, not "):
+        Backlog(when_full="latest", latest_by=key)
