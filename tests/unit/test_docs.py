@@ -49,6 +49,7 @@ FENCE = re.compile(
 needs_documents = pytest.mark.skipif(not DOCS.is_dir(), reason="the documents are away")
 
 PAGES = sorted(DOCS.rglob("*.md"))
+LEVELS = {"CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"}
 # Written by people for people, beside the pages of the site.
 PROSE = [
     *PAGES,
@@ -561,6 +562,8 @@ def one(bursts, error, is_grave, what):
     logger.warning("first " "second")
     logger.error(what)
     error.warning("no logger")
+    level = logging.WARNING if is_grave else logging.INFO
+    logger.log(level, "assigned level")
 """
     found = [(event.level, event.message, event.is_burst) for event in events_in(source, module="example")]
     assert found == [
@@ -571,6 +574,7 @@ def one(bursts, error, is_grave, what):
         ("INFO", "assigned", False),
         ("INFO", "otherwise", False),
         ("WARNING", "first second", False),
+        ("WARNING or INFO", "assigned level", False),
     ]
     (named,) = events_in("import logging\nlog = logging.getLogger(__name__)\nlog.info('x')", module="backplane.a.b")
     assert named.logger == "backplane.a.b"
@@ -586,6 +590,12 @@ def test_log_events_cover_the_package() -> None:
     assert {event.logger for _, event in events} >= made
     assert all(event.logger.startswith("backplane.") for _, event in events)
     assert len(events) > 50
+    assert [event for _, event in events if not set(event.level.split(" or ")) <= LEVELS] == []
+    assert {event.message for _, event in events} >= {
+        "still no link to %s after %.0f s, tries: %d: %s",
+        "connection %s ends, the broker failed: %s",
+        "closing connection %s: %s",
+    }
     block = fill("<!-- generated: log-events -->")
     for room, _ in events:
         assert f"## `{room}` {{ #{room.replace('.', '-')} }}" in block
