@@ -232,6 +232,15 @@ def test_walks_name_files_and_names_that_exist() -> None:
 
 
 @needs_documents
+def test_file_named_in_prose_is_there() -> None:
+    """A file of the tests, the examples or the benchmarks that a document names exists."""
+    folders = r"(?<![\w/.])((?:tests|examples|benchmarks|mkdocs_hooks|requirements)/[\w/-]+\.\w+)"
+    named = {(page.name, path) for page in PROSE for path in re.findall(folders, page.read_text(encoding="utf-8"))}
+    assert len(named) > 10
+    assert [found for found in sorted(named) if not (ROOT / found[1]).exists()] == []
+
+
+@needs_documents
 def test_page_named_in_the_code_is_there() -> None:
     """Where a docstring or a comment names a page of the documents, the page exists."""
     missing = [
