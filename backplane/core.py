@@ -491,7 +491,9 @@ class Backplane:
 
     def _check_configurable(self, name: str) -> None:
         if self._lifecycle.is_started:
-            raise LifecycleError(f"{name} is set before the backplane is started: the clients that are there share it")
+            raise LifecycleError(
+                f"{name} must be set before the backplane is started: the clients that are there share it"
+            )
 
     def _notify_state(self, change: StateChange) -> None:
         for callback in self._state_callbacks:

@@ -59,7 +59,7 @@ async def test_configured_before_the_start(name: str) -> None:
     for _ in range(2):
         configure(lambda *_: True)
         async with backplane:
-            with pytest.raises(LifecycleError, match=f"^{name} is set before the backplane is started"):
+            with pytest.raises(LifecycleError, match=f"^{name} must be set before the backplane is started"):
                 configure(lambda *_: True)
 
 
