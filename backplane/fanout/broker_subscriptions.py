@@ -185,6 +185,8 @@ class BrokerSubscriptions:
         """Subscribe again, after a pause, to channels whose subscriptions the broker revoked."""
         # A requested channel can be confirmed at the adapter already, though not here.
         self._revoked |= {channel: reason for channel in channels if channel in self._requested}
+        for channel in channels:  # `acquire` takes a channel whose unsubscription is due for subscribed
+            self._to_unsubscribe.pop(channel, None)
         revoked = self._confirmed.intersection(channels)
         self._confirmed -= revoked
         self._postpone(dict.fromkeys(revoked, reason))
