@@ -36,7 +36,7 @@ class OpenGap:
         reason: Why messages may be missing.
         subscribers: The subscribers of the channel when the gap was opened: only these can have missed anything.
         notices: What they were notified of since, so that each notice is given once.
-        resumed: The adapter resumes without loss, so nothing is missing unless the broker refuses the channel.
+        resumed: The adapter resumes without loss, so nothing is missing unless the broker does not confirm the channel.
     """
 
     __slots__ = ("notices", "reason", "resumed", "subscribers")
@@ -86,8 +86,8 @@ class GapReporter:
         Args:
             channels: The channels concerned.
             reason: Why, in words, for a log.
-            resumed: The adapter resumes without loss: the gap is reported only if the broker refuses the channel, or
-                after another gap on it.
+            resumed: The adapter resumes without loss: the gap is reported only if the broker does not confirm the
+                channel at once, or after another gap on it.
         """
         self._flush()
         for channel in list(self._subscribers) if isinstance(channels, All) else channels:
@@ -97,6 +97,17 @@ class GapReporter:
             # A join that still waits for the broker's confirmation has been promised nothing yet.
             elif channel in self._subscribers and channel in self._confirmed:
                 self.opened[channel] = OpenGap(reason, tuple(self._subscribers[channel]), resumed=resumed)
+
+    def end_resumed(self, reasons: Mapping[str, str]) -> None:
+        """Note that the broker does not confirm channels of a resumed link: from here on messages may be missing.
+
+        Args:
+            reasons: The channels, each with the broker's reason.
+        """
+        for channel, reason in reasons.items():
+            gap = self.opened.get(channel)
+            if gap is not None and gap.resumed:
+                gap.reason, gap.resumed = f"{_UNCONFIRMED}: {reason}", False
 
     def report(self, channels: Collection[str]) -> None:
         """Notify the subscribers of the open gaps of `channels`, without those that left since."""

@@ -84,6 +84,7 @@ class Hub:
         self._open_gaps = self.gaps.opened
         broker_subscriptions.on_confirmed = self.gaps.report
         broker_subscriptions.on_refused = self.gaps.notify_refused
+        broker_subscriptions.on_unconfirmed = self.gaps.end_resumed
         broker_subscriptions.on_overdue = self.gaps.notify_unconfirmed
 
     @property

@@ -163,6 +163,19 @@ async def test_a_gap_on_an_unconfirmed_channel_is_reported_when_it_is_confirmed(
         assert (await listener.hears(2))[1] == Gap(channel="a", reason="deleted by age")
 
 
+async def test_a_channel_that_is_not_confirmed_at_once_on_a_resumed_link_is_a_gap() -> None:
+    """A channel without a final answer on a resumed link is a gap, reported once when it is confirmed."""
+    adapter = ResumingAdapter()
+    async with supervised(adapter) as made:
+        listener = await made.listener("a", "b")
+        adapter.doubts["a"] = "BUSY"
+        await made.recover()
+        del adapter.doubts["a"]
+        assert await listener.hears(1) == [
+            Gap(channel="a", reason="the broker has not confirmed the channel again: BUSY")
+        ]
+
+
 async def test_a_channel_dropped_while_resuming_is_unsubscribed() -> None:
     """A channel that is dropped while the adapter resumes is unsubscribed."""
     made = world(ResumingAdapter())
