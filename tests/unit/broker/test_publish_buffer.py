@@ -323,6 +323,34 @@ async def test_stop_while_live_is_bounded(caplog: pytest.LogCaptureFixture) -> N
         made.adapter.publish_gate.open()
 
 
+async def test_publish_while_the_stop_gives_up_starts_no_sender(caplog: pytest.LogCaptureFixture) -> None:
+    """A message that is kept while the stop ends the sender is dropped and counted: nothing is sent after the stop."""
+    late: list[asyncio.Task[None]] = []
+
+    class PublishedWhenCancelled(Gate):
+        async def passage(self) -> None:
+            try:
+                await super().passage()
+            finally:
+                late.append(asyncio.create_task(buffer.publish("a", b"3")))
+
+    async with buffered() as (made, buffer):
+        await made.degrade()
+        await publish(buffer, b"1", b"2")
+        gate = PublishedWhenCancelled()
+        gate.close()
+        made.adapter.publish_gates.append(gate)
+        made.adapter.start_gate.open()
+        await made.adapter.until(lambda: "publish" in made.adapter.verbs)
+        await asyncio.wait_for(buffer.stop(0.01), WAIT_SECONDS)
+        await asyncio.gather(*late)
+        await until_idle()
+        assert (payloads(made), len(buffer), buffer.dropped, senders()) == ([], 0, 3, 0)
+        assert warnings_of(caplog, logging.ERROR) == [
+            "3 messages were never published: the broker was unavailable until the end"
+        ]
+
+
 async def test_link_lost_after_the_stop_keeps_nothing() -> None:
     """A publish that fails after the stop raises: a message kept then would be lost without an error."""
     async with buffered() as (made, buffer):

@@ -28,6 +28,7 @@ class ResumingAdapter(Adapter):
         resume_errors: What the next tries to resume raise, one each.
         gap_reason: The gap that the next `resume` finds, if any.
         missed: What the next `resume` delivers on channel `a`.
+        late_error: What the next `resume` raises after all of that, if anything.
     """
 
     def __init__(self) -> None:
@@ -36,6 +37,7 @@ class ResumingAdapter(Adapter):
         self.resume_errors: list[Exception] = []
         self.gap_reason = ""
         self.missed: list[bytes] = []
+        self.late_error: Exception | None = None
 
     async def suspend(self) -> None:
         """Close the link."""
@@ -54,6 +56,9 @@ class ResumingAdapter(Adapter):
             sink.gap(ALL, self.gap_reason)
         for payload in self.missed:
             sink.deliver("a", payload)
+        if (error := self.late_error) is not None:
+            self.late_error, self.gap_reason, self.missed = None, "", []  # each is reported once
+            raise error
 
 
 async def test_a_lost_link_is_suspended_and_resumed() -> None:
@@ -117,6 +122,19 @@ async def test_a_gap_found_while_resuming_is_reported() -> None:
         assert await listener.hears(1) == [Gap(channel="a", reason="deleted by age")]
 
 
+async def test_a_gap_outlives_the_link_that_found_it_while_resuming() -> None:
+    """A gap that the adapter reported on a link that was lost before it was live is reported by the next one."""
+    adapter = ResumingAdapter()
+    async with supervised(adapter) as made:
+        listener = await made.listener("a")
+        adapter.gap_reason, adapter.missed = "deleted by age", [b"dropped with the link"]
+        adapter.late_error = BrokerUnavailableError("cut while resuming")
+        adapter.cut()
+        await made.reaches("live", generation=3)
+        await adapter.publish("a", b"next")
+        assert await listener.hears(2) == [Gap(channel="a", reason="deleted by age"), "next"]
+
+
 async def test_a_channel_that_is_refused_on_a_resumed_link_is_a_gap() -> None:
     """A channel that the broker refuses on a resumed link is a gap, and another one when it is confirmed again."""
     adapter = ResumingAdapter()
@@ -143,6 +161,19 @@ async def test_a_gap_on_an_unconfirmed_channel_is_reported_when_it_is_confirmed(
         assert await listener.hears(1) == [Gap(channel="b", reason="deleted by age")]
         del adapter.doubts["a"]
         assert (await listener.hears(2))[1] == Gap(channel="a", reason="deleted by age")
+
+
+async def test_a_channel_that_is_not_confirmed_at_once_on_a_resumed_link_is_a_gap() -> None:
+    """A channel without a final answer on a resumed link is a gap, reported once when it is confirmed."""
+    adapter = ResumingAdapter()
+    async with supervised(adapter) as made:
+        listener = await made.listener("a", "b")
+        adapter.doubts["a"] = "BUSY"
+        await made.recover()
+        del adapter.doubts["a"]
+        assert await listener.hears(1) == [
+            Gap(channel="a", reason="the broker has not confirmed the channel again: BUSY")
+        ]
 
 
 async def test_a_channel_dropped_while_resuming_is_unsubscribed() -> None:

@@ -780,6 +780,29 @@ async def test_unconfirmed_on_an_old_link_is_requested_once_on_the_new_one(broad
         assert broadcaster.calls == [("subscribe", ("a",))] * 2
 
 
+async def test_channel_revoked_before_its_unsubscription_is_requested_again(
+    broadcaster: ControlledBroadcaster,
+) -> None:
+    """A channel that is revoked while its unsubscription is due is not confirmed when it is acquired again."""
+    broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
+    async with following(broker_subscriptions, broadcaster):
+        await broker_subscriptions.acquire("a")
+        broadcaster.subscribe_gate.close()
+        joining = asyncio.create_task(broker_subscriptions.acquire("b"))  # its request delays the unsubscription
+        await broadcaster.until(lambda: ("subscribe", ("b",)) in broadcaster.calls)
+        broker_subscriptions.release("a")
+        await until_idle()
+        assert "a" not in broker_subscriptions.wanted
+        broadcaster.channels.discard("a")
+        broker_subscriptions.revoke(["a"], "revoked")
+        again = asyncio.create_task(broker_subscriptions.acquire("a"))
+        await until_idle()
+        assert not again.done()
+        broadcaster.subscribe_gate.open()
+        await asyncio.gather(joining, again)
+        assert broadcaster.channels == {"a", "b"}
+
+
 async def test_revoked_channel_is_requested_again(broadcaster: ControlledBroadcaster) -> None:
     """A revoked subscription is not confirmed any more, and is requested again; others are not affected."""
     broker_subscriptions = subscriptions_of()
