@@ -19,13 +19,12 @@ from backplane.settings import Settings
 from tests.unit.doubles import ControlledBroadcaster, Gate, RecordingSubscriber
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Generator
 
     import pytest
 
     from backplane.broadcaster import Sink
     from backplane.broker.link_state import LinkState, StateChange
-    from backplane.message import Gap, Message
 
 __all__ = [
     "BRISK_PROBE",
@@ -34,7 +33,6 @@ __all__ = [
     "SETTINGS",
     "WAIT_SECONDS",
     "Adapter",
-    "Listener",
     "World",
     "end_tasks",
     "interrupting_a_spin",
@@ -114,7 +112,7 @@ class Adapter(ControlledBroadcaster):
         self.links[-1].lost(BrokerUnavailableError("cut"))
 
     async def start(self, sink: Sink) -> None:
-        """Open a link, or fail as told."""
+        """Open a link, or fail as the test demands."""
         self._record("start")
         await self.start_gate.passage()
         if self.start_errors:
@@ -126,7 +124,7 @@ class Adapter(ControlledBroadcaster):
         self._changed.set()
 
     async def stop(self) -> None:
-        """Close the link, or fail as told."""
+        """Close the link, or fail as the test demands."""
         self._record("stop")
         await self.stop_gate.passage()
         if self.stop_error is not None:
@@ -145,7 +143,7 @@ class Adapter(ControlledBroadcaster):
         self._changed.set()
 
     async def subscribe(self, channels: Collection[str]) -> None:
-        """Subscribe; once cancelled, clean up as told."""
+        """Subscribe; once cancelled, clean up as the test demands."""
         try:
             await super().subscribe(channels)
         except asyncio.CancelledError:
@@ -157,32 +155,6 @@ class Adapter(ControlledBroadcaster):
     def _record(self, verb: str, *channels: str) -> None:
         self.calls.append((verb, channels))
         self._changed.set()
-
-
-class Listener(RecordingSubscriber):
-    """A subscriber a test can wait for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._changed = asyncio.Event()
-
-    def offer(self, messages: Sequence[Message]) -> None:
-        """Keep messages."""
-        super().offer(messages)
-        self._changed.set()
-
-    def gap(self, gap: Gap) -> None:
-        """Keep a gap."""
-        super().gap(gap)
-        self._changed.set()
-
-    async def hears(self, count: int) -> list[str | bytes | Gap]:
-        """Return all that was heard once it is `count` items."""
-        async with asyncio.timeout(WAIT_SECONDS):
-            while len(self.heard) < count:
-                self._changed.clear()
-                await self._changed.wait()
-        return self.heard
 
 
 @dataclass
@@ -201,13 +173,13 @@ class World:
             while self.supervisor.state != state or self.supervisor.generation < generation:
                 await self.supervisor.state_changed()
 
-    async def listener(self, *channels: str) -> Listener:
+    async def joined(self, *channels: str) -> RecordingSubscriber:
         """Return a subscriber that has joined `channels`."""
-        listener = Listener()
+        subscriber = RecordingSubscriber()
         async with asyncio.timeout(WAIT_SECONDS):
             for channel in channels:
-                await self.hub.join(channel, listener)
-        return listener
+                await self.hub.join(channel, subscriber)
+        return subscriber
 
     async def degrade(self) -> None:
         """Lose the link, and hold it down at the adapter's next start."""
@@ -254,7 +226,7 @@ async def supervised(
     batch_size: int = 500,
     **supervisor_seconds: float,
 ) -> AsyncGenerator[World]:
-    """Run a supervisor; a test that fails leaves no task behind either."""
+    """Run a supervisor; a test that fails leaves no task either."""
     before = asyncio.all_tasks()
     made = world(adapter, settings, on_state, batch_size=batch_size, **supervisor_seconds)
     try:

@@ -98,4 +98,4 @@ async def crowd(worker: Worker, channel: str, size: int) -> list[RecordingSubscr
 
 def counts(*crowds: list[RecordingSubscriber]) -> tuple[int, ...]:
     """Return how many of each crowd have received something."""
-    return tuple(sum(bool(member.heard) for member in members) for members in crowds)
+    return tuple(sum(bool(member.received) for member in members) for members in crowds)

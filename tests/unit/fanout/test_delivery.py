@@ -31,7 +31,7 @@ async def test_leave_during_a_long_fan_out() -> None:
         await run_passes(20)
         expected = [["1", "2"]] * 10
         expected[0], expected[5], expected[9] = ["1"], [], []
-        assert [member.heard for member in members] == expected
+        assert [member.received for member in members] == expected
 
 
 async def test_all_leave_during_a_long_fan_out() -> None:
@@ -44,10 +44,10 @@ async def test_all_leave_during_a_long_fan_out() -> None:
             worker.hub.leave("a", member)
         newcomer = await worker.joined("a")
         await until_idle()
-        assert (counts(members), newcomer.heard) == ((3,), [])
+        assert (counts(members), newcomer.received) == ((3,), [])
         worker.deliver("a", "2")
         await until_idle()
-        assert newcomer.heard == ["2"]
+        assert newcomer.received == ["2"]
 
 
 async def test_leave_from_within_an_offer() -> None:
@@ -64,7 +64,7 @@ async def test_leave_from_within_an_offer() -> None:
         members[0].offer = offer_and_end  # type: ignore[method-assign]
         worker.deliver("a", "1")
         await until_idle()
-        assert [member.heard for member in members] == [["1"], [], [], [], []]
+        assert [member.received for member in members] == [["1"], [], [], [], []]
 
 
 async def test_exclusions_in_slices() -> None:
@@ -76,7 +76,7 @@ async def test_exclusions_in_slices() -> None:
         await run_passes(20)
         expected = [["1", "2", "3"]] * 7
         expected[0], expected[6] = ["2", "3"], ["1", "2"]
-        assert [member.heard for member in members] == expected
+        assert [member.received for member in members] == expected
 
 
 async def test_subscriber_that_raises() -> None:
@@ -95,4 +95,4 @@ async def test_subscriber_that_raises() -> None:
         worker.deliver("a", "2")
         await until_idle()
         loop.set_exception_handler(None)
-        assert good.heard == ["1", "2"]
+        assert good.received == ["1", "2"]

@@ -23,7 +23,7 @@ async def test_gap() -> None:
         worker.deliver("a", "2")
         await until_idle()
         expected = ["1", Gap(channel="a", reason="a queue overran"), "2"]
-        assert (one.heard, two.heard, other.heard) == (expected, expected, [])
+        assert (one.received, two.received, other.received) == (expected, expected, [])
 
 
 async def test_gap_of_every_channel() -> None:
@@ -31,8 +31,8 @@ async def test_gap_of_every_channel() -> None:
     async with running() as worker:
         one, two = await worker.joined("a", "b"), await worker.joined("b")
         worker.hub.gap(ALL, "lost")
-        assert one.heard == [lost("a", "lost"), lost("b", "lost")]
-        assert two.heard == [lost("b", "lost")]
+        assert one.received == [lost("a", "lost"), lost("b", "lost")]
+        assert two.received == [lost("b", "lost")]
 
 
 async def test_gap_without_subscribers() -> None:
@@ -46,7 +46,7 @@ async def test_gap_without_subscribers() -> None:
         worker.deliver("a", "1")
         worker.deliver("b", "2")
         await until_idle()
-        assert (subscriber.heard, one.heard, two.heard) == ([], ["1"], ["2"])
+        assert (subscriber.received, one.received, two.received) == ([], ["1"], ["2"])
 
 
 @pytest.mark.parametrize("refused", [False, True], ids=["revoked", "refused"])
@@ -64,13 +64,13 @@ async def test_gap_while_a_channel_is_not_subscribed(refused: bool) -> None:
         else:
             worker.broadcaster.channels.clear()
             worker.hub.revoke(["a"], "revoked")
-        reported = len(subscriber.heard)
+        reported = len(subscriber.received)
         worker.hub.gap(ALL, "a queue overran")
-        assert len(subscriber.heard) == reported
+        assert len(subscriber.received) == reported
         worker.broker_subscriptions.retry_refused()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         await until_idle()
-        assert subscriber.heard[reported:] == [lost(reason="a queue overran")]
+        assert subscriber.received[reported:] == [lost(reason="a queue overran")]
 
 
 async def test_gap_of_a_lost_link() -> None:
@@ -79,14 +79,14 @@ async def test_gap_of_a_lost_link() -> None:
         subscriber = await worker.joined("a")
         worker.deliver("a", "1")
         await worker.lose_link()
-        assert subscriber.heard == ["1"]
+        assert subscriber.received == ["1"]
         worker.open_link()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         await until_idle()
-        assert subscriber.heard == ["1", lost()]
+        assert subscriber.received == ["1", lost()]
         worker.deliver("a", "2")
         await until_idle()
-        assert subscriber.heard == ["1", lost(), "2"]
+        assert subscriber.received == ["1", lost(), "2"]
 
 
 async def test_message_before_the_confirmation() -> None:
@@ -100,7 +100,7 @@ async def test_message_before_the_confirmation() -> None:
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         worker.deliver("a", "2")
         await until_idle()
-        assert subscriber.heard == [lost(), "1", "2"]
+        assert subscriber.received == [lost(), "1", "2"]
 
 
 async def test_link_lost_twice_before_it_is_back() -> None:
@@ -117,7 +117,7 @@ async def test_link_lost_twice_before_it_is_back() -> None:
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         worker.deliver("a", "1")
         await until_idle()
-        assert subscriber.heard == [lost(reason="second"), "1"]
+        assert subscriber.received == [lost(reason="second"), "1"]
 
 
 async def test_link_lost_twice() -> None:
@@ -129,7 +129,7 @@ async def test_link_lost_twice() -> None:
             worker.open_link()
             await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
             await until_idle()
-        assert subscriber.heard == [lost(reason="0"), lost(reason="1"), lost(reason="2")]
+        assert subscriber.received == [lost(reason="0"), lost(reason="1"), lost(reason="2")]
 
 
 async def test_gap_is_for_the_subscribers_at_its_begin() -> None:
@@ -145,7 +145,7 @@ async def test_gap_is_for_the_subscribers_at_its_begin() -> None:
         await joining
         worker.deliver("a", "1")
         await until_idle()
-        assert (one.heard, two.heard, later.heard) == ([lost(), "1"], [], ["1"])
+        assert (one.received, two.received, later.received) == ([lost(), "1"], [], ["1"])
 
 
 async def test_gap_of_a_channel_that_was_left() -> None:
@@ -161,7 +161,7 @@ async def test_gap_of_a_channel_that_was_left() -> None:
         await joining
         worker.deliver("a", "1")
         await until_idle()
-        assert (first.heard, second.heard) == ([], ["1"])
+        assert (first.received, second.received) == ([], ["1"])
 
 
 async def test_no_gap_before_the_first_confirmation() -> None:
@@ -178,7 +178,7 @@ async def test_no_gap_before_the_first_confirmation() -> None:
         await joining
         worker.deliver("a", "1")
         await until_idle()
-        assert subscriber.heard == ["1"]
+        assert subscriber.received == ["1"]
 
 
 async def test_refused_on_a_new_link() -> None:
@@ -190,7 +190,7 @@ async def test_refused_on_a_new_link() -> None:
         worker.open_link()
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
         await until_idle()
-        assert subscriber.heard == [lost(reason="the broker refused the channel: not yours")]
+        assert subscriber.received == [lost(reason="the broker refused the channel: not yours")]
 
 
 async def test_refused_on_a_new_link_while_a_newcomer_waits() -> None:
@@ -205,7 +205,7 @@ async def test_refused_on_a_new_link_while_a_newcomer_waits() -> None:
         with pytest.raises(SubscribeError):
             await newcomer
         await until_idle()
-        assert subscriber.heard == [lost(reason="the broker refused the channel: not yours")]
+        assert subscriber.received == [lost(reason="the broker refused the channel: not yours")]
 
 
 async def test_refused_for_a_while() -> None:
@@ -217,14 +217,14 @@ async def test_refused_for_a_while() -> None:
         worker.open_link()
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
         await until_idle()
-        reported = len(subscriber.heard)
+        reported = len(subscriber.received)
         worker.broadcaster.refusals.clear()
         worker.broker_subscriptions.retry_refused()
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         await until_idle()
         worker.deliver("a", "1")
         await until_idle()
-        after = subscriber.heard[reported:]
+        after = subscriber.received[reported:]
         assert [type(item) for item in after] == [Gap, str]
 
 
@@ -241,7 +241,7 @@ async def test_refused_again_and_again(caplog: pytest.LogCaptureFixture) -> None
             worker.broker_subscriptions.retry_refused()
             await worker.broadcaster.until(lambda calls=calls: len(worker.broadcaster.calls) == calls)  # type: ignore[misc]
         await until_idle()
-        assert subscriber.heard == [lost(reason="the broker refused the channel: not yours")]
+        assert subscriber.received == [lost(reason="the broker refused the channel: not yours")]
         assert caplog.messages == [
             "the broker refuses channels, their subscribers receive nothing: subscription refused: 'a': not yours"
         ]
@@ -255,7 +255,7 @@ async def test_many_refused_channels_are_few_lines(caplog: pytest.LogCaptureFixt
         worker.hub.open_gap(names, "lost")
         worker.hub.gaps.notify_refused(dict.fromkeys(names[:30], "not yours"))
         worker.hub.gaps.notify_refused(dict.fromkeys(names, "not yours"))
-        assert len(subscriber.heard) == 50
+        assert len(subscriber.received) == 50
         (line,) = caplog.messages
         assert line.startswith(
             "the broker refuses channels, their subscribers receive nothing: subscription refused: 'room0'"
@@ -270,22 +270,22 @@ async def test_unconfirmed_on_a_new_link(caplog: pytest.LogCaptureFixture) -> No
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.doubts["a"] = "no place"
+        worker.broadcaster.unconfirmed["a"] = "no place"
         worker.open_link()
         newcomer = asyncio.create_task(worker.joined("a"))
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 8)  # two more than it takes
         await until_idle()
         gap = lost(reason="the broker has not confirmed the channel again: no place")
-        assert subscriber.heard == [gap]
+        assert subscriber.received == [gap]
         assert caplog.messages == [
             "the broker does not confirm channels, their subscribers receive nothing: not confirmed yet: 'a': no place"
         ]
-        worker.broadcaster.doubts.clear()
+        worker.broadcaster.unconfirmed.clear()
         late = await newcomer
         worker.deliver("a", "1")
         await until_idle()
-        assert subscriber.heard == [gap, gap, "1"]
-        assert late.heard == ["1"]
+        assert subscriber.received == [gap, gap, "1"]
+        assert late.received == ["1"]
 
 
 async def test_unconfirmed_and_then_refused() -> None:
@@ -293,16 +293,16 @@ async def test_unconfirmed_and_then_refused() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.doubts["a"] = "no place"
+        worker.broadcaster.unconfirmed["a"] = "no place"
         worker.open_link()
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 6)
         await until_idle()
-        assert len(subscriber.heard) == 1
-        worker.broadcaster.doubts.clear()
+        assert len(subscriber.received) == 1
+        worker.broadcaster.unconfirmed.clear()
         worker.broadcaster.refusals["a"] = "not yours"
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 7)
         await until_idle()
-        assert subscriber.heard[1] == lost(reason="the broker refused the channel: not yours")
+        assert subscriber.received[1] == lost(reason="the broker refused the channel: not yours")
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["gap", "open_gap"])
@@ -319,12 +319,12 @@ async def test_gap_during_a_long_fan_out(at_once: bool) -> None:
             worker.hub.gap(["a"], "overrun")
         else:
             worker.hub.open_gap(["a"], "overrun")
-        assert [member.heard[:2] for member in members] == [["1", "2"]] * 10
+        assert [member.received[:2] for member in members] == [["1", "2"]] * 10
         assert counts(others) == (4,)
         worker.deliver("a", "3")
         await run_passes(20)
-        assert [member.heard for member in members] == [["1", "2", lost(reason="overrun"), "3"]] * 10
-        assert [member.heard for member in others] == [["x"]] * 4
+        assert [member.received for member in members] == [["1", "2", lost(reason="overrun"), "3"]] * 10
+        assert [member.received for member in others] == [["x"]] * 4
 
 
 async def test_subscriber_that_raises_at_a_gap(caplog: pytest.LogCaptureFixture) -> None:
@@ -337,7 +337,7 @@ async def test_subscriber_that_raises_at_a_gap(caplog: pytest.LogCaptureFixture)
 
         bad.gap = fail  # type: ignore[method-assign,assignment]
         worker.hub.gap(["a"], "overrun")
-        assert good.heard == [Gap(channel="a", reason="overrun")]
+        assert good.received == [Gap(channel="a", reason="overrun")]
         assert [line.partition(": KeyError at test_gaps.py:")[0] for line in caplog.messages] == [
             "a subscriber of channel 'a' failed"
         ]
@@ -354,7 +354,7 @@ async def test_many_refusals_are_one_line(caplog: pytest.LogCaptureFixture) -> N
         worker.open_link()
         await worker.broadcaster.until(lambda: len(worker.broadcaster.calls[-1][1]) == 400)
         await until_idle()
-        assert len(subscriber.heard) == 400
+        assert len(subscriber.received) == 400
         (line,) = caplog.messages
         assert line.endswith("(and 395 more)")
 
@@ -367,4 +367,4 @@ async def test_refusal_on_a_resumed_link_follows_what_was_received() -> None:
         worker.deliver("a", "1")
         worker.hub.gaps.notify_refused({"a": "not yours"})
         await until_idle()
-        assert subscriber.heard == ["1", lost(reason="the broker refused the channel: not yours")]
+        assert subscriber.received == ["1", lost(reason="the broker refused the channel: not yours")]

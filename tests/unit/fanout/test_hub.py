@@ -31,7 +31,7 @@ async def test_fan_out() -> None:
         worker.deliver("b", "3")
         worker.deliver("d", "4")
         await until_idle()
-        assert (one.heard, two.heard, other.heard) == (["1", "2"], ["1", "2", "3"], [])
+        assert (one.received, two.received, other.received) == (["1", "2"], ["1", "2", "3"], [])
         assert worker.hub.delivered == 3
         assert set(worker.hub.channels) == {"a", "b", "c"}
 
@@ -70,9 +70,9 @@ async def test_many_in_one_pass(count: int) -> None:
         subscriber = await worker.joined("a")
         payloads = [str(number) for number in range(count)]
         worker.deliver("a", *payloads)
-        assert subscriber.heard == payloads[: count - count % 1_024]
+        assert subscriber.received == payloads[: count - count % 1_024]
         await until_idle()
-        assert subscriber.heard == payloads
+        assert subscriber.received == payloads
         assert [len(offer) for offer in subscriber.offers[:1]] == [1_024]
 
 
@@ -83,7 +83,7 @@ async def test_exclude() -> None:
         for data, excluded in (("1", None), ("2", one.token), ("3", two.token), ("4", b"elsewher")):
             worker.hub.deliver("a", encode(data, origin=b"ORIGIN_8", published_at=0.0, excluded=excluded))
         await until_idle()
-        assert (one.heard, two.heard) == (["1", "3", "4"], ["1", "2", "4"])
+        assert (one.received, two.received) == (["1", "3", "4"], ["1", "2", "4"])
 
 
 async def test_malformed(caplog: pytest.LogCaptureFixture) -> None:
@@ -95,7 +95,7 @@ async def test_malformed(caplog: pytest.LogCaptureFixture) -> None:
                 worker.hub.deliver("a", MALFORMED)
         worker.deliver("a", "1")
         await until_idle()
-        assert (worker.hub.malformed, worker.hub.delivered, subscriber.heard) == (9, 1, ["1"])
+        assert (worker.hub.malformed, worker.hub.delivered, subscriber.received) == (9, 1, ["1"])
         assert caplog.messages == [
             f"dropped a malformed payload on channel 'a' ({count} so far)" for count in (1, 2, 4, 8)
         ]
@@ -116,7 +116,7 @@ async def test_leave() -> None:
         worker.hub.leave("a", one)
         worker.deliver("a", "2")
         await until_idle()
-        assert (one.heard, two.heard) == ([], ["1", "2"])
+        assert (one.received, two.received) == ([], ["1", "2"])
 
 
 async def test_leaving_twice() -> None:
@@ -129,7 +129,7 @@ async def test_leaving_twice() -> None:
         worker.hub.leave("a", RecordingSubscriber())
         worker.deliver("a", "1")
         await until_idle()
-        assert (one.heard, two.heard, set(worker.hub.channels)) == ([], ["1"], {"a"})
+        assert (one.received, two.received, set(worker.hub.channels)) == ([], ["1"], {"a"})
 
 
 async def test_last_leave() -> None:
@@ -154,7 +154,7 @@ async def test_lingering_channel_is_silent() -> None:
         two = await worker.joined("a")
         worker.deliver("a", "2")
         await until_idle()
-        assert (one.heard, two.heard) == ([], ["2"])
+        assert (one.received, two.received) == ([], ["2"])
         assert worker.broadcaster.calls == [("subscribe", ("a",))]
 
 
@@ -164,7 +164,7 @@ async def test_concurrent_joins() -> None:
         subscribers = await asyncio.gather(*(worker.joined("a") for _ in range(100)))
         worker.deliver("a", "1")
         await until_idle()
-        assert [subscriber.heard for subscriber in subscribers] == [["1"]] * 100
+        assert [subscriber.received for subscriber in subscribers] == [["1"]] * 100
         assert worker.broadcaster.calls == [("subscribe", ("a",))]
 
 
@@ -180,7 +180,7 @@ async def test_join_misses_nothing() -> None:
         worker.deliver("a", "1")
         await joining
         await until_idle()
-        assert subscriber.heard == ["1"]
+        assert subscriber.received == ["1"]
 
 
 async def test_joining_twice() -> None:
@@ -192,7 +192,7 @@ async def test_joining_twice() -> None:
         worker.hub.leave("a", subscriber)
         worker.deliver("a", "2")
         await until_idle()
-        assert subscriber.heard == ["1"]
+        assert subscriber.received == ["1"]
 
 
 @pytest.mark.parametrize("cancelled", [0, 1], ids=["first", "second"])
@@ -209,7 +209,7 @@ async def test_one_of_two_joins_is_cancelled(cancelled: int) -> None:
         await joining[0]
         worker.deliver("a", "1")
         await until_idle()
-        assert subscriber.heard == ["1"]
+        assert subscriber.received == ["1"]
 
 
 async def test_second_join_that_fails() -> None:
@@ -223,7 +223,7 @@ async def test_second_join_that_fails() -> None:
         await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
         worker.deliver("a", "1")
         await until_idle()
-        assert subscriber.heard == [lost(), "1"]
+        assert subscriber.received == [lost(), "1"]
 
 
 @pytest.mark.parametrize("outcome", ["cancelled", "refused", "timed out"])
@@ -249,10 +249,10 @@ async def test_join_that_fails(outcome: Literal["cancelled", "refused", "timed o
         worker.broadcaster.refusals.clear()
         await worker.joined("b")
         await broadcaster.until(lambda: broadcaster.channels == {"b"})
-        received = len(subscriber.heard)
+        received = len(subscriber.received)
         worker.deliver("a", "2")
         await until_idle()
-        assert (len(subscriber.heard), set(worker.hub.channels), set(worker.broker_subscriptions.wanted)) == (
+        assert (len(subscriber.received), set(worker.hub.channels), set(worker.broker_subscriptions.wanted)) == (
             received,
             {"b"},
             {"b"},
@@ -272,7 +272,7 @@ async def test_join_that_fails_undoes_no_other() -> None:
         await joining[1]
         worker.deliver("a", "1")
         await until_idle()
-        assert (one.heard, two.heard) == ([], ["1"])
+        assert (one.received, two.received) == ([], ["1"])
 
 
 async def test_close() -> None:
@@ -286,7 +286,7 @@ async def test_close() -> None:
         worker.deliver("a", "2")
         worker.hub.gaps.report(["b"])
         await until_idle()
-        assert (subscriber.heard, set(worker.hub.channels), worker.hub.delivered) == ([], set(), 0)
+        assert (subscriber.received, set(worker.hub.channels), worker.hub.delivered) == ([], set(), 0)
 
 
 # --- a fan-out too long for one pass -------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ async def test_other_channel_during_a_long_fan_out() -> None:
         await run_passes(1)
         worker.deliver("b", "2")
         await run_passes(20)
-        assert (other.heard, counts(members)) == (["2"], (30,))
+        assert (other.received, counts(members)) == (["2"], (30,))
 
 
 async def test_other_channel_takes_its_turn_at_once() -> None:
@@ -356,7 +356,7 @@ async def test_other_channel_takes_its_turn_at_once() -> None:
         await run_passes(1)
         worker.deliver("b", "2")
         await run_passes(3)
-        assert (other.heard, counts(members) < (30,)) == (["2"], True)
+        assert (other.received, counts(members) < (30,)) == (["2"], True)
 
 
 async def test_many_messages_during_a_long_fan_out() -> None:
@@ -368,7 +368,7 @@ async def test_many_messages_during_a_long_fan_out() -> None:
         payloads = [str(number) for number in range(2_000)]
         worker.deliver("a", *payloads)
         await run_passes(20)
-        assert [member.heard for member in members] == [["first", *payloads]] * 5
+        assert [member.received for member in members] == [["first", *payloads]] * 5
 
 
 async def test_close_during_a_long_fan_out() -> None:
@@ -422,7 +422,7 @@ async def test_any_traffic_in_slices(steps: list[tuple[str, int]], slice_size: i
             await run_passes(passes)
         await run_passes(200)
         for channel, members in crowds.items():
-            assert [member.heard for member in members] == [published_by_channel[channel]] * size
+            assert [member.received for member in members] == [published_by_channel[channel]] * size
         assert worker.hub.delivered == len(steps)
 
 
@@ -528,10 +528,10 @@ async def test_any_use(random_steps: list[tuple[Verb, int, int]], linger_seconds
         assert worker.broadcaster.doubled == []
         assert set(worker.hub.channels) == worker.broadcaster.channels
         for member in use.subscribers:
-            member.heard.clear()
+            member.received.clear()
         for name in use.channels:
             worker.deliver(name, name)
         await until_idle()
         for number, member in enumerate(use.subscribers):
             expected = [name for place, name in enumerate(use.channels) if (place, number) in use.members]
-            assert member.heard == expected
+            assert member.received == expected

@@ -127,7 +127,7 @@ async def test_gap_wakes_the_consumer() -> None:
         subscription.end()
 
 
-async def test_slow_consumer_is_cut_behind_what_waited() -> None:
+async def test_slow_consumer_is_cut_after_what_waited() -> None:
     """With the policy `close` the consumer gets what fitted, then the error, again and again, and has left the hub."""
     async with following_hub() as hub:
         subscription = subscription_on(hub, max_messages=2)
@@ -196,7 +196,7 @@ async def test_end_of_the_backplane_ends_the_iteration() -> None:
         assert await rest(messages) == []
 
 
-async def test_end_of_the_backplane_ends_behind_what_waits() -> None:
+async def test_end_of_the_backplane_ends_after_what_waits() -> None:
     """What was delivered before the stop is still consumed."""
     backplane = Backplane("memory://")
     await backplane.start()
@@ -305,7 +305,7 @@ async def test_leaving_the_block_leaves_the_channel() -> None:
     async with Backplane("memory://") as backplane:
         async with backplane.subscribe("a") as messages:
             pass
-        await backplane.publish("a", "unheard")
+        await backplane.publish("a", "unreceived")
         await until_idle()
         assert await rest(messages) == []
 
@@ -322,14 +322,14 @@ async def test_error_in_the_block_leaves_the_channel() -> None:
     async with Backplane("memory://") as backplane:
         with pytest.raises(KeyError, match="mine"):
             await consume(backplane)
-        await backplane.publish("a", "unheard")
+        await backplane.publish("a", "unreceived")
         assert await rest(entered[0]) == []
 
 
 async def test_join_later() -> None:
     """A channel joined later is received from then on; to iterate before that raises."""
     async with Backplane("memory://") as backplane, backplane.subscribe() as messages:
-        await backplane.publish("a", "unheard")
+        await backplane.publish("a", "unreceived")
         with pytest.raises(LifecycleError, match="join one before iterating"):
             await take(messages, 1)  # it would wait for ever
         await messages.join("a")
