@@ -12,15 +12,15 @@ from backplane.broker.probe import DeliveryProbe
 from backplane.broker.session import LinkSession
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.message import Gap
+from tests.unit.controlled_adapter import Adapter
 from tests.unit.doubles import until_idle
-from tests.unit.supervised import (
+from tests.unit.kit import (
     BRISK_PROBE,
     ORIGIN,
     PROBE_CHANNEL,
     SETTINGS,
     WAIT_SECONDS,
-    Adapter,
-    World,
+    SupervisedWorld,
     interrupting_a_spin,
     supervised,
     warnings_of,
@@ -132,7 +132,7 @@ async def test_traffic_both_ways_suppresses_the_probe(stops: str, monkeypatch: p
     adapter = Adapter(brokered=True)
     quiet = asyncio.Event()
 
-    async def traffic(made: World) -> None:
+    async def traffic(made: SupervisedWorld) -> None:
         while not (quiet.is_set() and probes(adapter) > before):
             if not quiet.is_set() or stops == "out":
                 adapter.links[-1].deliver("a", b"traffic")

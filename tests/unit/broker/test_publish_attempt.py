@@ -12,12 +12,12 @@ from backplane.errors import (
     PublishOutcomeUnknownError,
 )
 from backplane.message import Gap
+from tests.unit.controlled_adapter import Adapter
 from tests.unit.doubles import Gate, until_idle
-from tests.unit.supervised import (
+from tests.unit.kit import (
     SETTINGS,
     WAIT_SECONDS,
-    Adapter,
-    World,
+    SupervisedWorld,
     supervised,
 )
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 QUICK_PUBLISH = replace(SETTINGS, publish_timeout_seconds=0.05)
 
 
-async def unanswered(made: World) -> None:
+async def unanswered(made: SupervisedWorld) -> None:
     """Publish a message that gets no answer."""
     with pytest.raises(PublishOutcomeUnknownError):
         await made.publisher.publish("a", b"x")

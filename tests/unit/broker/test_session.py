@@ -12,8 +12,9 @@ from backplane.errors import BrokerUnavailableError
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
 from backplane.message import ALL, Gap
+from tests.unit.controlled_adapter import Adapter
 from tests.unit.doubles import until_idle
-from tests.unit.supervised import PROBE_CHANNEL, Adapter, supervised
+from tests.unit.kit import PROBE_CHANNEL, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable

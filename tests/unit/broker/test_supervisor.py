@@ -16,17 +16,16 @@ from backplane.errors import (
     SubscribeError,
 )
 from backplane.message import ALL, Gap
+from tests.unit.controlled_adapter import Adapter
 from tests.unit.doubles import Gate, RecordingSubscriber, until_idle
-from tests.unit.supervised import (
+from tests.unit.kit import (
     BRISK_PROBE,
     PROBE_CHANNEL,
     SETTINGS,
     WAIT_SECONDS,
-    Adapter,
-    World,
+    SupervisedWorld,
     supervised,
     warnings_of,
-    world,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_start_opens_the_link_and_stop_closes_it() -> None:
     """The state is starting, live and closed in turn, as the adapter is started and stopped."""
-    made = world()
+    made = SupervisedWorld()
     assert (made.supervisor.state, made.supervisor.generation) == ("starting", 0)
     await made.supervisor.start()
     assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
@@ -53,7 +52,7 @@ async def test_start_opens_the_link_and_stop_closes_it() -> None:
 
 async def test_start_subscribes_to_what_is_wanted_already() -> None:
     """A join that is called while the first link is being opened is confirmed on it."""
-    made = world()
+    made = SupervisedWorld()
     made.adapter.start_gate.close()
     starting = asyncio.create_task(made.supervisor.start())
     joining = asyncio.create_task(made.joined("a"))
@@ -75,7 +74,7 @@ async def test_start_tries_again_after_a_retriable_error() -> None:
 
 async def test_start_raises_the_last_error_when_time_is_up() -> None:
     """Where no try succeeds, the start ends at its timeout and raises the error of the last try."""
-    made = world(settings=replace(SETTINGS, start_timeout_seconds=0.2, max_backoff_seconds=0.02))
+    made = SupervisedWorld(settings=replace(SETTINGS, start_timeout_seconds=0.2, max_backoff_seconds=0.02))
     made.adapter.start_errors = [BrokerUnavailableError(f"try {number}") for number in range(1, 100_000)]
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -91,7 +90,7 @@ async def test_start_raises_the_last_error_when_time_is_up() -> None:
 @pytest.mark.parametrize("error", [BrokerAuthenticationError("wrong password"), RuntimeError("a fault")], ids=repr)
 async def test_start_raises_at_once_what_another_try_cannot_help(error: Exception) -> None:
     """Refused credentials, or a fault of the adapter, are raised after one try."""
-    made = world()
+    made = SupervisedWorld()
     made.adapter.start_error = error
     with pytest.raises(type(error)) as caught:
         await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
@@ -101,7 +100,7 @@ async def test_start_raises_at_once_what_another_try_cannot_help(error: Exceptio
 
 async def test_start_without_an_answer_times_out() -> None:
     """A broker that accepts the connection and never answers delays the start by its timeout and no more."""
-    made = world(settings=replace(SETTINGS, start_timeout_seconds=0.05))
+    made = SupervisedWorld(settings=replace(SETTINGS, start_timeout_seconds=0.05))
     made.adapter.start_gate.close()
     with pytest.raises(BrokerUnavailableError, match=r"^no answer from controlled:// within "):
         await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
@@ -110,7 +109,7 @@ async def test_start_without_an_answer_times_out() -> None:
 
 async def test_start_that_times_out_raises_the_error_of_an_earlier_try() -> None:
     """The last try was cut short by the timeout, so the error of the try before it is raised."""
-    made = world(settings=replace(SETTINGS, start_timeout_seconds=0.3, max_backoff_seconds=0.02))
+    made = SupervisedWorld(settings=replace(SETTINGS, start_timeout_seconds=0.3, max_backoff_seconds=0.02))
     made.adapter.start_errors = [BrokerUnavailableError("no TLS here")]
     starting = asyncio.create_task(made.supervisor.start())
     await made.adapter.until(lambda: made.adapter.verbs.count("start") == 1)
@@ -121,7 +120,7 @@ async def test_start_that_times_out_raises_the_error_of_an_earlier_try() -> None
 
 async def test_start_cancelled_stops_the_adapter() -> None:
     """A cancelled start leaves neither a link nor a task."""
-    made = world()
+    made = SupervisedWorld()
     made.adapter.start_gate.close()
     starting = asyncio.create_task(made.supervisor.start())
     await made.adapter.until(lambda: made.adapter.verbs == ["start"])
@@ -133,7 +132,7 @@ async def test_start_cancelled_stops_the_adapter() -> None:
 
 async def test_start_stops_the_adapter_before_it_starts_it_again() -> None:
     """A first link whose subscriptions fail is closed before the next is opened: `start` and `stop` alternate."""
-    made = world()
+    made = SupervisedWorld()
     made.adapter.start_gate.close()
     made.adapter.error = BrokerUnavailableError("gone while subscribing")
     starting = asyncio.create_task(made.supervisor.start())
@@ -150,7 +149,7 @@ async def test_start_stops_the_adapter_before_it_starts_it_again() -> None:
 
 async def test_start_raises_its_own_error_though_stop_raises_too() -> None:
     """The start raises why it failed, not that the adapter then failed to stop."""
-    made = world()
+    made = SupervisedWorld()
     made.adapter.start_error = BrokerAuthenticationError("wrong password")
     made.adapter.stop_error = RuntimeError("cannot stop")
     with pytest.raises(BrokerAuthenticationError, match=r"^wrong password$"):
@@ -159,7 +158,7 @@ async def test_start_raises_its_own_error_though_stop_raises_too() -> None:
 
 async def test_start_fails_in_time_though_stop_hangs() -> None:
     """An adapter that hangs in `stop` does not delay the error of a failed start."""
-    made = world(stop_seconds=0.05)
+    made = SupervisedWorld(stop_seconds=0.05)
     made.adapter.start_error = BrokerAuthenticationError("wrong password")
     made.adapter.stop_gate.close()
     with pytest.raises(BrokerAuthenticationError, match=r"^wrong password$"):
@@ -519,7 +518,7 @@ async def test_joined_channel_that_begins_to_end_links_is_a_gap() -> None:
 async def test_channel_that_ends_links_does_not_delay_a_start() -> None:
     """A strict start with such a channel among the wanted ones succeeds, with all the others."""
     adapter = TouchyAdapter("evil")
-    made = world(adapter)
+    made = SupervisedWorld(adapter)
     joining = {name: asyncio.create_task(made.joined(name)) for name in ("a", "evil", "b")}
     await until_idle()
     await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
@@ -563,7 +562,7 @@ async def test_losses_by_chance_quarantine_no_channel() -> None:
 
 
 @asynccontextmanager
-async def refused_after_reconnect(adapter: Adapter) -> AsyncGenerator[tuple[World, RecordingSubscriber]]:
+async def refused_after_reconnect(adapter: Adapter) -> AsyncGenerator[tuple[SupervisedWorld, RecordingSubscriber]]:
     """Reconnect to a broker whose rules have changed: it refuses channel `a`."""
     async with supervised(adapter, BRISK_PROBE) as made:
         subscriber = await made.joined("a")
@@ -828,7 +827,7 @@ async def test_lazy_start_without_an_answer_times_out() -> None:
 
 async def test_lazy_start_does_not_hide_a_fault() -> None:
     """An error that is not the broker's is raised, and nothing runs in the background."""
-    made = world(settings=LAZY)
+    made = SupervisedWorld(settings=LAZY)
     made.adapter.start_error = RuntimeError("a fault")
     with pytest.raises(RuntimeError, match="a fault"):
         await made.supervisor.start()

@@ -10,7 +10,8 @@ import pytest
 from backplane.broadcaster import SupportsResume
 from backplane.errors import BrokerUnavailableError
 from backplane.message import ALL, Gap
-from tests.unit.supervised import Adapter, supervised, world
+from tests.unit.controlled_adapter import Adapter
+from tests.unit.kit import SupervisedWorld, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -147,7 +148,7 @@ async def test_a_gap_on_an_unconfirmed_channel_is_reported_when_it_is_confirmed(
 
 async def test_a_channel_dropped_while_resuming_is_unsubscribed() -> None:
     """A channel that is dropped while the adapter resumes is unsubscribed."""
-    made = world(ResumingAdapter())
+    made = SupervisedWorld(ResumingAdapter())
     made.broker_subscriptions.close()
     await made.broker_subscriptions.subscribe_all(made.adapter, {"left"})
     assert made.adapter.calls == [("unsubscribe", ("left",))]

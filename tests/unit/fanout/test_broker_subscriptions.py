@@ -10,15 +10,12 @@ import pytest
 from backplane.errors import BrokerUnavailableError, SubscribeError
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from tests.unit.doubles import ControlledBroadcaster, following, run_passes, until_idle
+from tests.unit.kit import AT_ONCE, NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 pytestmark = pytest.mark.anyio
-
-# Over before the next pass of the event loop but one, and longer than any test.
-AT_ONCE = 1e-9
-NEVER = 3_600.0
 
 
 @pytest.fixture

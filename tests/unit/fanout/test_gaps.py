@@ -9,7 +9,7 @@ import pytest
 from backplane.errors import SubscribeError
 from backplane.message import ALL, Gap
 from tests.unit.doubles import RecordingSubscriber, run_passes, until_idle
-from tests.unit.fanout.running_hub import counts, crowd, lost, running
+from tests.unit.kit import counts, crowd, lost, running
 
 pytestmark = pytest.mark.anyio
 
@@ -56,19 +56,19 @@ async def test_gap_while_a_channel_is_not_subscribed(refused: bool) -> None:
         subscriber = await worker.joined("a")
         if refused:
             await worker.lose_link()
-            worker.broadcaster.refusals["a"] = "not yours"
+            worker.adapter.refusals["a"] = "not yours"
             worker.open_link()
-            await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
+            await worker.adapter.until(lambda: len(worker.adapter.calls) == 2)
             await until_idle()
-            del worker.broadcaster.refusals["a"]
+            del worker.adapter.refusals["a"]
         else:
-            worker.broadcaster.channels.clear()
+            worker.adapter.channels.clear()
             worker.hub.revoke(["a"], "revoked")
         reported = len(subscriber.received)
         worker.hub.gap(ALL, "a queue overran")
         assert len(subscriber.received) == reported
         worker.broker_subscriptions.retry_refused()
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
         await until_idle()
         assert subscriber.received[reported:] == [lost(reason="a queue overran")]
 
@@ -81,7 +81,7 @@ async def test_gap_of_a_lost_link() -> None:
         await worker.lose_link()
         assert subscriber.received == ["1"]
         worker.open_link()
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
         await until_idle()
         assert subscriber.received == ["1", lost()]
         worker.deliver("a", "2")
@@ -97,7 +97,7 @@ async def test_message_before_the_confirmation() -> None:
         worker.deliver("a", "1")
         await until_idle()
         worker.open_link()
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
         worker.deliver("a", "2")
         await until_idle()
         assert subscriber.received == [lost(), "1", "2"]
@@ -108,13 +108,13 @@ async def test_link_lost_twice_before_it_is_back() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link("first")
-        worker.broadcaster.subscribe_gate.close()
+        worker.adapter.subscribe_gate.close()
         worker.open_link()
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 2)
         await worker.lose_link("second")
-        worker.broadcaster.subscribe_gate.open()
+        worker.adapter.subscribe_gate.open()
         worker.open_link()
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
         worker.deliver("a", "1")
         await until_idle()
         assert subscriber.received == [lost(reason="second"), "1"]
@@ -127,7 +127,7 @@ async def test_link_lost_twice() -> None:
         for number in range(3):
             await worker.lose_link(str(number))
             worker.open_link()
-            await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+            await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
             await until_idle()
         assert subscriber.received == [lost(reason="0"), lost(reason="1"), lost(reason="2")]
 
@@ -167,13 +167,13 @@ async def test_gap_of_a_channel_that_was_left() -> None:
 async def test_no_gap_before_the_first_confirmation() -> None:
     """A join that waits for the broker's confirmation has been promised nothing, and gets no gap."""
     async with running() as worker:
-        worker.broadcaster.subscribe_gate.close()
+        worker.adapter.subscribe_gate.close()
         subscriber = RecordingSubscriber()
         joining = asyncio.create_task(worker.hub.join("a", subscriber))
-        await worker.broadcaster.until(lambda: worker.broadcaster.calls == [("subscribe", ("a",))])
+        await worker.adapter.until(lambda: worker.adapter.calls == [("subscribe", ("a",))])
         worker.hub.gap(ALL, "a queue overran")
         await worker.lose_link()
-        worker.broadcaster.subscribe_gate.open()
+        worker.adapter.subscribe_gate.open()
         worker.open_link()
         await joining
         worker.deliver("a", "1")
@@ -186,9 +186,9 @@ async def test_refused_on_a_new_link() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.refusals["a"] = "not yours"
+        worker.adapter.refusals["a"] = "not yours"
         worker.open_link()
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 2)
         await until_idle()
         assert subscriber.received == [lost(reason="the broker refused the channel: not yours")]
 
@@ -198,7 +198,7 @@ async def test_refused_on_a_new_link_while_a_newcomer_waits() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.refusals["a"] = "not yours"
+        worker.adapter.refusals["a"] = "not yours"
         newcomer = asyncio.create_task(worker.joined("a"))
         await until_idle()
         worker.open_link()
@@ -213,14 +213,14 @@ async def test_refused_for_a_while() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.refusals["a"] = "not yours"
+        worker.adapter.refusals["a"] = "not yours"
         worker.open_link()
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 2)
         await until_idle()
         reported = len(subscriber.received)
-        worker.broadcaster.refusals.clear()
+        worker.adapter.refusals.clear()
         worker.broker_subscriptions.retry_refused()
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
         await until_idle()
         worker.deliver("a", "1")
         await until_idle()
@@ -233,13 +233,13 @@ async def test_refused_again_and_again(caplog: pytest.LogCaptureFixture) -> None
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.refusals["a"] = "not yours"
+        worker.adapter.refusals["a"] = "not yours"
         worker.open_link()
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 2)
         for calls in (3, 4):
             await until_idle()
             worker.broker_subscriptions.retry_refused()
-            await worker.broadcaster.until(lambda calls=calls: len(worker.broadcaster.calls) == calls)  # type: ignore[misc]
+            await worker.adapter.until(lambda calls=calls: len(worker.adapter.calls) == calls)  # type: ignore[misc]
         await until_idle()
         assert subscriber.received == [lost(reason="the broker refused the channel: not yours")]
         assert caplog.messages == [
@@ -270,17 +270,17 @@ async def test_unconfirmed_on_a_new_link(caplog: pytest.LogCaptureFixture) -> No
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.unconfirmed["a"] = "no place"
+        worker.adapter.unconfirmed["a"] = "no place"
         worker.open_link()
         newcomer = asyncio.create_task(worker.joined("a"))
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 8)  # two more than it takes
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 8)  # two more than it takes
         await until_idle()
         gap = lost(reason="the broker has not confirmed the channel again: no place")
         assert subscriber.received == [gap]
         assert caplog.messages == [
             "the broker does not confirm channels, their subscribers receive nothing: not confirmed yet: 'a': no place"
         ]
-        worker.broadcaster.unconfirmed.clear()
+        worker.adapter.unconfirmed.clear()
         late = await newcomer
         worker.deliver("a", "1")
         await until_idle()
@@ -293,14 +293,14 @@ async def test_unconfirmed_and_then_refused() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.unconfirmed["a"] = "no place"
+        worker.adapter.unconfirmed["a"] = "no place"
         worker.open_link()
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 6)
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 6)
         await until_idle()
         assert len(subscriber.received) == 1
-        worker.broadcaster.unconfirmed.clear()
-        worker.broadcaster.refusals["a"] = "not yours"
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 7)
+        worker.adapter.unconfirmed.clear()
+        worker.adapter.refusals["a"] = "not yours"
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 7)
         await until_idle()
         assert subscriber.received[1] == lost(reason="the broker refused the channel: not yours")
 
@@ -309,7 +309,7 @@ async def test_unconfirmed_and_then_refused() -> None:
 async def test_gap_during_a_long_fan_out(at_once: bool) -> None:
     """A gap follows everything received before it, for all subscribers, at whichever slice the fan-out is."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
-        members = await crowd(worker, "a", 10)
+        subscribers = await crowd(worker, "a", 10)
         others = await crowd(worker, "b", 4)
         worker.deliver("a", "1")
         worker.deliver("b", "x")
@@ -319,12 +319,12 @@ async def test_gap_during_a_long_fan_out(at_once: bool) -> None:
             worker.hub.gap(["a"], "overrun")
         else:
             worker.hub.open_gap(["a"], "overrun")
-        assert [member.received[:2] for member in members] == [["1", "2"]] * 10
+        assert [subscriber.received[:2] for subscriber in subscribers] == [["1", "2"]] * 10
         assert counts(others) == (4,)
         worker.deliver("a", "3")
         await run_passes(20)
-        assert [member.received for member in members] == [["1", "2", lost(reason="overrun"), "3"]] * 10
-        assert [member.received for member in others] == [["x"]] * 4
+        assert [subscriber.received for subscriber in subscribers] == [["1", "2", lost(reason="overrun"), "3"]] * 10
+        assert [subscriber.received for subscriber in others] == [["x"]] * 4
 
 
 async def test_subscriber_that_raises_at_a_gap(caplog: pytest.LogCaptureFixture) -> None:
@@ -350,9 +350,9 @@ async def test_many_refusals_are_one_line(caplog: pytest.LogCaptureFixture) -> N
     async with running() as worker:
         subscriber = await worker.joined(*names)
         await worker.lose_link()
-        worker.broadcaster.refusals |= dict.fromkeys(names, "not yours")
+        worker.adapter.refusals |= dict.fromkeys(names, "not yours")
         worker.open_link()
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls[-1][1]) == 400)
+        await worker.adapter.until(lambda: len(worker.adapter.calls[-1][1]) == 400)
         await until_idle()
         assert len(subscriber.received) == 400
         (line,) = caplog.messages
