@@ -87,11 +87,10 @@ class ConnectionDriver(BaseSubscriber):
     def __init__(
         self, socket: Socket, hub: Hub, outbox: Outbox, policy: ConnectionPolicy | None = None, *, context: Any = None
     ) -> None:
-        # It is its own rules: `check_join` asks the policy about `connection`, which is what the application knows.
-        super().__init__(hub, self, context=context)
+        self.policy: ConnectionPolicy = policy or ConnectionPolicy()
+        super().__init__(hub, self.policy, context=context)
         self.connection: Connection = Connection(self)
         self.affinity: LoopAffinity = hub.affinity
-        self.policy: ConnectionPolicy = policy or ConnectionPolicy()
         self.socket = socket
         self.outbox = outbox
         lane = socket.lane
@@ -118,6 +117,11 @@ class ConnectionDriver(BaseSubscriber):
         return "connection"
 
     @property
+    def _client(self) -> Connection:
+        """What the application knows of it."""
+        return self.connection
+
+    @property
     def state(self) -> ConnectionState:
         """Where it is between its handshake and its end."""
         if self._close_sequence is not None:
@@ -137,14 +141,6 @@ class ConnectionDriver(BaseSubscriber):
         return self._tasks
 
     # --- what the application's verbs need beside the parts ---
-
-    async def check_join(self, _: BaseSubscriber, channel: str, /) -> None:
-        """Check that the client may join `channel`; see `ConnectionPolicy.check_join`."""
-        await self.policy.check_join(self.connection, channel)
-
-    def check_channels(self, _: BaseSubscriber, count: int, /) -> None:
-        """Check that the client may join `count` channels; see `ConnectionPolicy.check_channels`."""
-        self.policy.check_channels(self.connection, count)
 
     def check_attached(self) -> None:
         """Check that the client still receives.
