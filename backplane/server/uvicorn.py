@@ -152,10 +152,10 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
 
 
 class SharedCompressionProtocol(DirectLaneProtocol):
-    """The same, compressing each message independently of earlier ones (RFC 7692, `server_no_context_takeover`).
+    """`DirectLaneProtocol` that compresses each message independently of earlier ones.
 
-    A message compressed once can then be written to all clients that negotiated permessage-deflate. Small messages
-    compress less well this way, and a connection takes less memory.
+    It negotiates `server_no_context_takeover` (RFC 7692). A message compressed once can then be written to all clients
+    that negotiated permessage-deflate. Small messages compress less well this way, and a connection takes less memory.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -24,7 +24,7 @@ __all__ = ["ClientRegistry", "LocalClient"]
 logger: Final = logging.getLogger("backplane.worker.clients")
 
 _CURE: Final = (
-    "behind a proxy, let the server believe its headers (Uvicorn: --forwarded-allow-ips, over a Unix socket '*'), "
+    "behind a proxy, let the server trust its headers (Uvicorn: --forwarded-allow-ips, over a Unix socket '*'), "
     "or pass client_key="
 )
 
