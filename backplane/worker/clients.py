@@ -1,4 +1,4 @@
-"""The clients of this worker: who is accepted, how many, and in which order they are closed."""
+"""The clients of this worker: which are accepted, how many, and in which order they are closed."""
 
 from __future__ import annotations
 

@@ -400,7 +400,7 @@ async def test_not_started() -> None:
 
 @pytest.mark.parametrize("channel", ["prices.*", "quotes.>"])
 async def test_pattern(channel: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who subscribes to what looks like a pattern is warned, and receives what is published to exactly that name."""
+    """A name like a pattern is joined with a warning, and receives what is published to exactly that name."""
     monkeypatch.setattr("backplane.channels._warned_about", set[str]())
     async with Backplane("memory://") as backplane, backplane.subscribe(channel) as messages:
         await backplane.publish("prices.dax", "1")
