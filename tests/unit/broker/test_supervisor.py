@@ -306,17 +306,17 @@ async def test_gap_is_reported_before_a_message_that_overtakes_the_confirmation(
 async def test_loss_between_an_early_message_and_the_confirmation_is_a_gap() -> None:
     """A link that is lost after a message overtook the broker's confirmation leaves a second gap on that channel."""
     async with supervised() as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         made.adapter.subscribe_gate.close()
         made.adapter.cut()
         await made.adapter.until(lambda: made.adapter.verbs.count("subscribe") == 2)
         made.adapter.links[-1].deliver("a", b"early")
-        assert len(await listener.hears(2)) == 2
+        assert len(await subscriber.receives(2)) == 2
         made.adapter.subscribe_gate.open()
         made.adapter.error = BrokerUnavailableError("cut once more")
         await made.adapter.until(lambda: made.adapter.verbs.count("subscribe") > 2)
         made.adapter.error = None
-        reasons = [item.reason if isinstance(item, Gap) else item for item in await listener.hears(3)]
+        reasons = [item.reason if isinstance(item, Gap) else item for item in await subscriber.receives(3)]
         assert reasons == [
             "the link to the broker was lost: cut",
             "early",
@@ -327,7 +327,7 @@ async def test_loss_between_an_early_message_and_the_confirmation_is_a_gap() -> 
 async def test_refusal_after_an_early_message_is_reported() -> None:
     """A channel that is refused after a message overtook the answer is reported, and once more when it is confirmed."""
     async with supervised() as made:
-        listener = await made.listener("a", "b")
+        subscriber = await made.joined("a", "b")
         made.adapter.refusals["a"] = "not yours"
         made.adapter.subscribe_gate.close()
         made.adapter.cut()
@@ -337,14 +337,14 @@ async def test_refusal_after_an_early_message_is_reported() -> None:
         refused = Gap(channel="a", reason="the broker refused the channel: not yours")
         lost = Gap(channel="a", reason="the link to the broker was lost: cut")
         await made.reaches("live")
-        assert [item for item in await listener.hears(4) if item != replace(lost, channel="b")] == [
+        assert [item for item in await subscriber.receives(4) if item != replace(lost, channel="b")] == [
             lost,
             "early",
             refused,
         ]
         del made.adapter.refusals["a"]
         made.broker_subscriptions.retry_refused()
-        assert (await listener.hears(5))[-1] == refused
+        assert (await subscriber.receives(5))[-1] == refused
 
 
 async def test_gap_is_reported_to_the_subscribers_of_the_lost_link() -> None:

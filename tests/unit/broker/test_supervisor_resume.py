@@ -127,13 +127,13 @@ async def test_a_gap_outlives_the_link_that_found_it_while_resuming() -> None:
     """A gap that the adapter reported on a link that was lost before it was live is reported by the next one."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         adapter.gap_reason, adapter.missed = "deleted by age", [b"dropped with the link"]
         adapter.late_error = BrokerUnavailableError("cut while resuming")
         adapter.cut()
         await made.reaches("live", generation=3)
         await adapter.publish("a", b"next")
-        assert await listener.hears(2) == [Gap(channel="a", reason="deleted by age"), "next"]
+        assert await subscriber.receives(2) == [Gap(channel="a", reason="deleted by age"), "next"]
 
 
 async def test_a_channel_that_is_refused_on_a_resumed_link_is_a_gap() -> None:
@@ -168,11 +168,11 @@ async def test_a_channel_that_is_not_confirmed_at_once_on_a_resumed_link_is_a_ga
     """A channel without a final answer on a resumed link is a gap, reported once when it is confirmed."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
-        listener = await made.listener("a", "b")
-        adapter.doubts["a"] = "BUSY"
+        subscriber = await made.joined("a", "b")
+        adapter.unconfirmed["a"] = "BUSY"
         await made.recover()
-        del adapter.doubts["a"]
-        assert await listener.hears(1) == [
+        del adapter.unconfirmed["a"]
+        assert await subscriber.receives(1) == [
             Gap(channel="a", reason="the broker has not confirmed the channel again: BUSY")
         ]
 
