@@ -114,9 +114,7 @@ class BaseSubscriber(ABC):
         self._channels[channel] = None
         if self._rules is not None:
             try:
-                self._rules.check_channels(
-                    self._client, len(self._channels)
-                )  # others can have joined meanwhile
+                self._rules.check_channels(self._client, len(self._channels))  # others can have joined meanwhile
             except TooManyChannelsError:
                 await self.leave(channel)
                 raise
