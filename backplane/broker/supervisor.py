@@ -84,7 +84,7 @@ class Supervisor:
         self._stop_seconds = stop_seconds
         self._outage_log_seconds = outage_log_seconds
         self._task: asyncio.Task[None] | None = None
-        self._outage = OutageLog(logger, first_line_seconds=outage_log_seconds)
+        self._outage = OutageLog(first_line_seconds=outage_log_seconds)
         self._was_live = False
         self.probe: DeliveryProbe = DeliveryProbe(
             broadcaster,
@@ -302,10 +302,16 @@ class Supervisor:
                     raise SilentLinkError(f"the link is silent: {MAX_MISSED} checks got no answer") from None
 
     def _retire_session(self, error: Exception) -> None:
-        """Ignore further reports of the session, and open a gap on every channel that it had confirmed."""
-        self.status.session.retired = True
+        """Ignore further reports of the session, and open a gap on every channel that it had confirmed.
+
+        What it had received after a gap that it found while it resumed is dropped with it, so that gap is opened too.
+        """
+        session = self.status.session
+        session.retired = True
         resumes = self._broadcaster.capabilities.resumes
         self._hub.open_gap(ALL, f"the link to the broker was lost: {error}", resumed=resumes)
+        for channels, reason in session.unreported_gaps:
+            self._hub.open_gap(channels, reason)
         self._broker_subscriptions.forget_link(ended=not isinstance(error, SilentLinkError))
 
     async def _reopen(self, backoff: Backoff) -> None:
@@ -317,7 +323,7 @@ class Supervisor:
             try:
                 return await self._open(self._settings.start_timeout_seconds)
             except Exception as error:  # of the broker, or a fault of the adapter: either may be gone at the next try
-                self._outage.log(error, f"still no link to {self._broadcaster.url}")
+                self._outage.log(error, self._broadcaster.url)
                 self._retire_session(error)
 
     async def _stop_broadcaster(self, *, suspend: bool = False) -> None:
@@ -332,7 +338,7 @@ class Supervisor:
 
     def _degrade(self, reason: str) -> None:
         if self.status.state != "degraded":
-            self._outage = OutageLog(logger, first_line_seconds=self._outage_log_seconds)
+            self._outage = OutageLog(first_line_seconds=self._outage_log_seconds)
         self.status.change("degraded", reason)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:

@@ -113,7 +113,7 @@ class ConnectionDriver(BaseSubscriber):
 
     @property
     def kind(self) -> str:
-        """What it is, in words."""
+        """`connection`: what it is in logs and errors."""
         return "connection"
 
     @property
@@ -162,7 +162,7 @@ class ConnectionDriver(BaseSubscriber):
         """Let its permission run out at `moment`, in seconds since the epoch; `None`: never."""
         now = asyncio.get_running_loop().time()
         self.timers.expires_at = None if moment is None else now + moment - time.time()
-        if self.state in ("open", "draining"):
+        if self.is_accepted and self.state in ("open", "draining"):
             self.timers.due = self.timers.next_due(now, self.policy.limits)
             self.policy.keepalive.put(self)
 
