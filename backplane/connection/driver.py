@@ -91,8 +91,8 @@ class ConnectionDriver(BaseSubscriber):
         super().__init__(hub, self.policy, context=context)
         self.connection: Connection = Connection(self)
         self.affinity: LoopAffinity = hub.affinity
-        self.socket = socket
-        self.outbox = outbox
+        self.socket: Socket = socket
+        self.outbox: Outbox = outbox
         lane = socket.lane
         self.sender: Sender = (
             AsgiSender(outbox, self, socket.send, self._context)
@@ -106,7 +106,7 @@ class ConnectionDriver(BaseSubscriber):
             lane.limit_messages(limits.max_message_bytes)
         self.receiver: Receiver = Receiver(socket.receive, limits, self)
         socket.on_bypass(self.receiver)
-        self.is_accepted = False
+        self.is_accepted: bool = False
         self._close_sequence: CloseSequence | None = None
         self._tasks: Tasks | None = None
         self._handler: Handler | None = None
@@ -162,7 +162,7 @@ class ConnectionDriver(BaseSubscriber):
         """Let its permission run out at `moment`, in seconds since the epoch; `None`: never."""
         now = asyncio.get_running_loop().time()
         self.timers.expires_at = None if moment is None else now + moment - time.time()
-        if self.state in ("open", "draining"):
+        if self.is_accepted and self.state in ("open", "draining"):
             self.timers.due = self.timers.next_due(now, self.policy.limits)
             self.policy.keepalive.put(self)
 
