@@ -111,7 +111,7 @@ class PublishBuffer:
         self._insert(self._kept.setdefault(channel, deque()), place, payload)
         self._count += 1
         self._size_bytes += len(payload)
-        if self._sender is None:
+        if self._sender is None and not self._stopped:  # kept while `stop` ends the sender: dropped with the rest
             self._sender = task_in(
                 self._context, self._send_kept(), asyncio.get_running_loop(), name="backplane-outage-buffer"
             )

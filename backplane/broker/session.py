@@ -7,7 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from backplane.concurrency.affinity import LoopAffinity
     from backplane.errors import BrokerError
@@ -60,6 +60,14 @@ class LinkSession:
     def is_over(self) -> bool:
         """Whether the link was lost, or the supervisor has retired the session."""
         return self.retired or self.failure.done()
+
+    @property
+    def unreported_gaps(self) -> Sequence[tuple[Collection[str] | All, str]]:
+        """The gaps that were found before the channels were confirmed, each with its reason; none after `confirm`.
+
+        If the session is lost before that, the supervisor opens them: an adapter reports each only once.
+        """
+        return self._early_gaps
 
     def publish_answered(self) -> None:
         """Note that the broker has answered a publish: the publish path works."""

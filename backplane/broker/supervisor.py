@@ -300,10 +300,16 @@ class Supervisor:
                     raise SilentLinkError(f"the link is silent: {MAX_MISSED} checks got no answer") from None
 
     def _retire_session(self, error: Exception) -> None:
-        """Ignore further reports of the session, and open a gap on every channel that it had confirmed."""
-        self.status.session.retired = True
+        """Ignore further reports of the session, and open a gap on every channel that it had confirmed.
+
+        What it had received after a gap that it found while it resumed is dropped with it, so that gap is opened too.
+        """
+        session = self.status.session
+        session.retired = True
         resumes = self._broadcaster.capabilities.resumes
         self._hub.open_gap(ALL, f"the link to the broker was lost: {error}", resumed=resumes)
+        for channels, reason in session.unreported_gaps:
+            self._hub.open_gap(channels, reason)
         self._broker_subscriptions.forget_link(ended=not isinstance(error, SilentLinkError))
 
     async def _reopen(self, backoff: Backoff) -> None:

@@ -115,7 +115,7 @@ class CloseSequence:
             )
 
     def close_in_turn(self, code: int, reason: str) -> None:
-        """Do that in this connection's turn: clients that are closed together would reconnect together."""
+        """Close after a flush, in this connection's turn: clients that are closed together reconnect together."""
         self.close_after_flush(code, reason, self._driver.policy.reload_delay())
 
     def task_failed(self, error: BaseException) -> None:

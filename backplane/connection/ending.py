@@ -113,7 +113,7 @@ def refusal(
     of_framework: Callable[[BaseException], Ending | None],
     closed_with: tuple[int, str] | None = None,
 ) -> Ending | None:
-    """Return the same for a client whose handshake is refused: a full worker, one that ends, an origin are ordinary.
+    """Return how a client is closed whose handshake is refused; a full worker, one that ends, an origin are no faults.
 
     Args:
         error: What was raised.

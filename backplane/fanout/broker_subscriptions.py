@@ -47,6 +47,8 @@ class BrokerSubscriptions:
     Attributes:
         on_confirmed: Called with the channels of each request that the broker has confirmed.
         on_refused: Called with wanted channels that the broker refuses, each with its reason.
+        on_unconfirmed: Called with channels of each request on which the broker gave no final answer, each with its
+            reason.
         on_overdue: Called with channels that the broker has not confirmed after several tries, each with its reason.
         link_answered: Whether the broker has answered anything on the present link.
     """
@@ -76,6 +78,7 @@ class BrokerSubscriptions:
         self._revoked: dict[str, str] = {}
         self.on_confirmed: Callable[[Collection[str]], None] = _ignore
         self.on_refused: Callable[[Mapping[str, str]], None] = _ignore
+        self.on_unconfirmed: Callable[[Mapping[str, str]], None] = _ignore
         self.on_overdue: Callable[[Mapping[str, str]], None] = _ignore
 
     @property
@@ -185,6 +188,8 @@ class BrokerSubscriptions:
         """Subscribe again, after a pause, to channels whose subscriptions the broker revoked."""
         # A requested channel can be confirmed at the adapter already, though not here.
         self._revoked |= {channel: reason for channel in channels if channel in self._requested}
+        for channel in channels:  # `acquire` takes a channel whose unsubscription is due for subscribed
+            self._to_unsubscribe.pop(channel, None)
         revoked = self._confirmed.intersection(channels)
         self._confirmed -= revoked
         self._postpone(dict.fromkeys(revoked, reason))
@@ -265,6 +270,7 @@ class BrokerSubscriptions:
         self.on_confirmed(confirmed)
         self._refuse(refused)
         self._postpone(unconfirmed)
+        self.on_unconfirmed(unconfirmed)
         if unconfirmed and self._unconfirmed.is_persistent:
             self.on_overdue(unconfirmed)
 

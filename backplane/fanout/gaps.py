@@ -36,7 +36,8 @@ class OpenGap:
         reason: Why messages may be missing.
         subscribers: The subscribers of the channel when the gap was opened: only these can have missed anything.
         notices: What they were notified of since, so that each notice is given once.
-        resumed: The adapter resumes without loss, so nothing is missing unless the broker refuses the channel.
+        resumed: Delivery goes on without loss, since the adapter resumes or a message has followed the reported gap. So
+            nothing is missing from then on, unless the broker does not confirm the channel.
     """
 
     __slots__ = ("notices", "reason", "resumed", "subscribers")
@@ -86,8 +87,8 @@ class GapReporter:
         Args:
             channels: The channels concerned.
             reason: Why, in words, for a log.
-            resumed: The adapter resumes without loss: the gap is reported only if the broker refuses the channel, or
-                after another gap on it.
+            resumed: The adapter resumes without loss: the gap is reported only if the broker does not confirm the
+                channel at once, or after another gap on it.
         """
         self._flush()
         for channel in list(self._subscribers) if isinstance(channels, All) else channels:
@@ -98,6 +99,17 @@ class GapReporter:
             elif channel in self._subscribers and channel in self._confirmed:
                 self.opened[channel] = OpenGap(reason, tuple(self._subscribers[channel]), resumed=resumed)
 
+    def end_resumed(self, reasons: Mapping[str, str]) -> None:
+        """Note that the broker does not confirm channels of a resumed link: from here on messages may be missing.
+
+        Args:
+            reasons: The channels, each with the broker's reason.
+        """
+        for channel, reason in reasons.items():
+            gap = self.opened.get(channel)
+            if gap is not None and gap.resumed:
+                gap.reason, gap.resumed = f"{_UNCONFIRMED}: {reason}", False
+
     def report(self, channels: Collection[str]) -> None:
         """Notify the subscribers of the open gaps of `channels`, without those that left since."""
         if not self.opened:
@@ -107,6 +119,18 @@ class GapReporter:
             gap = self.opened.pop(channel, None)
             if gap is not None and not gap.resumed:
                 self._notify(channel, gap)
+
+    def report_early(self, channel: str) -> None:
+        """Notify the subscribers of `channel`, where a message has overtaken the broker's confirmation.
+
+        The gap stays open until the confirmation: if the link is lost before it, or the channel is not confirmed,
+        messages are missing after that message too.
+        """
+        gap = self.opened[channel]
+        self._flush()
+        gap.resumed = True
+        gap.notices.clear()
+        self._notify(channel, gap)
 
     def open_and_report(self, channels: Collection[str] | All, reason: str) -> None:
         """Open a gap and report it at once where the broker has confirmed the channel.

@@ -84,6 +84,7 @@ class Hub:
         self._open_gaps = self.gaps.opened
         broker_subscriptions.on_confirmed = self.gaps.report
         broker_subscriptions.on_refused = self.gaps.notify_refused
+        broker_subscriptions.on_unconfirmed = self.gaps.end_resumed
         broker_subscriptions.on_overdue = self.gaps.notify_unconfirmed
 
     @property
@@ -136,7 +137,7 @@ class Hub:
             self._count_malformed(channel)
             return
         if (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
-            self.gaps.report([channel])  # the message has overtaken the broker's confirmation
+            self.gaps.report_early(channel)  # the message has overtaken the broker's confirmation
         self._collect(channel, message)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)

@@ -350,6 +350,24 @@ def test_code_is_searched_in_comments_strings_and_names() -> None:
     assert offences_in_code("for x in y:  # a plain comment\n    z = 1\n") == []
 
 
+@needs_documents
+@pytest.mark.parametrize("folder", ["backplane", "adapters", "tests", "benchmarks", "examples", "mkdocs_hooks"])
+def test_language_of_code_is_plain(folder: str) -> None:
+    """No comment, docstring, message or name uses those words, but where they are listed and tried."""
+    listed = {ROOT / "tests" / "dialect.py", Path(__file__)}
+    paths = set((ROOT / folder).rglob("*.py")) - listed
+    assert paths
+    found = {path: offences_in_code(path.read_text(encoding="utf-8")) for path in sorted(paths)}
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_words_of_names_and_of_wrapped_text_are_found() -> None:
+    """The words of a name count wherever it is written, and so do those that a line's end parts."""
+    source = 'class FirstHears:\n    x = "last_heard"  # it waits, for\n    # it is full\n'
+    lines = [line.partition(":")[0] for line in offences_in_code(source)]
+    assert lines == ["1", "2", "2"]
+
+
 def test_dialect_patterns_are_used() -> None:
     """Every pattern compiles, and none is listed twice."""
     for pattern in (*BANNED, *ALLOWED):

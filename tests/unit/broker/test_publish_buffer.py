@@ -15,12 +15,12 @@ from backplane.broker.publish_buffer import PublishBuffer
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishError, PublishOutcomeUnknownError
 from backplane.log_bursts import LogBursts
 from tests.unit.doubles import Gate, run_passes, until_idle
-from tests.unit.supervised import SETTINGS, WAIT_SECONDS, supervised, warnings_of
+from tests.unit.kit import SETTINGS, WAIT_SECONDS, supervised, warnings_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from tests.unit.supervised import World
+    from tests.unit.kit import SupervisedWorld
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 @asynccontextmanager
 async def buffered(
     *, max_bytes: int = 1024, max_messages: int = 100, bursts: LogBursts | None = None
-) -> AsyncGenerator[tuple[World, PublishBuffer]]:
+) -> AsyncGenerator[tuple[SupervisedWorld, PublishBuffer]]:
     """Run a buffer over a supervisor, and stop both."""
     async with supervised() as made:
         buffer = PublishBuffer(made.supervisor.attempts, max_bytes=max_bytes, max_messages=max_messages, bursts=bursts)
@@ -42,14 +42,14 @@ async def publish(buffer: PublishBuffer, *payloads: bytes) -> None:
         await asyncio.wait_for(buffer.publish("a", payload), WAIT_SECONDS)
 
 
-async def come_back(made: World, published: int) -> None:
+async def come_back(made: SupervisedWorld, published: int) -> None:
     """Let the link come back, and wait until the broker has `published` messages."""
     made.adapter.start_gate.open()
     await made.adapter.until(lambda: len(made.adapter.published) >= published)
     await until_idle()
 
 
-def payloads(made: World) -> list[bytes]:
+def payloads(made: SupervisedWorld) -> list[bytes]:
     """Return what the broker accepted, in order."""
     return [payload for _, payload in made.adapter.published]
 
@@ -321,6 +321,34 @@ async def test_stop_while_live_is_bounded(caplog: pytest.LogCaptureFixture) -> N
         assert (len(buffer), buffer.dropped) == (0, 2)
         assert any("2 messages were never published" in line for line in warnings_of(caplog, logging.ERROR))
         made.adapter.publish_gate.open()
+
+
+async def test_publish_while_the_stop_gives_up_starts_no_sender(caplog: pytest.LogCaptureFixture) -> None:
+    """A message that is kept while the stop ends the sender is dropped and counted: nothing is sent after the stop."""
+    late: list[asyncio.Task[None]] = []
+
+    class PublishedWhenCancelled(Gate):
+        async def passage(self) -> None:
+            try:
+                await super().passage()
+            finally:
+                late.append(asyncio.create_task(buffer.publish("a", b"3")))
+
+    async with buffered() as (made, buffer):
+        await made.degrade()
+        await publish(buffer, b"1", b"2")
+        gate = PublishedWhenCancelled()
+        gate.close()
+        made.adapter.publish_gates.append(gate)
+        made.adapter.start_gate.open()
+        await made.adapter.until(lambda: "publish" in made.adapter.verbs)
+        await asyncio.wait_for(buffer.stop(0.01), WAIT_SECONDS)
+        await asyncio.gather(*late)
+        await until_idle()
+        assert (payloads(made), len(buffer), buffer.dropped, senders()) == ([], 0, 3, 0)
+        assert warnings_of(caplog, logging.ERROR) == [
+            "3 messages were never published: the broker was unavailable until the end"
+        ]
 
 
 async def test_link_lost_after_the_stop_keeps_nothing() -> None:
