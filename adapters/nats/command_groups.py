@@ -72,7 +72,7 @@ class PublishGroup(CommandGroup):
         """Add a publish; the future returned ends with its answer."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._publishes.append((subject, line_bytes, payload_bytes, future))
-        self.size_bytes = self.size_bytes + len(subject) + payload_bytes
+        self.size_bytes: int = self.size_bytes + len(subject) + payload_bytes
         if line_bytes > self.longest_line:
             self.longest_line = line_bytes
         return future

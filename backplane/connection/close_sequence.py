@@ -73,9 +73,13 @@ class CloseSequence:
         return self.requested if self._is_stopped else None
 
     def accepted(self) -> None:
-        """The handshake is done: send the close frame if `close` came before."""
+        """The handshake is done: send the close frame if `close` came before; count a client that left before."""
         if (closed_with := self.closed_with) is not None:
             self._begin_close_frame(*closed_with)
+        elif self._is_stopped:
+            self._driver.policy.statistics.closed_by_client += 1
+        elif self.state == "joining":
+            self.state = "open"
 
     def close(self, code: int, reason: str) -> None:
         """Drop what waits and send the close frame; before the handshake is done, once it is. Does not wait."""

@@ -87,13 +87,12 @@ class ConnectionDriver(BaseSubscriber):
     def __init__(
         self, socket: Socket, hub: Hub, outbox: Outbox, policy: ConnectionPolicy | None = None, *, context: Any = None
     ) -> None:
-        # It is its own rules: `check_join` asks the policy about `connection`, which is what the application knows.
-        super().__init__(hub, self, context=context)
+        self.policy: ConnectionPolicy = policy or ConnectionPolicy()
+        super().__init__(hub, self.policy, context=context)
         self.connection: Connection = Connection(self)
         self.affinity: LoopAffinity = hub.affinity
-        self.policy: ConnectionPolicy = policy or ConnectionPolicy()
-        self.socket = socket
-        self.outbox = outbox
+        self.socket: Socket = socket
+        self.outbox: Outbox = outbox
         lane = socket.lane
         self.sender: Sender = (
             AsgiSender(outbox, self, socket.send, self._context)
@@ -107,7 +106,7 @@ class ConnectionDriver(BaseSubscriber):
             lane.limit_messages(limits.max_message_bytes)
         self.receiver: Receiver = Receiver(socket.receive, limits, self)
         socket.on_bypass(self.receiver)
-        self.is_accepted = False
+        self.is_accepted: bool = False
         self._close_sequence: CloseSequence | None = None
         self._tasks: Tasks | None = None
         self._handler: Handler | None = None
@@ -116,6 +115,11 @@ class ConnectionDriver(BaseSubscriber):
     def kind(self) -> str:
         """What it is, in words."""
         return "connection"
+
+    @property
+    def _client(self) -> Connection:
+        """What the application knows of it."""
+        return self.connection
 
     @property
     def state(self) -> ConnectionState:
@@ -138,14 +142,6 @@ class ConnectionDriver(BaseSubscriber):
 
     # --- what the application's verbs need beside the parts ---
 
-    async def check_join(self, _: BaseSubscriber, channel: str, /) -> None:
-        """Check that the client may join `channel`; see `ConnectionPolicy.check_join`."""
-        await self.policy.check_join(self.connection, channel)
-
-    def check_channels(self, _: BaseSubscriber, count: int, /) -> None:
-        """Check that the client may join `count` channels; see `ConnectionPolicy.check_channels`."""
-        self.policy.check_channels(self.connection, count)
-
     def check_attached(self) -> None:
         """Check that the client still receives.
 
@@ -166,7 +162,7 @@ class ConnectionDriver(BaseSubscriber):
         """Let its permission run out at `moment`, in seconds since the epoch; `None`: never."""
         now = asyncio.get_running_loop().time()
         self.timers.expires_at = None if moment is None else now + moment - time.time()
-        if self.state in ("open", "draining"):
+        if self.is_accepted and self.state in ("open", "draining"):
             self.timers.due = self.timers.next_due(now, self.policy.limits)
             self.policy.keepalive.put(self)
 

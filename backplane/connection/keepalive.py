@@ -43,11 +43,11 @@ class ConnectionTimers:
     __slots__ = ("bucket", "due", "expires_at", "last_received_at", "opened_at", "pinged_at")
 
     def __init__(self, now: float) -> None:
-        self.opened_at = now
-        self.last_received_at = now
+        self.opened_at: float = now
+        self.last_received_at: float = now
         self.pinged_at: float | None = None
         self.expires_at: float | None = None
-        self.due = now
+        self.due: float = now
         self.bucket: int | None = None
 
     def begin(self, now: float, limits: Limits) -> None:

@@ -150,16 +150,6 @@ class ConnectionPolicy:
             on_gap=self.on_gap if on_gap is None else on_gap,
         )
 
-    async def check_join(self, client: Client, channel: str) -> None:
-        """Check that `client` may join `channel`: every way on which a client gets to a channel calls this.
-
-        Raises:
-            TooManyChannelsError: It has joined as many as it may.
-            JoinRefusedError: The application's `authorize` refused it.
-        """
-        self.check_channels(client, len(client.channels) + (channel not in client.channels))
-        await self.check_authorized(client, channel)
-
     def check_channels(self, client: Client, count: int) -> None:
         """Check that a client may join so many channels.
 

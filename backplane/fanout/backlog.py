@@ -46,7 +46,7 @@ class Backlog:
 
     Raises:
         ConfigurationError: An option or the policy is not known, a bound is not a whole number more than 0, or
-            `latest_by` is given without `latest`.
+            `latest_by` is given without `latest` or is no function.
     """
 
     when_full: FullPolicy = "close"
@@ -60,5 +60,7 @@ class Backlog:
             raise ConfigurationError(f"when_full must be one of {known}, not {self.when_full!r}")
         if self.latest_by is not None and self.when_full != "latest":
             raise ConfigurationError("latest_by needs when_full='latest'")
+        if self.latest_by is not None and not callable(self.latest_by):  # pyright: ignore[reportUnnecessaryComparison]
+            raise ConfigurationError(f"latest_by must be a function, not {self.latest_by!r:.100}")
         check_number("max_bytes", self.max_bytes, whole=True)
         check_number("max_messages", self.max_messages, whole=True)

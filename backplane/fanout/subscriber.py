@@ -24,11 +24,11 @@ __all__ = ["BaseSubscriber", "JoinRules"]
 class JoinRules(Protocol):
     """The rules that each join of a client is checked against."""
 
-    async def check_join(self, client: BaseSubscriber, channel: str, /) -> None:
-        """Check that `client` may join `channel`; raises `JoinRefusedError` or `TooManyChannelsError`."""
-
-    def check_channels(self, client: BaseSubscriber, count: int, /) -> None:
+    def check_channels(self, client: Any, count: int, /) -> None:
         """Check that `client` may join `count` channels; raises `TooManyChannelsError`."""
+
+    async def check_authorized(self, client: Any, channel: str, /) -> None:
+        """Check that `client` may join `channel`; raises `JoinRefusedError` or `AuthorizeTimeoutError`."""
 
 
 class BaseSubscriber(ABC):
@@ -70,6 +70,11 @@ class BaseSubscriber(ABC):
         return self.token.hex()
 
     @property
+    def _client(self) -> object:
+        """The object that the rules, and by them the application, are asked about."""
+        return self
+
+    @property
     def channels(self) -> Collection[str]:
         """The channels it has joined."""
         return self._channels.keys()
@@ -96,7 +101,8 @@ class BaseSubscriber(ABC):
         validate_channel(channel)
         self._check_attached()
         if self._rules is not None:
-            await self._rules.check_join(self, channel)
+            self._rules.check_channels(self._client, len(self._channels) + (channel not in self._channels))
+            await self._rules.check_authorized(self._client, channel)
             self._check_attached()  # it can have ended while `authorize` ran
         if channel in self._channels:
             return
@@ -108,7 +114,7 @@ class BaseSubscriber(ABC):
         self._channels[channel] = None
         if self._rules is not None:
             try:
-                self._rules.check_channels(self, len(self._channels))  # other joins can have completed meanwhile
+                self._rules.check_channels(self._client, len(self._channels))  # others can have joined meanwhile
             except TooManyChannelsError:
                 await self.leave(channel)
                 raise

@@ -138,7 +138,7 @@ class Recorded:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait, bounded, until `condition` holds; it is checked every 10 ms."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             while not condition():  # noqa: ASYNC110  # a delivery must cost nothing here
                 await asyncio.sleep(0.01)
 

@@ -115,9 +115,10 @@ def python(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[
 
 
 def adapter_modules() -> list[str]:
-    """Return the names of the modules beside `backplane.adapters.memory`."""
+    """Return the names of the modules and packages below `backplane.adapters`."""
     folder = Path(importlib.import_module("backplane.adapters").__path__[0])
-    return sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
+    files = (file.relative_to(folder).with_suffix("") for file in folder.rglob("*.py"))
+    return sorted({".".join(part for part in file.parts if part != "__init__") for file in files} - {""})
 
 
 @needs_sources

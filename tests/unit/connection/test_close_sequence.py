@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from starlette.websockets import WebSocketDisconnect
 
 from backplane.connection.ending import Ending
 from backplane.connection.policy import ConnectionPolicy
@@ -615,6 +617,23 @@ async def test_state_after_an_abort(world: World) -> None:
         assert (connection.state, socket.closed) == ("closed", [])
 
 
+async def test_state_after_a_task_that_closes_nothing(world: World) -> None:
+    """A task that ends ordinarily before the handshake is done leaves the connection joining, and it opens after it."""
+    connection, socket = world.connection(opened=False)
+
+    async def work() -> None:
+        raise WebSocketDisconnect(1000)
+
+    await asyncio.wait([connection.spawn(work())])
+    joining = connection.state
+    driver_of(connection).accepted()
+    assert (joining, connection.state) == ("joining", "open")
+    connection.expire_at(time.time())
+    assert await bounded(asyncio.create_task(received_from(connection))) == []
+    await finish(connection)
+    assert socket.closed == [(4001, "expired")]
+
+
 async def test_first_end_decides(world: World) -> None:
     """Of two ends the first one decides: the code, the reason, and the one count."""
     policy = ConnectionPolicy()
@@ -632,8 +651,9 @@ async def test_first_end_decides(world: World) -> None:
 
 
 async def test_disconnect_in_the_handshake_sends_no_close_frame(world: World) -> None:
-    """A client that drains and leaves before it is accepted gets no close frame once it is."""
-    connection, socket = world.connection(opened=False, reload_delay=60)
+    """A client that drains and leaves before it is accepted gets no close frame once it is, and is counted."""
+    policy = ConnectionPolicy(reload_delay=lambda: 60)
+    connection, socket = world.connection(opened=False, policy=policy)
     await connection.join("a")
     world.hub.gap(ALL, "overrun")
     driver_of(connection).disconnected()
@@ -641,3 +661,4 @@ async def test_disconnect_in_the_handshake_sends_no_close_frame(world: World) ->
     driver_of(connection).accepted()
     await finish(connection)
     assert (socket.closing, connection.state) == (0, "closed")
+    assert what_happened(policy) == {"closed_by_client": 1}

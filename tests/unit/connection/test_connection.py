@@ -21,6 +21,7 @@ from backplane.errors import (
     JoinRefusedError,
     TooManyChannelsError,
 )
+from backplane.message import ALL
 from tests.unit.connection.world import (
     World,
     bounded,
@@ -447,6 +448,18 @@ async def test_expiry(world: World) -> None:
         assert await bounded(asyncio.create_task(received_from(connection))) == []
         await finish(connection)
         assert (socket.closed, what_happened(policy)) == ([(4001, "expired")], {"closed_expired": 1})
+
+
+async def test_permission_in_the_handshake(world: World) -> None:
+    """A permission that `authorize` sets is not timed before the handshake is done, also after a gap: nothing waits."""
+    policy = ConnectionPolicy(reload_delay=lambda: 60)
+    connection, _ = world.connection(policy=policy, opened=False)
+    await connection.join("a")
+    world.hub.gap(ALL, "overrun")
+    connection.expire_at(time.time() + 3_600)
+    assert (connection.state, scheduled(policy)) == ("draining", [])
+    driver_of(connection).accepted()
+    assert scheduled(policy) == [driver_of(connection)]
 
 
 async def test_renewed_permission(world: World) -> None:

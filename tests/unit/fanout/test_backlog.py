@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 from typing import Any, get_args
 
 import pytest
@@ -21,11 +21,22 @@ def test_policies() -> None:
     assert get_args(FullPolicy) == ("close", "drop_oldest", "drop_newest", "latest")
 
 
-def test_immutable() -> None:
-    """A backlog is shared by many subscribers and cannot be changed."""
+def test_frozen_and_keyword_only() -> None:
+    """A backlog is shared by many subscribers and cannot be changed; its options are always named."""
     backlog: Any = Backlog()
     with pytest.raises(FrozenInstanceError):
         backlog.max_bytes = 1
+    backlog_class: Any = Backlog
+    with pytest.raises(TypeError, match="positional argument"):
+        backlog_class("close")
+
+
+def test_every_default_is_documented() -> None:
+    """Each option is described with its default."""
+    assert Backlog.__doc__ is not None
+    names = [option.name for option in fields(Backlog)]
+    assert Backlog.__doc__.count("Defaults to") == len(names)
+    assert [name for name in names if f"{name}: " not in Backlog.__doc__] == []
 
 
 @pytest.mark.parametrize("policy", ["drop", "", None, 1], ids=repr)
@@ -38,7 +49,11 @@ def test_unknown_policy(policy: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["max_bytes", "max_messages"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, "10", None, True, float("inf")], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [0, -1, float("inf"), float("-inf"), float("nan"), 1.5, True, "1", None, b"1", [1], 1j],
+    ids=repr,
+)
 def test_wrong_bound(name: str, value: object) -> None:
     """A bound that lets nothing through, or is not a whole number, is refused by its name: there is always one."""
     options: dict[str, Any] = {name: value}
@@ -51,3 +66,10 @@ def test_key_without_latest(when_full: FullPolicy) -> None:
     """A key is refused with a policy that does not ask for it."""
     with pytest.raises(ConfigurationError, match=r"^latest_by needs when_full='latest'$"):
         Backlog(when_full=when_full, latest_by=str)
+
+
+@pytest.mark.parametrize("key", ["symbol", 0, b""], ids=repr)
+def test_key_that_is_no_function(key: Any) -> None:
+    """A key that cannot be called is refused at once, before each message that waits fails by it."""
+    with pytest.raises(ConfigurationError, match=r"^latest_by must be a function, not "):
+        Backlog(when_full="latest", latest_by=key)
