@@ -15,7 +15,7 @@ Beside the promises of each method, these rules hold for every adapter:
   each reconnect.
 - A passing state of the broker is reported as unavailable or unconfirmed, and tried again. Only a refusal is reported
   as a refusal.
-- A use from another event loop, thread or process raises at once, and the error names the cure.
+- A use from another event loop, thread or process raises at once, and the error names the remedy.
 
 `backplane.testing.BroadcasterConformance` tests each promise below; a new adapter runs it in a few lines.
 """

@@ -60,8 +60,8 @@ class CloseCode(IntEnum):
     FORBIDDEN = 4503
     """The client may not do what it asked for. Do not reconnect: the answer stays the same."""
     IDLE = 4508
-    """The client sent nothing for too long. Do not reconnect by yourself, or the limit would save nothing; connect when
-    there is something to send."""
+    """The client sent nothing for too long. Do not reconnect automatically, or the limit would save nothing; connect
+    when there is something to send."""
     TOO_MANY_CHANNELS = 4513
     """The client joined more channels than are allowed. Do not reconnect: it would join the same channels."""
 

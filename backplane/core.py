@@ -205,7 +205,7 @@ class Backplane:
     async def start(self) -> None:
         """Connect to the broker; with the setting `start="lazy"` start without it where it is not available.
 
-        Logs a warning where `memory://` is used because no URL was given: outside a web worker it reaches no one else.
+        Logs a warning where `memory://` is used because no URL was given: its messages reach no other process.
 
         Raises:
             BrokerError: The broker could not be reached within `start_timeout_seconds`, or it refused.
@@ -491,7 +491,9 @@ class Backplane:
 
     def _check_configurable(self, name: str) -> None:
         if self._lifecycle.is_started:
-            raise LifecycleError(f"{name} is set before the backplane is started: the clients that are there share it")
+            raise LifecycleError(
+                f"{name} must be set before the backplane is started: the clients that are there share it"
+            )
 
     def _notify_state(self, change: StateChange) -> None:
         for callback in self._state_callbacks:

@@ -14,7 +14,7 @@ __all__ = ["get_backplane"]
 def get_backplane(connection: HTTPConnection) -> Backplane:
     """Return the `Backplane` of this application: `Annotated[Backplane, Depends(get_backplane)]`.
 
-    Works in HTTP and WebSocket routes, with `lifespan=backplane.lifespan` or a lifespan of one's own that yields
+    Works in HTTP and WebSocket routes, with `lifespan=backplane.lifespan` or with your own lifespan that yields
     `{"backplane": backplane}`.
 
     Raises:

@@ -63,7 +63,7 @@ class MissingDependencyError(ConfigurationError, ImportError):
 class LifecycleError(BackplaneError, RuntimeError):
     """An object was used in the wrong order: started twice, accepted twice, received from by two tasks.
 
-    Raised at once, with nothing done and nothing published. The message names the cure, which is a change of the
+    Raised at once, with nothing done and nothing published. The message names the remedy, which is a change of the
     application's code.
     """
 
@@ -89,7 +89,7 @@ class WrongLoopError(LifecycleError):
 
     From another event loop, as `asyncio.run` makes one, from another thread, or from a forked process. Raised at once,
     with nothing done and nothing published. Publish with `backplane.sync.publish` or `SyncBackplane` there; the message
-    names the cure for each case.
+    names the remedy for each case.
     """
 
 
@@ -175,10 +175,10 @@ class RefusedError(BackplaneError):
 
 
 class OriginRefusedError(RefusedError):
-    """A page of another site wanted to connect (cross-site WebSocket hijacking).
+    """A page of another site wanted to connect (cross-site WebSocket hijacking), or by another host name.
 
-    Raised by `connect`, in the handshake. If the site is one of yours, allow it with `allowed_origins`; the message
-    names the origin.
+    Raised by `connect`, in the handshake, and by `sse` for a host name that is none of `allowed_hosts`. If the site or
+    the name is one of yours, allow it with `allowed_origins` or `allowed_hosts`; the message names it.
     """
 
 

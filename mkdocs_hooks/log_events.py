@@ -135,22 +135,24 @@ def _events(function: ast.AST | None, call: ast.Call, loggers: dict[str, str]) -
             name in loggers
         ):
             for text in _texts(message, function):
-                yield LogEvent(logger=loggers[name], level=_level(level_node), message=text)
+                yield LogEvent(logger=loggers[name], level=_level(level_node, function), message=text)
         case ast.Call(func=ast.Attribute(attr="log"), args=[ast.Name(id=name), level_node, message, *_]) if (
             name in loggers
         ):
             for text in _texts(message, function):
-                yield LogEvent(logger=loggers[name], level=_level(level_node), message=text, is_burst=True)
+                yield LogEvent(logger=loggers[name], level=_level(level_node, function), message=text, is_burst=True)
         case _:
             pass
 
 
-def _level(node: ast.expr) -> str:
+def _level(node: ast.expr, function: ast.AST | None) -> str:
     match node:
         case ast.Attribute(value=ast.Name(id="logging"), attr=name):
             return name
         case ast.IfExp(body=one, orelse=other):
-            return f"{_level(one)} or {_level(other)}"
+            return f"{_level(one, function)} or {_level(other, function)}"
+        case ast.Name(id=name) if function is not None:
+            return " or ".join(_level(value, None) for value in _assigned(function, name)) or _OPEN
         case _:
             return _OPEN
 

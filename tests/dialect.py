@@ -1,6 +1,6 @@
 """Words that this project does not use for programs, with what to write instead: the documents are read by strangers.
 
-`offences` is for the tests of documents, `offences_in_code` for those of modules: comments, strings and names.
+`offences` is for documents, `offences_in_code` for modules: their comments, strings and names. test_docs.py runs both.
 `python -m tests.dialect FILE...` is for an author.
 """
 
@@ -52,7 +52,11 @@ ALLOWED: Final = (
 """Where such a word is the field's own term."""
 
 _CODE: Final = re.compile(r"^```.*?^```$|`[^`\n]+`|\]\([^)\s]+\)|<https?:[^>]*>", re.MULTILINE | re.DOTALL)
-_BANNED: Final = {re.compile(pattern, re.IGNORECASE): instead for pattern, instead in BANNED.items()}
+# From Python 3.12 on an f-string is several tokens.
+_PROSE: Final = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+_BANNED: Final = {
+    re.compile(pattern.replace(" ", r"\s+"), re.IGNORECASE): instead for pattern, instead in BANNED.items()
+}
 _ALLOWED: Final = re.compile("|".join(ALLOWED), re.IGNORECASE)
 
 
@@ -67,21 +71,17 @@ def offences(text: str) -> list[str]:
 
 def offences_in_code(source: str) -> list[str]:
     """Return the same of a Python module: of its comments, its strings, and the words of which its names are made."""
-    lines = [[" "] * len(line) for line in source.splitlines()]
+    lines = [""] * (source.count("\n") + 1)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type in (tokenize.COMMENT, tokenize.STRING):
-            text = re.sub(
-                r"^[rbfuRBFU]*(\"{3}|'{3}|\"|')|(\"{3}|'{3}|\"|')$", lambda quote: " " * len(quote[0]), token.string
-            )
-        elif token.type == tokenize.NAME and not keyword.iskeyword(token.string):
-            text = re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", token.string)[: len(token.string)]
-        else:
-            continue
-        row, column = token.start
-        for number, part in enumerate(text.split("\n")):
-            start = column if number == 0 else 0
-            lines[row - 1 + number][start : start + len(part)] = part
-    return offences("\n".join("".join(line) for line in lines))
+        if token.type in _PROSE or (token.type == tokenize.NAME and not keyword.iskeyword(token.string)):
+            for row, part in enumerate(token.string.split("\n"), token.start[0] - 1):
+                lines[row] += f" {_words(part)}"
+    return offences("\n".join(lines))
+
+
+def _words(text: str) -> str:
+    """Return `text` with the words of its names apart, without what delimits strings and comments."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|_|#|^[rbfuRBFU]*(\"{3}|'{3}|\"|')|(\"{3}|'{3}|\"|')$", " ", text)
 
 
 def _found(prose: str) -> Iterator[str]:

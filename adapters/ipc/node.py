@@ -187,7 +187,7 @@ class IpcNode:
         self._pending.add(PendingConnection(self._state, connection, self))
 
     def identify(self, connection: PendingConnection, name: str) -> None:
-        """Take the connection of the peer that listens on the socket `name`, and connect to it if need be.
+        """Take the connection of the peer that listens on the socket `name`, and connect to it if needed.
 
         Raises:
             wire.WireError: No peer can have this name.

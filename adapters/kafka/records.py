@@ -108,7 +108,7 @@ def read_batches(data: bytes, position: int, end: int) -> Iterator[Batch]:
     Args:
         data: Batches in the format of the log.
         position: The offset to read next.
-        end: End of the log: a damaged batch that claims to reach further is not believed.
+        end: End of the log: a batch whose header names a later end is damaged.
     """
     start = 0
     while (span := _span(data, start)) is not None:

@@ -61,7 +61,7 @@ def read_limits(config: Mapping[str, str]) -> TopicLimits:
 async def require_topic(
     connection: Connection, target: Target, connect_to: Callable[[Topology, int], Awaitable[Connection]]
 ) -> Topology:
-    """Return the topology of the topic, which is created if need be.
+    """Return the topology of the topic, which is created if needed.
 
     Args:
         connection: A connection to any broker.

@@ -152,7 +152,7 @@ class RedisLink(asyncio.Protocol):
         self.closed.set()
 
     def reply_received(self, reply: Any) -> None:
-        """Answer the oldest command; a reply without a command ends the link, for it may be about any of them."""
+        """Answer the oldest command; a reply without a command ends the link: it may answer any of them."""
         if not self._unanswered:
             if self._on_lost is None and isinstance(reply, hiredis.ReplyError):
                 self._greeting = reply

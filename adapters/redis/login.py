@@ -65,7 +65,7 @@ async def open_connection(
 async def _hand_over(connection: Any, link: RedisLink) -> None:
     """Make `link` the protocol of the socket, and pass on what was received already.
 
-    That is an error reply where the server refuses every client, for it sends this before the first command.
+    That is an error reply where the server refuses every client: it sends the reply before the first command.
     """
     reader, writer = connection._reader, connection._writer
     if reader.at_eof() or writer.transport.is_closing():

@@ -45,7 +45,7 @@ class AdapterSource:
         """Take the adapter for this event loop, until `give_back`; a URL can always be taken.
 
         Raises:
-            LifecycleError: Another `Backplane`, event loop or process uses the object; the message names the cure.
+            LifecycleError: Another `Backplane`, event loop or process uses the object; the message names the remedy.
         """
         if not isinstance(self._given, Broadcaster):
             return

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Final
 
 from backplane.broker.probe import SilentLinkError
 from backplane.errors import BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
-    import logging
+    from backplane.broadcaster import BrokerUrl
 
 __all__ = ["FIRST_LINE_SECONDS", "OutageLog"]
+
+logger: Final = logging.getLogger("backplane.broker.outage_log")
 
 FIRST_LINE_SECONDS: Final = 60.0
 """After how long an outage is logged again by default; the interval doubles from then on."""
@@ -23,12 +26,10 @@ class OutageLog:
     The errors of an ordinary outage are known from the beginning, since the line that reports the loss shows one.
 
     Args:
-        logger: The logger of the supervisor.
         first_line_seconds: After how long known kinds are logged for the first time.
     """
 
-    def __init__(self, logger: logging.Logger, *, first_line_seconds: float = FIRST_LINE_SECONDS) -> None:
-        self._logger = logger
+    def __init__(self, *, first_line_seconds: float = FIRST_LINE_SECONDS) -> None:
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._began_at: float = self._loop.time()
         self._known: set[type[Exception]] = {BrokerUnavailableError, SilentLinkError}
@@ -40,14 +41,16 @@ class OutageLog:
         """How long the outage has lasted."""
         return self._loop.time() - self._began_at
 
-    def log(self, error: Exception, what: str) -> None:
-        """Log that `what` failed with `error`, or count it for the next line."""
+    def log(self, error: Exception, url: BrokerUrl) -> None:
+        """Log that a try to reach `url` failed with `error`, or count it for the next line."""
         self._tries += 1
         is_new = type(error) not in self._known
         if not is_new and self.seconds < self._next_line_seconds:
-            return self._logger.debug("%s: %s", what, error)
+            return logger.debug("still no link to %s: %s", url, error)
         self._known.add(type(error))
         while self.seconds >= self._next_line_seconds:
             self._next_line_seconds *= 2
         fault = None if isinstance(error, BrokerError) else error  # a fault of an adapter: its traceback shows where
-        self._logger.warning("%s after %.0f s, tries: %d: %s", what, self.seconds, self._tries, error, exc_info=fault)
+        logger.warning(
+            "still no link to %s after %.0f s, tries: %d: %s", url, self.seconds, self._tries, error, exc_info=fault
+        )

@@ -84,7 +84,7 @@ class Supervisor:
         self._stop_seconds = stop_seconds
         self._outage_log_seconds = outage_log_seconds
         self._task: asyncio.Task[None] | None = None
-        self._outage = OutageLog(logger, first_line_seconds=outage_log_seconds)
+        self._outage = OutageLog(first_line_seconds=outage_log_seconds)
         self._was_live = False
         self.probe: DeliveryProbe = DeliveryProbe(
             broadcaster,
@@ -321,7 +321,7 @@ class Supervisor:
             try:
                 return await self._open(self._settings.start_timeout_seconds)
             except Exception as error:  # of the broker, or a fault of the adapter: either may be gone at the next try
-                self._outage.log(error, f"still no link to {self._broadcaster.url}")
+                self._outage.log(error, self._broadcaster.url)
                 self._retire_session(error)
 
     async def _stop_broadcaster(self, *, suspend: bool = False) -> None:
@@ -336,7 +336,7 @@ class Supervisor:
 
     def _degrade(self, reason: str) -> None:
         if self.status.state != "degraded":
-            self._outage = OutageLog(logger, first_line_seconds=self._outage_log_seconds)
+            self._outage = OutageLog(first_line_seconds=self._outage_log_seconds)
         self.status.change("degraded", reason)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:

@@ -88,7 +88,7 @@ class LoopAffinity:
         """Check that the caller runs in the event loop.
 
         Raises:
-            WrongLoopError: Called from another event loop, thread or process; the message names the cure.
+            WrongLoopError: Called from another event loop, thread or process; the message names the remedy.
             ClosedError: The event loop was closed.
         """
         # A thread runs one event loop at a time, so its identity is enough, except after a move to another thread.

@@ -115,7 +115,7 @@ class CloseSequence:
             )
 
     def close_in_turn(self, code: int, reason: str) -> None:
-        """Do that in this connection's turn: clients that are closed together would reconnect together."""
+        """Close after a flush, in this connection's turn: clients that are closed together reconnect together."""
         self.close_after_flush(code, reason, self._driver.policy.reload_delay())
 
     def task_failed(self, error: BaseException) -> None:
@@ -224,9 +224,12 @@ class CloseSequence:
             self.disconnected()
 
     def _log_end(self, end: Ending) -> None:
-        line = end.log_line()
-        if line is not None:
-            self._driver.log(logger, *line, self._driver.id, reasons(end.raised))
+        if end.is_logged:
+            level = logging.WARNING if end.is_for_operators else logging.INFO
+            words = "closing connection %s: %s"
+            if end.is_broker_failure:
+                words = "connection %s ends, the broker failed: %s"
+            self._driver.log(logger, level, words, self._driver.id, reasons(end.raised))
 
     def _enter_closing(self) -> bool:
         """Stop everything else of the connection; return whether that is new."""

@@ -113,7 +113,7 @@ class ConnectionDriver(BaseSubscriber):
 
     @property
     def kind(self) -> str:
-        """What it is, in words."""
+        """`connection`: what it is in logs and errors."""
         return "connection"
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, cast
 
@@ -40,9 +39,6 @@ _CODES: Final = (
     ((AuthorizeTimeoutError, SlowConsumerError, BrokerError), CloseCode.TRY_AGAIN_LATER),
 )
 
-# What points at a bound that does not fit: of the broker, of `authorize`.
-_FOR_OPERATORS: Final = frozenset({CloseCode.MESSAGE_TOO_BIG, CloseCode.TRY_AGAIN_LATER})
-
 _WORKER_ENDS: Final = "this worker is about to end: connect again, to another one"
 
 
@@ -71,16 +67,20 @@ class Ending:
             return 3
         return 0 if self.code == CloseCode.NORMAL_CLOSURE else 1 if comes_back(self.code) else 2
 
-    def log_line(self) -> tuple[int, str] | None:
-        """Return the level of its log line and the format of it, for the connection's id and the `reasons`.
+    @property
+    def is_logged(self) -> bool:
+        """Whether it has a log line: not if the handler just ended, nor for a fault, whose error goes on to the log."""
+        return not self.is_fault and self.code != CloseCode.NORMAL_CLOSURE
 
-        `None` where the handler just ended, and for a fault, whose traceback is logged by what the error goes on to.
-        """
-        if self.is_fault or self.code == CloseCode.NORMAL_CLOSURE:
-            return None
-        if isinstance(self.error, BrokerError) and self.code == CloseCode.TRY_AGAIN_LATER:
-            return logging.WARNING, "connection %s ends, the broker failed: %s"
-        return logging.WARNING if self.code in _FOR_OPERATORS else logging.INFO, "closing connection %s: %s"
+    @property
+    def is_broker_failure(self) -> bool:
+        """Whether the broker failed, as for many connections at once."""
+        return isinstance(self.error, BrokerError) and self.code == CloseCode.TRY_AGAIN_LATER
+
+    @property
+    def is_for_operators(self) -> bool:
+        """Whether it points at a bound that does not fit: of the broker, of `authorize`."""
+        return self.code in (CloseCode.MESSAGE_TOO_BIG, CloseCode.TRY_AGAIN_LATER)
 
 
 def ending(
@@ -113,7 +113,7 @@ def refusal(
     of_framework: Callable[[BaseException], Ending | None],
     closed_with: tuple[int, str] | None = None,
 ) -> Ending | None:
-    """Return the same for a client whose handshake is refused: a full worker, one that ends, an origin are ordinary.
+    """Return how a client is closed whose handshake is refused; a full worker, one that ends, an origin are no faults.
 
     Args:
         error: What was raised.

@@ -23,7 +23,7 @@ def moment_of(expires_at: object) -> float | None:
 
     Raises:
         ConfigurationError: It is neither, or no moment that is meant: a duration such as 900, milliseconds, a
-            `datetime` without a time zone. The message names the cure.
+            `datetime` without a time zone. The message names the remedy.
     """
     if expires_at is None:
         return None

@@ -42,7 +42,8 @@ class Limits:
             `client_key` (`Backplane.connect`, `Backplane.sse`); one more is refused with 429. If the application gives
             no key, it is the client's address, of IPv6 the first 64 bits. Clients whose address the server does not
             know, such as those of a proxy over a Unix socket, are not counted for it; the first one logs a warning
-            with the cure. All connections of the key count, the limit of the one that comes decides. Defaults to none.
+            with the remedy. All connections of the key count, the limit of the one that comes decides. Defaults to
+            none.
 
     Raises:
         ConfigurationError: A limit is not known; a value is not a number (of messages, bytes, channels, connections: a

@@ -104,7 +104,7 @@ class Receiver(SingleReceiver):
         return data
 
     def bypass(self, receive: Callable[[], Awaitable[str | bytes | None]], /) -> Coroutine[Any, Any, str | bytes]:
-        """Do that for a handler that receives past the connection: the limits hold, and the end reaches it. Logged."""
+        """Return the next message to a handler that reads the WebSocket itself: within the limits, and logged once."""
         _warn_of_bypass()
         return self.iterate(receive)
 

@@ -120,7 +120,7 @@ class ServerSocket(Socket, Protocol):
         ...
 
     async def refuse_after_accept(self, refused: Ending, subprotocol: str | None) -> BaseException:
-        """Do the same by accepting and closing, with a code and a reason that a page can read."""
+        """Refuse the client by accepting and closing, with a code and a reason that a page can read."""
         ...
 
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:

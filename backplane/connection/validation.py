@@ -71,6 +71,9 @@ class Validator(Generic[ModelT]):
         try:
             adapter: Any = cast("Any", model) if isinstance(model, TypeAdapter) else TypeAdapter(model)
             schema: _Schema = cast("_Schema", adapter.core_schema)
+            len(
+                schema
+            )  # raises where an annotation is not defined: pydantic makes the schema of that one when it is read
         except (PydanticUserError, PydanticUndefinedAnnotation) as error:
             words = str(error).partition("\n")[0]
             raise ConfigurationError(f"pydantic cannot validate {model!r}: {words}") from error

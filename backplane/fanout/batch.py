@@ -45,7 +45,7 @@ class Batch(list[Message]):
         return frames
 
     def compressed(self, window_bits: int) -> bytes:
-        """Return the same, compressed by permessage-deflate for sockets with a window of that size."""
+        """Return all messages as frames, compressed by permessage-deflate for sockets with a window of that size."""
         if self._compressed is None:
             self._compressed = {}
         frames = self._compressed.get(window_bits)

@@ -66,7 +66,16 @@ class Subscription(BaseSubscriber):
         return "subscription"
 
     async def join(self, channel: str) -> None:
-        """Receive what is published to `channel`; see `backplane.fanout.subscriber.BaseSubscriber.join`."""
+        """Receive what is published to `channel`; once this returns, no later publish is missed without a gap.
+
+        Joining a channel twice changes nothing. After a cancellation the channel is not joined.
+
+        Raises:
+            InvalidChannelError: The name is not valid.
+            SubscribeError: The broker refused the channel.
+            BrokerUnavailableError: The broker did not confirm in time.
+            ClosedError: The subscription has ended.
+        """
         await super().join(channel)
         self._has_joined = True
 

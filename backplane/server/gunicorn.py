@@ -51,7 +51,7 @@ class Worker(UvicornWorker):
 
 
 class SharedCompressionWorker(Worker):
-    """The same, with `backplane.server.uvicorn.SharedCompressionProtocol`."""
+    """`Worker` with `backplane.server.uvicorn.SharedCompressionProtocol`."""
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         **Worker.CONFIG_KWARGS,

@@ -152,10 +152,10 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
 
 
 class SharedCompressionProtocol(DirectLaneProtocol):
-    """The same, compressing each message independently of earlier ones (RFC 7692, `server_no_context_takeover`).
+    """`DirectLaneProtocol` that compresses each message independently of earlier ones.
 
-    A message compressed once can then be written to all clients that negotiated permessage-deflate. Small messages
-    compress less well this way, and a connection takes less memory.
+    It negotiates `server_no_context_takeover` (RFC 7692). A message compressed once can then be written to all clients
+    that negotiated permessage-deflate. Small messages compress less well this way, and a connection takes less memory.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -304,7 +304,7 @@ def _has_all_it_needs(protocol: WebSocketsSansIOProtocol) -> bool:
         "the state of conn": _state_can_be_observed(),
         "run_asgi with its scope": _uses(base, "run_asgi", "scope"),
         "on_task_complete": hasattr(base, "on_task_complete"),
-        "who closed": hasattr(getattr(protocol, "conn", None), "close_rcvd_then_sent"),
+        "the side that closed": hasattr(getattr(protocol, "conn", None), "close_rcvd_then_sent"),
         "transport": hasattr(protocol, "transport"),
         "the largest size of a message": bool(_MAX_SIZE),
         "frames": _uses(base, "handle_cont", "frames") and _uses(base, "send_receive_event_to_app", "frames"),

@@ -139,7 +139,7 @@ class LaneConformance:
         site.lane.attach(QueueingWriter(site.lane))
 
     async def test_a_lane_has_one_writer(self, site: LaneSite, writer: QueueingWriter) -> None:
-        """The first writer is told at once that it may write; a second one is refused."""
+        """The first writer is notified at once that it may write; a second one is refused."""
         assert (writer.reports, site.lane.writable) == ([True], True)
         with pytest.raises(LifecycleError):
             site.lane.attach(QueueingWriter(site.lane))

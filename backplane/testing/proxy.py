@@ -81,7 +81,7 @@ class FaultProxy:
         self._faults.cut_trigger = picks
 
     def lead_to(self, url: str) -> None:
-        """Lead new connections to the broker at `url`, as after a failover behind a name; `heal` leaves it so.
+        """Lead new connections to the broker at `url`, as after a failover that keeps the name; `heal` leaves it so.
 
         Open connections stay with the old one.
         """

@@ -1,7 +1,7 @@
 """The key of a client for which the application gives none: its address, if the server knows it.
 
 Clients whose address is unknown are not one client, so they have no key. Behind a proxy the address is known where the
-server believes the proxy's headers (Uvicorn: `--forwarded-allow-ips`); over a Unix socket it is unknown without them.
+server trusts the proxy's headers (Uvicorn: `--forwarded-allow-ips`); over a Unix socket it is unknown without them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which web pages may open a WebSocket: the defence against cross-site WebSocket hijacking (RFC 6455 section 10.2).
+"""Which web pages may connect: the defence against cross-site WebSocket hijacking (RFC 6455 section 10.2).
 
 A browser opens a WebSocket to any site from any page and sends that site's cookies (CORS does not apply). All it offers
 is the `Origin` header, which a page cannot forge. Other programs can forge it, or leave it out, but they do not have

@@ -1,4 +1,4 @@
-"""The clients of this worker: who is accepted, how many, and in which order they are closed."""
+"""The clients of this worker: which are accepted, how many, and in which order they are closed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["ClientRegistry", "LocalClient"]
 logger: Final = logging.getLogger("backplane.worker.clients")
 
 _CURE: Final = (
-    "behind a proxy, let the server believe its headers (Uvicorn: --forwarded-allow-ips, over a Unix socket '*'), "
+    "behind a proxy, let the server trust its headers (Uvicorn: --forwarded-allow-ips, over a Unix socket '*'), "
     "or pass client_key="
 )
 

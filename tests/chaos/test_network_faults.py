@@ -95,7 +95,7 @@ FULL = [
 async def test_a_network_fault_costs_one_gap_per_channel(
     fault: Fault, target: FaultTarget, record_case: CaseRecorder
 ) -> None:
-    """Workers behind the fault detect it and recover with one gap per channel; the others are not affected."""
+    """Workers that the fault hits detect it and recover with one gap per channel; the others are not affected."""
     lossless, settings, filler = target.lossless, fault.settings, fault.filler
     async with (
         target.proxy,

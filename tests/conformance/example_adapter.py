@@ -123,7 +123,7 @@ class _Link(Frames):
                 self._sink.revoked([channel], "the broker took the subscription away")
         elif kind != MESSAGE:
             answer = self._asked.popleft()
-            if not answer.done():  # who asked may have been cancelled
+            if not answer.done():  # the caller may have been cancelled
                 answer.set_result(kind)
         elif self._sink is not None and channel in self.channels:
             self._sink.deliver(channel, payload)

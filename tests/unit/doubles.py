@@ -1,4 +1,4 @@
-"""Doubles of the unit tests: a broker that does what a test says, and a subscriber that keeps what it hears."""
+"""Doubles of the unit tests: a broker that does what a test demands, and a subscriber that keeps what it receives."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ __all__ = [
 
 
 class Gate:
-    """Holds whoever passes through while it is closed. Open at first."""
+    """Holds the tasks that pass through while it is closed. Open at first."""
 
     def __init__(self) -> None:
         self._open = asyncio.Event()
         self._open.set()
 
     def close(self) -> None:
-        """Hold everyone from now on."""
+        """Hold them from now on."""
         self._open.clear()
 
     def open(self) -> None:
-        """Let everyone through."""
+        """Let them through."""
         self._open.set()
 
     async def passage(self) -> None:
@@ -55,7 +55,7 @@ class Gate:
 
 
 class FakeLane:
-    """A `backplane.lane.Lane` whose transport does what a test says.
+    """A `backplane.lane.Lane` whose transport does what a test demands.
 
     Attributes:
         writes: What was written, call by call; in `written`, the messages of all of it.
@@ -63,10 +63,10 @@ class FakeLane:
         pings: How many were asked for.
         aborted: Whether it was cut.
         closed: Whether it was closed without a close frame.
-        last_heard: As in `Lane`, set by the test.
+        last_received_at: As in `Lane`, set by the test.
         reading: As in `Lane`, set by the test.
         deflate_window_bits: As in `Lane`, set by the test.
-        on_write: Called behind each write.
+        on_write: Called after each write.
         close_code: As in `Lane`, set by the test.
         max_message_bytes: What the client's messages were limited to.
         accepted: Whether the handshake is accepted; set by the test.
@@ -98,7 +98,7 @@ class FakeLane:
         return messages_in(b"".join(self.writes))
 
     def write(self, frames: bytes) -> None:
-        """Take frames, as told."""
+        """Take frames, as many as the test allows."""
         if not self.strict and (self.ended or self._user is None):
             return
         assert self._user is not None, "written before the lane was taken, or after its end"
@@ -196,7 +196,7 @@ class ControlledBroadcaster(Broadcaster):
         channels: What the broker has subscribed.
         doubled: Channels it was asked to subscribe while they were subscribed already.
         refusals: Channels it refuses, with its words.
-        doubts: Channels on which it gives no final answer, with its words.
+        unconfirmed: Channels on which it gives no final answer, with its words.
         subscribe_gate: Holds `subscribe`.
         unsubscribe_gate: Holds `unsubscribe`.
         error: What `subscribe` and `unsubscribe` raise once they are through the gate, if anything.
@@ -213,7 +213,7 @@ class ControlledBroadcaster(Broadcaster):
         self.channels: set[str] = set()
         self.doubled: list[str] = []
         self.refusals: dict[str, str] = {}
-        self.doubts: dict[str, str] = {}
+        self.unconfirmed: dict[str, str] = {}
         self.subscribe_gate = Gate()
         self.unsubscribe_gate = Gate()
         self.error: Exception | None = None
@@ -244,18 +244,18 @@ class ControlledBroadcaster(Broadcaster):
                 adapter.sink.deliver(channel, payload)
 
     async def subscribe(self, channels: Collection[str]) -> None:
-        """Subscribe to what is not refused, behind the gate."""
+        """Subscribe to what is not refused, once the gate is open."""
         await self._called("subscribe", channels, self.subscribe_gate)
         self.doubled += [channel for channel in channels if channel in self.channels]
         refused = {channel: self.refusals[channel] for channel in channels if channel in self.refusals}
-        unconfirmed = {channel: self.doubts[channel] for channel in channels if channel in self.doubts}
+        unconfirmed = {channel: self.unconfirmed[channel] for channel in channels if channel in self.unconfirmed}
         self.channels.update(channel for channel in channels if channel not in refused and channel not in unconfirmed)
         self._changed.set()
         if refused or unconfirmed:
             raise SubscribeError(refused, unconfirmed=unconfirmed, adapter="controlled")
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
-        """Drop `channels`, behind the gate."""
+        """Drop `channels`, once the gate is open."""
         await self._called("unsubscribe", channels, self.unsubscribe_gate)
         self.channels.difference_update(channels)
         self._changed.set()
@@ -288,34 +288,45 @@ class ControlledBroadcaster(Broadcaster):
 
 
 class RecordingSubscriber:
-    """A local subscriber that keeps what it hears.
+    """A local subscriber that keeps what it receives.
 
     Attributes:
         token: What a publisher names to leave it out.
-        heard: Every message's data and every `Gap`, in order.
+        received: Every message's data and every `Gap`, in order.
         offers: The data of each call of `offer`.
     """
 
     def __init__(self) -> None:
         self.token = secrets.token_bytes(8)
-        self.heard: list[str | bytes | Gap] = []
+        self.received: list[str | bytes | Gap] = []
         self.offers: list[list[str | bytes]] = []
+        self._changed = asyncio.Event()
 
     def offer(self, messages: Sequence[Message]) -> None:
         """Keep messages."""
         self.offers.append([message.data for message in messages])
-        self.heard += [message.data for message in messages]
+        self.received += [message.data for message in messages]
+        self._changed.set()
 
     def gap(self, gap: Gap) -> None:
         """Keep a gap."""
-        self.heard.append(gap)
+        self.received.append(gap)
+        self._changed.set()
+
+    async def receives(self, count: int) -> list[str | bytes | Gap]:
+        """Return all that was received once it is `count` items."""
+        async with asyncio.timeout(5.0):
+            while len(self.received) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.received
 
 
 @asynccontextmanager
 async def following(
     broker_subscriptions: BrokerSubscriptions, broadcaster: Broadcaster
 ) -> AsyncGenerator[asyncio.Task[None]]:
-    """Run `broker_subscriptions.follow`, and close `broker_subscriptions` behind it, as the supervisor does."""
+    """Run `broker_subscriptions.run`, and close `broker_subscriptions` after it, as the supervisor does."""
     task = asyncio.create_task(broker_subscriptions.run(broadcaster))
     try:
         yield task

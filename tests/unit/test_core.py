@@ -59,7 +59,7 @@ async def test_configured_before_the_start(name: str) -> None:
     for _ in range(2):
         configure(lambda *_: True)
         async with backplane:
-            with pytest.raises(LifecycleError, match=f"^{name} is set before the backplane is started"):
+            with pytest.raises(LifecycleError, match=f"^{name} must be set before the backplane is started"):
                 configure(lambda *_: True)
 
 
@@ -225,7 +225,7 @@ async def test_drain_twice_and_before_the_start() -> None:
 
 
 async def test_stop_in_the_middle_of_a_drain() -> None:
-    """A stop does not wait for the rest of the drain: everyone is closed now, once."""
+    """A stop does not wait for the rest of the drain: every client is closed now, once."""
     backplane = Backplane("memory://", settings=Settings(drain_seconds=3_000))
     await backplane.start()
     clients, handling = await accepted(backplane, 3)
@@ -237,7 +237,7 @@ async def test_stop_in_the_middle_of_a_drain() -> None:
     assert [client.sent.qsize() for client in clients] == [0] * 3
 
 
-async def test_on_state_hears_every_change(caplog: pytest.LogCaptureFixture) -> None:
+async def test_on_state_receives_every_change(caplog: pytest.LogCaptureFixture) -> None:
     """Each callback is called with each change, although one before it raises; after another start too."""
     backplane = Backplane("memory://")
     changes: list[tuple[str, str]] = []
@@ -426,7 +426,7 @@ async def test_wait_for_state() -> None:
 
 
 async def test_wait_for_the_stop() -> None:
-    """The stop is a state like the others to those who wait for it."""
+    """The stop can be waited for like every other state."""
     backplane = Backplane("memory://")
     await backplane.start()
     waiting = asyncio.create_task(backplane.wait_for_state("closed"))
@@ -618,8 +618,8 @@ async def test_payload_at_and_over_the_limit() -> None:
         assert await data_of(messages, 2) == [b"x" * 79, "next"]
 
 
-async def test_publish_to_nobody() -> None:
-    """That no one subscribes is no error."""
+async def test_publish_without_a_subscriber() -> None:
+    """A publish that no subscriber receives is no error."""
     async with Backplane("memory://") as backplane:
         await backplane.publish("empty", "x")
 

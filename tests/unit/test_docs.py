@@ -49,6 +49,7 @@ FENCE = re.compile(
 needs_documents = pytest.mark.skipif(not DOCS.is_dir(), reason="the documents are away")
 
 PAGES = sorted(DOCS.rglob("*.md"))
+LEVELS = {"CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"}
 # Written by people for people, beside the pages of the site.
 PROSE = [
     *PAGES,
@@ -173,13 +174,14 @@ def test_command_page_names_every_command_and_option() -> None:
 
 @needs_documents
 def test_every_public_name_is_on_the_api_page() -> None:
-    """Each name that `backplane` exports is documented: by itself, or with the module of the errors."""
+    """Each name that `backplane` exports is documented once: by itself, or with the module of the errors."""
     page = fill(read("reference/api.md"))
+    anywhere = re.findall(r"^::: backplane\.(?:\w+\.)*(\w+)$", page, re.MULTILINE)
+    assert [name for name in backplane.__all__ if anywhere.count(name) > 1] == []
     documented = set(re.findall(r"^::: backplane\.(\w+)$", page, re.MULTILINE))
     documented |= {error.__name__ for error in error_classes()}
     assert "::: backplane.errors" in page
     assert set(backplane.__all__) - documented == set()
-    assert where("TypedChannel") in page
 
 
 @needs_documents
@@ -227,6 +229,15 @@ def test_walks_name_files_and_names_that_exist() -> None:
         named = [name for code in re.findall(r"`([A-Za-z_.]+)`", words) for name in code.split(".")]
         missing += [f"{path}: {name}" for name in named if name not in text]
     assert missing == []
+
+
+@needs_documents
+def test_file_named_in_prose_is_there() -> None:
+    """A file of the tests, the examples or the benchmarks that a document names exists."""
+    folders = r"(?<![\w/.])((?:tests|examples|benchmarks|mkdocs_hooks|requirements)/[\w/-]+\.\w+)"
+    named = {(page.name, path) for page in PROSE for path in re.findall(folders, page.read_text(encoding="utf-8"))}
+    assert len(named) > 10
+    assert [found for found in sorted(named) if not (ROOT / found[1]).exists()] == []
 
 
 @needs_documents
@@ -337,6 +348,24 @@ def test_code_is_searched_in_comments_strings_and_names() -> None:
     lines = [line.partition(":")[0] for line in offences_in_code(source)]
     assert lines == ["2", "3", "3", "4"]
     assert offences_in_code("for x in y:  # a plain comment\n    z = 1\n") == []
+
+
+@needs_documents
+@pytest.mark.parametrize("folder", ["backplane", "adapters", "tests", "benchmarks", "examples", "mkdocs_hooks"])
+def test_language_of_code_is_plain(folder: str) -> None:
+    """No comment, docstring, message or name uses those words, but where they are listed and tried."""
+    listed = {ROOT / "tests" / "dialect.py", Path(__file__)}
+    paths = set((ROOT / folder).rglob("*.py")) - listed
+    assert paths
+    found = {path: offences_in_code(path.read_text(encoding="utf-8")) for path in sorted(paths)}
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_words_of_names_and_of_wrapped_text_are_found() -> None:
+    """The words of a name count wherever it is written, and so do those that a line's end parts."""
+    source = 'class FirstHears:\n    x = "last_heard"  # it waits, for\n    # it is full\n'
+    lines = [line.partition(":")[0] for line in offences_in_code(source)]
+    assert lines == ["1", "2", "2"]
 
 
 def test_dialect_patterns_are_used() -> None:
@@ -561,6 +590,8 @@ def one(bursts, error, is_grave, what):
     logger.warning("first " "second")
     logger.error(what)
     error.warning("no logger")
+    level = logging.WARNING if is_grave else logging.INFO
+    logger.log(level, "assigned level")
 """
     found = [(event.level, event.message, event.is_burst) for event in events_in(source, module="example")]
     assert found == [
@@ -571,6 +602,7 @@ def one(bursts, error, is_grave, what):
         ("INFO", "assigned", False),
         ("INFO", "otherwise", False),
         ("WARNING", "first second", False),
+        ("WARNING or INFO", "assigned level", False),
     ]
     (named,) = events_in("import logging\nlog = logging.getLogger(__name__)\nlog.info('x')", module="backplane.a.b")
     assert named.logger == "backplane.a.b"
@@ -586,6 +618,12 @@ def test_log_events_cover_the_package() -> None:
     assert {event.logger for _, event in events} >= made
     assert all(event.logger.startswith("backplane.") for _, event in events)
     assert len(events) > 50
+    assert [event for _, event in events if not set(event.level.split(" or ")) <= LEVELS] == []
+    assert {event.message for _, event in events} >= {
+        "still no link to %s after %.0f s, tries: %d: %s",
+        "connection %s ends, the broker failed: %s",
+        "closing connection %s: %s",
+    }
     block = fill("<!-- generated: log-events -->")
     for room, _ in events:
         assert f"## `{room}` {{ #{room.replace('.', '-')} }}" in block

@@ -278,8 +278,8 @@ def test_what_the_client_asked_for(error: BackplaneError, status: int, code: int
         assert closed.value.code == code
 
 
-def test_error_that_is_nobodys() -> None:
-    """Any other error of this package goes on, for it is a mistake of the application."""
+def test_other_error_is_raised() -> None:
+    """Any other error of this package is raised, because it is a mistake of the application."""
     with TestClient(failing_app(NotStartedError("not started"), "fastapi")) as client:
         with pytest.raises(NotStartedError):
             client.post("/")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SECRET = "hunter2"
 HASTY = Settings(start_timeout_seconds=0.2, publish_timeout_seconds=0.2)
 
-# {port} is one at which nobody listens, `handed_out.fail` a callable that raises the secret.
+# {port} is one at which no server listens, `handed_out.fail` a callable that raises the secret.
 URLS = [
     f"memory://alice:{SECRET}@here",
     f"redis://alice:{SECRET}@127.0.0.1:{{port}}",
@@ -97,7 +97,7 @@ def test_reprs(url: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["redis", "nats", "kafka", "redis+sentinel"])
 def test_a_url_that_lacks_its_host(scheme: str) -> None:
-    """Of `redis://alice:password` nothing after the colon is repeated, for it was meant as one."""
+    """Of `redis://alice:password` nothing after the colon is repeated: it was meant as the password."""
     with pytest.raises(ConfigurationError, match="is not host:port") as refused:
         broadcaster_from_url(f"{scheme}://alice:{SECRET}/service".removesuffix("" if "+" in scheme else "/service"))
     assert SECRET not in "".join(traceback.format_exception(refused.value))

@@ -179,10 +179,11 @@ def test_wrong_channel_without_placeholders() -> None:
         TypedChannel(IDLE, "", Order)
 
 
-def test_wrong_model() -> None:
-    """What pydantic cannot validate is refused where it is written."""
+@pytest.mark.parametrize("model", [object(), "Undefined"], ids=["object", "undefined"])
+def test_wrong_model(model: object) -> None:
+    """What pydantic cannot validate is refused where it is written, a name that nothing defines too."""
     with pytest.raises(ConfigurationError, match="pydantic cannot validate"):
-        TypedChannel(IDLE, "orders", object())
+        TypedChannel(IDLE, "orders", model)
 
 
 # --- publish and subscribe -----------------------------------------------------------------------------------------

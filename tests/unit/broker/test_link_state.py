@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.unit.supervised import (
+from tests.unit.kit import (
     supervised,
 )
 

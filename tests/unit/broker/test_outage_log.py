@@ -8,7 +8,7 @@ from backplane.errors import (
     BrokerAuthenticationError,
     BrokerUnavailableError,
 )
-from tests.unit.supervised import (
+from tests.unit.kit import (
     supervised,
     warnings_of,
 )

@@ -12,15 +12,15 @@ from backplane.broker.probe import DeliveryProbe
 from backplane.broker.session import LinkSession
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.message import Gap
+from tests.unit.controlled_adapter import Adapter
 from tests.unit.doubles import until_idle
-from tests.unit.supervised import (
+from tests.unit.kit import (
     BRISK_PROBE,
     ORIGIN,
     PROBE_CHANNEL,
     SETTINGS,
     WAIT_SECONDS,
-    Adapter,
-    World,
+    SupervisedWorld,
     interrupting_a_spin,
     supervised,
     warnings_of,
@@ -61,7 +61,7 @@ async def test_silent_link_is_found_within_two_probe_intervals() -> None:
     adapter = Adapter(brokered=True)
     adapter.silent = True
     async with supervised(adapter, BRISK_PROBE) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         begun = asyncio.get_running_loop().time()
         adapter.start_gate.close()
         await made.reaches("degraded")
@@ -71,14 +71,14 @@ async def test_silent_link_is_found_within_two_probe_intervals() -> None:
         adapter.silent = False
         adapter.start_gate.open()
         await made.reaches("live", generation=2)
-        assert [type(item) for item in await listener.hears(1)] == [Gap]
+        assert [type(item) for item in await subscriber.receives(1)] == [Gap]
 
 
 async def test_link_whose_publish_hangs_is_found() -> None:
     """A probe that the broker does not accept counts like one that is not received."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
+        await made.joined("a")
         adapter.publish_gate.close()
         adapter.start_gate.close()
         await made.reaches("degraded")
@@ -94,7 +94,7 @@ async def test_probe_that_fails_rebuilds_the_link(error: Exception) -> None:
     """An error of the link during a probe is a lost link."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
+        await made.joined("a")
         adapter.publish_errors[PROBE_CHANNEL] = error
         await made.reaches("live", generation=2)
 
@@ -103,26 +103,26 @@ async def test_probe_on_a_replaced_connection_is_one_missed_probe() -> None:
     """An unknown outcome on a live link is one missed probe: the adapter has replaced one of its connections."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         adapter.publish_errors[PROBE_CHANNEL] = PublishOutcomeUnknownError("replaced")
         await adapter.until(lambda: probes(adapter) == 1)
         del adapter.publish_errors[PROBE_CHANNEL]
         await adapter.until(lambda: probes(adapter) >= 3)
-        assert (made.supervisor.generation, listener.heard) == (1, [])
+        assert (made.supervisor.generation, subscriber.received) == (1, [])
 
 
 async def test_probe_keeps_the_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe that is received keeps the link live and measures the round trip; subscribers do not receive it."""
     pace = Pace(monkeypatch)
     async with supervised(Adapter(brokered=True), BRISK_PROBE) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         assert made.supervisor.probe.round_trip_seconds is None
         await pace.reaches(4)
         assert made.supervisor.probe.round_trip_seconds is not None
         assert 0 <= made.supervisor.probe.round_trip_seconds < BRISK_PROBE.probe_interval_seconds
         assert probes(made.adapter) == 3
         assert made.adapter.calls.count(("subscribe", (PROBE_CHANNEL,))) == 1
-        assert (made.supervisor.state, made.supervisor.generation, listener.heard) == ("live", 1, [])
+        assert (made.supervisor.state, made.supervisor.generation, subscriber.received) == ("live", 1, [])
 
 
 @pytest.mark.parametrize("stops", ["in", "out"])
@@ -132,7 +132,7 @@ async def test_traffic_both_ways_suppresses_the_probe(stops: str, monkeypatch: p
     adapter = Adapter(brokered=True)
     quiet = asyncio.Event()
 
-    async def traffic(made: World) -> None:
+    async def traffic(made: SupervisedWorld) -> None:
         while not (quiet.is_set() and probes(adapter) > before):
             if not quiet.is_set() or stops == "out":
                 adapter.links[-1].deliver("a", b"traffic")
@@ -142,7 +142,7 @@ async def test_traffic_both_ways_suppresses_the_probe(stops: str, monkeypatch: p
 
     before = 0
     async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
+        await made.joined("a")
         talking = asyncio.create_task(traffic(made))
         await pace.reaches(pace.rounds + 1)
         before = probes(adapter)
@@ -162,7 +162,7 @@ async def test_probe_without_channels_tests_the_publish_path_alone(monkeypatch: 
         await pace.reaches(4)
         assert adapter.verbs == ["start", "publish", "publish", "publish"]
         assert made.supervisor.probe.last_reply_at is not None
-        await made.listener("a")
+        await made.joined("a")
         await adapter.until(lambda: ("subscribe", (PROBE_CHANNEL,)) in adapter.calls)
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
@@ -189,7 +189,7 @@ async def test_dead_publish_path_is_found_while_messages_are_received() -> None:
             await asyncio.sleep(BRISK_PROBE.probe_interval_seconds / 20)
 
     async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
+        await made.joined("a")
         adapter.publish_gate.close()
         talking = asyncio.create_task(traffic())
         await made.reaches("live", generation=2)
@@ -201,7 +201,7 @@ async def test_probe_whose_subscription_was_revoked_subscribes_again() -> None:
     """A broker that revokes the probe's subscription does not end the link."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
+        await made.joined("a")
         await adapter.until(lambda: probes(adapter) == 1)
         adapter.channels.discard(PROBE_CHANNEL)
         adapter.links[-1].revoked([PROBE_CHANNEL], "maximum subscriptions exceeded")
@@ -221,13 +221,13 @@ async def test_passing_state_postpones_the_probe(state: str, caplog: pytest.LogC
     """A broker in a passing state answers, so the link stays live, and probes go on."""
     adapter = Adapter(brokered=True)
     if state == "subscribe":
-        adapter.doubts[PROBE_CHANNEL] = "BUSY a script runs"
+        adapter.unconfirmed[PROBE_CHANNEL] = "BUSY a script runs"
     else:
         adapter.publish_errors[PROBE_CHANNEL] = PASSING[state]
     async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
+        await made.joined("a")
         await adapter.until(lambda: max(probes(adapter), adapter.calls.count(("subscribe", (PROBE_CHANNEL,)))) == 3)
-        adapter.doubts.clear()
+        adapter.unconfirmed.clear()
         adapter.publish_errors.clear()
         await adapter.until(lambda: adapter.published[-2:] == [(PROBE_CHANNEL, b"")] * 2)
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
@@ -239,7 +239,7 @@ async def test_passing_state_that_lasts_rebuilds_the_link() -> None:
     adapter = Adapter(brokered=True)
     adapter.publish_errors[PROBE_CHANNEL] = PASSING["publish"]
     async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
+        await made.joined("a")
         await made.reaches("live", generation=2)
         assert probes(adapter) == 6
 
@@ -263,7 +263,7 @@ async def test_pause_of_the_process_is_no_missed_probe(monkeypatch: pytest.Monke
     """A process that is paused during its probe, for longer than two probes take, keeps its link."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
+        await made.joined("a")
         for pauses in (1, 2, 3):
             adapter.publish_gate.close()
             await adapter.until(lambda pauses=pauses: probes(adapter) >= pauses)  # type: ignore[misc]
@@ -277,7 +277,7 @@ async def test_no_probe_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> Non
     """An adapter without a broker sends no probe, since its link cannot become silent."""
     pace = Pace(monkeypatch)
     async with supervised(Adapter(brokered=False), replace(SETTINGS, probe_interval_seconds=0.001)) as made:
-        await made.listener("a")
+        await made.joined("a")
         await until_idle()
         assert (pace.rounds, made.adapter.verbs) == (0, ["start", "subscribe"])
 
@@ -291,7 +291,7 @@ async def test_refused_probe_is_a_warning(refused: str, caplog: pytest.LogCaptur
     else:
         adapter.publish_errors[PROBE_CHANNEL] = PublishError("not permitted")
     async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
+        await made.joined("a")
         await adapter.until(lambda: (refused, (PROBE_CHANNEL,)) in adapter.calls)
         await until_idle()
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
@@ -307,14 +307,14 @@ async def test_broker_that_accepts_nothing_at_present_is_probed_again(
     """A probe that is refused with a retriable error ends neither the link nor the probes."""
     adapter = Adapter(brokered=True)
     if refused == "subscribe":
-        adapter.doubts[PROBE_CHANNEL] = "BUSY"
+        adapter.unconfirmed[PROBE_CHANNEL] = "BUSY"
     else:
         adapter.publish_errors[PROBE_CHANNEL] = PublishError("BUSY", retriable=True)
     async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
+        await made.joined("a")
         await adapter.until(lambda: adapter.calls.count((refused, (PROBE_CHANNEL,))) == 3)
         assert (made.supervisor.state, made.supervisor.generation, warnings_of(caplog)) == ("live", 1, [])
-        adapter.doubts.clear()
+        adapter.unconfirmed.clear()
         adapter.publish_errors.clear()
         adapter.silent = True
         await made.reaches("degraded")
@@ -326,7 +326,7 @@ async def test_message_after_a_missed_probe_resets_the_count() -> None:
     adapter.silent = True
     with interrupting_a_spin():
         async with supervised(adapter, BRISK_PROBE) as made:
-            await made.listener("a")
+            await made.joined("a")
             await adapter.until(lambda: probes(adapter) == 1)
             adapter.links[-1].deliver("a", b"alive")
             adapter.silent = False
@@ -341,9 +341,9 @@ async def test_leave_after_a_missed_probe_resets_the_count(monkeypatch: pytest.M
     adapter.silent = True
     with interrupting_a_spin():
         async with supervised(adapter, replace(BRISK_PROBE, linger_seconds=0.001)) as made:
-            listener = await made.listener("a")
+            subscriber = await made.joined("a")
             await adapter.until(lambda: probes(adapter) == 1)
-            made.hub.leave("a", listener)
+            made.hub.leave("a", subscriber)
             await pace.reaches(pace.rounds + 2)
             assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
@@ -362,7 +362,7 @@ async def test_back_off_grows_over_links_that_receive_nothing(monkeypatch: pytes
     settings = replace(BRISK_PROBE, probe_interval_seconds=0.02, max_backoff_seconds=5)
     async with supervised(adapter, settings, stable_seconds=0.0) as made:
         monkeypatch.setattr("backplane.broker.probe.random.uniform", uniform)
-        await made.listener("a")
+        await made.joined("a")
         await made.reaches("live", generation=4)
         assert bounds == [0.1, 0.2, 0.4]
 
@@ -372,7 +372,7 @@ async def test_reply_is_dated() -> None:
     adapter = Adapter(brokered=True)
     loop = asyncio.get_running_loop()
     async with supervised(adapter, BRISK_PROBE) as made:
-        await made.listener("a")
+        await made.joined("a")
         assert made.supervisor.probe.last_reply_at is None
         begun = loop.time()
         await adapter.until(lambda: probes(adapter) == 2)

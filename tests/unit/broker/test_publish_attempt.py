@@ -12,12 +12,12 @@ from backplane.errors import (
     PublishOutcomeUnknownError,
 )
 from backplane.message import Gap
+from tests.unit.controlled_adapter import Adapter
 from tests.unit.doubles import Gate, until_idle
-from tests.unit.supervised import (
+from tests.unit.kit import (
     SETTINGS,
     WAIT_SECONDS,
-    Adapter,
-    World,
+    SupervisedWorld,
     supervised,
 )
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 QUICK_PUBLISH = replace(SETTINGS, publish_timeout_seconds=0.05)
 
 
-async def unanswered(made: World) -> None:
+async def unanswered(made: SupervisedWorld) -> None:
     """Publish a message that gets no answer."""
     with pytest.raises(PublishOutcomeUnknownError):
         await made.publisher.publish("a", b"x")
@@ -44,7 +44,7 @@ async def test_publish_without_an_answer_has_an_unknown_outcome() -> None:
 async def test_two_publishes_without_an_answer_rebuild_a_link_that_still_receives() -> None:
     """Where only the publish path is dead, two publishes without an answer end the link."""
     async with supervised(Adapter(brokered=True), QUICK_PUBLISH) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         made.adapter.publish_gate.close()
         made.adapter.links[-1].deliver("a", b"the way in carries")
         await unanswered(made)
@@ -53,7 +53,7 @@ async def test_two_publishes_without_an_answer_rebuild_a_link_that_still_receive
         made.adapter.links[-1].deliver("a", b"still")
         await unanswered(made)
         await made.reaches("live", generation=2)
-        assert [type(item) for item in await listener.hears(3)] == [str, str, Gap]
+        assert [type(item) for item in await subscriber.receives(3)] == [str, str, Gap]
         made.adapter.publish_gate.open()
 
 
@@ -72,12 +72,12 @@ async def test_answer_between_two_publishes_without_one_keeps_the_link() -> None
 async def test_unanswered_publishes_do_not_end_a_link_without_a_broker() -> None:
     """Without a broker no answer is awaited, so a slow worker does not end its own link."""
     async with supervised(Adapter(brokered=False), QUICK_PUBLISH) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         made.adapter.publish_gate.close()
         for _ in range(3):
             await unanswered(made)
         await until_idle()
-        assert (made.supervisor.state, made.supervisor.generation, listener.heard) == ("live", 1, [])
+        assert (made.supervisor.state, made.supervisor.generation, subscriber.received) == ("live", 1, [])
         made.adapter.publish_gate.open()
 
 
@@ -101,14 +101,14 @@ async def test_pause_of_the_process_does_not_expire_publishes() -> None:
     """Publishes in progress while the process is paused are answered, and the link stays live."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter, replace(SETTINGS, publish_timeout_seconds=0.3)) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         adapter.publish_gate.close()
         publishing = [asyncio.create_task(made.publisher.publish("a", b"%d" % number)) for number in range(5)]
         await adapter.until(lambda: adapter.verbs.count("publish") == 5)
         asyncio.get_running_loop().call_later(0.05, adapter.publish_gate.open)  # an answer that is read after the pause
         time.sleep(1)
         await asyncio.gather(*publishing)
-        assert await listener.hears(5) == [str(number) for number in range(5)]
+        assert await subscriber.receives(5) == [str(number) for number in range(5)]
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 

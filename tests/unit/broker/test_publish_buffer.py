@@ -15,12 +15,12 @@ from backplane.broker.publish_buffer import PublishBuffer
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishError, PublishOutcomeUnknownError
 from backplane.log_bursts import LogBursts
 from tests.unit.doubles import Gate, run_passes, until_idle
-from tests.unit.supervised import SETTINGS, WAIT_SECONDS, supervised, warnings_of
+from tests.unit.kit import SETTINGS, WAIT_SECONDS, supervised, warnings_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from tests.unit.supervised import World
+    from tests.unit.kit import SupervisedWorld
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 @asynccontextmanager
 async def buffered(
     *, max_bytes: int = 1024, max_messages: int = 100, bursts: LogBursts | None = None
-) -> AsyncGenerator[tuple[World, PublishBuffer]]:
+) -> AsyncGenerator[tuple[SupervisedWorld, PublishBuffer]]:
     """Run a buffer over a supervisor, and stop both."""
     async with supervised() as made:
         buffer = PublishBuffer(made.supervisor.attempts, max_bytes=max_bytes, max_messages=max_messages, bursts=bursts)
@@ -42,14 +42,14 @@ async def publish(buffer: PublishBuffer, *payloads: bytes) -> None:
         await asyncio.wait_for(buffer.publish("a", payload), WAIT_SECONDS)
 
 
-async def come_back(made: World, published: int) -> None:
+async def come_back(made: SupervisedWorld, published: int) -> None:
     """Let the link come back, and wait until the broker has `published` messages."""
     made.adapter.start_gate.open()
     await made.adapter.until(lambda: len(made.adapter.published) >= published)
     await until_idle()
 
 
-def payloads(made: World) -> list[bytes]:
+def payloads(made: SupervisedWorld) -> list[bytes]:
     """Return what the broker accepted, in order."""
     return [payload for _, payload in made.adapter.published]
 

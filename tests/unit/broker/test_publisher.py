@@ -13,24 +13,24 @@ from backplane.errors import (
     PublishError,
     PublishOutcomeUnknownError,
 )
+from tests.unit.controlled_adapter import Adapter
 from tests.unit.doubles import Gate, until_idle
-from tests.unit.supervised import (
+from tests.unit.kit import (
     SETTINGS,
     WAIT_SECONDS,
-    Adapter,
-    World,
+    SupervisedWorld,
     supervised,
 )
 
 pytestmark = pytest.mark.anyio
 
 
-def payloads(made: World) -> list[bytes]:
+def payloads(made: SupervisedWorld) -> list[bytes]:
     """Return what the broker accepted, in order."""
     return [payload for _, payload in made.adapter.published]
 
 
-async def publish_after_the_loss(made: World, *, later: int) -> list[asyncio.Task[None]]:
+async def publish_after_the_loss(made: SupervisedWorld, *, later: int) -> list[asyncio.Task[None]]:
     """Publish 0 on a link that is lost before it accepts it, and call others before the error of 0 arrives."""
     gate = Gate()
     gate.close()

@@ -12,8 +12,9 @@ from backplane.errors import BrokerUnavailableError
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
 from backplane.message import ALL, Gap
+from tests.unit.controlled_adapter import Adapter
 from tests.unit.doubles import until_idle
-from tests.unit.supervised import PROBE_CHANNEL, Adapter, supervised
+from tests.unit.kit import PROBE_CHANNEL, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,24 +51,24 @@ LATE = pytest.mark.parametrize("report", [deliver_late, gap_late, revoke_late, l
 async def test_late_report_of_an_old_session_is_ignored(report: Callable[[Sink], None]) -> None:
     """What an adapter reports on an old session, after the next one is live, is ignored."""
     async with supervised(Adapter(resumes=True)) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         old = made.adapter.links[-1]
         await made.recover()
         report(old)
         await until_idle()
-        assert (listener.heard, made.supervisor.state, made.supervisor.generation) == ([], "live", 2)
+        assert (subscriber.received, made.supervisor.state, made.supervisor.generation) == ([], "live", 2)
 
 
 @LATE
 async def test_late_report_while_degraded_is_ignored(report: Callable[[Sink], None]) -> None:
     """Between two links, reports of the lost one are ignored."""
     async with supervised(Adapter(resumes=True)) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         old = made.adapter.links[-1]
         await made.degrade()
         report(old)
         await until_idle()
-        assert (listener.heard, made.supervisor.generation) == ([], 2)
+        assert (subscriber.received, made.supervisor.generation) == ([], 2)
         made.adapter.start_gate.open()
         await made.reaches("live", generation=2)
 
@@ -76,11 +77,11 @@ async def test_late_report_while_degraded_is_ignored(report: Callable[[Sink], No
 async def test_late_report_after_stop_is_ignored(report: Callable[[Sink], None]) -> None:
     """After the stop every report is ignored."""
     async with supervised() as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         await made.supervisor.stop()
         report(made.adapter.links[-1])
         await until_idle()
-        assert (listener.heard, made.supervisor.state, made.supervisor.generation) == ([], "closed", 1)
+        assert (subscriber.received, made.supervisor.state, made.supervisor.generation) == ([], "closed", 1)
 
 
 async def test_loss_is_visible_before_the_supervisor_runs() -> None:
@@ -97,28 +98,28 @@ async def test_loss_is_visible_before_the_supervisor_runs() -> None:
 async def test_gap_before_the_confirmation_waits_for_it() -> None:
     """A gap found while resuming is delivered once the channels are confirmed, a later one at once."""
     async with supervised(Adapter()) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         link = LinkSession(made.hub, PROBE_CHANNEL)
         link.gap(["a"], "early")
-        assert listener.heard == []
+        assert subscriber.received == []
         link.confirm()
-        assert listener.heard == [Gap(channel="a", reason="early")]
+        assert subscriber.received == [Gap(channel="a", reason="early")]
         link.gap(ALL, "late")
-        assert listener.heard[1:] == [Gap(channel="a", reason="late")]
+        assert subscriber.received[1:] == [Gap(channel="a", reason="late")]
 
 
 async def test_messages_after_an_early_gap_stay_after_it() -> None:
     """What is received between a gap found while resuming and the confirmation is delivered after that gap."""
     async with supervised(Adapter()) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         link = LinkSession(made.hub, PROBE_CHANNEL)
         link.gap(["a"], "early")
         link.deliver("a", b"first")
         link.deliver("a", b"second")
-        assert listener.heard == []
+        assert subscriber.received == []
         link.confirm()
         link.deliver("a", b"third")
-        assert await listener.hears(4) == [Gap(channel="a", reason="early"), "first", "second", "third"]
+        assert await subscriber.receives(4) == [Gap(channel="a", reason="early"), "first", "second", "third"]
 
 
 async def test_probe_completes_its_reply_and_does_not_reach_the_hub() -> None:
@@ -135,9 +136,9 @@ async def test_probe_completes_its_reply_and_does_not_reach_the_hub() -> None:
 async def test_revoked_subscription_is_a_gap_once_it_is_back() -> None:
     """A revoked channel is subscribed again, and its subscribers get one gap, others none."""
     async with supervised(Adapter()) as made:
-        listener = await made.listener("a")
-        other = await made.listener("b")
+        subscriber = await made.joined("a")
+        other = await made.joined("b")
         made.adapter.links[-1].revoked(["a"], "maximum subscriptions exceeded")
-        assert await listener.hears(1) == [Gap(channel="a", reason="maximum subscriptions exceeded")]
-        assert other.heard == []
+        assert await subscriber.receives(1) == [Gap(channel="a", reason="maximum subscriptions exceeded")]
+        assert other.received == []
         assert made.adapter.verbs[-1] == "subscribe"

@@ -16,18 +16,16 @@ from backplane.errors import (
     SubscribeError,
 )
 from backplane.message import ALL, Gap
-from tests.unit.doubles import Gate, until_idle
-from tests.unit.supervised import (
+from tests.unit.controlled_adapter import Adapter
+from tests.unit.doubles import Gate, RecordingSubscriber, until_idle
+from tests.unit.kit import (
     BRISK_PROBE,
     PROBE_CHANNEL,
     SETTINGS,
     WAIT_SECONDS,
-    Adapter,
-    Listener,
-    World,
+    SupervisedWorld,
     supervised,
     warnings_of,
-    world,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_start_opens_the_link_and_stop_closes_it() -> None:
     """The state is starting, live and closed in turn, as the adapter is started and stopped."""
-    made = world()
+    made = SupervisedWorld()
     assert (made.supervisor.state, made.supervisor.generation) == ("starting", 0)
     await made.supervisor.start()
     assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
@@ -54,10 +52,10 @@ async def test_start_opens_the_link_and_stop_closes_it() -> None:
 
 async def test_start_subscribes_to_what_is_wanted_already() -> None:
     """A join that is called while the first link is being opened is confirmed on it."""
-    made = world()
+    made = SupervisedWorld()
     made.adapter.start_gate.close()
     starting = asyncio.create_task(made.supervisor.start())
-    joining = asyncio.create_task(made.listener("a"))
+    joining = asyncio.create_task(made.joined("a"))
     await made.adapter.until(lambda: made.adapter.verbs == ["start"])
     made.adapter.start_gate.open()
     await asyncio.wait_for(asyncio.gather(starting, joining), WAIT_SECONDS)
@@ -76,7 +74,7 @@ async def test_start_tries_again_after_a_retriable_error() -> None:
 
 async def test_start_raises_the_last_error_when_time_is_up() -> None:
     """Where no try succeeds, the start ends at its timeout and raises the error of the last try."""
-    made = world(settings=replace(SETTINGS, start_timeout_seconds=0.2, max_backoff_seconds=0.02))
+    made = SupervisedWorld(settings=replace(SETTINGS, start_timeout_seconds=0.2, max_backoff_seconds=0.02))
     made.adapter.start_errors = [BrokerUnavailableError(f"try {number}") for number in range(1, 100_000)]
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -92,7 +90,7 @@ async def test_start_raises_the_last_error_when_time_is_up() -> None:
 @pytest.mark.parametrize("error", [BrokerAuthenticationError("wrong password"), RuntimeError("a fault")], ids=repr)
 async def test_start_raises_at_once_what_another_try_cannot_help(error: Exception) -> None:
     """Refused credentials, or a fault of the adapter, are raised after one try."""
-    made = world()
+    made = SupervisedWorld()
     made.adapter.start_error = error
     with pytest.raises(type(error)) as caught:
         await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
@@ -102,7 +100,7 @@ async def test_start_raises_at_once_what_another_try_cannot_help(error: Exceptio
 
 async def test_start_without_an_answer_times_out() -> None:
     """A broker that accepts the connection and never answers delays the start by its timeout and no more."""
-    made = world(settings=replace(SETTINGS, start_timeout_seconds=0.05))
+    made = SupervisedWorld(settings=replace(SETTINGS, start_timeout_seconds=0.05))
     made.adapter.start_gate.close()
     with pytest.raises(BrokerUnavailableError, match=r"^no answer from controlled:// within "):
         await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
@@ -111,7 +109,7 @@ async def test_start_without_an_answer_times_out() -> None:
 
 async def test_start_that_times_out_raises_the_error_of_an_earlier_try() -> None:
     """The last try was cut short by the timeout, so the error of the try before it is raised."""
-    made = world(settings=replace(SETTINGS, start_timeout_seconds=0.3, max_backoff_seconds=0.02))
+    made = SupervisedWorld(settings=replace(SETTINGS, start_timeout_seconds=0.3, max_backoff_seconds=0.02))
     made.adapter.start_errors = [BrokerUnavailableError("no TLS here")]
     starting = asyncio.create_task(made.supervisor.start())
     await made.adapter.until(lambda: made.adapter.verbs.count("start") == 1)
@@ -122,7 +120,7 @@ async def test_start_that_times_out_raises_the_error_of_an_earlier_try() -> None
 
 async def test_start_cancelled_stops_the_adapter() -> None:
     """A cancelled start leaves neither a link nor a task."""
-    made = world()
+    made = SupervisedWorld()
     made.adapter.start_gate.close()
     starting = asyncio.create_task(made.supervisor.start())
     await made.adapter.until(lambda: made.adapter.verbs == ["start"])
@@ -134,11 +132,11 @@ async def test_start_cancelled_stops_the_adapter() -> None:
 
 async def test_start_stops_the_adapter_before_it_starts_it_again() -> None:
     """A first link whose subscriptions fail is closed before the next is opened: `start` and `stop` alternate."""
-    made = world()
+    made = SupervisedWorld()
     made.adapter.start_gate.close()
     made.adapter.error = BrokerUnavailableError("gone while subscribing")
     starting = asyncio.create_task(made.supervisor.start())
-    joining = asyncio.create_task(made.listener("a"))
+    joining = asyncio.create_task(made.joined("a"))
     await made.adapter.until(lambda: made.adapter.verbs == ["start"])
     made.adapter.start_gate.open()
     await made.adapter.until(lambda: made.adapter.verbs.count("start") == 2)
@@ -151,7 +149,7 @@ async def test_start_stops_the_adapter_before_it_starts_it_again() -> None:
 
 async def test_start_raises_its_own_error_though_stop_raises_too() -> None:
     """The start raises why it failed, not that the adapter then failed to stop."""
-    made = world()
+    made = SupervisedWorld()
     made.adapter.start_error = BrokerAuthenticationError("wrong password")
     made.adapter.stop_error = RuntimeError("cannot stop")
     with pytest.raises(BrokerAuthenticationError, match=r"^wrong password$"):
@@ -160,7 +158,7 @@ async def test_start_raises_its_own_error_though_stop_raises_too() -> None:
 
 async def test_start_fails_in_time_though_stop_hangs() -> None:
     """An adapter that hangs in `stop` does not delay the error of a failed start."""
-    made = world(stop_seconds=0.05)
+    made = SupervisedWorld(stop_seconds=0.05)
     made.adapter.start_error = BrokerAuthenticationError("wrong password")
     made.adapter.stop_gate.close()
     with pytest.raises(BrokerAuthenticationError, match=r"^wrong password$"):
@@ -173,7 +171,7 @@ async def test_start_fails_in_time_though_stop_hangs() -> None:
 async def test_lost_link_is_rebuilt() -> None:
     """After a loss the adapter is stopped and started, every wanted channel is subscribed, and the state is live."""
     async with supervised() as made:
-        await made.listener("a", "b")
+        await made.joined("a", "b")
         before = len(made.adapter.calls)
         await made.degrade()
         assert (made.supervisor.state, made.supervisor.generation) == ("degraded", 2)
@@ -203,7 +201,7 @@ async def test_loss_reported_twice_is_one_loss() -> None:
 async def test_reconnect_is_tried_until_it_succeeds(error: Exception) -> None:
     """Once the link was live, no error ends the tries: the broker's rules, or its password, may be corrected."""
     async with supervised() as made:
-        await made.listener("a")
+        await made.joined("a")
         made.adapter.start_errors = [error] * 4
         made.adapter.cut()
         await made.reaches("live", generation=6)
@@ -223,14 +221,14 @@ async def test_reconnect_without_an_answer_times_out() -> None:
 async def test_reconnect_lost_while_subscribing_is_tried_again() -> None:
     """A link that ends while channels are subscribed is no live one: all are subscribed on the next link."""
     async with supervised() as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         made.adapter.error = BrokerUnavailableError("gone while subscribing")
         made.adapter.cut()
         await made.adapter.until(lambda: made.adapter.verbs.count("subscribe") == 3)
-        assert (made.supervisor.state, listener.heard) == ("degraded", [])
+        assert (made.supervisor.state, subscriber.received) == ("degraded", [])
         made.adapter.error = None
         await made.reaches("live", generation=4)
-        assert [type(item) for item in await listener.hears(1)] == [Gap]
+        assert [type(item) for item in await subscriber.receives(1)] == [Gap]
 
 
 async def test_back_off_doubles_to_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,20 +270,20 @@ async def test_back_off_is_reset_after_a_stable_link(
 async def test_gap_is_reported_after_the_confirmation_and_before_the_next_message() -> None:
     """Each subscriber gets one gap per channel, once the broker has confirmed the channel again."""
     async with supervised() as made:
-        first, both = await made.listener("a"), await made.listener("a", "b")
+        first, both = await made.joined("a"), await made.joined("a", "b")
         made.adapter.links[-1].deliver("a", b"before")
         made.adapter.subscribe_gate.close()
         made.adapter.cut()
         await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe" and len(made.adapter.links) == 2)
         await until_idle()
-        assert (first.heard, both.heard) == (["before"], ["before"])
+        assert (first.received, both.received) == (["before"], ["before"])
         made.adapter.subscribe_gate.open()
         await made.reaches("live", generation=2)
         made.adapter.links[-1].deliver("a", b"after")
         await until_idle()
         gap = Gap(channel="a", reason="the link to the broker was lost: cut")
-        assert first.heard == ["before", gap, "after"]
-        assert sorted(map(str, both.heard)) == sorted(
+        assert first.received == ["before", gap, "after"]
+        assert sorted(map(str, both.received)) == sorted(
             map(str, ["before", gap, Gap(channel="b", reason=gap.reason), "after"])
         )
 
@@ -293,32 +291,32 @@ async def test_gap_is_reported_after_the_confirmation_and_before_the_next_messag
 async def test_gap_is_reported_before_a_message_that_overtakes_the_confirmation() -> None:
     """A message of the new link that arrives before `subscribe` has returned is delivered after the one gap."""
     async with supervised() as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         made.adapter.subscribe_gate.close()
         made.adapter.cut()
         await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe" and len(made.adapter.links) == 2)
         made.adapter.links[-1].deliver("a", b"early")
-        assert [type(item) for item in await listener.hears(2)] == [Gap, str]
+        assert [type(item) for item in await subscriber.receives(2)] == [Gap, str]
         made.adapter.subscribe_gate.open()
         await made.reaches("live", generation=2)
         await until_idle()
-        assert len(listener.heard) == 2
+        assert len(subscriber.received) == 2
 
 
 async def test_loss_between_an_early_message_and_the_confirmation_is_a_gap() -> None:
     """A link that is lost after a message overtook the broker's confirmation leaves a second gap on that channel."""
     async with supervised() as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         made.adapter.subscribe_gate.close()
         made.adapter.cut()
         await made.adapter.until(lambda: made.adapter.verbs.count("subscribe") == 2)
         made.adapter.links[-1].deliver("a", b"early")
-        assert len(await listener.hears(2)) == 2
+        assert len(await subscriber.receives(2)) == 2
         made.adapter.subscribe_gate.open()
         made.adapter.error = BrokerUnavailableError("cut once more")
         await made.adapter.until(lambda: made.adapter.verbs.count("subscribe") > 2)
         made.adapter.error = None
-        reasons = [item.reason if isinstance(item, Gap) else item for item in await listener.hears(3)]
+        reasons = [item.reason if isinstance(item, Gap) else item for item in await subscriber.receives(3)]
         assert reasons == [
             "the link to the broker was lost: cut",
             "early",
@@ -329,7 +327,7 @@ async def test_loss_between_an_early_message_and_the_confirmation_is_a_gap() -> 
 async def test_refusal_after_an_early_message_is_reported() -> None:
     """A channel that is refused after a message overtook the answer is reported, and once more when it is confirmed."""
     async with supervised() as made:
-        listener = await made.listener("a", "b")
+        subscriber = await made.joined("a", "b")
         made.adapter.refusals["a"] = "not yours"
         made.adapter.subscribe_gate.close()
         made.adapter.cut()
@@ -339,41 +337,41 @@ async def test_refusal_after_an_early_message_is_reported() -> None:
         refused = Gap(channel="a", reason="the broker refused the channel: not yours")
         lost = Gap(channel="a", reason="the link to the broker was lost: cut")
         await made.reaches("live")
-        assert [item for item in await listener.hears(4) if item != replace(lost, channel="b")] == [
+        assert [item for item in await subscriber.receives(4) if item != replace(lost, channel="b")] == [
             lost,
             "early",
             refused,
         ]
         del made.adapter.refusals["a"]
         made.broker_subscriptions.retry_refused()
-        assert (await listener.hears(5))[-1] == refused
+        assert (await subscriber.receives(5))[-1] == refused
 
 
 async def test_gap_is_reported_to_the_subscribers_of_the_lost_link() -> None:
     """A subscriber that joins while the link is down gets no gap, nor does one that left."""
     async with supervised() as made:
-        stays, leaves = await made.listener("a"), await made.listener("a")
+        stays, leaves = await made.joined("a"), await made.joined("a")
         await made.degrade()
         made.hub.leave("a", leaves)
-        joining = asyncio.create_task(made.listener("a"))
+        joining = asyncio.create_task(made.joined("a"))
         await until_idle()
         assert not joining.done()
         made.adapter.start_gate.open()
         joins = await asyncio.wait_for(joining, WAIT_SECONDS)
-        await stays.hears(1)
+        await stays.receives(1)
         await until_idle()
-        assert [len(listener.heard) for listener in (stays, leaves, joins)] == [1, 0, 0]
+        assert [len(subscriber.received) for subscriber in (stays, leaves, joins)] == [1, 0, 0]
 
 
 async def test_gap_is_reported_once_for_each_loss() -> None:
     """Two losses with a live link between them are two gaps."""
     async with supervised() as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         await made.recover()
         await made.recover()
-        assert [type(item) for item in await listener.hears(2)] == [Gap, Gap]
+        assert [type(item) for item in await subscriber.receives(2)] == [Gap, Gap]
         await until_idle()
-        assert len(listener.heard) == 2
+        assert len(subscriber.received) == 2
 
 
 async def test_link_that_ends_between_two_batches_is_a_loss_of_its_own() -> None:
@@ -390,39 +388,39 @@ async def test_link_that_ends_between_two_batches_is_a_loss_of_its_own() -> None
 
     adapter = Adrift()
     async with supervised(adapter, batch_size=1) as made:
-        listeners = [await made.listener("a"), await made.listener("b")]
+        subscribers = [await made.joined("a"), await made.joined("b")]
         adapter.is_cut = True
         adapter.cut()
         await made.reaches("live", generation=3)
-        for listener in listeners:
-            await listener.hears(1)
+        for subscriber in subscribers:
+            await subscriber.receives(1)
         await until_idle()
-        assert sorted(len(listener.heard) for listener in listeners) == [1, 2]
+        assert sorted(len(subscriber.received) for subscriber in subscribers) == [1, 2]
 
 
 async def test_no_gap_where_the_adapter_resumes() -> None:
     """An adapter that resumes has missed nothing."""
     async with supervised(Adapter(resumes=True)) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         await made.recover()
         made.adapter.links[-1].deliver("a", b"after")
-        assert await listener.hears(1) == ["after"]
+        assert await subscriber.receives(1) == ["after"]
 
 
 async def test_gap_of_the_adapter_is_reported_at_once() -> None:
     """A gap that the adapter finds on a live link is reported in its place, and the link remains live."""
     async with supervised() as made:
-        listener = await made.listener("a")
-        other = await made.listener("b")
+        subscriber = await made.joined("a")
+        other = await made.joined("b")
         link = made.adapter.links[-1]
         link.deliver("a", b"before")
         link.gap(["a"], "overrun")
         link.deliver("a", b"after")
-        await listener.hears(3)
-        assert listener.heard == ["before", Gap(channel="a", reason="overrun"), "after"]
-        assert other.heard == []
+        await subscriber.receives(3)
+        assert subscriber.received == ["before", Gap(channel="a", reason="overrun"), "after"]
+        assert other.received == []
         link.gap(ALL, "all of it")
-        assert other.heard == [Gap(channel="b", reason="all of it")]
+        assert other.received == [Gap(channel="b", reason="all of it")]
         assert (made.supervisor.state, made.supervisor.generation) == ("live", 1)
 
 
@@ -452,7 +450,7 @@ async def test_unexpected_error_while_subscribing_is_a_logged_loss(caplog: pytes
     async with supervised() as made:
         made.adapter.error = RuntimeError("a fault")
         made.adapter.subscribe_gate.close()
-        joining = asyncio.create_task(made.listener("a"))
+        joining = asyncio.create_task(made.joined("a"))
         await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe")
         made.adapter.start_gate.close()
         made.adapter.subscribe_gate.open()
@@ -469,15 +467,15 @@ async def test_join_on_a_lost_link_is_confirmed_on_the_next() -> None:
     """A join that the broker has not confirmed when the link is lost is requested again on the next one."""
     async with supervised() as made:
         made.adapter.subscribe_gate.close()
-        joining = asyncio.create_task(made.listener("a"))
+        joining = asyncio.create_task(made.joined("a"))
         await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe")
         made.adapter.cut()
         await made.adapter.until(lambda: made.adapter.verbs.count("subscribe") == 2)
         assert not joining.done()
         made.adapter.subscribe_gate.open()
-        listener = await asyncio.wait_for(joining, WAIT_SECONDS)
+        subscriber = await asyncio.wait_for(joining, WAIT_SECONDS)
         await made.reaches("live", generation=2)
-        assert listener.heard == []
+        assert subscriber.received == []
 
 
 async def test_subscription_without_an_answer_ends_the_link(caplog: pytest.LogCaptureFixture) -> None:
@@ -486,7 +484,7 @@ async def test_subscription_without_an_answer_ends_the_link(caplog: pytest.LogCa
     async with supervised(Adapter(brokered=True), settings) as made:
         made.adapter.subscribe_gate.close()
         with pytest.raises(BrokerUnavailableError, match="did not confirm channel 'a'"):
-            await made.listener("a")
+            await made.joined("a")
         await made.adapter.until(lambda: made.adapter.verbs.count("start") == 2)
         made.adapter.subscribe_gate.open()
         await made.reaches("live", generation=2)
@@ -522,19 +520,19 @@ async def test_channel_that_ends_links_is_refused() -> None:
     """Its join is refused after three links, the others are confirmed before it is tried alone, no retry follows."""
     adapter = TouchyAdapter("evil")
     async with supervised(adapter) as made:
-        listener = await made.listener("a", "b")
+        subscriber = await made.joined("a", "b")
         with pytest.raises(SubscribeError, match="'evil': the link to the broker ended each time"):
-            await made.listener("evil")
+            await made.joined("evil")
         assert adapter.batches == [{"a"}, {"b"}, {"evil"}, {"a", "b", "evil"}, {"a", "b"}, {"evil"}]
         await made.reaches("live", generation=4)
         asked = len(adapter.batches)
         with pytest.raises(SubscribeError, match="it is not tried again for a minute or more"):
-            await made.listener("evil")
+            await made.joined("evil")
         await made.recover()
         assert [batch for batch in adapter.batches[asked:] if "evil" in batch] == []
         assert adapter.channels == {"a", "b"}
         adapter.links[-1].deliver("a", b"after")
-        received = await listener.hears(len(listener.heard) + 1)
+        received = await subscriber.receives(len(subscriber.received) + 1)
         assert received[-1] == "after"
 
 
@@ -543,13 +541,13 @@ async def test_joined_channel_that_begins_to_end_links_is_a_gap() -> None:
     adapter = TouchyAdapter()
     async with supervised(adapter) as made:
         names = [f"room-{number}" for number in range(400)]
-        good, bad = await made.listener(*names), await made.listener("evil")
+        good, bad = await made.joined(*names), await made.joined("evil")
         adapter.touchy.add("evil")
         adapter.cut()
         async with asyncio.timeout(WAIT_SECONDS):
-            while not bad.heard:
-                await bad.hears(1)
-        (gap,) = bad.heard
+            while not bad.received:
+                await bad.receives(1)
+        (gap,) = bad.received
         assert isinstance(gap, Gap)
         assert "the broker refused the channel: the link to the broker ended each time" in gap.reason
         await adapter.until(lambda: adapter.channels.issuperset(names))
@@ -557,15 +555,15 @@ async def test_joined_channel_that_begins_to_end_links_is_a_gap() -> None:
         assert sum("evil" in batch for batch in adapter.batches) <= 6
         adapter.links[-1].deliver("room-7", b"after")
         async with asyncio.timeout(WAIT_SECONDS):
-            while "after" not in good.heard:
-                await good.hears(len(good.heard) + 1)
+            while "after" not in good.received:
+                await good.receives(len(good.received) + 1)
 
 
 async def test_channel_that_ends_links_does_not_delay_a_start() -> None:
     """A strict start with such a channel among the wanted ones succeeds, with all the others."""
     adapter = TouchyAdapter("evil")
-    made = world(adapter)
-    joining = {name: asyncio.create_task(made.listener(name)) for name in ("a", "evil", "b")}
+    made = SupervisedWorld(adapter)
+    joining = {name: asyncio.create_task(made.joined(name)) for name in ("a", "evil", "b")}
     await until_idle()
     await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
     await asyncio.wait_for(asyncio.gather(joining["a"], joining["b"]), WAIT_SECONDS)
@@ -586,7 +584,7 @@ async def test_batch_that_is_too_large_is_split() -> None:
     adapter = Narrow()
     async with supervised(adapter) as made:
         names = [f"room-{number}" for number in range(400)]
-        joining = [asyncio.create_task(made.listener(name)) for name in names]
+        joining = [asyncio.create_task(made.joined(name)) for name in names]
         await asyncio.wait_for(asyncio.gather(*joining), WAIT_SECONDS)
         assert adapter.channels == set(names)
         assert made.supervisor.generation == 4
@@ -596,7 +594,7 @@ async def test_losses_by_chance_quarantine_no_channel() -> None:
     """A join during which the link is lost several times is confirmed once a link stays."""
     async with supervised() as made:
         made.adapter.subscribe_gate.close()
-        joining = asyncio.create_task(made.listener("a"))
+        joining = asyncio.create_task(made.joined("a"))
         for subscribes in (1, 2):
             await made.adapter.until(lambda n=subscribes: made.adapter.verbs.count("subscribe") == n)  # type: ignore[misc]
             made.adapter.cut()
@@ -608,20 +606,20 @@ async def test_losses_by_chance_quarantine_no_channel() -> None:
 
 
 @asynccontextmanager
-async def refused_after_reconnect(adapter: Adapter) -> AsyncGenerator[tuple[World, Listener]]:
+async def refused_after_reconnect(adapter: Adapter) -> AsyncGenerator[tuple[SupervisedWorld, RecordingSubscriber]]:
     """Reconnect to a broker whose rules have changed: it refuses channel `a`."""
     async with supervised(adapter, BRISK_PROBE) as made:
-        listener = await made.listener("a")
-        await made.listener("b")
+        subscriber = await made.joined("a")
+        await made.joined("b")
         adapter.refusals["a"] = "not permitted any more"
         await made.recover()
-        yield made, listener
+        yield made, subscriber
 
 
 async def test_channel_refused_after_a_reconnect_is_a_gap(caplog: pytest.LogCaptureFixture) -> None:
     """The gap is reported at once and the refusal logged; other channels are not affected."""
-    async with refused_after_reconnect(Adapter(brokered=True)) as (made, listener):
-        assert [type(item) for item in await listener.hears(1)] == [Gap]
+    async with refused_after_reconnect(Adapter(brokered=True)) as (made, subscriber):
+        assert [type(item) for item in await subscriber.receives(1)] == [Gap]
         assert (made.supervisor.state, made.adapter.channels) == ("live", {"b"})
     assert (
         "the broker refuses channels, their subscribers receive nothing: "
@@ -632,28 +630,28 @@ async def test_channel_refused_after_a_reconnect_is_a_gap(caplog: pytest.LogCapt
 async def test_channel_refused_after_a_reconnect_is_retried() -> None:
     """It is subscribed to again at each probe interval, and is confirmed once the broker's rules allow it."""
     adapter = Adapter(brokered=True)
-    async with refused_after_reconnect(adapter) as (_, listener):
+    async with refused_after_reconnect(adapter) as (_, subscriber):
         asked = adapter.calls.count(("subscribe", ("a",)))
         await adapter.until(lambda: adapter.calls.count(("subscribe", ("a",))) >= asked + 2)
         adapter.refusals.clear()
         await adapter.until(lambda: "a" in adapter.channels)
         adapter.links[-1].deliver("a", b"again")
         async with asyncio.timeout(WAIT_SECONDS):
-            while "again" not in listener.heard:
-                await listener.hears(len(listener.heard) + 1)
+            while "again" not in subscriber.received:
+                await subscriber.receives(len(subscriber.received) + 1)
 
 
 async def test_channel_allowed_again_is_a_second_gap() -> None:
     """A client that reloaded at the refusal has missed messages until the confirmation, which a second gap reports."""
     adapter = Adapter(brokered=True)
-    async with refused_after_reconnect(adapter) as (_, listener):
-        assert [type(item) for item in await listener.hears(1)] == [Gap]
+    async with refused_after_reconnect(adapter) as (_, subscriber):
+        assert [type(item) for item in await subscriber.receives(1)] == [Gap]
         adapter.refusals.clear()
         await adapter.until(lambda: "a" in adapter.channels)
         adapter.links[-1].deliver("a", b"again")
-        await listener.hears(2)
+        await subscriber.receives(2)
         await until_idle()
-        assert [type(item) for item in listener.heard] == [Gap, Gap, str]
+        assert [type(item) for item in subscriber.received] == [Gap, Gap, str]
 
 
 async def test_refused_channel_is_retried_where_the_probe_is_refused_too() -> None:
@@ -681,7 +679,7 @@ async def test_stop_while_degraded() -> None:
     """A stop does not wait for an unreachable broker, and leaves no task."""
     before = asyncio.all_tasks()
     async with supervised() as made:
-        await made.listener("a")
+        await made.joined("a")
         await made.degrade()
         await asyncio.wait_for(made.supervisor.stop(), WAIT_SECONDS)
         assert (made.supervisor.state, made.adapter.verbs[-1]) == ("closed", "stop")
@@ -692,7 +690,7 @@ async def test_stop_ends_joins_that_wait() -> None:
     """A join that is unconfirmed at the stop raises then, without waiting for its timeout."""
     async with supervised() as made:
         made.adapter.subscribe_gate.close()
-        joining = asyncio.create_task(made.listener("a"))
+        joining = asyncio.create_task(made.joined("a"))
         await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe")
         await made.supervisor.stop()
         with pytest.raises(BrokerUnavailableError, match="stopped"):
@@ -702,7 +700,7 @@ async def test_stop_ends_joins_that_wait() -> None:
 async def test_cancelled_stop_can_be_repeated() -> None:
     """A stop that is cancelled ends the task, and a second stop closes the link."""
     async with supervised() as made:
-        await made.listener("a")
+        await made.joined("a")
         made.adapter.stop_gate.close()
         stopping = asyncio.create_task(made.supervisor.stop())
         await made.adapter.until(lambda: made.adapter.verbs[-1] == "stop")
@@ -730,7 +728,7 @@ async def test_stop_cancelled_at_once_closes_the_link() -> None:
 async def test_stop_right_after_a_loss(passes: int) -> None:
     """A stop ends the task at whichever point of handling a loss it is."""
     async with supervised(Adapter(brokered=True)) as made:
-        await made.listener("a")
+        await made.joined("a")
         made.adapter.cut()
         for _ in range(passes):
             await asyncio.sleep(0)
@@ -743,7 +741,7 @@ async def test_stop_while_the_adapter_cleans_up_after_a_loss() -> None:
     async with supervised() as made:
         made.adapter.subscribe_gate.close()
         made.adapter.cancel_gate.close()
-        joining = asyncio.create_task(made.listener("a"))
+        joining = asyncio.create_task(made.joined("a"))
         await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe")
         made.adapter.cut()
         await until_idle()
@@ -761,7 +759,7 @@ async def test_stop_while_the_adapter_answers_cancellation_with_an_error() -> No
     async with supervised() as made:
         made.adapter.subscribe_gate.close()
         made.adapter.cancel_error = BrokerUnavailableError("the link is being closed")
-        joining = asyncio.create_task(made.listener("a"))
+        joining = asyncio.create_task(made.joined("a"))
         await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe")
         stopping = asyncio.create_task(made.supervisor.stop())
         done, _ = await asyncio.wait([stopping], timeout=1)
@@ -794,14 +792,14 @@ async def test_check_that_raises_rebuilds_the_link(error: Exception) -> None:
     """A link that leads to the wrong server is rebuilt, and its subscribers get a gap."""
     adapter = CheckingAdapter()
     async with supervised(adapter, BRISK_PROBE) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         await adapter.until(lambda: adapter.verbs.count("check") == 2)
-        assert (made.supervisor.generation, listener.heard) == (1, [])
+        assert (made.supervisor.generation, subscriber.received) == (1, [])
         adapter.check_error = error
         await adapter.until(lambda: adapter.verbs.count("start") == 2)
         adapter.check_error = None
         await made.reaches("live", generation=2)
-        assert [type(item) for item in await listener.hears(1)] == [Gap]
+        assert [type(item) for item in await subscriber.receives(1)] == [Gap]
 
 
 async def test_check_without_an_answer_twice_in_a_row_is_a_silent_link() -> None:
@@ -850,9 +848,9 @@ async def test_lazy_start_is_degraded_and_tries_again(error: Exception) -> None:
     changes: list[StateChange] = []
     async with supervised(adapter, LAZY, changes.append) as made:
         assert (made.supervisor.state, made.supervisor.is_alive) == ("degraded", True)
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         await made.reaches("live", generation=4)
-        assert listener.heard == []
+        assert subscriber.received == []
     assert [(change.old, change.new, change.generation) for change in changes] == [
         ("starting", "degraded", 1),
         ("degraded", "live", 4),
@@ -873,7 +871,7 @@ async def test_lazy_start_without_an_answer_times_out() -> None:
 
 async def test_lazy_start_does_not_hide_a_fault() -> None:
     """An error that is not the broker's is raised, and nothing runs in the background."""
-    made = world(settings=LAZY)
+    made = SupervisedWorld(settings=LAZY)
     made.adapter.start_error = RuntimeError("a fault")
     with pytest.raises(RuntimeError, match="a fault"):
         await made.supervisor.start()

@@ -10,7 +10,8 @@ import pytest
 from backplane.broadcaster import SupportsResume
 from backplane.errors import BrokerUnavailableError
 from backplane.message import ALL, Gap
-from tests.unit.supervised import Adapter, supervised, world
+from tests.unit.controlled_adapter import Adapter
+from tests.unit.kit import SupervisedWorld, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -66,7 +67,7 @@ async def test_a_lost_link_is_suspended_and_resumed() -> None:
     adapter = ResumingAdapter()
     assert isinstance(adapter, SupportsResume)
     async with supervised(adapter) as made:
-        await made.listener("a", "b")
+        await made.joined("a", "b")
         await made.recover()
         assert adapter.resumed == [{"a", "b"}]
         assert [verb for verb in adapter.verbs if verb != "subscribe"] == ["start", "suspend", "resume"]
@@ -77,7 +78,7 @@ async def test_a_resume_that_fails_is_tried_again() -> None:
     """Each try is a suspend and a resume, without a stop, which would drop what the adapter kept."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
-        await made.listener("a")
+        await made.joined("a")
         adapter.resume_errors = [BrokerUnavailableError("away"), BrokerUnavailableError("away")]
         adapter.cut()
         await made.reaches("live", generation=4)
@@ -106,79 +107,79 @@ async def test_what_was_missed_is_delivered_without_a_gap() -> None:
     """What is received while the link resumes is delivered to the subscribers of the lost link."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         adapter.missed = [b"missed"]
         await made.recover()
-        assert await listener.hears(1) == ["missed"]
+        assert await subscriber.receives(1) == ["missed"]
 
 
 async def test_a_gap_found_while_resuming_is_reported() -> None:
     """A gap that the adapter reports while it resumes is delivered, though no channel was confirmed yet."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         adapter.gap_reason = "deleted by age"
         await made.recover()
-        assert await listener.hears(1) == [Gap(channel="a", reason="deleted by age")]
+        assert await subscriber.receives(1) == [Gap(channel="a", reason="deleted by age")]
 
 
 async def test_a_gap_outlives_the_link_that_found_it_while_resuming() -> None:
     """A gap that the adapter reported on a link that was lost before it was live is reported by the next one."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
-        listener = await made.listener("a")
+        subscriber = await made.joined("a")
         adapter.gap_reason, adapter.missed = "deleted by age", [b"dropped with the link"]
         adapter.late_error = BrokerUnavailableError("cut while resuming")
         adapter.cut()
         await made.reaches("live", generation=3)
         await adapter.publish("a", b"next")
-        assert await listener.hears(2) == [Gap(channel="a", reason="deleted by age"), "next"]
+        assert await subscriber.receives(2) == [Gap(channel="a", reason="deleted by age"), "next"]
 
 
 async def test_a_channel_that_is_refused_on_a_resumed_link_is_a_gap() -> None:
     """A channel that the broker refuses on a resumed link is a gap, and another one when it is confirmed again."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
-        listener = await made.listener("a", "b")
+        subscriber = await made.joined("a", "b")
         adapter.refusals["a"] = "not yours"
         adapter.missed = [b"missed"]
         await made.recover()
         refused = Gap(channel="a", reason="the broker refused the channel: not yours")
-        assert await listener.hears(2) == ["missed", refused]
+        assert await subscriber.receives(2) == ["missed", refused]
         del adapter.refusals["a"]
         made.broker_subscriptions.retry_refused()
-        assert await listener.hears(3) == ["missed", refused, refused]
+        assert await subscriber.receives(3) == ["missed", refused, refused]
 
 
 async def test_a_gap_on_an_unconfirmed_channel_is_reported_when_it_is_confirmed() -> None:
     """A gap that is found while resuming is not lost on a channel without a final answer."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
-        listener = await made.listener("a", "b")
+        subscriber = await made.joined("a", "b")
         adapter.gap_reason = "deleted by age"
-        adapter.doubts["a"] = "BUSY"
+        adapter.unconfirmed["a"] = "BUSY"
         await made.recover()
-        assert await listener.hears(1) == [Gap(channel="b", reason="deleted by age")]
-        del adapter.doubts["a"]
-        assert (await listener.hears(2))[1] == Gap(channel="a", reason="deleted by age")
+        assert await subscriber.receives(1) == [Gap(channel="b", reason="deleted by age")]
+        del adapter.unconfirmed["a"]
+        assert (await subscriber.receives(2))[1] == Gap(channel="a", reason="deleted by age")
 
 
 async def test_a_channel_that_is_not_confirmed_at_once_on_a_resumed_link_is_a_gap() -> None:
     """A channel without a final answer on a resumed link is a gap, reported once when it is confirmed."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
-        listener = await made.listener("a", "b")
-        adapter.doubts["a"] = "BUSY"
+        subscriber = await made.joined("a", "b")
+        adapter.unconfirmed["a"] = "BUSY"
         await made.recover()
-        del adapter.doubts["a"]
-        assert await listener.hears(1) == [
+        del adapter.unconfirmed["a"]
+        assert await subscriber.receives(1) == [
             Gap(channel="a", reason="the broker has not confirmed the channel again: BUSY")
         ]
 
 
 async def test_a_channel_dropped_while_resuming_is_unsubscribed() -> None:
     """A channel that is dropped while the adapter resumes is unsubscribed."""
-    made = world(ResumingAdapter())
+    made = SupervisedWorld(ResumingAdapter())
     made.broker_subscriptions.close()
     await made.broker_subscriptions.subscribe_all(made.adapter, {"left"})
     assert made.adapter.calls == [("unsubscribe", ("left",))]

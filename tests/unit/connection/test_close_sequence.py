@@ -210,11 +210,11 @@ async def test_join_under_way_at_a_gap(world: World) -> None:
     """A join that the broker confirms after the gap holds until the close."""
     connection, socket = world.connection(reload_delay=60)
     await connection.join("a")
-    world.broker.subscribe_gate.close()
+    world.adapter.subscribe_gate.close()
     joining = asyncio.create_task(connection.join("b"))
     await until_idle()
     world.hub.gap(["a"], "overrun")
-    world.broker.subscribe_gate.open()
+    world.adapter.subscribe_gate.open()
     await bounded(joining)
     world.deliver("b", "1")
     await socket.receives("1")

@@ -31,7 +31,7 @@ from tests.unit.connection.world import (
     scheduled,
     what_happened,
 )
-from tests.unit.doubles import Gate, following, until_idle
+from tests.unit.doubles import Gate, until_idle
 from tests.unit.sockets import driver_of
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ async def test_join_of_an_illegal_name(world: World) -> None:
     connection, _ = world.connection(policy=ConnectionPolicy(authorize=authorize))
     with pytest.raises(InvalidChannelError):
         await connection.join("$backplane/probe")
-    assert world.broker.calls == []
+    assert world.adapter.calls == []
 
 
 async def test_too_many_channels(world: World) -> None:
@@ -173,7 +173,7 @@ async def test_authorize(world: World, authorize: Authorize) -> None:
     with pytest.raises(JoinRefusedError, match=r"^this client may not join channel 'theirs'$"):
         await connection.join("theirs")
     await connection.join("mine")
-    assert [verb for verb in world.broker.calls if "theirs" in verb[1]] == []
+    assert [verb for verb in world.adapter.calls if "theirs" in verb[1]] == []
     world.deliver("mine", "1")
     await socket.receives("1")
     assert (list(connection.channels), what_happened(policy)) == (["mine"], {"refused_joins": 1})
@@ -198,7 +198,7 @@ async def test_authorize_that_raises(world: World) -> None:
     connection, _ = world.connection(policy=ConnectionPolicy(authorize=fail))
     with pytest.raises(KeyError, match="a"):
         await connection.join("a")
-    assert (list(connection.channels), world.broker.calls) == ([], [])
+    assert (list(connection.channels), world.adapter.calls) == ([], [])
 
 
 async def test_end_while_authorizing(world: World) -> None:
@@ -218,7 +218,7 @@ async def test_end_while_authorizing(world: World) -> None:
     gate.open()
     with pytest.raises(ClosedError):
         await bounded(joining)
-    assert world.broker.calls == []
+    assert world.adapter.calls == []
 
 
 async def test_policy_of_a_join(world: World) -> None:
@@ -252,13 +252,13 @@ async def test_policy_that_makes_no_sense(world: World) -> None:
         await connection.join("a", when_full=policy)
     with pytest.raises(ConfigurationError):
         await connection.join("a", when_full="close", latest_by=str)
-    assert (list(connection.channels), world.broker.calls) == ([], [])
+    assert (list(connection.channels), world.adapter.calls) == ([], [])
 
 
 async def test_join_after_the_end_does_not_ask() -> None:
     """A join after the end raises `ClosedError`; `authorize` is not asked, and no refusal is counted."""
     world = World()
-    async with following(world.broker_subscriptions, world.broker):
+    async with world.linked():
         policy = ConnectionPolicy(authorize=lambda _, __: False)
         connection, _ = world.connection(policy=policy)
         await connection.close()

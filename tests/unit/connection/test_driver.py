@@ -19,7 +19,6 @@ from backplane.errors import (
 from backplane.message import ALL, Gap
 from tests.unit.connection.world import (
     RELOAD,
-    WAIT_SECONDS,
     World,
     bounded,
     break_server,
@@ -33,6 +32,7 @@ from tests.unit.connection.world import (
     what_happened,
 )
 from tests.unit.doubles import counted, until_idle
+from tests.unit.kit import WAIT_SECONDS
 from tests.unit.sockets import FakeSocket, driver_of
 
 if TYPE_CHECKING:

@@ -319,7 +319,7 @@ async def test_close_twice_and_before_the_opening() -> None:
     assert (plain.client.begun, len(plain.outbox)) == (0, 0)
 
 
-async def test_whoever_waits_may_be_cancelled() -> None:
+async def test_waiting_task_may_be_cancelled() -> None:
     """Cancelling a wait for what is being sent changes nothing of it."""
     plain = Plain()
     plain.client.gate.clear()
@@ -612,7 +612,7 @@ async def test_lane_sent_waits_again() -> None:
 
 
 @pytest.mark.parametrize("ending", ["close", "lane"])
-async def test_lane_end_lets_go_whoever_waits(ending: str) -> None:
+async def test_lane_end_wakes_every_waiting_task(ending: str) -> None:
     """At the end, from either side, every task that waits goes on, and the messages that wait are dropped."""
     lane = OnLane()
     lane.lane.pause()

@@ -53,7 +53,7 @@ async def test_spawn() -> None:
     assert owner.errors == []
 
 
-async def test_task_that_nobody_else_keeps() -> None:
+async def test_task_without_another_reference() -> None:
     """The owner keeps its tasks: one whose result is not awaited is not collected."""
     owner = Owner()
     owner.tasks.spawn(forever(), "kept")

@@ -12,10 +12,10 @@ import pytest
 from backplane.connection.driver import ConnectionDriver
 from backplane.connection.policy import ConnectionPolicy
 from backplane.fanout.backlog import Backlog, FullPolicy
-from backplane.fanout.broker_subscriptions import BrokerSubscriptions
-from backplane.fanout.hub import Hub
 from backplane.fanout.outbox import Outbox
-from tests.unit.doubles import ControlledBroadcaster, counted, following, until_idle
+from tests.unit import kit
+from tests.unit.doubles import counted, until_idle
+from tests.unit.kit import WAIT_SECONDS
 from tests.unit.sockets import ClientLane, FakeSocket, driver_of
 
 if TYPE_CHECKING:
@@ -25,20 +25,16 @@ if TYPE_CHECKING:
     from backplane.connection.policy import OnGap
 
 
-WAIT_SECONDS = 5.0
-
 RELOAD = (4000, "messages may have been missed: reload")
 
 
-class World:
+class World(kit.World):
     """A hub over a controlled broker, and the connections on it."""
 
     def __init__(self, *, lane: bool = False) -> None:
+        super().__init__(*kit.new_hub())
         self.lane = lane
         self._connections: list[Connection] = []
-        self.broker = ControlledBroadcaster()
-        self.broker_subscriptions = BrokerSubscriptions(linger_seconds=60, timeout_seconds=60)
-        self.hub = Hub(self.broker_subscriptions)
 
     def connection(
         self,
@@ -62,11 +58,6 @@ class World:
             driver_of(connection).accepted()
         return connection, socket
 
-    def deliver(self, channel: str, *payloads: str) -> None:
-        """Let the broker deliver texts, all in one pass of the event loop."""
-        for payload in payloads:
-            self.hub.deliver(channel, payload.encode())
-
     async def end(self) -> None:
         """End every connection, whatever has become of it."""
         for connection in self._connections:
@@ -79,7 +70,7 @@ class World:
 async def hub_of(*, lane: bool) -> AsyncGenerator[World]:
     """Run a hub whose broker is up; connections that a test leaves open are ended after it."""
     made = World(lane=lane)
-    async with following(made.broker_subscriptions, made.broker):
+    async with made.linked():
         yield made
         await made.end()
 

@@ -10,15 +10,12 @@ import pytest
 from backplane.errors import BrokerUnavailableError, SubscribeError
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from tests.unit.doubles import ControlledBroadcaster, following, run_passes, until_idle
+from tests.unit.kit import AT_ONCE, NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 pytestmark = pytest.mark.anyio
-
-# Over before the next pass of the event loop but one, and longer than any test.
-AT_ONCE = 1e-9
-NEVER = 3_600.0
 
 
 @pytest.fixture
@@ -453,7 +450,7 @@ async def test_unconfirmed_on_a_resumed_link_and_dropped(broadcaster: Controlled
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broker_subscriptions.forget_link()
-        broadcaster.doubts["a"] = "BUSY"
+        broadcaster.unconfirmed["a"] = "BUSY"
         await broker_subscriptions.subscribe_all(broadcaster, resumed=["a"])
         broker_subscriptions.release("a")
         await broadcaster.until(lambda: broadcaster.channels == set())
@@ -656,13 +653,13 @@ async def test_joins_on_a_live_link_are_not_delayed(
 async def test_unconfirmed_channel_is_requested_again(broadcaster: ControlledBroadcaster) -> None:
     """A channel without a final answer is requested again until the broker confirms it; the others do not wait."""
     broker_subscriptions = subscriptions_of()
-    broadcaster.doubts["a"] = "BUSY a script runs"
+    broadcaster.unconfirmed["a"] = "BUSY a script runs"
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
         await broker_subscriptions.acquire("b")
         await broadcaster.until(lambda: broadcaster.calls.count(("subscribe", ("a",))) >= 2)
         assert (joining.done(), set(broker_subscriptions.confirmed)) == (False, {"b"})
-        broadcaster.doubts.clear()
+        broadcaster.unconfirmed.clear()
         await joining
         assert (set(broker_subscriptions.confirmed), broadcaster.channels) == ({"a", "b"}, {"a", "b"})
 
@@ -677,7 +674,7 @@ async def test_channel_that_stays_unconfirmed_is_overdue(broadcaster: Controlled
     async with following(broker_subscriptions, broadcaster):
         await broker_subscriptions.acquire("a")
         broker_subscriptions.forget_link()
-        broadcaster.doubts["a"] = "no place"
+        broadcaster.unconfirmed["a"] = "no place"
         await broker_subscriptions.subscribe_all(broadcaster)
         await broadcaster.until(lambda: len(broadcaster.calls) == 5)
         await until_idle()
@@ -685,7 +682,7 @@ async def test_channel_that_stays_unconfirmed_is_overdue(broadcaster: Controlled
         await broadcaster.until(lambda: len(broadcaster.calls) == 6)
         await until_idle()
         assert reports.overdue == [{"a": "no place"}]
-        broadcaster.doubts.clear()
+        broadcaster.unconfirmed.clear()
         await broker_subscriptions.acquire("a")
         assert (reports.confirmed[-1], len(reports.overdue)) == (["a"], 1)
 
@@ -693,7 +690,7 @@ async def test_channel_that_stays_unconfirmed_is_overdue(broadcaster: Controlled
 async def test_unconfirmed_channel_in_time_names_the_reason(broadcaster: ControlledBroadcaster) -> None:
     """A join whose channel stays unconfirmed raises that the broker is unavailable, with its last reason."""
     broker_subscriptions = subscriptions_of(timeout_seconds=0.02)
-    broadcaster.doubts["a"] = "BUSY a script runs"
+    broadcaster.unconfirmed["a"] = "BUSY a script runs"
     async with following(broker_subscriptions, broadcaster):
         with pytest.raises(BrokerUnavailableError, match=r"did not confirm channel 'a' within 0\.02 s: BUSY a script"):
             await broker_subscriptions.acquire("a")
@@ -702,12 +699,12 @@ async def test_unconfirmed_channel_in_time_names_the_reason(broadcaster: Control
 async def test_unconfirmed_channel_that_is_then_refused(broadcaster: ControlledBroadcaster) -> None:
     """A channel that was unconfirmed and is then refused raises the refusal."""
     broker_subscriptions = subscriptions_of()
-    broadcaster.doubts["a"] = "not now"
+    broadcaster.unconfirmed["a"] = "not now"
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
         await broadcaster.until(lambda: len(broadcaster.calls) == 1)
         broadcaster.refusals["a"] = "never"
-        broadcaster.doubts.clear()
+        broadcaster.unconfirmed.clear()
         with pytest.raises(SubscribeError, match="'a': never"):
             await joining
 
@@ -753,14 +750,14 @@ async def test_pauses_of_repeated_revocations_double(
 async def test_unconfirmed_channel_that_is_dropped_is_not_requested(broadcaster: ControlledBroadcaster) -> None:
     """A channel that is dropped before the broker's final answer is not requested again."""
     broker_subscriptions = subscriptions_of(linger_seconds=AT_ONCE)
-    broadcaster.doubts["a"] = "not now"
+    broadcaster.unconfirmed["a"] = "not now"
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
         await broadcaster.until(lambda: len(broadcaster.calls) == 1)
         joining.cancel()
         broker_subscriptions.release("a")
         await until_idle()
-        broadcaster.doubts.clear()
+        broadcaster.unconfirmed.clear()
         await broker_subscriptions.acquire("b")
         assert broadcaster.calls == [("subscribe", ("a",)), ("subscribe", ("b",))]
 
@@ -768,11 +765,11 @@ async def test_unconfirmed_channel_that_is_dropped_is_not_requested(broadcaster:
 async def test_unconfirmed_on_an_old_link_is_requested_once_on_the_new_one(broadcaster: ControlledBroadcaster) -> None:
     """The pause that began on the lost link does not cause a second request on the new one."""
     broker_subscriptions = subscriptions_of()
-    broadcaster.doubts["a"] = "not now"
+    broadcaster.unconfirmed["a"] = "not now"
     async with following(broker_subscriptions, broadcaster):
         joining = asyncio.create_task(broker_subscriptions.acquire("a"))
         await broadcaster.until(lambda: len(broadcaster.calls) == 1)
-        broadcaster.doubts.clear()
+        broadcaster.unconfirmed.clear()
         broker_subscriptions.forget_link()
         await broker_subscriptions.subscribe_all(broadcaster)
         await joining

@@ -9,7 +9,7 @@ import pytest
 
 from backplane.fanout.codec import encode
 from tests.unit.doubles import run_passes, until_idle
-from tests.unit.fanout.running_hub import counts, crowd, running
+from tests.unit.kit import counts, crowd, running
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,61 +22,61 @@ pytestmark = pytest.mark.anyio
 async def test_leave_during_a_long_fan_out() -> None:
     """A subscriber that leaves before its slice receives nothing, and the others everything."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
-        members = await crowd(worker, "a", 10)
+        subscribers = await crowd(worker, "a", 10)
         worker.deliver("a", "1")
         await run_passes(1)
         for number in (0, 5, 9):
-            worker.hub.leave("a", members[number])
+            worker.hub.leave("a", subscribers[number])
         worker.deliver("a", "2")
         await run_passes(20)
         expected = [["1", "2"]] * 10
         expected[0], expected[5], expected[9] = ["1"], [], []
-        assert [member.heard for member in members] == expected
+        assert [subscriber.received for subscriber in subscribers] == expected
 
 
 async def test_all_leave_during_a_long_fan_out() -> None:
     """When all have left, nothing more of the batch is offered; a new subscriber receives later messages."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
-        members = await crowd(worker, "a", 10)
+        subscribers = await crowd(worker, "a", 10)
         worker.deliver("a", "1")
         await run_passes(1)
-        for member in members:
-            worker.hub.leave("a", member)
+        for subscriber in subscribers:
+            worker.hub.leave("a", subscriber)
         newcomer = await worker.joined("a")
         await until_idle()
-        assert (counts(members), newcomer.heard) == ((3,), [])
+        assert (counts(subscribers), newcomer.received) == ((3,), [])
         worker.deliver("a", "2")
         await until_idle()
-        assert newcomer.heard == ["2"]
+        assert newcomer.received == ["2"]
 
 
 async def test_leave_from_within_an_offer() -> None:
     """Subscribers that another one makes leave, while it is offered a batch, do not receive that batch."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
-        members = await crowd(worker, "a", 5)
-        offer = members[0].offer
+        subscribers = await crowd(worker, "a", 5)
+        offer = subscribers[0].offer
 
         def offer_and_end(messages: Sequence[Message]) -> None:
             offer(messages)
-            for member in members:
-                worker.hub.leave("a", member)
+            for subscriber in subscribers:
+                worker.hub.leave("a", subscriber)
 
-        members[0].offer = offer_and_end  # type: ignore[method-assign]
+        subscribers[0].offer = offer_and_end  # type: ignore[method-assign]
         worker.deliver("a", "1")
         await until_idle()
-        assert [member.heard for member in members] == [["1"], [], [], [], []]
+        assert [subscriber.received for subscriber in subscribers] == [["1"], [], [], [], []]
 
 
 async def test_exclusions_in_slices() -> None:
     """A subscriber that one message of a batch excludes gets the others, in whichever slice it is."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
-        members = await crowd(worker, "a", 7)
-        for data, excluded in (("1", members[0].token), ("2", None), ("3", members[6].token)):
+        subscribers = await crowd(worker, "a", 7)
+        for data, excluded in (("1", subscribers[0].token), ("2", None), ("3", subscribers[6].token)):
             worker.hub.deliver("a", encode(data, origin=b"ORIGIN_8", published_at=0.0, excluded=excluded))
         await run_passes(20)
         expected = [["1", "2", "3"]] * 7
         expected[0], expected[6] = ["2", "3"], ["1", "2"]
-        assert [member.heard for member in members] == expected
+        assert [subscriber.received for subscriber in subscribers] == expected
 
 
 async def test_subscriber_that_raises() -> None:
@@ -95,4 +95,4 @@ async def test_subscriber_that_raises() -> None:
         worker.deliver("a", "2")
         await until_idle()
         loop.set_exception_handler(None)
-        assert good.heard == ["1", "2"]
+        assert good.received == ["1", "2"]

@@ -9,7 +9,7 @@ import pytest
 from backplane.errors import SubscribeError
 from backplane.message import ALL, Gap
 from tests.unit.doubles import RecordingSubscriber, run_passes, until_idle
-from tests.unit.fanout.running_hub import counts, crowd, lost, running
+from tests.unit.kit import counts, crowd, lost, running
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +23,7 @@ async def test_gap() -> None:
         worker.deliver("a", "2")
         await until_idle()
         expected = ["1", Gap(channel="a", reason="a queue overran"), "2"]
-        assert (one.heard, two.heard, other.heard) == (expected, expected, [])
+        assert (one.received, two.received, other.received) == (expected, expected, [])
 
 
 async def test_gap_of_every_channel() -> None:
@@ -31,8 +31,8 @@ async def test_gap_of_every_channel() -> None:
     async with running() as worker:
         one, two = await worker.joined("a", "b"), await worker.joined("b")
         worker.hub.gap(ALL, "lost")
-        assert one.heard == [lost("a", "lost"), lost("b", "lost")]
-        assert two.heard == [lost("b", "lost")]
+        assert one.received == [lost("a", "lost"), lost("b", "lost")]
+        assert two.received == [lost("b", "lost")]
 
 
 async def test_gap_without_subscribers() -> None:
@@ -46,7 +46,7 @@ async def test_gap_without_subscribers() -> None:
         worker.deliver("a", "1")
         worker.deliver("b", "2")
         await until_idle()
-        assert (subscriber.heard, one.heard, two.heard) == ([], ["1"], ["2"])
+        assert (subscriber.received, one.received, two.received) == ([], ["1"], ["2"])
 
 
 @pytest.mark.parametrize("refused", [False, True], ids=["revoked", "refused"])
@@ -56,21 +56,21 @@ async def test_gap_while_a_channel_is_not_subscribed(refused: bool) -> None:
         subscriber = await worker.joined("a")
         if refused:
             await worker.lose_link()
-            worker.broadcaster.refusals["a"] = "not yours"
+            worker.adapter.refusals["a"] = "not yours"
             worker.open_link()
-            await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
+            await worker.adapter.until(lambda: len(worker.adapter.calls) == 2)
             await until_idle()
-            del worker.broadcaster.refusals["a"]
+            del worker.adapter.refusals["a"]
         else:
-            worker.broadcaster.channels.clear()
+            worker.adapter.channels.clear()
             worker.hub.revoke(["a"], "revoked")
-        reported = len(subscriber.heard)
+        reported = len(subscriber.received)
         worker.hub.gap(ALL, "a queue overran")
-        assert len(subscriber.heard) == reported
+        assert len(subscriber.received) == reported
         worker.broker_subscriptions.retry_refused()
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
         await until_idle()
-        assert subscriber.heard[reported:] == [lost(reason="a queue overran")]
+        assert subscriber.received[reported:] == [lost(reason="a queue overran")]
 
 
 async def test_gap_of_a_lost_link() -> None:
@@ -79,14 +79,14 @@ async def test_gap_of_a_lost_link() -> None:
         subscriber = await worker.joined("a")
         worker.deliver("a", "1")
         await worker.lose_link()
-        assert subscriber.heard == ["1"]
+        assert subscriber.received == ["1"]
         worker.open_link()
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
         await until_idle()
-        assert subscriber.heard == ["1", lost()]
+        assert subscriber.received == ["1", lost()]
         worker.deliver("a", "2")
         await until_idle()
-        assert subscriber.heard == ["1", lost(), "2"]
+        assert subscriber.received == ["1", lost(), "2"]
 
 
 async def test_message_before_the_confirmation() -> None:
@@ -97,10 +97,10 @@ async def test_message_before_the_confirmation() -> None:
         worker.deliver("a", "1")
         await until_idle()
         worker.open_link()
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
         worker.deliver("a", "2")
         await until_idle()
-        assert subscriber.heard == [lost(), "1", "2"]
+        assert subscriber.received == [lost(), "1", "2"]
 
 
 async def test_link_lost_twice_before_it_is_back() -> None:
@@ -108,16 +108,16 @@ async def test_link_lost_twice_before_it_is_back() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link("first")
-        worker.broadcaster.subscribe_gate.close()
+        worker.adapter.subscribe_gate.close()
         worker.open_link()
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 2)
         await worker.lose_link("second")
-        worker.broadcaster.subscribe_gate.open()
+        worker.adapter.subscribe_gate.open()
         worker.open_link()
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
         worker.deliver("a", "1")
         await until_idle()
-        assert subscriber.heard == [lost(reason="second"), "1"]
+        assert subscriber.received == [lost(reason="second"), "1"]
 
 
 async def test_link_lost_twice() -> None:
@@ -127,9 +127,9 @@ async def test_link_lost_twice() -> None:
         for number in range(3):
             await worker.lose_link(str(number))
             worker.open_link()
-            await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+            await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
             await until_idle()
-        assert subscriber.heard == [lost(reason="0"), lost(reason="1"), lost(reason="2")]
+        assert subscriber.received == [lost(reason="0"), lost(reason="1"), lost(reason="2")]
 
 
 async def test_gap_is_for_the_subscribers_at_its_begin() -> None:
@@ -145,7 +145,7 @@ async def test_gap_is_for_the_subscribers_at_its_begin() -> None:
         await joining
         worker.deliver("a", "1")
         await until_idle()
-        assert (one.heard, two.heard, later.heard) == ([lost(), "1"], [], ["1"])
+        assert (one.received, two.received, later.received) == ([lost(), "1"], [], ["1"])
 
 
 async def test_gap_of_a_channel_that_was_left() -> None:
@@ -161,24 +161,24 @@ async def test_gap_of_a_channel_that_was_left() -> None:
         await joining
         worker.deliver("a", "1")
         await until_idle()
-        assert (first.heard, second.heard) == ([], ["1"])
+        assert (first.received, second.received) == ([], ["1"])
 
 
 async def test_no_gap_before_the_first_confirmation() -> None:
     """A join that waits for the broker's confirmation has been promised nothing, and gets no gap."""
     async with running() as worker:
-        worker.broadcaster.subscribe_gate.close()
+        worker.adapter.subscribe_gate.close()
         subscriber = RecordingSubscriber()
         joining = asyncio.create_task(worker.hub.join("a", subscriber))
-        await worker.broadcaster.until(lambda: worker.broadcaster.calls == [("subscribe", ("a",))])
+        await worker.adapter.until(lambda: worker.adapter.calls == [("subscribe", ("a",))])
         worker.hub.gap(ALL, "a queue overran")
         await worker.lose_link()
-        worker.broadcaster.subscribe_gate.open()
+        worker.adapter.subscribe_gate.open()
         worker.open_link()
         await joining
         worker.deliver("a", "1")
         await until_idle()
-        assert subscriber.heard == ["1"]
+        assert subscriber.received == ["1"]
 
 
 async def test_refused_on_a_new_link() -> None:
@@ -186,11 +186,11 @@ async def test_refused_on_a_new_link() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.refusals["a"] = "not yours"
+        worker.adapter.refusals["a"] = "not yours"
         worker.open_link()
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 2)
         await until_idle()
-        assert subscriber.heard == [lost(reason="the broker refused the channel: not yours")]
+        assert subscriber.received == [lost(reason="the broker refused the channel: not yours")]
 
 
 async def test_refused_on_a_new_link_while_a_newcomer_waits() -> None:
@@ -198,14 +198,14 @@ async def test_refused_on_a_new_link_while_a_newcomer_waits() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.refusals["a"] = "not yours"
+        worker.adapter.refusals["a"] = "not yours"
         newcomer = asyncio.create_task(worker.joined("a"))
         await until_idle()
         worker.open_link()
         with pytest.raises(SubscribeError):
             await newcomer
         await until_idle()
-        assert subscriber.heard == [lost(reason="the broker refused the channel: not yours")]
+        assert subscriber.received == [lost(reason="the broker refused the channel: not yours")]
 
 
 async def test_refused_for_a_while() -> None:
@@ -213,18 +213,18 @@ async def test_refused_for_a_while() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.refusals["a"] = "not yours"
+        worker.adapter.refusals["a"] = "not yours"
         worker.open_link()
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 2)
         await until_idle()
-        reported = len(subscriber.heard)
-        worker.broadcaster.refusals.clear()
+        reported = len(subscriber.received)
+        worker.adapter.refusals.clear()
         worker.broker_subscriptions.retry_refused()
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
         await until_idle()
         worker.deliver("a", "1")
         await until_idle()
-        after = subscriber.heard[reported:]
+        after = subscriber.received[reported:]
         assert [type(item) for item in after] == [Gap, str]
 
 
@@ -233,15 +233,15 @@ async def test_refused_again_and_again(caplog: pytest.LogCaptureFixture) -> None
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.refusals["a"] = "not yours"
+        worker.adapter.refusals["a"] = "not yours"
         worker.open_link()
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 2)
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 2)
         for calls in (3, 4):
             await until_idle()
             worker.broker_subscriptions.retry_refused()
-            await worker.broadcaster.until(lambda calls=calls: len(worker.broadcaster.calls) == calls)  # type: ignore[misc]
+            await worker.adapter.until(lambda calls=calls: len(worker.adapter.calls) == calls)  # type: ignore[misc]
         await until_idle()
-        assert subscriber.heard == [lost(reason="the broker refused the channel: not yours")]
+        assert subscriber.received == [lost(reason="the broker refused the channel: not yours")]
         assert caplog.messages == [
             "the broker refuses channels, their subscribers receive nothing: subscription refused: 'a': not yours"
         ]
@@ -255,7 +255,7 @@ async def test_many_refused_channels_are_few_lines(caplog: pytest.LogCaptureFixt
         worker.hub.open_gap(names, "lost")
         worker.hub.gaps.notify_refused(dict.fromkeys(names[:30], "not yours"))
         worker.hub.gaps.notify_refused(dict.fromkeys(names, "not yours"))
-        assert len(subscriber.heard) == 50
+        assert len(subscriber.received) == 50
         (line,) = caplog.messages
         assert line.startswith(
             "the broker refuses channels, their subscribers receive nothing: subscription refused: 'room0'"
@@ -270,22 +270,22 @@ async def test_unconfirmed_on_a_new_link(caplog: pytest.LogCaptureFixture) -> No
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.doubts["a"] = "no place"
+        worker.adapter.unconfirmed["a"] = "no place"
         worker.open_link()
         newcomer = asyncio.create_task(worker.joined("a"))
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 8)  # two more than it takes
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 8)  # two more than it takes
         await until_idle()
         gap = lost(reason="the broker has not confirmed the channel again: no place")
-        assert subscriber.heard == [gap]
+        assert subscriber.received == [gap]
         assert caplog.messages == [
             "the broker does not confirm channels, their subscribers receive nothing: not confirmed yet: 'a': no place"
         ]
-        worker.broadcaster.doubts.clear()
+        worker.adapter.unconfirmed.clear()
         late = await newcomer
         worker.deliver("a", "1")
         await until_idle()
-        assert subscriber.heard == [gap, gap, "1"]
-        assert late.heard == ["1"]
+        assert subscriber.received == [gap, gap, "1"]
+        assert late.received == ["1"]
 
 
 async def test_unconfirmed_and_then_refused() -> None:
@@ -293,23 +293,23 @@ async def test_unconfirmed_and_then_refused() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
-        worker.broadcaster.doubts["a"] = "no place"
+        worker.adapter.unconfirmed["a"] = "no place"
         worker.open_link()
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 6)
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 6)
         await until_idle()
-        assert len(subscriber.heard) == 1
-        worker.broadcaster.doubts.clear()
-        worker.broadcaster.refusals["a"] = "not yours"
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls) == 7)
+        assert len(subscriber.received) == 1
+        worker.adapter.unconfirmed.clear()
+        worker.adapter.refusals["a"] = "not yours"
+        await worker.adapter.until(lambda: len(worker.adapter.calls) == 7)
         await until_idle()
-        assert subscriber.heard[1] == lost(reason="the broker refused the channel: not yours")
+        assert subscriber.received[1] == lost(reason="the broker refused the channel: not yours")
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["gap", "open_gap"])
 async def test_gap_during_a_long_fan_out(at_once: bool) -> None:
     """A gap follows everything received before it, for all subscribers, at whichever slice the fan-out is."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
-        members = await crowd(worker, "a", 10)
+        subscribers = await crowd(worker, "a", 10)
         others = await crowd(worker, "b", 4)
         worker.deliver("a", "1")
         worker.deliver("b", "x")
@@ -319,12 +319,12 @@ async def test_gap_during_a_long_fan_out(at_once: bool) -> None:
             worker.hub.gap(["a"], "overrun")
         else:
             worker.hub.open_gap(["a"], "overrun")
-        assert [member.heard[:2] for member in members] == [["1", "2"]] * 10
+        assert [subscriber.received[:2] for subscriber in subscribers] == [["1", "2"]] * 10
         assert counts(others) == (4,)
         worker.deliver("a", "3")
         await run_passes(20)
-        assert [member.heard for member in members] == [["1", "2", lost(reason="overrun"), "3"]] * 10
-        assert [member.heard for member in others] == [["x"]] * 4
+        assert [subscriber.received for subscriber in subscribers] == [["1", "2", lost(reason="overrun"), "3"]] * 10
+        assert [subscriber.received for subscriber in others] == [["x"]] * 4
 
 
 async def test_subscriber_that_raises_at_a_gap(caplog: pytest.LogCaptureFixture) -> None:
@@ -337,7 +337,7 @@ async def test_subscriber_that_raises_at_a_gap(caplog: pytest.LogCaptureFixture)
 
         bad.gap = fail  # type: ignore[method-assign,assignment]
         worker.hub.gap(["a"], "overrun")
-        assert good.heard == [Gap(channel="a", reason="overrun")]
+        assert good.received == [Gap(channel="a", reason="overrun")]
         assert [line.partition(": KeyError at test_gaps.py:")[0] for line in caplog.messages] == [
             "a subscriber of channel 'a' failed"
         ]
@@ -350,11 +350,11 @@ async def test_many_refusals_are_one_line(caplog: pytest.LogCaptureFixture) -> N
     async with running() as worker:
         subscriber = await worker.joined(*names)
         await worker.lose_link()
-        worker.broadcaster.refusals |= dict.fromkeys(names, "not yours")
+        worker.adapter.refusals |= dict.fromkeys(names, "not yours")
         worker.open_link()
-        await worker.broadcaster.until(lambda: len(worker.broadcaster.calls[-1][1]) == 400)
+        await worker.adapter.until(lambda: len(worker.adapter.calls[-1][1]) == 400)
         await until_idle()
-        assert len(subscriber.heard) == 400
+        assert len(subscriber.received) == 400
         (line,) = caplog.messages
         assert line.endswith("(and 395 more)")
 
@@ -367,4 +367,4 @@ async def test_refusal_on_a_resumed_link_follows_what_was_received() -> None:
         worker.deliver("a", "1")
         worker.hub.gaps.notify_refused({"a": "not yours"})
         await until_idle()
-        assert subscriber.heard == ["1", lost(reason="the broker refused the channel: not yours")]
+        assert subscriber.received == ["1", lost(reason="the broker refused the channel: not yours")]

@@ -14,11 +14,9 @@ from backplane.errors import BrokerUnavailableError, SubscribeError
 from backplane.fanout.codec import encode
 from backplane.message import Position
 from tests.unit.doubles import RecordingSubscriber, run_passes, until_idle
-from tests.unit.fanout.running_hub import AT_ONCE, Worker, counts, crowd, lost, running
+from tests.unit.kit import AT_ONCE, World, counts, crowd, lost, running
 
 pytestmark = pytest.mark.anyio
-
-# Over before the next pass of the event loop but one, and longer than any test.
 
 MALFORMED = b"\xbfBP\x02"
 
@@ -31,7 +29,7 @@ async def test_fan_out() -> None:
         worker.deliver("b", "3")
         worker.deliver("d", "4")
         await until_idle()
-        assert (one.heard, two.heard, other.heard) == (["1", "2"], ["1", "2", "3"], [])
+        assert (one.received, two.received, other.received) == (["1", "2"], ["1", "2", "3"], [])
         assert worker.hub.delivered == 3
         assert set(worker.hub.channels) == {"a", "b", "c"}
 
@@ -70,9 +68,9 @@ async def test_many_in_one_pass(count: int) -> None:
         subscriber = await worker.joined("a")
         payloads = [str(number) for number in range(count)]
         worker.deliver("a", *payloads)
-        assert subscriber.heard == payloads[: count - count % 1_024]
+        assert subscriber.received == payloads[: count - count % 1_024]
         await until_idle()
-        assert subscriber.heard == payloads
+        assert subscriber.received == payloads
         assert [len(offer) for offer in subscriber.offers[:1]] == [1_024]
 
 
@@ -83,7 +81,7 @@ async def test_exclude() -> None:
         for data, excluded in (("1", None), ("2", one.token), ("3", two.token), ("4", b"elsewher")):
             worker.hub.deliver("a", encode(data, origin=b"ORIGIN_8", published_at=0.0, excluded=excluded))
         await until_idle()
-        assert (one.heard, two.heard) == (["1", "3", "4"], ["1", "2", "4"])
+        assert (one.received, two.received) == (["1", "3", "4"], ["1", "2", "4"])
 
 
 async def test_malformed(caplog: pytest.LogCaptureFixture) -> None:
@@ -95,7 +93,7 @@ async def test_malformed(caplog: pytest.LogCaptureFixture) -> None:
                 worker.hub.deliver("a", MALFORMED)
         worker.deliver("a", "1")
         await until_idle()
-        assert (worker.hub.malformed, worker.hub.delivered, subscriber.heard) == (9, 1, ["1"])
+        assert (worker.hub.malformed, worker.hub.delivered, subscriber.received) == (9, 1, ["1"])
         assert caplog.messages == [
             f"dropped a malformed payload on channel 'a' ({count} so far)" for count in (1, 2, 4, 8)
         ]
@@ -116,7 +114,7 @@ async def test_leave() -> None:
         worker.hub.leave("a", one)
         worker.deliver("a", "2")
         await until_idle()
-        assert (one.heard, two.heard) == ([], ["1", "2"])
+        assert (one.received, two.received) == ([], ["1", "2"])
 
 
 async def test_leaving_twice() -> None:
@@ -129,7 +127,7 @@ async def test_leaving_twice() -> None:
         worker.hub.leave("a", RecordingSubscriber())
         worker.deliver("a", "1")
         await until_idle()
-        assert (one.heard, two.heard, set(worker.hub.channels)) == ([], ["1"], {"a"})
+        assert (one.received, two.received, set(worker.hub.channels)) == ([], ["1"], {"a"})
 
 
 async def test_last_leave() -> None:
@@ -138,10 +136,10 @@ async def test_last_leave() -> None:
         one, two = await worker.joined("a"), await worker.joined("a")
         worker.hub.leave("a", one)
         await until_idle()
-        assert worker.broadcaster.channels == {"a"}
+        assert worker.adapter.channels == {"a"}
         worker.hub.leave("a", two)
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == set())
-        assert worker.broadcaster.calls == [("subscribe", ("a",)), ("unsubscribe", ("a",))]
+        await worker.adapter.until(lambda: worker.adapter.channels == set())
+        assert worker.adapter.calls == [("subscribe", ("a",)), ("unsubscribe", ("a",))]
         assert set(worker.hub.channels) == set()
 
 
@@ -154,8 +152,8 @@ async def test_lingering_channel_is_silent() -> None:
         two = await worker.joined("a")
         worker.deliver("a", "2")
         await until_idle()
-        assert (one.heard, two.heard) == ([], ["2"])
-        assert worker.broadcaster.calls == [("subscribe", ("a",))]
+        assert (one.received, two.received) == ([], ["2"])
+        assert worker.adapter.calls == [("subscribe", ("a",))]
 
 
 async def test_concurrent_joins() -> None:
@@ -164,23 +162,23 @@ async def test_concurrent_joins() -> None:
         subscribers = await asyncio.gather(*(worker.joined("a") for _ in range(100)))
         worker.deliver("a", "1")
         await until_idle()
-        assert [subscriber.heard for subscriber in subscribers] == [["1"]] * 100
-        assert worker.broadcaster.calls == [("subscribe", ("a",))]
+        assert [subscriber.received for subscriber in subscribers] == [["1"]] * 100
+        assert worker.adapter.calls == [("subscribe", ("a",))]
 
 
 async def test_join_misses_nothing() -> None:
     """A message between the broker's confirmation and the return of the join is received."""
     async with running() as worker:
-        worker.broadcaster.subscribe_gate.close()
+        worker.adapter.subscribe_gate.close()
         subscriber = RecordingSubscriber()
         joining = asyncio.create_task(worker.hub.join("a", subscriber))
-        await worker.broadcaster.until(lambda: worker.broadcaster.calls == [("subscribe", ("a",))])
-        worker.broadcaster.subscribe_gate.open()
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await worker.adapter.until(lambda: worker.adapter.calls == [("subscribe", ("a",))])
+        worker.adapter.subscribe_gate.open()
+        await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
         worker.deliver("a", "1")
         await joining
         await until_idle()
-        assert subscriber.heard == ["1"]
+        assert subscriber.received == ["1"]
 
 
 async def test_joining_twice() -> None:
@@ -192,7 +190,7 @@ async def test_joining_twice() -> None:
         worker.hub.leave("a", subscriber)
         worker.deliver("a", "2")
         await until_idle()
-        assert subscriber.heard == ["1"]
+        assert subscriber.received == ["1"]
 
 
 @pytest.mark.parametrize("cancelled", [0, 1], ids=["first", "second"])
@@ -200,16 +198,16 @@ async def test_one_of_two_joins_is_cancelled(cancelled: int) -> None:
     """Of two concurrent joins of one subscriber either can be cancelled, and the other one remains in force."""
     async with running() as worker:
         subscriber = RecordingSubscriber()
-        worker.broadcaster.subscribe_gate.close()
+        worker.adapter.subscribe_gate.close()
         joining = [asyncio.create_task(worker.hub.join("a", subscriber)) for _ in range(2)]
-        await worker.broadcaster.until(lambda: worker.broadcaster.calls == [("subscribe", ("a",))])
+        await worker.adapter.until(lambda: worker.adapter.calls == [("subscribe", ("a",))])
         joining.pop(cancelled).cancel()
         await until_idle()
-        worker.broadcaster.subscribe_gate.open()
+        worker.adapter.subscribe_gate.open()
         await joining[0]
         worker.deliver("a", "1")
         await until_idle()
-        assert subscriber.heard == ["1"]
+        assert subscriber.received == ["1"]
 
 
 async def test_second_join_that_fails() -> None:
@@ -220,17 +218,17 @@ async def test_second_join_that_fails() -> None:
         with pytest.raises(BrokerUnavailableError):
             await worker.hub.join("a", subscriber)
         worker.open_link()
-        await worker.broadcaster.until(lambda: worker.broadcaster.channels == {"a"})
+        await worker.adapter.until(lambda: worker.adapter.channels == {"a"})
         worker.deliver("a", "1")
         await until_idle()
-        assert subscriber.heard == [lost(), "1"]
+        assert subscriber.received == [lost(), "1"]
 
 
 @pytest.mark.parametrize("outcome", ["cancelled", "refused", "timed out"])
 async def test_join_that_fails(outcome: Literal["cancelled", "refused", "timed out"]) -> None:
     """A join that fails leaves nothing: no subscriber, no wanted channel, no subscription at the broker."""
     async with running(linger_seconds=AT_ONCE, timeout_seconds=0.01 if outcome == "timed out" else 10.0) as worker:
-        broadcaster, subscriber = worker.broadcaster, RecordingSubscriber()
+        broadcaster, subscriber = worker.adapter, RecordingSubscriber()
         broadcaster.subscribe_gate.close()
         if outcome == "refused":
             broadcaster.refusals["a"] = "not yours"
@@ -246,13 +244,13 @@ async def test_join_that_fails(outcome: Literal["cancelled", "refused", "timed o
             await joining
         await until_idle()
         broadcaster.subscribe_gate.open()
-        worker.broadcaster.refusals.clear()
+        worker.adapter.refusals.clear()
         await worker.joined("b")
         await broadcaster.until(lambda: broadcaster.channels == {"b"})
-        received = len(subscriber.heard)
+        received = len(subscriber.received)
         worker.deliver("a", "2")
         await until_idle()
-        assert (len(subscriber.heard), set(worker.hub.channels), set(worker.broker_subscriptions.wanted)) == (
+        assert (len(subscriber.received), set(worker.hub.channels), set(worker.broker_subscriptions.wanted)) == (
             received,
             {"b"},
             {"b"},
@@ -263,16 +261,16 @@ async def test_join_that_fails_undoes_no_other() -> None:
     """A join that is cancelled does not affect another subscriber of its channel."""
     async with running(linger_seconds=AT_ONCE) as worker:
         one, two = RecordingSubscriber(), RecordingSubscriber()
-        worker.broadcaster.subscribe_gate.close()
+        worker.adapter.subscribe_gate.close()
         joining = [asyncio.create_task(worker.hub.join("a", subscriber)) for subscriber in (one, two)]
-        await worker.broadcaster.until(lambda: worker.broadcaster.calls == [("subscribe", ("a",))])
+        await worker.adapter.until(lambda: worker.adapter.calls == [("subscribe", ("a",))])
         joining[0].cancel()
         await until_idle()
-        worker.broadcaster.subscribe_gate.open()
+        worker.adapter.subscribe_gate.open()
         await joining[1]
         worker.deliver("a", "1")
         await until_idle()
-        assert (one.heard, two.heard) == ([], ["1"])
+        assert (one.received, two.received) == ([], ["1"])
 
 
 async def test_close() -> None:
@@ -286,7 +284,7 @@ async def test_close() -> None:
         worker.deliver("a", "2")
         worker.hub.gaps.report(["b"])
         await until_idle()
-        assert (subscriber.heard, set(worker.hub.channels), worker.hub.delivered) == ([], set(), 0)
+        assert (subscriber.received, set(worker.hub.channels), worker.hub.delivered) == ([], set(), 0)
 
 
 # --- a fan-out too long for one pass -------------------------------------------------------------------------------
@@ -296,14 +294,14 @@ async def test_close() -> None:
 async def test_slices(size: int) -> None:
     """A channel with more subscribers than a slice is delivered over several passes, once each, in order of joining."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
-        members = await crowd(worker, "a", size)
+        subscribers = await crowd(worker, "a", size)
         worker.deliver("a", "1", "2")
         passes: list[int] = []
         while len(passes) < 5:
             await run_passes(1)
-            passes.append(*counts(members))
+            passes.append(*counts(subscribers))
         assert passes == [min(size, 3 * number) for number in range(1, 6)]
-        assert [member.offers for member in members] == [[["1", "2"]]] * size
+        assert [subscriber.offers for subscriber in subscribers] == [[["1", "2"]]] * size
         assert worker.hub.delivered == 2
 
 
@@ -324,63 +322,63 @@ async def test_channels_take_turns() -> None:
 async def test_messages_during_a_long_fan_out() -> None:
     """What is received on a channel during its fan-out is delivered in one later batch, in order, to all."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
-        members = await crowd(worker, "a", 10)
+        subscribers = await crowd(worker, "a", 10)
         worker.deliver("a", "1")
         await run_passes(1)
         worker.deliver("a", "2")
         await run_passes(1)
         worker.deliver("a", "3", "4")
         await run_passes(20)
-        assert [member.offers for member in members] == [[["1"], ["2", "3", "4"]]] * 10
+        assert [subscriber.offers for subscriber in subscribers] == [[["1"], ["2", "3", "4"]]] * 10
         assert worker.hub.delivered == 4
 
 
 async def test_other_channel_during_a_long_fan_out() -> None:
     """What is received on another channel does not wait for the end of a long fan-out."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
-        members = await crowd(worker, "a", 30)
+        subscribers = await crowd(worker, "a", 30)
         (other,) = await crowd(worker, "b", 1)
         worker.deliver("a", "1")
         await run_passes(1)
         worker.deliver("b", "2")
         await run_passes(20)
-        assert (other.heard, counts(members)) == (["2"], (30,))
+        assert (other.received, counts(subscribers)) == (["2"], (30,))
 
 
 async def test_other_channel_takes_its_turn_at_once() -> None:
     """A message received during a long fan-out of another channel is delivered after the present slice."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
-        members = await crowd(worker, "a", 30)
+        subscribers = await crowd(worker, "a", 30)
         (other,) = await crowd(worker, "b", 1)
         worker.deliver("a", "1")
         await run_passes(1)
         worker.deliver("b", "2")
         await run_passes(3)
-        assert (other.heard, counts(members) < (30,)) == (["2"], True)
+        assert (other.received, counts(subscribers) < (30,)) == (["2"], True)
 
 
 async def test_many_messages_during_a_long_fan_out() -> None:
     """What is received in one pass during a long fan-out is bounded too, and the order is kept."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
-        members = await crowd(worker, "a", 5)
+        subscribers = await crowd(worker, "a", 5)
         worker.deliver("a", "first")
         await run_passes(1)
         payloads = [str(number) for number in range(2_000)]
         worker.deliver("a", *payloads)
         await run_passes(20)
-        assert [member.heard for member in members] == [["first", *payloads]] * 5
+        assert [subscriber.received for subscriber in subscribers] == [["first", *payloads]] * 5
 
 
 async def test_close_during_a_long_fan_out() -> None:
     """After the close nothing more is offered, and no callback is left."""
     async with running(slice_size=3, pass_seconds=0.0) as worker:
-        members = await crowd(worker, "a", 10)
+        subscribers = await crowd(worker, "a", 10)
         worker.deliver("a", "1")
         await run_passes(1)
         worker.deliver("a", "2")
         worker.hub.close()
         await run_passes(20)
-        assert counts(members) == (3,)
+        assert counts(subscribers) == (3,)
 
 
 async def test_one_fan_out_within_its_budget_is_one_pass() -> None:
@@ -421,8 +419,8 @@ async def test_any_traffic_in_slices(steps: list[tuple[str, int]], slice_size: i
             published_by_channel[channel].append(str(number))
             await run_passes(passes)
         await run_passes(200)
-        for channel, members in crowds.items():
-            assert [member.heard for member in members] == [published_by_channel[channel]] * size
+        for channel, subscribers in crowds.items():
+            assert [subscriber.received for subscriber in subscribers] == [published_by_channel[channel]] * size
         assert worker.hub.delivered == len(steps)
 
 
@@ -436,12 +434,12 @@ steps = st.lists(st.tuples(st.sampled_from([*verbs, *often]), st.integers(0, 3),
 class RandomUse:
     """Channels and subscribers used in any order, with a broker that delays, refuses and becomes unreachable."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: World) -> None:
         self.worker = worker
         self.channels = [f"channel {number}" for number in range(4)]
         self.subscribers = [RecordingSubscriber() for _ in range(3)]
         self.joining: dict[tuple[int, int], asyncio.Task[None]] = {}
-        self.members: set[tuple[int, int]] = set()
+        self.joined: set[tuple[int, int]] = set()
         self.down = False
 
     async def step(self, verb: Verb, channel: int, subscriber: int) -> None:
@@ -457,18 +455,18 @@ class RandomUse:
                 self._broker(verb, channel)
 
     def _use(self, verb: Literal["join", "leave", "cancel"], place: tuple[int, int]) -> None:
-        name, member = self.channels[place[0]], self.subscribers[place[1]]
-        if verb == "join" and place not in self.joining and place not in self.members:
-            self.joining[place] = asyncio.create_task(self.worker.hub.join(name, member))
+        name, subscriber = self.channels[place[0]], self.subscribers[place[1]]
+        if verb == "join" and place not in self.joining and place not in self.joined:
+            self.joining[place] = asyncio.create_task(self.worker.hub.join(name, subscriber))
             self.joining[place].add_done_callback(lambda task: self._joined(place, task))
-        if verb == "leave" and place in self.members:
-            self.members.discard(place)
-            self.worker.hub.leave(name, member)
+        if verb == "leave" and place in self.joined:
+            self.joined.discard(place)
+            self.worker.hub.leave(name, subscriber)
         if verb == "cancel" and place in self.joining:
             self.joining[place].cancel()
 
     def _broker(self, verb: Literal["hold", "refuse", "retry", "publish"], channel: int) -> None:
-        broadcaster, name = self.worker.broadcaster, self.channels[channel]
+        broadcaster, name = self.worker.adapter, self.channels[channel]
         if verb == "hold":  # neither, the one, the other, or both
             for gate, bit in ((broadcaster.subscribe_gate, 1), (broadcaster.unsubscribe_gate, 2)):
                 if channel & bit:
@@ -494,11 +492,11 @@ class RandomUse:
         del self.joining[place]
         if task.cancelled() or task.exception() is not None:
             return
-        self.members.add(place)
+        self.joined.add(place)
 
     async def settle(self) -> None:
         """Let the broker answer everything, and wait until no request is left."""
-        self.worker.broadcaster.refusals.clear()
+        self.worker.adapter.refusals.clear()
         for verb in ("open", "hold", "retry"):
             await self.step(verb, 0, 0)
         async with asyncio.timeout(10):
@@ -507,9 +505,9 @@ class RandomUse:
         await until_idle()
 
     def _differs(self) -> bool:
-        wanted = {self.channels[channel] for channel, _ in self.members}
+        wanted = {self.channels[channel] for channel, _ in self.joined}
         sides = [
-            self.worker.broadcaster.channels,
+            self.worker.adapter.channels,
             self.worker.broker_subscriptions.wanted,
             self.worker.broker_subscriptions.confirmed,
         ]
@@ -522,16 +520,16 @@ async def test_any_use(random_steps: list[tuple[Verb, int, int]], linger_seconds
     """Whatever is joined, left, cancelled, delayed, refused and lost: both sides end with the joined channels."""
     async with running(linger_seconds=linger_seconds) as worker:
         use = RandomUse(worker)
-        for verb, channel, subscriber in random_steps:
-            await use.step(verb, channel, subscriber)
+        for verb, channel, number in random_steps:
+            await use.step(verb, channel, number)
         await use.settle()
-        assert worker.broadcaster.doubled == []
-        assert set(worker.hub.channels) == worker.broadcaster.channels
-        for member in use.subscribers:
-            member.heard.clear()
+        assert worker.adapter.doubled == []
+        assert set(worker.hub.channels) == worker.adapter.channels
+        for subscriber in use.subscribers:
+            subscriber.received.clear()
         for name in use.channels:
             worker.deliver(name, name)
         await until_idle()
-        for number, member in enumerate(use.subscribers):
-            expected = [name for place, name in enumerate(use.channels) if (place, number) in use.members]
-            assert member.heard == expected
+        for number, subscriber in enumerate(use.subscribers):
+            expected = [name for place, name in enumerate(use.channels) if (place, number) in use.joined]
+            assert subscriber.received == expected

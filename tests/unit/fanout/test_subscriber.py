@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backplane.errors import ClosedError, InvalidChannelError, SubscribeError
-from backplane.fanout.broker_subscriptions import BrokerSubscriptions
-from backplane.fanout.hub import Hub
 from backplane.fanout.subscriber import BaseSubscriber
-from tests.unit.doubles import ControlledBroadcaster, following, until_idle
+from tests.unit import kit
+from tests.unit.doubles import until_idle
+from tests.unit.kit import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from backplane.fanout.batch import Batch
+    from backplane.fanout.hub import Hub
     from backplane.message import Gap
 
 pytestmark = pytest.mark.anyio
-
-WAIT_SECONDS = 5.0
 
 
 class Recorder(BaseSubscriber):
@@ -34,7 +33,7 @@ class Recorder(BaseSubscriber):
     @property
     def kind(self) -> str:
         """What kind of subscriber it is."""
-        return "listener"
+        return "recorder"
 
     def offer(self, batch: Batch, /) -> None:
         """Keep messages."""
@@ -48,24 +47,22 @@ class Recorder(BaseSubscriber):
         self._leave_all()
 
 
-class World:
+class World(kit.World):
     """A hub over a controlled broker, and one subscriber of it."""
 
     def __init__(self) -> None:
-        self.broker = ControlledBroadcaster()
-        self.broker_subscriptions = BrokerSubscriptions(linger_seconds=60, timeout_seconds=60)
-        self.hub = Hub(self.broker_subscriptions)
+        super().__init__(*kit.new_hub())
         self.subscriber = Recorder(self.hub)
 
     @property
-    def joined(self) -> tuple[list[str], list[str]]:
+    def channels(self) -> tuple[list[str], list[str]]:
         """What the subscriber has joined, and which channels of the hub have subscribers."""
         return list(self.subscriber.channels), list(self.hub.channels)
 
     async def receives(self, subscriber: Recorder, *expected: str) -> None:
         """Deliver to channels `a` and `b`, and assert which of that a subscriber receives."""
-        self.hub.deliver("a", b"of a")
-        self.hub.deliver("b", b"of b")
+        self.deliver("a", "of a")
+        self.deliver("b", "of b")
         await asyncio.sleep(0)
         assert subscriber.received == list(expected)
         subscriber.received.clear()
@@ -75,9 +72,8 @@ class World:
 async def world() -> AsyncGenerator[World]:
     """A hub whose link is open."""
     made = World()
-    async with following(made.broker_subscriptions, made.broker):
+    async with made.linked():
         yield made
-    made.hub.close()
 
 
 async def test_join_and_leave(world: World) -> None:
@@ -85,9 +81,9 @@ async def test_join_and_leave(world: World) -> None:
     await world.subscriber.join("a")
     await world.receives(world.subscriber, "of a")
     await world.subscriber.join("b")
-    assert world.joined == (["a", "b"], ["a", "b"])
+    assert world.channels == (["a", "b"], ["a", "b"])
     await world.subscriber.leave("a")
-    assert world.joined == (["b"], ["b"])
+    assert world.channels == (["b"], ["b"])
     await world.receives(world.subscriber, "of b")
 
 
@@ -97,7 +93,7 @@ async def test_join_twice(world: World) -> None:
     await world.subscriber.join("a")
     await world.receives(world.subscriber, "of a")
     await world.subscriber.leave("a")
-    assert world.joined == ([], [])
+    assert world.channels == ([], [])
 
 
 async def test_leave_what_was_not_joined(world: World) -> None:
@@ -110,10 +106,10 @@ async def test_leave_what_was_not_joined(world: World) -> None:
 
 async def test_join_refused(world: World) -> None:
     """A channel that the broker refuses is not joined, and the subscriber goes on."""
-    world.broker.refusals["secret"] = "not permitted"
+    world.adapter.refusals["secret"] = "not permitted"
     with pytest.raises(SubscribeError, match="not permitted"):
         await world.subscriber.join("secret")
-    assert world.joined == ([], [])
+    assert world.channels == ([], [])
     await world.subscriber.join("a")
     await world.receives(world.subscriber, "of a")
 
@@ -125,42 +121,42 @@ async def test_join_of_an_invalid_name(world: World, channel: str) -> None:
     """An invalid name is not sent to the broker."""
     with pytest.raises(InvalidChannelError):
         await world.subscriber.join(channel)
-    assert world.broker.calls == []
+    assert world.adapter.calls == []
 
 
 async def test_join_cancelled(world: World) -> None:
     """After a cancelled join the channel is not joined."""
-    world.broker.subscribe_gate.close()
+    world.adapter.subscribe_gate.close()
     joining = asyncio.create_task(world.subscriber.join("a"))
-    await world.broker.until(lambda: len(world.broker.calls) == 1)
+    await world.adapter.until(lambda: len(world.adapter.calls) == 1)
     joining.cancel()
     await asyncio.wait([joining])
-    assert world.joined == ([], [])
+    assert world.channels == ([], [])
 
 
 async def test_join_cancelled_beside_another_of_the_same_channel(world: World) -> None:
     """Of two concurrent joins of one channel, the cancelled one does not undo the other."""
-    world.broker.subscribe_gate.close()
+    world.adapter.subscribe_gate.close()
     first, second = (asyncio.create_task(world.subscriber.join("a")) for _ in range(2))
-    await world.broker.until(lambda: len(world.broker.calls) == 1)
+    await world.adapter.until(lambda: len(world.adapter.calls) == 1)
     first.cancel()
     await asyncio.wait([first])
-    world.broker.subscribe_gate.open()
+    world.adapter.subscribe_gate.open()
     await asyncio.wait_for(second, WAIT_SECONDS)
-    assert world.joined == (["a"], ["a"])
+    assert world.channels == (["a"], ["a"])
     await world.receives(world.subscriber, "of a")
 
 
 async def test_join_while_ending(world: World) -> None:
     """A join that the broker confirms after the end of the subscriber raises, and leaves nothing in the hub."""
-    world.broker.subscribe_gate.close()
+    world.adapter.subscribe_gate.close()
     joining = asyncio.create_task(world.subscriber.join("a"))
-    await world.broker.until(lambda: len(world.broker.calls) == 1)
+    await world.adapter.until(lambda: len(world.adapter.calls) == 1)
     world.subscriber.end()
-    world.broker.subscribe_gate.open()
-    with pytest.raises(ClosedError, match=f"listener {world.subscriber.id} has ended"):
+    world.adapter.subscribe_gate.open()
+    with pytest.raises(ClosedError, match=f"recorder {world.subscriber.id} has ended"):
         await asyncio.wait_for(joining, WAIT_SECONDS)
-    assert world.joined == ([], [])
+    assert world.channels == ([], [])
 
 
 async def test_end(world: World) -> None:
@@ -168,13 +164,13 @@ async def test_end(world: World) -> None:
     assert not world.subscriber.is_over
     for channel in ("a", "b"):
         await world.subscriber.join(channel)
-    asked = list(world.broker.calls)
+    asked = list(world.adapter.calls)
     world.subscriber.end()
-    assert (world.subscriber.is_over, world.joined) == (True, ([], []))
+    assert (world.subscriber.is_over, world.channels) == (True, ([], []))
     with pytest.raises(ClosedError):
         await world.subscriber.join("c")
     await world.receives(world.subscriber)
-    assert world.broker.calls == asked
+    assert world.adapter.calls == asked
 
 
 async def test_ids_are_unique(world: World) -> None:
@@ -187,8 +183,8 @@ async def test_ids_are_unique(world: World) -> None:
 async def test_join_that_a_leave_overtakes() -> None:
     """Of two concurrent joins of one channel, the second is in force although the first was completed and left."""
     world = World()
-    async with following(world.broker_subscriptions, world.broker):
-        world.broker.subscribe_gate.close()
+    async with world.linked():
+        world.adapter.subscribe_gate.close()
 
         async def look_in() -> None:
             await world.subscriber.join("a")
@@ -196,10 +192,7 @@ async def test_join_that_a_leave_overtakes() -> None:
 
         joining = [asyncio.create_task(look_in()), asyncio.create_task(world.subscriber.join("a"))]
         await until_idle()
-        world.broker.subscribe_gate.open()
+        world.adapter.subscribe_gate.open()
         await asyncio.gather(*joining)
-        try:
-            assert world.joined == (["a"], ["a"])
-            await world.receives(world.subscriber, "of a")
-        finally:
-            world.hub.close()
+        assert world.channels == (["a"], ["a"])
+        await world.receives(world.subscriber, "of a")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,15 @@ from backplane import (
 )
 from backplane.errors import ClosedError, SubscribeError
 from backplane.fanout.batch import Batch
-from backplane.fanout.broker_subscriptions import BrokerSubscriptions
-from backplane.fanout.hub import Hub
 from backplane.fanout.outbox import Outbox
 from backplane.fanout.subscription import Subscription
 from backplane.message import ALL
-from tests.unit.doubles import ControlledBroadcaster, following, until_idle
+from tests.unit.doubles import ControlledBroadcaster, until_idle
+from tests.unit.kit import running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from backplane.fanout.backlog import FullPolicy
+    from backplane.fanout.hub import Hub
 
 pytestmark = pytest.mark.anyio
 
@@ -41,16 +39,6 @@ WAIT_SECONDS = 5.0
 
 
 user: ContextVar[str] = ContextVar("user", default="anonymous")
-
-
-@asynccontextmanager
-async def following_hub(broker: ControlledBroadcaster | None = None) -> AsyncGenerator[Hub]:
-    """Run a hub over a controlled broker."""
-    broker_subscriptions = BrokerSubscriptions(linger_seconds=60, timeout_seconds=60)
-    hub = Hub(broker_subscriptions)
-    async with following(broker_subscriptions, broker or ControlledBroadcaster()):
-        yield hub
-    hub.close()
 
 
 def subscription_on(hub: Hub, *, when_full: FullPolicy = "close", max_messages: int = 1024) -> Subscription:
@@ -105,37 +93,37 @@ async def test_what_was_published_before_iterating() -> None:
 
 async def test_gap_in_its_place() -> None:
     """A gap stands between the last message before the stretch and the first one after it."""
-    async with following_hub() as hub:
-        subscription = subscription_on(hub)
+    async with running() as world:
+        subscription = subscription_on(world.hub)
         await subscription.join("a")
-        hub.deliver("a", b"before")
-        hub.gap(ALL, "overrun")
-        hub.deliver("a", b"after")
+        world.hub.deliver("a", b"before")
+        world.hub.gap(ALL, "overrun")
+        world.hub.deliver("a", b"after")
         assert await take(subscription, 3) == ["before", Gap(channel="a", reason="overrun"), "after"]
         subscription.end()
 
 
 async def test_gap_wakes_the_consumer() -> None:
     """A consumer that waits receives a gap as soon as it is known."""
-    async with following_hub() as hub:
-        subscription = subscription_on(hub)
+    async with running() as world:
+        subscription = subscription_on(world.hub)
         await subscription.join("a")
         taking = asyncio.create_task(take(subscription, 1))
         await until_idle()
-        hub.gap(["a"], "overrun")
+        world.hub.gap(["a"], "overrun")
         assert await taking == [Gap(channel="a", reason="overrun")]
         subscription.end()
 
 
-async def test_slow_consumer_is_cut_behind_what_waited() -> None:
+async def test_slow_consumer_is_cut_after_what_waited() -> None:
     """With the policy `close` the consumer gets what fitted, then the error, again and again, and has left the hub."""
-    async with following_hub() as hub:
-        subscription = subscription_on(hub, max_messages=2)
+    async with running() as world:
+        subscription = subscription_on(world.hub, max_messages=2)
         await subscription.join("a")
         for payload in (b"1", b"2", b"3", b"4"):
-            hub.deliver("a", payload)
+            world.hub.deliver("a", payload)
         await until_idle()
-        assert list(hub.channels) == []
+        assert list(world.hub.channels) == []
         assert await take(subscription, 2) == ["1", "2"]
         for _ in range(2):
             with pytest.raises(SlowConsumerError, match="subscribe again"):
@@ -172,14 +160,14 @@ async def test_slow_consumer_in_bytes() -> None:
 )
 async def test_drop_policies(when_full: FullPolicy, expected: list[str]) -> None:
     """A consumer with a dropping policy loses what the policy drops, and goes on."""
-    async with following_hub() as hub:
-        subscription = subscription_on(hub, when_full=when_full, max_messages=2)
+    async with running() as world:
+        subscription = subscription_on(world.hub, when_full=when_full, max_messages=2)
         await subscription.join("a")
         for payload in (b"1", b"2", b"3", b"4"):
-            hub.deliver("a", payload)
+            world.hub.deliver("a", payload)
         await until_idle()
         assert await take(subscription, len(expected)) == expected
-        hub.deliver("a", b"5")
+        world.hub.deliver("a", b"5")
         assert await take(subscription, 1) == ["5"]
         subscription.end()
 
@@ -196,7 +184,7 @@ async def test_end_of_the_backplane_ends_the_iteration() -> None:
         assert await rest(messages) == []
 
 
-async def test_end_of_the_backplane_ends_behind_what_waits() -> None:
+async def test_end_of_the_backplane_ends_after_what_waits() -> None:
     """What was delivered before the stop is still consumed."""
     backplane = Backplane("memory://")
     await backplane.start()
@@ -232,8 +220,8 @@ async def test_cancelling_the_iteration_loses_nothing() -> None:
 
 async def test_cancelling_in_the_moment_of_a_message_loses_nothing() -> None:
     """A message that arrives in the same pass as the cancellation is still there."""
-    async with following_hub() as hub:
-        subscription = subscription_on(hub)
+    async with running() as world:
+        subscription = subscription_on(world.hub)
         await subscription.join("a")
         taking = asyncio.create_task(take(subscription, 1))
         await until_idle()
@@ -262,8 +250,8 @@ async def test_two_consumers() -> None:
 @pytest.mark.parametrize("at_a_message", [False, True])
 async def test_consumer_after_a_cancelled_one(at_a_message: bool) -> None:
     """A task that is being cancelled may be followed at once, and its end takes nothing from its successor."""
-    async with following_hub() as hub:
-        subscription = subscription_on(hub)
+    async with running() as world:
+        subscription = subscription_on(world.hub)
         await subscription.join("a")
         first = asyncio.create_task(take(subscription, 1))
         await until_idle()
@@ -276,7 +264,7 @@ async def test_consumer_after_a_cancelled_one(at_a_message: bool) -> None:
         if not at_a_message:
             with pytest.raises(LifecycleError, match="'second' receives"):
                 await take(subscription, 1)
-            hub.deliver("a", b"now")
+            world.hub.deliver("a", b"now")
         assert await second == ["now"]
         subscription.end()
 
@@ -305,7 +293,7 @@ async def test_leaving_the_block_leaves_the_channel() -> None:
     async with Backplane("memory://") as backplane:
         async with backplane.subscribe("a") as messages:
             pass
-        await backplane.publish("a", "unheard")
+        await backplane.publish("a", "unreceived")
         await until_idle()
         assert await rest(messages) == []
 
@@ -322,14 +310,14 @@ async def test_error_in_the_block_leaves_the_channel() -> None:
     async with Backplane("memory://") as backplane:
         with pytest.raises(KeyError, match="mine"):
             await consume(backplane)
-        await backplane.publish("a", "unheard")
+        await backplane.publish("a", "unreceived")
         assert await rest(entered[0]) == []
 
 
 async def test_join_later() -> None:
     """A channel joined later is received from then on; to iterate before that raises."""
     async with Backplane("memory://") as backplane, backplane.subscribe() as messages:
-        await backplane.publish("a", "unheard")
+        await backplane.publish("a", "unreceived")
         with pytest.raises(LifecycleError, match="join one before iterating"):
             await take(messages, 1)  # it would wait for ever
         await messages.join("a")
@@ -341,14 +329,14 @@ async def test_refused_channel_leaves_nothing() -> None:
     """A subscription of which one channel is refused has left the others."""
     broker = ControlledBroadcaster()
     broker.refusals["secret"] = "not permitted"
-    async with following_hub(broker) as hub:
-        subscription = subscription_on(hub)
+    async with running(broker) as world:
+        subscription = subscription_on(world.hub)
         await subscription.join("a")
         with pytest.raises(SubscribeError, match="not permitted"):
             await subscription.join("secret")
-        assert list(hub.channels) == ["a"]
+        assert list(world.hub.channels) == ["a"]
         subscription.end()
-        assert list(hub.channels) == []
+        assert list(world.hub.channels) == []
 
 
 async def test_illegal_name() -> None:
@@ -369,19 +357,19 @@ async def test_later_join_of_an_illegal_name() -> None:
 
 async def test_join_after_the_end() -> None:
     """A subscription that has ended joins nothing and leaves nothing in the hub."""
-    async with following_hub() as hub:
-        subscription = subscription_on(hub)
+    async with running() as world:
+        subscription = subscription_on(world.hub)
         subscription.end()
         with suppress(ClosedError):
             await subscription.join("a")
-        assert list(hub.channels) == []
+        assert list(world.hub.channels) == []
 
 
 async def test_join_that_the_end_overtakes() -> None:
     """A join the broker confirms after the end leaves nothing in the hub."""
     broker = ControlledBroadcaster()
-    async with following_hub(broker) as hub:
-        subscription = subscription_on(hub)
+    async with running(broker) as world:
+        subscription = subscription_on(world.hub)
         broker.subscribe_gate.close()
         joining = asyncio.create_task(subscription.join("a"))
         await broker.until(lambda: len(broker.calls) == 1)
@@ -389,7 +377,7 @@ async def test_join_that_the_end_overtakes() -> None:
         broker.subscribe_gate.open()
         with suppress(ClosedError):
             await asyncio.wait_for(joining, WAIT_SECONDS)
-        assert list(hub.channels) == []
+        assert list(world.hub.channels) == []
 
 
 @pytest.mark.parametrize(
@@ -412,7 +400,7 @@ async def test_not_started() -> None:
 
 @pytest.mark.parametrize("channel", ["prices.*", "quotes.>"])
 async def test_pattern(channel: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who subscribes to what looks like a pattern is warned, and receives what is published to exactly that name."""
+    """A name like a pattern is joined with a warning, and receives what is published to exactly that name."""
     monkeypatch.setattr("backplane.channels._warned_about", set[str]())
     async with Backplane("memory://") as backplane, backplane.subscribe(channel) as messages:
         await backplane.publish("prices.dax", "1")
@@ -476,9 +464,9 @@ async def test_log_line_of_an_overrun_is_the_consumers() -> None:
         seen.append(user.get())
         return True
 
-    async with following_hub() as hub:
+    async with running() as world:
         user.set("alice")
-        slow = subscription_on(hub, max_messages=1)
+        slow = subscription_on(world.hub, max_messages=1)
         user.set("mallory")
         logging.getLogger("backplane.fanout.subscription").addFilter(see)
         try:

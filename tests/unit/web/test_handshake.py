@@ -30,11 +30,10 @@ from backplane.errors import (
 )
 from backplane.fanout.backlog import Backlog
 from backplane.fanout.outbox import Outbox
-from backplane.settings import Settings
 from backplane.web.handshake import ConnectionScope
 from backplane.web.origin import OriginRule
-from backplane.worker.runtime import Runtime
-from tests.unit.doubles import ControlledBroadcaster, counted, following, until_idle
+from tests.unit.doubles import counted, until_idle
+from tests.unit.kit import WAIT_SECONDS, RuntimeWorld
 from tests.unit.sockets import FakeServerSocket, driver_of
 
 if TYPE_CHECKING:
@@ -44,10 +43,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 5.0
 
-
-class Worker:
+class Worker(RuntimeWorld):
     """A started backplane over a controlled broker, with the clients of a test.
 
     Attributes:
@@ -55,16 +52,15 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        self.broker = ControlledBroadcaster()
-        self.running = Runtime(self.broker, Settings())
+        super().__init__()
         self.driver: ConnectionDriver | None = None
         self.watch_after_seconds = 0.5
         self.policy = ConnectionPolicy(
             authorize=lambda _, channel: channel != "secret",
             limits=Limits(max_channels=2, heartbeat_seconds=None, max_connections_per_client=1),
-            statistics=self.running.statistics,
-            bursts=self.running.bursts,
-            keepalive=self.running.keepalive,
+            statistics=self.runtime.statistics,
+            bursts=self.runtime.bursts,
+            keepalive=self.runtime.keepalive,
         )
 
     def scope(
@@ -79,10 +75,10 @@ class Worker:
     ) -> ConnectionScope:
         """Return the scope of this client's connection."""
         outbox = Outbox(Backlog(max_bytes=1_000, max_messages=10))
-        self.driver = ConnectionDriver(socket, self.running.hub, outbox, self.policy)
+        self.driver = ConnectionDriver(socket, self.runtime.hub, outbox, self.policy)
         self.driver.connection.expire_at(expires_at)
         return ConnectionScope(
-            self.running,
+            self.runtime,
             socket,
             self.driver,
             origins=OriginRule(),
@@ -103,18 +99,17 @@ class Worker:
 
     def assert_nothing_left(self) -> None:
         """Assert that no client is registered, that nothing is joined, and that no timer is set."""
-        assert (list(self.running.clients.connected), list(self.running.hub.channels)) == ([], [])
-        assert self.running.keepalive._timer is None  # pyright: ignore[reportPrivateUsage]
+        assert (list(self.runtime.clients.connected), list(self.runtime.hub.channels)) == ([], [])
+        assert self.runtime.keepalive._timer is None  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.fixture
 async def worker() -> AsyncGenerator[Worker]:
     """A worker that has no client any more in the end."""
     made = Worker()
-    async with following(made.running.broker_subscriptions, made.broker):
+    async with made.linked():
         yield made
         made.assert_nothing_left()
-    made.running.hub.close()
 
 
 @asynccontextmanager
@@ -133,16 +128,16 @@ async def entered(worker: Worker, socket: FakeServerSocket, *channels: str) -> A
 async def test_joined_before_accepted(worker: Worker) -> None:
     """The handshake waits for the broker to confirm every channel; the first message waits for the handshake."""
     socket = FakeServerSocket()
-    worker.broker.subscribe_gate.close()
+    worker.adapter.subscribe_gate.close()
     socket.accept_gate.close()
     handling = asyncio.create_task(worker.handle(socket, "a", "b"))
-    await worker.broker.until(lambda: worker.broker.calls != [])
+    await worker.adapter.until(lambda: worker.adapter.calls != [])
     await until_idle()
     assert socket.accepting == 0
-    worker.broker.subscribe_gate.open()
+    worker.adapter.subscribe_gate.open()
     await socket.until(lambda: socket.accepting == 1)
-    assert set(worker.running.hub.channels) == {"a", "b"}
-    worker.running.hub.deliver("a", b"early")
+    assert set(worker.runtime.hub.channels) == {"a", "b"}
+    worker.runtime.hub.deliver("a", b"early")
     await until_idle()
     assert socket.sent == []
     socket.accept_gate.open()
@@ -157,7 +152,7 @@ async def test_accepted_with(worker: Worker) -> None:
     async with worker.scope(socket, subprotocol="chat.v2", headers=headers) as connection:
         assert worker.driver is not None
         assert connection is worker.driver.connection
-        assert list(worker.running.clients.connected) == [worker.driver]
+        assert list(worker.runtime.clients.connected) == [worker.driver]
         assert socket.accepted == [("chat.v2", headers)]
 
 
@@ -167,8 +162,8 @@ async def test_page_of_another_site(worker: Worker, caplog: pytest.LogCaptureFix
     socket.origin = "https://evil.example"
     with pytest.raises(OriginRefusedError, match=r"evil\.example") as caught:
         await worker.handle(socket, "a")
-    assert (socket.refusals, socket.accepting, worker.broker.calls) == ([caught.value], 0, [])
-    assert counted(worker.running.statistics) == {"connections_refused": 1, "refused_origins": 1}
+    assert (socket.refusals, socket.accepting, worker.adapter.calls) == ([caught.value], 0, [])
+    assert counted(worker.runtime.statistics) == {"connections_refused": 1, "refused_origins": 1}
     assert caplog.messages == [f"refused a WebSocket: {caught.value}"]
 
 
@@ -185,7 +180,7 @@ async def test_page_of_another_site(worker: Worker, caplog: pytest.LogCaptureFix
 async def test_refused_join(worker: Worker, channels: list[str], error: type[Exception]) -> None:
     """A client that may not join one of its channels is refused for that, and what it had joined is left."""
     socket = FakeServerSocket()
-    worker.broker.refusals["theirs"] = "not permitted"
+    worker.adapter.refusals["theirs"] = "not permitted"
     with pytest.raises(error) as caught:
         await worker.handle(socket, *channels)
     assert (socket.refusals, socket.accepting, socket.closing) == ([caught.value], 0, 0)
@@ -193,14 +188,14 @@ async def test_refused_join(worker: Worker, channels: list[str], error: type[Exc
 
 async def test_broker_that_is_away_at_the_handshake(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
     """Clients refused because the broker is away are counted, wait for no turn, and write few lines to the log."""
-    worker.running.broker_subscriptions.close()
+    worker.runtime.broker_subscriptions.close()
     for _ in range(3):
         socket = FakeServerSocket()
         with pytest.raises(BrokerUnavailableError):
             await asyncio.wait_for(worker.handle(socket, "a"), WAIT_SECONDS)
         assert (len(socket.refusals), socket.accepting, socket.closing) == (1, 0, 0)
-    worker.running.bursts.flush()
-    assert counted(worker.running.statistics) == {"connections_refused": 3}
+    worker.runtime.bursts.flush()
+    assert counted(worker.runtime.statistics) == {"connections_refused": 3}
     assert caplog.messages == [
         "refused a WebSocket: the backplane was stopped",
         "2 more within 10 s, the last one: refused a WebSocket: the backplane was stopped",
@@ -244,8 +239,8 @@ async def test_permission_that_has_run_out(worker: Worker) -> None:
     socket = FakeServerSocket()
     with pytest.raises(PermissionExpiredError):
         await block(worker.scope(socket, "a", expires_at=time.time() - 1), None)
-    assert (socket.accepting, worker.broker.calls) == (0, [])
-    assert counted(worker.running.statistics) == {"connections_refused": 1}
+    assert (socket.accepting, worker.adapter.calls) == (0, [])
+    assert counted(worker.runtime.statistics) == {"connections_refused": 1}
 
 
 async def test_permission_that_runs_out_while_it_is_joined(worker: Worker) -> None:
@@ -294,14 +289,14 @@ async def test_client_that_leaves_while_it_is_joined(worker: Worker) -> None:
     """A client that leaves before it is accepted gives back its place and its joins at once."""
     worker.watch_after_seconds = 0
     socket = FakeServerSocket()
-    worker.broker.subscribe_gate.close()
+    worker.adapter.subscribe_gate.close()
     handling = asyncio.create_task(worker.handle(socket, "a"))
-    await worker.broker.until(lambda: worker.broker.calls != [])
+    await worker.adapter.until(lambda: worker.adapter.calls != [])
     socket.receiver.put_nowait(None)
     with pytest.raises(ClosedError, match="left before it was accepted"):
         await asyncio.wait_for(handling, WAIT_SECONDS)
     assert socket.accepting == 0
-    worker.broker.subscribe_gate.open()
+    worker.adapter.subscribe_gate.open()
 
 
 @pytest.mark.parametrize("failing", [False, True], ids=["stays", "cannot be watched"])
@@ -309,7 +304,7 @@ async def test_client_that_stays_while_it_is_joined(worker: Worker, failing: boo
     """One that stays, or whose leaving the server cannot report, is accepted, and what it sends then is received."""
     worker.watch_after_seconds = 0
     socket = FakeServerSocket()
-    worker.broker.subscribe_gate.close()
+    worker.adapter.subscribe_gate.close()
     if failing:
         socket.receiver.put_nowait(RuntimeError("the server's own"))
 
@@ -319,9 +314,9 @@ async def test_client_that_stays_while_it_is_joined(worker: Worker, failing: boo
         return None
 
     handling = asyncio.create_task(handle())
-    await worker.broker.until(lambda: worker.broker.calls != [])
+    await worker.adapter.until(lambda: worker.adapter.calls != [])
     await until_idle()
-    worker.broker.subscribe_gate.open()
+    worker.adapter.subscribe_gate.open()
     await socket.until(lambda: socket.accepted != [])
     socket.receiver.put_nowait("first")
     assert await asyncio.wait_for(handling, WAIT_SECONDS) == "first"
@@ -329,7 +324,7 @@ async def test_client_that_stays_while_it_is_joined(worker: Worker, failing: boo
 
 async def test_refused_after_accept(worker: Worker) -> None:
     """With `after_accept` a refused client is accepted and closed, but for too many at a time or a foreign origin."""
-    worker.running.clients.is_draining = True
+    worker.runtime.clients.is_draining = True
     socket = FakeServerSocket()
     with pytest.raises(ClosedError):
         await block(worker.scope(socket, subprotocol="chat.v2", headers=[(b"x", b"y")], after_accept=True), None)
@@ -338,7 +333,7 @@ async def test_refused_after_accept(worker: Worker) -> None:
     foreign.origin = "https://evil.example"
     with pytest.raises(OriginRefusedError):
         await block(worker.scope(foreign, after_accept=True), None)
-    while worker.running.clients.reserve_refusal():
+    while worker.runtime.clients.reserve_refusal():
         pass
     late = FakeServerSocket()
     with pytest.raises(ClosedError):
@@ -349,10 +344,10 @@ async def test_refused_after_accept(worker: Worker) -> None:
 async def test_client_of_a_worker_that_drains(worker: Worker) -> None:
     """A worker that drains refuses every client."""
     socket = FakeServerSocket()
-    worker.running.clients.is_draining = True
+    worker.runtime.clients.is_draining = True
     with pytest.raises(ClosedError, match="connect again") as caught:
         await worker.handle(socket, "a")
-    assert (socket.refusals, socket.accepting, worker.broker.calls) == ([caught.value], 0, [])
+    assert (socket.refusals, socket.accepting, worker.adapter.calls) == ([caught.value], 0, [])
 
 
 @pytest.mark.parametrize("client_key", [None, "alice"])
@@ -367,7 +362,7 @@ async def test_whose_connection_it_is(worker: Worker, client_key: str | None) ->
                 pytest.fail("the block was entered")
         assert (same.refusals, same.accepting) == ([caught.value], 0)
         async with worker.scope(other, client_key=client_key and "bob"):
-            assert len(worker.running.clients.connected) == 2
+            assert len(worker.runtime.clients.connected) == 2
     async with worker.scope(FakeServerSocket(), client_key=client_key):
         pass
 
@@ -386,15 +381,15 @@ async def test_accept_that_fails(worker: Worker) -> None:
 async def test_cancelled_in_the_handshake(worker: Worker, at: str) -> None:
     """A handler that is cancelled before its client is accepted leaves nothing joined, and no task."""
     socket = FakeServerSocket()
-    (worker.broker.subscribe_gate if at == "join" else socket.accept_gate).close()
+    (worker.adapter.subscribe_gate if at == "join" else socket.accept_gate).close()
     handling = asyncio.create_task(worker.handle(socket, "a"))
     if at == "join":
-        await worker.broker.until(lambda: worker.broker.calls != [])
+        await worker.adapter.until(lambda: worker.adapter.calls != [])
     else:
         await socket.until(lambda: socket.accepting == 1)
     handling.cancel()
     await asyncio.wait([handling])
-    worker.broker.subscribe_gate.open()
+    worker.adapter.subscribe_gate.open()
     assert (handling.cancelled(), socket.accepted, socket.closing) == (True, [], 0)
 
 
@@ -404,7 +399,7 @@ async def test_client_that_is_closed_in_the_handshake(worker: Worker) -> None:
     socket.accept_gate.close()
     handling = asyncio.create_task(worker.handle(socket, "a"))
     await socket.until(lambda: socket.accepting == 1)
-    for connection in list(worker.running.clients.connected):
+    for connection in list(worker.runtime.clients.connected):
         await connection.close(1012, "restart")
     socket.accept_gate.open()
     await handling
@@ -550,7 +545,7 @@ async def test_client_leaves_a_handler_that_waits_for_something_else(worker: Wor
         worker.driver.check_timers(0)
     await asyncio.wait_for(handling, WAIT_SECONDS)
     assert (waiting.cancelled, handling.cancelling(), socket.closing) == (swallows + 1, 0, 0)
-    counts = worker.running.statistics.snapshot()
+    counts = worker.runtime.statistics.snapshot()
     assert (counts.cancelled_handlers, counts.closed_by_client, counts.closed_normal) == (1, 1, 0)
     worker.assert_nothing_left()
 
@@ -626,7 +621,7 @@ async def test_handler_that_ends_in_time_is_not_cancelled(worker: Worker) -> Non
     socket = FakeServerSocket()
     async with entered(worker, socket, "a") as handling:
         socket.receiver.put_nowait(None)
-    assert (handling.cancelling(), worker.running.statistics.cancelled_handlers) == (0, 0)
+    assert (handling.cancelling(), worker.runtime.statistics.cancelled_handlers) == (0, 0)
 
 
 async def test_end_in_the_handshake_of_a_handler_that_waits(worker: Worker) -> None:
@@ -653,8 +648,8 @@ async def test_what_waits_at_the_end_is_sent(worker: Worker) -> None:
     socket = FakeServerSocket()
     async with worker.scope(socket, "a"):
         socket.send_gate.close()
-        worker.running.hub.deliver("a", b"1")
-        worker.running.hub.deliver("a", b"2")
+        worker.runtime.hub.deliver("a", b"1")
+        worker.runtime.hub.deliver("a", b"2")
         await socket.until(lambda: socket.sending == 1)
         asyncio.get_running_loop().call_soon(socket.send_gate.open)
     assert (socket.sent, socket.closed) == (["1", "2"], [(1000, "normal closure")])
@@ -689,7 +684,7 @@ async def test_task_of_the_connection_at_the_end(worker: Worker) -> None:
             await asyncio.Event().wait()
         finally:
             await asyncio.sleep(0)
-            seen.append(len(worker.running.clients.connected))
+            seen.append(len(worker.runtime.clients.connected))
 
     async with worker.scope(socket) as connection:
         connection.spawn(work())

@@ -138,7 +138,7 @@ async def test_one_signal_of_each_kind_is_no_hurry(server: Server) -> None:
     assert (drain.begun, server.signals) == (1, [signal.SIGINT])
 
 
-async def test_signal_behind_the_drain_reaches_the_server(server: Server) -> None:
+async def test_signal_after_the_drain_reaches_the_server(server: Server) -> None:
     """When the drain is over a further SIGTERM is the server's alone: it may force its end."""
     drain = Drain()
     drain.may_end.set()
@@ -152,7 +152,7 @@ async def test_signal_behind_the_drain_reaches_the_server(server: Server) -> Non
     assert (drain.begun, server.signals) == (1, [signal.SIGTERM] * 2)
 
 
-async def test_drain_that_raises_still_tells_the_server(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+async def test_drain_that_raises_still_ends_the_server(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     """An error in the drain is logged, and the server ends all the same."""
     drain = Drain()
     drain.error = RuntimeError("a fault")
@@ -212,7 +212,7 @@ async def test_two_drains_one_inside_the_other(server: Server) -> None:
 
 @pytest.mark.parametrize("default", [signal.SIG_DFL, signal.SIG_IGN])
 async def test_no_handler_is_left_alone(default: Any) -> None:
-    """Where no one handles SIGTERM there is nothing to put anything before."""
+    """Where no handler of SIGTERM is set, none is put before it."""
     signal.signal(signal.SIGTERM, default)
     with draining_on_signals(Drain()):
         assert signal.getsignal(signal.SIGTERM) is default

@@ -1,4 +1,4 @@
-"""`backplane.adapters.redis.login`: what redis-py sends, who owns the socket afterwards, and what its errors mean."""
+"""`backplane.adapters.redis.login`: what redis-py sends, what owns the socket afterwards, and what its errors mean."""
 
 from __future__ import annotations
 
