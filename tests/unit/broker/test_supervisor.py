@@ -771,7 +771,7 @@ async def test_stop_while_the_adapter_answers_cancellation_with_an_error() -> No
 async def test_stop_while_a_reconnect_answers_cancellation_with_an_error() -> None:
     """A stop ends the attempts to reconnect though an adapter turns the cancellation of one into another error."""
     async with supervised() as made:
-        await made.listener("a")
+        await made.joined("a")
         made.adapter.subscribe_gate.close()
         made.adapter.cancel_error = BrokerUnavailableError("the link is being closed")
         subscribes = made.adapter.verbs.count("subscribe")
