@@ -82,7 +82,7 @@ class TypedChannel(Generic[ModelT]):
     def __repr__(self) -> str:
         return f"<TypedChannel {self._template!r}>"
 
-    def name(self, **placeholders: object) -> str:
+    def name(self, /, **placeholders: object) -> str:
         """Return the channel's name, for joins: `orders.name(id=42)` is `"orders:42"`.
 
         Raises:
@@ -119,7 +119,7 @@ class TypedChannel(Generic[ModelT]):
 
     @asynccontextmanager
     async def subscribe(
-        self, *, backlog: Backlog | None = None, **placeholders: object
+        self, /, *, backlog: Backlog | None = None, **placeholders: object
     ) -> AsyncGenerator[AsyncIterator[ModelT | Gap]]:
         """Subscribe: `async with orders.subscribe(id=42) as messages: async for order in messages: ...`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -56,7 +57,7 @@ def _names(option: Any, kind: str) -> str:
 
 def _default(option: Any) -> str:
     if isinstance(option.show_default, str):
-        return option.show_default
+        return escape(option.show_default)
     if option.is_flag or option.default in (None, "", [], ()) or callable(option.default):
         return ""
     return f"`{option.default}`"

@@ -43,6 +43,7 @@ _CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 
+_UVLOOP = ("asyncio", {"use_uvloop": True})
 _OWN_KAFKA = {"private_kafka", "kafka_cluster"}
 _T = TypeVar("_T")
 _SKIPPED = "Tests on "
@@ -83,8 +84,9 @@ class StartKafka(Protocol):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--chaos=full`, which tests/chaos/conftest.py reads."""
+    """Add `--chaos=full`, which tests/chaos/conftest.py reads, and `--measured`, which divides the suite in two."""
     parser.addoption("--chaos", choices=("short", "full"), default="short", help="how much of the chaos suite to run")
+    parser.addoption("--measured", choices=("only", "rest"), help="run what `make coverage` runs, or all the rest")
 
 
 def pytest_configure() -> None:
@@ -92,6 +94,25 @@ def pytest_configure() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS reports a hard limit that it does not allow
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the other half of `--measured` runs."""
+    if (half := config.getoption("--measured")) is not None:
+        kept = [item for item in items if _is_measured(item) == (half == "only")]
+        config.hook.pytest_deselected(items=[item for item in items if _is_measured(item) != (half == "only")])
+        items[:] = kept
+
+
+def _is_measured(item: pytest.Item) -> bool:
+    """Whether `make coverage` runs it: the unit tests, each on one event loop, as both run the same lines.
+
+    The conformance suite is not measured: under a tracer its bursts take longer than its timeouts allow.
+    """
+    parameters: dict[str, object] = (
+        item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    )
+    return item.nodeid.startswith("tests/unit/") and parameters.get("anyio_backend") != _UVLOOP
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -121,7 +142,7 @@ def no_inherited_url(monkeypatch: pytest.MonkeyPatch) -> None:
     scope="module",
     params=[
         pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+        pytest.param(_UVLOOP, id="uvloop"),
     ],
 )
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:

@@ -225,7 +225,9 @@ class Supervisor:
     async def _run(self, failure: Exception | None) -> None:
         """Watch the link and rebuild it, until the stop. `failure` is why the first link could not be opened."""
         backoff = Backoff(self._settings.max_backoff_seconds)
-        while not self._is_closed:
+        # A test ends the loop here, but the tracer of CPython 3.11 loses a coroutine once one that it awaits is
+        # cancelled and returns.
+        while not self._is_closed:  # pragma: no branch
             live_since = asyncio.get_running_loop().time()
             error = failure or await self._watch()
             failure = None

@@ -636,6 +636,7 @@ def test_commands_are_whole() -> None:
     assert sections.keys() == options_of_commands().keys()
     for name, options in options_of_commands().items():
         assert all(f"`{option}`" in sections[name] for option in options - {"--help"})
+    assert re.findall("<.*?>", re.sub("`[^`]*`", "", block)) == []  # a reader would not see it
 
 
 def test_rooms_list_every_module() -> None:

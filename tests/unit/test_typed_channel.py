@@ -107,6 +107,17 @@ def test_wrong_placeholders(values: dict[str, Any], words: str) -> None:
     assert str(raised.value) == words
 
 
+@pytest.mark.parametrize("name", ["self", "message", "template", "model", "channel", "when_full", "cls", "args"])
+async def test_placeholder_named_as_a_parameter(name: str) -> None:
+    """A placeholder may have any name that is no option: `name`, `publish` and `subscribe` all take it."""
+    async with Backplane("memory://") as backplane:
+        numbers = backplane.channel(f"numbers:{{{name}}}", int)
+        values: dict[str, Any] = {name: "a"}
+        async with numbers.subscribe(**values) as messages:
+            await numbers.publish(5, **values)
+            assert (numbers.name(**values), await anext(messages)) == ("numbers:a", 5)
+
+
 def test_no_placeholders() -> None:
     """A template without placeholders takes none."""
     with pytest.raises(TypeError, match=r"^'news' takes no placeholders: unknown id$"):

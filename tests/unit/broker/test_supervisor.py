@@ -768,6 +768,21 @@ async def test_stop_while_the_adapter_answers_cancellation_with_an_error() -> No
         assert made.supervisor.state == "closed"
 
 
+async def test_stop_while_a_reconnect_answers_cancellation_with_an_error() -> None:
+    """A stop ends the attempts to reconnect though an adapter turns the cancellation of one into another error."""
+    async with supervised() as made:
+        await made.listener("a")
+        made.adapter.subscribe_gate.close()
+        made.adapter.cancel_error = BrokerUnavailableError("the link is being closed")
+        subscribes = made.adapter.verbs.count("subscribe")
+        made.adapter.cut()
+        await made.adapter.until(lambda: made.adapter.verbs.count("subscribe") > subscribes)
+        starts = made.adapter.verbs.count("start")
+        await asyncio.wait_for(made.supervisor.stop(), WAIT_SECONDS)
+        assert (made.supervisor.state, made.adapter.sink) == ("closed", None)
+        assert made.adapter.verbs.count("start") == starts
+
+
 # --- the adapter's own check ---------------------------------------------------------------------------------------
 
 
