@@ -47,7 +47,7 @@ check: $(VENV)/.installed-dev ## Lint, check types and the direction of imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/zizmor --offline --quiet .github
 
-# What the processes that tests start do is not measured. `make test ARGS=--measured=rest` runs the tests that this one leaves out.
+# What the processes that tests start do is not measured. `make test ARGS=--measured=rest` runs what this leaves out.
 coverage: $(VENV)/.installed-dev ## Run the unit tests on one event loop, and check how much of the package they cover
 	$(PYTEST) --cov --cov-report= --cov-fail-under=0 --measured=only tests/unit $(ARGS)
 	$(BIN)/coverage report --skip-covered --show-missing

@@ -29,8 +29,10 @@ logger: Final = logging.getLogger("backplane.broker.publish_buffer")
 class PublishBuffer:
     """Keeps what was certainly not published, and publishes it when the link is live again.
 
-    Messages of one channel are published in the order of the calls. A channel that the broker cannot serve at the
-    moment holds up no other. A message whose outcome is unknown is not published again: it may be what ended the link.
+    Messages of one channel are published in the order of the calls, with one exception: where the broker refuses one
+    for the moment, those in flight after it that it accepts come before it. A channel that the broker cannot serve at
+    the moment holds up no other. A message whose outcome is unknown is not published again: it may be what ended the
+    link.
 
     Args:
         attempts: Publishes on one session.

@@ -323,6 +323,25 @@ async def test_stop_while_live_is_bounded(caplog: pytest.LogCaptureFixture) -> N
         made.adapter.publish_gate.open()
 
 
+async def test_message_in_flight_is_accepted_before_one_that_is_kept() -> None:
+    """A message that the broker refuses for the moment is published after one that was in flight with it."""
+    first, second = Gate(), Gate()
+    first.close()
+    second.close()
+    async with buffered() as (made, buffer):
+        made.adapter.publish_gates += [first, second]
+        publishing = [asyncio.create_task(publish(buffer, payload)) for payload in (b"1", b"2")]
+        await made.adapter.until(lambda: made.adapter.verbs.count("publish") == 2)
+        made.adapter.publish_errors["a"] = PublishError("BUSY", retriable=True)
+        first.open()
+        await publishing[0]
+        del made.adapter.publish_errors["a"]
+        second.open()
+        await asyncio.gather(*publishing)
+        await made.adapter.until(lambda: len(made.adapter.published) == 2)
+        assert payloads(made) == [b"2", b"1"]
+
+
 async def test_publish_while_the_stop_gives_up_starts_no_sender(caplog: pytest.LogCaptureFixture) -> None:
     """A message that is kept while the stop ends the sender is dropped and counted: nothing is sent after the stop."""
     late: list[asyncio.Task[None]] = []
