@@ -13,7 +13,7 @@ from backplane.broker.session import LinkSession
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.message import Gap
 from tests.unit.controlled_adapter import Adapter
-from tests.unit.doubles import until_idle
+from tests.unit.doubles import run_passes, until_idle
 from tests.unit.kit import (
     BRISK_PROBE,
     ORIGIN,
@@ -278,7 +278,7 @@ async def test_no_probe_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> Non
     pace = Pace(monkeypatch)
     async with supervised(Adapter(brokered=False), replace(SETTINGS, probe_interval_seconds=0.001)) as made:
         await made.joined("a")
-        await until_idle()
+        await run_passes(20)  # never idle: what the supervisor checks without a broker is due each millisecond
         assert (pace.rounds, made.adapter.verbs) == (0, ["start", "subscribe"])
 
 
