@@ -17,7 +17,7 @@ from backplane.synchronous.publisher_thread import PublisherThreads
 from tests.brokers.process import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 SETTINGS = Settings(publish_timeout_seconds=1, start_timeout_seconds=1)
 
@@ -62,9 +62,21 @@ def threads_of(publisher: FakePublisher) -> PublisherThreads:
     return PublisherThreads(lambda: publisher, SETTINGS)
 
 
+_threads_of_other_tests: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def own_threads() -> Iterator[None]:
+    """Leave out the threads of other tests: those of a backplane at module level live as long as the process."""
+    _threads_of_other_tests.update(running_threads())
+    yield
+    _threads_of_other_tests.clear()
+
+
 def running_threads() -> list[threading.Thread]:
-    """Return the publisher threads of this process."""
-    return [thread for thread in threading.enumerate() if thread.name == "backplane-sync"]
+    """Return the publisher threads that the running test has started."""
+    threads = [thread for thread in threading.enumerate() if thread.name == "backplane-sync"]
+    return [thread for thread in threads if thread not in _threads_of_other_tests]
 
 
 def test_first_publish_starts() -> None:
