@@ -16,11 +16,10 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
     UnsupportedSaslMechanismError,
 )
 
+from backplane.adapters.shared.error_chain import certificate_error, error_chain
 from backplane.errors import BrokerAuthenticationError, BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from backplane.adapters.kafka.login import Security
 
 __all__ = ["clock_hint", "connect_error", "unavailable"]
@@ -58,10 +57,9 @@ def connect_error(error: Exception, url: str, address: str, node: int | None, se
     if isinstance(error, _LOGIN_ERRORS):
         hint = f"; {clock_hint()}" if security.token is not None else ""
         return BrokerAuthenticationError(f"{url} refused the credentials: {error}{hint}", adapter="kafka")
-    for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            hint = f"; {clock_hint()}" if cause.verify_code in (_NOT_YET_VALID, _EXPIRED) else ""
-            return BrokerError(f"{address} shows a certificate that is not trusted: {cause}{hint}", adapter="kafka")
+    if (cause := certificate_error(error)) is not None:
+        hint = f"; {clock_hint()}" if cause.verify_code in (_NOT_YET_VALID, _EXPIRED) else ""
+        return BrokerError(f"{address} shows a certificate that is not trusted: {cause}{hint}", adapter="kafka")
     return unavailable(f"{_unreached(url, address, node)}: {_reason(error)}{_hint(error, security)}")
 
 
@@ -79,13 +77,7 @@ def _reason(error: Exception) -> str:
 
 def _hint(error: Exception, security: Security) -> str:
     """Return a hint where the broker just closed the connection, as it does when one side alone speaks TLS."""
-    was_closed = any(isinstance(cause, ssl.SSLError | ConnectionResetError | EOFError) for cause in _causes(error))
+    was_closed = any(isinstance(cause, ssl.SSLError | ConnectionResetError | EOFError) for cause in error_chain(error))
     if not was_closed:
         return ""
     return "; does this port speak TLS?" if security.ssl_context is None else "; does this port speak no TLS?"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

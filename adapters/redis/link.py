@@ -93,7 +93,6 @@ class RedisLink(asyncio.Protocol):
             if not self._last_check.done():
                 self.end("no answer from one check to the next")
         self._last_check = self.send(pack_command(parts))
-        self._last_check.add_done_callback(_mark_retrieved)
         return await self._reply_to(parts[0], outcome_of(self._last_check))
 
     def send(self, command: bytes, count: int = 0) -> asyncio.Future[Any]:
@@ -189,9 +188,3 @@ def settle(future: asyncio.Future[Any], reply: Any) -> None:
 def pack_command(parts: Sequence[bytes]) -> bytes:
     """Return a command and its arguments as they are sent."""
     return b"*%d\r\n%b" % (len(parts), b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts))
-
-
-def _mark_retrieved(future: asyncio.Future[Any]) -> None:
-    """Retrieve the error of a check whose caller was cancelled, or asyncio logs it as never retrieved."""
-    if not future.cancelled():
-        future.exception()
