@@ -20,6 +20,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from backplane.adapters.shared.frame_buffer import FrameBuffer
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -107,17 +109,16 @@ class Decoder:
         max_payload_bytes: Largest payload of a message; a larger one is refused when its header arrives.
     """
 
-    __slots__ = ("_chunks", "_limit", "_missing")
+    __slots__ = ("_incomplete", "_limit")
 
     def __init__(self, max_payload_bytes: int) -> None:
         self._limit = max(max_payload_bytes, MAX_SUBSCRIPTIONS_BYTES * 2)
-        self._chunks: list[bytes] = []
-        self._missing = 0
+        self._incomplete = FrameBuffer()
 
     @property
     def inside_frame(self) -> bool:
         """Whether the bytes so far end inside a frame."""
-        return bool(self._chunks)
+        return not self._incomplete.is_empty
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         """Yield kind, key and payload of each frame that `data` completes. Exhaust it before the next call.
@@ -125,15 +126,7 @@ class Decoder:
         Raises:
             WireError: A frame is larger than any may be.
         """
-        if self._chunks:
-            # The chunks of one large frame are counted and joined once, at the end: joining at each chunk takes
-            # quadratic time.
-            self._chunks.append(data)
-            self._missing -= len(data)
-            if self._missing > 0:
-                return
-            data = b"".join(self._chunks)
-            self._chunks.clear()
+        data = self._incomplete.take(data)
         unpack, header_size, end = _HEADER.unpack_from, _HEADER.size, len(data)
         offset, missing = 0, header_size
         while (missing := offset + header_size - end) <= 0:
@@ -149,5 +142,4 @@ class Decoder:
             yield kind, data[start:split], data[split:stop]
             offset = stop
         if offset < end:
-            self._chunks.append(data[offset:])
-            self._missing = missing
+            self._incomplete.keep(data[offset:], missing)
