@@ -17,6 +17,7 @@ from backplane.errors import (
     InvalidChannelError,
     InvalidDataError,
     InvalidMessageError,
+    InvalidPositionError,
     JoinRefusedError,
     LifecycleError,
     MissingDependencyError,
@@ -35,7 +36,8 @@ from backplane.errors import (
 )
 from backplane.fanout.backlog import Backlog, FullPolicy
 from backplane.fanout.subscription import Subscription
-from backplane.message import Gap, Message, Position
+from backplane.history_rules import History
+from backplane.message import Gap, Joined, Message, Position, Receipt
 from backplane.settings import Settings
 from backplane.statistics import Statistics
 from backplane.typed_channel import TypedChannel
@@ -60,10 +62,13 @@ __all__ = [
     "FullPolicy",
     "Gap",
     "Health",
+    "History",
     "InvalidChannelError",
     "InvalidDataError",
     "InvalidMessageError",
+    "InvalidPositionError",
     "JoinRefusedError",
+    "Joined",
     "LifecycleError",
     "Limits",
     "LinkState",
@@ -78,6 +83,7 @@ __all__ = [
     "Position",
     "PublishError",
     "PublishOutcomeUnknownError",
+    "Receipt",
     "RefusedError",
     "Settings",
     "SlowConsumer",

@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict
@@ -36,15 +36,19 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from backplane.errors import BrokerError
-    from backplane.message import All, Position
+    from backplane.history_rules import History, HistoryRules
+    from backplane.message import All, Place, Position, Receipt
 
 __all__ = [
     "Broadcaster",
     "BrokerUrl",
     "Capabilities",
+    "KeptMessage",
     "Options",
+    "Recalled",
     "Sink",
     "SupportsDescribe",
+    "SupportsHistory",
     "SupportsLinkCheck",
     "SupportsResume",
     "WireFormat",
@@ -77,6 +81,13 @@ class Capabilities:
         resumes: The adapter continues without loss after a lost link (it is a `SupportsResume`), so the core reports no
             gap of its own.
         max_payload_bytes: Largest payload that `publish` accepts, header of the core included.
+        keeps: Where the history of a channel is, and so what it survives. It is gone with the `process`, or with the
+            `host` (every process of it may end), or it is kept by the `server`. `nothing`: the adapter keeps none;
+            every other value means that it is a `SupportsHistory`.
+        deduplicates: `SupportsHistory.keep` drops the second message with the same key.
+        live_may_skip: A message that was stored can, rarely, never be delivered live, without an error and without a
+            later message that shows it (NATS at a change of the leader): the core compares quiet channels from time to
+            time.
     """
 
     brokered: bool
@@ -84,6 +95,9 @@ class Capabilities:
     publish_returns: Literal["delivered", "sent", "accepted", "stored"]
     resumes: bool = False
     max_payload_bytes: int
+    keeps: Literal["nothing", "process", "host", "server"] = "nothing"
+    deduplicates: bool = False
+    live_may_skip: bool = False
 
 
 class Options(BaseModel):
@@ -178,13 +192,14 @@ class Sink(Protocol):
     Reports that arrive after the core has called `stop` or `suspend` are ignored.
     """
 
-    def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
+    def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
         """Report one payload that was received on a subscribed channel, in the order of its channel.
 
         Args:
             channel: The channel it was published to.
             payload: Exactly the bytes that were published.
-            position: Its place in the channel's history, where the broker keeps one.
+            place: Its place in the channel's history, where it was published by `SupportsHistory.keep`. A payload
+                without one is delivered, and is in no history.
         """
         ...
 
@@ -379,5 +394,97 @@ class SupportsResume(Protocol):
 
         Raises:
             BrokerError: As for `start`; what was kept is kept for the next try.
+        """
+        ...
+
+
+class KeptMessage(NamedTuple):
+    """One message of a channel's history.
+
+    Attributes:
+        payload: Exactly the bytes that were published.
+        place: Its position; `before` and `before_check` where the broker states them.
+    """
+
+    payload: bytes
+    place: Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recalled:
+    """What `SupportsHistory.recall` has read.
+
+    Attributes:
+        items: The messages, oldest first, without a hole between them.
+        top: Position of the newest message of the channel when it was read; of a channel without any message the one
+            with offset 0. The broker can have messages after the last of `items`.
+        found: Whether `after` can be resumed; `True` without `after`.
+        more: Whether the history holds more messages than `items`: newer ones with `after`, older ones without.
+    """
+
+    items: list[KeptMessage] = field(default_factory=list[KeptMessage])
+    top: Position
+    found: bool = True
+    more: bool = False
+
+
+@runtime_checkable
+class SupportsHistory(Protocol):
+    """An optional ability of a `Broadcaster`: to keep messages, and to read again what was kept.
+
+    `capabilities.keeps` declares it. A broker numbers the messages of a channel that `keep` publishes in one order, the
+    same for every process, and `Sink.deliver` gets each with its `Place`. What `publish` publishes is not kept.
+
+    A position can be resumed while the message it names is still kept, by offset and check; or it is the newest there
+    ever was; or the message after it is kept and names it, by offset and check. Limits and age drop the oldest messages
+    first, so then nothing after it is missing. The broker keeps one message more than `max_messages`, so that a client
+    that missed as many finds its position. A position of another channel, of another broker or made up is not found,
+    whatever its numbers are.
+    """
+
+    async def prepare(self, rules: HistoryRules) -> None:
+        """Prepare the broker for channels with these rules. Called after each `start` or `resume`, before `subscribe`.
+
+        Raises:
+            BrokerError: The server cannot keep messages as it is configured, or does not permit it; not retriable, and
+                the message states what to configure or to grant.
+            BrokerUnavailableError: The link is lost.
+        """
+        ...
+
+    async def keep(self, channel: str, payload: bytes, rule: History, *, key: bytes | None = None) -> Receipt:
+        """Publish and store `payload`, both or neither; else as `Broadcaster.publish`, in one order with it.
+
+        Args:
+            channel: Where to.
+            payload: What.
+            rule: How much the broker keeps of this channel.
+            key: A second call with the same key on this channel, within 300 seconds and by any process, publishes
+                nothing, and returns the receipt of the first with `duplicate`. Only where `capabilities.deduplicates`.
+
+        Raises:
+            BrokerUnavailableError, PublishError, PublishOutcomeUnknownError: As for `Broadcaster.publish`.
+        """
+        ...
+
+    async def recall(
+        self, channel: str, rule: History, *, after: Position | None, limit: int, max_bytes: int
+    ) -> Recalled:
+        """Read from the history of `channel`, whether or not it is subscribed to.
+
+        Reads at least up to the newest message whose `keep` had returned, or that was delivered live, when this was
+        called. The first `recall` of a channel that was never used gives it its epoch, so that "nothing yet" and "lost,
+        and begun anew" differ. Many calls at once are pipelined.
+
+        Args:
+            channel: The channel.
+            rule: Its rule.
+            after: Return the messages after this position, from the oldest on. With `None` the newest ones.
+            limit: Most messages; with 0 only `top` and `found` are read.
+            max_bytes: Stop after the message with which the payloads exceed this together, and set `more`.
+
+        Raises:
+            BrokerUnavailableError: The link is lost, or the broker is in a passing state.
+            BrokerError: The broker refuses.
         """
         ...

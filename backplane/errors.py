@@ -23,6 +23,7 @@ __all__ = [
     "InvalidChannelError",
     "InvalidDataError",
     "InvalidMessageError",
+    "InvalidPositionError",
     "JoinRefusedError",
     "LifecycleError",
     "MissingDependencyError",
@@ -133,6 +134,14 @@ class InvalidMessageError(BackplaneError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.details,)
+
+
+class InvalidPositionError(BackplaneError, ValueError):
+    """A text is no position, or none that this version reads.
+
+    Raised by `Position.parse` and `Backplane.history` at once. A join never raises it: there a malformed `since` counts
+    as a position that is not there any more. Begin without a position, as on a first visit.
+    """
 
 
 class PayloadTooLargeError(BackplaneError, ValueError):

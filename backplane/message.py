@@ -1,12 +1,23 @@
-"""What subscribers receive: `Message` with its `Position`, and `Gap` where messages may be missing."""
+"""What subscribers receive: `Message` with its `Position`, `Gap` where messages may be missing, `Joined` at a join.
+
+And what a publisher gets: `Receipt`.
+"""
 
 from __future__ import annotations
 
 import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
+from struct import Struct
+from struct import error as StructError  # noqa: N812  # it is a class
 from typing import Any, Final
 
-__all__ = ["ALL", "All", "Gap", "Message", "Position"]
+from backplane.errors import InvalidPositionError
+
+__all__ = ["ALL", "All", "Gap", "Joined", "Message", "Place", "Position", "Receipt"]
+
+_POSITION: Final = Struct(">B8sQL")
+_POSITION_VERSION: Final = 1
 
 
 class All:
@@ -22,19 +33,95 @@ ALL: Final = All()
 """Every channel."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Opaque place of a message in the history of its channel.
+    """Place of a message in the history of its channel. Opaque: pass it back, and neither compare nor compute with it.
 
-    Two positions of one channel can be compared only if their `epoch` is the same.
+    `str` returns 28 characters that are safe in URLs and as the id of a server-sent event; `Position.parse` reads them.
+    An application that stores positions should allow 255 characters: another broker can need more. A position is no
+    secret, and grants nothing.
+
+    Not a dataclass, and not frozen, because one is created for every message: do not change it.
 
     Attributes:
-        epoch: Names the history. Another epoch means that the history was lost or created anew.
-        offset: Grows with every message of the channel within one epoch, not always by one.
+        epoch: 8 bytes that name the history. Another epoch means that the history was lost or created anew.
+        offset: Grows with every message of the channel within one epoch, not always by one; 0 before the first message.
+        check: CRC-32 of the payload of the message at this offset; 0 before the first message. Where a broker loses the
+            newest messages and uses their offsets again, it shows that they are others.
     """
 
-    epoch: str
-    offset: int
+    __slots__ = ("check", "epoch", "offset")
+
+    def __init__(self, epoch: bytes, offset: int, check: int) -> None:
+        self.epoch: bytes = epoch
+        self.offset: int = offset
+        self.check: int = check
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """Return the position whose `str` is `text`.
+
+        Raises:
+            InvalidPositionError: It is not one that this version reads.
+        """
+        try:
+            data = urlsafe_b64decode(text.encode("ascii"))
+            version, epoch, offset, check = _POSITION.unpack(data)
+        except (AttributeError, ValueError, StructError):
+            version, epoch, offset, check = 0, b"", 0, 0
+        if version != _POSITION_VERSION or str(position := Position(epoch, offset, check)) != text:
+            raise InvalidPositionError(f"this is no position: {text!r:.60}")
+        return position
+
+    def __str__(self) -> str:
+        return urlsafe_b64encode(_POSITION.pack(_POSITION_VERSION, self.epoch, self.offset, self.check)).decode("ascii")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.epoch.hex()}, {self.offset}, {self.check:#x})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Position):
+            return NotImplemented
+        return self.offset == other.offset and self.check == other.check and self.epoch == other.epoch
+
+    def __hash__(self) -> int:
+        return hash((self.epoch, self.offset, self.check))
+
+
+class Place(Position):
+    """The position of a message that is received live, and of the message before it on its channel: for adapters.
+
+    Attributes:
+        before: Offset of the message before it on this channel; 0 for the first one. `None` where the adapter itself
+            reports a gap wherever a message is missing.
+        before_check: Check of the message before it, where the broker states it. A number alone does not prove that
+            nothing is missing: after a failover the broker can have used it for another message.
+    """
+
+    __slots__ = ("before", "before_check")
+
+    def __init__(
+        self, epoch: bytes, offset: int, check: int, before: int | None = None, before_check: int | None = None
+    ) -> None:
+        self.epoch = epoch
+        self.offset = offset
+        self.check = check
+        self.before: int | None = before
+        self.before_check: int | None = before_check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What `publish` returns.
+
+    Attributes:
+        position: Position of the message in the history of its channel; `None` where the channel has no `History` rule,
+            or the message is kept until the broker is available (`outage="buffer"`).
+        duplicate: A message with the same idempotency key was published before: this one was not, and `position` is
+            that of the first.
+    """
+
+    position: Position | None = None
+    duplicate: bool = False
 
 
 @dataclass(slots=True, kw_only=True, unsafe_hash=True)
@@ -51,7 +138,7 @@ class Message:
         published_at: When it was published, in seconds since the Unix epoch by the publisher's clock; `None` for a
             foreign publish.
         excluded: Id of the one connection that does not receive it, if any.
-        position: Its place in the channel's history, where the adapter has one.
+        position: Its position in the channel's history, where the channel has one.
     """
 
     channel: str
@@ -90,7 +177,28 @@ class Gap:
     Attributes:
         channel: The channel concerned.
         reason: Why, in words, for a log.
+        position: Where the channel goes on, if it has a history: what is published after this is received.
     """
 
     channel: str
     reason: str
+    position: Position | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """The notice that a subscriber has joined a channel, before any message of that channel.
+
+    Attributes:
+        channel: The channel.
+        position: Where the subscriber begins: a client that passes this back later gets what was published after it.
+            It precedes the messages that `since` or `rewind` gives back. `None` where the channel has no history, or
+            the position is not known.
+        resumed: The subscriber passed a position (`since`), and receives exactly what was published after it.
+        gap: Why `since` could not be served, where it could not; `None` otherwise, also at a first visit.
+    """
+
+    channel: str
+    position: Position | None = None
+    resumed: bool = False
+    gap: Gap | None = None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from backplane.concurrency.affinity import LoopAffinity
     from backplane.errors import BrokerError
     from backplane.fanout.hub import Hub
-    from backplane.message import All, Position
+    from backplane.message import All, Place
 
 __all__ = ["LinkSession"]
 
@@ -46,7 +46,7 @@ class LinkSession:
         # What the adapter reports while it resumes, until the hub knows which channels are confirmed. Messages are kept
         # only after a gap, so all of the gaps come first.
         self._early_gaps: list[tuple[Collection[str] | All, str]] = []
-        self._early_messages: list[tuple[str, bytes, Position | None]] = []
+        self._early_messages: list[tuple[str, bytes, Place | None]] = []
         self.retired: bool = False
         self.last_received_at: float = self._loop.time()
         self.last_answered_at: float = self.last_received_at
@@ -74,7 +74,7 @@ class LinkSession:
         self.last_answered_at = monotonic()  # the clock of the event loop, read at half the cost
         self.unanswered_publishes = 0
 
-    def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
+    def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
         """Pass a payload to the hub, or complete the reply of a probe."""
         self._affinity.check()
         if self.retired:
@@ -83,9 +83,9 @@ class LinkSession:
         self.last_received_at = self._loop.time()
         if channel != self._probe_channel:
             if self._early_gaps:
-                self._early_messages.append((channel, payload, position))
+                self._early_messages.append((channel, payload, place))
             else:
-                self._hub.deliver(channel, payload, position)
+                self._hub.deliver(channel, payload, place)
         elif self.probe_reply is not None and not self.probe_reply.done():
             self.probe_reply.set_result(None)
 
@@ -114,8 +114,8 @@ class LinkSession:
         for channels, reason in self._early_gaps:
             self._hub.gap(channels, reason)
         self._early_gaps.clear()
-        for channel, payload, position in self._early_messages:
-            self._hub.deliver(channel, payload, position)
+        for channel, payload, place in self._early_messages:
+            self._hub.deliver(channel, payload, place)
         self._early_messages.clear()
 
     def lost(self, error: BrokerError) -> None:

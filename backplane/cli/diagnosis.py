@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Broadcaster, Capabilities
     from backplane.fanout.subscription import Subscription
-    from backplane.message import All, Position
+    from backplane.message import All, Place
 
 __all__ = ["Diagnosis", "describe_reach", "describe_return", "diagnose", "format_size"]
 
@@ -140,7 +140,7 @@ async def diagnose(
 class _NullSink:
     """A sink that ignores every report: the link is only asked to describe the broker."""
 
-    def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
+    def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
         """Drop it."""
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:

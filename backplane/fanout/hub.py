@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
-    from backplane.message import All, Message, Position
+    from backplane.message import All, Message, Place
 
 __all__ = ["Hub"]
 
@@ -128,11 +128,11 @@ class Hub:
             self.gaps.discard(channel)
             self._broker_subscriptions.release(channel)
 
-    def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
+    def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
         """Collect one payload received from the broker for the end of this pass of the event loop."""
         if channel not in self._subscribers:
             return
-        message = decode(channel, payload, position)
+        message = decode(channel, payload, place)
         if message is None:
             self._count_malformed(channel)
             return

@@ -17,9 +17,10 @@ from backplane.testing.recording import RecordingSink
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 
-    from backplane import Position, Subscription
+    from backplane import Subscription
     from backplane.broadcaster import Broadcaster, Sink
     from backplane.broker.link_state import LinkState
+    from backplane.message import Place
     from backplane.testing.proxy import FaultProxy
 
 __all__ = [
@@ -118,9 +119,9 @@ class _Tee:
         self.revoked = sink.revoked
         self.lost = sink.lost
 
-    def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
+    def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
         self._delivered.append(channel)
-        self._sink.deliver(channel, payload, position)
+        self._sink.deliver(channel, payload, place)
 
 
 class Recorded:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from backplane.errors import BrokerError
-    from backplane.message import Position
+    from backplane.message import Place
 
 __all__ = ["RecordingSink"]
 
@@ -33,7 +33,7 @@ class RecordingSink:
         self.losses: list[BrokerError] = []
         self._changed = asyncio.Event()
 
-    def deliver(self, channel: str, payload: bytes, position: Position | None = None) -> None:
+    def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
         """Record a delivery."""
         self.delivered.append((channel, payload))
         self._changed.set()

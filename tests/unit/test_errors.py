@@ -29,6 +29,7 @@ TREE = {
     "InvalidDataError": (BackplaneError, TypeError),
     "PayloadTooLargeError": (BackplaneError, ValueError),
     "InvalidMessageError": (BackplaneError,),
+    "InvalidPositionError": (BackplaneError, ValueError),
     "SlowConsumerError": (BackplaneError,),
     "AuthorizeTimeoutError": (BackplaneError,),
     "RefusedError": (BackplaneError,),

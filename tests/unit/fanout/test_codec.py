@@ -102,7 +102,7 @@ def test_header_size() -> None:
 
 def test_position_of_the_adapter() -> None:
     """The position is that of the adapter, for a payload with a header and for a foreign one."""
-    position = Position(epoch="1", offset=2)
+    position = Position(b"12345678", 2, 3)
     messages = [decode("chat", payload, position) for payload in (TEXT_HELLO, b"hello")]
     assert [message and message.position for message in messages] == [position, position]
 

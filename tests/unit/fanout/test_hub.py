@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backplane.errors import BrokerUnavailableError, SubscribeError
 from backplane.fanout.codec import encode
-from backplane.message import Position
+from backplane.message import Place, Position
 from tests.unit.doubles import RecordingSubscriber, run_passes, until_idle
 from tests.unit.kit import AT_ONCE, World, counts, crowd, lost, running
 
@@ -56,9 +56,9 @@ async def test_position() -> None:
     async with running() as worker:
         subscriber = await worker.joined("a")
         subscriber.offer = lambda messages: received.extend(message.position for message in messages)  # type: ignore[method-assign]
-        worker.hub.deliver("a", b"1", Position(epoch="1", offset=2))
+        worker.hub.deliver("a", b"1", Place(b"12345678", 2, 3, 1))
         await until_idle()
-    assert received == [Position(epoch="1", offset=2)]
+    assert received == [Position(b"12345678", 2, 3)]
 
 
 @pytest.mark.parametrize("count", [1_024, 1_025, 2_500])
