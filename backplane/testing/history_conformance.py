@@ -220,7 +220,7 @@ class HistoryConformance:
     async def test_a_position_resumes_as_long_as_its_message_is_kept(
         self, two: tuple[HistoryWorker, HistoryWorker]
     ) -> None:
-        """A position that is `max_messages` back gets all of them; one that is far older is not found, and gets nothing."""
+        """A position that is `max_messages` back gets all of them; one that is far older is not found."""
         room = f"few:{secrets.token_hex(8)}"
         begin = await two[0].top(room)
         positions = [await two[0].keep(room, b"%d" % number) for number in range(12)]

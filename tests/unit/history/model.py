@@ -309,7 +309,7 @@ class Run:
         track = self.track
         # Directly after a read, what is older than it is expected from the link, and numbers can mislead; so can they
         # where the broker does not state checks and messages are lost on the way. Quiet channels are compared for it.
-        expects_older = track.last is not None and track.last.offset == track._overtaken  # pyright: ignore
+        expects_older = track.last is not None and track.last.offset == track._overtaken  # pyright: ignore[reportPrivateUsage]
         misled = self.broker.sparse and self.skips > 0
         if expects_older or misled or self.track.doubt is not None or self.random.random() < 0.8:
             self.cut()
