@@ -1,0 +1,373 @@
+"""The hub of a worker with history: it proves that nothing is missing on kept channels, and repairs them in place.
+
+It is a `Hub` whose kept channels, those with a `History` rule, have a track each. A message that follows the one before
+it is delivered as on any channel. Otherwise, and after a lost link, the channel is in doubt: what it misses is read from
+the broker, and its subscribers notice nothing; they are notified of a gap only where the broker no longer has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from backplane.concurrency.timeouts import PatientTimeout
+from backplane.errors import BrokerUnavailableError
+from backplane.fanout.batch import Batch
+from backplane.fanout.codec import decode
+from backplane.fanout.hub import Hub
+from backplane.history.kept_channel import KeptChannel
+from backplane.history.repair import ReadBounds, Repairer
+from backplane.history.replay import beginning, needs_ring
+from backplane.history.ring import Ring, RingBudget
+from backplane.history.track import Track
+from backplane.message import All, Gap, Joined
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from backplane.broadcaster import Recalled, SupportsHistory
+    from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+    from backplane.fanout.delivery import Subscriber
+    from backplane.history.track import Mended
+    from backplane.history_rules import History, HistoryRules
+    from backplane.log_bursts import LogBursts
+    from backplane.message import Message, Place, Position
+    from backplane.settings import Settings
+
+__all__ = ["HistoryHub"]
+
+logger: Final = logging.getLogger("backplane.history.hub")
+
+
+class HistoryHub(Hub):
+    """A hub with kept channels.
+
+    Args:
+        broker_subscriptions: As for `Hub`.
+        rules: Which channels are kept.
+        adapter: What keeps them.
+        follows: The adapter continues without loss after a lost link, and reports a gap wherever a message is missing:
+            its channels are in doubt only where a join needs their history.
+        settings: The bounds.
+        bursts: As for `Hub`.
+
+    Attributes:
+        repairer: Reads from the broker. The supervisor runs it while the link is live.
+        repaired: How many times a channel missed messages that the broker gave back.
+        repaired_messages: The messages that were given back.
+        resumed: Joins that passed a position and received exactly what they had missed.
+        not_resumed: Joins that passed a position that could not be served.
+        unkept: Messages of kept channels that the publisher did not keep.
+        proved: How many times a message itself proved, after a lost link, that nothing was missing.
+    """
+
+    def __init__(
+        self,
+        broker_subscriptions: BrokerSubscriptions,
+        rules: HistoryRules,
+        adapter: SupportsHistory,
+        *,
+        follows: bool,
+        settings: Settings,
+        bursts: LogBursts | None = None,
+    ) -> None:
+        super().__init__(broker_subscriptions, bursts)
+        self._rules = rules
+        self._follows = follows
+        self._settings = settings
+        self._kept: dict[str, KeptChannel] = {}
+        self._budget = RingBudget(settings.max_ring_bytes)
+        self._closed = False
+        bounds = ReadBounds(
+            settings.max_recall_messages,
+            settings.max_recall_bytes,
+            settings.recall_timeout_seconds,
+            settings.repair_timeout_seconds,
+        )
+        self.repairer: Repairer = Repairer(
+            adapter, bounds, on_read=self._read, on_failed=self._give_up, bursts=self._bursts
+        )
+        self.repaired: int = 0
+        self.repaired_messages: int = 0
+        self.resumed: int = 0
+        self.not_resumed: int = 0
+        self.unkept: int = 0
+        self.proved: int = 0
+        self.gaps.on_reported = self._gap_reported
+        broker_subscriptions.on_confirmed = self._confirmed
+        broker_subscriptions.on_refused = self._refused
+        broker_subscriptions.on_overdue = self._overdue
+
+    @property
+    def in_doubt(self) -> int:
+        """How many channels may miss messages that are being read."""
+        return sum(kept.track.doubt is not None for kept in self._kept.values())
+
+    def position(self, channel: str) -> Position | None:
+        """Return the position of the newest message that the subscribers of `channel` got; `None` if it is not known."""
+        kept = self._kept.get(channel)
+        if kept is None:
+            return None
+        self._flush()
+        return kept.track.last
+
+    async def join(
+        self, channel: str, subscriber: Subscriber, *, since: str | None = None, rewind: int = 0
+    ) -> None:
+        """Add `subscriber`, and give back what it missed; see `Hub.join`.
+
+        Everything up to one moment is given back, and everything after it is received live. Until then a placeholder
+        keeps the channel subscribed. Joins share the reads at the broker.
+        """
+        rule = self._rules.rule_of(channel)
+        if rule is None:
+            await super().join(channel, subscriber, since=since, rewind=rewind)
+            return
+        placeholder = _Placeholder()
+        if channel not in self._kept:
+            self._kept[channel] = self._new(channel, rule)
+        try:
+            await self._add(channel, placeholder)
+            kept = self._kept[channel]
+            await self._settled(kept, since, rewind)
+            self._begin(kept, subscriber, since, rewind)
+        finally:
+            self.leave(channel, placeholder)
+
+    def leave(self, channel: str, subscriber: Subscriber) -> None:
+        """Remove `subscriber`; with the last one the channel's track and ring go."""
+        super().leave(channel, subscriber)
+        if channel not in self._subscribers and (kept := self._kept.pop(channel, None)) is not None:
+            self.repairer.discard(kept)
+            kept.ring.clear()
+
+    def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
+        """Collect one payload, if it follows what was delivered; hold it back, or drop it, otherwise."""
+        kept = self._kept.get(channel)
+        if kept is None:
+            super().deliver(channel, payload, place)
+        elif place is None:
+            self._count_unkept(kept)
+            super().deliver(channel, payload)
+        elif kept.track.take(place, payload):
+            self._deliver_kept(kept, payload, place)
+        elif kept.track.doubt is not None:
+            self._request(kept)
+
+    def gap(self, channels: Collection[str] | All, reason: str) -> None:
+        """Read again what may be missing on kept channels; notify the subscribers of every other one."""
+        for kept in self._proving(channels):
+            self._lose(kept, reason)
+            self._request(kept)
+        super().gap(self._others(channels), reason)
+
+    def open_gap(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
+        """Put kept channels in doubt until the next link, and open a gap on every other one."""
+        self.repairer.link_lost()
+        for kept in self._proving(channels):
+            if not resumed:
+                self._lose(kept, reason)
+        super().open_gap(self._others(channels), reason, resumed=resumed)
+
+    def revoke(self, channels: Collection[str], reason: str) -> None:
+        """Put kept channels in doubt until they are subscribed again, and open a gap on every other one."""
+        for kept in self._proving(channels):
+            self._lose(kept, reason)
+        super().revoke(channels, reason)
+
+    def close(self) -> None:
+        """Remove every subscriber; joins that wait raise."""
+        super().close()
+        self._closed = True
+        kept_channels, self._kept = self._kept, {}
+        for kept in kept_channels.values():
+            kept.notify()
+
+    def _new(self, channel: str, rule: History) -> KeptChannel:
+        settings = self._settings
+        track = Track(settings.max_held_messages, settings.max_recall_bytes, latest=rule.latest)
+        return KeptChannel(channel, rule, track, Ring(rule.max_messages + 1, self._budget))
+
+    # What the broker, the link and the adapter report.
+
+    def _confirmed(self, channels: Collection[str]) -> None:
+        """Read what confirmed channels miss: they are subscribed now, so whatever is published later arrives."""
+        for channel in channels:
+            kept = self._kept.get(channel)
+            if kept is not None and self._proves(kept):
+                self.gaps.discard(channel)
+            if kept is not None and kept.track.doubt is not None:
+                self._request(kept)
+        self.gaps.report(channels)
+
+    def _refused(self, refused: Mapping[str, str]) -> None:
+        self._open_for_notice(refused)
+        self.gaps.notify_refused(refused)
+
+    def _overdue(self, unconfirmed: Mapping[str, str]) -> None:
+        self._open_for_notice(unconfirmed)
+        self.gaps.notify_unconfirmed(unconfirmed)
+
+    def _open_for_notice(self, channels: Iterable[str]) -> None:
+        """Let the subscribers of kept channels be notified that nothing arrives; and again when it does."""
+        for kept in self._proving(channels):
+            if kept.track.doubt is not None and kept.track.last is not None:
+                self.gaps.reopen(kept.name, kept.track.doubt)
+
+    def _gap_reported(self, channel: str) -> None:
+        """An open gap is reported on a channel: what its ring holds does not lead up to what comes next."""
+        kept = self._kept.get(channel)
+        if kept is not None:
+            kept.ring.clear()
+            kept.track.forget()
+
+    # Repair.
+
+    def _lose(self, kept: KeptChannel, reason: str) -> None:
+        kept.track.lost(reason)
+        kept.repair_since = None
+
+    def _request(self, kept: KeptChannel) -> None:
+        if kept.name in self._broker_subscriptions.confirmed:
+            self.repairer.request(kept)
+
+    def _read(self, kept: KeptChannel, recalled: Recalled) -> None:
+        """Take what was read: deliver what the track missed, and fill the ring where a join waits for it."""
+        if self._kept.get(kept.name) is not kept:
+            return
+        track, fill = kept.track, kept.wants_ring
+        if track.doubt is not None:
+            fill = fill and track.last is None  # it was read from its end, as for the ring
+            self._take_mended(kept, track.mend(recalled))
+        if fill and track.doubt is None:
+            kept.wants_ring = False
+            kept.fill_error = None
+            kept.ring.fill(self._decoded(kept, recalled), track.last)
+        if track.doubt is not None or kept.wants_ring:
+            self._request(kept)
+        kept.notify()
+
+    def _give_up(self, kept: KeptChannel, reason: str) -> None:
+        """End the doubt of a channel that cannot be read: with a gap, if it had been received before."""
+        if self._kept.get(kept.name) is not kept:
+            return
+        kept.wants_ring = False
+        kept.fill_error = reason
+        if kept.track.doubt is not None:
+            self._take_mended(kept, kept.track.give_up(reason))
+        kept.notify()
+
+    def _take_mended(self, kept: KeptChannel, mended: Mended) -> None:
+        if mended.gap is not None:
+            kept.ring.clear()
+            self.gaps.notify(Gap(channel=kept.name, reason=mended.gap, position=mended.top))
+        if mended.recalled:
+            self.repaired += 1
+            self.repaired_messages += mended.recalled
+        for payload, place in mended.items:
+            self._deliver_kept(kept, payload, place)
+
+    def _deliver_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> None:
+        channel = kept.name
+        message = decode(channel, payload, place)
+        kept.ring.append(place, message)
+        if message is None:
+            self._count_malformed(channel)
+            return
+        if (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
+            self.gaps.report_early(channel)
+        self._collect(channel, message)
+
+    # Joins.
+
+    async def _settled(self, kept: KeptChannel, since: str | None, rewind: int) -> None:
+        """Wait until the track of a channel is not in doubt, and its ring holds what a join needs.
+
+        Raises:
+            BrokerUnavailableError: That took too long, or the backplane was stopped.
+        """
+        asked = False
+        try:
+            async with PatientTimeout(self._settings.subscribe_timeout_seconds):
+                while not self._closed:
+                    wants_ring = needs_ring(kept, since, rewind) and not (asked and kept.fill_error)
+                    if kept.track.doubt is None and not wants_ring:
+                        return
+                    if wants_ring and not asked:
+                        asked, kept.wants_ring, kept.fill_error = True, True, None
+                    self._request(kept)
+                    await kept.changed()
+        except TimeoutError:
+            raise BrokerUnavailableError(
+                f"the broker did not return the history of channel {kept.name!r} within "
+                f"{self._settings.subscribe_timeout_seconds:g} s"
+            ) from None
+        raise BrokerUnavailableError("the backplane was stopped")
+
+    def _begin(self, kept: KeptChannel, subscriber: Subscriber, since: str | None, rewind: int) -> None:
+        """Give back what a subscriber missed, and add it, in one pass of the event loop."""
+        self._flush()  # what was received up to here is in the ring
+        members = self._subscribers[kept.name]
+        if subscriber in members:  # another join of the same subscriber was first
+            return
+        joined, missed = beginning(kept, since, rewind)
+        if joined.resumed:
+            self.resumed += 1
+        elif since:
+            self.not_resumed += 1
+        members[subscriber] = 1
+        subscriber.joined(joined)
+        if missed:
+            subscriber.offer_missed(Batch(*missed))
+
+    # Smaller parts.
+
+    def _proves(self, kept: KeptChannel) -> bool:
+        """Whether this hub itself proves that nothing is missing, or the adapter does, and reports gaps."""
+        return not self._follows or kept.rule.latest
+
+    def _proving(self, channels: Iterable[str] | All) -> list[KeptChannel]:
+        names = self._kept if isinstance(channels, All) else channels
+        found = [self._kept[name] for name in names if name in self._kept]
+        return [kept for kept in found if self._proves(kept)]
+
+    def _others(self, channels: Collection[str] | All) -> Collection[str] | All:
+        """Return the channels on which gaps are reported as on any channel."""
+        proving = {kept.name for kept in self._proving(channels)}
+        if not proving:
+            return channels
+        return [name for name in (self._subscribers if isinstance(channels, All) else channels) if name not in proving]
+
+    def _decoded(self, kept: KeptChannel, recalled: Recalled) -> list[tuple[Place, Message | None]]:
+        return [(place, decode(kept.name, payload, place)) for payload, place in recalled.items]
+
+    def _count_unkept(self, kept: KeptChannel) -> None:
+        self.unkept += 1
+        if not kept.unkept_logged:
+            kept.unkept_logged = True
+            self._bursts.log(
+                logger,
+                logging.WARNING,
+                "a message on channel %r was published without history, so it is received live and cannot be given "
+                "back: give every process that publishes to it the same rule, Backplane(history=...)",
+                kept.name,
+            )
+
+
+class _Placeholder:
+    """Keeps a channel subscribed while a join waits, and takes nothing."""
+
+    token: Final = b""
+
+    def offer(self, _: Batch, /) -> None:
+        """Take nothing: it is in the ring."""
+
+    def offer_missed(self, _: Batch, /) -> None:
+        """Take nothing."""
+
+    def gap(self, _: Gap) -> None:
+        """Take nothing: the join that waits begins after it."""
+
+    def joined(self, _: Joined) -> None:
+        """Take nothing."""

@@ -1,0 +1,155 @@
+"""Reads from the broker what the tracks of a worker miss, in one task for all channels."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from backplane.concurrency.timeouts import PatientTimeout
+from backplane.errors import BrokerError, BrokerUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backplane.broadcaster import Recalled, SupportsHistory
+    from backplane.history.kept_channel import KeptChannel
+    from backplane.log_bursts import LogBursts
+    from backplane.message import Position
+
+__all__ = ["ReadBounds", "Repairer"]
+
+logger: Final = logging.getLogger("backplane.history.repair")
+
+# Channels that are read at once: enough that a round trip does not matter, and few enough that their replies block the
+# event loop for some milliseconds only. A task for each of ten thousand channels blocked it for 100 ms.
+_BATCH_SIZE: Final = 100
+_FIRST_PAUSE_SECONDS: Final = 0.05
+_MAX_PAUSE_SECONDS: Final = 1.0
+# How many quiet channels are compared with the broker per probe interval, where a message can be skipped unnoticed.
+_COMPARED: Final = 200
+
+
+class ReadBounds(NamedTuple):
+    """The bounds of one read, and of all reads for one channel.
+
+    Attributes:
+        max_messages: Most messages of one read.
+        max_bytes: Most bytes of one read.
+        read_seconds: How long one read may take.
+        repair_seconds: How long the reads for one channel may take together, on one link.
+    """
+
+    max_messages: int
+    max_bytes: int
+    read_seconds: float
+    repair_seconds: float
+
+
+class Repairer:
+    """Brings tracks that are in doubt, and rings that a join needs, in line with the broker.
+
+    Args:
+        adapter: What keeps the histories.
+        bounds: The bounds of the reads.
+        on_read: Called with each channel and what was read for it.
+        on_failed: Called with each channel whose repair took too long, or that the broker refuses to read, and the
+            reason.
+        bursts: How failures, which can concern every channel at once, are logged.
+    """
+
+    def __init__(
+        self,
+        adapter: SupportsHistory,
+        bounds: ReadBounds,
+        *,
+        on_read: Callable[[KeptChannel, Recalled], None],
+        on_failed: Callable[[KeptChannel, str], None],
+        bursts: LogBursts,
+    ) -> None:
+        self._adapter = adapter
+        self._bounds = bounds
+        self._on_read = on_read
+        self._on_failed = on_failed
+        self._bursts = bursts
+        self._due: dict[KeptChannel, None] = {}
+        self._changed = asyncio.Event()
+
+    def request(self, kept: KeptChannel) -> None:
+        """Read for a channel once its turn comes; a second request before that changes nothing."""
+        if kept not in self._due:
+            if kept.repair_since is None:
+                kept.repair_since = asyncio.get_running_loop().time()
+            self._due[kept] = None
+            self._changed.set()
+
+    def discard(self, kept: KeptChannel) -> None:
+        """Forget a channel."""
+        self._due.pop(kept, None)
+
+    def link_lost(self) -> None:
+        """Forget every request: each channel is requested again once the next link has confirmed it."""
+        for kept in self._due:
+            kept.repair_since = None
+        self._due.clear()
+
+    async def run(self) -> None:
+        """Read what is requested, until cancelled: while the link is live."""
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while self._due:
+                if await self._read_batch(self._next_batch()):
+                    pause = _FIRST_PAUSE_SECONDS
+                else:
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+
+    def _next_batch(self) -> list[KeptChannel]:
+        """Take the next channels; those that hold messages back come first."""
+        waiting = [kept for kept in self._due if kept.track.held]
+        batch = (waiting or list(self._due))[:_BATCH_SIZE]
+        for kept in batch:
+            del self._due[kept]
+        return batch
+
+    async def _read_batch(self, batch: list[KeptChannel]) -> bool:
+        """Read for some channels at once; return whether any read succeeded."""
+        outcomes = await asyncio.gather(*(self._read(kept) for kept in batch))
+        now = asyncio.get_running_loop().time()
+        for kept, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, BrokerError | TimeoutError):
+                self._read_failed(kept, outcome, now)
+            else:
+                kept.repair_since = None
+                self._on_read(kept, outcome)
+        return not all(isinstance(outcome, Exception) for outcome in outcomes)
+
+    async def _read(self, kept: KeptChannel) -> Recalled | BrokerError | TimeoutError:
+        """Read what a track misses, or, where it is settled or new, what its ring should hold."""
+        bounds = self._bounds
+        after: Position | None = kept.track.last if kept.track.doubt is not None else None
+        limit = bounds.max_messages
+        if after is None:
+            limit = min(limit, kept.rule.max_messages + 1) if kept.wants_ring or kept.rule.latest else 0
+        try:
+            async with PatientTimeout(bounds.read_seconds):
+                return await self._adapter.recall(
+                    kept.name, kept.rule, after=after, limit=limit, max_bytes=bounds.max_bytes
+                )
+        except (BrokerError, TimeoutError) as error:
+            return error
+
+    def _read_failed(self, kept: KeptChannel, error: BrokerError | TimeoutError, now: float) -> None:
+        reason = str(error) or f"the broker did not answer within {self._bounds.read_seconds:g} s"
+        since = now if kept.repair_since is None else kept.repair_since
+        passing = isinstance(error, BrokerUnavailableError | TimeoutError)
+        if passing and now - since < self._bounds.repair_seconds:
+            self.request(kept)
+            return
+        kept.repair_since = None
+        self._bursts.log(
+            logger, logging.ERROR, "the history of channel %r cannot be read, which is a gap: %s", kept.name, reason
+        )
+        self._on_failed(kept, f"the history cannot be read: {reason}")
