@@ -93,9 +93,7 @@ class Hub:
         """The channels with at least one local subscriber."""
         return self._subscribers.keys()
 
-    async def join(
-        self, channel: str, subscriber: Subscriber, *, since: str | None = None, rewind: int = 0
-    ) -> None:
+    async def join(self, channel: str, subscriber: Subscriber, *, since: str | None = None, rewind: int = 0) -> None:
         """Add `subscriber`; when this returns it misses no later publish without a gap.
 
         Concurrent joins of one channel share one broker subscription. Joining twice changes nothing. Cancelling undoes
@@ -116,7 +114,7 @@ class Hub:
         gap = Gap(channel=channel, reason="the channel keeps no history") if since else None
         subscriber.joined(Joined(channel=channel, gap=gap))
 
-    def position(self, channel: str) -> Position | None:  # noqa: ARG002  # a hub with histories knows it
+    def position(self, channel: str) -> Position | None:  # a hub with histories knows it
         """Return the position of the newest message that the subscribers of `channel` got; `None` without a history."""
         return None
 

@@ -1,13 +1,12 @@
 """The hub of a worker with history: it proves that nothing is missing on kept channels, and repairs them in place.
 
 It is a `Hub` whose kept channels, those with a `History` rule, have a track each. A message that follows the one before
-it is delivered as on any channel. Otherwise, and after a lost link, the channel is in doubt: what it misses is read from
-the broker, and its subscribers notice nothing; they are notified of a gap only where the broker no longer has it.
+it is delivered as on any channel. Otherwise, and after a lost link, the channel is in doubt: what it misses is read
+from the broker, and its subscribers notice nothing. They are notified of a gap only where the broker no longer has it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +21,7 @@ from backplane.history.replay import beginning, needs_ring
 from backplane.history.ring import Ring, RingBudget
 from backplane.history.track import Track
 from backplane.message import All, Gap, Joined
+from backplane.statistics import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -29,15 +29,19 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Recalled, SupportsHistory
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
+    from backplane.history.repair import Read
     from backplane.history.track import Mended
     from backplane.history_rules import History, HistoryRules
     from backplane.log_bursts import LogBursts
-    from backplane.message import Message, Place, Position
+    from backplane.message import Place, Position
     from backplane.settings import Settings
 
 __all__ = ["HistoryHub"]
 
 logger: Final = logging.getLogger("backplane.history.hub")
+
+# A ring that was filled for a join can be emptied, for the bound of all rings, before the join takes from it.
+_MAX_FILLS: Final = 3
 
 
 class HistoryHub(Hub):
@@ -50,16 +54,11 @@ class HistoryHub(Hub):
         follows: The adapter continues without loss after a lost link, and reports a gap wherever a message is missing:
             its channels are in doubt only where a join needs their history.
         settings: The bounds.
+        statistics: Where it counts.
         bursts: As for `Hub`.
 
     Attributes:
         repairer: Reads from the broker. The supervisor runs it while the link is live.
-        repaired: How many times a channel missed messages that the broker gave back.
-        repaired_messages: The messages that were given back.
-        resumed: Joins that passed a position and received exactly what they had missed.
-        not_resumed: Joins that passed a position that could not be served.
-        unkept: Messages of kept channels that the publisher did not keep.
-        proved: How many times a message itself proved, after a lost link, that nothing was missing.
     """
 
     def __init__(
@@ -70,12 +69,14 @@ class HistoryHub(Hub):
         *,
         follows: bool,
         settings: Settings,
+        statistics: Counters | None = None,
         bursts: LogBursts | None = None,
     ) -> None:
         super().__init__(broker_subscriptions, bursts)
         self._rules = rules
         self._follows = follows
         self._settings = settings
+        self._statistics = statistics or Counters()
         self._kept: dict[str, KeptChannel] = {}
         self._budget = RingBudget(settings.max_ring_bytes)
         self._closed = False
@@ -88,12 +89,6 @@ class HistoryHub(Hub):
         self.repairer: Repairer = Repairer(
             adapter, bounds, on_read=self._read, on_failed=self._give_up, bursts=self._bursts
         )
-        self.repaired: int = 0
-        self.repaired_messages: int = 0
-        self.resumed: int = 0
-        self.not_resumed: int = 0
-        self.unkept: int = 0
-        self.proved: int = 0
         self.gaps.on_reported = self._gap_reported
         broker_subscriptions.on_confirmed = self._confirmed
         broker_subscriptions.on_refused = self._refused
@@ -101,20 +96,23 @@ class HistoryHub(Hub):
 
     @property
     def in_doubt(self) -> int:
-        """How many channels may miss messages that are being read."""
+        """How many channels may miss messages that the broker has not given back yet."""
         return sum(kept.track.doubt is not None for kept in self._kept.values())
 
+    @property
+    def quiet(self) -> Iterable[KeptChannel]:
+        """The kept channels that are not in doubt and whose position is known."""
+        return [kept for kept in self._kept.values() if kept.track.doubt is None and kept.track.last is not None]
+
     def position(self, channel: str) -> Position | None:
-        """Return the position of the newest message that the subscribers of `channel` got; `None` if it is not known."""
+        """Return the position of the newest message that the subscribers of `channel` got, if it is known."""
         kept = self._kept.get(channel)
         if kept is None:
             return None
         self._flush()
         return kept.track.last
 
-    async def join(
-        self, channel: str, subscriber: Subscriber, *, since: str | None = None, rewind: int = 0
-    ) -> None:
+    async def join(self, channel: str, subscriber: Subscriber, *, since: str | None = None, rewind: int = 0) -> None:
         """Add `subscriber`, and give back what it missed; see `Hub.join`.
 
         Everything up to one moment is given back, and everything after it is received live. Until then a placeholder
@@ -158,22 +156,23 @@ class HistoryHub(Hub):
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Read again what may be missing on kept channels; notify the subscribers of every other one."""
         for kept in self._proving(channels):
-            self._lose(kept, reason)
+            kept.lose(reason)
             self._request(kept)
         super().gap(self._others(channels), reason)
 
     def open_gap(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
         """Put kept channels in doubt until the next link, and open a gap on every other one."""
         self.repairer.link_lost()
+        for kept in self._kept.values():
+            kept.repair_since = None
         for kept in self._proving(channels):
-            if not resumed:
-                self._lose(kept, reason)
+            kept.lose(reason)
         super().open_gap(self._others(channels), reason, resumed=resumed)
 
     def revoke(self, channels: Collection[str], reason: str) -> None:
         """Put kept channels in doubt until they are subscribed again, and open a gap on every other one."""
         for kept in self._proving(channels):
-            self._lose(kept, reason)
+            kept.lose(reason)
         super().revoke(channels, reason)
 
     def close(self) -> None:
@@ -195,10 +194,11 @@ class HistoryHub(Hub):
         """Read what confirmed channels miss: they are subscribed now, so whatever is published later arrives."""
         for channel in channels:
             kept = self._kept.get(channel)
-            if kept is not None and self._proves(kept):
-                self.gaps.discard(channel)
-            if kept is not None and kept.track.doubt is not None:
-                self._request(kept)
+            if kept is not None:
+                if self._proves(kept):
+                    self.gaps.discard(channel)
+                if kept.track.doubt is not None or kept.wants_ring:
+                    self._request(kept)
         self.gaps.report(channels)
 
     def _refused(self, refused: Mapping[str, str]) -> None:
@@ -216,7 +216,7 @@ class HistoryHub(Hub):
                 self.gaps.reopen(kept.name, kept.track.doubt)
 
     def _gap_reported(self, channel: str) -> None:
-        """An open gap is reported on a channel: what its ring holds does not lead up to what comes next."""
+        """An open gap is reported on a channel: what its track and ring hold does not lead up to what comes next."""
         kept = self._kept.get(channel)
         if kept is not None:
             kept.ring.clear()
@@ -224,36 +224,36 @@ class HistoryHub(Hub):
 
     # Repair.
 
-    def _lose(self, kept: KeptChannel, reason: str) -> None:
-        kept.track.lost(reason)
-        kept.repair_since = None
-
     def _request(self, kept: KeptChannel) -> None:
         if kept.name in self._broker_subscriptions.confirmed:
             self.repairer.request(kept)
 
-    def _read(self, kept: KeptChannel, recalled: Recalled) -> None:
+    def _read(self, kept: KeptChannel, read: Read) -> None:
         """Take what was read: deliver what the track missed, and fill the ring where a join waits for it."""
         if self._kept.get(kept.name) is not kept:
             return
-        track, fill = kept.track, kept.wants_ring
-        if track.doubt is not None:
-            fill = fill and track.last is None  # it was read from its end, as for the ring
-            self._take_mended(kept, track.mend(recalled))
-        if fill and track.doubt is None:
-            kept.wants_ring = False
-            kept.fill_error = None
-            kept.ring.fill(self._decoded(kept, recalled), track.last)
+        track = kept.track
+        if track.doubt is not None and read.answers_doubt(kept):
+            self._take_mended(kept, track.mend(read.recalled))
+        if track.doubt is None and kept.wants_ring and read.is_whole:
+            kept.end_fill(self._fill(kept, read.recalled))
         if track.doubt is not None or kept.wants_ring:
             self._request(kept)
         kept.notify()
+
+    def _fill(self, kept: KeptChannel, recalled: Recalled) -> str | None:
+        """Fill the ring with what was read; return why that is not possible."""
+        last = kept.track.last
+        if last is None:
+            return "the position of the channel is not known at present"
+        kept.ring.fill([(place, decode(kept.name, payload, place)) for payload, place in recalled.items], last)
+        return None
 
     def _give_up(self, kept: KeptChannel, reason: str) -> None:
         """End the doubt of a channel that cannot be read: with a gap, if it had been received before."""
         if self._kept.get(kept.name) is not kept:
             return
-        kept.wants_ring = False
-        kept.fill_error = reason
+        kept.end_fill(reason)
         if kept.track.doubt is not None:
             self._take_mended(kept, kept.track.give_up(reason))
         kept.notify()
@@ -263,8 +263,8 @@ class HistoryHub(Hub):
             kept.ring.clear()
             self.gaps.notify(Gap(channel=kept.name, reason=mended.gap, position=mended.top))
         if mended.recalled:
-            self.repaired += 1
-            self.repaired_messages += mended.recalled
+            self._statistics.repaired += 1
+            self._statistics.repaired_messages += mended.recalled
         for payload, place in mended.items:
             self._deliver_kept(kept, payload, place)
 
@@ -287,15 +287,14 @@ class HistoryHub(Hub):
         Raises:
             BrokerUnavailableError: That took too long, or the backplane was stopped.
         """
-        asked = False
+        fills = kept.fills + _MAX_FILLS
         try:
             async with PatientTimeout(self._settings.subscribe_timeout_seconds):
                 while not self._closed:
-                    wants_ring = needs_ring(kept, since, rewind) and not (asked and kept.fill_error)
+                    wants_ring = kept.fills < fills and needs_ring(kept, since, rewind)
                     if kept.track.doubt is None and not wants_ring:
                         return
-                    if wants_ring and not asked:
-                        asked, kept.wants_ring, kept.fill_error = True, True, None
+                    kept.wants_ring |= wants_ring
                     self._request(kept)
                     await kept.changed()
         except TimeoutError:
@@ -313,9 +312,9 @@ class HistoryHub(Hub):
             return
         joined, missed = beginning(kept, since, rewind)
         if joined.resumed:
-            self.resumed += 1
+            self._statistics.resumed += 1
         elif since:
-            self.not_resumed += 1
+            self._statistics.not_resumed += 1
         members[subscriber] = 1
         subscriber.joined(joined)
         if missed:
@@ -339,11 +338,8 @@ class HistoryHub(Hub):
             return channels
         return [name for name in (self._subscribers if isinstance(channels, All) else channels) if name not in proving]
 
-    def _decoded(self, kept: KeptChannel, recalled: Recalled) -> list[tuple[Place, Message | None]]:
-        return [(place, decode(kept.name, payload, place)) for payload, place in recalled.items]
-
     def _count_unkept(self, kept: KeptChannel) -> None:
-        self.unkept += 1
+        self._statistics.unkept += 1
         if not kept.unkept_logged:
             kept.unkept_logged = True
             self._bursts.log(

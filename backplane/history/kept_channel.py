@@ -22,13 +22,27 @@ class KeptChannel:
         track: How far it was received, and whether that is proved.
         ring: The messages that were delivered, for subscribers that come back.
         wants_ring: A join waits for the ring to be filled.
-        fill_error: Why the last read that should fill the ring failed.
+        fills: How many reads that should fill the ring have ended.
+        fill_error: Why the last of them failed.
+        losses: How many times it was put in doubt: what was read before the last time proves nothing.
         repair_since: When the broker was first asked, on the present link, for what the track misses; by the event
             loop's clock.
         unkept_logged: A message without a place was logged.
     """
 
-    __slots__ = ("_changed", "fill_error", "name", "repair_since", "ring", "rule", "track", "unkept_logged", "wants_ring")
+    __slots__ = (
+        "_changed",
+        "fill_error",
+        "fills",
+        "losses",
+        "name",
+        "repair_since",
+        "ring",
+        "rule",
+        "track",
+        "unkept_logged",
+        "wants_ring",
+    )
 
     def __init__(self, name: str, rule: History, track: Track, ring: Ring) -> None:
         self.name: str = name
@@ -36,10 +50,24 @@ class KeptChannel:
         self.track: Track = track
         self.ring: Ring = ring
         self.wants_ring: bool = False
+        self.fills: int = 0
         self.fill_error: str | None = None
+        self.losses: int = 0
         self.repair_since: float | None = None
         self.unkept_logged: bool = False
         self._changed: asyncio.Future[None] | None = None
+
+    def lose(self, reason: str) -> None:
+        """Put the channel in doubt: messages may be missing from here on."""
+        self.track.lost(reason)
+        self.losses += 1
+        self.repair_since = None
+
+    def end_fill(self, error: str | None) -> None:
+        """Note the end of a read that should fill the ring."""
+        self.wants_ring = False
+        self.fills += 1
+        self.fill_error = error
 
     async def changed(self) -> None:
         """Wait for the next `notify`."""

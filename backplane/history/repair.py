@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from backplane.log_bursts import LogBursts
     from backplane.message import Position
 
-__all__ = ["ReadBounds", "Repairer"]
+__all__ = ["Read", "ReadBounds", "Repairer"]
 
 logger: Final = logging.getLogger("backplane.history.repair")
 
@@ -26,8 +26,6 @@ logger: Final = logging.getLogger("backplane.history.repair")
 _BATCH_SIZE: Final = 100
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _MAX_PAUSE_SECONDS: Final = 1.0
-# How many quiet channels are compared with the broker per probe interval, where a message can be skipped unnoticed.
-_COMPARED: Final = 200
 
 
 class ReadBounds(NamedTuple):
@@ -44,6 +42,28 @@ class ReadBounds(NamedTuple):
     max_bytes: int
     read_seconds: float
     repair_seconds: float
+
+
+class Read(NamedTuple):
+    """What was read for a channel, and how that stood when the read began.
+
+    Attributes:
+        recalled: What was read.
+        in_doubt: The channel was in doubt.
+        last: What the track had received.
+        losses: How many times the channel had been put in doubt.
+        is_whole: Everything that can be given back was read, for the ring.
+    """
+
+    recalled: Recalled
+    in_doubt: bool
+    last: Position | None
+    losses: int
+    is_whole: bool
+
+    def answers_doubt(self, kept: KeptChannel) -> bool:
+        """Whether it was read for the doubt that the channel is in now, and not for an earlier one."""
+        return self.in_doubt and self.losses == kept.losses and self.last is kept.track.last
 
 
 class Repairer:
@@ -63,7 +83,7 @@ class Repairer:
         adapter: SupportsHistory,
         bounds: ReadBounds,
         *,
-        on_read: Callable[[KeptChannel, Recalled], None],
+        on_read: Callable[[KeptChannel, Read], None],
         on_failed: Callable[[KeptChannel, str], None],
         bursts: LogBursts,
     ) -> None:
@@ -89,8 +109,6 @@ class Repairer:
 
     def link_lost(self) -> None:
         """Forget every request: each channel is requested again once the next link has confirmed it."""
-        for kept in self._due:
-            kept.repair_since = None
         self._due.clear()
 
     async def run(self) -> None:
@@ -126,20 +144,22 @@ class Repairer:
                 self._on_read(kept, outcome)
         return not all(isinstance(outcome, Exception) for outcome in outcomes)
 
-    async def _read(self, kept: KeptChannel) -> Recalled | BrokerError | TimeoutError:
+    async def _read(self, kept: KeptChannel) -> Read | BrokerError | TimeoutError:
         """Read what a track misses, or, where it is settled or new, what its ring should hold."""
-        bounds = self._bounds
-        after: Position | None = kept.track.last if kept.track.doubt is not None else None
+        bounds, track = self._bounds, kept.track
+        last, losses, in_doubt = track.last, kept.losses, track.doubt is not None
+        after = last if in_doubt and not kept.rule.latest else None
         limit = bounds.max_messages
         if after is None:
             limit = min(limit, kept.rule.max_messages + 1) if kept.wants_ring or kept.rule.latest else 0
         try:
             async with PatientTimeout(bounds.read_seconds):
-                return await self._adapter.recall(
+                recalled = await self._adapter.recall(
                     kept.name, kept.rule, after=after, limit=limit, max_bytes=bounds.max_bytes
                 )
         except (BrokerError, TimeoutError) as error:
             return error
+        return Read(recalled, in_doubt, last, losses, is_whole=after is None and limit > 0)
 
     def _read_failed(self, kept: KeptChannel, error: BrokerError | TimeoutError, now: float) -> None:
         reason = str(error) or f"the broker did not answer within {self._bounds.read_seconds:g} s"

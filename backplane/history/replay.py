@@ -30,8 +30,9 @@ def needs_ring(kept: KeptChannel, since: str | None, rewind: int) -> bool:
     """
     if kept.ring.is_complete:
         return False
-    if since:
-        return _parsed(since) != kept.track.last
+    position = _parsed(since) if since else None
+    if position is not None:
+        return kept.ring.after(position, kept.track.last) is None
     return rewind > 0 or kept.rule.latest
 
 

@@ -7,8 +7,10 @@ import logging
 import os
 import random
 import time
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
+from backplane.broadcaster import SupportsHistory
 from backplane.broker.publish_buffer import PublishBuffer
 from backplane.broker.publisher import WaitingPublisher
 from backplane.broker.supervisor import Supervisor
@@ -21,6 +23,7 @@ from backplane.connection.policy import ConnectionPolicy
 from backplane.errors import (
     BrokerUnavailableError,
     ClosedError,
+    ConfigurationError,
     InvalidDataError,
     PayloadTooLargeError,
     PublishError,
@@ -29,6 +32,9 @@ from backplane.errors import (
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.codec import encode
 from backplane.fanout.hub import Hub
+from backplane.history.hub import HistoryHub
+from backplane.history.quiet_channels import QuietChannels
+from backplane.history_rules import HistoryRules
 from backplane.log_bursts import LogBursts
 from backplane.statistics import Counters
 from backplane.worker.clients import ClientRegistry
@@ -36,7 +42,7 @@ from backplane.worker.health import Health
 from backplane.worker.shutdown import stagger_window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from backplane.broadcaster import Broadcaster
     from backplane.broker.link_state import LinkState, StateChange
@@ -55,6 +61,8 @@ logger: Final = logging.getLogger("backplane.worker.runtime")
 # close frame sent, within a second each.
 _CLOSE_SECONDS: Final = 2.0
 
+_NO_RULES: Final = HistoryRules({})
+
 # Over how long clients are closed where the server ends them meanwhile: Hypercorn gives them 3 s by default.
 _HURRIED_DRAIN_SECONDS: Final = 1.0
 
@@ -66,6 +74,7 @@ class Runtime:
         broadcaster: The adapter, not started yet.
         settings: Times and bounds.
         on_state: Called with every change of the link's state.
+        history_rules: Which channels have a history.
         limits: The limits of a client that is given no other.
         on_gap: What happens at a gap to a client that is given nothing else.
         authorize: Decides which client may join what.
@@ -92,6 +101,7 @@ class Runtime:
         settings: Settings,
         on_state: Callable[[StateChange], None] | None = None,
         *,
+        history_rules: HistoryRules = _NO_RULES,
         limits: Limits | None = None,
         on_gap: OnGap = "close",
         authorize: Authorize | None = None,
@@ -104,16 +114,42 @@ class Runtime:
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
         self.bursts: LogBursts = LogBursts()
+        self.statistics: Counters = Counters()
+        self.history_rules: HistoryRules = history_rules
         self.hub: Hub = Hub(self.broker_subscriptions, self.bursts)
+        link_tasks: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        prepare: Callable[[], Awaitable[None]] | None = None
+        if history_rules:
+            keeper = _history_of(broadcaster)
+            capabilities = broadcaster.capabilities
+            self.hub = hub = HistoryHub(
+                self.broker_subscriptions,
+                history_rules,
+                keeper,
+                follows=capabilities.resumes,
+                settings=settings,
+                statistics=self.statistics,
+                bursts=self.bursts,
+            )
+            prepare = partial(keeper.prepare, history_rules)
+            link_tasks.append(hub.repairer.run)
+            if capabilities.live_may_skip:
+                link_tasks.append(QuietChannels(hub, keeper, interval_seconds=settings.probe_interval_seconds).run)
         self.affinity: LoopAffinity = self.hub.affinity
         self.calls: CallQueue = CallQueue()
         self.calls.open()
         self.supervisor: Supervisor = Supervisor(
-            broadcaster, self.hub, self.broker_subscriptions, origin=self.origin, settings=settings, on_state=on_state
+            broadcaster,
+            self.hub,
+            self.broker_subscriptions,
+            origin=self.origin,
+            settings=settings,
+            on_state=on_state,
+            prepare=prepare,
+            link_tasks=link_tasks,
         )
         self.subscriptions: dict[Subscription, None] = {}
         self.keepalive: KeepaliveScheduler = KeepaliveScheduler()
-        self.statistics: Counters = Counters()
         self.clients: ClientRegistry = ClientRegistry(settings.max_connections, self.statistics, self.bursts)
         self.drained: bool = False
         self.policy: ConnectionPolicy = ConnectionPolicy(
@@ -240,11 +276,26 @@ class Runtime:
             connections=len(self.clients),
             subscriptions=len(self.subscriptions),
             buffered=len(self._publisher),
+            channels_in_doubt=hub.in_doubt,
         )
 
     def _end_subscriptions(self) -> None:
         for subscription in list(self.subscriptions):
             subscription.end()
+
+
+def _history_of(broadcaster: Broadcaster) -> SupportsHistory:
+    """Return the adapter as one that keeps messages.
+
+    Raises:
+        ConfigurationError: It keeps none.
+    """
+    if broadcaster.capabilities.keeps == "nothing" or not isinstance(broadcaster, SupportsHistory):
+        raise ConfigurationError(
+            f"history is configured, and the adapter of {broadcaster.url} keeps no messages: use another one, or leave "
+            "history out"
+        )
+    return broadcaster
 
 
 def _since(moment: float | None, now: float) -> float | None:
