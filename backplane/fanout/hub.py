@@ -93,6 +93,11 @@ class Hub:
         """The channels with at least one local subscriber."""
         return self._subscribers.keys()
 
+    @property
+    def in_doubt(self) -> int:
+        """How many channels may miss messages that the broker has not given back yet: none without a history."""
+        return 0
+
     async def join(self, channel: str, subscriber: Subscriber, *, since: str | None = None, rewind: int = 0) -> None:
         """Add `subscriber`; when this returns it misses no later publish without a gap.
 

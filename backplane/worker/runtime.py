@@ -7,10 +7,8 @@ import logging
 import os
 import random
 import time
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from backplane.broadcaster import SupportsHistory
 from backplane.broker.publish_buffer import PublishBuffer
 from backplane.broker.publisher import WaitingPublisher
 from backplane.broker.supervisor import Supervisor
@@ -32,8 +30,7 @@ from backplane.errors import (
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.codec import encode
 from backplane.fanout.hub import Hub
-from backplane.history.hub import HistoryHub
-from backplane.history.quiet_channels import QuietChannels
+from backplane.history.histories import Histories
 from backplane.history_rules import HistoryRules
 from backplane.log_bursts import LogBursts
 from backplane.statistics import Counters
@@ -42,7 +39,7 @@ from backplane.worker.health import Health
 from backplane.worker.shutdown import stagger_window
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable
 
     from backplane.broadcaster import Broadcaster
     from backplane.broker.link_state import LinkState, StateChange
@@ -50,6 +47,7 @@ if TYPE_CHECKING:
     from backplane.concurrency.affinity import LoopAffinity
     from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.fanout.subscription import Subscription
+    from backplane.message import HistoryPage, Position
     from backplane.settings import Settings
     from backplane.statistics import Statistics
 
@@ -89,6 +87,8 @@ class Runtime:
         policy: What applies to a client that is given no options of its own.
         subscriptions: The subscriptions of the application (`Backplane.subscribe`).
         keepalive: The timer of all connections.
+        history_rules: Which channels have a history.
+        histories: The histories of the kept channels; `None` without rules.
         statistics: Where the parts count; `count` returns it with what the hub and the buffer count themselves.
         bursts: How what can concern many clients at once is logged.
         drained: The worker is about to end, and its subscriptions have ended.
@@ -116,25 +116,18 @@ class Runtime:
         self.bursts: LogBursts = LogBursts()
         self.statistics: Counters = Counters()
         self.history_rules: HistoryRules = history_rules
-        self.hub: Hub = Hub(self.broker_subscriptions, self.bursts)
-        link_tasks: list[Callable[[], Coroutine[Any, Any, None]]] = []
-        prepare: Callable[[], Awaitable[None]] | None = None
+        self.histories: Histories | None = None
         if history_rules:
-            keeper = _history_of(broadcaster)
-            capabilities = broadcaster.capabilities
-            self.hub = hub = HistoryHub(
-                self.broker_subscriptions,
+            self.histories = Histories(
+                broadcaster,
                 history_rules,
-                keeper,
-                follows=capabilities.resumes,
+                self.broker_subscriptions,
                 settings=settings,
                 statistics=self.statistics,
                 bursts=self.bursts,
             )
-            prepare = partial(keeper.prepare, history_rules)
-            link_tasks.append(hub.repairer.run)
-            if capabilities.live_may_skip:
-                link_tasks.append(QuietChannels(hub, keeper, interval_seconds=settings.probe_interval_seconds).run)
+        histories = self.histories
+        self.hub: Hub = Hub(self.broker_subscriptions, self.bursts) if histories is None else histories.hub
         self.affinity: LoopAffinity = self.hub.affinity
         self.calls: CallQueue = CallQueue()
         self.calls.open()
@@ -145,8 +138,8 @@ class Runtime:
             origin=self.origin,
             settings=settings,
             on_state=on_state,
-            prepare=prepare,
-            link_tasks=link_tasks,
+            prepare=None if histories is None else histories.prepare,
+            link_tasks=() if histories is None else histories.link_tasks,
         )
         self.subscriptions: dict[Subscription, None] = {}
         self.keepalive: KeepaliveScheduler = KeepaliveScheduler()
@@ -203,6 +196,15 @@ class Runtime:
             self.bursts.log(logger, logging.WARNING, "the broker refused a message on channel %r: %s", channel, error)
             raise
         statistics.published += 1
+
+    async def history(self, channel: str, since: str | Position | None, limit: int) -> HistoryPage:
+        """Read from the history of a channel; see `Backplane.history`."""
+        validate_channel(channel)
+        if self.histories is None:
+            raise ConfigurationError(
+                "no channel has a history: Backplane(history={'orders:*': History()}) gives it one"
+            )
+        return await self.histories.page(channel, since, limit)
 
     async def wait_for_state(self, state: LinkState) -> None:
         """Wait until the link is in `state`.
@@ -282,20 +284,6 @@ class Runtime:
     def _end_subscriptions(self) -> None:
         for subscription in list(self.subscriptions):
             subscription.end()
-
-
-def _history_of(broadcaster: Broadcaster) -> SupportsHistory:
-    """Return the adapter as one that keeps messages.
-
-    Raises:
-        ConfigurationError: It keeps none.
-    """
-    if broadcaster.capabilities.keeps == "nothing" or not isinstance(broadcaster, SupportsHistory):
-        raise ConfigurationError(
-            f"history is configured, and the adapter of {broadcaster.url} keeps no messages: use another one, or leave "
-            "history out"
-        )
-    return broadcaster
 
 
 def _since(moment: float | None, now: float) -> float | None:
