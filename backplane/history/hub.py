@@ -19,7 +19,7 @@ from backplane.history.kept_channel import KeptChannel
 from backplane.history.repair import ReadBounds, Repairer
 from backplane.history.replay import beginning, needs_ring
 from backplane.history.ring import Ring, RingBudget
-from backplane.history.track import Track
+from backplane.history.track import HELD, PROVED, Track
 from backplane.message import All, Gap, Joined
 from backplane.statistics import Counters
 
@@ -148,9 +148,12 @@ class HistoryHub(Hub):
         elif place is None:
             self._count_unkept(kept)
             super().deliver(channel, payload)
-        elif kept.track.take(place, payload):
+        elif (taken := kept.track.take(place, payload)) > 0:
+            if taken == PROVED:
+                self._statistics.proved += 1
+                kept.notify()
             self._deliver_kept(kept, payload, place)
-        elif kept.track.doubt is not None:
+        elif taken == HELD:
             self._request(kept)
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
@@ -233,7 +236,7 @@ class HistoryHub(Hub):
         if self._kept.get(kept.name) is not kept:
             return
         track = kept.track
-        if track.doubt is not None and read.answers_doubt(kept):
+        if read.in_doubt and track.doubt is not None:
             self._take_mended(kept, track.mend(read.recalled))
         if track.doubt is None and kept.wants_ring and read.is_whole:
             kept.end_fill(self._fill(kept, read.recalled))
@@ -261,10 +264,10 @@ class HistoryHub(Hub):
     def _take_mended(self, kept: KeptChannel, mended: Mended) -> None:
         if mended.gap is not None:
             kept.ring.clear()
-            self.gaps.notify(Gap(channel=kept.name, reason=mended.gap, position=mended.top))
-        if mended.recalled:
+            self.gaps.notify(Gap(channel=kept.name, reason=mended.gap, position=mended.position))
+        elif mended.items:
             self._statistics.repaired += 1
-            self._statistics.repaired_messages += mended.recalled
+            self._statistics.repaired_messages += len(mended.items)
         for payload, place in mended.items:
             self._deliver_kept(kept, payload, place)
 

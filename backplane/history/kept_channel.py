@@ -24,7 +24,6 @@ class KeptChannel:
         wants_ring: A join waits for the ring to be filled.
         fills: How many reads that should fill the ring have ended.
         fill_error: Why the last of them failed.
-        losses: How many times it was put in doubt: what was read before the last time proves nothing.
         repair_since: When the broker was first asked, on the present link, for what the track misses; by the event
             loop's clock.
         unkept_logged: A message without a place was logged.
@@ -34,7 +33,6 @@ class KeptChannel:
         "_changed",
         "fill_error",
         "fills",
-        "losses",
         "name",
         "repair_since",
         "ring",
@@ -52,7 +50,6 @@ class KeptChannel:
         self.wants_ring: bool = False
         self.fills: int = 0
         self.fill_error: str | None = None
-        self.losses: int = 0
         self.repair_since: float | None = None
         self.unkept_logged: bool = False
         self._changed: asyncio.Future[None] | None = None
@@ -60,7 +57,6 @@ class KeptChannel:
     def lose(self, reason: str) -> None:
         """Put the channel in doubt: messages may be missing from here on."""
         self.track.lost(reason)
-        self.losses += 1
         self.repair_since = None
 
     def end_fill(self, error: str | None) -> None:

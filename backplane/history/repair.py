@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Recalled, SupportsHistory
     from backplane.history.kept_channel import KeptChannel
     from backplane.log_bursts import LogBursts
-    from backplane.message import Position
 
 __all__ = ["Read", "ReadBounds", "Repairer"]
 
@@ -45,25 +44,17 @@ class ReadBounds(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What was read for a channel, and how that stood when the read began.
+    """What was read for a channel.
 
     Attributes:
         recalled: What was read.
-        in_doubt: The channel was in doubt.
-        last: What the track had received.
-        losses: How many times the channel had been put in doubt.
-        is_whole: Everything that can be given back was read, for the ring.
+        in_doubt: It was read for the doubt of the channel's track.
+        is_whole: It is everything that can be given back, for the ring.
     """
 
     recalled: Recalled
     in_doubt: bool
-    last: Position | None
-    losses: int
     is_whole: bool
-
-    def answers_doubt(self, kept: KeptChannel) -> bool:
-        """Whether it was read for the doubt that the channel is in now, and not for an earlier one."""
-        return self.in_doubt and self.losses == kept.losses and self.last is kept.track.last
 
 
 class Repairer:
@@ -147,11 +138,10 @@ class Repairer:
     async def _read(self, kept: KeptChannel) -> Read | BrokerError | TimeoutError:
         """Read what a track misses, or, where it is settled or new, what its ring should hold."""
         bounds, track = self._bounds, kept.track
-        last, losses, in_doubt = track.last, kept.losses, track.doubt is not None
-        after = last if in_doubt and not kept.rule.latest else None
-        limit = bounds.max_messages
-        if after is None:
-            limit = min(limit, kept.rule.max_messages + 1) if kept.wants_ring or kept.rule.latest else 0
+        in_doubt = track.doubt is not None
+        after, limit = track.ask(bounds.max_messages) if in_doubt else (None, 0)
+        if after is None and (kept.wants_ring or not in_doubt):
+            limit = min(bounds.max_messages, kept.rule.max_messages + 1)
         try:
             async with PatientTimeout(bounds.read_seconds):
                 recalled = await self._adapter.recall(
@@ -159,7 +149,7 @@ class Repairer:
                 )
         except (BrokerError, TimeoutError) as error:
             return error
-        return Read(recalled, in_doubt, last, losses, is_whole=after is None and limit > 0)
+        return Read(recalled, in_doubt, is_whole=after is None and limit > 0)
 
     def _read_failed(self, kept: KeptChannel, error: BrokerError | TimeoutError, now: float) -> None:
         reason = str(error) or f"the broker did not answer within {self._bounds.read_seconds:g} s"

@@ -201,9 +201,7 @@ class Runtime:
         """Read from the history of a channel; see `Backplane.history`."""
         validate_channel(channel)
         if self.histories is None:
-            raise ConfigurationError(
-                "no channel has a history: Backplane(history={'orders:*': History()}) gives it one"
-            )
+            raise ConfigurationError("no channel has a history: give it a rule, Backplane(history={...})")
         return await self.histories.page(channel, since, limit)
 
     async def wait_for_state(self, state: LinkState) -> None:
