@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError
-from backplane.fanout.batch import Batch
 from backplane.fanout.codec import decode
 from backplane.fanout.hub import Hub
 from backplane.history.kept_channel import KeptChannel
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from backplane.broadcaster import Recalled, SupportsHistory
+    from backplane.fanout.batch import Batch
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
     from backplane.history.repair import Read
@@ -138,7 +138,7 @@ class HistoryHub(Hub):
         super().leave(channel, subscriber)
         if channel not in self._subscribers and (kept := self._kept.pop(channel, None)) is not None:
             self.repairer.discard(kept)
-            kept.ring.clear()
+            kept.ring.clear(None)
 
     def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
         """Collect one payload, if it follows what was delivered; hold it back, or drop it, otherwise."""
@@ -189,7 +189,7 @@ class HistoryHub(Hub):
     def _new(self, channel: str, rule: History) -> KeptChannel:
         settings = self._settings
         track = Track(settings.max_held_messages, settings.max_recall_bytes, latest=rule.latest)
-        return KeptChannel(channel, rule, track, Ring(rule.max_messages + 1, self._budget))
+        return KeptChannel(channel, rule, track, Ring(rule.max_messages, rule.max_age_seconds, self._budget))
 
     # What the broker, the link and the adapter report.
 
@@ -222,7 +222,7 @@ class HistoryHub(Hub):
         """An open gap is reported on a channel: what its track and ring hold does not lead up to what comes next."""
         kept = self._kept.get(channel)
         if kept is not None:
-            kept.ring.clear()
+            kept.ring.clear(None)
             kept.track.forget()
 
     # Repair.
@@ -249,7 +249,9 @@ class HistoryHub(Hub):
         last = kept.track.last
         if last is None:
             return "the position of the channel is not known at present"
-        kept.ring.fill([(place, decode(kept.name, payload, place)) for payload, place in recalled.items], last)
+        entries = [(place, decode(kept.name, payload, place)) for payload, place in recalled.items]
+        if not kept.ring.fill(entries, last, complete=True):
+            return "the history has moved on while it was read"
         return None
 
     def _give_up(self, kept: KeptChannel, reason: str) -> None:
@@ -263,7 +265,7 @@ class HistoryHub(Hub):
 
     def _take_mended(self, kept: KeptChannel, mended: Mended) -> None:
         if mended.gap is not None:
-            kept.ring.clear()
+            kept.ring.clear(None)
             self.gaps.notify(Gap(channel=kept.name, reason=mended.gap, position=mended.position))
         elif mended.items:
             self._statistics.repaired += 1
@@ -321,7 +323,7 @@ class HistoryHub(Hub):
         members[subscriber] = 1
         subscriber.joined(joined)
         if missed:
-            subscriber.offer_missed(Batch(*missed))
+            subscriber.offer_missed(missed)
 
     # Smaller parts.
 

@@ -8,8 +8,8 @@ from backplane.errors import InvalidPositionError
 from backplane.message import Gap, Joined, Place, Position
 
 if TYPE_CHECKING:
+    from backplane.fanout.batch import Batch
     from backplane.history.kept_channel import KeptChannel
-    from backplane.message import Message
 
 __all__ = ["Beginning", "beginning", "needs_ring"]
 
@@ -20,7 +20,7 @@ class Beginning(NamedTuple):
     """What a subscriber gets at its join, in this order, before the first live message."""
 
     joined: Joined
-    missed: list[Message]
+    missed: Batch
 
 
 def needs_ring(kept: KeptChannel, since: str | None, rewind: int) -> bool:
@@ -32,7 +32,7 @@ def needs_ring(kept: KeptChannel, since: str | None, rewind: int) -> bool:
         return False
     position = _parsed(since) if since else None
     if position is not None:
-        return kept.ring.after(position, kept.track.last) is None
+        return kept.ring.after(position) is None
     return rewind > 0 or kept.rule.latest
 
 
@@ -50,23 +50,23 @@ def beginning(kept: KeptChannel, since: str | None, rewind: int) -> Beginning:
     gap = None
     if since:
         position = _parsed(since)
-        missed = None if position is None else kept.ring.after(position, newest)
+        missed = None if position is None else kept.ring.after(position)
         if missed is not None:
             return Beginning(Joined(channel=kept.name, position=position, resumed=True), missed)
         gap = Gap(channel=kept.name, reason=kept.fill_error or _NOT_FOUND, position=newest)
-    missed = kept.ring.newest(rewind) if rewind else []
+    missed = kept.ring.newest(rewind)
     return Beginning(Joined(channel=kept.name, position=_before(missed, newest), gap=gap), missed)
 
 
 def _beginning_with_latest(kept: KeptChannel, newest: Position | None, since: str | None) -> Beginning:
     """Return the newest message, unless the subscriber has it: of such a channel nothing else counts."""
     position = _parsed(since) if since else None
-    missed = kept.ring.newest(1) if position is None or position != newest else []
+    missed = kept.ring.newest(0 if position is not None and position == newest else 1)
     joined = Joined(channel=kept.name, position=_before(missed, newest), resumed=position is not None)
     return Beginning(joined, missed)
 
 
-def _before(missed: list[Message], newest: Position | None) -> Position | None:
+def _before(missed: Batch, newest: Position | None) -> Position | None:
     """Return the position before `missed`, where it is known."""
     if not missed:
         return newest
