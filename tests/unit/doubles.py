@@ -49,6 +49,11 @@ class Gate:
         """Let them through."""
         self._open.set()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds nothing."""
+        return self._open.is_set()
+
     async def passage(self) -> None:
         """Return once the gate is open."""
         await self._open.wait()
