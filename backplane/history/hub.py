@@ -58,6 +58,7 @@ class HistoryHub(Hub):
         bursts: As for `Hub`.
 
     Attributes:
+        rules: Which channels are kept.
         repairer: Reads from the broker. The supervisor runs it while the link is live.
     """
 
@@ -73,7 +74,7 @@ class HistoryHub(Hub):
         bursts: LogBursts | None = None,
     ) -> None:
         super().__init__(broker_subscriptions, bursts)
-        self._rules = rules
+        self.rules: HistoryRules = rules
         self._follows = follows
         self._settings = settings
         self._statistics = statistics or Counters()
@@ -118,16 +119,17 @@ class HistoryHub(Hub):
         Everything up to one moment is given back, and everything after it is received live. Until then a placeholder
         keeps the channel subscribed. Joins share the reads at the broker.
         """
-        rule = self._rules.rule_of(channel)
+        rule = self.rules.rule_of(channel)
         if rule is None:
             await super().join(channel, subscriber, since=since, rewind=rewind)
             return
         placeholder = _Placeholder()
         if channel not in self._kept:
             self._kept[channel] = self._new(channel, rule)
+        kept = self._kept[channel]
+        kept.wants_ring |= needs_ring(kept, since, rewind)
         try:
             await self._add(channel, placeholder)
-            kept = self._kept[channel]
             await self._settled(kept, since, rewind)
             self._begin(kept, subscriber, since, rewind)
         finally:
@@ -238,6 +240,8 @@ class HistoryHub(Hub):
         track = kept.track
         if read.in_doubt and track.doubt is not None:
             self._take_mended(kept, track.mend(read.recalled))
+            if track.doubt is None and not len(kept.ring):
+                kept.ring.clear(track.last)
         if track.doubt is None and kept.wants_ring and read.is_whole:
             kept.end_fill(self._fill(kept, read.recalled))
         if track.doubt is not None or kept.wants_ring:

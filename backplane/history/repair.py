@@ -84,11 +84,12 @@ class Repairer:
         self._on_failed = on_failed
         self._bursts = bursts
         self._due: dict[KeptChannel, None] = {}
+        self._reading: set[KeptChannel] = set()
         self._changed = asyncio.Event()
 
     def request(self, kept: KeptChannel) -> None:
-        """Read for a channel once its turn comes; a second request before that changes nothing."""
-        if kept not in self._due:
+        """Read for a channel once its turn comes; a second request before the end of that read changes nothing."""
+        if kept not in self._due and kept not in self._reading:
             if kept.repair_since is None:
                 kept.repair_since = asyncio.get_running_loop().time()
             self._due[kept] = None
@@ -101,6 +102,7 @@ class Repairer:
     def link_lost(self) -> None:
         """Forget every request: each channel is requested again once the next link has confirmed it."""
         self._due.clear()
+        self._reading.clear()
 
     async def run(self) -> None:
         """Read what is requested, until cancelled: while the link is live."""
@@ -108,8 +110,8 @@ class Repairer:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            while self._due:
-                if await self._read_batch(self._next_batch()):
+            while batch := self._next_batch():
+                if await self._read_batch(batch):
                     pause = _FIRST_PAUSE_SECONDS
                 else:
                     await asyncio.sleep(pause)
@@ -121,12 +123,14 @@ class Repairer:
         batch = (waiting or list(self._due))[:_BATCH_SIZE]
         for kept in batch:
             del self._due[kept]
-        return batch
+        self._reading = {kept for kept in batch if kept.track.doubt is not None or kept.wants_ring}
+        return list(self._reading)
 
     async def _read_batch(self, batch: list[KeptChannel]) -> bool:
         """Read for some channels at once; return whether any read succeeded."""
         outcomes = await asyncio.gather(*(self._read(kept) for kept in batch))
         now = asyncio.get_running_loop().time()
+        self._reading.clear()
         for kept, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, BrokerError | TimeoutError):
                 self._read_failed(kept, outcome, now)
