@@ -1,1 +1,1 @@
-"""Channels with a history: what was missed is given back, in order and once, or a gap is reported."""
+"""What channels with a `History` rule need: proof that nothing is missing, repair where something is, and resume."""
