@@ -393,8 +393,8 @@ async def test_latest() -> None:
         assert await subscriber.receives(2) == ["3", "499"]
         again = await worker.joins("price:1", since=str(worker.adapter.log("price:1").top))
         assert (again.received, again.joins[0].resumed) == ([], True)
-        behind = await worker.joins("price:1", since=str(Position(b"12345678", 2, 3)))
-        assert (behind.received, behind.joins[0].gap) == (["499"], None)
+        stale = await worker.joins("price:1", since=str(Position(b"12345678", 2, 3)))
+        assert (stale.received, stale.joins[0].gap) == (["499"], None)
         assert worker.hub.gaps.reported == 0
 
 
