@@ -148,6 +148,12 @@ class Track:
         """
         self._doubt(reason)
 
+    def forget(self) -> None:
+        """Note that a gap was reported: whatever arrives next, or is the newest when the doubt ends, follows that."""
+        self.last = None
+        self._begun = True
+        self._asked = _NONE
+
     def ask(self, limit: int) -> Ask:
         """Begin a read, and return what to read: at most `limit` messages.
 
@@ -196,12 +202,8 @@ class Track:
 
     def _take_other(self, place: Place, payload: bytes) -> int:
         last = self.last
-        if place.before is None:  # the adapter itself reports every gap
-            self.last = place
-            self._asked = _NONE
-            if self.doubt is not None and self.gap_reason is None:
-                self._settle(place, reached=True)
-            return DELIVERED
+        if place.before is None:
+            return self._take_reported(place)
         if self.doubt is None:
             if last is None:
                 self._settle(place, reached=True)
@@ -227,6 +229,17 @@ class Track:
             return PROVED
         self._hold(KeptMessage(payload, place))
         return HELD
+
+    def _take_reported(self, place: Place) -> int:
+        """Take a message of an adapter that itself reports every gap: it follows, unless a read was ahead of it."""
+        last = self.last
+        if last is not None and place.epoch == last.epoch and place.offset <= last.offset:
+            return DROPPED
+        self.last = place
+        self._asked = _NONE
+        if self.doubt is not None and self.gap_reason is None:
+            self._settle(place, reached=True)
+        return DELIVERED
 
     def _hold(self, kept: KeptMessage) -> None:
         if (
