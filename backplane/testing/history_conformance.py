@@ -254,6 +254,7 @@ class HistoryConformance:
                 Position(epoch, offset, check ^ 0xFFFFFFFF),
             ]
         epoch = positions[0].epoch
+        foreign += [Position(secrets.token_bytes(8), 0, 0), Position(bytes(8), 0, 0), Position(epoch, 0, 1)]
         foreign += [
             Position(epoch, offset, check)
             for offset in (1 << 31, 1 << 32, (1 << 53) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)

@@ -369,6 +369,18 @@ def test_after_a_gap_what_is_held_goes_on() -> None:
     assert take(track, 27) == [DELIVERED]
 
 
+def test_what_is_held_can_prove_that_nothing_is_missing() -> None:
+    """If what is held leads from the last message to the newest, there is no gap, though the history is shorter."""
+    track = joined(4)
+    track.lost("the link was cut")
+    take(track, 3, 5, 6)
+    track.ask(2)
+    take(track, 7)
+    mended = track.mend(Recalled(items=kept(6, 6), top=place(6), found=False))
+    assert (numbers(mended), mended.gap, mended.again) == ([5, 6, 7], None, False)
+    assert take(track, 8) == [DELIVERED]
+
+
 def test_after_a_gap_a_run_must_begin_at_a_known_position() -> None:
     """Where the position before a run is not stated, only what follows the newest position is delivered."""
     track = joined(4)
