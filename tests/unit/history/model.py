@@ -48,7 +48,7 @@ class Faults:
     """Planted faults of a run.
 
     Attributes:
-        no_check: No position has a check: messages are told apart by epoch and offset alone.
+        no_check: No position has a check: messages are distinguished by epoch and offset alone.
         found_by_numbers: The broker takes any position within its numbers for one that can be resumed.
         track: The class of the track.
     """
