@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.brokers.broker import Broker, BrokerMissingError
 from tests.brokers.cluster import kafka_cluster, nats_cluster
@@ -49,6 +50,10 @@ _T = TypeVar("_T")
 _SKIPPED = "Tests on "
 
 pytest_plugins = ["tests.parallel"]
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
 
 
 class StartRedis(Protocol):
