@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
@@ -273,11 +274,12 @@ async def test_health_over_a_life() -> None:
 
 async def test_health_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `start="lazy"` a worker comes up without its broker: alive, not ready; `outage="buffer"` keeps and sends."""
-    away, start = [True], MemoryBroadcaster.start
+    attempts, returns, start = count(1), asyncio.Event(), MemoryBroadcaster.start
 
     async def moody_start(self: MemoryBroadcaster, sink: Sink) -> None:
-        if away[0]:
+        if next(attempts) == 1:
             raise BrokerUnavailableError("not yet")
+        await returns.wait()
         await start(self, sink)
 
     monkeypatch.setattr(MemoryBroadcaster, "start", moody_start)
@@ -290,7 +292,7 @@ async def test_health_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) 
         await backplane.publish("other", "kept")
         await backplane.publish("other", "kept too")
         assert (await backplane.health()).buffered == 2
-        away[0] = False
+        returns.set()
         await asyncio.wait_for(backplane.wait_for_state("live"), WAIT_SECONDS)
         assert await asyncio.wait_for(joining, WAIT_SECONDS) == ["1", "2"]
         assert ((await backplane.health()).ready, (await backplane.health()).buffered) == (True, 0)
