@@ -29,6 +29,8 @@ class Statistics:
         publishes_unavailable: Calls that raised `BrokerUnavailableError`: certainly not published.
         publishes_unknown: Calls that raised `PublishOutcomeUnknownError`: published or not.
         publishes_refused: Calls that raised any other `PublishError`: the broker refused the message.
+        duplicates: Calls of `publish` that returned, where the broker had a message with the same idempotency key and
+            dropped this one. They are counted in `published` too.
         buffered: Messages that `outage="buffer"` keeps at this moment.
         buffer_dropped: Buffered messages that were never published: refused, of unknown outcome, or left at the end.
         connections_opened: WebSockets that were accepted.
@@ -76,6 +78,7 @@ class Statistics:
     publishes_unavailable: int = 0
     publishes_unknown: int = 0
     publishes_refused: int = 0
+    duplicates: int = 0
     buffered: int = 0
     buffer_dropped: int = 0
     connections_opened: int = 0
@@ -150,6 +153,7 @@ class Counters:
     publishes_unavailable: int = 0
     publishes_unknown: int = 0
     publishes_refused: int = 0
+    duplicates: int = 0
     connections_opened: int = 0
     connections_refused: int = 0
     streams_opened: int = 0

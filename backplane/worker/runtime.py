@@ -9,6 +9,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Final
 
+from backplane.broker.keep import Keep
 from backplane.broker.publish_buffer import PublishBuffer
 from backplane.broker.publisher import WaitingPublisher
 from backplane.broker.supervisor import Supervisor
@@ -21,6 +22,7 @@ from backplane.connection.policy import ConnectionPolicy
 from backplane.errors import (
     BrokerUnavailableError,
     ClosedError,
+    ConfigurationError,
     InvalidDataError,
     PayloadTooLargeError,
     PublishError,
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from backplane.concurrency.affinity import LoopAffinity
     from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.fanout.subscription import Subscription
+    from backplane.history_rules import History, HistoryRules
+    from backplane.message import Receipt
     from backplane.settings import Settings
     from backplane.statistics import Statistics
 
@@ -59,6 +63,10 @@ _CLOSE_SECONDS: Final = 2.0
 _HURRIED_DRAIN_SECONDS: Final = 1.0
 
 
+# Longest idempotency key: it is part of what the broker stores with each message.
+_MAX_KEY_BYTES: Final = 128
+
+
 class Runtime:
     """The parts of a started backplane, in one event loop, from its start to its stop.
 
@@ -71,6 +79,7 @@ class Runtime:
         authorize: Decides which client may join what.
         on_slow: Called with clients that are too slow.
         close_seconds: How long the close of a client that reads nothing takes beyond its handler's grace.
+        history_rules: Which channels have a history; `None` where none has.
 
     Attributes:
         affinity: The event loop in which all of it lives.
@@ -97,6 +106,7 @@ class Runtime:
         authorize: Authorize | None = None,
         on_slow: OnSlow | None = None,
         close_seconds: float = _CLOSE_SECONDS,
+        history_rules: HistoryRules | None = None,
     ) -> None:
         self.settings = settings
         self.origin: bytes = os.urandom(8)
@@ -129,6 +139,8 @@ class Runtime:
             bursts=self.bursts,
         )
         self._wire_format = broadcaster.options.wire_format
+        self._history_rules = history_rules
+        self._deduplicates = broadcaster.capabilities.deduplicates
         self.close_seconds = close_seconds
         attempts = self.supervisor.attempts
         self._publisher: Publisher = WaitingPublisher(attempts)
@@ -140,9 +152,13 @@ class Runtime:
                 bursts=self.bursts,
             )
 
-    async def publish(self, channel: str, data: object, exclude: Connection | str | None) -> None:
+    async def publish(
+        self, channel: str, data: object, exclude: Connection | str | None, idempotency_key: str | bytes | None = None
+    ) -> Receipt:
         """Encode and publish, as the setting `outage` decides, and count the outcome; see `Backplane.publish`."""
         validate_channel(channel)
+        rule = None if self._history_rules is None else self._history_rules.rule_of(channel)
+        key = None if idempotency_key is None else self._checked_key(idempotency_key, channel, rule)
         payload = encode(
             data,
             origin=self.origin,
@@ -155,7 +171,10 @@ class Runtime:
             raise PayloadTooLargeError(len(payload), limit)
         statistics = self.statistics
         try:
-            await self._publisher.publish(channel, payload)
+            if rule is None:
+                receipt = await self._publisher.publish(channel, payload)
+            else:
+                receipt = await self._publisher.publish(channel, payload, Keep(rule, key))
         except BrokerUnavailableError:
             statistics.publishes_unavailable += 1
             raise
@@ -167,6 +186,9 @@ class Runtime:
             self.bursts.log(logger, logging.WARNING, "the broker refused a message on channel %r: %s", channel, error)
             raise
         statistics.published += 1
+        if receipt.duplicate:
+            statistics.duplicates += 1
+        return receipt
 
     async def wait_for_state(self, state: LinkState) -> None:
         """Wait until the link is in `state`.
@@ -241,6 +263,28 @@ class Runtime:
             subscriptions=len(self.subscriptions),
             buffered=len(self._publisher),
         )
+
+    def _checked_key(self, key: object, channel: str, rule: History | None) -> bytes:
+        """Return the idempotency key as it goes to the broker."""
+        if rule is None:
+            raise ConfigurationError(
+                f"idempotency_key needs a history of the channel: Backplane(history={{{channel!r}: History()}}), or a "
+                "pattern that matches it, in every process that publishes to it"
+            )
+        if not self._deduplicates:
+            raise ConfigurationError(
+                f"idempotency_key: {self.supervisor.attempts.url} cannot drop a second message with the same key; "
+                "publish without it, and give messages an id that receivers compare"
+            )
+        try:
+            encoded = key.encode() if isinstance(key, str) else key
+        except UnicodeEncodeError:
+            encoded = None
+        if not isinstance(encoded, bytes) or not 1 <= len(encoded) <= _MAX_KEY_BYTES:
+            raise InvalidDataError(
+                f"idempotency_key takes a text or bytes, of 1 to {_MAX_KEY_BYTES} bytes in UTF-8, not {key!r:.100}"
+            )
+        return encoded
 
     def _end_subscriptions(self) -> None:
         for subscription in list(self.subscriptions):
