@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,6 +23,9 @@ from tests.unit.kit import (
     supervised,
 )
 
+if TYPE_CHECKING:
+    from backplane.message import Receipt
+
 pytestmark = pytest.mark.anyio
 
 
@@ -30,7 +34,7 @@ def payloads(made: SupervisedWorld) -> list[bytes]:
     return [payload for _, payload in made.adapter.published]
 
 
-async def publish_after_the_loss(made: SupervisedWorld, *, later: int) -> list[asyncio.Task[None]]:
+async def publish_after_the_loss(made: SupervisedWorld, *, later: int) -> list[asyncio.Task[Receipt]]:
     """Publish 0 on a link that is lost before it accepts it, and call others before the error of 0 arrives."""
     gate = Gate()
     gate.close()

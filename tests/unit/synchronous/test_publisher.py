@@ -163,7 +163,7 @@ def test_not_started_and_no_url() -> None:
 def test_not_started_beside_another_one(ipc_url: str) -> None:
     """Outside a worker it starts a thread with a link of its own, and reaches the workers."""
 
-    async def receive(publish: Callable[[], None]) -> str | bytes:
+    async def receive(publish: Callable[[], object]) -> str | bytes:
         async with Backplane(ipc_url) as worker, worker.subscribe("a") as messages:
             await asyncio.to_thread(publish)
             return await received(messages)
