@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Sink
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.lane import LaneWriter
-    from backplane.message import Gap, Message
+    from backplane.message import Gap, Joined, Message
     from backplane.statistics import Counters
 
 __all__ = [
@@ -294,12 +294,14 @@ class RecordingSubscriber:
         token: What a publisher names to leave it out.
         received: Every message's data and every `Gap`, in order.
         offers: The data of each call of `offer`.
+        joins: Every `Joined`.
     """
 
     def __init__(self) -> None:
         self.token = secrets.token_bytes(8)
         self.received: list[str | bytes | Gap] = []
         self.offers: list[list[str | bytes]] = []
+        self.joins: list[Joined] = []
         self._changed = asyncio.Event()
 
     def offer(self, messages: Sequence[Message]) -> None:
@@ -307,6 +309,14 @@ class RecordingSubscriber:
         self.offers.append([message.data for message in messages])
         self.received += [message.data for message in messages]
         self._changed.set()
+
+    def joined(self, joined: Joined) -> None:
+        """Keep a join."""
+        self.joins.append(joined)
+
+    def offer_missed(self, messages: Sequence[Message]) -> None:
+        """Keep what a join gives back."""
+        self.offer(messages)
 
     def gap(self, gap: Gap) -> None:
         """Keep a gap."""
