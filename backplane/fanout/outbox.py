@@ -115,7 +115,7 @@ class Outbox:
         self._allowances[channel] = before[0] + count, before[1] + size_bytes
 
     def disallow(self, channel: str) -> None:
-        """Take back what `allow` gave for a channel that is left, or joins and leaves would raise the bounds forever."""
+        """Take back what `allow` gave for a channel that is left, or joins and leaves would raise them without end."""
         if self._allowances is not None:
             self._allowances.pop(channel, None)
 
