@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from backplane.broker.adapter_source import AdapterSource
 from backplane.connection.driver import ConnectionDriver
+from backplane.connection.envelope import JSON_SUBPROTOCOL, envelope_function, json_envelope
 from backplane.connection.limits import Limits
 from backplane.connection.policy import check_policy_options
 from backplane.errors import ConfigurationError, LifecycleError
 from backplane.fanout.backlog import Backlog
 from backplane.fanout.outbox import Outbox
+from backplane.fanout.subscriber_options import (
+    SubscriberOptions,
+    check_rewind,
+    positions_by_channel,
+    previous_token,
+)
 from backplane.fanout.subscription import Subscription
 from backplane.history_rules import HistoryRules
 from backplane.settings import Settings
@@ -39,7 +46,9 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Broadcaster
     from backplane.broker.link_state import LinkState, StateChange
     from backplane.connection.connection import Connection
+    from backplane.connection.envelope import Envelope, EnvelopeFunction
     from backplane.connection.policy import Authorize, OnGap, OnSlow
+    from backplane.fanout.subscriber_options import Since
     from backplane.history_rules import History
     from backplane.message import HistoryPage, Position, Receipt
     from backplane.synchronous.publisher import SyncPublisher
@@ -313,7 +322,9 @@ class Backplane:
         return await self._lifecycle.running().publish(channel, data, exclude, idempotency_key)
 
     @asynccontextmanager
-    async def subscribe(self, *channels: str, backlog: Backlog | None = None) -> AsyncGenerator[Subscription]:
+    async def subscribe(
+        self, *channels: str, backlog: Backlog | None = None, since: Since = None, rewind: int = 0
+    ) -> AsyncGenerator[Subscription]:
         """Subscribe the application itself: `async with backplane.subscribe("orders") as messages: async for ...`.
 
         Once entered, no later publish is missed without a `Gap`. `authorize` is not asked and `Limits` do not apply:
@@ -323,8 +334,15 @@ class Backplane:
             *channels: What to receive; `Subscription.join` adds more, and the first one must come before iterating.
             backlog: What may wait for the consumer; with the policy `close` a slow one gets a `SlowConsumerError`.
                 Defaults to that of the backplane, which it replaces whole.
+            since: The position up to which the consumer has received a channel, `str(message.position)`, or a mapping
+                of positions by channel: what was published after it comes first, in order and once, or a `Gap` where
+                that is no longer kept. `None` or "" the first time. What must not be processed twice needs its position
+                stored together with its effect.
+            rewind: How many of the newest messages of each channel come first where `since` is not given, and after the
+                gap where it cannot be served. Needs a channel with a history. Defaults to 0.
 
         Raises:
+            ConfigurationError: `backlog`, `since` or `rewind` cannot be used.
             InvalidChannelError: A name is not legal.
             SubscribeError: The broker refused a channel.
             BrokerUnavailableError: The broker did not confirm in time.
@@ -332,13 +350,15 @@ class Backplane:
             WrongLoopError: It runs in another event loop, thread or process.
         """
         runtime = self._lifecycle.running()
+        positions = positions_by_channel(since, channels, runtime.hub.rules)
+        check_rewind(rewind, runtime.hub.rules)
         subscription = Subscription(
             runtime.hub, None, self._outbox(runtime, backlog), statistics=runtime.statistics, bursts=runtime.bursts
         )
         runtime.subscriptions[subscription] = None
         try:
             for channel in channels:
-                await subscription.join(channel)
+                await subscription.join(channel, since=positions, rewind=rewind)
             yield subscription
         finally:
             subscription.end()
@@ -357,6 +377,10 @@ class Backplane:
         limits: Limits | None = None,
         on_gap: OnGap | None = None,
         backlog: Backlog | None = None,
+        since: Since = None,
+        rewind: int = 0,
+        previous_id: str | None = None,
+        envelope: Envelope = None,
     ) -> AbstractAsyncContextManager[Connection]:
         """Join `channels`, accept `websocket`, and serve it until the block ends.
 
@@ -381,7 +405,8 @@ class Backplane:
         Args:
             websocket: As the framework passed it, not accepted yet.
             *channels: What the client receives; `Connection.join` adds more.
-            subprotocol: The WebSocket subprotocol to accept with.
+            subprotocol: The WebSocket subprotocol to accept with. With `backplane.json.1` a client that offers it is
+                accepted with it and gets the JSON envelope; any other is accepted without a subprotocol.
             headers: Headers to accept with.
             context: Anything of the application's, such as the user: `Connection.context`, for `authorize`.
             client_key: Whose connection this is, for `Limits.max_connections_per_client`. Defaults to the client's
@@ -394,6 +419,24 @@ class Backplane:
             on_gap: What happens to this client when messages may be missing; defaults to that of the backplane.
             backlog: What may wait for this client; with the policy `close` a slow one is closed with code 1013.
                 Defaults to that of the backplane, which it replaces whole.
+            since: The position up to which the client has received its channel, as text, such as
+                `websocket.query_params.get("since")`: what was published after it is sent first, in order and once.
+                Where that is no longer kept, or it is no position, `connection.resumed` is `False`, `on_gap` is called
+                if it is a function, and a client with an envelope gets a gap; it is never closed for it. For several
+                channels a mapping of positions by channel, or one text: the positions of those with a history in the
+                order of their names, with a `.` between them. `None` or "" at a first visit. `authorize` is asked as at
+                any join.
+            rewind: How many of the newest messages of each channel are sent first at a first visit, and after the gap
+                where `since` cannot be served. Needs a channel with a history. Defaults to 0.
+            previous_id: The id of the connection that the client had before: messages that exclude it are not sent.
+                What is no id is ignored. A client can name any id: that only hides messages from itself.
+            envelope: `"json"`: each published message is sent with its channel and position, and the client is notified
+                of its joins and of gaps, in the format of `backplane.connection.envelope`; one that offers the
+                subprotocol `backplane.json.1` is accepted with it where `subprotocol` names no other. Or a function
+                that returns what is sent for a `Message`, `Gap` or `Joined`; it is called once per message for all
+                clients that have the same. Defaults to messages as they were published. What the application sends
+                itself stays as it is. `on_gap` applies beside it: pass a function that returns `None` to have the event
+                alone.
 
         Raises:
             WebSocketException: The client was refused, and its cause states why: a `RefusedError` (the origin,
@@ -401,7 +444,8 @@ class Backplane:
                 broker refused the channel, else 503), an `AuthorizeTimeoutError` (503), or a `ClosedError` while the
                 worker drains, or because the client left before it was accepted. The handshake is answered; to the
                 framework this is an ordinary end.
-            ConfigurationError: `expires_at` is not a moment, or `limits`, `on_gap` or `backlog` cannot be used.
+            ConfigurationError: `expires_at` is not a moment, or `limits`, `on_gap`, `backlog`, `since`, `rewind`,
+                `previous_id` or `envelope` cannot be used.
             LifecycleError: The socket was accepted already.
             ClosedError: The socket is closed, or the backplane has stopped.
             NotStartedError: The backplane is not started.
@@ -414,7 +458,14 @@ class Backplane:
         policy = runtime.policy.with_options(limits, on_gap)
         if socket.lane is None:
             warn_if_no_pings(policy.limits)
-        driver = ConnectionDriver(socket, runtime.hub, self._outbox(runtime, backlog), policy, context=context)
+        function = envelope_function(envelope)
+        if subprotocol == JSON_SUBPROTOCOL or (function is json_envelope and subprotocol is None):
+            subprotocol = JSON_SUBPROTOCOL if socket.offers(JSON_SUBPROTOCOL) else None
+            function = function or (None if subprotocol is None else json_envelope)
+        options = _client_options(channels, runtime.hub.rules, since, rewind, previous_id, function)
+        driver = ConnectionDriver(
+            socket, runtime.hub, self._outbox(runtime, backlog), policy, context=context, options=options
+        )
         driver.connection.expire_at(expires_at)
         return ConnectionScope(
             runtime,
@@ -440,6 +491,9 @@ class Backplane:
         heartbeat_seconds: float = 15.0,
         retry_seconds: float = 3.0,
         backlog: Backlog | None = None,
+        since: Since = None,
+        rewind: int = 0,
+        previous_id: str | None = None,
     ) -> Response:
         """Answer `request` with the same channels as server-sent events: `return backplane.sse(request, "orders")`.
 
@@ -462,9 +516,18 @@ class Backplane:
             retry_seconds: After how long the client comes back, on average. Defaults to 3.
             backlog: What may wait for this client; with the policy `close` the stream of a slow one ends, and the
                 client comes back. Defaults to that of the backplane, which it replaces whole.
+            since: The id of the last event that the client received, for one that begins anew: an `EventSource` that
+                comes back by itself shows it in its header `Last-Event-ID`, which replaces this. What was published
+                after it comes first, in order and once, or the event `gap`. Or a mapping of positions by channel. Only
+                channels with a history count, of which a stream may have 16. `None` or "" at a first visit.
+            rewind: How many of the newest messages of each channel come first at a first visit, and after such a gap.
+                Needs a channel with a history. Defaults to 0.
+            previous_id: The id of the stream or connection that the client had before: messages that exclude it are not
+                sent. What is no id is ignored.
 
         Raises:
-            ConfigurationError: No channel, `request` is not an HTTP request, or an option cannot be used.
+            ConfigurationError: No channel, more than 16 with a history, `request` is not an HTTP request, or an option
+                cannot be used.
             NotStartedError, ClosedError: The backplane is not running.
             WrongLoopError: It runs in another event loop, thread or process.
         """
@@ -484,6 +547,9 @@ class Backplane:
             expires_at=expires_at,
             heartbeat_seconds=heartbeat_seconds,
             retry_seconds=retry_seconds,
+            since=since,
+            rewind=rewind,
+            previous_id=previous_id,
         )
 
     async def history(self, channel: str, *, since: str | Position | None = None, limit: int = 100) -> HistoryPage:
@@ -564,3 +630,20 @@ def _checked_backlog(backlog: object) -> Backlog:
     if not isinstance(backlog, Backlog):
         raise ConfigurationError(f"backlog must be a Backlog(...), not {backlog!r:.100}")
     return backlog
+
+
+def _client_options(
+    channels: tuple[str, ...],
+    rules: HistoryRules | None,
+    since: Since,
+    rewind: int,
+    previous_id: str | None,
+    envelope: EnvelopeFunction | None,
+) -> SubscriberOptions | None:
+    """Return what this client is given, or `None` where it is given nothing: most clients are."""
+    positions = positions_by_channel(since, channels, rules)
+    check_rewind(rewind, rules)
+    previous = previous_token(previous_id)
+    if positions is None and not rewind and previous is None and envelope is None:
+        return None
+    return SubscriberOptions(since=positions, rewind=rewind, previous=previous, envelope=envelope)
