@@ -104,9 +104,10 @@ class InvalidChannelError(BackplaneError, ValueError):
 
 
 class InvalidDataError(BackplaneError, TypeError):
-    """The data to publish or to send is neither text, nor bytes, nor anything JSON, or an idempotency key is too long.
+    """The data to publish or to send is neither text, nor bytes, nor anything JSON; or an argument cannot be used.
 
-    Raised before anything is sent; nothing was published. Encode the data first, or publish another type.
+    Raised before anything is sent; nothing was published. Encode the data first, or publish another type. Of `exclude`
+    and `idempotency_key` the message states what is taken.
     """
 
 

@@ -96,7 +96,7 @@ def _history(channel: str, pattern: str | None, messages: int | None, seconds: f
         return {}
     given = {"max_messages": messages, "max_age_seconds": seconds}
     rule = History(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    history = {pattern or validate_channel(channel): rule}
+    history = {validate_channel(channel) if pattern is None else pattern: rule}
     if HistoryRules(history).rule_of(channel) is None:
         raise ConfigurationError(f"--keep-pattern {pattern!r} does not match the channel {channel!r}")
     return history

@@ -51,6 +51,12 @@ async def test_a_call_returns_when_the_publish_has_ended() -> None:
     await calling
 
 
+async def test_what_the_publish_returns() -> None:
+    """The caller gets what the publish returns."""
+    calls = await opened()
+    assert await asyncio.to_thread(calls.run, lambda: asyncio.sleep(0, "receipt"), seconds=WAIT_SECONDS) == "receipt"
+
+
 async def test_what_the_publish_raises() -> None:
     """The caller gets the error of the publish, with its traceback."""
     calls = await opened()

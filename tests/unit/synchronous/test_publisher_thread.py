@@ -99,6 +99,16 @@ def test_first_publish_starts() -> None:
     wait_until(lambda: not running_threads(), "the thread ends")
 
 
+def test_receipt_and_key() -> None:
+    """The idempotency key reaches the publisher, and its receipt the caller."""
+    publisher = FakePublisher()
+    publisher.receipt = Receipt(duplicate=True)
+    threads = threads_of(publisher)
+    assert threads.publish("a", 1, idempotency_key="k") is publisher.receipt
+    assert publisher.keys == ["k"]
+    threads.close()
+
+
 def test_many_first_publishes() -> None:
     """100 threads that publish first at once wait for one start in one thread."""
     publisher = FakePublisher()
