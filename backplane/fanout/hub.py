@@ -97,6 +97,11 @@ class Hub:
         """The channels with at least one local subscriber."""
         return self._subscribers.keys()
 
+    @property
+    def in_doubt(self) -> int:
+        """How many channels may miss messages that the broker has not given back yet: none without a history."""
+        return 0
+
     async def join(self, channel: str, subscriber: Subscriber, *, since: str | None = None, rewind: int = 0) -> None:
         """Add `subscriber`; when this returns it misses no later publish without a gap.
 
@@ -160,10 +165,6 @@ class Hub:
         if (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
             self.gaps.report_early(channel)  # the message has overtaken the broker's confirmation
         self._collect(channel, message)
-        if self._flush_handle is None:
-            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
-        elif self._collected_count >= _MAX_COLLECTED or self._collected_bytes >= _MAX_COLLECTED_BYTES:
-            self._flush()
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Notify every subscriber of `channels` that messages may be missing at this place.
@@ -205,12 +206,17 @@ class Hub:
             self.leave(channel, subscriber)
 
     def _collect(self, channel: str, message: Message) -> None:
+        """Keep a message for the end of this pass."""
         batch = self._collected.get(channel)
         if batch is None:
             batch = self._collected[channel] = Batch()
         batch.add(message)
         self._collected_count += 1
         self._collected_bytes += message.size_bytes
+        if self._flush_handle is None:
+            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
+        elif self._collected_count >= _MAX_COLLECTED or self._collected_bytes >= _MAX_COLLECTED_BYTES:
+            self._flush()
 
     def _flush(self) -> None:
         """Deliver everything that was collected, now: whatever comes next must follow it."""

@@ -49,6 +49,11 @@ class Gate:
         """Let them through."""
         self._open.set()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds nothing."""
+        return self._open.is_set()
+
     async def passage(self) -> None:
         """Return once the gate is open."""
         await self._open.wait()
@@ -294,7 +299,8 @@ class RecordingSubscriber:
         token: What a publisher names to leave it out.
         received: Every message's data and every `Gap`, in order.
         offers: The data of each call of `offer`.
-        joins: Every `Joined`.
+        joins: Every notice of a join.
+        missed: The data of each call of `offer_missed`; `received` has it too.
     """
 
     def __init__(self) -> None:
@@ -302,6 +308,7 @@ class RecordingSubscriber:
         self.received: list[str | bytes | Gap] = []
         self.offers: list[list[str | bytes]] = []
         self.joins: list[Joined] = []
+        self.missed: list[list[str | bytes]] = []
         self._changed = asyncio.Event()
 
     def offer(self, messages: Sequence[Message]) -> None:
@@ -311,12 +318,14 @@ class RecordingSubscriber:
         self._changed.set()
 
     def joined(self, joined: Joined) -> None:
-        """Keep a join."""
+        """Keep the notice of a join."""
         self.joins.append(joined)
 
     def offer_missed(self, messages: Sequence[Message]) -> None:
-        """Keep what a join gives back."""
-        self.offer(messages)
+        """Keep messages that a join gives back."""
+        self.missed.append([message.data for message in messages])
+        self.received += [message.data for message in messages]
+        self._changed.set()
 
     def gap(self, gap: Gap) -> None:
         """Keep a gap."""
