@@ -98,9 +98,9 @@ def positions_by_channel(since: Since, channels: Iterable[str], rules: HistoryRu
     if not kept:
         return dict.fromkeys(names, since)
     parts = since.split(SEPARATOR, len(kept))
-    if len(parts) == len(kept):
-        return {channel: part for channel, part in zip(kept, parts, strict=True) if part} or None
-    return dict.fromkeys(kept, UNKNOWN)
+    if len(parts) != len(kept):
+        return dict.fromkeys(kept, UNKNOWN)
+    return {channel: part or UNKNOWN for channel, part in zip(kept, parts, strict=True)}
 
 
 def position_in(since: Since, channel: str) -> str | None:

@@ -832,8 +832,8 @@ async def test_more_than_the_backlog_is_given_back(world: World, opened: bool) -
     socket.send_gate.open()
     await socket.receives(*numbers, "live", "more")
     socket.send_gate.close()
-    for number in range(10):  # the bounds are as before
-        hub.keep("kept", str(number))
+    for again in numbers[:10]:  # the bounds are as before
+        hub.keep("kept", again)
         await until_idle()
     assert connection.is_over
 
@@ -864,8 +864,8 @@ async def test_end_while_a_join_gives_back(world: World) -> None:
     connection, socket = world.connection(options=SubscriberOptions(envelope=fail))
     with pytest.raises(ClosedError):
         await connection.join("kept", rewind=1)
-    await socket.until(lambda: socket.closed == [(1011, "internal error")] or bool(socket.closed))
-    assert (socket.closed[0][0], world.hub.channels & {"kept"}) == (1011, set())
+    await socket.until(lambda: bool(socket.closed))
+    assert (socket.closed[0][0], list(world.hub.channels)) == (1011, [])
 
 
 async def test_envelope(world: World) -> None:
