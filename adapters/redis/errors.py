@@ -23,6 +23,7 @@ __all__ = [
     "classify_reply",
     "connect_error",
     "error_text",
+    "is_denied",
     "is_protocol_error",
     "is_read_only",
     "login_error",
@@ -43,6 +44,7 @@ _CLASSES: Final[tuple[tuple[ReplyClass, re.Pattern[str]], ...]] = (
     ),
     ("passing", re.compile(r"ERR max number of clients", re.IGNORECASE)),
     ("refused", re.compile(r"(NOPERM|WRONGPASS|DENIED)\b")),
+    ("refused", re.compile(r".*The user executing the script can't ")),
     ("refused", re.compile(r"ERR (unknown|wrong number of arguments|syntax error|Protocol error)", re.IGNORECASE)),
     ("refused", re.compile(r"ERR .*\b(not (supported|allowed|permitted)|disabled)\b", re.IGNORECASE)),
 )
@@ -54,6 +56,12 @@ _OF_SCRIPT: Final = re.compile(r"ERR Error running script .*@user_script: ?\d+: 
 def error_text(reply: hiredis.ReplyError) -> str:
     """Return an error reply so that its code is at the begin, also where a command in a script failed."""
     return _OF_SCRIPT.sub("", str(reply), count=1)
+
+
+def is_denied(reply: hiredis.ReplyError) -> bool:
+    """Return whether an ACL denies the command, or a command in a script."""
+    text = error_text(reply)
+    return text.startswith("NOPERM") or "The user executing the script can't " in text
 
 
 def is_read_only(reply: hiredis.ReplyError) -> bool:

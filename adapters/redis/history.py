@@ -15,7 +15,7 @@ from zlib import crc32
 
 import hiredis
 
-from backplane.adapters.redis.errors import classify_reply, error_text, is_read_only, unavailable
+from backplane.adapters.redis.errors import classify_reply, error_text, is_denied, is_read_only, unavailable
 from backplane.adapters.redis.link import pack_arguments
 from backplane.adapters.redis.scripts import GRANTS, KEEP, KEEP_ONCE, PERMITTED, RECALL, SCRIPTS
 from backplane.broadcaster import KeptMessage, Recalled
@@ -186,7 +186,7 @@ class RedisHistory:
     def _judge(self, reply: hiredis.ReplyError, where: str) -> None:
         """Raise what an error reply to a command of `prepare` means."""
         text = error_text(reply)
-        if text.startswith("NOPERM"):
+        if is_denied(reply):
             pattern = f"{self._prefix.translate(_PATTERN_ESCAPES)}{KEYS_PREFIX}*"
             raise _refused(
                 f"{where} does not permit this user to keep messages: {text}. "

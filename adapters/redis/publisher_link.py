@@ -117,7 +117,7 @@ class PublisherLink(RedisLink):
         super().reply_received(reply)
         if self._refused:
             if size and not isinstance(reply, hiredis.ReplyError):
-                self._fail_refused("the server had lost its scripts")
+                self._fail_refused("the server had lost its scripts", at_least_bytes=1)
             self._repeat_refused()
         if isinstance(reply, hiredis.ReplyError) and is_protocol_error(reply):
             # The server reads no further and closes the connection, so later publishes must not be sent on it. Those
@@ -197,8 +197,8 @@ class PublisherLink(RedisLink):
             self._transport.write(b"".join(commands))
         self._flush()
 
-    def _fail_refused(self, reason: str) -> None:
-        """Fail what was refused without the scripts, as certainly not published."""
-        for _, future, _ in self._refused:
-            if not future.done():
+    def _fail_refused(self, reason: str, *, at_least_bytes: int = 0) -> None:
+        """Fail what was refused without the scripts, as certainly not published; a read has no bytes."""
+        for _, future, size in self._refused:
+            if size >= at_least_bytes and not future.done():
                 future.set_exception(unavailable(reason))
