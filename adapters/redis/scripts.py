@@ -123,14 +123,15 @@ while more == 0 and index < 0 do
     piece = redis.call('LRANGE', log, index - ahead + 1, index)
   end
   if #piece == 0 then break end
+  local is_fresh = step > 0 or struct.unpack('>I6', piece[1], 5) >= oldest
   for number = 1, #piece do
     local element = piece[step > 0 and number or #piece + 1 - number]
-    if step < 0 and struct.unpack('>I6', element, 5) < oldest then index = 0 break end
+    if not is_fresh and struct.unpack('>I6', element, 5) < oldest then index = 0 break end
     if count == limit or bytes > max_bytes then more = 1 break end
     count = count + 1
     elements[count] = element
     bytes = bytes + #element - 10
-    largest = math.max(largest, #element)
+    if #element > largest then largest = #element end
   end
   if index == 0 or #piece < ahead and step < 0 then break end
   index = index + step * #piece
