@@ -179,9 +179,11 @@ class ChannelLog:
         return place
 
     def recalled(self, top: Position) -> None:
-        """Take the newest message that was read while it is subscribed to, unless one was received live since."""
-        if self.session is not self._logs.session or self.newest is None or self.newest.epoch != top.epoch:
-            self.newest, self.session = top, self._logs.session
+        """Take the newest position that was read while subscribed, unless a message was received live since."""
+        newest, session = self.newest, self._logs.session
+        # Of two positions without a message, the hub goes on with the one that was read last.
+        if self.session is not session or newest is None or not (newest.check or top.check):
+            self.newest, self.session = top, session
 
     def known_newest(self, *, first: int, last: int, now: float) -> Position | None:
         """Return the newest message that there ever was, of a channel of which the server has none any more.

@@ -100,32 +100,37 @@ class Reading:
         # What was dropped while this read can have left a hole after it.
         whole = [message for message in found if first is not None and message.sequence >= first.sequence]
         more = first is not None and bool(whole) and first.sequence < whole[0].sequence
-        if self._stream.rule.max_age_seconds < self._stream.max_age_seconds:
-            oldest = time.time() - self._stream.rule.max_age_seconds
-            whole = [message for message in whole if message.stored_at >= oldest]
-        return Recalled(items=self._kept(whole, None), top=top, more=more)
+        fresh = [message for message in whole if not self._has_expired(message)]
+        return Recalled(items=self._kept(fresh, None), top=top, more=more and len(fresh) == len(whole))
 
     async def _after(self, after: Position, top: Position, limit: int, max_bytes: int) -> Recalled:
-        """Return what follows a message that was there, and is there still when all is read."""
-        if not limit:
-            return Recalled(top=top, more=True)
-        found = await self._read(after.offset + 1, top.offset, limit, max_bytes)
+        """Return what follows a message that was there, if it is there still when all is read."""
+        found = await self._read(after.offset + 1, top.offset, limit or 1, max_bytes)
         first = await self._jetstream.first(self._stream, self._subject)
         if first is None or first.sequence > after.offset:
             return Recalled(top=top, found=False)
-        return self._followed(after, found, top)
+        return self._followed(after, found, top, limit)
 
     async def _after_start(self, after: Position, top: Position, limit: int, max_bytes: int) -> Recalled:
         """Return what follows a position whose message is not there, where nothing after it can have been removed."""
-        found = await self._read(after.offset + 1, top.offset, limit, max_bytes) if limit else ()
+        found = await self._read(after.offset + 1, top.offset, limit or 1, max_bytes)
         self._state = (await self._jetstream.info(self._stream, self._subject)).state
         count = (self._state.subjects or {}).get(self._subject.decode(), 0)
-        is_whole = count < self._stream.max_per_subject and (after == self._known_newest() or self._is_start(after))
-        return self._followed(after, found, top) if is_whole else Recalled(top=top, found=False)
+        if count >= self._stream.max_per_subject or not (after == self._known_newest() or self._is_start(after)):
+            return Recalled(top=top, found=False)
+        return self._followed(after, found, top, limit)
 
-    def _followed(self, after: Position, found: Collection[StoredMessage], top: Position) -> Recalled:
+    def _followed(self, after: Position, found: Collection[StoredMessage], top: Position, limit: int) -> Recalled:
         items = self._kept(found, after.offset)
-        return Recalled(items=items, top=top, more=not items or items[-1].place.offset < top.offset)
+        if any(map(self._has_expired, found)):  # the oldest one first
+            return Recalled(top=top, found=False)
+        more = not items or items[-1].place.offset < top.offset
+        return Recalled(items=items, top=top, more=more) if limit else Recalled(top=top, more=True)
+
+    def _has_expired(self, message: StoredMessage) -> bool:
+        """Whether a message is older than the rule permits: the stream keeps some for longer, because of their ids."""
+        rule_seconds = self._stream.rule.max_age_seconds
+        return rule_seconds < self._stream.max_age_seconds and message.stored_at < time.time() - rule_seconds
 
     async def _read(
         self, low: int, high: int, limit: int, max_bytes: int, *, newest: bool = False
