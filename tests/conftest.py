@@ -75,7 +75,7 @@ class StartSentinels(Protocol):
 class StartNats(Protocol):
     """Starts a NATS that belongs to one test and ends with it."""
 
-    def __call__(self, config: str = "", /, *, login: str = "") -> Broker:
+    def __call__(self, config: str = "", /, *, login: str = "", jetstream: bool = False) -> Broker:
         """Start one; skip the test where there is none."""
         ...
 
@@ -262,9 +262,9 @@ def private_nats_fixture(
     """Starts a NATS for this test alone, with lines of its configuration file: `private_nats("max_payload: 1024")`."""
     with ExitStack() as stack:
 
-        def start(config: str = "", /, *, login: str = "") -> Broker:
+        def start(config: str = "", /, *, login: str = "", jetstream: bool = False) -> Broker:
             folder = tmp_path_factory.mktemp("nats")
-            made = _started("nats", lambda: private_nats(config, folder, login=login))
+            made = _started("nats", lambda: private_nats(config, folder, login=login, jetstream=jetstream))
             return stack.enter_context(made)
 
         yield start
