@@ -120,6 +120,8 @@ class HistoryLog:
         """Read what is new: a peer has written something."""
         if self._reader is not None and self._reading is None:
             self._read(self._reader)
+            if self._reading is None and self._reader.sealed:
+                self._resync()
 
     def close(self) -> None:
         """Close the descriptors and end the timers; nothing is delivered any more."""
@@ -249,11 +251,7 @@ class HistoryLog:
             if self._reader is None:
                 self._reader = LogReader(self._files, self._take)
                 self._timer = self._loop.call_later(_LOOK_SECONDS, self._look, context=Context())
-                self._read(self._reader)
-                await self._wait_while(lambda _reader: True)
-                self._resync()
-            else:
-                self.nudge()
+            self.nudge()
         except OSError as error:
             raise _unavailable(error) from error
         await self._wait_while(lambda _reader: True)
@@ -295,23 +293,25 @@ class HistoryLog:
         self.nudge()
         if self._reading is not None:
             return
-        try:
-            self._resync()
-        except OSError as error:
-            self._bursts.log(logger, logging.WARNING, "cannot read the history (%s), trying again", error.strerror)
+        self._resync()
         if not self._looks % _LOOKS_PER_TRIM:
             self._trim()
 
     def _resync(self) -> None:
-        if self._reader is None:
+        """Go on where the log goes on, if the next segment was removed before this process has read it."""
+        reader = self._reader
+        if reader is None:
             return
-        self._reader.resync()
-        if self._reader.skipped:
-            self._reader.skipped = False
+        try:
+            skipped = reader.resync()
+        except OSError as error:
+            self._bursts.log(logger, logging.WARNING, "cannot read the history (%s), trying again", error.strerror)
+            return
+        if skipped:
             self._report_gap("the history was removed before this process had read it")
             for key in self.channels:
-                self._reader.index.watch(key, self._reader.offset)
-            self.nudge()
+                reader.index.watch(key, reader.offset)
+            self._reading = self._loop.call_soon(self._read_on, context=Context())
 
     def _trim(self) -> None:
         """Remove old segments, and what the index has of them."""

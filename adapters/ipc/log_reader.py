@@ -40,14 +40,14 @@ class LogReader:
         offset: Offset after the last record that was read.
         index: The records before it.
         keys: The idempotency keys that were used before it.
-        skipped: Records were removed before this process has read them, since this was last set to false.
+        sealed: It is at the end of a segment, and the next one was not there.
     """
 
     def __init__(self, files: LogFiles, read: Callable[[Record, int, int, int], None]) -> None:
         self.offset: int = 0
         self.index: LogIndex = LogIndex()
         self.keys: KeyTable = KeyTable()
-        self.skipped: bool = False
+        self.sealed: bool = False
         self._files = files
         self._on_record = read
         self._parser = RecordParser(files.mark)
@@ -55,7 +55,6 @@ class LogReader:
         self._file: FileIO | None = None
         self._base = 0
         self._bases: list[int] = []
-        self._sealed = False
         self._stalled_size = -1
         self._open_first()
 
@@ -68,7 +67,7 @@ class LogReader:
         deadline = time.monotonic() + _SLICE_SECONDS
         size = _READ_BYTES
         while True:
-            if self._sealed and not self._open_next():
+            if self.sealed and not self._open_next():
                 return False
             assert self._file is not None
             place = self.offset - self._base
@@ -82,8 +81,8 @@ class LogReader:
             self.offset = self._base + place + self._parser.position
             if late:
                 return True
-            self._sealed = self._parser.sealed
-            if not self._sealed and not self._parser.position and len(data) < size:
+            self.sealed = self._parser.sealed
+            if not self.sealed and not self._parser.position and len(data) < size:
                 self._stalled_size = place + len(data)  # the last record is not whole: wait until more is there
                 return False
             size = max(_READ_BYTES, self._parser.missing_bytes)
@@ -95,15 +94,17 @@ class LogReader:
             record: The record.
             offset: Its offset.
         """
-        if offset != self.offset or self._sealed:
+        if offset != self.offset or self.sealed:
             return False
         self.offset = offset + record.stop - record.start
         self._stalled_size = -1
         self._take(record, offset)
         return True
 
-    def resync(self) -> None:
-        """Go on where the log goes on, if it does not go on from here. To be called after `read` has found no more.
+    def resync(self) -> bool:
+        """Go on where the log goes on, if it does not go on from here; return whether records are missing in between.
+
+        To be called after `read` has found no more.
 
         Raises:
             OSError: The log cannot be read.
@@ -112,11 +113,13 @@ class LogReader:
         if bases and bases[-1] > self._base:
             # That segment was begun after this one had been sealed, so a SEAL is there by now, and the next segment.
             if self.read():
-                return
-            if self._base < bases[-1] and not (self._sealed and self.offset in bases):
+                return False
+            if self._base < bases[-1] and not (self.sealed and self.offset in bases):
                 self._skip_to(next((base for base in bases if base > self.offset), bases[-1]))
+                return True
         if bases:
             self.drop_before(bases[0])
+        return False
 
     def drop_before(self, base: int) -> None:
         """Note that the first segment is the one that begins at `base`."""
@@ -178,7 +181,7 @@ class LogReader:
         self._file = file
         self._base = self.offset = base
         self._bases.append(base)
-        self._sealed = False
+        self.sealed = False
         self._stalled_size = -1
 
     def _skip_to(self, base: int) -> None:
@@ -186,7 +189,6 @@ class LogReader:
         self._open(base)
         self._bases = [base]
         self.index.reset(base)
-        self.skipped = True
 
 
 class StoredRecord(NamedTuple):
