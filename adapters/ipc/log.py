@@ -118,10 +118,9 @@ class HistoryLog:
 
     def nudge(self) -> None:
         """Read what is new: a peer has written something."""
-        if self._reader is not None and self._reading is None:
-            self._read(self._reader)
-            if self._reading is None and self._reader.sealed:
-                self._resync()
+        reader = self._reader
+        if reader is not None and self._reading is None and not self._read(reader) and reader.sealed:
+            self._resync()
 
     def close(self) -> None:
         """Close the descriptors and end the timers; nothing is delivered any more."""
@@ -265,15 +264,16 @@ class HistoryLog:
         while self._reading is not None and self._reader is not None and has_to_read(self._reader):  # noqa: ASYNC110
             await asyncio.sleep(0)
 
-    def _read(self, reader: LogReader) -> None:
-        """Read for 2 ms, and go on in the next pass of the event loop if that was not all."""
+    def _read(self, reader: LogReader) -> bool:
+        """Read for 2 ms, and go on in the next pass of the event loop if that was not all; return whether it was not."""
         try:
             more = reader.read()
         except OSError as error:  # the next look tries again
             self._bursts.log(logger, logging.WARNING, "cannot read the history (%s), trying again", error.strerror)
-            return
+            return False
         if more and not self._closed:
             self._reading = self._loop.call_soon(self._read_on, context=Context())
+        return more
 
     def _read_on(self) -> None:
         self._reading = None

@@ -25,19 +25,22 @@ class ChannelRecords:
         last: Position of the newest there ever was, which the log may not have any more: its offset. Before the first
             one the offset up to which the log has none.
         check: Its check, 0 before the first one.
+        before: Offset and check of the record before the first of `offsets`; `None` where they are not known.
     """
 
-    __slots__ = ("check", "last", "offsets")
+    __slots__ = ("before", "check", "last", "offsets")
 
-    def __init__(self, last: int) -> None:
+    def __init__(self, last: int, *, known: bool) -> None:
         self.offsets: array[int] = array("Q")
         self.last: int = last
         self.check: int = 0
+        self.before: tuple[int, int] | None = (last, 0) if known else None
 
     def drop_before(self, oldest: int) -> None:
         """Drop the offsets before `oldest`."""
         if self.offsets and self.offsets[0] < oldest:
             del self.offsets[: bisect_left(self.offsets, oldest)]
+            self.before = None if self.offsets else (self.last, self.check)
 
     def after(self, position: Position, check_of: Callable[[int], int], oldest: int, end: int) -> int | None:
         """Return which of the offsets is the first after `position`; `None` where it names nothing here.
@@ -52,7 +55,7 @@ class ChannelRecords:
         index = bisect_left(offsets, offset)
         if index < len(offsets) and offsets[index] == offset:
             return index + 1 if check_of(offset) == position.check else None
-        if not offsets and (offset, position.check) == (self.last, self.check):
+        if (offset, position.check) == self.before:
             return 0
         # "No message up to here", as a join of a channel without messages returns it: true of any place in the log.
         if position.check == 0 and oldest <= offset <= end:
@@ -79,7 +82,7 @@ class LogIndex:
         """Add a record; return offset and check of the one before it on its channel."""
         records = self.channels.get(channel)
         if records is None:
-            records = self.channels[channel] = ChannelRecords(0)
+            records = self.channels[channel] = ChannelRecords(0, known=not self.oldest)
         before = records.last, records.check
         records.offsets.append(offset)
         records.last, records.check = offset, check
@@ -94,8 +97,12 @@ class LogIndex:
         """
         records = self.channels.get(channel)
         if records is None:
-            records = self.channels[channel] = ChannelRecords(end if self.oldest else 0)
+            records = self.channels[channel] = self.without_records(end)
         return records
+
+    def without_records(self, end: int) -> ChannelRecords:
+        """Return what is known of a channel that is not in the index."""
+        return ChannelRecords(end if self.oldest else 0, known=True)
 
     def drop_before(self, oldest: int) -> None:
         """Note that the log begins at `oldest`. Channels are dropped by `sweep`, some at a time."""

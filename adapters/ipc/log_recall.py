@@ -7,7 +7,6 @@ import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
-from backplane.adapters.ipc.log_index import ChannelRecords
 from backplane.broadcaster import KeptMessage, Recalled
 from backplane.message import Place, Position
 
@@ -48,7 +47,7 @@ async def recall(
         OSError: The log cannot be read.
     """
     index, end = reader.index, reader.offset
-    records = index.channels.get(channel) or ChannelRecords(end if index.oldest else 0)
+    records = index.channels.get(channel) or index.without_records(end)
     records.drop_before(index.oldest)
     top = Position(epoch, records.last, records.check)
     if after == top:
