@@ -280,8 +280,11 @@ class Track:
             if _follows(current, place):
                 items.append(kept)
                 current = place
-            elif index < asked and (place.epoch != current.epoch or place.offset <= current.offset):
-                continue  # the read, which is newer, covers it or has replaced it
+            elif index < asked:
+                # The read, which is newer, covers it or has replaced it. One that is ahead of it can also show that the
+                # broker has answered from before that message, so that is believed only if it repeats it.
+                if place.epoch == current.epoch and place.offset > current.offset and self._reads < _MAX_READS - 1:
+                    return index
             elif (
                 place.epoch != current.epoch
                 or place.offset > current.offset
@@ -322,7 +325,9 @@ class Track:
                 current = place
             elif current is not None and place.epoch == current.epoch and place.offset <= current.offset:
                 continue
-            elif index >= asked:
+            elif index >= asked or (
+                place.epoch == top.epoch and place.offset > top.offset and self._reads < _MAX_READS - 1
+            ):
                 return run, True
             else:
                 run, current = [], None

@@ -228,7 +228,7 @@ class Run:
         """
         weights = [weight for weight, _ in self.steps]
         functions = [step for _, step in self.steps]
-        for step in self.random.choices(functions, weights, k=self.random.randint(10, 120)):
+        for step in self.random.choices(functions, weights, k=self.random.choice((10, 40, 100, 400))):
             step()
         self.end()
         self.judge()
@@ -403,14 +403,22 @@ class Run:
                 last, gap = what, False
 
 
-def run_many(count: int, *, start: int = _START, faults: Faults = Faults()) -> list[tuple[int, str]]:
-    """Return the seeds of the runs that broke a promise, with what was broken."""
+def run_many(
+    count: int,
+    *,
+    start: int = _START,
+    faults: Faults = Faults(),  # frozen
+    most: int = sys.maxsize,
+) -> list[tuple[int, str]]:
+    """Return the seeds of the runs that broke a promise, with what was broken; stop when there are `most`."""
     broken: list[tuple[int, str]] = []
     for seed in range(start, start + count):
         try:
             Run(seed, faults).play()
         except BrokenError as error:
             broken.append((seed, str(error)))
+            if len(broken) >= most:
+                break
     return broken
 
 
