@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.fanout.subscriber_options import Since
     from backplane.history_rules import History
-    from backplane.message import HistoryPage, Position
+    from backplane.message import HistoryPage, Position, Receipt
     from backplane.synchronous.publisher import SyncPublisher
     from backplane.web.origin import AllowedOrigins
 
@@ -271,32 +271,55 @@ class Backplane:
         finally:
             await self.stop()
 
-    async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+    async def publish(
+        self,
+        channel: str,
+        data: object,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
+    ) -> Receipt:
         """Publish `data` to every subscriber of `channel`, on every worker.
 
         Returns when the broker has it as firmly as the adapter's `capabilities.publish_returns` states; it is no error
         that the channel has no subscriber. It is never sent a second time without the caller's knowledge. Cancelling
         leaves open whether it was published.
 
+        With an `idempotency_key` the broker publishes one message for all calls with that key on that channel within
+        300 seconds, by any process. So this call tries again by itself, for up to `publish_timeout_seconds`, where the
+        link was lost before the answer, and where the broker cannot accept the message for the moment: if the broker is
+        back in time, it ends as published or certainly not published. With `outage="buffer"` such a message is kept and
+        sent again, for up to 240 seconds after the first attempt. Messages with and without a key that are published at
+        the same time as one that is tried again may come before it; after a lost link those with a key keep the order
+        of their calls. A broker that loses what it stored can lose the key too, and then publishes the message again.
+
         Args:
             channel: Where to.
             data: `str` is received as text, `bytes` as binary, anything else as JSON text.
             exclude: A connection, or its id, that does not receive it: usually the client that sent it.
+            idempotency_key: What names this message, such as `order-42-paid`: 1 to 128 bytes, text in UTF-8. The
+                channel needs a rule in `history`. Defaults to none.
+
+        Returns:
+            The position of the message, where the channel has a rule, and whether a message with the same key was
+            published before; an earlier attempt of this very call counts.
 
         Raises:
             InvalidChannelError: The name is not legal.
-            InvalidDataError: `data` is neither text, nor bytes, nor anything JSON.
-            ConfigurationError: `exclude` is given, and the URL's option `wire_format=plain` cannot carry it.
+            InvalidDataError: `data` is neither text, nor bytes, nor anything JSON, or the key cannot be used.
+            ConfigurationError: `exclude` is given, and the URL's option `wire_format=plain` cannot carry it. Or a key
+                is given, and the channel has no rule, or the adapter cannot drop a second message with the same key.
             PayloadTooLargeError: It is over the adapter's limit; nothing was sent.
             BrokerUnavailableError: The broker was not available for `publish_timeout_seconds`, or the buffer of
                 `outage="buffer"` is full; certainly not published. At once where the broker answers that it cannot
                 accept it for the moment (a script runs, a failover is under way): another try can succeed.
-            PublishOutcomeUnknownError: The link ended, or time ran out, before the broker's answer.
+            PublishOutcomeUnknownError: The link ended, or time ran out, before the broker's answer; with a key: and it
+                was not back in time.
             PublishError: The broker refused it.
             NotStartedError, ClosedError: The backplane is not running.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        await self._lifecycle.running().publish(channel, data, exclude)
+        return await self._lifecycle.running().publish(channel, data, exclude, idempotency_key)
 
     @asynccontextmanager
     async def subscribe(
@@ -575,7 +598,7 @@ class Backplane:
             broadcaster,
             self._settings,
             self._notify_state,
-            history_rules=self._history_rules,
+            history_rules=self._history_rules or None,
             limits=self._limits,
             on_gap=self._on_gap,
             authorize=self._authorize,
@@ -600,7 +623,7 @@ class Backplane:
 
     def _unstarted(self) -> Backplane:
         """Return another one like this, for a thread that publishes."""
-        return Backplane(self._source.url_for_another(), settings=self._settings)
+        return Backplane(self._source.url_for_another(), settings=self._settings, history=dict(self._history_rules))
 
 
 def _checked_backlog(backlog: object) -> Backlog:

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from backplane.fanout.backlog import Backlog
     from backplane.fanout.subscriber_options import Since
     from backplane.fanout.subscription import Subscription
-    from backplane.message import Position
+    from backplane.message import Position, Receipt
 
 __all__ = ["PubSub", "TypedChannel", "TypedMessages"]
 
 ModelT = TypeVar("ModelT")
 
 # A placeholder of such a name could not be given: the methods have an option of that name.
-_OPTIONS: Final = frozenset({"exclude", "backlog", "since", "rewind"})
+_OPTIONS: Final = frozenset({"exclude", "idempotency_key", "backlog", "since", "rewind"})
 
 # Characters that a value may hold as part of a name; every other punctuation in a template separates its levels.
 _WORD_MARKS: Final = "-_ "
@@ -42,8 +42,16 @@ _WORD_MARKS: Final = "-_ "
 class PubSub(Protocol):
     """What typed channels publish and subscribe through: a `Backplane`."""
 
-    async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+    async def publish(
+        self,
+        channel: str,
+        data: object,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
+    ) -> Receipt:
         """Publish `data`."""
+        ...
 
     def subscribe(
         self, *channels: str, backlog: Backlog | None, since: Since, rewind: int
@@ -107,12 +115,14 @@ class TypedChannel(Generic[ModelT]):
         /,
         *,
         exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
         **placeholders: object,
-    ) -> None:
+    ) -> Receipt:
         """Publish `message` as JSON text: `await orders.publish(Order(...), id=42)`.
 
         Field names are the aliases, where there are any, as in FastAPI's answers. An instance of the model is taken as
-        it is; anything else, such as a dict, is validated.
+        it is; anything else, such as a dict, is validated. `exclude` and `idempotency_key` are those of
+        `Backplane.publish`, and so is what is returned.
 
         Raises:
             InvalidDataError: `message` is not of the type.
@@ -120,7 +130,8 @@ class TypedChannel(Generic[ModelT]):
             BackplaneError: As `Backplane.publish`.
         """
         channel = self.name(**placeholders)
-        await self._backplane.publish(channel, self.encode(message), exclude=exclude)
+        data = self.encode(message)
+        return await self._backplane.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
 
     @asynccontextmanager
     async def subscribe(

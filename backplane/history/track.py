@@ -329,9 +329,11 @@ class Track:
         return (run if current is not None else []), False
 
     def _newest_run(self) -> list[KeptMessage]:
-        """Return the unbroken run of what is held that ends with the newest one."""
-        run: list[KeptMessage] = []
+        """Return the unbroken run of what is held that ends with the newest one, without what can be a repetition."""
+        last, run = self.last, list[KeptMessage]()
         for kept in self.held:
+            if last is not None and kept.place.epoch == last.epoch and kept.place.offset <= last.offset:
+                continue
             if run and not _follows(run[-1].place, kept.place):
                 if any(kept.place == other.place for other in run):
                     continue

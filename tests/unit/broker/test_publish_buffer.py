@@ -20,6 +20,7 @@ from tests.unit.kit import SETTINGS, WAIT_SECONDS, supervised, warnings_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from backplane.message import Receipt
     from tests.unit.kit import SupervisedWorld
 
 pytestmark = pytest.mark.anyio
@@ -344,7 +345,7 @@ async def test_message_in_flight_is_accepted_before_one_that_is_kept() -> None:
 
 async def test_publish_while_the_stop_gives_up_starts_no_sender(caplog: pytest.LogCaptureFixture) -> None:
     """A message that is kept while the stop ends the sender is dropped and counted: nothing is sent after the stop."""
-    late: list[asyncio.Task[None]] = []
+    late: list[asyncio.Task[Receipt]] = []
 
     class PublishedWhenCancelled(Gate):
         async def passage(self) -> None:
