@@ -12,19 +12,24 @@ import pytest
 from redis.asyncio import Redis
 
 from backplane import (
+    Backlog,
     Backplane,
     BrokerError,
     BrokerUnavailableError,
     ConfigurationError,
+    Gap,
+    Message,
     PublishError,
     PublishOutcomeUnknownError,
     Receipt,
+    Settings,
 )
 from backplane.broker.registry import broadcaster_from_url
 from backplane.fanout import codec
 from backplane.history_rules import History, HistoryRules
 from backplane.message import Position
 from backplane.testing import FaultProxy, RecordingSink
+from backplane.testing.harness import next_message
 from tests.brokers.redis import RedisConfig
 
 if TYPE_CHECKING:
@@ -584,3 +589,67 @@ async def test_cancelled_calls_leave_the_rest_as_it_is(private_redis: StartRedis
         assert [payload for payload in received if payload in set(finished)] == finished
         assert len(set(received)) == len(received)
         assert [place.offset for place in sink.places if place is not None] == list(range(1, len(received) + 1))
+
+
+def encoded(text: str) -> bytes:
+    """Return a message as the core writes it."""
+    return codec.encode(text, origin=b"12345678", published_at=1.0)
+
+
+async def test_a_cut_link_is_repaired_without_a_gap(private_redis: StartRedis) -> None:
+    """What is kept while the link of a worker is cut again and again is received once, in order, without a gap."""
+    broker = private_redis()
+    rule = History(max_messages=10_000)
+    async with FaultProxy(broker.url) as proxy, linked(broker.url) as (publisher, _):
+        settings = Settings(max_backoff_seconds=0.05)
+        async with (
+            Backplane(proxy.url, history={"*": rule}, settings=settings) as backplane,
+            backplane.subscribe("room", backlog=Backlog(max_messages=10_000)) as messages,
+        ):
+            published, received = 0, list[object]()
+            for _ in range(20):
+                generation = (await backplane.health()).generation
+                proxy.cut()
+                while (await backplane.health()).generation == generation or backplane.state != "live":
+                    await publisher.keep("room", encoded(str(published)), rule)
+                    published += 1
+                async with asyncio.timeout(20):
+                    while len(received) < published:
+                        received.append(await anext(messages))
+        assert [item.data for item in received if isinstance(item, Message)] == [str(n) for n in range(published)]
+        assert backplane.statistics().malformed == 0
+
+
+@pytest.mark.parametrize("deed", ["FLUSHALL", "replaced"])
+async def test_what_the_server_lost_is_one_gap(private_redis: StartRedis, deed: str) -> None:
+    """Where the server lost what was missed, a subscriber gets exactly one gap, and then what is published after it."""
+    broker, other = private_redis(), private_redis()
+    async with (
+        FaultProxy(broker.url) as proxy,
+        Backplane(proxy.url, history={"*": RULE}, settings=Settings(max_backoff_seconds=0.05)) as backplane,
+        backplane.subscribe("room") as messages,
+    ):
+        async with linked(broker.url) as (publisher, _):
+            await publisher.keep("room", encoded("before"), RULE)
+            assert (await next_message(messages)).data == "before"
+            proxy.refuse()
+            proxy.cut()
+            await publisher.keep("room", encoded("lost"), RULE)
+        await command(broker, "FLUSHALL")
+        if deed == "replaced":
+            proxy.lead_to(other.url)
+        proxy.heal()
+        async with asyncio.timeout(10):
+            gap = await anext(messages)
+        assert isinstance(gap, Gap)
+        async with linked(other.url if deed == "replaced" else broker.url) as (publisher, _):
+            await publisher.keep("room", encoded("after"), RULE)
+        assert (await next_message(messages)).data == "after"
+
+
+async def test_a_start_with_a_history_and_plain_payloads_is_refused(redis_broker: Broker) -> None:
+    """A Backplane with a history does not start with `wire_format=plain`, and is left as if it had not been started."""
+    backplane = Backplane(f"{redis_broker.url}?wire_format=plain", history={"*": RULE})
+    with pytest.raises(ConfigurationError, match="take off that option"):
+        await backplane.start()
+    assert backplane.state != "live"
