@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from backplane.adapters.nats.channel_log import ChannelLogs, Session, Stream
+from backplane.adapters.nats.channel_order import ChannelOrder
 from backplane.adapters.nats.errors import unavailable
 from backplane.adapters.nats.jetstream import (
     DUPLICATE_WINDOW_SECONDS,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from backplane.adapters.nats.jetstream import StreamInfo
     from backplane.adapters.nats.link import NatsLink
     from backplane.adapters.nats.options import NatsOptions
+    from backplane.adapters.nats.requests import Reply
     from backplane.broadcaster import Recalled
     from backplane.history_rules import HistoryRules
 
@@ -61,6 +63,7 @@ class NatsHistory:
 
     Attributes:
         logs: Which channels have a history.
+        order: That of the messages of one channel.
     """
 
     def __init__(self, options: NatsOptions) -> None:
@@ -73,6 +76,7 @@ class NatsHistory:
         self._differs: set[str] = set()  # streams of which it is logged that their configuration is another
         self._was_prepared = False
         self.logs: ChannelLogs = ChannelLogs(self._look)
+        self.order: ChannelOrder = ChannelOrder()
 
     async def prepare(self, link: NatsLink, rules: HistoryRules) -> None:
         """Find or create the stream of each pattern. See `SupportsHistory.prepare`."""
@@ -110,12 +114,7 @@ class NatsHistory:
         headers = b"" if key is None else b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % _message_id(subject, key)
         if len(headers) + len(payload) > link.max_payload_bytes:
             raise PayloadTooLargeError(len(headers) + len(payload), link.max_payload_bytes)
-        try:
-            reply = (await link.request(subject, payload, headers))[0]
-        except PublishError as error:
-            if "permissions" not in error.reason.lower():
-                raise
-            raise PublishError(f"{reason_of(error)}; grant publish to {stream.subjects}", adapter="nats") from error
+        reply = await self._publish(link, stream, channel, payload, headers)
         if status_of(reply.headers) == _NO_RESPONDER:
             await self._missing(link, stream)
         try:
@@ -155,6 +154,17 @@ class NatsHistory:
         if log is not None and self.logs.session is session:
             log.recalled(recalled.top)
         return recalled
+
+    async def _publish(self, link: NatsLink, stream: Stream, channel: str, payload: bytes, headers: bytes) -> Reply:
+        await self.order.enter_keep(channel)
+        try:
+            return (await link.request(stream.subject_of(channel), payload, headers))[0]
+        except PublishError as error:
+            if "permissions" not in error.reason.lower():
+                raise
+            raise PublishError(f"{reason_of(error)}; grant publish to {stream.subjects}", adapter="nats") from error
+        finally:
+            self.order.leave_keep(channel)
 
     def _prepared_stream(self, link: NatsLink, channel: str) -> Stream:
         session, stream = self.logs.session, self.logs.stream_of(channel)
