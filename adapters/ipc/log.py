@@ -265,7 +265,7 @@ class HistoryLog:
             await asyncio.sleep(0)
 
     def _read(self, reader: LogReader) -> bool:
-        """Read for 2 ms, and go on in the next pass of the event loop if that was not all; return whether it was not."""
+        """Read for 2 ms; return whether there is more, which is read in the next pass of the event loop."""
         try:
             more = reader.read()
         except OSError as error:  # the next look tries again
