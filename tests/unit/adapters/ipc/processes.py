@@ -25,6 +25,7 @@ MEBIBYTE = 1024 * 1024
 PROCESS = """
 import asyncio, json, os, signal, sys, time
 from backplane.message import ALL
+from backplane.history_rules import History, HistoryRules
 from backplane.broker.registry import broadcaster_from_url
 
 class Sink:
@@ -59,6 +60,19 @@ async def main():
             for number in range(times):
                 await adapter.publish(channel, b"%d" % number)
             os.kill(os.getpid(), signal.SIGKILL)
+        elif command == "prepare":
+            await adapter.prepare(HistoryRules(dict.fromkeys(arguments, History())))
+        elif command == "keep":
+            channel, payload, size, times = arguments
+            for _ in range(times):
+                await adapter.keep(channel, payload.encode("latin-1").ljust(size, b"."), History())
+        elif command == "keep_with_key":
+            channel, payload, key = arguments
+            receipt = await adapter.keep(channel, payload.encode(), History(), key=key.encode())
+            report("receipt", str(receipt.position), receipt.duplicate)
+        elif command == "write_and_die":
+            adapter._node.log._announce = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            await adapter.keep(arguments[0], b"last", History())
         elif command == "fork":
             child = os.fork()
             if not child:
