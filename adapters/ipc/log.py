@@ -290,6 +290,8 @@ class HistoryLog:
         self._timer = self._loop.call_later(_LOOK_SECONDS, self._look, context=Context())
         self._looks += 1
         self._check_files()
+        if self._reader is not None:
+            self._reader.lookup.release()
         self.nudge()
         if self._reading is not None:
             return

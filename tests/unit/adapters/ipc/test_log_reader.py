@@ -182,9 +182,14 @@ def test_records_are_read_again_by_their_offset(log: Log) -> None:
     offsets = {log.write(payload): payload for payload in (b"", b"x", bytes(3000), bytes(70_000), b"y", bytes(70_000))}
     log.write(b"last")
     log.read_all()
-    with log.reader.lookup() as lookup:
-        assert {offset: lookup.read(offset).payload for offset in offsets} == offsets
-        assert {lookup.read(offset, header_only=True).payload for offset in offsets} == {b""}
-    log.files.trim(1, 10_000)
-    with log.reader.lookup() as lookup, pytest.raises(FileNotFoundError):
+    lookup = log.reader.lookup
+    assert {offset: lookup.read(offset).payload for offset in offsets} == offsets
+    assert {lookup.read(offset, header_only=True).payload for offset in offsets} == {b""}
+    left = log.files.trim(1, 10_000)
+    assert lookup.read(min(offsets)).payload == b""  # its segment is still open
+    lookup.release()
+    with pytest.raises(FileNotFoundError):
+        lookup.read(min(offsets))
+    log.reader.drop_before(left[0])
+    with pytest.raises(FileNotFoundError):
         lookup.read(min(offsets))
