@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,10 +17,10 @@ from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.recording import RecordingSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
-__all__ = ["MEBIBYTE", "Process", "Worker", "folder_of", "sockets", "wait_until"]
+__all__ = ["MEBIBYTE", "Process", "Worker", "folder_of", "no_garbage_collection", "sockets", "wait_until"]
 
 MEBIBYTE = 1024 * 1024
 
@@ -201,6 +203,16 @@ class Worker:
         count = len(self.sink.delivered)
         await other.adapter.publish(channel, b"barrier")
         await self.sink.until(lambda: (channel, b"barrier") in self.sink.delivered[count:])
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """While the time of a pass is taken: a collection of what all the tests hold takes longer."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 async def wait_until(holds: Callable[[], bool]) -> None:
