@@ -265,7 +265,7 @@ class HistoryLog:
             await asyncio.sleep(0)
 
     def _read(self, reader: LogReader) -> bool:
-        """Read for 2 ms, and go on in the next pass of the event loop if that was not all; return whether it was not."""
+        """Read for 2 ms; return whether there is more, which is read in the next pass of the event loop."""
         try:
             more = reader.read()
         except OSError as error:  # the next look tries again
@@ -290,6 +290,8 @@ class HistoryLog:
         self._timer = self._loop.call_later(_LOOK_SECONDS, self._look, context=Context())
         self._looks += 1
         self._check_files()
+        if self._reader is not None:
+            self._reader.lookup.release()
         self.nudge()
         if self._reading is not None:
             return

@@ -60,7 +60,7 @@ class LogFiles:
         self.path: Path = folder / "history"
         self.epoch: bytes = b""
         self.mark: bytes = b""
-        self._identity = (0, 0)
+        self._identity = (0, 0, 0)
 
     def open(self) -> None:
         """Read the identity of the log, and make one where there is none.
@@ -94,7 +94,7 @@ class LogFiles:
             found = (self.path / "epoch").stat()
         except OSError:
             return False
-        return (found.st_dev, found.st_ino) == self._identity
+        return _identity(found) == self._identity
 
     def bases(self) -> list[int]:
         """Return the first offset of each segment, in their order.
@@ -159,7 +159,7 @@ class LogFiles:
         if len(data) != _EPOCH_BYTES + MARK_BYTES:
             return False
         self.epoch, self.mark = data[:_EPOCH_BYTES], data[_EPOCH_BYTES:]
-        self._identity = (found.st_dev, found.st_ino)
+        self._identity = _identity(found)
         return True
 
     def _make(self) -> None:
@@ -199,3 +199,8 @@ class LogFiles:
             with suppress(OSError):
                 if (self.path / name).stat().st_mtime < outdated:
                     (self.path / name).unlink()
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    """Return what tells a file from one that was made in its place, with the same inode number perhaps."""
+    return found.st_dev, found.st_ino, found.st_mtime_ns
