@@ -14,6 +14,7 @@ from backplane.errors import ConfigurationError, LifecycleError
 from backplane.fanout.backlog import Backlog
 from backplane.fanout.outbox import Outbox
 from backplane.fanout.subscription import Subscription
+from backplane.history_rules import HistoryRules
 from backplane.settings import Settings
 from backplane.statistics import Statistics
 from backplane.synchronous.publisher import WorkerPublisher
@@ -27,7 +28,7 @@ from backplane.worker.lifecycle import Lifecycle
 from backplane.worker.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Iterable
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
     from datetime import datetime
 
     from pydantic import TypeAdapter
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from backplane.broker.link_state import LinkState, StateChange
     from backplane.connection.connection import Connection
     from backplane.connection.policy import Authorize, OnGap, OnSlow
+    from backplane.history_rules import History
+    from backplane.message import HistoryPage, Position
     from backplane.synchronous.publisher import SyncPublisher
     from backplane.web.origin import AllowedOrigins
 
@@ -70,6 +73,11 @@ class Backplane:
             alone. Only a URL can be opened a second time: with an object, `sync` publishes where this backplane is
             started and nowhere else, and after an event loop that ended without `stop`, or in a child of the process in
             which it was started, another object is needed.
+        history: Which channels are kept, and how much of each: `{"orders:*": History(max_messages=200)}`. In a pattern
+            `*` is any run of characters, and the first pattern that matches decides. On a kept channel a lost link
+            costs no message while the broker keeps it, and what comes back with its last position gets what it missed.
+            Every process that publishes to a kept channel or subscribes to it must have the same rule. Defaults to no
+            channel.
         settings: Times and bounds; see `Settings` for each with its default.
         limits: How clients are kept alive and what they may do, where `connect` and `sse` are given no other; see
             `Limits` for each with its default.
@@ -93,6 +101,7 @@ class Backplane:
         self,
         url: str | Broadcaster | None = None,
         *,
+        history: Mapping[str, History] | None = None,
         settings: Settings | None = None,
         limits: Limits | None = None,
         backlog: Backlog | None = None,
@@ -103,6 +112,7 @@ class Backplane:
         if not isinstance(settings, Settings | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"settings must be a Settings(...), not {settings!r:.100}")
         self._settings = settings or Settings()
+        self._history_rules = HistoryRules({} if history is None else history)
         self._limits = Limits() if limits is None else limits
         check_policy_options(on_gap, self._limits)
         self._backlog = _checked_backlog(Backlog() if backlog is None else backlog)
@@ -453,6 +463,25 @@ class Backplane:
             retry_seconds=retry_seconds,
         )
 
+    async def history(self, channel: str, *, since: str | Position | None = None, limit: int = 100) -> HistoryPage:
+        """Read from the history of `channel`, without a subscription. `authorize` is not asked.
+
+        Args:
+            channel: The channel, which must have a `History` rule.
+            since: The messages after this position, from the oldest on. Defaults to the newest ones.
+            limit: Most messages, at most the setting `max_recall_messages`. Defaults to 100.
+
+        Raises:
+            InvalidChannelError: The name is not legal.
+            InvalidPositionError: `since` is no position.
+            ConfigurationError: The channel has no rule, or `limit` is not a whole number more than 0.
+            BrokerUnavailableError: The broker is not available, or did not answer within `recall_timeout_seconds`.
+            BrokerError: It refused.
+            NotStartedError, ClosedError: The backplane is not running.
+            WrongLoopError: It runs in another event loop, thread or process.
+        """
+        return await self._lifecycle.running().history(channel, since, limit)
+
     @overload
     def channel(self, template: str, model: type[_ModelT] | TypeAdapter[_ModelT]) -> TypedChannel[_ModelT]: ...
     @overload
@@ -480,6 +509,7 @@ class Backplane:
             broadcaster,
             self._settings,
             self._notify_state,
+            history_rules=self._history_rules,
             limits=self._limits,
             on_gap=self._on_gap,
             authorize=self._authorize,

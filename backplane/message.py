@@ -1,6 +1,6 @@
 """What subscribers receive: `Message` with its `Position`, `Gap` where messages may be missing, `Joined` at a join.
 
-And what a publisher gets: `Receipt`.
+And what `publish` and `history` return: `Receipt`, `HistoryPage`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from backplane.errors import InvalidPositionError
 
-__all__ = ["ALL", "All", "Gap", "Joined", "Message", "Place", "Position", "Receipt"]
+__all__ = ["ALL", "All", "Gap", "HistoryPage", "Joined", "Message", "Place", "Position", "Receipt"]
 
 _POSITION: Final = Struct(">B8sQL")
 _POSITION_VERSION: Final = 1
@@ -183,6 +183,24 @@ class Gap:
     channel: str
     reason: str
     position: Position | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryPage:
+    """Some messages of a channel's history, as `Backplane.history` returns them.
+
+    Attributes:
+        messages: The messages, oldest first.
+        position: The position after them: pass it as `since` for the next page, or to a join to continue live.
+        complete: Nothing is missing between the position that was passed and the first message. `False` where the
+            history no longer reaches back to it: `messages` are then the newest ones.
+        more: There are more messages: newer ones after a position, older ones without.
+    """
+
+    messages: list[Message]
+    position: Position
+    complete: bool
+    more: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from backplane.fanout.batch import Batch
     from backplane.fanout.hub import Hub
-    from backplane.message import Gap
+    from backplane.message import Gap, Joined
 
 __all__ = ["BaseSubscriber", "JoinRules"]
 
@@ -125,6 +125,14 @@ class BaseSubscriber(ABC):
         if channel in self._channels:
             del self._channels[channel]
             self._hub.leave(channel, self)
+
+    def joined(self, joined: Joined) -> None:
+        """Take the notice of a join. Called by the hub."""
+        return
+
+    def offer_missed(self, batch: Batch, /) -> None:
+        """Take what a join gives back of one channel, in order. Called by the hub."""
+        self.offer(batch)
 
     @abstractmethod
     def offer(self, batch: Batch, /) -> None:

@@ -21,6 +21,7 @@ from backplane.connection.policy import ConnectionPolicy
 from backplane.errors import (
     BrokerUnavailableError,
     ClosedError,
+    ConfigurationError,
     InvalidDataError,
     PayloadTooLargeError,
     PublishError,
@@ -29,6 +30,8 @@ from backplane.errors import (
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.codec import encode
 from backplane.fanout.hub import Hub
+from backplane.history.histories import Histories
+from backplane.history_rules import HistoryRules
 from backplane.log_bursts import LogBursts
 from backplane.statistics import Counters
 from backplane.worker.clients import ClientRegistry
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from backplane.concurrency.affinity import LoopAffinity
     from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.fanout.subscription import Subscription
+    from backplane.message import HistoryPage, Position
     from backplane.settings import Settings
     from backplane.statistics import Statistics
 
@@ -54,6 +58,8 @@ logger: Final = logging.getLogger("backplane.worker.runtime")
 # How long a close takes beyond the grace of the handler where a client reads nothing: what waits is flushed, and the
 # close frame sent, within a second each.
 _CLOSE_SECONDS: Final = 2.0
+
+_NO_RULES: Final = HistoryRules({})
 
 # Over how long clients are closed where the server ends them meanwhile: Hypercorn gives them 3 s by default.
 _HURRIED_DRAIN_SECONDS: Final = 1.0
@@ -66,6 +72,7 @@ class Runtime:
         broadcaster: The adapter, not started yet.
         settings: Times and bounds.
         on_state: Called with every change of the link's state.
+        history_rules: Which channels have a history.
         limits: The limits of a client that is given no other.
         on_gap: What happens at a gap to a client that is given nothing else.
         authorize: Decides which client may join what.
@@ -80,6 +87,8 @@ class Runtime:
         policy: What applies to a client that is given no options of its own.
         subscriptions: The subscriptions of the application (`Backplane.subscribe`).
         keepalive: The timer of all connections.
+        history_rules: Which channels have a history.
+        histories: The histories of the kept channels; `None` without rules.
         statistics: Where the parts count; `count` returns it with what the hub and the buffer count themselves.
         bursts: How what can concern many clients at once is logged.
         drained: The worker is about to end, and its subscriptions have ended.
@@ -92,6 +101,7 @@ class Runtime:
         settings: Settings,
         on_state: Callable[[StateChange], None] | None = None,
         *,
+        history_rules: HistoryRules = _NO_RULES,
         limits: Limits | None = None,
         on_gap: OnGap = "close",
         authorize: Authorize | None = None,
@@ -104,16 +114,35 @@ class Runtime:
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
         self.bursts: LogBursts = LogBursts()
-        self.hub: Hub = Hub(self.broker_subscriptions, self.bursts)
+        self.statistics: Counters = Counters()
+        self.history_rules: HistoryRules = history_rules
+        self.histories: Histories | None = None
+        if history_rules:
+            self.histories = Histories(
+                broadcaster,
+                history_rules,
+                self.broker_subscriptions,
+                settings=settings,
+                statistics=self.statistics,
+                bursts=self.bursts,
+            )
+        histories = self.histories
+        self.hub: Hub = Hub(self.broker_subscriptions, self.bursts) if histories is None else histories.hub
         self.affinity: LoopAffinity = self.hub.affinity
         self.calls: CallQueue = CallQueue()
         self.calls.open()
         self.supervisor: Supervisor = Supervisor(
-            broadcaster, self.hub, self.broker_subscriptions, origin=self.origin, settings=settings, on_state=on_state
+            broadcaster,
+            self.hub,
+            self.broker_subscriptions,
+            origin=self.origin,
+            settings=settings,
+            on_state=on_state,
+            prepare=None if histories is None else histories.prepare,
+            link_tasks=() if histories is None else histories.link_tasks,
         )
         self.subscriptions: dict[Subscription, None] = {}
         self.keepalive: KeepaliveScheduler = KeepaliveScheduler()
-        self.statistics: Counters = Counters()
         self.clients: ClientRegistry = ClientRegistry(settings.max_connections, self.statistics, self.bursts)
         self.drained: bool = False
         self.policy: ConnectionPolicy = ConnectionPolicy(
@@ -167,6 +196,13 @@ class Runtime:
             self.bursts.log(logger, logging.WARNING, "the broker refused a message on channel %r: %s", channel, error)
             raise
         statistics.published += 1
+
+    async def history(self, channel: str, since: str | Position | None, limit: int) -> HistoryPage:
+        """Read from the history of a channel; see `Backplane.history`."""
+        validate_channel(channel)
+        if self.histories is None:
+            raise ConfigurationError("no channel has a history: give it a rule, Backplane(history={...})")
+        return await self.histories.page(channel, since, limit)
 
     async def wait_for_state(self, state: LinkState) -> None:
         """Wait until the link is in `state`.
@@ -240,6 +276,7 @@ class Runtime:
             connections=len(self.clients),
             subscriptions=len(self.subscriptions),
             buffered=len(self._publisher),
+            channels_in_doubt=hub.in_doubt,
         )
 
     def _end_subscriptions(self) -> None:
