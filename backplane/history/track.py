@@ -290,11 +290,10 @@ class Track:
     def _break(self, reason: str, top: Position, asked: int) -> Mended:
         """Report a gap, and go on at `top`; none if what is held itself shows that nothing is missing."""
         run, hole = self._run_through(top, asked)
-        last = self.last
         if not hole:
-            if run and last is not None and self.gap_reason is None and _proves(last, run[0].place):
+            if self.gap_reason is None and (following := _part_after(self.last, run)) is not None:
                 self._settle(run[-1].place, reached=True)
-                return Mended(run)
+                return Mended(following)
             if run and run[0].place.offset <= top.offset and run[0].place.before_check is None:
                 run = [kept for kept in run if kept.place.offset > top.offset]
             return self._end_with_gap(reason, run, top)
@@ -417,3 +416,12 @@ def _follows(last: Position, place: Place) -> bool:
 def _proves(last: Position, place: Place) -> bool:
     """Whether `place` names `last` by its check: after a failover a number alone proves nothing."""
     return place.before_check is not None and _follows(last, place)
+
+
+def _part_after(last: Position | None, run: list[KeptMessage]) -> list[KeptMessage] | None:
+    """Return the part of an unbroken run that follows `last`; `None` if the run does not show where that is."""
+    if last is None or not run:
+        return None
+    if _proves(last, run[0].place):
+        return run
+    return next((run[index + 1 :] for index, kept in enumerate(run) if kept.place == last), None)
