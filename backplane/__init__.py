@@ -37,7 +37,7 @@ from backplane.errors import (
 from backplane.fanout.backlog import Backlog, FullPolicy
 from backplane.fanout.subscription import Subscription
 from backplane.history_rules import History
-from backplane.message import Gap, Joined, Message, Position, Receipt
+from backplane.message import Gap, HistoryPage, Joined, Message, Position, Receipt
 from backplane.settings import Settings
 from backplane.statistics import Statistics
 from backplane.typed_channel import TypedChannel
@@ -63,6 +63,7 @@ __all__ = [
     "Gap",
     "Health",
     "History",
+    "HistoryPage",
     "InvalidChannelError",
     "InvalidDataError",
     "InvalidMessageError",

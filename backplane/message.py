@@ -1,20 +1,20 @@
 """What subscribers receive: `Message` with its `Position`, `Gap` where messages may be missing, `Joined` at a join.
 
-And what a publisher gets: `Receipt`.
+And what `publish` and `history` return: `Receipt`, `HistoryPage`.
 """
 
 from __future__ import annotations
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from struct import Struct
 from struct import error as StructError  # noqa: N812  # it is a class
 from typing import Any, Final
 
 from backplane.errors import InvalidPositionError
 
-__all__ = ["ALL", "All", "Gap", "Joined", "Message", "Place", "Position", "Receipt"]
+__all__ = ["ALL", "All", "Gap", "HistoryPage", "Joined", "Message", "Place", "Position", "Receipt"]
 
 _POSITION: Final = Struct(">B8sQL")
 _POSITION_VERSION: Final = 1
@@ -139,6 +139,7 @@ class Message:
             foreign publish.
         excluded: Id of the one connection that does not receive it, if any.
         position: Its position in the channel's history, where the channel has one.
+        is_json: The publisher passed it as something JSON, neither `str` nor `bytes`: `data` is its JSON text.
     """
 
     channel: str
@@ -147,6 +148,7 @@ class Message:
     published_at: float | None = None
     excluded: bytes | None = None
     position: Position | None = None
+    is_json: bool = field(default=False, compare=False, repr=False)
 
     def json(self) -> Any:
         """Parse the data as JSON: a message that was published as a list, a `dict` or a number is returned as that.
@@ -183,6 +185,24 @@ class Gap:
     channel: str
     reason: str
     position: Position | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryPage:
+    """Some messages of a channel's history, as `Backplane.history` returns them.
+
+    Attributes:
+        messages: The messages, oldest first.
+        position: The position after them: pass it as `since` for the next page, or to a join to continue live.
+        complete: Nothing is missing between the position that was passed and the first message. `False` where the
+            history no longer reaches back to it: `messages` are then the newest ones.
+        more: There are more messages: newer ones after a position, older ones without.
+    """
+
+    messages: list[Message]
+    position: Position
+    complete: bool
+    more: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,6 +64,16 @@ class Settings:
             work, is cancelled after this time (`asyncio.CancelledError`), and again if it swallows that. A drain waits
             as long for handlers. Defaults to 10.
         max_connections: Most clients of this worker; more are refused with 429. Defaults to none.
+        max_recall_messages: Most messages of a kept channel that are given back at once, to this worker after a lost
+            link or to a client that comes back; what missed more is notified of a gap. Defaults to 1,000.
+        max_recall_bytes: Most bytes, likewise. Defaults to 4 MiB.
+        recall_timeout_seconds: How long one read of a channel's history may take. Defaults to 2.
+        repair_timeout_seconds: For how long, on a link that works, the history of a channel is tried to be read after a
+            loss before its subscribers are notified of a gap. Defaults to 10.
+        max_held_messages: Most messages of a kept channel that are held back while those before them are read.
+            Defaults to 10,000.
+        max_ring_bytes: Most bytes of messages that this worker keeps, of all kept channels together, so that many
+            clients that come back cost the broker one read per channel. Defaults to 32 MiB.
 
     Raises:
         ConfigurationError: An option is not known; or a value is not one of the choices, not a number, not more than 0,
@@ -85,6 +95,12 @@ class Settings:
     drain_seconds: float = 5.0
     handler_grace_seconds: float = 10.0
     max_connections: int | None = None
+    max_recall_messages: int = 1_000
+    max_recall_bytes: int = 4 * 1024 * 1024
+    recall_timeout_seconds: float = 2.0
+    repair_timeout_seconds: float = 10.0
+    max_held_messages: int = 10_000
+    max_ring_bytes: int = 32 * 1024 * 1024
 
     def __post_init__(self) -> None:
         for option in fields(Settings):  # a subclass checks its own

@@ -29,6 +29,13 @@ class Statistics:
         publishes_unavailable: Calls that raised `BrokerUnavailableError`: certainly not published.
         publishes_unknown: Calls that raised `PublishOutcomeUnknownError`: published or not.
         publishes_refused: Calls that raised any other `PublishError`: the broker refused the message.
+        repaired: How many times a kept channel missed messages and the broker gave them back, so that no subscriber
+            noticed.
+        repaired_messages: The messages that were given back so.
+        proved: How many times, after a lost link, the next message itself proved that nothing was missing.
+        unkept: Messages of kept channels that their publisher did not keep: it lacks the rule.
+        resumed: Joins with a position (`since`) that got exactly what they had missed.
+        not_resumed: Joins with a position that the history does not reach back to, or that is none.
         duplicates: Calls of `publish` that returned, where the broker had a message with the same idempotency key and
             dropped this one. They are counted in `published` too.
         buffered: Messages that `outage="buffer"` keeps at this moment.
@@ -78,6 +85,12 @@ class Statistics:
     publishes_unavailable: int = 0
     publishes_unknown: int = 0
     publishes_refused: int = 0
+    repaired: int = 0
+    repaired_messages: int = 0
+    proved: int = 0
+    unkept: int = 0
+    resumed: int = 0
+    not_resumed: int = 0
     duplicates: int = 0
     buffered: int = 0
     buffer_dropped: int = 0
@@ -153,6 +166,12 @@ class Counters:
     publishes_unavailable: int = 0
     publishes_unknown: int = 0
     publishes_refused: int = 0
+    repaired: int = 0
+    repaired_messages: int = 0
+    proved: int = 0
+    unkept: int = 0
+    resumed: int = 0
+    not_resumed: int = 0
     duplicates: int = 0
     connections_opened: int = 0
     connections_refused: int = 0

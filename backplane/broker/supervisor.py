@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from backplane.broadcaster import SupportsLinkCheck, SupportsResume
 from backplane.broker.backoff import Backoff
@@ -23,7 +23,7 @@ from backplane.errors import BrokerError, BrokerUnavailableError
 from backplane.message import ALL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 
     from backplane.broadcaster import Broadcaster
     from backplane.broker.link_state import LinkState, StateChange
@@ -52,6 +52,8 @@ class Supervisor:
         origin: Random bytes of this process; they name the channel of its probe.
         settings: Times and bounds.
         on_state: Called at once with every change of the state; must not raise.
+        prepare: Called on every new link before a channel is subscribed. Defaults to nothing.
+        link_tasks: What else runs while a link is live, and is cancelled at its end.
         stable_seconds: A link that was live for this long resets the back-off.
         stop_seconds: How long the adapter may take to stop.
         outage_log_seconds: After how long an outage is logged again.
@@ -72,6 +74,8 @@ class Supervisor:
         origin: bytes,
         settings: Settings,
         on_state: Callable[[StateChange], None] | None = None,
+        prepare: Callable[[], Awaitable[None]] | None = None,
+        link_tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
         stable_seconds: float = _STABLE_SECONDS,
         stop_seconds: float = _STOP_SECONDS,
         outage_log_seconds: float = FIRST_LINE_SECONDS,
@@ -80,6 +84,8 @@ class Supervisor:
         self._hub = hub
         self._broker_subscriptions = broker_subscriptions
         self._settings = settings
+        self._prepare = prepare
+        self._link_tasks = link_tasks
         self._stable_seconds = stable_seconds
         self._stop_seconds = stop_seconds
         self._outage_log_seconds = outage_log_seconds
@@ -218,6 +224,8 @@ class Supervisor:
             await self._broadcaster.resume(session, resumed)
         else:
             await self._broadcaster.start(session)
+        if self._prepare is not None:
+            await self._prepare()
         if self._broker_subscriptions.needs_verified_link:
             self._broker_subscriptions.link_answered = await self.probe.verify(session)
         await self._broker_subscriptions.subscribe_all(self._broadcaster, resumed)
@@ -254,6 +262,8 @@ class Supervisor:
                 group.create_task(self._periodic_checks())
                 if self._broadcaster.capabilities.brokered:
                     group.create_task(self.probe.watch(session))
+                for link_task in self._link_tasks:
+                    group.create_task(link_task())
                 await session.failure
         except* BrokerError as errors:
             error = errors

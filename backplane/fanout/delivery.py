@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from backplane.fanout.batch import Batch
     from backplane.log_bursts import LogBursts
-    from backplane.message import Gap
+    from backplane.message import Gap, Joined
 
 __all__ = ["Delivery", "Subscriber", "log_failure"]
 
@@ -37,6 +37,14 @@ class Subscriber(Protocol):
 
     def gap(self, gap: Gap) -> None:
         """Take the notice that messages of a channel may be missing at this place."""
+        ...
+
+    def joined(self, joined: Joined) -> None:
+        """Take the notice that this subscriber has joined a channel, before the first message of a kept channel."""
+        ...
+
+    def offer_missed(self, batch: Batch, /) -> None:
+        """Take the messages of one channel that are given back at a join, in order: they may be many."""
         ...
 
 

@@ -63,6 +63,7 @@ class GapReporter:
         reported: How many gaps were reported, counted once per channel and stretch.
         last_reported_at: When the last one was reported, by the event loop's clock; `None` before the first.
         last_reason: Its reason.
+        on_reported: Called with the channel of an open gap before it is reported.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class GapReporter:
         self.reported: int = 0
         self.last_reported_at: float | None = None
         self.last_reason: str | None = None
+        self.on_reported: Callable[[str], None] = _ignore
 
     def open(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
         """Note that messages of `channels` may be missing from here on; `report` notifies the subscribers.
@@ -118,7 +120,7 @@ class GapReporter:
         for channel in channels:
             gap = self.opened.pop(channel, None)
             if gap is not None and not gap.resumed:
-                self._notify(channel, gap)
+                self._notify_of(channel, gap)
 
     def report_early(self, channel: str) -> None:
         """Notify the subscribers of `channel`, where a message has overtaken the broker's confirmation.
@@ -130,7 +132,17 @@ class GapReporter:
         self._flush()
         gap.resumed = True
         gap.notices.clear()
-        self._notify(channel, gap)
+        self._notify_of(channel, gap)
+
+    def reopen(self, channel: str, reason: str) -> None:
+        """Open the gap of a channel that the broker need not have confirmed, for `notify_refused` and the like."""
+        if channel not in self.opened:
+            self.opened[channel] = OpenGap(reason, tuple(self._subscribers.get(channel, ())), resumed=False)
+
+    def notify(self, gap: Gap) -> None:
+        """Notify every subscriber of the channel of a gap at this place, after what was received before it."""
+        self._flush()
+        self._notify(gap, tuple(self._subscribers.get(gap.channel, ())))
 
     def open_and_report(self, channels: Collection[str] | All, reason: str) -> None:
         """Open a gap and report it at once where the broker has confirmed the channel.
@@ -181,18 +193,25 @@ class GapReporter:
                 gap.notices.add(notice)
                 gap.resumed = False
                 gap.reason = f"{notice}: {reason}"
-                self._notify(channel, gap)
+                self._notify_of(channel, gap)
         return news
 
-    def _notify(self, channel: str, open_gap: OpenGap) -> None:
-        gap = Gap(channel=channel, reason=open_gap.reason)
+    def _notify_of(self, channel: str, open_gap: OpenGap) -> None:
+        self.on_reported(channel)
+        self._notify(Gap(channel=channel, reason=open_gap.reason), open_gap.subscribers)
+
+    def _notify(self, gap: Gap, subscribers: Collection[Subscriber]) -> None:
         self.reported += 1
         self.last_reported_at = asyncio.get_running_loop().time()
         self.last_reason = gap.reason
-        present = self._subscribers.get(channel, {})
-        for subscriber in open_gap.subscribers:
+        present = self._subscribers.get(gap.channel, {})
+        for subscriber in subscribers:
             if subscriber in present:
                 try:
                     subscriber.gap(gap)
                 except Exception as error:  # gap() must not raise; if it does, the others are still notified
-                    log_failure(self._bursts, channel, error)
+                    log_failure(self._bursts, gap.channel, error)
+
+
+def _ignore(_: str) -> None:
+    """Do nothing: the callback before one is set."""

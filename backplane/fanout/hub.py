@@ -18,13 +18,15 @@ from backplane.fanout.codec import decode
 from backplane.fanout.delivery import Delivery
 from backplane.fanout.gaps import GapReporter
 from backplane.log_bursts import LogBursts
+from backplane.message import Gap, Joined
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
-    from backplane.message import All, Message, Place
+    from backplane.history_rules import HistoryRules
+    from backplane.message import All, Message, Place, Position
 
 __all__ = ["Hub"]
 
@@ -53,7 +55,10 @@ class Hub:
         gaps: The open gaps, and how many were reported.
         delivered: Messages offered to subscribers, counted once per message.
         malformed: Payloads dropped because their header is invalid.
+        rules: Which channels have a history; `None` where none has.
     """
+
+    rules: HistoryRules | None = None
 
     def __init__(
         self,
@@ -92,16 +97,37 @@ class Hub:
         """The channels with at least one local subscriber."""
         return self._subscribers.keys()
 
-    async def join(self, channel: str, subscriber: Subscriber) -> None:
+    @property
+    def in_doubt(self) -> int:
+        """How many channels may miss messages that the broker has not given back yet: none without a history."""
+        return 0
+
+    async def join(self, channel: str, subscriber: Subscriber, *, since: str | None = None, rewind: int = 0) -> None:
         """Add `subscriber`; when this returns it misses no later publish without a gap.
 
         Concurrent joins of one channel share one broker subscription. Joining twice changes nothing. Cancelling undoes
         this join and no other.
 
+        Args:
+            channel: The channel.
+            subscriber: The subscriber. It is notified that it has joined.
+            since: The position up to which the subscriber has received the channel. Without a history it gets the
+                notice that this cannot be served.
+            rewind: How many of the newest messages it gets first; without a history none.
+
         Raises:
             SubscribeError: The broker refused the channel.
             BrokerUnavailableError: The broker did not confirm in time.
         """
+        await self._add(channel, subscriber)
+        gap = Gap(channel=channel, reason="the channel keeps no history") if since else None
+        subscriber.joined(Joined(channel=channel, gap=gap))
+
+    def position(self, channel: str) -> Position | None:
+        """Return the position of the newest message that the subscribers of `channel` got; `None` without a history."""
+        return None
+
+    async def _add(self, channel: str, subscriber: Subscriber) -> None:
         while True:
             # The subscriber is added before the broker is asked: a message can arrive between the broker's
             # confirmation and the moment at which this task runs again, and it must be delivered.
@@ -139,10 +165,6 @@ class Hub:
         if (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
             self.gaps.report_early(channel)  # the message has overtaken the broker's confirmation
         self._collect(channel, message)
-        if self._flush_handle is None:
-            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
-        elif self._collected_count >= _MAX_COLLECTED or self._collected_bytes >= _MAX_COLLECTED_BYTES:
-            self._flush()
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Notify every subscriber of `channels` that messages may be missing at this place.
@@ -184,12 +206,17 @@ class Hub:
             self.leave(channel, subscriber)
 
     def _collect(self, channel: str, message: Message) -> None:
+        """Keep a message for the end of this pass."""
         batch = self._collected.get(channel)
         if batch is None:
             batch = self._collected[channel] = Batch()
         batch.add(message)
         self._collected_count += 1
         self._collected_bytes += message.size_bytes
+        if self._flush_handle is None:
+            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
+        elif self._collected_count >= _MAX_COLLECTED or self._collected_bytes >= _MAX_COLLECTED_BYTES:
+            self._flush()
 
     def _flush(self) -> None:
         """Deliver everything that was collected, now: whatever comes next must follow it."""

@@ -31,6 +31,7 @@ class Health:
         connections: Clients of this worker, WebSockets and event streams, until their transport is gone.
         subscriptions: Subscriptions (`Backplane.subscribe`) of this worker.
         buffered: Messages that wait for the broker to be available again, with `outage="buffer"`.
+        channels_in_doubt: Kept channels that may miss messages which the broker has not given back yet.
     """
 
     live: bool
@@ -47,3 +48,4 @@ class Health:
     connections: int = 0
     subscriptions: int = 0
     buffered: int = 0
+    channels_in_doubt: int = 0

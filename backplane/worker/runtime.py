@@ -31,6 +31,7 @@ from backplane.errors import (
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.codec import encode
 from backplane.fanout.hub import Hub
+from backplane.history.histories import Histories
 from backplane.log_bursts import LogBursts
 from backplane.statistics import Counters
 from backplane.worker.clients import ClientRegistry
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.fanout.subscription import Subscription
     from backplane.history_rules import History, HistoryRules
-    from backplane.message import Receipt
+    from backplane.message import HistoryPage, Position, Receipt
     from backplane.settings import Settings
     from backplane.statistics import Statistics
 
@@ -74,12 +75,12 @@ class Runtime:
         broadcaster: The adapter, not started yet.
         settings: Times and bounds.
         on_state: Called with every change of the link's state.
+        history_rules: Which channels have a history; `None` where none has.
         limits: The limits of a client that is given no other.
         on_gap: What happens at a gap to a client that is given nothing else.
         authorize: Decides which client may join what.
         on_slow: Called with clients that are too slow.
         close_seconds: How long the close of a client that reads nothing takes beyond its handler's grace.
-        history_rules: Which channels have a history; `None` where none has.
 
     Attributes:
         affinity: The event loop in which all of it lives.
@@ -89,6 +90,7 @@ class Runtime:
         policy: What applies to a client that is given no options of its own.
         subscriptions: The subscriptions of the application (`Backplane.subscribe`).
         keepalive: The timer of all connections.
+        histories: The histories of the kept channels; `None` without rules.
         statistics: Where the parts count; `count` returns it with what the hub and the buffer count themselves.
         bursts: How what can concern many clients at once is logged.
         drained: The worker is about to end, and its subscriptions have ended.
@@ -101,12 +103,12 @@ class Runtime:
         settings: Settings,
         on_state: Callable[[StateChange], None] | None = None,
         *,
+        history_rules: HistoryRules | None = None,
         limits: Limits | None = None,
         on_gap: OnGap = "close",
         authorize: Authorize | None = None,
         on_slow: OnSlow | None = None,
         close_seconds: float = _CLOSE_SECONDS,
-        history_rules: HistoryRules | None = None,
     ) -> None:
         self.settings = settings
         self.origin: bytes = os.urandom(8)
@@ -114,16 +116,35 @@ class Runtime:
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
         self.bursts: LogBursts = LogBursts()
-        self.hub: Hub = Hub(self.broker_subscriptions, self.bursts)
+        self.statistics: Counters = Counters()
+        self._history_rules = history_rules
+        self.histories: Histories | None = None
+        if history_rules is not None:
+            self.histories = Histories(
+                broadcaster,
+                history_rules,
+                self.broker_subscriptions,
+                settings=settings,
+                statistics=self.statistics,
+                bursts=self.bursts,
+            )
+        histories = self.histories
+        self.hub: Hub = Hub(self.broker_subscriptions, self.bursts) if histories is None else histories.hub
         self.affinity: LoopAffinity = self.hub.affinity
         self.calls: CallQueue = CallQueue()
         self.calls.open()
         self.supervisor: Supervisor = Supervisor(
-            broadcaster, self.hub, self.broker_subscriptions, origin=self.origin, settings=settings, on_state=on_state
+            broadcaster,
+            self.hub,
+            self.broker_subscriptions,
+            origin=self.origin,
+            settings=settings,
+            on_state=on_state,
+            prepare=None if histories is None else histories.prepare,
+            link_tasks=() if histories is None else histories.link_tasks,
         )
         self.subscriptions: dict[Subscription, None] = {}
         self.keepalive: KeepaliveScheduler = KeepaliveScheduler()
-        self.statistics: Counters = Counters()
         self.clients: ClientRegistry = ClientRegistry(settings.max_connections, self.statistics, self.bursts)
         self.drained: bool = False
         self.policy: ConnectionPolicy = ConnectionPolicy(
@@ -139,7 +160,6 @@ class Runtime:
             bursts=self.bursts,
         )
         self._wire_format = broadcaster.options.wire_format
-        self._history_rules = history_rules
         self._deduplicates = broadcaster.capabilities.deduplicates
         self.close_seconds = close_seconds
         attempts = self.supervisor.attempts
@@ -189,6 +209,13 @@ class Runtime:
         if receipt.duplicate:
             statistics.duplicates += 1
         return receipt
+
+    async def history(self, channel: str, since: str | Position | None, limit: int) -> HistoryPage:
+        """Read from the history of a channel; see `Backplane.history`."""
+        validate_channel(channel)
+        if self.histories is None:
+            raise ConfigurationError("no channel has a history: give it a rule, Backplane(history={...})")
+        return await self.histories.page(channel, since, limit)
 
     async def wait_for_state(self, state: LinkState) -> None:
         """Wait until the link is in `state`.
@@ -262,6 +289,7 @@ class Runtime:
             connections=len(self.clients),
             subscriptions=len(self.subscriptions),
             buffered=len(self._publisher),
+            channels_in_doubt=hub.in_doubt,
         )
 
     def _checked_key(self, key: object, channel: str, rule: History | None) -> bytes:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Sink
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.lane import LaneWriter
-    from backplane.message import Gap, Message
+    from backplane.message import Gap, Joined, Message
     from backplane.statistics import Counters
 
 __all__ = [
@@ -299,17 +299,31 @@ class RecordingSubscriber:
         token: What a publisher names to leave it out.
         received: Every message's data and every `Gap`, in order.
         offers: The data of each call of `offer`.
+        joins: Every notice of a join.
+        missed: The data of each call of `offer_missed`; `received` has it too.
     """
 
     def __init__(self) -> None:
         self.token = secrets.token_bytes(8)
         self.received: list[str | bytes | Gap] = []
         self.offers: list[list[str | bytes]] = []
+        self.joins: list[Joined] = []
+        self.missed: list[list[str | bytes]] = []
         self._changed = asyncio.Event()
 
     def offer(self, messages: Sequence[Message]) -> None:
         """Keep messages."""
         self.offers.append([message.data for message in messages])
+        self.received += [message.data for message in messages]
+        self._changed.set()
+
+    def joined(self, joined: Joined) -> None:
+        """Keep the notice of a join."""
+        self.joins.append(joined)
+
+    def offer_missed(self, messages: Sequence[Message]) -> None:
+        """Keep messages that a join gives back."""
+        self.missed.append([message.data for message in messages])
         self.received += [message.data for message in messages]
         self._changed.set()
 

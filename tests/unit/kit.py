@@ -17,8 +17,11 @@ from backplane.broker.publisher import WaitingPublisher
 from backplane.broker.supervisor import Supervisor
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
+from backplane.history.histories import Histories
+from backplane.log_bursts import LogBursts
 from backplane.message import ALL, Gap
 from backplane.settings import Settings
+from backplane.statistics import Counters
 from backplane.worker.runtime import Runtime
 from tests.unit.controlled_adapter import Adapter
 from tests.unit.doubles import ControlledBroadcaster, RecordingSubscriber
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     import pytest
 
     from backplane.broker.link_state import LinkState, StateChange
+    from backplane.history_rules import HistoryRules
 
 __all__ = [
     "AT_ONCE",
@@ -158,7 +162,8 @@ class RuntimeWorld(World):
 class SupervisedWorld(World):
     """A hub whose link a supervisor opens, watches and opens again. It is not started yet.
 
-    `supervisor_seconds` are the times that the supervisor takes beside the settings.
+    With `rules` it is a hub with histories. `supervisor_seconds` are the times that the supervisor takes beside the
+    settings.
     """
 
     def __init__(
@@ -168,6 +173,7 @@ class SupervisedWorld(World):
         on_state: Callable[[StateChange], None] | None = None,
         *,
         batch_size: int = 500,
+        rules: HistoryRules | None = None,
         **supervisor_seconds: float,
     ) -> None:
         self._link_adapter = adapter or Adapter()
@@ -176,6 +182,18 @@ class SupervisedWorld(World):
             timeout_seconds=settings.subscribe_timeout_seconds,
             batch_size=batch_size,
         )
+        self.statistics = Counters()
+        histories: Histories | None = None
+        if rules is not None:
+            histories = Histories(
+                self._link_adapter,
+                rules,
+                broker_subscriptions,
+                settings=settings,
+                statistics=self.statistics,
+                bursts=LogBursts(),
+            )
+            hub = histories.hub
         super().__init__(broker_subscriptions, hub, self._link_adapter)
         self.supervisor = Supervisor(
             self.adapter,
@@ -184,6 +202,8 @@ class SupervisedWorld(World):
             origin=ORIGIN,
             settings=settings,
             on_state=on_state,
+            prepare=None if histories is None else histories.prepare,
+            link_tasks=() if histories is None else histories.link_tasks,
             **supervisor_seconds,
         )
         self.publisher = WaitingPublisher(self.supervisor.attempts)
@@ -241,11 +261,12 @@ async def supervised(
     on_state: Callable[[StateChange], None] | None = None,
     *,
     batch_size: int = 500,
+    rules: HistoryRules | None = None,
     **supervisor_seconds: float,
 ) -> AsyncGenerator[SupervisedWorld]:
     """Run a supervisor; a test that fails leaves no task either."""
     before = asyncio.all_tasks()
-    made = SupervisedWorld(adapter, settings, on_state, batch_size=batch_size, **supervisor_seconds)
+    made = SupervisedWorld(adapter, settings, on_state, batch_size=batch_size, rules=rules, **supervisor_seconds)
     try:
         async with asyncio.timeout(WAIT_SECONDS):
             await made.supervisor.start()

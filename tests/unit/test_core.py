@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
@@ -44,9 +45,10 @@ from backplane.sync import SyncBackplane
 from tests.unit.asgi_client import WAIT_SECONDS, Client, data_of
 from tests.unit.controlled_adapter import ControlledHistoryAdapter
 from tests.unit.doubles import ControlledBroadcaster, Gate, until_idle
+from tests.unit.keeping_hub import KeepingHub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable
     from types import FrameType
 
     from backplane.broadcaster import Sink
@@ -279,11 +281,12 @@ async def test_health_over_a_life() -> None:
 
 async def test_health_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `start="lazy"` a worker comes up without its broker: alive, not ready; `outage="buffer"` keeps and sends."""
-    away, start = [True], MemoryBroadcaster.start
+    attempts, returns, start = count(1), asyncio.Event(), MemoryBroadcaster.start
 
     async def moody_start(self: MemoryBroadcaster, sink: Sink) -> None:
-        if away[0]:
+        if next(attempts) == 1:
             raise BrokerUnavailableError("not yet")
+        await returns.wait()
         await start(self, sink)
 
     monkeypatch.setattr(MemoryBroadcaster, "start", moody_start)
@@ -296,7 +299,7 @@ async def test_health_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) 
         await backplane.publish("other", "kept")
         await backplane.publish("other", "kept too")
         assert (await backplane.health()).buffered == 2
-        away[0] = False
+        returns.set()
         await asyncio.wait_for(backplane.wait_for_state("live"), WAIT_SECONDS)
         assert await asyncio.wait_for(joining, WAIT_SECONDS) == ["1", "2"]
         assert ((await backplane.health()).ready, (await backplane.health()).buffered) == (True, 0)
@@ -884,3 +887,106 @@ async def test_name_that_no_host_can_have(scheme: str) -> None:
     """A label of more than 63 characters, which no resolver is asked for, fails the start like any unknown host."""
     with pytest.raises(BrokerUnavailableError):
         await Backplane(f"{scheme}://{'x' * 64}:1", settings=Settings(start_timeout_seconds=0.1)).start()
+
+
+# --- history, envelope -----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def keeping() -> AsyncGenerator[tuple[Backplane, KeepingHub]]:
+    """Run a backplane whose hub keeps the channels that begin with `kept`."""
+    async with Backplane("memory://") as backplane:
+        runtime = backplane._lifecycle.running()  # pyright: ignore[reportPrivateUsage]
+        runtime.hub = hub = KeepingHub(runtime.broker_subscriptions)
+        yield backplane, hub
+
+
+async def test_connect_resumes() -> None:
+    """A client that passes positions gets what it missed of each channel, before the handler runs."""
+    async with keeping() as (backplane, hub):
+        positions = [str(hub.keep(channel, "seen")) for channel in ("kept:a", "kept:b")]
+        for channel in ("kept:a", "kept:b"):
+            hub.keep(channel, f"missed in {channel}")
+        for since in (".".join(positions), dict(zip(("kept:a", "kept:b"), positions, strict=True))):
+            client = Client()
+            async with backplane.connect(client.websocket, "kept:b", "kept:a", since=since) as connection:
+                assert connection.resumed
+                assert {await client.receives() for _ in range(2)} == {"missed in kept:a", "missed in kept:b"}
+        async with backplane.connect(Client().websocket, "kept:a", "kept:b", since=positions[0]) as connection:
+            assert not connection.resumed
+
+
+async def test_connect_rewinds() -> None:
+    """A first visit gets the newest messages, without those that exclude the client's former connection."""
+    async with keeping() as (backplane, hub):
+        for number in range(3):
+            hub.keep("kept", str(number), b"previous" if number == 1 else None)
+        client = Client()
+        async with backplane.connect(
+            client.websocket, "kept", since="", rewind=2, previous_id=b"previous".hex()
+        ) as connection:
+            assert (await client.receives(), connection.resumed) == ("2", False)
+
+
+async def test_subscribe_resumes() -> None:
+    """A subscription gets what was published after the position of the message that it had last."""
+    async with keeping() as (backplane, hub):
+        seen = hub.keep("kept", "seen")
+        hub.keep("kept", "missed")
+        async with backplane.subscribe("kept", since=str(seen)) as messages:
+            assert (await data_of(messages, 1), messages.resumed) == (["missed"], True)
+            stored = str(messages.position("kept"))
+        hub.keep("kept", "missed later")
+        async with backplane.subscribe("kept", since={"kept": stored}) as messages:
+            assert await data_of(messages, 1) == ["missed later"]
+        async with backplane.subscribe("kept", rewind=2) as messages:
+            assert await data_of(messages, 2) == ["missed", "missed later"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"since": 7}, {"rewind": -1}, {"rewind": True}, {"rewind": 1.0}, {"rewind": 1}],
+    ids=lambda options: str(options),
+)
+async def test_history_options_of_no_use(options: dict[str, Any]) -> None:
+    """They raise at once, before a client is joined."""
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(ConfigurationError, match=next(iter(options))):
+            backplane.connect(Client().websocket, "a", **options)
+        with pytest.raises(ConfigurationError, match=next(iter(options))):
+            async with backplane.subscribe("a", **options):
+                pass
+        for wrong in ({"envelope": "xml"}, {"previous_id": 7}):
+            with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+                backplane.connect(Client().websocket, "a", **wrong)
+
+
+OFFERED = "backplane.json.1"
+
+
+@pytest.mark.parametrize(
+    ("options", "offered", "accepted", "received"),
+    [
+        ({}, [OFFERED], None, "x"),
+        ({"envelope": "json"}, [], None, '{"channel":"a","text":"x"}'),
+        ({"envelope": "json"}, ["other", OFFERED], OFFERED, '{"channel":"a","text":"x"}'),
+        ({"envelope": "json", "subprotocol": "other"}, ["other", OFFERED], "other", '{"channel":"a","text":"x"}'),
+        ({"subprotocol": OFFERED}, [OFFERED], OFFERED, '{"channel":"a","text":"x"}'),
+        ({"subprotocol": OFFERED}, ["other"], None, "x"),
+        ({"subprotocol": OFFERED, "envelope": lambda item: f"<{item.channel}>"}, [OFFERED], OFFERED, "<a>"),
+        ({"envelope": lambda item: f"<{item.channel}>"}, [OFFERED], None, "<a>"),
+    ],
+)
+async def test_envelope(options: dict[str, Any], offered: list[str], accepted: str | None, received: str) -> None:
+    """By option for every client, or by the subprotocol for those that offer it."""
+    async with Backplane("memory://") as backplane:
+        client = Client()
+        client.websocket.scope["subprotocols"] = offered
+        async with backplane.connect(client.websocket, "a", **options):
+            assert (await client.sent.get())["subprotocol"] == accepted
+            await backplane.publish("a", "x")
+            while (text := await client.receives()) == '{"channel":"a","event":"joined","resumed":false}':
+                pass
+            if received.startswith("<"):
+                text = await client.receives()
+            assert text == received

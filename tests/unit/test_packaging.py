@@ -61,6 +61,7 @@ PUBLIC_NAMES = [
     "Gap",
     "Health",
     "History",
+    "HistoryPage",
     "InvalidChannelError",
     "InvalidDataError",
     "InvalidMessageError",

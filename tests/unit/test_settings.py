@@ -24,6 +24,12 @@ DEFAULTS = {
     "drain_seconds": 5.0,
     "handler_grace_seconds": 10.0,
     "max_connections": None,
+    "max_recall_messages": 1_000,
+    "max_recall_bytes": 4_194_304,
+    "recall_timeout_seconds": 2.0,
+    "repair_timeout_seconds": 10.0,
+    "max_held_messages": 10_000,
+    "max_ring_bytes": 33_554_432,
 }
 CHOICES = ["start", "outage"]
 SWITCHES = ["refuse_after_accept"]
@@ -33,6 +39,10 @@ WHOLE = [
     *OPTIONAL,
     "max_buffer_bytes",
     "max_buffer_messages",
+    "max_recall_messages",
+    "max_recall_bytes",
+    "max_held_messages",
+    "max_ring_bytes",
 ]
 
 

@@ -17,6 +17,7 @@ from backplane import Backplane, Gap, History, Message
 from backplane.errors import ConfigurationError, InvalidChannelError, InvalidDataError
 from backplane.typed_channel import TypedChannel
 from tests.unit.controlled_adapter import ControlledHistoryAdapter
+from tests.unit.keeping_hub import KeepingHub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -208,7 +209,7 @@ async def test_publish_is_json_text_by_alias() -> None:
         await TypedChannel(backplane, "orders:{id}", Order).publish(Order(number=1, totalCents=250), id=42)
         item = (await take(aiter(raw)))[0]
         assert isinstance(item, Message)
-        assert item.data == '{"number":1,"totalCents":250}'
+        assert (item.data, item.is_json) == ('{"number":1,"totalCents":250}', True)
 
 
 @pytest.mark.parametrize(
@@ -317,3 +318,22 @@ async def test_cancelled_iteration_loses_nothing() -> None:
                     await anext(messages)
             await numbers.publish(1)
             assert await take(messages) == [1]
+
+
+# --- history ---------------------------------------------------------------------------------------------------------
+
+
+async def test_resume() -> None:
+    """A typed consumer goes on from the position that it stored."""
+    async with Backplane("memory://") as backplane:
+        runtime = backplane._lifecycle.running()  # pyright: ignore[reportPrivateUsage]
+        runtime.hub = hub = KeepingHub(runtime.broker_subscriptions)
+        numbers = TypedChannel(backplane, "kept:{id}", int)
+        for number in range(3):
+            hub.keep("kept:1", number)
+        async with numbers.subscribe(id=1, rewind=2) as messages:
+            assert (await take(messages, 1), messages.resumed) == ([1], False)
+            stored = str(messages.position)
+        async with numbers.subscribe(id=1, since=stored) as messages:
+            assert (await take(messages, 1), messages.resumed) == ([2], True)
+            assert messages.position == hub.position("kept:1")

@@ -90,6 +90,7 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
         "subscribe": lambda world: enter(world.backplane.subscribe("a")),
         "connect": lambda world: enter(world.backplane.connect(websocket(), "a")),
         "wait_for_state": lambda world: world.backplane.wait_for_state("degraded"),
+        "history": lambda world: world.backplane.history("k"),
         "health": lambda world: world.backplane.health(),
         "start": lambda world: world.backplane.start(),
         "drain": lambda world: world.backplane.drain(),
@@ -125,7 +126,7 @@ SAFE: dict[type, set[str]] = {
     Subscription: {"channels", "context", "id", "is_over", "kind", "token"},
     TypedChannel: {"encode", "name"},
 }
-INTERNAL: dict[type, set[str]] = {Subscription: {"end", "gap", "note_invalid", "offer"}}
+INTERNAL: dict[type, set[str]] = {Subscription: {"end", "gap", "joined", "note_invalid", "offer", "offer_missed"}}
 
 EVERY_USE = pytest.mark.parametrize(
     "use",

@@ -1,0 +1,378 @@
+"""The hub of a worker with history: it proves that nothing is missing on kept channels, and repairs them in place.
+
+It is a `Hub` whose kept channels, those with a `History` rule, have a track each. A message that follows the one before
+it is delivered as on any channel. Otherwise, and after a lost link, the channel is in doubt: what it misses is read
+from the broker, and its subscribers notice nothing. They are notified of a gap only where the broker no longer has it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from backplane.concurrency.timeouts import PatientTimeout
+from backplane.errors import BrokerUnavailableError
+from backplane.fanout.codec import decode
+from backplane.fanout.hub import Hub
+from backplane.history.kept_channel import KeptChannel
+from backplane.history.repair import ReadBounds, Repairer
+from backplane.history.replay import beginning, needs_ring
+from backplane.history.ring import Ring, RingBudget
+from backplane.history.track import HELD, PROVED, Track
+from backplane.message import All, Gap, Joined
+from backplane.statistics import Counters
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from backplane.broadcaster import Recalled, SupportsHistory
+    from backplane.fanout.batch import Batch
+    from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+    from backplane.fanout.delivery import Subscriber
+    from backplane.history.repair import Read
+    from backplane.history.track import Mended
+    from backplane.history_rules import History, HistoryRules
+    from backplane.log_bursts import LogBursts
+    from backplane.message import Place, Position
+    from backplane.settings import Settings
+
+__all__ = ["HistoryHub"]
+
+logger: Final = logging.getLogger("backplane.history.hub")
+
+# A ring that was filled for a join can be emptied, for the bound of all rings, before the join takes from it.
+_MAX_FILLS: Final = 3
+
+
+class HistoryHub(Hub):
+    """A hub with kept channels.
+
+    Args:
+        broker_subscriptions: As for `Hub`.
+        rules: Which channels are kept.
+        adapter: What keeps them.
+        follows: The adapter continues without loss after a lost link, and reports a gap wherever a message is missing:
+            its channels are in doubt only where a join needs their history.
+        settings: The bounds.
+        statistics: Where it counts.
+        bursts: As for `Hub`.
+
+    Attributes:
+        rules: Which channels are kept.
+        repairer: Reads from the broker. The supervisor runs it while the link is live.
+    """
+
+    def __init__(
+        self,
+        broker_subscriptions: BrokerSubscriptions,
+        rules: HistoryRules,
+        adapter: SupportsHistory,
+        *,
+        follows: bool,
+        settings: Settings,
+        statistics: Counters | None = None,
+        bursts: LogBursts | None = None,
+    ) -> None:
+        super().__init__(broker_subscriptions, bursts)
+        self.rules: HistoryRules = rules
+        self._follows = follows
+        self._settings = settings
+        self._statistics = statistics or Counters()
+        self._kept: dict[str, KeptChannel] = {}
+        self._budget = RingBudget(settings.max_ring_bytes)
+        self._closed = False
+        bounds = ReadBounds(
+            settings.max_recall_messages,
+            settings.max_recall_bytes,
+            settings.recall_timeout_seconds,
+            settings.repair_timeout_seconds,
+        )
+        self.repairer: Repairer = Repairer(
+            adapter, bounds, on_read=self._read, on_failed=self._give_up, bursts=self._bursts
+        )
+        self.gaps.on_reported = self._gap_reported
+        broker_subscriptions.on_confirmed = self._confirmed
+        broker_subscriptions.on_refused = self._refused
+        broker_subscriptions.on_overdue = self._overdue
+
+    @property
+    def in_doubt(self) -> int:
+        """How many channels may miss messages that the broker has not given back yet."""
+        return sum(kept.track.doubt is not None for kept in self._kept.values())
+
+    @property
+    def quiet(self) -> Iterable[KeptChannel]:
+        """The kept channels that are not in doubt and whose position is known."""
+        return [kept for kept in self._kept.values() if kept.track.doubt is None and kept.track.last is not None]
+
+    def position(self, channel: str) -> Position | None:
+        """Return the position of the newest message that the subscribers of `channel` got, if it is known."""
+        kept = self._kept.get(channel)
+        if kept is None:
+            return None
+        self._flush()
+        return kept.track.last
+
+    async def join(self, channel: str, subscriber: Subscriber, *, since: str | None = None, rewind: int = 0) -> None:
+        """Add `subscriber`, and give back what it missed; see `Hub.join`.
+
+        Everything up to one moment is given back, and everything after it is received live. Until then a placeholder
+        keeps the channel subscribed. Joins share the reads at the broker.
+        """
+        rule = self.rules.rule_of(channel)
+        if rule is None:
+            await super().join(channel, subscriber, since=since, rewind=rewind)
+            return
+        placeholder = _Placeholder()
+        if channel not in self._kept:
+            self._kept[channel] = self._new(channel, rule)
+        kept = self._kept[channel]
+        kept.wants_ring |= needs_ring(kept, since, rewind)
+        try:
+            await self._add(channel, placeholder)
+            await self._settled(kept, since, rewind)
+            self._begin(kept, subscriber, since, rewind)
+        finally:
+            self.leave(channel, placeholder)
+
+    def leave(self, channel: str, subscriber: Subscriber) -> None:
+        """Remove `subscriber`; with the last one the channel's track and ring go."""
+        super().leave(channel, subscriber)
+        if channel not in self._subscribers and (kept := self._kept.pop(channel, None)) is not None:
+            self.repairer.discard(kept)
+            kept.ring.clear(None)
+
+    def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
+        """Collect one payload, if it follows what was delivered; hold it back, or drop it, otherwise."""
+        kept = self._kept.get(channel)
+        if kept is None:
+            super().deliver(channel, payload, place)
+        elif place is None:
+            self._count_unkept(kept)
+            super().deliver(channel, payload)
+        elif (taken := kept.track.take(place, payload)) > 0:
+            if taken == PROVED:
+                self._statistics.proved += 1
+                kept.notify()
+            self._deliver_kept(kept, payload, place)
+        elif taken == HELD:
+            self._request(kept)
+
+    def gap(self, channels: Collection[str] | All, reason: str) -> None:
+        """Read again what may be missing on kept channels; notify the subscribers of every other one."""
+        for kept in self._proving(channels):
+            kept.lose(reason)
+            self._request(kept)
+        super().gap(self._others(channels), reason)
+
+    def open_gap(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
+        """Put kept channels in doubt until the next link, and open a gap on every other one."""
+        self.repairer.link_lost()
+        for kept in self._kept.values():
+            kept.repair_since = None
+        for kept in self._proving(channels):
+            kept.lose(reason)
+        super().open_gap(self._others(channels), reason, resumed=resumed)
+
+    def revoke(self, channels: Collection[str], reason: str) -> None:
+        """Put kept channels in doubt until they are subscribed again, and open a gap on every other one."""
+        for kept in self._proving(channels):
+            kept.lose(reason)
+        super().revoke(channels, reason)
+
+    def close(self) -> None:
+        """Remove every subscriber; joins that wait raise."""
+        super().close()
+        self._closed = True
+        kept_channels, self._kept = self._kept, {}
+        for kept in kept_channels.values():
+            kept.notify()
+
+    def _new(self, channel: str, rule: History) -> KeptChannel:
+        settings = self._settings
+        track = Track(settings.max_held_messages, settings.max_recall_bytes, latest=rule.latest)
+        return KeptChannel(channel, rule, track, Ring(rule.max_messages, rule.max_age_seconds, self._budget))
+
+    # What the broker, the link and the adapter report.
+
+    def _confirmed(self, channels: Collection[str]) -> None:
+        """Read what confirmed channels miss: they are subscribed now, so whatever is published later arrives."""
+        for channel in channels:
+            kept = self._kept.get(channel)
+            if kept is not None:
+                if self._proves(kept):
+                    self.gaps.discard(channel)
+                if kept.track.doubt is not None or kept.wants_ring:
+                    self._request(kept)
+        self.gaps.report(channels)
+
+    def _refused(self, refused: Mapping[str, str]) -> None:
+        self._open_for_notice(refused)
+        self.gaps.notify_refused(refused)
+
+    def _overdue(self, unconfirmed: Mapping[str, str]) -> None:
+        self._open_for_notice(unconfirmed)
+        self.gaps.notify_unconfirmed(unconfirmed)
+
+    def _open_for_notice(self, channels: Iterable[str]) -> None:
+        """Let the subscribers of kept channels be notified that nothing arrives; and again when it does."""
+        for kept in self._proving(channels):
+            if kept.track.doubt is not None and kept.track.last is not None:
+                self.gaps.reopen(kept.name, kept.track.doubt)
+
+    def _gap_reported(self, channel: str) -> None:
+        """An open gap is reported on a channel: what its track and ring hold does not lead up to what comes next."""
+        kept = self._kept.get(channel)
+        if kept is not None:
+            kept.ring.clear(None)
+            kept.track.forget()
+
+    # Repair.
+
+    def _request(self, kept: KeptChannel) -> None:
+        if kept.name in self._broker_subscriptions.confirmed:
+            self.repairer.request(kept)
+
+    def _read(self, kept: KeptChannel, read: Read) -> None:
+        """Take what was read: deliver what the track missed, and fill the ring where a join waits for it."""
+        if self._kept.get(kept.name) is not kept:
+            return
+        track = kept.track
+        if read.in_doubt and track.doubt is not None:
+            self._take_mended(kept, track.mend(read.recalled))
+            if track.doubt is None and not len(kept.ring):
+                kept.ring.clear(track.last)
+        if track.doubt is None and kept.wants_ring and read.is_whole:
+            kept.end_fill(self._fill(kept, read.recalled))
+        if track.doubt is not None or kept.wants_ring:
+            self._request(kept)
+        kept.notify()
+
+    def _fill(self, kept: KeptChannel, recalled: Recalled) -> str | None:
+        """Fill the ring with what was read; return why that is not possible."""
+        last = kept.track.last
+        if last is None:
+            return "the position of the channel is not known at present"
+        entries = [(place, decode(kept.name, payload, place)) for payload, place in recalled.items]
+        if not kept.ring.fill(entries, last, complete=True):
+            return "the history has moved on while it was read"
+        return None
+
+    def _give_up(self, kept: KeptChannel, reason: str) -> None:
+        """End the doubt of a channel that cannot be read: with a gap, if it had been received before."""
+        if self._kept.get(kept.name) is not kept:
+            return
+        kept.end_fill(reason)
+        if kept.track.doubt is not None:
+            self._take_mended(kept, kept.track.give_up(reason))
+        kept.notify()
+
+    def _take_mended(self, kept: KeptChannel, mended: Mended) -> None:
+        if mended.gap is not None:
+            kept.ring.clear(None)
+            self.gaps.notify(Gap(channel=kept.name, reason=mended.gap, position=mended.position))
+        elif mended.items:
+            self._statistics.repaired += 1
+            self._statistics.repaired_messages += len(mended.items)
+        for payload, place in mended.items:
+            self._deliver_kept(kept, payload, place)
+
+    def _deliver_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> None:
+        channel = kept.name
+        message = decode(channel, payload, place)
+        kept.ring.append(place, message)
+        if message is None:
+            self._count_malformed(channel)
+            return
+        if (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
+            self.gaps.report_early(channel)
+        self._collect(channel, message)
+
+    # Joins.
+
+    async def _settled(self, kept: KeptChannel, since: str | None, rewind: int) -> None:
+        """Wait until the track of a channel is not in doubt, and its ring holds what a join needs.
+
+        Raises:
+            BrokerUnavailableError: That took too long, or the backplane was stopped.
+        """
+        fills = kept.fills + _MAX_FILLS
+        try:
+            async with PatientTimeout(self._settings.subscribe_timeout_seconds):
+                while not self._closed:
+                    wants_ring = kept.fills < fills and needs_ring(kept, since, rewind)
+                    if kept.track.doubt is None and not wants_ring:
+                        return
+                    kept.wants_ring |= wants_ring
+                    self._request(kept)
+                    await kept.changed()
+        except TimeoutError:
+            raise BrokerUnavailableError(
+                f"the broker did not return the history of channel {kept.name!r} within "
+                f"{self._settings.subscribe_timeout_seconds:g} s"
+            ) from None
+        raise BrokerUnavailableError("the backplane was stopped")
+
+    def _begin(self, kept: KeptChannel, subscriber: Subscriber, since: str | None, rewind: int) -> None:
+        """Give back what a subscriber missed, and add it, in one pass of the event loop."""
+        self._flush()  # what was received up to here is in the ring
+        members = self._subscribers[kept.name]
+        if subscriber in members:  # another join of the same subscriber was first
+            return
+        joined, missed = beginning(kept, since, rewind)
+        if joined.resumed:
+            self._statistics.resumed += 1
+        elif since:
+            self._statistics.not_resumed += 1
+        members[subscriber] = 1
+        subscriber.joined(joined)
+        if missed:
+            subscriber.offer_missed(missed)
+
+    # Smaller parts.
+
+    def _proves(self, kept: KeptChannel) -> bool:
+        """Whether this hub itself proves that nothing is missing, or the adapter does, and reports gaps."""
+        return not self._follows or kept.rule.latest
+
+    def _proving(self, channels: Iterable[str] | All) -> list[KeptChannel]:
+        names = self._kept if isinstance(channels, All) else channels
+        found = [self._kept[name] for name in names if name in self._kept]
+        return [kept for kept in found if self._proves(kept)]
+
+    def _others(self, channels: Collection[str] | All) -> Collection[str] | All:
+        """Return the channels on which gaps are reported as on any channel."""
+        proving = {kept.name for kept in self._proving(channels)}
+        if not proving:
+            return channels
+        return [name for name in (self._subscribers if isinstance(channels, All) else channels) if name not in proving]
+
+    def _count_unkept(self, kept: KeptChannel) -> None:
+        self._statistics.unkept += 1
+        if not kept.unkept_logged:
+            kept.unkept_logged = True
+            self._bursts.log(
+                logger,
+                logging.WARNING,
+                "a message on channel %r was published without history, so it is received live and cannot be given "
+                "back: give every process that publishes to it the same rule, Backplane(history=...)",
+                kept.name,
+            )
+
+
+class _Placeholder:
+    """Keeps a channel subscribed while a join waits, and takes nothing."""
+
+    token: Final = b""
+
+    def offer(self, _: Batch, /) -> None:
+        """Take nothing: it is in the ring."""
+
+    def offer_missed(self, _: Batch, /) -> None:
+        """Take nothing."""
+
+    def gap(self, _: Gap) -> None:
+        """Take nothing: the join that waits begins after it."""
+
+    def joined(self, _: Joined) -> None:
+        """Take nothing."""

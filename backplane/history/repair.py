@@ -1,0 +1,169 @@
+"""Reads from the broker what the tracks of a worker miss, in one task for all channels."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from backplane.concurrency.timeouts import PatientTimeout
+from backplane.errors import BrokerError, BrokerUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backplane.broadcaster import Recalled, SupportsHistory
+    from backplane.history.kept_channel import KeptChannel
+    from backplane.log_bursts import LogBursts
+
+__all__ = ["Read", "ReadBounds", "Repairer"]
+
+logger: Final = logging.getLogger("backplane.history.repair")
+
+# Channels that are read at once: enough that a round trip does not matter, and few enough that their replies block the
+# event loop for some milliseconds only. A task for each of ten thousand channels blocked it for 100 ms.
+_BATCH_SIZE: Final = 100
+_FIRST_PAUSE_SECONDS: Final = 0.05
+_MAX_PAUSE_SECONDS: Final = 1.0
+
+
+class ReadBounds(NamedTuple):
+    """The bounds of one read, and of all reads for one channel.
+
+    Attributes:
+        max_messages: Most messages of one read.
+        max_bytes: Most bytes of one read.
+        read_seconds: How long one read may take.
+        repair_seconds: How long the reads for one channel may take together, on one link.
+    """
+
+    max_messages: int
+    max_bytes: int
+    read_seconds: float
+    repair_seconds: float
+
+
+class Read(NamedTuple):
+    """What was read for a channel.
+
+    Attributes:
+        recalled: What was read.
+        in_doubt: It was read for the doubt of the channel's track.
+        is_whole: It is everything that can be given back, for the ring.
+    """
+
+    recalled: Recalled
+    in_doubt: bool
+    is_whole: bool
+
+
+class Repairer:
+    """Brings tracks that are in doubt, and rings that a join needs, in line with the broker.
+
+    Args:
+        adapter: What keeps the histories.
+        bounds: The bounds of the reads.
+        on_read: Called with each channel and what was read for it.
+        on_failed: Called with each channel whose repair took too long, or that the broker refuses to read, and the
+            reason.
+        bursts: How failures, which can concern every channel at once, are logged.
+    """
+
+    def __init__(
+        self,
+        adapter: SupportsHistory,
+        bounds: ReadBounds,
+        *,
+        on_read: Callable[[KeptChannel, Read], None],
+        on_failed: Callable[[KeptChannel, str], None],
+        bursts: LogBursts,
+    ) -> None:
+        self._adapter = adapter
+        self._bounds = bounds
+        self._on_read = on_read
+        self._on_failed = on_failed
+        self._bursts = bursts
+        self._due: dict[KeptChannel, None] = {}
+        self._reading: set[KeptChannel] = set()
+        self._changed = asyncio.Event()
+
+    def request(self, kept: KeptChannel) -> None:
+        """Read for a channel once its turn comes; a second request before the end of that read changes nothing."""
+        if kept not in self._due and kept not in self._reading:
+            if kept.repair_since is None:
+                kept.repair_since = asyncio.get_running_loop().time()
+            self._due[kept] = None
+            self._changed.set()
+
+    def discard(self, kept: KeptChannel) -> None:
+        """Forget a channel."""
+        self._due.pop(kept, None)
+
+    def link_lost(self) -> None:
+        """Forget every request: each channel is requested again once the next link has confirmed it."""
+        self._due.clear()
+        self._reading.clear()
+
+    async def run(self) -> None:
+        """Read what is requested, until cancelled: while the link is live."""
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while batch := self._next_batch():
+                if await self._read_batch(batch):
+                    pause = _FIRST_PAUSE_SECONDS
+                else:
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+
+    def _next_batch(self) -> list[KeptChannel]:
+        """Take the next channels; those that hold messages back come first."""
+        waiting = [kept for kept in self._due if kept.track.held]
+        batch = (waiting or list(self._due))[:_BATCH_SIZE]
+        for kept in batch:
+            del self._due[kept]
+        self._reading = {kept for kept in batch if kept.track.doubt is not None or kept.wants_ring}
+        return list(self._reading)
+
+    async def _read_batch(self, batch: list[KeptChannel]) -> bool:
+        """Read for some channels at once; return whether any read succeeded."""
+        outcomes = await asyncio.gather(*(self._read(kept) for kept in batch))
+        now = asyncio.get_running_loop().time()
+        self._reading.clear()
+        for kept, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, BrokerError | TimeoutError):
+                self._read_failed(kept, outcome, now)
+            else:
+                kept.repair_since = None
+                self._on_read(kept, outcome)
+        return not all(isinstance(outcome, Exception) for outcome in outcomes)
+
+    async def _read(self, kept: KeptChannel) -> Read | BrokerError | TimeoutError:
+        """Read what a track misses, or, where it is settled or new, what its ring should hold."""
+        bounds, track = self._bounds, kept.track
+        in_doubt = track.doubt is not None
+        after, limit = track.ask(bounds.max_messages) if in_doubt else (None, 0)
+        if after is None and (kept.wants_ring or not in_doubt):
+            limit = min(bounds.max_messages, kept.rule.max_messages + 1)
+        try:
+            async with PatientTimeout(bounds.read_seconds):
+                recalled = await self._adapter.recall(
+                    kept.name, kept.rule, after=after, limit=limit, max_bytes=bounds.max_bytes
+                )
+        except (BrokerError, TimeoutError) as error:
+            return error
+        return Read(recalled, in_doubt, is_whole=after is None and limit > 0)
+
+    def _read_failed(self, kept: KeptChannel, error: BrokerError | TimeoutError, now: float) -> None:
+        reason = str(error) or f"the broker did not answer within {self._bounds.read_seconds:g} s"
+        since = now if kept.repair_since is None else kept.repair_since
+        passing = isinstance(error, BrokerUnavailableError | TimeoutError)
+        if passing and now - since < self._bounds.repair_seconds:
+            self.request(kept)
+            return
+        kept.repair_since = None
+        self._bursts.log(
+            logger, logging.ERROR, "the history of channel %r cannot be read, which is a gap: %s", kept.name, reason
+        )
+        self._on_failed(kept, f"the history cannot be read: {reason}")

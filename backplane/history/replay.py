@@ -1,0 +1,83 @@
+"""With what a subscriber begins that joins a kept channel: where it stands, and what it is given back first. No I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from backplane.errors import InvalidPositionError
+from backplane.message import Gap, Joined, Place, Position
+
+if TYPE_CHECKING:
+    from backplane.fanout.batch import Batch
+    from backplane.history.kept_channel import KeptChannel
+
+__all__ = ["Beginning", "beginning", "needs_ring"]
+
+_NOT_FOUND = "the history does not hold everything since the position that was passed"
+
+
+class Beginning(NamedTuple):
+    """What a subscriber gets at its join, in this order, before the first live message."""
+
+    joined: Joined
+    missed: Batch
+
+
+def needs_ring(kept: KeptChannel, since: str | None, rewind: int) -> bool:
+    """Whether a join must wait until the ring holds everything that can be given back.
+
+    Not where `since` is the newest position, as of most clients that come back to a quiet channel.
+    """
+    if kept.ring.is_complete:
+        return False
+    position = _parsed(since) if since else None
+    if position is not None:
+        return kept.ring.after(position) is None
+    return rewind > 0 or kept.rule.latest
+
+
+def beginning(kept: KeptChannel, since: str | None, rewind: int) -> Beginning:
+    """Return what is given back to a subscriber that joins at this moment; the ring ends where the live messages begin.
+
+    Args:
+        kept: The channel.
+        since: The position that the subscriber passed, as text; any other text counts as a position not found.
+        rewind: How many of the newest messages it gets where it passed none, or where that is not found.
+    """
+    newest = kept.track.last
+    if kept.rule.latest:
+        return _beginning_with_latest(kept, newest, since)
+    gap = None
+    if since:
+        position = _parsed(since)
+        missed = None if position is None else kept.ring.after(position)
+        if missed is not None:
+            return Beginning(Joined(channel=kept.name, position=position, resumed=True), missed)
+        gap = Gap(channel=kept.name, reason=kept.fill_error or _NOT_FOUND, position=newest)
+    missed = kept.ring.newest(rewind)
+    return Beginning(Joined(channel=kept.name, position=_before(missed, newest), gap=gap), missed)
+
+
+def _beginning_with_latest(kept: KeptChannel, newest: Position | None, since: str | None) -> Beginning:
+    """Return the newest message, unless the subscriber has it: of such a channel nothing else counts."""
+    position = _parsed(since) if since else None
+    missed = kept.ring.newest(0 if position is not None and position == newest else 1)
+    joined = Joined(channel=kept.name, position=_before(missed, newest), resumed=position is not None)
+    return Beginning(joined, missed)
+
+
+def _before(missed: Batch, newest: Position | None) -> Position | None:
+    """Return the position before `missed`, where it is known."""
+    if not missed:
+        return newest
+    first = missed[0].position
+    if isinstance(first, Place) and first.before is not None and first.before_check is not None:
+        return Position(first.epoch, first.before, first.before_check)
+    return None
+
+
+def _parsed(since: str) -> Position | None:
+    try:
+        return Position.parse(since)
+    except InvalidPositionError:
+        return None

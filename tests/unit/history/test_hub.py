@@ -1,0 +1,502 @@
+"""`backplane.history.hub`: kept channels are repaired in place, and subscribers get what they missed."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backplane.errors import BrokerError, BrokerUnavailableError
+from backplane.history.hub import HistoryHub
+from backplane.history_rules import History, HistoryRules
+from backplane.message import Gap, Position
+from tests.unit.controlled_adapter import ControlledHistoryAdapter
+from tests.unit.doubles import RecordingSubscriber, until_idle
+from tests.unit.kit import SETTINGS, WAIT_SECONDS, SupervisedWorld, supervised, warnings_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from backplane.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+RULES = HistoryRules(
+    {"price:*": History(latest=True), "few:*": History(max_messages=3), "k*": History(max_messages=100)}
+)
+
+
+class HistoryWorld(SupervisedWorld):
+    """A supervised hub with kept channels: `k*`, `few:*` and `price:*`."""
+
+    @property
+    def adapter(self) -> ControlledHistoryAdapter:
+        """The broker that the test controls."""
+        adapter = super().adapter
+        assert isinstance(adapter, ControlledHistoryAdapter)
+        return adapter
+
+    @property
+    def history_hub(self) -> HistoryHub:
+        """The hub."""
+        assert isinstance(self.hub, HistoryHub)
+        return self.hub
+
+    def append(self, channel: str, *payloads: str) -> None:
+        """Let another process publish and keep texts."""
+        for payload in payloads:
+            self.adapter.append(channel, payload.encode(), most=3 if channel.startswith("few") else 100)
+
+    async def joins(self, channel: str, *, since: str | None = None, rewind: int = 0) -> RecordingSubscriber:
+        """Return a subscriber that has joined with a position."""
+        subscriber = RecordingSubscriber()
+        async with asyncio.timeout(WAIT_SECONDS):
+            await self.hub.join(channel, subscriber, since=since, rewind=rewind)
+        return subscriber
+
+    async def settled(self) -> None:
+        """Wait until no channel is in doubt."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while self.history_hub.in_doubt:
+                await until_idle()
+        await until_idle()
+
+    async def missing(self, channel: str, *payloads: str) -> None:
+        """Lose the link, let others publish meanwhile, and get it back."""
+        await self.degrade()
+        self.append(channel, *payloads)
+        generation = self.supervisor.generation
+        self.adapter.start_gate.open()
+        await self.reaches("live", generation=generation)
+
+
+@asynccontextmanager
+async def history_world(
+    adapter: ControlledHistoryAdapter | None = None, settings: Settings = SETTINGS
+) -> AsyncGenerator[HistoryWorld]:
+    """Run a supervised hub with kept channels."""
+    async with supervised(adapter or ControlledHistoryAdapter(), settings, rules=RULES) as made:
+        made.__class__ = HistoryWorld
+        assert isinstance(made, HistoryWorld)
+        yield made
+
+
+async def test_messages_in_order_are_delivered_without_a_read() -> None:
+    """After the read of the first join, messages that follow each other cost no read."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1", "2", "3")
+        assert await subscriber.receives(3) == ["1", "2", "3"]
+        assert [recall.limit for recall in worker.adapter.recalls] == [0]
+
+
+async def test_positions_of_messages() -> None:
+    """The position of the hub is that of the newest message that was delivered."""
+    async with history_world() as worker:
+        assert worker.hub.position("k") is None
+        subscriber = await worker.joined("k")
+        assert subscriber.joins[0].position == worker.hub.position("k") == worker.adapter.log("k").top
+        worker.append("k", "1")
+        assert worker.hub.position("k") == worker.adapter.log("k").top
+        assert subscriber.received == ["1"]
+
+
+async def test_a_lost_link_is_repaired_in_place() -> None:
+    """What was published while the link was down is read and delivered, in order, and no gap is reported."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        await worker.missing("k", "2", "3")
+        await worker.settled()
+        worker.append("k", "4")
+        assert await subscriber.receives(4) == ["1", "2", "3", "4"]
+        assert (worker.statistics.repaired, worker.statistics.repaired_messages) == (1, 2)
+        assert worker.hub.gaps.reported == 0
+
+
+async def test_a_channel_without_a_rule_has_its_gap() -> None:
+    """A channel without a rule has the gap of a lost link, beside a kept one that has none."""
+    async with history_world() as worker:
+        plain, kept = await worker.joined("plain"), await worker.joined("k")
+        await worker.missing("k", "1")
+        assert await kept.receives(1) == ["1"]
+        await plain.receives(1)
+        assert [type(item) for item in plain.received] == [Gap]
+
+
+async def test_messages_that_arrive_before_the_read_wait() -> None:
+    """What arrives while the missed messages are read is delivered after them."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.recall_gate.close()
+        worker.adapter.states_check = False  # so that no message proves anything by itself
+        await worker.missing("k", "2")
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) == 2)
+        worker.append("k", "3")
+        await until_idle()
+        assert subscriber.received == ["1"]
+        worker.adapter.recall_gate.open()
+        assert await subscriber.receives(3) == ["1", "2", "3"]
+
+
+async def test_a_message_that_names_its_predecessor_proves_that_nothing_is_missing() -> None:
+    """After a lost link, a message whose predecessor is the last one by its check ends the doubt without the read."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.recall_gate.close()
+        await worker.missing("k")
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) == 2)
+        worker.append("k", "2")
+        assert await subscriber.receives(2) == ["1", "2"]
+        assert worker.statistics.proved == 1
+        worker.adapter.recall_gate.open()
+        await worker.settled()
+        assert subscriber.received == ["1", "2"]
+
+
+async def test_a_message_that_was_skipped_is_read() -> None:
+    """A message that shows that one before it is missing waits until that is read."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.skips_live = True
+        worker.append("k", "2")
+        worker.adapter.skips_live = False
+        worker.append("k", "3")
+        assert await subscriber.receives(3) == ["1", "2", "3"]
+
+
+async def test_too_much_missed_is_one_gap() -> None:
+    """Where the broker no longer has what was missed, one gap is reported, with the position after which all comes."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("few:1")
+        worker.append("few:1", "1")
+        await worker.missing("few:1", *"234567")
+        await worker.settled()
+        worker.append("few:1", "8")
+        first, gap, last = await subscriber.receives(3)
+        assert isinstance(gap, Gap)
+        assert (first, last, gap.channel) == ("1", "8", "few:1")
+        assert gap.position is not None
+        assert gap.position.offset == 7
+        assert worker.statistics.repaired == 0
+
+
+async def test_lost_newest_messages_are_a_gap() -> None:
+    """A broker that lost its newest messages and uses their offsets again is noticed by the check."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1", "2", "3")
+        await subscriber.receives(3)
+        await worker.degrade()
+        worker.adapter.log("k").lose_newest(2)
+        worker.append("k", "other", "others", "more")
+        worker.adapter.start_gate.open()
+        await subscriber.receives(4)
+        await worker.settled()
+        worker.append("k", "5")
+        await subscriber.receives(5)
+        assert [item if isinstance(item, str) else type(item) for item in subscriber.received] == [
+            "1",
+            "2",
+            "3",
+            Gap,
+            "5",
+        ]
+
+
+@pytest.mark.parametrize("reports", ["gap", "revoked"])
+async def test_a_reported_loss_is_repaired(reports: str) -> None:
+    """A loss that the adapter reports while the link is open is repaired too, and one on a plain channel is a gap."""
+    async with history_world() as worker:
+        kept, plain = await worker.joined("k"), await worker.joined("plain")
+        worker.append("k", "1")
+        worker.adapter.skips_live = True
+        worker.append("k", "2")
+        worker.adapter.skips_live = False
+        sink = worker.adapter.links[-1]
+        (sink.gap if reports == "gap" else sink.revoked)(["k", "plain"], "dropped")
+        assert await kept.receives(2) == ["1", "2"]
+        assert await plain.receives(1) == [Gap(channel="plain", reason="dropped")]
+
+
+async def test_a_refused_channel() -> None:
+    """Subscribers of a kept channel that the broker now refuses are notified, and once more when it is confirmed."""
+    async with history_world(settings=replace(SETTINGS, probe_interval_seconds=0.05)) as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.refusals["k"] = "no permission"
+        await worker.missing("k", "2")
+        await subscriber.receives(2)
+        worker.append("k", "3")
+        del worker.adapter.refusals["k"]
+        await subscriber.receives(3)
+        await worker.settled()
+        worker.append("k", "4")
+        first, refused, back, last = await subscriber.receives(4)
+        assert isinstance(refused, Gap)
+        assert isinstance(back, Gap)
+        assert (first, last) == ("1", "4")
+        assert "no permission" in refused.reason
+
+
+async def test_first_visit_with_rewind() -> None:
+    """`rewind` gives the newest messages first, and the live ones follow."""
+    async with history_world() as worker:
+        worker.append("k", *"12345")
+        subscriber = await worker.joins("k", rewind=2)
+        worker.append("k", "6")
+        assert await subscriber.receives(3) == ["4", "5", "6"]
+        joined = subscriber.joins[0]
+        assert (joined.resumed, joined.gap) == (False, None)
+        assert joined.position == worker.adapter.log("k").items[2].place
+
+
+async def test_rewind_of_everything() -> None:
+    """A `rewind` over the number of messages gives all of them, from the beginning."""
+    async with history_world() as worker:
+        worker.append("k", *"123")
+        subscriber = await worker.joins("k", rewind=50)
+        assert await subscriber.receives(3) == ["1", "2", "3"]
+        position = subscriber.joins[0].position
+        assert position is not None
+        assert (position.offset, position.check) == (0, 0)
+
+
+async def test_a_subscriber_that_comes_back_gets_the_rest() -> None:
+    """A position gives back exactly what was published after it."""
+    async with history_world() as worker:
+        worker.append("k", *"123")
+        since = str(worker.adapter.log("k").items[0].place)
+        subscriber = await worker.joins("k", since=since)
+        worker.append("k", "4")
+        assert await subscriber.receives(3) == ["2", "3", "4"]
+        assert (subscriber.joins[0].resumed, str(subscriber.joins[0].position)) == (True, since)
+        assert (worker.statistics.resumed, worker.statistics.not_resumed) == (1, 0)
+
+
+async def test_the_newest_position_costs_no_read() -> None:
+    """A subscriber that comes back to a quiet channel, which has subscribers, costs no read."""
+    async with history_world() as worker:
+        await worker.joined("k")
+        worker.append("k", "1")
+        reads = len(worker.adapter.recalls)
+        subscriber = await worker.joins("k", since=str(worker.adapter.log("k").top))
+        assert (subscriber.joins[0].resumed, subscriber.received) == (True, [])
+        assert len(worker.adapter.recalls) == reads
+
+
+@pytest.mark.parametrize(
+    "since", ["garbage", "x" * 10_000, str(Position(b"12345678", 2, 3)), str(Position(bytes(8), 0, 0))]
+)
+async def test_a_position_that_is_not_found(since: str) -> None:
+    """The subscriber is notified of a gap, never closed, and `rewind` comes after it."""
+    async with history_world() as worker:
+        worker.append("k", *"123")
+        subscriber = await worker.joins("k", since=since, rewind=1)
+        joined = subscriber.joins[0]
+        assert joined.gap is not None
+        assert joined.gap.channel == "k"
+        assert (joined.resumed, subscriber.received) == (False, ["3"])
+        assert worker.statistics.not_resumed == 1
+
+
+async def test_many_that_come_back_at_once_share_one_read() -> None:
+    """A thousand subscribers with positions of one channel cost one read, whatever they pass."""
+    async with history_world() as worker:
+        worker.append("k", *map(str, range(50)))
+        places = [str(item.place) for item in worker.adapter.log("k").items]
+        subscribers = await asyncio.gather(
+            *(worker.joins("k", since=["garbage", *places][number % 51]) for number in range(1_000))
+        )
+        assert len(worker.adapter.recalls) == 1
+        for number, subscriber in enumerate(subscribers):
+            index = number % 51
+            assert subscriber.received == ([] if index == 0 else [*map(str, range(index, 50))])
+            assert subscriber.joins[0].resumed == (index > 0)
+
+
+async def test_a_join_during_a_repair_waits_for_its_end() -> None:
+    """A join while missed messages are read begins after them, and gets none twice."""
+    async with history_world() as worker:
+        first = await worker.joined("k")
+        worker.append("k", "1")
+        since = str(worker.adapter.log("k").top)
+        worker.adapter.recall_gate.close()
+        await worker.missing("k", "2")
+        joining = asyncio.create_task(worker.joins("k", since=since))
+        await until_idle()
+        assert not joining.done()
+        worker.adapter.recall_gate.open()
+        second = await joining
+        worker.append("k", "3")
+        assert await second.receives(2) == ["2", "3"]
+        assert await first.receives(3) == ["1", "2", "3"]
+
+
+async def test_a_cancelled_join_leaves_nothing() -> None:
+    """A join that is cancelled while the history is read leaves no subscriber."""
+    async with history_world() as worker:
+        worker.adapter.recall_gate.close()
+        joining = asyncio.create_task(worker.joins("k", rewind=1))
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) == 1)
+        joining.cancel()
+        await asyncio.wait([joining])
+        assert list(worker.hub.channels) == []
+        worker.adapter.recall_gate.open()
+        await until_idle()
+        subscriber = await worker.joins("k", rewind=1)
+        assert subscriber.received == []
+
+
+async def test_a_join_that_takes_too_long() -> None:
+    """A join raises where the history is not read in time, and leaves nothing."""
+    async with history_world(settings=replace(SETTINGS, subscribe_timeout_seconds=0.05)) as worker:
+        worker.adapter.recall_gate.close()
+        with pytest.raises(BrokerUnavailableError, match=r"history of channel 'k' within 0\.05 s"):
+            await worker.joins("k")
+        assert list(worker.hub.channels) == []
+
+
+async def test_a_join_at_the_stop() -> None:
+    """A join that waits for the history when the backplane stops raises."""
+    async with history_world() as worker:
+        worker.adapter.recall_gate.close()
+        joining = asyncio.create_task(worker.joins("k"))
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) == 1)
+        worker.hub.close()
+        with pytest.raises(BrokerUnavailableError, match="stopped"):
+            await joining
+
+
+async def test_the_same_subscriber_joins_twice_at_once() -> None:
+    """Two joins of one subscriber at once give back what it missed once."""
+    async with history_world() as worker:
+        worker.append("k", "1", "2")
+        subscriber = RecordingSubscriber()
+        await asyncio.gather(*(worker.hub.join("k", subscriber, rewind=2) for _ in range(2)))
+        assert subscriber.received == ["1", "2"]
+
+
+async def test_latest() -> None:
+    """Of a channel of latest values a join gets the newest one, and so does a repair; no gap is ever reported."""
+    async with history_world() as worker:
+        worker.append("price:1", *"123")
+        subscriber = await worker.joins("price:1")
+        assert subscriber.received == ["3"]
+        await worker.missing("price:1", *(str(number) for number in range(4, 500)))
+        assert await subscriber.receives(2) == ["3", "499"]
+        again = await worker.joins("price:1", since=str(worker.adapter.log("price:1").top))
+        assert (again.received, again.joins[0].resumed) == ([], True)
+        stale = await worker.joins("price:1", since=str(Position(b"12345678", 2, 3)))
+        assert (stale.received, stale.joins[0].gap) == (["499"], None)
+        assert worker.hub.gaps.reported == 0
+
+
+async def test_an_unkept_message_is_delivered_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """A message that its publisher did not keep is delivered; it is counted, and logged once per channel."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.deliver("k", "unkept", "again")
+        worker.append("k", "2")
+        assert await subscriber.receives(4) == ["1", "unkept", "again", "2"]
+        assert worker.statistics.unkept == 2
+    assert len([line for line in warnings_of(caplog) if "without history" in line]) == 1
+
+
+async def test_a_malformed_message_is_dropped_and_leaves_no_hole() -> None:
+    """A malformed kept payload is dropped, and what follows it needs no read."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.append("k", b"\xbfBP")
+        worker.append("k", "2")
+        assert await subscriber.receives(2) == ["1", "2"]
+        assert worker.hub.malformed == 1
+        assert len(worker.adapter.recalls) == 1
+
+
+async def test_a_read_that_fails_is_tried_again() -> None:
+    """A read that fails for the moment is tried again, and then repairs."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.recall_errors = [BrokerUnavailableError("loading")] * 2
+        await worker.missing("k", "2")
+        assert await subscriber.receives(2) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("error", "settings"),
+    [
+        (BrokerError("not permitted"), SETTINGS),
+        (BrokerUnavailableError("loading"), replace(SETTINGS, repair_timeout_seconds=0.05)),
+    ],
+)
+async def test_a_history_that_cannot_be_read_is_a_gap(error: BrokerError, settings: Settings) -> None:
+    """Where the broker refuses, or does not return the history in time, one gap is reported, and messages go on."""
+    async with history_world(settings=settings) as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.recall_error = error
+        await worker.missing("k", "2")
+        await worker.settled()
+        worker.append("k", "3")
+        first, gap, last = await subscriber.receives(3)
+        assert isinstance(gap, Gap)
+        assert (first, last) == ("1", "3")
+        assert str(error) in gap.reason
+        joined = await worker.joins("k", since=str(worker.adapter.log("k").items[0].place))
+        assert joined.joins[0].gap is not None
+
+
+async def test_a_read_without_an_answer() -> None:
+    """A read that gets no answer in time is tried again."""
+    async with history_world(settings=replace(SETTINGS, recall_timeout_seconds=0.05)) as worker:
+        subscriber = await worker.joined("k")
+        worker.adapter.recall_gate.close()
+        await worker.missing("k", "1")
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) >= 3)
+        worker.adapter.recall_gate.open()
+        assert await subscriber.receives(1) == ["1"]
+
+
+async def test_an_adapter_that_resumes() -> None:
+    """Channels of an adapter that continues by itself are not read after a lost link; its gap empties the ring."""
+    adapter = ControlledHistoryAdapter(resumes=True)
+    async with history_world(adapter) as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        await worker.recover()
+        worker.append("k", "2")
+        assert await subscriber.receives(2) == ["1", "2"]
+        assert len(adapter.recalls) == 1
+        adapter.links[-1].gap(["k"], "records are gone")
+        assert worker.hub.position("k") is None
+        late = await worker.joins("k", since=str(adapter.log("k").top))
+        assert late.joins[0].gap is not None
+        worker.append("k", "3")
+        assert await late.receives(1) == ["3"]
+        assert await subscriber.receives(4) == ["1", "2", Gap(channel="k", reason="records are gone"), "3"]
+
+
+async def test_many_channels_are_repaired() -> None:
+    """A thousand channels are repaired after one lost link."""
+    async with history_world() as worker:
+        subscribers = {f"k{number}": RecordingSubscriber() for number in range(1_000)}
+        await asyncio.gather(*(worker.hub.join(channel, subscriber) for channel, subscriber in subscribers.items()))
+        for channel in subscribers:
+            worker.append(channel, "1")
+        await worker.degrade()
+        for channel in subscribers:
+            worker.append(channel, "2")
+        worker.adapter.start_gate.open()
+        for subscriber in subscribers.values():
+            assert await subscriber.receives(2) == ["1", "2"]
+        assert worker.statistics.repaired == 1_000
