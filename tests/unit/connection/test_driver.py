@@ -482,6 +482,33 @@ async def test_client_that_sends_is_not_pinged(lane_world: World) -> None:
     assert (lane.pings, lane.aborted) == (0, False)
 
 
+async def test_slow_client_that_reads_is_not_silent(world: World) -> None:
+    """A ping waits after what was given back: a client that reads, however slowly, is there; one that stops is not."""
+    policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=10, heartbeat_message="ping"))
+    for number in range(20):
+        world.keeping_hub.keep("kept", str(number))
+    connection, socket = world.connection(policy=policy)
+    iterating = asyncio.create_task(received_from(connection))
+    await until_idle()
+    await connection.join("kept")
+    socket.send_gate.close()
+    world.keeping_hub.keep("kept", "waits")
+    await until_idle()
+    for heartbeat in range(1, 5):
+        beat(connection, 10 * heartbeat)
+        socket.send_gate.open()
+        await until_idle()
+        socket.send_gate.close()
+        world.keeping_hub.keep("kept", "more")
+        await until_idle()
+    assert not connection.is_over
+    beat(connection, 50)
+    beat(connection, 60)
+    assert connection.is_over
+    socket.send_gate.open()
+    await bounded(iterating)
+
+
 async def test_heartbeat_message(plain_world: World) -> None:
     """Without a lane the application's message is sent, and a client that does not answer is closed with 4011."""
     policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=10, heartbeat_message={"type": "ping"}))
