@@ -704,7 +704,7 @@ async def test_since_by_channel(world: World) -> None:
 
 @pytest.mark.parametrize("since", ["garbage", "x" * 10_000, "\0\r\n"])
 async def test_join_that_cannot_resume_closes_no_client(world: World, since: str) -> None:
-    """With the policy `close` a position that is not found closes nobody: the client gets the rewind, and stays."""
+    """With the policy `close` a position that is not found closes no client: the client gets the rewind, and stays."""
     world.keeping_hub.keep("kept", "old")
     connection, socket = world.connection(on_gap="close")
     await connection.join("kept", since=since, rewind=1)
@@ -738,7 +738,7 @@ async def test_on_gap_that_sends_nothing_or_fails_at_a_join(world: World, caplog
 
 
 async def test_position_on_a_channel_without_a_history(world: World) -> None:
-    """Where nothing is kept `since` is a gap that says so, and there is no position."""
+    """Where nothing is kept `since` is a gap with that reason, and there is no position."""
     gaps: list[Gap] = []
     connection, _ = world.connection(on_gap=gaps.append)
     await connection.join("a", since="anything")
@@ -842,7 +842,7 @@ async def test_frame_after_a_position_follows_everything_up_to_it(world: World) 
 
 @pytest.mark.parametrize("opened", [True, False])
 async def test_more_than_the_backlog_is_given_back(world: World, opened: bool) -> None:
-    """However much a client missed, it is not slow: it would be closed again and again. Live messages wait behind."""
+    """However much a client missed, it is not slow: it would be closed again and again. Live messages wait after it."""
     hub = world.keeping_hub
     numbers = [str(number) for number in range(50)]
     for number in numbers:
