@@ -8,8 +8,8 @@ A channel with a history has two keys:
   trimmed, evicted, deleted or has expired is only shorter, and never wrong. A log without a place is deleted.
 
 The time is the server's, so that one clock decides how old a message is. It is in seconds since 1970, in ten digits, as
-a script gets it: to convert it would cost more than the bytes. The time to live of a log is set by the first message of a
-second alone, so it is a second longer than the age. Numbers are big-endian.
+a script gets it: to convert it would cost more than the bytes. The time to live of a log is set by the first message of
+a second alone, so it is a second longer than the age. Numbers are big-endian.
 
 A script is not rolled back where a command in it fails. So the first command that writes is the one that can be refused
 (out of memory, a replica), and a refused PUBLISH is undone.
