@@ -87,7 +87,7 @@ class RedisHistory:
         self._wire_format = options.wire_format
         self._username = username or "default"
         self._packed: dict[str, _Packed] = {}
-        self._epochs = count()
+        self._epochs = count(secrets.randbits(64))
         self.is_prepared: bool = False
 
     async def prepare(self, link: RedisLink, where: str) -> None:
@@ -103,7 +103,7 @@ class RedisHistory:
                 "redis: a message that is kept has an envelope, which wire_format=plain excludes: take off that "
                 "option, or the history"
             )
-        # Drawn here, in the process that uses it, because a fork must not use the same epochs twice.
+        # Drawn again, in the process that uses it, because a fork must not use the same epochs twice.
         self._epochs = count(secrets.randbits(64))
         if link.server.is_cluster:
             raise _refused(f"{where} is a node of a Redis Cluster: a history needs a single primary, or sentinels")

@@ -83,7 +83,7 @@ where this one is a repetition: the lengths differ."""
 
 # KEYS: place, log. ARGV: milliseconds that the log lives, and the place, epoch of a new history, limit, most bytes;
 # then epoch, offset and check of a position, or nothing. Returns {place, found, more, elements}, elements oldest first.
-# It reads in pieces, first one element, because a script that reads a large range takes the memory of all of it.
+# It reads in pieces, because a script takes the memory of all that it reads, and cannot ask how large an element is.
 RECALL: Final = Script(rb"""
 local log = KEYS[2]
 local place = redis.call('GET', KEYS[1])
@@ -131,7 +131,7 @@ while more == 0 and index < 0 do
   end
   if index == 0 or #piece < ahead and step < 0 then break end
   index = index + step * #piece
-  ahead = math.max(1, math.min(limit - count + 1, math.ceil((max_bytes - bytes) / largest) + 1))
+  ahead = math.max(1, math.min(16, limit - count + 1, math.ceil((max_bytes - bytes) / largest) + 1))
 end
 if step < 0 then
   for number = 1, math.floor(count / 2) do

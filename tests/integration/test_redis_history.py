@@ -509,6 +509,41 @@ async def test_large_messages_are_recalled_within_their_bound(private_redis: Sta
         assert forward.items[-1].place.before_check == forward.items[-2].place.check
 
 
+@pytest.mark.parametrize("seed", range(3))
+async def test_recalled_pieces_join_without_a_hole(private_redis: StartRedis, seed: int) -> None:
+    """Whatever the sizes and the bounds, what is recalled is a run of the log, as long as the bounds allow."""
+    choose = random.Random(seed)
+    async with linked(private_redis().url) as (adapter, _):
+        sizes = [choose.choice((0, 1, 30, 1000)) for _ in range(150)]
+        payloads = [choose.randbytes(size) for size in sizes]
+        rule = History(max_messages=120)
+        start = (await recalled(adapter)).top
+        receipts = [await adapter.keep("room", payload, rule) for payload in payloads]
+        positions = [start, *(receipt.position for receipt in receipts)]
+        for _ in range(300):
+            first, limit = choose.randrange(151), choose.choice((0, 1, 15, 16, 17, 33, 1000))
+            max_bytes = choose.choice((1, 100, 1000, 20_000, 1 << 22))
+            for after in (positions[first], None):
+                found = await adapter.recall("room", rule, after=after, limit=limit, max_bytes=max_bytes)
+                kept_ = payloads[29:]  # one more than the rule
+                rest = kept_[::-1] if after is None else payloads[first:]
+                expected, total = list[bytes](), 0
+                for payload in rest:
+                    if len(expected) == limit or total > max_bytes:
+                        break
+                    expected.append(payload)
+                    total += len(payload)
+                if after is not None and first < 29:
+                    assert (found.found, found.items) == (False, [])
+                    continue
+                assert payloads_of(found) == (expected if after is not None else expected[::-1])
+                assert (found.found, found.more) == (True, len(expected) < len(rest))
+                assert found.top == positions[-1]
+                last = first if after is not None else 150 - len(expected)
+                for item, position in zip(found.items, positions[last + 1 :], strict=False):
+                    assert item.place == position
+
+
 async def test_a_lost_reply_is_repeated_once_with_a_key(private_redis: StartRedis) -> None:
     """A publish whose reply was lost is unknown; with a key its repetition is dropped, by whichever worker."""
     broker = private_redis()

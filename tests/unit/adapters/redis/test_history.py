@@ -104,7 +104,7 @@ def test_commands_of_channels_are_cached_within_bounds() -> None:
     used = history()
     for number in range(10_050):
         used.keep(f"room-{number}", b"", 0, RULE, None)
-    assert len(used._packed) <= 10_000
+    assert len(used._packed) <= 10_000  # pyright: ignore[reportPrivateUsage]
 
 
 def test_recall_passes_the_position() -> None:
