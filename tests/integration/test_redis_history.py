@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from backplane.adapters.redis import RedisBroadcaster
     from backplane.broadcaster import Recalled
-    from backplane.message import Place
     from tests.brokers.broker import Broker
     from tests.conftest import StartRedis, StartSentinels
 
@@ -49,23 +48,10 @@ GRANTS = "+evalsha +script|load +get +set +del +rpush +rpop +ltrim +lrange +lind
 LEAST = f"-@all +ping +publish +subscribe +unsubscribe +role +info {GRANTS}"
 
 
-class Sink(RecordingSink):
-    """Records the places too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.places: list[Place | None] = []
-
-    def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
-        """Record a delivery with its place."""
-        self.places.append(place)
-        super().deliver(channel, payload, place)
-
-
 @asynccontextmanager
-async def linked(url: str, *channels: str) -> AsyncGenerator[tuple[RedisBroadcaster, Sink]]:
+async def linked(url: str, *channels: str) -> AsyncGenerator[tuple[RedisBroadcaster, RecordingSink]]:
     """Start an adapter that keeps messages and is subscribed to `channels`."""
-    sink, adapter = Sink(), cast("RedisBroadcaster", broadcaster_from_url(url))
+    sink, adapter = RecordingSink(), cast("RedisBroadcaster", broadcaster_from_url(url))
     await adapter.start(sink)
     try:
         await adapter.prepare(RULES)
@@ -216,7 +202,7 @@ async def test_a_restart_without_persistence_is_found(private_redis: StartRedis)
         broker.kill9()
         broker.start()
         await adapter.stop()
-        await adapter.start(Sink())
+        await adapter.start(RecordingSink())
         await adapter.prepare(RULES)
         for number in range(7):
             await kept(adapter, b"new %d" % number)
@@ -352,7 +338,7 @@ async def test_a_missing_permission_is_refused_with_the_line_to_grant(private_re
     rules = f"alice on >secret {LEAST} allchannels ~shop:$backplane/* {denied}"
     broker = private_redis(RedisConfig(users=(rules,), login="alice:secret"))
     adapter = cast("RedisBroadcaster", broadcaster_from_url(f"{broker.url}?prefix=shop:"))
-    await adapter.start(Sink())
+    await adapter.start(RecordingSink())
     try:
         with pytest.raises(BrokerError) as raised:
             await adapter.prepare(RULES)
@@ -391,7 +377,7 @@ async def test_a_denied_channel_is_not_stored(private_redis: StartRedis) -> None
 async def test_plain_payloads_exclude_a_history(redis_broker: Broker) -> None:
     """`wire_format=plain`, for readers that know no header, cannot be combined with a history."""
     adapter = cast("RedisBroadcaster", broadcaster_from_url(f"{redis_broker.url}?wire_format=plain"))
-    await adapter.start(Sink())
+    await adapter.start(RecordingSink())
     with pytest.raises(ConfigurationError, match="take off that option"):
         await adapter.prepare(RULES)
     await adapter.stop()
@@ -402,7 +388,7 @@ async def test_a_cluster_is_refused(private_redis: StartRedis) -> None:
     broker = private_redis(RedisConfig(arguments=("--cluster-enabled", "yes", "--cluster-port", "0")))
     await command(broker, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
     adapter = cast("RedisBroadcaster", broadcaster_from_url(broker.url))
-    await adapter.start(Sink())
+    await adapter.start(RecordingSink())
     with pytest.raises(BrokerError, match="a single primary, or sentinels") as raised:
         await adapter.prepare(RULES)
     assert raised.value.retriable is False
