@@ -336,7 +336,7 @@ class NatsHistory:
     def _ended(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # retrieved: whoever waits for the task raises it
+            task.exception()  # retrieved: a caller that waits for the task raises it
 
 
 def _message_id(subject: bytes, key: bytes) -> bytes:

@@ -554,7 +554,7 @@ PUBLISHER = textwrap.dedent(
 
 
 async def test_two_processes_publish_in_one_order(private_nats: StartNats) -> None:
-    """Two workers receive what two other processes publish in the same order, each one's own in its order."""
+    """Two workers receive what two other processes publish in the same order, that of the calls of each."""
     url = private_nats(jetstream=True).url
     async with worker(url) as one, worker(url) as other:
         for each in (one, other):
