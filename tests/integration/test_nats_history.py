@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import subprocess
-import sys
-import textwrap
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import nats
@@ -16,12 +13,9 @@ import pytest
 from nats.js.api import StreamConfig
 
 from backplane import (
-    Backplane,
     BrokerError,
     BrokerUnavailableError,
-    Gap,
     History,
-    Message,
     PayloadTooLargeError,
     Position,
     PublishError,
@@ -490,88 +484,6 @@ async def test_headers_of_others_are_no_place(private_nats: StartNats, headers: 
         assert one.sink.live == [None, Position(last.epoch, kept.seq, crc32(b"kept")), last]
         assert payloads((await one.recall(begin)).items) == [b"kept", b"last"]
         assert payloads((await one.recall()).items) == [b"kept", b"last"]
-
-
-async def test_a_worker_without_the_rule_receives_kept_messages(private_nats: StartNats) -> None:
-    """A worker that knows nothing of the history receives what is kept, and `nats pub` reaches both."""
-    url = private_nats(jetstream=True).url
-    async with (
-        Backplane(url) as old,
-        Backplane(url, history={"room*": RULE}) as new,
-        old.subscribe("room") as old_messages,
-        new.subscribe("room") as new_messages,
-    ):
-        receipt = await new.publish("room", "kept")
-        await old.publish("room", "plain")
-        for messages, position in ((old_messages, None), (new_messages, receipt.position)):
-            received = [await anext(messages) for _ in range(2)]
-            assert [message.data for message in received if isinstance(message, Message)] == ["kept", "plain"]
-            assert cast("Message", received[0]).position == position
-            assert cast("Message", received[1]).position is None
-
-
-async def test_subscribers_notice_no_restart_of_the_server(private_nats: StartNats) -> None:
-    """Through `kill -9` of a server with files, a subscriber of a kept channel receives everything, and no gap."""
-    broker = private_nats(jetstream=True)
-    async with (
-        Backplane(broker.url, history={"room*": History(max_messages=1000)}) as one,
-        Backplane(broker.url, history={"room*": History(max_messages=1000)}) as other,
-        one.subscribe("room") as messages,
-    ):
-        sent: list[str] = []
-        unsure: set[str] = set()
-        for turn in range(3):
-            for number in range(50):
-                text = f"{turn} {number}"
-                try:
-                    await other.publish("room", text)
-                except PublishOutcomeUnknownError:
-                    unsure.add(text)
-                sent.append(text)
-                if number == 25:
-                    broker.kill9()
-                    broker.start()
-        received: list[str] = []
-        while not received or received[-1] != sent[-1]:
-            message = await anext(messages)
-            assert not isinstance(message, Gap)
-            received.append(str(message.data))
-        assert received == [text for text in sent if text not in unsure or text in received]
-
-
-PUBLISHER = textwrap.dedent(
-    """
-    import asyncio, sys
-    from backplane import Backplane, History
-
-    async def main(url, name):
-        async with Backplane(url, history={"room*": History(max_messages=20)}) as backplane:
-            await asyncio.gather(*[backplane.publish("room", f"{name} {number}") for number in range(300)])
-
-    asyncio.run(main(*sys.argv[1:]))
-    """
-)
-
-
-async def test_two_processes_publish_in_one_order(private_nats: StartNats) -> None:
-    """Two workers receive what two other processes publish in the same order, that of the calls of each."""
-    url = private_nats(jetstream=True).url
-    async with worker(url) as one, worker(url) as other:
-        for each in (one, other):
-            await each.adapter.subscribe(["room"])
-        programs = [
-            await asyncio.create_subprocess_exec(sys.executable, "-c", PUBLISHER, url, name, stderr=subprocess.PIPE)
-            for name in ("a", "b")
-        ]
-        for program in programs:
-            _, errors = await program.communicate()
-            assert (program.returncode, errors) == (0, b"")
-        for each in (one, other):
-            await each.sink.until(lambda each=each: len(each.sink.delivered) == 600)  # type: ignore[misc]
-        assert one.sink.delivered == other.sink.delivered
-        assert one.sink.live == other.sink.live
-        places = [place for place in one.sink.live if place is not None]
-        assert [place.before for place in places] == [0, *(place.offset for place in places[:-1])]
 
 
 async def test_a_cluster_loses_nothing_with_the_leader_of_a_stream(tmp_path: Path) -> None:
