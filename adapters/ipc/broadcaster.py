@@ -4,6 +4,9 @@ Each process sends what it publishes to the others itself. It listens on a Unix 
 the socket of every other process there, sends it its subscriptions, and receives the messages of those channels. There
 is no server, no leader and no thread. A process that dies leaves its socket in the folder, where the next process that
 tries to connect to it removes it.
+
+Messages of channels that have a history are written to a log in that folder instead, which each process reads: see
+`log.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from backplane.errors import BrokerUnavailableError, ConfigurationError, Payload
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from backplane.broadcaster import BrokerUrl, Sink
+    from backplane.broadcaster import BrokerUrl, Recalled, Sink
+    from backplane.history_rules import History, HistoryRules
+    from backplane.message import Position, Receipt
 
 __all__ = ["IpcBroadcaster", "IpcOptions"]
 
@@ -46,6 +51,10 @@ class IpcOptions(Options):
     larger message may wait alone. A peer whose backlog would exceed this is cut, and reports a gap when it has
     connected again."""
 
+    max_history_bytes: int = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
+    """How large the log may be that holds the history of all channels of the host, in bytes; the oldest messages are
+    removed first. It exceeds this by up to 4 MiB and one message. Give every process the same value."""
+
     @field_validator("directory")
     @classmethod
     def _absolute(cls, directory: Path | None) -> Path | None:
@@ -66,7 +75,10 @@ class IpcBroadcaster(Broadcaster):
     - A peer that leaves by `stop`, or dies with an empty backlog, causes no gap.
     - A child that is forked from a process holds none of its sockets, so peers notice when the parent dies.
 
-    Not guaranteed: any order between two publishers.
+    - Messages of a channel with a history have one order, the same for every process, and are kept until the host is
+      started again, whichever processes end.
+
+    Not guaranteed: any order between two publishers on a channel without a history.
 
     `lost` is never called, because there is no single link that could be lost. If the socket of a process is removed
     from the folder, peers that are connected to it keep their connections, but new processes cannot find it. Its sticky
@@ -95,6 +107,8 @@ class IpcBroadcaster(Broadcaster):
             reach="host",
             publish_returns="delivered",
             max_payload_bytes=self.options.max_payload_bytes,
+            keeps="host",
+            deduplicates=True,
         )
 
     async def start(self, sink: Sink) -> None:
@@ -163,6 +177,42 @@ class IpcBroadcaster(Broadcaster):
             BrokerUnavailableError: Not started.
         """
         self._started().unsubscribe(channels)
+
+    async def prepare(self, rules: HistoryRules) -> None:
+        """Open the log, and make it if this is the first process of the host that keeps messages.
+
+        Raises:
+            BrokerError: The folder of the log cannot be used.
+            BrokerUnavailableError: Not started, the disk is full, or this process is out of file descriptors.
+        """
+        self._started().use_history(rules, max_bytes=self.options.max_history_bytes)
+
+    async def keep(self, channel: str, payload: bytes, rule: History, *, key: bytes | None = None) -> Receipt:
+        """Write `payload` to the log, notify the processes that read the channel from it, and deliver it here.
+
+        The write is done before the first await, unless there is a key. A message is removed with the oldest segment of
+        the log, whatever `rule` is: what is read again is limited by it.
+
+        Raises:
+            PayloadTooLargeError: `payload` is larger than `max_payload_bytes`.
+            PublishError: The log cannot be written to, because the disk is full for example; no process receives the
+                message.
+            BrokerUnavailableError: Not started, not prepared, or stopped meanwhile.
+        """
+        if len(payload) > self.options.max_payload_bytes:
+            raise PayloadTooLargeError(len(payload), self.options.max_payload_bytes)
+        return await self._started().log.keep(channel.encode(), payload, key or b"")
+
+    async def recall(
+        self, channel: str, rule: History, *, after: Position | None, limit: int, max_bytes: int
+    ) -> Recalled:
+        """Read from the history of `channel`, in slices of 2 ms.
+
+        Raises:
+            BrokerUnavailableError: Not started, not prepared, stopped meanwhile, or the log cannot be read.
+        """
+        log = self._started().log
+        return await log.recall(channel.encode(), rule, after=after, limit=limit, max_bytes=max_bytes)
 
     async def describe(self) -> str:
         """Return how many other processes are connected."""

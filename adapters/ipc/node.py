@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from backplane.adapters.ipc import wire
 from backplane.adapters.ipc.folder import foreign_peer, is_socket_name, list_sockets
 from backplane.adapters.ipc.listener import Listener
+from backplane.adapters.ipc.log import HistoryLog
 from backplane.adapters.ipc.node_state import NodeState
 from backplane.adapters.ipc.peer import Peer
 from backplane.adapters.ipc.pending_connection import PendingConnection
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backplane.broadcaster import Sink
+    from backplane.history_rules import HistoryRules
 
 __all__ = ["IpcNode"]
 
@@ -90,11 +92,37 @@ class IpcNode:
         if key in state.channels:
             state.sink.deliver(channel, payload)
 
+    def use_history(self, rules: HistoryRules, *, max_bytes: int) -> None:
+        """Keep the messages of channels with these rules, and read them from the log.
+
+        Raises:
+            BrokerError: The folder of the log cannot be used.
+            BrokerUnavailableError: The disk is full, or this process is out of file descriptors.
+        """
+        state = self._state
+        if state.log is None and rules:
+            state.log = HistoryLog(state.folder, rules, state.sink, state.bursts, self._announce, max_bytes=max_bytes)
+
+    @property
+    def log(self) -> HistoryLog:
+        """The log.
+
+        Raises:
+            BrokerUnavailableError: It is not in use.
+        """
+        if self._state.log is None:
+            raise BrokerUnavailableError("no channel has a history: `prepare` was not called", adapter="ipc")
+        return self._state.log
+
     async def subscribe(self, channels: Collection[str]) -> None:
         """Subscribe to `channels`; return when every peer that answers in time has confirmed."""
         keys = {channel.encode(): channel for channel in channels}
         if not keys:
             return
+        if self._state.log is not None:
+            await self._state.log.join(keys)
+            if self._state.closing:
+                raise BrokerUnavailableError("stopped while subscribing", adapter="ipc")
         self._state.channels.update(keys)
         tickets = {peer: peer.publisher.request(keys, wanted=True) for peer in self._peers.values()}
 
@@ -117,6 +145,8 @@ class IpcNode:
             return
         for key in keys:
             self._state.channels.pop(key, None)
+            if self._state.log is not None:
+                self._state.log.leave(key)
         for peer in self._peers.values():
             peer.publisher.request(keys, wanted=False)
 
@@ -138,6 +168,18 @@ class IpcNode:
             peer.close()
         self._peers.clear()
 
+    def _announce(self, key: bytes, payload: bytes) -> None:
+        """Notify the subscribers of a new record in the log; send the message to those that do not read the log."""
+        state = self._state
+        state.published += 1
+        message: bytes | None = None
+        for subscriber in state.subscribers.of(key):
+            if subscriber.reads(key):
+                subscriber.nudge()
+            else:
+                message = message or wire.frame(wire.MESSAGE, key, payload)
+                subscriber.send(message)
+
     # -- internals ---------------------------------------------------------------------------------------------------
 
     def _stop_listening(self) -> None:
@@ -146,6 +188,8 @@ class IpcNode:
         self._state.changed.set()
         self._state.channels.clear()
         self._listener.close()
+        if self._state.log is not None:
+            self._state.log.close()
         self._state.bursts.flush()
         for peer in self._peers.values():
             peer.publisher.cancel_retry()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backplane.adapters.ipc.link import PeerLinkOwner
+    from backplane.adapters.ipc.log import HistoryLog
     from backplane.broadcaster import Sink
 
 __all__ = ["NodeState"]
@@ -34,6 +35,7 @@ class NodeState:
         loop: The running event loop.
         own_name: Name of the socket on which this process listens; set before the first connection.
         channels: The channels to which this process has subscribed, by their key on the wire.
+        log: The log from which this process reads the channels that have a history; `None` without rules.
         subscribers: The peers that have subscribed to what this process publishes.
         published: How many messages this process has published.
         changed: Set at each change that a waiting `IpcNode` call may wait for.
@@ -47,6 +49,7 @@ class NodeState:
         "channels",
         "closing",
         "folder",
+        "log",
         "loop",
         "max_payload_bytes",
         "max_peer_backlog_bytes",
@@ -64,6 +67,7 @@ class NodeState:
         self.max_payload_bytes: int = max_payload_bytes
         self.max_peer_backlog_bytes: int = max_peer_backlog_bytes
         self.channels: dict[bytes, str] = {}
+        self.log: HistoryLog | None = None
         self.subscribers: SubscriberIndex[Subscriber] = SubscriberIndex()
         self.published: int = 0
         self.changed: asyncio.Event = asyncio.Event()

@@ -180,7 +180,13 @@ class PublisherConnection:
         if self.link is None:
             return
         if chunk := self.ledger.next_chunk():
-            self.link.send(wire.subscriptions_frame(chunk))
+            log = self._state.log
+            if log is None:
+                self.link.send(wire.subscriptions_frame(chunk))
+            else:
+                kept = log.channels
+                changes = [(key, wire.READ_FROM_LOG if wanted and key in kept else wanted) for key, wanted in chunk]
+                self.link.send(wire.subscriptions_frame(changes))
         if not self._ready_sent and self.ledger.all_sent:
             self._ready_sent = True
             self.link.send(_READY)
@@ -193,6 +199,9 @@ class PublisherConnection:
             channel = self._channels.get(key)
             if channel is not None:
                 self._deliver(channel, payload)
+        elif kind == wire.NUDGE:
+            if self._state.log is not None:
+                self._state.log.nudge()
         elif kind == wire.ACK:
             self._confirm(with_gap=payload != wire.NO_GAP)
         elif kind == wire.WELCOME:

@@ -21,6 +21,7 @@ logger: Final = logging.getLogger("backplane.adapters.ipc.subscriber_connection"
 _ACK: Final = wire.frame(wire.ACK, payload=wire.NO_GAP)
 _ACK_WITH_GAP: Final = wire.frame(wire.ACK, payload=wire.GAP)
 _BYE: Final = wire.frame(wire.BYE)
+_NUDGE: Final = wire.frame(wire.NUDGE)
 _WELCOME: Final = wire.frame(wire.WELCOME)
 
 
@@ -41,7 +42,9 @@ class SubscriberConnection:
 
     __slots__ = (
         "_cut",
+        "_log_keys",
         "_name",
+        "_nudge_waits",
         "_on_ended",
         "_published_at_timeout",
         "_publisher",
@@ -59,6 +62,8 @@ class SubscriberConnection:
         self._name = name
         self._publisher = publisher
         self._on_ended = ended
+        self._log_keys: set[bytes] = set()  # the channels that it reads from the log
+        self._nudge_waits = False
         self._cut = False  # its backlog was too large: nothing is sent on this link, and what arrives is outdated
         self._published_at_timeout: int | None = None  # `published` when a wait for `ready` timed out
 
@@ -78,6 +83,8 @@ class SubscriberConnection:
         self.close()
         link.owner = self
         self.link = link
+        self._log_keys.clear()
+        self._nudge_waits = False
         self._cut = False
         self.peer_has_backlog = False
         link.send(_WELCOME)
@@ -99,6 +106,21 @@ class SubscriberConnection:
             self.link.send(message)
             if self.link.backlog_bytes and not self._publisher.backlog_announced:
                 self._publisher.announce_backlog(waiting=True)
+
+    def reads(self, key: bytes) -> bool:
+        """Whether the peer reads this channel from the log."""
+        return key in self._log_keys
+
+    def nudge(self) -> None:
+        """Notify the peer that the log has something new.
+
+        Where bytes wait for it here, one more notice among them is enough: it is read later than anything that is
+        written to the log until then. It is no message, so it counts neither as a backlog nor against the bound.
+        """
+        link = self.link
+        if link is not None and not self._nudge_waits:
+            self._nudge_waits = bool(link.backlog_bytes)
+            link.send(_NUDGE)
 
     def send_bye(self) -> None:
         """Notify the peer that no message follows."""
@@ -155,6 +177,9 @@ class SubscriberConnection:
         if self._publisher.backlog_announced and self.ready and not self.backlog_bytes:
             self._publisher.announce_backlog(waiting=False)
         self._state.changed.set()
+        if self._nudge_waits:  # what has gone since may be after the notice
+            self._nudge_waits = False
+            self.nudge()
 
     def ended(self, *, complete: bool, valid: bool) -> None:
         """Drop the peer's subscriptions; if it is alive it connects again."""
@@ -167,7 +192,7 @@ class SubscriberConnection:
         if not self._state.closing:
             self._on_ended()
 
-    def _change(self, changes: Iterable[tuple[bytes, bool]]) -> None:
+    def _change(self, changes: Iterable[tuple[bytes, int]]) -> None:
         """Apply changes of the peer's subscriptions and confirm them."""
         if self._cut or self.link is None:
             return
@@ -175,7 +200,12 @@ class SubscriberConnection:
         for key, wanted in changes:
             if wanted:
                 subscribers.add(self, key)
+                if wanted == wire.READ_FROM_LOG:
+                    self._log_keys.add(key)
+                else:
+                    self._log_keys.discard(key)
             else:
+                self._log_keys.discard(key)
                 subscribers.remove(self, key)
         # Published between the timeout and now, a message may have been one of these channels.
         missed = self._published_at_timeout is not None and self._published_at_timeout != self._state.published

@@ -16,6 +16,13 @@ class Subscriber(Protocol):
     def send(self, message: bytes, /) -> None:
         """Send a MESSAGE frame."""
 
+    def reads(self, key: bytes, /) -> bool:
+        """Whether it reads this channel from the log, and is to be nudged instead."""
+        ...
+
+    def nudge(self) -> None:
+        """Send a NUDGE frame."""
+
 
 class SubscriberIndex(Generic[_SubscriberT]):
     """Subscribers by channel, for a publish, and channels by subscriber, for the end of one."""

@@ -5,7 +5,9 @@ the subscriber on that connection, and sends first; the process that accepts is 
 
     subscriber to publisher
         HELLO(key: name of its own socket, payload: magic and version)
-        SUBSCRIPTIONS(payload: channels it subscribes to or unsubscribes from); one at a time, each confirmed by ACK
+        SUBSCRIPTIONS(payload: channels it subscribes to or unsubscribes from); one at a time, each confirmed by ACK.
+            Of a channel that the subscriber reads from the log, it wants a NUDGE instead of the messages in the log. A
+            release before the log takes this for a plain subscription, and sends the messages
         READY: all its subscriptions have been sent
         BACKLOG, NO_BACKLOG: on the opposite connection bytes for the other wait in the sender's memory, or none
     publisher to subscriber
@@ -13,6 +15,7 @@ the subscriber on that connection, and sends first; the process that accepts is 
         ACK(payload: `NO_GAP`, or `GAP` where messages of these channels may be missing)
         MESSAGE(key: channel, payload: as published)
         BYE: no message follows
+        NUDGE: the log has a new record of a channel that the subscriber reads from it
 """
 
 from __future__ import annotations
@@ -36,6 +39,11 @@ MESSAGE: Final = 6
 BACKLOG: Final = 7
 NO_BACKLOG: Final = 8
 BYE: Final = 9
+NUDGE: Final = 10
+
+UNWANTED: Final = 0
+WANTED: Final = 1
+READ_FROM_LOG: Final = 3  # a release before the log takes every number but 0 for `WANTED`
 
 NO_GAP: Final = b"\0"
 GAP: Final = b"\1"
@@ -72,8 +80,8 @@ def check_hello(kind: int, payload: bytes) -> None:
         raise WireError(f"expected {_MAGIC.decode()!r}, got a frame of kind {kind} and {len(payload):,} bytes")
 
 
-def subscriptions_frame(changes: Iterable[tuple[bytes, bool]]) -> bytes:
-    """Build the frame of channels that are wanted (`True`) or no longer wanted."""
+def subscriptions_frame(changes: Iterable[tuple[bytes, int]]) -> bytes:
+    """Build the frame of channels that are `WANTED`, `READ_FROM_LOG` or `UNWANTED`."""
     return frame(SUBSCRIPTIONS, payload=b"".join(_ENTRY.pack(wanted, len(key)) + key for key, wanted in changes))
 
 
@@ -82,13 +90,13 @@ def subscription_size(key: bytes) -> int:
     return _ENTRY.size + len(key)
 
 
-def read_subscriptions(payload: bytes) -> list[tuple[bytes, bool]]:
+def read_subscriptions(payload: bytes) -> list[tuple[bytes, int]]:
     """Read what `subscriptions_frame` built.
 
     Raises:
         WireError: The payload is malformed.
     """
-    changes: list[tuple[bytes, bool]] = []
+    changes: list[tuple[bytes, int]] = []
     offset = 0
     while offset < len(payload):
         start = offset + _ENTRY.size
@@ -98,7 +106,7 @@ def read_subscriptions(payload: bytes) -> list[tuple[bytes, bool]]:
         offset = start + length
         if offset > len(payload):
             raise WireError("a SUBSCRIPTIONS frame ends inside a channel")
-        changes.append((payload[start:offset], bool(wanted)))
+        changes.append((payload[start:offset], wanted))
     return changes
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +68,32 @@ class Peer:
     def _lines(self) -> list[str]:
         whole, _, _ = self._log.read_text().rpartition("\n")
         return whole.splitlines()
+
+
+class Storm:
+    """What the processes of `tests.chaos.log_storm` wrote.
+
+    Attributes:
+        received: For each process channel, offset, offset before it, name and size of each message, in order.
+        acknowledged: Channel, offset and name of each message that was acknowledged to a process.
+        faults: Every other line: gaps, messages that are not what was published.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.received: dict[int, list[tuple[str, ...]]] = {}
+        self.acknowledged: set[tuple[str, ...]] = set()
+        self.faults: list[str] = []
+        for path in folder.iterdir():
+            received = self.received[int(path.name)] = []
+            whole, _, _ = path.read_text().rpartition("\n")  # a killed process may have written half a line
+            for line in whole.splitlines():
+                kind, *values = line.split(" ")
+                if kind == "r":
+                    received.append(tuple(values))
+                elif kind == "a":
+                    self.acknowledged.add(tuple(values))
+                elif kind not in ("ready", "done"):
+                    self.faults.append(f"{path.name}: {line}")
 
 
 @contextmanager
@@ -137,3 +164,35 @@ async def test_a_peer_that_is_killed_costs_the_others_nothing(
         for publisher in workload.publishers:
             numbers = [event[1] for event in seen[channel] if isinstance(event, tuple) and event[0] == publisher.name]
             assert numbers == list(range(numbers[0], len(publisher.outcomes[channel])))
+
+
+@pytest.mark.parametrize("seconds", [4, pytest.param(20, marks=pytest.mark.full)])
+async def test_processes_that_are_killed_while_they_write_cost_the_history_nothing(
+    seconds: float, ipc_url: str, tmp_path: Path
+) -> None:
+    """All processes receive the same messages in the same order, each acknowledged one, none twice, without a hole."""
+    folder = tmp_path / "storm"
+    folder.mkdir()
+    command = [sys.executable, "-m", "tests.chaos.log_storm", ipc_url, str(folder), str(seconds), str(time.time_ns())]
+    log = tmp_path / "storm.log"
+    process = start(command, cwd=_ROOT, log=log)
+    try:
+        assert await asyncio.to_thread(process.wait, seconds + 40) == 0, log.read_text()
+    finally:
+        end(process)
+    assert int(log.read_text().splitlines()[-1]) > 0  # killed
+    storm = Storm(folder)
+    assert storm.faults == []
+    first, second = storm.received[0], storm.received[1]
+    assert first == second
+    names = [received[3] for received in first]
+    assert len(names) == len(set(names))
+    assert storm.acknowledged <= {(channel, offset, name) for channel, offset, _before, name, _size in first}
+    for received in storm.received.values():
+        if received:  # from its subscription to its end, everything
+            begin = first.index(received[0])
+            assert received == [*first[begin : begin + len(received)]]
+    last: dict[str, str] = {}
+    for channel, offset, before, _name, _size in first:
+        assert last.get(channel, "0") == before
+        last[channel] = offset
