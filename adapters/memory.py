@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
+import time
+from collections import OrderedDict, deque
+from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, ClassVar, Final
+from zlib import crc32
 
 from pydantic import Field
 
-from backplane.broadcaster import Broadcaster, Capabilities, Options
+from backplane.broadcaster import Broadcaster, Capabilities, KeptMessage, Options, Recalled
 from backplane.errors import BrokerUnavailableError
-from backplane.message import ALL
+from backplane.message import ALL, Place, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from backplane.broadcaster import BrokerUrl, Sink
+    from backplane.history_rules import History, HistoryRules
+    from backplane.message import Position
 
 __all__ = ["MemoryBroadcaster", "MemoryOptions"]
 
@@ -27,11 +34,30 @@ __all__ = ["MemoryBroadcaster", "MemoryOptions"]
 _MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
 _MESSAGE_BYTES: Final = 128
 
+# What one kept message takes beside its payload.
+_KEPT_BYTES: Final = 350
+_KEY_SECONDS: Final = 300.0
+# A channel that is not used for so many times `max_age_seconds` is forgotten, with its epoch.
+_FORGET_AFTER: Final = 10
+
 # The started adapters of this process. A dict, because its operations are safe in threads.
 _started: dict[MemoryBroadcaster, None] = {}
+# By name. All event loops use them; the lock also makes one order of what is kept and what is handed over.
+_archives: dict[str, _Archive] = {}
+_archives_lock = Lock()
+_now = time.monotonic
+
+
+def _forget_all() -> None:
+    """Begin anew in a forked process, where neither the event loops run, nor the thread that may hold the lock."""
+    global _archives_lock
+    _archives_lock = Lock()
+    _started.clear()
+    _archives.clear()
+
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_started.clear)  # their event loops do not run there
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 class MemoryOptions(Options):
@@ -39,6 +65,9 @@ class MemoryOptions(Options):
 
     max_payload_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     """Largest payload, in bytes."""
+    max_history_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
+    """What the histories of all channels of one name may take together, in bytes. Above it the oldest messages of the
+    channel that was least recently published to are dropped."""
 
 
 class MemoryBroadcaster(Broadcaster):
@@ -46,6 +75,9 @@ class MemoryBroadcaster(Broadcaster):
 
     Adapters of the publisher's event loop have the message when `publish` returns. To another event loop it is handed
     over, in order; if more than 64 MiB wait for a busy event loop, further messages are dropped, with a gap.
+
+    The history of a channel begins when the first adapter of its name starts, and is gone when the last one stops. A
+    channel that is neither published to nor read for ten times `max_age_seconds` (300 s at least) begins anew.
     """
 
     options_class: ClassVar[type[Options]] = MemoryOptions
@@ -57,7 +89,7 @@ class MemoryBroadcaster(Broadcaster):
         self._channels: set[str] = set()
         self._sink: Sink | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: list[tuple[str, bytes] | None] = []  # from other event loops; `None` for a gap
+        self._waiting: list[_Waiting | None] = []  # mostly from other event loops; `None` for a gap
         self._waiting_bytes = 0
         self._waiting_lock = Lock()
 
@@ -69,6 +101,8 @@ class MemoryBroadcaster(Broadcaster):
             reach="process",
             publish_returns="delivered",
             max_payload_bytes=self.options.max_payload_bytes,
+            keeps="process",
+            deduplicates=True,
         )
 
     async def start(self, sink: Sink) -> None:
@@ -79,11 +113,18 @@ class MemoryBroadcaster(Broadcaster):
         self._take_waiting()  # messages that arrived after the last stop
         self._sink = sink
         self._loop = asyncio.get_running_loop()
-        _started[self] = None
+        with _archives_lock:
+            for name in _archives.keys() - {other._name for other in tuple(_started)}:
+                del _archives[name]
+            _started[self] = None
+            _archives.setdefault(self._name, _Archive())
 
     async def stop(self) -> None:
-        """Forget the sink and every channel."""
-        _started.pop(self, None)
+        """Forget the sink and every channel; the last adapter of a name forgets the history."""
+        with _archives_lock:
+            _started.pop(self, None)
+            if all(other._name != self._name for other in tuple(_started)):
+                _archives.pop(self._name, None)
         self._sink = self._loop = None
         self._channels.clear()
 
@@ -94,6 +135,37 @@ class MemoryBroadcaster(Broadcaster):
             if other._name == self._name and channel in other._channels:
                 other._take(channel, payload, self._loop)
         await asyncio.sleep(0)
+
+    async def prepare(self, rules: HistoryRules) -> None:
+        """Do nothing: there is no server to prepare."""
+        self._require_sink()
+
+    async def keep(self, channel: str, payload: bytes, rule: History, *, key: bytes | None = None) -> Receipt:
+        """Store and deliver, in one order for all event loops, then let other tasks run, as `publish` does."""
+        self._require_sink()
+        with _archives_lock:
+            archive = _archives.setdefault(self._name, _Archive())
+            place, duplicate = archive.keep(channel, payload, rule, key, self.options.max_history_bytes)
+            others = [] if duplicate else [other for other in tuple(_started) if other._wants(self._name, channel)]
+            woken = [other for other in others if other._queue(channel, payload, place)]
+        for other in others:
+            if other._loop is self._loop:
+                other._deliver_waiting()  # with what other event loops have kept before
+            elif other in woken:
+                other._wake()
+        await asyncio.sleep(0)
+        return Receipt(position=place, duplicate=duplicate)
+
+    async def recall(
+        self, channel: str, rule: History, *, after: Position | None, limit: int, max_bytes: int
+    ) -> Recalled:
+        """Read from the memory of this process."""
+        self._require_sink()
+        with _archives_lock:
+            archive = _archives.setdefault(self._name, _Archive())
+            recalled = archive.recall(channel, rule, after, limit, max_bytes)
+        await asyncio.sleep(0)
+        return recalled
 
     async def subscribe(self, channels: Collection[str]) -> None:
         """Start delivering `channels`."""
@@ -116,23 +188,32 @@ class MemoryBroadcaster(Broadcaster):
             return
         if loop is publishers_loop:
             return sink.deliver(channel, payload)
+        if self._queue(channel, payload, None):
+            self._wake()
+
+    def _wants(self, name: str, channel: str) -> bool:
+        return self._name == name and channel in self._channels
+
+    def _queue(self, channel: str, payload: bytes, place: Place | None) -> bool:
+        """Queue a message, and return whether the event loop must be woken for it."""
         with self._waiting_lock:
-            self._keep(channel, payload)
-            if len(self._waiting) > 1:
-                return
+            self._waiting_bytes += len(payload) + _MESSAGE_BYTES
+            if self._waiting_bytes <= _MAX_WAITING_BYTES or not self._waiting:
+                self._waiting.append((channel, payload, place))
+            elif self._waiting[-1] is not None:
+                self._waiting.append(None)
+            return len(self._waiting) == 1
+
+    def _wake(self) -> None:
+        loop = self._loop
+        if loop is None:  # stopped by another thread meanwhile
+            return
         try:
             loop.call_soon_threadsafe(self._deliver_waiting)
         except RuntimeError:  # the event loop has ended without `stop`
             _started.pop(self, None)
 
-    def _keep(self, channel: str, payload: bytes) -> None:
-        self._waiting_bytes += len(payload) + _MESSAGE_BYTES
-        if self._waiting_bytes <= _MAX_WAITING_BYTES or not self._waiting:
-            self._waiting.append((channel, payload))
-        elif self._waiting[-1] is not None:
-            self._waiting.append(None)
-
-    def _take_waiting(self) -> list[tuple[str, bytes] | None]:
+    def _take_waiting(self) -> list[_Waiting | None]:
         with self._waiting_lock:
             waiting, self._waiting = self._waiting, []
             self._waiting_bytes = 0
@@ -151,3 +232,119 @@ class MemoryBroadcaster(Broadcaster):
         if self._sink is None:
             raise BrokerUnavailableError("the adapter is stopped", adapter="memory")
         return self._sink
+
+
+_Waiting = tuple[str, bytes, Place | None]
+
+
+class _Log:
+    """The history of one channel: what is kept, and the newest position there ever was."""
+
+    def __init__(self) -> None:
+        self.epoch = secrets.token_bytes(8)
+        self.newest = Place(self.epoch, 0, 0)
+        self.kept: deque[KeptMessage] = deque()
+        self.times: deque[float] = deque()
+        self.keys: OrderedDict[bytes, tuple[float, Place]] = OrderedDict()
+        self.forget_at = 0.0
+
+    def append(self, payload: bytes, now: float) -> Place:
+        before = self.newest
+        place = self.newest = Place(self.epoch, before.offset + 1, crc32(payload), before.offset, before.check)
+        self.kept.append(KeptMessage(payload, place))
+        self.times.append(now)
+        return place
+
+    def pop(self) -> int:
+        """Drop the oldest message, and return its size."""
+        self.times.popleft()
+        return len(self.kept.popleft().payload) + _KEPT_BYTES
+
+    def index_after(self, position: Position) -> int | None:
+        """Return the index of the message after `position`, which can be that after the last one; or `None`."""
+        if position == self.newest:
+            return len(self.kept)
+        if position.epoch != self.epoch or not self.kept:
+            return None
+        first = self.kept[0].place
+        index = position.offset - first.offset
+        if index == -1:  # the oldest one that is kept names its predecessor
+            return 0 if position.check == first.before_check else None
+        found = 0 <= index < len(self.kept) and self.kept[index].place == position
+        return index + 1 if found else None
+
+
+class _Archive:
+    """The histories of the channels of one name."""
+
+    def __init__(self) -> None:
+        self._logs: OrderedDict[str, _Log] = OrderedDict()  # the most recently used last
+        self._holding: OrderedDict[_Log, None] = OrderedDict()  # that hold messages, the most recently published last
+        self._size_bytes = 0
+
+    def keep(
+        self, channel: str, payload: bytes, rule: History, key: bytes | None, max_bytes: int
+    ) -> tuple[Place, bool]:
+        """Return the place of the message, and whether it is a duplicate, which is not kept again."""
+        now = _now()
+        log = self._log(channel, rule, now)
+        while log.keys and next(iter(log.keys.values()))[0] <= now - _KEY_SECONDS:
+            log.keys.popitem(last=False)
+        if key is not None and (known := log.keys.get(key)) is not None:
+            return known[1], True
+        place = log.append(payload, now)
+        self._size_bytes += len(payload) + _KEPT_BYTES
+        if key is not None:
+            log.keys[key] = now, place
+        while len(log.kept) > rule.max_messages + 1:
+            self._drop_oldest(log)
+        self._holding[log] = None
+        self._holding.move_to_end(log)
+        while self._size_bytes > max_bytes:
+            self._drop_oldest(next(iter(self._holding)))
+        return place, False
+
+    def recall(self, channel: str, rule: History, after: Position | None, limit: int, max_bytes: int) -> Recalled:
+        """Return what is kept of a channel; see `SupportsHistory.recall`."""
+        log = self._log(channel, rule, _now())
+        if after is None:
+            items = _cut(reversed(log.kept), limit, max_bytes)
+            items.reverse()
+            return Recalled(items=items, top=log.newest, more=len(items) < len(log.kept))
+        start = log.index_after(after)
+        if start is None:
+            return Recalled(top=log.newest, found=False)
+        items = _cut(islice(log.kept, start, None), limit, max_bytes)
+        return Recalled(items=items, top=log.newest, more=start + len(items) < len(log.kept))
+
+    def _log(self, channel: str, rule: History, now: float) -> _Log:
+        """Return the log of a channel, without what is too old; forget channels that are not used."""
+        while self._logs and next(iter(self._logs.values())).forget_at < now:
+            _, forgotten = self._logs.popitem(last=False)
+            while forgotten.kept:
+                self._drop_oldest(forgotten)
+        log = self._logs.get(channel)
+        if log is None:
+            log = self._logs[channel] = _Log()
+        self._logs.move_to_end(channel)
+        log.forget_at = now + max(_FORGET_AFTER * rule.max_age_seconds, _KEY_SECONDS)
+        while log.times and log.times[0] < now - rule.max_age_seconds:
+            self._drop_oldest(log)
+        return log
+
+    def _drop_oldest(self, log: _Log) -> None:
+        self._size_bytes -= log.pop()
+        if not log.kept:
+            self._holding.pop(log, None)
+
+
+def _cut(kept: Iterable[KeptMessage], limit: int, max_bytes: int) -> list[KeptMessage]:
+    """Return the first messages, up to a number, and up to the one that exceeds the bytes."""
+    items: list[KeptMessage] = []
+    size = 0
+    for item in islice(kept, limit):
+        items.append(item)
+        size += len(item.payload)
+        if size > max_bytes:
+            break
+    return items

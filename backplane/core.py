@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from backplane.broker.adapter_source import AdapterSource
 from backplane.connection.driver import ConnectionDriver
+from backplane.connection.envelope import JSON_SUBPROTOCOL, envelope_function, json_envelope
 from backplane.connection.limits import Limits
 from backplane.connection.policy import check_policy_options
 from backplane.errors import ConfigurationError, LifecycleError
 from backplane.fanout.backlog import Backlog
 from backplane.fanout.outbox import Outbox
+from backplane.fanout.subscriber_options import (
+    SubscriberOptions,
+    check_rewind,
+    positions_by_channel,
+    previous_token,
+)
 from backplane.fanout.subscription import Subscription
 from backplane.history_rules import HistoryRules
 from backplane.settings import Settings
@@ -39,9 +46,11 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Broadcaster
     from backplane.broker.link_state import LinkState, StateChange
     from backplane.connection.connection import Connection
+    from backplane.connection.envelope import Envelope, EnvelopeFunction
     from backplane.connection.policy import Authorize, OnGap, OnSlow
+    from backplane.fanout.subscriber_options import Since
     from backplane.history_rules import History
-    from backplane.message import HistoryPage, Position
+    from backplane.message import HistoryPage, Position, Receipt
     from backplane.synchronous.publisher import SyncPublisher
     from backplane.web.origin import AllowedOrigins
 
@@ -262,35 +271,60 @@ class Backplane:
         finally:
             await self.stop()
 
-    async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+    async def publish(
+        self,
+        channel: str,
+        data: object,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
+    ) -> Receipt:
         """Publish `data` to every subscriber of `channel`, on every worker.
 
         Returns when the broker has it as firmly as the adapter's `capabilities.publish_returns` states; it is no error
         that the channel has no subscriber. It is never sent a second time without the caller's knowledge. Cancelling
         leaves open whether it was published.
 
+        With an `idempotency_key` the broker publishes one message for all calls with that key on that channel within
+        300 seconds, by any process. So this call tries again by itself, for up to `publish_timeout_seconds`, where the
+        link was lost before the answer, and where the broker cannot accept the message for the moment: if the broker is
+        back in time, it ends as published or certainly not published. With `outage="buffer"` such a message is kept and
+        sent again, for up to 240 seconds after the first attempt. Messages with and without a key that are published at
+        the same time as one that is tried again may come before it; after a lost link those with a key keep the order
+        of their calls. A broker that loses what it stored can lose the key too, and then publishes the message again.
+
         Args:
             channel: Where to.
             data: `str` is received as text, `bytes` as binary, anything else as JSON text.
             exclude: A connection, or its id, that does not receive it: usually the client that sent it.
+            idempotency_key: What names this message, such as `order-42-paid`: 1 to 128 bytes, text in UTF-8. The
+                channel needs a rule in `history`. Defaults to none.
+
+        Returns:
+            The position of the message, where the channel has a rule, and whether a message with the same key was
+            published before; an earlier attempt of this very call counts.
 
         Raises:
             InvalidChannelError: The name is not legal.
-            InvalidDataError: `data` is neither text, nor bytes, nor anything JSON.
-            ConfigurationError: `exclude` is given, and the URL's option `wire_format=plain` cannot carry it.
+            InvalidDataError: `data` is neither text, nor bytes, nor anything JSON, or the key cannot be used.
+            ConfigurationError: `exclude` is given, and the URL's option `wire_format=plain` cannot carry it. Or a key
+                is given, and the channel has no rule, or the adapter cannot drop a second message with the same key.
             PayloadTooLargeError: It is over the adapter's limit; nothing was sent.
             BrokerUnavailableError: The broker was not available for `publish_timeout_seconds`, or the buffer of
                 `outage="buffer"` is full; certainly not published. At once where the broker answers that it cannot
                 accept it for the moment (a script runs, a failover is under way): another try can succeed.
-            PublishOutcomeUnknownError: The link ended, or time ran out, before the broker's answer.
+            PublishOutcomeUnknownError: The link ended, or time ran out, before the broker's answer; with a key: and it
+                was not back in time.
             PublishError: The broker refused it.
             NotStartedError, ClosedError: The backplane is not running.
             WrongLoopError: It runs in another event loop, thread or process.
         """
-        await self._lifecycle.running().publish(channel, data, exclude)
+        return await self._lifecycle.running().publish(channel, data, exclude, idempotency_key)
 
     @asynccontextmanager
-    async def subscribe(self, *channels: str, backlog: Backlog | None = None) -> AsyncGenerator[Subscription]:
+    async def subscribe(
+        self, *channels: str, backlog: Backlog | None = None, since: Since = None, rewind: int = 0
+    ) -> AsyncGenerator[Subscription]:
         """Subscribe the application itself: `async with backplane.subscribe("orders") as messages: async for ...`.
 
         Once entered, no later publish is missed without a `Gap`. `authorize` is not asked and `Limits` do not apply:
@@ -300,8 +334,15 @@ class Backplane:
             *channels: What to receive; `Subscription.join` adds more, and the first one must come before iterating.
             backlog: What may wait for the consumer; with the policy `close` a slow one gets a `SlowConsumerError`.
                 Defaults to that of the backplane, which it replaces whole.
+            since: The position up to which the consumer has received a channel, `str(message.position)`, or a mapping
+                of positions by channel: what was published after it comes first, in order and once, or a `Gap` where
+                that is no longer kept. `None` or "" the first time. What must not be processed twice needs its position
+                stored together with its effect.
+            rewind: How many of the newest messages of each channel come first where `since` is not given, and after the
+                gap where it cannot be served. Needs a channel with a history. Defaults to 0.
 
         Raises:
+            ConfigurationError: `backlog`, `since` or `rewind` cannot be used.
             InvalidChannelError: A name is not legal.
             SubscribeError: The broker refused a channel.
             BrokerUnavailableError: The broker did not confirm in time.
@@ -309,13 +350,15 @@ class Backplane:
             WrongLoopError: It runs in another event loop, thread or process.
         """
         runtime = self._lifecycle.running()
+        positions = positions_by_channel(since, channels, runtime.hub.rules)
+        check_rewind(rewind, runtime.hub.rules)
         subscription = Subscription(
             runtime.hub, None, self._outbox(runtime, backlog), statistics=runtime.statistics, bursts=runtime.bursts
         )
         runtime.subscriptions[subscription] = None
         try:
             for channel in channels:
-                await subscription.join(channel)
+                await subscription.join(channel, since=positions, rewind=rewind)
             yield subscription
         finally:
             subscription.end()
@@ -334,6 +377,10 @@ class Backplane:
         limits: Limits | None = None,
         on_gap: OnGap | None = None,
         backlog: Backlog | None = None,
+        since: Since = None,
+        rewind: int = 0,
+        previous_id: str | None = None,
+        envelope: Envelope = None,
     ) -> AbstractAsyncContextManager[Connection]:
         """Join `channels`, accept `websocket`, and serve it until the block ends.
 
@@ -358,7 +405,8 @@ class Backplane:
         Args:
             websocket: As the framework passed it, not accepted yet.
             *channels: What the client receives; `Connection.join` adds more.
-            subprotocol: The WebSocket subprotocol to accept with.
+            subprotocol: The WebSocket subprotocol to accept with. With `backplane.json.1` a client that offers it is
+                accepted with it and gets the JSON envelope; any other is accepted without a subprotocol.
             headers: Headers to accept with.
             context: Anything of the application's, such as the user: `Connection.context`, for `authorize`.
             client_key: Whose connection this is, for `Limits.max_connections_per_client`. Defaults to the client's
@@ -371,6 +419,24 @@ class Backplane:
             on_gap: What happens to this client when messages may be missing; defaults to that of the backplane.
             backlog: What may wait for this client; with the policy `close` a slow one is closed with code 1013.
                 Defaults to that of the backplane, which it replaces whole.
+            since: The position up to which the client has received its channel, as text, such as
+                `websocket.query_params.get("since")`: what was published after it is sent first, in order and once.
+                Where that is no longer kept, or it is no position, `connection.resumed` is `False`, `on_gap` is called
+                if it is a function, and a client with an envelope gets a gap; it is never closed for it. For several
+                channels a mapping of positions by channel, or one text: the positions of those with a history in the
+                order of their names, with a `.` between them. `None` or "" at a first visit. `authorize` is asked as at
+                any join.
+            rewind: How many of the newest messages of each channel are sent first at a first visit, and after the gap
+                where `since` cannot be served. Needs a channel with a history. Defaults to 0.
+            previous_id: The id of the connection that the client had before: messages that exclude it are not sent.
+                What is no id is ignored. A client can name any id: that only hides messages from itself.
+            envelope: `"json"`: each published message is sent with its channel and position, and the client is notified
+                of its joins and of gaps, in the format of `backplane.connection.envelope`; one that offers the
+                subprotocol `backplane.json.1` is accepted with it where `subprotocol` names no other. Or a function
+                that returns what is sent for a `Message`, `Gap` or `Joined`; it is called once per message for all
+                clients that have the same. Defaults to messages as they were published. What the application sends
+                itself stays as it is. `on_gap` applies beside it: pass a function that returns `None` to have the event
+                alone.
 
         Raises:
             WebSocketException: The client was refused, and its cause states why: a `RefusedError` (the origin,
@@ -378,7 +444,8 @@ class Backplane:
                 broker refused the channel, else 503), an `AuthorizeTimeoutError` (503), or a `ClosedError` while the
                 worker drains, or because the client left before it was accepted. The handshake is answered; to the
                 framework this is an ordinary end.
-            ConfigurationError: `expires_at` is not a moment, or `limits`, `on_gap` or `backlog` cannot be used.
+            ConfigurationError: `expires_at` is not a moment, or `limits`, `on_gap`, `backlog`, `since`, `rewind`,
+                `previous_id` or `envelope` cannot be used.
             LifecycleError: The socket was accepted already.
             ClosedError: The socket is closed, or the backplane has stopped.
             NotStartedError: The backplane is not started.
@@ -391,7 +458,14 @@ class Backplane:
         policy = runtime.policy.with_options(limits, on_gap)
         if socket.lane is None:
             warn_if_no_pings(policy.limits)
-        driver = ConnectionDriver(socket, runtime.hub, self._outbox(runtime, backlog), policy, context=context)
+        function = envelope_function(envelope)
+        if subprotocol == JSON_SUBPROTOCOL or (function is json_envelope and subprotocol is None):
+            subprotocol = JSON_SUBPROTOCOL if socket.offers(JSON_SUBPROTOCOL) else None
+            function = function or (None if subprotocol is None else json_envelope)
+        options = _client_options(channels, runtime.hub.rules, since, rewind, previous_id, function)
+        driver = ConnectionDriver(
+            socket, runtime.hub, self._outbox(runtime, backlog), policy, context=context, options=options
+        )
         driver.connection.expire_at(expires_at)
         return ConnectionScope(
             runtime,
@@ -417,6 +491,9 @@ class Backplane:
         heartbeat_seconds: float = 15.0,
         retry_seconds: float = 3.0,
         backlog: Backlog | None = None,
+        since: Since = None,
+        rewind: int = 0,
+        previous_id: str | None = None,
     ) -> Response:
         """Answer `request` with the same channels as server-sent events: `return backplane.sse(request, "orders")`.
 
@@ -439,9 +516,18 @@ class Backplane:
             retry_seconds: After how long the client comes back, on average. Defaults to 3.
             backlog: What may wait for this client; with the policy `close` the stream of a slow one ends, and the
                 client comes back. Defaults to that of the backplane, which it replaces whole.
+            since: The id of the last event that the client received, for one that begins anew: an `EventSource` that
+                comes back by itself shows it in its header `Last-Event-ID`, which replaces this. What was published
+                after it comes first, in order and once, or the event `gap`. Or a mapping of positions by channel. Only
+                channels with a history count, of which a stream may have 16. `None` or "" at a first visit.
+            rewind: How many of the newest messages of each channel come first at a first visit, and after such a gap.
+                Needs a channel with a history. Defaults to 0.
+            previous_id: The id of the stream or connection that the client had before: messages that exclude it are not
+                sent. What is no id is ignored.
 
         Raises:
-            ConfigurationError: No channel, `request` is not an HTTP request, or an option cannot be used.
+            ConfigurationError: No channel, more than 16 with a history, `request` is not an HTTP request, or an option
+                cannot be used.
             NotStartedError, ClosedError: The backplane is not running.
             WrongLoopError: It runs in another event loop, thread or process.
         """
@@ -461,6 +547,9 @@ class Backplane:
             expires_at=expires_at,
             heartbeat_seconds=heartbeat_seconds,
             retry_seconds=retry_seconds,
+            since=since,
+            rewind=rewind,
+            previous_id=previous_id,
         )
 
     async def history(self, channel: str, *, since: str | Position | None = None, limit: int = 100) -> HistoryPage:
@@ -509,7 +598,7 @@ class Backplane:
             broadcaster,
             self._settings,
             self._notify_state,
-            history_rules=self._history_rules,
+            history_rules=self._history_rules or None,
             limits=self._limits,
             on_gap=self._on_gap,
             authorize=self._authorize,
@@ -534,10 +623,27 @@ class Backplane:
 
     def _unstarted(self) -> Backplane:
         """Return another one like this, for a thread that publishes."""
-        return Backplane(self._source.url_for_another(), settings=self._settings)
+        return Backplane(self._source.url_for_another(), settings=self._settings, history=dict(self._history_rules))
 
 
 def _checked_backlog(backlog: object) -> Backlog:
     if not isinstance(backlog, Backlog):
         raise ConfigurationError(f"backlog must be a Backlog(...), not {backlog!r:.100}")
     return backlog
+
+
+def _client_options(
+    channels: tuple[str, ...],
+    rules: HistoryRules | None,
+    since: Since,
+    rewind: int,
+    previous_id: str | None,
+    envelope: EnvelopeFunction | None,
+) -> SubscriberOptions | None:
+    """Return what this client is given, or `None` where it is given nothing: most clients are."""
+    positions = positions_by_channel(since, channels, rules)
+    check_rewind(rewind, rules)
+    previous = previous_token(previous_id)
+    if positions is None and not rewind and previous is None and envelope is None:
+        return None
+    return SubscriberOptions(since=positions, rewind=rewind, previous=previous, envelope=envelope)

@@ -50,7 +50,8 @@ class ConfigurationError(BackplaneError, ValueError):
     """A URL, an option or a limit is invalid. The message names the known ones, and the one that was probably meant.
 
     Raised when the object is made, by the start, or by a publish whose `exclude` the option `wire_format=plain` does
-    not allow; nothing was published. Correct the configuration: another try fails in the same way.
+    not allow, or whose `idempotency_key` the channel or the adapter does not; nothing was published. Correct the
+    configuration: another try fails in the same way.
     """
 
 
@@ -103,9 +104,10 @@ class InvalidChannelError(BackplaneError, ValueError):
 
 
 class InvalidDataError(BackplaneError, TypeError):
-    """The data to publish or to send is neither text, nor bytes, nor anything JSON.
+    """The data to publish or to send is neither text, nor bytes, nor anything JSON; or an argument cannot be used.
 
-    Raised before anything is sent; nothing was published. Encode the data first, or publish another type.
+    Raised before anything is sent; nothing was published. Encode the data first, or publish another type. Of `exclude`
+    and `idempotency_key` the message states what is taken.
     """
 
 
@@ -282,7 +284,8 @@ class PublishOutcomeUnknownError(PublishError):
     """The link ended, or time ran out, between the sending of a message and the broker's answer.
 
     The message may or may not have been published. It is not published again automatically, since that could duplicate
-    it. Where a duplicate does no harm, publish again; where it does, give messages an id that receivers compare.
+    it. Where a duplicate does no harm, publish again; where it does, publish with an `idempotency_key` from the start,
+    or give messages an id that receivers compare.
     """
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from struct import Struct
 from struct import error as StructError  # noqa: N812  # it is a class
 from typing import Any, Final
@@ -139,6 +139,7 @@ class Message:
             foreign publish.
         excluded: Id of the one connection that does not receive it, if any.
         position: Its position in the channel's history, where the channel has one.
+        is_json: The publisher passed it as something JSON, neither `str` nor `bytes`: `data` is its JSON text.
     """
 
     channel: str
@@ -147,6 +148,7 @@ class Message:
     published_at: float | None = None
     excluded: bytes | None = None
     position: Position | None = None
+    is_json: bool = field(default=False, compare=False, repr=False)
 
     def json(self) -> Any:
         """Parse the data as JSON: a message that was published as a list, a `dict` or a number is returned as that.

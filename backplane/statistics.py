@@ -36,6 +36,8 @@ class Statistics:
         unkept: Messages of kept channels that their publisher did not keep: it lacks the rule.
         resumed: Joins with a position (`since`) that got exactly what they had missed.
         not_resumed: Joins with a position that the history does not reach back to, or that is none.
+        duplicates: Calls of `publish` that returned, where the broker had a message with the same idempotency key and
+            dropped this one. They are counted in `published` too.
         buffered: Messages that `outage="buffer"` keeps at this moment.
         buffer_dropped: Buffered messages that were never published: refused, of unknown outcome, or left at the end.
         connections_opened: WebSockets that were accepted.
@@ -89,6 +91,7 @@ class Statistics:
     unkept: int = 0
     resumed: int = 0
     not_resumed: int = 0
+    duplicates: int = 0
     buffered: int = 0
     buffer_dropped: int = 0
     connections_opened: int = 0
@@ -169,6 +172,7 @@ class Counters:
     unkept: int = 0
     resumed: int = 0
     not_resumed: int = 0
+    duplicates: int = 0
     connections_opened: int = 0
     connections_refused: int = 0
     streams_opened: int = 0

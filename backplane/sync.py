@@ -23,7 +23,11 @@ from backplane.synchronous.publisher import SyncPublisher, SyncTypedChannel
 from backplane.synchronous.publisher_thread import PublisherThreads
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from backplane.connection.connection import Connection
+    from backplane.history_rules import History
+    from backplane.message import Receipt
 
 __all__ = ["SyncBackplane", "SyncPublisher", "SyncTypedChannel"]
 
@@ -42,14 +46,22 @@ class SyncBackplane(SyncPublisher):
     Args:
         url: The broker, that of the web workers. Defaults to the environment variable `BACKPLANE_URL`.
         settings: Times and bounds; those that concern publishing apply.
+        history: Which channels have a history, exactly as in the `Backplane` of the web workers: what is published to
+            such a channel without the rule is received and not kept. Defaults to none.
 
     Raises:
-        ConfigurationError: There is no URL, or it or a setting is wrong. `memory://` is not the default here: it
-            would reach no other process.
+        ConfigurationError: There is no URL, or it, a setting or a rule is wrong. `memory://` is not the default here:
+            it would reach no other process.
         MissingDependencyError: The adapter's client library is not installed.
     """
 
-    def __init__(self, url: str | None = None, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        history: Mapping[str, History] | None = None,
+    ) -> None:
         url = url or os.environ.get("BACKPLANE_URL")
         if not url:
             raise ConfigurationError(
@@ -59,10 +71,11 @@ class SyncBackplane(SyncPublisher):
         if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without type checks
             raise ConfigurationError(f"SyncBackplane takes a URL, as each process opens a link, not {url!r:.100}")
         settings = settings or Settings()
-        backplane = Backplane(url, settings=settings)
+        history = dict(history or {})
+        backplane = Backplane(url, settings=settings, history=history)
         super().__init__(backplane)
         self._url = backplane.url
-        self._threads = PublisherThreads(partial(Backplane, url, settings=settings), settings)
+        self._threads = PublisherThreads(partial(Backplane, url, settings=settings, history=history), settings)
 
     def __repr__(self) -> str:
         return f"<SyncBackplane {self.url}>"
@@ -72,13 +85,20 @@ class SyncBackplane(SyncPublisher):
         """The broker's URL, without options and with its password masked."""
         return self._url
 
-    def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+    def publish(
+        self,
+        channel: str,
+        data: object,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
+    ) -> Receipt:
         """Publish `data` to every subscriber of `channel`, on every web worker.
 
         As `SyncPublisher.publish`. The first one of a process connects, for up to `start_timeout_seconds`.
         """
         refuse_in_event_loop()
-        self._threads.publish(channel, data, exclude=exclude)
+        return self._threads.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
 
     def close(self) -> None:
         """Close the link and end the thread, within two seconds. Closing again changes nothing.

@@ -12,6 +12,7 @@ from pydantic_core import PydanticSerializationError
 from backplane.channels import validate_channel
 from backplane.connection.validation import error_details, validator_for
 from backplane.errors import ConfigurationError, InvalidChannelError, InvalidDataError, InvalidMessageError
+from backplane.fanout.codec import JsonText
 from backplane.message import Gap
 
 if TYPE_CHECKING:
@@ -23,14 +24,16 @@ if TYPE_CHECKING:
     from backplane.connection.connection import Connection
     from backplane.connection.validation import Validator
     from backplane.fanout.backlog import Backlog
+    from backplane.fanout.subscriber_options import Since
     from backplane.fanout.subscription import Subscription
+    from backplane.message import Position, Receipt
 
-__all__ = ["PubSub", "TypedChannel"]
+__all__ = ["PubSub", "TypedChannel", "TypedMessages"]
 
 ModelT = TypeVar("ModelT")
 
 # A placeholder of such a name could not be given: the methods have an option of that name.
-_OPTIONS: Final = frozenset({"exclude", "backlog"})
+_OPTIONS: Final = frozenset({"exclude", "idempotency_key", "backlog", "since", "rewind"})
 
 # Characters that a value may hold as part of a name; every other punctuation in a template separates its levels.
 _WORD_MARKS: Final = "-_ "
@@ -39,10 +42,20 @@ _WORD_MARKS: Final = "-_ "
 class PubSub(Protocol):
     """What typed channels publish and subscribe through: a `Backplane`."""
 
-    async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+    async def publish(
+        self,
+        channel: str,
+        data: object,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
+    ) -> Receipt:
         """Publish `data`."""
+        ...
 
-    def subscribe(self, *channels: str, backlog: Backlog | None) -> AbstractAsyncContextManager[Subscription]:
+    def subscribe(
+        self, *channels: str, backlog: Backlog | None, since: Since, rewind: int
+    ) -> AbstractAsyncContextManager[Subscription]:
         """Subscribe a consumer."""
         ...
 
@@ -102,12 +115,14 @@ class TypedChannel(Generic[ModelT]):
         /,
         *,
         exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
         **placeholders: object,
-    ) -> None:
+    ) -> Receipt:
         """Publish `message` as JSON text: `await orders.publish(Order(...), id=42)`.
 
         Field names are the aliases, where there are any, as in FastAPI's answers. An instance of the model is taken as
-        it is; anything else, such as a dict, is validated.
+        it is; anything else, such as a dict, is validated. `exclude` and `idempotency_key` are those of
+        `Backplane.publish`, and so is what is returned.
 
         Raises:
             InvalidDataError: `message` is not of the type.
@@ -115,12 +130,13 @@ class TypedChannel(Generic[ModelT]):
             BackplaneError: As `Backplane.publish`.
         """
         channel = self.name(**placeholders)
-        await self._backplane.publish(channel, self.encode(message), exclude=exclude)
+        data = self.encode(message)
+        return await self._backplane.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
 
     @asynccontextmanager
     async def subscribe(
-        self, /, *, backlog: Backlog | None = None, **placeholders: object
-    ) -> AsyncGenerator[AsyncIterator[ModelT | Gap]]:
+        self, /, *, backlog: Backlog | None = None, since: Since = None, rewind: int = 0, **placeholders: object
+    ) -> AsyncGenerator[TypedMessages[ModelT]]:
         """Subscribe: `async with orders.subscribe(id=42) as messages: async for order in messages: ...`.
 
         Yields validated models, and a `Gap` where messages may be missing. A message that is not of the type, such as
@@ -129,14 +145,17 @@ class TypedChannel(Generic[ModelT]):
 
         Args:
             backlog: As in `Backplane.subscribe`.
+            since: As in `Backplane.subscribe`; `messages.position` is what to store for it, as text.
+            rewind: As in `Backplane.subscribe`.
             **placeholders: What fills the template.
 
         Raises:
             TypeError, InvalidChannelError: As `name`.
             BackplaneError: As `Backplane.subscribe`.
         """
-        async with self._backplane.subscribe(self.name(**placeholders), backlog=backlog) as messages:
-            yield _TypedMessages[ModelT](messages, self._validator, self._count_invalid)
+        name = self.name(**placeholders)
+        async with self._backplane.subscribe(name, backlog=backlog, since=since, rewind=rewind) as messages:
+            yield TypedMessages[ModelT](name, messages, self._validator, self._count_invalid)
 
     def encode(self, message: object) -> str:
         """Return the JSON text that `publish` publishes for `message`.
@@ -146,7 +165,8 @@ class TypedChannel(Generic[ModelT]):
         """
         try:
             adapter = self._validator.adapter
-            return adapter.dump_json(adapter.validate_python(message), by_alias=True, warnings="error").decode()
+            text = adapter.dump_json(adapter.validate_python(message), by_alias=True, warnings="error").decode()
+            return JsonText(text)
         except ValidationError as error:
             reason = InvalidMessageError(error_details(error)).reason
             raise InvalidDataError(f"not a message for {self._template!r}: {reason}") from error
@@ -157,18 +177,30 @@ class TypedChannel(Generic[ModelT]):
         self.invalid += 1
 
 
-class _TypedMessages(Generic[ModelT]):
+class TypedMessages(Generic[ModelT]):
     """The messages of a subscription, validated. As with the subscription, cancelling the iteration loses nothing."""
 
     def __init__(
         self,
+        channel: str,
         messages: Subscription,
         validator: Validator[ModelT],
         count_invalid: Callable[[], None],
     ) -> None:
+        self._channel = channel
         self._messages = messages
         self._validator = validator
         self._count_invalid = count_invalid
+
+    @property
+    def resumed(self) -> bool:
+        """As `Subscription.resumed`."""
+        return self._messages.resumed
+
+    @property
+    def position(self) -> Position | None:
+        """Up to where the channel was iterated; as `Subscription.position`."""
+        return self._messages.position(self._channel)
 
     def __aiter__(self) -> AsyncIterator[ModelT | Gap]:
         return self

@@ -13,13 +13,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.brokers.broker import Broker, BrokerMissingError
 from tests.brokers.cluster import kafka_cluster, nats_cluster
 from tests.brokers.commons import COMMONS
 from tests.brokers.kafka import KafkaConfig, KafkaProcess, private_kafka, shared_kafka
 from tests.brokers.nats import private_nats, shared_nats
-from tests.brokers.redis import RedisConfig, private_redis, shared_redis
+from tests.brokers.redis import RedisConfig, empty, private_redis, shared_redis
 from tests.brokers.redis_sentinel import private_sentinels
 from tests.chaos.case_table import lines as chaos_lines
 
@@ -50,6 +51,10 @@ _SKIPPED = "Tests on "
 
 pytest_plugins = ["tests.parallel"]
 
+# How long an example takes depends on what else the machine does.
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
+
 
 class StartRedis(Protocol):
     """Starts a Redis that belongs to one test and ends with it."""
@@ -70,7 +75,7 @@ class StartSentinels(Protocol):
 class StartNats(Protocol):
     """Starts a NATS that belongs to one test and ends with it."""
 
-    def __call__(self, config: str = "", /, *, login: str = "") -> Broker:
+    def __call__(self, config: str = "", /, *, login: str = "", jetstream: bool = False) -> Broker:
         """Start one; skip the test where there is none."""
         ...
 
@@ -188,9 +193,26 @@ def ipc_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def redis_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """The Redis that the whole run shares; a test that breaks it, or counts what it holds, takes `private_redis`."""
+def shared_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The Redis that all tests of one process share, for `redis_broker` alone."""
     with _started("redis", lambda: shared_redis(tmp_path_factory.mktemp("redis"))) as broker:
+        yield broker
+
+
+@pytest.fixture
+def redis_broker(shared_redis_server: Broker) -> Broker:
+    """The Redis that all tests of one process share, emptied before each; one that breaks it takes `private_redis`.
+
+    A fixture of a wider scope cannot use it, as its keys would be deleted between two tests: it takes `module_redis`.
+    """
+    empty(shared_redis_server)
+    return shared_redis_server
+
+
+@pytest.fixture(scope="module")
+def module_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A Redis for the tests of one module, which keeps its keys from one test to the next."""
+    with _started("redis", lambda: private_redis(RedisConfig(), tmp_path_factory.mktemp("redis"))) as broker:
         yield broker
 
 
@@ -240,9 +262,9 @@ def private_nats_fixture(
     """Starts a NATS for this test alone, with lines of its configuration file: `private_nats("max_payload: 1024")`."""
     with ExitStack() as stack:
 
-        def start(config: str = "", /, *, login: str = "") -> Broker:
+        def start(config: str = "", /, *, login: str = "", jetstream: bool = False) -> Broker:
             folder = tmp_path_factory.mktemp("nats")
-            made = _started("nats", lambda: private_nats(config, folder, login=login))
+            made = _started("nats", lambda: private_nats(config, folder, login=login, jetstream=jetstream))
             return stack.enter_context(made)
 
         yield start

@@ -100,11 +100,14 @@ class ProduceAnswer:
         code: Kafka's error code.
         message: The broker's error message, or none.
         refused: Indexes of the records that the broker refused, with its reasons; empty where it names none.
+        offset: Offset of the first record; -1 where the broker does not provide it, as of a repetition that it no
+            longer remembers.
     """
 
     code: int
     message: str = ""
     refused: Mapping[int, str] = field(default_factory=dict[int, str])
+    offset: int = -1
 
 
 def read_topology(answer: Any) -> Topology:
@@ -131,8 +134,9 @@ def read_offset(fields: Sequence[Any]) -> tuple[int, Position]:
 def read_produce_answer(fields: Sequence[Any]) -> ProduceAnswer:
     """Return the answer for a partition in an answer to `Produce`, old or new."""
     if len(fields) <= 6:
-        return ProduceAnswer(fields[1])
-    return ProduceAnswer(fields[1], fields[6] or "", {index: reason or "" for index, reason in fields[5] or ()})
+        return ProduceAnswer(fields[1], offset=fields[2])
+    refused = {index: reason or "" for index, reason in fields[5] or ()}
+    return ProduceAnswer(fields[1], fields[6] or "", refused, fields[2])
 
 
 def read_fetched(fields: Sequence[Any]) -> Fetched:

@@ -33,7 +33,7 @@ class PublishBatch:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._records = Records(max_bytes)
-        self._items: list[tuple[bytes, bytes, asyncio.Future[None]]] = []
+        self._items: list[tuple[bytes, bytes, asyncio.Future[int | None]]] = []
         self.producer_id: ProducerId | None = None
         self.sequence: int = 0
         self.sent: int = 0
@@ -50,11 +50,11 @@ class PublishBatch:
         """The key of its first record."""
         return self._items[0][0]
 
-    def append(self, key: bytes, payload: bytes) -> asyncio.Future[None] | None:
+    def append(self, key: bytes, payload: bytes) -> asyncio.Future[int | None] | None:
         """Add a record; return the future of its answer, or `None` if the batch is full."""
         if not self._records.append(key, payload):
             return None
-        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self._items.append((key, payload, answered))
         return answered
 
@@ -75,11 +75,11 @@ class PublishBatch:
         rest = [index for index in range(self.count) if index not in refused]
         return [self._part(rest)] if rest else []
 
-    def succeed(self) -> None:
-        """Let every waiting call return."""
-        for _, _, answered in self._items:
+    def succeed(self, offset: int | None = None) -> None:
+        """Let every waiting call return the offset of its record; `offset` is that of the first, if it is known."""
+        for index, (_, _, answered) in enumerate(self._items):
             if not answered.done():
-                answered.set_result(None)
+                answered.set_result(None if offset is None else offset + index)
 
     def fail(self, error: BrokerError, only: Collection[int] | None = None) -> None:
         """Let every waiting call raise the same error, or `only` those of the records with these indexes."""

@@ -11,27 +11,32 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from urllib.parse import urlsplit
+from zlib import crc32
 
 from pydantic import Field
 
 from backplane.adapters.kafka.connect_error import unavailable
+from backplane.adapters.kafka.history import KafkaHistory
 from backplane.adapters.kafka.link import KafkaLink
 from backplane.adapters.kafka.login import Security, Token, ask_password, ask_token
 from backplane.adapters.kafka.producer import KafkaProducer
 from backplane.adapters.kafka.reader import FetchPolicy, KafkaReader, NotReadableError
+from backplane.adapters.kafka.ring import HistoryRings, LogIdentity, Query
 from backplane.adapters.kafka.target import KnownBrokers, Target
 from backplane.adapters.shared.credentials import CREDENTIALS_PATTERN
 from backplane.adapters.shared.tls import client_context
 from backplane.broadcaster import Broadcaster, Capabilities, Options, malformed_address
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError, SubscribeError
+from backplane.message import Position, Receipt
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Collection, Coroutine
     from typing import Any
 
-    from backplane.broadcaster import BrokerUrl, Sink
+    from backplane.broadcaster import BrokerUrl, Recalled, Sink
+    from backplane.history_rules import History, HistoryRules
 
 __all__ = ["KafkaBroadcaster", "KafkaOptions"]
 
@@ -59,6 +64,9 @@ class KafkaOptions(Options):
     latency: Literal["low", "balanced", "cheap"] = "low"
     """When messages are delivered. `low`: at once; `balanced`: up to 5 ms later, `cheap`: up to 25 ms later, which take
     less CPU time per message."""
+    max_ring_bytes: int = Field(default=32 * 1024 * 1024, gt=0)
+    """How many bytes each worker keeps of the newest messages of channels with a history, all of them together. What is
+    older is read from the topic when a client asks for it."""
     max_payload_bytes: int = Field(default=1_000_000, gt=0, le=256 * 1024 * 1024)
     """Largest payload, in bytes. If the user has the right DESCRIBE_CONFIGS, it is lowered to what the topic accepts:
     400 bytes below its `max.message.bytes` (1,048,588 by default)."""
@@ -128,6 +136,7 @@ class KafkaBroadcaster(Broadcaster):
         self._link: KafkaLink | None = None
         self._producer: KafkaProducer | None = None
         self._reader: KafkaReader | None = None
+        self._history: KafkaHistory | None = None
         self._reader_opening = asyncio.Lock()  # replaced with each link: a lock belongs to one event loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._loss_reported = False
@@ -141,6 +150,7 @@ class KafkaBroadcaster(Broadcaster):
             publish_returns="stored",
             resumes=True,
             max_payload_bytes=self._max_payload_bytes,
+            keeps="server",
         )
 
     async def start(self, sink: Sink) -> None:
@@ -153,7 +163,7 @@ class KafkaBroadcaster(Broadcaster):
 
     async def suspend(self) -> None:
         """Close the link; keep positions and publishes without an answer for `resume`."""
-        self._sink = None
+        self._sink = self._history = None
         link, self._link = self._link, None
         for part in (self._reader, self._producer):
             if part is not None:
@@ -203,6 +213,49 @@ class KafkaBroadcaster(Broadcaster):
             raise unavailable("the link is closed")
         await self._producer.publish(channel.encode(), payload)
 
+    async def prepare(self, rules: HistoryRules) -> None:
+        """Note which channels have a history. The topic keeps everything anyway, as long as its retention."""
+        if self._reader is None:
+            raise unavailable("the link is closed")
+        if rules and self._reader.rings is None:
+            self._reader.keep(HistoryRings(self.options.max_ring_bytes, rules))
+
+    async def keep(self, channel: str, payload: bytes, rule: History, *, key: bytes | None = None) -> Receipt:
+        """Publish as `publish` does, and return the position of the record.
+
+        The receipt has no position if the broker had stored the message before, over a link that was lost before the
+        answer, and does not remember where.
+
+        Raises:
+            ConfigurationError: A `key` was passed: Kafka cannot discard a message that another process has published.
+        """
+        if key is not None:
+            raise ConfigurationError("kafka: idempotency_key is not supported: publish without it")
+        if self._producer is None:
+            raise unavailable("the link is closed")
+        encoded = channel.encode()
+        partition, offset = await self._producer.store(encoded, payload)
+        link = self._link
+        if offset is None or link is None:
+            return Receipt()
+        epoch = LogIdentity.of(link.topology, self.options.topic).epoch(partition, encoded)
+        return Receipt(position=Position(epoch, offset + 1, crc32(payload)))
+
+    async def recall(
+        self, channel: str, rule: History, *, after: Position | None, limit: int, max_bytes: int
+    ) -> Recalled:
+        """Read the history of `channel`: from memory if the reader has it, else by reading the end of its partition.
+
+        At most 16 MiB are read back, once for all that wait; what is older is not found. The number of messages and
+        their age are limited here; when the broker deletes them is up to the topic.
+
+        Raises:
+            BrokerError: The user lacks the right READ on the topic, or its codec is not installed.
+        """
+        if self._history is None:
+            raise unavailable("the link is closed")
+        return await self._history.recall(Query(channel.encode(), rule, after, limit, max_bytes))
+
     async def subscribe(self, channels: Collection[str]) -> None:
         """Deliver `channels` from now on; the first call finds the end of every partition and starts reading."""
         try:
@@ -249,6 +302,8 @@ class KafkaBroadcaster(Broadcaster):
         except BaseException:
             link.abort()
             raise
+        assert self._reader is not None
+        self._history = KafkaHistory(link, self._reader, self._spawn)
         self._spawn(self._watch(link), "kafka-watch")
 
     async def _prepare_login(self) -> Callable[[], Coroutine[Any, Any, Security]]:

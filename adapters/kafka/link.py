@@ -121,6 +121,19 @@ class KafkaLink:
         self._discard(old)
         return connection
 
+    async def connect_aside(self, node: int, old: Connection | None = None) -> Connection:
+        """Open a connection to broker `node`, in place of `old`, whose end is not the loss of the link."""
+
+        def ended(_: str) -> None:
+            self._connections.discard(connection)
+
+        connection = await self._connect(self._address(node), ended, node)
+        self._discard(old)
+        if self.is_over:
+            self._discard(connection)
+            raise unavailable("the link is lost")
+        return connection
+
     async def refresh(self) -> None:
         """Update the topology from every leader, which also keeps idle connections open.
 

@@ -118,6 +118,18 @@ class KafkaProducer:
         """Publish, in the order of the calls; return when every replica in sync has stored it.
 
         Raises:
+            BrokerError: As for `store`.
+        """
+        await self.store(key, payload)
+
+    async def store(self, key: bytes, payload: bytes) -> tuple[int, int | None]:
+        """Publish, and return where the message is.
+
+        Returns:
+            The partition, and the offset there; `None` for the offset if the broker has stored it before, when the
+            answer was lost, and does not remember where.
+
+        Raises:
             BrokerUnavailableError: The link is gone.
             PublishError: The broker refused it, or too many bytes are not answered yet.
         """
@@ -142,7 +154,7 @@ class KafkaProducer:
         self._pending_bytes += size
         self._start_sending(partition)
         try:
-            await answered
+            return partition, await answered
         finally:
             self._pending_bytes -= size
 
@@ -266,7 +278,7 @@ class KafkaProducer:
             return ""
         self._queues[partition].popleft()
         if means is Meaning.OK:
-            batch.succeed()
+            batch.succeed(answer.offset if answer.offset >= 0 else None)
         elif batch.sent > 1 + batch.retries or means in (Meaning.UNKNOWN_PRODUCER, Meaning.UNKNOWN):
             # The answer does not cover the batch, or refuses its repetition: the first copy may be stored all the same.
             batch.fail(_unknown(_reason(answer)))

@@ -11,13 +11,15 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 from backplane.adapters.kafka.answers import EARLIEST, LATEST, Position
 from backplane.adapters.kafka.codes import Meaning, error_name, meaning
 from backplane.adapters.kafka.connect_error import unavailable
 from backplane.adapters.kafka.protocol import NO_EPOCH, NO_TOPIC_ID
 from backplane.adapters.kafka.records import codec_problem, read_batches
-from backplane.message import ALL
+from backplane.adapters.kafka.ring import LogIdentity
+from backplane.message import ALL, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from backplane.adapters.kafka.answers import Fetched
     from backplane.adapters.kafka.connection import Connection
     from backplane.adapters.kafka.link import KafkaLink
+    from backplane.adapters.kafka.records import Batch
+    from backplane.adapters.kafka.ring import HistoryRings
     from backplane.broadcaster import Sink
 
 __all__ = ["FetchPolicy", "KafkaReader", "NotReadableError"]
@@ -68,6 +72,7 @@ class KafkaReader:
 
     Attributes:
         channels: The channels to deliver, by the key of their records.
+        rings: The newest messages of channels with a history, if there are any.
     """
 
     def __init__(
@@ -78,6 +83,8 @@ class KafkaReader:
         unreadable_seconds: float = _UNREADABLE_SECONDS,
     ) -> None:
         self.channels: dict[bytes, str] = {}
+        self.rings: HistoryRings | None = None
+        self._awaited: list[tuple[int, int, asyncio.Future[None]]] = []
         self._policy = policy
         self._unreadable_seconds = unreadable_seconds
         self._spawn = spawn
@@ -98,6 +105,12 @@ class KafkaReader:
     def is_open(self) -> bool:
         """Whether it is reading."""
         return self._link is not None
+
+    def keep(self, rings: HistoryRings) -> None:
+        """Fill `rings` from now on."""
+        self.rings = rings
+        if self._link is not None:
+            self._follow(self._link)
 
     async def open(self, link: KafkaLink, sink: Sink) -> None:
         """Read over `link`: from the end the first time, later from where the last link ended.
@@ -126,12 +139,27 @@ class KafkaReader:
             return
         await self._connect(self._link)
         await self._reconcile_partitions(self._link)
+        self._follow(self._link)
         self._report_pending_gap(self._sink)
         self._start_reading(self._link)
+
+    async def reached(self, partition: int, offset: int) -> None:
+        """Wait until everything before `offset` was delivered.
+
+        Raises:
+            BrokerUnavailableError: The reader was closed.
+        """
+        if self._positions[partition].offset < offset:
+            reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._awaited.append((partition, offset, reached))
+            await reached
+        if self._link is None:
+            raise unavailable("the link is lost")
 
     def close(self) -> None:
         """Stop delivering at once; positions and channels are kept."""
         self._link = self._sink = None
+        self._notify_reached()
         self._pending_gap_reason = self._pending_gap_reason or self._unreadable_reason
         self._unreadable_reason = ""
         if self._unreadable_timer is not None:
@@ -170,6 +198,7 @@ class KafkaReader:
         self._cluster, self._topic_id = topology.cluster, topology.topic_id
         self._clamp_to_end(link, ends)
         await self._reconcile_partitions(link)
+        self._follow(link)
         self._report_pending_gap(sink)
 
     def _clamp_to_end(self, link: KafkaLink, ends: dict[int, Position]) -> None:
@@ -183,7 +212,7 @@ class KafkaReader:
         for partition, end in ends.items():
             position = self._positions.get(partition, end)
             if position.offset > end.offset and not (compares_epochs and position.epoch != NO_EPOCH):
-                self._positions[partition] = end
+                self._set_position(partition, end)
                 self._pending_gap_reason = f"partition {partition} {_TRUNCATED}"
 
     async def _reconcile_partitions(self, link: KafkaLink) -> None:
@@ -197,6 +226,12 @@ class KafkaReader:
             # them, and the order of a channel is not kept across the move, hence the gap.
             self._positions |= await self._request_offsets(link, new, EARLIEST)
             self._pending_gap_reason = f"the topic has {len(new)} more partitions"
+
+    def _follow(self, link: KafkaLink) -> None:
+        """Let the rings begin where a partition is read for the first time, or anew if it is another log."""
+        if self.rings is not None:
+            identity = LogIdentity.of(link.topology, link.target.topic)
+            self.rings.follow(identity, {number: position.offset for number, position in self._positions.items()})
 
     def _report_pending_gap(self, sink: Sink) -> None:
         reason, self._pending_gap_reason = self._pending_gap_reason, ""
@@ -276,13 +311,47 @@ class KafkaReader:
             if is_complete and not batch.is_complete:
                 is_complete = False  # one gap is enough: everything in this answer was published before it
                 _report_gap(self._sink, f"partition {partition} lacks records: it is compacted, or was damaged")
-            for key, value in batch.records:
-                if key is not None and value is not None and (channel := channels.get(key)) is not None:
-                    self._sink.deliver(channel, value)
+            if self.rings is not None:
+                self._deliver_kept(self.rings, partition, batch, self._sink)
+            else:
+                for key, value, _, _ in batch.records:
+                    if key is not None and value is not None and (channel := channels.get(key)) is not None:
+                        self._sink.deliver(channel, value)
             self._positions[partition] = Position(batch.next, batch.epoch)
             self._skip_sizes.pop(partition, None)
+        self._notify_reached()
         if unreadable:
             self._report_unreadable(f"partition {partition} holds records that cannot be read: {unreadable}")
+
+    def _deliver_kept(self, rings: HistoryRings, partition: int, batch: Batch, sink: Sink) -> None:
+        """Deliver the records of a batch, and add those of channels with a history to their rings."""
+        records, channels = batch.records, self.channels
+        since = 0
+        if batch.problem or not batch.is_complete:
+            # Where in the batch records are missing is not known: what is resumed begins with the last one.
+            since = records[-1][2] if records else batch.next
+            rings.reset(partition, since)
+        for key, value, offset, milliseconds in records:
+            if key is None or value is None:
+                continue
+            if offset >= since:
+                epoch = rings.add(partition, key, value, offset, milliseconds)
+            else:
+                epoch = rings.epoch_in(partition, key)
+            if (channel := channels.get(key)) is not None:
+                sink.deliver(channel, value, None if epoch is None else Place(epoch, offset + 1, crc32(value)))
+        rings.note_end(partition, batch.next, records[-1] if records else None)
+
+    def _notify_reached(self) -> None:
+        """Wake the calls whose offset was reached; all of them when the reader is closed."""
+        if not self._awaited:
+            return
+        awaited, self._awaited = self._awaited, []
+        for partition, offset, reached in awaited:
+            if self._link is not None and partition in self._positions and self._positions[partition].offset < offset:
+                self._awaited.append((partition, offset, reached))
+            elif not reached.done():
+                reached.set_result(None)
 
     def _report_unreadable(self, reason: str) -> None:
         if self._unreadable_timer is not None:
@@ -340,8 +409,15 @@ class KafkaReader:
         elif epoch != NO_EPOCH:  # in range, but the record read last has an epoch that is not in the log
             self._skip_to(partition, Position(offset), "is not the log that was read before")
 
-    def _skip_to(self, partition: int, position: Position, reason: str) -> None:
+    def _set_position(self, partition: int, position: Position) -> None:
+        """Continue at `position`, which does not follow what was read."""
         self._positions[partition] = position
+        if self.rings is not None:
+            self.rings.reset(partition, position.offset)
+
+    def _skip_to(self, partition: int, position: Position, reason: str) -> None:
+        self._set_position(partition, position)
+        self._notify_reached()
         if self._sink is not None:
             _report_gap(self._sink, f"partition {partition} {reason}")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from backplane.adapters.kafka.answers import ProducerId
 
-__all__ = ["Batch", "Records", "codec_problem", "partition_hash", "read_batches"]
+__all__ = ["Batch", "Record", "Records", "codec_problem", "partition_hash", "read_batches"]
 
 _CODECS: Final = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
 _CODEC_MASK: Final = 7
@@ -79,6 +79,10 @@ class Records:
         return self._built
 
 
+Record = tuple[bytes | None, bytes | None, int, int]
+"""Key, value, offset, and time in milliseconds since the Unix epoch; -1 for no time."""
+
+
 @dataclass(slots=True)
 class Batch:
     """A batch that was read.
@@ -86,18 +90,21 @@ class Batch:
     Attributes:
         next: The offset after the batch.
         epoch: The leader epoch in which it was written; -1 where it has none.
-        records: Key and value of each record from the wanted offset on.
+        records: Key, value, offset and time (milliseconds since the Unix epoch; -1 for none) of each record from the
+            wanted offset on.
         is_complete: Whether there is a record for every offset up to `next`; in a compacted log some are missing.
         problem: Why its records cannot be read; empty where they can. `next` is then an estimate.
         codec: The compression that is not installed, if that is the problem.
+        size_bytes: Its size in the log.
     """
 
     next: int
     epoch: int
-    records: list[tuple[bytes | None, bytes | None]] = field(default_factory=list[tuple[bytes | None, bytes | None]])
+    records: list[Record] = field(default_factory=list[Record])
     is_complete: bool = True
     problem: str = ""
     codec: str = ""
+    size_bytes: int = 0
 
 
 def read_batches(data: bytes, position: int, end: int) -> Iterator[Batch]:
@@ -116,6 +123,7 @@ def read_batches(data: bytes, position: int, end: int) -> Iterator[Batch]:
         batch = _read(piece, position, end, _offset_at(data, start))
         if batch is None:
             continue
+        batch.size_bytes = len(piece)
         yield batch
         position = batch.next
 
@@ -191,9 +199,10 @@ def _fill(batch: Any, found: Batch, position: int) -> Batch:
     try:
         for record in batch:
             if record.offset >= position:
-                found.is_complete &= record.offset == position
-                found.records.append((record.key, record.value))
-                position = record.offset + 1
+                offset: int = record.offset
+                found.is_complete &= offset == position
+                found.records.append((record.key, record.value, offset, record.timestamp))
+                position = offset + 1
     except Exception as error:  # codecs raise exceptions of their own
         return Batch(found.next, found.epoch, problem=f"{type(error).__name__}: {error}")
     found.is_complete &= position == found.next

@@ -1,6 +1,7 @@
-"""`nats://` and `tls://`: core NATS pub/sub, one server or a cluster.
+"""`nats://` and `tls://`: core NATS pub/sub, one server or a cluster, with JetStream for channels with a history.
 
-At most once: core NATS keeps no message for a subscriber that is away (https://docs.nats.io/nats-concepts/core-nats).
+At most once without a history: core NATS keeps no message for a subscriber that is away
+(https://docs.nats.io/nats-concepts/core-nats).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from backplane.adapters.nats.connect import NatsConnector
 from backplane.adapters.nats.errors import unavailable
+from backplane.adapters.nats.history import NatsHistory
 from backplane.adapters.nats.login import NatsLogin
 from backplane.adapters.nats.options import NatsOptions, check_options
 from backplane.adapters.nats.subjects import encode_channel, reserved_subjects
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from backplane.adapters.nats.link import NatsLink
-    from backplane.broadcaster import BrokerUrl, Options, Sink
+    from backplane.broadcaster import BrokerUrl, Options, Recalled, Sink
+    from backplane.history_rules import History, HistoryRules
+    from backplane.message import Position, Receipt
 
 __all__ = ["NatsBroadcaster", "NatsOptions"]
 
@@ -67,7 +71,10 @@ class NatsBroadcaster(Broadcaster):
             url = replace(url, username=None, password=url.username)  # a token is a secret, as a password is
         super().__init__(url, options)
         check_options(url, options)
-        self._connector = NatsConnector(url, options, login, on_lost=self._lost, on_info=self._info_received)
+        self._history = NatsHistory(options)
+        self._connector = NatsConnector(
+            url, options, login, on_lost=self._lost, on_info=self._info_received, logs=self._history.logs
+        )
         self._sink: Sink | None = None
         self._link: NatsLink | None = None
         self._leaving: asyncio.Task[None] | None = None
@@ -81,6 +88,9 @@ class NatsBroadcaster(Broadcaster):
             reach="network",
             publish_returns="accepted",
             max_payload_bytes=self._max_payload_bytes,
+            keeps="server",
+            deduplicates=True,
+            live_may_skip=True,
         )
 
     async def start(self, sink: Sink) -> None:
@@ -110,6 +120,7 @@ class NatsBroadcaster(Broadcaster):
             if link is not None:
                 link.abort()
                 await link.closed.wait()
+            await self._history.stop()
             if leaving is not None:
                 await asyncio.wait([leaving])
 
@@ -122,6 +133,8 @@ class NatsBroadcaster(Broadcaster):
         """
         if len(payload) > self._max_payload_bytes:  # a server can lower it at any time
             raise PayloadTooLargeError(len(payload), self._max_payload_bytes)
+        if channel in self._history.order:
+            await self._history.order.enter_publish(channel)
         try:
             await self._require_link().publish(encode_channel(self.options.prefix, channel), payload)
         except PublishOutcomeUnknownError:
@@ -131,6 +144,38 @@ class NatsBroadcaster(Broadcaster):
             if not hint:
                 raise
             raise PublishError(f"{reason_of(error)}{hint}", adapter="nats") from error
+
+    async def prepare(self, rules: HistoryRules) -> None:
+        """Find or create the stream of each pattern.
+
+        A stream that exists is used as it is, even if it was created with other limits: it is logged once.
+
+        Raises:
+            BrokerError: The server has no JetStream, the user may not use it, or a stream of this name has other
+                subjects; not retriable, and the message states what to do.
+        """
+        await self._history.prepare(self._require_link(), rules)
+
+    async def keep(self, channel: str, payload: bytes, rule: History, *, key: bytes | None = None) -> Receipt:
+        """Publish to the stream of the channel; returns when the stream has stored it.
+
+        Where the stream is missing it is created again, and this raises `BrokerUnavailableError`.
+
+        Raises:
+            PayloadTooLargeError: The server, or the account, accepts less. With a key, 60 bytes of headers count.
+        """
+        if len(payload) > self._max_payload_bytes:
+            raise PayloadTooLargeError(len(payload), self._max_payload_bytes)
+        return await self._history.keep(self._require_link(), channel, payload, key=key)
+
+    async def recall(
+        self, channel: str, rule: History, *, after: Position | None, limit: int, max_bytes: int
+    ) -> Recalled:
+        """Read from the stream of the channel.
+
+        What has expired cannot be resumed, unless this adapter is subscribed to the channel and has received it.
+        """
+        return await self._history.recall(self._require_link(), channel, after=after, limit=limit, max_bytes=max_bytes)
 
     async def subscribe(self, channels: Collection[str]) -> None:
         """Subscribe; where the permissions deny one channel, the others are subscribed.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from backplane.adapters.nats.errors import outcome_unknown, unavailable
 from backplane.concurrency.shared_future import outcome_of
@@ -31,11 +31,13 @@ class CommandGroup(ABC):
     Attributes:
         size_bytes: How much of it counts as published and not yet confirmed.
         longest_line: Arguments of its longest command, in bytes.
+        sent_at: When it was sent, by the monotonic clock.
     """
 
-    __slots__ = ("longest_line", "size_bytes")
+    __slots__ = ("longest_line", "sent_at", "size_bytes")
 
     def __init__(self) -> None:
+        self.sent_at: float = 0.0
         self.size_bytes: int = 0
         self.longest_line: int = 0
 
@@ -64,18 +66,27 @@ class PublishGroup(CommandGroup):
 
     def __init__(self) -> None:
         super().__init__()
-        self._publishes: list[tuple[bytes, int, int, asyncio.Future[None]]] = []
+        self._publishes: list[tuple[bytes, int, int, asyncio.Future[Any], bool]] = []
         self._refused: dict[bytes, str] = {}
         self._unattributed: str = ""
 
     def add(self, subject: bytes, line_bytes: int, payload_bytes: int) -> asyncio.Future[None]:
         """Add a publish; the future returned ends with its answer."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._publishes.append((subject, line_bytes, payload_bytes, future))
+        self._add(subject, line_bytes, payload_bytes, future, is_request=False)
+        return future
+
+    def add_request(self, subject: bytes, line_bytes: int, payload_bytes: int, future: asyncio.Future[Any]) -> None:
+        """Add a publish with a reply subject: `future` fails as that of `add`, and a PONG alone does not end it."""
+        self._add(subject, line_bytes, payload_bytes, future, is_request=True)
+
+    def _add(
+        self, subject: bytes, line_bytes: int, payload_bytes: int, future: asyncio.Future[Any], *, is_request: bool
+    ) -> None:
+        self._publishes.append((subject, line_bytes, payload_bytes, future, is_request))
         self.size_bytes: int = self.size_bytes + len(subject) + payload_bytes
         if line_bytes > self.longest_line:
             self.longest_line = line_bytes
-        return future
 
     def refuse(self, subject: bytes, reason: str) -> bool:
         """Refuse the publishes to `subject`; return whether there are any."""
@@ -89,21 +100,21 @@ class PublishGroup(CommandGroup):
 
     def confirm(self) -> None:
         """Answer each publish."""
-        for subject, _, _, future in self._publishes:
-            if future.done():  # cancelled
+        for subject, _, _, future, is_request in self._publishes:
+            if future.done():  # cancelled, or the reply was received before the PONG
                 continue
             if subject in self._refused:
                 future.set_exception(PublishError(self._refused[subject], adapter="nats"))
             elif self._unattributed:
                 future.set_exception(outcome_unknown(f"the server refused something: {self._unattributed}"))
-            else:
+            elif not is_request:
                 future.set_result(None)
 
     def fail(self, reason: str, last_error: str | None) -> None:
         """Fail each publish. The one over which the server ended the connection was certainly not published."""
-        largest = max((size for _, _, size, _ in self._publishes), default=0)
+        largest = max((size for _, _, size, _, _ in self._publishes), default=0)
         error = (last_error or "").lower()
-        for _, line, size, future in self._publishes:
+        for _, line, size, future, _ in self._publishes:
             if future.done():
                 continue
             too_large = error == _PAYLOAD_TOO_LARGE and size == largest

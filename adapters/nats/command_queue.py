@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -28,6 +29,8 @@ class CommandQueue:
         unsent: The groups whose commands are not sent yet; the last one can be added to.
         pending_bytes: What was published and is not confirmed.
         longest_confirmed: Arguments of the longest command that the server has confirmed, in bytes.
+        synced_at: When the last command that the server has confirmed was sent, by the monotonic clock: what the server
+            had sent to this connection until then is received. Minus infinity before the first one.
     """
 
     __slots__ = (
@@ -39,6 +42,7 @@ class CommandQueue:
         "_write",
         "longest_confirmed",
         "pending_bytes",
+        "synced_at",
         "unsent",
     )
 
@@ -52,6 +56,7 @@ class CommandQueue:
         self.unsent: list[CommandGroup] = []
         self.pending_bytes: int = 0
         self.longest_confirmed: int = 0
+        self.synced_at: float = float("-inf")
 
     @property
     def awaited(self) -> CommandGroup | None:
@@ -97,6 +102,7 @@ class CommandQueue:
         group = self._unconfirmed.popleft()
         self.pending_bytes -= group.size_bytes
         self.longest_confirmed = max(self.longest_confirmed, group.longest_line)
+        self.synced_at = group.sent_at
         group.confirm()
 
     def close(self, reason: str, last_error: str) -> None:
@@ -120,6 +126,9 @@ class CommandQueue:
 
     def _flush(self) -> None:
         self._commands.append(b"PING\r\n")
+        now = time.monotonic()
+        for group in self.unsent:
+            group.sent_at = now
         self._unconfirmed.extend(self.unsent)
         self.unsent.clear()
         data = b"".join(self._commands)

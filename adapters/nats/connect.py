@@ -19,6 +19,7 @@ from backplane.errors import BrokerAuthenticationError, BrokerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from backplane.adapters.nats.channel_log import ChannelLogs
     from backplane.adapters.nats.login import NatsLogin
     from backplane.adapters.nats.options import NatsOptions
     from backplane.broadcaster import BrokerUrl, Sink
@@ -43,6 +44,7 @@ class NatsConnector:
         login: Opens a connection.
         on_lost: Called once, when a link that was returned ends.
         on_info: Called after every INFO on any link.
+        logs: Which channels have a history.
 
     Attributes:
         servers: Every known server.
@@ -56,11 +58,13 @@ class NatsConnector:
         *,
         on_lost: Callable[[NatsLink, BrokerError], None],
         on_info: Callable[[NatsLink], None],
+        logs: ChannelLogs | None = None,
     ) -> None:
         self._url = url
         self._options = options
         self._on_lost = on_lost
         self._on_info = on_info
+        self._logs = logs
         self._login = login
         self._tls = Tls(
             required=url.scheme == "tls" or any((options.tls_ca_certs, options.tls_certfile, options.tls_first)),
@@ -107,6 +111,8 @@ class NatsConnector:
             on_info=self._info_received,
             max_pending_bytes=self._options.max_pending_bytes,
             line_limits=self._line_limits,
+            prefix=self._options.prefix,
+            logs=self._logs,
         )
 
     async def _open(self, link: NatsLink) -> None:

@@ -12,12 +12,13 @@ import asyncio
 import re
 import socket
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from backplane.adapters.nats.command_groups import LINE_TOO_LONG, PublishGroup, RoundTrip, SubscribeGroup
 from backplane.adapters.nats.command_queue import CommandQueue
-from backplane.adapters.nats.errors import line_too_long, unavailable
+from backplane.adapters.nats.errors import line_too_long, outcome_unknown, unavailable
 from backplane.adapters.nats.parser import MAX_LINE_BYTES, MAX_PAYLOAD_BYTES, NatsParser
+from backplane.adapters.nats.requests import Requests
 from backplane.adapters.nats.server_info import ServerInfo, read_info
 from backplane.adapters.shared.fork import close_in_children
 from backplane.errors import BrokerError, PublishError
@@ -25,6 +26,8 @@ from backplane.errors import BrokerError, PublishError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from backplane.adapters.nats.channel_log import ChannelLog, ChannelLogs
+    from backplane.adapters.nats.requests import Reply
     from backplane.adapters.nats.servers import Server
     from backplane.broadcaster import Sink
 
@@ -51,6 +54,12 @@ class SubscribeResult:
     unconfirmed: dict[str, str] = field(default_factory=dict[str, str])
 
 
+class _Subscription(NamedTuple):
+    channel: str
+    subject: bytes
+    log: ChannelLog | None  # where the channel has a history
+
+
 class NatsLink(asyncio.Protocol):
     """One connection.
 
@@ -62,6 +71,8 @@ class NatsLink(asyncio.Protocol):
         max_pending_bytes: Most bytes published and not yet confirmed.
         line_limits: The longest arguments of a command, in bytes, by the id of the server: of servers that ended a
             connection over longer ones. The link adds to it.
+        prefix: That of every subject.
+        logs: Which channels have a history, where any has.
 
     Attributes:
         server: Where it is connected to.
@@ -80,6 +91,8 @@ class NatsLink(asyncio.Protocol):
         on_info: Callable[[NatsLink], None],
         max_pending_bytes: int,
         line_limits: dict[str, int],
+        prefix: str = "",
+        logs: ChannelLogs | None = None,
     ) -> None:
         self._sink = sink
         self._on_lost = on_lost
@@ -90,7 +103,10 @@ class NatsLink(asyncio.Protocol):
         self._login: object = None
         self._parser = NatsParser(self._message_received, self._line_received)
         self._queue = CommandQueue()
-        self._channels: dict[bytes, tuple[str, bytes]] = {}  # channel and subject of each subscription, by its id
+        self._logs = logs
+        self._requests = Requests(prefix)
+        self._reply_id: bytes | None = None  # of the subscription to replies
+        self._channels: dict[bytes, _Subscription] = {}  # by their ids
         self._ids: dict[str, bytes] = {}
         self._last_id = 0
         self._max_line_bytes = MAX_LINE_BYTES
@@ -111,6 +127,11 @@ class NatsLink(asyncio.Protocol):
     def max_payload_bytes(self) -> int:
         """Largest payload that the server accepts."""
         return self.info.max_payload if self.info.max_payload > 0 else MAX_PAYLOAD_BYTES
+
+    @property
+    def synced_at(self) -> float:
+        """What the server had sent by then is received: by the monotonic clock, minus infinity at first."""
+        return self._queue.synced_at
 
     async def take_over(self, transport: asyncio.WriteTransport, received: bytes, login: object) -> None:
         """Become the protocol of a connection that is logged in; return when the limits of its account are known.
@@ -174,24 +195,62 @@ class NatsLink(asyncio.Protocol):
             PublishError: The server refuses it, or too much awaits its confirmation (`retriable`).
             PublishOutcomeUnknownError: The connection ended, or the server sent an error that names no command.
         """
+        line = b"%b %d" % (subject, len(payload))
+        group = self._publish_group(line, len(subject) + len(payload))
+        answer = group.add(subject, len(line), len(payload))
+        self._queue.pending_bytes += len(subject) + len(payload)
+        self._queue.send(b"PUB %b\r\n%b\r\n" % (line, payload))
+        await answer
+
+    async def request(self, subject: bytes, payload: bytes, headers: bytes = b"") -> list[Reply]:
+        """Send a publish with a reply subject, in one order with `publish`; return the messages of the reply.
+
+        A server without a receiver for `subject` replies with status 503.
+
+        Args:
+            subject: Where to.
+            payload: What follows the headers.
+            headers: With their first line and their last empty one; or none.
+
+        Raises:
+            PublishError: As for `publish`.
+            PublishOutcomeUnknownError: The connection ended before the reply.
+            BrokerError: The server refuses the subscription to replies.
+        """
+        content = headers + payload
+        if self._reply_id is None:
+            self._subscribe_to_replies()
+        size = len(subject) + len(content)
+        request = self._requests.open(size)
+        try:
+            sizes = b"%d %d" % (len(headers), len(content)) if headers else b"%d" % len(content)
+            line = b"%b %b %b" % (subject, request.reply_to, sizes)
+            group = self._publish_group(line, size)
+            group.add_request(subject, len(line), len(content), request.future)
+            self._queue.pending_bytes += size
+            self._queue.send(b"%b %b\r\n%b\r\n" % (b"HPUB" if headers else b"PUB", line, content))
+            return await request.future
+        finally:
+            self._requests.close(request)
+
+    def _publish_group(self, line: bytes, size: int) -> PublishGroup:
+        """Return the group for a publish with these arguments.
+
+        Raises:
+            PublishError: The line is too long, or too much awaits the server's answer (`retriable`).
+        """
         queue = self._queue
-        size = len(subject) + len(payload)
-        if queue.pending_bytes + size > self._max_pending_bytes and queue.pending_bytes:
+        pending = max(queue.pending_bytes, self._requests.pending_bytes)
+        if pending + size > self._max_pending_bytes and pending:
             raise PublishError(
-                f"{queue.pending_bytes:,} bytes await the server; publish slower, or raise max_pending_bytes",
+                f"{pending:,} bytes await the server; publish slower, or raise max_pending_bytes",
                 adapter="nats",
                 retriable=True,
             )
-        line = b"%b %d" % (subject, len(payload))
         if len(line) > self._max_line_bytes:
             raise PublishError(line_too_long(len(line)), adapter="nats")
         group = queue.unsent[-1] if queue.unsent else None
-        if not isinstance(group, PublishGroup):
-            group = queue.begin(PublishGroup())
-        answer = group.add(subject, len(line), len(payload))
-        queue.pending_bytes += size
-        queue.send(b"PUB %b\r\n%b\r\n" % (line, payload))
-        await answer
+        return group if isinstance(group, PublishGroup) else queue.begin(PublishGroup())
 
     async def subscribe(self, subjects: Mapping[bytes, str]) -> SubscribeResult:
         """Subscribe to `subjects`, each the subject of a channel."""
@@ -227,13 +286,19 @@ class NatsLink(asyncio.Protocol):
             limit = max(self._queue.longest_confirmed, _power_of_two_below(group.longest_line))
             self._line_limits[self.info.server_id] = limit
         self._queue.close(reason, self._last_error)
+        self._requests.fail(lambda: outcome_unknown(f"{reason}, before the server replied"))
         if self.is_up:
             self._on_lost(self, unavailable(reason))
 
-    def _message_received(self, number: bytes, payload: bytes) -> None:
+    def _message_received(self, number: bytes, subject: bytes, headers: bytes, payload: bytes) -> None:
         found = self._channels.get(number)
-        if found is not None:
-            self._sink.deliver(found[0], payload)
+        if found is None:
+            if number == self._reply_id:
+                self._requests.receive(subject, headers, payload)
+        elif found.log is None or not headers:
+            self._sink.deliver(found.channel, payload)
+        else:
+            self._sink.deliver(found.channel, payload, found.log.place_of(headers, payload))
 
     def _line_received(self, line: bytes) -> None:
         if line == b"PONG":
@@ -267,10 +332,12 @@ class NatsLink(asyncio.Protocol):
         if number is not None:
             found = self._channels.get(number.encode())
         else:
-            found = next((known for known in self._channels.values() if known[1] == subject), None)
+            found = next((known for known in self._channels.values() if known.subject == subject), None)
         if found is not None:
-            self._drop(found[0])
-            self._sink.revoked([found[0]], reason)
+            self._drop(found.channel)
+            self._sink.revoked([found.channel], reason)
+        elif self._reply_id is not None and subject == self._requests.subject:
+            self._end(reason)  # no reply would be received any more
 
     def _end(self, reason: str) -> None:
         self._last_error = reason
@@ -298,7 +365,24 @@ class NatsLink(asyncio.Protocol):
         self._queue.send(b"SUB %b\r\n" % line)
         self._last_id += 1
         self._ids[channel] = number
-        self._channels[number] = channel, subject
+        log = None if self._logs is None else self._logs.subscribed(channel)
+        self._channels[number] = _Subscription(channel, subject, log)
+
+    def _subscribe_to_replies(self) -> None:
+        self._last_id += 1
+        number = self._reply_id = b"%d" % self._last_id
+
+        def refused(reason: str) -> None:
+            self._reply_id = None
+            self._requests.fail(lambda: BrokerError(reason, adapter="nats"))
+
+        def unconfirmed(reason: str) -> None:
+            self._reply_id = None
+            self._requests.fail(lambda: unavailable(reason))
+
+        line = b"%b %b" % (self._requests.subject, number)
+        self._queue.begin(SubscribeGroup(self._requests.subject, number, len(line), refused, unconfirmed))
+        self._queue.send(b"SUB %b\r\n" % line)
 
     def _drop(self, channel: str) -> None:
         """Drop a subscription of which it is unknown whether the server has it."""
@@ -310,7 +394,9 @@ class NatsLink(asyncio.Protocol):
         """Deliver nothing more for `channels`; return the commands that drop them at the server."""
         numbers = [self._ids.pop(channel) for channel in channels if channel in self._ids]
         for number in numbers:
-            del self._channels[number]
+            dropped = self._channels.pop(number)
+            if dropped.log is not None and self._logs is not None:
+                self._logs.unsubscribed(dropped.channel)
         return [b"UNSUB %b\r\n" % number for number in numbers]
 
     async def _round_trip(self, commands: bytes) -> None:

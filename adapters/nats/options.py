@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,10 @@ class NatsOptions(Options):
     """Largest payload, in bytes. A server, or an account, that allows less (`max_payload`) lowers it."""
     max_pending_bytes: int = Field(default=64 * _MEBIBYTE, gt=0)
     """Most bytes published and not yet confirmed; one message is always accepted. Over it `publish` raises."""
+    history_storage: Literal["file", "memory"] = "file"
+    """Where the server keeps the messages of channels with a history: `memory` is lost when it ends."""
+    history_replicas: int = Field(default=1, ge=1, le=5)
+    """How many servers of a cluster keep them: 3 survive the loss of one. An existing stream stays as it is."""
     client_name: str | None = None
     """Name in the server's monitoring."""
     password_file: str | None = None

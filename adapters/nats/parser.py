@@ -28,11 +28,14 @@ class NatsParser:
     """Parses what arrives on one connection, in pieces of any size.
 
     Args:
-        on_message: Called with the subscription's id and the payload, without the headers.
+        on_message: Called with the subscription's id, the subject, the headers as they were received (empty without
+            any), and the payload.
         on_line: Called with every other line, without its end.
     """
 
-    def __init__(self, on_message: Callable[[bytes, bytes], None], on_line: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, on_message: Callable[[bytes, bytes, bytes, bytes], None], on_line: Callable[[bytes], None]
+    ) -> None:
         self._on_message = on_message
         self._on_line = on_line
         self._incomplete = FrameBuffer()
@@ -58,20 +61,21 @@ class NatsParser:
                     raise ValueError("a line without an end")
                 return position, 1
             if data.startswith((b"MSG ", b"HMSG "), position):
-                number, start, stop = _measure(data[position:end].split(), end + 2)
+                parts = data[position:end].split()
+                start, stop = _measure(parts, end + 2)
                 if stop + 2 > size:
                     return position, stop + 2 - size
                 if data[stop : stop + 2] != b"\r\n":
                     raise ValueError("a payload longer or shorter than announced")
-                self._on_message(number, data[start:stop])
+                self._on_message(parts[2], parts[1], data[end + 2 : start], data[start:stop])
                 position = stop + 2
             else:
                 self._on_line(data[position:end])
                 position = end + 2
 
 
-def _measure(parts: list[bytes], start: int) -> tuple[bytes, int, int]:
-    """Return the subscription's id, and where the payload starts and stops.
+def _measure(parts: list[bytes], start: int) -> tuple[int, int]:
+    """Return where the payload starts and stops.
 
     Args:
         parts: The first line of the message.
@@ -85,7 +89,7 @@ def _measure(parts: list[bytes], start: int) -> tuple[bytes, int, int]:
         start += _size(parts[-2])
     if start > stop:
         raise ValueError("headers longer than the message")
-    return parts[2], start, stop
+    return start, stop
 
 
 def _size(digits: bytes) -> int:

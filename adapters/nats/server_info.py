@@ -15,6 +15,7 @@ class ServerInfo(BaseModel):
         version: As `2.10.29`.
         max_payload: Largest payload for this connection, in bytes; 0 or less means no limit.
         headers: Whether it supports headers.
+        jetstream: Whether it keeps streams itself; another server of its cluster may.
         nonce: What an NKey has to sign.
         tls_required: Whether it expects a TLS handshake next.
         tls_available: Whether it accepts one.
@@ -26,6 +27,7 @@ class ServerInfo(BaseModel):
     version: str = ""
     max_payload: int = 0
     headers: bool = False
+    jetstream: bool = False
     nonce: str | None = None
     tls_required: bool = False
     tls_available: bool = False

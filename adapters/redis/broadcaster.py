@@ -7,19 +7,23 @@ There are two connections: one publishes, in order and many commands per write; 
 subscription, receives. Messages are missed only while the receiving one is down, so its end is a lost link. Where the
 publishing one ends and the other is up, no message was missed, and it is replaced without a report.
 
-At most once: Redis keeps no message for a subscriber that is away (https://redis.io/docs/latest/develop/pubsub/).
+At most once: Redis keeps no message for a subscriber that is away (https://redis.io/docs/latest/develop/pubsub/). For a
+channel with a history a script publishes the message and stores it: see `scripts`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from zlib import crc32
 
 import hiredis
 
 from backplane.adapters.redis.connect import Endpoint, Resolve, resolve
-from backplane.adapters.redis.errors import classify_reply, unavailable
+from backplane.adapters.redis.errors import classify_reply, error_text, is_read_only, publish_error, unavailable
+from backplane.adapters.redis.history import KEYS_PREFIX, RedisHistory, load_scripts
 from backplane.adapters.redis.link import RedisLink
 from backplane.adapters.redis.options import RedisOptions, check_options, host_and_port
 from backplane.adapters.redis.primary import COMPARE_SECONDS, Primary
@@ -32,7 +36,9 @@ from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationE
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from backplane.broadcaster import BrokerUrl, Options, Sink
+    from backplane.broadcaster import BrokerUrl, Options, Recalled, Sink
+    from backplane.history_rules import History, HistoryRules
+    from backplane.message import Position, Receipt
 
 __all__ = ["RedisBroadcaster", "RedisOptions"]
 
@@ -41,6 +47,8 @@ logger: Final = logging.getLogger("backplane.adapters.redis.broadcaster")
 _DEFAULT_PORT: Final = 6379
 # A publishing connection that ends as soon as it is open must not be replaced in a busy loop.
 _REPLACE_SECONDS: Final = 1.0
+# How often about a hundred keys are looked at, in the order of the server's hash table, so at random.
+_SAMPLES: Final = 10
 
 _L = TypeVar("_L", bound=RedisLink)
 
@@ -75,6 +83,7 @@ class RedisBroadcaster(Broadcaster):
         self._primary = Primary(
             self._read_url(), url, options, replica_hint=self._replica_hint, compare_seconds=compare_seconds
         )
+        self._history = RedisHistory(options, url.username)
         self._sink: Sink | None = None
         self._publisher: PublisherLink | None = None
         self._subscriber: SubscriberLink | None = None
@@ -98,6 +107,8 @@ class RedisBroadcaster(Broadcaster):
             reach="network",
             publish_returns="accepted",
             max_payload_bytes=self.options.max_payload_bytes,
+            keeps="server",
+            deduplicates=True,
         )
 
     async def start(self, sink: Sink) -> None:
@@ -146,6 +157,55 @@ class RedisBroadcaster(Broadcaster):
         """Drop `channels`, here at once and then at the server."""
         await _required(self._subscriber).unsubscribe([self._encode(channel) for channel in channels])
 
+    async def prepare(self, rules: HistoryRules) -> None:
+        """Load the scripts that keep and recall, and check that the server permits what they do.
+
+        Raises:
+            ConfigurationError: The option `wire_format=plain` is given, which excludes a history.
+            BrokerError: The server cannot keep messages, or an ACL denies it; not retriable, with the line to grant.
+            BrokerUnavailableError: The link is lost, or leads to a replica.
+        """
+        await self._history.prepare(_required(self._publisher), self._primary.endpoint.where)
+
+    async def keep(self, channel: str, payload: bytes, rule: History, *, key: bytes | None = None) -> Receipt:
+        """Publish and store by one script, which the server runs as a whole, or not at all.
+
+        What the server has confirmed, a failover can lose, as every write to Redis: the replicas are not awaited.
+
+        Raises:
+            BrokerUnavailableError: Certainly not published. The server is a replica now, so the link is lost; or it had
+                lost its scripts, and a later publish was executed before they were loaded again.
+            PublishError: The server refused it; `retriable` where it accepts none at present (out of memory), or where
+                too much awaits its answer.
+        """
+        check = crc32(payload)
+        command = self._history.keep(channel, payload, check, rule, key)
+        try:
+            reply = await _required(self._publisher).keep(command)
+        except hiredis.ReplyError as error:
+            self._leave_replica(error)
+            raise publish_error(error) from error
+        return self._history.receipt(reply, check)
+
+    async def recall(
+        self, channel: str, rule: History, *, after: Position | None, limit: int, max_bytes: int
+    ) -> Recalled:
+        """Read by one script, at the server as a whole: it holds back other commands for some microseconds a message.
+
+        Raises:
+            BrokerUnavailableError: The link is lost, or the server accepts no commands at present.
+            BrokerError: The server refuses.
+        """
+        command = self._history.recall(channel, rule, after, limit, max_bytes)
+        try:
+            reply = await _required(self._publisher).recall(command)
+        except hiredis.ReplyError as error:
+            self._leave_replica(error)
+            if classify_reply(error) == "passing":
+                raise unavailable(f"the server recalls nothing at present: {error_text(error)}") from error
+            raise BrokerError(f"the server refused to recall: {error_text(error)}", adapter="redis") from error
+        return self._history.recalled(reply, after)
+
     async def check(self) -> None:
         """Check that both connections answer, and that they lead to the primary that the name leads to.
 
@@ -173,14 +233,28 @@ class RedisBroadcaster(Broadcaster):
         self._looked_for_others = True
         try:
             keyspace = info_fields(await publisher.ask(b"INFO", b"keyspace"))
+            others = [name for name in keyspace if name.startswith("db")]
+            is_shared = await self._has_foreign_keys(publisher) if others == ["db0"] else bool(others)
         except hiredis.ReplyError:  # an ACL denies it
             return
-        if any(name.startswith("db") for name in keyspace):
+        if is_shared:
             logger.warning(
                 "%s holds keys, so others seem to use it: what they publish to a channel of the same name reaches your "
                 "clients, and yours theirs. The option prefix keeps them apart: ?prefix=myapp:",
                 self.url,
             )
+
+    @staticmethod
+    async def _has_foreign_keys(publisher: PublisherLink) -> bool:
+        """Return whether the first database has keys that belong to no history, as far as a sample shows it."""
+        cursor = b"0"
+        for _ in range(_SAMPLES):
+            cursor, keys = await publisher.ask(b"SCAN", cursor, b"COUNT", b"100")
+            if not all(key.startswith(KEYS_PREFIX.encode()) for key in keys):
+                return True
+            if cursor == b"0":
+                break
+        return False
 
     def _read_url(self) -> Endpoint:
         """Return where to connect."""
@@ -273,12 +347,26 @@ class RedisBroadcaster(Broadcaster):
             await asyncio.sleep(self._replaced_at + _REPLACE_SECONDS - loop.time())
             self._replaced_at = loop.time()
             await self._primary.open_beside(publisher, subscriber)
+            if self._history.is_prepared:
+                with suppress(hiredis.ReplyError):  # then the commands that need them fail, with the reason
+                    await load_scripts(publisher)
             publisher.adopt(self._publisher_lost)
         except BrokerError as error:
             self._lost(error)
         except Exception as error:
             logger.exception("unexpected error while connecting to %s", self._primary.endpoint.where)
             self._lost(unavailable(f"the connection that publishes ended: {error!r}"))
+
+    def _leave_replica(self, error: hiredis.ReplyError) -> None:
+        """Report the link as lost where `error` shows that it leads to a replica: a primary was demoted.
+
+        Raises:
+            BrokerUnavailableError: It does.
+        """
+        if is_read_only(error):
+            demoted = unavailable(f"{self._primary.endpoint.where} is a replica now: {error_text(error)}")
+            self._lost(demoted)
+            raise demoted from error
 
     def _encode(self, channel: str) -> bytes:
         return (self.options.prefix + channel).encode()

@@ -22,7 +22,10 @@ __all__ = [
     "ReplyClass",
     "classify_reply",
     "connect_error",
+    "error_text",
+    "is_denied",
     "is_protocol_error",
+    "is_read_only",
     "login_error",
     "outcome_unknown",
     "publish_error",
@@ -35,18 +38,42 @@ ReplyClass = Literal["refused", "passing", "unclear"]
 # By the code an error reply begins with. Redis documents no list of its codes; these are those of `src/server.c` and
 # `src/acl.c` of Redis 7, of Redis Cluster, and of managed services that refuse commands.
 _CLASSES: Final[tuple[tuple[ReplyClass, re.Pattern[str]], ...]] = (
-    ("passing", re.compile(r"(BUSY|LOADING|MASTERDOWN|TRYAGAIN|CLUSTERDOWN|READONLY|MISCONF|OOM|NOREPLICAS)\b")),
+    (
+        "passing",
+        re.compile(r"(BUSY|LOADING|MASTERDOWN|TRYAGAIN|CLUSTERDOWN|READONLY|MISCONF|OOM|NOREPLICAS|NOSCRIPT)\b"),
+    ),
     ("passing", re.compile(r"ERR max number of clients", re.IGNORECASE)),
     ("refused", re.compile(r"(NOPERM|WRONGPASS|DENIED)\b")),
+    ("refused", re.compile(r".*The user executing the script can't ")),
     ("refused", re.compile(r"ERR (unknown|wrong number of arguments|syntax error|Protocol error)", re.IGNORECASE)),
     ("refused", re.compile(r"ERR .*\b(not (supported|allowed|permitted)|disabled)\b", re.IGNORECASE)),
 )
 
+# Before Redis 7 the error of a command in a script has this in front of it.
+_OF_SCRIPT: Final = re.compile(r"ERR Error running script .*@user_script: ?\d+: -?(?=[A-Z]+ )")
+
+
+def error_text(reply: hiredis.ReplyError) -> str:
+    """Return an error reply so that its code is at the begin, also where a command in a script failed."""
+    return _OF_SCRIPT.sub("", str(reply), count=1)
+
+
+def is_denied(reply: hiredis.ReplyError) -> bool:
+    """Return whether an ACL denies the command, or a command in a script."""
+    text = error_text(reply)
+    return text.startswith("NOPERM") or "The user executing the script can't " in text
+
+
+def is_read_only(reply: hiredis.ReplyError) -> bool:
+    """Return whether the server is a replica, which refuses every command that writes."""
+    return error_text(reply).startswith("READONLY")
+
 
 def classify_reply(reply: hiredis.ReplyError) -> ReplyClass:
     """Return what an error reply means for the command that it answers."""
+    text = error_text(reply)
     for reply_class, pattern in _CLASSES:
-        if pattern.match(str(reply)):
+        if pattern.match(text):
             return reply_class
     return "unclear"
 

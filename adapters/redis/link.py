@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from backplane.errors import BrokerError
 
-__all__ = ["RedisLink", "pack_command", "settle"]
+__all__ = ["RedisLink", "pack_arguments", "pack_command", "settle"]
 
 # Replies that arrived while the process was paused are read within this time.
 _GRACE_SECONDS: Final = 0.05
@@ -187,4 +187,9 @@ def settle(future: asyncio.Future[Any], reply: Any) -> None:
 
 def pack_command(parts: Sequence[bytes]) -> bytes:
     """Return a command and its arguments as they are sent."""
-    return b"*%d\r\n%b" % (len(parts), b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts))
+    return b"*%d\r\n%b" % (len(parts), pack_arguments(parts))
+
+
+def pack_arguments(parts: Sequence[bytes]) -> bytes:
+    """Return arguments of a command as they are sent."""
+    return b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)

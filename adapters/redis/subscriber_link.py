@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import hiredis
 
+from backplane.adapters.redis.envelope import ENVELOPE, opened
 from backplane.adapters.redis.errors import unavailable
 from backplane.adapters.redis.link import RedisLink, pack_command, settle
 
@@ -70,7 +71,12 @@ class SubscriberLink(RedisLink):
         if kind == b"message":
             channel = self._channels.get(reply[1])
             if channel is not None:
-                self._sink.deliver(channel, reply[2])
+                payload = reply[2]
+                # Almost all other payloads sort before it, and to compare is cheaper than `startswith`.
+                if payload >= ENVELOPE and payload.startswith(ENVELOPE):
+                    self._sink.deliver(channel, *opened(payload))
+                else:
+                    self._sink.deliver(channel, payload)
         elif kind in (b"subscribe", b"unsubscribe"):
             self._confirmation_received(kind, reply[1])
         else:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from backplane.broadcaster import SupportsHistory
 from backplane.broker.probe import SilentLinkError
 from backplane.concurrency.timeouts import SharedTimeout
 from backplane.errors import PublishOutcomeUnknownError
+from backplane.message import Receipt
 
 if TYPE_CHECKING:
     from backplane.broadcaster import Broadcaster
+    from backplane.broker.keep import Keep
     from backplane.broker.link_state import LinkStatus
     from backplane.broker.session import LinkSession
 
-__all__ = ["PublishAttempts"]
+__all__ = ["NO_POSITION", "PublishAttempts"]
+
+NO_POSITION: Final = Receipt()
+"""The receipt of every publish that is in no history, or not yet."""
 
 # Publishes in a row without an answer of the broker after which the link is taken for silent.
 _MAX_UNANSWERED: Final = 2
@@ -36,6 +42,7 @@ class PublishAttempts:
 
     def __init__(self, broadcaster: Broadcaster, status: LinkStatus, *, timeout_seconds: float) -> None:
         self._broadcaster = broadcaster
+        self._history = broadcaster if isinstance(broadcaster, SupportsHistory) else None
         self._in_flight = 0
         self._settled = asyncio.Event()
         self.status: LinkStatus = status
@@ -47,22 +54,33 @@ class PublishAttempts:
         """Where the adapter connects, without its password."""
         return str(self._broadcaster.url)
 
-    async def attempt(self, session: LinkSession, channel: str, payload: bytes) -> None:
-        """Publish on `session`, without a time limit; raises as `Broadcaster.publish`."""
+    async def attempt(self, session: LinkSession, channel: str, payload: bytes, keep: Keep | None) -> Receipt:
+        """Publish on `session`, without a time limit, by `SupportsHistory.keep` where `keep` is given.
+
+        Raises as `Broadcaster.publish`.
+        """
         self._in_flight += 1
         try:
-            await self._broadcaster.publish(channel, payload)
+            if keep is None:
+                receipt = NO_POSITION
+                await self._broadcaster.publish(channel, payload)
+            else:
+                assert self._history is not None, "a Backplane with rules is refused where the adapter keeps nothing"
+                if keep.key is not None:
+                    keep.begin_attempt()
+                receipt = await self._history.keep(channel, payload, keep.rule, key=keep.key)
             session.publish_answered()
+            return receipt
         finally:
             self._in_flight -= 1
             if not self._in_flight:
                 self._settled.set()
 
-    async def attempt_in_time(self, session: LinkSession, channel: str, payload: bytes) -> None:
+    async def attempt_in_time(self, session: LinkSession, channel: str, payload: bytes, keep: Keep | None) -> Receipt:
         """Publish on `session`; raises as `Broadcaster.publish`, and `PublishOutcomeUnknownError` when time is up."""
         try:
             with self.time_limits.limit():
-                await self.attempt(session, channel, payload)
+                return await self.attempt(session, channel, payload, keep)
         except TimeoutError:
             raise self.no_answer(session) from None
 

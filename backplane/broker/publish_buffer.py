@@ -7,8 +7,9 @@ import logging
 from collections import deque
 from contextvars import copy_context
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from backplane.broker.publish_attempt import NO_POSITION
 from backplane.concurrency.context import task_in
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishError
 from backplane.log_bursts import LogBursts
@@ -16,7 +17,10 @@ from backplane.log_bursts import LogBursts
 if TYPE_CHECKING:
     from contextvars import Context
 
+    from backplane.broker.keep import Keep
     from backplane.broker.publish_attempt import PublishAttempts
+    from backplane.errors import BrokerError
+    from backplane.message import Receipt
 
 __all__ = ["PublishBuffer"]
 
@@ -26,13 +30,22 @@ _RETRY_SECONDS: Final = 0.05
 logger: Final = logging.getLogger("backplane.broker.publish_buffer")
 
 
+class _Kept(NamedTuple):
+    """One publish that is kept for later; `place` is that of its call."""
+
+    place: int
+    payload: bytes
+    keep: Keep | None
+
+
 class PublishBuffer:
     """Keeps what was certainly not published, and publishes it when the link is live again.
 
     Messages of one channel are published in the order of the calls, with one exception: where the broker refuses one
     for the moment, those in flight after it that it accepts come before it. A channel that the broker cannot serve at
     the moment holds up no other. A message whose outcome is unknown is not published again: it may be what ended the
-    link.
+    link, and it could be a second one. One with a key is kept in that case too, and sent again while that cannot
+    publish it twice; of those in flight after it the ones that the broker accepted come before it.
 
     Args:
         attempts: Publishes on one session.
@@ -53,7 +66,7 @@ class PublishBuffer:
         self._max_bytes = max_bytes
         self._max_messages = max_messages
         self._places = count()
-        self._kept: dict[str, deque[tuple[int, bytes]]] = {}  # payloads by the place of their call
+        self._kept: dict[str, deque[_Kept]] = {}  # in the order of the calls
         self._count = 0
         self._size_bytes = 0
         self._sender: asyncio.Task[None] | None = None
@@ -64,8 +77,8 @@ class PublishBuffer:
     def __len__(self) -> int:
         return self._count
 
-    async def publish(self, channel: str, payload: bytes) -> None:
-        """Publish, or keep for later; returns at once where it is kept.
+    async def publish(self, channel: str, payload: bytes, keep: Keep | None = None) -> Receipt:
+        """Publish, or keep for later; returns at once where it is kept, with a receipt that has no position.
 
         Raises:
             BrokerUnavailableError: The buffer is full, or stopped; certainly not published, and not kept.
@@ -78,16 +91,17 @@ class PublishBuffer:
         if channel not in self._kept:  # else it would overtake them
             if session is not None:
                 try:
-                    return await self._attempts.attempt_in_time(session, channel, payload)
+                    return await self._attempts.attempt_in_time(session, channel, payload, keep)
                 except (BrokerUnavailableError, PublishError) as error:
-                    if self._stopped or not error.retriable:
+                    if self._stopped or not _may_follow(error, keep):
                         raise
                     logger.debug("keeping what is published until the broker is back: %s", error)
             elif self._status.state == "closed":
                 raise ClosedError("this Backplane has been stopped")
             elif self._stopped:
                 raise BrokerUnavailableError(f"{self._attempts.url} is unavailable; not published")
-        self._keep(channel, place, payload)
+        self._keep(channel, _Kept(place, payload, keep))
+        return NO_POSITION
 
     async def stop(self, timeout_seconds: float) -> None:
         """Publish what is kept where the link is live; what is still kept after that is dropped, and logged."""
@@ -104,26 +118,27 @@ class PublishBuffer:
             self._kept.clear()
             self._count = self._size_bytes = 0
 
-    def _keep(self, channel: str, place: int, payload: bytes) -> None:
-        if self._count >= self._max_messages or self._size_bytes + len(payload) > self._max_bytes:
-            raise BrokerUnavailableError(
+    def _keep(self, channel: str, item: _Kept) -> None:
+        if self._count >= self._max_messages or self._size_bytes + len(item.payload) > self._max_bytes:
+            error = BrokerUnavailableError(
                 f"the broker is unavailable, and the buffer is full: {self._count} messages, "
                 f"{self._size_bytes:,} bytes; not published"
             )
-        self._insert(self._kept.setdefault(channel, deque()), place, payload)
+            raise error if item.keep is None else item.keep.final_error(error)
+        self._insert(self._kept.setdefault(channel, deque()), item)
         self._count += 1
-        self._size_bytes += len(payload)
+        self._size_bytes += len(item.payload)
         if self._sender is None and not self._stopped:  # kept while `stop` ends the sender: dropped with the rest
             self._sender = task_in(
                 self._context, self._send_kept(), asyncio.get_running_loop(), name="backplane-outage-buffer"
             )
 
-    def _insert(self, kept: deque[tuple[int, bytes]], place: int, payload: bytes) -> None:
+    def _insert(self, kept: deque[_Kept], item: _Kept) -> None:
         """Insert by place: a message that a lost session did not take can come after those of later calls."""
         later = 0
-        while later < len(kept) and kept[-1 - later][0] > place:
+        while later < len(kept) and kept[-1 - later].place > item.place:
             later += 1
-        kept.insert(len(kept) - later, (place, payload))
+        kept.insert(len(kept) - later, item)
 
     async def _send_kept(self) -> None:
         """Publish what is kept, channel by channel. The task exists only while something is kept."""
@@ -143,31 +158,31 @@ class PublishBuffer:
         """Publish what is kept for a channel; return whether that was all."""
         kept = self._kept[channel]
         while kept:
-            place, payload = kept.popleft()
+            item = kept.popleft()
             is_done = False
             try:
-                is_done = await self._send(channel, payload)
+                is_done = await self._send(channel, item)
             finally:
                 if not is_done:
-                    self._insert(kept, place, payload)
+                    self._insert(kept, item)
             if not is_done:
                 return False
-            self._size_bytes -= len(payload)
+            self._size_bytes -= len(item.payload)
             self._count -= 1
         del self._kept[channel]
         return True
 
-    async def _send(self, channel: str, payload: bytes) -> bool:
+    async def _send(self, channel: str, item: _Kept) -> bool:
         """Publish or drop one message; return `False` where it must be kept on."""
         session = self._status.live_session
         if session is None:
             return False
         try:
-            await self._attempts.attempt_in_time(session, channel, payload)
+            await self._attempts.attempt_in_time(session, channel, item.payload, item.keep)
         except (BrokerUnavailableError, PublishError) as error:
-            if error.retriable:  # the link was lost once more, or the broker accepts nothing at present
+            if _may_follow(error, item.keep):  # the link was lost once more, or the broker accepts nothing at present
                 return False
-            self._drop(channel, error)
+            self._drop(channel, error if item.keep is None else item.keep.final_error(error))
         except Exception as error:  # a fault of an adapter: one message must not hold up those after it
             self._drop(channel, error, exc_info=error)
         return True
@@ -176,3 +191,8 @@ class PublishBuffer:
         self.dropped += 1
         message = "a message that was kept for channel %r is lost: %s"
         self._bursts.log(logger, logging.ERROR, message, channel, error, exc_info=exc_info)
+
+
+def _may_follow(error: BrokerError, keep: Keep | None) -> bool:
+    """Return whether another attempt may follow one that failed with `error`."""
+    return error.retriable if keep is None else keep.repeats_after(error)

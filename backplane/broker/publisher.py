@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from backplane.errors import BrokerUnavailableError, ClosedError
+from backplane.broker.backoff import Backoff
+from backplane.errors import BrokerError, BrokerUnavailableError, ClosedError
 
 if TYPE_CHECKING:
+    from backplane.broker.keep import Keep
     from backplane.broker.publish_attempt import PublishAttempts
     from backplane.broker.session import LinkSession
+    from backplane.message import Receipt
 
 __all__ = ["Publisher", "WaitingPublisher"]
+
+# Largest pause before a message with a key is sent again on a session that goes on.
+_MAX_PAUSE_SECONDS: Final = 0.5
 
 
 class Publisher(Protocol):
@@ -29,8 +35,14 @@ class Publisher(Protocol):
         """How many messages are kept for later."""
         ...
 
-    async def publish(self, channel: str, payload: bytes, /) -> None:
+    async def publish(self, channel: str, payload: bytes, keep: Keep | None = None, /) -> Receipt:
         """Publish, in the order of the calls of one channel. What happens during an outage depends on the class.
+
+        Args:
+            channel: Where to.
+            payload: What.
+            keep: How it is kept in the history of the channel, where that has one. With a key in it the message is sent
+                again, until it is certain that it was published, as long as the broker drops the second one.
 
         Raises:
             BrokerUnavailableError: Certainly not published: the broker is unavailable, or in a passing state.
@@ -65,8 +77,12 @@ class WaitingPublisher:
     def __len__(self) -> int:
         return 0
 
-    async def publish(self, channel: str, payload: bytes) -> None:
+    async def publish(self, channel: str, payload: bytes, keep: Keep | None = None) -> Receipt:
         """Publish on the present session, or on the next one where that session is lost before it took the message.
+
+        With a key it is also sent again where its outcome is unknown, and where the broker is in a passing state. Then
+        later messages of its channel may come before it: those that were in flight, and in a passing state those that
+        are called until it is accepted. After a lost link messages with a key keep the order of their calls.
 
         Raises:
             BrokerUnavailableError: The link did not come back in time, or the broker cannot take the message at the
@@ -75,6 +91,8 @@ class WaitingPublisher:
             PublishError: The broker refused it.
             ClosedError: The backplane was stopped.
         """
+        if keep is not None and keep.key is not None:
+            return await self._publish_until_done(channel, payload, keep)
         attempted: LinkSession | None = None
         place = next(self._places)
         try:
@@ -85,7 +103,7 @@ class WaitingPublisher:
                         session = await self._wait_for_session(place)
                     try:
                         attempted = session
-                        return await self._attempts.attempt(session, channel, payload)
+                        return await self._attempts.attempt(session, channel, payload, keep)
                     except BrokerUnavailableError:
                         attempted = None
                         # On a session that goes on, the broker is in a passing state. No second attempt is made here:
@@ -95,12 +113,45 @@ class WaitingPublisher:
         except TimeoutError:
             if attempted is not None:
                 raise self._attempts.no_answer(attempted) from None
-            raise BrokerUnavailableError(
-                f"{self._attempts.url} has been unavailable for {self._attempts.timeout_seconds:g} s; not published"
-            ) from None
+            raise self._unavailable() from None
 
     async def stop(self, _timeout_seconds: float) -> None:
         """Return at once: nothing is kept."""
+
+    async def _publish_until_done(self, channel: str, payload: bytes, keep: Keep) -> Receipt:
+        """Publish a message with a key: try again for as long as that cannot publish it twice, and time is left."""
+        attempted: LinkSession | None = None
+        failure: BrokerError | None = None
+        place = next(self._places)
+        backoff = Backoff(_MAX_PAUSE_SECONDS)
+        try:
+            with self._attempts.time_limits.limit():
+                while True:
+                    session = self._status.live_session
+                    if session is None or self._queue:
+                        session = await self._wait_for_session(place)
+                    try:
+                        attempted = session
+                        return await self._attempts.attempt(session, channel, payload, keep)
+                    except BrokerError as error:
+                        attempted, failure = None, error
+                        if not keep.repeats_after(error):
+                            raise
+                    if not session.is_over:
+                        await asyncio.sleep(backoff.next())
+        except TimeoutError:
+            if attempted is not None:
+                raise self._attempts.no_answer(attempted) from None
+            raise keep.final_error(self._unavailable()) from failure
+        except (BrokerError, ClosedError) as error:
+            if (final := keep.final_error(error)) is error:
+                raise
+            raise final from error
+
+    def _unavailable(self) -> BrokerUnavailableError:
+        return BrokerUnavailableError(
+            f"{self._attempts.url} has been unavailable for {self._attempts.timeout_seconds:g} s; not published"
+        )
 
     async def _wait_for_session(self, place: int) -> LinkSession:
         """Wait for a live session, and for the publishes of earlier calls that wait too.

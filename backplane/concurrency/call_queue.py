@@ -7,7 +7,7 @@ from collections import deque
 from contextlib import suppress
 from contextvars import copy_context
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from backplane.concurrency.context import task_in
 from backplane.concurrency.threads import new_waiter
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from backplane.concurrency.threads import Waiter
 
 __all__ = ["CallQueue"]
+
+_T = TypeVar("_T")
 
 # A wait that ends this much too late shows that the process was paused, and the event loop with it.
 _LATE_SECONDS: Final = 0.1
@@ -36,8 +38,8 @@ class CallQueue:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: deque[_Call] = deque()
-        self._in_progress: dict[asyncio.Task[None], _Call] = {}
+        self._waiting: deque[_Call[Any]] = deque()
+        self._in_progress: dict[asyncio.Task[None], _Call[Any]] = {}
         self._is_woken = False
         self._closed = False
 
@@ -58,8 +60,8 @@ class CallQueue:
         if self._in_progress:
             await asyncio.wait(list(self._in_progress))
 
-    def run(self, publish: Callable[[], Coroutine[Any, Any, None]], *, seconds: float) -> None:
-        """Run `publish()` in the event loop and wait for its end; raises what it raises.
+    def run(self, publish: Callable[[], Coroutine[Any, Any, _T]], *, seconds: float) -> _T:
+        """Run `publish()` in the event loop and wait for its end; returns what it returns, raises what it raises.
 
         An exception that interrupts the wait (`KeyboardInterrupt`, the time limit of a task queue) cancels the publish.
 
@@ -68,7 +70,7 @@ class CallQueue:
             PublishOutcomeUnknownError: It was begun, and did not end in time.
             ClosedError: The queue is closed; certainly not published.
         """
-        call = _Call(publish)
+        call: _Call[_T] = _Call(publish)
         began = monotonic()
         try:
             # Queue the call before `_wake` reads `_closed`: `close` sets it before it empties the queue, so that one of
@@ -88,6 +90,7 @@ class CallQueue:
                 raise call.error
             finally:
                 del call  # breaks a cycle: the traceback holds this frame, and the call holds the error
+        return call.result
 
     def _wake(self) -> None:
         if self._closed:
@@ -120,7 +123,7 @@ class CallQueue:
         if task.cancelled():
             call.end(PublishOutcomeUnknownError("the event loop ended; it may have been published"))
 
-    def _give_up(self, call: _Call, seconds: float = 0.0) -> BrokerUnavailableError | PublishOutcomeUnknownError:
+    def _give_up(self, call: _Call[Any], seconds: float = 0.0) -> BrokerUnavailableError | PublishOutcomeUnknownError:
         if call.claim():
             return BrokerUnavailableError(f"the event loop did not run it within {seconds:g} s; not published")
         if self._loop is not None:
@@ -128,28 +131,30 @@ class CallQueue:
                 self._loop.call_soon_threadsafe(self._cancel, call)
         return PublishOutcomeUnknownError(f"no answer within {seconds:g} s; it may have been published")
 
-    def _cancel(self, given_up: _Call) -> None:
+    def _cancel(self, given_up: _Call[Any]) -> None:
         for task, call in self._in_progress.items():
             if call is given_up:
                 task.cancel()
 
 
-class _Call:
+class _Call(Generic[_T]):
     """One publish, in the queue or running.
 
     Attributes:
         context: The Context of its caller.
         waiter: Wakes its caller.
         error: What the publish raised.
+        result: What it returned, if it raised nothing.
     """
 
-    __slots__ = ("_publish", "_unclaimed", "context", "error", "waiter")
+    __slots__ = ("_publish", "_unclaimed", "context", "error", "result", "waiter")
 
-    def __init__(self, publish: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, publish: Callable[[], Coroutine[Any, Any, _T]]) -> None:
         self._publish = publish
         self.context: Context = copy_context()
         self.waiter: Waiter = new_waiter()
         self.error: BaseException | None = None
+        self.result: _T  # until the publish has returned it is not there
         self._unclaimed: list[None] = [None]
 
     def claim(self) -> bool:
@@ -163,7 +168,7 @@ class _Call:
     async def run(self) -> None:
         """Publish, and wake the caller at once: a callback of the task would run one pass of the event loop later."""
         try:
-            await self._publish()
+            self.result = await self._publish()
         except Exception as error:
             self.end(error)
         else:

@@ -10,9 +10,7 @@ from backplane.close_codes import CloseCode, check_close
 from backplane.connection.expiry import moment_of
 from backplane.connection.validation import parse
 from backplane.errors import ClosedError, InvalidMessageError
-from backplane.fanout.batch import Batch
 from backplane.fanout.codec import to_client_data
-from backplane.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
     from backplane.connection.close_sequence import ConnectionState
     from backplane.connection.driver import ConnectionDriver
     from backplane.fanout.backlog import FullPolicy
+    from backplane.fanout.subscriber_options import Since
+    from backplane.message import Message, Position
 
 __all__ = ["Connection"]
 
@@ -87,10 +87,35 @@ class Connection:
         """Whether it has ended, or is about to, and nothing more reaches the client: `closing` or `closed`."""
         return self._driver.is_over
 
+    @property
+    def resumed(self) -> bool:
+        """Whether the client passed a position, and gets exactly what it missed: in order, once, nothing missing.
+
+        `True` where at least one join was given a position (`since`), by `connect` or `join`, and all that were could
+        be resumed. `False` at a first visit, and as soon as one join could not be: then the client should load again
+        what it shows, as after a gap. What is given back waits already; a frame that is sent now comes after it.
+        """
+        return self._driver.resumed
+
+    def position(self, channel: str) -> Position | None:
+        """Return the position up to which the client has been sent `channel`; pass it back as `since`.
+
+        A frame that is sent with `send` after this call follows every message up to this position, and precedes every
+        message after it that is received after `send` has begun. So a client whose messages have no envelope can be
+        sent positions from time to time: what it then gets twice is what came after the last of them. A message that
+        the connection's `Backlog` dropped, or that excludes the client, counts as sent.
+
+        `None` where the channel is not joined, has no history, or its position is not known.
+        """
+        self._driver.affinity.check()
+        return self._driver.position(channel)
+
     async def join(
         self,
         channel: str,
         *,
+        since: Since = None,
+        rewind: int = 0,
         when_full: FullPolicy | None = None,
         latest_by: Callable[[Message], object] | None = None,
     ) -> None:
@@ -100,11 +125,19 @@ class Connection:
 
         Args:
             channel: What to receive.
+            since: The position up to which the client has received the channel, as text, such as it sent: what was
+                published after it is sent first, in order and once. Where that is no longer kept, or it is no position
+                of this channel, `resumed` becomes `False`, `on_gap` is called if it is a function, and a client with an
+                envelope gets a gap; a join closes no client. Or a mapping of such positions by channel. `None` or "" at
+                a first visit.
+            rewind: How many of the newest messages are sent first where `since` is not given, or cannot be served.
+                Defaults to 0.
             when_full: What happens to a message of this channel that does not fit into what may wait for the client.
                 Defaults to the policy of the connection's `Backlog`, whose bounds apply to all channels together.
             latest_by: With `latest`, the key of the channel's messages; see `Backlog`.
 
         Raises:
+            ConfigurationError: `since` or `rewind` is of another type, or no channel has a history to rewind.
             InvalidChannelError: The name is not legal.
             JoinRefusedError: The application's `authorize` refused the channel.
             TooManyChannelsError: It has joined as many as are allowed.
@@ -113,7 +146,7 @@ class Connection:
             ClosedError: It has ended.
         """
         policy = self._driver.outbox.policy(when_full, latest_by)
-        await self._driver.join(channel)
+        await self._driver.join(channel, since=since, rewind=rewind)
         self._driver.outbox.set_policy(channel, policy)
 
     async def leave(self, channel: str) -> None:
@@ -139,7 +172,7 @@ class Connection:
             # of the loop's own task would never reach it.
             await asyncio.sleep(0)
         driver.check_attached()
-        driver.offer(Batch(Message(channel="", data=to_client_data(data))))
+        driver.send(to_client_data(data))
         await driver.sender.drained()
         self._sends += 1
         if not self._sends % _SENDS_PER_TURN:

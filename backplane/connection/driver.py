@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from backplane.errors import InvalidMessageError
     from backplane.fanout.hub import Hub
     from backplane.fanout.outbox import Outbox
-    from backplane.message import Gap
+    from backplane.fanout.subscriber_options import SubscriberOptions
+    from backplane.message import Gap, Joined, Position
     from backplane.statistics import DropReason
 
 __all__ = ["ConnectionDriver"]
@@ -58,6 +59,7 @@ class ConnectionDriver(BaseSubscriber):
         outbox: What waits for it.
         policy: What it has in common with the other clients. Defaults to one of its own.
         context: The application's own, such as the user.
+        options: What only some clients are given.
 
     Attributes:
         connection: What the application has of it.
@@ -85,10 +87,17 @@ class ConnectionDriver(BaseSubscriber):
     )
 
     def __init__(
-        self, socket: Socket, hub: Hub, outbox: Outbox, policy: ConnectionPolicy | None = None, *, context: Any = None
+        self,
+        socket: Socket,
+        hub: Hub,
+        outbox: Outbox,
+        policy: ConnectionPolicy | None = None,
+        *,
+        context: Any = None,
+        options: SubscriberOptions | None = None,
     ) -> None:
         self.policy: ConnectionPolicy = policy or ConnectionPolicy()
-        super().__init__(hub, self.policy, context=context)
+        super().__init__(hub, self.policy, context=context, options=options)
         self.connection: Connection = Connection(self)
         self.affinity: LoopAffinity = hub.affinity
         self.socket: Socket = socket
@@ -171,19 +180,100 @@ class ConnectionDriver(BaseSubscriber):
         self.policy.statistics.invalid_messages += 1
         self.log(logger, logging.INFO, "connection %s sent an invalid message: %s", self.id, error.details[0]["type"])
 
+    def position(self, channel: str) -> Position | None:
+        """Return up to where the client was sent `channel`, once all that was received of it is on its way."""
+        return self._hub.position(channel) if channel in self._channels else None
+
+    async def join_at_handshake(self, channel: str) -> None:
+        """Join, from where the client was before."""
+        options = self._options
+        if options is None:
+            await self.join(channel)
+        else:
+            await self.join(channel, since=options.since, rewind=options.rewind)
+
+    async def leave(self, channel: str) -> None:
+        """Receive nothing more of `channel`, except what waits. Leaving a channel twice changes nothing."""
+        await super().leave(channel)
+        self.outbox.disallow(channel)
+
+    def send(self, data: str | bytes) -> None:
+        """Send what the application itself sends, after what waits, without an envelope. Does not raise."""
+        try:
+            self.sender.offer(Batch(Message(channel="", data=data)))
+        except Exception as error:
+            self._failed(error)
+
     # --- called by the hub and the sender ---
 
     def offer(self, batch: Batch, /) -> None:
         """Take messages for the client. Does not raise: where it fails the client is closed."""
         try:
+            if self._options is not None:
+                batch = self._options.apply(batch)
             self.sender.offer(batch)
         except Exception as error:
             self._failed(error)
 
+    def offer_missed(self, batch: Batch, /) -> None:
+        """Take what a join gives back. Does not raise: where it fails the client is closed."""
+        try:
+            batch = batch.for_token(self.token) if batch.excludes else batch
+            if self._options is not None:
+                batch = self._options.apply(batch)
+            if batch:
+                self.sender.offer_missed(batch)
+        except Exception as error:
+            self._failed(error)
+
+    def _take_joined(self, joined: Joined) -> None:
+        """Notify the client, where it has an envelope, of its join and of a gap; the application of a gap.
+
+        A join never closes a client: it would come back with the same position, and be closed again.
+        """
+        self._send_at_join(self._enveloped(joined), joined.channel)
+        gap, on_gap = joined.gap, self.policy.on_gap
+        if gap is None:
+            return
+        self._send_at_join(self._enveloped(gap), gap.channel)
+        if on_gap == "close":
+            return
+        try:
+            data = run_in(self._context, _answer, on_gap, gap)
+        except Exception as error:
+            words = "on_gap failed for channel %r at a join of connection %s"
+            self.log(logger, logging.ERROR, words, gap.channel, self.id, exc_info=error)
+        else:
+            self._send_at_join(data, gap.channel)
+
+    def _enveloped(self, event: Gap | Joined) -> str | bytes | None:
+        """Return what a client with an envelope is sent for a gap or a join; close it where the envelope fails."""
+        envelope = None if self._options is None else self._options.envelope
+        if envelope is None:
+            return None
+        try:
+            data = envelope(event)
+            return None if data is None else to_client_data(data)
+        except Exception as error:
+            self._failed(error)
+            return None
+
+    def _send_at_join(self, data: str | bytes | None, channel: str) -> None:
+        """Send what belongs to a join of `channel`: like what is given back, it makes no client too slow."""
+        if data is not None:
+            self.outbox.allow(channel, 1, len(data))
+            self.send(data)
+            self.outbox.settle()
+
     def gap(self, gap: Gap) -> None:
-        """Notify the client that messages may be missing: by a close or in the words of the application."""
+        """Notify the client that messages may be missing: by a close or in the words of the application.
+
+        A client with an envelope gets the gap in it too, so that it has the position at which the channel goes on.
+        """
         if self.state not in ("joining", "open"):
             return
+        if (event := self._enveloped(gap)) is not None:
+            self.send(event)
         on_gap = self.policy.on_gap
         if on_gap == "close":
             return self._reload(gap)
@@ -194,7 +284,7 @@ class ConnectionDriver(BaseSubscriber):
             self.log(logger, logging.ERROR, words, gap.channel, self.id, exc_info=error)
             return self._reload(gap)
         if data is not None:
-            self.offer(Batch(Message(channel="", data=data)))
+            self.send(data)
 
     def outbox_full(self, item: Message | Gap) -> None:
         """Close the client, which is too slow and whose policy is `close`."""
@@ -365,7 +455,7 @@ class ConnectionDriver(BaseSubscriber):
                 lane.abort()
         elif lane is None:
             if found == "ping":
-                self.offer(Batch(Message(channel="", data=to_client_data(message))))
+                self.send(to_client_data(message))
         elif found == "ping" or not is_read:
             # Where nothing is read it is not for an answer: only a write finds there that the client is gone.
             lane.ping()

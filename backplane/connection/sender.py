@@ -77,6 +77,12 @@ class Sender(ABC):
     def offer(self, batch: Batch, /) -> None:
         """Send messages, after what waits. Calls `outbox_full` where the client is too slow."""
 
+    def offer_missed(self, batch: Batch, /) -> None:
+        """Send what a join gives back, after what waits: however much it is, it makes no client too slow."""
+        self._outbox.allow(batch[0].channel, len(batch), batch.size_bytes)
+        self.offer(batch)
+        self._outbox.settle()
+
     @abstractmethod
     async def drained(self) -> None:
         """Return when nothing waits any more. Cancelling changes nothing."""
@@ -244,6 +250,14 @@ class LaneSender(Sender):
             write(batch.frames if self._window_bits is None else batch.compressed(self._window_bits))
         elif not self._closed:
             self._queue(batch)
+
+    def offer_missed(self, batch: Batch, /) -> None:
+        """Write, or queue after what waits; of much, only what the transport takes is written."""
+        if self._write is None or batch.size_bytes <= _JOIN_BYTES:
+            return super().offer_missed(batch)
+        self._outbox.allow(batch[0].channel, len(batch), batch.size_bytes)
+        self._queue(batch)
+        self.lane_writable(True)
 
     async def drained(self) -> None:
         """Return when the transport has taken everything."""

@@ -35,6 +35,10 @@ class Backlog:
     Messages wait only where a subscriber takes them more slowly than they are published. The bounds apply to all
     channels of a subscriber together. A value can be shared: make one per kind of subscriber, not one per connection.
 
+    What a join gives back (`since`, `rewind`) can be more than this: it raises the bounds by as much until nothing
+    waits, so that it makes no subscriber slow. With `latest` the newest of what is given back replaces the rest where
+    it waits.
+
     Attributes:
         when_full: What happens to a message that does not fit; see `FullPolicy`. Defaults to `close`.
         latest_by: With `latest`, the key of a message: of the messages of one channel the last one of each key

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from backplane.fanout.codec import to_client_data
 from backplane.fanout.frames import compress_frame, encode_frame
 from backplane.message import Message
 
-__all__ = ["Batch"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Batch", "EnvelopedMessage", "source_of"]
+
+
+class EnvelopedMessage(Message):
+    """A message as an envelope makes it, to be sent in place of the message itself.
+
+    Attributes:
+        source: The message as it was published.
+    """
+
+    __slots__ = ("source",)
+
+    source: Message
 
 
 class Batch(list[Message]):
     """Messages in order. Their frames are built and joined once, for the first socket that needs them, and then shared.
+
+    So are their envelopes: `enveloped` calls the envelope once for each message.
 
     Attributes:
         size_bytes: Size of the data.
         excludes: Whether any of the messages excludes a connection.
     """
 
-    __slots__ = ("_compressed", "_encoded", "_frames", "_source", "excludes", "size_bytes")
+    __slots__ = ("_compressed", "_encoded", "_enveloped", "_frames", "_source", "excludes", "size_bytes")
 
     def __init__(self, *messages: Message) -> None:
         super().__init__()
         self._frames: bytes | None = None
         self._compressed: dict[int, bytes] | None = None
         self._encoded: dict[int | None, list[bytes]] | None = None
+        self._enveloped: dict[int, tuple[object, Batch]] | None = None
         self._source: Batch | None = None  # the batch whose frames this one shares
         self.size_bytes: int = 0
         self.excludes: bool = False
@@ -61,6 +82,29 @@ class Batch(list[Message]):
         shorter._source = self
         return shorter
 
+    def enveloped(self, envelope: Callable[[Message], object]) -> Batch:
+        """Return the messages as `envelope` makes them; those for which it returns `None` are left out.
+
+        Raises:
+            Exception: What `envelope` raises, for the first subscriber that needs it and for each one after it.
+        """
+        if self._enveloped is None:
+            self._enveloped = {}
+        # By the identity of the function, which need not be hashable; the entry keeps it alive.
+        found = self._enveloped.get(id(envelope))
+        if found is None:
+            found = self._enveloped[id(envelope)] = envelope, self._envelop(envelope)
+        return found[1]
+
+    def _envelop(self, envelope: Callable[[Message], object]) -> Batch:
+        if self._source is not None:
+            own = {id(message) for message in self}
+            whole = self._source.enveloped(envelope)
+            shorter = Batch(*(message for message in whole if id(source_of(message)) in own))
+            shorter._source = whole
+            return shorter
+        return Batch(*(made for message in self if (made := _envelop(message, envelope)) is not None))
+
     def _each(self, window_bits: int | None) -> list[bytes]:
         """Return one frame per message. Each message is encoded once, also if several batches have it."""
         if self._source is not None:
@@ -80,3 +124,19 @@ class Batch(list[Message]):
         if window_bits is None:
             return [encode_frame(message.data) for message in self]
         return [compress_frame(message.data, window_bits) for message in self]
+
+
+def _envelop(message: Message, envelope: Callable[[Message], object]) -> EnvelopedMessage | None:
+    data = envelope(message)
+    if data is None:
+        return None
+    enveloped = EnvelopedMessage(
+        channel=message.channel, data=to_client_data(data), excluded=message.excluded, position=message.position
+    )
+    enveloped.source = message
+    return enveloped
+
+
+def source_of(message: Message) -> Message:
+    """Return the message as it was published."""
+    return message.source if isinstance(message, EnvelopedMessage) else message

@@ -5,7 +5,8 @@ A payload is a 21-byte header (29 with an excluded connection) and the data. All
     offset  size  field
          0     3  magic: BF 42 50. Text in UTF-8 never starts with BF, so foreign text is never taken for a header.
          3     1  version: 1
-         4     1  flags: bit 0 the data is binary (else UTF-8 text), bit 1 a connection is excluded; the rest is zero
+         4     1  flags: bit 0 the data is binary (else UTF-8 text), bit 1 a connection is excluded, bit 2 the text is
+                  JSON (not with bit 0); the rest is zero
          5     8  origin: random bytes of the publishing process
         13     8  publish time, microseconds since the epoch
         21     8  id of the excluded connection, only with bit 1
@@ -30,17 +31,24 @@ if TYPE_CHECKING:
     from backplane.broadcaster import WireFormat
     from backplane.message import Position
 
-__all__ = ["decode", "encode", "to_client_data"]
+__all__ = ["JsonText", "decode", "encode", "to_client_data"]
 
 MAGIC: Final = b"\xbfBP"
 VERSION: Final = 1
 BINARY: Final = 1
 EXCLUDES: Final = 2
+JSON: Final = 4
 
 _HEADER: Final = Struct(">3sBB8sQ")
 _ID_BYTES: Final = 8
 # The end of the year 9999: `datetime`, with which applications read `published_at`, accepts no later time.
 _MAX_MICROSECONDS: Final = 253_402_300_799 * 1_000_000
+
+
+class JsonText(str):
+    """JSON text that is published as JSON, where a `str` would be published as text."""
+
+    __slots__ = ()
 
 
 def encode(
@@ -67,6 +75,8 @@ def encode(
         flags, body = BINARY, bytes(cast("bytes", data))
     else:
         body = _encode_text(data)
+        if not isinstance(data, str) or isinstance(data, JsonText):
+            flags = JSON
     if excluded is not None:
         flags |= EXCLUDES
         body = excluded + body
@@ -121,7 +131,9 @@ def decode(channel: str, payload: bytes, position: Position | None = None) -> Me
     if flags & EXCLUDES:
         excluded = payload[start : start + _ID_BYTES]
         start += _ID_BYTES
-    if version != VERSION or flags & ~(BINARY | EXCLUDES) or len(payload) < start or microseconds > _MAX_MICROSECONDS:
+    if version != VERSION or len(payload) < start or microseconds > _MAX_MICROSECONDS:
+        return None
+    if flags & ~(BINARY | EXCLUDES | JSON) or flags & (BINARY | JSON) == BINARY | JSON:
         return None
     data: str | bytes = payload[start:]
     if not flags & BINARY:
@@ -136,6 +148,7 @@ def decode(channel: str, payload: bytes, position: Position | None = None) -> Me
         published_at=microseconds / 1e6,
         excluded=excluded,
         position=position,
+        is_json=flags & JSON != 0,
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
+    from backplane.history_rules import HistoryRules
     from backplane.message import All, Message, Place, Position
 
 __all__ = ["Hub"]
@@ -54,7 +55,10 @@ class Hub:
         gaps: The open gaps, and how many were reported.
         delivered: Messages offered to subscribers, counted once per message.
         malformed: Payloads dropped because their header is invalid.
+        rules: Which channels have a history; `None` where none has.
     """
+
+    rules: HistoryRules | None = None
 
     def __init__(
         self,
@@ -119,7 +123,7 @@ class Hub:
         gap = Gap(channel=channel, reason="the channel keeps no history") if since else None
         subscriber.joined(Joined(channel=channel, gap=gap))
 
-    def position(self, channel: str) -> Position | None:  # a hub with histories knows it
+    def position(self, channel: str) -> Position | None:
         """Return the position of the newest message that the subscribers of `channel` got; `None` without a history."""
         return None
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from backplane.fanout.batch import source_of
 from backplane.log_bursts import place_of
 from backplane.message import Gap, Message
 
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     from backplane.log_bursts import LogBursts
     from backplane.statistics import DropReason
 
-__all__ = ["Outbox"]
+__all__ = ["GAP_BYTES", "Outbox"]
 
 logger: Final = logging.getLogger("backplane.fanout.outbox")
 
-# A gap is small, but many of them must not grow without bound either.
-_GAP_BYTES: Final = 64
+GAP_BYTES: Final = 64
+"""What a gap counts as: it is small, but many of them must not grow without bound either."""
 
 
 class Outbox:
@@ -39,6 +40,7 @@ class Outbox:
     """
 
     __slots__ = (
+        "_allowances",
         "_backlog",
         "_bursts",
         "_count",
@@ -58,6 +60,8 @@ class Outbox:
         self._items: OrderedDict[object, Message | Gap] | None = None
         self._count: int = 0
         self._size_bytes: int = 0
+        # By channel, how many messages and bytes were given back at its join, until nothing waits.
+        self._allowances: dict[str, tuple[int, int]] | None = None
         self.dropped: int = 0
         self.is_overflowing: bool = False
         self.on_drop: Callable[[Message | Gap, DropReason], None] | None = None
@@ -95,6 +99,31 @@ class Outbox:
         elif self._of_channels:
             self._of_channels.pop(channel, None)
 
+    def allow(self, channel: str, count: int, size_bytes: int) -> None:
+        """Raise the bounds by what a join of `channel` gives back, until nothing waits or the channel is left.
+
+        A client that missed more than its backlog is not slow, and would come back with the same position for ever.
+
+        Args:
+            channel: The channel.
+            count: How many items are about to be offered beside what is published.
+            size_bytes: Their size.
+        """
+        if self._allowances is None:
+            self._allowances = {}
+        before = self._allowances.get(channel, (0, 0))
+        self._allowances[channel] = before[0] + count, before[1] + size_bytes
+
+    def disallow(self, channel: str) -> None:
+        """Take back what `allow` gave for a channel that is left, or joins and leaves would raise them without end."""
+        if self._allowances is not None:
+            self._allowances.pop(channel, None)
+
+    def settle(self) -> None:
+        """Take back what `allow` gave if nothing waits: it was sent at once."""
+        if not self._items:
+            self._allowances = None
+
     def offer(self, item: Message | Gap) -> bool:
         """Take `item`, or act by the policy; `False` only where the policy is `close` and `item` does not fit."""
         policy = self._policy_of(item)
@@ -123,6 +152,7 @@ class Outbox:
         _, item = self._items.popitem(last=False)
         if not self._items:
             self._items = None
+            self._allowances = None
             self.is_overflowing = False
         self._size_bytes -= _size(item)
         return item
@@ -130,6 +160,7 @@ class Outbox:
     def clear(self) -> None:
         """Discard what waits; it does not count as dropped."""
         self._items = None
+        self._allowances = None
         self.is_overflowing = False
         self._size_bytes = 0
 
@@ -148,7 +179,7 @@ class Outbox:
         if policy.latest_by is None:
             return None
         try:
-            key = policy.latest_by(message)
+            key = policy.latest_by(source_of(message))
             hash(key)
         except Exception as error:  # a failure in the application's function must not end the fan-out
             if self._bursts is not None:
@@ -160,8 +191,11 @@ class Outbox:
     def _fits(self, size: int) -> bool:
         if not self._items:
             return True
-        backlog = self._backlog
-        return len(self._items) < backlog.max_messages and self._size_bytes + size <= backlog.max_bytes
+        count, max_bytes = self._backlog.max_messages, self._backlog.max_bytes
+        if self._allowances:
+            for more, more_bytes in self._allowances.values():
+                count, max_bytes = count + more, max_bytes + more_bytes
+        return len(self._items) < count and self._size_bytes + size <= max_bytes
 
     def _oldest_to_drop(self) -> object | None:
         """Return the place of the oldest item that may make room: not one that its own channel's policy keeps."""
@@ -184,4 +218,4 @@ class Outbox:
 
 
 def _size(item: Message | Gap) -> int:
-    return item.size_bytes if isinstance(item, Message) else _GAP_BYTES
+    return item.size_bytes if isinstance(item, Message) else GAP_BYTES

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from contextvars import copy_context
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from backplane.channels import validate_channel, warn_if_pattern
 from backplane.errors import ClosedError, TooManyChannelsError
+from backplane.fanout.subscriber_options import SubscriberOptions, check_rewind, position_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from backplane.fanout.batch import Batch
     from backplane.fanout.hub import Hub
+    from backplane.fanout.subscriber_options import Since
     from backplane.message import Gap, Joined
 
 __all__ = ["BaseSubscriber", "JoinRules"]
@@ -39,17 +42,21 @@ class BaseSubscriber(ABC):
         rules: The rules for joins of a client; `None` for the application itself, which may join any channel. There is
             no default, so that each new kind of subscriber has to decide which of the two it is.
         context: See below.
+        options: What only some subscribers are given.
 
     Attributes:
         context: Any object of the application, such as the user.
         token: Random bytes that name the subscriber; see `id`.
     """
 
-    __slots__ = ("_channels", "_context", "_detached", "_ended", "_hub", "_rules", "context", "token")
+    __slots__ = ("_channels", "_context", "_detached", "_ended", "_hub", "_options", "_rules", "context", "token")
 
-    def __init__(self, hub: Hub, rules: JoinRules | None, *, context: Any = None) -> None:
+    def __init__(
+        self, hub: Hub, rules: JoinRules | None, *, context: Any = None, options: SubscriberOptions | None = None
+    ) -> None:
         self._hub = hub
         self._rules = rules
+        self._options = options
         self.context: Any = context
         self._channels: dict[str, None] = {}
         self._detached = False  # it has left every channel, and ends or has ended
@@ -84,12 +91,29 @@ class BaseSubscriber(ABC):
         """Whether it has ended, or is about to: nothing more is delivered to it."""
         return self._detached
 
-    async def join(self, channel: str) -> None:
+    @property
+    def resumed(self) -> bool:
+        """Whether a join passed a position, and each that did was resumed: exactly what was missed is given back.
+
+        `False` at a first visit. Joins of channels of which only the newest message counts (`History(latest=True)`) are
+        counted where they are resumed; they miss nothing in any case.
+        """
+        return self._options is not None and self._options.resumed is True
+
+    async def join(self, channel: str, *, since: Since = None, rewind: int = 0) -> None:
         """Receive what is published to `channel`; once this returns, no later publish is missed without a gap.
 
         Joining a channel twice changes nothing. After a cancellation the channel is not joined.
 
+        Args:
+            channel: What to receive.
+            since: Where it was before: what was published after this position comes first, in order and once, or the
+                notice of a gap. A text that is no position of the channel counts as one that is not found. `None` or ""
+                at a first visit.
+            rewind: How many of the newest messages come first at a first visit, and after such a gap.
+
         Raises:
+            ConfigurationError: `since` or `rewind` is of another type, or no channel has a history to rewind.
             InvalidChannelError: The name is not valid.
             JoinRefusedError: The application's `authorize` refused the channel to a client.
             TooManyChannelsError: A client has joined as many channels as are allowed.
@@ -99,6 +123,8 @@ class BaseSubscriber(ABC):
         """
         self._hub.affinity.check()
         validate_channel(channel)
+        position = position_in(since, channel)
+        check_rewind(rewind, self._hub.rules)
         self._check_attached()
         if self._rules is not None:
             self._rules.check_channels(self._client, len(self._channels) + (channel not in self._channels))
@@ -107,7 +133,7 @@ class BaseSubscriber(ABC):
         if channel in self._channels:
             return
         warn_if_pattern(channel)
-        await self._hub.join(channel, self)
+        await self._hub.join(channel, self, since=position, rewind=rewind)
         if self._detached:  # it has ended while the broker confirmed
             self._hub.leave(channel, self)
             self._check_attached()
@@ -128,11 +154,23 @@ class BaseSubscriber(ABC):
 
     def joined(self, joined: Joined) -> None:
         """Take the notice of a join. Called by the hub."""
-        return
+        if self._detached or joined.channel in self._channels:
+            return
+        if joined.gap is not None:  # it continues where it begins, which is before what `rewind` gives back
+            joined = replace(joined, gap=replace(joined.gap, position=joined.position))
+        if joined.resumed or joined.gap is not None:
+            if self._options is None:
+                self._options = SubscriberOptions()
+            self._options.note(joined)
+        self._take_joined(joined)
 
+    @abstractmethod
+    def _take_joined(self, joined: Joined) -> None:
+        """Take the notice of a join, with the gap where its `since` could not be served."""
+
+    @abstractmethod
     def offer_missed(self, batch: Batch, /) -> None:
         """Take what a join gives back of one channel, in order. Called by the hub."""
-        self.offer(batch)
 
     @abstractmethod
     def offer(self, batch: Batch, /) -> None:

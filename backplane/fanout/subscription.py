@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backplane.concurrency.context import run_in
 from backplane.errors import InvalidMessageError, LifecycleError, SlowConsumerError
+from backplane.fanout.outbox import GAP_BYTES
 from backplane.fanout.single_receiver import SingleReceiver
 from backplane.fanout.subscriber import BaseSubscriber, JoinRules
 from backplane.log_bursts import LogBursts
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from backplane.fanout.batch import Batch
     from backplane.fanout.hub import Hub
     from backplane.fanout.outbox import Outbox
-    from backplane.message import Gap, Message
+    from backplane.fanout.subscriber_options import Since, SubscriberOptions
+    from backplane.message import Gap, Joined, Message, Position
     from backplane.statistics import DropReason
 
 __all__ = ["Subscription"]
@@ -49,8 +51,9 @@ class Subscription(BaseSubscriber):
         context: Any = None,
         statistics: Counters | None = None,
         bursts: LogBursts | None = None,
+        options: SubscriberOptions | None = None,
     ) -> None:
-        super().__init__(hub, rules, context=context)
+        super().__init__(hub, rules, context=context, options=options)
         self._outbox = outbox
         self._statistics = statistics or Counters()
         self._bursts = bursts or LogBursts()
@@ -59,28 +62,71 @@ class Subscription(BaseSubscriber):
         self._wakeup: asyncio.Future[None] | None = None
         self._receiver: SingleReceiver = SingleReceiver()
         self._has_joined: bool = False
+        self._positions: dict[str, Position | None] = {}  # of what is taken, by channel with a history
 
     @property
     def kind(self) -> str:
         """`subscription`."""
         return "subscription"
 
-    async def join(self, channel: str) -> None:
+    def position(self, channel: str) -> Position | None:
+        """Return up to where `channel` was iterated; `None` without a history, and where that is not known.
+
+        That of the last message or gap of the channel that the iteration returned, and before the first one that where
+        the subscription began. Pass it as `since`, as text, to go on from there.
+        """
+        return self._positions.get(channel)
+
+    async def join(self, channel: str, *, since: Since = None, rewind: int = 0) -> None:
         """Receive what is published to `channel`; once this returns, no later publish is missed without a gap.
 
         Joining a channel twice changes nothing. After a cancellation the channel is not joined.
 
+        Args:
+            channel: What to receive.
+            since: The position up to which it was received before, as text: what was published after it is returned
+                first, in order and once, or a `Gap`. Any other text counts as a position that is not found. Or a
+                mapping of such positions by channel. `None` or "" the first time.
+            rewind: How many of the newest messages are returned first where `since` is not given, and after a gap where
+                it cannot be served. Defaults to 0.
+
         Raises:
+            ConfigurationError: `since` or `rewind` is of another type, or no channel has a history to rewind.
             InvalidChannelError: The name is not valid.
             SubscribeError: The broker refused the channel.
             BrokerUnavailableError: The broker did not confirm in time.
             ClosedError: The subscription has ended.
         """
-        await super().join(channel)
+        await super().join(channel, since=since, rewind=rewind)
         self._has_joined = True
+
+    async def leave(self, channel: str) -> None:
+        """Receive nothing more of `channel`, except what waits. Leaving a channel twice changes nothing."""
+        await super().leave(channel)
+        self._positions.pop(channel, None)
+        self._outbox.disallow(channel)
+
+    def _take_joined(self, joined: Joined) -> None:
+        """Begin at a position, with a gap where what was missed cannot be given back."""
+        if joined.position is not None:
+            self._positions[joined.channel] = joined.position
+        elif (rules := self._hub.rules) is not None and rules.rule_of(joined.channel) is not None:
+            self._positions[joined.channel] = None
+        if joined.gap is not None:
+            self._outbox.allow(joined.channel, 1, GAP_BYTES)
+            self._take(joined.gap)
+
+    def offer_missed(self, batch: Batch, /) -> None:
+        """Take what a join gives back: the hub's side."""
+        batch = batch.for_token(self.token) if batch.excludes else batch
+        if batch:
+            self._outbox.allow(batch[0].channel, len(batch), batch.size_bytes)
+            self.offer(batch)
 
     def offer(self, batch: Batch, /) -> None:
         """Take messages: the hub's side."""
+        if self._options is not None:
+            batch = self._options.apply(batch)
         if self._outbox.calls_application:
             run_in(self._context, self._take_all, batch)
         else:
@@ -120,6 +166,8 @@ class Subscription(BaseSubscriber):
                     "this subscription has no channel: name channels in subscribe(), or join one before iterating"
                 )
             await self._woken()
+        if item.position is not None and item.channel in self._positions:
+            self._positions[item.channel] = item.position
         return item
 
     async def _woken(self) -> None:

@@ -67,7 +67,7 @@ class RingBudget:
 class Ring:
     """The newest messages that a `Track` has let through, without a hole between them.
 
-    It holds one more than can be given back, so that who missed as many finds its position.
+    It holds one more than can be given back, so that a client that missed as many finds its position.
 
     Args:
         max_messages: How many are given back: `History.max_messages`.

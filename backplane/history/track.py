@@ -280,8 +280,11 @@ class Track:
             if _follows(current, place):
                 items.append(kept)
                 current = place
-            elif index < asked and (place.epoch != current.epoch or place.offset <= current.offset):
-                continue  # the read, which is newer, covers it or has replaced it
+            elif index < asked:
+                # The read, which is newer, covers it or has replaced it. One that is ahead of it can also show that the
+                # broker has answered from before that message, so that is believed only if it repeats it.
+                if place.epoch == current.epoch and place.offset > current.offset and self._reads < _MAX_READS - 1:
+                    return index
             elif (
                 place.epoch != current.epoch
                 or place.offset > current.offset
@@ -322,16 +325,20 @@ class Track:
                 current = place
             elif current is not None and place.epoch == current.epoch and place.offset <= current.offset:
                 continue
-            elif index >= asked:
+            elif index >= asked or (
+                place.epoch == top.epoch and place.offset > top.offset and self._reads < _MAX_READS - 1
+            ):
                 return run, True
             else:
                 run, current = [], None
         return (run if current is not None else []), False
 
     def _newest_run(self) -> list[KeptMessage]:
-        """Return the unbroken run of what is held that ends with the newest one."""
-        run: list[KeptMessage] = []
+        """Return the unbroken run of what is held that ends with the newest one, without what can be a repetition."""
+        last, run = self.last, list[KeptMessage]()
         for kept in self.held:
+            if last is not None and kept.place.epoch == last.epoch and kept.place.offset <= last.offset:
+                continue
             if run and not _follows(run[-1].place, kept.place):
                 if any(kept.place == other.place for other in run):
                     continue

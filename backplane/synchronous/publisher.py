@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from backplane.concurrency.call_queue import CallQueue
     from backplane.connection.connection import Connection
+    from backplane.message import Receipt
     from backplane.synchronous.publisher_thread import PublisherThreads
     from backplane.typed_channel import TypedChannel
 
@@ -26,8 +27,16 @@ ModelT = TypeVar("ModelT")
 class AsyncPublisher(Protocol):
     """An object that publishes in an event loop, and makes typed channels: a `Backplane`."""
 
-    async def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+    async def publish(
+        self,
+        channel: str,
+        data: object,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
+    ) -> Receipt:
         """Publish `data`."""
+        ...
 
     def channel(self, template: str, model: object) -> TypedChannel[Any]:
         """Return the channels of `template`."""
@@ -45,7 +54,14 @@ class SyncPublisher(ABC):
         self._backplane = backplane
 
     @abstractmethod
-    def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+    def publish(
+        self,
+        channel: str,
+        data: object,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
+    ) -> Receipt:
         """Publish `data` to every subscriber of `channel`; returns and raises as `Backplane.publish` does.
 
         Safe from any thread; the publishes of one thread keep their order. A publish runs in the context of its caller
@@ -56,6 +72,7 @@ class SyncPublisher(ABC):
             channel: Where to.
             data: `str` is received as text, `bytes` as binary, anything else as JSON text.
             exclude: A connection, or its id, that does not receive it.
+            idempotency_key: Publishes one message for all calls with this key: the way for a task that is run again.
 
         Raises:
             BackplaneError: As `Backplane.publish`; where this call has to connect first, as `Backplane.start` too.
@@ -101,15 +118,23 @@ class WorkerPublisher(SyncPublisher):
         self._threads = threads
         self._seconds = publish_timeout_seconds + GRACE_SECONDS
 
-    def publish(self, channel: str, data: object, *, exclude: Connection | str | None = None) -> None:
+    def publish(
+        self,
+        channel: str,
+        data: object,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
+    ) -> Receipt:
         """Publish, as `SyncPublisher.publish`."""
         refuse_in_event_loop()
         calls = self._calls()
         if calls is None:
-            self._threads.publish(channel, data, exclude=exclude)
-        else:
-            publish = self._backplane.publish
-            calls.run(lambda: publish(channel, data, exclude=exclude), seconds=self._seconds)
+            return self._threads.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
+        publish = self._backplane.publish
+        return calls.run(
+            lambda: publish(channel, data, exclude=exclude, idempotency_key=idempotency_key), seconds=self._seconds
+        )
 
 
 class SyncTypedChannel(Generic[ModelT]):
@@ -132,8 +157,10 @@ class SyncTypedChannel(Generic[ModelT]):
         /,
         *,
         exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
         **placeholders: object,
-    ) -> None:
+    ) -> Receipt:
         """Publish `message` as JSON text; raises as `TypedChannel.publish` and `SyncPublisher.publish`."""
         channel = self.name(**placeholders)
-        self._publisher.publish(channel, self._typed.encode(message), exclude=exclude)
+        data = self._typed.encode(message)
+        return self._publisher.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)

@@ -21,6 +21,7 @@ from backplane.errors import BrokerUnavailableError, ClosedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from backplane.message import Receipt
     from backplane.settings import Settings
 
 __all__ = ["GRACE_SECONDS", "Publisher", "PublisherThreads"]
@@ -45,7 +46,9 @@ class Publisher(Protocol):
         """Close the link."""
         ...
 
-    async def publish(self, channel: str, data: object, *, exclude: Any = None) -> None:
+    async def publish(
+        self, channel: str, data: object, *, exclude: Any = None, idempotency_key: str | bytes | None = None
+    ) -> Receipt:
         """Publish."""
         ...
 
@@ -69,7 +72,9 @@ class PublisherThreads:
         # If the owner is collected without `close`, the thread ends; at the exit of the process `atexit` waits for it.
         weakref.finalize(self, _end_all, self._threads).atexit = False
 
-    def publish(self, channel: str, data: object, *, exclude: Any = None) -> None:
+    def publish(
+        self, channel: str, data: object, *, exclude: Any = None, idempotency_key: str | bytes | None = None
+    ) -> Receipt:
         """Publish, and wait for the broker's answer.
 
         Raises:
@@ -82,7 +87,7 @@ class PublisherThreads:
         if thread is None:
             # One operation, so that two threads of the process get the same one, and no lock is inherited by a child.
             thread = self._threads.setdefault(process, _PublisherThread(self._make_publisher(), self._settings))
-        thread.publish(channel, data, exclude)
+        return thread.publish(channel, data, exclude, idempotency_key)
 
     def close(self) -> None:
         """End the thread of this process after the publishes in flight, within two seconds; no other one starts."""
@@ -111,14 +116,14 @@ class _PublisherThread:
         self._ended = False
         self._on_end: Callable[[], None] | None = None
 
-    def publish(self, channel: str, data: object, exclude: Any) -> None:
+    def publish(self, channel: str, data: object, exclude: Any, idempotency_key: str | bytes | None) -> Receipt:
         """Publish, and wait; the first call starts the thread."""
         seconds = self._publish_seconds
         if not self._is_started:
             seconds += self._start_seconds
             self._begin()
         try:
-            self._calls.run(partial(self._publish, channel, data, exclude), seconds=seconds)
+            return self._calls.run(partial(self._publish, channel, data, exclude, idempotency_key), seconds=seconds)
         except BrokerUnavailableError as error:
             if self._calls.is_open:
                 raise
@@ -187,10 +192,10 @@ class _PublisherThread:
         finally:
             await self._calls.close()
 
-    async def _publish(self, channel: str, data: object, exclude: Any) -> None:
+    async def _publish(self, channel: str, data: object, exclude: Any, idempotency_key: str | bytes | None) -> Receipt:
         if not self._is_started:
             await self._start()
-        await self._publisher.publish(channel, data, exclude=exclude)
+        return await self._publisher.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
 
     async def _start(self) -> None:
         """Start the publisher, once for all calls that wait for it; after a failure the next publish tries again."""

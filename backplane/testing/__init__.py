@@ -8,17 +8,23 @@ The suite needs pytest and the pytest plugin of anyio (which Starlette brings). 
         @pytest.fixture
         def url(self) -> str:
             return "myscheme://localhost"
+
+An adapter that keeps messages (`SupportsHistory`) runs `HistoryConformance` too, in the same way.
 """
 
 import pytest
 
 pytest.register_assert_rewrite(
-    "backplane.testing.conformance", "backplane.testing.fault_conformance", "backplane.testing.lane_conformance"
+    "backplane.testing.conformance",
+    "backplane.testing.fault_conformance",
+    "backplane.testing.history_conformance",
+    "backplane.testing.lane_conformance",
 )
 
 from backplane.testing.conformance import BroadcasterConformance  # noqa: E402  # its asserts must be rewritten
+from backplane.testing.history_conformance import HistoryConformance  # noqa: E402
 from backplane.testing.lane_conformance import LaneConformance  # noqa: E402
 from backplane.testing.proxy import FaultProxy  # noqa: E402
 from backplane.testing.recording import RecordingSink  # noqa: E402
 
-__all__ = ["BroadcasterConformance", "FaultProxy", "LaneConformance", "RecordingSink"]
+__all__ = ["BroadcasterConformance", "FaultProxy", "HistoryConformance", "LaneConformance", "RecordingSink"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from backplane.broadcaster import KeptMessage
 from backplane.message import All
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class RecordingSink:
 
     Attributes:
         delivered: Every `(channel, payload)`, in order.
+        places: The place of each of them; `None` for one that is in no history.
         gaps: Every `(channels, reason)`; the channels are `None` for all.
         revocations: Every `(channels, reason)` reported by `revoked`.
         losses: Every error reported by `lost`.
@@ -28,6 +30,7 @@ class RecordingSink:
 
     def __init__(self) -> None:
         self.delivered: list[tuple[str, bytes]] = []
+        self.places: list[Place | None] = []
         self.gaps: list[tuple[frozenset[str] | None, str]] = []
         self.revocations: list[tuple[frozenset[str], str]] = []
         self.losses: list[BrokerError] = []
@@ -36,6 +39,7 @@ class RecordingSink:
     def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
         """Record a delivery."""
         self.delivered.append((channel, payload))
+        self.places.append(place)
         self._changed.set()
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
@@ -56,6 +60,13 @@ class RecordingSink:
     def payloads(self, channel: str) -> list[bytes]:
         """Return what was delivered on `channel`, in order."""
         return [payload for name, payload in self.delivered if name == channel]
+
+    def kept(self, channel: str) -> list[KeptMessage]:
+        """Return what was delivered on `channel` with a place in its history, in order."""
+        delivered = zip(self.delivered, self.places, strict=True)
+        return [
+            KeptMessage(payload, place) for (name, payload), place in delivered if name == channel and place is not None
+        ]
 
     async def until(self, condition: Callable[[], bool], *, timeout_seconds: float = 10.0) -> None:
         """Wait until `condition` holds; it is checked after every report.

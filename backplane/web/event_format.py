@@ -3,7 +3,9 @@
 A text is `data:` lines (`EventSource` makes one line feed of every line end), binary is base64 with `event: binary`, a
 gap is `event: gap` with `{"channel": ...}`, after which the page loads again what it shows, as it does after every
 `open`. A stream whose permission has run out ends with `event: expired`; its client reconnects with a new request,
-which the application's own dependencies check. These three names are reserved: no published message can have one,
+which the application's own dependencies check. Where channels have a history each event has an `id`, the positions of
+all of them after it, and the stream begins with an `id` alone, which fires no event: an `EventSource` shows its last
+one when it comes back, and gets what it missed. These three names are reserved: no published message can have one,
 because a text is always a `message`. Comments are the heartbeat.
 """
 
@@ -16,7 +18,7 @@ from typing import Final
 
 from backplane.message import Gap, Message
 
-__all__ = ["EXPIRED", "HEADERS", "HEARTBEAT", "MEDIA_TYPE", "encode_event", "encode_retry"]
+__all__ = ["EXPIRED", "HEADERS", "HEARTBEAT", "MEDIA_TYPE", "encode_event", "encode_id", "encode_retry"]
 
 MEDIA_TYPE: Final = "text/event-stream"
 
@@ -38,15 +40,26 @@ EXPIRED: Final = b"event: expired\ndata: {}\n\n"
 """The last event of a stream whose permission has run out."""
 
 
-def encode_event(item: Message | Gap) -> bytes:
-    """Return the event of a message or of a gap."""
+def encode_event(item: Message | Gap, event_id: str = "") -> bytes:
+    """Return the event of a message or of a gap.
+
+    Args:
+        item: What it is for.
+        event_id: Its id, of ASCII letters, digits and `_-.`. Defaults to none.
+    """
+    head = f"id: {event_id}\n".encode() if event_id else b""
     if isinstance(item, Gap):
         # Without the reason, which may hold the broker's own text.
-        return b"event: gap\ndata: %b\n\n" % json.dumps({"channel": item.channel}).encode()
+        return b"%bevent: gap\ndata: %b\n\n" % (head, json.dumps({"channel": item.channel}).encode())
     if isinstance(item.data, bytes):
-        return b"event: binary\ndata: %b\n\n" % b64encode(item.data)
+        return b"%bevent: binary\ndata: %b\n\n" % (head, b64encode(item.data))
     lines = item.data.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\ndata: ")
-    return f"data: {lines}\n\n".encode()
+    return b"%bdata: %b\n\n" % (head, lines.encode())
+
+
+def encode_id(event_id: str) -> bytes:
+    """Return an `id` alone, which becomes the last one of the client without an event; nothing where it is empty."""
+    return f"id: {event_id}\n\n".encode() if event_id else b""
 
 
 def encode_retry(seconds: float) -> bytes:

@@ -161,7 +161,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
             async with joining:
                 try:
                     for channel in self._channels:
-                        await self._driver.join(channel)
+                        await self._driver.join_at_handshake(channel)
                 finally:
                     timer.cancel()
                     if watching is not None:

@@ -33,15 +33,25 @@ from backplane.errors import (
     OriginRefusedError,
     SlowConsumerError,
 )
+from backplane.fanout.subscriber_options import (
+    SEPARATOR,
+    UNKNOWN,
+    Since,
+    SubscriberOptions,
+    check_rewind,
+    kept_channels,
+    positions_by_channel,
+    previous_token,
+)
 from backplane.fanout.subscription import Subscription
 from backplane.lane import abort, when_gone
 from backplane.option_checks import check_number
 from backplane.web.client_address import address_key
-from backplane.web.event_format import EXPIRED, HEADERS, HEARTBEAT, MEDIA_TYPE, encode_event, encode_retry
+from backplane.web.event_format import EXPIRED, HEADERS, HEARTBEAT, MEDIA_TYPE, encode_event, encode_id, encode_retry
 from backplane.web.refusal import denial
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
     from datetime import datetime
 
     from starlette.background import BackgroundTask
@@ -62,6 +72,9 @@ _END_SECONDS: Final = 1.0
 
 _LATER: Final = frozenset({429, 503})
 
+# Each event has the positions of all channels with a history, 29 characters each.
+_MAX_KEPT: Final = 16
+
 
 def event_stream(
     runtime: Runtime,
@@ -74,6 +87,9 @@ def event_stream(
     expires_at: float | datetime | None = None,
     heartbeat_seconds: float = 15.0,
     retry_seconds: float = 3.0,
+    since: Since = None,
+    rewind: int = 0,
+    previous_id: str | None = None,
 ) -> Response:
     """Return a response that streams `channels` until its client disconnects; nothing happens until it is sent.
 
@@ -93,17 +109,42 @@ def event_stream(
             to notice clients that are gone: one that takes nothing for two such times is cut. Defaults to 15.
         retry_seconds: How long, on average, the client waits before it reconnects: each gets a time of its own,
             between half and one and a half of it. Defaults to 3.
+        since: Where the client was before; its header `Last-Event-ID`, where it sends one, replaces that.
+        rewind: How many messages of each channel come first, at a first visit and after a gap at the join.
+        previous_id: The id of the stream that the client had before.
 
     Raises:
-        ConfigurationError: No channel, a time that is not more than 0 and finite, or a moment that is none.
+        ConfigurationError: No channel, more than 16 channels with a history, a time that is not more than 0 and finite,
+            a moment that is none, or one of the last three cannot be used.
     """
     if not channels:
         raise ConfigurationError("an event stream needs at least one channel")
     check_number("heartbeat_seconds", heartbeat_seconds)
     check_number("retry_seconds", retry_seconds)
     moment = None if expires_at is None else moment_of(expires_at)
+    history = runtime.hub.rules
+    kept = kept_channels(channels, history)
+    if len(kept) > _MAX_KEPT:
+        raise ConfigurationError(
+            f"an event stream takes {_MAX_KEPT} channels with a history, not {len(kept)}: use several streams"
+        )
+    check_rewind(rewind, history)
+    options = SubscriberOptions(
+        since=positions_by_channel(since, channels, history), rewind=rewind, previous=previous_token(previous_id)
+    )
     return _EventStreamResponse(
-        runtime, rules, outbox, channels, origins, context, client_key, moment, heartbeat_seconds, retry_seconds
+        runtime,
+        rules,
+        outbox,
+        channels,
+        kept,
+        origins,
+        context,
+        client_key,
+        moment,
+        heartbeat_seconds,
+        retry_seconds,
+        options,
     )
 
 
@@ -114,10 +155,25 @@ class EventStream(Subscription):
         is_abandoned: The client is gone.
     """
 
-    def __init__(self, runtime: Runtime, rules: ConnectionPolicy, outbox: Outbox, context: Any) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        rules: ConnectionPolicy,
+        outbox: Outbox,
+        context: Any,
+        kept: Sequence[str],
+        options: SubscriberOptions,
+    ) -> None:
         super().__init__(
-            runtime.hub, rules, outbox, context=context, statistics=runtime.statistics, bursts=runtime.bursts
+            runtime.hub,
+            rules,
+            outbox,
+            context=context,
+            statistics=runtime.statistics,
+            bursts=runtime.bursts,
+            options=options,
         )
+        self._kept = kept
         self._max_age_seconds = rules.limits.max_age_seconds
         self._deadline: asyncio.Timeout | None = None
         self.is_abandoned: bool = False
@@ -190,7 +246,7 @@ class EventStream(Subscription):
         give_up_seconds = 2 * response.heartbeat_seconds
         try:
             await self._send(send, _start(response), give_up_seconds)
-            await self._send(send, _body(response.hint()), give_up_seconds)
+            await self._send(send, _body(response.hint() + encode_id(self._last_id())), give_up_seconds)
             while (chunk := await self._next_chunk(response.heartbeat_seconds)) is not None:
                 await self._send(send, _body(chunk), give_up_seconds)
             end = EXPIRED * self._has_expired + response.hint()
@@ -221,11 +277,16 @@ class EventStream(Subscription):
     async def _next_chunk(self, heartbeat_seconds: float) -> bytes | None:
         try:
             async with asyncio.timeout(heartbeat_seconds):
-                return encode_event(await anext(self))
+                item = await anext(self)
+                return encode_event(item, self._last_id())
         except TimeoutError:
             return HEARTBEAT
         except (StopAsyncIteration, SlowConsumerError):
             return None
+
+    def _last_id(self) -> str:
+        """Return the positions up to which the client was sent each channel that has a history."""
+        return SEPARATOR.join(str(self._positions.get(channel) or UNKNOWN) for channel in self._kept)
 
     def _timers(self, expires_at: float | None) -> list[asyncio.TimerHandle]:
         loop, timers = asyncio.get_running_loop(), list[asyncio.TimerHandle]()
@@ -256,12 +317,14 @@ class _EventStreamResponse(Response):
         rules: ConnectionPolicy,
         outbox: Outbox,
         channels: tuple[str, ...],
+        kept: Sequence[str],
         origins: OriginRule,
         context: Any,
         client_key: str | None,
         expires_at: float | None,
         heartbeat_seconds: float,
         retry_seconds: float,
+        options: SubscriberOptions,
     ) -> None:
         # Not Starlette's own, which would announce a length of 0.
         self.status_code = 200
@@ -273,6 +336,8 @@ class _EventStreamResponse(Response):
         self._rules = rules
         self._outbox = outbox
         self._channels = channels
+        self._kept = kept
+        self._options = options
         self._origins = origins
         self._context = context
         self._client_key = client_key
@@ -287,7 +352,7 @@ class _EventStreamResponse(Response):
             raise LifecycleError("an event stream answers HTTP requests: deny a WebSocket with a plain Response")
         runtime = self._runtime
         runtime.affinity.check()
-        stream = EventStream(runtime, self._rules, self._outbox, self._context)
+        stream = EventStream(runtime, self._rules, self._outbox, self._context, self._kept, self._options)
         async with stream.while_there(scope, receive):
             try:
                 await self._answer(stream, scope, receive, send)
@@ -320,8 +385,12 @@ class _EventStreamResponse(Response):
         self._runtime.clients.register(
             stream, self._client_key or address_key(scope), self._rules.limits.max_connections_per_client
         )
+        since = self._options.since
+        # What a client shows that comes back by itself is newer than what its page has in the address of the stream.
+        if self._kept and (last_id := Headers(scope=scope).get("last-event-id")):
+            since = positions_by_channel(last_id, self._kept, self._runtime.hub.rules)
         for channel in self._channels:
-            await stream.join(channel)
+            await stream.join(channel, since=since, rewind=self._options.rewind)
         self._check_permission()  # `authorize` may have taken its time
 
     def _check_host(self, scope: Scope) -> None:

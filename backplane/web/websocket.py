@@ -66,6 +66,10 @@ class StarletteSocket:
         """The host that the client requested."""
         return self._websocket.headers.get("host")
 
+    def offers(self, subprotocol: str) -> bool:
+        """Return whether the client offers a subprotocol."""
+        return subprotocol in self._websocket.scope.get("subprotocols", ())
+
     @property
     def address_key(self) -> bytes | None:
         """Key of the client's address; `None` where the server does not know it."""

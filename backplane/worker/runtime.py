@@ -9,6 +9,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Final
 
+from backplane.broker.keep import Keep
 from backplane.broker.publish_buffer import PublishBuffer
 from backplane.broker.publisher import WaitingPublisher
 from backplane.broker.supervisor import Supervisor
@@ -31,7 +32,6 @@ from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.codec import encode
 from backplane.fanout.hub import Hub
 from backplane.history.histories import Histories
-from backplane.history_rules import HistoryRules
 from backplane.log_bursts import LogBursts
 from backplane.statistics import Counters
 from backplane.worker.clients import ClientRegistry
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from backplane.concurrency.affinity import LoopAffinity
     from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.fanout.subscription import Subscription
-    from backplane.message import HistoryPage, Position
+    from backplane.history_rules import History, HistoryRules
+    from backplane.message import HistoryPage, Position, Receipt
     from backplane.settings import Settings
     from backplane.statistics import Statistics
 
@@ -59,10 +60,12 @@ logger: Final = logging.getLogger("backplane.worker.runtime")
 # close frame sent, within a second each.
 _CLOSE_SECONDS: Final = 2.0
 
-_NO_RULES: Final = HistoryRules({})
-
 # Over how long clients are closed where the server ends them meanwhile: Hypercorn gives them 3 s by default.
 _HURRIED_DRAIN_SECONDS: Final = 1.0
+
+
+# Longest idempotency key: it is part of what the broker stores with each message.
+_MAX_KEY_BYTES: Final = 128
 
 
 class Runtime:
@@ -72,7 +75,7 @@ class Runtime:
         broadcaster: The adapter, not started yet.
         settings: Times and bounds.
         on_state: Called with every change of the link's state.
-        history_rules: Which channels have a history.
+        history_rules: Which channels have a history; `None` where none has.
         limits: The limits of a client that is given no other.
         on_gap: What happens at a gap to a client that is given nothing else.
         authorize: Decides which client may join what.
@@ -87,7 +90,6 @@ class Runtime:
         policy: What applies to a client that is given no options of its own.
         subscriptions: The subscriptions of the application (`Backplane.subscribe`).
         keepalive: The timer of all connections.
-        history_rules: Which channels have a history.
         histories: The histories of the kept channels; `None` without rules.
         statistics: Where the parts count; `count` returns it with what the hub and the buffer count themselves.
         bursts: How what can concern many clients at once is logged.
@@ -101,7 +103,7 @@ class Runtime:
         settings: Settings,
         on_state: Callable[[StateChange], None] | None = None,
         *,
-        history_rules: HistoryRules = _NO_RULES,
+        history_rules: HistoryRules | None = None,
         limits: Limits | None = None,
         on_gap: OnGap = "close",
         authorize: Authorize | None = None,
@@ -115,9 +117,9 @@ class Runtime:
         )
         self.bursts: LogBursts = LogBursts()
         self.statistics: Counters = Counters()
-        self.history_rules: HistoryRules = history_rules
+        self._history_rules = history_rules
         self.histories: Histories | None = None
-        if history_rules:
+        if history_rules is not None:
             self.histories = Histories(
                 broadcaster,
                 history_rules,
@@ -158,6 +160,7 @@ class Runtime:
             bursts=self.bursts,
         )
         self._wire_format = broadcaster.options.wire_format
+        self._deduplicates = broadcaster.capabilities.deduplicates
         self.close_seconds = close_seconds
         attempts = self.supervisor.attempts
         self._publisher: Publisher = WaitingPublisher(attempts)
@@ -169,9 +172,13 @@ class Runtime:
                 bursts=self.bursts,
             )
 
-    async def publish(self, channel: str, data: object, exclude: Connection | str | None) -> None:
+    async def publish(
+        self, channel: str, data: object, exclude: Connection | str | None, idempotency_key: str | bytes | None = None
+    ) -> Receipt:
         """Encode and publish, as the setting `outage` decides, and count the outcome; see `Backplane.publish`."""
         validate_channel(channel)
+        rule = None if self._history_rules is None else self._history_rules.rule_of(channel)
+        key = None if idempotency_key is None else self._checked_key(idempotency_key, channel, rule)
         payload = encode(
             data,
             origin=self.origin,
@@ -184,7 +191,10 @@ class Runtime:
             raise PayloadTooLargeError(len(payload), limit)
         statistics = self.statistics
         try:
-            await self._publisher.publish(channel, payload)
+            if rule is None:
+                receipt = await self._publisher.publish(channel, payload)
+            else:
+                receipt = await self._publisher.publish(channel, payload, Keep(rule, key))
         except BrokerUnavailableError:
             statistics.publishes_unavailable += 1
             raise
@@ -196,6 +206,9 @@ class Runtime:
             self.bursts.log(logger, logging.WARNING, "the broker refused a message on channel %r: %s", channel, error)
             raise
         statistics.published += 1
+        if receipt.duplicate:
+            statistics.duplicates += 1
+        return receipt
 
     async def history(self, channel: str, since: str | Position | None, limit: int) -> HistoryPage:
         """Read from the history of a channel; see `Backplane.history`."""
@@ -278,6 +291,28 @@ class Runtime:
             buffered=len(self._publisher),
             channels_in_doubt=hub.in_doubt,
         )
+
+    def _checked_key(self, key: object, channel: str, rule: History | None) -> bytes:
+        """Return the idempotency key as it goes to the broker."""
+        if rule is None:
+            raise ConfigurationError(
+                f"idempotency_key needs a history of the channel: Backplane(history={{{channel!r}: History()}}), or a "
+                "pattern that matches it, in every process that publishes to it"
+            )
+        if not self._deduplicates:
+            raise ConfigurationError(
+                f"idempotency_key: {self.supervisor.attempts.url} cannot drop a second message with the same key; "
+                "publish without it, and give messages an id that receivers compare"
+            )
+        try:
+            encoded = key.encode() if isinstance(key, str) else key
+        except UnicodeEncodeError:
+            encoded = None
+        if not isinstance(encoded, bytes) or not 1 <= len(encoded) <= _MAX_KEY_BYTES:
+            raise InvalidDataError(
+                f"idempotency_key takes a text or bytes, of 1 to {_MAX_KEY_BYTES} bytes in UTF-8, not {key!r:.100}"
+            )
+        return encoded
 
     def _end_subscriptions(self) -> None:
         for subscription in list(self.subscriptions):

@@ -68,17 +68,27 @@ class Cluster:
         self._stack.close()
 
 
-def nats_cluster(folder: Path) -> Cluster:
+def nats_cluster(folder: Path, *, jetstream: bool = False) -> Cluster:
     """Return three NATS servers with routes between them, not started.
+
+    Args:
+        folder: An empty folder.
+        jetstream: Run them with JetStream.
 
     Raises:
         BrokerMissingError: This machine has no `nats-server`.
     """
     ports = [free_port() for _ in range(_SIZE)]
     routes = ", ".join(f"nats://127.0.0.1:{port}" for port in ports)
-    configs = {port: f"cluster {{ name: rooms, listen: 127.0.0.1:{port}, routes: [{routes}] }}" for port in ports}
+    configs = {
+        port: f"server_name: server-{port}\ncluster {{ name: rooms, listen: 127.0.0.1:{port}, routes: [{routes}] }}"
+        for port in ports
+    }
     return Cluster(
-        [_as_process(private_nats(config, made(folder / str(port)))) for port, config in configs.items()],
+        [
+            _as_process(private_nats(config, made(folder / str(port)), jetstream=jetstream))
+            for port, config in configs.items()
+        ],
         lambda node: len(server_info(node.port).get("connect_urls", ())) == _SIZE,
     )
 

@@ -29,23 +29,26 @@ def shared_nats(folder: Path) -> Broker:
         BrokerMissingError: This machine has none.
     """
     url = os.environ.get("BACKPLANE_TEST_NATS_URL")
-    return GivenBroker(url) if url else private_nats("", folder)
+    return GivenBroker(url) if url else private_nats("", folder, jetstream=True)
 
 
-def private_nats(config: str, folder: Path, *, login: str = "") -> Broker:
+def private_nats(config: str, folder: Path, *, login: str = "", jetstream: bool = False) -> Broker:
     """Return a private NATS, not started: `nats-server`, installed if permitted, else one in Docker.
+
+    `BACKPLANE_TEST_NATS_SERVER` names another program than the `nats-server` of this machine.
 
     Args:
         config: Lines of the server's configuration file.
         folder: An empty folder.
         login: User and password of the URL.
+        jetstream: Run it with JetStream, which keeps its files in the folder.
 
     Raises:
         BrokerMissingError: This machine has none.
     """
-    program = shutil.which("nats-server") or install("nats-server")
+    program = os.environ.get("BACKPLANE_TEST_NATS_SERVER") or shutil.which("nats-server") or install("nats-server")
     if program is not None:
-        return NatsProcess(program, config, folder, login)
+        return NatsProcess(program, config, folder, login, jetstream=jetstream)
     if config:
         raise BrokerMissingError("no nats-server, and the one in Docker is not configurable here")
     return _NatsContainer()
@@ -59,11 +62,13 @@ class NatsProcess(ProcessBroker):
         config: Lines of the file.
         folder: An empty folder.
         login: User and password of the URL.
+        jetstream: Run it with JetStream.
     """
 
-    def __init__(self, program: str, config: str, folder: Path, login: str) -> None:
+    def __init__(self, program: str, config: str, folder: Path, login: str, *, jetstream: bool = False) -> None:
         super().__init__(folder)
         self._program = program
+        self._jetstream = ["--jetstream", "--store_dir", str(folder / "jetstream")] if jetstream else []
         self._file = folder / "nats.conf"
         self._file.write_text(config)
         self.url = f"nats://{login and login + '@'}127.0.0.1:{self.port}"
@@ -83,7 +88,8 @@ class NatsProcess(ProcessBroker):
 
     def command(self) -> Sequence[str]:
         """Return the command."""
-        return [self._program, "--addr", "127.0.0.1", "--port", str(self.port), "--config", str(self._file)]
+        address = ["--addr", "127.0.0.1", "--port", str(self.port)]
+        return [self._program, *address, "--config", str(self._file), *self._jetstream]
 
     def answers(self) -> bool:
         """Whether it sends INFO."""
@@ -96,7 +102,7 @@ class _NatsContainer(ContainerBroker):
         self.url = f"nats://127.0.0.1:{self.port}"
 
     def command(self) -> Sequence[str]:
-        return []
+        return ["--jetstream"]
 
     def answers(self) -> bool:
         return bool(server_info(self.port))

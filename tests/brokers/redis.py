@@ -8,7 +8,7 @@ import socket
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.brokers.broker import Broker, BrokerMissingError, ContainerBroker, GivenBroker, ProcessBroker
 from tests.brokers.certificate import self_signed_certificate
@@ -17,7 +17,7 @@ from tests.brokers.process import install
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["RedisConfig", "RedisProcess", "private_redis", "shared_redis"]
+__all__ = ["RedisConfig", "RedisProcess", "empty", "private_redis", "shared_redis"]
 
 _IMAGE = "redis:7.4.2-alpine"  # as in docker-compose.yml
 
@@ -78,6 +78,16 @@ def private_redis(config: RedisConfig, folder: Path) -> Broker:
     if config.tls:
         raise BrokerMissingError("no redis-server, and the one in Docker speaks no TLS here")
     return _RedisContainer(config)
+
+
+def empty(broker: Broker) -> None:
+    """Delete the keys of a Redis, except of one that is given by a URL: there they can belong to others."""
+    from redis import Redis
+
+    client: Any = Redis
+    if broker.restartable:
+        with client.from_url(broker.url) as link:
+            link.flushall()
 
 
 class RedisProcess(ProcessBroker):

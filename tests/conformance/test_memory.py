@@ -2,11 +2,20 @@
 
 import pytest
 
-from backplane.testing import BroadcasterConformance
+from backplane.testing import BroadcasterConformance, HistoryConformance
 
 
 class TestMemory(BroadcasterConformance):
     """Every promise, within one process."""
+
+    @pytest.fixture
+    def url(self) -> str:
+        """The only one there is."""
+        return "memory://"
+
+
+class TestMemoryHistory(HistoryConformance):
+    """Every promise of a history."""
 
     @pytest.fixture
     def url(self) -> str:

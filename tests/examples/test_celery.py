@@ -26,12 +26,12 @@ ORDERS = 40
 
 
 @pytest.fixture(scope="module")
-def server(redis_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExampleServer]:
+def server(module_redis: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExampleServer]:
     """The web worker of the example."""
     command = [sys.executable, "-m", "uvicorn", "shop:app", "--port", "{port}"]
-    queue = {"CELERY_BROKER_URL": redis_broker.url}
+    queue = {"CELERY_BROKER_URL": module_redis.url}
     folder = tmp_path_factory.mktemp("shop")
-    with running(command, folder, broker_url=redis_broker.url, environment=queue, cwd=FOLDER) as made:
+    with running(command, folder, broker_url=module_redis.url, environment=queue, cwd=FOLDER) as made:
         yield made
 
 

@@ -18,6 +18,7 @@ from backplane import (
     Message,
     PublishError,
     PublishOutcomeUnknownError,
+    Receipt,
     Settings,
 )
 from backplane.broker.registry import broadcaster_from_url
@@ -264,7 +265,7 @@ async def test_publishes_during_the_replacement_keep_their_order(private_redis: 
             results = await asyncio.gather(
                 *(backplane.publish("room", f"{first + number}") for number in range(100)), return_exceptions=True
             )
-            certain = [first + number for number, result in enumerate(results) if result is None]
+            certain = [first + number for number, result in enumerate(results) if isinstance(result, Receipt)]
             unknown = {first + n for n, result in enumerate(results) if isinstance(result, PublishOutcomeUnknownError)}
             assert len(certain) + len(unknown) == 100
             await backplane.publish("room", "barrier")

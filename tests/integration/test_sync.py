@@ -151,7 +151,10 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     """The URL of each broker that connects processes, in turn."""
     if request.param == "ipc":
         return str(request.getfixturevalue("ipc_url"))
-    return str(request.getfixturevalue(f"{request.param}_broker").own_url)
+    url = str(request.getfixturevalue(f"{request.param}_broker").own_url)
+    if request.param == "redis":  # one that is given by a URL can hold keys: without a prefix a worker warns
+        return f"{url}{'&' if '?' in url else '?'}prefix=sync:"
+    return url
 
 
 def run(code: str, url: str) -> None:

@@ -21,7 +21,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 
 from tests.brokers.broker import BrokerMissingError, GivenBroker, ProcessBroker
 from tests.brokers.process import end, free_port, start, wait_until
-from tests.brokers.redis import RedisConfig, shared_redis
+from tests.brokers.redis import RedisConfig, empty, shared_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,6 +193,18 @@ def test_redis_is_restarted_at_the_same_url_and_empty(private_redis: StartRedis)
     broker.start()
     with Redis.from_url(broker.url) as client:
         assert client.get("key") is None
+
+
+def test_emptied_redis_holds_no_key(private_redis: StartRedis) -> None:
+    """The keys of every database are deleted, except where the server is given by a URL: they can belong to others."""
+    broker = private_redis()
+    with Redis.from_url(broker.url) as client, Redis.from_url(f"{broker.url}/1") as other:
+        client.set("key", "value")
+        other.set("key", "value")
+        empty(GivenBroker(broker.url))
+        assert (client.dbsize(), other.dbsize()) == (1, 1)
+        empty(broker)
+        assert (client.dbsize(), other.dbsize()) == (0, 0)
 
 
 def test_redis_can_require_a_password(private_redis: StartRedis) -> None:

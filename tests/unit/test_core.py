@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import sys
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
@@ -23,6 +25,7 @@ from backplane import (
     ConfigurationError,
     Connection,
     Gap,
+    History,
     InvalidChannelError,
     InvalidDataError,
     LifecycleError,
@@ -30,18 +33,23 @@ from backplane import (
     PayloadTooLargeError,
     PublishError,
     PublishOutcomeUnknownError,
+    Receipt,
     Settings,
     SlowConsumerError,
     StateChange,
     Statistics,
 )
 from backplane.adapters.memory import MemoryBroadcaster
+from backplane.fanout.codec import decode
 from backplane.sync import SyncBackplane
 from tests.unit.asgi_client import WAIT_SECONDS, Client, data_of
-from tests.unit.doubles import Gate, until_idle
+from tests.unit.controlled_adapter import ControlledHistoryAdapter
+from tests.unit.doubles import ControlledBroadcaster, Gate, until_idle
+from tests.unit.keeping_hub import KeepingHub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable
+    from types import FrameType
 
     from backplane.broadcaster import Sink
 
@@ -273,11 +281,12 @@ async def test_health_over_a_life() -> None:
 
 async def test_health_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `start="lazy"` a worker comes up without its broker: alive, not ready; `outage="buffer"` keeps and sends."""
-    away, start = [True], MemoryBroadcaster.start
+    attempts, returns, start = count(1), asyncio.Event(), MemoryBroadcaster.start
 
     async def moody_start(self: MemoryBroadcaster, sink: Sink) -> None:
-        if away[0]:
+        if next(attempts) == 1:
             raise BrokerUnavailableError("not yet")
+        await returns.wait()
         await start(self, sink)
 
     monkeypatch.setattr(MemoryBroadcaster, "start", moody_start)
@@ -290,7 +299,7 @@ async def test_health_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) 
         await backplane.publish("other", "kept")
         await backplane.publish("other", "kept too")
         assert (await backplane.health()).buffered == 2
-        away[0] = False
+        returns.set()
         await asyncio.wait_for(backplane.wait_for_state("live"), WAIT_SECONDS)
         assert await asyncio.wait_for(joining, WAIT_SECONDS) == ["1", "2"]
         assert ((await backplane.health()).ready, (await backplane.health()).buffered) == (True, 0)
@@ -348,6 +357,176 @@ async def test_buffer_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
             await backplane.publish("a", "x")
         counted = backplane.statistics()
         assert (counted.published, counted.buffered, counted.buffer_dropped) == (3, 3, 0)
+
+
+# --- publishing into a history -------------------------------------------------------------------------------------
+
+ORDERS = {"orders:*": History(max_messages=2)}
+
+# What runs for one publish on a live link, without a history: neither a rule nor a key adds to it.
+CALLS_OF_A_PUBLISH = [
+    "Backplane.publish",
+    "Lifecycle.running",
+    "Lifecycle.started",
+    "LoopAffinity.check",
+    "Runtime.publish",
+    "validate_channel",
+    "_excluded_id",
+    "encode",
+    "_encode_text",
+    "WaitingPublisher.publish",
+    "SharedTimeout.limit",
+    "_Limit.__init__",
+    "_Limit.__enter__",
+    "SharedTimeout.begin",
+    "_AwakeClock.now",
+    "SharedTimeout._remove_ended",
+    "LinkStatus.live_session",
+    "PublishAttempts.attempt",
+    "LinkSession.publish_answered",
+    "_Limit.__exit__",
+]
+CALLS_OF_RULES = ["HistoryRules.rule_of", "HistoryRules._match"]
+
+
+async def calls_of_a_publish(backplane: Backplane, channel: str) -> list[str]:
+    """Return the functions of the package that run for one publish, in their order."""
+    await backplane.publish(channel, "the first one, which is not counted")
+    calls: list[str] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_globals.get("__name__", "").startswith("backplane."):
+            calls.append(frame.f_code.co_qualname)
+
+    sys.setprofile(note)
+    try:
+        await backplane.publish(channel, "x")
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+async def test_publish_without_a_rule_costs_what_it_did() -> None:
+    """Without `history` not one function more runs for a publish; with it, a channel without a rule costs a look-up."""
+    async with Backplane(ControlledBroadcaster()) as backplane:
+        assert await calls_of_a_publish(backplane, "a") == CALLS_OF_A_PUBLISH
+    adapter = ControlledHistoryAdapter()
+    async with Backplane(adapter, history=ORDERS) as backplane:
+        calls = await calls_of_a_publish(backplane, "a")
+        assert [name for name in calls if name not in CALLS_OF_RULES] == CALLS_OF_A_PUBLISH
+        assert len(calls) == len(CALLS_OF_A_PUBLISH) + 2
+        assert (adapter.verbs.count("publish"), adapter.kept) == (2, [])
+
+
+async def test_publish_returns_a_receipt() -> None:
+    """On a channel with a rule it has the position; on another one all publishes share the receipt without one."""
+    adapter = ControlledHistoryAdapter()
+    async with Backplane(adapter, history=ORDERS) as backplane, backplane.subscribe("orders:1", "b") as messages:
+        receipts = [await backplane.publish("orders:1", {"n": number}) for number in range(4)]
+        kept = adapter.log("orders:1").items
+        assert [receipt.position for receipt in receipts[1:]] == [item.place for item in kept]
+        assert [receipt.duplicate for receipt in receipts] == [False] * 4
+        unkept = [await backplane.publish("b", "x") for _ in range(2)]
+        assert unkept[0] is unkept[1]
+        assert unkept[0] == Receipt()
+        assert await data_of(messages, 6) == [f'{{"n":{number}}}' for number in range(4)] + ["x", "x"]
+
+
+async def test_idempotency_key() -> None:
+    """The second publish with a key on a channel publishes nothing, gets the first one's position, and is counted."""
+    async with (
+        Backplane(ControlledHistoryAdapter(), history=ORDERS) as backplane,
+        backplane.subscribe("orders:1", "orders:2") as messages,
+    ):
+        first = await backplane.publish("orders:1", "1", idempotency_key="paid-ü")
+        second = await backplane.publish("orders:1", "2", idempotency_key="paid-ü".encode())
+        assert (first.duplicate, second.duplicate, second.position) == (False, True, first.position)
+        assert not (await backplane.publish("orders:2", "3", idempotency_key="paid-ü")).duplicate
+        assert not (await backplane.publish("orders:1", "4", idempotency_key="paid")).duplicate
+        assert sorted(await data_of(messages, 3)) == ["1", "3", "4"]
+        counted = backplane.statistics()
+        assert (counted.published, counted.duplicates) == (4, 1)
+
+
+@pytest.mark.parametrize("key", ["k" * 128, "ü" * 64, b"\0"])
+async def test_idempotency_key_of_any_bytes(key: str | bytes) -> None:
+    """A key has 1 to 128 bytes, whichever."""
+    adapter = ControlledHistoryAdapter()
+    async with Backplane(adapter, history=ORDERS) as backplane:
+        await backplane.publish("orders:1", "x", idempotency_key=key)
+        assert [kept[2] for kept in adapter.kept] == [key.encode() if isinstance(key, str) else key]
+
+
+@pytest.mark.parametrize("key", ["", b"", "k" * 129, "ü" * 65, bytes(129), "\ud800", 42, bytearray(b"k")], ids=repr)
+async def test_invalid_idempotency_key(key: Any) -> None:
+    """Any other key is refused with what is taken, before anything is sent."""
+    adapter = ControlledHistoryAdapter()
+    async with Backplane(adapter, history=ORDERS) as backplane:
+        with pytest.raises(InvalidDataError, match="takes a text or bytes, of 1 to 128 bytes in UTF-8, not "):
+            await backplane.publish("orders:1", "x", idempotency_key=key)
+        assert (adapter.kept, backplane.statistics().published) == ([], 0)
+
+
+async def test_idempotency_key_without_a_rule() -> None:
+    """A key on a channel without a rule is refused on every adapter, with the rule that it needs."""
+    for history in (None, ORDERS):
+        async with Backplane(ControlledHistoryAdapter(), history=history) as backplane:
+            with pytest.raises(ConfigurationError, match=r"Backplane\(history=\{'other': History\(\)\}\)"):
+                await backplane.publish("other", "x", idempotency_key="k")
+
+
+async def test_idempotency_key_where_the_adapter_keeps_no_keys() -> None:
+    """A key is refused where the broker would publish the second message; without one, the channel is kept."""
+    adapter = ControlledHistoryAdapter()
+    adapter.deduplicates = False
+    async with Backplane(adapter, history=ORDERS) as backplane:
+        with pytest.raises(ConfigurationError, match="controlled:// cannot drop a second message with the same key"):
+            await backplane.publish("orders:1", "x", idempotency_key="k")
+        assert (await backplane.publish("orders:1", "x")).position is not None
+
+
+async def test_kept_message_leaves_out_whom_it_excludes() -> None:
+    """What is published into a history carries who is left out, live and when it is read again."""
+    adapter = ControlledHistoryAdapter()
+    async with (
+        Backplane(adapter, history=ORDERS) as backplane,
+        backplane.subscribe("orders:1") as one,
+        backplane.subscribe("orders:1") as other,
+    ):
+        await backplane.publish("orders:1", "1", exclude=one.id)
+        await backplane.publish("orders:1", "2")
+        assert (await data_of(one, 1), await data_of(other, 2)) == (["2"], ["1", "2"])
+        message = decode("orders:1", adapter.log("orders:1").items[0].payload)
+        assert message is not None
+        assert message.excluded == bytes.fromhex(one.id)
+
+
+async def test_buffered_message_has_no_position_yet() -> None:
+    """With `outage="buffer"` an outage, and an answer that is lost with a key, leave the receipt without a position."""
+    adapter = ControlledHistoryAdapter()
+    async with Backplane(adapter, settings=Settings(outage="buffer"), history=ORDERS) as backplane:
+        adapter.reply_errors = [PublishOutcomeUnknownError("cut")]
+        assert await backplane.publish("orders:1", "1", idempotency_key="k") == Receipt()
+        await adapter.until(lambda: len(adapter.kept) == 2)
+        await until_idle()
+        adapter.start_gate.close()
+        adapter.cut()
+        assert await backplane.publish("orders:1", "2") == Receipt()
+        adapter.start_gate.open()
+        await adapter.until(lambda: len(adapter.published) == 2)
+        await until_idle()
+        counted = backplane.statistics()
+        assert (counted.published, counted.publishes_unknown, counted.buffer_dropped) == (2, 0, 0)
+        assert len(adapter.log("orders:1").items) == 2
+
+
+@pytest.mark.parametrize("history", [{"": History()}, {"a": 5}, {5: History()}], ids=repr)
+def test_history_that_cannot_be_used(history: Any) -> None:
+    """A pattern or a rule that is none is refused when the object is made."""
+    with pytest.raises(ConfigurationError, match="history"):
+        Backplane("memory://", history=history)
+    with pytest.raises(ConfigurationError, match="history"):
+        SyncBackplane("memory://", history=history)
 
 
 async def test_connections_are_counted() -> None:
@@ -708,3 +887,106 @@ async def test_name_that_no_host_can_have(scheme: str) -> None:
     """A label of more than 63 characters, which no resolver is asked for, fails the start like any unknown host."""
     with pytest.raises(BrokerUnavailableError):
         await Backplane(f"{scheme}://{'x' * 64}:1", settings=Settings(start_timeout_seconds=0.1)).start()
+
+
+# --- history, envelope -----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def keeping() -> AsyncGenerator[tuple[Backplane, KeepingHub]]:
+    """Run a backplane whose hub keeps the channels that begin with `kept`."""
+    async with Backplane("memory://") as backplane:
+        runtime = backplane._lifecycle.running()  # pyright: ignore[reportPrivateUsage]
+        runtime.hub = hub = KeepingHub(runtime.broker_subscriptions)
+        yield backplane, hub
+
+
+async def test_connect_resumes() -> None:
+    """A client that passes positions gets what it missed of each channel, before the handler runs."""
+    async with keeping() as (backplane, hub):
+        positions = [str(hub.keep(channel, "seen")) for channel in ("kept:a", "kept:b")]
+        for channel in ("kept:a", "kept:b"):
+            hub.keep(channel, f"missed in {channel}")
+        for since in (".".join(positions), dict(zip(("kept:a", "kept:b"), positions, strict=True))):
+            client = Client()
+            async with backplane.connect(client.websocket, "kept:b", "kept:a", since=since) as connection:
+                assert connection.resumed
+                assert {await client.receives() for _ in range(2)} == {"missed in kept:a", "missed in kept:b"}
+        async with backplane.connect(Client().websocket, "kept:a", "kept:b", since=positions[0]) as connection:
+            assert not connection.resumed
+
+
+async def test_connect_rewinds() -> None:
+    """A first visit gets the newest messages, without those that exclude the client's former connection."""
+    async with keeping() as (backplane, hub):
+        for number in range(3):
+            hub.keep("kept", str(number), b"previous" if number == 1 else None)
+        client = Client()
+        async with backplane.connect(
+            client.websocket, "kept", since="", rewind=2, previous_id=b"previous".hex()
+        ) as connection:
+            assert (await client.receives(), connection.resumed) == ("2", False)
+
+
+async def test_subscribe_resumes() -> None:
+    """A subscription gets what was published after the position of the message that it had last."""
+    async with keeping() as (backplane, hub):
+        seen = hub.keep("kept", "seen")
+        hub.keep("kept", "missed")
+        async with backplane.subscribe("kept", since=str(seen)) as messages:
+            assert (await data_of(messages, 1), messages.resumed) == (["missed"], True)
+            stored = str(messages.position("kept"))
+        hub.keep("kept", "missed later")
+        async with backplane.subscribe("kept", since={"kept": stored}) as messages:
+            assert await data_of(messages, 1) == ["missed later"]
+        async with backplane.subscribe("kept", rewind=2) as messages:
+            assert await data_of(messages, 2) == ["missed", "missed later"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"since": 7}, {"rewind": -1}, {"rewind": True}, {"rewind": 1.0}, {"rewind": 1}],
+    ids=lambda options: str(options),
+)
+async def test_history_options_of_no_use(options: dict[str, Any]) -> None:
+    """They raise at once, before a client is joined."""
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(ConfigurationError, match=next(iter(options))):
+            backplane.connect(Client().websocket, "a", **options)
+        with pytest.raises(ConfigurationError, match=next(iter(options))):
+            async with backplane.subscribe("a", **options):
+                pass
+        for wrong in ({"envelope": "xml"}, {"previous_id": 7}):
+            with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+                backplane.connect(Client().websocket, "a", **wrong)
+
+
+OFFERED = "backplane.json.1"
+
+
+@pytest.mark.parametrize(
+    ("options", "offered", "accepted", "received"),
+    [
+        ({}, [OFFERED], None, "x"),
+        ({"envelope": "json"}, [], None, '{"channel":"a","text":"x"}'),
+        ({"envelope": "json"}, ["other", OFFERED], OFFERED, '{"channel":"a","text":"x"}'),
+        ({"envelope": "json", "subprotocol": "other"}, ["other", OFFERED], "other", '{"channel":"a","text":"x"}'),
+        ({"subprotocol": OFFERED}, [OFFERED], OFFERED, '{"channel":"a","text":"x"}'),
+        ({"subprotocol": OFFERED}, ["other"], None, "x"),
+        ({"subprotocol": OFFERED, "envelope": lambda item: f"<{item.channel}>"}, [OFFERED], OFFERED, "<a>"),
+        ({"envelope": lambda item: f"<{item.channel}>"}, [OFFERED], None, "<a>"),
+    ],
+)
+async def test_envelope(options: dict[str, Any], offered: list[str], accepted: str | None, received: str) -> None:
+    """By option for every client, or by the subprotocol for those that offer it."""
+    async with Backplane("memory://") as backplane:
+        client = Client()
+        client.websocket.scope["subprotocols"] = offered
+        async with backplane.connect(client.websocket, "a", **options):
+            assert (await client.sent.get())["subprotocol"] == accepted
+            await backplane.publish("a", "x")
+            while (text := await client.receives()) == '{"channel":"a","event":"joined","resumed":false}':
+                pass
+            if received.startswith("<"):
+                text = await client.receives()
+            assert text == received

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 from pydantic import BaseModel
@@ -21,12 +22,15 @@ from backplane import (
     ClosedError,
     ConfigurationError,
     Gap,
+    History,
     InvalidChannelError,
+    Receipt,
     Settings,
     WrongLoopError,
 )
 from backplane.broker.registry import broadcaster_from_url
 from backplane.sync import SyncBackplane
+from tests.unit.controlled_adapter import ControlledHistoryAdapter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -116,6 +120,20 @@ def test_wrong_url() -> None:
     """A wrong URL is refused where it is given."""
     with pytest.raises(ConfigurationError, match="unknown scheme"):
         SyncBackplane("rediss+cluster+x://a")
+
+
+def test_publish_into_a_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the rules of the workers it publishes into their history: with a position, and once for each key."""
+    adapter = ControlledHistoryAdapter()
+    monkeypatch.setattr("backplane.broker.adapter_source.broadcaster_from_url", Mock(return_value=adapter))
+    with SyncBackplane("any://", history={"orders:*": History(max_messages=2)}) as backplane:
+        first = backplane.publish("orders:1", "x", idempotency_key="k")
+        second = backplane.publish("orders:1", "x", idempotency_key="k")
+        assert first.position == adapter.log("orders:1").top
+        assert (first.duplicate, second.duplicate, second.position) == (False, True, first.position)
+        assert backplane.publish("other", "x") == Receipt()
+        with pytest.raises(ConfigurationError, match="idempotency_key needs a history"):
+            backplane.publish("other", "x", idempotency_key="k")
 
 
 def test_errors_of_publish() -> None:

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from backplane import Backplane, Gap, Message
+from backplane import Backplane, Gap, History, Message
 from backplane.errors import ConfigurationError, InvalidChannelError, InvalidDataError
 from backplane.typed_channel import TypedChannel
+from tests.unit.controlled_adapter import ControlledHistoryAdapter
+from tests.unit.keeping_hub import KeepingHub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -172,6 +174,7 @@ def test_different_values_make_different_names(template: str, pairs: list[tuple[
         ("orders:{id!r}", "a placeholder is a plain name"),
         ("orders:{id:>10}", "a placeholder is a plain name"),
         ("orders:{exclude}", "the placeholder 'exclude' is an option"),
+        ("orders:{idempotency_key}", "the placeholder 'idempotency_key' is an option"),
         ("orders:{backlog}", "the placeholder 'backlog' is an option"),
         ("orders:{id}:{id}", "the placeholder 'id' is taken twice"),
         ("orders:{a}{b}", "something must stand between {a} and {b}"),
@@ -206,7 +209,7 @@ async def test_publish_is_json_text_by_alias() -> None:
         await TypedChannel(backplane, "orders:{id}", Order).publish(Order(number=1, totalCents=250), id=42)
         item = (await take(aiter(raw)))[0]
         assert isinstance(item, Message)
-        assert item.data == '{"number":1,"totalCents":250}'
+        assert (item.data, item.is_json) == ('{"number":1,"totalCents":250}', True)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +233,16 @@ async def test_types(model: Any, message: Any, received: Any) -> None:
         async with channel.subscribe() as messages:
             await channel.publish(message)
             assert await take(messages) == [received]
+
+
+async def test_idempotency_key() -> None:
+    """A typed channel passes the key on, and returns the receipt; so does one for synchronous code."""
+    async with Backplane(ControlledHistoryAdapter(), history={"orders:*": History()}) as backplane:
+        first = await backplane.channel("orders:{id}", int).publish(1, id=1, idempotency_key="k")
+        orders = backplane.sync.channel("orders:{id}", int)
+        second = await asyncio.to_thread(lambda: orders.publish(1, id=1, idempotency_key="k"))
+        assert first.position is not None
+        assert (first.duplicate, second.duplicate, second.position) == (False, True, first.position)
 
 
 async def test_exclude() -> None:
@@ -305,3 +318,22 @@ async def test_cancelled_iteration_loses_nothing() -> None:
                     await anext(messages)
             await numbers.publish(1)
             assert await take(messages) == [1]
+
+
+# --- history ---------------------------------------------------------------------------------------------------------
+
+
+async def test_resume() -> None:
+    """A typed consumer goes on from the position that it stored."""
+    async with Backplane("memory://") as backplane:
+        runtime = backplane._lifecycle.running()  # pyright: ignore[reportPrivateUsage]
+        runtime.hub = hub = KeepingHub(runtime.broker_subscriptions)
+        numbers = TypedChannel(backplane, "kept:{id}", int)
+        for number in range(3):
+            hub.keep("kept:1", number)
+        async with numbers.subscribe(id=1, rewind=2) as messages:
+            assert (await take(messages, 1), messages.resumed) == ([1], False)
+            stored = str(messages.position)
+        async with numbers.subscribe(id=1, since=stored) as messages:
+            assert (await take(messages, 1), messages.resumed) == ([2], True)
+            assert messages.position == hub.position("kept:1")

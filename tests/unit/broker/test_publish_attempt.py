@@ -8,11 +8,14 @@ from dataclasses import replace
 
 import pytest
 
+from backplane.broker.keep import Keep
+from backplane.broker.publish_attempt import NO_POSITION
 from backplane.errors import (
     PublishOutcomeUnknownError,
 )
+from backplane.history_rules import History
 from backplane.message import Gap
-from tests.unit.controlled_adapter import Adapter
+from tests.unit.controlled_adapter import Adapter, ControlledHistoryAdapter
 from tests.unit.doubles import Gate, until_idle
 from tests.unit.kit import (
     SETTINGS,
@@ -150,3 +153,43 @@ async def test_stop_is_bounded_by_a_publish_that_gets_no_answer() -> None:
         await asyncio.wait_for(made.supervisor.stop(), WAIT_SECONDS)
         await publishing
         made.adapter.publish_gate.open()
+
+
+async def test_a_publish_without_a_rule_is_published_and_gets_the_shared_receipt() -> None:
+    """Without a rule the adapter that keeps messages is asked to publish, once, and no receipt is made."""
+    adapter = ControlledHistoryAdapter()
+    async with supervised(adapter) as made:
+        session = made.supervisor.status.session
+        assert await made.supervisor.attempts.attempt(session, "a", b"x", None) is NO_POSITION
+        assert await made.supervisor.attempts.attempt_in_time(session, "a", b"x", None) is NO_POSITION
+        assert (NO_POSITION.position, NO_POSITION.duplicate) == (None, False)
+        assert adapter.verbs == ["start", "publish", "publish"]
+
+
+async def test_a_publish_with_a_rule_is_kept_and_gets_its_position() -> None:
+    """With a rule the adapter keeps the message with rule and key, and its answer proves the link as a publish does."""
+    adapter = ControlledHistoryAdapter(brokered=True)
+    async with supervised(adapter, QUICK_PUBLISH) as made:
+        session, rule = made.supervisor.status.session, History(max_messages=1)
+        session.unanswered_publishes = 1
+        for key in (None, b"k"):
+            receipt = await made.supervisor.attempts.attempt_in_time(session, "a", b"x", Keep(rule, key))
+            assert receipt.position == adapter.log("a").top
+        for number in range(3):
+            await made.supervisor.attempts.attempt(session, "a", b"%d" % number, Keep(rule))
+        assert adapter.kept[:2] == [("a", b"x", None), ("a", b"x", b"k")]
+        assert session.unanswered_publishes == 0
+        assert [item.payload for item in adapter.log("a").items] == [b"1", b"2"]
+        assert adapter.verbs.count("publish") == 0
+
+
+async def test_keeps_without_an_answer_end_the_link() -> None:
+    """A kept message that gets no answer counts as a publish without one."""
+    adapter = ControlledHistoryAdapter(brokered=True)
+    async with supervised(adapter, QUICK_PUBLISH) as made:
+        adapter.reply_gate.close()
+        for _ in range(2):
+            with pytest.raises(PublishOutcomeUnknownError):
+                await made.publisher.publish("a", b"x", Keep(History()))
+        await made.reaches("live", generation=2)
+        adapter.reply_gate.open()

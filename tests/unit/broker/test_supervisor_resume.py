@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from backplane.broadcaster import Sink
+    from backplane.message import Receipt
 
 pytestmark = pytest.mark.anyio
 
@@ -189,7 +190,7 @@ async def test_publishes_keep_their_order_through_a_loss() -> None:
     """Publishes that wait for the link and those called while it changes are sent in the order of the calls."""
     adapter = ResumingAdapter()
     async with supervised(adapter) as made:
-        publishing: list[asyncio.Task[None]] = []
+        publishing: list[asyncio.Task[Receipt]] = []
         for number in range(300):
             publishing.append(asyncio.create_task(made.publisher.publish("a", b"%d" % number)))
             if number % 100 == 50:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
+from unittest.mock import Mock
 
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +12,8 @@ from backplane import BrokerUnavailableError, PublishError, PublishOutcomeUnknow
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.cli import app
 from backplane.fanout.codec import decode
+from backplane.history_rules import History, HistoryRules
+from tests.unit.controlled_adapter import ControlledHistoryAdapter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +96,68 @@ def test_wrong_usage(published: list[tuple[str, str | bytes]], arguments: list[s
     """Wrong usage ends it with 2 and an error; nothing is published."""
     status, printed, errors = publish(*arguments, stdin=stdin)
     assert (status, printed, published) == (2, "", [])
+    assert words in errors
+
+
+@pytest.fixture
+def keeping(monkeypatch: pytest.MonkeyPatch) -> ControlledHistoryAdapter:
+    """The adapter of every URL, which keeps messages."""
+    adapter = ControlledHistoryAdapter()
+    monkeypatch.setattr("backplane.broker.adapter_source.broadcaster_from_url", Mock(return_value=adapter))
+    return adapter
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern", "rule"),
+    [
+        (["--keep-messages", "5"], "orders:1", History(max_messages=5)),
+        (["--keep-seconds", "2.5"], "orders:1", History(max_age_seconds=2.5)),
+        (["--keep-pattern", "orders:*"], "orders:*", History()),
+        (
+            ["--keep-messages", "5", "--keep-seconds", "60", "--keep-pattern", "orders:*"],
+            "orders:*",
+            History(max_messages=5, max_age_seconds=60),
+        ),
+    ],
+)
+def test_into_a_history(
+    keeping: ControlledHistoryAdapter,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    pattern: str,
+    rule: History,
+) -> None:
+    """With an option it publishes by that rule, and prints the position; without one, or on another channel, not."""
+    rules: list[tuple[str, History]] = []
+
+    class Recording(HistoryRules):
+        def __init__(self, given: dict[str, History]) -> None:
+            super().__init__(given)
+            rules.extend(given.items())
+
+    monkeypatch.setattr("backplane.core.HistoryRules", Recording)
+    status, printed, errors = publish("orders:1", "hello", *options)
+    assert status == 0, errors
+    assert rules == [(pattern, rule)]
+    assert printed.endswith(f", at {keeping.log('orders:1').top} in the history\n")
+    rules.clear()
+    status, printed, _ = publish("orders:1", "hello")
+    assert (status, rules, "in the history" in printed, len(keeping.kept)) == (0, [], False, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--keep-messages", "0"], "Invalid value for '--keep-messages'"),
+        (["--keep-seconds", "-1"], "max_age_seconds"),
+        (["--keep-pattern", ""], "pattern"),
+        (["--keep-pattern", "users:*"], "--keep-pattern 'users:*' does not match the channel 'orders:1'"),
+    ],
+)
+def test_wrong_history(keeping: ControlledHistoryAdapter, options: list[str], words: str) -> None:
+    """A rule that cannot be used, or that is not the channel's, ends it with 2; nothing is published."""
+    status, printed, errors = publish("orders:1", "hello", *options)
+    assert (status, printed, keeping.kept, keeping.published) == (2, "", [], [])
     assert words in errors
 
 

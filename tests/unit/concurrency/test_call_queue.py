@@ -44,11 +44,17 @@ def publish(published: list[int], number: int) -> Callable[[], Coroutine[None, N
 async def test_a_call_returns_when_the_publish_has_ended() -> None:
     """The thread waits for the publish, and the event loop goes on running."""
     calls, answered = await opened(), asyncio.Event()
-    calling = asyncio.create_task(asyncio.to_thread(calls.run, answered.wait, seconds=WAIT_SECONDS))  # type: ignore[arg-type]
+    calling = asyncio.create_task(asyncio.to_thread(calls.run, answered.wait, seconds=WAIT_SECONDS))
     await until_idle()
     assert not calling.done()
     answered.set()
     await calling
+
+
+async def test_what_the_publish_returns() -> None:
+    """The caller gets what the publish returns."""
+    calls = await opened()
+    assert await asyncio.to_thread(calls.run, lambda: asyncio.sleep(0, "receipt"), seconds=WAIT_SECONDS) == "receipt"
 
 
 async def test_what_the_publish_raises() -> None:
@@ -203,7 +209,7 @@ async def test_calls_after_the_close() -> None:
 async def test_close_waits_for_what_was_taken() -> None:
     """A publish that was begun before the close ends before it."""
     calls, answer = await opened(), asyncio.Event()
-    calling = asyncio.create_task(asyncio.to_thread(calls.run, answer.wait, seconds=WAIT_SECONDS))  # type: ignore[arg-type]
+    calling = asyncio.create_task(asyncio.to_thread(calls.run, answer.wait, seconds=WAIT_SECONDS))
     while not calls._in_progress:  # pyright: ignore[reportPrivateUsage]
         await asyncio.sleep(0)
     closing = asyncio.create_task(calls.close())

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 import pytest
 
+from backplane.connection.envelope import json_envelope
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy, SlowConsumer
 from backplane.connection.sender import SocketGoneError
-from backplane.errors import (
-    ClosedError,
-)
-from backplane.message import ALL, Gap
+from backplane.errors import ClosedError, ConfigurationError, JoinRefusedError
+from backplane.fanout.batch import Batch
+from backplane.fanout.subscriber_options import SubscriberOptions
+from backplane.message import ALL, Gap, Joined, Message
 from tests.unit.connection.world import (
     RELOAD,
     World,
@@ -627,3 +630,347 @@ async def test_handler_that_cannot_be_cancelled(
         f"the handler of connection {connection.id} did not end with it within 0.001 s, and its server cannot cancel it"
     ]
     assert (driver_of(connection).handler_left(None), policy.statistics.cancelled_handlers) == (False, 0)
+
+
+# --- history: what a join gives back, positions, envelopes -----------------------------------------------------------
+
+
+def in_json(socket: FakeSocket) -> list[dict[str, Any]]:
+    """Return what an enveloped client was sent."""
+    return [json.loads(sent) for sent in socket.sent]
+
+
+async def test_join_that_resumes(world: World) -> None:
+    """A client that passes a position gets what was published after it, in order, once, and then what is published."""
+    hub = world.keeping_hub
+    seen = [hub.keep("kept", str(number)) for number in range(5)]
+    connection, socket = world.connection()
+    await connection.join("kept", since=str(seen[2]))
+    hub.keep("kept", "live")
+    await socket.receives("3", "4", "live")
+    assert (connection.resumed, connection.position("kept")) == (True, hub.position("kept"))
+
+
+@pytest.mark.parametrize("since", [None, ""])
+async def test_first_visit(world: World, since: str | None) -> None:
+    """Without a position a client gets the last messages that it asks for, and has not resumed."""
+    for number in range(5):
+        world.keeping_hub.keep("kept", str(number))
+    connection, socket = world.connection()
+    await connection.join("kept", since=since, rewind=2)
+    await socket.receives("3", "4")
+    assert not connection.resumed
+
+
+async def test_since_by_channel(world: World) -> None:
+    """A mapping has the position of each channel; a join of another channel is a first visit."""
+    hub = world.keeping_hub
+    position = hub.keep("kept:a", "seen")
+    hub.keep("kept:a", "missed")
+    hub.keep("kept:b", "old")
+    connection, socket = world.connection()
+    for channel in ("kept:a", "kept:b"):
+        await connection.join(channel, since={"kept:a": str(position)})
+    await socket.receives("missed")
+    assert [since for _, since, _ in hub.joins] == [str(position), None]
+
+
+@pytest.mark.parametrize("since", ["garbage", "x" * 10_000, "\0\r\n"])
+async def test_join_that_cannot_resume_closes_no_client(world: World, since: str) -> None:
+    """With the policy `close` a position that is not found closes nobody: the client gets the rewind, and stays."""
+    world.keeping_hub.keep("kept", "old")
+    connection, socket = world.connection(on_gap="close")
+    await connection.join("kept", since=since, rewind=1)
+    await socket.receives("old")
+    assert (connection.resumed, connection.state, socket.closed) == (False, "open", [])
+
+
+async def test_join_that_cannot_resume_calls_on_gap(world: World) -> None:
+    """A function gets the gap, with the position from which on the client receives; its answer precedes the rewind."""
+    gaps: list[Gap] = []
+
+    def on_gap(gap: Gap) -> str:
+        gaps.append(gap)
+        return "reload"
+
+    before = world.keeping_hub.keep("kept", "old")
+    world.keeping_hub.keep("kept", "newer")
+    connection, socket = world.connection(on_gap=on_gap)
+    await connection.join("kept", since="gone", rewind=1)
+    await socket.receives("reload", "newer")
+    assert [(gap.channel, gap.position) for gap in gaps] == [("kept", before)]
+
+
+async def test_on_gap_that_sends_nothing_or_fails_at_a_join(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """At a join neither closes the client; the failure is logged."""
+    for on_gap in (lambda _: None, fail_on_gap):
+        connection, socket = world.connection(on_gap=on_gap)
+        await connection.join("kept", since="gone")
+        assert (connection.state, socket.closed, socket.sent) == ("open", [], [])
+    assert "on_gap failed for channel 'kept' at a join" in caplog.text
+
+
+async def test_position_on_a_channel_without_a_history(world: World) -> None:
+    """Where nothing is kept `since` is a gap that says so, and there is no position."""
+    gaps: list[Gap] = []
+    connection, _ = world.connection(on_gap=gaps.append)
+    await connection.join("a", since="anything")
+    assert gaps == [Gap(channel="a", reason="the channel keeps no history")]
+    assert (connection.resumed, connection.position("a"), connection.position("not joined")) == (False, None, None)
+
+
+async def test_join_with_options_of_another_type(world: World) -> None:
+    """A type that no client can cause raises, and joins nothing."""
+    connection, _ = world.connection()
+    with pytest.raises(ConfigurationError, match="since"):
+        await connection.join("kept", since=7)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="rewind"):
+        await connection.join("kept", rewind=-1)
+    assert not connection.channels
+
+
+async def test_second_join_gives_nothing_back(world: World) -> None:
+    """A channel that is joined already changes nothing, also where two joins of it run at once."""
+    hub = world.keeping_hub
+    position = hub.keep("kept", "seen")
+    hub.keep("kept", "missed")
+    connection, socket = world.connection(options=SubscriberOptions(envelope=json_envelope))
+    await asyncio.gather(*(connection.join("kept", since=str(position)) for _ in range(3)))
+    await asyncio.gather(*(connection.join("a") for _ in range(3)))
+    assert [sent.get("event", sent.get("text")) for sent in in_json(socket)] == ["joined", "missed", "joined"]
+
+
+async def test_joins_of_a_handshake_begin_where_the_client_was(world: World) -> None:
+    """What waits until the handshake is done is sent then, in order."""
+    hub = world.keeping_hub
+    position = hub.keep("kept", "seen")
+    hub.keep("kept", "missed")
+    connection, socket = world.connection(opened=False, options=SubscriberOptions(since={"kept": str(position)}))
+    await driver_of(connection).join_at_handshake("kept")
+    hub.keep("kept", "live")
+    await until_idle()
+    assert socket.sent == []
+    driver_of(connection).accepted()
+    await socket.receives("missed", "live")
+
+
+async def test_joins_of_a_handshake_of_a_first_client(world: World) -> None:
+    """A client without options joins as ever."""
+    connection, _ = world.connection(opened=False)
+    await driver_of(connection).join_at_handshake("kept")
+    assert world.keeping_hub.joins == [("kept", None, 0)]
+
+
+async def test_authorize_is_asked_before_anything_is_given_back(world: World) -> None:
+    """A position grants nothing: a refused join gives nothing back."""
+    world.keeping_hub.keep("kept", "secret")
+    connection, socket = world.connection(policy=ConnectionPolicy(authorize=lambda *_: False))
+    with pytest.raises(JoinRefusedError):
+        await connection.join("kept", since="anything", rewind=5)
+    assert (socket.sent, world.keeping_hub.joins) == ([], [])
+
+
+async def test_excluded_messages_are_not_given_back(world: World) -> None:
+    """What excludes this connection, or the one that the client had before, is left out, missed and live."""
+    hub, previous = world.keeping_hub, b"previous"
+    connection, socket = world.connection(options=SubscriberOptions(previous=previous))
+    hub.keep("kept", "own of before", previous)
+    hub.keep("kept", "of another")
+    hub.keep("kept", "own", driver_of(connection).token)
+    await connection.join("kept", rewind=5)
+    hub.keep("kept", "late own of before", previous)
+    hub.keep("kept", "live")
+    await socket.receives("of another", "live")
+    assert connection.position("kept") == hub.position("kept")
+
+
+async def test_nothing_is_left_of_what_is_given_back(world: World) -> None:
+    """Where all that was missed excludes the client, nothing is sent."""
+    world.keeping_hub.keep("kept", "own of before", b"previous")
+    connection, socket = world.connection(options=SubscriberOptions(previous=b"previous"))
+    await connection.join("kept", rewind=5)
+    world.keeping_hub.keep("kept", "live")
+    await socket.receives("live")
+
+
+async def test_frame_after_a_position_follows_everything_up_to_it(world: World) -> None:
+    """What the application sends after it has read a position comes after all messages up to that one."""
+    hub = world.keeping_hub
+    connection, socket = world.connection()
+    await connection.join("kept")
+    socket.send_gate.close()
+    numbers = [str(number) for number in range(20)]
+    for number in numbers:
+        hub.keep("kept", number)  # received, not offered yet
+    position = connection.position("kept")
+    sending = asyncio.create_task(connection.send(f"at {position}"))
+    await asyncio.sleep(0)
+    hub.keep("kept", "after")
+    await until_idle()
+    socket.send_gate.open()
+    await bounded(sending)
+    await socket.receives(*numbers, f"at {position}", "after")
+    assert position != hub.position("kept")
+
+
+@pytest.mark.parametrize("opened", [True, False])
+async def test_more_than_the_backlog_is_given_back(world: World, opened: bool) -> None:
+    """However much a client missed, it is not slow: it would be closed again and again. Live messages wait behind."""
+    hub = world.keeping_hub
+    numbers = [str(number) for number in range(50)]
+    for number in numbers:
+        hub.keep("kept", number)
+    connection, socket = world.connection(max_messages=4, opened=opened)
+    socket.send_gate.close()
+    await connection.join("kept", rewind=50)
+    hub.keep("kept", "live")
+    await until_idle()
+    if not opened:
+        driver_of(connection).accepted()
+    hub.keep("kept", "more")
+    await until_idle()
+    socket.send_gate.open()
+    await socket.receives(*numbers, "live", "more")
+    socket.send_gate.close()
+    for again in numbers[:10]:  # the bounds are as before
+        hub.keep("kept", again)
+        await until_idle()
+    assert connection.is_over
+
+
+async def test_joins_and_leaves_do_not_raise_the_bounds_without_end(world: World) -> None:
+    """A client that reads nothing and comes back to a channel again and again is closed."""
+    for number in range(50):
+        world.keeping_hub.keep("kept", str(number))
+    connection, socket = world.connection(max_messages=4)
+    socket.send_gate.close()
+    await connection.join("kept", rewind=50)
+    joins = 0
+    with suppress(ClosedError):
+        while joins < 10:
+            await connection.leave("kept")
+            await connection.join("kept", rewind=50)
+            joins += 1
+    assert (joins < 3, connection.is_over) == (True, True)
+
+
+async def test_end_while_a_join_gives_back(world: World) -> None:
+    """A join of a connection that ends with what is given back raises, and leaves nothing joined."""
+
+    def fail(_: object) -> str:
+        raise RuntimeError("a fault")
+
+    world.keeping_hub.keep("kept", "old")
+    connection, socket = world.connection(options=SubscriberOptions(envelope=fail))
+    with pytest.raises(ClosedError):
+        await connection.join("kept", rewind=1)
+    await socket.until(lambda: bool(socket.closed))
+    assert (socket.closed[0][0], list(world.hub.channels)) == (1011, [])
+
+
+async def test_envelope(world: World) -> None:
+    """A client with an envelope gets each message in it, and its joins; what the application sends has none."""
+    hub = world.keeping_hub
+    begin, seen = hub.position("kept"), hub.keep("kept", "seen")
+    newest = hub.keep("kept", {"id": 7})
+    connection, socket = world.connection(options=SubscriberOptions(envelope=json_envelope))
+    await connection.join("kept", since=str(seen))
+    await connection.join("a")
+    await connection.send("own")
+    world.deliver("a", "plain")
+    await socket.until(lambda: len(socket.sent) == 5)
+    assert socket.sent.pop(3) == "own"
+    assert in_json(socket) == [
+        {"channel": "kept", "event": "joined", "position": str(seen), "resumed": True},
+        {"channel": "kept", "position": str(newest), "data": {"id": 7}},
+        {"channel": "a", "event": "joined", "resumed": False},
+        {"channel": "a", "text": "plain"},
+    ]
+    assert begin != seen
+
+
+async def test_envelope_of_a_gap_at_a_join(world: World) -> None:
+    """It follows the notice of the join, before what is given back."""
+    before = world.keeping_hub.keep("kept", "old")
+    newest = world.keeping_hub.keep("kept", "newer")
+    connection, socket = world.connection(options=SubscriberOptions(envelope=json_envelope))
+    await connection.join("kept", since="gone", rewind=1)
+    assert in_json(socket) == [
+        {"channel": "kept", "event": "joined", "position": str(before), "resumed": False},
+        {"channel": "kept", "event": "gap", "position": str(before)},
+        {"channel": "kept", "position": str(newest), "text": "newer"},
+    ]
+    assert connection.state == "open"
+
+
+@pytest.mark.parametrize(("on_gap", "sent", "state"), [("close", 1, "closed"), (lambda _: "reload", 2, "open")])
+async def test_envelope_of_a_gap(world: World, on_gap: OnGap, sent: int, state: str) -> None:
+    """A gap is sent in the envelope, and then `on_gap` applies."""
+    connection, socket = world.connection(on_gap=on_gap, options=SubscriberOptions(envelope=json_envelope))
+    await connection.join("a")
+    socket.sent.clear()
+    world.hub.gap(["a"], "overrun")
+    await socket.until(lambda: connection.state == state and len(socket.sent) == sent)
+    assert socket.sent == ['{"channel":"a","event":"gap"}', "reload"][:sent]
+
+
+async def test_envelope_that_leaves_out(world: World) -> None:
+    """`None` sends nothing; other data is sent as `send` would."""
+
+    def only_messages(item: Message | Gap | Joined) -> object:
+        return {"n": item.data} if isinstance(item, Message) and item.data != "left out" else None
+
+    connection, socket = world.connection(options=SubscriberOptions(envelope=only_messages))
+    await connection.join("a")
+    world.deliver("a", "left out", "1")
+    await socket.receives('{"n":"1"}')
+
+
+async def test_envelope_is_called_once_per_message(world: World) -> None:
+    """For all clients that have the same function together, those that a message excludes or not."""
+    calls: list[str] = []
+
+    def envelope(item: Message | Gap | Joined) -> str:
+        calls.append(item.data if isinstance(item, Message) else "")  # type: ignore[arg-type]
+        return f"<{calls[-1]}>"
+
+    made = [world.connection(options=SubscriberOptions(envelope=envelope)) for _ in range(3)]
+    for connection, socket in made:
+        await connection.join("kept")
+        socket.sent.clear()
+    calls.clear()
+    world.keeping_hub.keep("kept", "1", driver_of(made[0][0]).token)
+    world.keeping_hub.keep("kept", "2")
+    await made[2][1].receives("<1>", "<2>")
+    assert (made[0][1].sent, calls) == (["<2>"], ["1", "2"])
+
+
+async def test_latest_by_gets_the_message_as_it_was_published(world: World) -> None:
+    """The key of a message does not depend on the envelope."""
+    keys: list[object] = []
+    connection, socket = world.connection(options=SubscriberOptions(envelope=json_envelope))
+    await connection.join("kept", latest_by=lambda message: keys.append(message.data))
+    socket.send_gate.close()
+    for number in range(4):
+        world.keeping_hub.keep("kept", str(number))
+        await until_idle()
+    assert keys == ["1", "2", "3"]
+
+
+async def test_join_after_the_end(world: World) -> None:
+    """A notice that comes after the end is dropped."""
+    connection, socket = world.connection(options=SubscriberOptions(envelope=json_envelope))
+    await connection.close()
+    driver_of(connection).joined(Joined(channel="a"))
+    driver_of(connection).offer_missed(Batch(Message(channel="a", data="missed")))
+    assert socket.sent == []
+
+
+async def test_server_that_fails_at_what_is_given_back(world: World) -> None:
+    """A failure of the server closes the client, as at any message."""
+    world.keeping_hub.keep("kept", "old")
+    connection, socket = world.connection()
+    break_server(socket, RuntimeError("a fault of the server"))
+    with pytest.raises(ClosedError):
+        await connection.join("kept", rewind=1)
+    await socket.until(lambda: connection.state == "closed")

@@ -690,3 +690,53 @@ async def test_empty_batch(made: type[Plain | OnLane]) -> None:
     one.sender.offer(Batch())
     await one.sender.drained()
     assert (one.client.begun if isinstance(one, Plain) else one.lane.written) in (0, [])
+
+
+# --- what a join gives back ------------------------------------------------------------------------------------------
+
+
+async def test_lane_writes_much_that_is_given_back_piece_by_piece() -> None:
+    """Above 64 KiB only what the transport takes is written, whatever the bounds; the rest waits, in order."""
+    on_lane = OnLane(max_messages=1)
+    texts = [str(number) * 10_000 for number in range(10)] * 2
+    on_lane.lane.takes = 1
+    on_lane.sender.offer_missed(batch(*texts))
+    assert 0 < len(on_lane.lane.written) < len(texts)
+    on_lane.sender.offer(batch("live"))
+    on_lane.lane.resume()
+    assert (on_lane.lane.written, on_lane.callbacks.calls) == ([*texts, "live"], [])
+    assert max(map(len, on_lane.lane.writes)) < 80 * 1024
+    on_lane.sender.offer(batch("directly"))
+    assert on_lane.lane.written[-1] == "directly"
+
+
+async def test_lane_that_ends_while_much_is_given_back() -> None:
+    """The end of the client in the first write ends it."""
+    on_lane = OnLane(max_messages=1)
+    on_lane.lane.on_write = lambda _: on_lane.lane.end()
+    on_lane.sender.offer_missed(batch("x" * 70_000, "y" * 70_000))
+    assert (len(on_lane.lane.writes), on_lane.callbacks.calls) == (1, ["transport closed"])
+
+
+@pytest.mark.parametrize("made", [Plain, OnLane])
+async def test_what_is_given_back_before_the_opening(made: type[Plain | OnLane]) -> None:
+    """It waits, however much it is, and is sent at the opening."""
+    side = made(max_messages=2, opened=False)
+    texts = [str(number) for number in range(10)]
+    side.sender.offer_missed(batch(*texts))
+    side.sender.offer(batch("live"))
+    side.sender.open()
+    got = side.client.got if isinstance(side, Plain) else side.lane.written
+    assert (got, side.callbacks.calls) == ([*texts, "live"], [])
+
+
+async def test_send_of_what_is_given_back_that_suspends() -> None:
+    """What is left of it after the first send waits, however much it is."""
+    plain = Plain(max_messages=2)
+    plain.client.gate.clear()
+    texts = [str(number) for number in range(10)]
+    plain.sender.offer_missed(batch(*texts))
+    plain.sender.offer(batch("live"))
+    plain.client.gate.set()
+    await plain.sender.drained()
+    assert (plain.client.got, plain.callbacks.calls) == ([*texts, "live"], [])

@@ -15,6 +15,7 @@ from backplane.fanout.backlog import Backlog, FullPolicy
 from backplane.fanout.outbox import Outbox
 from tests.unit import kit
 from tests.unit.doubles import counted, until_idle
+from tests.unit.keeping_hub import KeepingHub
 from tests.unit.kit import WAIT_SECONDS
 from tests.unit.sockets import ClientLane, FakeSocket, driver_of
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from backplane.connection.connection import Connection
     from backplane.connection.policy import OnGap
+    from backplane.fanout.subscriber_options import SubscriberOptions
 
 
 RELOAD = (4000, "messages may have been missed: reload")
@@ -32,7 +34,9 @@ class World(kit.World):
     """A hub over a controlled broker, and the connections on it."""
 
     def __init__(self, *, lane: bool = False) -> None:
-        super().__init__(*kit.new_hub())
+        broker_subscriptions, _ = kit.new_hub()
+        self.keeping_hub = KeepingHub(broker_subscriptions)
+        super().__init__(broker_subscriptions, self.keeping_hub)
         self.lane = lane
         self._connections: list[Connection] = []
 
@@ -47,12 +51,14 @@ class World(kit.World):
         reload_delay: float = 0.0,
         policy: ConnectionPolicy | None = None,
         context: object = None,
+        options: SubscriberOptions | None = None,
     ) -> tuple[Connection, FakeSocket]:
         """Return a connection and its socket."""
         socket = socket or FakeSocket(lane=self.lane)
         outbox = Outbox(Backlog(max_messages=max_messages, when_full=when_full))
         policy = policy or ConnectionPolicy(on_gap=on_gap, reload_delay=lambda: reload_delay)
-        connection = ConnectionDriver(socket, self.hub, outbox, policy, context=context).connection
+        driver = ConnectionDriver(socket, self.hub, outbox, policy, context=context, options=options)
+        connection = driver.connection
         self._connections.append(connection)
         if opened:
             driver_of(connection).accepted()

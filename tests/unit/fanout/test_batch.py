@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import backplane.fanout.batch
-from backplane.fanout.batch import Batch
+from backplane.errors import InvalidDataError
+from backplane.fanout.batch import Batch, source_of
 from backplane.fanout.frames import compress_frame, encode_frame
-from backplane.message import Message
+from backplane.message import Message, Position
 from tests.unit.doubles import messages_in
 
 
@@ -127,3 +128,61 @@ def test_shorter_batches_share_frames(monkeypatch: pytest.MonkeyPatch) -> None:
         shorter = batch.for_token(token)
         assert shorter.compressed(12) == b"".join(compress_frame(message.data, 12) for message in shorter)
     assert len(compressed) == len(tokens)
+
+
+# --- envelopes -------------------------------------------------------------------------------------------------------
+
+
+def in_brackets(message: Message) -> str:
+    """Return the envelope of a message."""
+    return f"<{message.data!r}>"
+
+
+@given(messages)
+def test_envelope_of_what_does_not_exclude(parts: list[tuple[str | bytes, int | None]]) -> None:
+    """Every subscriber gets the envelopes of the messages that do not exclude it, by whichever of two tokens it has."""
+    tokens = [secrets.token_bytes(8) for _ in range(3)]
+    batch = Batch(*(text(data, None if who is None else tokens[who]) for data, who in parts))
+    for numbers in ((0,), (0, 1), (2, 2)):
+        mine = batch
+        for number in numbers:
+            mine = mine.for_token(tokens[number])
+        expected = [f"<{data!r}>" for data, who in parts if who not in numbers]
+        enveloped = mine.enveloped(in_brackets)
+        assert [message.data for message in enveloped] == expected
+        assert messages_in(enveloped.frames) == expected
+        assert messages_in(enveloped.compressed(9)) == expected
+        assert enveloped.size_bytes == sum(map(len, expected))
+
+
+def test_envelopes_are_made_once() -> None:
+    """For any number of subscribers, each message is enveloped once, and its frame built once."""
+    calls: list[str | bytes] = []
+
+    def envelope(message: Message) -> str:
+        calls.append(message.data)
+        return "x"
+
+    batch = Batch(text("1", b"12345678"), text("2", b"other___"), text("3"))
+    for token in (b"12345678", b"other___", b"another_"):
+        shorter = batch.for_token(token)
+        assert shorter.enveloped(envelope) is shorter.enveloped(envelope)
+        assert shorter.enveloped(envelope).frames == encode_frame("x") * len(shorter)
+    assert calls == ["1", "2", "3"]
+    assert batch.enveloped(in_brackets).frames == encode_frame("<'1'>") + encode_frame("<'2'>") + encode_frame("<'3'>")
+
+
+def test_envelope_keeps_what_a_subscriber_needs_to_know() -> None:
+    """An enveloped message has the channel, the position and the exclusion of its source."""
+    message = Message(channel="a", data="1", excluded=b"12345678", position=Position(b"an epoch", 1, 2))
+    (enveloped,) = Batch(message).enveloped(in_brackets)
+    assert (enveloped.channel, enveloped.excluded, enveloped.position) == ("a", b"12345678", message.position)
+    assert (source_of(enveloped), source_of(message)) == (message, message)
+
+
+def test_envelope_that_leaves_out_or_cannot_be_sent() -> None:
+    """`None` leaves a message out; what is no text becomes JSON; what cannot be sent raises."""
+    assert not Batch(text("1")).enveloped(lambda _: None)
+    assert [message.data for message in Batch(text("1")).enveloped(lambda _: [1])] == ["[1]"]
+    with pytest.raises(InvalidDataError):
+        Batch(text("1")).enveloped(lambda _: object())

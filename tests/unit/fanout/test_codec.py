@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from backplane.errors import ConfigurationError, InvalidDataError
-from backplane.fanout.codec import decode, encode, to_client_data
+from backplane.fanout.codec import JsonText, decode, encode, to_client_data
 from backplane.message import Message, Position
 
 ORIGIN = b"ORIGIN_8"
@@ -330,3 +330,38 @@ def test_plain_bytes_that_look_like_a_header() -> None:
     """Bytes that would be read as a header are refused."""
     with pytest.raises(InvalidDataError, match="would be taken for a header"):
         written_plain(BINARY_EXCLUDING)
+
+
+@pytest.mark.parametrize(
+    ("data", "flags"),
+    [
+        ("{}", 0),
+        (b"{}", 1),
+        ({}, 4),
+        (None, 4),
+        (7, 4),
+        (True, 4),
+        (Point(1, 2), 4),
+        (JsonText("{}"), 4),
+        (Word.HELLO, 0),
+    ],
+)
+def test_flag_of_json(data: object, flags: int) -> None:
+    """The header states that a text is JSON, where the publisher passed something other than text and bytes."""
+    assert encoded(data)[4] == flags
+    assert encoded(data, EXCLUDED)[4] == flags | 2
+    assert decoded(encoded(data)).is_json is (flags == 4)
+    assert not decoded(encode(data, origin=ORIGIN, published_at=PUBLISHED_AT, wire_format="plain")).is_json
+
+
+@pytest.mark.parametrize("flags", [5, 7, 8, 12, 0x84])
+def test_flags_that_are_malformed(flags: int) -> None:
+    """Binary JSON does not exist, and neither does any other flag."""
+    payload = bytearray(encoded("{}", EXCLUDED))
+    payload[4] = flags
+    assert decode("chat", bytes(payload)) is None
+
+
+def test_is_json_does_not_make_another_message() -> None:
+    """Two messages that differ in nothing else are equal."""
+    assert Message(channel="a", data="1", is_json=True) == Message(channel="a", data="1")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backplane.errors import BrokerUnavailableError, SubscribeError
 from backplane.fanout.codec import encode
-from backplane.message import Place, Position
+from backplane.message import Gap, Joined, Place, Position
 from tests.unit.doubles import RecordingSubscriber, run_passes, until_idle
 from tests.unit.kit import AT_ONCE, World, counts, crowd, lost, running
 
@@ -533,3 +533,14 @@ async def test_any_use(random_steps: list[tuple[Verb, int, int]], linger_seconds
         for number, subscriber in enumerate(use.subscribers):
             expected = [name for place, name in enumerate(use.channels) if (place, number) in use.joined]
             assert subscriber.received == expected
+
+
+async def test_notice_of_a_join() -> None:
+    """Each join is notified once the broker has confirmed it; a position cannot be served without a history."""
+    async with running() as worker:
+        subscriber = await worker.joined("a")
+        assert subscriber.joins == [Joined(channel="a")]
+        await worker.hub.join("b", subscriber, since="any text")
+        gap = Gap(channel="b", reason="the channel keeps no history")
+        assert subscriber.joins[1:] == [Joined(channel="b", gap=gap)]
+        assert (worker.hub.position("a"), worker.hub.rules) == (None, None)

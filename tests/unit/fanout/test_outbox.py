@@ -476,3 +476,55 @@ def test_any_use_with_policies(
     assert len(dropped) == outbox.dropped == len(accepted) - len(taken)
     for item in dropped:
         assert (by_channel[item.channel].when_full if item.channel in by_channel else when_full) != "close"
+
+
+# --- what a join gives back ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when_full", ["close", "drop_oldest", "drop_newest"])
+def test_allowance(when_full: FullPolicy) -> None:
+    """What a join gives back raises both bounds by as much, for what is published after it too, until nothing waits."""
+    outbox = outbox_of(when_full, max_bytes=10)
+    missed = [str(number) * 5 for number in range(9)]
+    outbox.allow("a", 4, 20)
+    outbox.allow("a", 5, 25)
+    assert all(outbox.offer(text(data)) for data in missed)
+    assert outbox.offer(text("live"))
+    assert drained(outbox) == [*missed, "live"]
+    assert [outbox.offer(text(str(number))) for number in range(3)] == [True, True, True]
+    fourth = outbox.offer(text("4"))
+    assert (fourth, len(outbox)) == (when_full != "close", 3)
+
+
+def test_allowance_by_bytes() -> None:
+    """Each bound is raised by its own part."""
+    outbox = outbox_of("close", max_bytes=10, max_messages=2)
+    outbox.allow("a", 5, 0)
+    assert [outbox.offer(text("12345")) for _ in range(3)] == [True, True, False]
+    outbox.clear()
+    outbox.allow("a", 0, 100)
+    assert [outbox.offer(text("12345")) for _ in range(3)] == [True, True, False]
+
+
+def test_allowance_ends_with_a_leave() -> None:
+    """A channel that is left raises nothing any more, and others still do."""
+    outbox = outbox_of("close")
+    outbox.disallow("a")
+    outbox.allow("a", 10, 1_000)
+    outbox.allow("b", 1, 1)
+    outbox.disallow("a")
+    outbox.disallow("c")
+    assert [outbox.offer(text(str(number))) for number in range(5)] == [True] * 4 + [False]
+
+
+def test_allowance_that_was_not_needed() -> None:
+    """What was sent at once, or was cleared, leaves the bounds as they were."""
+    outbox = outbox_of("close")
+    outbox.allow("a", 10, 1_000)
+    outbox.settle()
+    assert [outbox.offer(text(str(number))) for number in range(4)] == [True] * 3 + [False]
+    outbox.allow("a", 1, 100)
+    outbox.settle()  # something waits
+    assert outbox.offer(text("4"))
+    outbox.clear()
+    assert [outbox.offer(text(str(number))) for number in range(4)] == [True] * 3 + [False]

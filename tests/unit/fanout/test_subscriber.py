@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from backplane.fanout.batch import Batch
     from backplane.fanout.hub import Hub
-    from backplane.message import Gap
+    from backplane.message import Gap, Joined
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +29,7 @@ class Recorder(BaseSubscriber):
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub, None)
         self.received: list[str | bytes] = []
+        self.joins: list[Joined] = []
 
     @property
     def kind(self) -> str:
@@ -38,6 +39,14 @@ class Recorder(BaseSubscriber):
     def offer(self, batch: Batch, /) -> None:
         """Keep messages."""
         self.received += [message.data for message in batch]
+
+    def offer_missed(self, batch: Batch, /) -> None:
+        """Keep messages."""
+        self.offer(batch)
+
+    def _take_joined(self, joined: Joined) -> None:
+        """Keep joins."""
+        self.joins.append(joined)
 
     def gap(self, gap: Gap) -> None:
         """Do nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,17 @@ from backplane import (
 from backplane.errors import ClosedError, SubscribeError
 from backplane.fanout.batch import Batch
 from backplane.fanout.outbox import Outbox
+from backplane.fanout.subscriber_options import SubscriberOptions
 from backplane.fanout.subscription import Subscription
-from backplane.message import ALL
+from backplane.message import ALL, Joined, Position
+from tests.unit import kit
 from tests.unit.doubles import ControlledBroadcaster, until_idle
+from tests.unit.keeping_hub import KeepingHub
 from tests.unit.kit import running
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from backplane.fanout.backlog import FullPolicy
     from backplane.fanout.hub import Hub
 
@@ -474,3 +479,116 @@ async def test_log_line_of_an_overrun_is_the_consumers() -> None:
         finally:
             logging.getLogger("backplane.fanout.subscription").removeFilter(see)
     assert seen == ["alice"]
+
+
+# --- history ---------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def keeping() -> AsyncGenerator[KeepingHub]:
+    """Run a hub that keeps messages."""
+    broker_subscriptions, _ = kit.new_hub()
+    world = kit.World(broker_subscriptions, hub := KeepingHub(broker_subscriptions))
+    async with world.linked():
+        yield hub
+
+
+async def test_resume() -> None:
+    """What was published after the position comes first, once, and then what is published."""
+    async with keeping() as hub:
+        seen = [hub.keep("kept", str(number)) for number in range(4)]
+        subscription = subscription_on(hub)
+        await subscription.join("kept", since=str(seen[1]))
+        hub.keep("kept", "live")
+        assert (await take(subscription, 3), subscription.resumed) == (["2", "3", "live"], True)
+        subscription.end()
+
+
+async def test_position_of_what_was_iterated() -> None:
+    """Before the first message it is where the subscription began, and then that of each item that was returned."""
+    async with keeping() as hub:
+        seen = [hub.keep("kept", str(number)) for number in range(3)]
+        subscription = subscription_on(hub)
+        await subscription.join("kept", since=str(seen[0]))
+        await subscription.join("a")
+        positions = [subscription.position("kept")]
+        for _ in range(2):
+            await take(subscription, 1)
+            positions.append(subscription.position("kept"))
+        assert positions == seen
+        later = Position(b"an epoch", 77, 7)
+        hub.gap(["a"], "overrun")
+        subscription.gap(Gap(channel="kept", reason="trimmed", position=later))
+        await take(subscription, 2)
+        assert (subscription.position("kept"), subscription.position("a")) == (later, None)
+        await subscription.leave("kept")
+        assert subscription.position("kept") is None
+        subscription.end()
+
+
+async def test_position_that_is_not_known() -> None:
+    """A kept channel whose beginning is not known has a position from its first message on."""
+    async with keeping() as hub:
+        subscription = subscription_on(hub)
+        subscription.joined(Joined(channel="kept"))
+        assert subscription.position("kept") is None
+        position = hub.keep("kept", "0")
+        subscription.offer(Batch(Message(channel="kept", data="0", position=position)))
+        await take(subscription, 1)
+        assert subscription.position("kept") == position
+        subscription.end()
+
+
+async def test_join_that_cannot_resume() -> None:
+    """A gap comes first, in place of what is not kept, then the rewind; the position never passes what is to come."""
+    async with keeping() as hub:
+        before = hub.keep("kept", "0")
+        hub.keep("kept", "1")
+        subscription = subscription_on(hub, max_messages=1)
+        await subscription.join("kept", since="gone", rewind=1)
+        gap, message = await take(subscription, 2)
+        assert isinstance(gap, Gap)
+        assert (gap.position, message, subscription.resumed) == (before, "1", False)
+        assert subscription.position("kept") == hub.position("kept")
+        subscription.end()
+
+
+async def test_more_than_the_backlog_is_given_back() -> None:
+    """It makes no consumer slow; what is published meanwhile waits behind it."""
+    async with keeping() as hub:
+        for number in range(50):
+            hub.keep("kept", str(number))
+        subscription = subscription_on(hub, max_messages=4)
+        await subscription.join("kept", rewind=50)
+        hub.keep("kept", "live")
+        assert await take(subscription, 51) == [*map(str, range(50)), "live"]
+        for number in range(5):
+            hub.keep("kept", str(number))
+        await until_idle()
+        with pytest.raises(SlowConsumerError):
+            await take(subscription, 5)
+
+
+async def test_what_excludes_it_is_not_given_back() -> None:
+    """Neither what names its own id, nor what names the one it had before, missed or live."""
+    async with keeping() as hub:
+        outbox = Outbox(Backlog())
+        subscription = Subscription(hub, None, outbox, options=SubscriberOptions(previous=b"previous"))
+        for excluded in (subscription.token, b"previous", None):
+            hub.keep("kept", "old", excluded)
+        await subscription.join("kept", rewind=3)
+        hub.keep("kept", "live of before", b"previous")
+        hub.keep("kept", "live")
+        assert await take(subscription, 2) == ["old", "live"]
+        subscription.end()
+
+
+async def test_nothing_is_left_of_what_is_given_back() -> None:
+    """All of it names the subscription."""
+    async with keeping() as hub:
+        subscription = subscription_on(hub)
+        hub.keep("kept", "old", subscription.token)
+        await subscription.join("kept", rewind=3)
+        hub.keep("kept", "live")
+        assert await take(subscription, 1) == ["live"]
+        subscription.end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 from fastapi import BackgroundTasks, FastAPI, WebSocket
@@ -17,11 +18,13 @@ from backplane import (
     ClosedError,
     ConfigurationError,
     Gap,
+    History,
     InvalidChannelError,
     InvalidDataError,
     PayloadTooLargeError,
     WrongLoopError,
 )
+from tests.unit.controlled_adapter import ControlledHistoryAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,10 +163,22 @@ def test_not_started_and_no_url() -> None:
         Backplane().sync.publish("a", "x")
 
 
+def test_not_started_publishes_by_the_same_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the backplane is not started, its thread publishes into the history that its rules state."""
+    adapter = ControlledHistoryAdapter()
+    monkeypatch.setattr("backplane.broker.adapter_source.broadcaster_from_url", Mock(return_value=adapter))
+    backplane = Backplane("any://", history={"orders:*": History(max_messages=1)})
+    receipts = [backplane.sync.publish("orders:1", "x", idempotency_key=key) for key in ("k", "k", "m", "n")]
+    assert [receipt.duplicate for receipt in receipts] == [False, True, False, False]
+    assert receipts[-1].position == adapter.log("orders:1").top
+    assert len(adapter.log("orders:1").items) == 2
+    assert backplane.state == "closed"
+
+
 def test_not_started_beside_another_one(ipc_url: str) -> None:
     """Outside a worker it starts a thread with a link of its own, and reaches the workers."""
 
-    async def receive(publish: Callable[[], None]) -> str | bytes:
+    async def receive(publish: Callable[[], object]) -> str | bytes:
         async with Backplane(ipc_url) as worker, worker.subscribe("a") as messages:
             await asyncio.to_thread(publish)
             return await received(messages)

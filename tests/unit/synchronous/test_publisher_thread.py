@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backplane import BrokerUnavailableError, ClosedError, Settings
+from backplane import BrokerUnavailableError, ClosedError, Receipt, Settings
 from backplane.concurrency.threads import start_thread
 from backplane.synchronous.publisher_thread import PublisherThreads
 from tests.brokers.process import wait_until
@@ -38,6 +38,8 @@ class FakePublisher:
         self.starts = 0
         self.stopped = 0
         self.failures: list[Exception] = []
+        self.keys: list[str | bytes | None] = []
+        self.receipt = Receipt()
         self.start_gate: threading.Event | None = None
 
     async def start(self) -> None:
@@ -52,9 +54,13 @@ class FakePublisher:
         """Count the stop."""
         self.stopped += 1
 
-    async def publish(self, channel: str, data: object, *, exclude: Any = None) -> None:
+    async def publish(
+        self, channel: str, data: object, *, exclude: Any = None, idempotency_key: str | bytes | None = None
+    ) -> Receipt:
         """Record the message."""
         self.published.append((channel, data, exclude))
+        self.keys.append(idempotency_key)
+        return self.receipt
 
 
 def threads_of(publisher: FakePublisher) -> PublisherThreads:
@@ -91,6 +97,16 @@ def test_first_publish_starts() -> None:
     threads.close()
     assert publisher.stopped == 1
     wait_until(lambda: not running_threads(), "the thread ends")
+
+
+def test_receipt_and_key() -> None:
+    """The idempotency key reaches the publisher, and its receipt the caller."""
+    publisher = FakePublisher()
+    publisher.receipt = Receipt(duplicate=True)
+    threads = threads_of(publisher)
+    assert threads.publish("a", 1, idempotency_key="k") is publisher.receipt
+    assert publisher.keys == ["k"]
+    threads.close()
 
 
 def test_many_first_publishes() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from backplane.message import Gap, Message
-from backplane.web.event_format import encode_event, encode_retry
+from backplane.message import Gap, Message, Position
+from backplane.web.event_format import encode_event, encode_id, encode_retry
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,12 @@ def test_retry() -> None:
     times = {int(encode_retry(2).removeprefix(b"retry: ")) for _ in range(100)}
     assert 1000 <= min(times) < max(times) <= 3000
     assert encode_retry(0.00001) == b"retry: 1\n\n"
+
+
+def test_ids() -> None:
+    """An id is a line before the event, or a block of its own that fires nothing; without one there is no line."""
+    event_id = f"{Position(b'an epoch', 1, 2)}.-"
+    assert encode_event(Message(channel="a", data="x\ny"), event_id) == f"id: {event_id}\ndata: x\ndata: y\n\n".encode()
+    assert encode_event(Message(channel="a", data=b"x"), "7") == b"id: 7\nevent: binary\ndata: eA==\n\n"
+    assert encode_event(Gap(channel="a", reason="x"), "7") == b'id: 7\nevent: gap\ndata: {"channel": "a"}\n\n'
+    assert (encode_id("7"), encode_id("")) == (b"id: 7\n\n", b"")

@@ -31,8 +31,10 @@ from backplane import (
 from backplane import Client as Asked
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.connection.limits import Limits
+from backplane.message import Gap, Position
 from tests.server_in_loop import serving_in_loop
 from tests.unit.doubles import Gate, until_idle
+from tests.unit.keeping_hub import KeepingHub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS = 5.0
+# Long enough that a busy machine gets to what precedes the expiry.
+EXPIRY_SECONDS = 1.0
 REQUEST = Request({"type": "http"})
 
 
@@ -142,13 +146,17 @@ class Client:
         send_error: What `send` raises for a body, if anything; `receive_error` the same.
     """
 
-    def __init__(self, method: str = "GET", accept: str = "*/*", address: str = "192.0.2.1") -> None:
+    def __init__(
+        self, method: str = "GET", accept: str = "*/*", address: str = "192.0.2.1", *, last_event_id: str | None = None
+    ) -> None:
         self.scope: dict[str, Any] = {
             "type": "http",
             "method": method,
             "headers": [(b"accept", accept.encode()), (b"accept-encoding", b"gzip")],
             "client": (address, 4711),
         }
+        if last_event_id is not None:
+            self.scope["headers"].append((b"last-event-id", last_event_id.encode()))
         self.status: int | None = None
         self.headers: dict[bytes, bytes] = {}
         self.sent: list[bytes] = []
@@ -553,7 +561,7 @@ async def test_permission_that_runs_out() -> None:
     """A stream whose permission runs out receives nothing from then on, and ends with an event and a hint."""
     client = Client()
     async with Backplane("memory://") as backplane:
-        await client.gets(stream_of(backplane, "a", expires_at=time.time() + 0.05))
+        await client.gets(stream_of(backplane, "a", expires_at=time.time() + EXPIRY_SECONDS))
         assert re.fullmatch(r"retry: \d+\n\nevent: expired\ndata: {}\n\nretry: \d+\n\n", client.text)
         assert (client.more, list(running_of(backplane).hub.channels)) == (False, [])
 
@@ -742,3 +750,206 @@ async def test_fault_while_sending(error: OSError, monkeypatch: pytest.MonkeyPat
             await client.gets(stream_of(backplane, "a"))
         assert caught.value is error
         assert backplane.statistics().streams_closed == 1
+
+
+# --- history ---------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def keeping() -> AsyncGenerator[tuple[Backplane, KeepingHub]]:
+    """Run a backplane whose hub keeps the channels that begin with `kept`."""
+    async with Backplane("memory://") as backplane:
+        runtime = running_of(backplane)
+        runtime.hub = hub = KeepingHub(runtime.broker_subscriptions)
+        yield backplane, hub
+
+
+async def events_of(response: ASGIApp, count: int, *, last_event_id: str | None = None) -> list[str]:
+    """Return the first `count` events of a stream as blocks, without its first hint; then its client goes."""
+    client = Client(last_event_id=last_event_id)
+    async with streaming(client, response):
+        async with asyncio.timeout(WAIT_SECONDS):
+            while client.text.count("\n\n") <= count:
+                await asyncio.sleep(0)
+        client.gone.set()
+    return client.text.split("\n\n")[1 : count + 1]
+
+
+def id_of(block: str) -> str:
+    """Return the id of an event."""
+    found = re.match(r"id: ([\w.-]+)(\n|$)", block)
+    assert found is not None, block
+    return found[1]
+
+
+async def test_no_ids_without_a_history() -> None:
+    """Where no channel has a history nothing is different, whatever the client shows."""
+    async with Backplane("memory://") as backplane:
+        client = Client(last_event_id="anything")
+        async with streaming(client, stream_of(backplane, "a")):
+            await until_published(backplane, "1")
+            client.gone.set()
+        assert re.fullmatch(r"retry: \d+\n\ndata: 1\n\nretry: \d+\n\n", client.text)
+
+
+async def test_ids() -> None:
+    """The first block is an id alone; each event has the positions of all kept channels after it, by name."""
+    async with keeping() as (backplane, hub):
+        hub.keep("kept:a", "old")
+        response = stream_of(backplane, "kept:b", "kept:a", "plain", rewind=1)
+        start = [hub.position("kept:b"), Position(b"an epoch", 0, 0)]
+        first, event = await events_of(response, 2)
+        of_a, of_b = id_of(first).split(".")
+        assert (Position.parse(of_a).offset, of_b) == (0, str(start[0]))
+        assert event == f"id: {hub.position('kept:a')}.{of_b}\ndata: old"
+
+
+async def test_last_event_id_resumes() -> None:
+    """A client that comes back by itself gets exactly what it missed, in order per channel, and never a gap."""
+    async with keeping() as (backplane, hub):
+        channels = ("kept:b", "kept:a")
+        (first,) = await events_of(stream_of(backplane, *channels), 1)
+        last_id, received = id_of(first), list[str]()
+        for number in range(9):
+            hub.keep(f"kept:{'ab'[number % 2]}", str(number))
+            if number % 3 == 2:
+                repeated, *events = await events_of(stream_of(backplane, *channels), 4, last_event_id=last_id)
+                assert id_of(repeated) == last_id
+                received += [event.partition("data: ")[2] for event in events]
+                last_id = id_of(events[-1])
+        assert sorted(received) == [str(number) for number in range(9)]
+        assert [number for number in received if int(number) % 2] == ["1", "3", "5", "7"]
+
+
+async def test_client_that_stops_anywhere_resumes_there() -> None:
+    """Whichever event is the last that a client receives, its id leads to the rest: nothing lost, nothing twice."""
+    async with keeping() as (backplane, hub):
+        (first,) = await events_of(stream_of(backplane, "kept:a", "kept:b"), 1)
+        for number in range(6):
+            hub.keep(f"kept:{'aab'[number % 3]}", str(number))
+        whole = [
+            event.partition("data: ")[2]
+            for event in await events_of(stream_of(backplane, "kept:a", "kept:b"), 7, last_event_id=id_of(first))
+        ][1:]
+        for count in range(1, 7):
+            part = await events_of(stream_of(backplane, "kept:a", "kept:b"), count, last_event_id=id_of(first))
+            rest = await events_of(stream_of(backplane, "kept:a", "kept:b"), 8 - count, last_event_id=id_of(part[-1]))
+            both = [*part[1:], *rest[1:]]
+            assert [event.partition("data: ")[2] for event in both] == whole
+
+
+async def test_last_event_id_replaces_what_the_address_has() -> None:
+    """The page's own `since` is that of its first request; what the client shows is newer."""
+    async with keeping() as (backplane, hub):
+        old, new = hub.keep("kept", "1"), hub.keep("kept", "2")
+        hub.keep("kept", "3")
+        response = stream_of(backplane, "kept", since=str(old))
+        assert (await events_of(response, 2, last_event_id=str(new)))[1].endswith("data: 3")
+        response = stream_of(backplane, "kept", since=str(old))
+        assert (await events_of(response, 2))[1].endswith("data: 2")
+        response = stream_of(backplane, "kept", since={"kept": str(old)})
+        assert (await events_of(response, 2, last_event_id=""))[1].endswith("data: 2")
+
+
+@pytest.mark.parametrize("shown", ["garbage", "x" * 10_000, "..", ".", "\u2028", "7", "-"])
+async def test_last_event_id_that_is_not_found(shown: str) -> None:
+    """It is a gap of each channel, then the rewind; the id of the gap resumes without another one: there is no loop."""
+    async with keeping() as (backplane, hub):
+        hub.keep("kept:a", "old")
+        channels = ("kept:a", "kept:b")
+        blocks = await events_of(stream_of(backplane, *channels, rewind=1), 4, last_event_id=shown)
+        assert sorted(block.partition("\n")[2] for block in blocks[1:]) == [
+            "data: old", 'event: gap\ndata: {"channel": "kept:a"}', 'event: gap\ndata: {"channel": "kept:b"}',
+        ]  # fmt: skip
+        again = await events_of(stream_of(backplane, *channels), 2, last_event_id=id_of(blocks[1]))
+        assert again[1].endswith("data: old")
+
+
+async def test_channels_that_changed_since() -> None:
+    """Another number of channels is not found; a channel in place of another is not found, and the others resume."""
+    async with keeping() as (backplane, hub):
+        positions = {name: hub.keep(name, "seen") for name in ("kept:a", "kept:b")}
+        both = ".".join(map(str, positions.values()))
+        for name in positions:
+            hub.keep(name, f"missed in {name}")
+        (_, event) = await events_of(stream_of(backplane, "kept:a"), 2, last_event_id=both)
+        assert "event: gap" in event
+        blocks = await events_of(stream_of(backplane, "kept:a", "kept:c"), 3, last_event_id=both)
+        assert blocks[1].endswith("data: missed in kept:a")
+        assert blocks[2].endswith('event: gap\ndata: {"channel": "kept:c"}')
+
+
+async def test_gap_while_streaming() -> None:
+    """A gap has the id at which its channel goes on, where that is known."""
+    async with keeping() as (backplane, hub):
+        client, later = Client(), Position(b"an epoch", 9, 9)
+        async with streaming(client, stream_of(backplane, "kept")):
+            (stream,) = hub._subscribers["kept"]  # pyright: ignore[reportPrivateUsage]
+            stream.gap(Gap(channel="kept", reason="trimmed"))
+            stream.gap(Gap(channel="kept", reason="trimmed", position=later))
+            await until_idle()
+            client.gone.set()
+        first, one, two = [id_of(block) for block in client.text.split("\n\n")[1:4]]
+        assert (one, two) == (first, str(later))
+
+
+async def test_position_that_is_not_known() -> None:
+    """It is `-` in the id, which is found in no history: the client is notified of a gap when it shows that."""
+    async with keeping() as (backplane, hub):
+        client = Client()
+        async with streaming(client, stream_of(backplane, "kept")):
+            (stream,) = hub._subscribers["kept"]  # pyright: ignore[reportPrivateUsage]
+            stream._positions["kept"] = None  # type: ignore[attr-defined]
+            stream.gap(Gap(channel="kept", reason="trimmed"))
+            await until_idle()
+            client.gone.set()
+        assert client.text.split("\n\n")[2].startswith("id: -\nevent: gap")
+
+
+async def test_slow_client_resumes() -> None:
+    """The stream of a slow client ends; with its last id it gets the rest, nothing lost and nothing twice."""
+    async with keeping() as (backplane, hub):
+        client = Client()
+        async with streaming(client, stream_of(backplane, "kept", max_messages=3)):
+            client.send_gate.close()
+            for number in range(10):
+                hub.keep("kept", str(number))
+                await until_idle()
+            client.send_gate.open()
+        received = [block for block in client.text.split("\n\n") if "data: " in block]
+        assert 0 < len(received) < 10
+        rest = await events_of(
+            stream_of(backplane, "kept", max_messages=3), 11 - len(received), last_event_id=id_of(received[-1])
+        )
+        assert [block.partition("data: ")[2] for block in [*received, *rest[1:]]] == [str(n) for n in range(10)]
+
+
+async def test_previous_id() -> None:
+    """What excludes the client's former stream or connection is not given back."""
+    async with keeping() as (backplane, hub):
+        hub.keep("kept", "own", b"previous")
+        hub.keep("kept", "of another")
+        blocks = await events_of(stream_of(backplane, "kept", rewind=2, previous_id=b"previous".hex()), 2)
+        assert blocks[1].endswith("data: of another")
+
+
+async def test_channels_with_a_history_per_stream() -> None:
+    """Sixteen; one more is an error when the response is made. Those without a history do not count."""
+    async with keeping() as (backplane, _):
+        names = [f"kept:{number}" for number in range(17)]
+        stream_of(backplane, *names[:16], *map(str, range(50)), names[0])
+        with pytest.raises(ConfigurationError, match="takes 16 channels with a history, not 17"):
+            stream_of(backplane, *names)
+
+
+@pytest.mark.parametrize(
+    "options", [{"since": 7}, {"rewind": -1}, {"rewind": True}, {"previous_id": 7}], ids=lambda options: str(options)
+)
+async def test_history_options_of_another_type(options: dict[str, Any]) -> None:
+    """They are errors when the response is made, as is a rewind where no channel has a history."""
+    async with keeping() as (backplane, _):
+        with pytest.raises(ConfigurationError, match=next(iter(options))):
+            stream_of(backplane, "kept", **options)
+    async with Backplane("memory://") as backplane:
+        with pytest.raises(ConfigurationError, match=r"Backplane\(history="):
+            stream_of(backplane, "a", rewind=1)

@@ -191,7 +191,7 @@ class Tasks:
 
 def values_of(data: bytes, position: int = 0) -> list[bytes | None]:
     """Return the values of the records in batches, from offset `position` on."""
-    return [value for batch in read_batches(data, position, 1 << 62) for _, value in batch.records]
+    return [value for batch in read_batches(data, position, 1 << 62) for _, value, _, _ in batch.records]
 
 
 def log_batch(*values: bytes, base: int = 0, epoch: int = 0) -> bytearray:

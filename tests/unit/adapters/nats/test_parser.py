@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from backplane.adapters.nats.parser import MAX_LINE_BYTES, MAX_PAYLOAD_BYTES, NatsParser
 
-Parsed = list[bytes | tuple[bytes, bytes]]
+Parsed = list[bytes | tuple[bytes, ...]]
 
 
 def parsed(*pieces: bytes) -> Parsed:
     """Return the lines, and the messages as `(id, payload)`, in their order."""
     found: Parsed = []
-    parser = NatsParser(lambda number, payload: found.append((number, payload)), found.append)
+    parser = NatsParser(lambda number, subject, headers, payload: found.append((number, payload)), found.append)
     for piece in pieces:
         parser.feed(piece)
     return found
@@ -62,7 +62,7 @@ def test_messages_are_whole_whatever_the_reads(
 def test_any_bytes_end(pieces: list[bytes]) -> None:
     """For any bytes the parser returns, or raises `ValueError`; it passes on no more bytes than it received."""
     found: Parsed = []
-    parser = NatsParser(lambda number, payload: found.append((number, payload)), found.append)
+    parser = NatsParser(lambda *parts: found.append(parts), found.append)
     received = 0
     try:
         for piece in pieces:

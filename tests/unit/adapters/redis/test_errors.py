@@ -7,7 +7,16 @@ import ssl
 import hiredis
 import pytest
 
-from backplane.adapters.redis.errors import classify_reply, connect_error, login_error, publish_error, unavailable
+from backplane.adapters.redis.errors import (
+    classify_reply,
+    connect_error,
+    error_text,
+    is_denied,
+    is_read_only,
+    login_error,
+    publish_error,
+    unavailable,
+)
 from backplane.errors import BrokerAuthenticationError, BrokerUnavailableError, PublishError
 
 
@@ -110,3 +119,30 @@ def test_port_of_the_other_kind_names_the_scheme(error: Exception, scheme: str, 
 def test_refused_connection_names_no_scheme() -> None:
     """Where no server listens, the error does not blame the scheme."""
     assert "scheme" not in str(connect_error(ConnectionRefusedError("refused"), "here"))
+
+
+@pytest.mark.parametrize(
+    ("message", "reply_class"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'. script: 1, on @user_script:8.", "passing"),
+        (
+            "ERR Error running script (call to f_1): @user_script:8: @user_script: 8: -OOM command not allowed when "
+            "used memory > 'maxmemory'.",
+            "passing",
+        ),
+        (
+            "ERR Error running script (call to f_1): @user_script:8: @user_script: 8: -READONLY You can't write "
+            "against a read only replica.",
+            "passing",
+        ),
+        ("ERR The user executing the script can't publish to the channel mentioned in the command", "refused"),
+        ("NOSCRIPT No matching script. Please use EVAL.", "passing"),
+    ],
+)
+def test_error_of_a_command_in_a_script_has_its_class(message: str, reply_class: str) -> None:
+    """An error inside a script means what it means outside one, also in the form that it has before Redis 7."""
+    reply = hiredis.ReplyError(message)
+    assert classify_reply(reply) == reply_class
+    assert is_read_only(reply) == ("READONLY" in message)
+    assert is_denied(reply) == ("executing the script" in message)
+    assert not error_text(reply).startswith("ERR Error running")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import hiredis
 import pytest
 
+from backplane.adapters.redis.link import pack_command
 from backplane.adapters.redis.publisher_link import PublisherLink
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from tests.unit.adapters.redis.recorded_links import BUSY, PUBLISHED, RecordingTransport, publisher
@@ -80,3 +82,111 @@ async def test_pending_bytes_are_given_back() -> None:
     await until_idle()
     link.data_received(PUBLISHED)
     await last
+
+
+NOSCRIPT = b"-NOSCRIPT No matching script. Please use EVAL.\r\n"
+LOADED = b"$1\r\nx\r\n" * 3
+
+
+def script(payload: bytes) -> bytes:
+    """Return a command that runs a script."""
+    return pack_command((b"EVALSHA", b"digest", b"0", payload))
+
+
+async def test_scripts_and_publishes_are_sent_in_one_order() -> None:
+    """Commands that run a script and PUBLISH leave in one write, in the order of the calls."""
+    link, transport, _ = publisher()
+    tasks = [
+        asyncio.create_task(link.keep(script(b"1"))),
+        asyncio.create_task(link.publish(b"room", b"2")),
+        asyncio.create_task(link.recall(script(b"3"))),
+    ]
+    await until_idle()
+    (sent,) = transport.written
+    assert sent.startswith(script(b"1"))
+    assert sent.endswith(script(b"3"))
+    assert b"PUBLISH" in sent
+    link.data_received(b"$4\r\nkept\r\n" + PUBLISHED + b"*0\r\n")
+    assert await asyncio.gather(*tasks) == [b"kept", None, []]
+
+
+async def test_lost_scripts_are_loaded_and_the_commands_repeated() -> None:
+    """What is refused without the scripts is repeated in order, before what was published meanwhile."""
+    link, transport, losses = publisher()
+    tasks = [asyncio.create_task(link.keep(script(payload))) for payload in (b"one", b"two", b"cancelled")]
+    reading = asyncio.create_task(link.recall(script(b"read")))
+    await until_idle()
+    link.data_received(NOSCRIPT)
+    tasks.append(asyncio.create_task(link.publish(b"room", b"later")))
+    tasks[2].cancel()
+    await until_idle()
+    assert len(transport.written) == 1
+    link.data_received(NOSCRIPT * 3)
+    loads, repeated, later = transport.written[1:4], transport.written[4], transport.written[5]
+    assert all(b"SCRIPT" in load for load in loads)
+    assert repeated == script(b"one") + script(b"two") + script(b"read")
+    assert b"later" in later
+    link.data_received(LOADED + b"+1\r\n+2\r\n+3\r\n" + PUBLISHED)
+    assert await asyncio.gather(*tasks[:2], tasks[3], reading) == [b"1", b"2", None, b"3"]
+    assert losses == []
+
+
+async def test_lost_scripts_twice_raise() -> None:
+    """A server that goes on without the scripts is not asked without end; the error is that of the server."""
+    link, _, _ = publisher()
+    tasks = [asyncio.create_task(link.keep(script(b"1"))), asyncio.create_task(link.recall(script(b"2")))]
+    await until_idle()
+    link.data_received(NOSCRIPT * 2)
+    link.data_received(b"-NOPERM no\r\n" * 3 + NOSCRIPT * 2)
+    for task in tasks:
+        with pytest.raises(hiredis.ReplyError, match="NOSCRIPT"):
+            await task
+
+
+async def test_lost_scripts_do_not_let_a_later_publish_overtake() -> None:
+    """Where a publish after a refused command was executed, the command is not repeated: it was not published."""
+    link, transport, _ = publisher()
+    keeping = asyncio.create_task(link.keep(script(b"first")))
+    reading = asyncio.create_task(link.recall(script(b"read")))
+    publishing = asyncio.create_task(link.publish(b"room", b"second"))
+    executed = asyncio.create_task(link.publish(b"room", b"third"))
+    await until_idle()
+    link.data_received(NOSCRIPT * 2 + BUSY)
+    assert not keeping.done()
+    link.data_received(PUBLISHED)
+    with pytest.raises(BrokerUnavailableError, match="lost its scripts"):
+        await keeping
+    with pytest.raises(PublishError, match="BUSY"):
+        await publishing
+    await executed
+    assert transport.written[-1] == script(b"read")
+    assert len(transport.written) == 5
+    link.data_received(LOADED + b"*0\r\n")
+    assert await reading == []
+
+
+async def test_end_of_a_link_fails_what_waits_for_the_scripts_as_not_published() -> None:
+    """What the server refused without its scripts was certainly not published; what has no answer may be."""
+    link, _, _ = publisher()
+    refused, sent = (asyncio.create_task(link.keep(script(payload))) for payload in (b"1", b"2"))
+    await until_idle()
+    link.data_received(NOSCRIPT)
+    link.connection_lost(None)
+    with pytest.raises(BrokerUnavailableError):
+        await refused
+    with pytest.raises(PublishOutcomeUnknownError):
+        await sent
+    with pytest.raises(BrokerUnavailableError):
+        await link.keep(script(b"3"))
+    with pytest.raises(BrokerUnavailableError):
+        await link.recall(script(b"3"))
+
+
+async def test_recall_on_a_link_that_ends_is_unavailable() -> None:
+    """A read without a reply raises that the broker is unavailable, and not an error of a publish."""
+    link, _, _ = publisher()
+    reading = asyncio.create_task(link.recall(script(b"1")))
+    await until_idle()
+    link.connection_lost(None)
+    with pytest.raises(BrokerUnavailableError, match="EVALSHA"):
+        await reading

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from zlib import crc32
 
 import hiredis
 import pytest
 
+from backplane.message import Place
 from tests.unit.adapters.redis.recorded_links import BUSY, confirmation, message, subscriber
 from tests.unit.doubles import until_idle
 
@@ -67,3 +69,18 @@ async def test_refused_unsubscribe_is_repeated() -> None:
     await again
     link.data_received(message(b"b", b"still here"))
     assert sink.delivered == [("b", b"still here")]
+
+
+async def test_envelope_is_removed_whether_or_not_a_rule_exists() -> None:
+    """What is kept is delivered without its envelope and with its place; what is not, without a place and unchanged."""
+    link, _, _ = subscriber()
+    received: list[tuple[object, ...]] = []
+    link._sink.deliver = lambda *report: received.append(report)  # type: ignore[method-assign]
+    joining = asyncio.create_task(link.subscribe({b"a": "a"}))
+    await until_idle()
+    wrapped = b"\xbfBP\3epoch 8." + (2).to_bytes(8) + (9).to_bytes(4) + b"data"
+    plain = b"\xbfBP\1 and more"
+    link.data_received(confirmation(b"subscribe", b"a") + message(b"a", wrapped) + message(b"a", plain))
+    await joining
+    place = Place(b"epoch 8.", 2, crc32(b"data"), 1, 9)
+    assert received == [("a", b"data", place), ("a", plain)]

@@ -1,0 +1,168 @@
+"""Reading the history of one channel from its stream.
+
+Nothing is removed from between two messages of a channel: the limit of messages, and age, remove its oldest ones. So
+where a message is still there, everything after it is, too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+from zlib import crc32
+
+from backplane.broadcaster import KeptMessage, Recalled
+from backplane.message import Place, Position
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from backplane.adapters.nats.channel_log import ChannelLog, Stream
+    from backplane.adapters.nats.jetstream import JetStream, StoredMessage, StreamState
+
+__all__ = ["Reading"]
+
+_MAX_BATCH: Final = 1000
+_MAX_BATCH_BYTES: Final = 1024 * 1024
+
+
+class Reading:
+    """One call of `recall`.
+
+    Args:
+        jetstream: Where to read.
+        stream: The stream.
+        channel: The channel.
+        state: What the stream had before.
+        log: What is known of the channel, if it is subscribed to, or was on the last link.
+    """
+
+    def __init__(
+        self, jetstream: JetStream, stream: Stream, channel: str, state: StreamState, log: ChannelLog | None
+    ) -> None:
+        self._jetstream = jetstream
+        self._stream = stream
+        self._subject = stream.subject_of(channel)
+        self._epoch = stream.epoch_of(self._subject)
+        self._state = state
+        self._log = log
+
+    async def recall(self, after: Position | None, limit: int, max_bytes: int) -> Recalled:
+        """Return what `SupportsHistory.recall` does."""
+        newest = await self._jetstream.newest(self._stream, self._subject)
+        if newest is None:
+            return self._recall_nothing(after)
+        top = Position(self._epoch, newest.sequence, crc32(newest.payload))
+        if after is None:
+            return await self._newest(top, limit, max_bytes)
+        if after == top:
+            return Recalled(top=top)
+        if after.epoch != self._epoch or after.offset > top.offset:
+            return Recalled(top=top, found=False)
+        named = await self._jetstream.at(self._stream, after.offset) if after.offset else None
+        if named is not None and named.subject == self._subject:
+            if crc32(named.payload) == after.check:
+                return await self._after(after, top, limit, max_bytes)
+        elif after == self._known_newest() or self._is_start(after):
+            return await self._after_start(after, top, limit, max_bytes)
+        return Recalled(top=top, found=False)
+
+    def _recall_nothing(self, after: Position | None) -> Recalled:
+        """Return the answer for a channel of which the stream has no message: none was published, or all are gone.
+
+        Where these two cannot be distinguished, `top` has the number of the newest message of the stream: it is the
+        position after which there is none of this channel.
+        """
+        known = self._known_newest()
+        if after is not None and after.epoch == self._epoch and (after == known or self._is_start(after)):
+            return Recalled(top=after)
+        state = self._state
+        top = known or Position(self._epoch, state.last_seq if state.first_seq > 1 else 0, 0)
+        return Recalled(top=top, found=after is None)
+
+    def _known_newest(self) -> Position | None:
+        state = self._state
+        if self._log is None:
+            return None
+        return self._log.known_newest(first=state.first_seq, last=state.last_seq, now=time.monotonic())
+
+    def _is_start(self, position: Position) -> bool:
+        """Whether a position is one without a message, and age has removed no later message of any channel since."""
+        state = self._state
+        return not position.check and state.first_seq - 1 <= position.offset <= state.last_seq
+
+    async def _newest(self, top: Position, limit: int, max_bytes: int) -> Recalled:
+        """Return the newest messages. NATS finds the next message of a subject, not the one before: all are read."""
+        if not limit:
+            return Recalled(top=top, more=True)
+        found = await self._read(1, top.offset, limit, max_bytes, newest=True)
+        first = await self._jetstream.first(self._stream, self._subject)
+        # What was dropped while this read can have left a hole after it.
+        whole = [message for message in found if first is not None and message.sequence >= first.sequence]
+        more = first is not None and bool(whole) and first.sequence < whole[0].sequence
+        fresh = [message for message in whole if not self._has_expired(message)]
+        return Recalled(items=self._kept(fresh, None), top=top, more=more and len(fresh) == len(whole))
+
+    async def _after(self, after: Position, top: Position, limit: int, max_bytes: int) -> Recalled:
+        """Return what follows a message that was there, if it is there still when all is read."""
+        found = await self._read(after.offset + 1, top.offset, limit or 1, max_bytes)
+        first = await self._jetstream.first(self._stream, self._subject)
+        if first is None or first.sequence > after.offset:
+            return Recalled(top=top, found=False)
+        return self._followed(after, found, top, limit)
+
+    async def _after_start(self, after: Position, top: Position, limit: int, max_bytes: int) -> Recalled:
+        """Return what follows a position whose message is not there, where nothing after it can have been removed."""
+        found = await self._read(after.offset + 1, top.offset, limit or 1, max_bytes)
+        self._state = (await self._jetstream.info(self._stream, self._subject)).state
+        count = (self._state.subjects or {}).get(self._subject.decode(), 0)
+        if count >= self._stream.max_per_subject or not (after == self._known_newest() or self._is_start(after)):
+            return Recalled(top=top, found=False)
+        return self._followed(after, found, top, limit)
+
+    def _followed(self, after: Position, found: Collection[StoredMessage], top: Position, limit: int) -> Recalled:
+        items = self._kept(found, after.offset)
+        if any(map(self._has_expired, found)):  # the oldest one first
+            return Recalled(top=top, found=False)
+        more = not items or items[-1].place.offset < top.offset
+        return Recalled(items=items, top=top, more=more) if limit else Recalled(top=top, more=True)
+
+    def _has_expired(self, message: StoredMessage) -> bool:
+        """Whether a message is older than the rule permits: the stream keeps some for longer, because of their ids."""
+        rule_seconds = self._stream.rule.max_age_seconds
+        return rule_seconds < self._stream.max_age_seconds and message.stored_at < time.time() - rule_seconds
+
+    async def _read(
+        self, low: int, high: int, limit: int, max_bytes: int, *, newest: bool = False
+    ) -> deque[StoredMessage]:
+        """Return the oldest messages from number `low` to `high`, or the newest ones, within the limits."""
+        kept: deque[StoredMessage] = deque()
+        size_bytes, by_leader = 0, False
+        while low <= high:
+            batch = _MAX_BATCH if newest else min(_MAX_BATCH, limit - len(kept))
+            found = await self._jetstream.read(
+                self._stream, self._subject, low, limit=batch, max_bytes=_MAX_BATCH_BYTES, by_leader=by_leader
+            )
+            if not found and by_leader:
+                break  # it was removed meanwhile
+            by_leader = not found  # a replica may be behind
+            for message in found:
+                if message.sequence > high:
+                    return kept
+                kept.append(message)
+                size_bytes += len(message.payload)
+                if newest:
+                    while len(kept) > limit or size_bytes - len(kept[0].payload) > max_bytes:
+                        size_bytes -= len(kept.popleft().payload)
+                elif len(kept) >= limit or size_bytes > max_bytes:
+                    return kept
+                low = message.sequence + 1
+        return kept
+
+    def _kept(self, found: Collection[StoredMessage], before: int | None) -> list[KeptMessage]:
+        items: list[KeptMessage] = []
+        for message in found:
+            place = Place(self._epoch, message.sequence, crc32(message.payload), before)
+            items.append(KeptMessage(message.payload, place))
+            before = message.sequence
+        return items

@@ -1,0 +1,168 @@
+"""The Lua scripts that keep messages and read them again (https://redis.io/docs/latest/develop/programmability/eval-intro/).
+
+A channel with a history has two keys:
+
+- its place, a string: epoch 8 | offset 8 | check 4 of the newest message. It lives longer than the messages.
+- its log, a list, oldest first: check 4 of the message before it | time 6 | payload. The newest element has the offset
+  of the place, the one before it the offset less one, and so on: the list is counted from its end. So a log that was
+  trimmed, evicted, deleted or has expired is only shorter, and never wrong. A log without a place is deleted.
+
+The time is the server's, in milliseconds since 1970: one clock decides how old a message is. Numbers are big-endian.
+
+A script is not rolled back where a command in it fails. So the first command that writes is the one that can be refused
+(out of memory, a replica), and a refused PUBLISH is undone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha1
+from typing import Final
+
+__all__ = ["GRANTS", "KEEP", "KEEP_ONCE", "PERMITTED", "RECALL", "SCRIPTS", "Script"]
+
+_ONCE_MILLISECONDS: Final = 300_000
+
+GRANTS: Final = "+evalsha +script|load +get +set +del +rpush +rpop +lpop +ltrim +lrange +lindex +pexpire +time"
+"""What an ACL must grant, beside PUBLISH and the keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script, which a server knows by the SHA-1 of its text.
+
+    Attributes:
+        text: What SCRIPT LOAD gets.
+        digest: What EVALSHA gets.
+    """
+
+    text: bytes
+    digest: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", sha1(self.text, usedforsecurity=False).hexdigest().encode())
+
+
+# KEYS: place, log. ARGV: channel, most elements, milliseconds that the log lives, and the place, then for this message:
+# epoch of a new history, check, payload. Returns epoch 8 | offset 8.
+_KEEP: Final = rb"""
+local place = redis.call('GET', KEYS[1])
+local epoch, offset, before
+if place and #place == 20 then
+  epoch = string.sub(place, 1, 8)
+  offset = struct.pack('>I8', struct.unpack('>I8', place, 9) + 1)
+  before = string.sub(place, 17)
+else
+  epoch, offset, before = ARGV[5], '\0\0\0\0\0\0\0\1', '\0\0\0\0'
+  redis.call('DEL', KEYS[2])
+end
+local now = redis.call('TIME')
+local time = struct.pack('>I6', now[1] * 1000 + math.floor(now[2] / 1000))
+local length = redis.call('RPUSH', KEYS[2], before .. time .. ARGV[7])
+local published = redis.pcall('PUBLISH', ARGV[1], '\191BP\3' .. epoch .. offset .. before .. ARGV[7])
+if type(published) == 'table' then
+  redis.call('RPOP', KEYS[2])
+  return published
+end
+local excess = length - ARGV[2]
+if excess == 1 then
+  redis.call('LPOP', KEYS[2])
+elseif excess > 1 then
+  redis.call('LTRIM', KEYS[2], -ARGV[2], -1)
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+redis.call('SET', KEYS[1], epoch .. offset .. ARGV[6], 'PX', ARGV[4])
+"""
+
+KEEP: Final = Script(_KEEP + b"return epoch .. offset\n")
+"""Publishes and stores one message."""
+
+KEEP_ONCE: Final = Script(
+    b"local first = redis.call('GET', KEYS[3])\nif first then return first end"
+    + _KEEP
+    + b"redis.call('SET', KEYS[3], epoch .. offset .. ARGV[6], 'PX', %d)\nreturn epoch .. offset\n" % _ONCE_MILLISECONDS
+)
+"""The same with a third key, that of the idempotency key. Returns epoch 8 | offset 8 | check 4 of the first message
+where this one is a repetition: the lengths differ."""
+
+# KEYS: place, log. ARGV: milliseconds that the log lives, and the place, epoch of a new history, limit, most bytes;
+# then epoch, offset and check of a position, or nothing. Returns {place, found, more, elements}, elements oldest first.
+# It reads in pieces, first one element, because a script that reads a large range takes the memory of all of it.
+RECALL: Final = Script(rb"""
+local log = KEYS[2]
+local place = redis.call('GET', KEYS[1])
+if place and #place == 20 then
+  local kept = redis.pcall('PEXPIRE', KEYS[1], ARGV[2])
+  if type(kept) == 'table' and string.find(kept.err, 'READONLY') then return kept end
+else
+  place = ARGV[3] .. '\0\0\0\0\0\0\0\0\0\0\0\0'
+  redis.call('SET', KEYS[1], place, 'PX', ARGV[2])
+  redis.call('DEL', log)
+end
+local top = struct.unpack('>I8', place, 9)
+local now = redis.call('TIME')
+local oldest = now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[1]
+local limit, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
+local step, index = -1, -1
+if ARGV[6] then
+  local offset = tonumber(ARGV[7])
+  if ARGV[6] ~= string.sub(place, 1, 8) or offset > top then return {place, 0, 0, {}} end
+  if offset == top then return {place, ARGV[8] == string.sub(place, 17) and 1 or 0, 0, {}} end
+  step, index = 1, offset - top
+  local successor = redis.call('LINDEX', log, index)
+  if not successor or string.sub(successor, 1, 4) ~= ARGV[8] or struct.unpack('>I6', successor, 5) < oldest then
+    return {place, 0, 0, {}}
+  end
+end
+local elements, count, bytes, largest, ahead, more = {}, 0, 0, 1, 1, 0
+while more == 0 and index < 0 do
+  local piece
+  if step > 0 then
+    piece = redis.call('LRANGE', log, index, math.min(index + ahead - 1, -1))
+  else
+    piece = redis.call('LRANGE', log, index - ahead + 1, index)
+  end
+  if #piece == 0 then break end
+  local is_fresh = step > 0 or struct.unpack('>I6', piece[1], 5) >= oldest
+  for number = 1, #piece do
+    local element = piece[step > 0 and number or #piece + 1 - number]
+    if not is_fresh and struct.unpack('>I6', element, 5) < oldest then index = 0 break end
+    if count == limit or bytes > max_bytes then more = 1 break end
+    count = count + 1
+    elements[count] = element
+    bytes = bytes + #element - 10
+    if #element > largest then largest = #element end
+  end
+  if index == 0 or #piece < ahead and step < 0 then break end
+  index = index + step * #piece
+  ahead = math.max(1, math.min(limit - count + 1, math.ceil((max_bytes - bytes) / largest) + 1))
+end
+if step < 0 then
+  for number = 1, math.floor(count / 2) do
+    elements[number], elements[count + 1 - number] = elements[count + 1 - number], elements[number]
+  end
+end
+return {place, 1, more, elements}
+""")
+"""Reads from the log, and makes the epoch of a channel that was never used."""
+
+# KEYS: place and log of a name that no channel has.
+PERMITTED: Final = Script(rb"""
+redis.call('RPUSH', KEYS[2], '1', '2', '3', '4')
+redis.call('LTRIM', KEYS[2], 1, -1)
+redis.call('LPOP', KEYS[2])
+redis.call('RPOP', KEYS[2])
+redis.call('LRANGE', KEYS[2], 0, -1)
+redis.call('LINDEX', KEYS[2], 0)
+redis.call('PEXPIRE', KEYS[2], 1000)
+redis.call('SET', KEYS[1], '', 'PX', 1000)
+redis.call('GET', KEYS[1])
+redis.call('TIME')
+redis.call('DEL', KEYS[2])
+redis.call('DEL', KEYS[1])
+return struct.pack('>I6', 1)
+""")
+"""Runs every command of the others, so that a missing permission is found before there is a message."""
+
+SCRIPTS: Final = (KEEP, KEEP_ONCE, RECALL)
+"""What a server must know while a link is used."""

@@ -1,0 +1,167 @@
+"""What only some subscribers are given: where they were before, and in which form they receive. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from backplane.errors import ConfigurationError
+from backplane.message import Position
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from backplane.fanout.batch import Batch
+    from backplane.history_rules import HistoryRules
+    from backplane.message import Gap, Joined, Message
+
+__all__ = [
+    "SEPARATOR",
+    "UNKNOWN",
+    "Since",
+    "SubscriberOptions",
+    "check_rewind",
+    "kept_channels",
+    "position_in",
+    "positions_by_channel",
+    "previous_token",
+]
+
+Since = str | Mapping[str, str] | None
+"""Where a subscriber was before: a position, or a position by channel; `None` and "" at its first visit."""
+
+SEPARATOR: Final = "."
+"""Between the positions of several channels; the string of a position does not have it."""
+
+UNKNOWN: Final = "-"
+"""In place of a position that is not known: it is found in no history."""
+
+_TOKEN_CHARACTERS: Final = 16
+
+
+class SubscriberOptions:
+    """Options of one subscriber. Made only where one of them is given: most subscribers have none.
+
+    Attributes:
+        since: Where it was before, by channel, for the joins of a handshake.
+        rewind: How many of the newest messages it gets, at the joins of a handshake.
+        previous: The token that it had before: messages that exclude it are not delivered.
+        envelope: Returns the data to send for a message, a gap or a join; `None` sends nothing.
+        resumed: Whether each join that passed a position was resumed; `None` where none did.
+    """
+
+    __slots__ = ("envelope", "previous", "resumed", "rewind", "since")
+
+    def __init__(
+        self,
+        *,
+        since: Mapping[str, str] | None = None,
+        rewind: int = 0,
+        previous: bytes | None = None,
+        envelope: Callable[[Message | Gap | Joined], object] | None = None,
+    ) -> None:
+        self.since: Mapping[str, str] | None = since
+        self.rewind: int = rewind
+        self.previous: bytes | None = previous
+        self.envelope: Callable[[Message | Gap | Joined], object] | None = envelope
+        self.resumed: bool | None = None
+
+    def apply(self, batch: Batch) -> Batch:
+        """Return what this subscriber gets for `batch`."""
+        if self.previous is not None and batch.excludes:
+            batch = batch.for_token(self.previous)
+        return batch if self.envelope is None else batch.enveloped(self.envelope)
+
+    def note(self, joined: Joined) -> None:
+        """Take notice of a join that was resumed, or could not be."""
+        self.resumed = joined.resumed and self.resumed is not False
+
+
+def positions_by_channel(since: Since, channels: Iterable[str], rules: HistoryRules | None) -> Mapping[str, str] | None:
+    """Return where a subscriber of `channels` was before, by channel; `None` at its first visit.
+
+    One string can hold the positions of several channels: of all that have a history, in the order of their names, with
+    a `.` between them. Where the numbers of positions and of channels differ it is passed for each of them, and is
+    found in none. Where no channel has a history it is passed for all, as the application asked for what is not kept.
+
+    Raises:
+        ConfigurationError: It is neither a string nor a mapping; what a client can choose raises nothing.
+    """
+    if not since:
+        _check_type(since)
+        return None
+    names = [name for name in channels if _is_text(name)]  # another is refused when it is joined
+    if isinstance(since, Mapping):
+        return {name: position for name in names if (position := position_in(since, name))}
+    _check_type(since)
+    kept = kept_channels(names, rules)
+    if not kept:
+        return dict.fromkeys(names, since)
+    parts = since.split(SEPARATOR, len(kept))
+    if len(parts) != len(kept):
+        return dict.fromkeys(kept, UNKNOWN)
+    return {channel: part or UNKNOWN for channel, part in zip(kept, parts, strict=True)}
+
+
+def position_in(since: Since, channel: str) -> str | None:
+    """Return where a subscriber of `channel` was before, as text; `None` at its first visit.
+
+    Raises:
+        ConfigurationError: `since`, or its value for the channel, is of a type that no client can cause.
+    """
+    _check_type(since)
+    position: object = since.get(channel) if isinstance(since, Mapping) else since
+    if isinstance(position, Position):
+        raise ConfigurationError("since takes positions as text: str(message.position)")
+    if position is None or position == "":
+        return None
+    return position if isinstance(position, str) else UNKNOWN  # the mapping can be what a client sent as JSON
+
+
+def kept_channels(channels: Iterable[str], rules: HistoryRules | None) -> list[str]:
+    """Return those of `channels` that have a history, in the order of their names."""
+    if rules is None:
+        return []
+    return sorted({name for name in channels if _is_text(name) and rules.rule_of(name) is not None})
+
+
+def check_rewind(rewind: object, rules: HistoryRules | None) -> None:
+    """Check how many messages are to be given back.
+
+    Raises:
+        ConfigurationError: It is no such number, or no channel has a history.
+    """
+    if isinstance(rewind, bool) or not isinstance(rewind, int) or rewind < 0:
+        raise ConfigurationError(f"rewind must be a whole number, 0 or more, not {rewind!r:.100}")
+    if rewind and rules is None:
+        raise ConfigurationError(
+            f"rewind={rewind} needs channels with a history: pass Backplane(history={{'orders:*': History()}})"
+        )
+
+
+def previous_token(previous_id: object) -> bytes | None:
+    """Return the token of the id that a client had before; `None` where it passes none, or what is no id.
+
+    Raises:
+        ConfigurationError: It is no text.
+    """
+    if previous_id is None:
+        return None
+    if not isinstance(previous_id, str):
+        raise ConfigurationError(f"previous_id must be the id of a connection, as text, not {previous_id!r:.100}")
+    try:
+        token = bytes.fromhex(previous_id)
+    except ValueError:
+        return None
+    return token if len(previous_id) == _TOKEN_CHARACTERS and token.hex() == previous_id.lower() else None
+
+
+def _is_text(name: object) -> bool:
+    return isinstance(name, str)
+
+
+def _check_type(since: object) -> None:
+    if isinstance(since, Position):
+        raise ConfigurationError("since takes a position as text: str(message.position)")
+    if not isinstance(since, str | Mapping | None):
+        raise ConfigurationError(f"since must be a position as text, or one by channel, not {since!r:.100}")
