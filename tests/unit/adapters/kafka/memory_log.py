@@ -48,6 +48,7 @@ class MemoryLog:
         self.codes: list[int] = []
         self.fetches: list[int] = []
         self._changed = asyncio.Event()
+        self._deleted: list[_StoredBatch] = []
 
     @property
     def end(self) -> int:
@@ -56,13 +57,9 @@ class MemoryLog:
 
     @property
     def records(self) -> dict[int, tuple[bytes | None, bytes | None]]:
-        """Key and value by offset."""
-        return {
-            batch.base + place: record
-            for batch in self.batches
-            for place, record in enumerate(batch.records)
-            if batch.base + place >= self.start
-        }
+        """Key and value by offset, also of those that are deleted."""
+        batches = (*self._deleted, *self.batches)
+        return {batch.base + place: record for batch in batches for place, record in enumerate(batch.records)}
 
     def append(self, *records: tuple[bytes | None, bytes | None], milliseconds: int = 2_000_000_000_000) -> int:
         """Append a batch; return the offset of its first record."""
@@ -79,8 +76,9 @@ class MemoryLog:
     def delete_before(self, offset: int) -> None:
         """Delete the oldest records, as retention does."""
         self.start = max(self.start, min(offset, self.end))
-        kept = [batch for batch in self.batches if batch.next > self.start]
-        self.batches = kept or self.batches[-1:]
+        gone = [batch for batch in self.batches[:-1] if batch.next <= self.start]
+        self._deleted += gone
+        self.batches = self.batches[len(gone) :]
 
     def truncate(self, count: int) -> None:
         """Lose the last batches, as an unclean election does."""
