@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
@@ -28,6 +30,10 @@ class _StoredBatch:
     epoch: int
     data: bytes
     records: tuple[tuple[bytes | None, bytes | None], ...]
+
+
+def _next(batch: _StoredBatch) -> int:
+    return batch.next
 
 
 class MemoryLog:
@@ -99,11 +105,14 @@ class MemoryLog:
             return Fetched(0, 0, b"", self.end, diverged_at)
         if not self.start <= position.offset <= self.end:
             return Fetched(0, OUT_OF_RANGE, b"", self.end)
-        data = b""
-        for batch in self.batches:
-            if batch.next > position.offset and (not data or len(data) + len(batch.data) <= max_bytes):
-                data += batch.data
-        return Fetched(0, 0, data, self.end)
+        pieces: list[bytes] = []
+        size = 0
+        for batch in islice(self.batches, bisect_right(self.batches, position.offset, key=_next), None):
+            size += len(batch.data)
+            if pieces and size > max_bytes:
+                break
+            pieces.append(batch.data)
+        return Fetched(0, 0, b"".join(pieces), self.end)
 
     def _diverged_at(self, position: Position) -> Position | None:
         if position.epoch < 0:
