@@ -116,11 +116,13 @@ class Ring:
         since: Every record of the channel from this offset on is in `items`.
         items: The messages, oldest first.
         anchor: Where no message is known: the position that was given out in place of the newest message's.
+        max_items: How many it holds.
         is_full: A message before `since` was left out.
+        is_used: It was used since it was last considered for eviction.
         size_bytes: What it takes, about.
     """
 
-    __slots__ = ("_max_items", "anchor", "epoch", "is_full", "items", "partition", "since", "size_bytes")
+    __slots__ = ("anchor", "epoch", "is_full", "is_used", "items", "max_items", "partition", "since", "size_bytes")
 
     def __init__(self, partition: int, epoch: bytes, since: int, max_items: int) -> None:
         self.partition: int = partition
@@ -129,15 +131,22 @@ class Ring:
         self.items: deque[_Item] = deque()
         self.anchor: Position | None = None
         self.is_full: bool = False
+        self.is_used: bool = True
         self.size_bytes: int = _RING_BYTES
-        self._max_items = max_items
+        self.max_items: int = max_items
 
     def append(self, offset: int, milliseconds: int, payload: bytes) -> int:
-        """Add the newest message; return by how much the size has changed."""
-        self.items.append((offset, milliseconds, payload))
+        """Add the newest message; return by how much the size has changed. This runs for every record."""
+        items = self.items
+        items.append((offset, milliseconds, payload))
         size = len(payload) + _ITEM_BYTES
+        if len(items) > self.max_items:
+            oldest, _, dropped = items.popleft()
+            self.since, self.is_full = oldest + 1, True
+            size -= len(dropped) + _ITEM_BYTES
         self.size_bytes += size
-        return size if len(self.items) <= self._max_items else size - self.drop_oldest()
+        self.is_used = True
+        return size
 
     def prepend(self, records: Iterable[Record], since: int) -> int:
         """Add the records from `since` to those that it has, newest first; return by how much the size has changed."""
@@ -147,7 +156,7 @@ class Ring:
         for _, value, offset, milliseconds in records:
             if value is None or offset >= known:
                 continue
-            if len(self.items) >= self._max_items:
+            if len(self.items) >= self.max_items:
                 self.since, self.is_full = self.items[0][0], True
                 break
             self.items.appendleft((offset, milliseconds, value))
@@ -244,8 +253,6 @@ class HistoryRings:
             ring = self._make(key, rule)
         elif ring.partition != partition:
             return None
-        else:
-            self._rings.move_to_end(key)
         self.size_bytes += ring.append(offset, milliseconds, value)
         if self.size_bytes > self._max_bytes:
             self._evict()
@@ -332,8 +339,7 @@ class HistoryRings:
         ring = self._rings.get(key)
         if ring is None:
             ring = self._make(key, rule)
-        else:
-            self._rings.move_to_end(key)
+        ring.is_used = True
         if query.after is None:
             recalled = self._newest(ring, query, self._top(ring))
         elif not self.is_found(query, check):
@@ -353,7 +359,7 @@ class HistoryRings:
         ring = self._rings.get(key) or self._make(key, rule)
         if ring.since <= until:
             self.size_bytes += ring.prepend(records, since)
-            self._rings.move_to_end(key)
+            ring.is_used = True
         if self.size_bytes > self._max_bytes:
             self._evict()
 
@@ -368,6 +374,7 @@ class HistoryRings:
             if ring is None:
                 self._rings[key] = other
                 self._rings.move_to_end(key, last=False)
+                other.is_used = False
                 self.size_bytes += other.size_bytes
             elif ring.since <= until:
                 self.size_bytes += ring.prepend(other.records(), other.since)
@@ -412,9 +419,18 @@ class HistoryRings:
         return ring
 
     def _evict(self) -> None:
-        """Drop rings, the one first that was not used for longest; of the last one the oldest messages."""
+        """Drop rings, about the one first that was not used for longest; of the last one the oldest messages.
+
+        The rings take turns, and one that was used since its last turn is spared: to note each use is much cheaper than
+        to keep them in the order of use.
+        """
         while self.size_bytes > self._max_bytes and len(self._rings) > 1:
-            _, ring = self._rings.popitem(last=False)
+            key, ring = next(iter(self._rings.items()))
+            if ring.is_used:
+                ring.is_used = False
+                self._rings.move_to_end(key)
+                continue
+            del self._rings[key]
             self.size_bytes -= ring.size_bytes
             after_last = ring.items[-1][0] + 1 if ring.items else ring.since
             self._floors[ring.partition] = max(self._floors[ring.partition], after_last)
