@@ -309,7 +309,7 @@ class Track:
         return Mended(run, gap, position, again=True)
 
     def _run_through(self, top: Position, asked: int) -> tuple[list[KeptMessage], int | None]:
-        """Return the unbroken run of what is held that leads to `top` or follows it, and the index of a hole after it."""
+        """Return the unbroken run of held messages that reaches or follows `top`, and the index of a hole after it."""
         run: list[KeptMessage] = []
         current: Position | None = None  # the newest one, once `top` is reached
         for index, kept in enumerate(self.held):
