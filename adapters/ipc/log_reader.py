@@ -60,19 +60,24 @@ class LogReader:
         self._stalled_size = -1
         self._open_first()
 
-    def read(self) -> bool:
+    def read(self, limit: int | None = None) -> bool:
         """Read what is new, for at most 2 ms; return whether there may be more.
+
+        Args:
+            limit: Not further than to this offset, at which a record ends.
 
         Raises:
             OSError: The log cannot be read.
         """
         deadline = time.monotonic() + _SLICE_SECONDS
         size = _READ_BYTES
-        while True:
+        while limit is None or self.offset < limit:
             if self.sealed and not self._open_next():
                 return False
             assert self._file is not None
             place = self.offset - self._base
+            if limit is not None:
+                size = min(max(size, _READ_BYTES), limit - self.offset)
             if self._stalled_size >= 0 and os.fstat(self._file.fileno()).st_size == self._stalled_size:
                 return False
             data = os.pread(self._file.fileno(), size, place)
@@ -84,10 +89,14 @@ class LogReader:
             if late:
                 return True
             self.sealed = self._parser.sealed
-            if not self.sealed and not self._parser.position and len(data) < size:
-                self._stalled_size = place + len(data)  # the last record is not whole: wait until more is there
-                return False
+            if not self.sealed and not self._parser.position:
+                if len(data) < size:
+                    self._stalled_size = place + len(data)  # the last record is not whole: wait until more is there
+                    return False
+                if limit is not None and self.offset + size >= limit:
+                    limit = None  # no record ends there
             size = max(_READ_BYTES, self._parser.missing_bytes)
+        return False
 
     def pass_over(self, record: Record, offset: int) -> bool:
         """Take a record that this process has just written, without reading it; return false if there is more before.

@@ -27,6 +27,7 @@ from backplane.adapters.nats.jetstream import (
 )
 from backplane.adapters.nats.reading import Reading
 from backplane.adapters.nats.requests import status_of
+from backplane.adapters.nats.subjects import reserved_subjects
 from backplane.adapters.shared.error_chain import reason_of
 from backplane.concurrency.shared_future import outcome_of
 from backplane.concurrency.timeouts import PatientTimeout
@@ -80,6 +81,7 @@ class NatsHistory:
 
     async def prepare(self, link: NatsLink, rules: HistoryRules) -> None:
         """Find or create the stream of each pattern. See `SupportsHistory.prepare`."""
+        self.logs.end()
         jetstream = JetStream(link)
         streams = {
             pattern: known
@@ -101,6 +103,7 @@ class NatsHistory:
 
     async def stop(self) -> None:
         """End what runs; the link is closed."""
+        self.logs.end()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -195,7 +198,16 @@ class NatsHistory:
         except BrokerError as error:
             if "permissions" not in error.reason.lower():
                 raise
-            raise BrokerError(f"{error.reason}; {_to_grant(stream)}", adapter="nats") from error
+            hint = self._to_grant(stream, is_subscription="subscription" in error.reason.lower())
+            raise BrokerError(f"{error.reason}; {hint}", adapter="nats") from error
+
+    def _to_grant(self, stream: Stream, *, is_subscription: bool) -> str:
+        """Return what a user must be permitted who publishes, subscribes and reads."""
+        if is_subscription:
+            return f"grant subscribe to {reserved_subjects(self._options.prefix)}"
+        calls = ("STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET", "DIRECT.GET")
+        api = [f"$JS.API.{call}.{stream.name}" for call in calls]
+        return f"grant publish to {', '.join((stream.subjects, *api))}"
 
     async def _find_or_create(self, jetstream: JetStream, stream: Stream) -> StreamInfo:
         try:
@@ -324,15 +336,9 @@ class NatsHistory:
     def _ended(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # retrieved: whoever waits for the task raises it
+            task.exception()  # retrieved: a caller that waits for the task raises it
 
 
 def _message_id(subject: bytes, key: bytes) -> bytes:
     """Return the id by which the server finds a duplicate, among the messages of all channels of the stream."""
     return blake2b(subject + b"\n" + key, digest_size=16).hexdigest().encode()
-
-
-def _to_grant(stream: Stream) -> str:
-    """Return what a user must be permitted who publishes, subscribes and reads."""
-    api = [f"$JS.API.{call}.{stream.name}" for call in ("STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET", "DIRECT.GET")]
-    return f"grant publish to {', '.join((stream.subjects, *api))}"

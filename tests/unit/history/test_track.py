@@ -369,6 +369,31 @@ def test_after_a_gap_what_is_held_goes_on() -> None:
     assert take(track, 27) == [DELIVERED]
 
 
+def test_what_is_held_can_prove_that_nothing_is_missing() -> None:
+    """If what is held leads from the last message to the newest, there is no gap, though the history is shorter."""
+    track = joined(4)
+    track.lost("the link was cut")
+    take(track, 3, 5, 6)
+    track.ask(2)
+    take(track, 7)
+    mended = track.mend(Recalled(items=kept(6, 6), top=place(6), found=False))
+    assert (numbers(mended), mended.gap, mended.again) == ([5, 6, 7], None, False)
+    assert take(track, 8) == [DELIVERED]
+
+
+@pytest.mark.parametrize("first", [3, 4])
+def test_what_is_held_can_begin_before_the_last_message(first: int) -> None:
+    """What is held and was delivered before is not delivered again, where the history returns only a part."""
+    track = joined(2)
+    take(track, 3, 4)
+    track.lost("the link was cut")
+    for number in range(first, 9):
+        track.take(sparse(number, number - 1), b"")
+    track.ask(2)
+    mended = track.mend(Recalled(items=kept(5, 6), top=place(8), more=True))
+    assert (numbers(mended), mended.gap, mended.again) == ([5, 6, 7, 8], None, False)
+
+
 def test_after_a_gap_a_run_must_begin_at_a_known_position() -> None:
     """Where the position before a run is not stated, only what follows the newest position is delivered."""
     track = joined(4)

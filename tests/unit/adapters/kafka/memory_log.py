@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
@@ -30,6 +32,10 @@ class _StoredBatch:
     records: tuple[tuple[bytes | None, bytes | None], ...]
 
 
+def _next(batch: _StoredBatch) -> int:
+    return batch.next
+
+
 class MemoryLog:
     """The log of a partition.
 
@@ -48,6 +54,7 @@ class MemoryLog:
         self.codes: list[int] = []
         self.fetches: list[int] = []
         self._changed = asyncio.Event()
+        self._deleted: list[_StoredBatch] = []
 
     @property
     def end(self) -> int:
@@ -56,13 +63,9 @@ class MemoryLog:
 
     @property
     def records(self) -> dict[int, tuple[bytes | None, bytes | None]]:
-        """Key and value by offset."""
-        return {
-            batch.base + place: record
-            for batch in self.batches
-            for place, record in enumerate(batch.records)
-            if batch.base + place >= self.start
-        }
+        """Key and value by offset, also of those that are deleted."""
+        batches = (*self._deleted, *self.batches)
+        return {batch.base + place: record for batch in batches for place, record in enumerate(batch.records)}
 
     def append(self, *records: tuple[bytes | None, bytes | None], milliseconds: int = 2_000_000_000_000) -> int:
         """Append a batch; return the offset of its first record."""
@@ -79,8 +82,9 @@ class MemoryLog:
     def delete_before(self, offset: int) -> None:
         """Delete the oldest records, as retention does."""
         self.start = max(self.start, min(offset, self.end))
-        kept = [batch for batch in self.batches if batch.next > self.start]
-        self.batches = kept or self.batches[-1:]
+        gone = [batch for batch in self.batches[:-1] if batch.next <= self.start]
+        self._deleted += gone
+        self.batches = self.batches[len(gone) :]
 
     def truncate(self, count: int) -> None:
         """Lose the last batches, as an unclean election does."""
@@ -101,11 +105,14 @@ class MemoryLog:
             return Fetched(0, 0, b"", self.end, diverged_at)
         if not self.start <= position.offset <= self.end:
             return Fetched(0, OUT_OF_RANGE, b"", self.end)
-        data = b""
-        for batch in self.batches:
-            if batch.next > position.offset and (not data or len(data) + len(batch.data) <= max_bytes):
-                data += batch.data
-        return Fetched(0, 0, data, self.end)
+        pieces: list[bytes] = []
+        size = 0
+        for batch in islice(self.batches, bisect_right(self.batches, position.offset, key=_next), None):
+            size += len(batch.data)
+            if pieces and size > max_bytes:
+                break
+            pieces.append(batch.data)
+        return Fetched(0, 0, b"".join(pieces), self.end)
 
     def _diverged_at(self, position: Position) -> Position | None:
         if position.epoch < 0:
