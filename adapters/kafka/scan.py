@@ -70,10 +70,10 @@ class Scan:
                 self._step = max(1, min(chunk.next - start, (low - start) // 4))
                 continue
             self._add(rings, chunk, low, until)
-            if chunk.complete_from > start or self._left <= 0:
+            if chunk.complete_from > chunk.start or self._left <= 0:
                 rings.end_scan(partition, chunk.complete_from)
             # Somewhat less than one fetch, so that one is enough.
-            self._step = (low - start) * FETCH_BYTES * 3 // 4 // max(chunk.size_bytes, 1)
+            self._step = (low - chunk.start) * FETCH_BYTES * 3 // 4 // max(chunk.size_bytes, 1)
             self._step = min(_MAX_STEP, max(1, self._step))
             low = chunk.complete_from
         if self._others is not None:
