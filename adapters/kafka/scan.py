@@ -34,6 +34,7 @@ class Scan:
         rings: The rings of the reader; `None` for a scan with rings of its own.
         done: Completed with the rings when it has ended.
         waiting: How many calls wait for it. Without any it ends.
+        is_cut_short: It ended because `max_bytes` were read.
     """
 
     def __init__(self, partition: int, rings: HistoryRings | None, max_bytes: int) -> None:
@@ -41,6 +42,7 @@ class Scan:
         self.rings: HistoryRings | None = rings
         self.done: asyncio.Future[HistoryRings] = asyncio.get_running_loop().create_future()
         self.waiting: int = 0
+        self.is_cut_short: bool = False
         self._partition = partition
         self._left = max_bytes
         self._step = _FIRST_STEP
@@ -76,6 +78,7 @@ class Scan:
             self._step = (low - chunk.start) * FETCH_BYTES * 3 // 4 // max(chunk.size_bytes, 1)
             self._step = min(_MAX_STEP, max(1, self._step))
             low = chunk.complete_from
+        self.is_cut_short = self._left <= 0
         if self._others is not None:
             rings.adopt(partition, self._others, low, until)
 
