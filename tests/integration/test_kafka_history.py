@@ -185,7 +185,7 @@ async def test_the_newest_messages_are_recalled(reading: Any) -> None:
 
 
 async def test_as_many_as_the_rule_keeps_are_resumed_and_not_one_more(reading: Any) -> None:
-    """Whoever missed five of five resumes; whoever missed six is not found."""
+    """The position of a client that missed five of five is found, and that of one that missed six is not."""
     publisher, reader_of = reading
     positions = await keep(publisher, "room", *(b"%d" % number for number in range(7)))
     async with reader_of() as reader:
@@ -232,7 +232,7 @@ async def test_positions_of_others_are_not_found(reading: Any) -> None:
 
 
 async def test_messages_that_are_too_old_are_not_recalled(reading: Any) -> None:
-    """What is older than the rule keeps does not come, and who missed it is not found; the newest position is."""
+    """A message older than the rule permits is not returned, nor is a position before it found; the newest position is."""
     publisher, reader_of = reading
     first, second = await keep(publisher, "old", b"1", b"2")
     await asyncio.sleep(0.3)  # age itself is the subject
@@ -426,7 +426,7 @@ async def test_foreign_records(url: str, topic: str) -> None:
                 assert not found.more
 
 
-async def test_who_may_only_publish_is_refused_the_history(kafka_broker: Broker, topic: str) -> None:
+async def test_a_user_that_may_only_publish_is_refused_the_history(kafka_broker: Broker, topic: str) -> None:
     """Without the right READ a message is kept, with its position, and a question to the history names the right."""
     if not isinstance(kafka_broker, KafkaProcess):
         pytest.skip("this Kafka cannot be configured")
