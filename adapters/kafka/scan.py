@@ -44,7 +44,7 @@ class Scan:
         self.waiting: int = 0
         self.is_cut_short: bool = False
         self._partition = partition
-        self._left = max_bytes
+        self._left: int = max_bytes
         self._step = _FIRST_STEP
         self._others: dict[bytes, Ring] | None = {}
         self._others_bytes = 0

@@ -232,7 +232,7 @@ async def test_positions_of_others_are_not_found(reading: Any) -> None:
 
 
 async def test_messages_that_are_too_old_are_not_recalled(reading: Any) -> None:
-    """A message older than the rule permits is not returned, nor is a position before it found; the newest position is."""
+    """A message older than the rule permits is not returned, nor a position before it found; the newest position is."""
     publisher, reader_of = reading
     first, second = await keep(publisher, "old", b"1", b"2")
     await asyncio.sleep(0.3)  # age itself is the subject
