@@ -3,6 +3,7 @@
 from backplane.broker.link_state import LinkState, StateChange
 from backplane.close_codes import CloseCode
 from backplane.connection.connection import Connection
+from backplane.connection.envelope import Envelope
 from backplane.connection.limits import Limits
 from backplane.connection.policy import Authorize, Client, OnGap, OnSlow, SlowConsumer
 from backplane.core import Backplane
@@ -59,6 +60,7 @@ __all__ = [
     "ClosedError",
     "ConfigurationError",
     "Connection",
+    "Envelope",
     "FullPolicy",
     "Gap",
     "Health",

@@ -52,7 +52,8 @@ class HistoryLog:
         rules: The rules of the channels.
         sink: Receives what is read on the channels that were joined.
         bursts: Logs errors of reading.
-        announce: Called with channel and payload of each record once it is in the log: notifies the peers.
+        announce: Called with channel, payload and the offset of the end of each record that this process has written:
+            notifies the peers.
         max_bytes: How large the log may be.
 
     Attributes:
@@ -69,7 +70,7 @@ class HistoryLog:
         rules: HistoryRules,
         sink: Sink,
         bursts: LogBursts,
-        announce: Callable[[bytes, bytes], None],
+        announce: Callable[[bytes, bytes, int], None],
         *,
         max_bytes: int,
     ) -> None:
@@ -87,6 +88,7 @@ class HistoryLog:
         self._writer = LogWriter(self._files, max_bytes=max_bytes)
         self._reader: LogReader | None = None
         self._reading: asyncio.Handle | None = None  # there is more to read, in the next pass of the event loop
+        self._limit: int | None = None  # up to where; `None` for the end
         self._sweeping: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._looks = 0
@@ -116,11 +118,18 @@ class HistoryLog:
         """Deliver nothing more of a channel."""
         self.channels.pop(key, None)
 
-    def nudge(self) -> None:
-        """Read what is new: a peer has written something."""
-        reader = self._reader
-        if reader is not None and self._reading is None and not self._read(reader) and reader.sealed:
-            self._resync()
+    def read_to(self, offset: int) -> None:
+        """Read up to `offset`, or somewhat further if that takes long: a peer has written up to there."""
+        if self._reading is None:
+            self._read(offset)
+        elif self._limit is not None:
+            self._limit = max(self._limit, offset)
+
+    def _read_new(self) -> None:
+        """Read everything that is new."""
+        self._limit = None
+        if self._reading is None:
+            self._read(None)
 
     def close(self) -> None:
         """Close the descriptors and end the timers; nothing is delivered any more."""
@@ -193,11 +202,11 @@ class HistoryLog:
             record, check = build_record(self._files.mark, channel, key, payload, time=written_at)
             offset = self._writer.append(record)
         position = Position(self._files.epoch, offset, check)
-        self._announce(channel, payload)
+        self._announce(channel, payload, offset + len(record))
         if self._reader is not None:
             own = Record(0, len(record), channel, key, payload, written_at, check)
-            if self._reading is None and not self._reader.pass_over(own, offset):
-                self._read(self._reader)
+            if self._reading is not None or not self._reader.pass_over(own, offset):
+                self.read_to(offset + len(record))
         if self._writer.switched:
             self._writer.switched = False
             self._trim()
@@ -250,7 +259,7 @@ class HistoryLog:
             if self._reader is None:
                 self._reader = LogReader(self._files, self._take)
                 self._timer = self._loop.call_later(_LOOK_SECONDS, self._look, context=Context())
-            self.nudge()
+            self._read_new()
         except OSError as error:
             raise _unavailable(error) from error
         await self._wait_while(lambda _reader: True)
@@ -264,20 +273,25 @@ class HistoryLog:
         while self._reading is not None and self._reader is not None and has_to_read(self._reader):  # noqa: ASYNC110
             await asyncio.sleep(0)
 
-    def _read(self, reader: LogReader) -> bool:
-        """Read for 2 ms, and go on in the next pass of the event loop if that was not all; return whether it was not."""
+    def _read(self, limit: int | None) -> None:
+        """Read for 2 ms, and go on in the next pass of the event loop if there is more."""
+        reader = self._reader
+        if reader is None:
+            return
         try:
-            more = reader.read()
+            more = reader.read(limit)
         except OSError as error:  # the next look tries again
             self._bursts.log(logger, logging.WARNING, "cannot read the history (%s), trying again", error.strerror)
-            return False
+            return
         if more and not self._closed:
+            self._limit = limit
             self._reading = self._loop.call_soon(self._read_on, context=Context())
-        return more
+        elif reader.sealed:
+            self._resync()
 
     def _read_on(self) -> None:
         self._reading = None
-        self.nudge()
+        self._read(self._limit)
 
     def _take(self, record: Record, offset: int, before: int, before_check: int) -> None:
         channel = self.channels.get(record.channel)
@@ -290,7 +304,9 @@ class HistoryLog:
         self._timer = self._loop.call_later(_LOOK_SECONDS, self._look, context=Context())
         self._looks += 1
         self._check_files()
-        self.nudge()
+        if self._reader is not None:
+            self._reader.lookup.release()
+        self._read_new()
         if self._reading is not None:
             return
         self._resync()
@@ -311,6 +327,7 @@ class HistoryLog:
             self._report_gap("the history was removed before this process had read it")
             for key in self.channels:
                 reader.index.watch(key, reader.offset)
+            self._limit = None
             self._reading = self._loop.call_soon(self._read_on, context=Context())
 
     def _trim(self) -> None:
@@ -350,7 +367,7 @@ class HistoryLog:
             self._reader.close()
         self._files, self._writer, self._reader = files, writer, reader
         self._report_gap("the files of the history were removed")
-        self.nudge()
+        self._read_new()
 
     def _report_gap(self, reason: str) -> None:
         if self.channels:

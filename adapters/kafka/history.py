@@ -91,16 +91,18 @@ class KafkaHistory:
     async def _read(self, query: Query) -> HistoryRings:
         """Return rings that have everything up to this call, and reach back as far as needed, or possible."""
         rings = self._reader.rings
-        if rings is None or not self._reader.is_open or rings.rule_of(query.key) is None:
-            partition = LogIdentity.of(self._link.topology, self._link.target.topic).partition_of(query.key)
-            rings = await self._scan(partition, query, None)
-            if rings.partition_of(query.key) != partition:
-                raise unavailable("the topic has more partitions now")
-            return rings
-        partition = rings.partition_of(query.key)
-        await self._reader.reached(partition, (await self._log.ends()).get(partition, 0))
-        if rings.needed_from(query) is not None:
-            await self._scan(partition, query, rings)
+        if rings is not None and self._reader.is_open and rings.rule_of(query.key) is not None:
+            partition = rings.partition_of(query.key)
+            await self._reader.reached(partition, (await self._log.ends()).get(partition, 0))
+            if rings.needed_from(query) is not None:
+                await self._scan(partition, query, rings)
+            if rings.needed_from(query) is None:
+                return rings
+            # What was read did not fit into `max_ring_bytes`.
+        partition = LogIdentity.of(self._link.topology, self._link.target.topic).partition_of(query.key)
+        rings = await self._scan(partition, query, None)
+        if rings.partition_of(query.key) != partition:
+            raise unavailable("the topic has more partitions now")
         return rings
 
     async def _scan(self, partition: int, query: Query, rings: HistoryRings | None) -> HistoryRings:

@@ -91,8 +91,14 @@ class Scan:
         since, records = chunk.complete_from, chunk.records
         by_key: dict[bytes, list[Record]] = {}
         for record in reversed(records):
-            if record[0] is not None:
-                by_key.setdefault(record[0], []).append(record)
+            key = record[0]
+            if key is None:
+                continue
+            found = by_key.get(key)
+            if found is None:
+                by_key[key] = [record]
+            else:
+                found.append(record)
         if low == until:
             rings.note_first_end(partition, until, records[-1] if records else None)
         for query in self.queries:

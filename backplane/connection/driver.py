@@ -305,6 +305,13 @@ class ConnectionDriver(BaseSubscriber):
         self._detach()
         self.policy.keepalive.remove(self)
 
+    def client_has_read(self) -> None:
+        """Take it for the answer to a heartbeat: a ping waits after everything else, or is not sent at all.
+
+        What a join gives back can take a slow client longer than the time between two heartbeats.
+        """
+        self.timers.pinged_at = None
+
     # --- called by the receiver and the timers ---
 
     def message_received(self, now: float, /) -> None:

@@ -63,13 +63,11 @@ def json_envelope(item: Message | Gap | Joined) -> str:
     """Return the JSON text of a message, a gap or a join. Published JSON is embedded as it is."""
     head = f'{{"channel":{json.dumps(item.channel)}'
     position = "" if item.position is None else f',"position":"{item.position}"'
-    match item:
-        case Gap():  # without the reason, which may hold the broker's own text
-            return f'{head},"event":"gap"{position}}}'
-        case Joined():
-            return f'{head},"event":"joined"{position},"resumed":{"true" if item.resumed else "false"}}}'
-        case Message():
-            return f"{head}{position},{_content(item)}}}"
+    if isinstance(item, Message):
+        return f"{head}{position},{_content(item)}}}"
+    if isinstance(item, Joined):
+        return f'{head},"event":"joined"{position},"resumed":{"true" if item.resumed else "false"}}}'
+    return f'{head},"event":"gap"{position}}}'  # without the reason, which may hold the broker's own text
 
 
 def _content(message: Message) -> str:

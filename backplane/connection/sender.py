@@ -49,6 +49,9 @@ class SenderCallbacks(Protocol):
     def transport_closed(self) -> None:
         """Nothing can be sent any more; what the client sent before can still be received."""
 
+    def client_has_read(self) -> None:
+        """The client has read after it had not: what was held up goes on."""
+
 
 class Sender(ABC):
     """Sends what is offered for one client, and what waits in its outbox, to its socket.
@@ -209,6 +212,7 @@ class AsgiSender(Sender):
         except Exception as error:
             self._fail(error)
         else:
+            self._callbacks.client_has_read()
             self._send_all()
 
     def _fail(self, error: Exception) -> None:
@@ -284,6 +288,7 @@ class LaneSender(Sender):
             self._write = None
             return
         self._write = write = self._lane.write
+        self._callbacks.client_has_read()
         try:
             while self._outbox and self._write is not None:  # a write can make the transport pause
                 write(self._joined())

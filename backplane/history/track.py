@@ -218,13 +218,7 @@ class Track:
                     self.last = place
                     return DELIVERED
             self._doubt(_MISSING)
-        elif (
-            last is not None
-            and not self.held
-            and self.gap_reason is None
-            and place.before_check is not None  # after a failover a number alone proves nothing
-            and _follows(last, place)
-        ):
+        elif last is not None and not self.held and self.gap_reason is None and _proves(last, place):
             self._settle(place, reached=True)
             return PROVED
         self._hold(KeptMessage(payload, place))
@@ -280,8 +274,11 @@ class Track:
             if _follows(current, place):
                 items.append(kept)
                 current = place
-            elif index < asked and (place.epoch != current.epoch or place.offset <= current.offset):
-                continue  # the read, which is newer, covers it or has replaced it
+            elif index < asked:
+                # The read, which is newer, covers it or has replaced it. One that is ahead of it can also show that the
+                # broker has answered from before that message, so that is believed only if it repeats it.
+                if place.epoch == current.epoch and place.offset > current.offset and self._reads < _MAX_READS - 1:
+                    return index
             elif (
                 place.epoch != current.epoch
                 or place.offset > current.offset
@@ -291,9 +288,12 @@ class Track:
         return None
 
     def _break(self, reason: str, top: Position, asked: int) -> Mended:
-        """Report a gap, and go on at `top`."""
+        """Report a gap, and go on at `top`; none if what is held itself shows that nothing is missing."""
         run, hole = self._run_through(top, asked)
         if not hole:
+            if self.gap_reason is None and (following := _part_after(self.last, run)) is not None:
+                self._settle(run[-1].place, reached=True)
+                return Mended(following)
             if run and run[0].place.offset <= top.offset and run[0].place.before_check is None:
                 run = [kept for kept in run if kept.place.offset > top.offset]
             return self._end_with_gap(reason, run, top)
@@ -322,7 +322,9 @@ class Track:
                 current = place
             elif current is not None and place.epoch == current.epoch and place.offset <= current.offset:
                 continue
-            elif index >= asked:
+            elif index >= asked or (
+                place.epoch == top.epoch and place.offset > top.offset and self._reads < _MAX_READS - 1
+            ):
                 return run, True
             else:
                 run, current = [], None
@@ -409,3 +411,17 @@ def _follows(last: Position, place: Place) -> bool:
         and place.epoch == last.epoch
         and (place.before_check is None or place.before_check == last.check)
     )
+
+
+def _proves(last: Position, place: Place) -> bool:
+    """Whether `place` names `last` by its check: after a failover a number alone proves nothing."""
+    return place.before_check is not None and _follows(last, place)
+
+
+def _part_after(last: Position | None, run: list[KeptMessage]) -> list[KeptMessage] | None:
+    """Return the part of an unbroken run that follows `last`; `None` if the run does not show where that is."""
+    if last is None or not run:
+        return None
+    if _proves(last, run[0].place):
+        return run
+    return next((run[index + 1 :] for index, kept in enumerate(run) if kept.place == last), None)

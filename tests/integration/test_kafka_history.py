@@ -16,7 +16,15 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete  # type: ignore[import-untyped]
 
-from backplane import BrokerUnavailableError, ConfigurationError, History, Position
+from backplane import (
+    Backplane,
+    BrokerUnavailableError,
+    ConfigurationError,
+    History,
+    Message,
+    Position,
+    Settings,
+)
 from backplane.adapters.kafka import KafkaBroadcaster
 from backplane.broker.registry import broadcaster_from_url
 from backplane.history_rules import HistoryRules
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Recalled
     from backplane.message import Place
     from tests.brokers.broker import Broker
+    from tests.conftest import StartKafka
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -436,6 +445,40 @@ async def test_recalls_that_are_cancelled_leave_nothing(url: str) -> None:
                     asked[2].cancel()
                     assert payloads(await asked[1]) == [bytes(1000)]
                     await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_a_broker_that_is_killed_costs_no_gap(private_kafka: StartKafka) -> None:
+    """Subscribers of a kept channel get everything across a kill of the broker, once, in order, and no gap.
+
+    Another worker, which has no subscription, gives back what follows any position.
+    """
+    broker = private_kafka()
+    if not isinstance(broker, KafkaProcess):
+        pytest.skip("this Kafka cannot be killed")
+    settings = Settings(max_backoff_seconds=0.2, publish_timeout_seconds=60)
+    history = {"room*": History(max_messages=10_000)}
+    url = f"{broker.url}?partitions=2"
+    async with (
+        Backplane(url, settings=settings, history=history) as one,
+        Backplane(url, settings=settings, history=history) as two,
+        one.subscribe("room") as messages,
+    ):
+        for number in range(50):
+            await two.publish("room", f"{number}")
+        publishing = [asyncio.create_task(two.publish("room", f"{number}")) for number in range(50, 300)]
+        await asyncio.sleep(0)
+        broker.kill9()
+        await one.wait_for_state("degraded")
+        broker.launch()
+        await asyncio.to_thread(broker.wait_until_up)
+        await asyncio.gather(*publishing)
+        received = [await anext(messages) for _ in range(300)]
+        assert [item.data for item in received if isinstance(item, Message)] == [f"{n}" for n in range(300)]
+        for worker in (one, two):
+            page = await worker.history("room", since=received[100].position, limit=1000)
+            assert [item.data for item in page.messages] == [f"{n}" for n in range(101, 300)]
+            assert [item.position for item in page.messages] == [item.position for item in received[101:]]
+            assert page.complete
 
 
 @asynccontextmanager

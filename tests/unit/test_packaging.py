@@ -57,6 +57,7 @@ PUBLIC_NAMES = [
     "ClosedError",
     "ConfigurationError",
     "Connection",
+    "Envelope",
     "FullPolicy",
     "Gap",
     "Health",
@@ -236,6 +237,7 @@ def test_every_public_name_is_documented() -> None:
     assert set(PUBLIC_NAMES) - names == {
         "AllowedOrigins",
         "Authorize",
+        "Envelope",
         "FullPolicy",
         "LinkState",
         "OnGap",

@@ -482,6 +482,33 @@ async def test_client_that_sends_is_not_pinged(lane_world: World) -> None:
     assert (lane.pings, lane.aborted) == (0, False)
 
 
+async def test_slow_client_that_reads_is_not_silent(world: World) -> None:
+    """A ping waits after what was given back: a client that reads, however slowly, is there; one that stops is not."""
+    policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=10, heartbeat_message="ping"))
+    for number in range(20):
+        world.keeping_hub.keep("kept", str(number))
+    connection, socket = world.connection(policy=policy)
+    iterating = asyncio.create_task(received_from(connection))
+    await until_idle()
+    await connection.join("kept")
+    socket.send_gate.close()
+    world.keeping_hub.keep("kept", "waits")
+    await until_idle()
+    for heartbeat in range(1, 5):
+        beat(connection, 10 * heartbeat)
+        socket.send_gate.open()
+        await until_idle()
+        socket.send_gate.close()
+        world.keeping_hub.keep("kept", "more")
+        await until_idle()
+    assert not connection.is_over
+    beat(connection, 50)
+    beat(connection, 60)
+    assert connection.is_over
+    socket.send_gate.open()
+    await bounded(iterating)
+
+
 async def test_heartbeat_message(plain_world: World) -> None:
     """Without a lane the application's message is sent, and a client that does not answer is closed with 4011."""
     policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=10, heartbeat_message={"type": "ping"}))
@@ -677,7 +704,7 @@ async def test_since_by_channel(world: World) -> None:
 
 @pytest.mark.parametrize("since", ["garbage", "x" * 10_000, "\0\r\n"])
 async def test_join_that_cannot_resume_closes_no_client(world: World, since: str) -> None:
-    """With the policy `close` a position that is not found closes nobody: the client gets the rewind, and stays."""
+    """With the policy `close` a position that is not found closes no client: the client gets the rewind, and stays."""
     world.keeping_hub.keep("kept", "old")
     connection, socket = world.connection(on_gap="close")
     await connection.join("kept", since=since, rewind=1)
@@ -711,7 +738,7 @@ async def test_on_gap_that_sends_nothing_or_fails_at_a_join(world: World, caplog
 
 
 async def test_position_on_a_channel_without_a_history(world: World) -> None:
-    """Where nothing is kept `since` is a gap that says so, and there is no position."""
+    """Where nothing is kept `since` is a gap with that reason, and there is no position."""
     gaps: list[Gap] = []
     connection, _ = world.connection(on_gap=gaps.append)
     await connection.join("a", since="anything")
@@ -815,7 +842,7 @@ async def test_frame_after_a_position_follows_everything_up_to_it(world: World) 
 
 @pytest.mark.parametrize("opened", [True, False])
 async def test_more_than_the_backlog_is_given_back(world: World, opened: bool) -> None:
-    """However much a client missed, it is not slow: it would be closed again and again. Live messages wait behind."""
+    """However much a client missed, it is not slow: it would be closed again and again. Live messages wait after it."""
     hub = world.keeping_hub
     numbers = [str(number) for number in range(50)]
     for number in numbers:

@@ -30,10 +30,12 @@ class Callbacks:
     Attributes:
         calls: Every call, with what it was about.
         at_outbox_full: Called at `outbox_full`.
+        read: How many times the client went on reading.
     """
 
     def __init__(self) -> None:
         self.calls: list[object] = []
+        self.read = 0
         self.at_outbox_full: Callable[[], object] = lambda: None
 
     def outbox_full(self, item: Message | Gap) -> None:
@@ -48,6 +50,10 @@ class Callbacks:
     def transport_closed(self) -> None:
         """Keep it."""
         self.calls.append("transport closed")
+
+    def client_has_read(self) -> None:
+        """Count it."""
+        self.read += 1
 
 
 class Client:
@@ -739,4 +745,4 @@ async def test_send_of_what_is_given_back_that_suspends() -> None:
     plain.sender.offer(batch("live"))
     plain.client.gate.set()
     await plain.sender.drained()
-    assert (plain.client.got, plain.callbacks.calls) == ([*texts, "live"], [])
+    assert (plain.client.got, plain.callbacks.calls, plain.callbacks.read) == ([*texts, "live"], [], 1)

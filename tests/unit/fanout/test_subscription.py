@@ -554,7 +554,7 @@ async def test_join_that_cannot_resume() -> None:
 
 
 async def test_more_than_the_backlog_is_given_back() -> None:
-    """It makes no consumer slow; what is published meanwhile waits behind it."""
+    """It makes no consumer slow; what is published meanwhile waits after it."""
     async with keeping() as hub:
         for number in range(50):
             hub.keep("kept", str(number))

@@ -28,7 +28,7 @@ def test_a_place_without_a_message_is_true_of_what_the_log_still_has() -> None:
     index.add(b"a", 500, 501)
     records = index.channels[b"a"]
     assert [_after(records, offset, 0) for offset in (0, 499, 501, 1000, 1001)] == [0, 0, 1, 1, None]
-    assert [_after(records, offset, 0, oldest=400) for offset in (0, 399, 400)] == [None, None, 0]
+    assert [_after(records, offset, 0, oldest=400) for offset in (0, 399, 400)] == [0, None, 0]
 
 
 def test_the_newest_position_outlives_its_record() -> None:
