@@ -228,7 +228,8 @@ class HistoryConformance(ResumeConformance):
     async def test_a_foreign_position_is_not_found(self, two: tuple[HistoryWorker, HistoryWorker], room: str) -> None:
         """A position of another channel, of another epoch, with another check or of any numbers is not found."""
         other = f"other-{secrets.token_hex(8)}"
-        positions, others = [], []
+        positions: list[Position] = []
+        others: list[Position] = []
         for number in range(6):
             others.append(await two[0].keep(other, b"%d" % number))
             positions.append(await two[0].keep(room, b"%d" % number))

@@ -16,7 +16,7 @@ import pytest
 from backplane import Backlog, Backplane, Gap, Message, Settings
 from backplane.broker.registry import broadcaster_from_url
 from backplane.history_rules import History, HistoryRules
-from backplane.message import Position
+from backplane.message import Position, Receipt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -242,7 +242,7 @@ class ResumeConformance:
             outside.subscribe(room, backlog=_ROOMY) as messages,
         ):
             cutting = asyncio.create_task(cut_at_random(proxy, seed=1))
-            published = 0
+            published, receipt = 0, Receipt()
             try:
                 async with asyncio.timeout(_WAIT_SECONDS):
                     while not cutting.done() or published < 50:

@@ -336,7 +336,8 @@ class Run:
             self.gaps += 1
             position = mended.position
             self.out.append(("gap", None if position is None else self.broker.payload_at(position)))
-        self.out += [("message", kept.payload) for kept in mended.items]
+        for kept in mended.items:
+            self.out.append(("message", kept.payload))
 
     def end(self) -> None:
         """Let everything arrive, and one more message, without a fault."""

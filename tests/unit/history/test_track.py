@@ -589,7 +589,7 @@ def test_a_latest_value_that_contradicts_the_read_is_read_again(epoch: bytes) ->
     for reads in (2, 3):
         track = joined(4, latest=True)
         track.lost("the link was cut")
-        newest = place(6, epoch=epoch, branch="other")
+        newest, mended = place(6, epoch=epoch, branch="other"), Mended()
         for read in range(reads):
             track.ask(10)
             track.take(newest, b"arrived")
@@ -605,6 +605,7 @@ def test_a_latest_value_that_is_not_the_newest_is_read_again() -> None:
     """If the newest position is ahead of the value that was read, there is another read."""
     track = joined(4, latest=True)
     track.lost("the link was cut")
+    mended = Mended()
     for again in (True, True, False):
         track.ask(10)
         mended = track.mend(Recalled(items=kept(6, 6), top=place(7)))
