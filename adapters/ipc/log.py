@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
@@ -116,7 +117,8 @@ class HistoryLog:
 
     def leave(self, key: bytes) -> None:
         """Deliver nothing more of a channel."""
-        self.channels.pop(key, None)
+        if self.channels.pop(key, None) is not None and self._reader is not None:
+            self._reader.index.unwatch(key)
 
     def read_to(self, offset: int) -> None:
         """Read up to `offset`, or somewhat further if that takes long: a peer has written up to there."""
@@ -238,7 +240,7 @@ class HistoryLog:
         Raises:
             BrokerUnavailableError: The log cannot be read, or was closed.
         """
-        for _ in range(_MAX_ATTEMPTS):
+        for attempt in range(_MAX_ATTEMPTS):
             reader = await self._read_to_end()
             if channel in self.channels:
                 reader.index.watch(channel, reader.offset)
@@ -247,6 +249,8 @@ class HistoryLog:
                 return await recall(reader, epoch, channel, rule, after=after, limit=limit, max_bytes=max_bytes)
             except FileNotFoundError:
                 self._trim()
+                if attempt:  # a segment in the middle was removed by somebody
+                    self._forget_old(reader)
             except OSError as error:
                 raise _unavailable(error) from error
         raise BrokerUnavailableError("the history is removed faster than it can be read", adapter="ipc")
@@ -259,7 +263,12 @@ class HistoryLog:
             if self._reader is None:
                 self._reader = LogReader(self._files, self._take)
                 self._timer = self._loop.call_later(_LOOK_SECONDS, self._look, context=Context())
-            self._read_new()
+                self._read_new()
+                await self._wait_while(lambda _reader: True)
+                while self._resync():
+                    await self._wait_while(lambda _reader: True)
+            else:
+                self._read_new()
         except OSError as error:
             raise _unavailable(error) from error
         await self._wait_while(lambda _reader: True)
@@ -313,22 +322,23 @@ class HistoryLog:
         if not self._looks % _LOOKS_PER_TRIM:
             self._trim()
 
-    def _resync(self) -> None:
+    def _resync(self) -> bool:
         """Go on where the log goes on, if the next segment was removed before this process has read it."""
         reader = self._reader
         if reader is None:
-            return
+            return False
         try:
             skipped = reader.resync()
         except OSError as error:
             self._bursts.log(logger, logging.WARNING, "cannot read the history (%s), trying again", error.strerror)
-            return
+            return False
         if skipped:
             self._report_gap("the history was removed before this process had read it")
             for key in self.channels:
                 reader.index.watch(key, reader.offset)
             self._limit = None
             self._reading = self._loop.call_soon(self._read_on, context=Context())
+        return skipped
 
     def _trim(self) -> None:
         """Remove old segments, and what the index has of them."""
@@ -341,6 +351,11 @@ class HistoryLog:
             self._reader.drop_before(bases[0])
             if self._sweeping is None:
                 self._sweep()
+
+    def _forget_old(self, reader: LogReader) -> None:
+        """Forget everything before the newest segment."""
+        with suppress(OSError):
+            reader.drop_before(max(self._files.bases(), default=0))
 
     def _sweep(self) -> None:
         """Drop channels without records from the index, some hundreds in each pass of the event loop."""

@@ -15,7 +15,7 @@ from backplane.adapters.kafka.answers import EARLIEST, LATEST, Position
 from backplane.adapters.kafka.codes import Meaning, error_name, meaning
 from backplane.adapters.kafka.connect_error import unavailable
 from backplane.adapters.kafka.connection import ConnectionEndedError
-from backplane.adapters.kafka.records import read_batches
+from backplane.adapters.kafka.records import first_offset, read_batches
 from backplane.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -49,12 +49,14 @@ class Chunk:
     """A part of a partition that was read.
 
     Attributes:
+        start: The offset at which reading began: that of the batch in which the wanted one is.
         next: The offset at which reading ended.
         complete_from: The offset from which on nothing is missing.
         records: The records from there on, oldest first.
         size_bytes: The size of what was read.
     """
 
+    start: int
     next: int
     complete_from: int
     records: list[Record] = field(default_factory=list[Any])
@@ -102,7 +104,7 @@ class LogAccess:
             LogDamagedError: The broker cannot read its log there.
             BrokerError: The broker is gone, or the user lacks the right to read.
         """
-        chunk = Chunk(next=start, complete_from=start)
+        chunk = Chunk(start=start, next=start, complete_from=start)
         while chunk.next < end and chunk.size_bytes < max_bytes:
             answer = await self._fetch(partition, chunk.next, FETCH_BYTES)
             if answer is None:
@@ -111,7 +113,11 @@ class LogAccess:
                     raise LogDamagedError
                 chunk.next = min(earliest, end)
                 chunk.begin_at(chunk.next)
-            elif not _add(chunk, answer, end):
+                continue
+            if chunk.next == start and not chunk.size_bytes:
+                # All of the first batch is of use: to read it once more for what precedes `start` would be a waste.
+                chunk.start = chunk.next = chunk.complete_from = min(start, first_offset(answer.records, start))
+            if not _add(chunk, answer, end):
                 raise LogDamagedError
         chunk.complete_from = min(chunk.complete_from, end)
         return chunk
