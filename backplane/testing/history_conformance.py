@@ -420,7 +420,12 @@ class HistoryConformance(ResumeConformance):
         assert [payload.split()[1] for payload in order] == [number for _, number in by_offset]
         for worker in two:
             await worker.sink.until(lambda worker=worker: len(worker.sink.delivered) >= 400)  # type: ignore[misc]
-            assert worker.sink.payloads(room) == order
+            delivered = worker.sink.kept(room)
+            if worker.broadcaster.capabilities.live_may_skip:
+                # The server may deliver what two links publish at once in another order than it stores it (NATS 2.9.10
+                # does, to all alike). The places show that, and the core restores the order.
+                delivered.sort(key=lambda item: item.place.offset)
+            assert payloads(delivered) == order
 
     async def test_kept_and_other_messages_have_the_order_of_the_calls(
         self, two: tuple[HistoryWorker, HistoryWorker], room: str
