@@ -356,22 +356,19 @@ class Track:
         top = recalled.top
         newest = recalled.items[-1] if recalled.items else None
         held = self.held[-1] if self.held else None
-        again = newest is not None and newest.place != top
         if held is not None and held.place.epoch == top.epoch and held.place.offset > top.offset:
-            newest, top, again = held, held.place, False
+            newest, top = held, held.place
         elif (
             held is not None
             and not asked
             and held.place != top
             and (held.place.epoch != top.epoch or held.place.offset == top.offset)
         ):
-            again = True  # which of the two is newer is not known
-        if again:
+            return Mended(again=True)  # which of the two is newer is not known
+        elif newest is not None and newest.place != top:
             self._reads += 1
             if self._reads < _MAX_READS:
                 return Mended(again=True)
-            newest = held or newest
-            assert newest is not None
             top = newest.place
         items = () if newest is None or top == self.last else (newest,)
         self._settle(top, reached=newest is held)

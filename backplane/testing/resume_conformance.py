@@ -16,6 +16,7 @@ import pytest
 from backplane import Backlog, Backplane, Gap, Message, Settings
 from backplane.broker.registry import broadcaster_from_url
 from backplane.history_rules import History, HistoryRules
+from backplane.message import Position, Receipt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -182,7 +183,7 @@ class ResumeConformance:
             assert other.statistics().gaps == 0
 
     async def test_clients_that_come_back_at_once_share_the_reads(self, url: str, room: str) -> None:
-        """A thousand joins of ten channels, with ten different positions each, cost at most twenty reads."""
+        """A thousand joins of ten channels with good positions, and some with bad ones, cost at most twenty reads."""
         adapter = broadcaster_from_url(url)
         reads = counted(adapter)
         async with kept_backplane(url) as one, kept_backplane(adapter) as other:
@@ -197,10 +198,16 @@ class ResumeConformance:
                 async with other.subscribe(name, since=positions[name][19 - missed]) as messages:
                     assert await data_of(messages, missed) == [str(one) for one in range(20 - missed, 20)]
 
+            async def come_in_vain(number: int) -> None:
+                name = rooms[number % 10]
+                async with other.subscribe(name, since=str(Position(secrets.token_bytes(8), number, 1))) as messages:
+                    assert isinstance(await next_item(messages), Gap)
+
             async with asyncio.timeout(_WAIT_SECONDS), other.subscribe(*rooms):
                 await asyncio.gather(*(come_back(number) for number in range(1000)))
+                await asyncio.gather(*(come_in_vain(number) for number in range(200)))
             assert 1 <= len(reads) <= 20
-            assert other.statistics().resumed == 1000
+            assert (other.statistics().resumed, other.statistics().not_resumed) == (1000, 200)
 
     # -- publishing ----------------------------------------------------------------------------------------------------
 
@@ -235,7 +242,7 @@ class ResumeConformance:
             outside.subscribe(room, backlog=_ROOMY) as messages,
         ):
             cutting = asyncio.create_task(cut_at_random(proxy, seed=1))
-            published = 0
+            published, receipt = 0, Receipt()
             try:
                 async with asyncio.timeout(_WAIT_SECONDS):
                     while not cutting.done() or published < 50:
