@@ -45,6 +45,7 @@ _started: dict[MemoryBroadcaster, None] = {}
 # By name. All event loops use them; the lock also makes one order of what is kept and what is handed over.
 _archives: dict[str, _Archive] = {}
 _archives_lock = Lock()
+_now = time.monotonic
 
 
 def _forget_all() -> None:
@@ -285,7 +286,7 @@ class _Archive:
         self, channel: str, payload: bytes, rule: History, key: bytes | None, max_bytes: int
     ) -> tuple[Place, bool]:
         """Return the place of the message, and whether it is a duplicate, which is not kept again."""
-        now = time.monotonic()
+        now = _now()
         log = self._log(channel, rule, now)
         while log.keys and next(iter(log.keys.values()))[0] <= now - _KEY_SECONDS:
             log.keys.popitem(last=False)
@@ -305,7 +306,7 @@ class _Archive:
 
     def recall(self, channel: str, rule: History, after: Position | None, limit: int, max_bytes: int) -> Recalled:
         """Return what is kept of a channel; see `SupportsHistory.recall`."""
-        log = self._log(channel, rule, time.monotonic())
+        log = self._log(channel, rule, _now())
         if after is None:
             items = _cut(reversed(log.kept), limit, max_bytes)
             items.reverse()

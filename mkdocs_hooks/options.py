@@ -32,6 +32,7 @@ _UNITS: Final = (
     ("max_channels", "channels"),
     ("partitions", "partitions"),
     ("replication_factor", "brokers"),
+    ("replicas", "servers"),
     ("db", "number of a database"),
 )
 # A URL to make an adapter of, where it must hold more than a host; nothing is connected.

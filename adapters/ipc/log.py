@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
@@ -52,7 +53,8 @@ class HistoryLog:
         rules: The rules of the channels.
         sink: Receives what is read on the channels that were joined.
         bursts: Logs errors of reading.
-        announce: Called with channel and payload of each record once it is in the log: notifies the peers.
+        announce: Called with channel, payload and the offset of the end of each record that this process has written:
+            notifies the peers.
         max_bytes: How large the log may be.
 
     Attributes:
@@ -69,7 +71,7 @@ class HistoryLog:
         rules: HistoryRules,
         sink: Sink,
         bursts: LogBursts,
-        announce: Callable[[bytes, bytes], None],
+        announce: Callable[[bytes, bytes, int], None],
         *,
         max_bytes: int,
     ) -> None:
@@ -87,6 +89,7 @@ class HistoryLog:
         self._writer = LogWriter(self._files, max_bytes=max_bytes)
         self._reader: LogReader | None = None
         self._reading: asyncio.Handle | None = None  # there is more to read, in the next pass of the event loop
+        self._limit: int | None = None  # up to where; `None` for the end
         self._sweeping: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._looks = 0
@@ -114,13 +117,21 @@ class HistoryLog:
 
     def leave(self, key: bytes) -> None:
         """Deliver nothing more of a channel."""
-        self.channels.pop(key, None)
+        if self.channels.pop(key, None) is not None and self._reader is not None:
+            self._reader.index.unwatch(key)
 
-    def nudge(self) -> None:
-        """Read what is new: a peer has written something."""
-        reader = self._reader
-        if reader is not None and self._reading is None and not self._read(reader) and reader.sealed:
-            self._resync()
+    def read_to(self, offset: int) -> None:
+        """Read up to `offset`, or somewhat further if that takes long: a peer has written up to there."""
+        if self._reading is None:
+            self._read(offset)
+        elif self._limit is not None:
+            self._limit = max(self._limit, offset)
+
+    def _read_new(self) -> None:
+        """Read everything that is new."""
+        self._limit = None
+        if self._reading is None:
+            self._read(None)
 
     def close(self) -> None:
         """Close the descriptors and end the timers; nothing is delivered any more."""
@@ -193,11 +204,11 @@ class HistoryLog:
             record, check = build_record(self._files.mark, channel, key, payload, time=written_at)
             offset = self._writer.append(record)
         position = Position(self._files.epoch, offset, check)
-        self._announce(channel, payload)
+        self._announce(channel, payload, offset + len(record))
         if self._reader is not None:
             own = Record(0, len(record), channel, key, payload, written_at, check)
-            if self._reading is None and not self._reader.pass_over(own, offset):
-                self._read(self._reader)
+            if self._reading is not None or not self._reader.pass_over(own, offset):
+                self.read_to(offset + len(record))
         if self._writer.switched:
             self._writer.switched = False
             self._trim()
@@ -229,7 +240,7 @@ class HistoryLog:
         Raises:
             BrokerUnavailableError: The log cannot be read, or was closed.
         """
-        for _ in range(_MAX_ATTEMPTS):
+        for attempt in range(_MAX_ATTEMPTS):
             reader = await self._read_to_end()
             if channel in self.channels:
                 reader.index.watch(channel, reader.offset)
@@ -238,6 +249,8 @@ class HistoryLog:
                 return await recall(reader, epoch, channel, rule, after=after, limit=limit, max_bytes=max_bytes)
             except FileNotFoundError:
                 self._trim()
+                if attempt:  # a segment in the middle was removed by somebody
+                    self._forget_old(reader)
             except OSError as error:
                 raise _unavailable(error) from error
         raise BrokerUnavailableError("the history is removed faster than it can be read", adapter="ipc")
@@ -250,7 +263,12 @@ class HistoryLog:
             if self._reader is None:
                 self._reader = LogReader(self._files, self._take)
                 self._timer = self._loop.call_later(_LOOK_SECONDS, self._look, context=Context())
-            self.nudge()
+                self._read_new()
+                await self._wait_while(lambda _reader: True)
+                while self._resync():
+                    await self._wait_while(lambda _reader: True)
+            else:
+                self._read_new()
         except OSError as error:
             raise _unavailable(error) from error
         await self._wait_while(lambda _reader: True)
@@ -264,20 +282,25 @@ class HistoryLog:
         while self._reading is not None and self._reader is not None and has_to_read(self._reader):  # noqa: ASYNC110
             await asyncio.sleep(0)
 
-    def _read(self, reader: LogReader) -> bool:
-        """Read for 2 ms, and go on in the next pass of the event loop if that was not all; return whether it was not."""
+    def _read(self, limit: int | None) -> None:
+        """Read for 2 ms, and go on in the next pass of the event loop if there is more."""
+        reader = self._reader
+        if reader is None:
+            return
         try:
-            more = reader.read()
+            more = reader.read(limit)
         except OSError as error:  # the next look tries again
             self._bursts.log(logger, logging.WARNING, "cannot read the history (%s), trying again", error.strerror)
-            return False
+            return
         if more and not self._closed:
+            self._limit = limit
             self._reading = self._loop.call_soon(self._read_on, context=Context())
-        return more
+        elif reader.sealed:
+            self._resync()
 
     def _read_on(self) -> None:
         self._reading = None
-        self.nudge()
+        self._read(self._limit)
 
     def _take(self, record: Record, offset: int, before: int, before_check: int) -> None:
         channel = self.channels.get(record.channel)
@@ -290,28 +313,32 @@ class HistoryLog:
         self._timer = self._loop.call_later(_LOOK_SECONDS, self._look, context=Context())
         self._looks += 1
         self._check_files()
-        self.nudge()
+        if self._reader is not None:
+            self._reader.lookup.release()
+        self._read_new()
         if self._reading is not None:
             return
         self._resync()
         if not self._looks % _LOOKS_PER_TRIM:
             self._trim()
 
-    def _resync(self) -> None:
+    def _resync(self) -> bool:
         """Go on where the log goes on, if the next segment was removed before this process has read it."""
         reader = self._reader
         if reader is None:
-            return
+            return False
         try:
             skipped = reader.resync()
         except OSError as error:
             self._bursts.log(logger, logging.WARNING, "cannot read the history (%s), trying again", error.strerror)
-            return
+            return False
         if skipped:
             self._report_gap("the history was removed before this process had read it")
             for key in self.channels:
                 reader.index.watch(key, reader.offset)
+            self._limit = None
             self._reading = self._loop.call_soon(self._read_on, context=Context())
+        return skipped
 
     def _trim(self) -> None:
         """Remove old segments, and what the index has of them."""
@@ -324,6 +351,11 @@ class HistoryLog:
             self._reader.drop_before(bases[0])
             if self._sweeping is None:
                 self._sweep()
+
+    def _forget_old(self, reader: LogReader) -> None:
+        """Forget everything before the newest segment."""
+        with suppress(OSError):
+            reader.drop_before(max(self._files.bases(), default=0))
 
     def _sweep(self) -> None:
         """Drop channels without records from the index, some hundreds in each pass of the event loop."""
@@ -350,7 +382,7 @@ class HistoryLog:
             self._reader.close()
         self._files, self._writer, self._reader = files, writer, reader
         self._report_gap("the files of the history were removed")
-        self.nudge()
+        self._read_new()
 
     def _report_gap(self, reason: str) -> None:
         if self.channels:

@@ -60,7 +60,7 @@ class LogFiles:
         self.path: Path = folder / "history"
         self.epoch: bytes = b""
         self.mark: bytes = b""
-        self._identity = (0, 0)
+        self._identity = (0, 0, 0)
 
     def open(self) -> None:
         """Read the identity of the log, and make one where there is none.
@@ -72,9 +72,12 @@ class LogFiles:
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
             for _ in range(_MAX_ATTEMPTS):
-                if self._read_identity() and self.bases():
+                if not self._read_identity():
+                    self._make()
+                elif self.epoch and self.bases():
                     return self._remove_foreign()
-                self._make()
+                else:
+                    self._remove_identity()
         except PermissionError as error:
             raise BrokerError(
                 f"cannot use the folder {str(self.path)!r} ({error.strerror}): the history needs to be written there",
@@ -94,7 +97,7 @@ class LogFiles:
             found = (self.path / "epoch").stat()
         except OSError:
             return False
-        return (found.st_dev, found.st_ino) == self._identity
+        return _identity(found) == self._identity
 
     def bases(self) -> list[int]:
         """Return the first offset of each segment, in their order.
@@ -146,7 +149,7 @@ class LogFiles:
         return self.path / f"{epoch.hex()}-{base:016x}.log"
 
     def _read_identity(self) -> bool:
-        """Read the identity, if there is one."""
+        """Read the identity; return whether there is one. It may be cut: then the epoch is empty."""
         try:
             descriptor = os.open(self.path / "epoch", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -156,21 +159,30 @@ class LogFiles:
             found = os.fstat(descriptor)
         finally:
             os.close(descriptor)
-        if len(data) != _EPOCH_BYTES + MARK_BYTES:
-            return False
-        self.epoch, self.mark = data[:_EPOCH_BYTES], data[_EPOCH_BYTES:]
-        self._identity = (found.st_dev, found.st_ino)
+        is_whole = len(data) == _EPOCH_BYTES + MARK_BYTES
+        self.epoch, self.mark = (data[:_EPOCH_BYTES], data[_EPOCH_BYTES:]) if is_whole else (b"", b"")
+        self._identity = _identity(found)
         return True
+
+    def _remove_identity(self) -> None:
+        """Remove the identity that was read, and no other one that has taken its place meanwhile."""
+        identity, taken = self.path / "epoch", self._temporary()
+        try:
+            identity.rename(taken)  # atomic: of two processes one gets it
+        except FileNotFoundError:
+            return
+        if _identity(taken.stat()) != self._identity:
+            with suppress(FileExistsError):
+                os.link(taken, identity)
+        taken.unlink()
+
+    def _temporary(self) -> Path:
+        return self.path / f"epoch-{secrets.token_hex(8)}"
 
     def _make(self) -> None:
         """Make a log, unless another process is first."""
-        identity = self.path / "epoch"
-        if self._read_identity() or identity.exists():
-            if self.bases():
-                return
-            identity.unlink(missing_ok=True)
         data = secrets.token_bytes(_EPOCH_BYTES + MARK_BYTES)
-        temporary = self.path / f"epoch-{secrets.token_hex(8)}"
+        temporary = self._temporary()
         segment = self._segment(data[:_EPOCH_BYTES], FIRST_OFFSET)
         try:
             for path, content in ((segment, b""), (temporary, data)):
@@ -183,7 +195,7 @@ class LogFiles:
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
-            os.link(temporary, identity)
+            os.link(temporary, self.path / "epoch")
         except FileExistsError:
             segment.unlink(missing_ok=True)
         finally:
@@ -199,3 +211,8 @@ class LogFiles:
             with suppress(OSError):
                 if (self.path / name).stat().st_mtime < outdated:
                     (self.path / name).unlink()
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    """Return what tells a file from one that was made in its place, with the same inode number perhaps."""
+    return found.st_dev, found.st_ino, found.st_mtime_ns

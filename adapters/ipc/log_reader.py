@@ -7,7 +7,7 @@ import os
 import time
 from bisect import bisect_right
 from io import FileIO
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from backplane.adapters.ipc.log_files import FIRST_OFFSET
 from backplane.adapters.ipc.log_index import KeyTable, KeyUse, LogIndex
@@ -40,6 +40,7 @@ class LogReader:
         offset: Offset after the last record that was read.
         index: The records before it.
         keys: The idempotency keys that were used before it.
+        lookup: Reads single records again.
         sealed: It is at the end of a segment, and the next one was not there.
     """
 
@@ -55,22 +56,28 @@ class LogReader:
         self._file: FileIO | None = None
         self._base = 0
         self._bases: list[int] = []
+        self.lookup: LogLookup = LogLookup(files, self._bases)
         self._stalled_size = -1
         self._open_first()
 
-    def read(self) -> bool:
+    def read(self, limit: int | None = None) -> bool:
         """Read what is new, for at most 2 ms; return whether there may be more.
+
+        Args:
+            limit: Not further than to this offset, at which a record ends.
 
         Raises:
             OSError: The log cannot be read.
         """
         deadline = time.monotonic() + _SLICE_SECONDS
         size = _READ_BYTES
-        while True:
+        while limit is None or self.offset < limit:
             if self.sealed and not self._open_next():
                 return False
             assert self._file is not None
             place = self.offset - self._base
+            if limit is not None:
+                size = min(max(size, _READ_BYTES), limit - self.offset)
             if self._stalled_size >= 0 and os.fstat(self._file.fileno()).st_size == self._stalled_size:
                 return False
             data = os.pread(self._file.fileno(), size, place)
@@ -82,10 +89,14 @@ class LogReader:
             if late:
                 return True
             self.sealed = self._parser.sealed
-            if not self.sealed and not self._parser.position and len(data) < size:
-                self._stalled_size = place + len(data)  # the last record is not whole: wait until more is there
-                return False
+            if not self.sealed and not self._parser.position:
+                if len(data) < size:
+                    self._stalled_size = place + len(data)  # the last record is not whole: wait until more is there
+                    return False
+                if limit is not None and self.offset + size >= limit:
+                    limit = None  # no record ends there
             size = max(_READ_BYTES, self._parser.missing_bytes)
+        return False
 
     def pass_over(self, record: Record, offset: int) -> bool:
         """Take a record that this process has just written, without reading it; return false if there is more before.
@@ -125,14 +136,14 @@ class LogReader:
         """Note that the first segment is the one that begins at `base`."""
         if base > FIRST_OFFSET:
             self.index.drop_before(base)
-            self._bases = [each for each in self._bases if each >= base] or [self._base]
-
-    def lookup(self) -> LogLookup:
-        """Return a reader of single records; to be closed."""
-        return LogLookup(self._files, self._bases)
+            self._bases[:] = [each for each in self._bases if each >= base] or [self._base]
 
     def close(self) -> None:
-        """Close the descriptor."""
+        """Close the descriptors."""
+        self.lookup.release()
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -177,7 +188,7 @@ class LogReader:
     def _open(self, base: int) -> None:
         file = FileIO(self._files.open_segment(base, os.O_RDONLY), "rb")
         close_in_children(file)
-        self.close()
+        self._close()
         self._file = file
         self._base = self.offset = base
         self._bases.append(base)
@@ -187,7 +198,7 @@ class LogReader:
     def _skip_to(self, base: int) -> None:
         """Go on at `base`, where records are missing in between: what is known of the log begins there."""
         self._open(base)
-        self._bases = [base]
+        self._bases[:] = [base]
         self.index.reset(base)
 
 
@@ -206,24 +217,25 @@ class StoredRecord(NamedTuple):
 
 
 class LogLookup:
-    """Reads single records at offsets that the index has. A context manager, which closes its descriptors.
+    """Reads single records at offsets that the index has.
+
+    A segment stays open until `release`, because thousands of channels may be read one after the other.
 
     Args:
         files: The log.
-        bases: First offsets of the segments.
+        bases: First offsets of the segments, which may change.
     """
 
     def __init__(self, files: LogFiles, bases: list[int]) -> None:
         self._files = files
-        self._bases = list(bases)
+        self._bases = bases
         self._open: dict[int, FileIO] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
+    def release(self) -> None:
+        """Close the descriptors; `read` opens them again."""
         for file in self._open.values():
             file.close()
+        self._open.clear()
 
     def read(self, offset: int, *, header_only: bool = False) -> StoredRecord:
         """Return the record at `offset`, without its payload where only the header is wanted.
@@ -232,7 +244,10 @@ class LogLookup:
             FileNotFoundError: Its segment was removed.
             OSError: It cannot be read.
         """
-        base = self._bases[max(bisect_right(self._bases, offset) - 1, 0)]
+        index = bisect_right(self._bases, offset) - 1
+        if index < 0:
+            raise FileNotFoundError(errno.ENOENT, "its segment was removed")
+        base = self._bases[index]
         file = self._open.get(base)
         if file is None:
             file = self._open[base] = FileIO(self._files.open_segment(base, os.O_RDONLY), "rb")

@@ -54,27 +54,27 @@ async def recall(
         return Recalled(top=top)
     if after is not None and after.epoch != epoch:
         return Recalled(top=top, found=False)
-    with reader.lookup() as lookup:
-        first = _first_kept(lookup, records.offsets, rule)
-        start, stop = first, len(records.offsets)
-        if after is not None:
-            place = records.after(after, lambda offset: lookup.read(offset, header_only=True).check, index.oldest, end)
-            # What follows the position must be there, all of it: of a message that is not, none is returned.
-            if place is None or place < first:
-                return Recalled(top=top, found=False)
-            start = place
-            chosen = records.offsets[start : start + limit]
-        else:
-            chosen = records.offsets[max(start, stop - limit) : stop]
-        more = stop - start > len(chosen)
-        first_chosen = bisect_left(records.offsets, chosen[0]) if chosen else 0
-        before: tuple[int | None, int | None] = (None, None) if index.oldest else (0, 0)
-        if after is not None:
-            before = after.offset, after.check
-        elif first_chosen:
-            offset = records.offsets[first_chosen - 1]
-            before = offset, lookup.read(offset, header_only=True).check
-        read, complete = await _read(lookup, chosen if after is not None else chosen[::-1], max_bytes)
+    lookup = reader.lookup
+    first = _first_kept(lookup, records.offsets, rule)
+    start, stop = first, len(records.offsets)
+    if after is not None:
+        place = records.after(after, lambda offset: lookup.read(offset, header_only=True).check, index.oldest, end)
+        # What follows the position must be there, all of it: of a message that is not, none is returned.
+        if place is None or place < first:
+            return Recalled(top=top, found=False)
+        start = place
+        chosen = records.offsets[start : start + limit]
+    else:
+        chosen = records.offsets[max(start, stop - limit) : stop]
+    more = stop - start > len(chosen)
+    first_chosen = bisect_left(records.offsets, chosen[0]) if chosen else 0
+    before: tuple[int | None, int | None] = (None, None) if index.oldest else (0, 0)
+    if after is not None:
+        before = after.offset, after.check
+    elif first_chosen:
+        offset = records.offsets[first_chosen - 1]
+        before = offset, lookup.read(offset, header_only=True).check
+    read, complete = await _read(lookup, chosen if after is not None else chosen[::-1], max_bytes)
     if after is None:
         read.reverse()
         if not complete:

@@ -168,14 +168,15 @@ class IpcNode:
             peer.close()
         self._peers.clear()
 
-    def _announce(self, key: bytes, payload: bytes) -> None:
+    def _announce(self, key: bytes, payload: bytes, end: int) -> None:
         """Notify the subscribers of a new record in the log; send the message to those that do not read the log."""
         state = self._state
         state.published += 1
         message: bytes | None = None
+        notice = wire.nudge_frame(end)
         for subscriber in state.subscribers.of(key):
             if subscriber.reads(key):
-                subscriber.nudge()
+                subscriber.nudge(notice)
             else:
                 message = message or wire.frame(wire.MESSAGE, key, payload)
                 subscriber.send(message)

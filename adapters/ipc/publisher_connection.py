@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import Context
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.adapters.ipc import wire
@@ -12,7 +13,7 @@ from backplane.adapters.ipc.ledger import Ledger
 if TYPE_CHECKING:
     import socket
     from asyncio import TimerHandle
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from backplane.adapters.ipc.link import PeerLink
     from backplane.adapters.ipc.node_state import NodeState
@@ -65,6 +66,7 @@ class PublisherConnection:
         "_deliver",
         "_late",
         "_name",
+        "_nudged_to",
         "_ready_sent",
         "_retry",
         "_state",
@@ -85,7 +87,8 @@ class PublisherConnection:
         self.backlog_announced: bool = False
         self._state = state
         self._channels = state.channels
-        self._deliver = state.sink.deliver
+        self._deliver: Callable[[str, bytes], None] = state.sink.deliver
+        self._nudged_to = 0  # up to this offset the log has something new; 0 if it was read
         self._name = name
         self._callbacks = callbacks
         self._late = False  # a wait for the peer timed out; it is not waited for until it has confirmed everything
@@ -200,8 +203,7 @@ class PublisherConnection:
             if channel is not None:
                 self._deliver(channel, payload)
         elif kind == wire.NUDGE:
-            if self._state.log is not None:
-                self._state.log.nudge()
+            self._take_nudge(wire.read_nudge(payload))
         elif kind == wire.ACK:
             self._confirm(with_gap=payload != wire.NO_GAP)
         elif kind == wire.WELCOME:
@@ -228,6 +230,27 @@ class PublisherConnection:
             return
         logger.warning("peer %s does not take our connection, ignoring it until it connects again", self._name)
         self.stop_waiting()
+
+    def _take_nudge(self, offset: int) -> None:
+        """Read the log up to `offset`: before the next message of this peer, or in the next pass of the event loop.
+
+        Not further, because a message of the peer that was published before the next record may follow. Notices that
+        arrive together cost one read.
+        """
+        if not self._nudged_to:
+            self._deliver = self._deliver_after_log
+            self._state.loop.call_soon(self._read_log, context=Context())
+        self._nudged_to = max(offset, self._nudged_to)
+
+    def _read_log(self) -> None:
+        offset, self._nudged_to = self._nudged_to, 0
+        self._deliver = self._state.sink.deliver
+        if offset and self._state.log is not None and not self._state.closing:
+            self._state.log.read_to(offset)
+
+    def _deliver_after_log(self, channel: str, payload: bytes) -> None:
+        self._read_log()
+        self._deliver(channel, payload)
 
     def _welcome(self) -> None:
         """Note that the peer has understood our HELLO.

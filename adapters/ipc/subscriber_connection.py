@@ -21,8 +21,9 @@ logger: Final = logging.getLogger("backplane.adapters.ipc.subscriber_connection"
 _ACK: Final = wire.frame(wire.ACK, payload=wire.NO_GAP)
 _ACK_WITH_GAP: Final = wire.frame(wire.ACK, payload=wire.GAP)
 _BYE: Final = wire.frame(wire.BYE)
-_NUDGE: Final = wire.frame(wire.NUDGE)
 _WELCOME: Final = wire.frame(wire.WELCOME)
+
+_MAX_BACKLOG_WITH_NUDGES_BYTES: Final = 64 * 1024
 
 
 class SubscriberConnection:
@@ -44,7 +45,7 @@ class SubscriberConnection:
         "_cut",
         "_log_keys",
         "_name",
-        "_nudge_waits",
+        "_nudge",
         "_on_ended",
         "_published_at_timeout",
         "_publisher",
@@ -63,7 +64,7 @@ class SubscriberConnection:
         self._publisher = publisher
         self._on_ended = ended
         self._log_keys: set[bytes] = set()  # the channels that it reads from the log
-        self._nudge_waits = False
+        self._nudge: bytes | None = None  # the last notice, while many bytes wait
         self._cut = False  # its backlog was too large: nothing is sent on this link, and what arrives is outdated
         self._published_at_timeout: int | None = None  # `published` when a wait for `ready` timed out
 
@@ -84,7 +85,7 @@ class SubscriberConnection:
         link.owner = self
         self.link = link
         self._log_keys.clear()
-        self._nudge_waits = False
+        self._nudge = None
         self._cut = False
         self.peer_has_backlog = False
         link.send(_WELCOME)
@@ -111,16 +112,19 @@ class SubscriberConnection:
         """Whether the peer reads this channel from the log."""
         return key in self._log_keys
 
-    def nudge(self) -> None:
-        """Notify the peer that the log has something new.
+    def nudge(self, notice: bytes) -> None:
+        """Notify the peer of a record in the log.
 
-        Where bytes wait for it here, one more notice among them is enough: it is read later than anything that is
-        written to the log until then. It is no message, so it counts neither as a backlog nor against the bound.
+        Such a notice is no message: it counts neither as a backlog nor against the bound. Where many bytes wait for the
+        peer, the last notice is sent after them, and stands for all before it.
         """
         link = self.link
-        if link is not None and not self._nudge_waits:
-            self._nudge_waits = bool(link.backlog_bytes)
-            link.send(_NUDGE)
+        if link is None:
+            return
+        if link.backlog_bytes > _MAX_BACKLOG_WITH_NUDGES_BYTES:
+            self._nudge = notice
+        else:
+            link.send(notice)
 
     def send_bye(self) -> None:
         """Notify the peer that no message follows."""
@@ -177,9 +181,9 @@ class SubscriberConnection:
         if self._publisher.backlog_announced and self.ready and not self.backlog_bytes:
             self._publisher.announce_backlog(waiting=False)
         self._state.changed.set()
-        if self._nudge_waits:  # what has gone since may be after the notice
-            self._nudge_waits = False
-            self.nudge()
+        if self._nudge is not None and self.link is not None:
+            notice, self._nudge = self._nudge, None
+            self.link.send(notice)
 
     def ended(self, *, complete: bool, valid: bool) -> None:
         """Drop the peer's subscriptions; if it is alive it connects again."""

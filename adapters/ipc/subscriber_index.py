@@ -20,7 +20,7 @@ class Subscriber(Protocol):
         """Whether it reads this channel from the log, and is to be nudged instead."""
         ...
 
-    def nudge(self) -> None:
+    def nudge(self, notice: bytes, /) -> None:
         """Send a NUDGE frame."""
 
 

@@ -15,7 +15,7 @@ the subscriber on that connection, and sends first; the process that accepts is 
         ACK(payload: `NO_GAP`, or `GAP` where messages of these channels may be missing)
         MESSAGE(key: channel, payload: as published)
         BYE: no message follows
-        NUDGE: the log has a new record of a channel that the subscriber reads from it
+        NUDGE(payload: offset of its end): the log has a new record of a channel that the subscriber reads from it
 """
 
 from __future__ import annotations
@@ -28,7 +28,17 @@ from backplane.adapters.shared.frame_buffer import FrameBuffer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Decoder", "WireError", "check_hello", "frame", "hello_frame", "read_subscriptions", "subscriptions_frame"]
+__all__ = [
+    "Decoder",
+    "WireError",
+    "check_hello",
+    "frame",
+    "hello_frame",
+    "nudge_frame",
+    "read_nudge",
+    "read_subscriptions",
+    "subscriptions_frame",
+]
 
 HELLO: Final = 1
 WELCOME: Final = 2
@@ -54,6 +64,7 @@ MAX_SUBSCRIPTIONS_BYTES: Final = 64 * 1024
 _MAGIC: Final = b"backplane ipc 1"
 _HEADER: Final = Struct(">BHI")
 _ENTRY: Final = Struct(">BH")
+_OFFSET: Final = Struct(">Q")
 
 
 class WireError(Exception):
@@ -83,6 +94,22 @@ def check_hello(kind: int, payload: bytes) -> None:
 def subscriptions_frame(changes: Iterable[tuple[bytes, int]]) -> bytes:
     """Build the frame of channels that are `WANTED`, `READ_FROM_LOG` or `UNWANTED`."""
     return frame(SUBSCRIPTIONS, payload=b"".join(_ENTRY.pack(wanted, len(key)) + key for key, wanted in changes))
+
+
+def nudge_frame(end: int) -> bytes:
+    """Build the notice of a record that ends at this offset of the log."""
+    return frame(NUDGE, payload=_OFFSET.pack(end))
+
+
+def read_nudge(payload: bytes) -> int:
+    """Read what `nudge_frame` built.
+
+    Raises:
+        WireError: The payload is malformed.
+    """
+    if len(payload) != _OFFSET.size:
+        raise WireError(f"a NUDGE frame of {len(payload)} bytes")
+    return int.from_bytes(payload, "big")
 
 
 def subscription_size(key: bytes) -> int:

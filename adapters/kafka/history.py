@@ -10,6 +10,7 @@ What a client missed is answered from the rings. Only what is older than these i
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Recalled
 
 __all__ = ["KafkaHistory"]
+
+logger: Final = logging.getLogger("backplane.adapters.kafka.history")
 
 _MAX_SCAN_BYTES: Final = 16 * 1024 * 1024
 
@@ -61,6 +64,7 @@ class KafkaHistory:
         self._max_scan_bytes = max_scan_bytes
         self._log = LogAccess(link, spawn)
         self._scanning = asyncio.Lock()
+        self._cut_short: set[int] = set()
         self._waiting_scans: dict[tuple[int, bool], Scan] = {}
 
     async def recall(self, query: Query) -> Recalled:
@@ -91,16 +95,18 @@ class KafkaHistory:
     async def _read(self, query: Query) -> HistoryRings:
         """Return rings that have everything up to this call, and reach back as far as needed, or possible."""
         rings = self._reader.rings
-        if rings is None or not self._reader.is_open or rings.rule_of(query.key) is None:
-            partition = LogIdentity.of(self._link.topology, self._link.target.topic).partition_of(query.key)
-            rings = await self._scan(partition, query, None)
-            if rings.partition_of(query.key) != partition:
-                raise unavailable("the topic has more partitions now")
-            return rings
-        partition = rings.partition_of(query.key)
-        await self._reader.reached(partition, (await self._log.ends()).get(partition, 0))
-        if rings.needed_from(query) is not None:
-            await self._scan(partition, query, rings)
+        if rings is not None and self._reader.is_open and rings.rule_of(query.key) is not None:
+            partition = rings.partition_of(query.key)
+            await self._reader.reached(partition, (await self._log.ends()).get(partition, 0))
+            if rings.needed_from(query) is not None:
+                await self._scan(partition, query, rings)
+            if rings.needed_from(query) is None:
+                return rings
+            # What was read did not fit into `max_ring_bytes`.
+        partition = LogIdentity.of(self._link.topology, self._link.target.topic).partition_of(query.key)
+        rings = await self._scan(partition, query, None)
+        if rings.partition_of(query.key) != partition:
+            raise unavailable("the topic has more partitions now")
         return rings
 
     async def _scan(self, partition: int, query: Query, rings: HistoryRings | None) -> HistoryRings:
@@ -125,6 +131,7 @@ class KafkaHistory:
                 rings = scan.rings or self._rings_aside(await self._log.ends())
                 self.scans += 1
                 await scan.run(self._log, rings)
+            self._note_cut_short(key[0], scan)
         except BrokerError as error:
             scan.done.set_exception(error)
         else:
@@ -135,6 +142,18 @@ class KafkaHistory:
             if not scan.done.done():
                 scan.done.set_exception(unavailable("the link is closed"))
             scan.done.exception()  # marks it as retrieved: the calls that waited may have been cancelled
+
+    def _note_cut_short(self, partition: int, scan: Scan) -> None:
+        """Log, once per link and partition, that the log is longer than what is read of it."""
+        if scan.is_cut_short and partition not in self._cut_short:
+            self._cut_short.add(partition)
+            logger.warning(
+                "the history of channels in partition %d of topic %r was read %d bytes back and no further: older "
+                "positions are not found; more partitions, compression, or a shorter max_age_seconds make that rarer",
+                partition,
+                self._link.target.topic,
+                self._max_scan_bytes,
+            )
 
     def _rings_aside(self, ends: Mapping[int, int]) -> HistoryRings:
         """Return rings for one scan, where no reader keeps them up to date."""

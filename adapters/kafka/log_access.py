@@ -8,21 +8,21 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from zlib import crc32
 
 from backplane.adapters.kafka.answers import EARLIEST, LATEST, Position
 from backplane.adapters.kafka.codes import Meaning, error_name, meaning
 from backplane.adapters.kafka.connect_error import unavailable
-from backplane.adapters.kafka.connection import Connection, ConnectionEndedError
-from backplane.adapters.kafka.records import read_batches
+from backplane.adapters.kafka.connection import ConnectionEndedError
+from backplane.adapters.kafka.records import first_offset, read_batches
 from backplane.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from backplane.adapters.kafka.answers import Fetched
+    from backplane.adapters.kafka.connection import Connection
     from backplane.adapters.kafka.link import KafkaLink
     from backplane.adapters.kafka.records import Record
 
@@ -49,12 +49,14 @@ class Chunk:
     """A part of a partition that was read.
 
     Attributes:
+        start: The offset at which reading began: that of the batch in which the wanted one is.
         next: The offset at which reading ended.
         complete_from: The offset from which on nothing is missing.
         records: The records from there on, oldest first.
         size_bytes: The size of what was read.
     """
 
+    start: int
     next: int
     complete_from: int
     records: list[Record] = field(default_factory=list[Any])
@@ -102,7 +104,7 @@ class LogAccess:
             LogDamagedError: The broker cannot read its log there.
             BrokerError: The broker is gone, or the user lacks the right to read.
         """
-        chunk = Chunk(next=start, complete_from=start)
+        chunk = Chunk(start=start, next=start, complete_from=start)
         while chunk.next < end and chunk.size_bytes < max_bytes:
             answer = await self._fetch(partition, chunk.next, FETCH_BYTES)
             if answer is None:
@@ -111,7 +113,11 @@ class LogAccess:
                     raise LogDamagedError
                 chunk.next = min(earliest, end)
                 chunk.begin_at(chunk.next)
-            elif not _add(chunk, answer, end):
+                continue
+            if chunk.next == start and not chunk.size_bytes:
+                # All of the first batch is of use: to read it once more for what precedes `start` would be a waste.
+                chunk.start = chunk.next = chunk.complete_from = min(start, first_offset(answer.records, start))
+            if not _add(chunk, answer, end):
                 raise LogDamagedError
         chunk.complete_from = min(chunk.complete_from, end)
         return chunk
@@ -154,38 +160,41 @@ class LogAccess:
     async def _offsets(self, partitions: Collection[int], which: int) -> dict[int, int]:
         """Return the start or the end of each partition."""
         found: dict[int, int] = {}
-        topic, leaders = self._link.target.topic, self._link.topology.leaders
         by_node: defaultdict[int, dict[int, int]] = defaultdict(dict)
         for partition in partitions:
-            by_node[leaders[partition]][partition] = which
+            by_node[self._link.topology.leaders[partition]][partition] = which
         for node, wanted in by_node.items():
             while missing := {partition: which for partition in wanted if partition not in found}:
-                answers = await self._request(node, partial(Connection.offsets, topic=topic, partitions=missing))
-                if unanswered := missing.keys() - answers.keys():
-                    raise unavailable(f"no offset of partitions {sorted(unanswered)[:5]}")
-                for partition in missing:
-                    code, position = answers[partition]
+                for partition, (code, position) in (await self._request_offsets(node, missing)).items():
                     if code:
                         await _pause(code, partition)
                     else:
                         found[partition] = position.offset
         return found
 
+    async def _request_offsets(self, node: int, wanted: Mapping[int, int]) -> Mapping[int, tuple[int, Position]]:
+        topic = self._link.target.topic
+        answers = await self._request(node, lambda connection: connection.offsets(topic, wanted))
+        if unanswered := wanted.keys() - answers.keys():
+            raise unavailable(f"no offset of partitions {sorted(unanswered)[:5]}")
+        return answers
+
     async def _fetch(self, partition: int, offset: int, max_bytes: int) -> Fetched | None:
         """Return what the log holds from `offset` on; `None` if that is not in the log, or cannot be read."""
         link = self._link
         while True:
-            request = partial(
-                Connection.fetch,
-                topic=link.target.topic,
-                topic_id=link.topology.topic_id,
-                positions={partition: Position(offset)},
-                wait_ms=0,
-                min_bytes=1,
-                max_bytes=max_bytes,
-                max_partition_bytes=max_bytes,
+            answers = await self._request(
+                link.topology.leaders[partition],
+                lambda connection: connection.fetch(
+                    link.target.topic,
+                    link.topology.topic_id,
+                    {partition: Position(offset)},
+                    wait_ms=0,
+                    min_bytes=1,
+                    max_bytes=max_bytes,
+                    max_partition_bytes=max_bytes,
+                ),
             )
-            answers = await self._request(link.topology.leaders[partition], request)
             answer = next((answer for answer in answers if answer.partition == partition), None)
             if answer is None:
                 raise unavailable(f"no answer for partition {partition}")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from backplane.adapters.kafka.records import Batch
     from backplane.adapters.kafka.ring import HistoryRings
     from backplane.broadcaster import Sink
+    from backplane.message import All
 
 __all__ = ["FetchPolicy", "KafkaReader", "NotReadableError"]
 
@@ -310,7 +311,8 @@ class KafkaReader:
             unreadable = batch.problem or unreadable
             if is_complete and not batch.is_complete:
                 is_complete = False  # one gap is enough: everything in this answer was published before it
-                _report_gap(self._sink, f"partition {partition} lacks records: it is compacted, or was damaged")
+                lacks = f"partition {partition} lacks records: it is compacted, or was damaged"
+                _report_gap(self._sink, lacks, self._channels_in(partition))
             if self.rings is not None:
                 self._deliver_kept(self.rings, partition, batch, self._sink)
             else:
@@ -419,7 +421,22 @@ class KafkaReader:
         self._set_position(partition, position)
         self._notify_reached()
         if self._sink is not None:
-            _report_gap(self._sink, f"partition {partition} {reason}")
+            _report_gap(self._sink, f"partition {partition} {reason}", self._channels_in(partition))
+
+    def _channels_in(self, partition: int) -> Collection[str] | All:
+        """Return the channels that can have records in `partition`.
+
+        One without a history can have them anywhere, as other producers choose the partition as they like. One with a
+        history has them in the partition of its positions.
+        """
+        rings = self.rings
+        if rings is None:
+            return ALL
+        return [
+            channel
+            for key, channel in self.channels.items()
+            if rings.rule_of(key) is None or rings.partition_of(key) == partition
+        ]
 
     def _revoke(self, reason: str) -> None:
         """Report that nothing can be read any more; the core then subscribes again, which opens this reader again."""
@@ -432,6 +449,6 @@ class KafkaReader:
             sink.revoked(channels, reason)
 
 
-def _report_gap(sink: Sink, reason: str) -> None:
+def _report_gap(sink: Sink, reason: str, channels: Collection[str] | All = ALL) -> None:
     logger.warning("messages may be missing: %s", reason)
-    sink.gap(ALL, reason)
+    sink.gap(channels, reason)

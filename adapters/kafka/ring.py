@@ -79,14 +79,8 @@ def channel_epoch(cluster: str, topic_id: bytes, topic: str, partition: int, key
     return blake2b(b"\0".join(parts), digest_size=8).digest()
 
 
-class _Item(NamedTuple):
-    offset: int
-    milliseconds: int
-    payload: bytes
-
-    def is_older(self, milliseconds: float) -> bool:
-        """Whether it is older than this; one without a time is not."""
-        return 0 <= self.milliseconds < milliseconds
+_Item = tuple[int, int, bytes]
+"""Offset, time in milliseconds since the Unix epoch (-1 for none), and payload. Not a class: one is made per record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +116,13 @@ class Ring:
         since: Every record of the channel from this offset on is in `items`.
         items: The messages, oldest first.
         anchor: Where no message is known: the position that was given out in place of the newest message's.
+        max_items: How many it holds.
         is_full: A message before `since` was left out.
+        is_used: It was used since it was last considered for eviction.
         size_bytes: What it takes, about.
     """
 
-    __slots__ = ("_max_items", "anchor", "epoch", "is_full", "items", "partition", "since", "size_bytes")
+    __slots__ = ("anchor", "epoch", "is_full", "is_used", "items", "max_items", "partition", "since", "size_bytes")
 
     def __init__(self, partition: int, epoch: bytes, since: int, max_items: int) -> None:
         self.partition: int = partition
@@ -135,15 +131,22 @@ class Ring:
         self.items: deque[_Item] = deque()
         self.anchor: Position | None = None
         self.is_full: bool = False
+        self.is_used: bool = True
         self.size_bytes: int = _RING_BYTES
-        self._max_items = max_items
+        self.max_items: int = max_items
 
     def append(self, offset: int, milliseconds: int, payload: bytes) -> int:
-        """Add the newest message; return by how much the size has changed."""
-        self.items.append(_Item(offset, milliseconds, payload))
+        """Add the newest message; return by how much the size has changed. This runs for every record."""
+        items = self.items
+        items.append((offset, milliseconds, payload))
         size = len(payload) + _ITEM_BYTES
+        if len(items) > self.max_items:
+            oldest, _, dropped = items.popleft()
+            self.since, self.is_full = oldest + 1, True
+            size -= len(dropped) + _ITEM_BYTES
         self.size_bytes += size
-        return size if len(self.items) <= self._max_items else size - self.drop_oldest()
+        self.is_used = True
+        return size
 
     def prepend(self, records: Iterable[Record], since: int) -> int:
         """Add the records from `since` to those that it has, newest first; return by how much the size has changed."""
@@ -153,22 +156,22 @@ class Ring:
         for _, value, offset, milliseconds in records:
             if value is None or offset >= known:
                 continue
-            if len(self.items) >= self._max_items:
-                self.since, self.is_full = self.items[0].offset, True
+            if len(self.items) >= self.max_items:
+                self.since, self.is_full = self.items[0][0], True
                 break
-            self.items.appendleft(_Item(offset, milliseconds, value))
+            self.items.appendleft((offset, milliseconds, value))
             self.size_bytes += len(value) + _ITEM_BYTES
         return self.size_bytes - before
 
     def records(self) -> Iterable[Record]:
         """Return the messages as records, newest first."""
-        return ((None, item.payload, item.offset, item.milliseconds) for item in reversed(self.items))
+        return ((None, payload, offset, milliseconds) for offset, milliseconds, payload in reversed(self.items))
 
     def drop_oldest(self) -> int:
         """Drop the oldest message; return its size."""
-        item = self.items.popleft()
-        self.since, self.is_full = item.offset + 1, True
-        size = len(item.payload) + _ITEM_BYTES
+        offset, _, payload = self.items.popleft()
+        self.since, self.is_full = offset + 1, True
+        size = len(payload) + _ITEM_BYTES
         self.size_bytes -= size
         return size
 
@@ -248,11 +251,12 @@ class HistoryRings:
             if rule is None or self.partition_of(key) != partition:
                 return None
             ring = self._make(key, rule)
+            self.size_bytes += ring.append(offset, milliseconds, value)
+            ring.is_used = False  # a channel with one message goes before one with two
         elif ring.partition != partition:
             return None
         else:
-            self._rings.move_to_end(key)
-        self.size_bytes += ring.append(offset, milliseconds, value)
+            self.size_bytes += ring.append(offset, milliseconds, value)
         if self.size_bytes > self._max_bytes:
             self._evict()
         return ring.epoch
@@ -302,7 +306,7 @@ class HistoryRings:
         wanted = min(query.limit, rule.max_messages + 1) if query.limit else 1
         oldest = query.oldest_milliseconds
         aged_from, aged_milliseconds = self._aged.get(partition, (-1, 0.0))
-        if len(items) >= wanted or (items and items[0].is_older(oldest)):
+        if len(items) >= wanted or (items and _is_older(items[0], oldest)):
             return None
         return None if known <= aged_from and aged_milliseconds < oldest else 0
 
@@ -338,8 +342,7 @@ class HistoryRings:
         ring = self._rings.get(key)
         if ring is None:
             ring = self._make(key, rule)
-        else:
-            self._rings.move_to_end(key)
+        ring.is_used = True
         if query.after is None:
             recalled = self._newest(ring, query, self._top(ring))
         elif not self.is_found(query, check):
@@ -359,7 +362,7 @@ class HistoryRings:
         ring = self._rings.get(key) or self._make(key, rule)
         if ring.since <= until:
             self.size_bytes += ring.prepend(records, since)
-            self._rings.move_to_end(key)
+            ring.is_used = True
         if self.size_bytes > self._max_bytes:
             self._evict()
 
@@ -374,6 +377,7 @@ class HistoryRings:
             if ring is None:
                 self._rings[key] = other
                 self._rings.move_to_end(key, last=False)
+                other.is_used = False
                 self.size_bytes += other.size_bytes
             elif ring.since <= until:
                 self.size_bytes += ring.prepend(other.records(), other.since)
@@ -407,8 +411,8 @@ class HistoryRings:
         if ring.anchor is not None and ring.anchor.offset == offset:
             return ring.anchor.check
         for item in reversed(ring.items):
-            if item.offset < offset:
-                return crc32(item.payload) if item.offset == offset - 1 else None
+            if item[0] < offset:
+                return crc32(item[2]) if item[0] == offset - 1 else None
         return None
 
     def _make(self, key: bytes, rule: History) -> Ring:
@@ -418,11 +422,20 @@ class HistoryRings:
         return ring
 
     def _evict(self) -> None:
-        """Drop rings, the one first that was not used for longest; of the last one the oldest messages."""
+        """Drop rings, about the one first that was not used for longest; of the last one the oldest messages.
+
+        The rings take turns, and one that was used since its last turn is spared: to note each use is much cheaper than
+        to keep them in the order of use.
+        """
         while self.size_bytes > self._max_bytes and len(self._rings) > 1:
-            _, ring = self._rings.popitem(last=False)
+            key, ring = next(iter(self._rings.items()))
+            if ring.is_used:
+                ring.is_used = False
+                self._rings.move_to_end(key)
+                continue
+            del self._rings[key]
             self.size_bytes -= ring.size_bytes
-            after_last = ring.items[-1].offset + 1 if ring.items else ring.since
+            after_last = ring.items[-1][0] + 1 if ring.items else ring.since
             self._floors[ring.partition] = max(self._floors[ring.partition], after_last)
         for ring in self._rings.values():
             while self.size_bytes > self._max_bytes and len(ring.items) > 1:
@@ -436,7 +449,7 @@ class HistoryRings:
         """
         if ring.items:
             item = ring.items[-1]
-            return Position(ring.epoch, item.offset + 1, crc32(item.payload))
+            return Position(ring.epoch, item[0] + 1, crc32(item[2]))
         if ring.since == 0:
             return Position(ring.epoch, 0, 0)
         if ring.anchor is None:
@@ -450,26 +463,26 @@ class HistoryRings:
         ring = self._rings.get(query.key)
         if ring is None:
             return False
-        newer = [item for item in ring.items if item.offset >= query.after.offset]
+        newer = [item for item in ring.items if item[0] >= query.after.offset]
         oldest = query.oldest_milliseconds
-        return len(newer) > query.rule.max_messages or any(item.is_older(oldest) for item in newer)
+        return len(newer) > query.rule.max_messages or any(_is_older(item, oldest) for item in newer)
 
     def _newest(self, ring: Ring, query: Query, top: Position) -> Recalled:
         items, oldest, size = list(ring.items), query.oldest_milliseconds, 0
-        kept = len(items) - sum(1 for _ in takewhile(lambda item: not item.is_older(oldest), reversed(items)))
+        kept = len(items) - sum(1 for _ in takewhile(lambda item: not _is_older(item, oldest), reversed(items)))
         kept = max(kept, len(items) - query.rule.max_messages - 1)
         first = len(items)
         while first > kept and len(items) - first < query.limit and size <= query.max_bytes:
             first -= 1
-            size += len(items[first].payload)
+            size += len(items[first][2])
         return Recalled(items=_kept(ring, items, first, len(items)), top=top, more=first > kept)
 
     def _following(self, ring: Ring, query: Query, after: Position, top: Position) -> Recalled:
         items, size = list(ring.items), 0
-        first = sum(1 for _ in takewhile(lambda item: item.offset < after.offset, items))
+        first = sum(1 for _ in takewhile(lambda item: item[0] < after.offset, items))
         end = first
         while end < len(items) and end - first < query.limit and size <= query.max_bytes:
-            size += len(items[end].payload)
+            size += len(items[end][2])
             end += 1
         return Recalled(items=_kept(ring, items, first, end), top=top, more=end < len(items))
 
@@ -479,12 +492,18 @@ def _kept(ring: Ring, items: Sequence[_Item], first: int, end: int) -> list[Kept
     before: int | None = None
     before_check: int | None = None
     if first:
-        before, before_check = items[first - 1].offset + 1, crc32(items[first - 1].payload)
+        offset, _, payload = items[first - 1]
+        before, before_check = offset + 1, crc32(payload)
     elif not ring.since:
         before, before_check = 0, 0
     kept: list[KeptMessage] = []
-    for item in islice(items, first, end):
-        place = Place(ring.epoch, item.offset + 1, crc32(item.payload), before, before_check)
-        kept.append(KeptMessage(item.payload, place))
+    for offset, _, payload in islice(items, first, end):
+        place = Place(ring.epoch, offset + 1, crc32(payload), before, before_check)
+        kept.append(KeptMessage(payload, place))
         before, before_check = place.offset, place.check
     return kept
+
+
+def _is_older(item: _Item, milliseconds: float) -> bool:
+    """Whether a message is older than this; one without a time is not."""
+    return 0 <= item[1] < milliseconds

@@ -34,6 +34,7 @@ class Scan:
         rings: The rings of the reader; `None` for a scan with rings of its own.
         done: Completed with the rings when it has ended.
         waiting: How many calls wait for it. Without any it ends.
+        is_cut_short: It ended because `max_bytes` were read.
     """
 
     def __init__(self, partition: int, rings: HistoryRings | None, max_bytes: int) -> None:
@@ -41,8 +42,9 @@ class Scan:
         self.rings: HistoryRings | None = rings
         self.done: asyncio.Future[HistoryRings] = asyncio.get_running_loop().create_future()
         self.waiting: int = 0
+        self.is_cut_short: bool = False
         self._partition = partition
-        self._left = max_bytes
+        self._left: int = max_bytes
         self._step = _FIRST_STEP
         self._others: dict[bytes, Ring] | None = {}
         self._others_bytes = 0
@@ -70,12 +72,13 @@ class Scan:
                 self._step = max(1, min(chunk.next - start, (low - start) // 4))
                 continue
             self._add(rings, chunk, low, until)
-            if chunk.complete_from > start or self._left <= 0:
+            if chunk.complete_from > chunk.start or self._left <= 0:
                 rings.end_scan(partition, chunk.complete_from)
             # Somewhat less than one fetch, so that one is enough.
-            self._step = (low - start) * FETCH_BYTES * 3 // 4 // max(chunk.size_bytes, 1)
+            self._step = (low - chunk.start) * FETCH_BYTES * 3 // 4 // max(chunk.size_bytes, 1)
             self._step = min(_MAX_STEP, max(1, self._step))
             low = chunk.complete_from
+        self.is_cut_short = self._left <= 0
         if self._others is not None:
             rings.adopt(partition, self._others, low, until)
 
@@ -91,8 +94,14 @@ class Scan:
         since, records = chunk.complete_from, chunk.records
         by_key: dict[bytes, list[Record]] = {}
         for record in reversed(records):
-            if record[0] is not None:
-                by_key.setdefault(record[0], []).append(record)
+            key = record[0]
+            if key is None:
+                continue
+            found = by_key.get(key)
+            if found is None:
+                by_key[key] = [record]
+            else:
+                found.append(record)
         if low == until:
             rings.note_first_end(partition, until, records[-1] if records else None)
         for query in self.queries:

@@ -133,6 +133,8 @@ class NatsBroadcaster(Broadcaster):
         """
         if len(payload) > self._max_payload_bytes:  # a server can lower it at any time
             raise PayloadTooLargeError(len(payload), self._max_payload_bytes)
+        if channel in self._history.order:
+            await self._history.order.enter_publish(channel)
         try:
             await self._require_link().publish(encode_channel(self.options.prefix, channel), payload)
         except PublishOutcomeUnknownError:

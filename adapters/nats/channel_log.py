@@ -224,11 +224,12 @@ class ChannelLogs:
 
     Attributes:
         on_doubt: As above.
-        session: The present generation of the link.
+        session: The present generation of the link; `None` while there is none.
     """
 
     def __init__(self, on_doubt: Callable[[Stream], None]) -> None:
         self._channels: dict[str, ChannelLog] = {}
+        self._ended: Session | None = None
         self._rules: HistoryRules | None = None
         self._streams: dict[str, Stream] = {}
         self.on_doubt = on_doubt
@@ -236,11 +237,15 @@ class ChannelLogs:
 
     def begin(self, rules: HistoryRules, streams: dict[str, Stream], session: Session) -> None:
         """Begin a session with these streams, each by its pattern."""
-        before = self.session
-        if before is not None:
-            before.reached = {stream.name: max(stream.seen, stream.reached) for stream in self._streams.values()}
-        self._channels = {name: log for name, log in self._channels.items() if log.subscribed_in is before}
+        self.end()
+        self._channels = {name: log for name, log in self._channels.items() if log.subscribed_in is self._ended}
         self._rules, self._streams, self.session = rules, streams, session
+
+    def end(self) -> None:
+        """End the session, before anything is asked on the next link."""
+        if self.session is not None:
+            self.session.reached = {stream.name: max(stream.seen, stream.reached) for stream in self._streams.values()}
+            self._ended, self.session = self.session, None
 
     def stream_of(self, channel: str) -> Stream | None:
         """Return the stream that keeps `channel`, if any does."""

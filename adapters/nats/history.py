@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from backplane.adapters.nats.channel_log import ChannelLogs, Session, Stream
+from backplane.adapters.nats.channel_order import ChannelOrder
 from backplane.adapters.nats.errors import unavailable
 from backplane.adapters.nats.jetstream import (
     DUPLICATE_WINDOW_SECONDS,
@@ -26,6 +27,7 @@ from backplane.adapters.nats.jetstream import (
 )
 from backplane.adapters.nats.reading import Reading
 from backplane.adapters.nats.requests import status_of
+from backplane.adapters.nats.subjects import reserved_subjects
 from backplane.adapters.shared.error_chain import reason_of
 from backplane.concurrency.shared_future import outcome_of
 from backplane.concurrency.timeouts import PatientTimeout
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from backplane.adapters.nats.jetstream import StreamInfo
     from backplane.adapters.nats.link import NatsLink
     from backplane.adapters.nats.options import NatsOptions
+    from backplane.adapters.nats.requests import Reply
     from backplane.broadcaster import Recalled
     from backplane.history_rules import HistoryRules
 
@@ -61,6 +64,7 @@ class NatsHistory:
 
     Attributes:
         logs: Which channels have a history.
+        order: That of the messages of one channel.
     """
 
     def __init__(self, options: NatsOptions) -> None:
@@ -73,9 +77,11 @@ class NatsHistory:
         self._differs: set[str] = set()  # streams of which it is logged that their configuration is another
         self._was_prepared = False
         self.logs: ChannelLogs = ChannelLogs(self._look)
+        self.order: ChannelOrder = ChannelOrder()
 
     async def prepare(self, link: NatsLink, rules: HistoryRules) -> None:
         """Find or create the stream of each pattern. See `SupportsHistory.prepare`."""
+        self.logs.end()
         jetstream = JetStream(link)
         streams = {
             pattern: known
@@ -97,6 +103,7 @@ class NatsHistory:
 
     async def stop(self) -> None:
         """End what runs; the link is closed."""
+        self.logs.end()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -110,12 +117,7 @@ class NatsHistory:
         headers = b"" if key is None else b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % _message_id(subject, key)
         if len(headers) + len(payload) > link.max_payload_bytes:
             raise PayloadTooLargeError(len(headers) + len(payload), link.max_payload_bytes)
-        try:
-            reply = (await link.request(subject, payload, headers))[0]
-        except PublishError as error:
-            if "permissions" not in error.reason.lower():
-                raise
-            raise PublishError(f"{reason_of(error)}; grant publish to {stream.subjects}", adapter="nats") from error
+        reply = await self._publish(link, stream, channel, payload, headers)
         if status_of(reply.headers) == _NO_RESPONDER:
             await self._missing(link, stream)
         try:
@@ -156,6 +158,17 @@ class NatsHistory:
             log.recalled(recalled.top)
         return recalled
 
+    async def _publish(self, link: NatsLink, stream: Stream, channel: str, payload: bytes, headers: bytes) -> Reply:
+        await self.order.enter_keep(channel)
+        try:
+            return (await link.request(stream.subject_of(channel), payload, headers))[0]
+        except PublishError as error:
+            if "permissions" not in error.reason.lower():
+                raise
+            raise PublishError(f"{reason_of(error)}; grant publish to {stream.subjects}", adapter="nats") from error
+        finally:
+            self.order.leave_keep(channel)
+
     def _prepared_stream(self, link: NatsLink, channel: str) -> Stream:
         session, stream = self.logs.session, self.logs.stream_of(channel)
         if session is None or session.link is not link:
@@ -185,7 +198,16 @@ class NatsHistory:
         except BrokerError as error:
             if "permissions" not in error.reason.lower():
                 raise
-            raise BrokerError(f"{error.reason}; {_to_grant(stream)}", adapter="nats") from error
+            hint = self._to_grant(stream, is_subscription="subscription" in error.reason.lower())
+            raise BrokerError(f"{error.reason}; {hint}", adapter="nats") from error
+
+    def _to_grant(self, stream: Stream, *, is_subscription: bool) -> str:
+        """Return what a user must be permitted who publishes, subscribes and reads."""
+        if is_subscription:
+            return f"grant subscribe to {reserved_subjects(self._options.prefix)}"
+        calls = ("STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET", "DIRECT.GET")
+        api = [f"$JS.API.{call}.{stream.name}" for call in calls]
+        return f"grant publish to {', '.join((stream.subjects, *api))}"
 
     async def _find_or_create(self, jetstream: JetStream, stream: Stream) -> StreamInfo:
         try:
@@ -314,15 +336,9 @@ class NatsHistory:
     def _ended(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # retrieved: whoever waits for the task raises it
+            task.exception()  # retrieved: a caller that waits for the task raises it
 
 
 def _message_id(subject: bytes, key: bytes) -> bytes:
     """Return the id by which the server finds a duplicate, among the messages of all channels of the stream."""
     return blake2b(subject + b"\n" + key, digest_size=16).hexdigest().encode()
-
-
-def _to_grant(stream: Stream) -> str:
-    """Return what a user must be permitted who publishes, subscribes and reads."""
-    api = [f"$JS.API.{call}.{stream.name}" for call in ("STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET", "DIRECT.GET")]
-    return f"grant publish to {', '.join((stream.subjects, *api))}"

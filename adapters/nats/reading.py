@@ -145,7 +145,7 @@ class Reading:
             )
             if not found and by_leader:
                 break  # it was removed meanwhile
-            by_leader = not found  # a replica may be behind
+            by_leader = not found  # a replica can lack the newest
             for message in found:
                 if message.sequence > high:
                     return kept

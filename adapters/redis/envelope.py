@@ -19,14 +19,14 @@ ENVELOPE: Final = b"\xbfBP\x03"
 
 _FIELDS: Final = Struct(">4x8sQL")
 _BYTES: Final = _FIELDS.size
+_unpack: Final = _FIELDS.unpack_from
 
 
 def opened(payload: bytes) -> tuple[bytes, Place | None]:
     """Return what an envelope contains, and its place; one that is malformed is returned whole, and without a place."""
-    if len(payload) < _BYTES:
-        return payload, None
-    epoch, offset, before_check = _FIELDS.unpack_from(payload)
-    if not offset:
-        return payload, None
-    content = payload[_BYTES:]
-    return content, Place(epoch, offset, crc32(content), offset - 1, before_check)
+    if len(payload) >= _BYTES:
+        epoch, offset, before_check = _unpack(payload)
+        if offset:
+            content = payload[_BYTES:]
+            return content, Place(epoch, offset, crc32(content), offset - 1, before_check)
+    return payload, None

@@ -47,7 +47,7 @@ _EPOCH: Final = Struct(">Q")
 _CHECK: Final = Struct(">L")
 _PLACE: Final = Struct(">8sQL")
 _KEPT: Final = Struct(">8sQ")
-_ELEMENT_BYTES: Final = 10  # check and time, in front of the payload
+_ELEMENT_BYTES: Final = 14  # check and time, in front of the payload
 
 _ESCAPES: Final = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 _UNUSED_NAME: Final = "%"  # no channel has it, because of the escapes
@@ -87,7 +87,7 @@ class RedisHistory:
         self._wire_format = options.wire_format
         self._username = username or "default"
         self._packed: dict[str, _Packed] = {}
-        self._epochs = count()
+        self._epochs = count(secrets.randbits(64))
         self.is_prepared: bool = False
 
     async def prepare(self, link: RedisLink, where: str) -> None:
@@ -103,7 +103,7 @@ class RedisHistory:
                 "redis: a message that is kept has an envelope, which wire_format=plain excludes: take off that "
                 "option, or the history"
             )
-        # Drawn here, in the process that uses it, because a fork must not use the same epochs twice.
+        # Drawn again, in the process that uses it, because a fork must not use the same epochs twice.
         self._epochs = count(secrets.randbits(64))
         if link.server.is_cluster:
             raise _refused(f"{where} is a node of a Redis Cluster: a history needs a single primary, or sentinels")
@@ -151,7 +151,7 @@ class RedisHistory:
     def recalled(reply: list[Any], after: Position | None) -> Recalled:
         """Return what the reply to `recall` means."""
         place, found, more, elements = reply
-        top = Position(*_PLACE.unpack(place))
+        top = Position(*_PLACE.unpack_from(place))
         offset = top.offset - len(elements) if after is None else after.offset
         items: list[KeptMessage] = []
         for element in elements:
@@ -225,9 +225,9 @@ def _evaluate(digest: bytes, arguments: tuple[bytes, ...], *, keys: int, later: 
 
 
 def _milliseconds(rule: History) -> tuple[bytes, bytes]:
-    """Return how long a log lives after its last message, and how long a place."""
-    log = min(max(1, round(rule.max_age_seconds * 1000)), _MAX_MILLISECONDS)
-    return b"%d" % log, b"%d" % max(log * _PLACE_AGES, _LEAST_PLACE_SECONDS * 1000)
+    """Return how long a message lives, and how long a place; the first is a second more than the age: see `scripts`."""
+    age = min(round(rule.max_age_seconds * 1000), _MAX_MILLISECONDS)
+    return b"%d" % (age + 1000), b"%d" % max(age * _PLACE_AGES, _LEAST_PLACE_SECONDS * 1000)
 
 
 def _refused(reason: str) -> BrokerError:

@@ -2,12 +2,14 @@
 
 A channel with a history has two keys:
 
-- its place, a string: epoch 8 | offset 8 | check 4 of the newest message. It lives longer than the messages.
-- its log, a list, oldest first: check 4 of the message before it | time 6 | payload. The newest element has the offset
+- its place, a string: epoch 8 | offset 8 | check 4 of the newest message | time 10. It lives longer than the messages.
+- its log, a list, oldest first: check 4 of the message before it | time 10 | payload. The newest element has the offset
   of the place, the one before it the offset less one, and so on: the list is counted from its end. So a log that was
   trimmed, evicted, deleted or has expired is only shorter, and never wrong. A log without a place is deleted.
 
-The time is the server's, in milliseconds since 1970: one clock decides how old a message is. Numbers are big-endian.
+The time is the server's, so that one clock decides how old a message is. It is in seconds since 1970, in ten digits, as
+a script gets it: to convert it would cost more than the bytes. The time to live of a log is set by the first message of
+a second alone, so it is a second longer than the age. Numbers are big-endian.
 
 A script is not rolled back where a command in it fails. So the first command that writes is the one that can be refused
 (out of memory, a replica), and a refused PUBLISH is undone.
@@ -23,7 +25,7 @@ __all__ = ["GRANTS", "KEEP", "KEEP_ONCE", "PERMITTED", "RECALL", "SCRIPTS", "Scr
 
 _ONCE_MILLISECONDS: Final = 300_000
 
-GRANTS: Final = "+evalsha +script|load +get +set +del +rpush +rpop +lpop +ltrim +lrange +lindex +pexpire +time"
+GRANTS: Final = "+evalsha +script|load +get +set +del +rpush +rpop +ltrim +lrange +lindex +pexpire +time"
 """What an ACL must grant, beside PUBLISH and the keys."""
 
 
@@ -48,30 +50,24 @@ class Script:
 _KEEP: Final = rb"""
 local place = redis.call('GET', KEYS[1])
 local epoch, offset, before
-if place and #place == 20 then
+if place and #place >= 20 then
   epoch = string.sub(place, 1, 8)
   offset = struct.pack('>I8', struct.unpack('>I8', place, 9) + 1)
-  before = string.sub(place, 17)
+  before = string.sub(place, 17, 20)
 else
   epoch, offset, before = ARGV[5], '\0\0\0\0\0\0\0\1', '\0\0\0\0'
   redis.call('DEL', KEYS[2])
 end
-local now = redis.call('TIME')
-local time = struct.pack('>I6', now[1] * 1000 + math.floor(now[2] / 1000))
+local time = redis.call('TIME')[1]
 local length = redis.call('RPUSH', KEYS[2], before .. time .. ARGV[7])
 local published = redis.pcall('PUBLISH', ARGV[1], '\191BP\3' .. epoch .. offset .. before .. ARGV[7])
 if type(published) == 'table' then
   redis.call('RPOP', KEYS[2])
   return published
 end
-local excess = length - ARGV[2]
-if excess == 1 then
-  redis.call('LPOP', KEYS[2])
-elseif excess > 1 then
-  redis.call('LTRIM', KEYS[2], -ARGV[2], -1)
-end
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
-redis.call('SET', KEYS[1], epoch .. offset .. ARGV[6], 'PX', ARGV[4])
+if length > tonumber(ARGV[2]) then redis.call('LTRIM', KEYS[2], -ARGV[2], -1) end
+if length == 1 or time ~= string.sub(place, 21) then redis.call('PEXPIRE', KEYS[2], ARGV[3]) end
+redis.call('SET', KEYS[1], epoch .. offset .. ARGV[6] .. time, 'PX', ARGV[4])
 """
 
 KEEP: Final = Script(_KEEP + b"return epoch .. offset\n")
@@ -87,11 +83,11 @@ where this one is a repetition: the lengths differ."""
 
 # KEYS: place, log. ARGV: milliseconds that the log lives, and the place, epoch of a new history, limit, most bytes;
 # then epoch, offset and check of a position, or nothing. Returns {place, found, more, elements}, elements oldest first.
-# It reads in pieces, first one element, because a script that reads a large range takes the memory of all of it.
+# It reads in pieces, because a script takes the memory of all that it reads, and cannot ask how large an element is.
 RECALL: Final = Script(rb"""
 local log = KEYS[2]
 local place = redis.call('GET', KEYS[1])
-if place and #place == 20 then
+if place and #place >= 20 then
   local kept = redis.pcall('PEXPIRE', KEYS[1], ARGV[2])
   if type(kept) == 'table' and string.find(kept.err, 'READONLY') then return kept end
 else
@@ -101,16 +97,16 @@ else
 end
 local top = struct.unpack('>I8', place, 9)
 local now = redis.call('TIME')
-local oldest = now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[1]
+local oldest = now[1] + (now[2] / 1000 - ARGV[1]) / 1000
 local limit, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
 local step, index = -1, -1
 if ARGV[6] then
   local offset = tonumber(ARGV[7])
   if ARGV[6] ~= string.sub(place, 1, 8) or offset > top then return {place, 0, 0, {}} end
-  if offset == top then return {place, ARGV[8] == string.sub(place, 17) and 1 or 0, 0, {}} end
+  if offset == top then return {place, ARGV[8] == string.sub(place, 17, 20) and 1 or 0, 0, {}} end
   step, index = 1, offset - top
   local successor = redis.call('LINDEX', log, index)
-  if not successor or string.sub(successor, 1, 4) ~= ARGV[8] or struct.unpack('>I6', successor, 5) < oldest then
+  if not successor or string.sub(successor, 1, 4) ~= ARGV[8] or tonumber(string.sub(successor, 5, 14)) < oldest then
     return {place, 0, 0, {}}
   end
 end
@@ -123,19 +119,19 @@ while more == 0 and index < 0 do
     piece = redis.call('LRANGE', log, index - ahead + 1, index)
   end
   if #piece == 0 then break end
-  local is_fresh = step > 0 or struct.unpack('>I6', piece[1], 5) >= oldest
+  local is_fresh = step > 0 or tonumber(string.sub(piece[1], 5, 14)) >= oldest
   for number = 1, #piece do
     local element = piece[step > 0 and number or #piece + 1 - number]
-    if not is_fresh and struct.unpack('>I6', element, 5) < oldest then index = 0 break end
+    if not is_fresh and tonumber(string.sub(element, 5, 14)) < oldest then index = 0 break end
     if count == limit or bytes > max_bytes then more = 1 break end
     count = count + 1
     elements[count] = element
-    bytes = bytes + #element - 10
+    bytes = bytes + #element - 14
     if #element > largest then largest = #element end
   end
   if index == 0 or #piece < ahead and step < 0 then break end
   index = index + step * #piece
-  ahead = math.max(1, math.min(limit - count + 1, math.ceil((max_bytes - bytes) / largest) + 1))
+  ahead = math.max(1, math.min(16, limit - count + 1, math.ceil((max_bytes - bytes) / largest) + 1))
 end
 if step < 0 then
   for number = 1, math.floor(count / 2) do
@@ -150,7 +146,6 @@ return {place, 1, more, elements}
 PERMITTED: Final = Script(rb"""
 redis.call('RPUSH', KEYS[2], '1', '2', '3', '4')
 redis.call('LTRIM', KEYS[2], 1, -1)
-redis.call('LPOP', KEYS[2])
 redis.call('RPOP', KEYS[2])
 redis.call('LRANGE', KEYS[2], 0, -1)
 redis.call('LINDEX', KEYS[2], 0)
@@ -160,7 +155,7 @@ redis.call('GET', KEYS[1])
 redis.call('TIME')
 redis.call('DEL', KEYS[2])
 redis.call('DEL', KEYS[1])
-return struct.pack('>I6', 1)
+return struct.pack('>I8', 1)
 """)
 """Runs every command of the others, so that a missing permission is found before there is a message."""
 

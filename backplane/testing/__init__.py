@@ -19,6 +19,7 @@ pytest.register_assert_rewrite(
     "backplane.testing.fault_conformance",
     "backplane.testing.history_conformance",
     "backplane.testing.lane_conformance",
+    "backplane.testing.resume_conformance",
 )
 
 from backplane.testing.conformance import BroadcasterConformance  # noqa: E402  # its asserts must be rewritten

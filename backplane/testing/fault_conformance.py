@@ -82,7 +82,8 @@ class FaultConformance:
                 for _ in range(passes):
                     await asyncio.sleep(0)
                 time.sleep(_PAUSE_SECONDS)  # noqa: ASYNC251  # the fault
-                await asyncio.gather(*publishing, joining)
+                await asyncio.gather(*publishing)
+                await joining
                 assert await received(messages, 5) == [f"{passes} {n}" for n in range(5)]
             assert changes == []
 

@@ -19,28 +19,19 @@ import pytest
 from backplane import BrokerError, BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.broadcaster import Broadcaster, KeptMessage, Recalled, SupportsHistory
 from backplane.broker.registry import broadcaster_from_url
-from backplane.history_rules import History, HistoryRules
 from backplane.message import Position
 from backplane.testing.conformance import HOSTILE_CHANNELS
 from backplane.testing.harness import open_files, run_for_passes, settled, started_worker
 from backplane.testing.proxy import FaultProxy
 from backplane.testing.recording import RecordingSink
+from backplane.testing.resume_conformance import HISTORY_RULES, ResumeConformance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 
-__all__ = ["HISTORY_RULES", "HistoryConformance", "HistoryWorker", "history_worker"]
+    from backplane.history_rules import History
 
-HISTORY_RULES: Final = HistoryRules(
-    {
-        "few:*": History(max_messages=5),
-        "many:*": History(max_messages=1000),
-        "brief:*": History(max_age_seconds=1),
-        "newest:*": History(latest=True),
-        "*": History(),
-    }
-)
-"""The rules of the suite: every channel is kept."""
+__all__ = ["HISTORY_RULES", "HistoryConformance", "HistoryWorker", "history_worker"]
 
 _NO_LIMIT: Final = 1 << 30
 _WAIT_SECONDS: Final = 20.0
@@ -121,7 +112,7 @@ async def history_worker(url: str) -> AsyncGenerator[HistoryWorker]:
         yield HistoryWorker(worker.broadcaster, worker.broadcaster, worker.sink)
 
 
-class HistoryConformance:
+class HistoryConformance(ResumeConformance):
     """Subclass it, give it the fixture `url`, and pytest runs every promise of `SupportsHistory`.
 
     The broker at the URL must permit what `prepare` needs. Override `keeps_everything` where `publish` keeps too.
@@ -254,6 +245,7 @@ class HistoryConformance:
                 Position(epoch, offset, check ^ 0xFFFFFFFF),
             ]
         epoch = positions[0].epoch
+        foreign += [Position(secrets.token_bytes(8), 0, 0), Position(bytes(8), 0, 0), Position(epoch, 0, 1)]
         foreign += [
             Position(epoch, offset, check)
             for offset in (1 << 31, 1 << 32, (1 << 53) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)

@@ -12,12 +12,18 @@ if TYPE_CHECKING:
 
     from tests.chaos.workload import Workload
 
-__all__ = ["CaseRecorder", "lines"]
+__all__ = ["KEPT_FIGURES", "CaseRecorder", "lines"]
 
 # By how much timers of five workers in one event loop may be late on a busy machine.
 _SCHEDULING_SECONDS: Final = 0.3
 _FIGURES: Final = "chaos"
+KEPT_FIGURES: Final = "chaos of kept channels"
+"""Name of the user property with a row of the second table: of cases on channels with a history."""
 _HEAD: Final = ("case", "broker", "detected s", "bound", "recovered s", "bound", "gaps", "lost", "unknown")
+_KEPT_HEAD: Final = (
+    *("kept channels", "broker", "messages", "links lost", "gaps", "lost", "twice", "disordered", "unknown"),
+    *("plain gaps", "plain lost"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,14 +111,18 @@ class CaseRecorder:
 
 
 def lines(reports: Iterable[pytest.TestReport]) -> list[str]:
-    """Return the table of all cases, as lines of equal width; empty where there was none."""
+    """Return the tables of all cases, as lines of equal width; empty where there was none."""
     properties = [found for report in reports if report.when == "call" for found in report.user_properties]
-    rows = [cast("Sequence[str]", value) for name, value in properties if name == _FIGURES]
-    if not rows:
-        return []
-    cells = [_HEAD, *rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join([*map(str.ljust, row[:2], widths), *map(str.rjust, row[2:], widths[2:])]) for row in cells]
+    found: list[str] = []
+    for figures, head in ((_FIGURES, _HEAD), (KEPT_FIGURES, _KEPT_HEAD)):
+        rows = [cast("Sequence[str]", value) for name, value in properties if name == figures]
+        if rows:
+            cells = [head, *rows]
+            widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+            found += [
+                "  ".join([*map(str.ljust, row[:2], widths), *map(str.rjust, row[2:], widths[2:])]) for row in cells
+            ]
+    return found
 
 
 def _within(seconds: float | None, bound: float | None) -> bool:

@@ -38,11 +38,15 @@ class CheckResult:
         faults: Every broken guarantee, as text.
         gaps: How many gaps were received.
         lost: How many messages that the broker had acknowledged did not arrive.
+        twice: How many messages arrived again.
+        disordered: How many messages arrived after a later one.
     """
 
     faults: list[str] = field(default_factory=list[str])
     gaps: int = 0
     lost: int = 0
+    twice: int = 0
+    disordered: int = 0
 
 
 def check(
@@ -79,8 +83,10 @@ def _check_order(
         elif event[0] == publisher:
             number = event[1]
             if number in arrived:
+                result.twice += 1
                 result.faults.append(f"{publisher} {number} arrived twice")
             elif number < last:
+                result.disordered += 1
                 result.faults.append(f"{publisher} {number} arrived after {last}")
             else:
                 missing = _acknowledged(outcomes, last + 1, number)

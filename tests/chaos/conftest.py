@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.case_table import CaseRecorder
+from tests.chaos.kept import KeptCaseRecorder
 from tests.chaos.target import BROKERS, FaultTarget
 
 
@@ -51,3 +52,9 @@ def private_target(request: pytest.FixtureRequest) -> FaultTarget:
 def record_case(request: pytest.FixtureRequest) -> CaseRecorder:
     """Checks a case and records its figures."""
     return CaseRecorder(request.node.user_properties)
+
+
+@pytest.fixture
+def record_kept(request: pytest.FixtureRequest) -> KeptCaseRecorder:
+    """Checks a case of kept channels and records its figures."""
+    return KeptCaseRecorder(request.node.user_properties)

@@ -66,7 +66,8 @@ async def test_a_worker_that_blocks_its_event_loop_keeps_its_link(
         for _ in range(1 if moment == "before they are sent" else 3):
             await asyncio.sleep(0)
         time.sleep(seconds)  # the fault
-        await asyncio.gather(*publishing, joining)
+        await asyncio.gather(*publishing)
+        await joining
         assert await received(messages, 5) == [str(number) for number in range(5)]
         await backplane.publish("other", "after")
         assert await received(messages, 1) == ["after"]

@@ -7,7 +7,7 @@ import gc
 import itertools
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from backplane import (
     Backlog,
@@ -21,12 +21,12 @@ from backplane import (
 from tests.chaos.checker import GAP, CheckResult, check
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-    from backplane import StateChange
+    from backplane import History, StateChange
     from tests.chaos.checker import Event, Outcome
 
-__all__ = ["CHANNELS", "GREETING", "QUICK", "Participant", "Workload", "running_workload", "watched_loop"]
+__all__ = ["CHANNELS", "GREETING", "QUICK", "Participant", "Workload", "running", "running_workload", "watched_loop"]
 
 CHANNELS: Final = ("red", "green", "blue")
 GREETING: Final = "hello"
@@ -51,11 +51,18 @@ class Participant:
         greeted: From which publisher, and on which channel, a greeting has arrived.
     """
 
-    def __init__(self, name: str, url: str, settings: Settings) -> None:
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        settings: Settings,
+        channels: Sequence[str] = CHANNELS,
+        history: Mapping[str, History] | None = None,
+    ) -> None:
         self.name = name
-        self.backplane = Backplane(url, settings=settings)
-        self.outcomes: dict[str, list[Outcome]] = {channel: [] for channel in CHANNELS}
-        self.seen: dict[str, list[Event]] = {channel: [] for channel in CHANNELS}
+        self.backplane = Backplane(url, settings=settings, history=history)
+        self.outcomes: dict[str, list[Outcome]] = {channel: [] for channel in channels}
+        self.seen: dict[str, list[Event]] = {channel: [] for channel in channels}
         self.degraded_at: list[float] = []
         self.links = 0
         self.greeted: set[tuple[str, str]] = set()
@@ -65,7 +72,7 @@ class Participant:
     async def receive(self, ready: asyncio.Event) -> None:
         """Receive until cancelled."""
         backlog = Backlog(max_bytes=_BACKLOG_BYTES, max_messages=_BACKLOG_MESSAGES)
-        async with self.backplane.subscribe(*CHANNELS, backlog=backlog) as messages:
+        async with self.backplane.subscribe(*self.seen, backlog=backlog) as messages:
             ready.set()
             async for item in messages:
                 if isinstance(item, Gap):
@@ -124,11 +131,23 @@ class Workload:
         far: URL that bypasses it; the same where all use it.
         settings: Of all participants.
         lossless: Whether the adapter promises to lose nothing.
+        channels: What they publish to and subscribe to.
+        history: The rules of all participants.
     """
 
-    def __init__(self, near: str, far: str, settings: Settings, *, lossless: bool) -> None:
-        self.near = [Participant("a", near, settings), Participant("c", near, settings)]
-        beside = [Participant("b", far, settings), Participant("d", far, settings)]
+    def __init__(
+        self,
+        near: str,
+        far: str,
+        settings: Settings,
+        *,
+        lossless: bool,
+        channels: Sequence[str] = CHANNELS,
+        history: Mapping[str, History] | None = None,
+    ) -> None:
+        self.channels = channels
+        self.near = [Participant(name, near, settings, channels, history) for name in "ac"]
+        beside = [Participant(name, far, settings, channels, history) for name in "bd"]
         if near == far:
             self.near += beside
         self.participants = [*self.near, *(participant for participant in beside if participant not in self.near)]
@@ -137,6 +156,8 @@ class Workload:
         self.settings = settings
         self.lossless = lossless
         self._over = asyncio.Event()
+        self._may_publish = asyncio.Event()
+        self.resume()
         self._publishing: list[asyncio.Task[None]] = []
 
     async def detected(self, since: float, by: Sequence[Participant] | None = None) -> float:
@@ -161,9 +182,11 @@ class Workload:
                 self._over.set()
                 await asyncio.gather(*self._publishing)
                 await asyncio.gather(
-                    *(publisher.publish_last(name) for publisher in self.publishers for name in CHANNELS)
+                    *(publisher.publish_last(name) for publisher in self.publishers for name in self.channels)
                 )
-                last = {name: [(one.name, len(one.outcomes[name]) - 1) for one in self.publishers] for name in CHANNELS}
+                last = {
+                    name: [(one.name, len(one.outcomes[name]) - 1) for one in self.publishers] for name in self.channels
+                }
                 for subscriber in self.subscribers:
                     await subscriber.until(lambda: subscriber.has_received(last))  # noqa: B023
         return loop.time() - since
@@ -173,7 +196,7 @@ class Workload:
         total = CheckResult()
         for subscriber in self.subscribers:
             most = 0 if self.lossless else len(subscriber.degraded_at) + more_gaps
-            for channel in CHANNELS:
+            for channel in self.channels:
                 published = {publisher.name: publisher.outcomes[channel] for publisher in self.publishers}
                 found = check(published, subscriber.seen[channel], max_gaps=most, lossless=self.lossless)
                 total.faults += [f"{subscriber.name} on {channel}: {fault}" for fault in found.faults]
@@ -203,18 +226,27 @@ class Workload:
         The other servers of a cluster learn of a subscription shortly after it is confirmed: a number published
         meanwhile would never arrive, and no gap would account for it.
         """
-        expected = {(publisher.name, channel) for publisher in self.publishers for channel in CHANNELS}
+        expected = {(publisher.name, channel) for publisher in self.publishers for channel in self.channels}
         for subscriber in self.subscribers:
             subscriber.greeted.clear()
         while not all(subscriber.greeted >= expected for subscriber in self.subscribers):
-            for publisher, channel in itertools.product(self.publishers, CHANNELS):
+            for publisher, channel in itertools.product(self.publishers, self.channels):
                 with suppress(PublishError):
                     await publisher.backplane.publish(channel, f"{publisher.name} {GREETING}")
             await asyncio.sleep(_PAUSE_SECONDS)
 
     def end(self) -> None:
         """Stop publishing."""
+        self.resume()
         self._over.set()
+
+    def pause(self) -> None:
+        """Publish nothing more after what is in progress."""
+        self._may_publish.clear()
+
+    def resume(self) -> None:
+        """Go on publishing."""
+        self._may_publish.set()
 
     async def start(self, group: asyncio.TaskGroup, filler: str) -> None:
         """Start publishing; return when every subscriber has received every publisher on every channel."""
@@ -222,10 +254,10 @@ class Workload:
             await self.greet()
         for publisher in self.publishers:
             self._publishing += [
-                group.create_task(self._publish_until_over(publisher, channel, filler)) for channel in CHANNELS
+                group.create_task(self._publish_until_over(publisher, channel, filler)) for channel in self.channels
             ]
         first: dict[str, list[tuple[str, int]]] = {
-            channel: [(publisher.name, 0) for publisher in self.publishers] for channel in CHANNELS
+            channel: [(publisher.name, 0) for publisher in self.publishers] for channel in self.channels
         }
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             for subscriber in self.subscribers:
@@ -233,9 +265,13 @@ class Workload:
 
     async def _publish_until_over(self, publisher: Participant, channel: str, filler: str) -> None:
         while not self._over.is_set():
+            await self._may_publish.wait()
             await asyncio.gather(*(publisher.publish(channel, filler) for _ in range(_BURST)))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), _PAUSE_SECONDS)
+
+
+_Workload = TypeVar("_Workload", bound=Workload)
 
 
 @asynccontextmanager
@@ -243,8 +279,14 @@ async def running_workload(
     near: str, far: str | None = None, *, settings: Settings = QUICK, lossless: bool = False, filler: str = ""
 ) -> AsyncGenerator[Workload]:
     """Run a workload; fail on unhandled errors of the event loop and on logged errors."""
+    async with running(Workload(near, far or near, settings, lossless=lossless), filler=filler) as workload:
+        yield workload
+
+
+@asynccontextmanager
+async def running(workload: _Workload, *, filler: str = "") -> AsyncGenerator[_Workload]:
+    """Run a workload, as `running_workload` does."""
     async with watched_loop(), AsyncExitStack() as stack:
-        workload = Workload(near, far or near, settings, lossless=lossless)
         for participant in workload.participants:
             await stack.enter_async_context(participant.backplane)
         async with asyncio.TaskGroup() as group:

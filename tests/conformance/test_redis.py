@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from backplane.testing import BroadcasterConformance, FaultProxy
+from backplane.testing import BroadcasterConformance, FaultProxy, HistoryConformance
 from backplane.testing.fault_conformance import FailOver, Strip, TakeAway
 from backplane.testing.proxy import PassingWay
 from tests.brokers.broker import Broker
@@ -19,6 +19,13 @@ from tests.conftest import StartRedis
 # A user with access to any channel but one. Redis has no exclusion, so the patterns name all others.
 _ALLOWED = " ".join(f"&{pattern}" for pattern in ("room*", "[^f]*", "f[^o]*"))
 _LIMITED = RedisConfig(users=(f"alice on >secret +@all ~* resetchannels {_ALLOWED}",), login="alice:secret")
+_LEAST = RedisConfig(
+    users=(
+        "alice on >secret -@all +subscribe +unsubscribe +publish +ping +role +info resetchannels &shop:* "
+        "+evalsha +script|load +get +set +del +rpush +rpop +ltrim +lrange +lindex +pexpire +time ~shop:$backplane/*",
+    ),
+    login="alice:secret",
+)
 _TLS = RedisConfig(tls=True, password="secret")
 
 
@@ -90,8 +97,8 @@ class TestRedisTls(BroadcasterConformance):
             pytest.skip("uvloop 0.23 logs an internal error when TLS is aborted right after its handshake")
 
 
-class TestRedisSentinel(RedisConformance):
-    """The whole contract, on a server that a sentinel names."""
+class _NamedBySentinel:
+    """A server that a sentinel names."""
 
     @pytest.fixture
     def broker(self, private_redis: StartRedis) -> Broker:
@@ -116,6 +123,39 @@ class TestRedisSentinel(RedisConformance):
         folder = tmp_path_factory.mktemp("sentinel")
         with sentinel_of(port, folder, down_after_milliseconds=60_000) as sentinel:
             yield _SentinelProxy(redis_url, port, f"redis+sentinel://127.0.0.1:{sentinel.port}/{SERVICE}")
+
+
+class TestRedisSentinel(_NamedBySentinel, RedisConformance):
+    """The whole contract, on a server that a sentinel names."""
+
+
+class TestRedisHistory(HistoryConformance):
+    """Every promise of a history, for a user who may do no more than the documentation grants."""
+
+    @pytest.fixture
+    def url(self, private_redis: StartRedis) -> str:
+        """A server whose user has the documented permissions."""
+        return f"{private_redis(_LEAST).url}?prefix=shop:"
+
+
+class TestRedisTlsHistory(HistoryConformance):
+    """Every promise of a history, over TLS."""
+
+    @pytest.fixture
+    def url(self, private_redis: StartRedis) -> str:
+        """A server with a self-signed certificate."""
+        return private_redis(_TLS).url
+
+    @pytest.fixture(autouse=True)
+    def spare_uvloop(self, request: pytest.FixtureRequest, anyio_backend: tuple[str, dict[str, bool]]) -> None:
+        """Skip one test on uvloop 0.23, which logs an internal error when TLS is aborted after its handshake."""
+        test: str = request.node.originalname
+        if anyio_backend[1]["use_uvloop"] and test == "test_cancelling_history_at_any_moment_leaks_nothing":
+            pytest.skip("uvloop 0.23 logs an internal error when TLS is aborted right after its handshake")
+
+
+class TestRedisSentinelHistory(_NamedBySentinel, HistoryConformance):
+    """Every promise of a history, on a server that a sentinel names."""
 
 
 class _SentinelProxy(FaultProxy):

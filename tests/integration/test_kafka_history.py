@@ -16,13 +16,23 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete  # type: ignore[import-untyped]
 
-from backplane import BrokerUnavailableError, ConfigurationError, History, Position
+from backplane import (
+    Backplane,
+    BrokerError,
+    BrokerUnavailableError,
+    ConfigurationError,
+    History,
+    Message,
+    Position,
+    Settings,
+)
 from backplane.adapters.kafka import KafkaBroadcaster
 from backplane.broker.registry import broadcaster_from_url
 from backplane.history_rules import HistoryRules
 from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.kafka import KafkaProcess
 from tests.brokers.kafka_stand_in import KafkaStandIn
+from tests.integration.test_kafka import WRITE, grant
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Recalled
     from backplane.message import Place
     from tests.brokers.broker import Broker
+    from tests.conftest import StartKafka
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -174,7 +185,7 @@ async def test_the_newest_messages_are_recalled(reading: Any) -> None:
 
 
 async def test_as_many_as_the_rule_keeps_are_resumed_and_not_one_more(reading: Any) -> None:
-    """Whoever missed five of five resumes; whoever missed six is not found."""
+    """The position of a client that missed five of five is found, and that of one that missed six is not."""
     publisher, reader_of = reading
     positions = await keep(publisher, "room", *(b"%d" % number for number in range(7)))
     async with reader_of() as reader:
@@ -221,7 +232,7 @@ async def test_positions_of_others_are_not_found(reading: Any) -> None:
 
 
 async def test_messages_that_are_too_old_are_not_recalled(reading: Any) -> None:
-    """What is older than the rule keeps does not come, and who missed it is not found; the newest position is."""
+    """A message older than the rule permits is not returned, nor a position before it found; the newest position is."""
     publisher, reader_of = reading
     first, second = await keep(publisher, "old", b"1", b"2")
     await asyncio.sleep(0.3)  # age itself is the subject
@@ -278,7 +289,7 @@ async def test_questions_that_come_together_share_one_reading_of_the_log(url: st
             assert reader._history.scans == 1
 
 
-async def test_a_position_older_than_one_reading_is_not_found(url: str) -> None:
+async def test_a_position_older_than_one_reading_is_not_found(url: str, caplog: pytest.LogCaptureFixture) -> None:
     """What lies more than 16 MiB back is not found. A quiet channel gets the end of the log as its position."""
     async with worker(url) as publisher:
         (old,) = await keep(publisher, "room", b"old")
@@ -297,6 +308,7 @@ async def test_a_position_older_than_one_reading_is_not_found(url: str) -> None:
                 assert (payloads(found), found.top) == ([b"new"], new)
                 wrong = Position(quiet.top.epoch, quiet.top.offset, quiet.top.check ^ 1)
                 assert not (await recall(broadcaster, "room", wrong)).found
+        assert caplog.text.count("bytes back and no further") == 2
 
 
 async def test_memory_is_bounded_and_what_it_lacks_is_read_from_the_log(url: str) -> None:
@@ -414,6 +426,23 @@ async def test_foreign_records(url: str, topic: str) -> None:
                 assert not found.more
 
 
+async def test_a_user_that_may_only_publish_is_refused_the_history(kafka_broker: Broker, topic: str) -> None:
+    """Without the right READ a message is kept, with its position, and a question to the history names the right."""
+    if not isinstance(kafka_broker, KafkaProcess):
+        pytest.skip("this Kafka cannot be configured")
+    url = f"{kafka_broker.listener_urls['login']}?topic={topic}&partitions=1"
+    async with worker(url.replace("//", "//admin:secret@", 1)) as admin:
+        await grant(kafka_broker, "alice", topic, WRITE)
+        async with worker(url.replace("//", "//alice:secret@", 1)) as alice:
+            (position,) = await keep(alice, "room", b"1")
+            for after in (None, position):
+                with pytest.raises(BrokerError, match="grant READ") as raised:
+                    await recall(alice, "room", after)
+                assert raised.value.retriable is False
+            await keep(alice, "room", b"2")
+        assert payloads(await recall(admin, "room", position)) == [b"2"]
+
+
 async def test_a_key_is_refused(url: str) -> None:
     """Kafka cannot discard what another process has published: a key raises before anything is sent."""
     async with worker(url) as publisher:
@@ -436,6 +465,40 @@ async def test_recalls_that_are_cancelled_leave_nothing(url: str) -> None:
                     asked[2].cancel()
                     assert payloads(await asked[1]) == [bytes(1000)]
                     await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_a_broker_that_is_killed_costs_no_gap(private_kafka: StartKafka) -> None:
+    """Subscribers of a kept channel get everything across a kill of the broker, once, in order, and no gap.
+
+    Another worker, which has no subscription, gives back what follows any position.
+    """
+    broker = private_kafka()
+    if not isinstance(broker, KafkaProcess):
+        pytest.skip("this Kafka cannot be killed")
+    settings = Settings(max_backoff_seconds=0.2, publish_timeout_seconds=60)
+    history = {"room*": History(max_messages=10_000)}
+    url = f"{broker.url}?partitions=2"
+    async with (
+        Backplane(url, settings=settings, history=history) as one,
+        Backplane(url, settings=settings, history=history) as two,
+        one.subscribe("room") as messages,
+    ):
+        for number in range(50):
+            await two.publish("room", f"{number}")
+        publishing = [asyncio.create_task(two.publish("room", f"{number}")) for number in range(50, 300)]
+        await asyncio.sleep(0)
+        broker.kill9()
+        await one.wait_for_state("degraded")
+        broker.launch()
+        await asyncio.to_thread(broker.wait_until_up)
+        await asyncio.gather(*publishing)
+        received = [await anext(messages) for _ in range(300)]
+        assert [item.data for item in received if isinstance(item, Message)] == [f"{n}" for n in range(300)]
+        for worker in (one, two):
+            page = await worker.history("room", since=received[100].position, limit=1000)
+            assert [item.data for item in page.messages] == [f"{n}" for n in range(101, 300)]
+            assert [item.position for item in page.messages] == [item.position for item in received[101:]]
+            assert page.complete
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 from pydantic import BaseModel
@@ -124,7 +125,7 @@ def test_wrong_url() -> None:
 def test_publish_into_a_history(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the rules of the workers it publishes into their history: with a position, and once for each key."""
     adapter = ControlledHistoryAdapter()
-    monkeypatch.setattr("backplane.broker.adapter_source.broadcaster_from_url", lambda _: adapter)
+    monkeypatch.setattr("backplane.broker.adapter_source.broadcaster_from_url", Mock(return_value=adapter))
     with SyncBackplane("any://", history={"orders:*": History(max_messages=2)}) as backplane:
         first = backplane.publish("orders:1", "x", idempotency_key="k")
         second = backplane.publish("orders:1", "x", idempotency_key="k")

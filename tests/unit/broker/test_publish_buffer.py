@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
+import time
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -11,9 +13,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from backplane.broker.keep import Keep
+from backplane.broker.publish_attempt import NO_POSITION
 from backplane.broker.publish_buffer import PublishBuffer
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishError, PublishOutcomeUnknownError
+from backplane.history_rules import History
 from backplane.log_bursts import LogBursts
+from tests.unit.controlled_adapter import ControlledHistoryAdapter
 from tests.unit.doubles import Gate, run_passes, until_idle
 from tests.unit.kit import SETTINGS, WAIT_SECONDS, supervised, warnings_of
 
@@ -25,6 +31,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+RULE = History(max_messages=1000)
+UNKNOWN = PublishOutcomeUnknownError("the link ended before the answer")
+
 
 @asynccontextmanager
 async def buffered(
@@ -35,6 +44,30 @@ async def buffered(
         buffer = PublishBuffer(made.supervisor.attempts, max_bytes=max_bytes, max_messages=max_messages, bursts=bursts)
         yield made, buffer
         await asyncio.wait_for(buffer.stop(WAIT_SECONDS), WAIT_SECONDS)
+
+
+@asynccontextmanager
+async def keeping(
+    *, max_messages: int = 100, publish_timeout_seconds: float = 60
+) -> AsyncGenerator[tuple[SupervisedWorld, PublishBuffer, ControlledHistoryAdapter]]:
+    """Run a buffer over an adapter that keeps messages."""
+    adapter = ControlledHistoryAdapter()
+    async with supervised(adapter, replace(SETTINGS, publish_timeout_seconds=publish_timeout_seconds)) as made:
+        buffer = PublishBuffer(made.supervisor.attempts, max_bytes=1024, max_messages=max_messages)
+        yield made, buffer, adapter
+        await asyncio.wait_for(buffer.stop(WAIT_SECONDS), WAIT_SECONDS)
+
+
+def kept(adapter: ControlledHistoryAdapter) -> list[bytes]:
+    """Return what the broker keeps, in order."""
+    return [item.payload for item in adapter.log("a").items]
+
+
+async def until_empty(buffer: PublishBuffer) -> None:
+    """Wait until nothing is kept for later."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while len(buffer):
+            await asyncio.sleep(0.001)  # what ends it is no event of the adapter
 
 
 async def publish(buffer: PublishBuffer, *payloads: bytes) -> None:
@@ -411,3 +444,168 @@ async def test_sender_ends_with_the_link() -> None:
         await made.supervisor.stop()
         await until_idle()
         assert (len(buffer), senders()) == (1, 0)
+
+
+async def test_what_has_a_rule_is_kept_for_later_with_its_rule_and_key() -> None:
+    """During an outage the receipt has no position; what is sent later is kept by its rule, with its key, in order."""
+    async with keeping() as (made, buffer, adapter):
+        live = await buffer.publish("a", b"1", Keep(RULE, b"k"))
+        assert live.position == adapter.log("a").top
+        await made.degrade()
+        later = [Keep(RULE, b"k"), Keep(History(max_messages=1)), Keep(RULE, b"m")]
+        for number, keep in enumerate(later, 2):
+            assert await buffer.publish("a", b"%d" % number, keep) is NO_POSITION
+        assert await buffer.publish("a", b"5") is NO_POSITION
+        adapter.start_gate.open()
+        await until_empty(buffer)
+        assert adapter.kept == [("a", b"1", b"k"), ("a", b"2", b"k"), ("a", b"3", None), ("a", b"4", b"m")]
+        assert payloads(made) == [b"1", b"3", b"4", b"5"]  # 2 has the key of 1
+        assert kept(adapter) == [b"1", b"3", b"4"]
+        assert buffer.dropped == 0
+
+
+@pytest.mark.parametrize("gate", ["keep_gate", "reply_gate"])
+async def test_keyed_publish_whose_answer_is_lost_is_kept_and_sent_again(gate: str) -> None:
+    """With a key a message of unknown outcome is kept in its place, and is there once."""
+    async with keeping() as (_, buffer, adapter):
+        getattr(adapter, gate).close()
+        first = asyncio.create_task(buffer.publish("a", b"1", Keep(RULE, b"k")))
+        await adapter.until(lambda: len(adapter.kept) == 1)
+        adapter.start_gate.close()
+        adapter.cut()
+        assert await buffer.publish("a", b"2", Keep(RULE)) is NO_POSITION
+        await adapter.until(lambda: adapter.verbs.count("start") == 2)
+        assert await asyncio.wait_for(first, WAIT_SECONDS) is NO_POSITION
+        assert len(buffer) == 2
+        getattr(adapter, gate).open()
+        adapter.start_gate.open()
+        await until_empty(buffer)
+        assert (kept(adapter), buffer.dropped) == ([b"1", b"2"], 0)
+
+
+async def test_keyed_publish_without_an_answer_in_time_is_kept_and_sent_again() -> None:
+    """The caller of a message with a key does not wait for longer than the timeout, and the message is there once."""
+    async with keeping(publish_timeout_seconds=0.05) as (_, buffer, adapter):
+        adapter.reply_gate.close()
+        assert await buffer.publish("a", b"1", Keep(RULE, b"k")) is NO_POSITION
+        assert len(buffer) == 1
+        adapter.reply_gate.open()
+        await until_empty(buffer)
+        assert (kept(adapter), len(adapter.kept), buffer.dropped) == ([b"1"], 2, 0)
+
+
+async def test_publish_without_a_key_whose_answer_is_lost_is_not_kept() -> None:
+    """A message with a rule and without a key is never sent again after an unknown outcome, now or later."""
+    async with keeping() as (made, buffer, adapter):
+        adapter.reply_errors = [UNKNOWN, UNKNOWN]
+        with pytest.raises(PublishOutcomeUnknownError):
+            await buffer.publish("a", b"1", Keep(RULE))
+        await made.degrade()
+        await buffer.publish("a", b"2", Keep(RULE))
+        adapter.start_gate.open()
+        await until_empty(buffer)
+        assert (kept(adapter), len(adapter.kept), buffer.dropped) == ([b"1", b"2"], 2, 1)
+
+
+async def test_full_buffer_leaves_the_outcome_of_a_keyed_publish_unknown() -> None:
+    """Where there is no room for a message that may have been published, its caller does not get that it was not."""
+    async with keeping(max_messages=1) as (_, buffer, adapter):
+        adapter.reply_gate.close()
+        first = asyncio.create_task(buffer.publish("a", b"1", Keep(RULE, b"k")))
+        await adapter.until(lambda: len(adapter.kept) == 1)
+        adapter.start_gate.close()
+        adapter.cut()
+        await buffer.publish("b", b"2", Keep(RULE, b"k"))
+        with pytest.raises(BrokerUnavailableError, match="the buffer is full"):
+            await buffer.publish("b", b"3", Keep(RULE, b"m"))
+        with pytest.raises(PublishOutcomeUnknownError, match=r"may have been published; then: .* the buffer is full"):
+            await asyncio.wait_for(first, WAIT_SECONDS)
+        adapter.reply_gate.open()
+        adapter.start_gate.open()
+        await until_empty(buffer)
+
+
+async def test_keyed_publish_that_is_refused_after_an_unknown_outcome_is_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is refused in the end is dropped, and the log states that an attempt before may have published it."""
+    async with keeping() as (_, buffer, adapter):
+        adapter.reply_errors = [UNKNOWN]
+        adapter.keep_errors = [None, PublishError("no permission")]
+        await buffer.publish("a", b"1", Keep(RULE, b"k"))
+        await until_empty(buffer)
+        assert (kept(adapter), buffer.dropped) == ([b"1"], 1)
+        assert warnings_of(caplog) == [
+            "a message that was kept for channel 'a' is lost: an attempt got no answer, so it may have been published; "
+            "then: no permission"
+        ]
+
+
+async def test_keyed_publish_that_never_gets_an_answer_is_given_up() -> None:
+    """A message that may be what ends the link is sent five times at most, and then makes room for the others."""
+    async with keeping() as (_, buffer, adapter):
+        adapter.reply_errors = [UNKNOWN] * 5
+        await buffer.publish("a", b"1", Keep(RULE, b"k"))
+        await buffer.publish("a", b"2", Keep(RULE, b"m"))
+        await until_empty(buffer)
+        assert (kept(adapter), len(adapter.kept), buffer.dropped) == ([b"1", b"2"], 6, 1)
+
+
+async def test_keyed_publish_of_unknown_outcome_is_not_sent_again_after_a_long_outage(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once the broker may have forgotten the key it is dropped; one that was never sent is sent, however old it is."""
+    async with keeping() as (made, buffer, adapter):
+        adapter.reply_gate.close()
+        first = asyncio.create_task(buffer.publish("a", b"1", Keep(RULE, b"k")))
+        await adapter.until(lambda: len(adapter.kept) == 1)
+        await made.degrade()
+        await first
+        await buffer.publish("a", b"2", Keep(RULE, b"m"))
+        now = time.time()
+        monkeypatch.setattr("backplane.broker.keep.time", lambda: now + 241)
+        adapter.reply_gate.open()
+        adapter.start_gate.open()
+        await until_empty(buffer)
+        assert (kept(adapter), len(adapter.kept), buffer.dropped) == ([b"1", b"2"], 2, 1)
+        assert "after 240 s the broker may have forgotten the key" in warnings_of(caplog, logging.ERROR)[0]
+
+
+async def test_keyed_publish_of_unknown_outcome_after_the_stop_raises() -> None:
+    """After the stop of the buffer nothing is kept, so its caller gets that the outcome is unknown."""
+    async with keeping() as (_, buffer, adapter):
+        await buffer.stop(1)
+        adapter.reply_errors = [UNKNOWN]
+        with pytest.raises(PublishOutcomeUnknownError):
+            await buffer.publish("a", b"1", Keep(RULE, b"k"))
+        assert (len(buffer), kept(adapter)) == (0, [b"1"])
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_keyed_publishes_in_a_storm_are_there_once(seed: int) -> None:
+    """Over links that are lost at any moment, what was kept or published is there once; what was dropped is counted."""
+    chance = random.Random(seed)
+    async with keeping() as (_, buffer, adapter):
+        publishing: list[asyncio.Task[Receipt]] = []
+        for number in range(60):
+            if chance.random() < 0.3:
+                chance.choice([adapter.keep_gate, adapter.reply_gate]).close()
+            payload = b"%d" % number
+            key = payload if chance.random() < 0.7 else None
+            publishing.append(asyncio.create_task(buffer.publish("a", payload, Keep(RULE, key))))
+            for _ in range(chance.randrange(4)):
+                await asyncio.sleep(0)
+            if chance.random() < 0.1:
+                adapter.cut()
+            if chance.random() < 0.5:
+                adapter.keep_gate.open()
+                adapter.reply_gate.open()
+        adapter.keep_gate.open()
+        adapter.reply_gate.open()
+        outcomes = await asyncio.wait_for(asyncio.gather(*publishing, return_exceptions=True), WAIT_SECONDS)
+        await until_empty(buffer)
+        there = kept(adapter)
+        assert len(set(there)) == len(there)
+        done = {b"%d" % number for number, outcome in enumerate(outcomes) if not isinstance(outcome, Exception)}
+        assert len(done - set(there)) <= buffer.dropped
+        assert len(done) > 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
+from unittest.mock import Mock
 
 import pytest
 from typer.testing import CliRunner
@@ -102,7 +103,7 @@ def test_wrong_usage(published: list[tuple[str, str | bytes]], arguments: list[s
 def keeping(monkeypatch: pytest.MonkeyPatch) -> ControlledHistoryAdapter:
     """The adapter of every URL, which keeps messages."""
     adapter = ControlledHistoryAdapter()
-    monkeypatch.setattr("backplane.broker.adapter_source.broadcaster_from_url", lambda _: adapter)
+    monkeypatch.setattr("backplane.broker.adapter_source.broadcaster_from_url", Mock(return_value=adapter))
     return adapter
 
 

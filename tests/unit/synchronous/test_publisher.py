@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 from fastapi import BackgroundTasks, FastAPI, WebSocket
@@ -165,7 +166,7 @@ def test_not_started_and_no_url() -> None:
 def test_not_started_publishes_by_the_same_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the backplane is not started, its thread publishes into the history that its rules state."""
     adapter = ControlledHistoryAdapter()
-    monkeypatch.setattr("backplane.broker.adapter_source.broadcaster_from_url", lambda _: adapter)
+    monkeypatch.setattr("backplane.broker.adapter_source.broadcaster_from_url", Mock(return_value=adapter))
     backplane = Backplane("any://", history={"orders:*": History(max_messages=1)})
     receipts = [backplane.sync.publish("orders:1", "x", idempotency_key=key) for key in ("k", "k", "m", "n")]
     assert [receipt.duplicate for receipt in receipts] == [False, True, False, False]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,16 +17,17 @@ from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.recording import RecordingSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
-__all__ = ["MEBIBYTE", "Process", "Worker", "folder_of", "sockets", "wait_until"]
+__all__ = ["MEBIBYTE", "Process", "Worker", "folder_of", "no_garbage_collection", "sockets", "wait_until"]
 
 MEBIBYTE = 1024 * 1024
 
 PROCESS = """
 import asyncio, json, os, signal, sys, time
 from backplane.message import ALL
+from backplane.history_rules import History, HistoryRules
 from backplane.broker.registry import broadcaster_from_url
 
 class Sink:
@@ -59,6 +62,19 @@ async def main():
             for number in range(times):
                 await adapter.publish(channel, b"%d" % number)
             os.kill(os.getpid(), signal.SIGKILL)
+        elif command == "prepare":
+            await adapter.prepare(HistoryRules(dict.fromkeys(arguments, History())))
+        elif command == "keep":
+            channel, payload, size, times = arguments
+            for _ in range(times):
+                await adapter.keep(channel, payload.encode("latin-1").ljust(size, b"."), History())
+        elif command == "keep_with_key":
+            channel, payload, key = arguments
+            receipt = await adapter.keep(channel, payload.encode(), History(), key=key.encode())
+            report("receipt", str(receipt.position), receipt.duplicate)
+        elif command == "write_and_die":
+            adapter._node.log._announce = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            await adapter.keep(arguments[0], b"last", History())
         elif command == "fork":
             child = os.fork()
             if not child:
@@ -187,6 +203,16 @@ class Worker:
         count = len(self.sink.delivered)
         await other.adapter.publish(channel, b"barrier")
         await self.sink.until(lambda: (channel, b"barrier") in self.sink.delivered[count:])
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """While the time of a pass is taken: a collection of what all the tests hold takes longer."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 async def wait_until(holds: Callable[[], bool]) -> None:

@@ -28,7 +28,7 @@ def test_a_place_without_a_message_is_true_of_what_the_log_still_has() -> None:
     index.add(b"a", 500, 501)
     records = index.channels[b"a"]
     assert [_after(records, offset, 0) for offset in (0, 499, 501, 1000, 1001)] == [0, 0, 1, 1, None]
-    assert [_after(records, offset, 0, oldest=400) for offset in (0, 399, 400)] == [None, None, 0]
+    assert [_after(records, offset, 0, oldest=400) for offset in (0, 399, 400)] == [0, None, 0]
 
 
 def test_the_newest_position_outlives_its_record() -> None:
@@ -89,3 +89,14 @@ def test_a_key_counts_for_300_seconds_of_the_log() -> None:
     assert table.find(b"a", b"key", 1301.0) == KeyUse(9, 2, 1300.0)
     assert table.add(b"a", b"other", KeyUse(11, 2, 1301.0), 10)
     assert len(table) == 1
+
+
+def test_a_channel_without_messages_is_forgotten_when_it_is_left() -> None:
+    """Names that clients join and leave cost no memory; a channel with messages stays."""
+    index = LogIndex()
+    index.add(b"used", 10, 11)
+    for name in (b"used", b"unused"):
+        index.watch(name, 50)
+        index.unwatch(name)
+    index.unwatch(b"never joined")
+    assert set(index.channels) == {b"used"}

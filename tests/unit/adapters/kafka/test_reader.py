@@ -12,7 +12,9 @@ import pytest
 from backplane.adapters.kafka.answers import LATEST, Fetched, Position
 from backplane.adapters.kafka.protocol import NO_TOPIC_ID
 from backplane.adapters.kafka.reader import FetchPolicy, KafkaReader
+from backplane.adapters.kafka.ring import HistoryRings
 from backplane.errors import BrokerUnavailableError
+from backplane.history_rules import History, HistoryRules
 from backplane.testing import RecordingSink
 from tests.unit.adapters.kafka.doubles import ScriptedNodes, Tasks, log_batch
 from tests.unit.doubles import until_idle
@@ -81,6 +83,28 @@ async def test_a_log_that_diverged_from_what_was_read_is_a_gap(tasks: Tasks) -> 
     await link.nodes[1].requested.wait()
     assert link.nodes[1].positions == {0: Position(12, 3)}
     assert [channels for channels, _ in sink.gaps] == [None]
+    reader.close()
+
+
+@pytest.mark.anyio
+async def test_a_hole_in_one_partition_is_no_gap_of_a_history_in_another(tasks: Tasks) -> None:
+    """Of the channels with a history only those of the partition may miss messages; any other channel may."""
+    link, sink = ScriptedNodes(), RecordingSink()
+    link.topology = replace(link.topology, leaders={0: 1, 1: 1})
+    reader, rings = (
+        KafkaReader(FetchPolicy(wait_ms=500), tasks.spawn),
+        HistoryRings(1000, HistoryRules({"k*": History()})),
+    )
+    reader.keep(rings)
+    await reader.open(cast("KafkaLink", link), sink)
+    kept = [f"k{number}" for number in range(10)]
+    reader.channels = {name.encode(): name for name in [*kept, "plain"]}
+    here = {name for name in kept if rings.partition_of(name.encode()) == 0}
+    assert 0 < len(here) < len(kept)
+    await link.nodes[1].requested.wait()
+    link.nodes[1].answer([Fetched(0, 0, b"", 30, Position(0, 3))])
+    await link.nodes[1].requested.wait()
+    assert [channels for channels, _ in sink.gaps] == [frozenset({*here, "plain"})]
     reader.close()
 
 

@@ -16,6 +16,7 @@ def test_envelope_is_read_byte_by_byte() -> None:
     wrapped = bytes.fromhex("bf425003 0102030405060708 000000000000000a deadbeef") + b"data"
     content, place = opened(wrapped)
     assert content == b"data"
+    assert place is not None
     assert place == Place(bytes(range(1, 9)), 10, crc32(b"data"))
     assert (place.before, place.before_check) == (9, 0xDEADBEEF)
 

@@ -49,7 +49,7 @@ def test_keep_is_one_command() -> None:
     )
     assert (name, digest, keys) == (b"EVALSHA", KEEP.digest, b"2")
     assert (place, log) == (b"shop:$backplane/{room}/place", b"shop:$backplane/{room}/log")
-    assert (channel, most, age, life) == (b"shop:room", b"51", b"1500", b"86400000")
+    assert (channel, most, age, life) == (b"shop:room", b"51", b"2500", b"86400000")
     assert (len(epoch), check, payload) == (8, crc32(b"hello\r\n").to_bytes(4), b"hello\r\n")
 
 
@@ -58,7 +58,7 @@ def test_key_is_hashed_into_the_name_of_a_third_one() -> None:
     found = arguments(history().keep("room", b"x", 7, RULE, b"\0\xff"))
     assert found[:3] == [b"EVALSHA", KEEP_ONCE.digest, b"3"]
     assert found[5] == b"$backplane/{room}/once/" + sha256(b"\0\xff").hexdigest()[:32].encode()
-    assert found[6:10] == [b"room", b"51", b"1500", b"86400000"]
+    assert found[6:10] == [b"room", b"51", b"2500", b"86400000"]
     assert found[11:] == [(7).to_bytes(4), b"x"]
 
 
@@ -91,8 +91,12 @@ def test_rule_of_a_channel_can_change() -> None:
     used = history()
     assert arguments(used.keep("room", b"", 0, RULE, None))[6] == b"51"
     latest = History(latest=True, max_age_seconds=1e300)
-    assert arguments(used.keep("room", b"", 0, latest, None))[6:9] == [b"2", b"%d" % 2**52, b"%d" % (10 * 2**52)]
-    assert arguments(used.keep("room", b"", 0, History(max_age_seconds=1e-9), None))[7] == b"1"
+    assert arguments(used.keep("room", b"", 0, latest, None))[6:9] == [
+        b"2",
+        b"%d" % (2**52 + 1000),
+        b"%d" % (10 * 2**52),
+    ]
+    assert arguments(used.keep("room", b"", 0, History(max_age_seconds=1e-9), None))[7] == b"1000"
 
 
 def test_commands_of_channels_are_cached_within_bounds() -> None:
@@ -100,7 +104,7 @@ def test_commands_of_channels_are_cached_within_bounds() -> None:
     used = history()
     for number in range(10_050):
         used.keep(f"room-{number}", b"", 0, RULE, None)
-    assert len(used._packed) <= 10_000
+    assert len(used._packed) <= 10_000  # pyright: ignore[reportPrivateUsage]
 
 
 def test_recall_passes_the_position() -> None:
@@ -108,7 +112,7 @@ def test_recall_passes_the_position() -> None:
     used = history()
     found = arguments(used.recall("room", RULE, Position(EPOCH, 2**63, 0xDEADBEEF), 20, 4096))
     assert found[:5] == [b"EVALSHA", RECALL.digest, b"2", b"$backplane/{room}/place", b"$backplane/{room}/log"]
-    assert found[5:7] == [b"1500", b"86400000"]
+    assert found[5:7] == [b"2500", b"86400000"]
     assert found[8:] == [b"20", b"4096", EPOCH, b"%d" % 2**63, b"\xde\xad\xbe\xef"]
     assert arguments(used.recall("room", RULE, None, 0, 1))[8:] == [b"0", b"1"]
 
@@ -125,8 +129,8 @@ def test_receipt_of_a_repetition_names_the_first() -> None:
 @pytest.mark.parametrize("after", [None, Position(EPOCH, 5, 0)])
 def test_elements_are_numbered(after: Position | None) -> None:
     """Without a position the newest element has the offset of the place, with one the oldest follows it."""
-    top = EPOCH + (7).to_bytes(8) + crc32(b"7").to_bytes(4)
-    elements = [(0xAA).to_bytes(4) + bytes(6) + b"6", crc32(b"6").to_bytes(4) + bytes(6) + b"7"]
+    top = EPOCH + (7).to_bytes(8) + crc32(b"7").to_bytes(4) + b"1234567890"
+    elements = [(0xAA).to_bytes(4) + b"1234567890" + b"6", crc32(b"6").to_bytes(4) + b"1234567890" + b"7"]
     found = RedisHistory.recalled([top, 1, 1, elements], after)
     assert (found.found, found.more, found.top) == (True, True, Position(EPOCH, 7, crc32(b"7")))
     assert [(item.payload, item.place.offset, item.place.before) for item in found.items] == [

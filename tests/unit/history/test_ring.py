@@ -1,0 +1,302 @@
+"""`backplane.history.ring`: what a subscriber that comes back is given from the memory of the worker."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from backplane.history.ring import Ring, RingBudget
+from backplane.message import Message, Place, Position
+
+EPOCH = b"epoch  1"
+OTHER = b"epoch  2"
+NOW = 1_000_000.0
+SIZE = 500  # of one message, roughly
+
+
+def place(number: int, *, epoch: bytes = EPOCH, before_check: bool = True) -> Place:
+    """Return the place of the message with this number; its check is ten times that."""
+    return Place(epoch, number, 10 * number, number - 1, 10 * (number - 1) if before_check else None)
+
+
+def message(number: int, *, published_at: float | None = NOW, size: int = 0) -> Message:
+    """Return the message with this number."""
+    data = str(number).ljust(size)
+    return Message(channel="a", data=data, published_at=published_at, position=place(number))
+
+
+def entries(first: int, last: int, *, epoch: bytes = EPOCH) -> list[tuple[Place, Message | None]]:
+    """Return what was read."""
+    return [(place(number, epoch=epoch), message(number)) for number in range(first, last + 1)]
+
+
+def ring(max_messages: int = 5, *, budget: RingBudget | None = None, now: float = NOW) -> Ring:
+    """Return an empty ring."""
+    return Ring(max_messages, 60, budget or RingBudget(), clock=lambda: now)
+
+
+def filled(first: int, last: int, max_messages: int = 5) -> Ring:
+    """Return a ring with these messages, of which everything was read."""
+    made = ring(max_messages)
+    assert made.fill(entries(first, last), place(last), complete=True)
+    return made
+
+
+def data(messages: list[Message] | None) -> list[str] | None:
+    """Return the data of messages."""
+    return None if messages is None else [str(one.data) for one in messages]
+
+
+def test_everything_after_a_position_is_given_back() -> None:
+    """After each position that the ring holds, exactly the later messages are returned."""
+    made = filled(1, 4)
+    made.append(place(5), message(5))
+    assert len(made) == 5
+    assert made.is_complete
+    for number in range(6):
+        assert data(made.after(place(number))) == [str(later) for later in range(number + 1, 6)]
+    assert made.newest_position == place(5)
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        Position(OTHER, 4, 40),
+        Position(EPOCH, 4, 41),
+        Position(EPOCH, 5, 41),
+        Position(EPOCH, 6, 60),
+        Position(EPOCH, 2, 21),
+        Position(EPOCH, 1, 10),
+        Position(EPOCH, 0, 0),
+        Position(EPOCH, 1 << 63, 0),
+    ],
+    ids=repr,
+)
+def test_a_position_that_is_not_held_is_not_found(position: Position) -> None:
+    """Another epoch, another check, an older or a newer offset is not found."""
+    assert filled(3, 5).after(position) is None
+
+
+def test_the_oldest_message_names_its_predecessor() -> None:
+    """The position before the oldest message is found where that states its check, or where it is the first of all."""
+    assert data(filled(3, 4).after(Position(EPOCH, 2, 20))) == ["3", "4"]
+    assert data(filled(1, 2).after(Position(EPOCH, 0, 0))) == ["1", "2"]
+    assert filled(1, 2).after(Position(EPOCH, 0, 1)) is None
+    made = ring()
+    made.append(place(3, before_check=False), message(3))
+    assert made.after(Position(EPOCH, 2, 20)) is None
+    made = ring()
+    made.append(place(1, before_check=False), message(1))
+    assert data(made.after(Position(EPOCH, 0, 0))) == ["1"]
+
+
+def test_one_more_than_may_be_missed_is_held() -> None:
+    """The oldest messages go; a client that missed as many as the rule keeps finds its position."""
+    made = filled(1, 4)
+    for number in range(5, 11):
+        made.append(place(number), message(number))
+    assert len(made) == 6
+    assert made.is_complete
+    assert data(made.after(place(5))) == ["6", "7", "8", "9", "10"]
+    assert made.after(place(3)) is None
+    assert data(made.newest(100)) == ["6", "7", "8", "9", "10"]
+
+
+def test_the_newest_messages() -> None:
+    """The newest ones are returned, oldest first; a malformed payload is not, nor does it count."""
+    made = filled(1, 2)
+    made.append(place(3), None)
+    made.append(place(4), message(4))
+    assert data(made.newest(0)) == []
+    assert data(made.newest(1)) == ["4"]
+    assert data(made.newest(2)) == ["2", "4"]
+    assert data(made.newest(9)) == ["1", "2", "4"]
+    assert data(made.after(place(2))) == ["4"]
+    assert data(made.after(place(3))) == ["4"]
+    assert data(ring().newest(3)) == []
+
+
+def test_batches_are_shared() -> None:
+    """Clients that come back with the same position get the same batch, until another message arrives."""
+    made = filled(1, 4)
+    batch = made.after(place(2))
+    assert made.after(Position(EPOCH, 2, 20)) is batch
+    assert made.newest(2) is made.newest(2)
+    made.append(place(5), message(5))
+    assert data(made.after(place(2))) == ["3", "4", "5"]
+    assert data(made.newest(2)) == ["4", "5"]
+
+
+def test_the_shared_batches_are_bounded() -> None:
+    """However many different positions are asked for, few batches are remembered."""
+    made = filled(1, 300, 300)
+    for _ in range(2):
+        for number in range(1, 301):
+            assert data(made.after(place(number))) == [str(later) for later in range(number + 1, 301)]
+    assert len(made._batches) <= 64  # pyright: ignore[reportPrivateUsage]
+
+
+# -- filling -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_read_comes_before_what_has_arrived() -> None:
+    """What is read is put before the messages that have arrived meanwhile, each once."""
+    for last_read in (3, 4, 5, 6):
+        made = ring(10)
+        made.append(place(4), message(4))
+        made.append(place(5), message(5))
+        assert made.fill(entries(2, last_read), place(5), complete=True)
+        assert data(made.newest(10)) == ["2", "3", "4", "5"]
+        assert made.is_complete
+
+
+def test_a_read_ahead_of_the_track_is_cut() -> None:
+    """What the track has not let through is left out: it arrives."""
+    made = ring()
+    assert made.fill(entries(1, 6), place(4), complete=True)
+    assert data(made.after(place(1))) == ["2", "3", "4"]
+    made.append(place(5), message(5))
+    assert data(made.after(place(1))) == ["2", "3", "4", "5"]
+
+
+def test_a_channel_without_messages_is_complete() -> None:
+    """Where nothing is kept, the position of the channel is found, and nothing else."""
+    made = ring()
+    assert made.fill([], place(7), complete=True)
+    assert (data(made.after(place(7))), made.after(place(6)), made.is_complete) == ([], None, True)
+    made.append(place(8), message(8))
+    assert data(made.after(place(7))) == ["8"]
+
+
+def test_a_read_that_does_not_join_is_refused() -> None:
+    """Where a hole would be between what was read and what is there, nothing is filled."""
+    made = ring()
+    assert not made.fill(entries(1, 3), place(5), complete=True)
+    assert not made.fill(entries(1, 5), Position(EPOCH, 5, 51), complete=True)
+    made.append(place(5), message(5))
+    assert not made.fill(entries(1, 3), place(5), complete=True)
+    assert not made.fill(entries(1, 9, epoch=OTHER), place(5), complete=True)
+    assert not made.fill([(Place(EPOCH, 5, 51, 4, 40), message(5))], place(5), complete=True)
+    assert (data(made.newest(9)), made.is_complete) == (["5"], False)
+    made = ring()
+    made.append(place(1), message(1))
+    assert made.fill([], place(1), complete=True)
+
+
+def test_a_read_of_more_than_the_ring_holds_keeps_the_newest() -> None:
+    """The oldest of what was read go, as everywhere."""
+    budget = RingBudget()
+    made = ring(3, budget=budget)
+    made.append(place(9), message(9))
+    assert made.fill(entries(1, 9), place(9), complete=False)
+    assert (data(made.newest(9)), len(made), made.is_complete) == (["7", "8", "9"], 4, False)
+    made.clear(None)
+    assert budget.size_bytes == 0
+
+
+def test_after_a_gap_nothing_is_held() -> None:
+    """A gap empties the ring; where the channel goes on is a position that is found."""
+    made = filled(1, 4)
+    made.clear(place(9))
+    assert (len(made), made.is_complete, made.newest_position) == (0, False, place(9))
+    assert made.after(place(4)) is None
+    assert data(made.after(place(9))) == []
+    made.append(place(10), message(10))
+    assert data(made.after(place(9))) == ["10"]
+    made.clear(None)
+    assert made.after(place(10)) is None
+
+
+# -- age ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_too_old_is_not_given_back() -> None:
+    """Older messages go, with those without a time before them; the newest position is found all the same."""
+    times: list[float | None] = [None, NOW - 100, None, NOW - 61, None, NOW - 59, None]
+    made = ring(10)
+    for number, published_at in enumerate(times, start=1):
+        made.append(place(number), message(number, published_at=published_at))
+    made.append(place(8), None)
+    assert data(made.newest(9)) == ["5", "6", "7"]
+    assert made.after(place(3)) is None
+    assert data(made.after(place(4))) == ["5", "6", "7"]
+
+
+def test_a_ring_of_old_messages_is_empty() -> None:
+    """Where every message is too old, only the newest position is left, and nothing is counted."""
+    budget = RingBudget()
+    made = ring(budget=budget, now=NOW + 1000)
+    assert made.fill(entries(1, 4), place(4), complete=True)
+    assert (data(made.newest(9)), made.after(place(3)), data(made.after(place(4)))) == ([], None, [])
+    assert (budget.size_bytes, made.is_complete) == (0, True)
+    made.append(place(5), message(5, published_at=NOW + 1000))
+    assert data(made.after(place(4))) == ["5"]
+
+
+# -- the bytes of all rings --------------------------------------------------------------------------------------------
+
+
+def test_the_ring_that_was_read_least_recently_makes_room() -> None:
+    """Above the limit a ring is emptied: one that was never read from, else the least recently read one."""
+    budget = RingBudget(10 * SIZE)
+    rings = [ring(100, budget=budget) for _ in range(4)]
+    for one in rings:
+        assert one.fill([], place(0), complete=True)
+        one.append(place(1), message(1, size=100))
+        one.append(place(2), message(2, size=100))
+    assert budget.size_bytes == 8 * SIZE
+    rings[1].newest(1)
+    rings[0].after(place(1))
+    for number in (3, 4, 5):
+        rings[0].append(place(number), message(number, size=100))
+    assert [len(one) for one in rings] == [5, 2, 2, 0]
+    for number in range(6, 9):
+        rings[0].append(place(number), message(number, size=100))
+    assert [len(one) for one in rings] == [8, 2, 0, 0]
+    rings[0].append(place(9), message(9, size=100))
+    assert [len(one) for one in rings] == [9, 0, 0, 0]
+    assert [one.is_complete for one in rings] == [True, False, False, False]
+    assert data(rings[3].after(place(2))) == []
+    assert rings[3].after(place(1)) is None
+
+
+def test_a_single_ring_is_bounded() -> None:
+    """A ring that alone exceeds the limit is emptied, and goes on."""
+    budget = RingBudget(3 * SIZE)
+    made = ring(100, budget=budget)
+    for number in range(1, 5):
+        made.append(place(number), message(number, size=100))
+    assert (len(made), budget.size_bytes) == (0, 0)
+    made.append(place(5), message(5))
+    assert data(made.after(place(4))) == ["5"]
+    assert not made.is_complete
+
+
+def test_the_size_is_counted_exactly() -> None:
+    """After any calls the budget has the size of what the rings hold, and at most its limit."""
+    choose = random.Random(3)
+    budget = RingBudget(20_000)
+    rings = [ring(choose.randint(1, 20), budget=budget, now=NOW + 30) for _ in range(10)]
+    newest = [0] * len(rings)
+    for _ in range(2_000):
+        index = choose.randrange(len(rings))
+        made, number = rings[index], newest[index]
+        step = choose.random()
+        if step < 0.8:
+            newest[index] += 1
+            malformed = choose.random() < 0.1
+            at = NOW - choose.random() * 40
+            new = None if malformed else message(number + 1, size=choose.randint(0, 1000), published_at=at)
+            made.append(place(number + 1), new)
+        elif step < 0.9:
+            made.after(place(choose.randint(0, number)))
+        elif step < 0.95:
+            made.newest(choose.randint(0, 30))
+        elif step < 0.98:
+            made.fill(entries(max(1, number - 30), number), place(number), complete=True)
+        else:
+            made.clear(place(number))
+        held = [one for made in rings for _, one in made._entries]  # pyright: ignore[reportPrivateUsage]
+        assert budget.size_bytes == sum(400 + (0 if one is None else len(one.data)) for one in held) <= 20_000
+        assert set(budget._rings) == {made for made in rings if len(made)}  # pyright: ignore[reportPrivateUsage]
