@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backplane.broadcaster import KeptMessage, Recalled
+    from tests.brokers.nats import NatsProcess
     from tests.conftest import StartNats
 
 pytestmark = pytest.mark.anyio
@@ -369,6 +370,33 @@ async def test_what_is_not_known_of_a_quiet_channel_is_a_gap(private_nats: Start
         await one.start()
         await one.adapter.subscribe(["room"])
         assert not (await one.recall(newest)).found
+
+
+async def test_a_server_in_lame_duck_mode_confirms_what_was_kept(tmp_path: Path) -> None:
+    """Kept messages that are sent when the server is left are confirmed before the link is closed."""
+    with nats_cluster(made(tmp_path / "cluster"), jetstream=True) as cluster:
+        one = Worker(cluster.url)
+        await until_prepared(one)
+        await until_kept(one, b"first")
+        link = cast("Any", one.adapter)._link
+        node = next(node for node in cluster.nodes if node.port == link.server.port)
+        cast("NatsProcess", node).enter_lame_duck_mode()
+        await one.sink.until(lambda: bool(one.sink.losses))
+        keeping = asyncio.gather(*(one.keep(b"%d" % number) for number in range(10)))
+        await asyncio.sleep(0)  # they have been called
+        await one.adapter.stop()
+        assert len(await keeping) == 10
+
+
+async def until_kept(one: Worker, payload: bytes) -> None:
+    """Keep a message in a cluster whose stream may have no leader yet."""
+    while True:
+        try:
+            await one.keep(payload)
+        except BrokerUnavailableError:
+            await asyncio.sleep(0.05)
+        else:
+            return
 
 
 async def test_a_foreign_configuration_is_used_and_logged_once(
