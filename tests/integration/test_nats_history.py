@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+NATS_PY: Any = nats
 RULE = History(max_messages=20)
 RULES = HistoryRules({"room*": RULE})
 STREAM = stream_name("", "room*")
@@ -91,7 +92,7 @@ async def worker(url: str, rules: HistoryRules = RULES) -> AsyncGenerator[Worker
 @asynccontextmanager
 async def administrator(url: str) -> AsyncGenerator[Any]:
     """Return JetStream as nats-py offers it."""
-    client = await nats.connect(url)
+    client = await NATS_PY.connect(url)
     try:
         yield client.jetstream()
     finally:
@@ -491,7 +492,7 @@ async def test_headers_of_others_are_no_place(private_nats: StartNats, headers: 
     async with worker(url) as one:
         await one.adapter.subscribe(["room"])
         begin = (await one.recall()).top
-        client = await nats.connect(url)
+        client = await NATS_PY.connect(url)
         await client.publish("room", b"foreign", headers=headers)
         kept = await client.jetstream().publish(f"{SUBJECTS}room", b"kept", headers=headers)
         await client.close()
