@@ -41,10 +41,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backplane.broadcaster import KeptMessage, Recalled
+    from tests.brokers.nats import NatsProcess
     from tests.conftest import StartNats
 
 pytestmark = pytest.mark.anyio
 
+NATS_PY: Any = nats
 RULE = History(max_messages=20)
 RULES = HistoryRules({"room*": RULE})
 STREAM = stream_name("", "room*")
@@ -90,7 +92,7 @@ async def worker(url: str, rules: HistoryRules = RULES) -> AsyncGenerator[Worker
 @asynccontextmanager
 async def administrator(url: str) -> AsyncGenerator[Any]:
     """Return JetStream as nats-py offers it."""
-    client = await nats.connect(url)
+    client = await NATS_PY.connect(url)
     try:
         yield client.jetstream()
     finally:
@@ -371,6 +373,33 @@ async def test_what_is_not_known_of_a_quiet_channel_is_a_gap(private_nats: Start
         assert not (await one.recall(newest)).found
 
 
+async def test_a_server_in_lame_duck_mode_confirms_what_was_kept(tmp_path: Path) -> None:
+    """Kept messages that are sent when the server is left are confirmed before the link is closed."""
+    with nats_cluster(made(tmp_path / "cluster"), jetstream=True) as cluster:
+        one = Worker(cluster.url)
+        await until_prepared(one)
+        await until_kept(one, b"first")
+        link = cast("Any", one.adapter)._link
+        node = next(node for node in cluster.nodes if node.port == link.server.port)
+        cast("NatsProcess", node).enter_lame_duck_mode()
+        await one.sink.until(lambda: bool(one.sink.losses))
+        keeping = asyncio.gather(*(one.keep(b"%d" % number) for number in range(10)))
+        await asyncio.sleep(0)  # they have been called
+        await one.adapter.stop()
+        assert len(await keeping) == 10
+
+
+async def until_kept(one: Worker, payload: bytes) -> None:
+    """Keep a message in a cluster whose stream may have no leader yet."""
+    while True:
+        try:
+            await one.keep(payload)
+        except BrokerUnavailableError:
+            await asyncio.sleep(0.05)
+        else:
+            return
+
+
 async def test_a_foreign_configuration_is_used_and_logged_once(
     private_nats: StartNats, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -463,7 +492,7 @@ async def test_headers_of_others_are_no_place(private_nats: StartNats, headers: 
     async with worker(url) as one:
         await one.adapter.subscribe(["room"])
         begin = (await one.recall()).top
-        client = await nats.connect(url)
+        client = await NATS_PY.connect(url)
         await client.publish("room", b"foreign", headers=headers)
         kept = await client.jetstream().publish(f"{SUBJECTS}room", b"kept", headers=headers)
         await client.close()
