@@ -1,4 +1,4 @@
-"""The files of the log: made once, removed by age and size, or by somebody else."""
+"""The files of the log: made once, removed by age and size, or by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _make_segment(files: LogFiles, base: int, size: int, age_seconds: float) -> 
 
 
 def test_many_that_open_at_once_agree_on_one_log(directory: Path) -> None:
-    """Whoever is first makes the log, and nothing else is left in the folder."""
+    """The first one makes the log, and nothing else is left in the folder."""
     for number in range(20):
         folder = directory / str(number)
         folder.mkdir()

@@ -117,7 +117,7 @@ def test_the_second_record_with_a_key_does_not_exist(log: Log) -> None:
 
 
 def test_a_slice_ends_after_a_few_milliseconds(log: Log) -> None:
-    """A long log is read in many slices, each of which says that there is more."""
+    """A long log is read in many slices, each of which reports that there is more."""
     for number in range(20_000):
         log.write(b"%d" % number)
     slices, longest = 1, 0.0
