@@ -270,7 +270,7 @@ class HistoryLog:
         except OSError as error:
             raise _unavailable(error) from error
         await self._wait_while(lambda _reader: True)
-        if self._reader is None:
+        if self._closed:
             raise BrokerUnavailableError("the adapter was stopped meanwhile", adapter="ipc")
         return self._reader
 

@@ -22,12 +22,17 @@ def _opened(folder: Path) -> LogFiles:
     return files
 
 
+def _age(path: Path, seconds: float) -> None:
+    changed_at = time.time() - seconds
+    os.utime(path, (changed_at, changed_at))
+
+
 def _make_segment(files: LogFiles, base: int, size: int, age_seconds: float) -> None:
     descriptor = files.open_segment(base, os.O_WRONLY | os.O_CREAT)
     os.truncate(descriptor, size)
     os.close(descriptor)
     path = files.path / f"{files.epoch.hex()}-{base:016x}.log"
-    os.utime(path, (time.time() - age_seconds,) * 2)
+    _age(path, age_seconds)
 
 
 def test_many_that_open_at_once_agree_on_one_log(directory: Path) -> None:
@@ -69,7 +74,7 @@ def test_leftovers_are_removed_when_they_are_old(directory: Path) -> None:
     _opened(directory)
     assert all(path.exists() for path in paths)
     for path in paths:
-        os.utime(path, (time.time() - 61,) * 2)
+        _age(path, 61)
     _opened(directory)
     assert [path.exists() for path in paths] == [False, False, True]
     assert files.is_current()

@@ -19,7 +19,7 @@ from backplane.errors import PublishError
 from tests.unit.adapters.ipc.processes import MEBIBYTE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from backplane.adapters.ipc.log_record import Record
 
@@ -54,7 +54,7 @@ def _read(files: LogFiles) -> list[tuple[int, bytes]]:
 
 
 @contextmanager
-def _file_size_limit(size: int) -> Iterator[None]:
+def _file_size_limit(size: int) -> Generator[None]:
     """No file of this process can grow beyond `size`: a full disk, as a write experiences it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
