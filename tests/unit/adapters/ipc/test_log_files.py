@@ -65,6 +65,17 @@ def test_an_identity_that_is_cut_is_replaced(directory: Path) -> None:
     assert _opened(directory).epoch != before.epoch
 
 
+def test_an_identity_that_has_taken_the_place_of_another_stays(directory: Path) -> None:
+    """A process that is late with removing a broken one does not remove what another has made since."""
+    late = _opened(directory)
+    for path in late.path.iterdir():
+        path.unlink()
+    made = _opened(directory)
+    late._remove_identity()  # pyright: ignore[reportPrivateUsage]
+    assert made.is_current()
+    assert len(list(made.path.iterdir())) == 2
+
+
 def test_leftovers_are_removed_when_they_are_old(directory: Path) -> None:
     """What a process left that was killed while it made a log goes after a minute; foreign files stay."""
     files = _opened(directory)
