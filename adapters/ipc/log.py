@@ -1,7 +1,7 @@
 """The history of the channels of `ipc://`: one log for the host, which each process reads for itself.
 
 A process publishes a message by one `write` to the log, and delivers it when it reads it there, as every other process
-does. So there is one order, the same everywhere, and a message has the same position for all. Nobody holds a lock: a
+does. So there is one order, the same everywhere, and a message has the same position for all. There is no lock: a
 process that is killed or stopped at any moment holds up no other.
 """
 
@@ -164,30 +164,28 @@ class HistoryLog:
             offset, position = self._append(channel, payload, key)
             await self._read_until(offset)
             return Receipt(position=position)
-        self._waiting_keeps += 1  # the others stay after it
+        self._waiting_keeps += 1  # calls that are made meanwhile stay after this one
         try:
             async with self._keep_order:
-                return await self._keep_once(channel, payload, key)
+                if key and (receipt := await self._find_key(channel, key)) is not None:
+                    return receipt
+                offset, position = self._append(channel, payload, key)
         finally:
             self._waiting_keeps -= 1
-
-    async def _keep_once(self, channel: bytes, payload: bytes, key: bytes) -> Receipt:
-        """Write a message unless its key was used, by this process or another one."""
-        if not key:
-            offset, position = self._append(channel, payload, key)
-            await self._read_until(offset)
-            return Receipt(position=position)
-        reader = await self._read_to_end()
-        use = reader.keys.find(channel, key, time.time())
-        if use is not None:
-            return Receipt(position=Position(self._files.epoch, use.offset, use.check), duplicate=True)
-        offset, position = self._append(channel, payload, key)
         await self._read_until(offset)
         # Another process may have written the same key in between; then each reader has skipped this record.
-        use = reader.keys.find(channel, key, time.time())
+        use = self._reader.keys.find(channel, key, time.time()) if key and self._reader is not None else None
         if use is not None and use.offset < offset:
             return Receipt(position=Position(position.epoch, use.offset, use.check), duplicate=True)
         return Receipt(position=position)
+
+    async def _find_key(self, channel: bytes, key: bytes) -> Receipt | None:
+        """Return the receipt of the message that was published with this key before, by any process."""
+        reader = await self._read_to_end()
+        use = reader.keys.find(channel, key, time.time())
+        if use is None:
+            return None
+        return Receipt(position=Position(self._files.epoch, use.offset, use.check), duplicate=True)
 
     def _append(self, channel: bytes, payload: bytes, key: bytes) -> tuple[int, Position]:
         if self._closed:
@@ -249,7 +247,7 @@ class HistoryLog:
                 return await recall(reader, epoch, channel, rule, after=after, limit=limit, max_bytes=max_bytes)
             except FileNotFoundError:
                 self._trim()
-                if attempt:  # a segment in the middle was removed by somebody
+                if attempt:  # a segment in the middle was removed by hand
                     self._forget_old(reader)
             except OSError as error:
                 raise _unavailable(error) from error
@@ -272,7 +270,7 @@ class HistoryLog:
         except OSError as error:
             raise _unavailable(error) from error
         await self._wait_while(lambda _reader: True)
-        if self._reader is None:
+        if self._closed:
             raise BrokerUnavailableError("the adapter was stopped meanwhile", adapter="ipc")
         return self._reader
 

@@ -1,5 +1,8 @@
 """The history of `ipc://` between processes. What holds for each adapter is tested by the conformance suite."""
 
+# A full disk, and a moment between two looks, are made in the parts.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
@@ -8,7 +11,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -412,7 +415,7 @@ async def test_a_stop_ends_what_waits_for_the_log(url: str, directory: Path, sta
     await asyncio.gather(*(writer.keep("kept", b"%d" % number) for number in range(10_000)))
     reader = Keeper(url)
     await reader.__aenter__()
-    waiting = [
+    waiting: list[asyncio.Task[Any]] = [
         asyncio.ensure_future(reader.adapter.subscribe(["kept"])),
         asyncio.ensure_future(reader.recall("kept")),
         asyncio.ensure_future(reader.keep("kept", b"x", b"key")),
