@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.kafka.connect_error import unavailable
-from backplane.adapters.kafka.log_access import LogAccess
+from backplane.adapters.kafka.log_access import LogAccess, fail_at_end
 from backplane.adapters.kafka.ring import HistoryRings, LogIdentity, Query
 from backplane.adapters.kafka.scan import Scan
 from backplane.concurrency.timeouts import PatientTimeout
@@ -115,7 +115,7 @@ class KafkaHistory:
         scan = self._waiting_scans.get(key)
         if scan is None:
             scan = self._waiting_scans[key] = Scan(partition, rings, self._max_scan_bytes)
-            self._spawn(self._run(key, scan), "kafka-history-scan")
+            fail_at_end(self._spawn(self._run(key, scan), "kafka-history-scan"), scan.done)
         scan.queries.append(query)
         scan.waiting += 1
         try:
@@ -136,12 +136,6 @@ class KafkaHistory:
             scan.done.set_exception(error)
         else:
             scan.done.set_result(rings)
-        finally:
-            if self._waiting_scans.get(key) is scan:  # the link was closed before its turn
-                del self._waiting_scans[key]
-            if not scan.done.done():
-                scan.done.set_exception(unavailable("the link is closed"))
-            scan.done.exception()  # marks it as retrieved: the calls that waited may have been cancelled
 
     def _note_cut_short(self, partition: int, scan: Scan) -> None:
         """Log, once per link and partition, that the log is longer than what is read of it."""

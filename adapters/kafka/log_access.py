@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backplane.adapters.kafka.link import KafkaLink
     from backplane.adapters.kafka.records import Record
 
-__all__ = ["FETCH_BYTES", "Chunk", "LogAccess", "LogDamagedError"]
+__all__ = ["FETCH_BYTES", "Chunk", "LogAccess", "LogDamagedError", "fail_at_end"]
 
 FETCH_BYTES: Final = 512 * 1024
 """Read at once: the parser then blocks the event loop for 1 to 2 ms."""
@@ -94,7 +94,7 @@ class LogAccess:
         """
         if self._next_ends is None:
             self._next_ends = asyncio.get_running_loop().create_future()
-            self._spawn(self._request_ends(self._next_ends), "kafka-history-ends")
+            fail_at_end(self._spawn(self._request_ends(self._next_ends), "kafka-history-ends"), self._next_ends)
         return await asyncio.shield(self._next_ends)
 
     async def read(self, partition: int, start: int, end: int, max_bytes: int) -> Chunk:
@@ -150,12 +150,6 @@ class LogAccess:
             asked.set_exception(error)
         else:
             asked.set_result(ends)
-        finally:
-            if self._next_ends is asked:  # the link was closed before its turn
-                self._next_ends = None
-            if not asked.done():
-                asked.set_exception(unavailable("the link is closed"))
-            asked.exception()  # marks it as retrieved: the calls that waited may have been cancelled
 
     async def _offsets(self, partitions: Collection[int], which: int) -> dict[int, int]:
         """Return the start or the end of each partition."""
@@ -222,6 +216,17 @@ class LogAccess:
             if connection is None or connection.is_over or (connection.expires_soon and not connection.unanswered):
                 connection = self._connections[node] = await self._link.connect_aside(node, connection)
             return connection
+
+
+def fail_at_end(task: asyncio.Task[None], answer: asyncio.Future[_T]) -> None:
+    """Let `answer` raise when `task` ends without it, because the link was closed: also before it has begun."""
+
+    def ended(_: asyncio.Task[None]) -> None:
+        if not answer.done():
+            answer.set_exception(unavailable("the link is closed"))
+        answer.exception()  # marks it as retrieved: the calls that waited may have been cancelled
+
+    task.add_done_callback(ended)
 
 
 def _add(chunk: Chunk, answer: Fetched, end: int) -> bool:

@@ -14,16 +14,16 @@ from backplane import History, Position
 from backplane.adapters.kafka.history import KafkaHistory
 from backplane.adapters.kafka.reader import FetchPolicy, KafkaReader
 from backplane.adapters.kafka.ring import HistoryRings, Query
+from backplane.broadcaster import Recalled
 from backplane.errors import BrokerError, BrokerUnavailableError
 from backplane.history_rules import HistoryRules
 from backplane.testing import RecordingSink
+from tests.unit.adapters.kafka.doubles import Tasks
 from tests.unit.adapters.kafka.memory_log import MemoryLink, MemoryLog
 from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from backplane.adapters.kafka.link import KafkaLink
-    from backplane.broadcaster import Recalled
-    from tests.unit.adapters.kafka.doubles import Tasks
 
 RULE = History(max_messages=6)
 RULES = HistoryRules({"room*": RULE})
@@ -298,3 +298,56 @@ async def test_a_reader_that_closes_ends_the_questions_that_wait_for_it(tasks: T
     process.reader.close()
     with pytest.raises(BrokerUnavailableError):
         await asked
+
+
+@pytest.mark.anyio
+async def test_older_records_that_are_larger_are_read_in_smaller_pieces(tasks: Tasks) -> None:
+    """A reading that begins with small records is not thrown off by large ones before them, nor by a huge one."""
+    log = MemoryLog()
+    log.append((b"room-1", b"first"))
+    for size in (5_000_000, *[300_000] * 12):
+        log.append((b"noise", bytes(size)))
+    for _ in range(700):
+        log.append((b"noise", b"small"))
+    log.append((b"room-1", b"last"))
+    process = Process(log, tasks, max_scan_bytes=16 * 1024 * 1024)
+    newest = await process.recall(b"room-1")
+    assert [item.payload for item in newest.items] == [b"first", b"last"]
+    assert process.history.scans == 1
+
+
+@pytest.mark.anyio
+async def test_a_reading_does_not_displace_what_is_in_memory(tasks: Tasks) -> None:
+    """Channels that no question is about get what a reading finds only if there is room for all of it."""
+    log = MemoryLog()
+    for number in range(200):
+        log.append((b"room-%d" % number, bytes(100)))
+    process = Process(log, tasks, max_ring_bytes=20_000)
+    await process.open()
+    assert (await process.recall(b"room-0")).items
+    assert process.reader.rings is not None
+    assert process.reader.rings.known_from(b"room-100") == 200
+    assert (await process.recall(b"room-100")).items
+    assert process.history.scans == 2
+    process.reader.close()
+
+
+@pytest.mark.anyio
+async def test_questions_end_with_the_link(tasks: Tasks) -> None:
+    """Questions that wait for a reading, or for their turn, raise when the tasks of the link are cancelled."""
+    log = MemoryLog()
+    for number in range(200):
+        log.append((b"room-%d" % number, bytes(1000)))
+    for passes in range(12):
+        process, link_tasks = Process(log, tasks), Tasks()
+        process.history = KafkaHistory(cast("KafkaLink", process.link), process.reader, link_tasks.spawn)
+        asked = [asyncio.create_task(process.recall(b"room-%d" % number)) for number in range(2)]
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        asked.append(asyncio.create_task(process.recall(b"room-3")))
+        await asyncio.sleep(0)
+        process.link.is_over = True
+        await link_tasks.end()
+        for outcome in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(outcome, Recalled | BrokerUnavailableError)
+        await link_tasks.end()
