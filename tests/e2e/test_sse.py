@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
-from playwright.async_api import async_playwright
 
 from backplane import Backplane, History, Limits
 from tests.server_in_loop import serving_in_loop
@@ -73,33 +70,19 @@ async def served() -> AsyncGenerator[tuple[EventsApp, str]]:
         yield app, server.http_url
 
 
-@pytest.fixture
-async def page() -> AsyncGenerator[Page]:
-    """A page of a headless Chromium."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        missing = "no browser found: install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield await browser.new_page()
-        await browser.close()
-
-
 async def expect_received(page: Page, *expected: str) -> None:
     """Wait until the page has received exactly this, and clear its record."""
     await page.wait_for_function("count => received.length >= count", arg=len(expected))
     assert await page.evaluate("received.splice(0)") == list(expected)
 
 
-async def test_event_source(served: tuple[EventsApp, str], page: Page) -> None:
+async def test_event_source(served: tuple[EventsApp, str], chromium_page: Page) -> None:
     """An `EventSource` receives every kind of event, and survives a drain, however often it reconnects during it.
 
     One whose session expires is notified, reconnects with a new request, and stops once that is refused.
     """
     app, address = served
+    page = chromium_page
     backplane = app.backplane
     await page.goto(address)
     await expect_received(page, "open")
