@@ -94,8 +94,6 @@ class Repairer:
     def request(self, kept: KeptChannel) -> None:
         """Read for a channel once its turn comes; a second request before the end of that read changes nothing."""
         if kept not in self._due and kept not in self._reading:
-            if kept.repair_since is None:
-                kept.repair_since = asyncio.get_running_loop().time()
             self._due[kept] = None
             self._changed.set()
 
@@ -125,8 +123,11 @@ class Repairer:
         """Take the next channels; those that hold messages back come first."""
         waiting = [kept for kept in self._due if kept.track.held]
         batch = (waiting or list(self._due))[: self._batch_size]
+        now = asyncio.get_running_loop().time()
         for kept in batch:
             del self._due[kept]
+            if kept.repair_since is None:
+                kept.repair_since = now
         self._reading = {kept for kept in batch if kept.track.doubt is not None or kept.wants_ring}
         return list(self._reading)
 
