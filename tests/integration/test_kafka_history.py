@@ -50,15 +50,15 @@ RULES = HistoryRules({"room*": RULE, "old*": History(max_age_seconds=0.2), "big*
 
 
 class PlacesSink(RecordingSink):
-    """Records the places too, of each channel."""
+    """Records the places too, of each channel, in `placed`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.places: dict[str, list[Place | None]] = {}
+        self.placed: dict[str, list[Place | None]] = {}
 
     def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
         """Record a delivery."""
-        self.places.setdefault(channel, []).append(place)
+        self.placed.setdefault(channel, []).append(place)
         super().deliver(channel, payload, place)
 
 
@@ -255,13 +255,13 @@ async def test_live_messages_have_their_places(url: str) -> None:
         await broadcaster.publish("room", b"3")  # everything is kept
         await broadcaster.publish("plain", b"4")
         await sink.until(lambda: len(sink.delivered) == 4)
-        assert sink.places["room"][:2] == positions
-        assert [place and (place.before, place.check) for place in sink.places["room"]] == [
+        assert sink.placed["room"][:2] == positions
+        assert [place and (place.before, place.check) for place in sink.placed["room"]] == [
             (None, crc32(b"1")),
             (None, crc32(b"2")),
             (None, crc32(b"3")),
         ]
-        assert sink.places["plain"] == [None]
+        assert sink.placed["plain"] == [None]
         assert payloads(await recall(broadcaster, "room", positions[0])) == [b"2", b"3"]
 
 
@@ -342,7 +342,7 @@ async def test_a_link_that_is_cut_keeps_positions_and_memory(proxy: FaultProxy, 
         await broadcaster.resume(sink, ["room"])
         await broadcaster.prepare(RULES)
         assert payloads(await recall(broadcaster, "room", first)) == [b"2", b"3"]
-        assert sink.places["room"] == [first, *rest]
+        assert sink.placed["room"] == [first, *rest]
         assert sink.gaps == []
         assert broadcaster._history is not None
         assert broadcaster._history.scans == 0
@@ -418,7 +418,7 @@ async def test_foreign_records(url: str, topic: str) -> None:
         (last,) = await keep(reader, "room", b"2")
         await sink.until(lambda: len(sink.delivered) == 6)
         assert sink.gaps == []
-        assert [place is None for place in sink.places["room"]].count(True) == 2
+        assert [place is None for place in sink.placed["room"]].count(True) == 2
         async with worker(url, "room") as new, worker(url) as aside:
             for broadcaster in (reader, new, aside):
                 found = await recall(broadcaster, "room", first)
