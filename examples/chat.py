@@ -1,6 +1,8 @@
 """A chat with rooms and a page: every client of a room receives all of its messages, whichever worker serves it.
 
-Run it in this folder, then open http://127.0.0.1:8000/ in two windows:
+A page that was away gets what it missed, in order and once; one that is opened gets the last 50 lines.
+
+Run it in this folder, then open http://127.0.0.1:8000/ in two windows, and kill a worker (`kill -9`):
 
     BACKPLANE_URL=ipc://chat backplane run chat:app --workers 4
 """
@@ -13,7 +15,7 @@ from fastapi import FastAPI, Path, Query, WebSocket
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, StringConstraints
 
-from backplane import Backplane, BackplaneError, Limits
+from backplane import Backplane, BackplaneError, Gap, History, Limits
 from backplane.health_routes import health_routes
 
 Room = Annotated[str, Path(pattern=r"^[\w-]{1,40}$")]
@@ -33,7 +35,21 @@ class Line(BaseModel):
     text: str
 
 
-backplane = Backplane(limits=Limits(max_messages_per_second=10, max_message_bytes=8192))
+class Live(BaseModel):
+    """Sent to a client after what it missed: what follows is new."""
+
+    live: bool = True
+
+
+def stay(_: Gap) -> None:
+    """Keep a client connected where messages may be missing: the envelope's event tells its page."""
+
+
+backplane = Backplane(
+    limits=Limits(max_messages_per_second=10, max_message_bytes=8192),
+    history={"rooms:*": History(max_messages=200, max_age_seconds=24 * 3600)},
+    on_gap=stay,
+)
 rooms = backplane.channel("rooms:{room}", Line)
 app = FastAPI(lifespan=backplane.lifespan)
 app.mount("/health", health_routes(backplane))
@@ -46,9 +62,11 @@ async def page() -> FileResponse:
 
 
 @app.websocket("/rooms/{room}")
-async def talk(websocket: WebSocket, room: Room, name: Name) -> None:
-    """Join a room and talk. What is no `Post` is answered with what is wrong with it."""
-    async with backplane.connect(websocket, rooms.name(room=room)) as connection:
+async def talk(websocket: WebSocket, room: Room, name: Name, since: str = "") -> None:
+    """Join a room, from the position `since` on, and talk. What is no `Post` is answered with what is wrong with it."""
+    channel = rooms.name(room=room)
+    async with backplane.connect(websocket, channel, since=since, rewind=50, envelope="json") as connection:
+        await connection.send(Live())
         await announce(room, Line(text=f"{name} came"))
         async for post in connection.iter(Post):
             await rooms.publish(Line(author=name, text=post.text), room=room)

@@ -1,8 +1,10 @@
 """A dashboard: every worker publishes its numbers once a second, every page shows those of all workers.
 
-Run it in this folder, then open http://127.0.0.1:8000/:
+A status, which changes rarely, is kept: a page that opens, or comes back, shows the current one at once. Run it in this
+folder, then open http://127.0.0.1:8000/ and change the status:
 
     BACKPLANE_URL=ipc://dashboard backplane run dashboard:app --workers 4
+    curl -X PUT http://127.0.0.1:8000/status -H 'Content-Type: application/json' -d '{"status": "all is well"}'
 """
 
 import asyncio
@@ -11,12 +13,13 @@ import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Annotated
 
 from fastapi import FastAPI, WebSocket
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, StringConstraints, TypeAdapter
 
-from backplane import Backlog, Backplane, BrokerError, Message
+from backplane import Backlog, Backplane, BrokerError, History, Message
 from backplane.health_routes import health_routes
 
 
@@ -28,10 +31,17 @@ class Reading(BaseModel):
     delivered: int
 
 
+class Status(BaseModel):
+    """What the operators have announced."""
+
+    status: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+
+
 SECONDS = 1.0
-backplane = Backplane()
-# The only message here that replaces the one before: a page that is slow skips readings, and is never cut for it.
+# The newest status counts, and every page that joins gets it. A reading needs no history: the next comes in a second.
+backplane = Backplane(history={"status": History(latest=True, max_age_seconds=30 * 24 * 3600)})
 readings = backplane.channel("readings", Reading)
+statuses = backplane.channel("status", Status)
 one_reading = TypeAdapter(Reading)
 
 
@@ -66,18 +76,23 @@ async def page() -> FileResponse:
     return FileResponse(Path(__file__).with_name("dashboard.html"))
 
 
-def worker_of(message: Message) -> int:
-    """Return the worker of a reading: the key by which the latest one is kept."""
-    return one_reading.validate_json(message.data).worker
+@app.put("/status", status_code=202)
+async def announce(status: Status) -> None:
+    """Show a status on every page."""
+    await statuses.publish(status)
 
 
-LATEST = Backlog(when_full="latest", latest_by=worker_of)
+def subject(message: Message) -> object:
+    """Return what a message is about: of each, the latest is kept for a slow page, which is never cut for it."""
+    return one_reading.validate_json(message.data).worker if message.channel == readings.name() else "status"
+
+
+LATEST = Backlog(when_full="latest", latest_by=subject)
 
 
 @app.websocket("/readings")
 async def watch(websocket: WebSocket) -> None:
-    """Send every reading, and to a slow page the latest of each worker."""
-    channel = readings.name()
-    async with backplane.connect(websocket, channel, backlog=LATEST) as connection:
+    """Send the current status and every later one, and every reading; to a slow page the latest of each worker."""
+    async with backplane.connect(websocket, readings.name(), statuses.name(), backlog=LATEST) as connection:
         async for _ in connection:
             pass

@@ -10,9 +10,11 @@ from fastapi import FastAPI, HTTPException, Path, Query, WebSocket
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
-from backplane import Backplane, BrokerError
+from backplane import Backplane, BrokerError, Gap, History
 
-__all__ = ["app", "backplane"]
+__all__ = ["HISTORY", "app", "backplane"]
+
+HISTORY: dict[str, History] = {"*": History(max_messages=200, max_age_seconds=600)}
 
 Room = Annotated[str, Path(pattern=r"^[\w-]+$", max_length=40)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=40)]
@@ -57,7 +59,7 @@ class Notice(Published):
 
 
 class Welcome(BaseModel):
-    """The first message to a client, and to it alone: which worker serves it."""
+    """Sent to a client after what it missed, and to it alone: which worker serves it. What follows is new."""
 
     type: Literal["welcome"] = "welcome"
     worker: int = Field(default_factory=os.getpid)
@@ -71,7 +73,11 @@ class Refusal(BaseModel):
     reason: str
 
 
-backplane: Backplane = Backplane()  # the broker of BACKPLANE_URL
+def stay(_: Gap) -> None:
+    """Keep a client connected where messages may be missing: the envelope's event notifies its page."""
+
+
+backplane: Backplane = Backplane(history=HISTORY, on_gap=stay)  # the broker of BACKPLANE_URL
 app: FastAPI = FastAPI(title="backplane demo", lifespan=backplane.lifespan)
 
 
@@ -82,9 +88,9 @@ async def page() -> FileResponse:
 
 
 @app.websocket("/rooms/{room}")
-async def room_socket(websocket: WebSocket, room: Room, name: Annotated[Name, Query()]) -> None:
-    """Join a room: receive what is published to it, publish what this client sends."""
-    async with backplane.connect(websocket, room) as connection:
+async def room_socket(websocket: WebSocket, room: Room, name: Annotated[Name, Query()], since: str = "") -> None:
+    """Join a room: receive what was published after the position `since`, and from now on; publish what is sent."""
+    async with backplane.connect(websocket, room, since=since, envelope="json") as connection:
         await connection.send(Welcome())
         with suppress(BrokerError):  # the client may join without an announcement
             await backplane.publish(room, Notice(text=f"{name} joined"))

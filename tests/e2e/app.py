@@ -7,11 +7,13 @@ import logging
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
 from asgiref.sync import async_to_sync
-from fastapi import FastAPI, Request, WebSocket
+from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi.responses import FileResponse
 
-from backplane import Backplane, BrokerError, Gap, Settings, WrongLoopError
+from backplane import Backplane, BrokerError, Gap, History, Settings, WrongLoopError
 from backplane.health_routes import broker_error_response, health_routes
 
 logging.basicConfig(level=os.environ.get("TEST_LOG_LEVEL", "WARNING"))
@@ -22,7 +24,9 @@ def gap_message(_: Gap) -> str | None:
     return "gap 0"
 
 
+HISTORY = {"kept-*": History(max_messages=1000)}
 backplane = Backplane(
+    history=HISTORY if os.environ.get("TEST_HISTORY") else None,
     settings=Settings(
         drain_seconds=float(os.environ.get("TEST_DRAIN_SECONDS", "5")),
         outage="buffer" if os.environ.get("TEST_BUFFER") else "raise",
@@ -46,6 +50,27 @@ async def room_socket(websocket: WebSocket, room: str) -> None:
         await connection.send(f"pid {os.getpid()}")
         async for message in connection:
             await backplane.publish(room, message)
+
+
+@app.get("/page")
+async def page() -> FileResponse:
+    """Serve a page that receives in three ways."""
+    return FileResponse(Path(__file__).with_name("page.html"))
+
+
+@app.websocket("/resumed/{room}")
+async def resumed_room(websocket: WebSocket, room: str, since: str = "") -> None:
+    """Send what was published to the room after a position, then the worker's pid, then what is published."""
+    async with backplane.connect(websocket, room, since=since, envelope="json") as connection:
+        await connection.send({"pid": os.getpid()})
+        async for _ in connection:
+            pass
+
+
+@app.get("/events/{room}")
+async def room_events(request: Request, room: str, since: str = "") -> Response:
+    """Stream the room from a position on."""
+    return backplane.sse(request, room, since=since, retry_seconds=0.2)
 
 
 @app.post("/rooms/{room}")

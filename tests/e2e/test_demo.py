@@ -6,8 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.request import Request, urlopen
 
 import psutil
@@ -30,20 +33,39 @@ class Demo:
     address: str
     workers: list[int]
 
-    def websocket(self, room: str, name: str) -> ClientConnection:
+    def websocket(self, room: str, name: str, since: str = "") -> ClientConnection:
         """Connect to a room."""
-        return connect(f"{self.address.replace('http', 'ws')}/rooms/{room}?name={name}")
+        return connect(f"{self.address.replace('http', 'ws')}/rooms/{room}?name={name}&since={since}")
 
 
-@pytest.fixture
-def demo() -> Iterator[Demo]:
-    """The demo on four workers joined by `ipc://`, ready; ended where the test leaves it running."""
-    command = [sys.executable, "-m", "backplane.cli", "demo", "--workers", "4", "--port", "0"]
+def receive(client: ClientConnection) -> Any:
+    """Return the next message: what was published, or what the server sends to this client alone, except its join."""
+    while True:
+        frame = json.loads(client.recv())
+        if "event" not in frame:
+            return frame.get("data", frame)
+
+
+def receive_until(client: ClientConnection, text: str) -> tuple[list[str], str]:
+    """Receive until this text was published; return the texts up to it, and its position."""
+    texts: list[str] = []
+    while True:
+        frame = json.loads(client.recv())
+        if "data" in frame:
+            texts.append(frame["data"]["text"])
+            if texts[-1] == text:
+                return texts, frame["position"]
+
+
+@contextmanager
+def _running(*options: str, workers: int = 4) -> Generator[Demo]:
+    """Run the demo, entered when it is ready; ended where the block leaves it running."""
+    command = [sys.executable, "-m", "backplane.cli", "demo", "--workers", str(workers), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             printed = _read_panel(process)
             address = re.search(r"http://\S+", printed)
-            pids = re.search(r"workers +4 \(([\d, ]+)\)", printed)
+            pids = re.search(rf"workers +{workers} \(([\d, ]+)\)", printed)
             assert address, printed
             assert pids, printed
             yield Demo(process=process, address=address[0], workers=[int(pid) for pid in pids[1].split(",")])
@@ -51,6 +73,13 @@ def demo() -> Iterator[Demo]:
             process.send_signal(signal.SIGTERM)
             assert process.stdout is not None
             process.stdout.read()
+
+
+@pytest.fixture
+def demo() -> Iterator[Demo]:
+    """The demo on four workers joined by `ipc://`."""
+    with _running() as running:
+        yield running
 
 
 def _read_panel(process: subprocess.Popen[str]) -> str:
@@ -81,6 +110,7 @@ def open_page(browser: Browser, demo: Demo, console_errors: list[str]) -> Callab
         page = browser.new_context(viewport=ViewportSize(width=390, height=800)).new_page()
         page.on("console", note_error)
         page.on("pageerror", lambda error: console_errors.append(str(error)))
+        page.clock.install()
         page.goto(demo.address)
         _expect_live(page)
         return page
@@ -135,18 +165,64 @@ def test_two_workers_share_a_room(pages: tuple[Page, Page], console_errors: list
     assert console_errors == []
 
 
-def test_page_returns_when_its_worker_is_killed(pages: tuple[Page, Page]) -> None:
-    """A page whose worker was killed reconnects, shows that messages may be missing, and receives again."""
+def test_page_gets_what_it_missed_when_its_worker_is_killed(pages: tuple[Page, Page]) -> None:
+    """A page whose worker was killed comes back on another one, and shows what was sent meanwhile, and how much."""
     first, second = pages
     killed = _served_by(first)
+    _send(second, "before")
+    _expect_message(first, "before", worker=_served_by(second))
+    first.clock.pause_at(datetime.now(UTC) + timedelta(minutes=1))  # so it comes back when the test wants it to
 
     os.kill(killed, signal.SIGKILL)
-    expect(first.get_by_role("log")).to_contain_text("Messages may have been missed", timeout=30_000)
+    expect(first.locator("#state")).to_contain_text("reconnecting")
+    texts = [f"missed {number}" for number in range(12)]
+    for text in texts:
+        _send(second, text)
+        expect(_message(second, text).get_by_text("worker")).to_be_visible()
+    first.clock.resume()
+
     _expect_live(first)
     assert _served_by(first) != killed
+    expect(first.get_by_role("log")).to_contain_text(f"Worker {killed} gone, 12 messages restored.")
+    _send(second, "after")
+    _expect_message(first, "after", worker=_served_by(second))
+    assert first.locator(".log .message .text").all_inner_texts() == ["before", *texts, "after"]
 
-    _send(second, "welcome back")
-    _expect_message(first, "welcome back", worker=_served_by(second))
+
+def test_own_message_whose_worker_is_killed_is_shown_once(pages: tuple[Page, Page]) -> None:
+    """A message that was published, though its page was not told so before its worker was killed, is shown once."""
+    first, second = pages
+    killed = _served_by(first)
+    first.clock.pause_at(datetime.now(UTC) + timedelta(minutes=1))
+    first.evaluate("socket.onmessage = null")  # the confirmation is on its way when the worker is killed
+    _send(first, "confirmed late")
+    _expect_message(second, "confirmed late", worker=killed)
+    os.kill(killed, signal.SIGKILL)
+    expect(first.get_by_role("log")).to_contain_text("not confirmed")
+    first.clock.resume()
+
+    _expect_message(first, "confirmed late", worker=killed)
+    expect(_message(first, "confirmed late")).to_have_count(1)
+    expect(first.get_by_role("log")).not_to_contain_text("not confirmed")
+
+
+def test_client_of_a_killed_worker_gets_the_rest_on_every_broker(broker_url: str) -> None:
+    """With its last position a client gets exactly what it missed, when the workers that knew it are gone."""
+    with _running("--url", broker_url, workers=2) as demo, demo.websocket("lobby", "Ada") as ada:
+        ada.send('{"id": "1", "text": "before"}')
+        _, position = receive_until(ada, "before")
+        for number in range(12):
+            ada.send(json.dumps({"id": str(number), "text": f"missed {number}"}))
+        receive_until(ada, "missed 11")
+
+        for worker in demo.workers:
+            os.kill(worker, signal.SIGKILL)
+        with pytest.raises(ConnectionClosedError):
+            [ada.recv() for _ in range(100)]
+        with demo.websocket("lobby", "Ada", position) as back:  # Gunicorn holds it until a new worker accepts it
+            texts, _ = receive_until(back, "missed 11")
+            assert texts == [f"missed {number}" for number in range(12)]
+            assert receive(back)["type"] == "welcome"
 
 
 def test_message_over_the_limit_is_refused_with_a_note(open_page: Callable[[], Page]) -> None:
@@ -179,14 +255,14 @@ def test_markup_is_shown_as_text(open_page: Callable[[], Page]) -> None:
 def test_malformed_input_is_answered_and_the_connection_stays(demo: Demo, malformed: str | bytes) -> None:
     """Input that is not a message is answered with an error, and the next message is published."""
     with demo.websocket("lobby", "Ada") as client:
-        assert json.loads(client.recv())["type"] == "welcome"
-        assert json.loads(client.recv())["text"] == "Ada joined"
+        assert receive(client)["type"] == "welcome"
+        assert receive(client)["text"] == "Ada joined"
 
         client.send(malformed)
-        assert json.loads(client.recv())["type"] == "error"
+        assert receive(client)["type"] == "error"
 
         client.send('{"id": "2", "text": "still here"}')
-        message = json.loads(client.recv())
+        message = receive(client)
         assert (message["id"], message["author"], message["text"]) == ("2", "Ada", "still here")
         assert message["worker"] in demo.workers
 
@@ -194,25 +270,25 @@ def test_malformed_input_is_answered_and_the_connection_stays(demo: Demo, malfor
 def test_post_reaches_the_clients_of_the_room(demo: Demo) -> None:
     """What is posted to a room by HTTP is received by its clients."""
     with demo.websocket("lobby", "Ada") as client:
-        client.recv()  # welcome
-        client.recv()  # Ada joined
+        receive(client)  # welcome
+        receive(client)  # Ada joined
         body = json.dumps({"name": "cron", "text": "deployed"}).encode()
         request = Request(f"{demo.address}/rooms/lobby", body, {"Content-Type": "application/json"})
         with urlopen(request) as response:
             assert response.status == 202
 
-        message = json.loads(client.recv())
+        message = receive(client)
         assert (message["author"], message["text"]) == ("cron", "deployed")
 
 
 def test_joins_and_leaves_are_announced_across_workers(demo: Demo) -> None:
     """A client of a room is notified of clients that join and leave it."""
     with demo.websocket("lobby", "Ada") as ada:
-        ada.recv()  # welcome
-        ada.recv()  # Ada joined
+        receive(ada)  # welcome
+        receive(ada)  # Ada joined
         with demo.websocket("lobby", "Grace"):
-            assert json.loads(ada.recv())["text"] == "Grace joined"
-        assert json.loads(ada.recv())["text"] == "Grace left"
+            assert receive(ada)["text"] == "Grace joined"
+        assert receive(ada)["text"] == "Grace left"
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
-from playwright.async_api import async_playwright
 
-from backplane import Backplane
+from backplane import Backplane, History, Limits
 from tests.server_in_loop import serving_in_loop
 
 if TYPE_CHECKING:
@@ -73,33 +70,19 @@ async def served() -> AsyncGenerator[tuple[EventsApp, str]]:
         yield app, server.http_url
 
 
-@pytest.fixture
-async def page() -> AsyncGenerator[Page]:
-    """A page of a headless Chromium."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        missing = "no browser found: install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield await browser.new_page()
-        await browser.close()
-
-
 async def expect_received(page: Page, *expected: str) -> None:
     """Wait until the page has received exactly this, and clear its record."""
     await page.wait_for_function("count => received.length >= count", arg=len(expected))
     assert await page.evaluate("received.splice(0)") == list(expected)
 
 
-async def test_event_source(served: tuple[EventsApp, str], page: Page) -> None:
+async def test_event_source(served: tuple[EventsApp, str], chromium_page: Page) -> None:
     """An `EventSource` receives every kind of event, and survives a drain, however often it reconnects during it.
 
     One whose session expires is notified, reconnects with a new request, and stops once that is refused.
     """
     app, address = served
+    page = chromium_page
     backplane = app.backplane
     await page.goto(address)
     await expect_received(page, "open")
@@ -129,3 +112,34 @@ async def test_event_source(served: tuple[EventsApp, str], page: Page) -> None:
             await backplane.publish("a", "back")
     await backplane.drain()  # the server waits for open streams before it stops
     await page.goto("about:blank")
+
+
+async def test_event_source_resumes(page: Page) -> None:
+    """A browser shows the last id by itself, before its first message too: when its stream ends, nothing is lost."""
+    backplane = Backplane("memory://", history={"kept*": History(max_messages=10_000)})
+    app = FastAPI(lifespan=backplane.lifespan)
+    streams = asyncio.Queue[str | None]()
+
+    async def events(request: Request) -> Response:
+        streams.put_nowait(request.headers.get("last-event-id"))
+        limits = Limits(max_age_seconds=0.1)  # the stream ends again and again
+        return backplane.sse(request, "kept:a", "kept:b", limits=limits, retry_seconds=0.05)
+
+    async def index() -> HTMLResponse:
+        return HTMLResponse(PAGE.replace('received.push("open")', "0"))
+
+    app.add_api_route("/events", events)
+    app.add_api_route("/", index)
+    async with serving_in_loop(app) as server:
+        await page.goto(server.http_url)
+        shown = [await asyncio.wait_for(streams.get(), 30)]
+        shown.append(await asyncio.wait_for(streams.get(), 30))  # it has come back, and has received no message yet
+        for number in range(500):
+            await backplane.publish(f"kept:{'ab'[number % 2]}", str(number))
+            await asyncio.sleep(0.003)
+        await page.wait_for_function("received.length >= 500")
+        received = await page.evaluate("received")
+        for parity in range(2):
+            assert [int(each) for each in received if int(each) % 2 == parity] == list(range(parity, 500, 2))
+        assert (shown[0], len(str(shown[1])), streams.qsize() > 3) == (None, 57, True)
+        await page.goto("about:blank")

@@ -13,6 +13,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
@@ -84,6 +85,14 @@ class ExampleServer:
     def health(self) -> dict[str, Any]:
         """Return the health of the worker that answers."""
         return dict(self.request("GET", "/health/ready")[1])
+
+    def kill_workers(self) -> None:
+        """Kill every worker of `backplane run`, which starts others, and wait until one serves."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            if "spawn_main" in " ".join(child.cmdline()):  # a worker, and not Python's resource tracker
+                child.kill()
+                child.wait(SECONDS)
+        wait_until(lambda: _is_ready(self), "a new worker serves", seconds=SECONDS)
 
     def wait_until_idle(self) -> None:
         """Wait until the server, of one worker, has no connection and no channel left."""

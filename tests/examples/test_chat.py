@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,9 +22,19 @@ if TYPE_CHECKING:
     from tests.examples.example_server import ExampleServer
 
 
-def receive(client: ClientConnection) -> Any:
-    """Return the next line of the room."""
+def receive_frame(client: ClientConnection) -> Any:
+    """Return the next frame of any kind."""
     return json.loads(client.recv(timeout=SECONDS))
+
+
+def receive(client: ClientConnection) -> Any:
+    """Return the next line of the room, or the next error."""
+    while True:
+        frame = receive_frame(client)
+        if "data" in frame:
+            return frame["data"]
+        if "error" in frame:
+            return frame
 
 
 def send(client: ClientConnection, text: str) -> None:
@@ -37,6 +49,7 @@ def test_room_receives_messages_joins_and_leaves(serve: Serve) -> None:
         assert receive(ada) == {"author": "", "text": "ada came"}
         with server.connect("/rooms/b?name=bob") as bob, server.connect("/rooms/a?name=grace") as grace:
             assert receive(bob) == {"author": "", "text": "bob came"}
+            assert receive(grace) == {"author": "", "text": "ada came"}  # it was sent before
             assert receive(ada) == receive(grace) == {"author": "", "text": "grace came"}
             send(grace, " hello ")
             assert receive(ada) == receive(grace) == {"author": "grace", "text": "hello"}
@@ -46,16 +59,59 @@ def test_room_receives_messages_joins_and_leaves(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    "malformed", ["", "no JSON", "[]", '{"text": "  "}', json.dumps({"text": "x" * 1001}), b"\xff"]
+    ("room", "malformed"),
+    list(enumerate(("", "no JSON", "[]", '{"text": "  "}', json.dumps({"text": "x" * 1001}), b"\xff"))),
 )
-def test_malformed_message_is_answered(serve: Serve, malformed: str | bytes) -> None:
+def test_malformed_message_is_answered(serve: Serve, room: int, malformed: str | bytes) -> None:
     """Invalid input is answered with what is wrong, and the next message is received."""
-    with serve("chat").connect("/rooms/a?name=ada") as ada:
+    with serve("chat").connect(f"/rooms/malformed-{room}?name=ada") as ada:
         receive(ada)
         ada.send(malformed)
         assert receive(ada)["error"] == "invalid message"
         send(ada, "still here")
         assert receive(ada) == {"author": "ada", "text": "still here"}
+
+
+def test_client_that_was_away_gets_the_rest(serve: Serve) -> None:
+    """With its last position a client gets exactly what it missed, and is notified where the rest begins."""
+    server = serve("chat")
+    with server.connect("/rooms/rest?name=ada") as ada, server.connect("/rooms/rest?name=bob") as bob:
+        assert [receive(ada)["text"] for _ in range(2)] == ["ada came", "bob came"]
+        send(ada, "before")
+        while (before := receive_frame(bob)).get("data", {}).get("text") != "before":
+            pass
+        for number in range(9):
+            send(ada, str(number))
+        assert [receive(ada)["text"] for _ in range(10)] == ["before", *map(str, range(9))]
+
+        with server.connect(f"/rooms/rest?name=eve&since={before['position']}") as eve:
+            joined = receive_frame(eve)
+            assert (joined["event"], joined["resumed"], joined["position"]) == ("joined", True, before["position"])
+            assert [receive_frame(eve)["data"]["text"] for _ in range(9)] == [*map(str, range(9))]
+            assert receive_frame(eve) == {"live": True}
+            assert receive_frame(eve)["data"]["text"] == "eve came"
+        assert [receive(ada)["text"] for _ in range(2)] == ["eve came", "eve left"]
+
+
+def test_first_visit_gets_the_last_lines(serve: Serve) -> None:
+    """A client without a position gets the last 50 lines, and so does one whose position is no longer known."""
+    server = serve("chat")
+    with ExitStack() as stack:
+        for name in ("ada", "bob", "eve"):  # one alone may not send so many at once
+            client = stack.enter_context(server.connect(f"/rooms/first?name={name}"))
+            for number in range(18):
+                send(client, str(number))
+            while receive(client) != {"author": name, "text": "17"}:
+                pass
+        for since in ("", "no-position"):
+            with server.connect(f"/rooms/first?name=kim&since={since}") as kim:
+                frames = [receive_frame(kim)]
+                while frames[-1] != {"live": True}:
+                    frames.append(receive_frame(kim))
+            assert [frame["event"] for frame in frames if "event" in frame] == ["joined", "gap"][: 1 + bool(since)]
+            lines = [frame["data"] for frame in frames if "data" in frame]
+            assert len(lines) == 50
+            assert {"author": "eve", "text": "17"} in lines[-3:]
 
 
 def test_limits_close_with_their_codes(serve: Serve) -> None:
@@ -112,3 +168,27 @@ def test_pages_share_a_room(serve: Serve, browser: Browser) -> None:
     expect(ada.get_by_role("log")).to_contain_text("grace came")
     grace.close()
     expect(ada.get_by_role("log")).to_contain_text("grace left")
+
+
+def test_page_gets_what_it_missed(serve: Serve, browser: Browser) -> None:
+    """A page whose workers are all killed shows what was sent meanwhile, in order and once, and how much that was."""
+    server = serve("chat")
+    page = browser.new_context().new_page()
+    page.clock.install()
+    page.goto(f"{server.http_url}/?name=ada&room=killed")
+    log = page.get_by_role("log")
+    expect(log.get_by_role("listitem")).to_have_text(["ada came"])
+    page.clock.pause_at(datetime.now(UTC) + timedelta(minutes=1))  # so it comes back when the test wants it to
+
+    server.kill_workers()
+    expect(page.get_by_role("status")).to_contain_text("closed (1006")
+    with server.connect("/rooms/killed?name=bob") as bob:
+        for number in range(3):
+            send(bob, str(number))
+        while receive(bob)["text"] != "2":
+            pass
+    page.clock.resume()
+
+    expect(page.get_by_role("status")).to_have_text("live")
+    missed = ["bob came", "bob: 0", "bob: 1", "bob: 2", "bob left"]
+    expect(log.get_by_role("listitem")).to_have_text(["ada came", *missed, "5 missed, all restored", "ada came"])

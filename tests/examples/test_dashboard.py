@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import psutil
@@ -35,3 +36,25 @@ def test_page_shows_a_row_for_each_worker(serve: Serve, browser: Browser) -> Non
     page.goto(serve("dashboard").http_url)
     expect(page.get_by_role("status")).to_have_text("live")
     expect(page.locator("#rows tr")).to_have_count(4)
+
+
+def test_page_shows_the_current_status_at_once(serve: Serve, browser: Browser) -> None:
+    """Pages show a new status, one that is opened later the current one, and after a kill of all workers the newest."""
+    server = serve("dashboard")
+    first, second = browser.new_page(), browser.new_page()
+    first.goto(server.http_url)
+    for status in ("one", "two"):
+        assert server.request("PUT", "/status", {"status": status})[0] == 202
+        expect(first.locator("#status")).to_have_text(status)
+    second.goto(server.http_url)
+    expect(second.locator("#status")).to_have_text("two")
+
+    for page in (first, second):
+        page.clock.pause_at(datetime.now(UTC) + timedelta(minutes=1))  # so they come back when the test wants it to
+    server.kill_workers()
+    for page in (first, second):
+        expect(page.get_by_role("status")).not_to_have_text("live")
+    assert server.request("PUT", "/status", {"status": "three"})[0] == 202
+    for page in (first, second):
+        page.clock.resume()
+        expect(page.locator("#status")).to_have_text("three")

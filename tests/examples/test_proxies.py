@@ -108,7 +108,7 @@ def _skip_without(name: str) -> NoReturn:
 
 def receive_until(client: ClientConnection, text: str) -> None:
     """Receive until this text arrives."""
-    while json.loads(client.recv(timeout=SECONDS))["text"] != text:
+    while json.loads(client.recv(timeout=SECONDS)).get("data", {}).get("text") != text:
         pass
 
 

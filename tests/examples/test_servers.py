@@ -84,4 +84,4 @@ def test_chat_reaches_the_clients_of_both_workers(start: Start) -> None:
         for client in (one, other):
             received: set[str] = set()
             while not received >= {"from one", "from other"}:
-                received.add(json.loads(client.recv(timeout=SECONDS))["text"])
+                received.add(json.loads(client.recv(timeout=SECONDS)).get("data", {}).get("text"))

@@ -1,0 +1,197 @@
+"""Pages of a real browser that come back with their last position lose nothing, whatever ends or restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from backplane import Backplane, BrokerError
+from tests.brokers.broker import ProcessBroker
+from tests.brokers.redis import RedisConfig
+from tests.e2e.app import HISTORY
+from tests.servers import Server, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from pathlib import Path
+
+    from playwright.async_api import Page
+
+    from tests.brokers.broker import Broker
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(150)]
+
+WORKERS = 2
+SECONDS = 40
+PERIOD_SECONDS = 0.1
+OUTAGE_SECONDS = 1
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """One event loop is enough: what is tested runs in other processes."""
+    return "asyncio", {"use_uvloop": True}
+
+
+class Numbers:
+    """Publishes numbers, ten a second, each on the kept channel and on the plain one.
+
+    Attributes:
+        published: How many were published on the kept channel.
+        plain: Those that were published on the plain one.
+    """
+
+    def __init__(self, backplane: Backplane) -> None:
+        self.published = 0
+        self.plain: list[int] = []
+        self._backplane = backplane
+        self._ends = False
+
+    async def run(self) -> None:
+        """Publish until it is stopped."""
+        for number in count():
+            await self._publish_kept(number)
+            with suppress(BrokerError):
+                await self._backplane.publish("plain-room", str(number))
+                self.plain.append(number)
+            if self._ends:
+                return
+            await asyncio.sleep(PERIOD_SECONDS)
+
+    def stop(self) -> None:
+        """Let the next number be the last one."""
+        self._ends = True
+
+    async def _publish_kept(self, number: int) -> None:
+        while True:
+            with suppress(BrokerError):
+                await self._backplane.publish("kept-room", str(number), idempotency_key=str(number))
+                self.published = number + 1
+                return
+
+
+class NumbersPage:
+    """The page in the browser, and what it has received."""
+
+    def __init__(self, page: Page, numbers: Numbers) -> None:
+        self._page = page
+        self._numbers = numbers
+
+    async def record(self, name: str) -> Any:
+        """Return what one of its receivers has: `numbers`, `gaps`, `opened` and `pid`."""
+        return await self._page.evaluate(name)
+
+    async def up_to_date(self) -> None:
+        """Wait until its receivers have a number that is published from now on."""
+        next_number = self._numbers.published + 1
+        received = "[resumed, events, plain].every(({numbers}) => numbers.at(-1) >= number)"
+        await self._page.wait_for_function(f"(number) => {received}", arg=next_number, timeout=1000 * SECONDS)
+
+    async def has(self, published: int) -> None:
+        """Wait until its receivers of the kept channel have the last number."""
+        received = "[resumed, events].every(({numbers}) => numbers.at(-1) === number)"
+        await self._page.wait_for_function(f"(number) => {received}", arg=published - 1, timeout=1000 * SECONDS)
+
+
+@pytest.fixture(params=["ipc", "redis", "nats"])
+def broker(request: pytest.FixtureRequest) -> Broker | None:
+    """A broker that keeps its history over a restart; for ipc there is none."""
+    match request.param:
+        case "redis":
+            config = RedisConfig(arguments=("--appendonly", "yes", "--appendfsync", "always"))
+            made: Broker = request.getfixturevalue("private_redis")(config)
+        case "nats":
+            made = request.getfixturevalue("private_nats")(jetstream=True)
+        case _:
+            return None
+    return made
+
+
+@asynccontextmanager
+async def publishing(url: str) -> AsyncGenerator[Numbers]:
+    """Publish numbers during the block, from this process."""
+    async with Backplane(url, history=HISTORY) as backplane, asyncio.TaskGroup() as tasks:
+        numbers = Numbers(backplane)
+        running = tasks.create_task(numbers.run())
+        yield numbers
+        running.cancel()
+
+
+async def test_pages_lose_nothing(
+    broker: Broker | None,
+    ipc_url: str,
+    chromium_page: Page,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """At ten messages a second the kills of both workers, a rolling restart, and the broker's restart lose nothing.
+
+    Both a WebSocket with the envelope and an `EventSource` receive every message once and in order, without a gap, and
+    stay connected while the broker restarts. The page without a history loses some.
+    """
+    url = ipc_url if broker is None else broker.url
+    environment = {"TEST_HISTORY": "1", "TEST_DRAIN_SECONDS": "1"}
+    with serving("uvicorn", url, tmp_path, workers=WORKERS, environment=environment) as server:
+        async with publishing(url) as numbers:
+            await chromium_page.goto(f"http://127.0.0.1:{server.port}/page")
+            page = NumbersPage(chromium_page, numbers)
+            await page.up_to_date()
+            first = {name: (await page.record(name))["numbers"][0] for name in ("resumed", "events", "plain")}
+
+            lost: dict[str, int] = {}
+            for fault in (kill_each_worker, restart_each_worker, *([] if broker is None else [restart_broker])):
+                await fault(server, page, broker)
+                await page.up_to_date()
+                received = set((await page.record("plain"))["numbers"])
+                missing = [number for number in numbers.plain[:-2] if number >= first["plain"]]
+                lost[fault.__name__] = len(set(missing) - received) - sum(lost.values())
+
+            numbers.stop()
+            published = 0
+            while published != numbers.published:
+                published = numbers.published
+                await asyncio.sleep(3 * PERIOD_SECONDS)
+            await page.has(published)
+
+            record_property(f"lost by the plain page, of {len(numbers.plain)}", lost)
+            for name in ("resumed", "events"):
+                record = await page.record(name)
+                assert record["numbers"] == list(range(first[name], published))
+                assert record["gaps"] == 0
+                assert record["opened"] > 2  # the faults have ended connections
+            assert lost["kill_each_worker"] > 0
+
+
+async def kill_each_worker(server: Server, page: NumbersPage, _: object) -> None:
+    """Kill one worker after the other, each once another one serves in its place."""
+    for pid in sorted(server.pids):
+        os.kill(pid, signal.SIGKILL)
+        server.pids = await asyncio.to_thread(server.wait_for_workers, without=[pid])
+        await page.up_to_date()
+
+
+async def restart_each_worker(server: Server, page: NumbersPage, _: object) -> None:
+    """Restart all workers as for a new release, one after the other: Uvicorn does it on SIGHUP."""
+    before = server.pids
+    server.reload()
+    server.pids = await asyncio.to_thread(server.wait_for_workers, without=before)
+    while (await page.record("resumed"))["pid"] not in server.pids:
+        await asyncio.sleep(PERIOD_SECONDS)
+
+
+async def restart_broker(_: Server, page: NumbersPage, broker: Broker | None) -> None:
+    """Kill the broker, and start it again after a second; no client of a kept channel is closed."""
+    before = [(await page.record(name))["opened"] for name in ("resumed", "events")]
+    assert isinstance(broker, ProcessBroker)
+    broker.kill9()
+    await asyncio.sleep(OUTAGE_SECONDS)
+    broker.launch()
+    await asyncio.to_thread(broker.wait_until_up)
+    await page.up_to_date()
+    assert [(await page.record(name))["opened"] for name in ("resumed", "events")] == before
