@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from backplane.fanout.batch import Batch
     from backplane.history.kept_channel import KeptChannel
 
-__all__ = ["Beginning", "beginning", "needs_ring"]
+__all__ = ["Beginning", "beginning", "is_ahead", "needs_ring"]
 
 _NOT_FOUND = "the history does not hold everything since the position that was passed"
 
@@ -34,6 +34,12 @@ def needs_ring(kept: KeptChannel, since: str | None, rewind: int) -> bool:
     if position is not None:
         return kept.ring.after(position) is None
     return rewind > 0 or kept.rule.latest
+
+
+def is_ahead(kept: KeptChannel, since: str | None) -> bool:
+    """Whether `since` is after what this worker has received, in the same history."""
+    position, last = _parsed(since) if since else None, kept.track.last
+    return position is not None and last is not None and position.epoch == last.epoch and position.offset > last.offset
 
 
 def beginning(kept: KeptChannel, since: str | None, rewind: int) -> Beginning:
