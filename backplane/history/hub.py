@@ -7,6 +7,7 @@ from the broker, and its subscribers notice nothing. They are notified of a gap 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +17,7 @@ from backplane.fanout.codec import decode
 from backplane.fanout.hub import Hub
 from backplane.history.kept_channel import KeptChannel
 from backplane.history.repair import ReadBounds, Repairer
-from backplane.history.replay import beginning, needs_ring, unknown_start
+from backplane.history.replay import beginning, is_ahead, needs_ring, unknown_start
 from backplane.history.ring import Ring, RingBudget
 from backplane.history.track import HELD, PROVED, Track
 from backplane.message import All, Gap, Joined
@@ -44,6 +45,9 @@ logger: Final = logging.getLogger("backplane.history.hub")
 _MAX_FILLS: Final = 3
 # Positions that no message has, which clients can make up, cost a read each.
 _MAX_READS_AFTER: Final = 8
+
+# Doubled each time: thousands of clients may come with positions that were lost.
+_FIRST_PAUSE_SECONDS: Final = 0.01
 
 
 class HistoryHub(Hub):
@@ -304,15 +308,25 @@ class HistoryHub(Hub):
     async def _settled(self, kept: KeptChannel, since: str | None, rewind: int) -> None:
         """Wait until the track of a channel is not in doubt, and its ring holds what a join needs.
 
+        Another worker may have received more than this one, and the subscriber with it: what is on the way is waited
+        for, or all that the subscriber has would be given back again, after a gap. No read is needed for it.
+
         Raises:
             BrokerUnavailableError: That took too long, or the backplane was stopped.
         """
+        settings, pause = self._settings, _FIRST_PAUSE_SECONDS
+        patience = min(settings.recall_timeout_seconds, settings.subscribe_timeout_seconds / 2)
         fills, starts = kept.fills + _MAX_FILLS, 1
         try:
-            async with PatientTimeout(self._settings.subscribe_timeout_seconds):
+            async with PatientTimeout(settings.subscribe_timeout_seconds):
                 while not self._closed:
                     wants_ring = kept.fills < fills and needs_ring(kept, since, rewind)
                     if kept.track.doubt is None and not wants_ring:
+                        if patience > 0 and is_ahead(kept, since):
+                            await asyncio.sleep(pause)
+                            patience -= pause
+                            pause *= 2
+                            continue
                         start = unknown_start(kept, since)
                         if start is None or not starts or not kept.want_after(start, limit=_MAX_READS_AFTER):
                             return

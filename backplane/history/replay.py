@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from backplane.fanout.batch import Batch
     from backplane.history.kept_channel import KeptChannel
 
-__all__ = ["Beginning", "beginning", "needs_ring", "unknown_start"]
+__all__ = ["Beginning", "beginning", "is_ahead", "needs_ring", "unknown_start"]
 
 _NOT_FOUND = "the history does not hold everything since the position that was passed"
 
@@ -45,8 +45,15 @@ def unknown_start(kept: KeptChannel, since: str | None) -> Position | None:
     position, last = _parsed(since) if since else None, kept.track.last
     if position is None or position.check or last is None or kept.rule.latest:
         return None
-    is_older = position.epoch == last.epoch and position.offset < last.offset
-    return position if is_older and kept.ring.after(position) is None else None
+    return position if position.epoch == last.epoch and kept.ring.after(position) is None else None
+
+
+def is_ahead(kept: KeptChannel, since: str | None) -> bool:
+    """Whether `since` is a message after what this worker has received, in the same history."""
+    position, last = _parsed(since) if since else None, kept.track.last
+    if position is None or last is None or not position.check:
+        return False
+    return position.epoch == last.epoch and position.offset > last.offset
 
 
 def beginning(kept: KeptChannel, since: str | None, rewind: int) -> Beginning:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -88,7 +88,7 @@ class Ring:
         "_clock",
         "_entries",
         "_floor",
-        "_floor_first",
+        "_floor_next",
         "_max_age_seconds",
         "_max_entries",
         "_max_messages",
@@ -113,7 +113,7 @@ class Ring:
         self._entries: deque[_Entry] = deque()
         self._tip: Position | None = None  # where the channel is, while there are no entries
         self._floor: Position | None = None  # see `fill_after`
-        self._floor_first: Place | None = None
+        self._floor_next: Position | None = None
         self._batches: dict[Position | int, Batch] = {}
         self._batches_end: Place | None = None
 
@@ -182,11 +182,14 @@ class Ring:
             entries: Everything after it, oldest first. What is newer than `last` is left out: it arrives.
             last: `Track.last`.
         """
-        entries = list(entries)
-        if self.fill(entries, last, complete=self.is_complete):
-            first = self._entries[0][0] if self._entries else None
-            if first is None or (entries and entries[0][0] == first):
-                self._floor, self._floor_first = position, first
+        read = [entry for entry in entries if entry[0].epoch == last.epoch and entry[0].offset <= last.offset]
+        if not read:
+            self._tip = last
+        elif not self.fill(read, last, complete=self.is_complete):
+            return
+        following = self._following(position.offset)[1]
+        if following == (read[0][0] if read else self.newest_position):
+            self._floor, self._floor_next = position, following
 
     def after(self, position: Position) -> Batch | None:
         """Return the messages after `position`, or `None` if it is not found. The batch is shared: do not change it.
@@ -256,8 +259,8 @@ class Ring:
         entries = self._entries
         if position == self.newest_position:
             return len(entries)
-        if self._follows_floor(position):
-            return 0
+        if (after_floor := self._index_after_floor(position)) is not None:
+            return after_floor
         if not entries or entries[0][0].epoch != position.epoch:
             return None
         first = entries[0][0]
@@ -266,17 +269,19 @@ class Ring:
         index = bisect_left(entries, position.offset, key=_offset)
         return index + 1 if index < len(entries) and entries[index][0] == position else None
 
-    def _follows_floor(self, position: Position) -> bool:
-        """Whether a position that no message has lies after the floor, and before the first entry after that."""
-        floor, entries = self._floor, self._entries
-        return (
-            floor is not None
-            and not position.check
-            and floor.epoch == position.epoch
-            and floor.offset <= position.offset
-            and self._floor_first is (entries[0][0] if entries else None)
-            and (not entries or position.offset < entries[0][0].offset)
-        )
+    def _index_after_floor(self, position: Position) -> int | None:
+        """Return the index of the entry after a position that no message has, and before which nothing was dropped."""
+        floor = self._floor
+        if floor is None or position.check or position.epoch != floor.epoch or position.offset < floor.offset:
+            return None
+        index, following = self._following(floor.offset)
+        is_known = following is self._floor_next and self._following(position.offset)[0] == index
+        return index if is_known else None
+
+    def _following(self, offset: int) -> tuple[int, Position | None]:
+        """Return the index and position of the first entry after an offset; the newest position where there is none."""
+        index = bisect_right(self._entries, offset, key=_offset)
+        return index, self._entries[index][0] if index < len(self._entries) else self.newest_position
 
     def _cached(self, key: Position | int) -> Batch | None:
         end = self._entries[-1][0] if self._entries else None

@@ -306,6 +306,37 @@ async def test_a_position_that_is_not_found(since: str) -> None:
         assert worker.statistics.not_resumed == 1
 
 
+async def test_a_position_that_this_worker_has_not_received_yet() -> None:
+    """A subscriber that another worker has served further waits until this worker is as far, and gets nothing twice."""
+    async with history_world() as worker:
+        worker.append("k", *"12")
+        await worker.joined("k")
+        worker.adapter.skips_live = True
+        worker.append("k", "3")
+        late = worker.adapter.log("k").items[-1]
+        reads = len(worker.adapter.recalls)
+        joining = asyncio.create_task(worker.joins("k", since=str(late.place)))
+        await until_idle()
+        assert not joining.done()
+        worker.adapter.skips_live = False
+        worker.hub.deliver("k", late.payload, late.place)
+        worker.append("k", "4")
+        subscriber = await joining
+        assert (subscriber.joins[0].resumed, await subscriber.receives(1)) == (True, ["4"])
+        assert len(worker.adapter.recalls) <= reads + 1
+
+
+async def test_a_position_that_no_worker_has_received() -> None:
+    """One that was lost is waited for during the time of one read, then it is not found."""
+    async with history_world(settings=replace(SETTINGS, recall_timeout_seconds=0.05)) as worker:
+        worker.append("k", *"12")
+        await worker.joined("k")
+        top = worker.adapter.log("k").top
+        subscriber = await worker.joins("k", since=str(Position(top.epoch, top.offset + 1, 0)), rewind=1)
+        assert (subscriber.joins[0].resumed, subscriber.received) == (False, ["2"])
+        assert subscriber.joins[0].gap is not None
+
+
 async def test_many_that_come_back_at_once_share_one_read() -> None:
     """A thousand subscribers with positions of one channel cost one read, whatever they pass."""
     async with history_world() as worker:
