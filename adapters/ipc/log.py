@@ -1,7 +1,7 @@
 """The history of the channels of `ipc://`: one log for the host, which each process reads for itself.
 
 A process publishes a message by one `write` to the log, and delivers it when it reads it there, as every other process
-does. So there is one order, the same everywhere, and a message has the same position for all. Nobody holds a lock: a
+does. So there is one order, the same everywhere, and a message has the same position for all. There is no lock: a
 process that is killed or stopped at any moment holds up no other.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
@@ -116,7 +117,8 @@ class HistoryLog:
 
     def leave(self, key: bytes) -> None:
         """Deliver nothing more of a channel."""
-        self.channels.pop(key, None)
+        if self.channels.pop(key, None) is not None and self._reader is not None:
+            self._reader.index.unwatch(key)
 
     def read_to(self, offset: int) -> None:
         """Read up to `offset`, or somewhat further if that takes long: a peer has written up to there."""
@@ -162,30 +164,28 @@ class HistoryLog:
             offset, position = self._append(channel, payload, key)
             await self._read_until(offset)
             return Receipt(position=position)
-        self._waiting_keeps += 1  # the others stay after it
+        self._waiting_keeps += 1  # calls that are made meanwhile stay after this one
         try:
             async with self._keep_order:
-                return await self._keep_once(channel, payload, key)
+                if key and (receipt := await self._find_key(channel, key)) is not None:
+                    return receipt
+                offset, position = self._append(channel, payload, key)
         finally:
             self._waiting_keeps -= 1
-
-    async def _keep_once(self, channel: bytes, payload: bytes, key: bytes) -> Receipt:
-        """Write a message unless its key was used, by this process or another one."""
-        if not key:
-            offset, position = self._append(channel, payload, key)
-            await self._read_until(offset)
-            return Receipt(position=position)
-        reader = await self._read_to_end()
-        use = reader.keys.find(channel, key, time.time())
-        if use is not None:
-            return Receipt(position=Position(self._files.epoch, use.offset, use.check), duplicate=True)
-        offset, position = self._append(channel, payload, key)
         await self._read_until(offset)
         # Another process may have written the same key in between; then each reader has skipped this record.
-        use = reader.keys.find(channel, key, time.time())
+        use = self._reader.keys.find(channel, key, time.time()) if key and self._reader is not None else None
         if use is not None and use.offset < offset:
             return Receipt(position=Position(position.epoch, use.offset, use.check), duplicate=True)
         return Receipt(position=position)
+
+    async def _find_key(self, channel: bytes, key: bytes) -> Receipt | None:
+        """Return the receipt of the message that was published with this key before, by any process."""
+        reader = await self._read_to_end()
+        use = reader.keys.find(channel, key, time.time())
+        if use is None:
+            return None
+        return Receipt(position=Position(self._files.epoch, use.offset, use.check), duplicate=True)
 
     def _append(self, channel: bytes, payload: bytes, key: bytes) -> tuple[int, Position]:
         if self._closed:
@@ -238,7 +238,7 @@ class HistoryLog:
         Raises:
             BrokerUnavailableError: The log cannot be read, or was closed.
         """
-        for _ in range(_MAX_ATTEMPTS):
+        for attempt in range(_MAX_ATTEMPTS):
             reader = await self._read_to_end()
             if channel in self.channels:
                 reader.index.watch(channel, reader.offset)
@@ -247,6 +247,8 @@ class HistoryLog:
                 return await recall(reader, epoch, channel, rule, after=after, limit=limit, max_bytes=max_bytes)
             except FileNotFoundError:
                 self._trim()
+                if attempt:  # a segment in the middle was removed by hand
+                    self._forget_old(reader)
             except OSError as error:
                 raise _unavailable(error) from error
         raise BrokerUnavailableError("the history is removed faster than it can be read", adapter="ipc")
@@ -259,11 +261,16 @@ class HistoryLog:
             if self._reader is None:
                 self._reader = LogReader(self._files, self._take)
                 self._timer = self._loop.call_later(_LOOK_SECONDS, self._look, context=Context())
-            self._read_new()
+                self._read_new()
+                await self._wait_while(lambda _reader: True)
+                while self._resync():
+                    await self._wait_while(lambda _reader: True)
+            else:
+                self._read_new()
         except OSError as error:
             raise _unavailable(error) from error
         await self._wait_while(lambda _reader: True)
-        if self._reader is None:
+        if self._closed:
             raise BrokerUnavailableError("the adapter was stopped meanwhile", adapter="ipc")
         return self._reader
 
@@ -313,22 +320,23 @@ class HistoryLog:
         if not self._looks % _LOOKS_PER_TRIM:
             self._trim()
 
-    def _resync(self) -> None:
+    def _resync(self) -> bool:
         """Go on where the log goes on, if the next segment was removed before this process has read it."""
         reader = self._reader
         if reader is None:
-            return
+            return False
         try:
             skipped = reader.resync()
         except OSError as error:
             self._bursts.log(logger, logging.WARNING, "cannot read the history (%s), trying again", error.strerror)
-            return
+            return False
         if skipped:
             self._report_gap("the history was removed before this process had read it")
             for key in self.channels:
                 reader.index.watch(key, reader.offset)
             self._limit = None
             self._reading = self._loop.call_soon(self._read_on, context=Context())
+        return skipped
 
     def _trim(self) -> None:
         """Remove old segments, and what the index has of them."""
@@ -341,6 +349,11 @@ class HistoryLog:
             self._reader.drop_before(bases[0])
             if self._sweeping is None:
                 self._sweep()
+
+    def _forget_old(self, reader: LogReader) -> None:
+        """Forget everything before the newest segment."""
+        with suppress(OSError):
+            reader.drop_before(max(self._files.bases(), default=0))
 
     def _sweep(self) -> None:
         """Drop channels without records from the index, some hundreds in each pass of the event loop."""

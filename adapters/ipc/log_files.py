@@ -5,7 +5,7 @@
 
 A segment begins at the offset at which the one before it was sealed. Nothing is ever renamed or locked. The identity is
 written under another name and linked, so it is there as a whole or not at all, and after the first segment: an identity
-without segments means that somebody removed them.
+without segments means that they were removed by hand.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _MAX_ATTEMPTS: Final = 100
 _MAX_MAKING_SECONDS: Final = 60.0
 # Not to be removed by systemd-tmpfiles: the sticky bit, as of the sockets.
 _MODE: Final = 0o600 | stat.S_ISVTX
-# The newest segment is where everybody writes, and the one before it has just been sealed: a process that lists the
+# The newest segment is where all processes write, and the one before it has just been sealed: a process that lists the
 # folder meanwhile must find one of them.
 _MIN_SEGMENTS: Final = 2
 
 
 class LogFiles:
-    """The files of one log, from `open` until they are removed by somebody.
+    """The files of one log, from `open` until they are removed by hand.
 
     Args:
         folder: The private folder of the application.
@@ -214,5 +214,5 @@ class LogFiles:
 
 
 def _identity(found: os.stat_result) -> tuple[int, int, int]:
-    """Return what tells a file from one that was made in its place, with the same inode number perhaps."""
+    """Return what distinguishes a file from one that was made in its place, with the same inode number perhaps."""
     return found.st_dev, found.st_ino, found.st_mtime_ns

@@ -100,6 +100,12 @@ class LogIndex:
             records = self.channels[channel] = self.without_records(end)
         return records
 
+    def unwatch(self, channel: bytes) -> None:
+        """Forget a channel without records: its name may have been chosen by a client."""
+        records = self.channels.get(channel)
+        if records is not None and not records.offsets:
+            del self.channels[channel]
+
     def without_records(self, end: int) -> ChannelRecords:
         """Return what is known of a channel that is not in the index."""
         return ChannelRecords(end if self.oldest else 0, known=True)

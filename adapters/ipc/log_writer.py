@@ -58,7 +58,7 @@ class LogWriter:
                 start = self._write(file, record)
                 if (seal := self._find_seal(file, start)) is None:
                     break
-                self._open_next(seal)  # behind a SEAL nothing exists: write it again
+                self._open_next(seal)  # after a SEAL nothing exists: write it again
             self._checked = stop = start + len(record)
             offset = self._base + start
         except OSError as error:
@@ -73,7 +73,7 @@ class LogWriter:
         return offset
 
     def release_removed(self) -> None:
-        """Close the descriptor where the segment was removed: sealed and old, or by somebody."""
+        """Close the descriptor where the segment was removed: sealed and old, or by hand."""
         if self._file is not None and not os.fstat(self._file.fileno()).st_nlink:
             self.close()
 
@@ -88,7 +88,7 @@ class LogWriter:
         written = file.write(record)
         if written != len(record):  # torn: readers skip it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return file.tell() - len(record)
+        return os.lseek(file.fileno(), 0, os.SEEK_CUR) - len(record)
 
     def _begin_segment(self, file: FileIO) -> None:
         """Seal the segment, which is large. Where that fails, the next writer does it."""
@@ -114,7 +114,7 @@ class LogWriter:
         return None
 
     def _open_newest(self) -> FileIO:
-        """Open the segment to which everybody writes now."""
+        """Open the segment to which all processes write now."""
         while True:
             bases = self._files.bases()
             if not bases:

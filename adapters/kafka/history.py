@@ -10,11 +10,12 @@ What a client missed is answered from the rings. Only what is older than these i
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.kafka.connect_error import unavailable
-from backplane.adapters.kafka.log_access import LogAccess
+from backplane.adapters.kafka.log_access import LogAccess, fail_at_end
 from backplane.adapters.kafka.ring import HistoryRings, LogIdentity, Query
 from backplane.adapters.kafka.scan import Scan
 from backplane.concurrency.timeouts import PatientTimeout
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Recalled
 
 __all__ = ["KafkaHistory"]
+
+logger: Final = logging.getLogger("backplane.adapters.kafka.history")
 
 _MAX_SCAN_BYTES: Final = 16 * 1024 * 1024
 
@@ -61,6 +64,7 @@ class KafkaHistory:
         self._max_scan_bytes = max_scan_bytes
         self._log = LogAccess(link, spawn)
         self._scanning = asyncio.Lock()
+        self._cut_short: set[int] = set()
         self._waiting_scans: dict[tuple[int, bool], Scan] = {}
 
     async def recall(self, query: Query) -> Recalled:
@@ -111,7 +115,7 @@ class KafkaHistory:
         scan = self._waiting_scans.get(key)
         if scan is None:
             scan = self._waiting_scans[key] = Scan(partition, rings, self._max_scan_bytes)
-            self._spawn(self._run(key, scan), "kafka-history-scan")
+            fail_at_end(self._spawn(self._run(key, scan), "kafka-history-scan"), scan.done)
         scan.queries.append(query)
         scan.waiting += 1
         try:
@@ -127,16 +131,23 @@ class KafkaHistory:
                 rings = scan.rings or self._rings_aside(await self._log.ends())
                 self.scans += 1
                 await scan.run(self._log, rings)
+            self._note_cut_short(key[0], scan)
         except BrokerError as error:
             scan.done.set_exception(error)
         else:
             scan.done.set_result(rings)
-        finally:
-            if self._waiting_scans.get(key) is scan:  # the link was closed before its turn
-                del self._waiting_scans[key]
-            if not scan.done.done():
-                scan.done.set_exception(unavailable("the link is closed"))
-            scan.done.exception()  # marks it as retrieved: the calls that waited may have been cancelled
+
+    def _note_cut_short(self, partition: int, scan: Scan) -> None:
+        """Log, once per link and partition, that the log is longer than what is read of it."""
+        if scan.is_cut_short and partition not in self._cut_short:
+            self._cut_short.add(partition)
+            logger.warning(
+                "the history of channels in partition %d of topic %r was read %d bytes back and no further: older "
+                "positions are not found; more partitions, compression, or a shorter max_age_seconds make that rarer",
+                partition,
+                self._link.target.topic,
+                self._max_scan_bytes,
+            )
 
     def _rings_aside(self, ends: Mapping[int, int]) -> HistoryRings:
         """Return rings for one scan, where no reader keeps them up to date."""

@@ -15,7 +15,7 @@ from backplane.adapters.kafka.answers import EARLIEST, LATEST, Position
 from backplane.adapters.kafka.codes import Meaning, error_name, meaning
 from backplane.adapters.kafka.connect_error import unavailable
 from backplane.adapters.kafka.connection import ConnectionEndedError
-from backplane.adapters.kafka.records import read_batches
+from backplane.adapters.kafka.records import first_offset, read_batches
 from backplane.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backplane.adapters.kafka.link import KafkaLink
     from backplane.adapters.kafka.records import Record
 
-__all__ = ["FETCH_BYTES", "Chunk", "LogAccess", "LogDamagedError"]
+__all__ = ["FETCH_BYTES", "Chunk", "LogAccess", "LogDamagedError", "fail_at_end"]
 
 FETCH_BYTES: Final = 512 * 1024
 """Read at once: the parser then blocks the event loop for 1 to 2 ms."""
@@ -49,12 +49,14 @@ class Chunk:
     """A part of a partition that was read.
 
     Attributes:
+        start: The offset at which reading began: that of the batch in which the wanted one is.
         next: The offset at which reading ended.
         complete_from: The offset from which on nothing is missing.
         records: The records from there on, oldest first.
         size_bytes: The size of what was read.
     """
 
+    start: int
     next: int
     complete_from: int
     records: list[Record] = field(default_factory=list[Any])
@@ -92,7 +94,7 @@ class LogAccess:
         """
         if self._next_ends is None:
             self._next_ends = asyncio.get_running_loop().create_future()
-            self._spawn(self._request_ends(self._next_ends), "kafka-history-ends")
+            fail_at_end(self._spawn(self._request_ends(self._next_ends), "kafka-history-ends"), self._next_ends)
         return await asyncio.shield(self._next_ends)
 
     async def read(self, partition: int, start: int, end: int, max_bytes: int) -> Chunk:
@@ -102,7 +104,7 @@ class LogAccess:
             LogDamagedError: The broker cannot read its log there.
             BrokerError: The broker is gone, or the user lacks the right to read.
         """
-        chunk = Chunk(next=start, complete_from=start)
+        chunk = Chunk(start=start, next=start, complete_from=start)
         while chunk.next < end and chunk.size_bytes < max_bytes:
             answer = await self._fetch(partition, chunk.next, FETCH_BYTES)
             if answer is None:
@@ -111,7 +113,11 @@ class LogAccess:
                     raise LogDamagedError
                 chunk.next = min(earliest, end)
                 chunk.begin_at(chunk.next)
-            elif not _add(chunk, answer, end):
+                continue
+            if chunk.next == start and not chunk.size_bytes:
+                # All of the first batch is of use: to read it once more for what precedes `start` would be a waste.
+                chunk.start = chunk.next = chunk.complete_from = min(start, first_offset(answer.records, start))
+            if not _add(chunk, answer, end):
                 raise LogDamagedError
         chunk.complete_from = min(chunk.complete_from, end)
         return chunk
@@ -144,12 +150,6 @@ class LogAccess:
             asked.set_exception(error)
         else:
             asked.set_result(ends)
-        finally:
-            if self._next_ends is asked:  # the link was closed before its turn
-                self._next_ends = None
-            if not asked.done():
-                asked.set_exception(unavailable("the link is closed"))
-            asked.exception()  # marks it as retrieved: the calls that waited may have been cancelled
 
     async def _offsets(self, partitions: Collection[int], which: int) -> dict[int, int]:
         """Return the start or the end of each partition."""
@@ -216,6 +216,17 @@ class LogAccess:
             if connection is None or connection.is_over or (connection.expires_soon and not connection.unanswered):
                 connection = self._connections[node] = await self._link.connect_aside(node, connection)
             return connection
+
+
+def fail_at_end(task: asyncio.Task[None], answer: asyncio.Future[_T]) -> None:
+    """Let `answer` raise when `task` ends without it, because the link was closed: also before it has begun."""
+
+    def ended(_: asyncio.Task[None]) -> None:
+        if not answer.done():
+            answer.set_exception(unavailable("the link is closed"))
+        answer.exception()  # marks it as retrieved: the calls that waited may have been cancelled
+
+    task.add_done_callback(ended)
 
 
 def _add(chunk: Chunk, answer: Fetched, end: int) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from backplane.adapters.kafka.answers import ProducerId
 
-__all__ = ["Batch", "Record", "Records", "codec_problem", "partition_hash", "read_batches"]
+__all__ = ["Batch", "Record", "Records", "codec_problem", "first_offset", "partition_hash", "read_batches"]
 
 _CODECS: Final = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
 _CODEC_MASK: Final = 7
@@ -126,6 +126,12 @@ def read_batches(data: bytes, position: int, end: int) -> Iterator[Batch]:
         batch.size_bytes = len(piece)
         yield batch
         position = batch.next
+
+
+def first_offset(data: bytes, default: int) -> int:
+    """Return the offset of the first record in `data`; `default` where its format does not state it."""
+    offset = _offset_at(data, 0) if len(data) > _MAGIC_AT and data[_MAGIC_AT] == 2 else None
+    return default if offset is None or offset < 0 else offset
 
 
 def _span(data: bytes, start: int) -> int | None:

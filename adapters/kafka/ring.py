@@ -251,9 +251,12 @@ class HistoryRings:
             if rule is None or self.partition_of(key) != partition:
                 return None
             ring = self._make(key, rule)
+            self.size_bytes += ring.append(offset, milliseconds, value)
+            ring.is_used = False  # a channel with one message goes before one with two
         elif ring.partition != partition:
             return None
-        self.size_bytes += ring.append(offset, milliseconds, value)
+        else:
+            self.size_bytes += ring.append(offset, milliseconds, value)
         if self.size_bytes > self._max_bytes:
             self._evict()
         return ring.epoch

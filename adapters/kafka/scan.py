@@ -34,6 +34,7 @@ class Scan:
         rings: The rings of the reader; `None` for a scan with rings of its own.
         done: Completed with the rings when it has ended.
         waiting: How many calls wait for it. Without any it ends.
+        is_cut_short: It ended because `max_bytes` were read.
     """
 
     def __init__(self, partition: int, rings: HistoryRings | None, max_bytes: int) -> None:
@@ -41,9 +42,11 @@ class Scan:
         self.rings: HistoryRings | None = rings
         self.done: asyncio.Future[HistoryRings] = asyncio.get_running_loop().create_future()
         self.waiting: int = 0
+        self.is_cut_short: bool = False
         self._partition = partition
-        self._left = max_bytes
+        self._left: int = max_bytes
         self._step = _FIRST_STEP
+        self._read: list[Chunk] = []  # read too early
         self._others: dict[bytes, Ring] | None = {}
         self._others_bytes = 0
 
@@ -56,28 +59,40 @@ class Scan:
         partition = self._partition
         low = until = max(rings.known_from(query.key) for query in self.queries)
         while self.waiting and (needed := self._needed_from(rings)) is not None and needed < low:
-            start = max(needed, low - self._step)
             try:
-                chunk = await log.read(partition, start, low, min(self._left, 4 * FETCH_BYTES))
+                chunk = await self._next_chunk(log, max(needed, low - self._step), low)
             except LogDamagedError:
+                chunk = None
+            if chunk is None:
                 rings.end_scan(partition, low)
                 break
-            self._left -= chunk.size_bytes
-            if chunk.next < low:  # the records are larger than expected
-                if self._left <= 0 or low - start == 1:
-                    rings.end_scan(partition, low)
-                    break
-                self._step = max(1, min(chunk.next - start, (low - start) // 4))
-                continue
             self._add(rings, chunk, low, until)
-            if chunk.complete_from > start or self._left <= 0:
+            if chunk.complete_from > chunk.start or self._left <= 0:
                 rings.end_scan(partition, chunk.complete_from)
             # Somewhat less than one fetch, so that one is enough.
-            self._step = (low - start) * FETCH_BYTES * 3 // 4 // max(chunk.size_bytes, 1)
+            self._step = (low - chunk.start) * FETCH_BYTES * 3 // 4 // max(chunk.size_bytes, 1)
             self._step = min(_MAX_STEP, max(1, self._step))
             low = chunk.complete_from
+        self.is_cut_short = self._left <= 0
         if self._others is not None:
             rings.adopt(partition, self._others, low, until)
+
+    async def _next_chunk(self, log: LogAccess, start: int, low: int) -> Chunk | None:
+        """Return the part of the log from `start`, or from later on, until `low`; `None` if that is too much.
+
+        Where the records turn out to be larger than expected, reading ends before `low`: what was read is kept for its
+        turn, and the next attempt begins later.
+        """
+        while not (self._read and self._read[-1].next >= low):
+            if self._left <= 0:
+                return None
+            if self._read:
+                start = max(start, self._read[-1].next)
+            chunk = await log.read(self._partition, start, low, min(self._left, 4 * FETCH_BYTES))
+            self._left -= chunk.size_bytes
+            self._read.append(chunk)
+            start = low - max(1, min(chunk.next - start, (low - start) // 4))
+        return self._read.pop()
 
     def _needed_from(self, rings: HistoryRings) -> int | None:
         """Return the offset from which on anything is asked for that is not known; `None` if all is known."""

@@ -11,7 +11,7 @@ import re
 from base64 import b64decode
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from pydantic import BaseModel
 
@@ -249,7 +249,7 @@ def answer_of(reply: Reply) -> dict[str, Any]:
         answer = None
     if not isinstance(answer, dict):
         raise unavailable("JetStream sent an answer that cannot be read")
-    found: dict[str, Any] = answer
+    found = cast("dict[str, Any]", answer)
     if "error" in found:
         raise _error_of(found["error"])
     return found

@@ -182,11 +182,12 @@ class NatsLink(asyncio.Protocol):
         self._on_info(self)
 
     async def settle(self) -> None:
-        """Return when the server has confirmed every command, or the connection has ended."""
+        """Return when the server has confirmed every command and replied to every request, or the connection ended."""
         try:
             await self._round_trip(b"")
         except BrokerError:
             return
+        await self._requests.settle()
 
     async def publish(self, subject: bytes, payload: bytes) -> None:
         """Send PUB and wait for the confirmation.

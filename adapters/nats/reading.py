@@ -46,6 +46,7 @@ class Reading:
         self._epoch = stream.epoch_of(self._subject)
         self._state = state
         self._log = log
+        self._is_cut = False  # there were older messages than those that are given back
 
     async def recall(self, after: Position | None, limit: int, max_bytes: int) -> Recalled:
         """Return what `SupportsHistory.recall` does."""
@@ -95,19 +96,21 @@ class Reading:
         """Return the newest messages. NATS finds the next message of a subject, not the one before: all are read."""
         if not limit:
             return Recalled(top=top, more=True)
-        found = await self._read(1, top.offset, limit, max_bytes, newest=True)
-        first = await self._jetstream.first(self._stream, self._subject)
-        # What was dropped while this read can have left a hole after it.
-        whole = [message for message in found if first is not None and message.sequence >= first.sequence]
-        more = first is not None and bool(whole) and first.sequence < whole[0].sequence
+        whole = await self._read(1, top.offset, limit, max_bytes, newest=True)
+        while whole and not await self._is_there(whole[0].sequence):
+            # What was dropped while this read can have left a hole after it.
+            whole.popleft()
+            self._is_cut = True
+            first = await self._jetstream.first(self._stream, self._subject)
+            while whole and (first is None or whole[0].sequence < first.sequence):
+                whole.popleft()
         fresh = [message for message in whole if not self._has_expired(message)]
-        return Recalled(items=self._kept(fresh, None), top=top, more=more and len(fresh) == len(whole))
+        return Recalled(items=self._kept(fresh, None), top=top, more=self._is_cut and len(fresh) == len(whole))
 
     async def _after(self, after: Position, top: Position, limit: int, max_bytes: int) -> Recalled:
         """Return what follows a message that was there, if it is there still when all is read."""
         found = await self._read(after.offset + 1, top.offset, limit or 1, max_bytes)
-        first = await self._jetstream.first(self._stream, self._subject)
-        if first is None or first.sequence > after.offset:
+        if not await self._is_there(after.offset):
             return Recalled(top=top, found=False)
         return self._followed(after, found, top, limit)
 
@@ -132,6 +135,10 @@ class Reading:
         rule_seconds = self._stream.rule.max_age_seconds
         return rule_seconds < self._stream.max_age_seconds and message.stored_at < time.time() - rule_seconds
 
+    async def _is_there(self, sequence: int) -> bool:
+        """Whether the stream still has a message of the channel that was read: it costs less than to find the first."""
+        return await self._jetstream.at(self._stream, sequence) is not None
+
     async def _read(
         self, low: int, high: int, limit: int, max_bytes: int, *, newest: bool = False
     ) -> deque[StoredMessage]:
@@ -154,6 +161,7 @@ class Reading:
                 if newest:
                     while len(kept) > limit or size_bytes - len(kept[0].payload) > max_bytes:
                         size_bytes -= len(kept.popleft().payload)
+                        self._is_cut = True
                 elif len(kept) >= limit or size_bytes > max_bytes:
                     return kept
                 low = message.sequence + 1

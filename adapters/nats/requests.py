@@ -95,6 +95,12 @@ class Requests:
         if not _is_followed(headers):
             request.future.set_result(request.parts)
 
+    async def settle(self) -> None:
+        """Return when every request that was sent has its reply, or has failed."""
+        futures = [request.future for request in self._waiting.values()]
+        if futures:
+            await asyncio.wait(futures)
+
     def fail(self, error: Callable[[], Exception]) -> None:
         """Fail every request that has no reply."""
         for request in self._waiting.values():

@@ -170,7 +170,8 @@ class RedisBroadcaster(Broadcaster):
     async def keep(self, channel: str, payload: bytes, rule: History, *, key: bytes | None = None) -> Receipt:
         """Publish and store by one script, which the server runs as a whole, or not at all.
 
-        What the server has confirmed, a failover can lose, as every write to Redis: the replicas are not awaited.
+        What the server has confirmed, a failover can lose, as every write to Redis: the replicas are not awaited. A
+        position of what was lost is not found afterwards; one from before it is, as if nothing had been published.
 
         Raises:
             BrokerUnavailableError: Certainly not published. The server is a replica now, so the link is lost; or it had

@@ -105,6 +105,9 @@ class Connection:
         sent positions from time to time: what it then gets twice is what came after the last of them. A message that
         the connection's `Backlog` dropped, or that excludes the client, counts as sent.
 
+        Each call delivers at once what this worker has received in this pass of the event loop, to all subscribers:
+        call it every few seconds for a client, not for every message.
+
         `None` where the channel is not joined, has no history, or its position is not known.
         """
         self._driver.affinity.check()

@@ -358,6 +358,8 @@ class ConnectionDriver(BaseSubscriber):
     def accepted(self) -> None:
         """The handshake is done: send what waits since the joins, or the close frame that was requested meanwhile."""
         self.is_accepted = True
+        if self._options is not None:
+            self._options.since = None  # the joins of the handshake are over
         self.policy.statistics.connections_opened += 1
         if self._close_sequence is not None:
             self._close_sequence.accepted()

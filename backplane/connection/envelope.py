@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 from pydantic_core import from_json
 
@@ -55,7 +55,7 @@ def envelope_function(envelope: object) -> EnvelopeFunction | None:
     if envelope == "json":
         return json_envelope
     if callable(envelope):
-        return envelope
+        return cast("EnvelopeFunction", envelope)
     raise ConfigurationError(f"envelope must be 'json', a function or None, not {envelope!r:.100}")
 
 

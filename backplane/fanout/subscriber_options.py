@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from backplane.errors import ConfigurationError
 from backplane.message import Position
@@ -110,7 +110,7 @@ def position_in(since: Since, channel: str) -> str | None:
         ConfigurationError: `since`, or its value for the channel, is of a type that no client can cause.
     """
     _check_type(since)
-    position: object = since.get(channel) if isinstance(since, Mapping) else since
+    position: Any = since.get(channel) if isinstance(since, Mapping) else since
     if isinstance(position, Position):
         raise ConfigurationError("since takes positions as text: str(message.position)")
     if position is None or position == "":

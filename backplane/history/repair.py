@@ -22,7 +22,10 @@ logger: Final = logging.getLogger("backplane.history.repair")
 
 # Channels that are read at once: enough that a round trip does not matter, and few enough that their replies block the
 # event loop for some milliseconds only. A task for each of ten thousand channels blocked it for 100 ms.
-_BATCH_SIZE: Final = 100
+_MAX_BATCH: Final = 100
+# What is read at once is held in memory at once. So the first batches are small, and those after large ones.
+_MIN_BATCH: Final = 8
+_LARGE_BYTES: Final = 8 * 1024 * 1024
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _MAX_PAUSE_SECONDS: Final = 1.0
 
@@ -85,13 +88,12 @@ class Repairer:
         self._bursts = bursts
         self._due: dict[KeptChannel, None] = {}
         self._reading: set[KeptChannel] = set()
+        self._batch_size = _MIN_BATCH
         self._changed = asyncio.Event()
 
     def request(self, kept: KeptChannel) -> None:
         """Read for a channel once its turn comes; a second request before the end of that read changes nothing."""
         if kept not in self._due and kept not in self._reading:
-            if kept.repair_since is None:
-                kept.repair_since = asyncio.get_running_loop().time()
             self._due[kept] = None
             self._changed.set()
 
@@ -120,9 +122,12 @@ class Repairer:
     def _next_batch(self) -> list[KeptChannel]:
         """Take the next channels; those that hold messages back come first."""
         waiting = [kept for kept in self._due if kept.track.held]
-        batch = (waiting or list(self._due))[:_BATCH_SIZE]
+        batch = (waiting or list(self._due))[: self._batch_size]
+        now = asyncio.get_running_loop().time()
         for kept in batch:
             del self._due[kept]
+            if kept.repair_since is None:
+                kept.repair_since = now
         self._reading = {kept for kept in batch if kept.track.doubt is not None or kept.wants_ring}
         return list(self._reading)
 
@@ -131,6 +136,9 @@ class Repairer:
         outcomes = await asyncio.gather(*(self._read(kept) for kept in batch))
         now = asyncio.get_running_loop().time()
         self._reading.clear()
+        size = sum(len(item.payload) for read in outcomes if isinstance(read, Read) for item in read.recalled.items)
+        next_size = self._batch_size // 2 if size > _LARGE_BYTES else self._batch_size * 2
+        self._batch_size = max(_MIN_BATCH, min(next_size, _MAX_BATCH))
         for kept, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, BrokerError | TimeoutError):
                 self._read_failed(kept, outcome, now)

@@ -258,7 +258,10 @@ class Track:
             gap, position = self.gap_reason, last
             self._settle(newest, reached=reached)
             return Mended(items, gap, None if gap is None else position)
-        self._reads = 0 if items else self._reads + 1
+        if items:
+            self._reads = 0
+        elif hole is None or hole < asked:
+            self._reads += 1
         if self._reads >= _MAX_READS:
             return self._break(f"{_NOT_PROVED} ({self.doubt})", top, asked)
         gap, self.gap_reason = self.gap_reason, None
@@ -288,22 +291,25 @@ class Track:
         return None
 
     def _break(self, reason: str, top: Position, asked: int) -> Mended:
-        """Report a gap, and go on at `top`; none if what is held itself shows that nothing is missing."""
+        """Report a gap, and go on at `top`; no gap if what is held itself shows that nothing is missing."""
         run, hole = self._run_through(top, asked)
-        if not hole:
-            if self.gap_reason is None and (following := _part_after(self.last, run)) is not None:
-                self._settle(run[-1].place, reached=True)
-                return Mended(following)
-            if run and run[0].place.offset <= top.offset and run[0].place.before_check is None:
-                run = [kept for kept in run if kept.place.offset > top.offset]
+        if hole is None and self.gap_reason is None and (following := _part_after(self.last, run)) is not None:
+            self._settle(run[-1].place, reached=True)
+            return Mended(following)
+        if run and run[0].place.offset <= top.offset and run[0].place.before_check is None:
+            run = [kept for kept in run if kept.place.offset > top.offset]
+        if hole is None:
             return self._end_with_gap(reason, run, top)
-        self._reads += 1
-        if self._reads < _MAX_READS:
-            return Mended(again=True)
-        return self._end_with_gap(reason, self._newest_run(), top)
+        position, gap = _position_before(run, top), self.gap_reason or reason
+        self.last = run[-1].place if run else top
+        self.gap_reason = None
+        self._begun = True
+        self._reads = 0
+        self._keep_held(hole)
+        return Mended(run, gap, position, again=True)
 
-    def _run_through(self, top: Position, asked: int) -> tuple[list[KeptMessage], bool]:
-        """Return the unbroken run of what is held that reaches `top` or follows it, and whether a hole follows."""
+    def _run_through(self, top: Position, asked: int) -> tuple[list[KeptMessage], int | None]:
+        """Return the unbroken run of held messages that reaches or follows `top`, and the index of a hole after it."""
         run: list[KeptMessage] = []
         current: Position | None = None  # the newest one, once `top` is reached
         for index, kept in enumerate(self.held):
@@ -322,13 +328,11 @@ class Track:
                 current = place
             elif current is not None and place.epoch == current.epoch and place.offset <= current.offset:
                 continue
-            elif index >= asked or (
-                place.epoch == top.epoch and place.offset > top.offset and self._reads < _MAX_READS - 1
-            ):
-                return run, True
+            elif index >= asked or (place.epoch == top.epoch and place.offset > top.offset):
+                return (run if current is not None else []), index
             else:
                 run, current = [], None
-        return (run if current is not None else []), False
+        return (run if current is not None else []), None
 
     def _newest_run(self) -> list[KeptMessage]:
         """Return the unbroken run of what is held that ends with the newest one, without what can be a repetition."""
@@ -344,15 +348,7 @@ class Track:
         return run
 
     def _end_with_gap(self, reason: str, run: list[KeptMessage], top: Position | None) -> Mended:
-        position = top
-        if run:
-            first = run[0].place
-            assert first.before is not None
-            if first.before_check is not None:
-                position = Position(first.epoch, first.before, first.before_check)
-            elif top is None or not _follows(top, first):
-                position = None
-        gap = self.gap_reason or reason
+        gap, position = self.gap_reason or reason, _position_before(run, top)
         self._settle(run[-1].place if run else top, reached=bool(run))
         return Mended(run, gap, position)
 
@@ -360,22 +356,19 @@ class Track:
         top = recalled.top
         newest = recalled.items[-1] if recalled.items else None
         held = self.held[-1] if self.held else None
-        again = newest is not None and newest.place != top
         if held is not None and held.place.epoch == top.epoch and held.place.offset > top.offset:
-            newest, top, again = held, held.place, False
+            newest, top = held, held.place
         elif (
             held is not None
             and not asked
             and held.place != top
             and (held.place.epoch != top.epoch or held.place.offset == top.offset)
         ):
-            again = True  # which of the two is newer is not known
-        if again:
+            return Mended(again=True)  # which of the two is newer is not known
+        elif newest is not None and newest.place != top:
             self._reads += 1
             if self._reads < _MAX_READS:
                 return Mended(again=True)
-            newest = held or newest
-            assert newest is not None
             top = newest.place
         items = () if newest is None or top == self.last else (newest,)
         self._settle(top, reached=newest is held)
@@ -425,3 +418,13 @@ def _part_after(last: Position | None, run: list[KeptMessage]) -> list[KeptMessa
     if _proves(last, run[0].place):
         return run
     return next((run[index + 1 :] for index, kept in enumerate(run) if kept.place == last), None)
+
+
+def _position_before(run: list[KeptMessage], top: Position | None) -> Position | None:
+    """Return the position that `run` follows, or `top` without one; `None` if it is not known."""
+    if not run:
+        return top
+    first = run[0].place
+    if first.before is not None and first.before_check is not None:
+        return Position(first.epoch, first.before, first.before_check)
+    return top if top is not None and _follows(top, first) else None

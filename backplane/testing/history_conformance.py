@@ -228,7 +228,8 @@ class HistoryConformance(ResumeConformance):
     async def test_a_foreign_position_is_not_found(self, two: tuple[HistoryWorker, HistoryWorker], room: str) -> None:
         """A position of another channel, of another epoch, with another check or of any numbers is not found."""
         other = f"other-{secrets.token_hex(8)}"
-        positions, others = [], []
+        positions: list[Position] = []
+        others: list[Position] = []
         for number in range(6):
             others.append(await two[0].keep(other, b"%d" % number))
             positions.append(await two[0].keep(room, b"%d" % number))
@@ -419,7 +420,12 @@ class HistoryConformance(ResumeConformance):
         assert [payload.split()[1] for payload in order] == [number for _, number in by_offset]
         for worker in two:
             await worker.sink.until(lambda worker=worker: len(worker.sink.delivered) >= 400)  # type: ignore[misc]
-            assert worker.sink.payloads(room) == order
+            delivered = worker.sink.kept(room)
+            if worker.broadcaster.capabilities.live_may_skip:
+                # The server may deliver what two links publish at once in another order than it stores it (NATS 2.9.10
+                # does, to all alike). The places show that, and the core restores the order.
+                delivered.sort(key=lambda item: item.place.offset)
+            assert payloads(delivered) == order
 
     async def test_kept_and_other_messages_have_the_order_of_the_calls(
         self, two: tuple[HistoryWorker, HistoryWorker], room: str

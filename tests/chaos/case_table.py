@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from tests.chaos.workload import Workload
 
-__all__ = ["KEPT_FIGURES", "CaseRecorder", "lines"]
+__all__ = ["CLIENT_FIGURES", "JOIN_FIGURES", "KEPT_FIGURES", "CaseRecorder", "lines"]
 
 # By how much timers of five workers in one event loop may be late on a busy machine.
 _SCHEDULING_SECONDS: Final = 0.3
@@ -23,6 +23,18 @@ _HEAD: Final = ("case", "broker", "detected s", "bound", "recovered s", "bound",
 _KEPT_HEAD: Final = (
     *("kept channels", "broker", "messages", "links lost", "gaps", "lost", "twice", "disordered", "unknown"),
     *("plain gaps", "plain lost"),
+)
+CLIENT_FIGURES: Final = "chaos of clients"
+"""Name of the user property with a row of the third table: of WebSocket clients."""
+_CLIENT_HEAD: Final = ("WebSocket clients", "broker", "messages", "closed", "resumed", "plain closed")
+JOIN_FIGURES: Final = "chaos of joins"
+"""Name of the user property with a row of the fourth table: of joins under load."""
+_JOIN_HEAD: Final = ("joins under load", "broker", "joins", "messages/s", "faults")
+_TABLES: Final = (
+    (_FIGURES, _HEAD),
+    (KEPT_FIGURES, _KEPT_HEAD),
+    (CLIENT_FIGURES, _CLIENT_HEAD),
+    (JOIN_FIGURES, _JOIN_HEAD),
 )
 
 
@@ -114,7 +126,7 @@ def lines(reports: Iterable[pytest.TestReport]) -> list[str]:
     """Return the tables of all cases, as lines of equal width; empty where there was none."""
     properties = [found for report in reports if report.when == "call" for found in report.user_properties]
     found: list[str] = []
-    for figures, head in ((_FIGURES, _HEAD), (KEPT_FIGURES, _KEPT_HEAD)):
+    for figures, head in _TABLES:
         rows = [cast("Sequence[str]", value) for name, value in properties if name == figures]
         if rows:
             cells = [head, *rows]

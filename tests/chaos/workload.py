@@ -156,6 +156,8 @@ class Workload:
         self.settings = settings
         self.lossless = lossless
         self._over = asyncio.Event()
+        self._may_publish = asyncio.Event()
+        self.resume()
         self._publishing: list[asyncio.Task[None]] = []
 
     async def detected(self, since: float, by: Sequence[Participant] | None = None) -> float:
@@ -235,7 +237,16 @@ class Workload:
 
     def end(self) -> None:
         """Stop publishing."""
+        self.resume()
         self._over.set()
+
+    def pause(self) -> None:
+        """Publish nothing more after what is in progress."""
+        self._may_publish.clear()
+
+    def resume(self) -> None:
+        """Go on publishing."""
+        self._may_publish.set()
 
     async def start(self, group: asyncio.TaskGroup, filler: str) -> None:
         """Start publishing; return when every subscriber has received every publisher on every channel."""
@@ -254,6 +265,7 @@ class Workload:
 
     async def _publish_until_over(self, publisher: Participant, channel: str, filler: str) -> None:
         while not self._over.is_set():
+            await self._may_publish.wait()
             await asyncio.gather(*(publisher.publish(channel, filler) for _ in range(_BURST)))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), _PAUSE_SECONDS)

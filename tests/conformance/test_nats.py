@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from backplane.broker.registry import broadcaster_from_url
-from backplane.testing import BroadcasterConformance, RecordingSink
+from backplane.testing import BroadcasterConformance, HistoryConformance, RecordingSink
 from backplane.testing.fault_conformance import FailOver, Strip, TakeAway
 from backplane.testing.proxy import PassingWay
 from tests.brokers.broker import Broker
@@ -76,6 +76,24 @@ class TestNats(BroadcasterConformance):
         login = "authorization { user: alice, password: secret }"
         url = private_nats(tls + login, login="alice:secret").url
         return f"{url}?tls_ca_certs={certificate}".replace("nats:", "tls:", 1), _without_tls
+
+
+class TestNatsHistory(HistoryConformance):
+    """The history, in files."""
+
+    @pytest.fixture
+    def url(self, private_nats: StartNats) -> str:
+        """A server with JetStream."""
+        return private_nats(jetstream=True).url
+
+
+class TestNatsHistoryInMemory(HistoryConformance):
+    """The history, in memory."""
+
+    @pytest.fixture
+    def url(self, private_nats: StartNats) -> str:
+        """A server with JetStream."""
+        return f"{private_nats(jetstream=True).url}?history_storage=memory"
 
 
 def _without_tls(way: PassingWay, data: bytes) -> bytes:

@@ -97,7 +97,7 @@ class TestRedisTls(BroadcasterConformance):
             pytest.skip("uvloop 0.23 logs an internal error when TLS is aborted right after its handshake")
 
 
-class _BehindSentinel:
+class _NamedBySentinel:
     """A server that a sentinel names."""
 
     @pytest.fixture
@@ -125,7 +125,7 @@ class _BehindSentinel:
             yield _SentinelProxy(redis_url, port, f"redis+sentinel://127.0.0.1:{sentinel.port}/{SERVICE}")
 
 
-class TestRedisSentinel(_BehindSentinel, RedisConformance):
+class TestRedisSentinel(_NamedBySentinel, RedisConformance):
     """The whole contract, on a server that a sentinel names."""
 
 
@@ -154,7 +154,7 @@ class TestRedisTlsHistory(HistoryConformance):
             pytest.skip("uvloop 0.23 logs an internal error when TLS is aborted right after its handshake")
 
 
-class TestRedisSentinelHistory(_BehindSentinel, HistoryConformance):
+class TestRedisSentinelHistory(_NamedBySentinel, HistoryConformance):
     """Every promise of a history, on a server that a sentinel names."""
 
 

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 
-from backplane import Backplane
+from backplane import Backplane, History, Limits
 from tests.server_in_loop import serving_in_loop
 
 if TYPE_CHECKING:
@@ -112,3 +112,34 @@ async def test_event_source(served: tuple[EventsApp, str], chromium_page: Page) 
             await backplane.publish("a", "back")
     await backplane.drain()  # the server waits for open streams before it stops
     await page.goto("about:blank")
+
+
+async def test_event_source_resumes(page: Page) -> None:
+    """A browser shows the last id by itself, before its first message too: when its stream ends, nothing is lost."""
+    backplane = Backplane("memory://", history={"kept*": History(max_messages=10_000)})
+    app = FastAPI(lifespan=backplane.lifespan)
+    streams = asyncio.Queue[str | None]()
+
+    async def events(request: Request) -> Response:
+        streams.put_nowait(request.headers.get("last-event-id"))
+        limits = Limits(max_age_seconds=0.1)  # the stream ends again and again
+        return backplane.sse(request, "kept:a", "kept:b", limits=limits, retry_seconds=0.05)
+
+    async def index() -> HTMLResponse:
+        return HTMLResponse(PAGE.replace('received.push("open")', "0"))
+
+    app.add_api_route("/events", events)
+    app.add_api_route("/", index)
+    async with serving_in_loop(app) as server:
+        await page.goto(server.http_url)
+        shown = [await asyncio.wait_for(streams.get(), 30)]
+        shown.append(await asyncio.wait_for(streams.get(), 30))  # it has come back, and has received no message yet
+        for number in range(500):
+            await backplane.publish(f"kept:{'ab'[number % 2]}", str(number))
+            await asyncio.sleep(0.003)
+        await page.wait_for_function("received.length >= 500")
+        received = await page.evaluate("received")
+        for parity in range(2):
+            assert [int(each) for each in received if int(each) % 2 == parity] == list(range(parity, 500, 2))
+        assert (shown[0], len(str(shown[1])), streams.qsize() > 3) == (None, 57, True)
+        await page.goto("about:blank")

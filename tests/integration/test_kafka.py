@@ -33,6 +33,7 @@ from backplane import (
     BrokerUnavailableError,
     ConfigurationError,
     Gap,
+    History,
     Message,
     PayloadTooLargeError,
     PublishError,
@@ -164,7 +165,7 @@ async def test_a_user_without_rights_to_the_topic_is_refused(guarded: str, topic
 async def test_a_user_may_have_one_right_of_two(kafka_broker: Broker, guarded: str, operation: int, topic: str) -> None:
     """With one right of two a user subscribes or publishes; the other raises and names the right."""
     async with Backplane(_as("admin", guarded)) as admin, admin.subscribe("room") as everything:
-        await _grant(kafka_broker, "alice", topic, operation)
+        await grant(kafka_broker, "alice", topic, operation)
         async with Backplane(_as("alice", guarded)) as backplane:
             if operation == READ:
                 async with backplane.subscribe("room") as messages:
@@ -187,12 +188,12 @@ async def test_a_right_to_read_that_is_withdrawn(kafka_broker: Broker, guarded: 
     """When READ is withdrawn the subscription is revoked, the next one is refused, and the link stays."""
     async with Backplane(_as("admin", guarded)):
         pass
-    await _grant(kafka_broker, "alice", topic, READ)
+    await grant(kafka_broker, "alice", topic, READ)
     sink = RecordingSink()
     broadcaster = broadcaster_from_url(_as("alice", guarded))
     await broadcaster.start(sink)
     await broadcaster.subscribe(["room"])
-    await _grant(kafka_broker, "alice", topic, READ, allow=False)
+    await grant(kafka_broker, "alice", topic, READ, allow=False)
     await sink.until(lambda: sink.revocations != [])
     with pytest.raises(SubscribeError, match="grant READ"):
         await broadcaster.subscribe(["room"])
@@ -251,7 +252,7 @@ async def test_a_login_by_a_password_of_the_application(
     """A pair of user name and password logs in; anything else raises, and names what was expected."""
     async with Backplane(_as("admin", guarded)):
         pass
-    await _grant(kafka_broker, "alice", topic, READ)
+    await grant(kafka_broker, "alice", topic, READ)
     module = ModuleType("rotated_passwords")
     monkeypatch.setitem(sys.modules, "rotated_passwords", module)
     monkeypatch.setattr(module, "credentials", credentials, raising=False)
@@ -380,13 +381,16 @@ async def test_records_lost_by_an_unclean_election_are_reported_as_a_gap(kafka_c
     for node in (one, two, three):  # each is notified of a topic separately, and any of them may be asked
         await _until_partition(node, leader=1, in_sync=[1, 2])
     url = f"{three.url}?topic=fragile"
-    async with Backplane(url, settings=_QUICK) as backplane, backplane.subscribe("room") as messages:
+    history = {"room": History()}
+    async with Backplane(url, settings=_QUICK, history=history) as backplane, backplane.subscribe("room") as messages:
         await backplane.publish("room", "on both")
         two.kill9()
         await _until_partition(three, leader=1, in_sync=[1])
-        for number in range(3):
-            await backplane.publish("room", f"on the first only {number}")
-        assert await _texts(messages, 4) == ["on both", *(f"on the first only {number}" for number in range(3))]
+        lost = [f"on the first only {number}" for number in range(3)]
+        for text in lost:
+            await backplane.publish("room", text)
+        read = [await anext(messages) for _ in range(4)]
+        assert [item.data for item in read if isinstance(item, Message)] == ["on both", *lost]
         one.kill9()
         await backplane.wait_for_state("degraded")
         two.launch()
@@ -396,6 +400,11 @@ async def test_records_lost_by_an_unclean_election_are_reported_as_a_gap(kafka_c
                 await foreign.send_and_wait("fragile", b"instead %d" % number, key=b"room")
         assert isinstance(await anext(messages), Gap)
         assert await _texts(messages, 10) == [f"instead {number}" for number in range(10)]
+        for item in read[1:]:  # its offset is that of another message now
+            assert not (await backplane.history("room", since=item.position)).complete
+        page = await backplane.history("room", since=read[0].position)
+        assert [message.data for message in page.messages] == [f"instead {number}" for number in range(10)]
+        assert page.complete
 
 
 @pytest.mark.parametrize("seconds", [3.0, 12.0])
@@ -930,7 +939,7 @@ def _as(user: str, url: str) -> str:
     return url.replace("kafka://", f"kafka://{user}:secret@")
 
 
-async def _grant(broker: Broker, user: str, topic: str, operation: int, *, allow: bool = True) -> None:
+async def grant(broker: Broker, user: str, topic: str, operation: int, *, allow: bool = True) -> None:
     """Allow or deny `user` an operation on `topic`, and wait until the broker applies it."""
     assert isinstance(broker, KafkaProcess)
     admin = AIOKafkaAdminClient(bootstrap_servers=_server(broker.internal_url))

@@ -18,6 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, Records
 
 from backplane import (
     Backplane,
+    BrokerError,
     BrokerUnavailableError,
     ConfigurationError,
     History,
@@ -31,6 +32,7 @@ from backplane.history_rules import HistoryRules
 from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.kafka import KafkaProcess
 from tests.brokers.kafka_stand_in import KafkaStandIn
+from tests.integration.test_kafka import WRITE, grant
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -48,15 +50,15 @@ RULES = HistoryRules({"room*": RULE, "old*": History(max_age_seconds=0.2), "big*
 
 
 class PlacesSink(RecordingSink):
-    """Records the places too, of each channel."""
+    """Records the places too, of each channel, in `placed`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.places: dict[str, list[Place | None]] = {}
+        self.placed: dict[str, list[Place | None]] = {}
 
     def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
         """Record a delivery."""
-        self.places.setdefault(channel, []).append(place)
+        self.placed.setdefault(channel, []).append(place)
         super().deliver(channel, payload, place)
 
 
@@ -183,7 +185,7 @@ async def test_the_newest_messages_are_recalled(reading: Any) -> None:
 
 
 async def test_as_many_as_the_rule_keeps_are_resumed_and_not_one_more(reading: Any) -> None:
-    """Whoever missed five of five resumes; whoever missed six is not found."""
+    """The position of a client that missed five of five is found, and that of one that missed six is not."""
     publisher, reader_of = reading
     positions = await keep(publisher, "room", *(b"%d" % number for number in range(7)))
     async with reader_of() as reader:
@@ -230,7 +232,7 @@ async def test_positions_of_others_are_not_found(reading: Any) -> None:
 
 
 async def test_messages_that_are_too_old_are_not_recalled(reading: Any) -> None:
-    """What is older than the rule keeps does not come, and who missed it is not found; the newest position is."""
+    """A message older than the rule permits is not returned, nor a position before it found; the newest position is."""
     publisher, reader_of = reading
     first, second = await keep(publisher, "old", b"1", b"2")
     await asyncio.sleep(0.3)  # age itself is the subject
@@ -253,13 +255,13 @@ async def test_live_messages_have_their_places(url: str) -> None:
         await broadcaster.publish("room", b"3")  # everything is kept
         await broadcaster.publish("plain", b"4")
         await sink.until(lambda: len(sink.delivered) == 4)
-        assert sink.places["room"][:2] == positions
-        assert [place and (place.before, place.check) for place in sink.places["room"]] == [
+        assert sink.placed["room"][:2] == positions
+        assert [place and (place.before, place.check) for place in sink.placed["room"]] == [
             (None, crc32(b"1")),
             (None, crc32(b"2")),
             (None, crc32(b"3")),
         ]
-        assert sink.places["plain"] == [None]
+        assert sink.placed["plain"] == [None]
         assert payloads(await recall(broadcaster, "room", positions[0])) == [b"2", b"3"]
 
 
@@ -287,7 +289,7 @@ async def test_questions_that_come_together_share_one_reading_of_the_log(url: st
             assert reader._history.scans == 1
 
 
-async def test_a_position_older_than_one_reading_is_not_found(url: str) -> None:
+async def test_a_position_older_than_one_reading_is_not_found(url: str, caplog: pytest.LogCaptureFixture) -> None:
     """What lies more than 16 MiB back is not found. A quiet channel gets the end of the log as its position."""
     async with worker(url) as publisher:
         (old,) = await keep(publisher, "room", b"old")
@@ -306,6 +308,7 @@ async def test_a_position_older_than_one_reading_is_not_found(url: str) -> None:
                 assert (payloads(found), found.top) == ([b"new"], new)
                 wrong = Position(quiet.top.epoch, quiet.top.offset, quiet.top.check ^ 1)
                 assert not (await recall(broadcaster, "room", wrong)).found
+        assert caplog.text.count("bytes back and no further") == 2
 
 
 async def test_memory_is_bounded_and_what_it_lacks_is_read_from_the_log(url: str) -> None:
@@ -339,7 +342,7 @@ async def test_a_link_that_is_cut_keeps_positions_and_memory(proxy: FaultProxy, 
         await broadcaster.resume(sink, ["room"])
         await broadcaster.prepare(RULES)
         assert payloads(await recall(broadcaster, "room", first)) == [b"2", b"3"]
-        assert sink.places["room"] == [first, *rest]
+        assert sink.placed["room"] == [first, *rest]
         assert sink.gaps == []
         assert broadcaster._history is not None
         assert broadcaster._history.scans == 0
@@ -415,12 +418,29 @@ async def test_foreign_records(url: str, topic: str) -> None:
         (last,) = await keep(reader, "room", b"2")
         await sink.until(lambda: len(sink.delivered) == 6)
         assert sink.gaps == []
-        assert [place is None for place in sink.places["room"]].count(True) == 2
+        assert [place is None for place in sink.placed["room"]].count(True) == 2
         async with worker(url, "room") as new, worker(url) as aside:
             for broadcaster in (reader, new, aside):
                 found = await recall(broadcaster, "room", first)
                 assert (payloads(found), found.top) == ([b"in 0", b"in 1", b"2"], last)
                 assert not found.more
+
+
+async def test_a_user_that_may_only_publish_is_refused_the_history(kafka_broker: Broker, topic: str) -> None:
+    """Without the right READ a message is kept, with its position, and a question to the history names the right."""
+    if not isinstance(kafka_broker, KafkaProcess):
+        pytest.skip("this Kafka cannot be configured")
+    url = f"{kafka_broker.listener_urls['login']}?topic={topic}&partitions=1"
+    async with worker(url.replace("//", "//admin:secret@", 1)) as admin:
+        await grant(kafka_broker, "alice", topic, WRITE)
+        async with worker(url.replace("//", "//alice:secret@", 1)) as alice:
+            (position,) = await keep(alice, "room", b"1")
+            for after in (None, position):
+                with pytest.raises(BrokerError, match="grant READ") as raised:
+                    await recall(alice, "room", after)
+                assert raised.value.retriable is False
+            await keep(alice, "room", b"2")
+        assert payloads(await recall(admin, "room", position)) == [b"2"]
 
 
 async def test_a_key_is_refused(url: str) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
+import textwrap
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
 
 import nats
@@ -13,9 +16,12 @@ import pytest
 from nats.js.api import StreamConfig
 
 from backplane import (
+    Backplane,
     BrokerError,
     BrokerUnavailableError,
+    Gap,
     History,
+    Message,
     PayloadTooLargeError,
     Position,
     PublishError,
@@ -35,32 +41,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backplane.broadcaster import KeptMessage, Recalled
-    from backplane.message import Place
+    from tests.brokers.nats import NatsProcess
     from tests.conftest import StartNats
 
 pytestmark = pytest.mark.anyio
 
+NATS_PY: Any = nats
 RULE = History(max_messages=20)
 RULES = HistoryRules({"room*": RULE})
 STREAM = stream_name("", "room*")
 SUBJECTS = subject_of_streams("", "room*")
-
-
-class PlacesSink(RecordingSink):
-    """Records places too.
-
-    Attributes:
-        live: The place of each delivery.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: list[Place | None] = []
-
-    def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
-        """Record a delivery."""
-        self.live.append(place)
-        super().deliver(channel, payload, place)
 
 
 class Worker:
@@ -70,7 +60,7 @@ class Worker:
         broadcaster = broadcaster_from_url(url)
         assert isinstance(broadcaster, NatsBroadcaster)
         self.adapter = broadcaster
-        self.sink = PlacesSink()
+        self.sink = RecordingSink()
 
     async def start(self, rules: HistoryRules = RULES) -> None:
         """Open the next link."""
@@ -102,7 +92,7 @@ async def worker(url: str, rules: HistoryRules = RULES) -> AsyncGenerator[Worker
 @asynccontextmanager
 async def administrator(url: str) -> AsyncGenerator[Any]:
     """Return JetStream as nats-py offers it."""
-    client = await nats.connect(url)
+    client = await NATS_PY.connect(url)
     try:
         yield client.jetstream()
     finally:
@@ -217,12 +207,12 @@ async def test_a_deleted_stream_is_created_again(private_nats: StartNats) -> Non
             assert (recalled.found, recalled.top) == (False, first)
         # The other one was not notified: it finds out by the number, which is not higher than the last one.
         await other.sink.until(lambda: len(other.sink.delivered) == 4)
-        place = other.sink.live[3]
+        place = other.sink.places[3]
         assert place is not None
         assert place.epoch != positions[0].epoch
         second = await one.keep(b"second")
         await other.sink.until(lambda: len(other.sink.delivered) == 5)
-        assert other.sink.live[4] == second
+        assert other.sink.places[4] == second
 
 
 async def test_a_deleted_stream_is_created_again_for_a_reader(private_nats: StartNats) -> None:
@@ -276,7 +266,7 @@ async def test_a_stream_in_files_survives_a_kill(private_nats: StartNats) -> Non
         assert (recalled.found, payloads(recalled.items)) == (True, [b"2", b"3", b"4"])
         sixth = await one.keep(b"5")
         await one.sink.until(lambda: one.sink.delivered[-1] == ("room", b"5"))
-        place = one.sink.live[-1]
+        place = one.sink.places[-1]
         assert place is not None
         assert (place, place.before) == (sixth, positions[-1].offset)
 
@@ -311,7 +301,7 @@ async def test_a_purge_is_noticed(private_nats: StartNats) -> None:
         assert not (await other.recall(positions[-1])).found
         after = await one.keep(b"after")
         await one.sink.until(lambda: len(one.sink.delivered) == 4)
-        place = one.sink.live[3]
+        place = one.sink.places[3]
         assert place is not None
         assert (place, place.before) == (after, positions[-1].offset)
         assert not (await one.recall(positions[-1])).found
@@ -339,7 +329,7 @@ async def test_a_quiet_channel_outlives_its_messages(private_nats: StartNats) ->
         assert not (await other.recall(newest)).found
         later = await other.keep(b"2")
         await one.sink.until(lambda: len(one.sink.delivered) == 2)
-        place = one.sink.live[1]
+        place = one.sink.places[1]
         assert place is not None
         assert (place, place.before) == (later, newest.offset)
 
@@ -381,6 +371,33 @@ async def test_what_is_not_known_of_a_quiet_channel_is_a_gap(private_nats: Start
         await one.start()
         await one.adapter.subscribe(["room"])
         assert not (await one.recall(newest)).found
+
+
+async def test_a_server_in_lame_duck_mode_confirms_what_was_kept(tmp_path: Path) -> None:
+    """Kept messages that are sent when the server is left are confirmed before the link is closed."""
+    with nats_cluster(made(tmp_path / "cluster"), jetstream=True) as cluster:
+        one = Worker(cluster.url)
+        await until_prepared(one)
+        await until_kept(one, b"first")
+        link = cast("Any", one.adapter)._link
+        node = next(node for node in cluster.nodes if node.port == link.server.port)
+        cast("NatsProcess", node).enter_lame_duck_mode()
+        await one.sink.until(lambda: bool(one.sink.losses))
+        keeping = asyncio.gather(*(one.keep(b"%d" % number) for number in range(10)))
+        await asyncio.sleep(0)  # they have been called
+        await one.adapter.stop()
+        assert len(await keeping) == 10
+
+
+async def until_kept(one: Worker, payload: bytes) -> None:
+    """Keep a message in a cluster whose stream may have no leader yet."""
+    while True:
+        try:
+            await one.keep(payload)
+        except BrokerUnavailableError:
+            await asyncio.sleep(0.05)
+        else:
+            return
 
 
 async def test_a_foreign_configuration_is_used_and_logged_once(
@@ -475,15 +492,97 @@ async def test_headers_of_others_are_no_place(private_nats: StartNats, headers: 
     async with worker(url) as one:
         await one.adapter.subscribe(["room"])
         begin = (await one.recall()).top
-        client = await nats.connect(url)
+        client = await NATS_PY.connect(url)
         await client.publish("room", b"foreign", headers=headers)
         kept = await client.jetstream().publish(f"{SUBJECTS}room", b"kept", headers=headers)
         await client.close()
         last = await one.keep(b"last")
         await one.sink.until(lambda: len(one.sink.delivered) == 3)
-        assert one.sink.live == [None, Position(last.epoch, kept.seq, crc32(b"kept")), last]
+        assert one.sink.places == [None, Position(last.epoch, kept.seq, crc32(b"kept")), last]
         assert payloads((await one.recall(begin)).items) == [b"kept", b"last"]
         assert payloads((await one.recall()).items) == [b"kept", b"last"]
+
+
+async def test_a_worker_without_the_rule_receives_kept_messages(private_nats: StartNats) -> None:
+    """A worker that knows nothing of the history receives what is kept, and `nats pub` reaches both."""
+    url = private_nats(jetstream=True).url
+    async with (
+        Backplane(url) as old,
+        Backplane(url, history={"room*": RULE}) as new,
+        old.subscribe("room") as old_messages,
+        new.subscribe("room") as new_messages,
+    ):
+        receipt = await new.publish("room", "kept")
+        await old.publish("room", "plain")
+        for messages, position in ((old_messages, None), (new_messages, receipt.position)):
+            received = [await anext(messages) for _ in range(2)]
+            assert [message.data for message in received if isinstance(message, Message)] == ["kept", "plain"]
+            assert cast("Message", received[0]).position == position
+            assert cast("Message", received[1]).position is None
+
+
+async def test_subscribers_notice_no_restart_of_the_server(private_nats: StartNats) -> None:
+    """Through `kill -9` of a server with files, a subscriber of a kept channel receives everything, and no gap."""
+    broker = private_nats(jetstream=True)
+    async with (
+        Backplane(broker.url, history={"room*": History(max_messages=1000)}) as one,
+        Backplane(broker.url, history={"room*": History(max_messages=1000)}) as other,
+        one.subscribe("room") as messages,
+    ):
+        sent: list[str] = []
+        unsure: set[str] = set()
+        for turn in range(3):
+            for number in range(50):
+                text = f"{turn} {number}"
+                try:
+                    await other.publish("room", text)
+                except PublishOutcomeUnknownError:
+                    unsure.add(text)
+                sent.append(text)
+                if number == 25:
+                    broker.kill9()
+                    broker.start()
+        received: list[str] = []
+        while not received or received[-1] != sent[-1]:
+            message = await anext(messages)
+            assert not isinstance(message, Gap)
+            received.append(str(message.data))
+        assert received == [text for text in sent if text not in unsure or text in received]
+
+
+PUBLISHER = textwrap.dedent(
+    """
+    import asyncio, sys
+    from backplane import Backplane, History
+
+    async def main(url, name):
+        async with Backplane(url, history={"room*": History(max_messages=20)}) as backplane:
+            await asyncio.gather(*[backplane.publish("room", f"{name} {number}") for number in range(300)])
+
+    asyncio.run(main(*sys.argv[1:]))
+    """
+)
+
+
+async def test_two_processes_publish_in_one_order(private_nats: StartNats) -> None:
+    """Two workers receive what two other processes publish in the same order, that of the calls of each."""
+    url = private_nats(jetstream=True).url
+    async with worker(url) as one, worker(url) as other:
+        for each in (one, other):
+            await each.adapter.subscribe(["room"])
+        programs = [
+            await asyncio.create_subprocess_exec(sys.executable, "-c", PUBLISHER, url, name, stderr=subprocess.PIPE)
+            for name in ("a", "b")
+        ]
+        for program in programs:
+            _, errors = await program.communicate()
+            assert (program.returncode, errors) == (0, b"")
+        for each in (one, other):
+            await each.sink.until(lambda each=each: len(each.sink.delivered) == 600)  # type: ignore[misc]
+        assert one.sink.delivered == other.sink.delivered
+        assert one.sink.places == other.sink.places
+        places = [place for place in one.sink.places if place is not None]
+        assert [place.before for place in places] == [0, *(place.offset for place in places[:-1])]
 
 
 async def test_a_cluster_loses_nothing_with_the_leader_of_a_stream(tmp_path: Path) -> None:

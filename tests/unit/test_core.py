@@ -28,8 +28,10 @@ from backplane import (
     History,
     InvalidChannelError,
     InvalidDataError,
+    Joined,
     LifecycleError,
     Limits,
+    Message,
     PayloadTooLargeError,
     PublishError,
     PublishOutcomeUnknownError,
@@ -907,7 +909,8 @@ async def test_connect_resumes() -> None:
         positions = [str(hub.keep(channel, "seen")) for channel in ("kept:a", "kept:b")]
         for channel in ("kept:a", "kept:b"):
             hub.keep(channel, f"missed in {channel}")
-        for since in (".".join(positions), dict(zip(("kept:a", "kept:b"), positions, strict=True))):
+        by_channel: dict[str, str] = {"kept:a": positions[0], "kept:b": positions[1]}
+        for since in (".".join(positions), by_channel):
             client = Client()
             async with backplane.connect(client.websocket, "kept:b", "kept:a", since=since) as connection:
                 assert connection.resumed
@@ -956,12 +959,18 @@ async def test_history_options_of_no_use(options: dict[str, Any]) -> None:
         with pytest.raises(ConfigurationError, match=next(iter(options))):
             async with backplane.subscribe("a", **options):
                 pass
-        for wrong in ({"envelope": "xml"}, {"previous_id": 7}):
+        of_no_use: list[dict[str, Any]] = [{"envelope": "xml"}, {"previous_id": 7}]
+        for wrong in of_no_use:
             with pytest.raises(ConfigurationError, match=next(iter(wrong))):
                 backplane.connect(Client().websocket, "a", **wrong)
 
 
 OFFERED = "backplane.json.1"
+
+
+def in_brackets(item: Message | Gap | Joined) -> str:
+    """Return an envelope of the application's own."""
+    return f"<{item.channel}>"
 
 
 @pytest.mark.parametrize(
@@ -973,8 +982,8 @@ OFFERED = "backplane.json.1"
         ({"envelope": "json", "subprotocol": "other"}, ["other", OFFERED], "other", '{"channel":"a","text":"x"}'),
         ({"subprotocol": OFFERED}, [OFFERED], OFFERED, '{"channel":"a","text":"x"}'),
         ({"subprotocol": OFFERED}, ["other"], None, "x"),
-        ({"subprotocol": OFFERED, "envelope": lambda item: f"<{item.channel}>"}, [OFFERED], OFFERED, "<a>"),
-        ({"envelope": lambda item: f"<{item.channel}>"}, [OFFERED], None, "<a>"),
+        ({"subprotocol": OFFERED, "envelope": in_brackets}, [OFFERED], OFFERED, "<a>"),
+        ({"envelope": in_brackets}, [OFFERED], None, "<a>"),
     ],
 )
 async def test_envelope(options: dict[str, Any], offered: list[str], accepted: str | None, received: str) -> None:

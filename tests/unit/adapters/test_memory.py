@@ -21,7 +21,7 @@ from backplane.sync import SyncBackplane
 from backplane.testing import RecordingSink
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from backplane import Subscription
     from backplane.message import Position
@@ -186,7 +186,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @asynccontextmanager
-async def adapter(url: str) -> AsyncIterator[MemoryBroadcaster]:
+async def adapter(url: str) -> AsyncGenerator[MemoryBroadcaster]:
     """Start an adapter for as long as the block."""
     broadcaster = broadcaster_from_url(url)
     assert isinstance(broadcaster, MemoryBroadcaster)

@@ -728,9 +728,13 @@ async def test_join_that_cannot_resume_calls_on_gap(world: World) -> None:
     assert [(gap.channel, gap.position) for gap in gaps] == [("kept", before)]
 
 
+def keep_silent(_: Gap) -> None:
+    """Send nothing."""
+
+
 async def test_on_gap_that_sends_nothing_or_fails_at_a_join(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """At a join neither closes the client; the failure is logged."""
-    for on_gap in (lambda _: None, fail_on_gap):
+    for on_gap in (keep_silent, fail_on_gap):
         connection, socket = world.connection(on_gap=on_gap)
         await connection.join("kept", since="gone")
         assert (connection.state, socket.closed, socket.sent) == ("open", [], [])
@@ -788,10 +792,15 @@ async def test_joins_of_a_handshake_of_a_first_client(world: World) -> None:
     assert world.keeping_hub.joins == [("kept", None, 0)]
 
 
+def refuse(_: Connection, __: str) -> bool:
+    """Refuse every client."""
+    return False
+
+
 async def test_authorize_is_asked_before_anything_is_given_back(world: World) -> None:
     """A position grants nothing: a refused join gives nothing back."""
     world.keeping_hub.keep("kept", "secret")
-    connection, socket = world.connection(policy=ConnectionPolicy(authorize=lambda *_: False))
+    connection, socket = world.connection(policy=ConnectionPolicy(authorize=refuse))
     with pytest.raises(JoinRefusedError):
         await connection.join("kept", since="anything", rewind=5)
     assert (socket.sent, world.keeping_hub.joins) == ([], [])
@@ -930,7 +939,12 @@ async def test_envelope_of_a_gap_at_a_join(world: World) -> None:
     assert connection.state == "open"
 
 
-@pytest.mark.parametrize(("on_gap", "sent", "state"), [("close", 1, "closed"), (lambda _: "reload", 2, "open")])
+def ask_to_reload(_: Gap) -> str:
+    """Return what the application sends at a gap."""
+    return "reload"
+
+
+@pytest.mark.parametrize(("on_gap", "sent", "state"), [("close", 1, "closed"), (ask_to_reload, 2, "open")])
 async def test_envelope_of_a_gap(world: World, on_gap: OnGap, sent: int, state: str) -> None:
     """A gap is sent in the envelope, and then `on_gap` applies."""
     connection, socket = world.connection(on_gap=on_gap, options=SubscriberOptions(envelope=json_envelope))

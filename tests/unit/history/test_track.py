@@ -419,31 +419,54 @@ def test_what_the_newest_position_replaces_is_dropped_after_a_gap() -> None:
 
 
 def test_what_is_newer_than_the_read_and_does_not_fit_is_read_again() -> None:
-    """A message that arrives during a read whose answer contradicts it leads to another read, at most three in a row.
+    """A message that arrives during a read whose answer contradicts it leads to another read, however often."""
+    track = joined(4)
+    track.lost("the link was cut")
+    for number in range(1, 6):
+        track.ask(2)
+        track.take(place(number, epoch=OTHER), b"")
+        assert plain(track.mend(Recalled(top=place(4)))) == plain(Mended(again=True))
+    track.ask(2)
+    assert plain(track.mend(Recalled(top=place(4)))) == plain(Mended())
+    assert take(track, 5) == [DELIVERED]
 
-    Then there is one gap, and what is held goes on.
-    """
-    for recalled in (Recalled(top=place(9), found=False), Recalled(top=place(4))):
-        track = joined(4)
-        track.lost("the link was cut")
-        for read in range(3):
-            track.ask(2)
-            if not read:
-                track.take(place(1, epoch=OTHER), b"1")
-                track.take(place(2, epoch=OTHER), b"2")
-                track.take(place(2, epoch=OTHER), b"2")
-                track.take(place(4, epoch=OTHER), b"4")
-                track.take(place(5, epoch=OTHER), b"5")
-                asked = Recalled(top=recalled.top, found=recalled.found)
-            else:
-                # The read still does not know of it, though it was asked later: what a broker must not do.
-                track._asked = 0  # pyright: ignore[reportPrivateUsage]
-            mended = track.mend(asked)
-            assert mended.again is (read < 2)
-        assert numbers(mended) == [4, 5]
-        assert mended.gap is not None
-        assert mended.position == place(3, epoch=OTHER)
-        assert track.take(place(6, epoch=OTHER), b"") == DELIVERED
+
+def test_a_hole_after_a_gap_is_read() -> None:
+    """Where what is held has a hole after the newest position, the gap is reported at once, and the hole is read."""
+    track = joined(4)
+    track.lost("the link was cut")
+    track.ask(2)
+    take(track, 20, 21, 23, 24)
+    mended = track.mend(Recalled(top=place(21), found=False))
+    assert (numbers(mended), mended.position, mended.again) == ([20, 21], place(19), True)
+    assert mended.gap is not None
+    assert track.ask(2) == (place(21), 2)
+    mended = track.mend(Recalled(items=kept(22, 23), top=place(23)))
+    assert (numbers(mended), mended.gap, mended.again) == ([22, 23, 24], None, False)
+
+
+@pytest.mark.parametrize("number", [6, 9])
+def test_what_three_reads_do_not_know_is_dropped(number: int) -> None:
+    """A message that is newer than the newest one of three later reads is not in the history any more."""
+    track = joined(4)
+    track.lost("the link was cut")
+    track.take(place(number, before_branch="other"), b"")
+    for again in (True, True, False):
+        track.ask(2)
+        assert plain(track.mend(Recalled(top=place(4)))) == plain(Mended(again=again))
+    assert take(track, 5) == [DELIVERED]
+
+
+def test_a_history_that_does_not_lead_to_its_newest_position_is_a_gap() -> None:
+    """Where three reads return nothing, though the newest position is another, there is one gap."""
+    track = joined(4)
+    track.lost("the link was cut")
+    for again in (True, True, False):
+        track.ask(2)
+        mended = track.mend(Recalled(top=place(9)))
+        assert mended.again is again
+    assert mended.gap is not None
+    assert (mended.position, track.last) == (place(9), place(9))
 
 
 def test_a_contradicted_message_at_the_newest_offset_is_read_again() -> None:
@@ -562,26 +585,25 @@ def test_of_what_is_held_the_newest_value_counts() -> None:
 
 @pytest.mark.parametrize("epoch", [EPOCH, OTHER])
 def test_a_latest_value_that_contradicts_the_read_is_read_again(epoch: bytes) -> None:
-    """Where it is not known which of two values is newer, there is another read; after three the one that arrived."""
-    for reads in (2, 3):
+    """Where it is not known which of two values is newer, there is another read, which is newer than both."""
+    newest = place(6, epoch=epoch, branch="other")
+    for top in (newest, place(6)):
         track = joined(4, latest=True)
         track.lost("the link was cut")
-        newest = place(6, epoch=epoch, branch="other")
-        for read in range(reads):
+        for _ in range(5):
             track.ask(10)
             track.take(newest, b"arrived")
-            last = read == 1 and reads == 2
-            top = newest if last else place(6)
-            mended = track.mend(Recalled(items=[KeptMessage(b"read", top)], top=top))
-            assert mended.again is (read < reads - 1)
-        assert numbers(mended) == [6]
-        assert track.last == newest
+            assert track.mend(Recalled(items=kept(6, 6), top=place(6))).again
+        track.ask(10)
+        mended = track.mend(Recalled(items=[KeptMessage(b"read", top)], top=top))
+        assert (numbers(mended), mended.again, track.last) == ([6], False, top)
 
 
 def test_a_latest_value_that_is_not_the_newest_is_read_again() -> None:
     """If the newest position is ahead of the value that was read, there is another read."""
     track = joined(4, latest=True)
     track.lost("the link was cut")
+    mended = Mended()
     for again in (True, True, False):
         track.ask(10)
         mended = track.mend(Recalled(items=kept(6, 6), top=place(7)))

@@ -17,7 +17,7 @@ from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.recording import RecordingSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
 __all__ = ["MEBIBYTE", "Process", "Worker", "folder_of", "no_garbage_collection", "sockets", "wait_until"]
@@ -206,7 +206,7 @@ class Worker:
 
 
 @contextmanager
-def no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Generator[None]:
     """While the time of a pass is taken: a collection of what all the tests hold takes longer."""
     gc.disable()
     try:

@@ -1,5 +1,8 @@
 """The history of `ipc://` between processes. What holds for each adapter is tested by the conformance suite."""
 
+# A full disk, and a moment between two looks, are made in the parts.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
@@ -8,7 +11,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -412,7 +415,7 @@ async def test_a_stop_ends_what_waits_for_the_log(url: str, directory: Path, sta
     await asyncio.gather(*(writer.keep("kept", b"%d" % number) for number in range(10_000)))
     reader = Keeper(url)
     await reader.__aenter__()
-    waiting = [
+    waiting: list[asyncio.Task[Any]] = [
         asyncio.ensure_future(reader.adapter.subscribe(["kept"])),
         asyncio.ensure_future(reader.recall("kept")),
         asyncio.ensure_future(reader.keep("kept", b"x", b"key")),
@@ -480,3 +483,44 @@ async def test_removed_messages_are_reported_to_a_process_that_had_not_read_them
     assert listener.gaps == [["kept"]]
     numbers = [int(text.split(" ")[0]) for _, text in listener.delivered]
     assert numbers == sorted(set(numbers))
+
+
+async def test_a_segment_that_was_removed_from_the_middle_is_a_gap_once(
+    url: str, directory: Path, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it held is not found; what is published afterwards is."""
+    monkeypatch.setattr(log_writer, "_MAX_SEGMENT_BYTES", 64 * 1024)
+    keeper = await stack.enter_async_context(Keeper(url))
+    await keeper.adapter.subscribe(["kept"])
+    rule = History(max_messages=1000)
+    positions = [(await keeper.keep("kept", b"%d " % number + bytes(30_000))).position for number in range(12)]
+    _log(directory)[1].unlink()
+    keeper.adapter._started().log._look()
+    assert not (await keeper.recall("kept", positions[0], rule)).found
+    recalled = await keeper.recall("kept", positions[-1], rule)
+    assert (recalled.found, recalled.items) == (True, [])
+    await keeper.keep("kept", b"new")
+    assert [item.payload for item in (await keeper.recall("kept", positions[-1], rule)).items] == [b"new"]
+
+
+async def test_a_stray_segment_before_the_log_is_passed_over_at_once(
+    url: str, directory: Path, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was stopped for minutes can make an old segment again: a later one reads the rest nevertheless."""
+    monkeypatch.setattr(log_writer, "_MAX_SEGMENT_BYTES", 64 * 1024)
+    keeper = await stack.enter_async_context(Keeper(url))
+    for number in range(12):
+        await keeper.keep("kept", b"%d " % number + bytes(30_000))
+    for path in _log(directory)[:2]:
+        path.write_bytes(b"")
+    late = await stack.enter_async_context(Keeper(url))
+    await late.adapter.subscribe(["kept"])
+    assert [item.payload[:2] for item in (await late.recall("kept")).items] == [
+        b"6 ",
+        b"7 ",
+        b"8 ",
+        b"9 ",
+        b"10",
+        b"11",
+    ]
+    assert late.sink.gaps == []

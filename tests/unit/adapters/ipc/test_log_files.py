@@ -1,4 +1,4 @@
-"""The files of the log: made once, removed by age and size, or by somebody else."""
+"""The files of the log: made once, removed by age and size, or by hand."""
 
 from __future__ import annotations
 
@@ -22,16 +22,21 @@ def _opened(folder: Path) -> LogFiles:
     return files
 
 
+def _age(path: Path, seconds: float) -> None:
+    changed_at = time.time() - seconds
+    os.utime(path, (changed_at, changed_at))
+
+
 def _make_segment(files: LogFiles, base: int, size: int, age_seconds: float) -> None:
     descriptor = files.open_segment(base, os.O_WRONLY | os.O_CREAT)
     os.truncate(descriptor, size)
     os.close(descriptor)
     path = files.path / f"{files.epoch.hex()}-{base:016x}.log"
-    os.utime(path, (time.time() - age_seconds,) * 2)
+    _age(path, age_seconds)
 
 
 def test_many_that_open_at_once_agree_on_one_log(directory: Path) -> None:
-    """Whoever is first makes the log, and nothing else is left in the folder."""
+    """The first one makes the log, and nothing else is left in the folder."""
     for number in range(20):
         folder = directory / str(number)
         folder.mkdir()
@@ -60,6 +65,17 @@ def test_an_identity_that_is_cut_is_replaced(directory: Path) -> None:
     assert _opened(directory).epoch != before.epoch
 
 
+def test_an_identity_that_has_taken_the_place_of_another_stays(directory: Path) -> None:
+    """A process that is late with removing a broken one does not remove what another has made since."""
+    late = _opened(directory)
+    for path in late.path.iterdir():
+        path.unlink()
+    made = _opened(directory)
+    late._remove_identity()  # pyright: ignore[reportPrivateUsage]
+    assert made.is_current()
+    assert len(list(made.path.iterdir())) == 2
+
+
 def test_leftovers_are_removed_when_they_are_old(directory: Path) -> None:
     """What a process left that was killed while it made a log goes after a minute; foreign files stay."""
     files = _opened(directory)
@@ -69,7 +85,7 @@ def test_leftovers_are_removed_when_they_are_old(directory: Path) -> None:
     _opened(directory)
     assert all(path.exists() for path in paths)
     for path in paths:
-        os.utime(path, (time.time() - 61,) * 2)
+        _age(path, 61)
     _opened(directory)
     assert [path.exists() for path in paths] == [False, False, True]
     assert files.is_current()

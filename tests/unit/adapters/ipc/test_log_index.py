@@ -89,3 +89,14 @@ def test_a_key_counts_for_300_seconds_of_the_log() -> None:
     assert table.find(b"a", b"key", 1301.0) == KeyUse(9, 2, 1300.0)
     assert table.add(b"a", b"other", KeyUse(11, 2, 1301.0), 10)
     assert len(table) == 1
+
+
+def test_a_channel_without_messages_is_forgotten_when_it_is_left() -> None:
+    """Names that clients join and leave cost no memory; a channel with messages stays."""
+    index = LogIndex()
+    index.add(b"used", 10, 11)
+    for name in (b"used", b"unused"):
+        index.watch(name, 50)
+        index.unwatch(name)
+    index.unwatch(b"never joined")
+    assert set(index.channels) == {b"used"}

@@ -117,7 +117,7 @@ def test_the_second_record_with_a_key_does_not_exist(log: Log) -> None:
 
 
 def test_a_slice_ends_after_a_few_milliseconds(log: Log) -> None:
-    """A long log is read in many slices, each of which says that there is more."""
+    """A long log is read in many slices, each of which reports that there is more."""
     for number in range(20_000):
         log.write(b"%d" % number)
     slices, longest = 1, 0.0
@@ -149,6 +149,7 @@ def test_a_reader_that_was_overtaken_goes_on_where_the_log_begins(log: Log) -> N
     assert not log.reader.resync()
     assert log.payloads == [b"read", bytes(70_000), bytes(70_000), b"new"]
     assert log.reader.index.oldest == left[0]
+    assert log.read[2][2] == 0  # what was before it is not known
 
 
 def test_a_segment_that_lost_its_seal_ends_where_the_next_one_is_there(log: Log) -> None:

@@ -75,7 +75,7 @@ def test_the_reader_waits_for_the_rest_of_the_last_record() -> None:
         assert [record.payload for record in records] == [b"first"]
         assert parser.position == len(whole)
         assert parser.missing_bytes <= len(last)
-    assert parser.missing_bytes == len(last)
+    assert _parse(last[:-1])[1].missing_bytes == len(last)
 
 
 def test_a_damaged_header_never_asks_for_more_than_its_names() -> None:

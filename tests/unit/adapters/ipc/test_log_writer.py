@@ -19,7 +19,7 @@ from backplane.errors import PublishError
 from tests.unit.adapters.ipc.processes import MEBIBYTE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from backplane.adapters.ipc.log_record import Record
 
@@ -54,8 +54,8 @@ def _read(files: LogFiles) -> list[tuple[int, bytes]]:
 
 
 @contextmanager
-def _file_size_limit(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond `size`: a full disk, as far as a write can tell."""
+def _file_size_limit(size: int) -> Generator[None]:
+    """No file of this process can grow beyond `size`: a full disk, as a write experiences it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -67,7 +67,7 @@ def _file_size_limit(size: int) -> Iterator[None]:
 
 
 def test_two_writers_fill_segments_in_one_order(files: LogFiles) -> None:
-    """Whoever seals a segment, both go on in the same next one, and no record is behind a SEAL."""
+    """Whichever seals a segment, both go on in the same next one, and no record is after a SEAL."""
     writers = [_writer(files), _writer(files)]
     payloads = [b"%d " % number + bytes(number * 37 % 5000) for number in range(300)]
     offsets = [writers[number % 7 % 2].append(_record(files, payload)) for number, payload in enumerate(payloads)]
@@ -77,7 +77,7 @@ def test_two_writers_fill_segments_in_one_order(files: LogFiles) -> None:
         writer.close()
 
 
-def test_a_record_behind_a_seal_is_written_again(files: LogFiles) -> None:
+def test_a_record_after_a_seal_is_written_again(files: LogFiles) -> None:
     """A writer that had not seen the SEAL of another one writes its record into the next segment."""
     first, second = _writer(files), _writer(files)
     first.append(_record(files, b"one"))
@@ -95,14 +95,14 @@ def test_the_first_of_two_seals_counts(files: LogFiles) -> None:
     writer = _writer(files)
     offset = writer.append(_record(files, b"one"))
     descriptor = files.open_segment(files.bases()[0], os.O_WRONLY | os.O_APPEND)
-    os.write(descriptor, build_seal(files.mark) + _record(files, b"behind") + build_seal(files.mark))
+    os.write(descriptor, build_seal(files.mark) + _record(files, b"between") + build_seal(files.mark))
     os.close(descriptor)
     following = writer.append(_record(files, b"two"))
     assert _read(files) == [(offset, b"one"), (following, b"two")]
     writer.close()
 
 
-def test_a_writer_that_was_killed_between_seal_and_segment_stops_nobody(files: LogFiles) -> None:
+def test_a_writer_that_was_killed_between_seal_and_segment_stops_no_other(files: LogFiles) -> None:
     """The next one begins the segment, whether it had the log open or not."""
     for number in range(2):
         descriptor = files.open_segment(files.bases()[-1], os.O_WRONLY | os.O_APPEND)

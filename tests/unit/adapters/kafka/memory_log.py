@@ -69,15 +69,21 @@ class MemoryLog:
 
     def append(self, *records: tuple[bytes | None, bytes | None], milliseconds: int = 2_000_000_000_000) -> int:
         """Append a batch; return the offset of its first record."""
+        self.batches.append(self.made(self.end, *records, milliseconds=milliseconds))
+        self._changed.set()
+        return self.batches[-1].base
+
+    def made(
+        self, base: int, *records: tuple[bytes | None, bytes | None], milliseconds: int = 2_000_000_000_000
+    ) -> _StoredBatch:
+        """Return a batch, without appending it."""
         builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 10_000_000)
         for place, (key, value) in enumerate(records):
             assert builder.append(place, milliseconds, key, value, []) is not None
-        base, data = self.end, bytearray(builder.build())
+        data = bytearray(builder.build())
         data[0:8] = base.to_bytes(8, "big")
         data[12:16] = self.epoch.to_bytes(4, "big")
-        self.batches.append(_StoredBatch(base, base + len(records), self.epoch, bytes(data), records))
-        self._changed.set()
-        return base
+        return _StoredBatch(base, base + len(records), self.epoch, bytes(data), records)
 
     def delete_before(self, offset: int) -> None:
         """Delete the oldest records, as retention does."""

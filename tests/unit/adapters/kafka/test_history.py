@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import TYPE_CHECKING, cast
 
@@ -13,14 +14,16 @@ from backplane import History, Position
 from backplane.adapters.kafka.history import KafkaHistory
 from backplane.adapters.kafka.reader import FetchPolicy, KafkaReader
 from backplane.adapters.kafka.ring import HistoryRings, Query
+from backplane.broadcaster import Recalled
+from backplane.errors import BrokerError, BrokerUnavailableError
 from backplane.history_rules import HistoryRules
 from backplane.testing import RecordingSink
+from tests.unit.adapters.kafka.doubles import Tasks
 from tests.unit.adapters.kafka.memory_log import MemoryLink, MemoryLog
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from backplane.adapters.kafka.link import KafkaLink
-    from backplane.broadcaster import Recalled
-    from tests.unit.adapters.kafka.doubles import Tasks
 
 RULE = History(max_messages=6)
 RULES = HistoryRules({"room*": RULE})
@@ -178,3 +181,173 @@ async def test_what_is_found_is_exactly_what_the_log_holds(seed: int, tasks: Tas
     world.close()
     assert world.found
     assert world.not_found
+
+
+@pytest.mark.anyio
+async def test_a_transient_error_is_waited_out(tasks: Tasks) -> None:
+    """The log is read again until the broker can; the answer is complete."""
+    log = MemoryLog()
+    log.append((b"room-1", b"1"))
+    process = Process(log, tasks)
+    log.codes += [TRANSIENT, TRANSIENT]
+    assert [item.payload for item in (await process.recall(b"room-1")).items] == [b"1"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("code", "error"), [(MOVED, BrokerUnavailableError), (NOT_AUTHORIZED, BrokerError)])
+async def test_an_error_of_the_broker_is_raised(tasks: Tasks, code: int, error: type[BrokerError]) -> None:
+    """A partition that moved is a passing state; a right that is missing is refused, and named."""
+    log = MemoryLog()
+    log.append((b"room-1", b"1"))
+    process = Process(log, tasks)
+    log.codes.append(code)
+    with pytest.raises(BrokerError, match=r"cannot be read|grant READ") as raised:
+        await process.recall(b"room-1")
+    assert type(raised.value) is error
+    assert raised.value.retriable is (code == MOVED)
+    assert (await process.recall(b"room-1")).items
+
+
+@pytest.mark.anyio
+async def test_what_the_broker_cannot_read_ends_the_history(tasks: Tasks) -> None:
+    """Records that are damaged on the broker's disk, and those before them, are not found; they are asked for once."""
+    log = MemoryLog()
+    log.append((b"room-1", b"1"))
+    process = Process(log, tasks)
+    await process.open()
+    log.fetches.clear()
+    log.codes.append(CORRUPT)
+    for _ in range(2):
+        recalled = await process.recall(b"room-1")
+        assert (recalled.items, recalled.found) == ([], True)
+        assert recalled.top.offset == 1
+    assert log.fetches == [0]
+    process.reader.close()
+
+
+@pytest.mark.anyio
+async def test_a_connection_that_has_ended_is_opened_anew(tasks: Tasks) -> None:
+    """The end of a connection beside the reader's, between two questions, costs nothing; while the link lasts."""
+    log = MemoryLog()
+    log.append((b"room-1", b"1"))
+    process = Process(log, tasks)
+    await process.recall(b"room-1")
+    process.link.opened_aside[0].is_over = True
+    assert (await process.recall(b"room-1")).items
+    assert len(process.link.opened_aside) == 2
+    process.link.is_over = True
+    with pytest.raises(BrokerUnavailableError):
+        await process.recall(b"room-1")
+
+
+@pytest.mark.anyio
+async def test_records_that_are_missing_end_what_is_known(tasks: Tasks) -> None:
+    """Where the log lacks records, the position before them is not found: neither in memory nor in the log."""
+    log = MemoryLog()
+    log.append((b"room-1", b"1"))
+    reading, asking = Process(log, tasks), Process(log, tasks)
+    reading.reader.channels = {b"room-1": "room-1"}
+    await reading.open()
+    (first,) = (await asking.recall(b"room-1")).items
+    log.append((b"room-1", b"compacted"))
+    del log.batches[-1]
+    log.batches.append(log.made(2, (b"room-1", b"3"), (b"room-1", b"4")))
+    log.append((b"room-1", b"5"))
+    for process in (reading, asking):
+        recalled = await process.recall(b"room-1", first.place)
+        assert (recalled.found, recalled.items) == (False, [])
+        known = await process.recall(b"room-1")
+        assert [item.payload for item in known.items] == [b"4", b"5"]
+        assert (await process.recall(b"room-1", known.items[0].place)).found
+    assert reading.sink.payloads("room-1") == [b"3", b"4", b"5"]
+    assert len(reading.sink.gaps) == 1
+    reading.reader.close()
+
+
+@pytest.mark.anyio
+async def test_another_topic_of_the_same_name_forgets_everything(tasks: Tasks) -> None:
+    """After the topic was created anew nothing of the old one is in memory, and its positions are not found."""
+    log = MemoryLog()
+    process = Process(log, tasks)
+    await process.open()
+    log.append((b"room-1", b"old"))
+    (old,) = (await process.recall(b"room-1")).items
+    process.reader.close()
+    log.batches.clear()
+    process.link.replace_topic()
+    log.append((b"room-1", b"old"))
+    await process.open()
+    recalled = await process.recall(b"room-1", old.place)
+    assert (recalled.found, recalled.top.offset, recalled.top.check) == (False, old.place.offset, old.place.check)
+    assert recalled.top.epoch != old.place.epoch
+    process.reader.close()
+
+
+@pytest.mark.anyio
+async def test_a_reader_that_closes_ends_the_questions_that_wait_for_it(tasks: Tasks) -> None:
+    """A question that waits until the reader has read far enough raises when the link is lost."""
+    log = MemoryLog()
+    process = Process(log, tasks)
+    await process.open()
+    await until_idle()
+    tasks.first.cancel()  # it reads no more
+    log.append((b"room-1", b"1"))
+    asked = asyncio.create_task(process.recall(b"room-1"))
+    await until_idle()
+    assert not asked.done()
+    process.reader.close()
+    with pytest.raises(BrokerUnavailableError):
+        await asked
+
+
+@pytest.mark.anyio
+async def test_older_records_that_are_larger_are_read_in_smaller_pieces(tasks: Tasks) -> None:
+    """A reading that begins with small records is not thrown off by large ones before them, nor by a huge one."""
+    log = MemoryLog()
+    log.append((b"room-1", b"first"))
+    for size in (5_000_000, *[300_000] * 12):
+        log.append((b"noise", bytes(size)))
+    for _ in range(700):
+        log.append((b"noise", b"small"))
+    log.append((b"room-1", b"last"))
+    process = Process(log, tasks, max_scan_bytes=16 * 1024 * 1024)
+    newest = await process.recall(b"room-1")
+    assert [item.payload for item in newest.items] == [b"first", b"last"]
+    assert process.history.scans == 1
+
+
+@pytest.mark.anyio
+async def test_a_reading_does_not_displace_what_is_in_memory(tasks: Tasks) -> None:
+    """Channels that no question is about get what a reading finds only if there is room for all of it."""
+    log = MemoryLog()
+    for number in range(200):
+        log.append((b"room-%d" % number, bytes(100)))
+    process = Process(log, tasks, max_ring_bytes=20_000)
+    await process.open()
+    assert (await process.recall(b"room-0")).items
+    assert process.reader.rings is not None
+    assert process.reader.rings.known_from(b"room-100") == 200
+    assert (await process.recall(b"room-100")).items
+    assert process.history.scans == 2
+    process.reader.close()
+
+
+@pytest.mark.anyio
+async def test_questions_end_with_the_link(tasks: Tasks) -> None:
+    """Questions that wait for a reading, or for their turn, raise when the tasks of the link are cancelled."""
+    log = MemoryLog()
+    for number in range(200):
+        log.append((b"room-%d" % number, bytes(1000)))
+    for passes in range(12):
+        process, link_tasks = Process(log, tasks), Tasks()
+        process.history = KafkaHistory(cast("KafkaLink", process.link), process.reader, link_tasks.spawn)
+        asked = [asyncio.create_task(process.recall(b"room-%d" % number)) for number in range(2)]
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        asked.append(asyncio.create_task(process.recall(b"room-3")))
+        await asyncio.sleep(0)
+        process.link.is_over = True
+        await link_tasks.end()
+        for outcome in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(outcome, Recalled | BrokerUnavailableError)
+        await link_tasks.end()

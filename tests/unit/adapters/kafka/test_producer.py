@@ -296,3 +296,32 @@ async def test_a_batch_in_flight_is_not_sent_to_the_next_leader_too(tasks: Tasks
     await third
     values = [values_of(batch) for batch in link.nodes[2].batches]
     assert (len(link.nodes[1].batches), values) == (1, [[b"second", b"third"]])
+
+
+@pytest.mark.anyio
+async def test_each_message_has_its_own_offset(tasks: Tasks) -> None:
+    """The offset is that of the batch and the place in it, of the batches too into which a refused one is split."""
+    link = ScriptedLink(
+        ProduceAnswer(STORED, offset=40),
+        ProduceAnswer(INVALID_RECORD, "", {1: "no schema"}),
+        ProduceAnswer(0, offset=43),
+    )
+    producer = await open_producer(tasks, link)
+    assert await asyncio.gather(*(producer.store(b"key", b"%d" % number) for number in range(3))) == [
+        (0, 40),
+        (0, 41),
+        (0, 42),
+    ]
+    sent = [producer.store(b"key", b"%d" % number) for number in range(3)]
+    first, refused, third = await asyncio.gather(*sent, return_exceptions=True)
+    assert (first, third) == ((0, 43), (0, 44))
+    assert isinstance(refused, PublishError)
+
+
+@pytest.mark.anyio
+async def test_a_repetition_whose_offset_the_broker_has_forgotten_has_none(tasks: Tasks) -> None:
+    """A batch that was stored before its answer was lost, too long ago for the broker to know where, has no offset."""
+    link = ScriptedLink(ConnectionEndedError("ended", adapter="kafka"), ProduceAnswer(DUPLICATE), ProduceAnswer(STORED))
+    producer = await open_producer(tasks, link)
+    assert await producer.store(b"key", b"1") == (0, None)
+    assert await producer.store(b"key", b"2") == (0, None)

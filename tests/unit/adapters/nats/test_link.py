@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backplane import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
+from backplane import BrokerError, BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.adapters.nats.link import NatsLink
 from backplane.adapters.nats.login import NatsLogin, Tls
 from backplane.adapters.nats.options import NatsOptions
@@ -21,8 +21,6 @@ from tests.unit.adapters.nats.played_login import no_context
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-
-    from backplane.errors import BrokerError
 
 pytestmark = pytest.mark.anyio
 
@@ -288,6 +286,62 @@ async def test_an_info_at_any_time_is_followed() -> None:
         both.server.send(INFO.strip().replace(b"1048576", b"10"), b"-ERR 'end'")
         await both.link.closed.wait()
         assert (both.infos, both.link.max_payload_bytes) == (2, 10)
+
+
+async def test_a_request_and_a_publish_have_one_order() -> None:
+    """Both are sent in the order of the calls, and the reply, not the PONG, answers the request."""
+    async with played() as both:
+        asked = asyncio.create_task(both.link.request(b"a", b"1", b"NATS/1.0\r\n\r\n"))
+        published = asyncio.create_task(both.link.publish(b"a", b"2"))
+        sent = await both.server.until(b"PUB a 1\r\n2\r\nPING\r\n")
+        subscribed, ping, hpub, *_ = sent.split(b"\r\n")
+        replies = subscribed.split()[1]
+        assert (ping, hpub) == (b"PING", b"HPUB a %b 12 13" % replies.replace(b"*", b"1"))
+        both.server.send(b"PONG", b"PONG")
+        await published
+        assert not asked.done()
+        both.server.send(b"HMSG %b 1 12 14" % replies.replace(b"*", b"1"), b"NATS/1.0\r\n\r\nok")
+        assert await asked == [(b"NATS/1.0\r\n\r\n", b"ok")]
+
+
+async def test_a_request_without_a_reply_has_an_unknown_outcome() -> None:
+    """Where the connection ends after the PONG and before the reply, it is unknown what was done."""
+    async with played() as both:
+        asked = asyncio.create_task(both.link.request(b"a", b"1"))
+        await both.server.until(b"\r\n1\r\nPING\r\n")
+        both.server.send(b"PONG", b"PONG")
+        both.server.close()
+        with pytest.raises(PublishOutcomeUnknownError, match="before the server replied"):
+            await asked
+
+
+@pytest.mark.parametrize(
+    ("refusal", "is_final"),
+    [(b'Permissions Violation for Subscription to "%b"', True), (b"maximum subscriptions exceeded", False)],
+)
+async def test_a_refused_subscription_to_replies_fails_the_requests(refusal: bytes, *, is_final: bool) -> None:
+    """The caller gets the reason, and the next request subscribes again."""
+    async with played() as both:
+        for turn in (1, 2):
+            asked = asyncio.create_task(both.link.request(b"a", b"1"))
+            sent = await both.server.until(b"\r\n1\r\nPING\r\n")
+            replies = sent.split()[1]
+            assert sent.startswith(b"SUB %b %d\r\nPING\r\nPUB a " % (replies, turn))
+            both.server.send(b"-ERR '%b'" % refusal.replace(b"%b", replies), b"PONG", b"PONG")
+            with pytest.raises(BrokerError, match="Violation" if is_final else "exceeded") as raised:
+                await asked
+            assert raised.value.retriable is not is_final
+
+
+async def test_a_link_without_replies_ends() -> None:
+    """Where the server takes the subscription to replies away, the link is lost: nothing would be answered."""
+    async with played() as both:
+        asked = asyncio.create_task(both.link.request(b"a", b"1"))
+        replies = (await both.server.until(b"\r\n1\r\nPING\r\n")).split()[1]
+        both.server.send(b"PONG", b"PONG", b"-ERR 'Permissions Violation for Subscription to \"%b\"'" % replies)
+        with pytest.raises(PublishOutcomeUnknownError):
+            await asked
+        assert "Subscription" in str(both.lost[0])
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

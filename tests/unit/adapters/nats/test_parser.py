@@ -62,7 +62,7 @@ def test_messages_are_whole_whatever_the_reads(
 def test_any_bytes_end(pieces: list[bytes]) -> None:
     """For any bytes the parser returns, or raises `ValueError`; it passes on no more bytes than it received."""
     found: Parsed = []
-    parser = NatsParser(lambda *parts: found.append(parts), found.append)
+    parser = NatsParser(lambda number, subject, headers, payload: found.append((headers, payload)), found.append)
     received = 0
     try:
         for piece in pieces:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,7 +60,11 @@ async def test_every_open_request_fails_with_the_connection() -> None:
     answered, open_, cancelled = (requests.open(1) for _ in range(3))
     requests.receive(answered.reply_to, b"", b"x")
     cancelled.future.cancel()
+    settling = asyncio.create_task(requests.settle())
+    await asyncio.sleep(0)
+    assert not settling.done()
     requests.fail(lambda: unavailable("the end"))
+    await settling
     assert (await answered.future)[0].payload == b"x"
     with pytest.raises(BrokerUnavailableError, match="the end"):
         await open_.future

@@ -1,0 +1,85 @@
+"""The rings of the newest messages, and the identity of their log."""
+
+from __future__ import annotations
+
+from backplane import History
+from backplane.adapters.kafka.ring import HistoryRings, LogIdentity, Query, channel_epoch
+from backplane.history_rules import HistoryRules
+
+IDENTITY = LogIdentity("cluster", b"i" * 16, "topic", 4)
+RULE = History(max_messages=2)
+
+
+def opened(max_bytes: int = 1_000_000) -> HistoryRings:
+    """Return rings that begin at offset 10 of each partition."""
+    rings = HistoryRings(max_bytes, HistoryRules({"room*": RULE}))
+    rings.follow(IDENTITY, dict.fromkeys(range(4), 10))
+    return rings
+
+
+def test_an_epoch_is_that_of_one_channel_in_one_partition_of_one_topic() -> None:
+    """Another cluster, topic, id, partition or channel is another epoch, and the parts do not run together."""
+    parts = [
+        ("cluster", b"i" * 16, "topic", 0, b"room"),
+        ("cluster2", b"i" * 16, "topic", 0, b"room"),
+        ("cluster", b"j" * 16, "topic", 0, b"room"),
+        ("cluster", b"i" * 16, "topic2", 0, b"room"),
+        ("cluster", b"i" * 16, "topic", 1, b"room"),
+        ("cluster", b"i" * 16, "topic", 0, b"room2"),
+        ("cluster", b"i" * 16, "topic", 0, b"\0room"),
+        ("cluster", b"i" * 16, "topic", 10, b""),
+        ("cluster", b"i" * 16, "topic", 1, b"0"),
+    ]
+    epochs = {channel_epoch(*part) for part in parts}
+    assert len(epochs) == len(parts)
+    assert {len(epoch) for epoch in epochs} == {8}
+
+
+def test_only_channels_with_a_rule_in_their_own_partition_have_an_epoch() -> None:
+    """A channel without a rule, a key that is no text, and a record in another partition have none, nor a ring."""
+    rings = opened()
+    own = IDENTITY.partition_of(b"room")
+    size = rings.size_bytes
+    for key, partition in ((b"other", IDENTITY.partition_of(b"other")), (b"\xff", 0), (b"room", (own + 1) % 4)):
+        assert rings.add(partition, key, b"x", 10, 1) is None
+        assert rings.epoch_in(partition, key) is None
+    assert rings.size_bytes == size
+    assert rings.add(own, b"room", b"x", 10, 1) == rings.epoch_in(own, b"room") == IDENTITY.epoch(own, b"room")
+    assert rings.add((own + 1) % 4, b"room", b"x", 11, 1) is None
+
+
+def test_keys_of_others_do_not_grow_the_memory() -> None:
+    """However many keys without a rule other programs use, only some are remembered."""
+    rings = opened()
+    for number in range(30_000):
+        assert rings.rule_of(b"other-%d" % number) is None
+    assert len(rings._unruled) <= 10_000  # pyright: ignore[reportPrivateUsage]
+
+
+def test_the_ring_that_was_not_used_goes_first() -> None:
+    """When memory is short, a channel that was neither published to nor asked for is forgotten before one that was."""
+    rings = opened(10_000)
+    names = [b"room-%d" % number for number in range(5)]
+    for offset, name in enumerate(names):
+        rings.add(IDENTITY.partition_of(name), name, b"x" * 100, 10 + offset, 1)
+    asked = Query(names[0], RULE, None, 10, 1000)
+    for number in range(200):
+        filler = b"room-filler-%d" % number
+        rings.add(IDENTITY.partition_of(filler), filler, b"x" * 100, 100 + number, 1)
+        rings.answer(asked, None)
+        assert rings.size_bytes <= 10_000
+    assert rings.known_from(names[0]) == 10
+    assert [rings.known_from(name) > 10 for name in names[1:]] == [True] * 4
+
+
+def test_a_single_ring_is_bounded_too() -> None:
+    """A channel whose messages alone are too many for the memory keeps the newest of them."""
+    rings = HistoryRings(5_000, HistoryRules({"*": History(max_messages=1000)}))
+    rings.follow(LogIdentity("", b"", "t", 1), {0: 0})
+    for offset in range(100):
+        rings.add(0, b"room", b"x" * 500, offset, -1)
+    found = rings.answer(Query(b"room", History(max_messages=1000), None, 1000, 1_000_000), None)
+    assert 1 < len(found.items) < 10
+    assert found.items[-1].place.offset == 100
+    assert rings.known_from(b"room") == found.items[0].place.offset - 1
+    assert rings.size_bytes <= 5_000
