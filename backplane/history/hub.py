@@ -17,7 +17,7 @@ from backplane.fanout.codec import decode
 from backplane.fanout.hub import Hub
 from backplane.history.kept_channel import KeptChannel
 from backplane.history.repair import ReadBounds, Repairer
-from backplane.history.replay import beginning, is_ahead, needs_ring
+from backplane.history.replay import beginning, is_ahead, needs_ring, unknown_start
 from backplane.history.ring import Ring, RingBudget
 from backplane.history.track import HELD, PROVED, Track
 from backplane.message import All, Gap, Joined
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from backplane.history.track import Mended
     from backplane.history_rules import History, HistoryRules
     from backplane.log_bursts import LogBursts
-    from backplane.message import Place, Position
+    from backplane.message import Message, Place, Position
     from backplane.settings import Settings
 
 __all__ = ["HistoryHub"]
@@ -43,6 +43,8 @@ logger: Final = logging.getLogger("backplane.history.hub")
 
 # A ring that was filled for a join can be emptied, for the bound of all rings, before the join takes from it.
 _MAX_FILLS: Final = 3
+# Positions that no message has, which clients can make up, cost a read each.
+_MAX_READS_AFTER: Final = 8
 
 # Doubled each time: thousands of clients may come with positions that were lost.
 _FIRST_PAUSE_SECONDS: Final = 0.01
@@ -206,7 +208,7 @@ class HistoryHub(Hub):
             if kept is not None:
                 if self._proves(kept):
                     self.gaps.discard(channel)
-                if kept.track.doubt is not None or kept.wants_ring:
+                if kept.needs_read:
                     self._request(kept)
         self.gaps.report(channels)
 
@@ -248,7 +250,9 @@ class HistoryHub(Hub):
                 kept.ring.clear(track.last)
         if track.doubt is None and kept.wants_ring and read.is_whole:
             kept.end_fill(self._fill(kept, read.recalled))
-        if track.doubt is not None or kept.wants_ring:
+        if read.after is not None:
+            self._fill_after(kept, read.after, read.recalled)
+        if kept.needs_read:
             self._request(kept)
         kept.notify()
 
@@ -257,16 +261,23 @@ class HistoryHub(Hub):
         last = kept.track.last
         if last is None:
             return "the position of the channel is not known at present"
-        entries = [(place, decode(kept.name, payload, place)) for payload, place in recalled.items]
-        if not kept.ring.fill(entries, last, complete=True):
+        if not kept.ring.fill(self._decoded(kept, recalled), last, complete=True):
             return "the history has moved on while it was read"
         return None
+
+    def _fill_after(self, kept: KeptChannel, position: Position, recalled: Recalled) -> None:
+        """Take what came after a position that no message has."""
+        kept.wants_after = None
+        last = kept.track.last
+        if recalled.found and not recalled.more and last is not None:
+            kept.ring.fill_after(position, self._decoded(kept, recalled), last)
 
     def _give_up(self, kept: KeptChannel, reason: str) -> None:
         """End the doubt of a channel that cannot be read: with a gap, if it had been received before."""
         if self._kept.get(kept.name) is not kept:
             return
         kept.end_fill(reason)
+        kept.wants_after = None
         if kept.track.doubt is not None:
             self._take_mended(kept, kept.track.give_up(reason))
         kept.notify()
@@ -305,18 +316,21 @@ class HistoryHub(Hub):
         """
         settings, pause = self._settings, _FIRST_PAUSE_SECONDS
         patience = min(settings.recall_timeout_seconds, settings.subscribe_timeout_seconds / 2)
-        fills = kept.fills + _MAX_FILLS
+        fills, starts = kept.fills + _MAX_FILLS, 1
         try:
             async with PatientTimeout(settings.subscribe_timeout_seconds):
                 while not self._closed:
                     wants_ring = kept.fills < fills and needs_ring(kept, since, rewind)
                     if kept.track.doubt is None and not wants_ring:
-                        if patience <= 0 or not is_ahead(kept, since):
+                        if patience > 0 and is_ahead(kept, since):
+                            await asyncio.sleep(pause)
+                            patience -= pause
+                            pause *= 2
+                            continue
+                        start = unknown_start(kept, since)
+                        if start is None or not starts or not kept.want_after(start, limit=_MAX_READS_AFTER):
                             return
-                        await asyncio.sleep(pause)
-                        patience -= pause
-                        pause *= 2
-                        continue
+                        starts -= kept.wants_after is start
                     kept.wants_ring |= wants_ring
                     self._request(kept)
                     await kept.changed()
@@ -360,6 +374,9 @@ class HistoryHub(Hub):
         if not proving:
             return channels
         return [name for name in (self._subscribers if isinstance(channels, All) else channels) if name not in proving]
+
+    def _decoded(self, kept: KeptChannel, recalled: Recalled) -> list[tuple[Place, Message | None]]:
+        return [(place, decode(kept.name, payload, place)) for payload, place in recalled.items]
 
     def _count_unkept(self, kept: KeptChannel) -> None:
         self._statistics.unkept += 1

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from backplane.fanout.batch import Batch
     from backplane.history.kept_channel import KeptChannel
 
-__all__ = ["Beginning", "beginning", "is_ahead", "needs_ring"]
+__all__ = ["Beginning", "beginning", "is_ahead", "needs_ring", "unknown_start"]
 
 _NOT_FOUND = "the history does not hold everything since the position that was passed"
 
@@ -40,6 +40,19 @@ def is_ahead(kept: KeptChannel, since: str | None) -> bool:
     """Whether `since` is after what this worker has received, in the same history."""
     position, last = _parsed(since) if since else None, kept.track.last
     return position is not None and last is not None and position.epoch == last.epoch and position.offset > last.offset
+
+
+def unknown_start(kept: KeptChannel, since: str | None) -> Position | None:
+    """Return `since` where it is a position of the channel without a message, and the ring does not know it.
+
+    A broker can return one for a channel that has no message at present, and not state later, with the message that
+    follows, what came before that.
+    """
+    position, last = _parsed(since) if since else None, kept.track.last
+    if position is None or position.check or last is None or kept.rule.latest:
+        return None
+    is_older = position.epoch == last.epoch and position.offset < last.offset
+    return position if is_older and kept.ring.after(position) is None else None
 
 
 def beginning(kept: KeptChannel, since: str | None, rewind: int) -> Beginning:

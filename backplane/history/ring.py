@@ -87,6 +87,8 @@ class Ring:
         "_budget",
         "_clock",
         "_entries",
+        "_floor",
+        "_floor_first",
         "_max_age_seconds",
         "_max_entries",
         "_max_messages",
@@ -110,6 +112,8 @@ class Ring:
         self._clock = clock
         self._entries: deque[_Entry] = deque()
         self._tip: Position | None = None  # where the channel is, while there are no entries
+        self._floor: Position | None = None  # see `fill_after`
+        self._floor_first: Place | None = None
         self._batches: dict[Position | int, Batch] = {}
         self._batches_end: Place | None = None
 
@@ -169,6 +173,20 @@ class Ring:
         self._budget.used(self)
         self._budget.make_room()
         return True
+
+    def fill_after(self, position: Position, entries: Iterable[_Entry], last: Position) -> None:
+        """Take what one read has returned after a position that no message has, so that `after` finds it.
+
+        Args:
+            position: The position.
+            entries: Everything after it, oldest first. What is newer than `last` is left out: it arrives.
+            last: `Track.last`.
+        """
+        entries = list(entries)
+        if self.fill(entries, last, complete=self.is_complete):
+            first = self._entries[0][0] if self._entries else None
+            if first is None or (entries and entries[0][0] == first):
+                self._floor, self._floor_first = position, first
 
     def after(self, position: Position) -> Batch | None:
         """Return the messages after `position`, or `None` if it is not found. The batch is shared: do not change it.
@@ -238,6 +256,8 @@ class Ring:
         entries = self._entries
         if position == self.newest_position:
             return len(entries)
+        if self._follows_floor(position):
+            return 0
         if not entries or entries[0][0].epoch != position.epoch:
             return None
         first = entries[0][0]
@@ -245,6 +265,18 @@ class Ring:
             return 0 if _names(first, position) else None
         index = bisect_left(entries, position.offset, key=_offset)
         return index + 1 if index < len(entries) and entries[index][0] == position else None
+
+    def _follows_floor(self, position: Position) -> bool:
+        """Whether a position that no message has lies after the floor, and before the first entry after that."""
+        floor, entries = self._floor, self._entries
+        return (
+            floor is not None
+            and not position.check
+            and floor.epoch == position.epoch
+            and floor.offset <= position.offset
+            and self._floor_first is (entries[0][0] if entries else None)
+            and (not entries or position.offset < entries[0][0].offset)
+        )
 
     def _cached(self, key: Position | int) -> Batch | None:
         end = self._entries[-1][0] if self._entries else None
