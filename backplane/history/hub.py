@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError
+from backplane.fanout.batch import Batch
 from backplane.fanout.codec import decode
 from backplane.fanout.hub import Hub
 from backplane.history.kept_channel import KeptChannel
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from backplane.broadcaster import Recalled, SupportsHistory
-    from backplane.fanout.batch import Batch
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
     from backplane.history.repair import Read
@@ -289,19 +289,26 @@ class HistoryHub(Hub):
         elif mended.items:
             self._statistics.repaired += 1
             self._statistics.repaired_messages += len(mended.items)
-        for payload, place in mended.items:
-            self._deliver_kept(kept, payload, place)
+        decoded = [self._decode_kept(kept, payload, place) for payload, place in mended.items]
+        batch = Batch(*(message for message in decoded if message is not None))
+        if batch:
+            self._give_back(kept.name, batch)
 
     def _deliver_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> None:
+        message = self._decode_kept(kept, payload, place)
+        if message is not None:
+            self._collect(kept.name, message)
+
+    def _decode_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> Message | None:
+        """Return the message that follows the newest one, and put it into the ring; `None` if it is malformed."""
         channel = kept.name
         message = decode(channel, payload, place)
         kept.ring.append(place, message)
         if message is None:
             self._count_malformed(channel)
-            return
-        if (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
+        elif (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
             self.gaps.report_early(channel)
-        self._collect(channel, message)
+        return message
 
     # Joins.
 
