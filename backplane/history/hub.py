@@ -169,7 +169,7 @@ class HistoryHub(Hub):
         for kept in self._proving(channels):
             kept.lose(reason)
             self._request(kept)
-        super().gap(self._others(channels), reason)
+        super().gap(self._without_proof(channels), reason)
 
     def open_gap(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
         """Put kept channels in doubt until the next link, and open a gap on every other one."""
@@ -178,7 +178,7 @@ class HistoryHub(Hub):
             kept.repair_since = None
         for kept in self._proving(channels):
             kept.lose(reason)
-        super().open_gap(self._others(channels), reason, resumed=resumed)
+        super().open_gap(self._without_proof(channels), reason, resumed=resumed)
 
     def revoke(self, channels: Collection[str], reason: str) -> None:
         """Put kept channels in doubt until they are subscribed again, and open a gap on every other one."""
@@ -375,7 +375,7 @@ class HistoryHub(Hub):
         found = [self._kept[name] for name in names if name in self._kept]
         return [kept for kept in found if self._proves(kept)]
 
-    def _others(self, channels: Collection[str] | All) -> Collection[str] | All:
+    def _without_proof(self, channels: Collection[str] | All) -> Collection[str] | All:
         """Return the channels on which gaps are reported as on any channel."""
         proving = {kept.name for kept in self._proving(channels)}
         if not proving:
