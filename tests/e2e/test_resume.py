@@ -196,20 +196,21 @@ async def test_pages_lose_nothing(kept: Kept, page: Page, tmp_path: Path) -> Non
 
 
 async def kill_each_worker(server: Server, page: NumbersPage, _: object) -> None:
-    """Kill one worker after the other, each once another one serves in its place."""
-    for pid in sorted(server.pids):
-        os.kill(pid, signal.SIGKILL)
-        server.pids = await asyncio.to_thread(server.wait_for_workers, without=[pid])
-        await page.up_to_date()
+    """Kill one worker after the other, each once another one serves in the place of the one before."""
+    await _end_each_worker(server, page, signal.SIGKILL)
 
 
 async def restart_each_worker(server: Server, page: NumbersPage, _: object) -> None:
-    """Restart all workers as for a new release, one after the other: Uvicorn does it on SIGHUP."""
-    before = server.pids
-    server.reload()
-    server.pids = await asyncio.to_thread(server.wait_for_workers, without=before)
-    while (await page.record("resumed"))["pid"] not in server.pids:
-        await asyncio.sleep(PERIOD_SECONDS)
+    """Restart one worker after the other in an orderly way, as for a new release."""
+    await _end_each_worker(server, page, signal.SIGTERM)
+
+
+async def _end_each_worker(server: Server, page: NumbersPage, ending: signal.Signals) -> None:
+    # Not by SIGHUP: Uvicorn ends that restart where a new worker takes more than five seconds to start.
+    for pid in sorted(server.pids):
+        os.kill(pid, ending)
+        server.pids = await asyncio.to_thread(server.wait_for_workers, without=[pid])
+        await page.up_to_date()
 
 
 async def restart_broker(server: Server, page: NumbersPage, broker: Broker | None) -> None:
