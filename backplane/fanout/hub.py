@@ -218,6 +218,16 @@ class Hub:
         elif self._collected_count >= _MAX_COLLECTED or self._collected_bytes >= _MAX_COLLECTED_BYTES:
             self._flush()
 
+    def _give_back(self, channel: str, batch: Batch) -> None:
+        """Deliver messages that were missed, after what was collected: as many as they are, no subscriber is slow."""
+        if channel in self._collected or any(delivery.channel == channel for delivery in self._deliveries):
+            self._flush()
+        self.delivered += len(batch)
+        subscribers = self._subscribers.get(channel, {})
+        self._deliveries.append(Delivery(channel, batch, subscribers, self._bursts, missed=True))
+        if self._flush_handle is None:
+            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
+
     def _flush(self) -> None:
         """Deliver everything that was collected, now: whatever comes next must follow it."""
         if self._flush_handle is None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Recalled, SupportsHistory
     from backplane.history.kept_channel import KeptChannel
     from backplane.log_bursts import LogBursts
+    from backplane.message import Position
 
 __all__ = ["Read", "ReadBounds", "Repairer"]
 
@@ -53,11 +54,13 @@ class Read(NamedTuple):
         recalled: What was read.
         in_doubt: It was read for the doubt of the channel's track.
         is_whole: It is everything that can be given back, for the ring.
+        after: It is what came after this position, for a join.
     """
 
     recalled: Recalled
     in_doubt: bool
     is_whole: bool
+    after: Position | None = None
 
 
 class Repairer:
@@ -128,7 +131,7 @@ class Repairer:
             del self._due[kept]
             if kept.repair_since is None:
                 kept.repair_since = now
-        self._reading = {kept for kept in batch if kept.track.doubt is not None or kept.wants_ring}
+        self._reading = {kept for kept in batch if kept.needs_read}
         return list(self._reading)
 
     async def _read_batch(self, batch: list[KeptChannel]) -> bool:
@@ -151,7 +154,8 @@ class Repairer:
         """Read what a track misses, or, where it is settled or new, what its ring should hold."""
         bounds, track = self._bounds, kept.track
         in_doubt = track.doubt is not None
-        after, limit = track.ask(bounds.max_messages) if in_doubt else (None, 0)
+        wanted = None if in_doubt or kept.wants_ring else kept.wants_after
+        after, limit = track.ask(bounds.max_messages) if in_doubt else (wanted, bounds.max_messages)
         if after is None and (kept.wants_ring or not in_doubt):
             limit = min(bounds.max_messages, kept.rule.max_messages + 1)
         try:
@@ -161,7 +165,7 @@ class Repairer:
                 )
         except (BrokerError, TimeoutError) as error:
             return error
-        return Read(recalled, in_doubt, is_whole=after is None and limit > 0)
+        return Read(recalled, in_doubt, is_whole=after is None and limit > 0, after=wanted)
 
     def _read_failed(self, kept: KeptChannel, error: BrokerError | TimeoutError, now: float) -> None:
         reason = str(error) or f"the broker did not answer within {self._bounds.read_seconds:g} s"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -87,6 +87,8 @@ class Ring:
         "_budget",
         "_clock",
         "_entries",
+        "_floor",
+        "_floor_next",
         "_max_age_seconds",
         "_max_entries",
         "_max_messages",
@@ -110,6 +112,8 @@ class Ring:
         self._clock = clock
         self._entries: deque[_Entry] = deque()
         self._tip: Position | None = None  # where the channel is, while there are no entries
+        self._floor: Position | None = None  # see `fill_after`
+        self._floor_next: Position | None = None
         self._batches: dict[Position | int, Batch] = {}
         self._batches_end: Place | None = None
 
@@ -169,6 +173,23 @@ class Ring:
         self._budget.used(self)
         self._budget.make_room()
         return True
+
+    def fill_after(self, position: Position, entries: Iterable[_Entry], last: Position) -> None:
+        """Take what one read has returned after a position that no message has, so that `after` finds it.
+
+        Args:
+            position: The position.
+            entries: Everything after it, oldest first. What is newer than `last` is left out: it arrives.
+            last: `Track.last`.
+        """
+        read = [entry for entry in entries if entry[0].epoch == last.epoch and entry[0].offset <= last.offset]
+        if not read:
+            self._tip = last
+        elif not self.fill(read, last, complete=self.is_complete):
+            return
+        following = self._following(position.offset)[1]
+        if following == (read[0][0] if read else self.newest_position):
+            self._floor, self._floor_next = position, following
 
     def after(self, position: Position) -> Batch | None:
         """Return the messages after `position`, or `None` if it is not found. The batch is shared: do not change it.
@@ -238,6 +259,8 @@ class Ring:
         entries = self._entries
         if position == self.newest_position:
             return len(entries)
+        if (after_floor := self._index_after_floor(position)) is not None:
+            return after_floor
         if not entries or entries[0][0].epoch != position.epoch:
             return None
         first = entries[0][0]
@@ -245,6 +268,20 @@ class Ring:
             return 0 if _names(first, position) else None
         index = bisect_left(entries, position.offset, key=_offset)
         return index + 1 if index < len(entries) and entries[index][0] == position else None
+
+    def _index_after_floor(self, position: Position) -> int | None:
+        """Return the index of the entry after a position that no message has, and before which nothing was dropped."""
+        floor = self._floor
+        if floor is None or position.check or position.epoch != floor.epoch or position.offset < floor.offset:
+            return None
+        index, following = self._following(floor.offset)
+        is_known = following is self._floor_next and self._following(position.offset)[0] == index
+        return index if is_known else None
+
+    def _following(self, offset: int) -> tuple[int, Position | None]:
+        """Return the index and position of the first entry after an offset; the newest position where there is none."""
+        index = bisect_right(self._entries, offset, key=_offset)
+        return index, self._entries[index][0] if index < len(self._entries) else self.newest_position
 
     def _cached(self, key: Position | int) -> Batch | None:
         end = self._entries[-1][0] if self._entries else None

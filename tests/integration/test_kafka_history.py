@@ -50,7 +50,7 @@ RULES = HistoryRules({"room*": RULE, "old*": History(max_age_seconds=0.2), "big*
 
 
 class PlacesSink(RecordingSink):
-    """Records the places too, of each channel."""
+    """Records the places too, of each channel, in `placed`."""
 
     def __init__(self) -> None:
         super().__init__()
