@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from backplane.history.track import Mended
     from backplane.history_rules import History, HistoryRules
     from backplane.log_bursts import LogBursts
-    from backplane.message import Place, Position
+    from backplane.message import Message, Place, Position
     from backplane.settings import Settings
 
 __all__ = ["HistoryHub"]
@@ -151,10 +151,16 @@ class HistoryHub(Hub):
             self._count_unkept(kept)
             super().deliver(channel, payload)
         elif (taken := kept.track.take(place, payload)) > 0:
+            # As `_deliver_kept` does, without the call: for every message it counts.
+            message = decode(channel, payload, place)
+            kept.ring.append(place, message)
             if taken == PROVED:
                 self._statistics.proved += 1
                 kept.notify()
-            self._deliver_kept(kept, payload, place)
+            if message is None or channel in self._open_gaps:
+                self._deliver_unusual(channel, message)
+            else:
+                self._collect(channel, message)
         elif taken == HELD:
             self._request(kept)
 
@@ -278,9 +284,12 @@ class HistoryHub(Hub):
             self._deliver_kept(kept, payload, place)
 
     def _deliver_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> None:
-        channel = kept.name
-        message = decode(channel, payload, place)
+        message = decode(kept.name, payload, place)
         kept.ring.append(place, message)
+        self._deliver_unusual(kept.name, message)
+
+    def _deliver_unusual(self, channel: str, message: Message | None) -> None:
+        """Deliver a message that can be malformed, or have overtaken the broker's confirmation."""
         if message is None:
             self._count_malformed(channel)
             return
