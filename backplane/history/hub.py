@@ -157,10 +157,16 @@ class HistoryHub(Hub):
             self._count_unkept(kept)
             super().deliver(channel, payload)
         elif (taken := kept.track.take(place, payload)) > 0:
+            # As `_decode_kept` does, without the call: this is done for every message.
+            message = decode(channel, payload, place)
+            kept.ring.append(place, message)
             if taken == PROVED:
                 self._statistics.proved += 1
                 kept.notify()
-            self._deliver_kept(kept, payload, place)
+            if message is None or channel in self._open_gaps:
+                self._note_unusual(channel, message)
+            if message is not None:
+                self._collect(channel, message)
         elif taken == HELD:
             self._request(kept)
 
@@ -294,21 +300,19 @@ class HistoryHub(Hub):
         if batch:
             self._give_back(kept.name, batch)
 
-    def _deliver_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> None:
-        message = self._decode_kept(kept, payload, place)
-        if message is not None:
-            self._collect(kept.name, message)
-
     def _decode_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> Message | None:
         """Return the message that follows the newest one, and put it into the ring; `None` if it is malformed."""
-        channel = kept.name
-        message = decode(channel, payload, place)
+        message = decode(kept.name, payload, place)
         kept.ring.append(place, message)
+        self._note_unusual(kept.name, message)
+        return message
+
+    def _note_unusual(self, channel: str, message: Message | None) -> None:
+        """Count a malformed message, and report the open gap of a channel whose message came before its confirmation."""
         if message is None:
             self._count_malformed(channel)
         elif (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
             self.gaps.report_early(channel)
-        return message
 
     # Joins.
 
