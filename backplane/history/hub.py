@@ -308,7 +308,7 @@ class HistoryHub(Hub):
         return message
 
     def _note_unusual(self, channel: str, message: Message | None) -> None:
-        """Count a malformed message, and report the open gap of a channel whose message came before its confirmation."""
+        """Count a malformed message, or report the open gap of a channel whose message came before its confirmation."""
         if message is None:
             self._count_malformed(channel)
         elif (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
