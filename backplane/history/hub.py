@@ -80,7 +80,8 @@ class HistoryHub(Hub):
         bursts: LogBursts | None = None,
     ) -> None:
         super().__init__(broker_subscriptions, bursts)
-        self.rules: HistoryRules = rules
+        self.rules = rules
+        self._rules: Final = rules
         self._follows = follows
         self._settings = settings
         self._statistics = statistics or Counters()
@@ -125,7 +126,7 @@ class HistoryHub(Hub):
         Everything up to one moment is given back, and everything after it is received live. Until then a placeholder
         keeps the channel subscribed. Joins share the reads at the broker.
         """
-        rule = self.rules.rule_of(channel)
+        rule = self._rules.rule_of(channel)
         if rule is None:
             await super().join(channel, subscriber, since=since, rewind=rewind)
             return
@@ -251,8 +252,9 @@ class HistoryHub(Hub):
             return
         track = kept.track
         if read.in_doubt and track.doubt is not None:
-            self._take_mended(kept, track.mend(read.recalled))
-            if track.doubt is None and not len(kept.ring):
+            mended = track.mend(read.recalled)
+            self._take_mended(kept, mended)
+            if not mended.again and not len(kept.ring):
                 kept.ring.clear(track.last)
         if track.doubt is None and kept.wants_ring and read.is_whole:
             kept.end_fill(self._fill(kept, read.recalled))
@@ -405,7 +407,8 @@ class HistoryHub(Hub):
 class _Placeholder:
     """Keeps a channel subscribed while a join waits, and takes nothing."""
 
-    token: Final = b""
+    def __init__(self) -> None:
+        self.token: bytes = b""
 
     def offer(self, _: Batch, /) -> None:
         """Take nothing: it is in the ring."""
@@ -413,8 +416,8 @@ class _Placeholder:
     def offer_missed(self, _: Batch, /) -> None:
         """Take nothing."""
 
-    def gap(self, _: Gap) -> None:
+    def gap(self, _: Gap, /) -> None:
         """Take nothing: the join that waits begins after it."""
 
-    def joined(self, _: Joined) -> None:
+    def joined(self, _: Joined, /) -> None:
         """Take nothing."""

@@ -136,6 +136,8 @@ class Ring:
             size -= _MESSAGE_BYTES if oldest is None else _MESSAGE_BYTES + len(oldest.data)
         elif not entries:
             budget.enter(self)
+            if self._floor_first is None:
+                self._floor_first = place
         entries.append((place, message))
         if size:
             budget.size_bytes += size
@@ -164,6 +166,7 @@ class Ring:
                 return False
         if not mine and older:
             self._budget.enter(self)
+            self._floor = None
         mine.extendleft(reversed(older))
         added = sum(_size(message) for _, message in older)
         while len(mine) > self._max_entries:
@@ -226,6 +229,7 @@ class Ring:
         self._tip = last
         # Nothing before the gap may be joined to what follows it: only a read can show what is there.
         self.is_complete = False
+        self._floor = self._floor_first = None
 
     def evict(self) -> None:
         """Forget everything to make room."""

@@ -334,3 +334,113 @@ def test_the_size_is_counted_exactly() -> None:
         size = sum(400 + (0 if one is None else len(one.data)) for one in held)
         assert budget.size_bytes == size + sum(batch.size_bytes for batch in batches) <= 20_000
         assert set(budget._rings) == {made for made in rings if len(made)}  # pyright: ignore[reportPrivateUsage]
+
+
+# -- positions that no message has -------------------------------------------------------------------------------------
+
+
+def between(number: int, *, check: int = 0, epoch: bytes = EPOCH) -> Position:
+    """Return a position that no message has."""
+    return Position(epoch, number, check)
+
+
+def sparse(*numbers: int) -> list[tuple[Place, Message | None]]:
+    """Return what was read of a channel whose broker states no check of the message before."""
+    return [(place(number, before_check=False), message(number)) for number in numbers]
+
+
+def floored(max_messages: int = 5) -> Ring:
+    """Return a ring with the messages 7 and 8, which knows that nothing lies between 3 and them."""
+    made = ring(max_messages)
+    assert made.fill(sparse(7, 8), place(8), complete=True)
+    made.fill_after(between(3), sparse(7, 8), place(8))
+    return made
+
+
+def test_a_position_that_no_message_has_is_found_once_it_was_read() -> None:
+    """What came after it is returned, and after every later one before the oldest message; nothing else is."""
+    made = ring()
+    assert made.fill(sparse(7, 8), place(8), complete=True)
+    assert made.after(between(3)) is None
+    made = floored()
+    assert made.is_complete
+    for number in (3, 4, 5, 6):
+        assert data(made.after(between(number))) == ["7", "8"]
+    for unknown in (between(2), between(7), between(9), between(4, check=1), between(4, epoch=OTHER)):
+        assert made.after(unknown) is None
+    made.append(place(9), message(9))
+    assert data(made.after(between(3))) == ["7", "8", "9"]
+
+
+def test_an_older_position_that_no_message_has() -> None:
+    """An older one that is read later is found, and so is the one that was read before it."""
+    made = floored()
+    made.fill_after(between(1), sparse(7, 8), place(8))
+    assert [data(made.after(between(number))) for number in (0, 1, 3)] == [None, ["7", "8"], ["7", "8"]]
+
+
+def test_a_dropped_message_ends_what_is_known_of_such_positions() -> None:
+    """Once the oldest message is dropped, a position before it is not found: that message came after it."""
+    made = floored(max_messages=2)
+    made.append(place(9), message(9))
+    assert data(made.after(between(3))) == ["7", "8", "9"]
+    made.append(place(10), message(10))
+    assert made.after(between(3)) is None
+
+
+def test_a_read_that_does_not_lead_to_the_oldest_message() -> None:
+    """A read that does not join, or begins with another message than the ring, makes no position known."""
+    made = ring()
+    made.append(place(8, before_check=False), message(8))
+    made.fill_after(between(3), sparse(4), place(8))
+    assert made.after(between(3)) is None
+    made = ring(2)
+    made.fill_after(between(3), sparse(5, 6, 7, 8), place(8))
+    assert data(made.newest(9)) == ["7", "8"]
+    assert made.after(between(3)) is None
+
+
+def test_such_a_position_of_a_channel_without_messages() -> None:
+    """Where nothing came after it, nothing is returned, and later what has arrived since."""
+    made = ring(2)
+    made.fill_after(between(3), [], between(5))
+    assert data(made.after(between(3))) == []
+    made.append(place(6), message(6))
+    assert data(made.after(between(3))) == ["6"]
+    for number in (7, 8, 9):
+        made.append(place(number), message(number))
+    assert made.after(between(3)) is None
+
+
+@pytest.mark.parametrize("messages", [0, 1], ids=["none", "one"])
+@pytest.mark.parametrize("end", ["gap", "eviction"])
+def test_an_emptied_ring_knows_no_such_position(messages: int, end: str) -> None:
+    """After a gap, or once it was emptied to make room, what came after such a position is not known."""
+    made = ring()
+    made.fill_after(between(3), [], between(5))
+    for number in range(6, 6 + messages):
+        made.append(place(number), message(number))
+    if end == "gap":
+        made.clear(place(9))
+    else:
+        made.append(place(6 + messages), message(6 + messages))
+        made.evict()
+    assert made.after(between(3)) is None
+
+
+def test_messages_that_were_too_old_came_after_such_a_position() -> None:
+    """Where the messages after it were dropped for their age, it is not found, also not before later ones."""
+    made = ring(now=NOW + 1000)
+    made.fill_after(between(3), [], between(5))
+    made.append(place(6), message(6))
+    assert made.after(between(3)) is None
+    made.append(place(7), message(7, published_at=NOW + 1000))
+    assert made.after(between(3)) is None
+
+
+def test_older_messages_that_are_read_end_it() -> None:
+    """Where a later read puts messages into the empty ring, such a position is not found."""
+    made = ring()
+    made.fill_after(between(3), [], place(2))
+    assert made.fill(entries(1, 2), place(2), complete=True)
+    assert made.after(between(3)) is None
