@@ -175,7 +175,7 @@ class Ring:
         return True
 
     def fill_after(self, position: Position, entries: Iterable[_Entry], last: Position) -> None:
-        """Take what one read has returned after a position that no message has, so that `after` finds it.
+        """Take what one read has returned after a position that no entry has, so that `after` finds it.
 
         Args:
             position: The position.
@@ -183,9 +183,12 @@ class Ring:
             last: `Track.last`.
         """
         read = [entry for entry in entries if entry[0].epoch == last.epoch and entry[0].offset <= last.offset]
+        mine = self._entries
         if not read:
             self._tip = last
-        elif not self.fill(read, last, complete=self.is_complete):
+        elif (not mine or read[0][0].offset < mine[0][0].offset) and not self.fill(
+            read, last, complete=self.is_complete
+        ):
             return
         following = self._following(position.offset)[1]
         if following == (read[0][0] if read else self.newest_position):
@@ -270,9 +273,14 @@ class Ring:
         return index + 1 if index < len(entries) and entries[index][0] == position else None
 
     def _index_after_floor(self, position: Position) -> int | None:
-        """Return the index of the entry after a position that no message has, and before which nothing was dropped."""
+        """Return the index of the entry after a position that no entry has, and before which nothing was dropped.
+
+        It is the floor, or, without a check, any position up to that entry.
+        """
         floor = self._floor
-        if floor is None or position.check or position.epoch != floor.epoch or position.offset < floor.offset:
+        if floor is None or (
+            position != floor and (position.check or position.epoch != floor.epoch or position.offset < floor.offset)
+        ):
             return None
         index, following = self._following(floor.offset)
         is_known = following is self._floor_next and self._following(position.offset)[0] == index
