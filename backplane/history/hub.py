@@ -322,7 +322,8 @@ class HistoryHub(Hub):
         """Wait until the track of a channel is not in doubt, and its ring holds what a join needs.
 
         Another worker may have received more than this one, and the subscriber with it: what is on the way is waited
-        for, or all that the subscriber has would be given back again, after a gap. No read is needed for it.
+        for, or all that the subscriber has would be given back again, after a gap. No read is needed for it; an adapter
+        that follows waits itself, when it reads, until it has received what the broker has.
 
         Raises:
             BrokerUnavailableError: That took too long, or the backplane was stopped.
@@ -335,12 +336,12 @@ class HistoryHub(Hub):
                 while not self._closed:
                     wants_ring = kept.fills < fills and needs_ring(kept, since, rewind)
                     if kept.track.doubt is None and not wants_ring:
-                        if patience > 0 and is_ahead(kept, since):
+                        if patience > 0 and not self._follows and is_ahead(kept, since):
                             await asyncio.sleep(pause)
                             patience -= pause
                             pause *= 2
                             continue
-                        start = unknown_start(kept, since)
+                        start = unknown_start(kept, since, follows=self._follows)
                         if start is None or not starts or not kept.want_after(start, limit=_MAX_READS_AFTER):
                             return
                         starts -= kept.wants_after is start

@@ -36,14 +36,15 @@ def needs_ring(kept: KeptChannel, since: str | None, rewind: int) -> bool:
     return rewind > 0 or kept.rule.latest
 
 
-def unknown_start(kept: KeptChannel, since: str | None) -> Position | None:
-    """Return `since` where it is a position of the channel without a message, and the ring does not know it.
+def unknown_start(kept: KeptChannel, since: str | None, *, follows: bool) -> Position | None:
+    """Return `since` where the broker can know it although the ring does not.
 
-    A broker can return one for a channel that has no message at present, and not state later, with the message that
-    follows, what came before that.
+    A broker can return a position without a message for a channel that has none at present, and not state later, with
+    the message that follows, what came before that. An adapter that `follows` states no predecessors, and such a
+    position has a check too if it is one in a log that channels share.
     """
     position, last = _parsed(since) if since else None, kept.track.last
-    if position is None or position.check or last is None or kept.rule.latest:
+    if position is None or (position.check and not follows) or last is None or kept.rule.latest:
         return None
     return position if position.epoch == last.epoch and kept.ring.after(position) is None else None
 

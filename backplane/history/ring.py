@@ -136,8 +136,8 @@ class Ring:
             size -= _MESSAGE_BYTES if oldest is None else _MESSAGE_BYTES + len(oldest.data)
         elif not entries:
             budget.enter(self)
-            if self._floor_first is None:
-                self._floor_first = place
+            if self._floor is not None and self._floor_next is self._tip:
+                self._floor_next = place  # nothing came between
         entries.append((place, message))
         if size:
             budget.size_bytes += size
@@ -180,7 +180,7 @@ class Ring:
         return True
 
     def fill_after(self, position: Position, entries: Iterable[_Entry], last: Position) -> None:
-        """Take what one read has returned after a position that no message has, so that `after` finds it.
+        """Take what one read has returned after a position that no entry has, so that `after` finds it.
 
         Args:
             position: The position.
@@ -188,9 +188,12 @@ class Ring:
             last: `Track.last`.
         """
         read = [entry for entry in entries if entry[0].epoch == last.epoch and entry[0].offset <= last.offset]
+        mine = self._entries
         if not read:
             self._tip = last
-        elif not self.fill(read, last, complete=self.is_complete):
+        elif (not mine or read[0][0].offset < mine[0][0].offset) and not self.fill(
+            read, last, complete=self.is_complete
+        ):
             return
         following = self._following(position.offset)[1]
         if following == (read[0][0] if read else self.newest_position):
@@ -229,7 +232,7 @@ class Ring:
         self._tip = last
         # Nothing before the gap may be joined to what follows it: only a read can show what is there.
         self.is_complete = False
-        self._floor = self._floor_first = None
+        self._floor = None
 
     def evict(self) -> None:
         """Forget everything to make room."""
@@ -254,6 +257,7 @@ class Ring:
         if not dropped:
             return
         self._tip = entries[-1][0]
+        self._floor = None
         size = sum(_size(entries.popleft()[1]) for _ in range(dropped))
         self._budget.size_bytes -= size
         self._forget_batches()
@@ -276,9 +280,14 @@ class Ring:
         return index + 1 if index < len(entries) and entries[index][0] == position else None
 
     def _index_after_floor(self, position: Position) -> int | None:
-        """Return the index of the entry after a position that no message has, and before which nothing was dropped."""
+        """Return the index of the entry after a position that no entry has, and before which nothing was dropped.
+
+        It is the floor, or, without a check, any position up to that entry.
+        """
         floor = self._floor
-        if floor is None or position.check or position.epoch != floor.epoch or position.offset < floor.offset:
+        if floor is None or (
+            position != floor and (position.check or position.epoch != floor.epoch or position.offset < floor.offset)
+        ):
             return None
         index, following = self._following(floor.offset)
         is_known = following is self._floor_next and self._following(position.offset)[0] == index

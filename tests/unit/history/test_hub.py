@@ -13,6 +13,7 @@ import pytest
 from backplane.broadcaster import KeptMessage, Recalled
 from backplane.errors import BrokerError, BrokerUnavailableError
 from backplane.history.track import Mended
+from backplane.history_rules import History
 from backplane.message import Gap, Place, Position
 from tests.unit.controlled_adapter import ControlledHistoryAdapter
 from tests.unit.doubles import RecordingSubscriber, until_idle
@@ -484,6 +485,68 @@ async def test_an_adapter_that_resumes() -> None:
         worker.append("k", "3")
         assert await late.receives(1) == ["3"]
         assert await subscriber.receives(4) == ["1", "2", Gap(channel="k", reason="records are gone"), "3"]
+
+
+class LaggingAdapter(ControlledHistoryAdapter):
+    """An adapter that resumes, and that reads only when it has received what the broker has.
+
+    Attributes:
+        lacking: What it receives before its next read.
+        anchors: Positions without a message that its log knows, and after how many messages each is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(resumes=True)
+        self.lacking: list[tuple[bytes, Place]] = []
+        self.anchors: dict[Position, int] = {}
+
+    async def recall(
+        self, channel: str, rule: History, *, after: Position | None, limit: int, max_bytes: int
+    ) -> Recalled:
+        """Receive, then read."""
+        assert self.sink is not None
+        for payload, place in self.lacking:
+            self.sink.deliver(channel, payload, place)
+        self.lacking.clear()
+        if after in self.anchors:
+            everything = await super().recall(channel, rule, after=None, limit=1_000, max_bytes=max_bytes)
+            return replace(everything, items=everything.items[self.anchors[after] :], found=True)
+        return await super().recall(channel, rule, after=after, limit=limit, max_bytes=max_bytes)
+
+
+async def test_a_position_ahead_of_an_adapter_that_resumes() -> None:
+    """One read, which waits for what another worker has received already, is enough: the position is found."""
+    adapter = LaggingAdapter()
+    async with history_world(adapter) as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        await worker.joins("k", rewind=1)
+        adapter.skips_live = True
+        adapter.lacking.append((b"2", adapter.append("k", b"2")))
+        reads = len(adapter.recalls)
+        late = await worker.joins("k", since=str(adapter.log("k").top))
+        assert late.joins[0].resumed
+        assert len(adapter.recalls) == reads + 1
+        assert await subscriber.receives(2) == ["1", "2"]
+
+
+@pytest.mark.parametrize(("behind", "expected"), [(0, ["1", "2"]), (1, ["2"]), (2, [])])
+async def test_a_position_of_another_message_in_a_shared_log(behind: int, expected: list[str]) -> None:
+    """Of an adapter that resumes a position that names no message of the channel is found, and costs one read."""
+    adapter = LaggingAdapter()
+    async with history_world(adapter) as worker:
+        await worker.joined("k")
+        worker.append("k", "1", "2")
+        top = adapter.log("k").top
+        position = Position(top.epoch, behind, 12345) if behind < 2 else Position(top.epoch, 7, 12345)
+        adapter.anchors[position] = behind
+        await worker.joins("k", rewind=1)
+        reads = len(adapter.recalls)
+        for _ in range(2):
+            late = await worker.joins("k", since=str(position))
+            assert late.joins[0].resumed
+            assert await late.receives(len(expected)) == expected
+        assert len(adapter.recalls) == reads + 1
 
 
 async def test_many_channels_are_repaired() -> None:

@@ -444,3 +444,36 @@ def test_older_messages_that_are_read_end_it() -> None:
     made.fill_after(between(3), [], place(2))
     assert made.fill(entries(1, 2), place(2), complete=True)
     assert made.after(between(3)) is None
+
+
+def test_a_position_that_no_entry_has_is_known_after_a_read() -> None:
+    """What one read has returned after it is found for exactly this position, until the messages are dropped."""
+    made = ring(4)
+    for number in (1, 5, 7):
+        made.append(place(number, before_check=False), message(number))
+    unnamed = Position(EPOCH, 3, 12345)
+    assert made.after(unnamed) is None
+    made.fill_after(unnamed, [(place(number), message(number)) for number in (5, 7, 8)], place(7))
+    assert data(made.after(unnamed)) == ["5", "7"]
+    made.append(place(9), message(9))
+    assert data(made.after(unnamed)) == ["5", "7", "9"]
+    assert data(made.after(Position(EPOCH, 4, 0))) == ["5", "7", "9"]
+    for other in (Position(EPOCH, 3, 12346), Position(EPOCH, 2, 0), Position(EPOCH, 5, 0), Position(OTHER, 3, 12345)):
+        assert made.after(other) is None
+    for number in range(10, 14):
+        made.append(place(number), message(number))
+    assert made.after(unnamed) is None
+
+
+def test_a_position_after_the_newest_entry_is_known_until_another_one_follows() -> None:
+    """Where a read has returned nothing after it, nothing is missing at this moment, and that is not known later."""
+    made = filled(1, 3)
+    unnamed = Position(EPOCH, 8, 12345)
+    made.fill_after(unnamed, [], place(3))
+    assert data(made.after(unnamed)) == []
+    made.append(place(9), message(9))
+    assert made.after(unnamed) is None
+    made.fill_after(unnamed, entries(9, 9), place(9))
+    assert data(made.after(unnamed)) == ["9"]
+    made.fill_after(Position(EPOCH, 2, 12345), entries(9, 9), place(9))  # the read lacks what the ring has
+    assert made.after(Position(EPOCH, 2, 12345)) is None
