@@ -43,8 +43,9 @@ logger: Final = logging.getLogger("backplane.history.hub")
 
 # A ring that was filled for a join can be emptied, for the bound of all rings, before the join takes from it.
 _MAX_FILLS: Final = 3
-# Positions that no message has, which clients can make up, cost a read each.
+# Positions that only the broker can judge, which clients can make up, cost a read each.
 _MAX_READS_AFTER: Final = 8
+_BEHIND: Final = "a subscriber came back with a position that was not received yet"
 
 # Doubled each time: thousands of clients may come with positions that were lost.
 _FIRST_PAUSE_SECONDS: Final = 0.01
@@ -266,10 +267,15 @@ class HistoryHub(Hub):
         return None
 
     def _fill_after(self, kept: KeptChannel, position: Position, recalled: Recalled) -> None:
-        """Take what came after a position that no message has."""
+        """Take what came after a position that only the broker can judge."""
         kept.wants_after = None
         last = kept.track.last
-        if recalled.found and not recalled.more and last is not None:
+        if not recalled.found or last is None:
+            return
+        if is_ahead(kept, position):
+            if kept.track.doubt is None:
+                kept.lose(_BEHIND)
+        elif not recalled.more:
             kept.ring.fill_after(position, self._decoded(kept, recalled), last)
 
     def _give_up(self, kept: KeptChannel, reason: str) -> None:
@@ -316,7 +322,8 @@ class HistoryHub(Hub):
         """Wait until the track of a channel is not in doubt, and its ring holds what a join needs.
 
         Another worker may have received more than this one, and the subscriber with it: what is on the way is waited
-        for, or all that the subscriber has would be given back again, after a gap. No read is needed for it.
+        for, or all that the subscriber has would be given back again, after a gap. Where nothing arrives, as on a link
+        that is silent, the broker is asked.
 
         Raises:
             BrokerUnavailableError: That took too long, or the backplane was stopped.
