@@ -43,8 +43,9 @@ logger: Final = logging.getLogger("backplane.history.hub")
 
 # A ring that was filled for a join can be emptied, for the bound of all rings, before the join takes from it.
 _MAX_FILLS: Final = 3
-# Positions that no message has, which clients can make up, cost a read each.
+# Positions that only the broker can judge, which clients can make up, cost a read each.
 _MAX_READS_AFTER: Final = 8
+_BEHIND: Final = "a subscriber came back with a position that was not received yet"
 
 # Doubled each time: thousands of clients may come with positions that were lost.
 _FIRST_PAUSE_SECONDS: Final = 0.01
@@ -274,10 +275,15 @@ class HistoryHub(Hub):
         return None
 
     def _fill_after(self, kept: KeptChannel, position: Position, recalled: Recalled) -> None:
-        """Take what came after a position that no message has."""
+        """Take what came after a position that only the broker can judge."""
         kept.wants_after = None
         last = kept.track.last
-        if recalled.found and not recalled.more and last is not None:
+        if not recalled.found or last is None:
+            return
+        if self._proves(kept) and is_ahead(kept, position):
+            if kept.track.doubt is None:
+                kept.lose(_BEHIND)
+        elif not recalled.more:
             kept.ring.fill_after(position, self._decoded(kept, recalled), last)
 
     def _give_up(self, kept: KeptChannel, reason: str) -> None:
@@ -322,8 +328,9 @@ class HistoryHub(Hub):
         """Wait until the track of a channel is not in doubt, and its ring holds what a join needs.
 
         Another worker may have received more than this one, and the subscriber with it: what is on the way is waited
-        for, or all that the subscriber has would be given back again, after a gap. No read is needed for it; an adapter
-        that follows waits itself, when it reads, until it has received what the broker has.
+        for, or all that the subscriber has would be given back again, after a gap. Where nothing arrives, as on a link
+        that is silent, the broker is asked. An adapter that follows waits itself, when it reads, until it has received
+        what the broker has.
 
         Raises:
             BrokerUnavailableError: That took too long, or the backplane was stopped.
@@ -336,12 +343,12 @@ class HistoryHub(Hub):
                 while not self._closed:
                     wants_ring = kept.fills < fills and needs_ring(kept, since, rewind)
                     if kept.track.doubt is None and not wants_ring:
-                        if patience > 0 and not self._follows and is_ahead(kept, since):
+                        if patience > 0 and self._proves(kept) and is_ahead(kept, since):
                             await asyncio.sleep(pause)
                             patience -= pause
                             pause *= 2
                             continue
-                        start = unknown_start(kept, since, follows=self._follows)
+                        start = unknown_start(kept, since, follows=not self._proves(kept))
                         if start is None or not starts or not kept.want_after(start, limit=_MAX_READS_AFTER):
                             return
                         starts -= kept.wants_after is start

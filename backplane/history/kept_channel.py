@@ -25,7 +25,7 @@ class KeptChannel:
         wants_ring: A join waits for the ring to be filled.
         fills: How many reads that should fill the ring have ended.
         fill_error: Why the last of them failed.
-        wants_after: A join waits for what came after this position, which no message has: the ring does not know it.
+        wants_after: A join waits for what came after this position, which only the broker can judge.
         reads_after: How many such positions were read within the last second or so.
         read_after_at: When the last of them was, by the event loop's clock.
         repair_since: When the broker was first asked, on the present link, for what the track misses; by the event
@@ -75,7 +75,7 @@ class KeptChannel:
         self.repair_since = None
 
     def want_after(self, position: Position, *, limit: int) -> bool:
-        """Ask for what came after a position that no message has; return `False` where too many were asked for.
+        """Ask for what came after a position that only the broker can judge; `False` where too many were asked for.
 
         Clients can make such positions up, and each costs a read: `limit` are read at once, and then as many again each
         second.

@@ -37,21 +37,26 @@ def needs_ring(kept: KeptChannel, since: str | None, rewind: int) -> bool:
 
 
 def unknown_start(kept: KeptChannel, since: str | None, *, follows: bool) -> Position | None:
-    """Return `since` where the broker can know it although the ring does not.
+    """Return `since` where only the broker can judge it.
 
-    A broker can return a position without a message for a channel that has none at present, and not state later, with
-    the message that follows, what came before that. An adapter that `follows` states no predecessors, and such a
-    position has a check too if it is one in a log that channels share.
+    Either it is ahead of what this worker has received, whose link may be silent. Or it is a position of the channel
+    without a message, and the ring does not know it: a broker can return one for a channel that has none at present,
+    and not state later, with the message that follows, what came before that. An adapter that `follows` states no
+    predecessors, and such a position has a check too if it is one in a log that channels share.
     """
     position, last = _parsed(since) if since else None, kept.track.last
-    if position is None or (position.check and not follows) or last is None or kept.rule.latest:
+    if position is None or last is None or position.epoch != last.epoch:
         return None
-    return position if position.epoch == last.epoch and kept.ring.after(position) is None else None
+    if not follows and is_ahead(kept, position):
+        return position
+    if (position.check and not follows) or kept.rule.latest:
+        return None
+    return position if kept.ring.after(position) is None else None
 
 
-def is_ahead(kept: KeptChannel, since: str | None) -> bool:
+def is_ahead(kept: KeptChannel, since: Position | str | None) -> bool:
     """Whether `since` is a message after what this worker has received, in the same history."""
-    position, last = _parsed(since) if since else None, kept.track.last
+    position, last = _parsed(since) if isinstance(since, str) else since, kept.track.last
     if position is None or last is None or not position.check:
         return False
     return position.epoch == last.epoch and position.offset > last.offset

@@ -13,7 +13,6 @@ import pytest
 from backplane.broadcaster import KeptMessage, Recalled
 from backplane.errors import BrokerError, BrokerUnavailableError
 from backplane.history.track import Mended
-from backplane.history_rules import History
 from backplane.message import Gap, Place, Position
 from tests.unit.controlled_adapter import ControlledHistoryAdapter
 from tests.unit.doubles import RecordingSubscriber, until_idle
@@ -21,6 +20,7 @@ from tests.unit.history.world import history_world
 from tests.unit.kit import SETTINGS, warnings_of
 
 if TYPE_CHECKING:
+    from backplane.history_rules import History
     from backplane.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -636,3 +636,37 @@ async def test_a_channel_that_is_left_while_it_is_read_is_not_read_again() -> No
         worker.adapter.recall_gate.open()
         await worker.joined("k2")
         assert [recall.channel for recall in worker.adapter.recalls] == ["k", "k", "k2"]
+
+
+# An adapter that resumes reads no further than this worker has received.
+@pytest.mark.parametrize(("channel", "resumes"), [("k", False), ("price:1", False), ("price:1", True)])
+async def test_a_position_of_what_does_not_arrive(channel: str, resumes: bool) -> None:
+    """Where this worker does not receive what a subscriber has, it is read, and all get it; that one is resumed."""
+    settings = replace(SETTINGS, recall_timeout_seconds=0.2)
+    async with history_world(ControlledHistoryAdapter(resumes=resumes), settings) as worker:
+        subscriber = await worker.joins(channel, rewind=1)
+        worker.append(channel, "1")
+        worker.adapter.skips_live = True
+        worker.append(channel, "2", "3")
+        worker.adapter.skips_live = False
+        late = await worker.joins(channel, since=str(worker.adapter.log(channel).top))
+        assert late.joins[0].resumed
+        expected = ["1", "2", "3"] if channel == "k" else ["1", "3"]
+        assert await subscriber.receives(len(expected)) == expected
+        worker.append(channel, "4")
+        assert await late.receives(1) == ["4"]
+        assert worker.hub.gaps.reported == 0
+
+
+async def test_made_up_positions_ahead_of_the_worker_cost_few_reads() -> None:
+    """Positions after the newest message are not found; whatever clients make up, few are read, and nothing waits."""
+    async with history_world(settings=replace(SETTINGS, recall_timeout_seconds=0.2)) as worker:
+        subscriber = await worker.joins("k", rewind=1)
+        worker.append("k", "1")
+        await subscriber.receives(1)
+        top, recalls = worker.adapter.log("k").top, len(worker.adapter.recalls)
+        made_up = [str(Position(top.epoch, offset, 1)) for offset in range(2, 100)]
+        late = await asyncio.gather(*(worker.joins("k", since=since) for since in made_up))
+        assert all(one.joins[0].gap is not None for one in late)
+        assert len(worker.adapter.recalls) - recalls <= 8
+        assert worker.history_hub.in_doubt == worker.statistics.repaired == 0

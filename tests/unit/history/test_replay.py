@@ -85,17 +85,18 @@ def test_a_channel_of_latest_values_needs_the_ring() -> None:
         (str(Position(EPOCH, 2, 0)), True),
         (str(Position(EPOCH, 2, 1)), False),
         (str(Position(OTHER, 2, 0)), False),
-        (str(Position(EPOCH, 5, 0)), False),
-        (str(Position(EPOCH, 9, 0)), False),
+        (str(Position(EPOCH, 5, 0)), True),
+        (str(Position(EPOCH, 9, 0)), True),
+        (str(Position(EPOCH, 9, 1)), True),
         ("garbage", False),
         ("", False),
         (None, False),
     ],
 )
 def test_what_is_an_unknown_start(since: str | None, unknown: bool) -> None:
-    """Only an older position of this epoch that no message has, and that the ring does not know."""
-    kept = channel(4, 5)
-    assert unknown_start(kept, since) == (Position(EPOCH, 2, 0) if unknown else None)
+    """A position of this epoch that the ring does not know, and that no message has, or that is ahead."""
+    found = unknown_start(channel(4, 5), since, follows=False)
+    assert (found and str(found)) == (since if unknown else None)
 
 
 def test_a_start_that_the_ring_knows_is_not_unknown() -> None:
@@ -104,17 +105,17 @@ def test_a_start_that_the_ring_knows_is_not_unknown() -> None:
     kept.ring.fill_after(
         Position(EPOCH, 2, 0), [(place(number), Message(channel="k", data="")) for number in (4, 5)], place(5)
     )
-    assert unknown_start(kept, str(Position(EPOCH, 2, 0))) is None
-    assert unknown_start(channel(1, 2), str(Position(EPOCH, 0, 0))) is None
+    assert unknown_start(kept, str(Position(EPOCH, 2, 0)), follows=False) is None
+    assert unknown_start(channel(1, 2), str(Position(EPOCH, 0, 0)), follows=False) is None
 
 
 def test_where_no_start_is_unknown() -> None:
     """Of latest values only the newest counts; and without a position of the channel nothing is older."""
     since = str(Position(EPOCH, 2, 0))
-    assert unknown_start(channel(5, rule=History(latest=True)), since) is None
+    assert unknown_start(channel(5, rule=History(latest=True)), since, follows=False) is None
     kept = channel(4, 5)
     kept.track.forget()
-    assert unknown_start(kept, since) is None
+    assert unknown_start(kept, since, follows=False) is None
 
 
 # -- what is given back ------------------------------------------------------------------------------------------------
