@@ -272,6 +272,12 @@ class HistoryHub(Hub):
             return "the position of the channel is not known at present"
         if not kept.ring.fill(self._decoded(kept, recalled), last, complete=True):
             return "the history has moved on while it was read"
+        if recalled.more and len(recalled.items) <= kept.rule.max_messages:
+            settings = self._settings
+            return (
+                "the history since the position that was passed is not held, or is larger than one read returns "
+                f"(max_recall_messages={settings.max_recall_messages}, max_recall_bytes={settings.max_recall_bytes})"
+            )
         return None
 
     def _fill_after(self, kept: KeptChannel, position: Position, recalled: Recalled) -> None:

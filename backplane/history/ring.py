@@ -21,6 +21,8 @@ _MAX_BYTES: Final = 32 * 1024 * 1024
 # What the objects of one message take beside its data.
 _MESSAGE_BYTES: Final = 400
 _MAX_BATCHES: Final = 64
+# A broker may give back what is a little too old. What seems much older has a publisher whose clock is wrong.
+_LATE_SECONDS: Final = 5.0
 
 _Entry = tuple["Place", "Message | None"]
 
@@ -71,9 +73,12 @@ class Ring:
 
     Args:
         max_messages: How many are given back: `History.max_messages`.
-        max_age_seconds: How old they may be, by the publisher's clock: `History.max_age_seconds`.
+        max_age_seconds: How old they may be: `History.max_age_seconds`. It counts from when a message was received, or,
+            of one that was read from the broker, from when it was published. The broker decides what is too old: where
+            the publisher's time contradicts it, that is not used.
         budget: The limit that all rings share.
-        clock: Returns the seconds since the Unix epoch.
+        clock: Returns the seconds since the Unix epoch, by which the publishers' times are judged.
+        timer: Returns seconds by a clock that is never set.
 
     Attributes:
         is_complete: The ring holds everything that may be given back: a position that `after` does not find cannot be
@@ -92,6 +97,8 @@ class Ring:
         "_max_age_seconds",
         "_max_entries",
         "_max_messages",
+        "_timer",
+        "_times",
         "_tip",
         "is_complete",
     )
@@ -103,6 +110,7 @@ class Ring:
         budget: RingBudget,
         *,
         clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_complete: bool = False
         self._max_messages = max_messages
@@ -110,7 +118,9 @@ class Ring:
         self._max_age_seconds = max_age_seconds
         self._budget = budget
         self._clock = clock
+        self._timer = timer
         self._entries: deque[_Entry] = deque()
+        self._times: deque[float] = deque()  # from when on each of them ages, by `timer`; never decreasing
         self._tip: Position | None = None  # where the channel is, while there are no entries
         self._floor: Position | None = None  # see `fill_after`
         self._floor_next: Position | None = None
@@ -133,12 +143,14 @@ class Ring:
         size = _MESSAGE_BYTES if message is None else _MESSAGE_BYTES + len(message.data)
         if len(entries) == self._max_entries:
             oldest = entries.popleft()[1]
+            self._times.popleft()
             size -= _MESSAGE_BYTES if oldest is None else _MESSAGE_BYTES + len(oldest.data)
         elif not entries:
             budget.enter(self)
             if self._floor is not None and self._floor_next is self._tip:
                 self._floor_next = place  # nothing came between
         entries.append((place, message))
+        self._times.append(self._timer())
         if size:
             budget.size_bytes += size
             if budget.size_bytes > budget.max_bytes:
@@ -167,10 +179,12 @@ class Ring:
         if not mine and older:
             self._budget.enter(self)
             self._floor = None
+        self._times.extendleft(self._times_of(reversed(older)))
         mine.extendleft(reversed(older))
         added = sum(_size(message) for _, message in older)
         while len(mine) > self._max_entries:
             added -= _size(mine.popleft()[1])
+            self._times.popleft()
         self._budget.size_bytes += added
         self._tip = last
         self._forget_batches()
@@ -242,23 +256,36 @@ class Ring:
         self._budget.size_bytes -= sum(_size(message) for _, message in self._entries)
         self._budget.leave(self)
         self._entries.clear()
+        self._times.clear()
         self._forget_batches()
 
+    def _times_of(self, newest_first: Iterable[_Entry]) -> list[float]:
+        """Return from when on messages age that were read, and come before all that the ring holds.
+
+        A message without a time that can be used is as old as the one after it.
+        """
+        now, clock, latest = self._timer(), self._clock(), self._max_age_seconds + _LATE_SECONDS
+        newest = self._times[0] if self._times else now
+        times: list[float] = []
+        for _, message in newest_first:
+            published_at = None if message is None else message.published_at
+            if published_at is not None and 0 <= (age := clock - published_at) <= latest:
+                newest = min(newest, now - age)
+            times.append(newest)
+        return times
+
     def _drop_old(self) -> None:
-        """Drop what is older than the rule allows. A message without a time is as old as the next one that has one."""
-        entries, oldest = self._entries, self._clock() - self._max_age_seconds
-        dropped = 0
-        for index, (_, message) in enumerate(entries):
-            if message is None or message.published_at is None:
-                continue
-            if message.published_at >= oldest:
-                break
-            dropped = index + 1
+        """Drop what is older than the rule allows."""
+        entries, times = self._entries, self._times
+        dropped = bisect_left(times, self._timer() - self._max_age_seconds)
         if not dropped:
             return
         self._tip = entries[-1][0]
         self._floor = None
-        size = sum(_size(entries.popleft()[1]) for _ in range(dropped))
+        size = 0
+        for _ in range(dropped):
+            times.popleft()
+            size += _size(entries.popleft()[1])
         self._budget.size_bytes -= size
         self._forget_batches()
         if not entries:

@@ -307,6 +307,26 @@ async def test_a_position_that_no_worker_has_received() -> None:
         assert subscriber.joins[0].gap is not None
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (replace(SETTINGS, max_recall_messages=3), "max_recall_messages=3"),
+        (replace(SETTINGS, max_recall_bytes=3), "max_recall_bytes=3"),
+        (SETTINGS, "does not hold"),
+    ],
+)
+async def test_a_gap_names_the_bound_of_a_read(settings: Settings, named: str) -> None:
+    """Where the broker has more than one read may return, the reason of the gap names the settings."""
+    async with history_world(settings=settings) as worker:
+        worker.append("k", *"123456789")
+        since = worker.adapter.log("k").items[0].place if settings is not SETTINGS else "garbage"
+        subscriber = await worker.joins("k", since=str(since), rewind=2)
+        gap = subscriber.joins[0].gap
+        assert gap is not None
+        assert named in gap.reason
+        assert subscriber.received == ["8", "9"]
+
+
 async def test_many_that_come_back_at_once_share_one_read() -> None:
     """A thousand subscribers with positions of one channel cost one read, whatever they pass."""
     async with history_world() as worker:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 
 from backplane.history.ring import Ring, RingBudget
 from backplane.message import Message, Place, Position
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EPOCH = b"epoch  1"
 OTHER = b"epoch  2"
@@ -31,9 +35,9 @@ def entries(first: int, last: int, *, epoch: bytes = EPOCH) -> list[tuple[Place,
     return [(place(number, epoch=epoch), message(number)) for number in range(first, last + 1)]
 
 
-def ring(max_messages: int = 5, *, budget: RingBudget | None = None, now: float = NOW) -> Ring:
+def ring(max_messages: int = 5, *, budget: RingBudget | None = None, clock: Callable[[], float] = lambda: NOW) -> Ring:
     """Return an empty ring."""
-    return Ring(max_messages, 60, budget or RingBudget(), clock=lambda: now)
+    return Ring(max_messages, 60, budget or RingBudget(), clock=clock, timer=clock)
 
 
 def filled(first: int, last: int, max_messages: int = 5) -> Ring:
@@ -243,13 +247,25 @@ def test_after_a_gap_nothing_is_held() -> None:
 # -- age ---------------------------------------------------------------------------------------------------------------
 
 
+class Timer:
+    """A clock that the test moves, and that no one else sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.seconds
+
+
 def test_what_is_too_old_is_not_given_back() -> None:
     """Older messages go, with those without a time before them; the newest position is found all the same."""
-    times: list[float | None] = [None, NOW - 100, None, NOW - 61, None, NOW - 59, None]
-    made = ring(10)
-    for number, published_at in enumerate(times, start=1):
-        made.append(place(number), message(number, published_at=published_at))
-    made.append(place(8), None)
+    timer = Timer()
+    made = Ring(10, 60, RingBudget(), clock=lambda: NOW, timer=timer)
+    times: list[float | None] = [None, NOW - 55, None, NOW - 52, None, NOW - 10, None]
+    read = [(place(number), message(number, published_at=at)) for number, at in enumerate(times, start=1)]
+    assert made.fill([*read, (place(8), None)], place(8), complete=True)
+    timer.seconds = 9
     assert data(made.newest(9)) == ["5", "6", "7"]
     assert made.after(place(3)) is None
     assert data(made.after(place(4))) == ["5", "6", "7"]
@@ -257,13 +273,52 @@ def test_what_is_too_old_is_not_given_back() -> None:
 
 def test_a_ring_of_old_messages_is_empty() -> None:
     """Where every message is too old, only the newest position is left, and nothing is counted."""
-    budget = RingBudget()
-    made = ring(budget=budget, now=NOW + 1000)
+    budget, timer = RingBudget(), Timer()
+    made = Ring(5, 60, budget, clock=lambda: NOW, timer=timer)
     assert made.fill(entries(1, 4), place(4), complete=True)
+    timer.seconds = 1000
     assert (data(made.newest(9)), made.after(place(3)), data(made.after(place(4)))) == ([], None, [])
     assert (budget.size_bytes, made.is_complete) == (0, True)
-    made.append(place(5), message(5, published_at=NOW + 1000))
+    made.append(place(5), message(5))
     assert data(made.after(place(4))) == ["5"]
+
+
+def test_what_was_received_ages_from_then_on() -> None:
+    """Whatever a publisher takes the time to be, what was received live is given back for the age of the rule."""
+    timer = Timer()
+    made = Ring(10, 60, RingBudget(), clock=lambda: NOW, timer=timer)
+    for number, published_at in enumerate((NOW - 3600, NOW + 3600, None, NOW), start=1):
+        made.append(place(number), message(number, published_at=published_at))
+        timer.seconds += 10
+    assert data(made.after(place(1))) == ["2", "3", "4"]
+    timer.seconds = 65
+    assert data(made.newest(9)) == ["2", "3", "4"]
+    timer.seconds = 85
+    assert data(made.newest(9)) == ["4"]
+
+
+@pytest.mark.parametrize("published_at", [NOW - 3600, NOW + 3600, None])
+def test_what_the_broker_gives_back_is_not_too_old(published_at: float | None) -> None:
+    """A message whose publisher's clock is wrong is as old as the one after it, and the newest one is new."""
+    timer = Timer()
+    made = Ring(10, 60, RingBudget(), clock=lambda: NOW, timer=timer)
+    made.append(place(5), message(5))
+    times = [published_at, NOW - 20, published_at, published_at]
+    read = [(place(number), message(number, published_at=at)) for number, at in enumerate(times, start=1)]
+    assert made.fill(read, place(5), complete=True)
+    assert data(made.after(place(1))) == ["2", "3", "4", "5"]
+    timer.seconds = 45
+    assert data(made.newest(9)) == ["3", "4", "5"]
+    timer.seconds = 61
+    assert data(made.newest(9)) == []
+
+
+def test_a_message_that_the_broker_gives_back_a_little_late_is_too_old() -> None:
+    """A broker that rounds the age up by a second does not make a message new."""
+    made = Ring(10, 60, RingBudget(), clock=lambda: NOW, timer=Timer())
+    read = [(place(1), message(1, published_at=NOW - 61)), (place(2), message(2))]
+    assert made.fill(read, place(2), complete=True)
+    assert data(made.newest(9)) == ["2"]
 
 
 # -- the bytes of all rings --------------------------------------------------------------------------------------------
@@ -309,17 +364,19 @@ def test_the_size_is_counted_exactly() -> None:
     """After any calls the budget has the size of what the rings hold, and at most its limit."""
     choose = random.Random(3)
     budget = RingBudget(20_000)
-    rings = [ring(choose.randint(1, 20), budget=budget, now=NOW + 30) for _ in range(10)]
+    timer = Timer()
+    timer.seconds = NOW
+    rings = [ring(choose.randint(1, 20), budget=budget, clock=timer) for _ in range(10)]
     newest = [0] * len(rings)
     for _ in range(2_000):
         index = choose.randrange(len(rings))
+        timer.seconds += choose.random()
         made, number = rings[index], newest[index]
         step = choose.random()
         if step < 0.8:
             newest[index] += 1
             malformed = choose.random() < 0.1
-            at = NOW - choose.random() * 40
-            new = None if malformed else message(number + 1, size=choose.randint(0, 1000), published_at=at)
+            new = None if malformed else message(number + 1, size=choose.randint(0, 1000))
             made.append(place(number + 1), new)
         elif step < 0.9:
             made.after(place(choose.randint(0, number)))
@@ -333,6 +390,7 @@ def test_the_size_is_counted_exactly() -> None:
         batches = [batch for made in rings for batch in made._batches.values()]  # pyright: ignore[reportPrivateUsage]
         size = sum(400 + (0 if one is None else len(one.data)) for one in held)
         assert budget.size_bytes == size + sum(batch.size_bytes for batch in batches) <= 20_000
+        assert all(len(made._times) == len(made) for made in rings)  # pyright: ignore[reportPrivateUsage]
         assert set(budget._rings) == {made for made in rings if len(made)}  # pyright: ignore[reportPrivateUsage]
 
 
@@ -430,11 +488,13 @@ def test_an_emptied_ring_knows_no_such_position(messages: int, end: str) -> None
 
 def test_messages_that_were_too_old_came_after_such_a_position() -> None:
     """Where the messages after it were dropped for their age, it is not found, also not before later ones."""
-    made = ring(now=NOW + 1000)
+    timer = Timer()
+    made = ring(clock=timer)
     made.fill_after(between(3), [], between(5))
     made.append(place(6), message(6))
+    timer.seconds += 1000
     assert made.after(between(3)) is None
-    made.append(place(7), message(7, published_at=NOW + 1000))
+    made.append(place(7), message(7))
     assert made.after(between(3)) is None
 
 
