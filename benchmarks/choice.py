@@ -58,7 +58,9 @@ class Choice:
         for name, url in urls.items():
             lanes = [True] if self.only_lane else [False, True] if self.lane else [False]
             missing = brokers.missing.get(name, "")
-            found += [_with(backplane(url, self.serving, lane=lane), missing) for lane in lanes]
+            found += [
+                _with(backplane(url, self.serving, lane=lane, app=SCENARIOS[scenario].app), missing) for lane in lanes
+            ]
         return found + competitors.chosen(self.competitors, redis, self.serving)
 
 
@@ -104,6 +106,10 @@ def _unable(scenario: Scenario, candidate: Candidate, choice: Choice, brokers: B
         return "its broker was given by URL and must not be killed: give its name instead, --url redis"
     if scenario.needs == "workers" and (candidate.workers < 2 or choice.serving.server != "gunicorn"):
         return "it has no workers that are restarted one after the other"
+    if scenario.needs == "history" and candidate.kind != "backplane":
+        return "it has no history"
+    if scenario.needs == "history" and candidate.workers > 1:
+        return "what is measured is one worker"
     return ""
 
 

@@ -7,16 +7,18 @@ from the broker, and its subscribers notice nothing. They are notified of a gap 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError
+from backplane.fanout.batch import Batch
 from backplane.fanout.codec import decode
 from backplane.fanout.hub import Hub
 from backplane.history.kept_channel import KeptChannel
 from backplane.history.repair import ReadBounds, Repairer
-from backplane.history.replay import beginning, needs_ring
+from backplane.history.replay import beginning, is_ahead, needs_ring, unknown_start
 from backplane.history.ring import Ring, RingBudget
 from backplane.history.track import HELD, PROVED, Track
 from backplane.message import All, Gap, Joined
@@ -26,14 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from backplane.broadcaster import Recalled, SupportsHistory
-    from backplane.fanout.batch import Batch
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
     from backplane.history.repair import Read
     from backplane.history.track import Mended
     from backplane.history_rules import History, HistoryRules
     from backplane.log_bursts import LogBursts
-    from backplane.message import Place, Position
+    from backplane.message import Message, Place, Position
     from backplane.settings import Settings
 
 __all__ = ["HistoryHub"]
@@ -42,6 +43,11 @@ logger: Final = logging.getLogger("backplane.history.hub")
 
 # A ring that was filled for a join can be emptied, for the bound of all rings, before the join takes from it.
 _MAX_FILLS: Final = 3
+# Positions that no message has, which clients can make up, cost a read each.
+_MAX_READS_AFTER: Final = 8
+
+# Doubled each time: thousands of clients may come with positions that were lost.
+_FIRST_PAUSE_SECONDS: Final = 0.01
 
 
 class HistoryHub(Hub):
@@ -151,10 +157,16 @@ class HistoryHub(Hub):
             self._count_unkept(kept)
             super().deliver(channel, payload)
         elif (taken := kept.track.take(place, payload)) > 0:
+            # As `_decode_kept` does, without the call: this is done for every message.
+            message = decode(channel, payload, place)
+            kept.ring.append(place, message)
             if taken == PROVED:
                 self._statistics.proved += 1
                 kept.notify()
-            self._deliver_kept(kept, payload, place)
+            if message is None or channel in self._open_gaps:
+                self._note_unusual(channel, message)
+            if message is not None:
+                self._collect(channel, message)
         elif taken == HELD:
             self._request(kept)
 
@@ -163,7 +175,7 @@ class HistoryHub(Hub):
         for kept in self._proving(channels):
             kept.lose(reason)
             self._request(kept)
-        super().gap(self._others(channels), reason)
+        super().gap(self._without_proof(channels), reason)
 
     def open_gap(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
         """Put kept channels in doubt until the next link, and open a gap on every other one."""
@@ -172,7 +184,7 @@ class HistoryHub(Hub):
             kept.repair_since = None
         for kept in self._proving(channels):
             kept.lose(reason)
-        super().open_gap(self._others(channels), reason, resumed=resumed)
+        super().open_gap(self._without_proof(channels), reason, resumed=resumed)
 
     def revoke(self, channels: Collection[str], reason: str) -> None:
         """Put kept channels in doubt until they are subscribed again, and open a gap on every other one."""
@@ -202,7 +214,7 @@ class HistoryHub(Hub):
             if kept is not None:
                 if self._proves(kept):
                     self.gaps.discard(channel)
-                if kept.track.doubt is not None or kept.wants_ring:
+                if kept.needs_read:
                     self._request(kept)
         self.gaps.report(channels)
 
@@ -244,7 +256,9 @@ class HistoryHub(Hub):
                 kept.ring.clear(track.last)
         if track.doubt is None and kept.wants_ring and read.is_whole:
             kept.end_fill(self._fill(kept, read.recalled))
-        if track.doubt is not None or kept.wants_ring:
+        if read.after is not None:
+            self._fill_after(kept, read.after, read.recalled)
+        if kept.needs_read:
             self._request(kept)
         kept.notify()
 
@@ -253,16 +267,23 @@ class HistoryHub(Hub):
         last = kept.track.last
         if last is None:
             return "the position of the channel is not known at present"
-        entries = [(place, decode(kept.name, payload, place)) for payload, place in recalled.items]
-        if not kept.ring.fill(entries, last, complete=True):
+        if not kept.ring.fill(self._decoded(kept, recalled), last, complete=True):
             return "the history has moved on while it was read"
         return None
+
+    def _fill_after(self, kept: KeptChannel, position: Position, recalled: Recalled) -> None:
+        """Take what came after a position that no message has."""
+        kept.wants_after = None
+        last = kept.track.last
+        if recalled.found and not recalled.more and last is not None:
+            kept.ring.fill_after(position, self._decoded(kept, recalled), last)
 
     def _give_up(self, kept: KeptChannel, reason: str) -> None:
         """End the doubt of a channel that cannot be read: with a gap, if it had been received before."""
         if self._kept.get(kept.name) is not kept:
             return
         kept.end_fill(reason)
+        kept.wants_after = None
         if kept.track.doubt is not None:
             self._take_mended(kept, kept.track.give_up(reason))
         kept.notify()
@@ -274,35 +295,53 @@ class HistoryHub(Hub):
         elif mended.items:
             self._statistics.repaired += 1
             self._statistics.repaired_messages += len(mended.items)
-        for payload, place in mended.items:
-            self._deliver_kept(kept, payload, place)
+        decoded = [self._decode_kept(kept, payload, place) for payload, place in mended.items]
+        batch = Batch(*(message for message in decoded if message is not None))
+        if batch:
+            self._give_back(kept.name, batch)
 
-    def _deliver_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> None:
-        channel = kept.name
-        message = decode(channel, payload, place)
+    def _decode_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> Message | None:
+        """Return the message that follows the newest one, and put it into the ring; `None` if it is malformed."""
+        message = decode(kept.name, payload, place)
         kept.ring.append(place, message)
+        self._note_unusual(kept.name, message)
+        return message
+
+    def _note_unusual(self, channel: str, message: Message | None) -> None:
+        """Count a malformed message, or report the open gap of a channel whose message came before its confirmation."""
         if message is None:
             self._count_malformed(channel)
-            return
-        if (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
+        elif (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
             self.gaps.report_early(channel)
-        self._collect(channel, message)
 
     # Joins.
 
     async def _settled(self, kept: KeptChannel, since: str | None, rewind: int) -> None:
         """Wait until the track of a channel is not in doubt, and its ring holds what a join needs.
 
+        Another worker may have received more than this one, and the subscriber with it: what is on the way is waited
+        for, or all that the subscriber has would be given back again, after a gap. No read is needed for it.
+
         Raises:
             BrokerUnavailableError: That took too long, or the backplane was stopped.
         """
-        fills = kept.fills + _MAX_FILLS
+        settings, pause = self._settings, _FIRST_PAUSE_SECONDS
+        patience = min(settings.recall_timeout_seconds, settings.subscribe_timeout_seconds / 2)
+        fills, starts = kept.fills + _MAX_FILLS, 1
         try:
-            async with PatientTimeout(self._settings.subscribe_timeout_seconds):
+            async with PatientTimeout(settings.subscribe_timeout_seconds):
                 while not self._closed:
                     wants_ring = kept.fills < fills and needs_ring(kept, since, rewind)
                     if kept.track.doubt is None and not wants_ring:
-                        return
+                        if patience > 0 and is_ahead(kept, since):
+                            await asyncio.sleep(pause)
+                            patience -= pause
+                            pause *= 2
+                            continue
+                        start = unknown_start(kept, since)
+                        if start is None or not starts or not kept.want_after(start, limit=_MAX_READS_AFTER):
+                            return
+                        starts -= kept.wants_after is start
                     kept.wants_ring |= wants_ring
                     self._request(kept)
                     await kept.changed()
@@ -340,12 +379,15 @@ class HistoryHub(Hub):
         found = [self._kept[name] for name in names if name in self._kept]
         return [kept for kept in found if self._proves(kept)]
 
-    def _others(self, channels: Collection[str] | All) -> Collection[str] | All:
+    def _without_proof(self, channels: Collection[str] | All) -> Collection[str] | All:
         """Return the channels on which gaps are reported as on any channel."""
         proving = {kept.name for kept in self._proving(channels)}
         if not proving:
             return channels
         return [name for name in (self._subscribers if isinstance(channels, All) else channels) if name not in proving]
+
+    def _decoded(self, kept: KeptChannel, recalled: Recalled) -> list[tuple[Place, Message | None]]:
+        return [(place, decode(kept.name, payload, place)) for payload, place in recalled.items]
 
     def _count_unkept(self, kept: KeptChannel) -> None:
         self._statistics.unkept += 1

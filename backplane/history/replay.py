@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from backplane.fanout.batch import Batch
     from backplane.history.kept_channel import KeptChannel
 
-__all__ = ["Beginning", "beginning", "needs_ring"]
+__all__ = ["Beginning", "beginning", "is_ahead", "needs_ring", "unknown_start"]
 
 _NOT_FOUND = "the history does not hold everything since the position that was passed"
 
@@ -34,6 +34,26 @@ def needs_ring(kept: KeptChannel, since: str | None, rewind: int) -> bool:
     if position is not None:
         return kept.ring.after(position) is None
     return rewind > 0 or kept.rule.latest
+
+
+def unknown_start(kept: KeptChannel, since: str | None) -> Position | None:
+    """Return `since` where it is a position of the channel without a message, and the ring does not know it.
+
+    A broker can return one for a channel that has no message at present, and not state later, with the message that
+    follows, what came before that.
+    """
+    position, last = _parsed(since) if since else None, kept.track.last
+    if position is None or position.check or last is None or kept.rule.latest:
+        return None
+    return position if position.epoch == last.epoch and kept.ring.after(position) is None else None
+
+
+def is_ahead(kept: KeptChannel, since: str | None) -> bool:
+    """Whether `since` is a message after what this worker has received, in the same history."""
+    position, last = _parsed(since) if since else None, kept.track.last
+    if position is None or last is None or not position.check:
+        return False
+    return position.epoch == last.epoch and position.offset > last.offset
 
 
 def beginning(kept: KeptChannel, since: str | None, rewind: int) -> Beginning:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -26,7 +26,7 @@ _Entry = tuple["Place", "Message | None"]
 
 
 class RingBudget:
-    """How many bytes the rings of a process may take together.
+    """How many bytes the rings of a process may take together, with the batches that they share.
 
     Where they take more, rings are emptied: first those that no subscriber has read from, then the least recently read.
 
@@ -83,10 +83,12 @@ class Ring:
     __slots__ = (
         "__weakref__",
         "_batches",
-        "_batches_end",
+        "_batches_bytes",
         "_budget",
         "_clock",
         "_entries",
+        "_floor",
+        "_floor_next",
         "_max_age_seconds",
         "_max_entries",
         "_max_messages",
@@ -110,8 +112,10 @@ class Ring:
         self._clock = clock
         self._entries: deque[_Entry] = deque()
         self._tip: Position | None = None  # where the channel is, while there are no entries
+        self._floor: Position | None = None  # see `fill_after`
+        self._floor_next: Position | None = None
         self._batches: dict[Position | int, Batch] = {}
-        self._batches_end: Place | None = None
+        self._batches_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -124,6 +128,8 @@ class Ring:
     def append(self, place: Place, message: Message | None) -> None:
         """Add the message that follows the newest one; `None` for a malformed payload, which is not given back."""
         entries, budget = self._entries, self._budget
+        if self._batches:
+            self._forget_batches()
         size = _MESSAGE_BYTES if message is None else _MESSAGE_BYTES + len(message.data)
         if len(entries) == self._max_entries:
             oldest = entries.popleft()[1]
@@ -170,6 +176,23 @@ class Ring:
         self._budget.make_room()
         return True
 
+    def fill_after(self, position: Position, entries: Iterable[_Entry], last: Position) -> None:
+        """Take what one read has returned after a position that no message has, so that `after` finds it.
+
+        Args:
+            position: The position.
+            entries: Everything after it, oldest first. What is newer than `last` is left out: it arrives.
+            last: `Track.last`.
+        """
+        read = [entry for entry in entries if entry[0].epoch == last.epoch and entry[0].offset <= last.offset]
+        if not read:
+            self._tip = last
+        elif not self.fill(read, last, complete=self.is_complete):
+            return
+        following = self._following(position.offset)[1]
+        if following == (read[0][0] if read else self.newest_position):
+            self._floor, self._floor_next = position, following
+
     def after(self, position: Position) -> Batch | None:
         """Return the messages after `position`, or `None` if it is not found. The batch is shared: do not change it.
 
@@ -178,7 +201,7 @@ class Ring:
         """
         self._drop_old()
         self._budget.used(self)
-        if (known := self._cached(position)) is not None:
+        if (known := self._batches.get(position)) is not None:
             return known
         start = self._index_after(position)
         return None if start is None else self._batch(position, start)
@@ -187,7 +210,7 @@ class Ring:
         """Return the newest messages, at most `count`. The batch is shared: do not change it."""
         self._drop_old()
         self._budget.used(self)
-        if (known := self._cached(count)) is not None:
+        if (known := self._batches.get(count)) is not None:
             return known
         entries = self._entries
         wanted, start = min(count, self._max_messages), len(entries)
@@ -238,6 +261,8 @@ class Ring:
         entries = self._entries
         if position == self.newest_position:
             return len(entries)
+        if (after_floor := self._index_after_floor(position)) is not None:
+            return after_floor
         if not entries or entries[0][0].epoch != position.epoch:
             return None
         first = entries[0][0]
@@ -246,24 +271,39 @@ class Ring:
         index = bisect_left(entries, position.offset, key=_offset)
         return index + 1 if index < len(entries) and entries[index][0] == position else None
 
-    def _cached(self, key: Position | int) -> Batch | None:
-        end = self._entries[-1][0] if self._entries else None
-        if end is not self._batches_end:
-            self._batches.clear()
-            self._batches_end = end
-        return self._batches.get(key)
+    def _index_after_floor(self, position: Position) -> int | None:
+        """Return the index of the entry after a position that no message has, and before which nothing was dropped."""
+        floor = self._floor
+        if floor is None or position.check or position.epoch != floor.epoch or position.offset < floor.offset:
+            return None
+        index, following = self._following(floor.offset)
+        is_known = following is self._floor_next and self._following(position.offset)[0] == index
+        return index if is_known else None
+
+    def _following(self, offset: int) -> tuple[int, Position | None]:
+        """Return the index and position of the first entry after an offset; the newest position where there is none."""
+        index = bisect_right(self._entries, offset, key=_offset)
+        return index, self._entries[index][0] if index < len(self._entries) else self.newest_position
 
     def _batch(self, key: Position | int, start: int) -> Batch:
-        messages = islice(self._entries, start, None)
-        batch = Batch(*(message for _, message in messages if message is not None))
-        if len(self._batches) >= _MAX_BATCHES:
-            self._batches.clear()
-        self._batches[key] = batch
+        """Return the messages from an index on, and remember the batch: its frames count as the messages do."""
+        batch = Batch(*(message for _, message in islice(self._entries, start, None) if message is not None))
+        budget = self._budget
+        own = sum(_size(message) for _, message in self._entries) + self._batches_bytes
+        if len(self._batches) >= _MAX_BATCHES or own + batch.size_bytes > budget.max_bytes:
+            own -= self._batches_bytes
+            self._forget_batches()
+        if self._entries and own + batch.size_bytes <= budget.max_bytes:
+            self._batches[key] = batch
+            self._batches_bytes += batch.size_bytes
+            budget.size_bytes += batch.size_bytes
+            budget.make_room()
         return batch
 
     def _forget_batches(self) -> None:
+        self._budget.size_bytes -= self._batches_bytes
+        self._batches_bytes = 0
         self._batches.clear()
-        self._batches_end = None
 
 
 def _offset(entry: _Entry) -> int:

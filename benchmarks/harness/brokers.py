@@ -83,7 +83,7 @@ def _make(name: str, folder: Path) -> Broker:
     if name == "redis":
         return private_redis(RedisConfig(), folder)
     if name == "nats":
-        return private_nats("", folder)
+        return private_nats("", folder, jetstream=True)
     if name == "kafka":
         return private_kafka(KafkaConfig(), folder, print)
     raise BrokerMissingError(f"no broker is called {name!r}; known are {', '.join(NAMES)}, or give a URL")

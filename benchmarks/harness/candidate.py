@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.harness.websocket import Dialect
 
 __all__ = [
+    "APP",
     "CACHE",
     "ROOT",
     "Candidate",
@@ -35,6 +36,7 @@ __all__ = [
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "benchmarks"
+APP = "benchmarks.servers.backplane_app:app"
 
 _LANE = "backplane.server.uvicorn:DirectLaneProtocol"
 
@@ -105,13 +107,13 @@ def asgi_command(python: str, app: str, serving: Serving, *, lane: bool = False)
     ]
 
 
-def backplane(url: str, serving: Serving, *, lane: bool = False) -> Candidate:
-    """Return backplane on the broker at `url`."""
+def backplane(url: str, serving: Serving, *, lane: bool = False, app: str = APP) -> Candidate:
+    """Return backplane on the broker at `url`, as `app` uses it."""
     scheme = urlsplit(url).scheme
     return Candidate(
         name=f"backplane {scheme}{' lane' if lane else ''}",
         kind="backplane",
-        command=asgi_command(sys.executable, "benchmarks.servers.backplane_app:app", serving, lane=lane),
+        command=asgi_command(sys.executable, app, serving, lane=lane),
         environment={"BACKPLANE_URL": url},
         workers=serving.workers,
         broker_url=url if scheme not in ("memory", "ipc") else "",

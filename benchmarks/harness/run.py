@@ -53,6 +53,7 @@ class Options:
         outstanding: Messages on their way, where they are sent as fast as they are received.
         clients: Processes of the audience.
         stalled: Sockets that never read.
+        repaired: Kept channels that are repaired after a lost link.
         deflate: Whether clients offer permessage-deflate, as browsers do.
         stalls: Whether to measure the longest stall of the server's event loops, which costs them a little.
         break_broker: Kills the broker at a URL, where a candidate has one that may be killed.
@@ -69,6 +70,7 @@ class Options:
     outstanding: int = 16
     clients: int = 1
     stalled: int = 2
+    repaired: int = 10_000
     deflate: bool = False
     stalls: bool = False
     break_broker: Callable[[str], None] | None = None

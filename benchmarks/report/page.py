@@ -68,6 +68,7 @@ _PLOTTED = {
     "storm": ("all_back_ms",),
     "failover": ("all_back_ms",),
     "restart": ("all_back_ms",),
+    "history": ("publish_times", "broker_times", "receive_extra_us", "storm_ms", "repair_ms", "repair_missed_stall_ms"),
 }
 _OVER_TIME = ("failover", "restart")
 _PERCENTILES = {"fanout": "latency", "channels": "latency", "slow": "latency", "storm": "connect"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.scenarios import channels, churn, failover, fanout, memory, restart, saturation, slow, storm
+from benchmarks.harness.candidate import APP
+from benchmarks.scenarios import channels, churn, failover, fanout, history, memory, restart, saturation, slow, storm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +29,9 @@ class Scenario:
         columns: The figures of its table, `harness.figures` names; the first is the one ratios are shown of.
         defaults: Where its options differ from those of `harness.run.Options`.
         faults_allowed: Whether losses and closed sockets are what it measures, and no fault.
-        needs: What a candidate must have for it: a `broker` to break, or `workers` to restart; empty for nothing.
+        needs: What a candidate must have for it: a `broker` to break, `workers` to restart, or a `history`; empty for
+            nothing.
+        app: The application that backplane serves for it.
     """
 
     run: Callable[[Server, Options], Run]
@@ -37,6 +40,7 @@ class Scenario:
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     faults_allowed: bool = False
     needs: str = ""
+    app: str = APP
 
 
 SCENARIOS: Final[dict[str, Scenario]] = {
@@ -119,5 +123,28 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         defaults={"connections": 200, "seconds": 8.0, "workers": 2, "server": "gunicorn"},
         faults_allowed=True,
         needs="workers",
+    ),
+    "history": Scenario(
+        run=history.run,
+        about="what a history costs, a storm of clients that resume, and repair",
+        columns=(
+            "publish_kept_us",
+            "publish_times",
+            "broker_times",
+            "wall_times",
+            "receive_kept_us",
+            "receive_extra_us",
+            "storm_ms",
+            "storm_plain_ms",
+            "storm_reads",
+            "storm_stall_ms",
+            "repair_ms",
+            "repair_stall_ms",
+            "repair_missed_ms",
+            "repair_missed_stall_ms",
+        ),
+        defaults={"connections": 5000, "channels": 10, "stalls": True},
+        needs="history",
+        app="benchmarks.servers.history_app:app",
     ),
 }

@@ -1,18 +1,22 @@
 """`backplane.history.hub`: kept channels are repaired in place, and subscribers get what they missed."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from backplane.broadcaster import KeptMessage, Recalled
 from backplane.errors import BrokerError, BrokerUnavailableError
 from backplane.history.hub import HistoryHub
+from backplane.history.track import Mended
 from backplane.history_rules import History, HistoryRules
-from backplane.message import Gap, Position
+from backplane.message import Gap, Place, Position
 from tests.unit.controlled_adapter import ControlledHistoryAdapter
 from tests.unit.doubles import RecordingSubscriber, until_idle
 from tests.unit.kit import SETTINGS, WAIT_SECONDS, SupervisedWorld, supervised, warnings_of
@@ -125,6 +129,34 @@ async def test_a_channel_without_a_rule_has_its_gap() -> None:
         assert await kept.receives(1) == ["1"]
         await plain.receives(1)
         assert [type(item) for item in plain.received] == [Gap]
+
+
+async def test_what_a_repair_gives_back_makes_no_subscriber_slow() -> None:
+    """It is given back as at a join, after what arrived before it, whatever the backlog of a subscriber is."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.skips_live = True
+        worker.append("k", *map(str, range(2, 50)))
+        worker.adapter.skips_live = False
+        worker.append("k", "50")
+        await worker.settled()
+        worker.append("k", "51")
+        assert await subscriber.receives(51) == [*map(str, range(1, 52))]
+        assert subscriber.missed == [[*map(str, range(2, 51))]]
+        assert subscriber.offers == [["1"], ["51"]]
+
+
+async def test_what_a_repair_gives_back_follows_what_was_collected() -> None:
+    """A message that was collected in the same pass of the event loop comes first."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        kept = worker.history_hub._kept["k"]
+        worker.history_hub._take_mended(kept, Mended([KeptMessage(b"2", Place(b"12345678", 2, 0, 1, 0))]))
+        worker.append("k", "3")
+        assert await subscriber.receives(3) == ["1", "2", "3"]
+        assert (subscriber.missed, subscriber.offers) == ([["2"]], [["1"], ["3"]])
 
 
 async def test_messages_that_arrive_before_the_read_wait() -> None:
@@ -304,6 +336,37 @@ async def test_a_position_that_is_not_found(since: str) -> None:
         assert joined.gap.channel == "k"
         assert (joined.resumed, subscriber.received) == (False, ["3"])
         assert worker.statistics.not_resumed == 1
+
+
+async def test_a_position_that_this_worker_has_not_received_yet() -> None:
+    """A subscriber that another worker has served further waits until this worker is as far, and gets nothing twice."""
+    async with history_world() as worker:
+        worker.append("k", *"12")
+        await worker.joined("k")
+        worker.adapter.skips_live = True
+        worker.append("k", "3")
+        late = worker.adapter.log("k").items[-1]
+        reads = len(worker.adapter.recalls)
+        joining = asyncio.create_task(worker.joins("k", since=str(late.place)))
+        await until_idle()
+        assert not joining.done()
+        worker.adapter.skips_live = False
+        worker.hub.deliver("k", late.payload, late.place)
+        worker.append("k", "4")
+        subscriber = await joining
+        assert (subscriber.joins[0].resumed, await subscriber.receives(1)) == (True, ["4"])
+        assert len(worker.adapter.recalls) <= reads + 1
+
+
+async def test_a_position_that_no_worker_has_received() -> None:
+    """One that was lost is waited for during the time of one read, then it is not found."""
+    async with history_world(settings=replace(SETTINGS, recall_timeout_seconds=0.05)) as worker:
+        worker.append("k", *"12")
+        await worker.joined("k")
+        top = worker.adapter.log("k").top
+        subscriber = await worker.joins("k", since=str(Position(top.epoch, top.offset + 1, 0)), rewind=1)
+        assert (subscriber.joins[0].resumed, subscriber.received) == (False, ["2"])
+        assert subscriber.joins[0].gap is not None
 
 
 async def test_many_that_come_back_at_once_share_one_read() -> None:
@@ -500,3 +563,76 @@ async def test_many_channels_are_repaired() -> None:
         for subscriber in subscribers.values():
             assert await subscriber.receives(2) == ["1", "2"]
         assert worker.statistics.repaired == 1_000
+
+
+async def test_channels_that_are_proved_meanwhile_do_not_delay_the_others() -> None:
+    """Where messages prove that many channels miss nothing, before their turn, those after them are read all the same.
+
+    And the time of their next repair begins with its first read.
+    """
+    async with history_world() as worker:
+        names = [f"k{number}" for number in range(300)]
+        for name in names:
+            await worker.joined(name)
+            worker.append(name, "1")
+        worker.adapter.recall_gate.close()
+        recalls = len(worker.adapter.recalls)
+        await worker.missing("k")
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) > recalls)
+        are_read = {recall.channel for recall in worker.adapter.recalls[recalls:]}
+        *proved, _ = [name for name in names if name not in are_read]
+        for name in proved:
+            worker.append(name, "2")
+        worker.adapter.recall_gate.open()
+        await worker.settled()
+        kept_channels = list(worker.history_hub.quiet)
+        assert len(kept_channels) == len(names)
+        assert [kept.repair_since for kept in kept_channels if kept.repair_since is not None] == []
+
+
+async def test_a_message_after_a_revocation_is_no_gap() -> None:
+    """A message that arrives before the broker has confirmed a revoked channel again is delivered without a gap."""
+    async with history_world() as worker:
+        kept, plain = await worker.joined("k"), await worker.joined("plain")
+        worker.append("k", "1")
+        worker.adapter.links[-1].revoked(["k", "plain"], "revoked")
+        worker.append("k", "2")
+        assert await kept.receives(2) == ["1", "2"]
+        assert await plain.receives(1) == [Gap(channel="plain", reason="revoked")]
+
+
+async def test_an_unexpected_error_of_a_read_costs_no_link(caplog: pytest.LogCaptureFixture) -> None:
+    """A fault of the adapter, or an answer that cannot be used, is logged and read again: other channels go on."""
+    async with history_world() as worker:
+        first, second = await worker.joined("k"), await worker.joined("k2")
+        worker.append("k", "1")
+        worker.append("k2", "1")
+        worker.adapter.recall_errors = [KeyError("fault"), KeyError("fault")]
+        await worker.missing("k", "2")
+        await worker.settled()
+        generation = worker.supervisor.generation
+        assert await first.receives(2) == ["1", "2"]
+        assert await second.receives(1) == ["1"]
+        no_place: Any = None
+        worker.adapter.recall_answers = [Recalled(items=[KeptMessage(b"3", no_place)], top=worker.adapter.log("k").top)]
+        worker.adapter.skips_live = True
+        worker.append("k", "3")
+        worker.adapter.skips_live = False
+        worker.append("k", "4")
+        assert await first.receives(4) == ["1", "2", "3", "4"]
+        assert worker.supervisor.generation == generation == 2
+    assert "failed unexpectedly" in caplog.text
+
+
+async def test_a_channel_that_is_left_while_it_is_read_is_not_read_again() -> None:
+    """A read that fails for a channel without subscribers is not repeated."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.adapter.recall_gate.close()
+        await worker.missing("k", "1")
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) == 2)
+        worker.hub.leave("k", subscriber)
+        worker.adapter.recall_errors = [BrokerUnavailableError("not now")]
+        worker.adapter.recall_gate.open()
+        await worker.joined("k2")
+        assert [recall.channel for recall in worker.adapter.recalls] == ["k", "k", "k2"]
