@@ -184,7 +184,7 @@ class Hub:
             logger.warning(
                 "the broker revoked %d subscriptions (times so far: %d): %s", len(channels), self._revocations, reason
             )
-        self.gaps.open(channels, reason)
+        self.gaps.open(self._without_proof(channels), reason)
         self._broker_subscriptions.revoke(channels, reason)
 
     def close(self) -> None:
@@ -196,6 +196,10 @@ class Hub:
         self._collected.clear()
         self._deliveries.clear()
         self.gaps.clear()
+
+    def _without_proof(self, channels: Collection[str] | All) -> Collection[str] | All:
+        """Return those of `channels` on which nothing can prove that no message is missing: all, without a history."""
+        return channels
 
     def _undo_join(self, channel: str, subscriber: Subscriber) -> None:
         """Undo one join; the subscriber leaves the channel when that was its only one."""

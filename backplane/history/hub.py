@@ -157,10 +157,16 @@ class HistoryHub(Hub):
             self._count_unkept(kept)
             super().deliver(channel, payload)
         elif (taken := kept.track.take(place, payload)) > 0:
+            # As `_decode_kept` does, without the call: this is done for every message.
+            message = decode(channel, payload, place)
+            kept.ring.append(place, message)
             if taken == PROVED:
                 self._statistics.proved += 1
                 kept.notify()
-            self._deliver_kept(kept, payload, place)
+            if message is None or channel in self._open_gaps:
+                self._note_unusual(channel, message)
+            if message is not None:
+                self._collect(channel, message)
         elif taken == HELD:
             self._request(kept)
 
@@ -169,7 +175,7 @@ class HistoryHub(Hub):
         for kept in self._proving(channels):
             kept.lose(reason)
             self._request(kept)
-        super().gap(self._others(channels), reason)
+        super().gap(self._without_proof(channels), reason)
 
     def open_gap(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
         """Put kept channels in doubt until the next link, and open a gap on every other one."""
@@ -178,7 +184,7 @@ class HistoryHub(Hub):
             kept.repair_since = None
         for kept in self._proving(channels):
             kept.lose(reason)
-        super().open_gap(self._others(channels), reason, resumed=resumed)
+        super().open_gap(self._without_proof(channels), reason, resumed=resumed)
 
     def revoke(self, channels: Collection[str], reason: str) -> None:
         """Put kept channels in doubt until they are subscribed again, and open a gap on every other one."""
@@ -294,21 +300,19 @@ class HistoryHub(Hub):
         if batch:
             self._give_back(kept.name, batch)
 
-    def _deliver_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> None:
-        message = self._decode_kept(kept, payload, place)
-        if message is not None:
-            self._collect(kept.name, message)
-
     def _decode_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> Message | None:
         """Return the message that follows the newest one, and put it into the ring; `None` if it is malformed."""
-        channel = kept.name
-        message = decode(channel, payload, place)
+        message = decode(kept.name, payload, place)
         kept.ring.append(place, message)
+        self._note_unusual(kept.name, message)
+        return message
+
+    def _note_unusual(self, channel: str, message: Message | None) -> None:
+        """Count a malformed message, or report the open gap of a channel whose message came before its confirmation."""
         if message is None:
             self._count_malformed(channel)
         elif (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
             self.gaps.report_early(channel)
-        return message
 
     # Joins.
 
@@ -375,7 +379,7 @@ class HistoryHub(Hub):
         found = [self._kept[name] for name in names if name in self._kept]
         return [kept for kept in found if self._proves(kept)]
 
-    def _others(self, channels: Collection[str] | All) -> Collection[str] | All:
+    def _without_proof(self, channels: Collection[str] | All) -> Collection[str] | All:
         """Return the channels on which gaps are reported as on any channel."""
         proving = {kept.name for kept in self._proving(channels)}
         if not proving:

@@ -101,8 +101,9 @@ class Repairer:
             self._changed.set()
 
     def discard(self, kept: KeptChannel) -> None:
-        """Forget a channel."""
+        """Forget a channel, also where it is being read."""
         self._due.pop(kept, None)
+        self._reading.discard(kept)
 
     def link_lost(self) -> None:
         """Forget every request: each channel is requested again once the next link has confirmed it."""
@@ -123,34 +124,49 @@ class Repairer:
                     pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
     def _next_batch(self) -> list[KeptChannel]:
-        """Take the next channels; those that hold messages back come first."""
-        waiting = [kept for kept in self._due if kept.track.held]
-        batch = (waiting or list(self._due))[: self._batch_size]
-        now = asyncio.get_running_loop().time()
-        for kept in batch:
-            del self._due[kept]
-            if kept.repair_since is None:
-                kept.repair_since = now
-        self._reading = {kept for kept in batch if kept.needs_read}
-        return list(self._reading)
+        """Take the next channels; those that hold messages back come first. Empty only where no channel is due."""
+        batch: list[KeptChannel] = []
+        while self._due and not batch:
+            waiting = [kept for kept in self._due if kept.track.held]
+            some = (waiting or list(self._due))[: self._batch_size]
+            now = asyncio.get_running_loop().time()
+            for kept in some:
+                del self._due[kept]
+                if not kept.needs_read:  # a message that arrived has proved meanwhile that nothing is missing
+                    kept.repair_since = None
+                    continue
+                batch.append(kept)
+                if kept.repair_since is None:
+                    kept.repair_since = now
+        self._reading = set(batch)
+        return batch
 
     async def _read_batch(self, batch: list[KeptChannel]) -> bool:
         """Read for some channels at once; return whether any read succeeded."""
         outcomes = await asyncio.gather(*(self._read(kept) for kept in batch))
         now = asyncio.get_running_loop().time()
-        self._reading.clear()
+        wanted, self._reading = self._reading, set()
         size = sum(len(item.payload) for read in outcomes if isinstance(read, Read) for item in read.recalled.items)
         next_size = self._batch_size // 2 if size > _LARGE_BYTES else self._batch_size * 2
         self._batch_size = max(_MIN_BATCH, min(next_size, _MAX_BATCH))
         for kept, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, BrokerError | TimeoutError):
-                self._read_failed(kept, outcome, now)
-            else:
-                kept.repair_since = None
-                self._on_read(kept, outcome)
+            if kept in wanted:
+                self._take(kept, outcome, now)
         return not all(isinstance(outcome, Exception) for outcome in outcomes)
 
-    async def _read(self, kept: KeptChannel) -> Read | BrokerError | TimeoutError:
+    def _take(self, kept: KeptChannel, outcome: Read | Exception, now: float) -> None:
+        """Pass on what was read for a channel. Its failure, or what cannot be used, concerns no other channel."""
+        if isinstance(outcome, Exception):
+            return self._read_failed(kept, outcome, now)
+        try:
+            self._on_read(kept, outcome)
+        except Exception as error:
+            self._log_fault(kept, error)
+            self._read_failed(kept, error, now)
+        else:
+            kept.repair_since = None
+
+    async def _read(self, kept: KeptChannel) -> Read | Exception:
         """Read what a track misses, or, where it is settled or new, what its ring should hold."""
         bounds, track = self._bounds, kept.track
         in_doubt = track.doubt is not None
@@ -165,12 +181,18 @@ class Repairer:
                 )
         except (BrokerError, TimeoutError) as error:
             return error
+        except Exception as error:  # a fault of the adapter: it must not end the link, each time it is read again
+            self._log_fault(kept, error)
+            return error
         return Read(recalled, in_doubt, is_whole=after is None and limit > 0, after=wanted)
 
-    def _read_failed(self, kept: KeptChannel, error: BrokerError | TimeoutError, now: float) -> None:
-        reason = str(error) or f"the broker did not answer within {self._bounds.read_seconds:g} s"
+    def _read_failed(self, kept: KeptChannel, error: Exception, now: float) -> None:
+        """Read again after what can pass, within the time for one channel; a refusal of the broker is final."""
+        reason = str(error) or repr(error)
+        if isinstance(error, TimeoutError):
+            reason = f"the broker did not answer within {self._bounds.read_seconds:g} s"
         since = now if kept.repair_since is None else kept.repair_since
-        passing = isinstance(error, BrokerUnavailableError | TimeoutError)
+        passing = isinstance(error, BrokerUnavailableError) or not isinstance(error, BrokerError)
         if passing and now - since < self._bounds.repair_seconds:
             self.request(kept)
             return
@@ -179,3 +201,8 @@ class Repairer:
             logger, logging.ERROR, "the history of channel %r cannot be read, which is a gap: %s", kept.name, reason
         )
         self._on_failed(kept, f"the history cannot be read: {reason}")
+
+    def _log_fault(self, kept: KeptChannel, error: Exception) -> None:
+        self._bursts.log(
+            logger, logging.ERROR, "reading the history of channel %r failed unexpectedly", kept.name, exc_info=error
+        )

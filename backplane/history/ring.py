@@ -26,7 +26,7 @@ _Entry = tuple["Place", "Message | None"]
 
 
 class RingBudget:
-    """How many bytes the rings of a process may take together.
+    """How many bytes the rings of a process may take together, with the batches that they share.
 
     Where they take more, rings are emptied: first those that no subscriber has read from, then the least recently read.
 
@@ -83,7 +83,7 @@ class Ring:
     __slots__ = (
         "__weakref__",
         "_batches",
-        "_batches_end",
+        "_batches_bytes",
         "_budget",
         "_clock",
         "_entries",
@@ -115,7 +115,7 @@ class Ring:
         self._floor: Position | None = None  # see `fill_after`
         self._floor_next: Position | None = None
         self._batches: dict[Position | int, Batch] = {}
-        self._batches_end: Place | None = None
+        self._batches_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -128,6 +128,8 @@ class Ring:
     def append(self, place: Place, message: Message | None) -> None:
         """Add the message that follows the newest one; `None` for a malformed payload, which is not given back."""
         entries, budget = self._entries, self._budget
+        if self._batches:
+            self._forget_batches()
         size = _MESSAGE_BYTES if message is None else _MESSAGE_BYTES + len(message.data)
         if len(entries) == self._max_entries:
             oldest = entries.popleft()[1]
@@ -199,7 +201,7 @@ class Ring:
         """
         self._drop_old()
         self._budget.used(self)
-        if (known := self._cached(position)) is not None:
+        if (known := self._batches.get(position)) is not None:
             return known
         start = self._index_after(position)
         return None if start is None else self._batch(position, start)
@@ -208,7 +210,7 @@ class Ring:
         """Return the newest messages, at most `count`. The batch is shared: do not change it."""
         self._drop_old()
         self._budget.used(self)
-        if (known := self._cached(count)) is not None:
+        if (known := self._batches.get(count)) is not None:
             return known
         entries = self._entries
         wanted, start = min(count, self._max_messages), len(entries)
@@ -283,24 +285,25 @@ class Ring:
         index = bisect_right(self._entries, offset, key=_offset)
         return index, self._entries[index][0] if index < len(self._entries) else self.newest_position
 
-    def _cached(self, key: Position | int) -> Batch | None:
-        end = self._entries[-1][0] if self._entries else None
-        if end is not self._batches_end:
-            self._batches.clear()
-            self._batches_end = end
-        return self._batches.get(key)
-
     def _batch(self, key: Position | int, start: int) -> Batch:
-        messages = islice(self._entries, start, None)
-        batch = Batch(*(message for _, message in messages if message is not None))
-        if len(self._batches) >= _MAX_BATCHES:
-            self._batches.clear()
-        self._batches[key] = batch
+        """Return the messages from an index on, and remember the batch: its frames count as the messages do."""
+        batch = Batch(*(message for _, message in islice(self._entries, start, None) if message is not None))
+        budget = self._budget
+        own = sum(_size(message) for _, message in self._entries) + self._batches_bytes
+        if len(self._batches) >= _MAX_BATCHES or own + batch.size_bytes > budget.max_bytes:
+            own -= self._batches_bytes
+            self._forget_batches()
+        if self._entries and own + batch.size_bytes <= budget.max_bytes:
+            self._batches[key] = batch
+            self._batches_bytes += batch.size_bytes
+            budget.size_bytes += batch.size_bytes
+            budget.make_room()
         return batch
 
     def _forget_batches(self) -> None:
+        self._budget.size_bytes -= self._batches_bytes
+        self._batches_bytes = 0
         self._batches.clear()
-        self._batches_end = None
 
 
 def _offset(entry: _Entry) -> int:

@@ -67,11 +67,11 @@ class ReturningClient(asyncio.Protocol):
             data = data[start + length :]
         self._rest = data
 
-    def connection_lost(self, _: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Fail what waits."""
         for waiting in (self.has_rest, self.has_end):
             if not waiting.done():
-                waiting.set_exception(ConnectionError(f"closed after {self.texts}"))
+                waiting.set_exception(exc or ConnectionError(f"closed after {self.texts}"))
 
     def _receive(self, message: Any) -> None:
         if "event" in message:

@@ -8,7 +8,7 @@ import os
 import signal
 from contextlib import asynccontextmanager, suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -45,15 +45,20 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 class Numbers:
     """Publishes numbers, ten a second, each on the kept channel and on the plain one.
 
+    Args:
+        backplane: Through which it publishes.
+        keys: Publish again what may not have been published, by a key; without, no broker may end.
+
     Attributes:
         published: How many were published on the kept channel.
         plain: Those that were published on the plain one.
     """
 
-    def __init__(self, backplane: Backplane) -> None:
+    def __init__(self, backplane: Backplane, *, keys: bool) -> None:
         self.published = 0
         self.plain: list[int] = []
         self._backplane = backplane
+        self._keys = keys
         self._ends = False
 
     async def run(self) -> None:
@@ -74,7 +79,8 @@ class Numbers:
     async def _publish_kept(self, number: int) -> None:
         while True:
             with suppress(BrokerError):
-                await self._backplane.publish("kept-room", str(number), idempotency_key=str(number))
+                key = str(number) if self._keys else None
+                await self._backplane.publish("kept-room", str(number), idempotency_key=key)
                 self.published = number + 1
                 return
 
@@ -109,55 +115,64 @@ class NumbersPage:
         await self._page.wait_for_function(f"(number) => {received}", arg=published - 1, timeout=1000 * SECONDS)
 
 
-@pytest.fixture(params=["ipc", "redis", "nats"])
-def broker(request: pytest.FixtureRequest) -> Broker | None:
-    """A broker that keeps its history over a restart; for ipc there is none."""
+class Kept(NamedTuple):
+    """Where the history is kept.
+
+    Attributes:
+        url: The URL.
+        broker: A broker that keeps it over a restart, where there is one that may end.
+    """
+
+    url: str
+    broker: Broker | None
+
+
+@pytest.fixture(params=["ipc", "redis", "nats", "kafka"])
+def kept(request: pytest.FixtureRequest) -> Kept:
+    """Each broker in turn."""
     match request.param:
         case "redis":
             config = RedisConfig(arguments=("--appendonly", "yes", "--appendfsync", "always"))
             made: Broker = request.getfixturevalue("private_redis")(config)
         case "nats":
             made = request.getfixturevalue("private_nats")(jetstream=True)
+        case "kafka":  # the one of the whole run
+            return Kept(request.getfixturevalue("kafka_broker").own_url, None)
         case _:
-            return None
-    return made
+            return Kept(request.getfixturevalue("ipc_url"), None)
+    return Kept(made.url, made)
 
 
 @asynccontextmanager
 async def publishing(url: str) -> AsyncGenerator[Numbers]:
     """Publish numbers during the block, from this process."""
     async with Backplane(url, history=HISTORY) as backplane, asyncio.TaskGroup() as tasks:
-        numbers = Numbers(backplane)
+        numbers = Numbers(backplane, keys=not url.startswith("kafka:"))
         running = tasks.create_task(numbers.run())
         yield numbers
         running.cancel()
 
 
-async def test_pages_lose_nothing(
-    broker: Broker | None,
-    ipc_url: str,
-    chromium_page: Page,
-    tmp_path: Path,
-) -> None:
+async def test_pages_lose_nothing(kept: Kept, page: Page, tmp_path: Path) -> None:
     """At ten messages a second the kills of both workers, a rolling restart, and the broker's restart lose nothing.
 
     Both a WebSocket with the envelope and an `EventSource` receive every message once and in order, without a gap, and
     stay connected while the broker restarts. The page without a history loses some.
     """
-    url = ipc_url if broker is None else broker.url
+    url, broker = kept
     environment = {"TEST_HISTORY": "1", "TEST_DRAIN_SECONDS": "1"}
     with serving("uvicorn", url, tmp_path, workers=WORKERS, environment=environment) as server:
         async with publishing(url) as numbers:
-            await chromium_page.goto(f"http://127.0.0.1:{server.port}/page")
-            page = NumbersPage(chromium_page, numbers)
-            await page.up_to_date()
-            first = {name: (await page.record(name))["numbers"][0] for name in ("resumed", "events", "plain")}
+            await page.goto(f"http://127.0.0.1:{server.port}/page")
+            numbers_page = NumbersPage(page, numbers)
+            await numbers_page.up_to_date()
+            first = {name: (await numbers_page.record(name))["numbers"][0] for name in ("resumed", "events", "plain")}
 
             lost: dict[str, int] = {}
             for fault in (kill_each_worker, restart_each_worker, *([] if broker is None else [restart_broker])):
-                await fault(server, page, broker)
-                await page.up_to_date()
-                received = set((await page.record("plain"))["numbers"])
+                await fault(server, numbers_page, broker)
+                await numbers_page.up_to_date()
+                received = set((await numbers_page.record("plain"))["numbers"])
                 missing = [number for number in numbers.plain[:-2] if number >= first["plain"]]
                 lost[fault.__name__] = len(set(missing) - received) - sum(lost.values())
 
@@ -166,10 +181,10 @@ async def test_pages_lose_nothing(
             while published != numbers.published:
                 published = numbers.published
                 await asyncio.sleep(3 * PERIOD_SECONDS)
-            await page.has(published)
+            await numbers_page.has(published)
 
             for name in ("resumed", "events"):
-                record = await page.record(name)
+                record = await numbers_page.record(name)
                 assert record["numbers"] == list(range(first[name], published))
                 assert record["gaps"] == 0
                 assert record["opened"] > 2  # the faults have ended connections
@@ -181,20 +196,21 @@ async def test_pages_lose_nothing(
 
 
 async def kill_each_worker(server: Server, page: NumbersPage, _: object) -> None:
-    """Kill one worker after the other, each once another one serves in its place."""
-    for pid in sorted(server.pids):
-        os.kill(pid, signal.SIGKILL)
-        server.pids = await asyncio.to_thread(server.wait_for_workers, without=[pid])
-        await page.up_to_date()
+    """Kill one worker after the other, each once another one serves in the place of the one before."""
+    await _end_each_worker(server, page, signal.SIGKILL)
 
 
 async def restart_each_worker(server: Server, page: NumbersPage, _: object) -> None:
-    """Restart all workers as for a new release, one after the other: Uvicorn does it on SIGHUP."""
-    before = server.pids
-    server.reload()
-    server.pids = await asyncio.to_thread(server.wait_for_workers, without=before)
-    while (await page.record("resumed"))["pid"] not in server.pids:
-        await asyncio.sleep(PERIOD_SECONDS)
+    """Restart one worker after the other in an orderly way, as for a new release."""
+    await _end_each_worker(server, page, signal.SIGTERM)
+
+
+async def _end_each_worker(server: Server, page: NumbersPage, ending: signal.Signals) -> None:
+    # Not by SIGHUP: Uvicorn ends that restart where a new worker takes more than five seconds to start.
+    for pid in sorted(server.pids):
+        os.kill(pid, ending)
+        server.pids = await asyncio.to_thread(server.wait_for_workers, without=[pid])
+        await page.up_to_date()
 
 
 async def restart_broker(server: Server, page: NumbersPage, broker: Broker | None) -> None:

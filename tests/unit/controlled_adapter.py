@@ -198,6 +198,7 @@ class ControlledHistoryAdapter(Adapter):
         recall_gate: Holds `recall`.
         recall_errors: What the next calls of `recall` raise, one each, once they are through the gate.
         recall_error: What every `recall` raises then, if anything.
+        recall_answers: What the next calls of `recall` return in place of what is kept, one each.
         prepared: What `prepare` was given, one for each link.
         prepare_gate: Holds `prepare`.
         prepare_error: What `prepare` raises, if anything.
@@ -227,6 +228,7 @@ class ControlledHistoryAdapter(Adapter):
         self.recall_gate = Gate()
         self.recall_errors: list[Exception] = []
         self.recall_error: Exception | None = None
+        self.recall_answers: list[Recalled] = []
         self.prepared: list[HistoryRules] = []
         self.prepare_gate = Gate()
         self.prepare_error: Exception | None = None
@@ -317,6 +319,8 @@ class ControlledHistoryAdapter(Adapter):
             raise self.recall_errors.pop(0)
         if self.recall_error is not None:
             raise self.recall_error
+        if self.recall_answers:
+            return self.recall_answers.pop(0)
         log = self.log(channel)
         if after is not None and not log.holds(after):
             return Recalled(top=log.top, found=False)

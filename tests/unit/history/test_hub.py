@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backplane.broadcaster import KeptMessage
+from backplane.broadcaster import KeptMessage, Recalled
 from backplane.errors import BrokerError, BrokerUnavailableError
 from backplane.history.hub import HistoryHub
 from backplane.history.track import Mended
@@ -563,3 +563,76 @@ async def test_many_channels_are_repaired() -> None:
         for subscriber in subscribers.values():
             assert await subscriber.receives(2) == ["1", "2"]
         assert worker.statistics.repaired == 1_000
+
+
+async def test_channels_that_are_proved_meanwhile_do_not_delay_the_others() -> None:
+    """Where messages prove that many channels miss nothing, before their turn, those after them are read all the same.
+
+    And the time of their next repair begins with its first read.
+    """
+    async with history_world() as worker:
+        names = [f"k{number}" for number in range(300)]
+        for name in names:
+            await worker.joined(name)
+            worker.append(name, "1")
+        worker.adapter.recall_gate.close()
+        recalls = len(worker.adapter.recalls)
+        await worker.missing("k")
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) > recalls)
+        are_read = {recall.channel for recall in worker.adapter.recalls[recalls:]}
+        *proved, _ = [name for name in names if name not in are_read]
+        for name in proved:
+            worker.append(name, "2")
+        worker.adapter.recall_gate.open()
+        await worker.settled()
+        kept_channels = list(worker.history_hub.quiet)
+        assert len(kept_channels) == len(names)
+        assert [kept.repair_since for kept in kept_channels if kept.repair_since is not None] == []
+
+
+async def test_a_message_after_a_revocation_is_no_gap() -> None:
+    """A message that arrives before the broker has confirmed a revoked channel again is delivered without a gap."""
+    async with history_world() as worker:
+        kept, plain = await worker.joined("k"), await worker.joined("plain")
+        worker.append("k", "1")
+        worker.adapter.links[-1].revoked(["k", "plain"], "revoked")
+        worker.append("k", "2")
+        assert await kept.receives(2) == ["1", "2"]
+        assert await plain.receives(1) == [Gap(channel="plain", reason="revoked")]
+
+
+async def test_an_unexpected_error_of_a_read_costs_no_link(caplog: pytest.LogCaptureFixture) -> None:
+    """A fault of the adapter, or an answer that cannot be used, is logged and read again: other channels go on."""
+    async with history_world() as worker:
+        first, second = await worker.joined("k"), await worker.joined("k2")
+        worker.append("k", "1")
+        worker.append("k2", "1")
+        worker.adapter.recall_errors = [KeyError("fault"), KeyError("fault")]
+        await worker.missing("k", "2")
+        await worker.settled()
+        generation = worker.supervisor.generation
+        assert await first.receives(2) == ["1", "2"]
+        assert await second.receives(1) == ["1"]
+        no_place: Any = None
+        worker.adapter.recall_answers = [Recalled(items=[KeptMessage(b"3", no_place)], top=worker.adapter.log("k").top)]
+        worker.adapter.skips_live = True
+        worker.append("k", "3")
+        worker.adapter.skips_live = False
+        worker.append("k", "4")
+        assert await first.receives(4) == ["1", "2", "3", "4"]
+        assert worker.supervisor.generation == generation == 2
+    assert "failed unexpectedly" in caplog.text
+
+
+async def test_a_channel_that_is_left_while_it_is_read_is_not_read_again() -> None:
+    """A read that fails for a channel without subscribers is not repeated."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.adapter.recall_gate.close()
+        await worker.missing("k", "1")
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) == 2)
+        worker.hub.leave("k", subscriber)
+        worker.adapter.recall_errors = [BrokerUnavailableError("not now")]
+        worker.adapter.recall_gate.open()
+        await worker.joined("k2")
+        assert [recall.channel for recall in worker.adapter.recalls] == ["k", "k", "k2"]

@@ -137,6 +137,38 @@ def test_the_shared_batches_are_bounded() -> None:
     assert len(made._batches) <= 64  # pyright: ignore[reportPrivateUsage]
 
 
+def test_the_shared_batches_count() -> None:
+    """What is built for clients that come back counts as the messages do, until another message arrives."""
+    budget = RingBudget(100 * SIZE)
+    made, other = ring(20, budget=budget), ring(20, budget=budget)
+    for number in range(1, 21):
+        made.append(place(number), message(number, size=SIZE - 400))
+        other.append(place(number), message(number, size=SIZE - 400))
+    before = budget.size_bytes
+    batch = made.after(place(1))
+    assert batch is not None
+    assert budget.size_bytes == before + batch.size_bytes
+    for number in range(1, 21):
+        assert data(made.after(place(number))) == [str(later).ljust(100) for later in range(number + 1, 21)]
+        assert budget.size_bytes <= budget.max_bytes
+    assert made.after(place(19)) is made.after(place(19))
+    made.append(place(21), message(21, size=SIZE - 400))
+    assert budget.size_bytes == before + SIZE
+    assert made.after(place(2)) is not None
+    made.clear(None)
+    other.clear(None)
+    assert budget.size_bytes == 0
+
+
+def test_a_batch_beside_which_the_ring_has_no_room_is_not_remembered() -> None:
+    """A ring that takes almost all room is read and not emptied for what is built from it."""
+    made = ring(20, budget=RingBudget(11 * SIZE))
+    for number in range(1, 11):
+        made.append(place(number), message(number, size=SIZE - 400))
+    assert made.after(place(2)) is not made.after(place(2))
+    assert len(made) == 10
+
+
 # -- filling -----------------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +271,7 @@ def test_a_ring_of_old_messages_is_empty() -> None:
 
 def test_the_ring_that_was_read_least_recently_makes_room() -> None:
     """Above the limit a ring is emptied: one that was never read from, else the least recently read one."""
-    budget = RingBudget(10 * SIZE)
+    budget = RingBudget(10 * SIZE + 100)  # with what is built for the reader of the second one
     rings = [ring(100, budget=budget) for _ in range(4)]
     for one in rings:
         assert one.fill([], place(0), complete=True)
@@ -298,5 +330,7 @@ def test_the_size_is_counted_exactly() -> None:
         else:
             made.clear(place(number))
         held = [one for made in rings for _, one in made._entries]  # pyright: ignore[reportPrivateUsage]
-        assert budget.size_bytes == sum(400 + (0 if one is None else len(one.data)) for one in held) <= 20_000
+        batches = [batch for made in rings for batch in made._batches.values()]  # pyright: ignore[reportPrivateUsage]
+        size = sum(400 + (0 if one is None else len(one.data)) for one in held)
+        assert budget.size_bytes == size + sum(batch.size_bytes for batch in batches) <= 20_000
         assert set(budget._rings) == {made for made in rings if len(made)}  # pyright: ignore[reportPrivateUsage]
