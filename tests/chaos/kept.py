@@ -116,7 +116,7 @@ class KeptWorkload(Workload):
                 most = expected if kept else 0 if self.lossless else len(subscriber.degraded_at) + more_plain_gaps
                 lossless = not most if kept else self.lossless
                 found = check(published, subscriber.seen[channel], max_gaps=most, lossless=lossless)
-                if kept and stored is not None and not _is_told(subscriber.seen[channel], stored[channel]):
+                if kept and stored is not None and not _is_reported(subscriber.seen[channel], stored[channel]):
                     found.faults.append("no gap follows a message that the broker has lost")
                 if kept and subscriber.name not in at_most and found.gaps < most:
                     found.faults.append(f"{found.gaps} gaps received, and {most} were due")
@@ -180,7 +180,7 @@ class KeptWorkload(Workload):
                 await publisher.publish(channel)
 
 
-def _is_told(seen: Sequence[Event], stored: Collection[tuple[str, int]]) -> bool:
+def _is_reported(seen: Sequence[Event], stored: Collection[tuple[str, int]]) -> bool:
     """Whether a gap follows each message that the broker has lost."""
     lost = False
     for event in seen:
