@@ -6,7 +6,7 @@ import time
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from backplane.fanout.batch import Batch
 
@@ -23,6 +23,10 @@ _MESSAGE_BYTES: Final = 400
 _MAX_BATCHES: Final = 64
 
 _Entry = tuple["Place", "Message | None"]
+
+# Of every ring that is empty: a deque takes 0.6 KB, and each object that is collected lengthens the full collections of
+# the process. It cannot be changed.
+_NO_ENTRIES: Final = cast("deque[_Entry]", ())
 
 
 class RingBudget:
@@ -108,7 +112,7 @@ class Ring:
         self._max_age_seconds = max_age_seconds
         self._budget = budget
         self._clock = clock
-        self._entries: deque[_Entry] = deque()
+        self._entries: deque[_Entry] = _NO_ENTRIES
         self._tip: Position | None = None  # where the channel is, while there are no entries
         self._batches: dict[Position | int, Batch] = {}
         self._batches_end: Place | None = None
@@ -129,6 +133,7 @@ class Ring:
             oldest = entries.popleft()[1]
             size -= _MESSAGE_BYTES if oldest is None else _MESSAGE_BYTES + len(oldest.data)
         elif not entries:
+            entries = self._entries = deque()
             budget.enter(self)
         entries.append((place, message))
         if size:
@@ -157,8 +162,10 @@ class Ring:
             if older and older[-1][0] != last:
                 return False
         if not mine and older:
+            mine = self._entries = deque()
             self._budget.enter(self)
-        mine.extendleft(reversed(older))
+        if older:
+            mine.extendleft(reversed(older))
         added = sum(_size(message) for _, message in older)
         while len(mine) > self._max_entries:
             added -= _size(mine.popleft()[1])
@@ -211,7 +218,7 @@ class Ring:
     def _empty(self) -> None:
         self._budget.size_bytes -= sum(_size(message) for _, message in self._entries)
         self._budget.leave(self)
-        self._entries.clear()
+        self._entries = _NO_ENTRIES
         self._forget_batches()
 
     def _drop_old(self) -> None:
@@ -231,6 +238,7 @@ class Ring:
         self._budget.size_bytes -= size
         self._forget_batches()
         if not entries:
+            self._entries = _NO_ENTRIES
             self._budget.leave(self)
 
     def _index_after(self, position: Position) -> int | None:
@@ -256,6 +264,8 @@ class Ring:
     def _batch(self, key: Position | int, start: int) -> Batch:
         messages = islice(self._entries, start, None)
         batch = Batch(*(message for _, message in messages if message is not None))
+        if not batch:
+            return batch
         if len(self._batches) >= _MAX_BATCHES:
             self._batches.clear()
         self._batches[key] = batch
