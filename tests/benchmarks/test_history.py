@@ -19,6 +19,7 @@ from benchmarks.scenarios.catalog import SCENARIOS
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from benchmarks.harness.run import Run
     from benchmarks.harness.server import Server
 
 pytestmark = pytest.mark.timeout(120)
@@ -26,6 +27,10 @@ pytestmark = pytest.mark.timeout(120)
 SMALL = Options(connections=20, channels=4, seconds=0.1, repaired=50, stalls=True)
 APP = SCENARIOS["history"].app
 FAULTS = ("lost", "duplicates", "reordered", "astray", "closed", "gaps")
+
+
+def _ignore(_name: str, _repetition: int, _found: Run | None) -> None:
+    """Show no progress."""
 
 
 @contextmanager
@@ -76,7 +81,7 @@ def test_what_has_no_history_takes_no_part() -> None:
     assert floors()
     with Brokers() as brokers:
         section = measure_choice(
-            "history", Choice(urls=("ipc",), floors=True, serving=Serving(workers=2)), brokers, lambda *_: None
+            "history", Choice(urls=("ipc",), floors=True, serving=Serving(workers=2)), brokers, _ignore
         )
     reasons = {outcome.kind: outcome.failed for outcome in section.outcomes}
     assert reasons == {"floor": "it has no history", "backplane": "what is measured is one worker"}
