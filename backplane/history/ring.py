@@ -6,7 +6,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from backplane.fanout.batch import Batch
 
@@ -25,6 +25,11 @@ _MAX_BATCHES: Final = 64
 _LATE_SECONDS: Final = 5.0
 
 _Entry = tuple["Place", "Message | None"]
+
+# Of every ring that is empty: a deque takes 0.6 KB, and each object that is collected lengthens the full collections of
+# the process. It cannot be changed.
+_NO_ENTRIES: Final = cast("deque[_Entry]", ())
+_NO_TIMES: Final = cast("deque[float]", ())
 
 
 class RingBudget:
@@ -119,8 +124,8 @@ class Ring:
         self._budget = budget
         self._clock = clock
         self._timer = timer
-        self._entries: deque[_Entry] = deque()
-        self._times: deque[float] = deque()  # from when on each of them ages, by `timer`; never decreasing
+        self._entries: deque[_Entry] = _NO_ENTRIES
+        self._times: deque[float] = _NO_TIMES  # from when on each of them ages, by `timer`; never decreasing
         self._tip: Position | None = None  # where the channel is, while there are no entries
         self._floor: Position | None = None  # see `fill_after`
         self._floor_next: Position | None = None
@@ -146,6 +151,8 @@ class Ring:
             self._times.popleft()
             size -= _MESSAGE_BYTES if oldest is None else _MESSAGE_BYTES + len(oldest.data)
         elif not entries:
+            entries = self._entries = deque()
+            self._times = deque()
             budget.enter(self)
             if self._floor is not None and self._floor_next is self._tip:
                 self._floor_next = place  # nothing came between
@@ -177,10 +184,13 @@ class Ring:
             if older and older[-1][0] != last:
                 return False
         if not mine and older:
+            mine = self._entries = deque()
+            self._times = deque()
             self._budget.enter(self)
             self._floor = None
-        self._times.extendleft(self._times_of(reversed(older)))
-        mine.extendleft(reversed(older))
+        if older:
+            self._times.extendleft(self._times_of(reversed(older)))
+            mine.extendleft(reversed(older))
         added = sum(_size(message) for _, message in older)
         while len(mine) > self._max_entries:
             added -= _size(mine.popleft()[1])
@@ -255,8 +265,7 @@ class Ring:
     def _empty(self) -> None:
         self._budget.size_bytes -= sum(_size(message) for _, message in self._entries)
         self._budget.leave(self)
-        self._entries.clear()
-        self._times.clear()
+        self._entries, self._times = _NO_ENTRIES, _NO_TIMES
         self._forget_batches()
 
     def _times_of(self, newest_first: Iterable[_Entry]) -> list[float]:
@@ -289,6 +298,7 @@ class Ring:
         self._budget.size_bytes -= size
         self._forget_batches()
         if not entries:
+            self._entries, self._times = _NO_ENTRIES, _NO_TIMES
             self._budget.leave(self)
 
     def _index_after(self, position: Position) -> int | None:

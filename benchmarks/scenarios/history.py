@@ -306,11 +306,13 @@ def _measure_repair(candidate: Candidate, publisher: Server, proxy: _Proxy, opti
                     size=options.payload,
                     after=0,
                 )
+            _call(server, "noted")  # from here on the longest collection counts
             stall.reset(server.stalls)
             healed = time.monotonic()
             proxy.heal()
             proven = _call(server, "proven")
             found.figures[f"{figure}_ms"] = (proven - healed) * 1000
+            found.figures[f"{figure}_gc_ms"] = _call(server, "noted")["collected"] * 1000
             if (longest := stall.longest(server.stalls)) is not None:
                 found.figures[f"{figure}_stall_ms"] = longest * 1000
             wanted = missed * options.repaired
