@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,8 @@ KEPT: Final = ("kept-red", "kept-green")
 PLAIN: Final = "plain"
 RULES: Final = {"kept-*": History(max_messages=20_000, max_age_seconds=600)}
 KEPT_QUICK: Final = replace(QUICK, max_recall_messages=20_000, max_recall_bytes=64 * 1024 * 1024)
+
+_DETECTION_SECONDS: Final = 20.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -170,6 +173,13 @@ class KeptWorkload(Workload):
         """Wait until all, or these, are live."""
         for participant in self.participants if participants is None else participants:
             await participant.backplane.wait_for_state("live")
+
+    async def lost(self, since: float) -> None:
+        """Wait until all near the fault have lost their link: since then, or shortly before, by an earlier fault."""
+        async with asyncio.timeout(_DETECTION_SECONDS):
+            for participant in self.near:
+                while participant.backplane.state == "live" and not any(at >= since for at in participant.degraded_at):
+                    await participant.backplane.wait_for_state("degraded")
 
     async def go_on(self, publisher: Participant, count: int = 10) -> None:
         """Wait until `publisher` has published so many more on every kept channel, each acknowledged."""
