@@ -16,7 +16,7 @@ from backplane.history.track import Mended
 from backplane.message import Gap, Place, Position
 from tests.unit.controlled_adapter import ControlledHistoryAdapter
 from tests.unit.doubles import RecordingSubscriber, until_idle
-from tests.unit.history.world import history_world
+from tests.unit.history.world import HistoryWorld, history_world
 from tests.unit.kit import SETTINGS, warnings_of
 
 if TYPE_CHECKING:
@@ -690,3 +690,228 @@ async def test_made_up_positions_ahead_of_the_worker_cost_few_reads() -> None:
         assert all(one.joins[0].gap is not None for one in late)
         assert len(worker.adapter.recalls) - recalls <= 8
         assert worker.history_hub.in_doubt == worker.statistics.repaired == 0
+
+
+async def test_a_channel_without_a_rule_is_delivered() -> None:
+    """A message of a channel without a rule is delivered as on any hub, and nothing is known of its position."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("plain")
+        worker.deliver("plain", "1")
+        assert await subscriber.receives(1) == ["1"]
+        assert worker.hub.position("plain") is None
+        assert worker.adapter.recalls == []
+
+
+async def test_a_repetition_is_dropped() -> None:
+    """A message that arrives twice is delivered once, and costs no read."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        kept = worker.adapter.log("k").items[0]
+        worker.adapter.links[-1].deliver("k", kept.payload, kept.place)
+        worker.append("k", "2")
+        assert await subscriber.receives(2) == ["1", "2"]
+        await until_idle()
+        assert len(worker.adapter.recalls) == 1
+
+
+async def test_an_unconfirmed_channel() -> None:
+    """Subscribers of a kept channel that a new link leaves unconfirmed are notified, and once more at its end."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.unconfirmed["k"] = "no place"
+        await worker.missing("k", "2")
+        _, unconfirmed = await subscriber.receives(2)
+        worker.adapter.unconfirmed.clear()
+        *_, back = await subscriber.receives(3)
+        await worker.settled()
+        worker.append("k", "3")
+        assert (await subscriber.receives(4))[3] == "3"
+        assert isinstance(unconfirmed, Gap)
+        assert isinstance(back, Gap)
+        assert unconfirmed.reason == "the broker has not confirmed the channel again: no place"
+
+
+async def test_a_notice_of_a_channel_that_misses_nothing() -> None:
+    """A channel whose messages are proved has no gap where the broker reports that it is refused."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.broker_subscriptions.on_refused({"k": "no permission", "other": "no permission"})
+        worker.append("k", "1")
+        assert await subscriber.receives(1) == ["1"]
+
+
+async def test_a_channel_that_is_revoked_and_then_refused() -> None:
+    """Subscribers of a kept channel that the broker revokes and then refuses are notified once, with its reason."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.refusals["k"] = "no permission"
+        worker.adapter.links[-1].revoked(["k"], "access was changed")
+        _, gap = await subscriber.receives(2)
+        await until_idle()
+        assert isinstance(gap, Gap)
+        assert "no permission" in gap.reason
+        assert len(subscriber.received) == 2
+
+
+async def test_a_message_before_the_end_of_a_gap_that_the_adapter_reports() -> None:
+    """Of an adapter that continues by itself, a message while a gap is open comes after that gap."""
+    async with history_world(ControlledHistoryAdapter(resumes=True)) as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.hub.open_gap(["k"], "records are gone")
+        worker.append("k", "2", "3")
+        assert await subscriber.receives(4) == ["1", Gap(channel="k", reason="records are gone"), "2", "3"]
+
+
+async def test_a_loss_that_is_reported_without_a_subscription() -> None:
+    """What is reported of a channel that the broker has not confirmed is read once it has."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        await worker.degrade()
+        reads = len(worker.adapter.recalls)
+        worker.hub.gap(["k"], "dropped")
+        await until_idle()
+        assert len(worker.adapter.recalls) == reads
+        worker.append("k", "1")
+        worker.adapter.start_gate.open()
+        assert await subscriber.receives(1) == ["1"]
+
+
+async def test_a_join_with_rewind_during_a_repair() -> None:
+    """What the channel misses is read first, and then what the join needs."""
+    async with history_world() as worker:
+        first = await worker.joined("k")
+        worker.append("k", "1")
+        await worker.degrade()
+        worker.append("k", "2")
+        joining = asyncio.create_task(worker.joins("k", rewind=9))
+        await until_idle()
+        worker.adapter.start_gate.open()
+        second = await joining
+        assert (first.received, second.received) == (["1", "2"], ["1", "2"])
+        assert [recall.after is None for recall in worker.adapter.recalls] == [True, False, True]
+
+
+async def test_a_history_that_does_not_lead_to_what_was_received() -> None:
+    """Where what is read does not join what has arrived, it is read three times, and the gap states why."""
+    async with history_world() as worker:
+        worker.append("k", "1")
+        await worker.joined("k")
+        worker.append("k", "2")
+        worker.adapter.log("k").items.clear()
+        late = await worker.joins("k", since=str(Position(worker.adapter.log("k").epoch, 1, 1)), rewind=9)
+        gap = late.joins[0].gap
+        assert gap is not None
+        assert gap.reason == "the history has moved on while it was read"
+        assert late.received == ["2"]
+        assert len(worker.adapter.recalls) == 4
+
+
+async def test_a_read_that_fails_after_the_last_subscriber_left() -> None:
+    """A read that fails for a channel that was left concerns no later join of it."""
+    async with history_world() as worker:
+        worker.append("k", "1")
+        worker.adapter.recall_gate.close()
+        joining = asyncio.create_task(worker.joins("k", rewind=1))
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) == 1)
+        joining.cancel()
+        await asyncio.wait([joining])
+        worker.adapter.recall_errors = [BrokerError("not permitted")]
+        again = asyncio.create_task(worker.joins("k", rewind=1))
+        await until_idle()
+        worker.adapter.recall_gate.open()
+        subscriber = await again
+        assert (subscriber.received, subscriber.joins[0].gap) == (["1"], None)
+
+
+# -- positions that no message has -------------------------------------------------------------------------------------
+
+
+def after_nothing(worker: HistoryWorld, *offsets: int) -> list[str]:
+    """Let a broker have a first message with offset 101, and give out these positions, which no message has."""
+    log = worker.adapter.log("k")
+    log.top = Position(log.epoch, 100, 0)
+    given = [Position(log.epoch, offset, 0) for offset in offsets]
+    log.without_message.update(given)
+    worker.append("k", "1", "2")
+    return [str(position) for position in given]
+
+
+async def test_a_position_that_no_message_has_costs_one_read() -> None:
+    """It is resumed; many that pass it at once, and those that pass it or a later one afterwards, share the read."""
+    async with history_world() as worker:
+        since, later = after_nothing(worker, 50, 60)
+        subscribers = await asyncio.gather(*(worker.joins("k", since=since) for _ in range(50)))
+        for again in (since, later):
+            subscribers.append(await worker.joins("k", since=again))
+        assert {(tuple(each.received), each.joins[0].resumed) for each in subscribers} == {(("1", "2"), True)}
+        assert [str(recall.after) for recall in worker.adapter.recalls] == ["None", since]
+
+
+async def test_several_positions_that_no_message_has() -> None:
+    """Each that lies before those that were read costs a read more, and is resumed."""
+    async with history_world() as worker:
+        positions = after_nothing(worker, 50, 40, 30)
+        subscribers = [await worker.joins("k", since=since) for since in positions]
+        worker.append("k", "3")
+        for subscriber in subscribers:
+            assert await subscriber.receives(3) == ["1", "2", "3"]
+            assert subscriber.joins[0].resumed
+        assert [str(recall.after) for recall in worker.adapter.recalls] == ["None", *positions]
+
+
+async def test_several_such_positions_at_once() -> None:
+    """Joins that pass different ones at once are all resumed."""
+    async with history_world() as worker:
+        positions = after_nothing(worker, 50, 40, 60, 30)
+        subscribers = await asyncio.gather(*(worker.joins("k", since=since) for since in positions))
+        assert [(each.received, each.joins[0].resumed) for each in subscribers] == [(["1", "2"], True)] * 4
+
+
+async def test_positions_that_are_made_up_cost_few_reads() -> None:
+    """Of fifty that the broker never gave out at most eight are read, and each join gets its gap."""
+    async with history_world() as worker:
+        after_nothing(worker)
+        epoch = worker.adapter.log("k").epoch
+        joining = [worker.joins("k", since=str(Position(epoch, offset, 0)), rewind=1) for offset in range(1, 51)]
+        subscribers = await asyncio.gather(*joining)
+        assert {(tuple(each.received), each.joins[0].resumed) for each in subscribers} == {(("2",), False)}
+        assert all(each.joins[0].gap is not None for each in subscribers)
+        reads = [recall for recall in worker.adapter.recalls if recall.after is not None]
+        assert 1 <= len(reads) <= 8
+
+
+async def test_after_a_gap_such_a_position_is_not_resumed() -> None:
+    """Where messages were lost after it, what came after it is not known."""
+    async with history_world() as worker:
+        (since,) = after_nothing(worker, 50)
+        assert (await worker.joins("k", since=since)).joins[0].resumed
+        watching = await worker.joined("k")
+        await worker.degrade()
+        log = worker.adapter.log("k")
+        log.without_message.clear()
+        log.items.clear()
+        worker.append("k", "3", "4")
+        log.drop_oldest(1)
+        worker.adapter.start_gate.open()
+        await watching.receives(1)
+        await worker.settled()
+        late = await worker.joins("k", since=since)
+        assert late.joins[0].gap is not None
+        assert not late.joins[0].resumed
+
+
+async def test_such_a_position_whose_read_fails() -> None:
+    """Where the broker refuses to read after it, the join gets a gap, and is not kept waiting."""
+    async with history_world() as worker:
+        (since,) = after_nothing(worker, 50)
+        await worker.joins("k", rewind=1)
+        await worker.joined("k")
+        worker.adapter.recall_errors = [BrokerError("not permitted")]
+        late = await worker.joins("k", since=since)
+        assert late.joins[0].gap is not None
+        again = await worker.joins("k", since=since)
+        assert again.joins[0].resumed
