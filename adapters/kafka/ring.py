@@ -286,6 +286,10 @@ class HistoryRings:
         if partition not in self._ends:
             self.note_end(partition, end, last)
 
+    def has_ring(self, key: bytes) -> bool:
+        """Whether a channel has a ring: one that was evicted meanwhile has none."""
+        return key in self._rings
+
     def known_from(self, key: bytes) -> int:
         """Return the offset from which on everything of a channel is known."""
         ring = self._rings.get(key)

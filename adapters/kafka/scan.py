@@ -74,7 +74,8 @@ class Scan:
             self._step = min(_MAX_STEP, max(1, self._step))
             low = chunk.complete_from
         self.is_cut_short = self._left <= 0
-        if self._others is not None:
+        # Of a channel whose ring was evicted meanwhile nothing is known: neither is there a record, nor none.
+        if self._others is not None and all(rings.has_ring(query.key) for query in self.queries):
             rings.adopt(partition, self._others, low, until)
 
     async def _next_chunk(self, log: LogAccess, start: int, low: int) -> Chunk | None:

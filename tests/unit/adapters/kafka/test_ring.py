@@ -83,3 +83,49 @@ def test_a_single_ring_is_bounded_too() -> None:
     assert found.items[-1].place.offset == 100
     assert rings.known_from(b"room") == found.items[0].place.offset - 1
     assert rings.size_bytes <= 5_000
+
+
+def test_what_was_read_is_joined_only_to_what_follows_it() -> None:
+    """If a ring begins later than what was read ends, as after an eviction meanwhile, there may be a hole between."""
+    rings = opened()
+    rings.add(IDENTITY.partition_of(b"room"), b"room", b"new", 12, 1)
+    rings.backfill(b"room", RULE, [(b"room", b"old", 5, 1)], 5, 8)
+    assert rings.known_from(b"room") == 10
+    rings.backfill(b"room", RULE, [(b"room", b"old", 9, 1)], 8, 10)
+    assert rings.known_from(b"room") == 8
+
+
+def test_channels_that_were_read_beside_others_are_known_only_without_a_hole() -> None:
+    """If records between what was read and the floor are missing, as after an eviction meanwhile, nothing is taken."""
+    rings = opened()
+    own = IDENTITY.partition_of(b"room")
+    aside = rings.ring_aside(own, b"room", 8)
+    assert aside is not None
+    aside.prepend([(b"room", b"old", 5, 1)], 4)
+    rings.adopt(own, {b"room": aside}, 4, 8)
+    assert rings.known_from(b"room") == 10
+
+
+def test_a_ring_that_is_full_is_known_from_its_first_message_on() -> None:
+    """Of a channel with more messages than are kept nothing is known before the oldest that is kept."""
+    rings = opened()
+    own = IDENTITY.partition_of(b"room")
+    aside = rings.ring_aside(own, b"room", 10)
+    assert aside is not None
+    aside.prepend([(b"room", b"%d" % offset, offset, 1) for offset in (9, 8, 7, 6)], 6)
+    rings.adopt(own, {b"room": aside}, 2, 10)
+    assert rings.known_from(b"room") == 7
+    assert rings.known_from(b"room-2") in (2, 10)
+
+
+def test_a_ring_that_begins_after_a_hole_is_not_continued() -> None:
+    """A ring that a reading could not be joined to is not taken to reach back to it by the next reading."""
+    rings = opened()
+    own = IDENTITY.partition_of(b"room")
+    rings.add(own, b"room", b"new", 12, 1)
+    rings.adopt(own, {}, 4, 10)
+    aside = rings.ring_aside(own, b"room", 4)
+    assert aside is not None
+    aside.prepend([(b"room", b"old", 3, 1)], 2)
+    rings.adopt(own, {b"room": aside}, 2, 4)
+    assert rings.known_from(b"room") == 10
