@@ -142,6 +142,7 @@ class HistoryHub(Hub):
             self._begin(kept, subscriber, since, rewind)
         finally:
             self.leave(channel, placeholder)
+            self._budget.make_room()
 
     def leave(self, channel: str, subscriber: Subscriber) -> None:
         """Remove `subscriber`; with the last one the channel's track and ring go."""
@@ -360,7 +361,11 @@ class HistoryHub(Hub):
                         starts -= kept.wants_after is start
                     kept.wants_ring |= wants_ring
                     self._request(kept)
-                    await kept.changed()
+                    kept.ring.waiting += wants_ring
+                    try:
+                        await kept.changed()
+                    finally:
+                        kept.ring.waiting -= wants_ring
         except TimeoutError:
             raise BrokerUnavailableError(
                 f"the broker did not return the history of channel {kept.name!r} within "

@@ -66,9 +66,12 @@ class RingBudget:
         self._rings.pop(ring, None)
 
     def make_room(self) -> None:
-        """Empty rings until the limit holds."""
-        while self.size_bytes > self.max_bytes and self._rings:
-            next(iter(self._rings)).evict()
+        """Empty rings until the limit holds, except those that joins are about to read from."""
+        while self.size_bytes > self.max_bytes:
+            ring = next((ring for ring in self._rings if not (ring.waiting and ring.is_complete)), None)
+            if ring is None:
+                return
+            ring.evict()
 
 
 class Ring:
@@ -88,6 +91,7 @@ class Ring:
     Attributes:
         is_complete: The ring holds everything that may be given back: a position that `after` does not find cannot be
             resumed. Otherwise the history has to be read, and `fill` called.
+        waiting: How many joins wait for `fill`. Once that has succeeded the ring is not emptied until they have looked.
     """
 
     __slots__ = (
@@ -106,6 +110,7 @@ class Ring:
         "_times",
         "_tip",
         "is_complete",
+        "waiting",
     )
 
     def __init__(
@@ -118,6 +123,7 @@ class Ring:
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_complete: bool = False
+        self.waiting: int = 0
         self._max_messages = max_messages
         self._max_entries = max_messages + 1
         self._max_age_seconds = max_age_seconds
@@ -173,12 +179,16 @@ class Ring:
         """
         mine = self._entries
         if mine:
+            entries = list(entries)
             first = mine[0][0]
             older = [entry for entry in entries if entry[0].epoch == first.epoch and entry[0].offset <= first.offset]
             if older and older[-1][0] == first:
                 older.pop()
-            elif (older and not _precedes(older[-1][0], first)) or (not older and first.before):
-                return False
+            elif older:
+                if not _precedes(older[-1][0], first):
+                    return False
+            elif first.before and not any(_is_newer(place, first) for place, _ in entries):
+                return False  # else more is held here than was read
         else:
             older = [entry for entry in entries if entry[0].epoch == last.epoch and entry[0].offset <= last.offset]
             if older and older[-1][0] != last:
@@ -367,6 +377,10 @@ def _size(message: Message | None) -> int:
 def _precedes(place: Position, following: Place) -> bool:
     """Whether nothing can be missing between the two, which one broker has numbered."""
     return following.before == place.offset and following.before_check in (None, place.check)
+
+
+def _is_newer(place: Place, first: Place) -> bool:
+    return place.epoch == first.epoch and place.offset > first.offset
 
 
 def _names(first: Place, position: Position) -> bool:

@@ -915,3 +915,38 @@ async def test_such_a_position_whose_read_fails() -> None:
         assert late.joins[0].gap is not None
         again = await worker.joins("k", since=since)
         assert again.joins[0].resumed
+
+
+async def test_a_ring_that_holds_more_than_is_read() -> None:
+    """Where a worker has received more than one read returns, joins cost one read together, and get what it holds."""
+    async with history_world(settings=replace(SETTINGS, max_recall_messages=3)) as worker:
+        worker.append("k", "older")
+        subscriber = await worker.joined("k")
+        start = str(worker.adapter.log("k").top)
+        worker.append("k", *map(str, range(10)))
+        await subscriber.receives(10)
+        reads = len(worker.adapter.recalls)
+        for _ in range(5):
+            late = await worker.joins("k", rewind=6)
+            assert late.received == ["4", "5", "6", "7", "8", "9"]
+            unknown = await worker.joins("k", since="unknown")
+            assert unknown.joins[0].gap is not None
+        assert (await worker.joins("k", since=start)).received == [*map(str, range(10))]
+        assert len(worker.adapter.recalls) == reads + 1
+
+
+async def test_joins_for_which_the_rings_have_no_room() -> None:
+    """Where the rings of the channels that are joined at once do not fit, each join gets what it missed all the same.
+
+    Afterwards they are emptied.
+    """
+    async with history_world(settings=replace(SETTINGS, max_ring_bytes=2_000)) as worker:
+        channels = [f"k{number}" for number in range(40)]
+        for channel in channels:
+            worker.append(channel, *"012345")
+        sinces = [str(worker.adapter.log(channel).items[1].place) for channel in channels]
+        joins = [worker.joins(channel, since=since) for channel, since in zip(channels, sinces, strict=True)]
+        late = await asyncio.gather(*joins)
+        assert [one.received for one in late] == [["2", "3", "4", "5"]] * len(channels)
+        assert all(one.joins[0].resumed for one in late)
+        assert sum(len(kept.ring) for kept in worker.history_hub.quiet) <= 4
