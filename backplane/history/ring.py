@@ -24,12 +24,13 @@ _MAX_BATCHES: Final = 64
 # A broker may give back what is a little too old. What seems much older has a publisher whose clock is wrong.
 _LATE_SECONDS: Final = 5.0
 
-_Entry = tuple["Place", "Message | None"]
+_Read = tuple["Place", "Message | None"]
+_Entry = tuple["Place", "Message | None", float]
+"""The last is from when on it ages, by the ring's timer; it never decreases from one entry to the next."""
 
 # Of every ring that is empty: a deque takes 0.6 KB, and each object that is collected lengthens the full collections of
 # the process. It cannot be changed.
 _NO_ENTRIES: Final = cast("deque[_Entry]", ())
-_NO_TIMES: Final = cast("deque[float]", ())
 
 
 class RingBudget:
@@ -107,7 +108,6 @@ class Ring:
         "_max_entries",
         "_max_messages",
         "_timer",
-        "_times",
         "_tip",
         "is_complete",
         "waiting",
@@ -131,7 +131,6 @@ class Ring:
         self._clock = clock
         self._timer = timer
         self._entries: deque[_Entry] = _NO_ENTRIES
-        self._times: deque[float] = _NO_TIMES  # from when on each of them ages, by `timer`; never decreasing
         self._tip: Position | None = None  # where the channel is, while there are no entries
         self._floor: Position | None = None  # see `fill_after`
         self._floor_next: Position | None = None
@@ -154,22 +153,19 @@ class Ring:
         size = _MESSAGE_BYTES if message is None else _MESSAGE_BYTES + len(message.data)
         if len(entries) == self._max_entries:
             oldest = entries.popleft()[1]
-            self._times.popleft()
             size -= _MESSAGE_BYTES if oldest is None else _MESSAGE_BYTES + len(oldest.data)
         elif not entries:
             entries = self._entries = deque()
-            self._times = deque()
             budget.enter(self)
             if self._floor is not None and self._floor_next is self._tip:
                 self._floor_next = place  # nothing came between
-        entries.append((place, message))
-        self._times.append(self._timer())
+        entries.append((place, message, self._timer()))
         if size:
             budget.size_bytes += size
             if budget.size_bytes > budget.max_bytes:
                 budget.make_room()
 
-    def fill(self, entries: Iterable[_Entry], last: Position, *, complete: bool) -> bool:
+    def fill(self, entries: Iterable[_Read], last: Position, *, complete: bool) -> bool:
         """Put before the present entries what one read has returned, and return whether it could be joined to them.
 
         Args:
@@ -195,16 +191,13 @@ class Ring:
                 return False
         if not mine and older:
             mine = self._entries = deque()
-            self._times = deque()
             self._budget.enter(self)
             self._floor = None
         if older:
-            self._times.extendleft(self._times_of(reversed(older)))
-            mine.extendleft(reversed(older))
+            mine.extendleft(self._timed(reversed(older)))
         added = sum(_size(message) for _, message in older)
         while len(mine) > self._max_entries:
             added -= _size(mine.popleft()[1])
-            self._times.popleft()
         self._budget.size_bytes += added
         self._tip = last
         self._forget_batches()
@@ -213,7 +206,7 @@ class Ring:
         self._budget.make_room()
         return True
 
-    def fill_after(self, position: Position, entries: Iterable[_Entry], last: Position) -> None:
+    def fill_after(self, position: Position, entries: Iterable[_Read], last: Position) -> None:
         """Take what one read has returned after a position that no entry has, so that `after` finds it.
 
         Args:
@@ -273,42 +266,39 @@ class Ring:
         self.clear(self.newest_position)
 
     def _empty(self) -> None:
-        self._budget.size_bytes -= sum(_size(message) for _, message in self._entries)
+        self._budget.size_bytes -= sum(_size(message) for _, message, _ in self._entries)
         self._budget.leave(self)
-        self._entries, self._times = _NO_ENTRIES, _NO_TIMES
+        self._entries = _NO_ENTRIES
         self._forget_batches()
 
-    def _times_of(self, newest_first: Iterable[_Entry]) -> list[float]:
-        """Return from when on messages age that were read, and come before all that the ring holds.
+    def _timed(self, newest_first: Iterable[_Read]) -> list[_Entry]:
+        """Return the entries for messages that were read, and come before all that the ring holds.
 
         A message without a time that can be used is as old as the one after it.
         """
         now, clock, latest = self._timer(), self._clock(), self._max_age_seconds + _LATE_SECONDS
-        newest = self._times[0] if self._times else now
-        times: list[float] = []
-        for _, message in newest_first:
+        newest = self._entries[0][2] if self._entries else now
+        timed: list[_Entry] = []
+        for place, message in newest_first:
             published_at = None if message is None else message.published_at
             if published_at is not None and 0 <= (age := clock - published_at) <= latest:
                 newest = min(newest, now - age)
-            times.append(newest)
-        return times
+            timed.append((place, message, newest))
+        return timed
 
     def _drop_old(self) -> None:
         """Drop what is older than the rule allows."""
-        entries, times = self._entries, self._times
-        dropped = bisect_left(times, self._timer() - self._max_age_seconds)
+        entries = self._entries
+        dropped = bisect_left(entries, self._timer() - self._max_age_seconds, key=_time)
         if not dropped:
             return
         self._tip = entries[-1][0]
         self._floor = None
-        size = 0
-        for _ in range(dropped):
-            times.popleft()
-            size += _size(entries.popleft()[1])
+        size = sum(_size(entries.popleft()[1]) for _ in range(dropped))
         self._budget.size_bytes -= size
         self._forget_batches()
         if not entries:
-            self._entries, self._times = _NO_ENTRIES, _NO_TIMES
+            self._entries = _NO_ENTRIES
             self._budget.leave(self)
 
     def _index_after(self, position: Position) -> int | None:
@@ -347,9 +337,9 @@ class Ring:
 
     def _batch(self, key: Position | int, start: int) -> Batch:
         """Return the messages from an index on, and remember the batch: its frames count as the messages do."""
-        batch = Batch(*(message for _, message in islice(self._entries, start, None) if message is not None))
+        batch = Batch(*(message for _, message, _ in islice(self._entries, start, None) if message is not None))
         budget = self._budget
-        own = sum(_size(message) for _, message in self._entries) + self._batches_bytes
+        own = sum(_size(message) for _, message, _ in self._entries) + self._batches_bytes
         if len(self._batches) >= _MAX_BATCHES or own + batch.size_bytes > budget.max_bytes:
             own -= self._batches_bytes
             self._forget_batches()
@@ -368,6 +358,10 @@ class Ring:
 
 def _offset(entry: _Entry) -> int:
     return entry[0].offset
+
+
+def _time(entry: _Entry) -> float:
+    return entry[2]
 
 
 def _size(message: Message | None) -> int:

@@ -386,11 +386,10 @@ def test_the_size_is_counted_exactly() -> None:
             made.fill(entries(max(1, number - 30), number), place(number), complete=True)
         else:
             made.clear(place(number))
-        held = [one for made in rings for _, one in made._entries]  # pyright: ignore[reportPrivateUsage]
+        held = [one for made in rings for _, one, _ in made._entries]  # pyright: ignore[reportPrivateUsage]
         batches = [batch for made in rings for batch in made._batches.values()]  # pyright: ignore[reportPrivateUsage]
         size = sum(400 + (0 if one is None else len(one.data)) for one in held)
         assert budget.size_bytes == size + sum(batch.size_bytes for batch in batches) <= 20_000
-        assert all(len(made._times) == len(made) for made in rings)  # pyright: ignore[reportPrivateUsage]
         assert set(budget._rings) == {made for made in rings if len(made)}  # pyright: ignore[reportPrivateUsage]
 
 
