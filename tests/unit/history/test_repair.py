@@ -40,7 +40,8 @@ class World:
         repairer: The repairer.
         reads: What was read, by channel.
         failures: Why a channel could not be read.
-        on_read: Called with each channel that was read.
+        on_read: Called after each channel that was read.
+        has_failed: Set once a channel could not be read.
     """
 
     adapter: ControlledHistoryAdapter
@@ -48,6 +49,7 @@ class World:
     reads: dict[str, Read] = field(default_factory=dict[str, Read])
     failures: dict[str, str] = field(default_factory=dict[str, str])
     on_read: Callable[[], object] = lambda: None
+    has_failed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def read(self, kept: KeptChannel, read: Read) -> None:
         """Take what was read: the channel needs nothing more."""
@@ -60,6 +62,7 @@ class World:
     def failed(self, kept: KeptChannel, reason: str) -> None:
         """Take why a channel could not be read."""
         self.failures[kept.name] = reason
+        self.has_failed.set()
 
     @property
     def recalled(self) -> list[str]:
@@ -338,16 +341,14 @@ async def test_one_failure_keeps_no_other_channel_waiting() -> None:
 async def test_a_repair_that_takes_too_long(reason: str) -> None:
     """Where the broker does not return the history within the time of a repair, the read fails with the reason."""
     async with repairing(BOUNDS._replace(read_seconds=0.01, repair_seconds=0.001)) as worker:
-        failed = asyncio.Event()
         if reason == "loading":
             worker.adapter.recall_error = BrokerUnavailableError("loading")
         else:
             worker.adapter.recall_gate.close()
         kept = in_doubt()
         kept.repair_since = asyncio.get_running_loop().time() - 1
-        worker.failed = lambda kept, text: (worker.failures.update({kept.name: text}), failed.set())[0]  # type: ignore[method-assign]
         worker.repairer.request(kept)
-        await failed.wait()
+        await worker.has_failed.wait()
         assert worker.failures == {"k": f"the history cannot be read: {reason}"}
         assert worker.reads == {}
 
