@@ -10,6 +10,7 @@ import pytest
 from backplane import Backplane, ConfigurationError, LifecycleError
 from backplane.adapters.memory import MemoryBroadcaster, MemoryOptions
 from backplane.broadcaster import BrokerUrl
+from backplane.broker.adapter_source import AdapterSource
 
 if TYPE_CHECKING:
     from backplane import Subscription
@@ -115,3 +116,13 @@ def test_adapter_object_cannot_be_opened_a_second_time() -> None:
     """A publish from a process that never starts the Backplane needs a link of its own, and so a URL."""
     with pytest.raises(ConfigurationError, match="start the Backplane, or give it a URL"):
         Backplane(adapter()).sync.publish("a", "x")
+
+
+def test_url_for_another_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL that was given is that of another link; neither an adapter object nor the default has one."""
+    monkeypatch.delenv("BACKPLANE_URL", raising=False)
+    assert AdapterSource("memory://of-this-test").url_for_another() == "memory://of-this-test"
+    with pytest.raises(ConfigurationError, match="an adapter object has only one: start the Backplane"):
+        AdapterSource(adapter()).url_for_another()
+    with pytest.raises(ConfigurationError, match="set BACKPLANE_URL"):
+        AdapterSource("").url_for_another()

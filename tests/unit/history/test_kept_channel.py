@@ -47,10 +47,10 @@ async def test_what_needs_a_read() -> None:
 async def test_a_new_doubt_begins_a_new_repair() -> None:
     """A channel that is put in doubt is read, and the time of its repair begins with its next read."""
     kept = settled()
-    kept.repair_since = 1.0
+    kept.repair_since = asyncio.get_running_loop().time()
     kept.lose("the link was lost")
-    assert (kept.track.doubt, kept.needs_read) == ("the link was lost", True)
     assert kept.repair_since is None
+    assert (kept.track.doubt, kept.needs_read) == ("the link was lost", True)
 
 
 async def test_the_end_of_a_fill() -> None:
