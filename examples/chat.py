@@ -42,7 +42,7 @@ class Live(BaseModel):
 
 
 def stay(_: Gap) -> None:
-    """Keep a client connected where messages may be missing: the envelope's event tells its page."""
+    """Keep a client connected where messages may be missing: the envelope's event notifies its page."""
 
 
 backplane = Backplane(

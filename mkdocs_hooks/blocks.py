@@ -11,6 +11,7 @@ from mkdocs_hooks.close_codes import close_codes
 from mkdocs_hooks.command_line import command_line
 from mkdocs_hooks.decisions import decisions
 from mkdocs_hooks.errors import error_tree, errors
+from mkdocs_hooks.histories import histories
 from mkdocs_hooks.layers import layers
 from mkdocs_hooks.log_events import log_events
 from mkdocs_hooks.options import adapter_options, options, statistics
@@ -35,6 +36,7 @@ BLOCKS: Final[dict[str, Callable[..., str]]] = {
     "error-tree": error_tree,
     "errors": errors,
     "exports": exports,
+    "histories": histories,
     "layers": layers,
     "log-events": log_events,
     "options": options,

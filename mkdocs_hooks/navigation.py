@@ -14,7 +14,17 @@ __all__ = ["SECTIONS", "navigation", "page_names"]
 
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "tutorial": ("index", "first-room", "two-workers", "redis", "lost-link"),
-    "concepts": ("index", "channels", "delivery", "gaps", "slow-clients-and-outbox", "connections", "drain", "outages"),
+    "concepts": (
+        "index",
+        "channels",
+        "delivery",
+        "gaps",
+        "history",
+        "slow-clients-and-outbox",
+        "connections",
+        "drain",
+        "outages",
+    ),
     "guides": (
         "index",
         "applications",
@@ -22,6 +32,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "slow-clients",
         "typed-channels",
         "server-sent-events",
+        "browser-clients",
         "synchronous-code",
         "command-line",
         "testing",
@@ -32,6 +43,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "deployment",
         "health-and-metrics",
         "sizing",
+        "history",
         "servers",
         "proxies",
         "direct-lane",
@@ -46,6 +58,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "backlog",
         "adapter-options",
         "close-codes",
+        "json-envelope",
         "errors",
         "statistics",
         "log-events",

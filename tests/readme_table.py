@@ -13,12 +13,15 @@ from backplane.cli.diagnosis import describe_reach, describe_return, format_size
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["table", "written_table"]
+    from backplane.broadcaster import Capabilities
+
+__all__ = ["capabilities_of", "schemes_by_adapter", "table", "written_table"]
 
 _README = Path(__file__).parents[1] / "README.md"
 _TABLE = re.compile(r"(?<=<!-- table: adapters -->\n).*?(?=<!-- end -->)", re.DOTALL)
-_COLUMNS = ("adapter", "reaches", "when `publish` returns", "after a lost link", "largest message", "extra")
+_COLUMNS = ("adapter", "reaches", "when `publish` returns", "after a lost link", "history", "largest message", "extra")
 _NOTHING = "\N{EN DASH}"
+_HISTORY = {"nothing": _NOTHING, "process": "in the process", "host": "on the host", "server": "on the broker"}
 _NAMED = {
     "ipc": "ipc://name",
     "redis+sentinel": "redis+sentinel://host,host/service",
@@ -31,11 +34,21 @@ def table() -> str:
     Raises:
         MissingDependencyError: The client library of an adapter is not installed.
     """
+    head = f"{_line(_COLUMNS)}{'|---' * len(_COLUMNS)}|\n"
+    return head + "".join(_line(_row(names)) for names in schemes_by_adapter())
+
+
+def schemes_by_adapter() -> list[list[str]]:
+    """Return the schemes of each adapter of the package, in the order of the registry."""
     schemes: dict[str, list[str]] = {}
     for scheme, (target, _) in _built_in().items():
         schemes.setdefault(target, []).append(scheme)
-    head = f"{_line(_COLUMNS)}{'|---' * len(_COLUMNS)}|\n"
-    return head + "".join(_line(_row(names)) for names in schemes.values())
+    return list(schemes.values())
+
+
+def capabilities_of(scheme: str) -> Capabilities:
+    """Return what the adapter of a scheme declares; its broker is not asked."""
+    return broadcaster_from_url(_NAMED.get(scheme, f"{scheme}://localhost")).capabilities
 
 
 def written_table() -> str:
@@ -49,14 +62,15 @@ def _built_in() -> Mapping[str, tuple[str, str | None]]:
 
 
 def _row(schemes: Sequence[str]) -> tuple[str, ...]:
-    capabilities = broadcaster_from_url(_NAMED.get(schemes[0], f"{schemes[0]}://localhost")).capabilities
-    recovers = "continues where it was" if capabilities.resumes else "is rebuilt, and reported as a `Gap`"
+    capabilities = capabilities_of(schemes[0])
+    recovers = "continues where it was" if capabilities.resumes else "is rebuilt; a `Gap`, except with a history"
     extra = _built_in()[schemes[0]][1]
     return (
         ", ".join(f"`{_NAMED.get(scheme, f'{scheme}://')}`" for scheme in schemes),
         describe_reach(capabilities),
         describe_return(capabilities),
         recovers if capabilities.brokered else _NOTHING,
+        _HISTORY[capabilities.keeps],
         format_size(capabilities.max_payload_bytes),
         f"`{extra}`" if extra else _NOTHING,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
@@ -80,10 +79,6 @@ class Server:
     def terminate(self) -> None:
         """Send SIGTERM; the server ends when it has drained."""
         self._process.process.terminate()
-
-    def reload(self) -> None:
-        """Send SIGHUP; the server restarts its workers."""
-        self._process.process.send_signal(signal.SIGHUP)
 
     def wait_for_end(self) -> None:
         """Wait until it has ended. Blocks.

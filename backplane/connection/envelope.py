@@ -2,15 +2,16 @@
 
 `json_envelope` makes JSON texts (RFC 8259), one per message, with these members, in this order:
 
-    {"channel": "orders:eu", "position": "AbCd...", "data": {"id": 7}}       published as anything JSON
+    {"channel": "orders:eu", "position": "AbCd...", "data": {"id": 7}}       published as anything JSON, with a history
     {"channel": "orders:eu", "position": "AbCd...", "text": "hello"}         published as `str`
     {"channel": "orders:eu", "position": "AbCd...", "base64": "AP8="}        published as `bytes`
     {"channel": "orders:eu", "event": "joined", "position": "AbCd...", "resumed": true}
     {"channel": "orders:eu", "event": "gap", "position": "AbCd..."}
 
-`position` is left out where the channel has no history, and where the position is not known. A client keeps the last
-one of each channel, whatever it came with, and passes it when it comes back. `joined` precedes every message of a
-channel that has a history; `gap` means that messages may be missing at this place.
+On a channel without a history JSON is a `text`, as nothing states that it is more. `position` is left out where the
+channel has no history, and where the position is not known. A client keeps the last one of each channel, whatever it
+came with, and passes it when it comes back. `joined` precedes every message of a channel that has a history; `gap`
+means that messages may be missing at this place.
 
 What the application sends itself, by `Connection.send` or in answer to a gap, has no envelope.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from backplane.fanout.codec import to_client_data
 from backplane.fanout.frames import compress_frame, encode_frame
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Batch", "EnvelopedMessage", "source_of"]
+
+# An application can make a function for each client, and the ring of a quiet channel keeps a batch for long.
+_MAX_ENVELOPES: Final = 8
 
 
 class EnvelopedMessage(Message):
@@ -93,6 +96,8 @@ class Batch(list[Message]):
         # By the identity of the function, which need not be hashable; the entry keeps it alive.
         found = self._enveloped.get(id(envelope))
         if found is None:
+            if len(self._enveloped) >= _MAX_ENVELOPES:
+                self._enveloped.clear()
             found = self._enveloped[id(envelope)] = envelope, self._envelop(envelope)
         return found[1]
 

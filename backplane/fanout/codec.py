@@ -58,10 +58,19 @@ def encode(
     published_at: float,
     excluded: bytes | None = None,
     wire_format: WireFormat = "header",
+    states_json: bool = False,
 ) -> bytes:
     """Return the payload for `data`: `bytes` are binary, `str` is text, anything else becomes JSON text.
 
     Pydantic serializes models, dataclasses, datetimes and so on; infinities and NaN become `null`.
+
+    Args:
+        data: The data.
+        origin: Random bytes of this process.
+        published_at: In seconds since the epoch.
+        excluded: Id of a connection that does not receive it.
+        wire_format: Whether there is a header.
+        states_json: Whether the header states that a text is JSON, which a build from before that flag cannot read.
 
     Raises:
         InvalidDataError: Text that UTF-8 cannot encode, a value that is not JSON, or, without a header, bytes that
@@ -75,7 +84,7 @@ def encode(
         flags, body = BINARY, bytes(cast("bytes", data))
     else:
         body = _encode_text(data)
-        if not isinstance(data, str) or isinstance(data, JsonText):
+        if states_json and (not isinstance(data, str) or isinstance(data, JsonText)):
             flags = JSON
     if excluded is not None:
         flags |= EXCLUDES

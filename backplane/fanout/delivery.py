@@ -35,16 +35,16 @@ class Subscriber(Protocol):
         """Take messages of one channel, in order."""
         ...
 
-    def gap(self, gap: Gap) -> None:
+    def gap(self, gap: Gap, /) -> None:
         """Take the notice that messages of a channel may be missing at this place."""
         ...
 
-    def joined(self, joined: Joined) -> None:
+    def joined(self, joined: Joined, /) -> None:
         """Take the notice that this subscriber has joined a channel, before the first message of a kept channel."""
         ...
 
     def offer_missed(self, batch: Batch, /) -> None:
-        """Take the messages of one channel that are given back at a join, in order: they may be many."""
+        """Take messages of one channel that are given back, at a join or after a loss, in order: they may be many."""
         ...
 
 
@@ -57,12 +57,22 @@ class Delivery:
         subscribers: The subscribers of the channel. The hub goes on editing this `dict`, which is how a leave between
             two slices is noticed.
         bursts: How a subscriber that raises is logged.
+        missed: The messages are given back after a loss.
     """
 
-    __slots__ = ("_batch", "_bursts", "_remaining", "_subscribers", "channel")
+    __slots__ = ("_batch", "_bursts", "_missed", "_remaining", "_subscribers", "channel")
 
-    def __init__(self, channel: str, batch: Batch, subscribers: dict[Subscriber, int], bursts: LogBursts) -> None:
+    def __init__(
+        self,
+        channel: str,
+        batch: Batch,
+        subscribers: dict[Subscriber, int],
+        bursts: LogBursts,
+        *,
+        missed: bool = False,
+    ) -> None:
         self.channel: str = channel
+        self._missed = missed
         self._batch = batch
         self._bursts = bursts
         self._subscribers = subscribers
@@ -76,7 +86,10 @@ class Delivery:
             offered += 1
             if subscriber in subscribers:
                 try:
-                    subscriber.offer(batch.for_token(subscriber.token) if batch.excludes else batch)
+                    if self._missed:
+                        subscriber.offer_missed(batch)
+                    else:
+                        subscriber.offer(batch.for_token(subscriber.token) if batch.excludes else batch)
                 except Exception as error:  # offer() must not raise; if it does, the others still get the batch
                     log_failure(self._bursts, self.channel, error)
         return count is None or offered < count

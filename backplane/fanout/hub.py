@@ -184,7 +184,7 @@ class Hub:
             logger.warning(
                 "the broker revoked %d subscriptions (times so far: %d): %s", len(channels), self._revocations, reason
             )
-        self.gaps.open(channels, reason)
+        self.gaps.open(self._without_proof(channels), reason)
         self._broker_subscriptions.revoke(channels, reason)
 
     def close(self) -> None:
@@ -196,6 +196,10 @@ class Hub:
         self._collected.clear()
         self._deliveries.clear()
         self.gaps.clear()
+
+    def _without_proof(self, channels: Collection[str] | All) -> Collection[str] | All:
+        """Return those of `channels` on which nothing can prove that no message is missing: all, without a history."""
+        return channels
 
     def _undo_join(self, channel: str, subscriber: Subscriber) -> None:
         """Undo one join; the subscriber leaves the channel when that was its only one."""
@@ -217,6 +221,16 @@ class Hub:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
         elif self._collected_count >= _MAX_COLLECTED or self._collected_bytes >= _MAX_COLLECTED_BYTES:
             self._flush()
+
+    def _give_back(self, channel: str, batch: Batch) -> None:
+        """Deliver messages that were missed, after what was collected: as many as they are, no subscriber is slow."""
+        if channel in self._collected or any(delivery.channel == channel for delivery in self._deliveries):
+            self._flush()
+        self.delivered += len(batch)
+        subscribers = self._subscribers.get(channel, {})
+        self._deliveries.append(Delivery(channel, batch, subscribers, self._bursts, missed=True))
+        if self._flush_handle is None:
+            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
 
     def _flush(self) -> None:
         """Deliver everything that was collected, now: whatever comes next must follow it."""

@@ -25,6 +25,9 @@ logger: Final = logging.getLogger("backplane.fanout.outbox")
 GAP_BYTES: Final = 64
 """What a gap counts as: it is small, but many of them must not grow without bound either."""
 
+# How many times what is given back at once may wait.
+_MOST_ALLOWED: Final = 3
+
 
 class Outbox:
     """The items that wait for one subscriber, in the order in which they were offered.
@@ -100,9 +103,10 @@ class Outbox:
             self._of_channels.pop(channel, None)
 
     def allow(self, channel: str, count: int, size_bytes: int) -> None:
-        """Raise the bounds by what a join of `channel` gives back, until nothing waits or the channel is left.
+        """Raise the bounds by what is given back of `channel`, until nothing waits or the channel is left.
 
-        A client that missed more than its backlog is not slow, and would come back with the same position for ever.
+        A client that missed more than its backlog is not slow, and would come back with the same position for ever. One
+        that takes nothing while its worker loses link after link is: what was allowed before is not added endlessly.
 
         Args:
             channel: The channel.
@@ -111,8 +115,11 @@ class Outbox:
         """
         if self._allowances is None:
             self._allowances = {}
-        before = self._allowances.get(channel, (0, 0))
-        self._allowances[channel] = before[0] + count, before[1] + size_bytes
+        counts, sizes = self._allowances.get(channel, (0, 0))
+        self._allowances[channel] = (
+            min(counts + count, max(counts, _MOST_ALLOWED * count)),
+            min(sizes + size_bytes, max(sizes, _MOST_ALLOWED * size_bytes)),
+        )
 
     def disallow(self, channel: str) -> None:
         """Take back what `allow` gave for a channel that is left, or joins and leaves would raise them without end."""

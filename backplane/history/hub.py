@@ -7,16 +7,18 @@ from the broker, and its subscribers notice nothing. They are notified of a gap 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError
+from backplane.fanout.batch import Batch
 from backplane.fanout.codec import decode
 from backplane.fanout.hub import Hub
 from backplane.history.kept_channel import KeptChannel
 from backplane.history.repair import ReadBounds, Repairer
-from backplane.history.replay import beginning, needs_ring
+from backplane.history.replay import beginning, is_ahead, needs_ring, unknown_start
 from backplane.history.ring import Ring, RingBudget
 from backplane.history.track import HELD, PROVED, Track
 from backplane.message import All, Gap, Joined
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from backplane.broadcaster import Recalled, SupportsHistory
-    from backplane.fanout.batch import Batch
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
     from backplane.history.repair import Read
@@ -42,6 +43,12 @@ logger: Final = logging.getLogger("backplane.history.hub")
 
 # A ring that was filled for a join can be emptied, for the bound of all rings, before the join takes from it.
 _MAX_FILLS: Final = 3
+# Positions that only the broker can judge, which clients can make up, cost a read each.
+_MAX_READS_AFTER: Final = 8
+_BEHIND: Final = "a subscriber came back with a position that was not received yet"
+
+# Doubled each time: thousands of clients may come with positions that were lost.
+_FIRST_PAUSE_SECONDS: Final = 0.01
 
 
 class HistoryHub(Hub):
@@ -74,7 +81,8 @@ class HistoryHub(Hub):
         bursts: LogBursts | None = None,
     ) -> None:
         super().__init__(broker_subscriptions, bursts)
-        self.rules: HistoryRules = rules
+        self.rules = rules
+        self._rules: Final = rules
         self._follows = follows
         self._settings = settings
         self._statistics = statistics or Counters()
@@ -119,7 +127,7 @@ class HistoryHub(Hub):
         Everything up to one moment is given back, and everything after it is received live. Until then a placeholder
         keeps the channel subscribed. Joins share the reads at the broker.
         """
-        rule = self.rules.rule_of(channel)
+        rule = self._rules.rule_of(channel)
         if rule is None:
             await super().join(channel, subscriber, since=since, rewind=rewind)
             return
@@ -134,6 +142,7 @@ class HistoryHub(Hub):
             self._begin(kept, subscriber, since, rewind)
         finally:
             self.leave(channel, placeholder)
+            self._budget.make_room()
 
     def leave(self, channel: str, subscriber: Subscriber) -> None:
         """Remove `subscriber`; with the last one the channel's track and ring go."""
@@ -151,15 +160,15 @@ class HistoryHub(Hub):
             self._count_unkept(kept)
             super().deliver(channel, payload)
         elif (taken := kept.track.take(place, payload)) > 0:
-            # As `_deliver_kept` does, without the call: for every message it counts.
+            # As `_decode_kept` does, without the call: this is done for every message.
             message = decode(channel, payload, place)
             kept.ring.append(place, message)
             if taken == PROVED:
                 self._statistics.proved += 1
                 kept.notify()
             if message is None or channel in self._open_gaps:
-                self._deliver_unusual(channel, message)
-            else:
+                self._note_unusual(channel, message)
+            if message is not None:
                 self._collect(channel, message)
         elif taken == HELD:
             self._request(kept)
@@ -169,7 +178,7 @@ class HistoryHub(Hub):
         for kept in self._proving(channels):
             kept.lose(reason)
             self._request(kept)
-        super().gap(self._others(channels), reason)
+        super().gap(self._without_proof(channels), reason)
 
     def open_gap(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
         """Put kept channels in doubt until the next link, and open a gap on every other one."""
@@ -178,7 +187,7 @@ class HistoryHub(Hub):
             kept.repair_since = None
         for kept in self._proving(channels):
             kept.lose(reason)
-        super().open_gap(self._others(channels), reason, resumed=resumed)
+        super().open_gap(self._without_proof(channels), reason, resumed=resumed)
 
     def revoke(self, channels: Collection[str], reason: str) -> None:
         """Put kept channels in doubt until they are subscribed again, and open a gap on every other one."""
@@ -208,7 +217,7 @@ class HistoryHub(Hub):
             if kept is not None:
                 if self._proves(kept):
                     self.gaps.discard(channel)
-                if kept.track.doubt is not None or kept.wants_ring:
+                if kept.needs_read:
                     self._request(kept)
         self.gaps.report(channels)
 
@@ -245,12 +254,15 @@ class HistoryHub(Hub):
             return
         track = kept.track
         if read.in_doubt and track.doubt is not None:
-            self._take_mended(kept, track.mend(read.recalled))
-            if track.doubt is None and not len(kept.ring):
+            mended = track.mend(read.recalled)
+            self._take_mended(kept, mended)
+            if not mended.again and not len(kept.ring):
                 kept.ring.clear(track.last)
         if track.doubt is None and kept.wants_ring and read.is_whole:
             kept.end_fill(self._fill(kept, read.recalled))
-        if track.doubt is not None or kept.wants_ring:
+        if read.after is not None:
+            self._fill_after(kept, read.after, read.recalled)
+        if kept.needs_read:
             self._request(kept)
         kept.notify()
 
@@ -259,16 +271,34 @@ class HistoryHub(Hub):
         last = kept.track.last
         if last is None:
             return "the position of the channel is not known at present"
-        entries = [(place, decode(kept.name, payload, place)) for payload, place in recalled.items]
-        if not kept.ring.fill(entries, last, complete=True):
+        if not kept.ring.fill(self._decoded(kept, recalled), last, complete=True):
             return "the history has moved on while it was read"
+        if recalled.more and len(recalled.items) <= kept.rule.max_messages:
+            settings = self._settings
+            return (
+                "the history since the position that was passed is not held, or is larger than one read returns "
+                f"(max_recall_messages={settings.max_recall_messages}, max_recall_bytes={settings.max_recall_bytes})"
+            )
         return None
+
+    def _fill_after(self, kept: KeptChannel, position: Position, recalled: Recalled) -> None:
+        """Take what came after a position that only the broker can judge."""
+        kept.wants_after = None
+        last = kept.track.last
+        if not recalled.found or last is None:
+            return
+        if self._proves(kept) and is_ahead(kept, position):
+            if kept.track.doubt is None:
+                kept.lose(_BEHIND)
+        elif not recalled.more:
+            kept.ring.fill_after(position, self._decoded(kept, recalled), last)
 
     def _give_up(self, kept: KeptChannel, reason: str) -> None:
         """End the doubt of a channel that cannot be read: with a gap, if it had been received before."""
         if self._kept.get(kept.name) is not kept:
             return
         kept.end_fill(reason)
+        kept.wants_after = None
         if kept.track.doubt is not None:
             self._take_mended(kept, kept.track.give_up(reason))
         kept.notify()
@@ -280,41 +310,62 @@ class HistoryHub(Hub):
         elif mended.items:
             self._statistics.repaired += 1
             self._statistics.repaired_messages += len(mended.items)
-        for payload, place in mended.items:
-            self._deliver_kept(kept, payload, place)
+        decoded = [self._decode_kept(kept, payload, place) for payload, place in mended.items]
+        batch = Batch(*(message for message in decoded if message is not None))
+        if batch:
+            self._give_back(kept.name, batch)
 
-    def _deliver_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> None:
+    def _decode_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> Message | None:
+        """Return the message that follows the newest one, and put it into the ring; `None` if it is malformed."""
         message = decode(kept.name, payload, place)
         kept.ring.append(place, message)
-        self._deliver_unusual(kept.name, message)
+        self._note_unusual(kept.name, message)
+        return message
 
-    def _deliver_unusual(self, channel: str, message: Message | None) -> None:
-        """Deliver a message that can be malformed, or have overtaken the broker's confirmation."""
+    def _note_unusual(self, channel: str, message: Message | None) -> None:
+        """Count a malformed message, or report the open gap of a channel whose message came before its confirmation."""
         if message is None:
             self._count_malformed(channel)
-            return
-        if (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
+        elif (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
             self.gaps.report_early(channel)
-        self._collect(channel, message)
 
     # Joins.
 
     async def _settled(self, kept: KeptChannel, since: str | None, rewind: int) -> None:
         """Wait until the track of a channel is not in doubt, and its ring holds what a join needs.
 
+        Another worker may have received more than this one, and the subscriber with it: what is on the way is waited
+        for, or all that the subscriber has would be given back again, after a gap. Where nothing arrives, as on a link
+        that is silent, the broker is asked. An adapter that follows waits itself, when it reads, until it has received
+        what the broker has.
+
         Raises:
             BrokerUnavailableError: That took too long, or the backplane was stopped.
         """
-        fills = kept.fills + _MAX_FILLS
+        settings, pause = self._settings, _FIRST_PAUSE_SECONDS
+        patience = min(settings.recall_timeout_seconds, settings.subscribe_timeout_seconds / 2)
+        fills, starts = kept.fills + _MAX_FILLS, 1
         try:
-            async with PatientTimeout(self._settings.subscribe_timeout_seconds):
+            async with PatientTimeout(settings.subscribe_timeout_seconds):
                 while not self._closed:
                     wants_ring = kept.fills < fills and needs_ring(kept, since, rewind)
                     if kept.track.doubt is None and not wants_ring:
-                        return
+                        if patience > 0 and self._proves(kept) and is_ahead(kept, since):
+                            await asyncio.sleep(pause)
+                            patience -= pause
+                            pause *= 2
+                            continue
+                        start = unknown_start(kept, since, follows=not self._proves(kept))
+                        if start is None or not starts or not kept.want_after(start, limit=_MAX_READS_AFTER):
+                            return
+                        starts -= kept.wants_after is start
                     kept.wants_ring |= wants_ring
                     self._request(kept)
-                    await kept.changed()
+                    kept.ring.waiting += wants_ring
+                    try:
+                        await kept.changed()
+                    finally:
+                        kept.ring.waiting -= wants_ring
         except TimeoutError:
             raise BrokerUnavailableError(
                 f"the broker did not return the history of channel {kept.name!r} within "
@@ -349,12 +400,15 @@ class HistoryHub(Hub):
         found = [self._kept[name] for name in names if name in self._kept]
         return [kept for kept in found if self._proves(kept)]
 
-    def _others(self, channels: Collection[str] | All) -> Collection[str] | All:
+    def _without_proof(self, channels: Collection[str] | All) -> Collection[str] | All:
         """Return the channels on which gaps are reported as on any channel."""
         proving = {kept.name for kept in self._proving(channels)}
         if not proving:
             return channels
         return [name for name in (self._subscribers if isinstance(channels, All) else channels) if name not in proving]
+
+    def _decoded(self, kept: KeptChannel, recalled: Recalled) -> list[tuple[Place, Message | None]]:
+        return [(place, decode(kept.name, payload, place)) for payload, place in recalled.items]
 
     def _count_unkept(self, kept: KeptChannel) -> None:
         self._statistics.unkept += 1
@@ -372,7 +426,8 @@ class HistoryHub(Hub):
 class _Placeholder:
     """Keeps a channel subscribed while a join waits, and takes nothing."""
 
-    token: Final = b""
+    def __init__(self) -> None:
+        self.token: bytes = b""
 
     def offer(self, _: Batch, /) -> None:
         """Take nothing: it is in the ring."""
@@ -380,8 +435,8 @@ class _Placeholder:
     def offer_missed(self, _: Batch, /) -> None:
         """Take nothing."""
 
-    def gap(self, _: Gap) -> None:
+    def gap(self, _: Gap, /) -> None:
         """Take nothing: the join that waits begins after it."""
 
-    def joined(self, _: Joined) -> None:
+    def joined(self, _: Joined, /) -> None:
         """Take nothing."""

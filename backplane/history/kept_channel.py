@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from backplane.history.ring import Ring
     from backplane.history.track import Track
     from backplane.history_rules import History
+    from backplane.message import Position
 
 __all__ = ["KeptChannel"]
 
@@ -24,6 +25,9 @@ class KeptChannel:
         wants_ring: A join waits for the ring to be filled.
         fills: How many reads that should fill the ring have ended.
         fill_error: Why the last of them failed.
+        wants_after: A join waits for what came after this position, which only the broker can judge.
+        reads_after: How many such positions were read within the last second or so.
+        read_after_at: When the last of them was, by the event loop's clock.
         repair_since: When the broker was first asked, on the present link, for what the track misses; by the event
             loop's clock.
         unkept_logged: A message without a place was logged.
@@ -34,11 +38,14 @@ class KeptChannel:
         "fill_error",
         "fills",
         "name",
+        "read_after_at",
+        "reads_after",
         "repair_since",
         "ring",
         "rule",
         "track",
         "unkept_logged",
+        "wants_after",
         "wants_ring",
     )
 
@@ -50,14 +57,39 @@ class KeptChannel:
         self.wants_ring: bool = False
         self.fills: int = 0
         self.fill_error: str | None = None
+        self.wants_after: Position | None = None
+        self.reads_after: int = 0
+        self.read_after_at: float = 0.0
         self.repair_since: float | None = None
         self.unkept_logged: bool = False
         self._changed: asyncio.Future[None] | None = None
+
+    @property
+    def needs_read(self) -> bool:
+        """Whether something is to be read from the broker."""
+        return self.track.doubt is not None or self.wants_ring or self.wants_after is not None
 
     def lose(self, reason: str) -> None:
         """Put the channel in doubt: messages may be missing from here on."""
         self.track.lost(reason)
         self.repair_since = None
+
+    def want_after(self, position: Position, *, limit: int) -> bool:
+        """Ask for what came after a position that only the broker can judge; `False` where too many were asked for.
+
+        Clients can make such positions up, and each costs a read: `limit` are read at once, and then as many again each
+        second.
+        """
+        if self.wants_after is None:
+            now = asyncio.get_running_loop().time()
+            if now - self.read_after_at > 1:
+                self.reads_after = 0
+            if self.reads_after >= limit:
+                return False
+            self.wants_after = position
+            self.reads_after += 1
+            self.read_after_at = now
+        return True
 
     def end_fill(self, error: str | None) -> None:
         """Note the end of a read that should fill the ring."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Recalled, SupportsHistory
     from backplane.history.kept_channel import KeptChannel
     from backplane.log_bursts import LogBursts
+    from backplane.message import Position
 
 __all__ = ["Read", "ReadBounds", "Repairer"]
 
@@ -54,11 +55,13 @@ class Read(NamedTuple):
         recalled: What was read.
         in_doubt: It was read for the doubt of the channel's track.
         is_whole: It is everything that can be given back, for the ring.
+        after: It is what came after this position, for a join.
     """
 
     recalled: Recalled
     in_doubt: bool
     is_whole: bool
+    after: Position | None = None
 
 
 class Repairer:
@@ -98,8 +101,6 @@ class Repairer:
         """Read for a channel once its turn comes; a second request before the end of that read changes nothing."""
         if kept in self._reading or kept in self._due_first:
             return
-        if kept.repair_since is None:
-            kept.repair_since = asyncio.get_running_loop().time()
         if kept.track.held:
             self._due.pop(kept, None)
             self._due_first[kept] = None
@@ -108,8 +109,9 @@ class Repairer:
         self._changed.set()
 
     def discard(self, kept: KeptChannel) -> None:
-        """Forget a channel."""
+        """Forget a channel, also where it is being read."""
         self._due.pop(kept, None)
+        self._reading.discard(kept)
         self._due_first.pop(kept, None)
 
     def link_lost(self) -> None:
@@ -132,35 +134,52 @@ class Repairer:
                     pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
     def _next_batch(self) -> list[KeptChannel]:
-        """Take the next channels; those that hold messages back come first."""
-        due = self._due_first or self._due
-        batch = list(islice(due, self._batch_size))
-        for kept in batch:
-            del due[kept]
-        self._reading = {kept for kept in batch if kept.track.doubt is not None or kept.wants_ring}
-        return list(self._reading)
+        """Take the next channels; those that hold messages back come first. Empty only where no channel is due."""
+        batch: list[KeptChannel] = []
+        while (due := self._due_first or self._due) and not batch:
+            now = asyncio.get_running_loop().time()
+            for kept in list(islice(due, self._batch_size)):
+                del due[kept]
+                if not kept.needs_read:  # a message that arrived has proved meanwhile that nothing is missing
+                    kept.repair_since = None
+                    continue
+                batch.append(kept)
+                if kept.repair_since is None:
+                    kept.repair_since = now
+        self._reading = set(batch)
+        return batch
 
     async def _read_batch(self, batch: list[KeptChannel]) -> bool:
         """Read for some channels at once; return whether any read succeeded."""
         outcomes = await asyncio.gather(*(self._read(kept) for kept in batch))
         now = asyncio.get_running_loop().time()
-        self._reading.clear()
+        wanted, self._reading = self._reading, set()
         size = sum(len(item.payload) for read in outcomes if isinstance(read, Read) for item in read.recalled.items)
         next_size = self._batch_size // 2 if size > _LARGE_BYTES else self._batch_size * 2
         self._batch_size = max(_MIN_BATCH, min(next_size, _MAX_BATCH))
         for kept, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, BrokerError | TimeoutError):
-                self._read_failed(kept, outcome, now)
-            else:
-                kept.repair_since = None
-                self._on_read(kept, outcome)
+            if kept in wanted:
+                self._take(kept, outcome, now)
         return not all(isinstance(outcome, Exception) for outcome in outcomes)
 
-    async def _read(self, kept: KeptChannel) -> Read | BrokerError | TimeoutError:
+    def _take(self, kept: KeptChannel, outcome: Read | Exception, now: float) -> None:
+        """Pass on what was read for a channel. Its failure, or what cannot be used, concerns no other channel."""
+        if isinstance(outcome, Exception):
+            return self._read_failed(kept, outcome, now)
+        try:
+            self._on_read(kept, outcome)
+        except Exception as error:
+            self._log_fault(kept, error)
+            self._read_failed(kept, error, now)
+        else:
+            kept.repair_since = None
+
+    async def _read(self, kept: KeptChannel) -> Read | Exception:
         """Read what a track misses, or, where it is settled or new, what its ring should hold."""
         bounds, track = self._bounds, kept.track
         in_doubt = track.doubt is not None
-        after, limit = track.ask(bounds.max_messages) if in_doubt else (None, 0)
+        wanted = None if in_doubt or kept.wants_ring else kept.wants_after
+        after, limit = track.ask(bounds.max_messages) if in_doubt else (wanted, bounds.max_messages)
         if after is None and (kept.wants_ring or not in_doubt):
             limit = min(bounds.max_messages, kept.rule.max_messages + 1)
         try:
@@ -170,12 +189,18 @@ class Repairer:
                 )
         except (BrokerError, TimeoutError) as error:
             return error
-        return Read(recalled, in_doubt, is_whole=after is None and limit > 0)
+        except Exception as error:  # a fault of the adapter: it must not end the link, each time it is read again
+            self._log_fault(kept, error)
+            return error
+        return Read(recalled, in_doubt, is_whole=after is None and limit > 0, after=wanted)
 
-    def _read_failed(self, kept: KeptChannel, error: BrokerError | TimeoutError, now: float) -> None:
-        reason = str(error) or f"the broker did not answer within {self._bounds.read_seconds:g} s"
+    def _read_failed(self, kept: KeptChannel, error: Exception, now: float) -> None:
+        """Read again after what can pass, within the time for one channel; a refusal of the broker is final."""
+        reason = str(error) or repr(error)
+        if isinstance(error, TimeoutError):
+            reason = f"the broker did not answer within {self._bounds.read_seconds:g} s"
         since = now if kept.repair_since is None else kept.repair_since
-        passing = isinstance(error, BrokerUnavailableError | TimeoutError)
+        passing = isinstance(error, BrokerUnavailableError) or not isinstance(error, BrokerError)
         if passing and now - since < self._bounds.repair_seconds:
             self.request(kept)
             return
@@ -184,3 +209,8 @@ class Repairer:
             logger, logging.ERROR, "the history of channel %r cannot be read, which is a gap: %s", kept.name, reason
         )
         self._on_failed(kept, f"the history cannot be read: {reason}")
+
+    def _log_fault(self, kept: KeptChannel, error: Exception) -> None:
+        self._bursts.log(
+            logger, logging.ERROR, "reading the history of channel %r failed unexpectedly", kept.name, exc_info=error
+        )

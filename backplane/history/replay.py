@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from backplane.fanout.batch import Batch
     from backplane.history.kept_channel import KeptChannel
 
-__all__ = ["Beginning", "beginning", "needs_ring"]
+__all__ = ["Beginning", "beginning", "is_ahead", "needs_ring", "unknown_start"]
 
 _NOT_FOUND = "the history does not hold everything since the position that was passed"
 
@@ -34,6 +34,32 @@ def needs_ring(kept: KeptChannel, since: str | None, rewind: int) -> bool:
     if position is not None:
         return kept.ring.after(position) is None
     return rewind > 0 or kept.rule.latest
+
+
+def unknown_start(kept: KeptChannel, since: str | None, *, follows: bool) -> Position | None:
+    """Return `since` where only the broker can judge it.
+
+    Either it is ahead of what this worker has received, whose link may be silent. Or it is a position of the channel
+    without a message, and the ring does not know it: a broker can return one for a channel that has none at present,
+    and not state later, with the message that follows, what came before that. An adapter that `follows` states no
+    predecessors, and such a position has a check too if it is one in a log that channels share.
+    """
+    position, last = _parsed(since) if since else None, kept.track.last
+    if position is None or last is None or position.epoch != last.epoch:
+        return None
+    if not follows and is_ahead(kept, position):
+        return position
+    if (position.check and not follows) or kept.rule.latest:
+        return None
+    return position if kept.ring.after(position) is None else None
+
+
+def is_ahead(kept: KeptChannel, since: Position | str | None) -> bool:
+    """Whether `since` is a message after what this worker has received, in the same history."""
+    position, last = _parsed(since) if isinstance(since, str) else since, kept.track.last
+    if position is None or last is None or not position.check:
+        return False
+    return position.epoch == last.epoch and position.offset > last.offset
 
 
 def beginning(kept: KeptChannel, since: str | None, rewind: int) -> Beginning:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final, cast
@@ -21,8 +21,12 @@ _MAX_BYTES: Final = 32 * 1024 * 1024
 # What the objects of one message take beside its data.
 _MESSAGE_BYTES: Final = 400
 _MAX_BATCHES: Final = 64
+# A broker may give back what is a little too old. What seems much older has a publisher whose clock is wrong.
+_LATE_SECONDS: Final = 5.0
 
-_Entry = tuple["Place", "Message | None"]
+_Read = tuple["Place", "Message | None"]
+_Entry = tuple["Place", "Message | None", float]
+"""The last is from when on it ages, by the ring's timer; it never decreases from one entry to the next."""
 
 # Of every ring that is empty: a deque takes 0.6 KB, and each object that is collected lengthens the full collections of
 # the process. It cannot be changed.
@@ -30,7 +34,7 @@ _NO_ENTRIES: Final = cast("deque[_Entry]", ())
 
 
 class RingBudget:
-    """How many bytes the rings of a process may take together.
+    """How many bytes the rings of a process may take together, with the batches that they share.
 
     Where they take more, rings are emptied: first those that no subscriber has read from, then the least recently read.
 
@@ -63,9 +67,12 @@ class RingBudget:
         self._rings.pop(ring, None)
 
     def make_room(self) -> None:
-        """Empty rings until the limit holds."""
-        while self.size_bytes > self.max_bytes and self._rings:
-            next(iter(self._rings)).evict()
+        """Empty rings until the limit holds, except those that joins are about to read from."""
+        while self.size_bytes > self.max_bytes:
+            ring = next((ring for ring in self._rings if not (ring.waiting and ring.is_complete)), None)
+            if ring is None:
+                return
+            ring.evict()
 
 
 class Ring:
@@ -75,27 +82,35 @@ class Ring:
 
     Args:
         max_messages: How many are given back: `History.max_messages`.
-        max_age_seconds: How old they may be, by the publisher's clock: `History.max_age_seconds`.
+        max_age_seconds: How old they may be: `History.max_age_seconds`. It counts from when a message was received, or,
+            of one that was read from the broker, from when it was published. The broker decides what is too old: where
+            the publisher's time contradicts it, that is not used.
         budget: The limit that all rings share.
-        clock: Returns the seconds since the Unix epoch.
+        clock: Returns the seconds since the Unix epoch, by which the publishers' times are judged.
+        timer: Returns seconds by a clock that is never set.
 
     Attributes:
         is_complete: The ring holds everything that may be given back: a position that `after` does not find cannot be
             resumed. Otherwise the history has to be read, and `fill` called.
+        waiting: How many joins wait for `fill`. Once that has succeeded the ring is not emptied until they have looked.
     """
 
     __slots__ = (
         "__weakref__",
         "_batches",
-        "_batches_end",
+        "_batches_bytes",
         "_budget",
         "_clock",
         "_entries",
+        "_floor",
+        "_floor_next",
         "_max_age_seconds",
         "_max_entries",
         "_max_messages",
+        "_timer",
         "_tip",
         "is_complete",
+        "waiting",
     )
 
     def __init__(
@@ -105,17 +120,22 @@ class Ring:
         budget: RingBudget,
         *,
         clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_complete: bool = False
+        self.waiting: int = 0
         self._max_messages = max_messages
         self._max_entries = max_messages + 1
         self._max_age_seconds = max_age_seconds
         self._budget = budget
         self._clock = clock
+        self._timer = timer
         self._entries: deque[_Entry] = _NO_ENTRIES
         self._tip: Position | None = None  # where the channel is, while there are no entries
+        self._floor: Position | None = None  # see `fill_after`
+        self._floor_next: Position | None = None
         self._batches: dict[Position | int, Batch] = {}
-        self._batches_end: Place | None = None
+        self._batches_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -128,6 +148,8 @@ class Ring:
     def append(self, place: Place, message: Message | None) -> None:
         """Add the message that follows the newest one; `None` for a malformed payload, which is not given back."""
         entries, budget = self._entries, self._budget
+        if self._batches:
+            self._forget_batches()
         size = _MESSAGE_BYTES if message is None else _MESSAGE_BYTES + len(message.data)
         if len(entries) == self._max_entries:
             oldest = entries.popleft()[1]
@@ -135,13 +157,15 @@ class Ring:
         elif not entries:
             entries = self._entries = deque()
             budget.enter(self)
-        entries.append((place, message))
+            if self._floor is not None and self._floor_next is self._tip:
+                self._floor_next = place  # nothing came between
+        entries.append((place, message, self._timer()))
         if size:
             budget.size_bytes += size
             if budget.size_bytes > budget.max_bytes:
                 budget.make_room()
 
-    def fill(self, entries: Iterable[_Entry], last: Position, *, complete: bool) -> bool:
+    def fill(self, entries: Iterable[_Read], last: Position, *, complete: bool) -> bool:
         """Put before the present entries what one read has returned, and return whether it could be joined to them.
 
         Args:
@@ -151,12 +175,16 @@ class Ring:
         """
         mine = self._entries
         if mine:
+            entries = list(entries)
             first = mine[0][0]
             older = [entry for entry in entries if entry[0].epoch == first.epoch and entry[0].offset <= first.offset]
             if older and older[-1][0] == first:
                 older.pop()
-            elif (older and not _precedes(older[-1][0], first)) or (not older and first.before):
-                return False
+            elif older:
+                if not _precedes(older[-1][0], first):
+                    return False
+            elif first.before and not any(_is_newer(place, first) for place, _ in entries):
+                return False  # else more is held here than was read
         else:
             older = [entry for entry in entries if entry[0].epoch == last.epoch and entry[0].offset <= last.offset]
             if older and older[-1][0] != last:
@@ -164,8 +192,9 @@ class Ring:
         if not mine and older:
             mine = self._entries = deque()
             self._budget.enter(self)
+            self._floor = None
         if older:
-            mine.extendleft(reversed(older))
+            mine.extendleft(self._timed(reversed(older)))
         added = sum(_size(message) for _, message in older)
         while len(mine) > self._max_entries:
             added -= _size(mine.popleft()[1])
@@ -177,6 +206,26 @@ class Ring:
         self._budget.make_room()
         return True
 
+    def fill_after(self, position: Position, entries: Iterable[_Read], last: Position) -> None:
+        """Take what one read has returned after a position that no entry has, so that `after` finds it.
+
+        Args:
+            position: The position.
+            entries: Everything after it, oldest first. What is newer than `last` is left out: it arrives.
+            last: `Track.last`.
+        """
+        read = [entry for entry in entries if entry[0].epoch == last.epoch and entry[0].offset <= last.offset]
+        mine = self._entries
+        if not read:
+            self._tip = last
+        elif (not mine or read[0][0].offset < mine[0][0].offset) and not self.fill(
+            read, last, complete=self.is_complete
+        ):
+            return
+        following = self._following(position.offset)[1]
+        if following == (read[0][0] if read else self.newest_position):
+            self._floor, self._floor_next = position, following
+
     def after(self, position: Position) -> Batch | None:
         """Return the messages after `position`, or `None` if it is not found. The batch is shared: do not change it.
 
@@ -185,7 +234,7 @@ class Ring:
         """
         self._drop_old()
         self._budget.used(self)
-        if (known := self._cached(position)) is not None:
+        if (known := self._batches.get(position)) is not None:
             return known
         start = self._index_after(position)
         return None if start is None else self._batch(position, start)
@@ -194,7 +243,7 @@ class Ring:
         """Return the newest messages, at most `count`. The batch is shared: do not change it."""
         self._drop_old()
         self._budget.used(self)
-        if (known := self._cached(count)) is not None:
+        if (known := self._batches.get(count)) is not None:
             return known
         entries = self._entries
         wanted, start = min(count, self._max_messages), len(entries)
@@ -210,30 +259,41 @@ class Ring:
         self._tip = last
         # Nothing before the gap may be joined to what follows it: only a read can show what is there.
         self.is_complete = False
+        self._floor = None
 
     def evict(self) -> None:
         """Forget everything to make room."""
         self.clear(self.newest_position)
 
     def _empty(self) -> None:
-        self._budget.size_bytes -= sum(_size(message) for _, message in self._entries)
+        self._budget.size_bytes -= sum(_size(message) for _, message, _ in self._entries)
         self._budget.leave(self)
         self._entries = _NO_ENTRIES
         self._forget_batches()
 
+    def _timed(self, newest_first: Iterable[_Read]) -> list[_Entry]:
+        """Return the entries for messages that were read, and come before all that the ring holds.
+
+        A message without a time that can be used is as old as the one after it.
+        """
+        now, clock, latest = self._timer(), self._clock(), self._max_age_seconds + _LATE_SECONDS
+        newest = self._entries[0][2] if self._entries else now
+        timed: list[_Entry] = []
+        for place, message in newest_first:
+            published_at = None if message is None else message.published_at
+            if published_at is not None and 0 <= (age := clock - published_at) <= latest:
+                newest = min(newest, now - age)
+            timed.append((place, message, newest))
+        return timed
+
     def _drop_old(self) -> None:
-        """Drop what is older than the rule allows. A message without a time is as old as the next one that has one."""
-        entries, oldest = self._entries, self._clock() - self._max_age_seconds
-        dropped = 0
-        for index, (_, message) in enumerate(entries):
-            if message is None or message.published_at is None:
-                continue
-            if message.published_at >= oldest:
-                break
-            dropped = index + 1
+        """Drop what is older than the rule allows."""
+        entries = self._entries
+        dropped = bisect_left(entries, self._timer() - self._max_age_seconds, key=_time)
         if not dropped:
             return
         self._tip = entries[-1][0]
+        self._floor = None
         size = sum(_size(entries.popleft()[1]) for _ in range(dropped))
         self._budget.size_bytes -= size
         self._forget_batches()
@@ -246,6 +306,8 @@ class Ring:
         entries = self._entries
         if position == self.newest_position:
             return len(entries)
+        if (after_floor := self._index_after_floor(position)) is not None:
+            return after_floor
         if not entries or entries[0][0].epoch != position.epoch:
             return None
         first = entries[0][0]
@@ -254,30 +316,52 @@ class Ring:
         index = bisect_left(entries, position.offset, key=_offset)
         return index + 1 if index < len(entries) and entries[index][0] == position else None
 
-    def _cached(self, key: Position | int) -> Batch | None:
-        end = self._entries[-1][0] if self._entries else None
-        if end is not self._batches_end:
-            self._batches.clear()
-            self._batches_end = end
-        return self._batches.get(key)
+    def _index_after_floor(self, position: Position) -> int | None:
+        """Return the index of the entry after a position that no entry has, and before which nothing was dropped.
+
+        It is the floor, or, without a check, any position up to that entry.
+        """
+        floor = self._floor
+        if floor is None or (
+            position != floor and (position.check or position.epoch != floor.epoch or position.offset < floor.offset)
+        ):
+            return None
+        index, following = self._following(floor.offset)
+        is_known = following is self._floor_next and self._following(position.offset)[0] == index
+        return index if is_known else None
+
+    def _following(self, offset: int) -> tuple[int, Position | None]:
+        """Return the index and position of the first entry after an offset; the newest position where there is none."""
+        index = bisect_right(self._entries, offset, key=_offset)
+        return index, self._entries[index][0] if index < len(self._entries) else self.newest_position
 
     def _batch(self, key: Position | int, start: int) -> Batch:
-        messages = islice(self._entries, start, None)
-        batch = Batch(*(message for _, message in messages if message is not None))
-        if not batch:
-            return batch
-        if len(self._batches) >= _MAX_BATCHES:
-            self._batches.clear()
-        self._batches[key] = batch
+        """Return the messages from an index on, and remember the batch: its frames count as the messages do."""
+        batch = Batch(*(message for _, message, _ in islice(self._entries, start, None) if message is not None))
+        budget = self._budget
+        own = sum(_size(message) for _, message, _ in self._entries) + self._batches_bytes
+        if len(self._batches) >= _MAX_BATCHES or own + batch.size_bytes > budget.max_bytes:
+            own -= self._batches_bytes
+            self._forget_batches()
+        if self._entries and own + batch.size_bytes <= budget.max_bytes:
+            self._batches[key] = batch
+            self._batches_bytes += batch.size_bytes
+            budget.size_bytes += batch.size_bytes
+            budget.make_room()
         return batch
 
     def _forget_batches(self) -> None:
+        self._budget.size_bytes -= self._batches_bytes
+        self._batches_bytes = 0
         self._batches.clear()
-        self._batches_end = None
 
 
 def _offset(entry: _Entry) -> int:
     return entry[0].offset
+
+
+def _time(entry: _Entry) -> float:
+    return entry[2]
 
 
 def _size(message: Message | None) -> int:
@@ -287,6 +371,10 @@ def _size(message: Message | None) -> int:
 def _precedes(place: Position, following: Place) -> bool:
     """Whether nothing can be missing between the two, which one broker has numbered."""
     return following.before == place.offset and following.before_check in (None, place.check)
+
+
+def _is_newer(place: Place, first: Place) -> bool:
+    return place.epoch == first.epoch and place.offset > first.offset
 
 
 def _names(first: Place, position: Position) -> bool:

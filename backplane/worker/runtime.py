@@ -185,6 +185,7 @@ class Runtime:
             published_at=time.time(),
             excluded=_excluded_id(exclude),
             wire_format=self._wire_format,
+            states_json=rule is not None,
         )
         limit = self.supervisor.max_payload_bytes
         if len(payload) > limit:

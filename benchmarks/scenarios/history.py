@@ -291,8 +291,8 @@ class _Proxy:
 
 def _measure_repair(candidate: Candidate, publisher: Server, proxy: _Proxy, options: Options, found: Run) -> None:
     """Cut the link of a worker with many kept channels, of which some or no messages are missed, and let it return."""
-    behind = replace(candidate, environment={**candidate.environment, "BACKPLANE_URL": proxy.url})
-    with serving(behind, stalls=options.stalls) as server:
+    proxied = replace(candidate, environment={**candidate.environment, "BACKPLANE_URL": proxy.url})
+    with serving(proxied, stalls=options.stalls) as server:
         _call(server, "consume", name=f"{_KEPT}many", channels=options.repaired)
         for figure, missed in (("repair", 0), ("repair_missed", _REPAIRED_MISSED)):
             before = _call(server, "noted")

@@ -29,7 +29,7 @@ CLIENT_FIGURES: Final = "chaos of clients"
 _CLIENT_HEAD: Final = ("WebSocket clients", "broker", "messages", "closed", "resumed", "plain closed")
 JOIN_FIGURES: Final = "chaos of joins"
 """Name of the user property with a row of the fourth table: of joins under load."""
-_JOIN_HEAD: Final = ("joins under load", "broker", "joins", "messages/s", "faults")
+_JOIN_HEAD: Final = ("joins under load", "broker", "joins", "messages/s", "came too late", "faults")
 _TABLES: Final = (
     (_FIGURES, _HEAD),
     (KEPT_FIGURES, _KEPT_HEAD),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Final
@@ -9,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 from backplane import History
 from tests.chaos.case_table import KEPT_FIGURES
 from tests.chaos.checker import GapSeen, check
-from tests.chaos.workload import QUICK, Workload, running
+from tests.chaos.workload import GREETING, QUICK, Workload, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Mapping
+    from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
     from backplane import Settings
-    from tests.chaos.checker import Outcome
+    from tests.chaos.checker import Event, Outcome
     from tests.chaos.workload import Participant
 
 __all__ = ["KEPT", "KEPT_QUICK", "PLAIN", "RULES", "KeptCaseRecorder", "KeptWorkload", "running_kept"]
@@ -24,6 +25,8 @@ KEPT: Final = ("kept-red", "kept-green")
 PLAIN: Final = "plain"
 RULES: Final = {"kept-*": History(max_messages=20_000, max_age_seconds=600)}
 KEPT_QUICK: Final = replace(QUICK, max_recall_messages=20_000, max_recall_bytes=64 * 1024 * 1024)
+
+_DETECTION_SECONDS: Final = 20.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,6 +87,7 @@ class KeptWorkload(Workload):
         at_most: Collection[str] = (),
         more_plain_gaps: int = 0,
         others: Mapping[str, Mapping[str, list[Outcome]]] | None = None,
+        stored: Mapping[str, Collection[tuple[str, int]]] | None = None,
     ) -> KeptResult:
         """Check every channel of every subscriber.
 
@@ -94,6 +98,8 @@ class KeptWorkload(Workload):
                 moment of the fault.
             more_plain_gaps: How many gaps the channel without a history may have beside those of lost links.
             others: Outcomes of further publishers, by channel and name.
+            stored: The messages that the broker has at the end, by channel, where it may have lost acknowledged ones.
+                Only a subscriber that has received one of those can know, and then has a gap.
         """
         result = KeptResult(links=sum(len(one.degraded_at) for one in self.participants))
         for subscriber in self.subscribers:
@@ -102,9 +108,19 @@ class KeptWorkload(Workload):
                 published = {one.name: one.outcomes[channel] for one in self.publishers}
                 published |= (others or {}).get(channel, {})
                 kept = channel != PLAIN
+                if kept and stored is not None:
+                    published = {
+                        name: [
+                            "unknown" if outcome == "ok" and (name, number) not in stored[channel] else outcome
+                            for number, outcome in enumerate(outcomes)
+                        ]
+                        for name, outcomes in published.items()
+                    }
                 most = expected if kept else 0 if self.lossless else len(subscriber.degraded_at) + more_plain_gaps
                 lossless = not most if kept else self.lossless
                 found = check(published, subscriber.seen[channel], max_gaps=most, lossless=lossless)
+                if kept and stored is not None and not _is_reported(subscriber.seen[channel], stored[channel]):
+                    found.faults.append("no gap follows a message that the broker has lost")
                 if kept and subscriber.name not in at_most and found.gaps < most:
                     found.faults.append(f"{found.gaps} gaps received, and {most} were due")
                 result.faults += [f"{subscriber.name} on {channel}: {fault}" for fault in found.faults]
@@ -141,10 +157,29 @@ class KeptWorkload(Workload):
         """Return the subscribers that have received a gap on `channel`."""
         return [one.name for one in self.subscribers if any(isinstance(event, GapSeen) for event in one.seen[channel])]
 
+    async def stored(self) -> dict[str, set[tuple[str, int]]]:
+        """Return what the broker has, by channel."""
+        pages = {
+            channel: await self.participants[-1].backplane.history(channel, limit=RULES["kept-*"].max_messages)
+            for channel in KEPT
+        }
+        texts = {channel: [str(message.data).split() for message in page.messages] for channel, page in pages.items()}
+        return {
+            channel: {(words[0], int(words[1])) for words in found if words[1] != GREETING}
+            for channel, found in texts.items()
+        }
+
     async def all_live(self, participants: Collection[Participant] | None = None) -> None:
         """Wait until all, or these, are live."""
         for participant in self.participants if participants is None else participants:
             await participant.backplane.wait_for_state("live")
+
+    async def lost(self, since: float) -> None:
+        """Wait until all near the fault have lost their link: since then, or shortly before, by an earlier fault."""
+        async with asyncio.timeout(_DETECTION_SECONDS):
+            for participant in self.near:
+                while participant.backplane.state == "live" and not any(at >= since for at in participant.degraded_at):
+                    await participant.backplane.wait_for_state("degraded")
 
     async def go_on(self, publisher: Participant, count: int = 10) -> None:
         """Wait until `publisher` has published so many more on every kept channel, each acknowledged."""
@@ -153,6 +188,19 @@ class KeptWorkload(Workload):
             before = outcomes.count("ok")
             while outcomes.count("ok") < before + count:
                 await publisher.publish(channel)
+
+
+def _is_reported(seen: Sequence[Event], stored: Collection[tuple[str, int]]) -> bool:
+    """Whether a gap follows each message that the broker has lost."""
+    lost = False
+    for event in seen:
+        if isinstance(event, GapSeen):
+            lost = False
+        elif event not in stored:
+            lost = True
+        elif lost:
+            return False
+    return not lost
 
 
 @asynccontextmanager

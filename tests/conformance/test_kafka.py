@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from backplane.testing import BroadcasterConformance, FaultProxy
+from backplane.testing import BroadcasterConformance, FaultProxy, HistoryConformance
 from backplane.testing.fault_conformance import FailOver, Strip, TakeAway
 from backplane.testing.proxy import PassingWay
 from tests.brokers.broker import Broker
@@ -57,6 +57,17 @@ class TestKafka(BroadcasterConformance):
             pytest.skip("this Kafka cannot be configured")
         url = kafka_broker.listener_urls["login_over_tls"]
         return f"{url.replace('//', '//admin:secret@', 1)}&topic={topic}", _answer_in_clear
+
+
+class TestKafkaHistory(HistoryConformance):
+    """The history: the topic itself."""
+
+    topic, url, proxy = TestKafka.topic, TestKafka.url, TestKafka.proxy
+
+    @pytest.fixture
+    def keeps_everything(self) -> bool:
+        """The topic is a log: whatever is published is kept."""
+        return True
 
 
 def _answer_in_clear(way: PassingWay, data: bytes) -> bytes:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from backplane import Backplane, BrokerUnavailableError, Message, PublishOutcomeUnknownError
+from backplane import Backplane, BrokerUnavailableError, History, Message, PublishOutcomeUnknownError
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.message import ALL
 from tests.docs.pages import DOCS, Page
@@ -29,6 +31,7 @@ TESTED = {
     "delivery": {"outcome"},
     "drain": {"drain"},
     "gaps": {"gap", "cache"},
+    "history": {"rules", "stream", "consumer", "page", "latest", "once"},
     "outages": {"unavailable", "health"},
     "slow-clients-and-outbox": {"latest"},
 }
@@ -234,3 +237,135 @@ def test_latest() -> None:
     assert names["stock_of"](Message(channel="prices", data=json.dumps(price))) == "ACME"
     names["note_slow"](SimpleNamespace(channel="news", action="closed"))
     assert names["slow_clients"] == ["news: closed"]
+
+
+# --- history -------------------------------------------------------------------------------------------------------
+
+
+def test_rules() -> None:
+    """A client that comes back with its last position receives what it missed, once, and one without it the newest."""
+    names = page("history").run("rules")
+    with TestClient(names["app"]) as client:
+        with client.websocket_connect("/rooms/kitchen") as one:
+            assert one.receive_json()["event"] == "joined"
+            one.send_text("first")
+            position = one.receive_json()["position"]
+        for text in ("second", "third"):
+            names["backplane"].sync.publish("room:kitchen", text)
+        with client.websocket_connect(f"/rooms/kitchen?since={position}") as one:
+            assert one.receive_json()["resumed"] is True
+            assert [one.receive_json()["text"] for _ in range(2)] == ["second", "third"]
+        with client.websocket_connect("/rooms/kitchen") as other:
+            assert other.receive_json()["resumed"] is False
+            assert [other.receive_json()["text"] for _ in range(3)] == ["first", "second", "third"]
+
+
+@pytest.mark.anyio
+async def test_stream() -> None:
+    """A stream resumes from the header that a browser sends by itself, and begins with the newest at a first visit."""
+    names = page("history").run("stream")
+    async with names["backplane"] as backplane:
+        receipt = await backplane.publish("orders:eu", "first")
+        await backplane.publish("orders:eu", "second")
+        assert await events(names["listen"], count=2) == ["first", "second"]
+        assert await events(names["listen"], count=1, last_id=str(receipt.position)) == ["second"]
+
+
+async def events(listen: Callable[..., Any], *, count: int, last_id: str = "") -> list[str]:
+    """Return the data of the first events of a stream."""
+    headers = [(b"last-event-id", last_id.encode())] if last_id else []
+    scope = {"type": "http", "method": "GET", "headers": headers, "path": "/", "query_string": b""}
+    received, enough, asked = list[str](), asyncio.Event(), asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if asked.is_set():
+            await enough.wait()
+            return {"type": "http.disconnect"}
+        asked.set()
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(event: Any) -> None:
+        body = event.get("body", b"").decode()
+        received.extend(line[6:] for line in body.splitlines() if line.startswith("data: "))
+        if len(received) >= count:
+            enough.set()
+
+    async with asyncio.timeout(WAIT_SECONDS):
+        await (await listen(Request(scope), "eu"))(scope, receive, send)
+    return received
+
+
+@pytest.mark.anyio
+async def test_consumer_resumes() -> None:
+    """Orders that are published while the consumer is away are booked once, in order, at its first return too."""
+    book_orders = page("history").run("consumer")["book_orders"]
+    db = sqlite3.connect(":memory:")
+    db.executescript(
+        "CREATE TABLE progress (id INTEGER PRIMARY KEY, position TEXT);"
+        "CREATE TABLE bookings (data TEXT); CREATE TABLE checks (reason TEXT);"
+    )
+
+    async def run_until_booked(expected: list[str]) -> None:
+        booking = asyncio.create_task(book_orders(backplane, db))
+        async with asyncio.timeout(WAIT_SECONDS):
+            while booked() != expected or db.execute("SELECT count(*) FROM progress").fetchone() != (1,):
+                await asyncio.sleep(0)
+        booking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await booking
+
+    def booked() -> list[str]:
+        return [str(data) for (data,) in db.execute("SELECT data FROM bookings ORDER BY rowid")]
+
+    async with Backplane("memory://", history={"orders:*": History(max_messages=3)}) as backplane:
+        await backplane.publish("orders:eu", "before the first visit")
+        await run_until_booked([])
+        await backplane.publish("orders:eu", "1")
+        await run_until_booked(["1"])
+        await backplane.publish("orders:eu", "2")
+        await backplane.publish("orders:eu", "3")
+        await run_until_booked(["1", "2", "3"])
+        assert db.execute("SELECT count(*) FROM checks").fetchone() == (0,)
+        for order in "456789":  # more than is kept
+            await backplane.publish("orders:eu", order)
+        booking = asyncio.create_task(book_orders(backplane, db))
+        async with asyncio.timeout(WAIT_SECONDS):
+            while db.execute("SELECT count(*) FROM checks").fetchone() != (1,):
+                await asyncio.sleep(0)
+    await asyncio.wait_for(booking, WAIT_SECONDS)
+    db.close()
+
+
+def test_page() -> None:
+    """The route returns the newest messages, then those after a position, and refuses what is no position."""
+    names = page("history").run("page")
+    with TestClient(names["app"]) as client:
+        for text in ("first", "second"):
+            names["backplane"].sync.publish("room:kitchen", text)
+        first = client.get("/rooms/kitchen/messages").json()
+        assert (first["messages"], first["complete"], first["more"]) == (["first", "second"], True, False)
+        names["backplane"].sync.publish("room:kitchen", "third")
+        url = "/rooms/kitchen/messages"
+        assert client.get(url, params={"since": first["position"]}).json()["messages"] == ["third"]
+        assert client.get(url, params={"since": "nonsense"}).status_code == 400
+
+
+def test_latest_value() -> None:
+    """A client receives the current price at its join, and the next one after it."""
+    names = page("history").run("latest")
+    with TestClient(names["app"]) as client:
+        for value in (17, 18):
+            names["backplane"].sync.publish("price:ACME", value)
+        with client.websocket_connect("/prices/ACME") as one:
+            assert one.receive_json() == 18
+            names["backplane"].sync.publish("price:ACME", 19)
+            assert one.receive_json() == 19
+
+
+@pytest.mark.anyio
+async def test_once() -> None:
+    """The second publish with the key is dropped."""
+    order_was_paid = page("history").run("once")["order_was_paid"]
+    async with Backplane("memory://", history={"orders:*": History()}) as backplane:
+        assert [await order_was_paid(backplane, 42) for _ in range(2)] == [True, False]
+        assert len((await backplane.history("orders:eu")).messages) == 1

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from fastapi import Request
 from starlette.testclient import TestClient, WebSocketDenialResponse
+
+from backplane import Backplane
+from backplane.sync import SyncBackplane
 
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLE = re.compile(r"^<!-- example: ([\w-]+) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -85,6 +89,50 @@ def test_typed() -> None:
         assert client.post("/orders/berlin/42", json={"item": "tea"}).status_code == 422
         assert client.post("/orders/berlin/42", json={"item": "tea", "amount": 0}).status_code == 200
         assert [order.amount for order in following.result(5)] == [2, 0]
+
+
+def test_typed_history() -> None:
+    """A consumer that comes back receives what it missed, and after a gap the newest that are kept."""
+    names = run("guides/typed-channels.md", "typed-history")
+    stored, left = dict[str, str](), dict[str, int]()
+
+    async def publish(*items: str) -> None:
+        for item in items:
+            await names["stock"].publish({"item": item, "left": 1}, shop="berlin")
+
+    async def follow_until(expected: int) -> None:
+        following = asyncio.create_task(names["follow_stock"]("berlin", stored, left))
+        async with asyncio.timeout(5):
+            while len(left) != expected or "berlin" not in stored:
+                await asyncio.sleep(0)
+        following.cancel()
+
+    async def follow() -> None:
+        async with names["backplane"]:
+            await publish("tea")
+            await follow_until(1)
+            await publish("coffee", "sugar")
+            await follow_until(3)
+            await publish(*(f"item {number}" for number in range(202)))
+            await follow_until(200)
+
+    asyncio.run(follow())
+    assert "tea" not in left
+
+
+def test_task() -> None:
+    """A task that is run again publishes once, and what it published is kept for the web workers."""
+    names = run("guides/synchronous-code.md", "task")
+    with TemporaryDirectory(prefix="bp-") as folder:
+        url = f"ipc://shop?directory={folder}"
+        with SyncBackplane(url, history=names["HISTORY"]) as names["backplane"]:
+            assert [names["ship"](42, task) for task in ("one", "one", "two")] == [True, False, True]
+
+            async def read() -> list[Any]:
+                async with Backplane(url, history=names["HISTORY"]) as backplane:
+                    return [message.json()["id"] for message in (await backplane.history("orders:42")).messages]
+
+            assert asyncio.run(read()) == [42, 42]
 
 
 def wait_until_joined(client: TestClient, backplane: Any) -> None:

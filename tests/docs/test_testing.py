@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PAGE = Page("guides/testing.md")
 MODULES = {"application": "rooms", "served": "served"}
-TESTS = {"client": 2, "refused": 1, "subscription": 1, "gap": 1, "workers": 1, "proxy": 1}
+TESTS = {"client": 2, "refused": 1, "subscription": 1, "gap": 1, "resume": 1, "workers": 1, "proxy": 1, "repair": 1}
 
 
 def test_every_python_block_has_a_name_and_a_test() -> None:

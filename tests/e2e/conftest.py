@@ -44,7 +44,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def chromium_page() -> AsyncGenerator[Page]:
+async def page() -> AsyncGenerator[Page]:
     """A page of a headless Chromium."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:

@@ -190,7 +190,7 @@ def test_page_gets_what_it_missed_when_its_worker_is_killed(pages: tuple[Page, P
 
 
 def test_own_message_whose_worker_is_killed_is_shown_once(pages: tuple[Page, Page]) -> None:
-    """A message that was published, though its page was not told so before its worker was killed, is shown once."""
+    """A message that was published, though its worker was killed before its page was notified, is shown once."""
     first, second = pages
     killed = _served_by(first)
     first.clock.pause_at(datetime.now(UTC) + timedelta(minutes=1))

@@ -76,13 +76,12 @@ async def expect_received(page: Page, *expected: str) -> None:
     assert await page.evaluate("received.splice(0)") == list(expected)
 
 
-async def test_event_source(served: tuple[EventsApp, str], chromium_page: Page) -> None:
+async def test_event_source(served: tuple[EventsApp, str], page: Page) -> None:
     """An `EventSource` receives every kind of event, and survives a drain, however often it reconnects during it.
 
     One whose session expires is notified, reconnects with a new request, and stops once that is refused.
     """
     app, address = served
-    page = chromium_page
     backplane = app.backplane
     await page.goto(address)
     await expect_received(page, "open")

@@ -130,12 +130,14 @@ class ControlledLog:
         epoch: Its epoch.
         items: What is kept, oldest first.
         top: Position of the newest message there was.
+        without_message: Positions that no message has, and that can be resumed.
     """
 
     def __init__(self) -> None:
         self.epoch = os.urandom(8)
         self.items: list[KeptMessage] = []
         self.top = Position(self.epoch, 0, 0)
+        self.without_message: set[Position] = set()
 
     def append(self, payload: bytes, *, most: int) -> Place:
         """Add a message, and keep `most` and one more; return its place."""
@@ -160,10 +162,14 @@ class ControlledLog:
         """Whether `position` can be resumed, by the rule of `SupportsHistory`."""
         if position.epoch != self.epoch:
             return False
-        return position == self.top or any(
-            (position.offset, position.check)
-            in ((item.place.offset, item.place.check), (item.place.before, item.place.before_check))
-            for item in self.items
+        return (
+            position == self.top
+            or position in self.without_message
+            or any(
+                (position.offset, position.check)
+                in ((item.place.offset, item.place.check), (item.place.before, item.place.before_check))
+                for item in self.items
+            )
         )
 
 
@@ -198,6 +204,7 @@ class ControlledHistoryAdapter(Adapter):
         recall_gate: Holds `recall`.
         recall_errors: What the next calls of `recall` raise, one each, once they are through the gate.
         recall_error: What every `recall` raises then, if anything.
+        recall_answers: What the next calls of `recall` return in place of what is kept, one each.
         prepared: What `prepare` was given, one for each link.
         prepare_gate: Holds `prepare`.
         prepare_error: What `prepare` raises, if anything.
@@ -227,6 +234,7 @@ class ControlledHistoryAdapter(Adapter):
         self.recall_gate = Gate()
         self.recall_errors: list[Exception] = []
         self.recall_error: Exception | None = None
+        self.recall_answers: list[Recalled] = []
         self.prepared: list[HistoryRules] = []
         self.prepare_gate = Gate()
         self.prepare_error: Exception | None = None
@@ -317,6 +325,8 @@ class ControlledHistoryAdapter(Adapter):
             raise self.recall_errors.pop(0)
         if self.recall_error is not None:
             raise self.recall_error
+        if self.recall_answers:
+            return self.recall_answers.pop(0)
         log = self.log(channel)
         if after is not None and not log.holds(after):
             return Recalled(top=log.top, found=False)

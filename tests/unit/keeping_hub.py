@@ -39,7 +39,7 @@ class KeepingHub(Hub):
 
     def keep(self, channel: str, data: object, excluded: bytes | None = None) -> Position:
         """Keep a message and deliver it; return its position."""
-        payload = encode(data, origin=b"a worker", published_at=1.0, excluded=excluded)
+        payload = encode(data, origin=b"a worker", published_at=1.0, excluded=excluded, states_json=True)
         log = self._logs.setdefault(channel, [])
         place = Place(EPOCH, len(log) + 1, crc32(payload))
         message = decode(channel, payload, place)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from backplane import MissingDependencyError
@@ -18,7 +19,7 @@ SITE = "https://fastapi-backplane.readthedocs.io/en/stable/"
 SOURCES = "https://github.com/fastapi-backplane/backplane/"
 
 MAX_LINES = 199
-TESTED = {"room"}
+TESTED = {"room", "history"}
 
 
 def examples(text: str) -> list[tuple[str | None, str]]:
@@ -68,6 +69,24 @@ def test_example_room() -> None:
         assert elsewhere.receive_text() == "dark"
         other.send_bytes(b"\x00")
         assert [one.receive_bytes(), other.receive_bytes()] == [b"\x00", b"\x00"]
+
+
+def test_example_history() -> None:
+    """The lines continue the room, and a client that comes back receives what it missed."""
+    names = run("room")
+    (code,) = [code for found, code in examples(README) if found == "history"]
+    names["app"] = FastAPI()
+    rest = code.replace("        ...\n", "        async for _ in connection: pass\n")
+    exec(compile(rest, "README.md, example history", "exec", dont_inherit=True), names)
+    names["app"].router.lifespan_context = names["backplane"].lifespan
+    publish = names["backplane"].sync.publish
+    with TestClient(names["app"]) as client:
+        with client.websocket_connect("/rooms/kitchen") as one:
+            position = one.receive_json()["position"]
+        publish("room:kitchen", "missed")
+        with client.websocket_connect(f"/rooms/kitchen?since={position}") as one:
+            assert one.receive_json()["resumed"] is True
+            assert one.receive_json()["text"] == "missed"
 
 
 # --- the table of adapters -----------------------------------------------------------------------------------------

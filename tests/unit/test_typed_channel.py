@@ -205,11 +205,13 @@ def test_wrong_model(model: object) -> None:
 
 async def test_publish_is_json_text_by_alias() -> None:
     """A model travels as JSON text, once encoded, with its aliases, to the channel its placeholders name."""
-    async with Backplane("memory://") as backplane, backplane.subscribe("orders:42") as raw:
-        await TypedChannel(backplane, "orders:{id}", Order).publish(Order(number=1, totalCents=250), id=42)
-        item = (await take(aiter(raw)))[0]
-        assert isinstance(item, Message)
-        assert (item.data, item.is_json) == ('{"number":1,"totalCents":250}', True)
+    history = {"kept:*": History()}
+    async with Backplane("memory://", history=history) as backplane, backplane.subscribe("orders:42", "kept:42") as raw:
+        for kind, is_json in (("orders", False), ("kept", True)):
+            await TypedChannel(backplane, kind + ":{id}", Order).publish(Order(number=1, totalCents=250), id=42)
+            item = (await take(aiter(raw)))[0]
+            assert isinstance(item, Message)
+            assert (item.data, item.is_json) == ('{"number":1,"totalCents":250}', is_json)
 
 
 @pytest.mark.parametrize(

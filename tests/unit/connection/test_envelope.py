@@ -20,7 +20,7 @@ POSITION = Position(b"an epoch", 7, 9)
 
 def published(data: object) -> Message:
     """Return the message that a worker receives for `data`."""
-    message = decode("a", encode(data, origin=b"a worker", published_at=1.0), POSITION)
+    message = decode("a", encode(data, origin=b"a worker", published_at=1.0, states_json=True), POSITION)
     assert message is not None
     return message
 
@@ -70,7 +70,7 @@ JSON_VALUES = st.recursive(
 def test_what_is_published_is_received(data: Any, channel: str) -> None:
     """Every value arrives as what it was, under the name of its kind."""
     try:
-        payload = encode(data, origin=b"a worker", published_at=1.0)
+        payload = encode(data, origin=b"a worker", published_at=1.0, states_json=True)
     except ValueError:  # a lone surrogate
         return
     message = decode(channel, payload, POSITION)

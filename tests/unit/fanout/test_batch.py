@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
+import weakref
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -14,6 +17,9 @@ from backplane.fanout.batch import Batch, source_of
 from backplane.fanout.frames import compress_frame, encode_frame
 from backplane.message import Message, Position
 from tests.unit.doubles import messages_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def text(data: str | bytes, excluded: bytes | None = None) -> Message:
@@ -153,6 +159,23 @@ def test_envelope_of_what_does_not_exclude(parts: list[tuple[str | bytes, int | 
         assert messages_in(enveloped.frames) == expected
         assert messages_in(enveloped.compressed(9)) == expected
         assert enveloped.size_bytes == sum(map(len, expected))
+
+
+def test_few_envelopes_are_remembered() -> None:
+    """An application that makes a function for each client does not keep the functions of all clients alive."""
+    batch = Batch(text("1"))
+
+    def new() -> Callable[[Message], str]:
+        return lambda message: f"<{message.data!r}>"
+
+    envelopes = [new() for _ in range(100)]
+    for envelope in envelopes:
+        assert [message.data for message in batch.enveloped(envelope)] == ["<'1'>"]
+    alive = [weakref.ref(envelope) for envelope in envelopes]
+    envelopes.clear()
+    del envelope
+    gc.collect()
+    assert sum(one() is not None for one in alive) <= 8
 
 
 def test_envelopes_are_made_once() -> None:

@@ -517,6 +517,14 @@ def test_allowance_ends_with_a_leave() -> None:
     assert [outbox.offer(text(str(number))) for number in range(5)] == [True] * 4 + [False]
 
 
+def test_allowance_is_bounded() -> None:
+    """A subscriber that takes nothing is too slow, however often messages are given back to it."""
+    outbox = outbox_of("close")
+    for _ in range(10):
+        outbox.allow("a", 4, 100)
+    assert [outbox.offer(text(str(number))) for number in range(16)] == [True] * 15 + [False]
+
+
 def test_allowance_that_was_not_needed() -> None:
     """What was sent at once, or was cleared, leaves the bounds as they were."""
     outbox = outbox_of("close")
