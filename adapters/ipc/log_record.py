@@ -33,7 +33,8 @@ _SEAL: Final = 2
 _HEADER: Final = Struct(">8sIBBHIdI")
 _FIELDS: Final = Struct(">BBHIdI")  # the header after its crc
 _CRC_START: Final = MARK_BYTES + 4
-_new: Any = tuple.__new__  # half as expensive as the constructor of a `NamedTuple`
+# Half as expensive as the constructor of a `NamedTuple`.
+_new: Any = tuple.__new__  # pyright: ignore[reportUnknownMemberType]
 
 HEADER_BYTES: Final = _HEADER.size
 
