@@ -17,7 +17,7 @@ be found without reading the records before it.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from zlib import crc32
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _HEADER: Final = Struct(">8sIBBHIdI")
 _FIELDS: Final = Struct(">BBHIdI")  # the header after its crc
 _CRC_START: Final = MARK_BYTES + 4
 # Half as expensive as the constructor of a `NamedTuple`.
-_new: Final = tuple.__new__
+_new = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 
 HEADER_BYTES: Final = _HEADER.size
 

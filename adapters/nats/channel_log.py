@@ -158,8 +158,8 @@ class ChannelLog:
         start = headers.rfind(_STREAM_HEADER)
         if not headers.startswith(self._headers, start):
             return None
-        number, _, others = headers[start + len(self._headers) : -4].partition(b"\r")
-        before_number = others.rpartition(_LAST_HEADER)[2]
+        head, _, before_number = headers[start + len(self._headers) : -4].rpartition(_LAST_HEADER)
+        number = head.partition(b"\r")[0]
         if not (number.isdigit() and before_number.isdigit() and len(number) <= _MAX_DIGITS >= len(before_number)):
             return None
         offset, before, stream = int(number), int(before_number), self.stream

@@ -202,7 +202,7 @@ def _measure_storms(server: Server, publisher: Server, options: Options, found: 
 
 
 def _storm(server: Server, paths: Sequence[str], missed: int, found: Run) -> tuple[float, float]:
-    """Open a client for each path without a pause; return when each has all that it missed, and the longest stall, in ms."""
+    """Open a client for each path; return when each has what it missed, and the longest stall, in ms."""
     stall.reset(server.stalls)
     started = time.monotonic()
     clients = connect(server.port, paths, server.candidate.dialect, at_once=_AT_ONCE)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import time
 from contextlib import asynccontextmanager
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from backplane.message import Receipt
+
+logger: Final = logging.getLogger("uvicorn.error")
 
 _AT_ONCE: Final = 64
 """How many publishes wait for the broker at a time."""
@@ -161,6 +164,7 @@ async def _consume(names: list[str], joined: asyncio.Future[None]) -> None:
         async for message in messages:
             if isinstance(message, Gap):
                 noted.gaps += 1
+                logger.error("a gap on %s: %s", message.channel, message.reason)
             else:
                 noted.received += 1
                 if noted.received == noted.expected:

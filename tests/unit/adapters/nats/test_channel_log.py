@@ -76,6 +76,25 @@ def test_a_place_is_read_from_the_headers_of_the_server(own: str) -> None:
     assert (place.before, place.before_check) == (3, None)
 
 
+def test_headers_without_a_time_are_read() -> None:
+    """Servers before 2.10 name no time between the two numbers."""
+    known = Known()
+    log = known.subscribe("room")
+    before, _, after = headers(known.stream, "room", 7, 3).partition(b"Nats-Time-Stamp: ")
+    place = log.place_of(before + after.partition(b"\r\n")[2], b"payload")
+    assert place is not None
+    assert (place.offset, place.before) == (7, 3)
+
+
+def test_headers_without_the_number_before_are_no_place() -> None:
+    """Without it nothing proves what precedes the message, so the message counts as one without a place."""
+    known = Known()
+    log = known.subscribe("room")
+    whole = headers(known.stream, "room", 7, 3)
+    assert log.place_of(whole.replace(b"Nats-Last-Sequence", b"Another"), b"payload") is None
+    assert log.place_of(whole.partition(b"Nats-Time-Stamp")[0] + b"\r\n", b"payload") is None
+
+
 @given(st.binary(max_size=200))
 @example(b"")
 @example(b"NATS/1.0\r\n\r\n")
