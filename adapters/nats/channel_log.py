@@ -66,8 +66,8 @@ class Stream:
     def __init__(self, pattern: str, rule: History, prefix: str) -> None:
         self._prefix = prefix
         self._subjects = subject_of_streams(prefix, pattern)
-        self.pattern = pattern
-        self.rule = rule
+        self.pattern: str = pattern
+        self.rule: History = rule
         self.name: str = stream_name(prefix, pattern)
         self.created: str = ""
         self.seen: int = 0
@@ -111,7 +111,7 @@ class Session:
     __slots__ = ("link", "reached")
 
     def __init__(self, link: NatsLink) -> None:
-        self.link = link
+        self.link: NatsLink = link
         self.reached: dict[str, int] = {}
 
 
@@ -143,7 +143,7 @@ class ChannelLog:
             stream.name.encode(),
             self._subject,
         )
-        self.stream = stream
+        self.stream: Stream = stream
         self.newest: Position | None = None
         self.session: Session | None = None
         self.subscribed_in: Session | None = None

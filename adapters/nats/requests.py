@@ -46,8 +46,8 @@ class Request:
     __slots__ = ("future", "parts", "reply_to", "size_bytes")
 
     def __init__(self, reply_to: bytes, size_bytes: int) -> None:
-        self.reply_to = reply_to
-        self.size_bytes = size_bytes
+        self.reply_to: bytes = reply_to
+        self.size_bytes: int = size_bytes
         self.future: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
         self.parts: list[Reply] = []
 

@@ -81,7 +81,7 @@ class HistoryHub(Hub):
         bursts: LogBursts | None = None,
     ) -> None:
         super().__init__(broker_subscriptions, bursts)
-        self.rules = rules
+        self.rules: HistoryRules | None = rules
         self._rules: Final = rules
         self._follows = follows
         self._settings = settings

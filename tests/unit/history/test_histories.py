@@ -100,9 +100,13 @@ async def test_the_newest_messages() -> None:
     assert (data(page), page.more) == (["1", "2", "3"], False)
 
 
-@pytest.mark.parametrize("form", [str, lambda position: position])
-async def test_page_after_page(form: Any) -> None:
+@pytest.mark.parametrize("as_text", [True, False])
+async def test_page_after_page(as_text: bool) -> None:
     """The position of a page, as an object or as text, gives the next one, until there is nothing more."""
+
+    def form(position: Position) -> str | Position:
+        return str(position) if as_text else position
+
     adapter = adapter_with("1", "2", "3")
     made = histories(adapter)
     first = await made.page("k", form(Position(adapter.log("k").epoch, 0, 0)), 2)
