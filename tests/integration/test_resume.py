@@ -35,9 +35,9 @@ WAYS: dict[str, tuple[Any, str | None]] = {
 
 
 @asynccontextmanager
-async def serving(ws: Any) -> AsyncGenerator[tuple[ServerInLoop, Backplane]]:
+async def serving(ws: Any, url: str = "memory://") -> AsyncGenerator[tuple[ServerInLoop, Backplane]]:
     """Serve an application with a room that has a history, plain and in envelopes, and as an event stream."""
-    backplane = Backplane("memory://", history={"room": History(max_messages=5_000)})
+    backplane = Backplane(url, history={"room": History(max_messages=5_000)})
     app = FastAPI(lifespan=backplane.lifespan)
 
     async def plain(websocket: WebSocket, since: str = "", rewind: int = 0) -> None:
@@ -63,6 +63,12 @@ async def serving(ws: Any) -> AsyncGenerator[tuple[ServerInLoop, Backplane]]:
         yield server, backplane
 
 
+@pytest.fixture(params=["memory", "kafka"])
+def url(request: pytest.FixtureRequest) -> str:
+    """An adapter whose hub proves that nothing is missing, and one that resumes by itself."""
+    return "memory://" if request.param == "memory" else str(request.getfixturevalue("kafka_broker").own_url)
+
+
 async def publish(backplane: Backplane) -> None:
     """Publish the numbers, a few in each pass of the event loop."""
     for number in range(MESSAGES):
@@ -72,10 +78,10 @@ async def publish(backplane: Backplane) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_enveloped_clients_that_come_and_go(way: str) -> None:
+async def test_enveloped_clients_that_come_and_go(way: str, url: str) -> None:
     """Each gets every message from its first visit on, once, in order, and is never notified of a gap."""
     ws, compression = WAYS[way]
-    async with serving(ws) as (server, backplane):
+    async with serving(ws, url) as (server, backplane):
         publishing = asyncio.create_task(publish(backplane))
 
         async def client(seed: int) -> list[int]:
@@ -155,9 +161,9 @@ async def test_much_is_given_back(way: str) -> None:
 
 
 @pytest.mark.parametrize("shows", ["header", "address"])
-async def test_event_streams_that_come_and_go(shows: str) -> None:
+async def test_event_streams_that_come_and_go(url: str, shows: str) -> None:
     """An `EventSource`, or a polyfill, shows its last id by itself, and gets every message once, in order."""
-    async with serving(DirectLaneProtocol) as (server, backplane):
+    async with serving(DirectLaneProtocol, url) as (server, backplane):
         publishing = asyncio.create_task(publish(backplane))
 
         async def client(seed: int) -> list[int]:
