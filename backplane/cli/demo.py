@@ -16,6 +16,7 @@ from rich.text import Text
 from backplane.broker.registry import broadcaster_from_url
 from backplane.cli.terminal import exiting_on_errors, fail, note, out, require_modules, resolve_url, url_option
 from backplane.core import Backplane
+from backplane.demo.history import HISTORY
 
 if TYPE_CHECKING:
     import socket
@@ -43,8 +44,8 @@ def _run_demo(url: str | None, workers: int, listener: socket.socket) -> None:
 
     address, port = listener.getsockname()[:2]
     url = url or f"ipc://demo-{port}"
-    os.environ["BACKPLANE_URL"] = url
     masked_url = _check_broker(url)
+    os.environ["BACKPLANE_URL"] = url
     split = workers > 1 and broadcaster_from_url(url).capabilities.reach == "process"
     announcements = Announcements(
         ready=lambda pids: out.print(_ready_panel(_web_address(address, port), pids, masked_url, split=split)),

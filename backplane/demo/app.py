@@ -10,11 +10,10 @@ from fastapi import FastAPI, HTTPException, Path, Query, WebSocket
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
-from backplane import Backplane, BrokerError, Gap, History
+from backplane import Backplane, BrokerError, Gap
+from backplane.demo.history import HISTORY
 
-__all__ = ["HISTORY", "app", "backplane"]
-
-HISTORY: dict[str, History] = {"*": History(max_messages=200, max_age_seconds=600)}
+__all__ = ["app", "backplane"]
 
 Room = Annotated[str, Path(pattern=r"^[\w-]+$", max_length=40)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=40)]
