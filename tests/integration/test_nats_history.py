@@ -154,7 +154,7 @@ async def test_an_account_that_demands_a_limit_of_bytes_gets_it(private_nats: St
         assert not raised.value.retriable
     async with worker(f"{url}?history_max_bytes=100000") as one:
         quiet = await one.keep(b"quiet", "room-quiet")
-        first = await one.keep(b"first")
+        last = first = await one.keep(b"first")
         for _ in range(9):
             last = await one.keep(bytes(20_000))
         assert not (await one.recall(first)).found
