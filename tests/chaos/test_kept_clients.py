@@ -136,10 +136,12 @@ class Beat:
 
     Attributes:
         outcomes: Of each, by number.
+        is_over: Set it to end after the present one: a request that is cancelled is an error at the server.
     """
 
     def __init__(self, workers: Sequence[Worker], room: str) -> None:
         self.outcomes: list[Outcome] = []
+        self.is_over = False
         self._workers = workers
         self._room = room
 
@@ -155,9 +157,9 @@ class Beat:
         return self.outcomes[number]
 
     async def run(self) -> None:
-        """Publish until cancelled."""
+        """Publish until it is over."""
         async with httpx.AsyncClient(timeout=10) as http:
-            while True:
+            while not self.is_over:
                 await self.publish(http)
                 await asyncio.sleep(0.02)
 
@@ -239,8 +241,8 @@ async def audiences(workers: Sequence[Worker], *rooms: str) -> AsyncGenerator[li
         for audience in made:
             await audience.beat.go_on()
         yield made
-        for task in beats:
-            task.cancel()
+        for audience in made:
+            audience.beat.is_over = True
         await asyncio.wait(beats)
         for audience in made:
             last = await audience.beat.end()
