@@ -105,7 +105,7 @@ class KeptWorkload(Workload):
         for subscriber in self.subscribers:
             expected = gaps if isinstance(gaps, int) else gaps[subscriber.name]
             for channel in self.channels:
-                published = {one.name: one.outcomes[channel] for one in self.publishers}
+                published: dict[str, list[Outcome]] = {one.name: one.outcomes[channel] for one in self.publishers}
                 published |= (others or {}).get(channel, {})
                 kept = channel != PLAIN
                 if kept and stored is not None:

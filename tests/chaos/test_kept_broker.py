@@ -1,12 +1,12 @@
 """The broker of channels with a history is killed, stopped, or loses what it kept."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
@@ -121,6 +121,21 @@ async def delete_keys(target: FaultTarget, *, ends: tuple[str, ...]) -> None:
         await client.delete(*keys)
 
 
+async def delete_log(target: FaultTarget) -> None:
+    """Delete the messages."""
+    await delete_keys(target, "/log")
+
+
+async def delete_place(target: FaultTarget) -> None:
+    """Delete the position and the epoch."""
+    await delete_keys(target, "/place")
+
+
+async def delete_both(target: FaultTarget) -> None:
+    """Delete everything of the channels."""
+    await delete_keys(target, "/place", "/log")
+
+
 async def flush_all(target: FaultTarget) -> None:
     """FLUSHALL."""
     async with redis_client(target) as client:
@@ -187,11 +202,11 @@ class Loss(NamedTuple):
     at_most: bool = False
 
 
-LOSSES: Final = {
+LOSSES: Final[dict[str, Loss]] = {
     # Live, each message still names the one before it.
-    "log deleted": Loss("redis", partial(delete_keys, ends=("/log",)), 0),
-    "place deleted": Loss("redis", partial(delete_keys, ends=("/place",)), 1),
-    "place and log deleted": Loss("redis", partial(delete_keys, ends=("/place", "/log")), 1),
+    "log deleted": Loss("redis", delete_log, 0),
+    "place deleted": Loss("redis", delete_place, 1),
+    "place and log deleted": Loss("redis", delete_both, 1),
     "FLUSHALL": Loss("redis", flush_all, 1),
     "stream deleted": Loss("nats", delete_stream, 1),
     "stream purged": Loss("nats", purge_stream, 0),

@@ -1,6 +1,7 @@
 """Another server takes over from the one that kept the history, with or without the newest messages."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -304,6 +305,7 @@ async def freeze(service: RedisSentinels) -> None:
     await asyncio.to_thread(service.wait_until_demoted, old)
 
 
+@pytest.mark.alone("sentinels that have no time do not agree on a failover")
 @pytest.mark.parametrize(
     "fault", [kill, pytest.param(fail_over, marks=full), pytest.param(freeze, marks=full)], ids=lambda one: one.__name__
 )

@@ -1,5 +1,8 @@
 """A replicated stream of JetStream: its leader is killed, and replicas lag."""
 
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import asyncio

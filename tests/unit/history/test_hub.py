@@ -550,16 +550,16 @@ async def test_a_position_ahead_of_an_adapter_that_resumes() -> None:
         assert await subscriber.receives(2) == ["1", "2"]
 
 
-@pytest.mark.parametrize(("behind", "expected"), [(0, ["1", "2"]), (1, ["2"]), (2, [])])
-async def test_a_position_of_another_message_in_a_shared_log(behind: int, expected: list[str]) -> None:
+@pytest.mark.parametrize(("missed_from", "expected"), [(0, ["1", "2"]), (1, ["2"]), (2, [])])
+async def test_a_position_of_another_message_in_a_shared_log(missed_from: int, expected: list[str]) -> None:
     """Of an adapter that resumes a position that names no message of the channel is found, and costs one read."""
     adapter = LaggingAdapter()
     async with history_world(adapter) as worker:
         await worker.joined("k")
         worker.append("k", "1", "2")
         top = adapter.log("k").top
-        position = Position(top.epoch, behind, 12345) if behind < 2 else Position(top.epoch, 7, 12345)
-        adapter.anchors[position] = behind
+        position = Position(top.epoch, missed_from, 12345) if missed_from < 2 else Position(top.epoch, 7, 12345)
+        adapter.anchors[position] = missed_from
         await worker.joins("k", rewind=1)
         reads = len(adapter.recalls)
         for _ in range(2):
