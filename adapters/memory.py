@@ -34,8 +34,9 @@ __all__ = ["MemoryBroadcaster", "MemoryOptions"]
 _MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
 _MESSAGE_BYTES: Final = 128
 
-# What one kept message takes beside its payload.
+# What one kept message takes beside its payload, and what one channel takes.
 _KEPT_BYTES: Final = 350
+_LOG_BYTES: Final = 1600
 _KEY_SECONDS: Final = 300.0
 # A channel that is not used for so many times `max_age_seconds` is forgotten, with its epoch.
 _FORGET_AFTER: Final = 10
@@ -66,8 +67,10 @@ class MemoryOptions(Options):
     max_payload_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     """Largest payload, in bytes."""
     max_history_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
-    """What the histories of all channels of one name may take together, in bytes. Above it the oldest messages of the
-    channel that was least recently published to are dropped."""
+    """What the histories of all channels of one name may take together, in bytes; a channel takes 1,600, and a message
+    350 beside its payload. Above it the oldest messages of the channel that was least recently published to are
+    dropped, and channels without a message are forgotten, with their positions and keys, the least recently used one
+    first."""
 
 
 class MemoryBroadcaster(Broadcaster):
@@ -163,7 +166,7 @@ class MemoryBroadcaster(Broadcaster):
         self._require_sink()
         with _archives_lock:
             archive = _archives.setdefault(self._name, _Archive())
-            recalled = archive.recall(channel, rule, after, limit, max_bytes)
+            recalled = archive.recall(channel, rule, after, limit, max_bytes, self.options.max_history_bytes)
         await asyncio.sleep(0)
         return recalled
 
@@ -240,6 +243,8 @@ _Waiting = tuple[str, bytes, Place | None]
 class _Log:
     """The history of one channel: what is kept, and the newest position there ever was."""
 
+    __slots__ = ("epoch", "forget_at", "kept", "keys", "newest", "times")
+
     def __init__(self) -> None:
         self.epoch = secrets.token_bytes(8)
         self.newest = Place(self.epoch, 0, 0)
@@ -300,13 +305,15 @@ class _Archive:
             self._drop_oldest(log)
         self._holding[log] = None
         self._holding.move_to_end(log)
-        while self._size_bytes > max_bytes:
-            self._drop_oldest(next(iter(self._holding)))
+        self._make_room(max_bytes)
         return place, False
 
-    def recall(self, channel: str, rule: History, after: Position | None, limit: int, max_bytes: int) -> Recalled:
+    def recall(
+        self, channel: str, rule: History, after: Position | None, limit: int, max_bytes: int, max_history_bytes: int
+    ) -> Recalled:
         """Return what is kept of a channel; see `SupportsHistory.recall`."""
         log = self._log(channel, rule, _now())
+        self._make_room(max_history_bytes)  # reading a channel that was never used makes its log
         if after is None:
             items = _cut(reversed(log.kept), limit, max_bytes)
             items.reverse()
@@ -320,17 +327,33 @@ class _Archive:
     def _log(self, channel: str, rule: History, now: float) -> _Log:
         """Return the log of a channel, without what is too old; forget channels that are not used."""
         while self._logs and next(iter(self._logs.values())).forget_at < now:
-            _, forgotten = self._logs.popitem(last=False)
-            while forgotten.kept:
-                self._drop_oldest(forgotten)
+            self._forget_oldest()
         log = self._logs.get(channel)
         if log is None:
             log = self._logs[channel] = _Log()
+            self._size_bytes += _LOG_BYTES
         self._logs.move_to_end(channel)
         log.forget_at = now + max(_FORGET_AFTER * rule.max_age_seconds, _KEY_SECONDS)
         while log.times and log.times[0] < now - rule.max_age_seconds:
             self._drop_oldest(log)
         return log
+
+    def _make_room(self, max_bytes: int) -> None:
+        """Drop messages, and forget channels that have none, until the limit holds; never the one in use."""
+        while self._size_bytes > max_bytes:
+            if len(self._logs) > 1 and not next(iter(self._logs.values())).kept:
+                self._forget_oldest()
+            elif self._holding:
+                self._drop_oldest(next(iter(self._holding)))
+            else:
+                return
+
+    def _forget_oldest(self) -> None:
+        """Forget the channel that was least recently used, with its messages."""
+        _, forgotten = self._logs.popitem(last=False)
+        self._size_bytes -= _LOG_BYTES
+        while forgotten.kept:
+            self._drop_oldest(forgotten)
 
     def _drop_oldest(self, log: _Log) -> None:
         self._size_bytes -= log.pop()

@@ -36,10 +36,11 @@ SHORT: Final[Sequence[tuple[str, Choice]]] = (
     ("storm", Choice(urls=("redis",), repetitions=1, options=(("connections", 500),))),
     ("failover", Choice(urls=("redis",), repetitions=1)),
     ("restart", Choice(urls=("redis",), repetitions=1)),
+    ("history", Choice(urls=("redis",), repetitions=1, options=(("connections", 1000), ("seconds", 2.0)))),
 )
 """About five minutes on two cores: a run takes its seconds, one of warm-up, and about two to start and to end.
 
-That makes 225 s for 24 runs of fan-out and 21 of saturation, and 80 s for the others. A competitor that is not
+That makes 225 s for 24 runs of fan-out and 21 of saturation, and 100 s for the others. A competitor that is not
 installed is reported with the reason.
 """
 
@@ -74,5 +75,6 @@ FULL: Final[Sequence[tuple[str, Choice]]] = (
     # Kafka's client may take ten seconds to find its way back.
     ("failover", _with(_ONCE, seconds=20.0)),
     ("restart", _ONCE),
+    ("history", Choice(urls=_ALL)),
 )
 """All scenarios on all adapters, in five quarters of an hour: what ratios are taken of three times, the rest once."""

@@ -23,7 +23,7 @@ from backplane.broadcaster import KeptMessage, Recalled
 from backplane.message import Place, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from backplane.adapters.kafka.answers import Topology
     from backplane.adapters.kafka.records import Record
@@ -185,10 +185,12 @@ class HistoryRings:
 
     Attributes:
         size_bytes: What the rings take, about.
+        forgotten: How often something known was forgotten: a ring was evicted, or a partition was reset.
     """
 
     def __init__(self, max_bytes: int, rules: HistoryRules) -> None:
         self.size_bytes: int = 0
+        self.forgotten: int = 0
         self._max_bytes = max_bytes
         self._rules = rules
         self._identity: LogIdentity | None = None
@@ -210,6 +212,7 @@ class HistoryRings:
             self._identity = identity
             self._rings.clear()
             self.size_bytes = 0
+            self.forgotten += 1
             for known in (self._floors, self._scan_limits, self._aged, self._ends):
                 known.clear()
         for partition, offset in positions.items():
@@ -219,6 +222,7 @@ class HistoryRings:
         """Forget a partition: records before `floor` are missing, or are not those that were read."""
         if self._identity is None:
             return
+        self.forgotten += 1
         for key in [key for key, ring in self._rings.items() if ring.partition == partition]:
             self.size_bytes -= self._rings.pop(key).size_bytes
         self._floors[partition] = floor
@@ -366,12 +370,26 @@ class HistoryRings:
         if self.size_bytes > self._max_bytes:
             self._evict()
 
-    def adopt(self, partition: int, others: Mapping[bytes, Ring], since: int, until: int) -> None:
-        """Add what was read of all other channels of a partition, if there is room for it."""
+    def adopt(
+        self, partition: int, others: Mapping[bytes, Ring], since: int, until: int, forgotten: int
+    ) -> Iterator[None]:
+        """Add what was read of all other channels of a partition, if there is room for it.
+
+        Iterate over it: records can be added between the steps.
+
+        Args:
+            partition: The partition.
+            others: The rings of all channels with records there, but for those that `backfill` had.
+            since: What was read begins here.
+            until: It ends here.
+            forgotten: What `self.forgotten` was when reading began. If anything was forgotten since, whether a channel
+                without a ring has a record is not known.
+        """
         needed = sum(ring.size_bytes for ring in others.values())
-        if self._floors[partition] > until or self.size_bytes + needed > self._max_bytes:
-            return
         for key, other in others.items():
+            if not self._may_adopt(partition, until, forgotten) or self.size_bytes + needed > self._max_bytes:
+                return
+            needed -= other.size_bytes
             other.prepend((), since)
             ring = self._rings.get(key)
             if ring is None:
@@ -381,7 +399,12 @@ class HistoryRings:
                 self.size_bytes += other.size_bytes
             elif ring.since <= until:
                 self.size_bytes += ring.prepend(other.records(), other.since)
-        self._floors[partition] = min(self._floors[partition], since)
+            yield
+        if self._may_adopt(partition, until, forgotten):
+            self._floors[partition] = min(self._floors[partition], since)
+
+    def _may_adopt(self, partition: int, until: int, forgotten: int) -> bool:
+        return self.forgotten == forgotten and self._floors[partition] <= until
 
     def ring_aside(self, partition: int, key: bytes, until: int) -> Ring | None:
         """Return a new ring for a channel that is read beside others, for `adopt`; `None` where `add` returns that."""
@@ -434,6 +457,7 @@ class HistoryRings:
                 self._rings.move_to_end(key)
                 continue
             del self._rings[key]
+            self.forgotten += 1
             self.size_bytes -= ring.size_bytes
             after_last = ring.items[-1][0] + 1 if ring.items else ring.since
             self._floors[ring.partition] = max(self._floors[ring.partition], after_last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from backplane.adapters.kafka.log_access import FETCH_BYTES, LogDamagedError
+from backplane.adapters.kafka.log_access import FETCH_BYTES, LogDamagedError, Slices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,9 +56,9 @@ class Scan:
         Raises:
             BrokerError: The broker is gone, or the user lacks the right to read.
         """
-        partition = self._partition
+        partition, forgotten = self._partition, rings.forgotten
         low = until = max(rings.known_from(query.key) for query in self.queries)
-        while self.waiting and (needed := self._needed_from(rings)) is not None and needed < low:
+        while self.waiting and (needed := await self._needed_from(rings)) is not None and needed < low:
             try:
                 chunk = await self._next_chunk(log, max(needed, low - self._step), low)
             except LogDamagedError:
@@ -66,7 +66,7 @@ class Scan:
             if chunk is None:
                 rings.end_scan(partition, low)
                 break
-            self._add(rings, chunk, low, until)
+            await self._add(rings, chunk, low, until)
             if chunk.complete_from > chunk.start or self._left <= 0:
                 rings.end_scan(partition, chunk.complete_from)
             # Somewhat less than one fetch, so that one is enough.
@@ -75,7 +75,9 @@ class Scan:
             low = chunk.complete_from
         self.is_cut_short = self._left <= 0
         if self._others is not None:
-            rings.adopt(partition, self._others, low, until)
+            slices = Slices()
+            for _ in rings.adopt(partition, self._others, low, until, forgotten):
+                await slices.pause()
 
     async def _next_chunk(self, log: LogAccess, start: int, low: int) -> Chunk | None:
         """Return the part of the log from `start`, or from later on, until `low`; `None` if that is too much.
@@ -94,18 +96,26 @@ class Scan:
             start = low - max(1, min(chunk.next - start, (low - start) // 4))
         return self._read.pop()
 
-    def _needed_from(self, rings: HistoryRings) -> int | None:
+    async def _needed_from(self, rings: HistoryRings) -> int | None:
         """Return the offset from which on anything is asked for that is not known; `None` if all is known."""
         limit = rings.scan_limit(self._partition)
-        needed = [at for query in self.queries if (at := rings.needed_from(query)) is not None]
+        slices, needed = Slices(), list[int]()
+        for query in self.queries:
+            if (at := rings.needed_from(query)) is not None:
+                needed.append(at)
+            await slices.pause()
         return max(limit, min(needed)) if needed else None
 
-    def _add(self, rings: HistoryRings, chunk: Chunk, low: int, until: int) -> None:
+    async def _add(self, rings: HistoryRings, chunk: Chunk, low: int, until: int) -> None:
         """Add what was read, which ends at `low`."""
-        partition = self._partition
+        partition, slices = self._partition, Slices()
         since, records = chunk.complete_from, chunk.records
+        if low == until:
+            rings.note_first_end(partition, until, records[-1] if records else None)
         by_key: dict[bytes, list[Record]] = {}
-        for record in reversed(records):
+        for index, record in enumerate(reversed(records)):
+            if not index % 256:
+                await slices.pause()
             key = record[0]
             if key is None:
                 continue
@@ -114,18 +124,17 @@ class Scan:
                 by_key[key] = [record]
             else:
                 found.append(record)
-        if low == until:
-            rings.note_first_end(partition, until, records[-1] if records else None)
         for query in self.queries:
             rings.backfill(query.key, query.rule, by_key.get(query.key, ()), since, low)
+            await slices.pause()
         if self._others is not None:
             for query in self.queries:
                 by_key.pop(query.key, None)
-            self._collect(rings, self._others, by_key, since, until)
+            await self._collect(rings, self._others, by_key, since, until)
         if newest := max((record[3] for record in records), default=0):
             rings.note_age(partition, since, newest)
 
-    def _collect(
+    async def _collect(
         self,
         rings: HistoryRings,
         others: dict[bytes, Ring],
@@ -134,7 +143,9 @@ class Scan:
         until: int,
     ) -> None:
         """Collect what was read of other channels, unless it is too much."""
+        slices = Slices()
         for key, records in by_key.items():
+            await slices.pause()
             ring = others.get(key)
             if ring is None:
                 ring = rings.ring_aside(self._partition, key, until)

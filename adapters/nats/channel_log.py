@@ -154,13 +154,12 @@ class ChannelLog:
         A number that is not higher than all before it is one of a stream that was deleted and created again, or that
         has lost its newest messages: the place then has an epoch of no history, and the server is asked.
         """
-        # The server's headers follow those of the publisher, which may contain anything.
+        # The server's headers follow those of the publisher, which may contain anything, so they are the last ones.
         start = headers.rfind(_STREAM_HEADER)
         if not headers.startswith(self._headers, start):
             return None
-        start += len(self._headers)
-        number = headers[start : headers.find(b"\r", start)]
-        before_number = headers[headers.rfind(_LAST_HEADER) + len(_LAST_HEADER) : -4]
+        number, _, others = headers[start + len(self._headers) : -4].partition(b"\r")
+        before_number = others.rpartition(_LAST_HEADER)[2]
         if not (number.isdigit() and before_number.isdigit() and len(number) <= _MAX_DIGITS >= len(before_number)):
             return None
         offset, before, stream = int(number), int(before_number), self.stream

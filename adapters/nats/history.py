@@ -144,7 +144,7 @@ class NatsHistory:
         try:
             info = await self._info(link, stream)
             async with self._reads:
-                reading = Reading(JetStream(link), stream, channel, info.state, self.logs.get(channel))
+                reading = Reading(JetStream(link), stream, channel, info, self.logs.get(channel))
                 recalled = await reading.recall(after, limit, max_bytes)
         except NoResponderError as error:
             self._restore(link, stream)
@@ -217,7 +217,10 @@ class NatsHistory:
                 raise
         logger.info("stream %s, which keeps the history of %r, is created", stream.name, stream.pattern)
         return await jetstream.create(
-            stream, storage=self._options.history_storage, replicas=self._options.history_replicas
+            stream,
+            storage=self._options.history_storage,
+            replicas=self._options.history_replicas,
+            max_bytes=self._options.history_max_bytes,
         )
 
     def _follow(self, stream: Stream, info: StreamInfo, seen: int) -> None:
@@ -261,6 +264,8 @@ class NatsHistory:
             "duplicate_window": DUPLICATE_WINDOW_SECONDS * _NANOSECONDS,
             "allow_direct": True,
         }
+        if self._options.history_max_bytes:
+            wanted["max_bytes"] = self._options.history_max_bytes
         others = {name: getattr(config, name) for name, value in wanted.items() if getattr(config, name) != value}
         if others and stream.name not in self._differs:
             self._differs.add(stream.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from base64 import b64decode
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,8 @@ __all__ = ["JetStream", "JetStreamError", "NoResponderError", "StoredMessage", "
 NO_MESSAGE: Final = 10037
 NO_STREAM: Final = 10059
 _OTHER_CONFIG: Final = 10058
+_NEEDS_MAX_BYTES: Final = 10113
+_MAX_BYTES_ABOVE_LIMIT: Final = (10023, 10028, 10047, 10122)  # of the server or the account, for memory or files
 _NOT_ENABLED: Final = (10039, 10076)  # for the account, on the server
 _NO_RESPONDER: Final = 503
 _END_OF_BATCH: Final = 204
@@ -64,6 +67,7 @@ class _Config(BaseModel):
     max_age: int = 0
     storage: str = ""
     num_replicas: int = 1
+    max_bytes: int = -1
     duplicate_window: int = 0
     allow_direct: bool = False
     republish: dict[str, Any] | None = None
@@ -90,11 +94,18 @@ class StreamInfo(BaseModel):
         created: When it was created.
         config: Its configuration.
         state: Its first and its last message.
+        ts: The server's time. Servers since 2.10 send it.
     """
 
     created: str
+    ts: str = ""
     config: _Config
     state: StreamState = StreamState()
+
+    @property
+    def now(self) -> float:
+        """The server's time, by which it states when a message was stored; this machine's where it is not known."""
+        return _time(self.ts) if self.ts else time.time()
 
 
 class StoredMessage(NamedTuple):
@@ -138,8 +149,8 @@ class JetStream:
         count = None if subject is None else {"subjects_filter": subject.decode()}
         return _info(await self._ask(f"STREAM.INFO.{stream.name}", count))
 
-    async def create(self, stream: Stream, *, storage: str, replicas: int) -> StreamInfo:
-        """Create the stream, or return that of this name.
+    async def create(self, stream: Stream, *, storage: str, replicas: int, max_bytes: int) -> StreamInfo:
+        """Create the stream, or return that of this name. `max_bytes` is 0 for no limit.
 
         Raises:
             BrokerError: As for `info`, or the server cannot create it.
@@ -155,6 +166,7 @@ class JetStream:
             "max_age": int(keeps_seconds * _NANOSECONDS),
             "storage": storage,
             "num_replicas": replicas,
+            "max_bytes": max_bytes or -1,
             "duplicate_window": DUPLICATE_WINDOW_SECONDS * _NANOSECONDS,
             "allow_direct": True,
             "republish": {"src": stream.subjects, "dest": stream.republished_to},
@@ -162,6 +174,12 @@ class JetStream:
         try:
             return _info(await self._ask(f"STREAM.CREATE.{stream.name}", config))
         except JetStreamError as error:
+            if error.number == _NEEDS_MAX_BYTES:
+                hint = "give it one by the option history_max_bytes of the URL"
+                raise JetStreamError(f"{error.reason}: {hint}", error.number) from error
+            if error.number in _MAX_BYTES_ABOVE_LIMIT:
+                hint = "lower the option history_max_bytes of the URL, or raise the limits of the account"
+                raise JetStreamError(f"{error.reason}: {hint}", error.number) from error
             if error.number != _OTHER_CONFIG:
                 raise
         return await self.info(stream)  # another process has created it in the meantime, with other limits

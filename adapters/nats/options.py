@@ -32,6 +32,9 @@ class NatsOptions(Options):
     """Where the server keeps the messages of channels with a history: `memory` is lost when it ends."""
     history_replicas: int = Field(default=1, ge=1, le=5)
     """How many servers of a cluster keep them: 3 survive the loss of one. An existing stream stays as it is."""
+    history_max_bytes: int = Field(default=0, ge=0)
+    """Most bytes of each stream, which then drops its oldest messages, of whichever channel. Defaults to no limit.
+    An account can demand one (`max_bytes_required`). An existing stream stays as it is."""
     client_name: str | None = None
     """Name in the server's monitoring."""
     password_file: str | None = None

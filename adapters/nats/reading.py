@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from backplane.adapters.nats.channel_log import ChannelLog, Stream
-    from backplane.adapters.nats.jetstream import JetStream, StoredMessage, StreamState
+    from backplane.adapters.nats.jetstream import JetStream, StoredMessage, StreamInfo
 
 __all__ = ["Reading"]
 
@@ -33,18 +33,19 @@ class Reading:
         jetstream: Where to read.
         stream: The stream.
         channel: The channel.
-        state: What the stream had before.
+        info: What the server knew of the stream before.
         log: What is known of the channel, if it is subscribed to, or was on the last link.
     """
 
     def __init__(
-        self, jetstream: JetStream, stream: Stream, channel: str, state: StreamState, log: ChannelLog | None
+        self, jetstream: JetStream, stream: Stream, channel: str, info: StreamInfo, log: ChannelLog | None
     ) -> None:
         self._jetstream = jetstream
         self._stream = stream
         self._subject = stream.subject_of(channel)
         self._epoch = stream.epoch_of(self._subject)
-        self._state = state
+        self._state = info.state
+        self._now = info.now
         self._log = log
         self._is_cut = False  # there were older messages than those that are given back
 
@@ -133,7 +134,7 @@ class Reading:
     def _has_expired(self, message: StoredMessage) -> bool:
         """Whether a message is older than the rule permits: the stream keeps some for longer, because of their ids."""
         rule_seconds = self._stream.rule.max_age_seconds
-        return rule_seconds < self._stream.max_age_seconds and message.stored_at < time.time() - rule_seconds
+        return rule_seconds < self._stream.max_age_seconds and message.stored_at < self._now - rule_seconds
 
     async def _is_there(self, sequence: int) -> bool:
         """Whether the stream still has a message of the channel that was read: it costs less than to find the first."""

@@ -74,7 +74,8 @@ class SubscriberLink(RedisLink):
                 payload = reply[2]
                 # Almost all other payloads sort before it, and to compare is cheaper than `startswith`.
                 if payload >= ENVELOPE and payload.startswith(ENVELOPE):
-                    self._sink.deliver(channel, *opened(payload))
+                    content, place = opened(payload)
+                    self._sink.deliver(channel, content, place)
                 else:
                     self._sink.deliver(channel, payload)
         elif kind in (b"subscribe", b"unsubscribe"):

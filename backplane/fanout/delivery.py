@@ -35,11 +35,11 @@ class Subscriber(Protocol):
         """Take messages of one channel, in order."""
         ...
 
-    def gap(self, gap: Gap) -> None:
+    def gap(self, gap: Gap, /) -> None:
         """Take the notice that messages of a channel may be missing at this place."""
         ...
 
-    def joined(self, joined: Joined) -> None:
+    def joined(self, joined: Joined, /) -> None:
         """Take the notice that this subscriber has joined a channel, before the first message of a kept channel."""
         ...
 

@@ -96,10 +96,8 @@ class Histories:
         recall = partial(self._adapter.recall, channel, rule, limit=limit, max_bytes=settings.max_recall_bytes)
         try:
             async with PatientTimeout(settings.recall_timeout_seconds):
-                recalled = await recall(after=after)
-                found = recalled.found
-                if not found:
-                    recalled = await recall(after=None)
+                resumed = await recall(after=after)
+                recalled = resumed if resumed.found else await recall(after=None)
         except TimeoutError:
             raise BrokerUnavailableError(
                 f"{self._url} did not return the history of channel {channel!r} within "
@@ -108,7 +106,7 @@ class Histories:
         decoded = [decode(channel, payload, place) for payload, place in recalled.items]
         return HistoryPage(
             messages=[message for message in decoded if message is not None],
-            position=recalled.items[-1].place if recalled.items else after if found and after else recalled.top,
-            complete=found,
+            position=recalled.items[-1].place if recalled.items else after if resumed.found and after else recalled.top,
+            complete=resumed.found,
             more=recalled.more,
         )

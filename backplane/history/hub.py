@@ -81,7 +81,8 @@ class HistoryHub(Hub):
         bursts: LogBursts | None = None,
     ) -> None:
         super().__init__(broker_subscriptions, bursts)
-        self.rules: HistoryRules = rules
+        self.rules = rules
+        self._rules: Final = rules
         self._follows = follows
         self._settings = settings
         self._statistics = statistics or Counters()
@@ -126,7 +127,7 @@ class HistoryHub(Hub):
         Everything up to one moment is given back, and everything after it is received live. Until then a placeholder
         keeps the channel subscribed. Joins share the reads at the broker.
         """
-        rule = self.rules.rule_of(channel)
+        rule = self._rules.rule_of(channel)
         if rule is None:
             await super().join(channel, subscriber, since=since, rewind=rewind)
             return
@@ -159,10 +160,16 @@ class HistoryHub(Hub):
             self._count_unkept(kept)
             super().deliver(channel, payload)
         elif (taken := kept.track.take(place, payload)) > 0:
+            # As `_decode_kept` does, without the call: this is done for every message.
+            message = decode(channel, payload, place)
+            kept.ring.append(place, message)
             if taken == PROVED:
                 self._statistics.proved += 1
                 kept.notify()
-            self._deliver_kept(kept, payload, place)
+            if message is None or channel in self._open_gaps:
+                self._note_unusual(channel, message)
+            if message is not None:
+                self._collect(channel, message)
         elif taken == HELD:
             self._request(kept)
 
@@ -247,8 +254,9 @@ class HistoryHub(Hub):
             return
         track = kept.track
         if read.in_doubt and track.doubt is not None:
-            self._take_mended(kept, track.mend(read.recalled))
-            if track.doubt is None and not len(kept.ring):
+            mended = track.mend(read.recalled)
+            self._take_mended(kept, mended)
+            if not mended.again and not len(kept.ring):
                 kept.ring.clear(track.last)
         if track.doubt is None and kept.wants_ring and read.is_whole:
             kept.end_fill(self._fill(kept, read.recalled))
@@ -265,6 +273,12 @@ class HistoryHub(Hub):
             return "the position of the channel is not known at present"
         if not kept.ring.fill(self._decoded(kept, recalled), last, complete=True):
             return "the history has moved on while it was read"
+        if recalled.more and len(recalled.items) <= kept.rule.max_messages:
+            settings = self._settings
+            return (
+                "the history since the position that was passed is not held, or is larger than one read returns "
+                f"(max_recall_messages={settings.max_recall_messages}, max_recall_bytes={settings.max_recall_bytes})"
+            )
         return None
 
     def _fill_after(self, kept: KeptChannel, position: Position, recalled: Recalled) -> None:
@@ -273,7 +287,7 @@ class HistoryHub(Hub):
         last = kept.track.last
         if not recalled.found or last is None:
             return
-        if is_ahead(kept, position):
+        if self._proves(kept) and is_ahead(kept, position):
             if kept.track.doubt is None:
                 kept.lose(_BEHIND)
         elif not recalled.more:
@@ -301,21 +315,19 @@ class HistoryHub(Hub):
         if batch:
             self._give_back(kept.name, batch)
 
-    def _deliver_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> None:
-        message = self._decode_kept(kept, payload, place)
-        if message is not None:
-            self._collect(kept.name, message)
-
     def _decode_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> Message | None:
         """Return the message that follows the newest one, and put it into the ring; `None` if it is malformed."""
-        channel = kept.name
-        message = decode(channel, payload, place)
+        message = decode(kept.name, payload, place)
         kept.ring.append(place, message)
+        self._note_unusual(kept.name, message)
+        return message
+
+    def _note_unusual(self, channel: str, message: Message | None) -> None:
+        """Count a malformed message, or report the open gap of a channel whose message came before its confirmation."""
         if message is None:
             self._count_malformed(channel)
         elif (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
             self.gaps.report_early(channel)
-        return message
 
     # Joins.
 
@@ -324,7 +336,8 @@ class HistoryHub(Hub):
 
         Another worker may have received more than this one, and the subscriber with it: what is on the way is waited
         for, or all that the subscriber has would be given back again, after a gap. Where nothing arrives, as on a link
-        that is silent, the broker is asked.
+        that is silent, the broker is asked. An adapter that follows waits itself, when it reads, until it has received
+        what the broker has.
 
         Raises:
             BrokerUnavailableError: That took too long, or the backplane was stopped.
@@ -337,12 +350,12 @@ class HistoryHub(Hub):
                 while not self._closed:
                     wants_ring = kept.fills < fills and needs_ring(kept, since, rewind)
                     if kept.track.doubt is None and not wants_ring:
-                        if patience > 0 and is_ahead(kept, since):
+                        if patience > 0 and self._proves(kept) and is_ahead(kept, since):
                             await asyncio.sleep(pause)
                             patience -= pause
                             pause *= 2
                             continue
-                        start = unknown_start(kept, since)
+                        start = unknown_start(kept, since, follows=not self._proves(kept))
                         if start is None or not starts or not kept.want_after(start, limit=_MAX_READS_AFTER):
                             return
                         starts -= kept.wants_after is start
@@ -417,7 +430,8 @@ class HistoryHub(Hub):
 class _Placeholder:
     """Keeps a channel subscribed while a join waits, and takes nothing."""
 
-    token: Final = b""
+    def __init__(self) -> None:
+        self.token: bytes = b""
 
     def offer(self, _: Batch, /) -> None:
         """Take nothing: it is in the ring."""
@@ -425,8 +439,8 @@ class _Placeholder:
     def offer_missed(self, _: Batch, /) -> None:
         """Take nothing."""
 
-    def gap(self, _: Gap) -> None:
+    def gap(self, _: Gap, /) -> None:
         """Take nothing: the join that waits begins after it."""
 
-    def joined(self, _: Joined) -> None:
+    def joined(self, _: Joined, /) -> None:
         """Take nothing."""

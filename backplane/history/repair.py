@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from backplane.concurrency.timeouts import PatientTimeout
+from backplane.concurrency.timeouts import SharedTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
@@ -89,25 +90,34 @@ class Repairer:
         self._on_read = on_read
         self._on_failed = on_failed
         self._bursts = bursts
+        self._timeouts = SharedTimeout(bounds.read_seconds)
         self._due: dict[KeptChannel, None] = {}
+        self._due_first: dict[KeptChannel, None] = {}  # those that hold messages back
         self._reading: set[KeptChannel] = set()
         self._batch_size = _MIN_BATCH
         self._changed = asyncio.Event()
 
     def request(self, kept: KeptChannel) -> None:
         """Read for a channel once its turn comes; a second request before the end of that read changes nothing."""
-        if kept not in self._due and kept not in self._reading:
+        if kept in self._reading or kept in self._due_first:
+            return
+        if kept.track.held:
+            self._due.pop(kept, None)
+            self._due_first[kept] = None
+        else:
             self._due[kept] = None
-            self._changed.set()
+        self._changed.set()
 
     def discard(self, kept: KeptChannel) -> None:
         """Forget a channel, also where it is being read."""
         self._due.pop(kept, None)
         self._reading.discard(kept)
+        self._due_first.pop(kept, None)
 
     def link_lost(self) -> None:
         """Forget every request: each channel is requested again once the next link has confirmed it."""
         self._due.clear()
+        self._due_first.clear()
         self._reading.clear()
 
     async def run(self) -> None:
@@ -126,12 +136,10 @@ class Repairer:
     def _next_batch(self) -> list[KeptChannel]:
         """Take the next channels; those that hold messages back come first. Empty only where no channel is due."""
         batch: list[KeptChannel] = []
-        while self._due and not batch:
-            waiting = [kept for kept in self._due if kept.track.held]
-            some = (waiting or list(self._due))[: self._batch_size]
+        while (due := self._due_first or self._due) and not batch:
             now = asyncio.get_running_loop().time()
-            for kept in some:
-                del self._due[kept]
+            for kept in list(islice(due, self._batch_size)):
+                del due[kept]
                 if not kept.needs_read:  # a message that arrived has proved meanwhile that nothing is missing
                     kept.repair_since = None
                     continue
@@ -175,7 +183,7 @@ class Repairer:
         if after is None and (kept.wants_ring or not in_doubt):
             limit = min(bounds.max_messages, kept.rule.max_messages + 1)
         try:
-            async with PatientTimeout(bounds.read_seconds):
+            with self._timeouts.limit():
                 recalled = await self._adapter.recall(
                     kept.name, kept.rule, after=after, limit=limit, max_bytes=bounds.max_bytes
                 )

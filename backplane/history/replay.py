@@ -36,19 +36,20 @@ def needs_ring(kept: KeptChannel, since: str | None, rewind: int) -> bool:
     return rewind > 0 or kept.rule.latest
 
 
-def unknown_start(kept: KeptChannel, since: str | None) -> Position | None:
+def unknown_start(kept: KeptChannel, since: str | None, *, follows: bool) -> Position | None:
     """Return `since` where only the broker can judge it.
 
     Either it is ahead of what this worker has received, whose link may be silent. Or it is a position of the channel
-    without a message, and the ring does not know it: a broker can return one for a channel that has no message at
-    present, and not state later, with the message that follows, what came before that.
+    without a message, and the ring does not know it: a broker can return one for a channel that has none at present,
+    and not state later, with the message that follows, what came before that. An adapter that `follows` states no
+    predecessors, and such a position has a check too if it is one in a log that channels share.
     """
     position, last = _parsed(since) if since else None, kept.track.last
     if position is None or last is None or position.epoch != last.epoch:
         return None
-    if is_ahead(kept, position):
+    if not follows and is_ahead(kept, position):
         return position
-    if position.check or kept.rule.latest:
+    if (position.check and not follows) or kept.rule.latest:
         return None
     return position if kept.ring.after(position) is None else None
 

@@ -6,7 +6,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from backplane.fanout.batch import Batch
 
@@ -21,8 +21,16 @@ _MAX_BYTES: Final = 32 * 1024 * 1024
 # What the objects of one message take beside its data.
 _MESSAGE_BYTES: Final = 400
 _MAX_BATCHES: Final = 64
+# A broker may give back what is a little too old. What seems much older has a publisher whose clock is wrong.
+_LATE_SECONDS: Final = 5.0
 
-_Entry = tuple["Place", "Message | None"]
+_Read = tuple["Place", "Message | None"]
+_Entry = tuple["Place", "Message | None", float]
+"""The last is from when on it ages, by the ring's timer; it never decreases from one entry to the next."""
+
+# Of every ring that is empty: a deque takes 0.6 KB, and each object that is collected lengthens the full collections of
+# the process. It cannot be changed.
+_NO_ENTRIES: Final = cast("deque[_Entry]", ())
 
 
 class RingBudget:
@@ -74,9 +82,12 @@ class Ring:
 
     Args:
         max_messages: How many are given back: `History.max_messages`.
-        max_age_seconds: How old they may be, by the publisher's clock: `History.max_age_seconds`.
+        max_age_seconds: How old they may be: `History.max_age_seconds`. It counts from when a message was received, or,
+            of one that was read from the broker, from when it was published. The broker decides what is too old: where
+            the publisher's time contradicts it, that is not used.
         budget: The limit that all rings share.
-        clock: Returns the seconds since the Unix epoch.
+        clock: Returns the seconds since the Unix epoch, by which the publishers' times are judged.
+        timer: Returns seconds by a clock that is never set.
 
     Attributes:
         is_complete: The ring holds everything that may be given back: a position that `after` does not find cannot be
@@ -96,6 +107,7 @@ class Ring:
         "_max_age_seconds",
         "_max_entries",
         "_max_messages",
+        "_timer",
         "_tip",
         "is_complete",
         "waiting",
@@ -108,6 +120,7 @@ class Ring:
         budget: RingBudget,
         *,
         clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_complete: bool = False
         self.waiting: int = 0
@@ -116,7 +129,8 @@ class Ring:
         self._max_age_seconds = max_age_seconds
         self._budget = budget
         self._clock = clock
-        self._entries: deque[_Entry] = deque()
+        self._timer = timer
+        self._entries: deque[_Entry] = _NO_ENTRIES
         self._tip: Position | None = None  # where the channel is, while there are no entries
         self._floor: Position | None = None  # see `fill_after`
         self._floor_next: Position | None = None
@@ -141,14 +155,17 @@ class Ring:
             oldest = entries.popleft()[1]
             size -= _MESSAGE_BYTES if oldest is None else _MESSAGE_BYTES + len(oldest.data)
         elif not entries:
+            entries = self._entries = deque()
             budget.enter(self)
-        entries.append((place, message))
+            if self._floor is not None and self._floor_next is self._tip:
+                self._floor_next = place  # nothing came between
+        entries.append((place, message, self._timer()))
         if size:
             budget.size_bytes += size
             if budget.size_bytes > budget.max_bytes:
                 budget.make_room()
 
-    def fill(self, entries: Iterable[_Entry], last: Position, *, complete: bool) -> bool:
+    def fill(self, entries: Iterable[_Read], last: Position, *, complete: bool) -> bool:
         """Put before the present entries what one read has returned, and return whether it could be joined to them.
 
         Args:
@@ -173,8 +190,11 @@ class Ring:
             if older and older[-1][0] != last:
                 return False
         if not mine and older:
+            mine = self._entries = deque()
             self._budget.enter(self)
-        mine.extendleft(reversed(older))
+            self._floor = None
+        if older:
+            mine.extendleft(self._timed(reversed(older)))
         added = sum(_size(message) for _, message in older)
         while len(mine) > self._max_entries:
             added -= _size(mine.popleft()[1])
@@ -186,8 +206,8 @@ class Ring:
         self._budget.make_room()
         return True
 
-    def fill_after(self, position: Position, entries: Iterable[_Entry], last: Position) -> None:
-        """Take what one read has returned after a position that no message has, so that `after` finds it.
+    def fill_after(self, position: Position, entries: Iterable[_Read], last: Position) -> None:
+        """Take what one read has returned after a position that no entry has, so that `after` finds it.
 
         Args:
             position: The position.
@@ -195,9 +215,12 @@ class Ring:
             last: `Track.last`.
         """
         read = [entry for entry in entries if entry[0].epoch == last.epoch and entry[0].offset <= last.offset]
+        mine = self._entries
         if not read:
             self._tip = last
-        elif not self.fill(read, last, complete=self.is_complete):
+        elif (not mine or read[0][0].offset < mine[0][0].offset) and not self.fill(
+            read, last, complete=self.is_complete
+        ):
             return
         following = self._following(position.offset)[1]
         if following == (read[0][0] if read else self.newest_position):
@@ -236,34 +259,46 @@ class Ring:
         self._tip = last
         # Nothing before the gap may be joined to what follows it: only a read can show what is there.
         self.is_complete = False
+        self._floor = None
 
     def evict(self) -> None:
         """Forget everything to make room."""
         self.clear(self.newest_position)
 
     def _empty(self) -> None:
-        self._budget.size_bytes -= sum(_size(message) for _, message in self._entries)
+        self._budget.size_bytes -= sum(_size(message) for _, message, _ in self._entries)
         self._budget.leave(self)
-        self._entries.clear()
+        self._entries = _NO_ENTRIES
         self._forget_batches()
 
+    def _timed(self, newest_first: Iterable[_Read]) -> list[_Entry]:
+        """Return the entries for messages that were read, and come before all that the ring holds.
+
+        A message without a time that can be used is as old as the one after it.
+        """
+        now, clock, latest = self._timer(), self._clock(), self._max_age_seconds + _LATE_SECONDS
+        newest = self._entries[0][2] if self._entries else now
+        timed: list[_Entry] = []
+        for place, message in newest_first:
+            published_at = None if message is None else message.published_at
+            if published_at is not None and 0 <= (age := clock - published_at) <= latest:
+                newest = min(newest, now - age)
+            timed.append((place, message, newest))
+        return timed
+
     def _drop_old(self) -> None:
-        """Drop what is older than the rule allows. A message without a time is as old as the next one that has one."""
-        entries, oldest = self._entries, self._clock() - self._max_age_seconds
-        dropped = 0
-        for index, (_, message) in enumerate(entries):
-            if message is None or message.published_at is None:
-                continue
-            if message.published_at >= oldest:
-                break
-            dropped = index + 1
+        """Drop what is older than the rule allows."""
+        entries = self._entries
+        dropped = bisect_left(entries, self._timer() - self._max_age_seconds, key=_time)
         if not dropped:
             return
         self._tip = entries[-1][0]
+        self._floor = None
         size = sum(_size(entries.popleft()[1]) for _ in range(dropped))
         self._budget.size_bytes -= size
         self._forget_batches()
         if not entries:
+            self._entries = _NO_ENTRIES
             self._budget.leave(self)
 
     def _index_after(self, position: Position) -> int | None:
@@ -282,9 +317,14 @@ class Ring:
         return index + 1 if index < len(entries) and entries[index][0] == position else None
 
     def _index_after_floor(self, position: Position) -> int | None:
-        """Return the index of the entry after a position that no message has, and before which nothing was dropped."""
+        """Return the index of the entry after a position that no entry has, and before which nothing was dropped.
+
+        It is the floor, or, without a check, any position up to that entry.
+        """
         floor = self._floor
-        if floor is None or position.check or position.epoch != floor.epoch or position.offset < floor.offset:
+        if floor is None or (
+            position != floor and (position.check or position.epoch != floor.epoch or position.offset < floor.offset)
+        ):
             return None
         index, following = self._following(floor.offset)
         is_known = following is self._floor_next and self._following(position.offset)[0] == index
@@ -297,9 +337,9 @@ class Ring:
 
     def _batch(self, key: Position | int, start: int) -> Batch:
         """Return the messages from an index on, and remember the batch: its frames count as the messages do."""
-        batch = Batch(*(message for _, message in islice(self._entries, start, None) if message is not None))
+        batch = Batch(*(message for _, message, _ in islice(self._entries, start, None) if message is not None))
         budget = self._budget
-        own = sum(_size(message) for _, message in self._entries) + self._batches_bytes
+        own = sum(_size(message) for _, message, _ in self._entries) + self._batches_bytes
         if len(self._batches) >= _MAX_BATCHES or own + batch.size_bytes > budget.max_bytes:
             own -= self._batches_bytes
             self._forget_batches()
@@ -318,6 +358,10 @@ class Ring:
 
 def _offset(entry: _Entry) -> int:
     return entry[0].offset
+
+
+def _time(entry: _Entry) -> float:
+    return entry[2]
 
 
 def _size(message: Message | None) -> int:

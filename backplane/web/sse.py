@@ -386,9 +386,10 @@ class _EventStreamResponse(Response):
             stream, self._client_key or address_key(scope), self._rules.limits.max_connections_per_client
         )
         since = self._options.since
-        # What a client shows that comes back by itself is newer than what its page has in the address of the stream.
-        if self._kept and (last_id := Headers(scope=scope).get("last-event-id")):
-            since = positions_by_channel(last_id, self._kept, self._runtime.hub.rules)
+        # What a client shows that comes back by itself is newer than what its page has in the address of the stream. It
+        # also shows one of a worker that had a history: where this one has none, the client is notified of gaps.
+        if last_id := Headers(scope=scope).get("last-event-id"):
+            since = positions_by_channel(last_id, self._channels, self._runtime.hub.rules)
         for channel in self._channels:
             await stream.join(channel, since=since, rewind=self._options.rewind)
         self._check_permission()  # `authorize` may have taken its time

@@ -75,6 +75,7 @@ def claims(result: Path | None) -> str:
             "",
             *_origin(report, result, saturation),
             *_beside_stalled(report),
+            *_history(report),
             "",
         ]
     )
@@ -94,6 +95,7 @@ def short_claims(result: Path | None) -> str:
     lines = [
         *_table(saturation, fanout, _SHORT),
         "",
+        *_resumed(report),
         f"One worker, {settings['connections']:,} sockets, {settings['payload']} B, on {report.machine['cores']} cores "
         f"that server, clients and broker share; medians of {settings['repetitions']} turns.",
         f"Ratios carry over to another machine, milliseconds do not. [All figures, floors and the method]({_LINK}).",
@@ -197,7 +199,7 @@ def _table(saturation: Section, fanout: Section, names: Collection[str] = ()) ->
 
 def _cell(outcome: Outcome | None, figure: str) -> str:
     spread = outcome.spread(figure) if outcome else None
-    return f"{spread.median:,.2f} {FIGURES[figure].unit}".strip() if spread else _NOTHING
+    return f"{spread.median:,.{FIGURES[figure].digits}f} {FIGURES[figure].unit}".strip() if spread else _NOTHING
 
 
 def _ratio(outcome: Outcome, reference: Outcome) -> str:
@@ -242,6 +244,77 @@ def _beside_stalled(report: Report) -> list[str]:
         f"times what it is without those, on the direct lane {lane} times (medians of {settings['repetitions']} turns "
         f"of {settings['seconds']:g} s)."
     ]
+
+
+def _history(report: Report) -> list[str]:
+    """Return the table of what a history costs on each adapter, and what it does for clients that come back."""
+    measured = _with_history(report)
+    if not measured:
+        return []
+    settings = measured[0][0].settings
+    heads = [
+        "",
+        "publisher CPU",
+        "broker CPU",
+        "time a publish",
+        "receiver CPU, more",
+        f"{settings['connections']:,} clients back after",
+        "without history",
+        "reads",
+        f"{settings['repaired']:,} channels repaired in",
+        "longest stall, of it collection",
+    ]
+    rows = [
+        [
+            each.name,
+            *(_times(each, figure) for figure in ("publish_times", "broker_times", "wall_times")),
+            *(_cell(each, figure) for figure in ("receive_extra_us", "storm_ms", "storm_plain_ms", "storm_reads")),
+            _cell(each, "repair_missed_ms"),
+            f"{_cell(each, 'repair_missed_stall_ms')}, {_cell(each, 'repair_missed_gc_ms')}",
+        ]
+        for _, each in measured
+    ]
+    return [
+        "",
+        "What a history costs: a kept channel beside a plain one, of "
+        f"{settings['payload']} B; {settings['connections']:,} clients that come back at once to "
+        f"{settings['channels']} rooms, each with 20 messages missed; {settings['repaired']:,} channels that have "
+        f"missed three messages each while the link was cut; medians of {settings['repetitions']} turns.",
+        "",
+        _row(heads),
+        _row(["---", *["--:"] * (len(heads) - 1)]),
+        *map(_row, rows),
+    ]
+
+
+def _resumed(report: Report) -> list[str]:
+    """Return one sentence on the clients that come back, on Redis."""
+    for section, each in _with_history(report):
+        if each.name == _OURS[0]:
+            settings = section.settings
+            return [
+                f"{settings['connections']:,} clients that come back at once to {settings['channels']} rooms with a "
+                f"history, and get the 20 messages that each has missed, cost Redis {_cell(each, 'storm_reads')} reads."
+            ]
+    return []
+
+
+def _with_history(report: Report) -> list[tuple[Section, Outcome]]:
+    """Return each candidate with a history that has a valid run, of all sections with the settings of the first."""
+    sections = [each for each in report.sections if each.scenario == "history"]
+    names = ("connections", "channels", "repaired", "payload", "repetitions")
+    alike = [each for each in sections if all(each.settings[name] == sections[0].settings[name] for name in names)]
+    return [(section, outcome) for section in alike for outcome in section.outcomes if outcome.valid]
+
+
+def _times(outcome: Outcome, figure: str) -> str:
+    """Return how many times that of a plain channel it is."""
+    found = _cell(outcome, figure)
+    return found if found == _NOTHING else f"{found} x"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _relative(path: Path) -> str:

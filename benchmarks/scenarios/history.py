@@ -42,6 +42,8 @@ _PLAIN: Final = "plain-"
 _BEFORE: Final = 30
 _MISSED: Final = 20
 """What each client of the storm has missed."""
+_AT_ONCE: Final = 1_000
+"""How many handshakes are under way at a time: more than the server's backlog takes would be reset by the kernel."""
 _REPAIRED_MISSED: Final = 3
 _CUT: Final = ("redis", "nats")
 """Adapters whose links a proxy can cut, and whose channels the hub then repairs."""
@@ -200,10 +202,10 @@ def _measure_storms(server: Server, publisher: Server, options: Options, found: 
 
 
 def _storm(server: Server, paths: Sequence[str], missed: int, found: Run) -> tuple[float, float]:
-    """Open a client for each path at once; return when each has all that it missed, and the longest stall, in ms."""
+    """Open a client for each path without a pause; return when each has all that it missed, and the longest stall, in ms."""
     stall.reset(server.stalls)
     started = time.monotonic()
-    clients = connect(server.port, paths, server.candidate.dialect, at_once=len(paths))
+    clients = connect(server.port, paths, server.candidate.dialect, at_once=_AT_ONCE)
     texts = _read(clients, missed)
     took = (time.monotonic() - started) * 1000
     longest = (stall.longest(server.stalls) or 0) * 1000
@@ -289,8 +291,8 @@ class _Proxy:
 
 def _measure_repair(candidate: Candidate, publisher: Server, proxy: _Proxy, options: Options, found: Run) -> None:
     """Cut the link of a worker with many kept channels, of which some or no messages are missed, and let it return."""
-    behind = replace(candidate, environment={**candidate.environment, "BACKPLANE_URL": proxy.url})
-    with serving(behind, stalls=options.stalls) as server:
+    proxied = replace(candidate, environment={**candidate.environment, "BACKPLANE_URL": proxy.url})
+    with serving(proxied, stalls=options.stalls) as server:
         _call(server, "consume", name=f"{_KEPT}many", channels=options.repaired)
         for figure, missed in (("repair", 0), ("repair_missed", _REPAIRED_MISSED)):
             before = _call(server, "noted")
@@ -306,11 +308,13 @@ def _measure_repair(candidate: Candidate, publisher: Server, proxy: _Proxy, opti
                     size=options.payload,
                     after=0,
                 )
+            _call(server, "noted")  # from here on the longest collection counts
             stall.reset(server.stalls)
             healed = time.monotonic()
             proxy.heal()
             proven = _call(server, "proven")
             found.figures[f"{figure}_ms"] = (proven - healed) * 1000
+            found.figures[f"{figure}_gc_ms"] = _call(server, "noted")["collected"] * 1000
             if (longest := stall.longest(server.stalls)) is not None:
                 found.figures[f"{figure}_stall_ms"] = longest * 1000
             wanted = missed * options.repaired

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from contextlib import asynccontextmanager
@@ -42,6 +43,8 @@ class _Noted:
         expected: The consumer notes the processor time once it has received as many.
         begun: Processor time of this process when that was asked for, in nanoseconds.
         ended: The same at the last of these messages; 0 before.
+        collected: The longest garbage collection since it was last asked for, in nanoseconds.
+        collecting: When the present one began.
     """
 
     recalls: int = 0
@@ -50,6 +53,8 @@ class _Noted:
     expected: int = 0
     begun: int = 0
     ended: int = 0
+    collected: int = 0
+    collecting: int = 0
     consumers: list[asyncio.Task[None]] = field(default_factory=list[asyncio.Task[None]])
 
 
@@ -57,11 +62,11 @@ noted = _Noted()
 
 
 def _counted(adapter: Any) -> Any:
-    """Count the calls of `recall`."""
+    """Count the reads, without the comparisons of quiet channels, which read no message and depend on no client."""
     recall = adapter.recall
 
     async def counted(*arguments: Any, **options: Any) -> Any:
-        noted.recalls += 1
+        noted.recalls += options["max_bytes"] > 0
         return await recall(*arguments, **options)
 
     adapter.recall = counted
@@ -76,9 +81,17 @@ backplane = Backplane(
 )
 
 
+def _note_collection(phase: str, _: dict[str, int]) -> None:
+    if phase == "start":
+        noted.collecting = time.monotonic_ns()
+    else:
+        noted.collected = max(noted.collected, time.monotonic_ns() - noted.collecting)
+
+
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    """Start backplane, and watch the loop."""
+    """Start backplane, and watch the loop and the collections that block it."""
+    gc.callbacks.append(_note_collection)
     async with backplane.lifespan(app):
         watch()
         yield
@@ -163,7 +176,8 @@ async def expect(count: int) -> None:
 
 @app.get("/noted")
 async def read_noted() -> dict[str, float]:
-    """Return what was noted."""
+    """Return what was noted; the longest collection begins anew with each call."""
+    collected, noted.collected = noted.collected, 0
     health = await backplane.health()
     return {
         "recalls": noted.recalls,
@@ -171,6 +185,7 @@ async def read_noted() -> dict[str, float]:
         "gaps": noted.gaps,
         "cpu": (noted.ended - noted.begun) / 1e9 if noted.ended else 0,
         "connections": health.connections,
+        "collected": collected / 1e9,
         "in_doubt": health.channels_in_doubt,
     }
 

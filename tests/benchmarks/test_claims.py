@@ -152,6 +152,30 @@ def test_what_is_not_in_it_is_named(tmp_path: Path) -> None:
     assert row(block, "encode/broadcaster")[1] == "60.00 µs"
 
 
+def test_a_result_with_a_history_states_what_it_costs_and_spares(tmp_path: Path) -> None:
+    """Each adapter has a row, of all sections alike; what an adapter does not have is left open."""
+    whole = {
+        "publish_times": 1.5,
+        "broker_times": 9.0,
+        "storm_ms": 2000.0,
+        "storm_reads": 10.0,
+        "repair_missed_ms": 700.0,
+    }
+    settings = {"connections": 5000, "channels": 10, "repaired": 10_000, "payload": 128, "repetitions": 1}
+    report = made()
+    for name, figures in (("backplane redis", whole), ("backplane memory", {"publish_times": 2.0})):
+        outcomes = [Outcome(name=name, kind="backplane", runs=[Run(figures=figures)])]
+        report.sections.append(Section(scenario="history", title="", settings=settings, outcomes=outcomes))
+    other = [Outcome(name="backplane ipc", kind="backplane", runs=[Run(figures=whole)])]
+    report.sections.append(Section(scenario="history", title="", settings={**settings, "repaired": 50}, outcomes=other))
+    result = saved(report, tmp_path)
+    block = claims(result)
+    assert row(block, "backplane memory") == ["backplane memory", "2.00 x", *["–"] * 7, "–, –"]  # noqa: RUF001
+    assert "| backplane redis | 1.50 x | 9.00 x | – |" in block  # noqa: RUF001
+    assert "backplane ipc" not in block
+    assert "cost Redis 10 reads." in short_claims(result)
+
+
 def test_a_result_of_changed_files_is_marked(tmp_path: Path) -> None:
     """The claims of a result that was measured with uncommitted changes name them."""
     report = made()

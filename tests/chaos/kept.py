@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,8 @@ KEPT: Final = ("kept-red", "kept-green")
 PLAIN: Final = "plain"
 RULES: Final = {"kept-*": History(max_messages=20_000, max_age_seconds=600)}
 KEPT_QUICK: Final = replace(QUICK, max_recall_messages=20_000, max_recall_bytes=64 * 1024 * 1024)
+
+_DETECTION_SECONDS: Final = 20.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,7 +119,7 @@ class KeptWorkload(Workload):
                 most = expected if kept else 0 if self.lossless else len(subscriber.degraded_at) + more_plain_gaps
                 lossless = not most if kept else self.lossless
                 found = check(published, subscriber.seen[channel], max_gaps=most, lossless=lossless)
-                if kept and stored is not None and not _is_told(subscriber.seen[channel], stored[channel]):
+                if kept and stored is not None and not _is_reported(subscriber.seen[channel], stored[channel]):
                     found.faults.append("no gap follows a message that the broker has lost")
                 if kept and subscriber.name not in at_most and found.gaps < most:
                     found.faults.append(f"{found.gaps} gaps received, and {most} were due")
@@ -171,6 +174,13 @@ class KeptWorkload(Workload):
         for participant in self.participants if participants is None else participants:
             await participant.backplane.wait_for_state("live")
 
+    async def lost(self, since: float) -> None:
+        """Wait until all near the fault have lost their link: since then, or shortly before, by an earlier fault."""
+        async with asyncio.timeout(_DETECTION_SECONDS):
+            for participant in self.near:
+                while participant.backplane.state == "live" and not any(at >= since for at in participant.degraded_at):
+                    await participant.backplane.wait_for_state("degraded")
+
     async def go_on(self, publisher: Participant, count: int = 10) -> None:
         """Wait until `publisher` has published so many more on every kept channel, each acknowledged."""
         for channel in KEPT:
@@ -180,7 +190,7 @@ class KeptWorkload(Workload):
                 await publisher.publish(channel)
 
 
-def _is_told(seen: Sequence[Event], stored: Collection[tuple[str, int]]) -> bool:
+def _is_reported(seen: Sequence[Event], stored: Collection[tuple[str, int]]) -> bool:
     """Whether a gap follows each message that the broker has lost."""
     lost = False
     for event in seen:

@@ -1,9 +1,12 @@
 """The broker of channels with a history is killed, stopped, or loses what it kept."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
@@ -110,7 +113,7 @@ async def redis_client(target: FaultTarget) -> AsyncGenerator[Any]:
         yield client
 
 
-async def delete_keys(target: FaultTarget, *ends: str) -> None:
+async def delete_keys(target: FaultTarget, *, ends: tuple[str, ...]) -> None:
     """Delete the keys of all histories that end so."""
     async with redis_client(target) as client:
         keys = [key async for key in client.scan_iter("*$backplane/*") if key.decode().endswith(ends)]
@@ -186,9 +189,9 @@ class Loss(NamedTuple):
 
 LOSSES: Final = {
     # Live, each message still names the one before it.
-    "log deleted": Loss("redis", lambda target: delete_keys(target, "/log"), 0),
-    "place deleted": Loss("redis", lambda target: delete_keys(target, "/place"), 1),
-    "place and log deleted": Loss("redis", lambda target: delete_keys(target, "/place", "/log"), 1),
+    "log deleted": Loss("redis", partial(delete_keys, ends=("/log",)), 0),
+    "place deleted": Loss("redis", partial(delete_keys, ends=("/place",)), 1),
+    "place and log deleted": Loss("redis", partial(delete_keys, ends=("/place", "/log")), 1),
     "FLUSHALL": Loss("redis", flush_all, 1),
     "stream deleted": Loss("nats", delete_stream, 1),
     "stream purged": Loss("nats", purge_stream, 0),

@@ -1,5 +1,7 @@
 """Another server takes over from the one that kept the history, with or without the newest messages."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import asyncio

@@ -99,17 +99,17 @@ async def test_the_leader_is_killed(times: int, cluster: Cluster, record_kept: K
     record_kept(f"leader of 3 replicas killed, {times} times", "nats", result)
 
 
-async def test_a_replica_is_behind(cluster: Cluster, record_kept: KeptCaseRecorder) -> None:
+async def test_a_replica_lags(cluster: Cluster, record_kept: KeptCaseRecorder) -> None:
     """A replica that was frozen, and answers while it lags, gives no worker less than the stream has."""
     await has_meta_leader(cluster)
     async with running_kept(f"{cluster.url}?history_replicas=3", settings=PATIENT) as workload:
         for _ in range(3):
             leader = await leader_of(cluster)
-            behind = next(node for node in cluster.nodes if node is not leader)
-            behind.freeze()
+            lagging = next(node for node in cluster.nodes if node is not leader)
+            lagging.freeze()
             await workload.go_on(workload.publishers[1], 50)
-            behind.thaw()
+            lagging.thaw()
             await workload.go_on(workload.publishers[1])
         await workload.all_live()
         await workload.recovered()
-    record_kept("replica frozen and behind, 3 times", "nats", workload.judge(more_plain_gaps=workload.failed_openings))
+    record_kept("replica frozen and late, 3 times", "nats", workload.judge(more_plain_gaps=workload.failed_openings))

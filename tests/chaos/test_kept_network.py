@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from backplane import History
-from tests.chaos.kept import KEPT, running_kept
+from backplane import Backplane, History
+from tests.chaos.kept import KEPT, KEPT_QUICK, running_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from tests.chaos.target import FaultTarget
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+
+
+# NATS before 2.11 reads one message per request.
+PATIENT: Final = replace(KEPT_QUICK, recall_timeout_seconds=20, repair_timeout_seconds=30)
 
 
 def accept_and_silence(target: FaultTarget) -> None:
@@ -50,7 +56,7 @@ async def test_cuts_of_every_kind(rounds: int, target: FaultTarget, record_kept:
             for inject in chance.sample(list(FAULTS.values()), len(FAULTS)):
                 injected_at = loop.time()
                 inject(target)
-                await workload.detected(injected_at)
+                await workload.lost(injected_at)
                 await workload.go_on(workload.publishers[1])
                 target.proxy.heal()
                 await workload.all_live()
@@ -58,7 +64,7 @@ async def test_cuts_of_every_kind(rounds: int, target: FaultTarget, record_kept:
         await workload.recovered()
     result = workload.judge(more_plain_gaps=workload.failed_openings)
     record_kept(f"{rounds * len(FAULTS)} cuts of every kind", target.name, result)
-    assert result.links >= 2 * rounds * len(FAULTS)
+    assert result.links > rounds * len(FAULTS)
 
 
 @pytest.fixture(params=["redis", "nats"])
@@ -87,3 +93,24 @@ async def test_more_is_missed_than_is_kept(bounded_target: FaultTarget, record_k
     result = workload.judge(gaps=gaps, more_plain_gaps=workload.failed_openings)
     record_kept("more missed than kept", target.name, result)
     assert result.lost >= len(KEPT)
+
+
+async def test_more_is_missed_than_a_backlog_holds(bounded_target: FaultTarget) -> None:
+    """What a repair gives back ends no consumer as too slow, however much it is."""
+    target = bounded_target
+    rules = {"kept-*": History(max_messages=1000)}
+    name = f"kept-{uuid.uuid4()}"
+    async with (
+        target.proxy,
+        Backplane(target.proxy.url, settings=PATIENT, history=rules) as near,
+        Backplane(target.url, history=rules) as far,
+        near.subscribe(name) as messages,
+    ):
+        target.proxy.refuse()
+        await near.wait_for_state("degraded")
+        texts = [f"{number} ".ljust(2000, ".") for number in range(900)]
+        for text in texts:
+            await far.publish(name, text)
+        target.proxy.heal()
+        async with asyncio.timeout(30):
+            assert [(await anext(messages)).data for _ in texts] == texts  # type: ignore[union-attr]

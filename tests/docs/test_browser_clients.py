@@ -84,11 +84,15 @@ def test_page_resumes_over_the_end_of_a_worker(tmp_path: Path) -> None:
 
 
 def test_state_of_a_room() -> None:
-    """The route of the page has what a reload needs, and a client without the subprotocol gets plain messages."""
+    """The route of the page has what a reload needs, and the page is accepted with the subprotocol that it offers."""
     names = PAGE.run("room")
-    with TestClient(names["app"]) as client, client.websocket_connect("/rooms/kitchen") as one:
+    with (
+        TestClient(names["app"]) as client,
+        client.websocket_connect("/rooms/kitchen", subprotocols=["backplane.json.1"]) as one,
+    ):
+        assert one.accepted_subprotocol == "backplane.json.1"
         one.send_text("hello")
-        assert one.receive_text() == "hello"
+        assert [one.receive_json().get("text") for _ in range(2)] == [None, "hello"]
         assert client.get("/rooms/kitchen").json() == ["hello"]
 
 

@@ -15,7 +15,10 @@ from typing import Any
 
 import uvloop
 
-_SECONDS = 60
+_SECONDS = 90
+_TEXT = 0x81
+_PING = 0x89
+_PONG = b"\x8a\x80\0\0\0\0"
 
 
 class ReturningClient(asyncio.Protocol):
@@ -41,9 +44,11 @@ class ReturningClient(asyncio.Protocol):
         self._last = last
         self._rest = b""
         self._is_open = False
+        self._transport: Any = None
 
     def connection_made(self, transport: Any) -> None:
         """Send the handshake."""
+        self._transport = transport
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -57,13 +62,16 @@ class ReturningClient(asyncio.Protocol):
             assert head.startswith(b"HTTP/1.1 101 "), head
             self._is_open = True
         while len(data) >= 2:
-            assert data[0] == 0x81, data[:200]  # a whole text
+            assert data[0] in (_TEXT, _PING), data[:200]
             start, length = 2, data[1]
             if length == 126:
                 start, length = 4, int.from_bytes(data[2:4])
             if len(data) < start + length:
                 break
-            self._receive(json.loads(data[start : start + length]))
+            if data[0] == _PING:
+                self._transport.write(_PONG)
+            else:
+                self._receive(json.loads(data[start : start + length]))
             data = data[start + length :]
         self._rest = data
 

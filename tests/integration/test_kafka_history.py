@@ -403,7 +403,7 @@ async def test_foreign_records(url: str, topic: str) -> None:
     """Another producer's records are in the history, in transactions too, unless they are in another partition."""
     url = url.replace("partitions=1", "partitions=2")
     sink = PlacesSink()
-    async with worker(url, "room", sink=sink) as reader, _producer(url, transactional_id=topic) as foreign:
+    async with worker(url, "room", sink=sink) as reader, producer(url, transactional_id=topic) as foreign:
         (first,) = await keep(reader, "room", b"1")
         assert reader._reader is not None
         assert reader._reader.rings is not None
@@ -512,13 +512,14 @@ async def _admin(url: str) -> AsyncGenerator[Any]:
 
 
 @asynccontextmanager
-async def _producer(url: str, **settings: Any) -> AsyncGenerator[Any]:
-    producer = AIOKafkaProducer(bootstrap_servers=_server(url), **settings)
-    await producer.start()
+async def producer(url: str, **settings: Any) -> AsyncGenerator[Any]:
+    """Run another program's producer."""
+    made = AIOKafkaProducer(bootstrap_servers=_server(url), **settings)
+    await made.start()
     try:
-        yield producer
+        yield made
     finally:
-        await producer.stop()
+        await made.stop()
 
 
 def _server(url: str) -> str:

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
@@ -128,6 +129,57 @@ async def test_a_server_without_jetstream_is_refused(private_nats: StartNats) ->
         with pytest.raises(BrokerUnavailableError, match="not prepared"):
             await broadcaster.keep("room", b"x", RULE)
         await broadcaster.publish("room", b"x")
+
+
+def limited_account(*limits: str) -> str:
+    """Return the configuration of a server whose only account has these limits."""
+    jetstream = ", ".join(limits)
+    return (
+        f"accounts {{ A: {{ jetstream: {{ {jetstream} }}, users: [{{ user: alice, password: secret }}] }} }}\n"
+        "no_auth_user: alice"
+    )
+
+
+async def test_an_account_that_demands_a_limit_of_bytes_gets_it(private_nats: StartNats) -> None:
+    """Its refusal states the option `history_max_bytes`; with that the oldest messages go, and that is found out."""
+    limits = ("max_file: 1M", "max_mem: 1M", "max_bytes_required: true")
+    url = private_nats(limited_account(*limits), jetstream=True).url
+    async with worker_without_history(url) as broadcaster:
+        with pytest.raises(BrokerError, match=r"max bytes.*history_max_bytes") as raised:
+            await broadcaster.prepare(RULES)
+        assert not raised.value.retriable
+    async with worker_without_history(f"{url}?history_max_bytes=10000000") as broadcaster:
+        with pytest.raises(BrokerError, match=r"lower the option history_max_bytes") as raised:
+            await broadcaster.prepare(RULES)
+        assert not raised.value.retriable
+    async with worker(f"{url}?history_max_bytes=100000") as one:
+        quiet = await one.keep(b"quiet", "room-quiet")
+        first = await one.keep(b"first")
+        for _ in range(9):
+            last = await one.keep(bytes(20_000))
+        assert not (await one.recall(first)).found
+        assert not (await one.recall(quiet, channel="room-quiet")).found
+        recalled = await one.recall()
+        assert (recalled.top, 0 < len(recalled.items) < 5) == (last, True)
+
+
+async def test_a_wrong_clock_of_a_worker_ends_no_history(
+    private_nats: StartNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's clock decides what is too old for a short rule, where the server states its time."""
+    rules = HistoryRules({"room*": History(max_messages=20, max_age_seconds=10)})
+    url = private_nats(jetstream=True).url
+    async with worker(url, rules) as one:
+        first = await one.keep(b"1")
+        second = await one.keep(b"2")
+        async with administrator(url) as jetstream:
+            answer = await jetstream._api_request(f"$JS.API.STREAM.INFO.{STREAM}", b"")
+        states_its_time = "ts" in answer
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 3600)
+        recalled = await one.recall(first)
+        assert recalled.top == second
+        assert (recalled.found, payloads(recalled.items)) == ((True, [b"2"]) if states_its_time else (False, []))
 
 
 @asynccontextmanager

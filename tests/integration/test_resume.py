@@ -54,7 +54,7 @@ async def serving(ws: Any) -> AsyncGenerator[tuple[ServerInLoop, Backplane]]:
                 pass
 
     async def events(request: Request, rewind: int = 0) -> Response:
-        return backplane.sse(request, "room", rewind=rewind)
+        return backplane.sse(request, "room", rewind=rewind, since=request.query_params.get("lastEventId"))
 
     app.add_api_websocket_route("/plain", plain)
     app.add_api_websocket_route("/enveloped", enveloped)
@@ -154,8 +154,9 @@ async def test_much_is_given_back(way: str) -> None:
         assert backplane.statistics().closed_slow == 0
 
 
-async def test_event_streams_that_come_and_go() -> None:
-    """What an `EventSource` does by itself: it shows its last id, and gets every message once, in order."""
+@pytest.mark.parametrize("shows", ["header", "address"])
+async def test_event_streams_that_come_and_go(shows: str) -> None:
+    """An `EventSource`, or a polyfill, shows its last id by itself, and gets every message once, in order."""
     async with serving(DirectLaneProtocol) as (server, backplane):
         publishing = asyncio.create_task(publish(backplane))
 
@@ -163,9 +164,10 @@ async def test_event_streams_that_come_and_go() -> None:
             draw, received, last_id, shown = random.Random(seed), list[int](), "", ""
             async with httpx2.AsyncClient(base_url=server.http_url, trust_env=False, timeout=WAIT_SECONDS) as session:
                 while not received or received[-1] < MESSAGES - 1:
-                    headers = {"Last-Event-ID": last_id} if last_id else {}
+                    headers = {"Last-Event-ID": last_id} if last_id and shows == "header" else {}
+                    params = {"lastEventId": last_id} if last_id and shows == "address" else {}
                     left = draw.randint(1, 40)
-                    async with session.stream("GET", "/events", headers=headers) as response:
+                    async with session.stream("GET", "/events", headers=headers, params=params) as response:
                         async for line in response.aiter_lines():
                             assert not line.startswith("event:")
                             if line.startswith("id: "):

@@ -130,12 +130,14 @@ class ControlledLog:
         epoch: Its epoch.
         items: What is kept, oldest first.
         top: Position of the newest message there was.
+        without_message: Positions that no message has, and that can be resumed.
     """
 
     def __init__(self) -> None:
         self.epoch = os.urandom(8)
         self.items: list[KeptMessage] = []
         self.top = Position(self.epoch, 0, 0)
+        self.without_message: set[Position] = set()
 
     def append(self, payload: bytes, *, most: int) -> Place:
         """Add a message, and keep `most` and one more; return its place."""
@@ -160,10 +162,14 @@ class ControlledLog:
         """Whether `position` can be resumed, by the rule of `SupportsHistory`."""
         if position.epoch != self.epoch:
             return False
-        return position == self.top or any(
-            (position.offset, position.check)
-            in ((item.place.offset, item.place.check), (item.place.before, item.place.before_check))
-            for item in self.items
+        return (
+            position == self.top
+            or position in self.without_message
+            or any(
+                (position.offset, position.check)
+                in ((item.place.offset, item.place.check), (item.place.before, item.place.before_check))
+                for item in self.items
+            )
         )
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,13 +18,14 @@ from typer.main import get_command
 
 import backplane
 from backplane import Backlog, BrokerError, CloseCode, Limits, Settings, broadcaster
-from backplane.broadcaster import Broadcaster, Options, Sink
+from backplane.broadcaster import Broadcaster, Capabilities, Options, Sink
 from backplane.cli import app
 from backplane.errors import BackplaneError
 from mkdocs_hooks.api import load, where
 from mkdocs_hooks.blocks import BLOCKS, MARK, fill
 from mkdocs_hooks.docstrings import field_docs, parse
 from mkdocs_hooks.errors import error_classes
+from mkdocs_hooks.histories import history_row
 from mkdocs_hooks.layers import contract
 from mkdocs_hooks.log_events import events_in, package_events
 from mkdocs_hooks.navigation import SECTIONS, navigation
@@ -33,6 +34,7 @@ from mkdocs_hooks.rooms import modules
 from mkdocs_hooks.sources import source_files
 from mkdocs_hooks.tables import table
 from tests.dialect import ALLOWED, BANNED, offences, offences_in_code
+from tests.readme_table import schemes_by_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -544,6 +546,17 @@ def test_statistics_are_whole() -> None:
     """Each count has its row with a meaning."""
     rows = re.findall(r"^\| `(\w+)`\{.*?\} \| (.+) \|$", fill("<!-- generated: statistics -->"), re.MULTILINE)
     assert [name for name, _ in rows] == [field.name for field in fields(load("Statistics"))]
+
+
+def test_histories_name_every_adapter() -> None:
+    """Each adapter has its row, made from what it declares; one that keeps nothing promises nothing."""
+    rows = fill("<!-- generated: histories -->").splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == [f"{schemes[0]}://" for schemes in schemes_by_adapter()]
+    assert not [row for row in rows if "not kept" in row]
+    nothing = Capabilities(brokered=True, reach="network", publish_returns="accepted", max_payload_bytes=1)
+    assert history_row(nothing)[0] == "not kept"
+    assert history_row(replace(nothing, keeps="server"))[2:] == ("the worker reads what it missed", "refused")
+    assert history_row(replace(nothing, keeps="server", resumes=True, deduplicates=True))[3] == "300 seconds"
 
 
 def test_close_codes_are_whole() -> None:

@@ -44,7 +44,7 @@ def test_many_channels() -> None:
     for number in range(20_001):
         rules.rule_of(f"a{number}")
     assert rules.rule_of("a0") == History()
-    assert len(rules._cache) <= 10_000
+    assert len(rules._cache) <= 10_000  # pyright: ignore[reportPrivateUsage]
 
 
 def test_no_rules() -> None:

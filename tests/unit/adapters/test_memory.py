@@ -318,7 +318,7 @@ async def test_a_key_is_known_for_300_seconds(clock: Clock) -> None:
 
 async def test_the_histories_of_a_name_are_bounded() -> None:
     """Above `max_history_bytes` the oldest messages go of the channel that was least recently published to."""
-    async with adapter("memory://history-h?max_history_bytes=10000") as broadcaster:
+    async with adapter("memory://history-h?max_history_bytes=13200") as broadcaster:
         for number in range(9):
             await keep(broadcaster, "old", b"%d" % number)
         begin = await keep(broadcaster, "new", b"-")
@@ -334,7 +334,27 @@ async def test_the_histories_of_a_name_are_bounded() -> None:
         recalled = await read(broadcaster, "new")
         assert (recalled.items, recalled.top.offset) == ([], 23)
         archive = memory._archives["history-h"]  # pyright: ignore[reportPrivateUsage]
-        assert archive._size_bytes == 0  # pyright: ignore[reportPrivateUsage]
+        assert archive._size_bytes == 1600  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_channels_that_clients_made_up_are_bounded() -> None:
+    """The channels themselves count, those without a message too: the ones that were used least recently go."""
+    async with adapter("memory://history-k?max_history_bytes=100000") as broadcaster:
+        archive = memory._archives["history-k"]  # pyright: ignore[reportPrivateUsage]
+        begin = await keep(broadcaster, "room", b"1")
+        for number in range(1000):
+            await keep(broadcaster, f"published-{number}", b"x")
+            if not number % 20:
+                await keep(broadcaster, "room", b"2")
+        assert len(archive._logs) < 100000 / 1600  # pyright: ignore[reportPrivateUsage]
+        assert (await read(broadcaster, "room", begin)).found
+        for number in range(1000):
+            await read(broadcaster, f"read-{number}")
+        assert len(archive._logs) <= 100000 / 1600  # pyright: ignore[reportPrivateUsage]
+        assert archive._size_bytes <= 100_000  # pyright: ignore[reportPrivateUsage]
+        assert not (await read(broadcaster, "room", begin)).found
+        archive._make_room(0)  # pyright: ignore[reportPrivateUsage]
+        assert (len(archive._logs), archive._size_bytes) == (1, 1600)  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_unused_channels_take_no_memory(clock: Clock) -> None:

@@ -119,7 +119,7 @@ def test_unknown_option() -> None:
     """An unknown option is refused with the one that was probably meant and all that are known."""
     assert refusal("memory://?max_payload_byte=1") == (
         "memory: unknown option 'max_payload_byte' (did you mean 'max_payload_bytes'?); "
-        "known are max_payload_bytes, wire_format"
+        "known are max_history_bytes, max_payload_bytes, wire_format"
     )
 
 

@@ -106,6 +106,7 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
         "iter": lambda world: step(world.connection.iter(Note)),
         "spawn": lambda world: world.connection.spawn(nothing()),
         "expire_at": lambda world: world.connection.expire_at(1.0),
+        "position": lambda world: world.connection.position("a"),
         "__anext__": lambda world: anext(world.connection),
     },
     Subscription: {
@@ -122,8 +123,8 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
 # Names that only read, that configure, and that the hub, the sender and the timer call in the event loop.
 SAFE: dict[type, set[str]] = {
     Backplane: {"authorize", "channel", "on_slow", "on_state", "sse", "state", "statistics", "sync", "url"},
-    Connection: {"channels", "context", "id", "is_over", "kind", "state"},
-    Subscription: {"channels", "context", "id", "is_over", "kind", "token"},
+    Connection: {"channels", "context", "id", "is_over", "kind", "resumed", "state"},
+    Subscription: {"channels", "context", "id", "is_over", "kind", "position", "resumed", "token"},
     TypedChannel: {"encode", "name"},
 }
 INTERNAL: dict[type, set[str]] = {Subscription: {"end", "gap", "joined", "note_invalid", "offer", "offer_missed"}}
@@ -167,6 +168,7 @@ AT_ONCE: dict[str, Callable[[World], Any]] = {
     "connect": lambda world: world.backplane.connect(websocket(), "a"),
     "spawn": lambda world: world.connection.spawn(nothing()),
     "expire_at": lambda world: world.connection.expire_at(1.0),
+    "position": lambda world: world.connection.position("a"),
     "anext": lambda world: anext(world.connection),
 }
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,80 +12,19 @@ import pytest
 
 from backplane.broadcaster import KeptMessage, Recalled
 from backplane.errors import BrokerError, BrokerUnavailableError
-from backplane.history.hub import HistoryHub
 from backplane.history.track import Mended
-from backplane.history_rules import History, HistoryRules
 from backplane.message import Gap, Place, Position
 from tests.unit.controlled_adapter import ControlledHistoryAdapter
 from tests.unit.doubles import RecordingSubscriber, until_idle
-from tests.unit.kit import SETTINGS, WAIT_SECONDS, SupervisedWorld, supervised, warnings_of
+from tests.unit.history.world import HistoryWorld, history_world
+from tests.unit.kit import SETTINGS, warnings_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
+    from backplane.history_rules import History
     from backplane.message import Joined
     from backplane.settings import Settings
 
 pytestmark = pytest.mark.anyio
-
-RULES = HistoryRules(
-    {"price:*": History(latest=True), "few:*": History(max_messages=3), "k*": History(max_messages=100)}
-)
-
-
-class HistoryWorld(SupervisedWorld):
-    """A supervised hub with kept channels: `k*`, `few:*` and `price:*`."""
-
-    @property
-    def adapter(self) -> ControlledHistoryAdapter:
-        """The broker that the test controls."""
-        adapter = super().adapter
-        assert isinstance(adapter, ControlledHistoryAdapter)
-        return adapter
-
-    @property
-    def history_hub(self) -> HistoryHub:
-        """The hub."""
-        assert isinstance(self.hub, HistoryHub)
-        return self.hub
-
-    def append(self, channel: str, *payloads: str) -> None:
-        """Let another process publish and keep texts."""
-        for payload in payloads:
-            self.adapter.append(channel, payload.encode(), most=3 if channel.startswith("few") else 100)
-
-    async def joins(self, channel: str, *, since: str | None = None, rewind: int = 0) -> RecordingSubscriber:
-        """Return a subscriber that has joined with a position."""
-        subscriber = RecordingSubscriber()
-        async with asyncio.timeout(WAIT_SECONDS):
-            await self.hub.join(channel, subscriber, since=since, rewind=rewind)
-        return subscriber
-
-    async def settled(self) -> None:
-        """Wait until no channel is in doubt."""
-        async with asyncio.timeout(WAIT_SECONDS):
-            while self.history_hub.in_doubt:
-                await until_idle()
-        await until_idle()
-
-    async def missing(self, channel: str, *payloads: str) -> None:
-        """Lose the link, let others publish meanwhile, and get it back."""
-        await self.degrade()
-        self.append(channel, *payloads)
-        generation = self.supervisor.generation
-        self.adapter.start_gate.open()
-        await self.reaches("live", generation=generation)
-
-
-@asynccontextmanager
-async def history_world(
-    adapter: ControlledHistoryAdapter | None = None, settings: Settings = SETTINGS
-) -> AsyncGenerator[HistoryWorld]:
-    """Run a supervised hub with kept channels."""
-    async with supervised(adapter or ControlledHistoryAdapter(), settings, rules=RULES) as made:
-        made.__class__ = HistoryWorld
-        assert isinstance(made, HistoryWorld)
-        yield made
 
 
 async def test_messages_in_order_are_delivered_without_a_read() -> None:
@@ -370,6 +308,26 @@ async def test_a_position_that_no_worker_has_received() -> None:
         assert subscriber.joins[0].gap is not None
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (replace(SETTINGS, max_recall_messages=3), "max_recall_messages=3"),
+        (replace(SETTINGS, max_recall_bytes=3), "max_recall_bytes=3"),
+        (SETTINGS, "does not hold"),
+    ],
+)
+async def test_a_gap_names_the_bound_of_a_read(settings: Settings, named: str) -> None:
+    """Where the broker has more than one read may return, the reason of the gap names the settings."""
+    async with history_world(settings=settings) as worker:
+        worker.append("k", *"123456789")
+        since = worker.adapter.log("k").items[0].place if settings is not SETTINGS else "garbage"
+        subscriber = await worker.joins("k", since=str(since), rewind=2)
+        gap = subscriber.joins[0].gap
+        assert gap is not None
+        assert named in gap.reason
+        assert subscriber.received == ["8", "9"]
+
+
 async def test_many_that_come_back_at_once_share_one_read() -> None:
     """A thousand subscribers with positions of one channel cost one read, whatever they pass."""
     async with history_world() as worker:
@@ -550,6 +508,68 @@ async def test_an_adapter_that_resumes() -> None:
         assert await subscriber.receives(4) == ["1", "2", Gap(channel="k", reason="records are gone"), "3"]
 
 
+class LaggingAdapter(ControlledHistoryAdapter):
+    """An adapter that resumes, and that reads only when it has received what the broker has.
+
+    Attributes:
+        lacking: What it receives before its next read.
+        anchors: Positions without a message that its log knows, and after how many messages each is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(resumes=True)
+        self.lacking: list[tuple[bytes, Place]] = []
+        self.anchors: dict[Position, int] = {}
+
+    async def recall(
+        self, channel: str, rule: History, *, after: Position | None, limit: int, max_bytes: int
+    ) -> Recalled:
+        """Receive, then read."""
+        assert self.sink is not None
+        for payload, place in self.lacking:
+            self.sink.deliver(channel, payload, place)
+        self.lacking.clear()
+        if after in self.anchors:
+            everything = await super().recall(channel, rule, after=None, limit=1_000, max_bytes=max_bytes)
+            return replace(everything, items=everything.items[self.anchors[after] :], found=True)
+        return await super().recall(channel, rule, after=after, limit=limit, max_bytes=max_bytes)
+
+
+async def test_a_position_ahead_of_an_adapter_that_resumes() -> None:
+    """One read, which waits for what another worker has received already, is enough: the position is found."""
+    adapter = LaggingAdapter()
+    async with history_world(adapter) as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        await worker.joins("k", rewind=1)
+        adapter.skips_live = True
+        adapter.lacking.append((b"2", adapter.append("k", b"2")))
+        reads = len(adapter.recalls)
+        late = await worker.joins("k", since=str(adapter.log("k").top))
+        assert late.joins[0].resumed
+        assert len(adapter.recalls) == reads + 1
+        assert await subscriber.receives(2) == ["1", "2"]
+
+
+@pytest.mark.parametrize(("behind", "expected"), [(0, ["1", "2"]), (1, ["2"]), (2, [])])
+async def test_a_position_of_another_message_in_a_shared_log(behind: int, expected: list[str]) -> None:
+    """Of an adapter that resumes a position that names no message of the channel is found, and costs one read."""
+    adapter = LaggingAdapter()
+    async with history_world(adapter) as worker:
+        await worker.joined("k")
+        worker.append("k", "1", "2")
+        top = adapter.log("k").top
+        position = Position(top.epoch, behind, 12345) if behind < 2 else Position(top.epoch, 7, 12345)
+        adapter.anchors[position] = behind
+        await worker.joins("k", rewind=1)
+        reads = len(adapter.recalls)
+        for _ in range(2):
+            late = await worker.joins("k", since=str(position))
+            assert late.joins[0].resumed
+            assert await late.receives(len(expected)) == expected
+        assert len(adapter.recalls) == reads + 1
+
+
 async def test_many_channels_are_repaired() -> None:
     """A thousand channels are repaired after one lost link."""
     async with history_world() as worker:
@@ -639,8 +659,8 @@ async def test_a_channel_that_is_left_while_it_is_read_is_not_read_again() -> No
         assert [recall.channel for recall in worker.adapter.recalls] == ["k", "k", "k2"]
 
 
-@pytest.mark.parametrize("resumes", [False, True])
-@pytest.mark.parametrize("channel", ["k", "price:1"])
+# An adapter that resumes reads no further than this worker has received.
+@pytest.mark.parametrize(("channel", "resumes"), [("k", False), ("price:1", False), ("price:1", True)])
 async def test_a_position_of_what_does_not_arrive(channel: str, resumes: bool) -> None:
     """Where this worker does not receive what a subscriber has, it is read, and all get it; that one is resumed."""
     settings = replace(SETTINGS, recall_timeout_seconds=0.2)
@@ -671,6 +691,231 @@ async def test_made_up_positions_ahead_of_the_worker_cost_few_reads() -> None:
         assert all(one.joins[0].gap is not None for one in late)
         assert len(worker.adapter.recalls) - recalls <= 8
         assert worker.history_hub.in_doubt == worker.statistics.repaired == 0
+
+
+async def test_a_channel_without_a_rule_is_delivered() -> None:
+    """A message of a channel without a rule is delivered as on any hub, and nothing is known of its position."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("plain")
+        worker.deliver("plain", "1")
+        assert await subscriber.receives(1) == ["1"]
+        assert worker.hub.position("plain") is None
+        assert worker.adapter.recalls == []
+
+
+async def test_a_repetition_is_dropped() -> None:
+    """A message that arrives twice is delivered once, and costs no read."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        kept = worker.adapter.log("k").items[0]
+        worker.adapter.links[-1].deliver("k", kept.payload, kept.place)
+        worker.append("k", "2")
+        assert await subscriber.receives(2) == ["1", "2"]
+        await until_idle()
+        assert len(worker.adapter.recalls) == 1
+
+
+async def test_an_unconfirmed_channel() -> None:
+    """Subscribers of a kept channel that a new link leaves unconfirmed are notified, and once more at its end."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.unconfirmed["k"] = "no place"
+        await worker.missing("k", "2")
+        _, unconfirmed = await subscriber.receives(2)
+        worker.adapter.unconfirmed.clear()
+        *_, back = await subscriber.receives(3)
+        await worker.settled()
+        worker.append("k", "3")
+        assert (await subscriber.receives(4))[3] == "3"
+        assert isinstance(unconfirmed, Gap)
+        assert isinstance(back, Gap)
+        assert unconfirmed.reason == "the broker has not confirmed the channel again: no place"
+
+
+async def test_a_notice_of_a_channel_that_misses_nothing() -> None:
+    """A channel whose messages are proved has no gap where the broker reports that it is refused."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.broker_subscriptions.on_refused({"k": "no permission", "other": "no permission"})
+        worker.append("k", "1")
+        assert await subscriber.receives(1) == ["1"]
+
+
+async def test_a_channel_that_is_revoked_and_then_refused() -> None:
+    """Subscribers of a kept channel that the broker revokes and then refuses are notified once, with its reason."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.refusals["k"] = "no permission"
+        worker.adapter.links[-1].revoked(["k"], "access was changed")
+        _, gap = await subscriber.receives(2)
+        await until_idle()
+        assert isinstance(gap, Gap)
+        assert "no permission" in gap.reason
+        assert len(subscriber.received) == 2
+
+
+async def test_a_message_before_the_end_of_a_gap_that_the_adapter_reports() -> None:
+    """Of an adapter that continues by itself, a message while a gap is open comes after that gap."""
+    async with history_world(ControlledHistoryAdapter(resumes=True)) as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.hub.open_gap(["k"], "records are gone")
+        worker.append("k", "2", "3")
+        assert await subscriber.receives(4) == ["1", Gap(channel="k", reason="records are gone"), "2", "3"]
+
+
+async def test_a_loss_that_is_reported_without_a_subscription() -> None:
+    """What is reported of a channel that the broker has not confirmed is read once it has."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        await worker.degrade()
+        reads = len(worker.adapter.recalls)
+        worker.hub.gap(["k"], "dropped")
+        await until_idle()
+        assert len(worker.adapter.recalls) == reads
+        worker.append("k", "1")
+        worker.adapter.start_gate.open()
+        assert await subscriber.receives(1) == ["1"]
+
+
+async def test_a_join_with_rewind_during_a_repair() -> None:
+    """What the channel misses is read first, and then what the join needs."""
+    async with history_world() as worker:
+        first = await worker.joined("k")
+        worker.append("k", "1")
+        await worker.degrade()
+        worker.append("k", "2")
+        joining = asyncio.create_task(worker.joins("k", rewind=9))
+        await until_idle()
+        worker.adapter.start_gate.open()
+        second = await joining
+        assert (first.received, second.received) == (["1", "2"], ["1", "2"])
+        assert [recall.after is None for recall in worker.adapter.recalls] == [True, False, True]
+
+
+async def test_a_history_that_does_not_lead_to_what_was_received() -> None:
+    """Where what is read does not join what has arrived, it is read three times, and the gap states why."""
+    async with history_world() as worker:
+        worker.append("k", "1")
+        await worker.joined("k")
+        worker.append("k", "2")
+        worker.adapter.log("k").items.clear()
+        late = await worker.joins("k", since=str(Position(worker.adapter.log("k").epoch, 1, 1)), rewind=9)
+        gap = late.joins[0].gap
+        assert gap is not None
+        assert gap.reason == "the history has moved on while it was read"
+        assert late.received == ["2"]
+        assert len(worker.adapter.recalls) == 4
+
+
+async def test_a_read_that_fails_after_the_last_subscriber_left() -> None:
+    """A read that fails for a channel that was left concerns no later join of it."""
+    async with history_world() as worker:
+        worker.append("k", "1")
+        worker.adapter.recall_gate.close()
+        joining = asyncio.create_task(worker.joins("k", rewind=1))
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) == 1)
+        joining.cancel()
+        await asyncio.wait([joining])
+        worker.adapter.recall_errors = [BrokerError("not permitted")]
+        again = asyncio.create_task(worker.joins("k", rewind=1))
+        await until_idle()
+        worker.adapter.recall_gate.open()
+        subscriber = await again
+        assert (subscriber.received, subscriber.joins[0].gap) == (["1"], None)
+
+
+# -- positions that no message has -------------------------------------------------------------------------------------
+
+
+def after_nothing(worker: HistoryWorld, *offsets: int) -> list[str]:
+    """Let a broker have a first message with offset 101, and give out these positions, which no message has."""
+    log = worker.adapter.log("k")
+    log.top = Position(log.epoch, 100, 0)
+    given = [Position(log.epoch, offset, 0) for offset in offsets]
+    log.without_message.update(given)
+    worker.append("k", "1", "2")
+    return [str(position) for position in given]
+
+
+async def test_a_position_that_no_message_has_costs_one_read() -> None:
+    """It is resumed; many that pass it at once, and those that pass it or a later one afterwards, share the read."""
+    async with history_world() as worker:
+        since, later = after_nothing(worker, 50, 60)
+        subscribers = await asyncio.gather(*(worker.joins("k", since=since) for _ in range(50)))
+        for again in (since, later):
+            subscribers.append(await worker.joins("k", since=again))
+        assert {(tuple(each.received), each.joins[0].resumed) for each in subscribers} == {(("1", "2"), True)}
+        assert [str(recall.after) for recall in worker.adapter.recalls] == ["None", since]
+
+
+async def test_several_positions_that_no_message_has() -> None:
+    """Each that lies before those that were read costs a read more, and is resumed."""
+    async with history_world() as worker:
+        positions = after_nothing(worker, 50, 40, 30)
+        subscribers = [await worker.joins("k", since=since) for since in positions]
+        worker.append("k", "3")
+        for subscriber in subscribers:
+            assert await subscriber.receives(3) == ["1", "2", "3"]
+            assert subscriber.joins[0].resumed
+        assert [str(recall.after) for recall in worker.adapter.recalls] == ["None", *positions]
+
+
+async def test_several_such_positions_at_once() -> None:
+    """Joins that pass different ones at once are all resumed."""
+    async with history_world() as worker:
+        positions = after_nothing(worker, 50, 40, 60, 30)
+        subscribers = await asyncio.gather(*(worker.joins("k", since=since) for since in positions))
+        assert [(each.received, each.joins[0].resumed) for each in subscribers] == [(["1", "2"], True)] * 4
+
+
+async def test_positions_that_are_made_up_cost_few_reads() -> None:
+    """Of fifty that the broker never gave out at most eight are read, and each join gets its gap."""
+    async with history_world() as worker:
+        after_nothing(worker)
+        epoch = worker.adapter.log("k").epoch
+        joining = [worker.joins("k", since=str(Position(epoch, offset, 0)), rewind=1) for offset in range(1, 51)]
+        subscribers = await asyncio.gather(*joining)
+        assert {(tuple(each.received), each.joins[0].resumed) for each in subscribers} == {(("2",), False)}
+        assert all(each.joins[0].gap is not None for each in subscribers)
+        reads = [recall for recall in worker.adapter.recalls if recall.after is not None]
+        assert 1 <= len(reads) <= 8
+
+
+async def test_after_a_gap_such_a_position_is_not_resumed() -> None:
+    """Where messages were lost after it, what came after it is not known."""
+    async with history_world() as worker:
+        (since,) = after_nothing(worker, 50)
+        assert (await worker.joins("k", since=since)).joins[0].resumed
+        watching = await worker.joined("k")
+        await worker.degrade()
+        log = worker.adapter.log("k")
+        log.without_message.clear()
+        log.items.clear()
+        worker.append("k", "3", "4")
+        log.drop_oldest(1)
+        worker.adapter.start_gate.open()
+        await watching.receives(1)
+        await worker.settled()
+        late = await worker.joins("k", since=since)
+        assert late.joins[0].gap is not None
+        assert not late.joins[0].resumed
+
+
+async def test_such_a_position_whose_read_fails() -> None:
+    """Where the broker refuses to read after it, the join gets a gap, and is not kept waiting."""
+    async with history_world() as worker:
+        (since,) = after_nothing(worker, 50)
+        await worker.joins("k", rewind=1)
+        await worker.joined("k")
+        worker.adapter.recall_errors = [BrokerError("not permitted")]
+        late = await worker.joins("k", since=since)
+        assert late.joins[0].gap is not None
+        again = await worker.joins("k", since=since)
+        assert again.joins[0].resumed
 
 
 async def test_a_ring_that_holds_more_than_is_read() -> None:

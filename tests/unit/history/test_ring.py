@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 
 from backplane.history.ring import Ring, RingBudget
 from backplane.message import Message, Place, Position
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EPOCH = b"epoch  1"
 OTHER = b"epoch  2"
@@ -31,9 +35,9 @@ def entries(first: int, last: int, *, epoch: bytes = EPOCH) -> list[tuple[Place,
     return [(place(number, epoch=epoch), message(number)) for number in range(first, last + 1)]
 
 
-def ring(max_messages: int = 5, *, budget: RingBudget | None = None, now: float = NOW) -> Ring:
+def ring(max_messages: int = 5, *, budget: RingBudget | None = None, clock: Callable[[], float] = lambda: NOW) -> Ring:
     """Return an empty ring."""
-    return Ring(max_messages, 60, budget or RingBudget(), clock=lambda: now)
+    return Ring(max_messages, 60, budget or RingBudget(), clock=clock, timer=clock)
 
 
 def filled(first: int, last: int, max_messages: int = 5) -> Ring:
@@ -243,13 +247,25 @@ def test_after_a_gap_nothing_is_held() -> None:
 # -- age ---------------------------------------------------------------------------------------------------------------
 
 
+class Timer:
+    """A clock that the test moves, and that no one else sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.seconds
+
+
 def test_what_is_too_old_is_not_given_back() -> None:
     """Older messages go, with those without a time before them; the newest position is found all the same."""
-    times: list[float | None] = [None, NOW - 100, None, NOW - 61, None, NOW - 59, None]
-    made = ring(10)
-    for number, published_at in enumerate(times, start=1):
-        made.append(place(number), message(number, published_at=published_at))
-    made.append(place(8), None)
+    timer = Timer()
+    made = Ring(10, 60, RingBudget(), clock=lambda: NOW, timer=timer)
+    times: list[float | None] = [None, NOW - 55, None, NOW - 52, None, NOW - 10, None]
+    read = [(place(number), message(number, published_at=at)) for number, at in enumerate(times, start=1)]
+    assert made.fill([*read, (place(8), None)], place(8), complete=True)
+    timer.seconds = 9
     assert data(made.newest(9)) == ["5", "6", "7"]
     assert made.after(place(3)) is None
     assert data(made.after(place(4))) == ["5", "6", "7"]
@@ -257,13 +273,52 @@ def test_what_is_too_old_is_not_given_back() -> None:
 
 def test_a_ring_of_old_messages_is_empty() -> None:
     """Where every message is too old, only the newest position is left, and nothing is counted."""
-    budget = RingBudget()
-    made = ring(budget=budget, now=NOW + 1000)
+    budget, timer = RingBudget(), Timer()
+    made = Ring(5, 60, budget, clock=lambda: NOW, timer=timer)
     assert made.fill(entries(1, 4), place(4), complete=True)
+    timer.seconds = 1000
     assert (data(made.newest(9)), made.after(place(3)), data(made.after(place(4)))) == ([], None, [])
     assert (budget.size_bytes, made.is_complete) == (0, True)
-    made.append(place(5), message(5, published_at=NOW + 1000))
+    made.append(place(5), message(5))
     assert data(made.after(place(4))) == ["5"]
+
+
+def test_what_was_received_ages_from_then_on() -> None:
+    """Whatever a publisher takes the time to be, what was received live is given back for the age of the rule."""
+    timer = Timer()
+    made = Ring(10, 60, RingBudget(), clock=lambda: NOW, timer=timer)
+    for number, published_at in enumerate((NOW - 3600, NOW + 3600, None, NOW), start=1):
+        made.append(place(number), message(number, published_at=published_at))
+        timer.seconds += 10
+    assert data(made.after(place(1))) == ["2", "3", "4"]
+    timer.seconds = 65
+    assert data(made.newest(9)) == ["2", "3", "4"]
+    timer.seconds = 85
+    assert data(made.newest(9)) == ["4"]
+
+
+@pytest.mark.parametrize("published_at", [NOW - 3600, NOW + 3600, None])
+def test_what_the_broker_gives_back_is_not_too_old(published_at: float | None) -> None:
+    """A message whose publisher's clock is wrong is as old as the one after it, and the newest one is new."""
+    timer = Timer()
+    made = Ring(10, 60, RingBudget(), clock=lambda: NOW, timer=timer)
+    made.append(place(5), message(5))
+    times = [published_at, NOW - 20, published_at, published_at]
+    read = [(place(number), message(number, published_at=at)) for number, at in enumerate(times, start=1)]
+    assert made.fill(read, place(5), complete=True)
+    assert data(made.after(place(1))) == ["2", "3", "4", "5"]
+    timer.seconds = 45
+    assert data(made.newest(9)) == ["3", "4", "5"]
+    timer.seconds = 61
+    assert data(made.newest(9)) == []
+
+
+def test_a_message_that_the_broker_gives_back_a_little_late_is_too_old() -> None:
+    """A broker that rounds the age up by a second does not make a message new."""
+    made = Ring(10, 60, RingBudget(), clock=lambda: NOW, timer=Timer())
+    read = [(place(1), message(1, published_at=NOW - 61)), (place(2), message(2))]
+    assert made.fill(read, place(2), complete=True)
+    assert data(made.newest(9)) == ["2"]
 
 
 # -- the bytes of all rings --------------------------------------------------------------------------------------------
@@ -309,17 +364,19 @@ def test_the_size_is_counted_exactly() -> None:
     """After any calls the budget has the size of what the rings hold, and at most its limit."""
     choose = random.Random(3)
     budget = RingBudget(20_000)
-    rings = [ring(choose.randint(1, 20), budget=budget, now=NOW + 30) for _ in range(10)]
+    timer = Timer()
+    timer.seconds = NOW
+    rings = [ring(choose.randint(1, 20), budget=budget, clock=timer) for _ in range(10)]
     newest = [0] * len(rings)
     for _ in range(2_000):
         index = choose.randrange(len(rings))
+        timer.seconds += choose.random()
         made, number = rings[index], newest[index]
         step = choose.random()
         if step < 0.8:
             newest[index] += 1
             malformed = choose.random() < 0.1
-            at = NOW - choose.random() * 40
-            new = None if malformed else message(number + 1, size=choose.randint(0, 1000), published_at=at)
+            new = None if malformed else message(number + 1, size=choose.randint(0, 1000))
             made.append(place(number + 1), new)
         elif step < 0.9:
             made.after(place(choose.randint(0, number)))
@@ -329,8 +386,153 @@ def test_the_size_is_counted_exactly() -> None:
             made.fill(entries(max(1, number - 30), number), place(number), complete=True)
         else:
             made.clear(place(number))
-        held = [one for made in rings for _, one in made._entries]  # pyright: ignore[reportPrivateUsage]
+        held = [one for made in rings for _, one, _ in made._entries]  # pyright: ignore[reportPrivateUsage]
         batches = [batch for made in rings for batch in made._batches.values()]  # pyright: ignore[reportPrivateUsage]
         size = sum(400 + (0 if one is None else len(one.data)) for one in held)
         assert budget.size_bytes == size + sum(batch.size_bytes for batch in batches) <= 20_000
         assert set(budget._rings) == {made for made in rings if len(made)}  # pyright: ignore[reportPrivateUsage]
+
+
+# -- positions that no message has -------------------------------------------------------------------------------------
+
+
+def between(number: int, *, check: int = 0, epoch: bytes = EPOCH) -> Position:
+    """Return a position that no message has."""
+    return Position(epoch, number, check)
+
+
+def sparse(*numbers: int) -> list[tuple[Place, Message | None]]:
+    """Return what was read of a channel whose broker states no check of the message before."""
+    return [(place(number, before_check=False), message(number)) for number in numbers]
+
+
+def floored(max_messages: int = 5) -> Ring:
+    """Return a ring with the messages 7 and 8, which knows that nothing lies between 3 and them."""
+    made = ring(max_messages)
+    assert made.fill(sparse(7, 8), place(8), complete=True)
+    made.fill_after(between(3), sparse(7, 8), place(8))
+    return made
+
+
+def test_a_position_that_no_message_has_is_found_once_it_was_read() -> None:
+    """What came after it is returned, and after every later one before the oldest message; nothing else is."""
+    made = ring()
+    assert made.fill(sparse(7, 8), place(8), complete=True)
+    assert made.after(between(3)) is None
+    made = floored()
+    assert made.is_complete
+    for number in (3, 4, 5, 6):
+        assert data(made.after(between(number))) == ["7", "8"]
+    for unknown in (between(2), between(7), between(9), between(4, check=1), between(4, epoch=OTHER)):
+        assert made.after(unknown) is None
+    made.append(place(9), message(9))
+    assert data(made.after(between(3))) == ["7", "8", "9"]
+
+
+def test_an_older_position_that_no_message_has() -> None:
+    """An older one that is read later is found, and so is the one that was read before it."""
+    made = floored()
+    made.fill_after(between(1), sparse(7, 8), place(8))
+    assert [data(made.after(between(number))) for number in (0, 1, 3)] == [None, ["7", "8"], ["7", "8"]]
+
+
+def test_a_dropped_message_ends_what_is_known_of_such_positions() -> None:
+    """Once the oldest message is dropped, a position before it is not found: that message came after it."""
+    made = floored(max_messages=2)
+    made.append(place(9), message(9))
+    assert data(made.after(between(3))) == ["7", "8", "9"]
+    made.append(place(10), message(10))
+    assert made.after(between(3)) is None
+
+
+def test_a_read_that_does_not_lead_to_the_oldest_message() -> None:
+    """A read that does not join, or begins with another message than the ring, makes no position known."""
+    made = ring()
+    made.append(place(8, before_check=False), message(8))
+    made.fill_after(between(3), sparse(4), place(8))
+    assert made.after(between(3)) is None
+    made = ring(2)
+    made.fill_after(between(3), sparse(5, 6, 7, 8), place(8))
+    assert data(made.newest(9)) == ["7", "8"]
+    assert made.after(between(3)) is None
+
+
+def test_such_a_position_of_a_channel_without_messages() -> None:
+    """Where nothing came after it, nothing is returned, and later what has arrived since."""
+    made = ring(2)
+    made.fill_after(between(3), [], between(5))
+    assert data(made.after(between(3))) == []
+    made.append(place(6), message(6))
+    assert data(made.after(between(3))) == ["6"]
+    for number in (7, 8, 9):
+        made.append(place(number), message(number))
+    assert made.after(between(3)) is None
+
+
+@pytest.mark.parametrize("messages", [0, 1], ids=["none", "one"])
+@pytest.mark.parametrize("end", ["gap", "eviction"])
+def test_an_emptied_ring_knows_no_such_position(messages: int, end: str) -> None:
+    """After a gap, or once it was emptied to make room, what came after such a position is not known."""
+    made = ring()
+    made.fill_after(between(3), [], between(5))
+    for number in range(6, 6 + messages):
+        made.append(place(number), message(number))
+    if end == "gap":
+        made.clear(place(9))
+    else:
+        made.append(place(6 + messages), message(6 + messages))
+        made.evict()
+    assert made.after(between(3)) is None
+
+
+def test_messages_that_were_too_old_came_after_such_a_position() -> None:
+    """Where the messages after it were dropped for their age, it is not found, also not before later ones."""
+    timer = Timer()
+    made = ring(clock=timer)
+    made.fill_after(between(3), [], between(5))
+    made.append(place(6), message(6))
+    timer.seconds += 1000
+    assert made.after(between(3)) is None
+    made.append(place(7), message(7))
+    assert made.after(between(3)) is None
+
+
+def test_older_messages_that_are_read_end_it() -> None:
+    """Where a later read puts messages into the empty ring, such a position is not found."""
+    made = ring()
+    made.fill_after(between(3), [], place(2))
+    assert made.fill(entries(1, 2), place(2), complete=True)
+    assert made.after(between(3)) is None
+
+
+def test_a_position_that_no_entry_has_is_known_after_a_read() -> None:
+    """What one read has returned after it is found for exactly this position, until the messages are dropped."""
+    made = ring(4)
+    for number in (1, 5, 7):
+        made.append(place(number, before_check=False), message(number))
+    unnamed = Position(EPOCH, 3, 12345)
+    assert made.after(unnamed) is None
+    made.fill_after(unnamed, [(place(number), message(number)) for number in (5, 7, 8)], place(7))
+    assert data(made.after(unnamed)) == ["5", "7"]
+    made.append(place(9), message(9))
+    assert data(made.after(unnamed)) == ["5", "7", "9"]
+    assert data(made.after(Position(EPOCH, 4, 0))) == ["5", "7", "9"]
+    for other in (Position(EPOCH, 3, 12346), Position(EPOCH, 2, 0), Position(EPOCH, 5, 0), Position(OTHER, 3, 12345)):
+        assert made.after(other) is None
+    for number in range(10, 14):
+        made.append(place(number), message(number))
+    assert made.after(unnamed) is None
+
+
+def test_a_position_after_the_newest_entry_is_known_until_another_one_follows() -> None:
+    """Where a read has returned nothing after it, nothing is missing at this moment, and that is not known later."""
+    made = filled(1, 3)
+    unnamed = Position(EPOCH, 8, 12345)
+    made.fill_after(unnamed, [], place(3))
+    assert data(made.after(unnamed)) == []
+    made.append(place(9), message(9))
+    assert made.after(unnamed) is None
+    made.fill_after(unnamed, entries(9, 9), place(9))
+    assert data(made.after(unnamed)) == ["9"]
+    made.fill_after(Position(EPOCH, 2, 12345), entries(9, 9), place(9))  # the read lacks what the ring has
+    assert made.after(Position(EPOCH, 2, 12345)) is None

@@ -124,6 +124,10 @@ class World:
         self._log.append(*[(key, b"instead %d" % self._number)] * self._rng.choice((1, 40)))
 
     async def _ask(self, process: Process) -> None:
+        """Ask one question, or some at once, which share a reading."""
+        await asyncio.gather(*(self._ask_once(process) for _ in range(self._rng.choice((1, 1, 2, 4)))))
+
+    async def _ask_once(self, process: Process) -> None:
         key = self._rng.choice(KEYS[:3])
         asked = self._rng.choice(self._given[-40:]) if self._given and self._rng.random() < 0.7 else None
         recalled = await process.recall(key, asked and asked[1], self._rng.choice((0, 2, 100)))

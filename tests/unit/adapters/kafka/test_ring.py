@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backplane import History
-from backplane.adapters.kafka.ring import HistoryRings, LogIdentity, Query, channel_epoch
+from backplane.adapters.kafka.ring import HistoryRings, LogIdentity, Query, Ring, channel_epoch
 from backplane.history_rules import HistoryRules
 
 IDENTITY = LogIdentity("cluster", b"i" * 16, "topic", 4)
@@ -15,6 +15,12 @@ def opened(max_bytes: int = 1_000_000) -> HistoryRings:
     rings = HistoryRings(max_bytes, HistoryRules({"room*": RULE}))
     rings.follow(IDENTITY, dict.fromkeys(range(4), 10))
     return rings
+
+
+def adopt(rings: HistoryRings, partition: int, others: dict[bytes, Ring], since: int, until: int) -> None:
+    """Add what was read beside others, in all steps."""
+    for _ in rings.adopt(partition, others, since, until, rings.forgotten):
+        pass
 
 
 def test_an_epoch_is_that_of_one_channel_in_one_partition_of_one_topic() -> None:
@@ -83,3 +89,63 @@ def test_a_single_ring_is_bounded_too() -> None:
     assert found.items[-1].place.offset == 100
     assert rings.known_from(b"room") == found.items[0].place.offset - 1
     assert rings.size_bytes <= 5_000
+
+
+def test_what_was_read_is_joined_only_to_what_follows_it() -> None:
+    """If a ring begins later than what was read ends, as after an eviction meanwhile, there may be a hole between."""
+    rings = opened()
+    rings.add(IDENTITY.partition_of(b"room"), b"room", b"new", 12, 1)
+    rings.backfill(b"room", RULE, [(b"room", b"old", 5, 1)], 5, 8)
+    assert rings.known_from(b"room") == 10
+    rings.backfill(b"room", RULE, [(b"room", b"old", 9, 1)], 8, 10)
+    assert rings.known_from(b"room") == 8
+
+
+def test_channels_that_were_read_beside_others_are_known_only_without_a_hole() -> None:
+    """If records between what was read and the floor are missing, as after an eviction meanwhile, nothing is taken."""
+    rings = opened()
+    own = IDENTITY.partition_of(b"room")
+    aside = rings.ring_aside(own, b"room", 8)
+    assert aside is not None
+    aside.prepend([(b"room", b"old", 5, 1)], 4)
+    adopt(rings, own, {b"room": aside}, 4, 8)
+    assert rings.known_from(b"room") == 10
+
+
+def test_a_ring_that_is_full_is_known_from_its_first_message_on() -> None:
+    """Of a channel with more messages than are kept nothing is known before the oldest that is kept."""
+    rings = opened()
+    own = IDENTITY.partition_of(b"room")
+    aside = rings.ring_aside(own, b"room", 10)
+    assert aside is not None
+    aside.prepend([(b"room", b"%d" % offset, offset, 1) for offset in (9, 8, 7, 6)], 6)
+    adopt(rings, own, {b"room": aside}, 2, 10)
+    assert rings.known_from(b"room") == 7
+    assert rings.known_from(b"room-2") in (2, 10)
+
+
+def test_a_ring_that_begins_after_a_hole_is_not_continued() -> None:
+    """A ring that a reading could not be joined to is not taken to reach back to it by the next reading."""
+    rings = opened()
+    own = IDENTITY.partition_of(b"room")
+    rings.add(own, b"room", b"new", 12, 1)
+    adopt(rings, own, {}, 4, 10)
+    aside = rings.ring_aside(own, b"room", 4)
+    assert aside is not None
+    aside.prepend([(b"room", b"old", 3, 1)], 2)
+    adopt(rings, own, {b"room": aside}, 2, 4)
+    assert rings.known_from(b"room") == 10
+
+
+def test_nothing_is_adopted_after_something_was_forgotten() -> None:
+    """If a ring was evicted, or a partition reset, while the log was read, the floor stays: also between two steps."""
+    for step in (0, 1, 2):
+        rings = opened()
+        own = IDENTITY.partition_of(b"room")
+        others = {key: Ring(own, b"epoch", 10, 3) for key in (b"room-1", b"room-2")}
+        steps = rings.adopt(own, others, 2, 10, rings.forgotten)
+        for _ in range(step):
+            next(steps)
+        rings.reset(own, 8)
+        assert list(steps) == []
+        assert rings.known_from(b"room") == 8

@@ -104,7 +104,8 @@ class ModelStream:
 
 def reading(model: ModelStream, channel: str, log: object = None) -> Reading:
     """Return a reading of a channel."""
-    return Reading(cast("Any", model), model.stream, channel, model.state, cast("Any", log))
+    info = StreamInfo(created="now", config=cast("Any", {}), state=model.state)
+    return Reading(cast("Any", model), model.stream, channel, info, cast("Any", log))
 
 
 def check(model: ModelStream, channel: str, after: Position | None, recalled: Recalled) -> None:
