@@ -121,7 +121,11 @@ class Hub:
         """
         await self._add(channel, subscriber)
         gap = Gap(channel=channel, reason="the channel keeps no history") if since else None
-        subscriber.joined(Joined(channel=channel, gap=gap))
+        try:
+            subscriber.joined(Joined(channel=channel, gap=gap))
+        except BaseException:  # functions of the application run there, and can raise anything
+            self._undo_join(channel, subscriber)
+            raise
 
     def position(self, channel: str) -> Position | None:
         """Return the position of the newest message that the subscribers of `channel` got; `None` without a history."""

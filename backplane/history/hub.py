@@ -385,9 +385,13 @@ class HistoryHub(Hub):
         elif since:
             self._statistics.not_resumed += 1
         members[subscriber] = 1
-        subscriber.joined(joined)
-        if missed:
-            subscriber.offer_missed(missed)
+        try:
+            subscriber.joined(joined)
+            if missed:
+                subscriber.offer_missed(missed)
+        except BaseException:  # functions of the application run there, and can raise anything
+            self.leave(kept.name, subscriber)
+            raise
 
     # Smaller parts.
 

@@ -21,6 +21,7 @@ from tests.unit.kit import SETTINGS, warnings_of
 
 if TYPE_CHECKING:
     from backplane.history_rules import History
+    from backplane.message import Joined
     from backplane.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -950,3 +951,25 @@ async def test_joins_for_which_the_rings_have_no_room() -> None:
         assert [one.received for one in late] == [["2", "3", "4", "5"]] * len(channels)
         assert all(one.joins[0].resumed for one in late)
         assert sum(len(kept.ring) for kept in worker.history_hub.quiet) <= 4
+
+
+class FailingSubscriber(RecordingSubscriber):
+    """A subscriber that fails at its join, as a function of the application can."""
+
+    def joined(self, joined: Joined) -> None:
+        """Fail as if it were cancelled."""
+        raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("channel", ["k", "plain"])
+async def test_a_subscriber_that_fails_at_its_join_is_not_joined(channel: str) -> None:
+    """Where the notice of a join raises, the join is undone, and no other."""
+    async with history_world() as worker:
+        subscriber, failing = await worker.joined(channel), FailingSubscriber()
+        with pytest.raises(asyncio.CancelledError):
+            await worker.hub.join(channel, failing)
+        worker.hub.leave(channel, subscriber)
+        assert not worker.hub.channels
+        with pytest.raises(asyncio.CancelledError):
+            await worker.hub.join(channel, failing, rewind=1 if channel == "k" else 0)
+        assert not worker.hub.channels
