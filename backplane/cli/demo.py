@@ -69,9 +69,6 @@ def _listen(host: str, port: int) -> socket.socket:
 def _check_broker(url: str) -> str:
     """Connect once, so that an error is reported once and not by every worker; return the URL, masked."""
     with exiting_on_errors():
-        # After the check of the modules it needs; it makes a Backplane, which checks the URL.
-        from backplane.demo.app import HISTORY
-
         backplane = Backplane(url, history=HISTORY)
         asyncio.run(_connect_once(backplane))
     return backplane.url

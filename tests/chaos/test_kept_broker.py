@@ -113,7 +113,7 @@ async def redis_client(target: FaultTarget) -> AsyncGenerator[Any]:
         yield client
 
 
-async def delete_keys(target: FaultTarget, *, ends: tuple[str, ...]) -> None:
+async def delete_keys(target: FaultTarget, *ends: str) -> None:
     """Delete the keys of all histories that end so."""
     async with redis_client(target) as client:
         keys = [key async for key in client.scan_iter("*$backplane/*") if key.decode().endswith(ends)]
