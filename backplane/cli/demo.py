@@ -16,6 +16,7 @@ from rich.text import Text
 from backplane.broker.registry import broadcaster_from_url
 from backplane.cli.terminal import exiting_on_errors, fail, note, out, require_modules, resolve_url, url_option
 from backplane.core import Backplane
+from backplane.demo.history import HISTORY
 
 if TYPE_CHECKING:
     import socket
