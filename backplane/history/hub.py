@@ -45,7 +45,7 @@ logger: Final = logging.getLogger("backplane.history.hub")
 _MAX_FILLS: Final = 3
 # Positions that only the broker can judge, which clients can make up, cost a read each.
 _MAX_READS_AFTER: Final = 8
-_BEHIND: Final = "a subscriber came back with a position that was not received yet"
+_AHEAD: Final = "a subscriber came back with a position that was not received yet"
 
 # Doubled each time: thousands of clients may come with positions that were lost.
 _FIRST_PAUSE_SECONDS: Final = 0.01
@@ -289,7 +289,7 @@ class HistoryHub(Hub):
             return
         if self._proves(kept) and is_ahead(kept, position):
             if kept.track.doubt is None:
-                kept.lose(_BEHIND)
+                kept.lose(_AHEAD)
         elif not recalled.more:
             kept.ring.fill_after(position, self._decoded(kept, recalled), last)
 
