@@ -529,7 +529,7 @@ class LaggingAdapter(ControlledHistoryAdapter):
         for payload, place in self.lacking:
             self.sink.deliver(channel, payload, place)
         self.lacking.clear()
-        if after in self.anchors:
+        if after is not None and after in self.anchors:
             everything = await super().recall(channel, rule, after=None, limit=1_000, max_bytes=max_bytes)
             return replace(everything, items=everything.items[self.anchors[after] :], found=True)
         return await super().recall(channel, rule, after=after, limit=limit, max_bytes=max_bytes)
