@@ -1025,3 +1025,31 @@ async def test_a_channel_that_is_left_while_another_one_is_repaired(fault: str) 
         await worker.settled()
         assert len(worker.hub.channels) == 1
         assert sorted(len(subscriber.received) for subscriber in rivals.values()) == [0, 1]
+
+
+async def test_more_came_after_a_position_without_a_message_than_is_read() -> None:
+    """Where one read does not return all that came after such a position, it is not found."""
+    async with history_world(settings=replace(SETTINGS, max_recall_messages=3)) as worker:
+        start = str(worker.adapter.log("k").top)
+        worker.append("k", *map(str, range(10)))
+        late = await worker.joins("k", since=start, rewind=1)
+        assert late.joins[0].gap is not None
+        assert late.received == ["9"]
+
+
+async def test_a_message_with_a_hole_before_it_while_a_position_is_judged() -> None:
+    """A doubt that begins while the broker is asked for a position is ended as any other, and the join waits for it."""
+    async with history_world(settings=replace(SETTINGS, recall_timeout_seconds=1)) as worker:
+        subscriber = await worker.joins("k", rewind=1)
+        worker.append("k", "1")
+        worker.adapter.skips_live = True
+        worker.append("k", "2", "3")
+        newest = worker.adapter.log("k").items[-1]
+        recalls = len(worker.adapter.recalls)
+        worker.adapter.recall_gate.close()
+        joining = asyncio.create_task(worker.joins("k", since=str(newest.place)))
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) > recalls)
+        worker.hub.deliver("k", newest.payload, newest.place)
+        worker.adapter.recall_gate.open()
+        assert (await joining).joins[0].resumed
+        assert await subscriber.receives(3) == ["1", "2", "3"]
