@@ -169,11 +169,9 @@ def test_few_envelopes_are_remembered() -> None:
         return lambda message: f"<{message.data!r}>"
 
     envelopes = [new() for _ in range(100)]
-    for envelope in envelopes:
-        assert [message.data for message in batch.enveloped(envelope)] == ["<'1'>"]
+    assert all(batch.enveloped(envelope)[0].data == "<'1'>" for envelope in envelopes)
     alive = [weakref.ref(envelope) for envelope in envelopes]
     envelopes.clear()
-    del envelope
     gc.collect()
     assert sum(one() is not None for one in alive) <= 8
 
