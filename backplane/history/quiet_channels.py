@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from backplane.history.kept_channel import KeptChannel
 
 __all__ = ["QuietChannels"]
+
+logger: Final = logging.getLogger("backplane.history.quiet_channels")
 
 _COMPARED_AT_ONCE: Final = 200
 _SKIPPED: Final = "the broker has stored a message that was not received"
@@ -54,11 +57,17 @@ class QuietChannels:
         try:
             async with PatientTimeout(self._interval_seconds):
                 await asyncio.gather(*(self._compare(kept) for kept in some))
-        except (BrokerError, TimeoutError):
+        except TimeoutError:
             return
 
     async def _compare(self, kept: KeptChannel) -> None:
         last = kept.track.last
-        recalled = await self._adapter.recall(kept.name, kept.rule, after=None, limit=0, max_bytes=0)
+        try:
+            recalled = await self._adapter.recall(kept.name, kept.rule, after=None, limit=0, max_bytes=0)
+        except BrokerError:  # of this channel alone, or of all of them: each has its turn again
+            return
+        except Exception:  # a fault of the adapter: it must not end the link, each time it is compared
+            logger.exception("comparing channel %r with the broker failed unexpectedly", kept.name)
+            return
         if kept.track.last is last and kept.track.doubt is None and recalled.top != last:
             self._hub.gap([kept.name], _SKIPPED)

@@ -20,8 +20,10 @@ from tests.unit.history.world import HistoryWorld, history_world
 from tests.unit.kit import SETTINGS, warnings_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from backplane.history_rules import History
-    from backplane.message import Joined
+    from backplane.message import Joined, Message
     from backplane.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -973,3 +975,81 @@ async def test_a_subscriber_that_fails_at_its_join_is_not_joined(channel: str) -
         with pytest.raises(asyncio.CancelledError):
             await worker.hub.join(channel, failing, rewind=1 if channel == "k" else 0)
         assert not worker.hub.channels
+
+
+class Rival(RecordingSubscriber):
+    """A subscriber that makes its rival leave as soon as it gets anything.
+
+    Attributes:
+        leave_rival: Does that.
+    """
+
+    leave_rival: Callable[[], None]
+
+    def offer(self, messages: Sequence[Message]) -> None:
+        """Take messages."""
+        self.leave_rival()
+        super().offer(messages)
+
+    def offer_missed(self, messages: Sequence[Message]) -> None:
+        """Take messages that were missed."""
+        self.leave_rival()
+        super().offer_missed(messages)
+
+    def gap(self, gap: Gap) -> None:
+        """Take a gap."""
+        self.leave_rival()
+        super().gap(gap)
+
+
+@pytest.mark.parametrize("fault", ["link", "refused", "history"])
+async def test_a_channel_that_is_left_while_another_one_is_repaired(fault: str) -> None:
+    """What was read for a channel is dropped if its last subscriber leaves because of what it gets on another one."""
+    async with history_world() as worker:
+        rivals = {"k1": Rival(), "k2": Rival()}
+        rivals["k1"].leave_rival = lambda: worker.hub.leave("k2", rivals["k2"])
+        rivals["k2"].leave_rival = lambda: worker.hub.leave("k1", rivals["k1"])
+        for channel, subscriber in rivals.items():
+            await worker.hub.join(channel, subscriber)
+        worker.adapter.recall_gate.close()
+        worker.adapter.recall_error = BrokerError("not permitted") if fault == "refused" else None
+        recalls = len(worker.adapter.recalls)
+        await worker.degrade()
+        for channel in rivals:
+            if fault == "history":
+                worker.adapter.forget(channel)
+            worker.append(channel, "1")
+        worker.adapter.start_gate.open()
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) == recalls + 2)
+        worker.adapter.recall_gate.open()
+        await worker.settled()
+        assert len(worker.hub.channels) == 1
+        assert sorted(len(subscriber.received) for subscriber in rivals.values()) == [0, 1]
+
+
+async def test_more_came_after_a_position_without_a_message_than_is_read() -> None:
+    """Where one read does not return all that came after such a position, it is not found."""
+    async with history_world(settings=replace(SETTINGS, max_recall_messages=3)) as worker:
+        start = str(worker.adapter.log("k").top)
+        worker.append("k", *map(str, range(10)))
+        late = await worker.joins("k", since=start, rewind=1)
+        assert late.joins[0].gap is not None
+        assert late.received == ["9"]
+
+
+async def test_a_message_with_a_hole_before_it_while_a_position_is_judged() -> None:
+    """A doubt that begins while the broker is asked for a position is ended as any other, and the join waits for it."""
+    async with history_world(settings=replace(SETTINGS, recall_timeout_seconds=1)) as worker:
+        subscriber = await worker.joins("k", rewind=1)
+        worker.append("k", "1")
+        worker.adapter.skips_live = True
+        worker.append("k", "2", "3")
+        newest = worker.adapter.log("k").items[-1]
+        recalls = len(worker.adapter.recalls)
+        worker.adapter.recall_gate.close()
+        joining = asyncio.create_task(worker.joins("k", since=str(newest.place)))
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) > recalls)
+        worker.hub.deliver("k", newest.payload, newest.place)
+        worker.adapter.recall_gate.open()
+        assert (await joining).joins[0].resumed
+        assert await subscriber.receives(3) == ["1", "2", "3"]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from backplane.errors import BrokerUnavailableError
+from backplane.errors import BrokerError, BrokerUnavailableError
 from backplane.history.quiet_channels import QuietChannels
 from tests.unit.controlled_adapter import ControlledHistoryAdapter
 from tests.unit.doubles import until_idle
@@ -71,6 +71,18 @@ async def test_channels_are_compared_in_turn() -> None:
             await quiet.compare()
             turns.append([recall.channel for recall in worker.adapter.recalls])
         assert turns == [channels[:200], channels[200:], channels[:200]]
+
+
+@pytest.mark.parametrize("error", [BrokerError("not permitted"), KeyError("fault")])
+async def test_a_channel_that_cannot_be_compared_concerns_no_other(error: Exception) -> None:
+    """Where the broker refuses one channel, or its read fails unexpectedly, the others of its turn are compared."""
+    async with history_world() as worker:
+        await worker.joined("k")
+        subscriber = await worker.joined("k2")
+        skip(worker, "k2", "1")
+        worker.adapter.recall_errors = [error]
+        await quiet_channels(worker).compare()
+        assert await subscriber.receives(1) == ["1"]
 
 
 async def test_a_channel_in_doubt_is_not_compared() -> None:
