@@ -30,6 +30,7 @@ from backplane.history_rules import History, HistoryRules
 from backplane.message import Position
 from backplane.testing import FaultProxy, RecordingSink
 from backplane.testing.harness import next_message
+from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig
 
 if TYPE_CHECKING:
@@ -386,9 +387,14 @@ async def test_plain_payloads_exclude_a_history(redis_broker: Broker) -> None:
     await adapter.stop()
 
 
+def cluster_node() -> RedisConfig:
+    """Return the configuration of a node whose bus has a port that is free: that of the data and 10,000 may not be."""
+    return RedisConfig(arguments=("--cluster-enabled", "yes", "--cluster-port", str(free_port())))
+
+
 async def test_a_cluster_is_refused(private_redis: StartRedis) -> None:
     """A node of a Redis Cluster is refused with a history, and used without one as before."""
-    broker = private_redis(RedisConfig(arguments=("--cluster-enabled", "yes", "--cluster-port", "0")))
+    broker = private_redis(cluster_node())
     await command(broker, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
     adapter = cast("RedisBroadcaster", broadcaster_from_url(broker.url))
     await adapter.start(RecordingSink())
@@ -466,7 +472,7 @@ HOSTILE = ["{", "}", "{}", "}{", "%", "%7B", "a b", "\r\n", "\0", "*", "[a-z]", 
 
 async def test_hostile_names_have_histories_of_their_own(private_redis: StartRedis) -> None:
     """Whatever a channel is called, its history is its own, and its keys are in one slot."""
-    broker = private_redis(RedisConfig(arguments=("--cluster-enabled", "yes", "--cluster-port", "0")))
+    broker = private_redis(cluster_node())
     cluster, plain = broker, private_redis()
     async with linked(plain.url, *HOSTILE) as (adapter, sink):
         for name in HOSTILE:
@@ -643,7 +649,8 @@ async def test_a_cut_link_is_repaired_without_a_gap(private_redis: StartRedis) -
     broker = private_redis()
     rule = History(max_messages=10_000)
     async with FaultProxy(broker.url) as proxy, linked(broker.url) as (publisher, _):
-        settings = Settings(max_backoff_seconds=0.05)
+        # On an idle machine thousands are published until the link is there again.
+        settings = Settings(max_backoff_seconds=0.05, max_recall_messages=10_000, max_recall_bytes=64 * 1024 * 1024)
         async with (
             Backplane(proxy.url, history={"*": rule}, settings=settings) as backplane,
             backplane.subscribe("room", backlog=Backlog(max_messages=10_000)) as messages,
