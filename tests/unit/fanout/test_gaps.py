@@ -368,3 +368,15 @@ async def test_refusal_on_a_resumed_link_follows_what_was_received() -> None:
         worker.hub.gaps.notify_refused({"a": "not yours"})
         await until_idle()
         assert subscriber.received == ["1", lost(reason="the broker refused the channel: not yours")]
+
+
+async def test_gap_that_is_open_is_not_reopened() -> None:
+    """Where a gap is open, another reason changes neither its reason nor what its subscribers were notified of."""
+    async with running() as worker:
+        subscriber = await worker.joined("a")
+        gaps = worker.hub.gaps
+        gaps.reopen("a", "the first reason")
+        gaps.notify_refused({"a": "not yours"})
+        gaps.reopen("a", "the second reason")
+        gaps.notify_refused({"a": "not yours"})
+        assert subscriber.received == [lost("a", "the broker refused the channel: not yours")]
