@@ -11,6 +11,7 @@ from backplane.testing.proxy import PassingWay
 from tests.brokers.broker import Broker
 from tests.brokers.kafka import KafkaProcess
 from tests.brokers.kafka_stand_in import KafkaStandIn
+from tests.brokers.kafka_topic import topic_proxy
 
 
 class TestKafka(BroadcasterConformance):
@@ -31,9 +32,7 @@ class TestKafka(BroadcasterConformance):
     @pytest.fixture
     def proxy(self, kafka_broker: Broker, topic: str) -> FaultProxy:
         """A proxy at the address that one of the listeners advertises."""
-        if not isinstance(kafka_broker, KafkaProcess):
-            pytest.skip("a proxy is bypassed if the broker advertises another address")
-        return FaultProxy(f"{kafka_broker.proxied_url}?topic={topic}", port=kafka_broker.proxy_port)
+        return topic_proxy(kafka_broker, topic)
 
     @pytest.fixture
     def take_away(self) -> TakeAway:

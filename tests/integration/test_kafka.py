@@ -47,7 +47,7 @@ from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.cluster import kafka_partitions
 from tests.brokers.kafka import KafkaConfig, KafkaProcess
-from tests.brokers.kafka_stand_in import KafkaStandIn
+from tests.brokers.kafka_topic import topic_proxy, topic_url
 from tests.brokers.process import free_port
 
 if TYPE_CHECKING:
@@ -77,17 +77,13 @@ def topic() -> str:
 @pytest.fixture
 def url(kafka_broker: Broker, topic: str) -> str:
     """The URL of the topic at the shared broker."""
-    if isinstance(kafka_broker, KafkaStandIn):
-        pytest.skip("these tests need a real Kafka")
-    return f"{kafka_broker.url}?topic={topic}"
+    return topic_url(kafka_broker, topic)
 
 
 @pytest.fixture
 def proxy(kafka_broker: Broker, topic: str) -> FaultProxy:
     """A proxy at the address that one of the listeners advertises."""
-    if not isinstance(kafka_broker, KafkaProcess):
-        pytest.skip("a proxy is bypassed if the broker advertises another address")
-    return FaultProxy(f"{kafka_broker.proxied_url}?topic={topic}", port=kafka_broker.proxy_port)
+    return topic_proxy(kafka_broker, topic)
 
 
 async def test_a_broker_that_is_down_fails_the_start(caplog: pytest.LogCaptureFixture) -> None:

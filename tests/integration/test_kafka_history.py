@@ -31,7 +31,7 @@ from backplane.broker.registry import broadcaster_from_url
 from backplane.history_rules import HistoryRules
 from backplane.testing import FaultProxy, RecordingSink
 from tests.brokers.kafka import KafkaProcess
-from tests.brokers.kafka_stand_in import KafkaStandIn
+from tests.brokers.kafka_topic import topic_proxy, topic_url
 from tests.integration.test_kafka import WRITE, grant
 
 if TYPE_CHECKING:
@@ -71,17 +71,13 @@ def topic() -> str:
 @pytest.fixture
 def url(kafka_broker: Broker, topic: str) -> str:
     """The URL of the topic, with one partition, at the shared broker."""
-    if isinstance(kafka_broker, KafkaStandIn):
-        pytest.skip("these tests need a real Kafka")
-    return f"{kafka_broker.url}?topic={topic}&partitions=1"
+    return topic_url(kafka_broker, topic, "&partitions=1")
 
 
 @pytest.fixture
 def proxy(kafka_broker: Broker, topic: str) -> FaultProxy:
     """A proxy at the address that one of the listeners advertises."""
-    if not isinstance(kafka_broker, KafkaProcess):
-        pytest.skip("a proxy is bypassed if the broker advertises another address")
-    return FaultProxy(f"{kafka_broker.proxied_url}?topic={topic}&partitions=1", port=kafka_broker.proxy_port)
+    return topic_proxy(kafka_broker, topic, "&partitions=1")
 
 
 @asynccontextmanager
