@@ -2,6 +2,7 @@
 
 from backplane.broker.link_state import LinkState, StateChange
 from backplane.close_codes import CloseCode
+from backplane.cluster_types import Answers, Worker
 from backplane.connection.connection import Connection
 from backplane.connection.envelope import Envelope
 from backplane.connection.limits import Limits
@@ -33,12 +34,22 @@ from backplane.errors import (
     SubscribeError,
     TooManyChannelsError,
     TooManyConnectionsError,
+    TooManyPresentError,
     WrongLoopError,
 )
 from backplane.fanout.backlog import Backlog, FullPolicy
 from backplane.fanout.subscription import Subscription
 from backplane.history_rules import History
 from backplane.message import Gap, HistoryPage, Joined, Message, Position, Receipt
+from backplane.presence.watch import PresenceWatch
+from backplane.presence_types import (
+    Presence,
+    PresenceChange,
+    PresenceSnapshot,
+    PresenceView,
+    PresentUser,
+    Who,
+)
 from backplane.settings import Settings
 from backplane.statistics import Statistics
 from backplane.typed_channel import TypedChannel
@@ -47,6 +58,7 @@ from backplane.worker.health import Health
 
 __all__ = [
     "AllowedOrigins",
+    "Answers",
     "Authorize",
     "AuthorizeTimeoutError",
     "Backlog",
@@ -84,6 +96,12 @@ __all__ = [
     "PayloadTooLargeError",
     "PermissionExpiredError",
     "Position",
+    "Presence",
+    "PresenceChange",
+    "PresenceSnapshot",
+    "PresenceView",
+    "PresenceWatch",
+    "PresentUser",
     "PublishError",
     "PublishOutcomeUnknownError",
     "Receipt",
@@ -97,7 +115,10 @@ __all__ = [
     "Subscription",
     "TooManyChannelsError",
     "TooManyConnectionsError",
+    "TooManyPresentError",
     "TypedChannel",
+    "Who",
+    "Worker",
     "WrongLoopError",
 ]
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
 from backplane.broker.adapter_source import AdapterSource
+from backplane.cluster.signatures import secret_bytes
+from backplane.cluster_verbs import ClusterVerbs
 from backplane.connection.driver import ConnectionDriver
 from backplane.connection.envelope import JSON_SUBPROTOCOL, envelope_function, json_envelope
 from backplane.connection.limits import Limits
 from backplane.connection.policy import check_policy_options
+from backplane.control.surveys import Surveys
 from backplane.errors import ConfigurationError, LifecycleError
 from backplane.fanout.backlog import Backlog
 from backplane.fanout.outbox import Outbox
@@ -22,6 +25,7 @@ from backplane.fanout.subscriber_options import (
 )
 from backplane.fanout.subscription import Subscription
 from backplane.history_rules import HistoryRules
+from backplane.presence_types import PresenceRules
 from backplane.settings import Settings
 from backplane.statistics import Statistics
 from backplane.synchronous.publisher import WorkerPublisher
@@ -29,6 +33,7 @@ from backplane.synchronous.publisher_thread import PublisherThreads
 from backplane.typed_channel import TypedChannel
 from backplane.web.handshake import ConnectionScope
 from backplane.web.origin import OriginRule
+from backplane.worker.cluster_options import ClusterOptions
 from backplane.worker.deployment import warn_if_no_pings, warn_of_default_url
 from backplane.worker.health import Health
 from backplane.worker.lifecycle import Lifecycle
@@ -48,9 +53,10 @@ if TYPE_CHECKING:
     from backplane.connection.connection import Connection
     from backplane.connection.envelope import Envelope, EnvelopeFunction
     from backplane.connection.policy import Authorize, OnGap, OnSlow
-    from backplane.fanout.subscriber_options import Since
+    from backplane.fanout.subscriber_options import ChannelPresence, Since
     from backplane.history_rules import History
     from backplane.message import HistoryPage, Position, Receipt
+    from backplane.presence_types import Presence, Who
     from backplane.synchronous.publisher import SyncPublisher
     from backplane.web.origin import AllowedOrigins
 
@@ -61,7 +67,7 @@ logger: Final = logging.getLogger("backplane.core")
 _ModelT = TypeVar("_ModelT")
 
 
-class Backplane:
+class Backplane(ClusterVerbs):
     """Joins the workers of an application: what one publishes, the clients of all receive.
 
     Opens nothing until it is started, so it may be made at module level, before a fork, with `--preload`. Start it by
@@ -87,6 +93,17 @@ class Backplane:
             costs no message while the broker keeps it, and what comes back with its last position gets what it missed.
             Every process that publishes to a kept channel or subscribes to it must have the same rule. Defaults to no
             channel.
+        presence: In which channels it is known which users are there: `{"room:*": Presence()}`, patterns as for
+            `history`. Implies `cluster`. Every process that serves such a channel must have the same rule. Defaults to
+            no channel.
+        cluster: Whether the workers know each other: they exchange heartbeats, and `workers`, `survey` and
+            `confirm_seconds` are possible, and this worker applies the commands of others (`disconnect`, `leave`,
+            `join`, `send_to`). `"observer"` sees the others and can ask them without being one of them, as a script
+            does. Defaults to `False`, and then nothing is sent or subscribed for it.
+        control_secret: Signs what the workers exchange; what is not signed by it is dropped. For a broker to which
+            other programs may publish: without it, each that can publish to channels that start with `$backplane/` can
+            disconnect clients. At least 16 bytes, the same in every process, whose clocks may differ by 5 minutes.
+            Defaults to none.
         settings: Times and bounds; see `Settings` for each with its default.
         limits: How clients are kept alive and what they may do, where `connect` and `sse` are given no other; see
             `Limits` for each with its default.
@@ -111,6 +128,9 @@ class Backplane:
         url: str | Broadcaster | None = None,
         *,
         history: Mapping[str, History] | None = None,
+        presence: Mapping[str, Presence] | None = None,
+        cluster: bool | Literal["observer"] = False,
+        control_secret: str | bytes | None = None,
         settings: Settings | None = None,
         limits: Limits | None = None,
         backlog: Backlog | None = None,
@@ -122,6 +142,13 @@ class Backplane:
             raise ConfigurationError(f"settings must be a Settings(...), not {settings!r:.100}")
         self._settings = settings or Settings()
         self._history_rules = HistoryRules({} if history is None else history)
+        self._surveys: Surveys = Surveys()
+        self._cluster = ClusterOptions(
+            presence=PresenceRules({} if presence is None else presence),
+            cluster=cluster,
+            secret=secret_bytes(control_secret),
+            surveys=self._surveys,
+        )
         self._limits = Limits() if limits is None else limits
         check_policy_options(on_gap, self._limits)
         self._backlog = _checked_backlog(Backlog() if backlog is None else backlog)
@@ -381,6 +408,7 @@ class Backplane:
         rewind: int = 0,
         previous_id: str | None = None,
         envelope: Envelope = None,
+        presence: Who | None = None,
     ) -> AbstractAsyncContextManager[Connection]:
         """Join `channels`, accept `websocket`, and serve it until the block ends.
 
@@ -437,6 +465,9 @@ class Backplane:
                 clients that have the same. Defaults to messages as they were published. What the application sends
                 itself stays as it is. `on_gap` applies beside it: pass a function that returns `None` to have the event
                 alone.
+            presence: The user of this connection, `Who(user=..., info=...)`: present in each channel that it joins and
+                that has a `Presence` rule, and the one that commands such as `disconnect(user=...)` mean. Defaults to
+                none, and then commands mean the `client_key`.
 
         Raises:
             WebSocketException: The client was refused, and its cause states why: a `RefusedError` (the origin,
@@ -445,7 +476,7 @@ class Backplane:
                 worker drains, or because the client left before it was accepted. The handshake is answered; to the
                 framework this is an ordinary end.
             ConfigurationError: `expires_at` is not a moment, or `limits`, `on_gap`, `backlog`, `since`, `rewind`,
-                `previous_id` or `envelope` cannot be used.
+                `previous_id`, `envelope` or `presence` cannot be used.
             LifecycleError: The socket was accepted already.
             ClosedError: The socket is closed, or the backplane has stopped.
             NotStartedError: The backplane is not started.
@@ -462,7 +493,9 @@ class Backplane:
         if subprotocol == JSON_SUBPROTOCOL or (function is json_envelope and subprotocol is None):
             subprotocol = JSON_SUBPROTOCOL if socket.offers(JSON_SUBPROTOCOL) else None
             function = function or (None if subprotocol is None else json_envelope)
-        options = _client_options(channels, runtime.hub.rules, since, rewind, previous_id, function)
+        options = _client_options(
+            channels, runtime.hub.rules, since, rewind, previous_id, function, runtime.attendance(presence)
+        )
         driver = ConnectionDriver(
             socket, runtime.hub, self._outbox(runtime, backlog), policy, context=context, options=options
         )
@@ -494,6 +527,7 @@ class Backplane:
         since: Since = None,
         rewind: int = 0,
         previous_id: str | None = None,
+        presence: Who | None = None,
     ) -> Response:
         """Answer `request` with the same channels as server-sent events: `return backplane.sse(request, "orders")`.
 
@@ -524,6 +558,7 @@ class Backplane:
                 Needs a channel with a history. Defaults to 0.
             previous_id: The id of the stream or connection that the client had before: messages that exclude it are not
                 sent. What is no id is ignored.
+            presence: The user of this client, as in `connect`.
 
         Raises:
             ConfigurationError: No channel, more than 16 with a history, `request` is not an HTTP request, or an option
@@ -550,6 +585,7 @@ class Backplane:
             since=since,
             rewind=rewind,
             previous_id=previous_id,
+            presence=runtime.attendance(presence),
         )
 
     async def history(self, channel: str, *, since: str | Position | None = None, limit: int = 100) -> HistoryPage:
@@ -599,6 +635,7 @@ class Backplane:
             self._settings,
             self._notify_state,
             history_rules=self._history_rules or None,
+            cluster=self._cluster,
             limits=self._limits,
             on_gap=self._on_gap,
             authorize=self._authorize,
@@ -639,11 +676,12 @@ def _client_options(
     rewind: int,
     previous_id: str | None,
     envelope: EnvelopeFunction | None,
+    presence: ChannelPresence | None,
 ) -> SubscriberOptions | None:
     """Return what this client is given, or `None` where it is given nothing: most clients are."""
     positions = positions_by_channel(since, channels, rules)
     check_rewind(rewind, rules)
     previous = previous_token(previous_id)
-    if positions is None and not rewind and previous is None and envelope is None:
+    if positions is None and not rewind and previous is None and envelope is None and presence is None:
         return None
-    return SubscriberOptions(since=positions, rewind=rewind, previous=previous, envelope=envelope)
+    return SubscriberOptions(since=positions, rewind=rewind, previous=previous, envelope=envelope, presence=presence)

@@ -38,6 +38,7 @@ __all__ = [
     "SubscribeError",
     "TooManyChannelsError",
     "TooManyConnectionsError",
+    "TooManyPresentError",
     "WrongLoopError",
 ]
 
@@ -84,6 +85,27 @@ class ClosedError(LifecycleError):
     Nothing was published. In the handler of a client, return, or let the error end it: the client is closed, and comes
     back to another worker where this one drains. After a stop, start the backplane again.
     """
+
+
+class TooManyPresentError(BackplaneError):
+    """A channel has more connections than its `Presence(max_entries=...)`, so that its users are not known.
+
+    Raised by `PresenceView.users`. Show `connections`, which is known, or raise `max_entries` in every process: each
+    entry takes some 300 bytes in every worker that watches the channel.
+
+    Attributes:
+        connections: How many connections are in the channel.
+    """
+
+    def __init__(self, connections: int) -> None:
+        super().__init__(
+            f"the channel has {connections:,} connections, and is over the max_entries of its Presence rule: its users "
+            "are not known, only `connections` is"
+        )
+        self.connections: int = connections
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a process pool pickles errors
+        return type(self), (self.connections,)
 
 
 class WrongLoopError(LifecycleError):

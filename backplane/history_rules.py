@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from backplane.channel_rules import ChannelRules
 from backplane.errors import ConfigurationError
 from backplane.option_checks import check_number, refuse_unknown_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 __all__ = ["History", "HistoryRules"]
 
 _DEFAULT_MESSAGES: Final = 100
 _DEFAULT_AGE_SECONDS: Final = 600.0
-# Channel names can be chosen by clients: the cache of their rules must not grow without bound.
-_MAX_CACHED: Final = 10_000
 
 
 @refuse_unknown_options
@@ -53,8 +51,8 @@ class History:
             object.__setattr__(self, "max_messages", 1)
 
 
-class HistoryRules:
-    """The rules of a `Backplane`, by pattern: the first pattern that matches a channel decides.
+class HistoryRules(ChannelRules[History]):
+    """The histories of a `Backplane`, by pattern.
 
     Args:
         rules: A rule for each pattern, in which `*` is any run of characters, also none. Every other character is
@@ -65,48 +63,4 @@ class HistoryRules:
     """
 
     def __init__(self, rules: Mapping[str, History]) -> None:
-        self._rules: dict[str, History] = {}
-        for pattern, rule in rules.items():
-            if not (pattern and isinstance(pattern, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise ConfigurationError(
-                    f"history: a pattern of channels is a text such as 'orders:*', not {pattern!r}"
-                )
-            if not isinstance(rule, History):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise ConfigurationError(f"history: the rule of {pattern!r} must be a History(...), not {rule!r:.100}")
-            self._rules[pattern] = rule
-        self._compiled = [(pattern, _compiled(pattern), rule) for pattern, rule in self._rules.items()]
-        self._cache: dict[str, tuple[str, History] | None] = {}
-
-    def __iter__(self) -> Iterator[tuple[str, History]]:
-        """Iterate over the patterns with their rules, in their order."""
-        return iter(self._rules.items())
-
-    def __bool__(self) -> bool:
-        return bool(self._rules)
-
-    def rule_of(self, channel: str) -> History | None:
-        """Return the rule of `channel`, or `None`."""
-        match = self._match(channel)
-        return None if match is None else match[1]
-
-    def pattern_of(self, channel: str) -> str | None:
-        """Return the pattern that decides for `channel`, or `None`."""
-        match = self._match(channel)
-        return None if match is None else match[0]
-
-    def _match(self, channel: str) -> tuple[str, History] | None:
-        try:
-            return self._cache[channel]
-        except KeyError:
-            pass
-        if len(self._cache) >= _MAX_CACHED:
-            self._cache.clear()
-        found = next(
-            ((pattern, rule) for pattern, compiled, rule in self._compiled if compiled.fullmatch(channel)), None
-        )
-        self._cache[channel] = found
-        return found
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(".*".join(re.escape(part) for part in re.split(r"\*+", pattern)), re.DOTALL)
+        super().__init__("history", History, rules)

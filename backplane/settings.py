@@ -64,6 +64,11 @@ class Settings:
             work, is cancelled after this time (`asyncio.CancelledError`), and again if it swallows that. A drain waits
             as long for handlers. Defaults to 10.
         max_connections: Most clients of this worker; more are refused with 429. Defaults to none.
+        worker_heartbeat_seconds: With `Backplane(cluster=True)`, how often a worker sends a heartbeat to the others;
+            above 150 workers it grows, to a fiftieth of a second for each. Every worker must have the same. Defaults to
+            3.
+        worker_down_seconds: How long no heartbeat of a worker may be received before it counts as ended; at least 3.3
+            times the time between two of them. Every worker must have the same. Defaults to 10.
         max_recall_messages: Most messages of a kept channel that are given back at once, to this worker after a lost
             link or to a client that comes back; what missed more is notified of a gap. Defaults to 1,000.
         max_recall_bytes: Most bytes, likewise. Defaults to 4 MiB.
@@ -95,6 +100,8 @@ class Settings:
     drain_seconds: float = 5.0
     handler_grace_seconds: float = 10.0
     max_connections: int | None = None
+    worker_heartbeat_seconds: float = 3.0
+    worker_down_seconds: float = 10.0
     max_recall_messages: int = 1_000
     max_recall_bytes: int = 4 * 1024 * 1024
     recall_timeout_seconds: float = 2.0

@@ -121,10 +121,11 @@ class Connection:
         rewind: int = 0,
         when_full: FullPolicy | None = None,
         latest_by: Callable[[Message], object] | None = None,
+        presence: bool = False,
     ) -> None:
         """Receive what is published to `channel`; once this returns no later publish is missed without a gap.
 
-        Joining again changes nothing but the policy. Cancelling leaves the channel unjoined.
+        Joining again changes nothing but the policy and `presence`. Cancelling leaves the channel unjoined.
 
         Args:
             channel: What to receive.
@@ -138,9 +139,13 @@ class Connection:
             when_full: What happens to a message of this channel that does not fit into what may wait for the client.
                 Defaults to the policy of the connection's `Backlog`, whose bounds apply to all channels together.
             latest_by: With `latest`, the key of the channel's messages; see `Backlog`.
+            presence: Whether the client is sent the users of the channel, once they are known, and then every change,
+                in the format of `backplane.presence.frames`; each frame is made once for all clients of this worker.
+                Called again, it begins anew. Defaults to `False`, which changes nothing.
 
         Raises:
-            ConfigurationError: `since` or `rewind` is of another type, or no channel has a history to rewind.
+            ConfigurationError: `since` or `rewind` is of another type, or no channel has a history to rewind; or
+                `presence`, and the channel has no `Presence` rule.
             InvalidChannelError: The name is not legal.
             JoinRefusedError: The application's `authorize` refused the channel.
             TooManyChannelsError: It has joined as many as are allowed.
@@ -151,6 +156,27 @@ class Connection:
         policy = self._driver.outbox.policy(when_full, latest_by)
         await self._driver.join(channel, since=since, rewind=rewind)
         self._driver.outbox.set_policy(channel, policy)
+        if presence:
+            self._driver.presence(channel).notify(self._driver, channel)
+
+    async def update_presence(self, channel: str, *, info: Any = None) -> None:
+        """Replace the `info` that is shown with the user of this connection in `channel`.
+
+        Seen by every worker after 0.1 s and the way over the broker; of several calls in that time only the last one.
+        A call for a channel that is not joined changes nothing.
+
+        Args:
+            channel: The channel.
+            info: Anything JSON, of at most 256 bytes.
+
+        Raises:
+            ConfigurationError: The connection has no user (`connect(presence=Who(...))`), or the channel no presence.
+            InvalidDataError: `info` is not JSON, or larger.
+            ClosedError: The connection has ended.
+        """
+        self._driver.affinity.check()
+        self._driver.check_attached()
+        self._driver.presence(channel).update(self._driver, channel, info)
 
     async def leave(self, channel: str) -> None:
         """Receive nothing more of `channel`; what waits is still sent. Leaving what was not joined changes nothing."""

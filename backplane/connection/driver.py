@@ -23,6 +23,7 @@ from backplane.connection.policy import ConnectionPolicy, SlowConsumer
 from backplane.connection.receiver import Receiver
 from backplane.connection.sender import AsgiSender, LaneSender, Sender
 from backplane.connection.tasks import Tasks
+from backplane.errors import ConfigurationError
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import to_client_data
 from backplane.fanout.subscriber import BaseSubscriber
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from backplane.errors import InvalidMessageError
     from backplane.fanout.hub import Hub
     from backplane.fanout.outbox import Outbox
-    from backplane.fanout.subscriber_options import SubscriberOptions
+    from backplane.fanout.subscriber_options import ChannelPresence, SubscriberOptions
     from backplane.message import Gap, Joined, Position
     from backplane.statistics import DropReason
 
@@ -183,6 +184,16 @@ class ConnectionDriver(BaseSubscriber):
     def position(self, channel: str) -> Position | None:
         """Return up to where the client was sent `channel`, once all that was received of it is on its way."""
         return self._hub.position(channel) if channel in self._channels else None
+
+    def presence(self, channel: str) -> ChannelPresence:
+        """Return what this client has of presence.
+
+        Raises:
+            ConfigurationError: The backplane has no presence.
+        """
+        if self._presence is None:
+            raise ConfigurationError(f"channel {channel!r} has no presence: pass Backplane(presence={{...}})")
+        return self._presence
 
     async def join_at_handshake(self, channel: str) -> None:
         """Join, from where the client was before."""

@@ -11,7 +11,7 @@ from backplane.message import Message
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Batch", "EnvelopedMessage", "source_of"]
+__all__ = ["Batch", "EnvelopedMessage", "FinalMessage", "source_of"]
 
 # An application can make a function for each client, and the ring of a quiet channel keeps a batch for long.
 _MAX_ENVELOPES: Final = 8
@@ -27,6 +27,12 @@ class EnvelopedMessage(Message):
     __slots__ = ("source",)
 
     source: Message
+
+
+class FinalMessage(Message):
+    """What a worker has made itself for its clients: it gets no envelope."""
+
+    __slots__ = ()
 
 
 class Batch(list[Message]):
@@ -131,7 +137,9 @@ class Batch(list[Message]):
         return [compress_frame(message.data, window_bits) for message in self]
 
 
-def _envelop(message: Message, envelope: Callable[[Message], object]) -> EnvelopedMessage | None:
+def _envelop(message: Message, envelope: Callable[[Message], object]) -> Message | None:
+    if isinstance(message, FinalMessage):
+        return message
     data = envelope(message)
     if data is None:
         return None

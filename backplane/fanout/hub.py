@@ -170,6 +170,18 @@ class Hub:
             self.gaps.report_early(channel)  # the message has overtaken the broker's confirmation
         self._collect(channel, message)
 
+    def deliver_local(self, topic: str, batch: Batch, subscribers: dict[Subscriber, int]) -> None:
+        """Deliver what this worker has made itself, in slices as everything else, in order per topic.
+
+        Args:
+            topic: Names the order; no channel that is subscribed.
+            batch: The messages.
+            subscribers: Which subscribers get it. One that is removed meanwhile gets nothing more.
+        """
+        if any(delivery.channel == topic for delivery in self._deliveries):
+            self._flush()
+        self._start_delivery(Delivery(topic, batch, subscribers, self._bursts))
+
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Notify every subscriber of `channels` that messages may be missing at this place.
 
@@ -232,7 +244,10 @@ class Hub:
             self._flush()
         self.delivered += len(batch)
         subscribers = self._subscribers.get(channel, {})
-        self._deliveries.append(Delivery(channel, batch, subscribers, self._bursts, missed=True))
+        self._start_delivery(Delivery(channel, batch, subscribers, self._bursts, missed=True))
+
+    def _start_delivery(self, delivery: Delivery) -> None:
+        self._deliveries.append(delivery)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
 

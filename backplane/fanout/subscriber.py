@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from backplane.fanout.batch import Batch
     from backplane.fanout.hub import Hub
-    from backplane.fanout.subscriber_options import Since
+    from backplane.fanout.subscriber_options import ChannelPresence, Since
     from backplane.message import Gap, Joined
 
 __all__ = ["BaseSubscriber", "JoinRules"]
@@ -92,6 +92,15 @@ class BaseSubscriber(ABC):
         return self._detached
 
     @property
+    def user(self) -> str | None:
+        """The user of it, for presence and for commands to all connections of a user; `None` where it has none."""
+        return None if self._presence is None else self._presence.user
+
+    @property
+    def _presence(self) -> ChannelPresence | None:
+        return None if self._options is None else self._options.presence
+
+    @property
     def resumed(self) -> bool:
         """Whether a join passed a position, and each that did was resumed: exactly what was missed is given back.
 
@@ -144,6 +153,8 @@ class BaseSubscriber(ABC):
             except TooManyChannelsError:
                 await self.leave(channel)
                 raise
+        if (presence := self._presence) is not None:
+            presence.entered(self, channel)
 
     async def leave(self, channel: str) -> None:
         """Receive nothing more of `channel`, except what is in the outbox. Leaving a channel twice changes nothing."""
@@ -151,6 +162,8 @@ class BaseSubscriber(ABC):
         if channel in self._channels:
             del self._channels[channel]
             self._hub.leave(channel, self)
+            if (presence := self._presence) is not None:
+                presence.left(self, channel)
 
     def joined(self, joined: Joined) -> None:
         """Take the notice of a join. Called by the hub."""
@@ -188,8 +201,11 @@ class BaseSubscriber(ABC):
     def _detach(self) -> None:
         """Leave every channel, and refuse joins from now on."""
         self._detached = True
+        presence = self._presence
         for channel in self._channels:
             self._hub.leave(channel, self)
+            if presence is not None:
+                presence.left(self, channel)
         self._channels.clear()
 
     def _check_attached(self) -> None:

@@ -1,9 +1,9 @@
-"""What only some subscribers are given: where they were before, and in which form they receive. No I/O."""
+"""What only some subscribers are given: where they were before, in which form they receive, their presence. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from backplane.errors import ConfigurationError
 from backplane.message import Position
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SEPARATOR",
     "UNKNOWN",
+    "ChannelPresence",
     "Since",
     "SubscriberOptions",
     "check_rewind",
@@ -39,6 +40,27 @@ UNKNOWN: Final = "-"
 _TOKEN_CHARACTERS: Final = 16
 
 
+class ChannelPresence(Protocol):
+    """The presence of one subscriber in the channels that it joins."""
+
+    @property
+    def user(self) -> str | None:
+        """The user of it; `None` where it has none, and is nowhere present."""
+        ...
+
+    def entered(self, client: Any, channel: str, /) -> None:
+        """Take note that `client` has joined a channel."""
+
+    def left(self, client: Any, channel: str, /) -> None:
+        """Take note that `client` has left a channel, or has ended."""
+
+    def update(self, client: Any, channel: str, info: Any, /) -> None:
+        """Replace what is shown with the user."""
+
+    def notify(self, client: Any, channel: str, /) -> None:
+        """Send `client` the users of a channel, and their changes."""
+
+
 class SubscriberOptions:
     """Options of one subscriber. Made only where one of them is given: most subscribers have none.
 
@@ -47,10 +69,11 @@ class SubscriberOptions:
         rewind: How many of the newest messages it gets, at the joins of a handshake.
         previous: The token that it had before: messages that exclude it are not delivered.
         envelope: Returns the data to send for a message, a gap or a join; `None` sends nothing.
+        presence: What is notified of its channels, where the backplane has presence.
         resumed: Whether each join that passed a position was resumed; `None` where none did.
     """
 
-    __slots__ = ("envelope", "previous", "resumed", "rewind", "since")
+    __slots__ = ("envelope", "presence", "previous", "resumed", "rewind", "since")
 
     def __init__(
         self,
@@ -59,11 +82,13 @@ class SubscriberOptions:
         rewind: int = 0,
         previous: bytes | None = None,
         envelope: Callable[[Message | Gap | Joined], object] | None = None,
+        presence: ChannelPresence | None = None,
     ) -> None:
         self.since: Mapping[str, str] | None = since
         self.rewind: int = rewind
         self.previous: bytes | None = previous
         self.envelope: Callable[[Message | Gap | Joined], object] | None = envelope
+        self.presence: ChannelPresence | None = presence
         self.resumed: bool | None = None
 
     def apply(self, batch: Batch) -> Batch:

@@ -33,6 +33,7 @@ from backplane.errors import (
     OriginRefusedError,
     SlowConsumerError,
 )
+from backplane.fanout.batch import Batch, FinalMessage
 from backplane.fanout.subscriber_options import (
     SEPARATOR,
     UNKNOWN,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
     from backplane.connection.policy import ConnectionPolicy
     from backplane.fanout.outbox import Outbox
+    from backplane.fanout.subscriber_options import ChannelPresence
     from backplane.web.origin import OriginRule
     from backplane.worker.runtime import Runtime
 
@@ -90,6 +92,7 @@ def event_stream(
     since: Since = None,
     rewind: int = 0,
     previous_id: str | None = None,
+    presence: ChannelPresence | None = None,
 ) -> Response:
     """Return a response that streams `channels` until its client disconnects; nothing happens until it is sent.
 
@@ -112,6 +115,7 @@ def event_stream(
         since: Where the client was before; its header `Last-Event-ID`, where it sends one, replaces that.
         rewind: How many messages of each channel come first, at a first visit and after a gap at the join.
         previous_id: The id of the stream that the client had before.
+        presence: What is notified of its channels.
 
     Raises:
         ConfigurationError: No channel, more than 16 channels with a history, a time that is not more than 0 and finite,
@@ -130,7 +134,10 @@ def event_stream(
         )
     check_rewind(rewind, history)
     options = SubscriberOptions(
-        since=positions_by_channel(since, channels, history), rewind=rewind, previous=previous_token(previous_id)
+        since=positions_by_channel(since, channels, history),
+        rewind=rewind,
+        previous=previous_token(previous_id),
+        presence=presence,
     )
     return _EventStreamResponse(
         runtime,
@@ -185,13 +192,17 @@ class EventStream(Subscription):
         """`event stream`."""
         return "event stream"
 
-    def retire(self, code: int, reason: str) -> None:
+    def retire(self, code: int, reason: str, /) -> None:
         """End: the worker drains. There is no close code in HTTP."""
         self.end()
 
-    async def close(self, code: int, reason: str) -> None:
+    async def close(self, code: int, reason: str, /) -> None:
         """End: the worker stops."""
         self.end()
+
+    def send(self, data: str | bytes) -> None:
+        """Send what the application itself sends, after what waits."""
+        self.offer(Batch(FinalMessage(channel="", data=data)))
 
     def end(self) -> None:
         """End after what already waits, which the client has a second to receive. Ending again changes nothing."""

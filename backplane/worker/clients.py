@@ -10,12 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.close_codes import CloseCode
+from backplane.control.client_index import ControlledClient
 from backplane.errors import ClosedError, TooManyConnectionsError
 from backplane.worker.shutdown import stagger_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from backplane.control.client_index import ClientIndex
     from backplane.log_bursts import LogBursts
     from backplane.statistics import Counters
 
@@ -39,14 +41,16 @@ def _at_once(callback: Callable[[], None]) -> None:
     callback()
 
 
-class LocalClient(Protocol):
+class LocalClient(ControlledClient, Protocol):
     """A client that is closed before the worker ends: a WebSocket, an event stream."""
+
+    @property
+    def user(self) -> str | None:
+        """The user of it, where the application has named one."""
+        ...
 
     def retire(self, code: int, reason: str) -> None:
         """Begin to close, after what already waits for the client."""
-
-    async def close(self, code: int, reason: str) -> None:
-        """Close now."""
 
 
 class ClientRegistry:
@@ -59,6 +63,7 @@ class ClientRegistry:
 
     Attributes:
         is_draining: No client is accepted any more.
+        index: The clients by user, for commands; `None` where there are none.
     """
 
     def __init__(self, max_connections: int | None, counters: Counters, bursts: LogBursts) -> None:
@@ -66,6 +71,7 @@ class ClientRegistry:
         self._counters = counters
         self._bursts = bursts
         self.is_draining: bool = False
+        self.index: ClientIndex | None = None
         self._keys: dict[LocalClient, str | bytes | None] = {}
         self._ended: int = 0  # clients whose handler has ended and whose transport is still there
         self._refusals: int = 0
@@ -109,6 +115,8 @@ class ClientRegistry:
         self._keys[client] = client_key
         if client_key is not None:
             self._count_by_key[client_key] += 1
+        if self.index is not None:
+            self.index.add(client, client.user or (client_key if isinstance(client_key, str) else None))
 
     def unregister(self, client: LocalClient, when_gone: Callable[[Callable[[], None]], None] = _at_once) -> None:
         """Remove a client whose handler has ended; it counts for the limits until its transport is gone.
@@ -119,6 +127,8 @@ class ClientRegistry:
         """
         if client in self._keys:
             self._ended += 1
+            if self.index is not None:
+                self.index.discard(client)
             when_gone(partial(self._transport_gone, self._keys.pop(client)))
         if not self._keys:
             self._emptied.set()

@@ -87,7 +87,7 @@ class Lifecycle:
         self._source.take()
         runtime = self.runtime = self._make_runtime(self._source.adapter)
         try:
-            await runtime.supervisor.start()
+            await runtime.start()
         except BaseException:
             self.runtime = None
             self._source.give_back()

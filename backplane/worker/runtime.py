@@ -14,11 +14,14 @@ from backplane.broker.publish_buffer import PublishBuffer
 from backplane.broker.publisher import WaitingPublisher
 from backplane.broker.supervisor import Supervisor
 from backplane.channels import validate_channel
+from backplane.cluster.bus import ClusterBus
+from backplane.cluster.signatures import Signer
 from backplane.concurrency.call_queue import CallQueue
 from backplane.connection.connection import Connection
 from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy
+from backplane.control.requests import Requests
 from backplane.errors import (
     BrokerUnavailableError,
     ClosedError,
@@ -33,8 +36,10 @@ from backplane.fanout.codec import encode
 from backplane.fanout.hub import Hub
 from backplane.history.histories import Histories
 from backplane.log_bursts import LogBursts
+from backplane.presence_types import Who
 from backplane.statistics import Counters
 from backplane.worker.clients import ClientRegistry
+from backplane.worker.cluster import Cluster
 from backplane.worker.health import Health
 from backplane.worker.shutdown import stagger_window
 
@@ -49,8 +54,10 @@ if TYPE_CHECKING:
     from backplane.fanout.subscription import Subscription
     from backplane.history_rules import History, HistoryRules
     from backplane.message import HistoryPage, Position, Receipt
+    from backplane.presence.attendance import Attendance
     from backplane.settings import Settings
     from backplane.statistics import Statistics
+    from backplane.worker.cluster_options import ClusterOptions
 
 __all__ = ["Runtime"]
 
@@ -76,6 +83,7 @@ class Runtime:
         settings: Times and bounds.
         on_state: Called with every change of the link's state.
         history_rules: Which channels have a history; `None` where none has.
+        cluster: What concerns all workers together. Defaults to nothing.
         limits: The limits of a client that is given no other.
         on_gap: What happens at a gap to a client that is given nothing else.
         authorize: Decides which client may join what.
@@ -91,6 +99,7 @@ class Runtime:
         subscriptions: The subscriptions of the application (`Backplane.subscribe`).
         keepalive: The timer of all connections.
         histories: The histories of the kept channels; `None` without rules.
+        cluster: What knows the other workers; `None` where they do not know each other.
         statistics: Where the parts count; `count` returns it with what the hub and the buffer count themselves.
         bursts: How what can concern many clients at once is logged.
         drained: The worker is about to end, and its subscriptions have ended.
@@ -104,6 +113,7 @@ class Runtime:
         on_state: Callable[[StateChange], None] | None = None,
         *,
         history_rules: HistoryRules | None = None,
+        cluster: ClusterOptions | None = None,
         limits: Limits | None = None,
         on_gap: OnGap = "close",
         authorize: Authorize | None = None,
@@ -111,6 +121,7 @@ class Runtime:
         close_seconds: float = _CLOSE_SECONDS,
     ) -> None:
         self.settings = settings
+        self._on_state = on_state
         self.origin: bytes = os.urandom(8)
         self.broker_subscriptions: BrokerSubscriptions = BrokerSubscriptions(
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
@@ -139,7 +150,7 @@ class Runtime:
             self.broker_subscriptions,
             origin=self.origin,
             settings=settings,
-            on_state=on_state,
+            on_state=self._state_changed,
             prepare=None if histories is None else histories.prepare,
             link_tasks=() if histories is None else histories.link_tasks,
         )
@@ -171,6 +182,61 @@ class Runtime:
                 max_messages=settings.max_buffer_messages,
                 bursts=self.bursts,
             )
+        self._bus: ClusterBus | None = None
+        self._signer = None if cluster is None or cluster.secret is None else Signer(cluster.secret)
+        self.cluster: Cluster | None = None
+        if cluster is not None and cluster.mode is not None:
+            self.cluster = Cluster(
+                self._make_bus(),
+                broadcaster,
+                self.hub,
+                settings=settings,
+                rules=cluster.presence,
+                surveys=cluster.surveys,
+                mode=cluster.mode,
+                bursts=self.bursts,
+            )
+            self.clients.index = self.cluster.clients
+
+    async def start(self) -> None:
+        """Open the link, and join the cluster; see `Supervisor.start` and `Cluster.start`."""
+        await self.supervisor.start()
+        if self.cluster is not None:
+            try:
+                await self.cluster.start(strict=self.settings.start == "strict")
+            except BaseException:
+                await self.stop()
+                raise
+
+    def members(self) -> Cluster:
+        """Return what knows the other workers.
+
+        Raises:
+            ConfigurationError: They do not know each other.
+        """
+        if self.cluster is None:
+            raise ConfigurationError(
+                "the workers do not know each other: pass Backplane(cluster=True), or presence={...}, in each of them"
+            )
+        return self.cluster
+
+    def requests(self) -> Requests:
+        """Return what sends commands: to all workers, also from a process that is none of them."""
+        return Requests(self._make_bus(), list) if self.cluster is None else self.cluster.requests
+
+    def attendance(self, who: object) -> Attendance | None:
+        """Return what a client has of presence; `None` in a backplane without.
+
+        Raises:
+            ConfigurationError: `who` is no `Who`, or there is no presence.
+        """
+        if not isinstance(who, Who | None):
+            raise ConfigurationError(f"presence must be a Who(user=...), not {who!r:.100}")
+        if self.cluster is not None:
+            return self.cluster.attendance(who)
+        if who is not None:
+            raise ConfigurationError("presence=Who(...) needs Backplane(presence={...}), or cluster=True")
+        return None
 
     async def publish(
         self, channel: str, data: object, exclude: Connection | str | None, idempotency_key: str | bytes | None = None
@@ -257,6 +323,10 @@ class Runtime:
         await self._publisher.stop(self.settings.publish_timeout_seconds)
         self._end_subscriptions()
         await self.clients.close_all()
+        if self.cluster is not None:
+            await self.cluster.stop()
+        if self._bus is not None:
+            await self._bus.stop()
         await self.supervisor.stop()
         await self.calls.close()
         self.hub.close()
@@ -286,12 +356,31 @@ class Runtime:
             gaps=hub.gaps.reported,
             last_gap_seconds_ago=_since(hub.gaps.last_reported_at, now),
             last_gap_reason=hub.gaps.last_reason,
-            channels=len(hub.channels),
+            channels=len(hub.channels) - (0 if self._bus is None else self._bus.topics),
             connections=len(self.clients),
             subscriptions=len(self.subscriptions),
             buffered=len(self._publisher),
             channels_in_doubt=hub.in_doubt,
         )
+
+    def _state_changed(self, change: StateChange) -> None:
+        if self.cluster is not None:
+            self.cluster.link_changed(change.new)
+        if self._on_state is not None:
+            self._on_state(change)
+
+    def _make_bus(self) -> ClusterBus:
+        if self._bus is None:
+            self._bus = ClusterBus(
+                self.hub,
+                WaitingPublisher(self.supervisor.attempts).publish,  # what waits too long is of no use any more
+                origin=self.origin,
+                wire_format=self._wire_format,
+                max_payload_bytes=lambda: self.supervisor.max_payload_bytes,
+                bursts=self.bursts,
+                signer=self._signer,
+            )
+        return self._bus
 
     def _checked_key(self, key: object, channel: str, rule: History | None) -> bytes:
         """Return the idempotency key as it goes to the broker."""

@@ -292,6 +292,45 @@ class ControlledBroadcaster(Broadcaster):
             raise TimeoutError(f"calls {self.calls}, subscribed {self.channels}") from None
 
 
+class FakeClient:
+    """A client of a worker that records what is done with it.
+
+    Attributes:
+        id: Its name.
+        user: Its user.
+        channels: Its channels.
+        closes: The codes and reasons of its closes, with whether each was at once.
+        sent: What the application sent to it.
+    """
+
+    def __init__(self, id: str = "00", user: str | None = None, *channels: str) -> None:  # noqa: A002
+        self.id = id
+        self.user = user
+        self.channels: list[str] = list(channels)
+        self.closes: list[tuple[str, int, str]] = []
+        self.sent: list[str | bytes] = []
+
+    def retire(self, code: int, reason: str, /) -> None:
+        """Record a close after what waits."""
+        self.closes.append(("after", code, reason))
+
+    async def close(self, code: int, reason: str, /) -> None:
+        """Record a close at once."""
+        self.closes.append(("at once", code, reason))
+
+    async def join(self, channel: str, /) -> None:
+        """Join a channel."""
+        self.channels.append(channel)
+
+    async def leave(self, channel: str, /) -> None:
+        """Leave a channel."""
+        self.channels.remove(channel)
+
+    def send(self, data: str | bytes, /) -> None:
+        """Record what is sent."""
+        self.sent.append(data)
+
+
 class RecordingSubscriber:
     """A local subscriber that keeps what it receives.
 

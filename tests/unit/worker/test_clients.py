@@ -12,22 +12,12 @@ from backplane.log_bursts import LogBursts
 from backplane.statistics import Counters
 from backplane.web.client_address import address_key
 from backplane.worker.clients import ClientRegistry
-from tests.unit.doubles import counted
+from tests.unit.doubles import FakeClient, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = pytest.mark.anyio
-
-
-class FakeClient:
-    """A client that has nothing to close."""
-
-    def retire(self, code: int, reason: str) -> None:
-        """Do nothing."""
-
-    async def close(self, code: int, reason: str) -> None:
-        """Do nothing."""
 
 
 class Worker:

@@ -11,31 +11,12 @@ from backplane.connection.limits import Limits
 from backplane.errors import ClosedError, TooManyConnectionsError
 from backplane.settings import Settings
 from backplane.worker.runtime import Runtime
-from tests.unit.doubles import ControlledBroadcaster
+from tests.unit.doubles import ControlledBroadcaster, FakeClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = pytest.mark.anyio
-
-
-class FakeClient:
-    """A client that records how it is closed.
-
-    Attributes:
-        closes: The codes and reasons, with whether the close was at once.
-    """
-
-    def __init__(self) -> None:
-        self.closes: list[tuple[str, int, str]] = []
-
-    def retire(self, code: int, reason: str) -> None:
-        """Record a close after what waits."""
-        self.closes.append(("after", code, reason))
-
-    async def close(self, code: int, reason: str) -> None:
-        """Record a close at once."""
-        self.closes.append(("at once", code, reason))
 
 
 async def test_drain_waits_for_no_transport() -> None:

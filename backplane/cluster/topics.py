@@ -1,0 +1,33 @@
+"""The names of the reserved channels on which workers exchange messages of their own."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Final
+
+from backplane.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
+
+__all__ = ["CONTROL", "WORKERS", "inbox_of", "presence_of"]
+
+WORKERS: Final = f"{RESERVED_PREFIX}workers"
+"""Heartbeats of all workers."""
+
+CONTROL: Final = f"{RESERVED_PREFIX}control"
+"""Commands to all workers."""
+
+_INBOX: Final = f"{RESERVED_PREFIX}worker/"
+_PRESENCE: Final = f"{RESERVED_PREFIX}presence/"
+_LONG_PRESENCE: Final = f"{RESERVED_PREFIX}presence-sha256/"
+
+
+def inbox_of(worker: str) -> str:
+    """Return the channel of what only one worker receives."""
+    return _INBOX + worker
+
+
+def presence_of(channel: str) -> str:
+    """Return the channel of the presence in `channel`. Where the name would be too long it has a hash in its place."""
+    topic = _PRESENCE + channel
+    if len(topic.encode()) <= MAX_CHANNEL_BYTES:
+        return topic
+    return _LONG_PRESENCE + sha256(channel.encode()).hexdigest()

@@ -1,0 +1,338 @@
+"""What `Backplane` has for all workers together: presence, commands, surveys, the list of workers."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from backplane.channels import validate_channel
+from backplane.close_codes import CloseCode, check_close, close_reason
+from backplane.connection.connection import Connection
+from backplane.control.messages import Selector
+from backplane.errors import ConfigurationError, InvalidDataError
+from backplane.fanout.codec import to_client_data
+from backplane.option_checks import check_number
+from backplane.presence_types import check_user
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from backplane.cluster_types import Answers, Worker
+    from backplane.control.surveys import SurveyHandler, Surveys
+    from backplane.presence.watch import PresenceWatch
+    from backplane.presence_types import PresenceView
+    from backplane.worker.lifecycle import Lifecycle
+
+__all__ = ["ClusterVerbs"]
+
+_HandlerT = TypeVar("_HandlerT", bound="SurveyHandler")
+
+
+class ClusterVerbs:
+    """The verbs of a `Backplane` that concern all workers. They need `Backplane(cluster=True)`, or say that not."""
+
+    _lifecycle: Lifecycle
+    _surveys: Surveys
+
+    # --- presence ---
+
+    async def present(self, channel: str) -> PresenceView:
+        """Return the users of `channel`, on all workers.
+
+        A channel that this worker does not watch yet takes one way over the broker and back, or 2 seconds where an
+        answer is missing; then the view is `stale`. It is kept for 30 seconds for the next call. While the link to the
+        broker is lost it returns what was known last, as `stale`.
+
+        Args:
+            channel: The channel, which must have a `Presence` rule.
+
+        Raises:
+            InvalidChannelError: The name is not legal.
+            ConfigurationError: The channel has no rule.
+            NotStartedError, ClosedError: The backplane is not running.
+            WrongLoopError: It runs in another event loop, thread or process.
+        """
+        return await self._lifecycle.running().members().present(validate_channel(channel))
+
+    @asynccontextmanager
+    async def watch(self, channel: str) -> AsyncGenerator[PresenceWatch]:
+        """Watch the users of `channel`: `async with backplane.watch("room:1") as presence: async for item in presence`.
+
+        The first item is a `PresenceSnapshot`, as soon as the other workers have answered; then each change is a
+        `PresenceChange` with the next version. Every worker that watches counts versions of its own: a change can be
+        one item at one worker and two at another, and a user who was there for less than 0.1 s may be in none.
+
+        Args:
+            channel: The channel, which must have a `Presence` rule.
+
+        Raises:
+            InvalidChannelError: The name is not legal.
+            ConfigurationError: The channel has no rule.
+            NotStartedError, ClosedError: The backplane is not running.
+            WrongLoopError: It runs in another event loop, thread or process.
+        """
+        cluster = self._lifecycle.running().members()
+        watch = cluster.watch(validate_channel(channel))
+        try:
+            yield watch
+        finally:
+            cluster.end_watch(watch)
+
+    # --- workers and surveys ---
+
+    async def workers(self) -> list[Worker]:
+        """Return the workers of the cluster that are known, this one first.
+
+        Those that have ended are among them for two minutes, with `is_alive=False`. After the start it takes a
+        heartbeat (3 seconds) until all others are known.
+
+        Raises:
+            ConfigurationError: Without `cluster=True`.
+            NotStartedError, ClosedError: The backplane is not running.
+            WrongLoopError: It runs in another event loop, thread or process.
+        """
+        return self._lifecycle.running().members().workers()
+
+    def on_survey(self, name: str) -> Callable[[_HandlerT], _HandlerT]:
+        """Answer surveys named `name` by a function of the question, on this worker: `@backplane.on_survey("load")`.
+
+        A function or a coroutine function, which returns anything JSON. It may take as long as the survey waits. What
+        it raises is logged here, and the one that asks is given the name of the error's class.
+
+        Raises:
+            ConfigurationError: The name is no text, or has a handler already.
+        """
+
+        def register(handler: _HandlerT) -> _HandlerT:
+            self._surveys.set(name, handler)
+            return handler
+
+        return register
+
+    async def survey(self, name: str, question: object = None, *, timeout_seconds: float = 2.0) -> Answers:
+        """Ask every worker, and return what those answered that did, and which did not.
+
+        Returns as soon as all workers that are alive have answered, at the latest after `timeout_seconds`. A worker
+        that ends meanwhile is missing at once. No answer raises.
+
+        Args:
+            name: Which handler (`on_survey`) is to answer.
+            question: Anything JSON, which the handler is passed.
+            timeout_seconds: How long to wait. Defaults to 2; handlers may take 60 at most.
+
+        Raises:
+            ConfigurationError: Without `cluster`, or `timeout_seconds` is not a number more than 0.
+            InvalidDataError: The question is not JSON.
+            BrokerUnavailableError, PublishError, PayloadTooLargeError: The question could not be published.
+            PublishOutcomeUnknownError: The link ended, or time ran out, before the broker's answer.
+            NotStartedError, ClosedError: The backplane is not running.
+            WrongLoopError: It runs in another event loop, thread or process.
+        """
+        check_number("timeout_seconds", timeout_seconds)
+        arguments = {"name": name, "question": question, "seconds": timeout_seconds}
+        return await self._lifecycle.running().members().requests.ask("survey", Selector(), arguments, timeout_seconds)
+
+    # --- commands ---
+
+    @overload
+    async def disconnect(
+        self,
+        *,
+        user: str | None = None,
+        connection: Connection | str | None = None,
+        channel: str | None = None,
+        exclude: Connection | str | None = None,
+        code: int = CloseCode.FORBIDDEN,
+        reason: str = "",
+    ) -> None: ...
+    @overload
+    async def disconnect(
+        self,
+        *,
+        user: str | None = None,
+        connection: Connection | str | None = None,
+        channel: str | None = None,
+        exclude: Connection | str | None = None,
+        code: int = CloseCode.FORBIDDEN,
+        reason: str = "",
+        confirm_seconds: float,
+    ) -> Answers: ...
+    async def disconnect(
+        self,
+        *,
+        user: str | None = None,
+        connection: Connection | str | None = None,
+        channel: str | None = None,
+        exclude: Connection | str | None = None,
+        code: int = CloseCode.FORBIDDEN,
+        reason: str = "",
+        confirm_seconds: float | None = None,
+    ) -> Answers | None:
+        """Close all connections and event streams of a user, on every worker.
+
+        Returns when the broker has the command. A worker that is cut off from the broker at this moment does not
+        receive it: `confirm_seconds` names it. So a ban belongs into `authorize` and into the login; this only hastens
+        it.
+
+        Args:
+            user: The user: that of `presence=Who(user=...)`, else the `client_key` of `connect`.
+            connection: A connection, or its id. One of user, connection and channel must be given; where several are,
+                all must apply.
+            channel: Only connections that have joined it.
+            exclude: A connection, or its id, that stays: that which the user has just opened.
+            code: The close code; event streams just end. Defaults to 4503, after which a client stays away.
+            reason: Why, in words, for the close frame.
+            confirm_seconds: Wait so long for the workers to confirm, and return what each has closed. Needs
+                `cluster`. Defaults to not waiting.
+
+        Raises:
+            ConfigurationError: Nothing is selected, `code`, `reason` or `confirm_seconds` cannot be used, or
+                `confirm_seconds` without `cluster`.
+            InvalidDataError: `user`, `connection` or `exclude` is not one.
+            InvalidChannelError: The name of the channel is not legal.
+            BrokerUnavailableError, PublishError: Not published.
+            PublishOutcomeUnknownError: The link ended, or time ran out, before the broker's answer.
+            NotStartedError, ClosedError: The backplane is not running.
+            WrongLoopError: It runs in another event loop, thread or process.
+        """
+        check_close(code, reason)
+        selector = _selector(user, connection, channel, exclude)
+        arguments = {"code": int(code), "reason": close_reason(code, reason)}
+        return await self._command("disconnect", selector, arguments, confirm_seconds)
+
+    async def leave(
+        self,
+        *,
+        channel: str,
+        user: str | None = None,
+        connection: Connection | str | None = None,
+        confirm_seconds: float | None = None,
+    ) -> Answers | None:
+        """Let all connections of a user leave `channel`, on every worker; see `disconnect` for what is returned.
+
+        Args:
+            channel: The channel.
+            user: The user.
+            connection: A connection, or its id. Without a user and a connection, all leave.
+            confirm_seconds: As in `disconnect`.
+
+        Raises:
+            ConfigurationError, InvalidDataError, InvalidChannelError, BrokerError, NotStartedError, ClosedError,
+                WrongLoopError: As in `disconnect`.
+        """
+        selector = _selector(user, connection, validate_channel(channel), None)
+        return await self._command("leave", selector, {"channel": channel}, confirm_seconds)
+
+    async def join(
+        self,
+        *,
+        channel: str,
+        user: str | None = None,
+        connection: Connection | str | None = None,
+        confirm_seconds: float | None = None,
+    ) -> Answers | None:
+        """Let all connections of a user join `channel`, on every worker. `authorize` is asked as at any join.
+
+        Args:
+            channel: The channel.
+            user: The user.
+            connection: A connection, or its id.
+            confirm_seconds: As in `disconnect`; a worker answers how many have joined.
+
+        Raises:
+            ConfigurationError, InvalidDataError, InvalidChannelError, BrokerError, NotStartedError, ClosedError,
+                WrongLoopError: As in `disconnect`.
+        """
+        selector = _selector(user, connection, None, None)
+        return await self._command("join", selector, {"channel": validate_channel(channel)}, confirm_seconds)
+
+    async def send_to(
+        self,
+        *,
+        data: object,
+        user: str | None = None,
+        connection: Connection | str | None = None,
+        exclude: Connection | str | None = None,
+        confirm_seconds: float | None = None,
+    ) -> Answers | None:
+        """Send `data` to all connections of a user, on every worker, without an envelope.
+
+        Every worker receives each command: for frequent messages a channel for each user is cheaper. Nothing of it is
+        kept: a connection that is away does not get it.
+
+        Args:
+            data: `str` is sent as text, `bytes` as binary, anything else as JSON text.
+            user: The user.
+            connection: A connection, or its id.
+            exclude: A connection, or its id, that does not get it.
+            confirm_seconds: As in `disconnect`; a worker answers to how many connections it has handed it.
+
+        Raises:
+            ConfigurationError, InvalidDataError, BrokerError, NotStartedError, ClosedError, WrongLoopError: As in
+                `disconnect`.
+            PayloadTooLargeError: It is over the adapter's limit.
+        """
+        selector = _selector(user, connection, None, exclude)
+        sent = to_client_data(data)
+        arguments = {"data": sent.hex(), "binary": True} if isinstance(sent, bytes) else {"data": sent}
+        return await self._command("send", selector, arguments, confirm_seconds)
+
+    async def count_connections(
+        self, *, user: str, exclude: Connection | str | None = None, timeout_seconds: float = 2.0
+    ) -> Answers:
+        """Ask every worker how many connections a user has: `sum(answers.by_worker.values())` in all.
+
+        For a limit across workers: ask in the handler, before or after `connect`, and refuse. Two that connect at the
+        same moment both count each other, where both ask after `connect`.
+
+        Args:
+            user: The user.
+            exclude: A connection, or its id, that does not count.
+            timeout_seconds: How long to wait for the workers. Defaults to 2.
+
+        Raises:
+            ConfigurationError: Without `cluster`, or `timeout_seconds` is not a number more than 0.
+            InvalidDataError, BrokerError, NotStartedError, ClosedError, WrongLoopError: As in `disconnect`.
+        """
+        check_number("timeout_seconds", timeout_seconds)
+        selector = _selector(user, None, None, exclude)
+        return await self._lifecycle.running().members().requests.ask("count", selector, {}, timeout_seconds)
+
+    async def _command(
+        self, kind: str, selector: Selector, arguments: dict[str, Any], confirm_seconds: float | None
+    ) -> Answers | None:
+        runtime = self._lifecycle.running()
+        if confirm_seconds is None:
+            await runtime.requests().command(kind, selector, arguments)
+            return None
+        check_number("confirm_seconds", confirm_seconds)
+        return await runtime.members().requests.ask(kind, selector, arguments, confirm_seconds)
+
+
+def _selector(
+    user: str | None,
+    connection: Connection | str | None,
+    channel: str | None,
+    exclude: Connection | str | None,
+) -> Selector:
+    """Return which connections are meant.
+
+    Raises:
+        ConfigurationError: None are.
+        InvalidDataError, InvalidChannelError: A name is none.
+    """
+    if user is None and connection is None and channel is None:
+        raise ConfigurationError("name the connections that are meant: user=..., connection=... or channel=...")
+    if user is not None:
+        check_user(user)
+    if channel is not None:
+        validate_channel(channel)
+    return Selector(user=user, connection=_id_of(connection), channel=channel, exclude=_id_of(exclude))
+
+
+def _id_of(connection: object) -> str | None:
+    if isinstance(connection, Connection):
+        return connection.id
+    if connection is None or isinstance(connection, str):
+        return connection
+    raise InvalidDataError(f"a connection is a Connection, or its id, not {connection!r:.100}")

@@ -1,0 +1,1 @@
+"""Commands to all workers of a cluster, and what they answer."""

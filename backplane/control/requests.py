@@ -1,0 +1,110 @@
+"""Sends commands to all workers, and collects their answers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from backplane.cluster.topics import CONTROL, inbox_of
+from backplane.cluster_types import Answers, Worker
+from backplane.control.messages import Command, parse_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backplane.cluster.bus import ClusterBus
+    from backplane.control.messages import Answer, Selector
+
+__all__ = ["Requests"]
+
+
+class Requests:
+    """The commands of this worker that wait for answers.
+
+    Args:
+        bus: Where commands are sent.
+        workers: Returns the workers that are alive now, this one included.
+    """
+
+    def __init__(self, bus: ClusterBus, workers: Callable[[], list[Worker]]) -> None:
+        self._bus = bus
+        self._workers = workers
+        self._pending: Final[dict[str, _Pending]] = {}
+
+    async def command(self, kind: str, selector: Selector, arguments: dict[str, Any]) -> None:
+        """Send a command, and return when the broker has it; raises as `ClusterBus.send`."""
+        await self._bus.send(CONTROL, Command(kind=kind, selector=selector, arguments=arguments).encode())
+
+    async def ask(self, kind: str, selector: Selector, arguments: dict[str, Any], seconds: float) -> Answers:
+        """Send a command, and return what the workers answered within `seconds`; raises as `ClusterBus.send`.
+
+        Returns earlier once every worker that was alive has answered, or is not alive any more.
+        """
+        command = Command(kind=kind, selector=selector, arguments=arguments, reply_to=inbox_of(self._bus.worker))
+        expected = [worker for worker in self._workers() if selector.worker in (None, worker.id)]
+        pending = self._pending[command.id] = _Pending(expected)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._bus.send(CONTROL, command.encode())
+                await pending.complete.wait()
+        except TimeoutError:
+            pass
+        finally:
+            del self._pending[command.id]
+        return pending.answers()
+
+    def received(self, _topic: str, text: str, /) -> None:
+        """Take an answer; one that nothing waits for changes nothing."""
+        answer = parse_answer(text)
+        if answer is not None and (pending := self._pending.get(answer.id)) is not None:
+            pending.take(answer)
+
+    def gap(self, _topic: str, /) -> None:
+        """Answers may have been missed: their workers are reported as missing when the time is up."""
+
+    def workers_changed(self) -> None:
+        """Wait no longer for workers that are not alive any more."""
+        if self._pending:
+            alive = {worker.id for worker in self._workers()}
+            for pending in self._pending.values():
+                pending.end_all_but(alive)
+
+
+class _Pending:
+    """One command that waits for answers.
+
+    Attributes:
+        complete: Set once there is nothing to wait for.
+    """
+
+    def __init__(self, expected: list[Worker]) -> None:
+        self._expected = {worker.id: worker for worker in expected}
+        self._waited_for = set(self._expected)
+        self._answers: dict[str, Answer] = {}
+        self.complete = asyncio.Event()
+        self._check()
+
+    def take(self, answer: Answer) -> None:
+        """Take an answer, also of a worker that was not known."""
+        self._answers.setdefault(answer.worker, answer)
+        self._waited_for.discard(answer.worker)
+        self._check()
+
+    def end_all_but(self, alive: set[str]) -> None:
+        """Wait no longer for any worker that is not in `alive`."""
+        self._waited_for &= alive
+        self._check()
+
+    def answers(self) -> Answers:
+        """Return what was answered so far."""
+        workers = {name: self._expected.get(name) or Worker(id=name) for name in self._answers}
+        given = self._answers.items()
+        return Answers(
+            by_worker={workers[name]: answer.value for name, answer in given if answer.succeeded},
+            errors={workers[name]: str(answer.value) for name, answer in given if not answer.succeeded},
+            missing=[worker for name, worker in self._expected.items() if name not in self._answers],
+        )
+
+    def _check(self) -> None:
+        if not self._waited_for:
+            self.complete.set()

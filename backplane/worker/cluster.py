@@ -1,0 +1,263 @@
+"""What a worker with `cluster=True` has beside one without: presence, the list of workers, commands and surveys."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from backplane.cluster.topics import CONTROL, WORKERS, inbox_of
+from backplane.cluster_types import Worker
+from backplane.control.client_index import ClientIndex
+from backplane.control.commands import CommandReceiver
+from backplane.control.requests import Requests
+from backplane.presence.agent import PresenceAgent
+from backplane.presence.attendance import Attendance, no_presence
+from backplane.presence.frames import PresenceFrames
+from backplane.presence.times import PresenceTimes
+from backplane.presence.watch import PresenceWatch
+
+if TYPE_CHECKING:
+    from backplane.broadcaster import Broadcaster
+    from backplane.broker.link_state import LinkState
+    from backplane.cluster.bus import ClusterBus
+    from backplane.control.surveys import Surveys
+    from backplane.fanout.hub import Hub
+    from backplane.log_bursts import LogBursts
+    from backplane.presence.contract import Worker as KnownWorker
+    from backplane.presence_types import Presence, PresenceRules, PresenceView, Who
+    from backplane.settings import Settings
+
+__all__ = ["Cluster", "ClusterMode"]
+
+ClusterMode = Literal["member", "observer"]
+"""Whether this worker is one of the cluster, or only sees it and can ask it."""
+
+# Where a broker can lose a message without reporting it, each change is stated once more after this time.
+_REPEAT_SECONDS: Final = 10.0
+# How long `present` waits for the answers of the other workers.
+_ANSWER_SECONDS: Final = 2.0
+# How long a view of `present` is kept for the next call.
+_KEPT_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 1.0
+
+
+class Cluster:
+    """The parts of a worker that know the other workers.
+
+    Args:
+        bus: The reserved channels.
+        broadcaster: The adapter.
+        hub: Delivers frames to clients.
+        settings: Times.
+        rules: Which channels have presence.
+        surveys: The handlers of surveys.
+        mode: Whether it is a member of the cluster.
+        bursts: How failures are logged.
+
+    Attributes:
+        clients: The clients of this worker by user.
+        requests: Commands to all workers.
+    """
+
+    def __init__(
+        self,
+        bus: ClusterBus,
+        broadcaster: Broadcaster,
+        hub: Hub,
+        *,
+        settings: Settings,
+        rules: PresenceRules,
+        surveys: Surveys,
+        mode: ClusterMode,
+        bursts: LogBursts,
+    ) -> None:
+        self._bus = bus
+        self._rules = rules
+        self._mode = mode
+        self._started_at = time.time()
+        self._is_started = False
+        self.clients: Final = ClientIndex()
+        self.requests: Final = Requests(bus, self._asked)
+        self._commands = CommandReceiver(bus, self.clients, surveys, bursts)
+        self._agent = PresenceAgent(
+            bus,
+            times=PresenceTimes(
+                heartbeat=settings.worker_heartbeat_seconds,
+                down_after=settings.worker_down_seconds,
+                repeat=_REPEAT_SECONDS if broadcaster.capabilities.live_may_skip else None,
+                present=_KEPT_SECONDS,
+            ),
+            describe=self._describe,
+            rule_of=self._rule_of,
+            observes=mode == "observer",
+            workers_changed=self.requests.workers_changed,
+        )
+        self._frames = PresenceFrames(self._agent, hub)
+        self._watches: dict[PresenceWatch, None] = {}
+
+    # --- the life of the worker ---
+
+    async def start(self, *, strict: bool) -> None:
+        """Subscribe to the reserved channels, and begin.
+
+        Args:
+            strict: Return when the broker has confirmed, and raise where it does not. Otherwise it is tried until then.
+
+        Raises:
+            SubscribeError: The broker refused a channel.
+            BrokerUnavailableError: The broker did not confirm in time.
+        """
+        topics = self._topics()
+        if strict:
+            await asyncio.gather(*(self._bus.subscribe(topic, receiver) for topic, receiver in topics))
+            self._begin()
+        else:
+            missing = len(topics)
+
+            def confirmed() -> None:
+                nonlocal missing
+                missing -= 1
+                if not missing:
+                    self._begin()
+
+            for topic, receiver in topics:
+                self._bus.subscribe_soon(topic, receiver, confirmed)
+
+    def link_changed(self, state: LinkState) -> None:
+        """Take note of a change of the link."""
+        if self._is_started and state in ("live", "degraded"):
+            self._agent.link_changed(is_live=state == "live")
+
+    async def stop(self) -> None:
+        """End in order: the other workers are notified, if the broker is available."""
+        for watch in tuple(self._watches):
+            watch.end()
+        await self._commands.stop()
+        if self._is_started:
+            self._agent.stop()
+            try:
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await self._bus.flush()
+            except TimeoutError:
+                pass  # the other workers notice it by its heartbeats
+
+    # --- presence ---
+
+    def attendance(self, who: Who | None) -> Attendance:
+        """Return what a client has of presence."""
+        return Attendance(self._agent, self._frames, self._rules, who)
+
+    def watch(self, channel: str) -> PresenceWatch:
+        """Watch a channel; to be ended by `end_watch`.
+
+        Raises:
+            ConfigurationError: The channel has no presence.
+        """
+        self._rule_of(channel)
+        watch = PresenceWatch(self._agent, channel)
+        self._watches[watch] = None
+        return watch
+
+    def end_watch(self, watch: PresenceWatch) -> None:
+        """End a watch."""
+        watch.end()
+        self._watches.pop(watch, None)
+
+    async def present(self, channel: str) -> PresenceView:
+        """Return the users of a channel; see `Backplane.present`."""
+        watch = self.watch(channel)
+        try:
+            await watch.sure(_ANSWER_SECONDS)
+            return watch.view
+        finally:
+            self.end_watch(watch)
+
+    # --- workers ---
+
+    def workers(self) -> list[Worker]:
+        """Return the workers that are known, this one first if it is one."""
+        known = [_worker(worker) for worker in self._agent.workers() if worker.info]
+        return [self._self(), *known] if self._mode == "member" else known
+
+    def _asked(self) -> list[Worker]:
+        """Return the workers that answer commands."""
+        return [worker for worker in self.workers() if worker.is_alive]
+
+    def _self(self) -> Worker:
+        about = self._describe()
+        return Worker(
+            id=self._bus.worker,
+            host=about["host"],
+            pid=about["pid"],
+            started_at=about["started"],
+            connections=about["connections"],
+            version=about["package"],
+        )
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what a heartbeat states of this worker."""
+        return {
+            "host": socket.gethostname()[:64],
+            "pid": os.getpid(),
+            "started": round(self._started_at, 3),
+            "connections": len(self.clients),
+            "package": version("fastapi-backplane"),
+        }
+
+    # ---
+
+    def _topics(self) -> list[tuple[str, Any]]:
+        inbox = inbox_of(self._bus.worker)
+        topics = [(WORKERS, self._agent), (inbox, _Inbox(self._agent, self.requests))]
+        return [*topics, (CONTROL, self._commands)] if self._mode == "member" else topics
+
+    def _begin(self) -> None:
+        self._is_started = True
+        self._agent.start()
+
+    def _rule_of(self, channel: str) -> Presence:
+        rule = self._rules.rule_of(channel)
+        if rule is None:
+            raise no_presence(channel)
+        return rule
+
+
+class _Inbox:
+    """What only this worker receives: answers to what it asked about presence, and to its commands."""
+
+    def __init__(self, *receivers: PresenceAgent | Requests) -> None:
+        self._receivers = receivers
+
+    def received(self, topic: str, text: str, /) -> None:
+        for receiver in self._receivers:
+            receiver.received(topic, text)
+
+    def gap(self, topic: str, /) -> None:
+        for receiver in self._receivers:
+            receiver.gap(topic)
+
+
+def _worker(known: KnownWorker) -> Worker:
+    """Return a worker as its heartbeat describes it; what another version states otherwise is left out."""
+    about = known.info
+
+    def text(name: str) -> str:
+        return value if isinstance(value := about.get(name), str) else ""
+
+    def number(name: str) -> float:
+        return value if isinstance(value := about.get(name), int | float) else 0
+
+    return Worker(
+        id=known.origin,
+        host=text("host"),
+        pid=int(number("pid")),
+        started_at=number("started"),
+        connections=int(number("connections")),
+        version=text("package"),
+        last_seen_seconds_ago=known.heartbeat_age_seconds,
+        is_alive=known.alive,
+    )
