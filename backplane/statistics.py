@@ -38,6 +38,9 @@ class Statistics:
         not_resumed: Joins with a position that the history does not reach back to, or that is none.
         duplicates: Calls of `publish` that returned, where the broker had a message with the same idempotency key and
             dropped this one. They are counted in `published` too.
+        commands_applied: Commands and surveys of the cluster that this worker has applied: `disconnect` and others.
+        cluster_rejected: Messages on the reserved channels of the cluster that were dropped: not signed with the
+            `control_secret`, no message of this package, or a command of another time.
         buffered: Messages that `outage="buffer"` keeps at this moment.
         buffer_dropped: Buffered messages that were never published: refused, of unknown outcome, or left at the end.
         connections_opened: WebSockets that were accepted.
@@ -92,6 +95,8 @@ class Statistics:
     resumed: int = 0
     not_resumed: int = 0
     duplicates: int = 0
+    commands_applied: int = 0
+    cluster_rejected: int = 0
     buffered: int = 0
     buffer_dropped: int = 0
     connections_opened: int = 0
@@ -200,20 +205,10 @@ class Counters:
         """Count a message that the policy of an outbox dropped."""
         self._by_name[reason] += 1
 
-    def snapshot(
-        self, *, delivered: int = 0, malformed: int = 0, gaps: int = 0, buffered: int = 0, buffer_dropped: int = 0
-    ) -> Statistics:
-        """Return what was counted so far, with the figures that the hub and the publish buffer keep themselves."""
+    def snapshot(self, **others: int) -> Statistics:
+        """Return what was counted so far, with the figures that other parts keep themselves."""
         own = {name: getattr(self, name) for name in _COUNTED}
-        return Statistics(
-            delivered=delivered,
-            malformed=malformed,
-            gaps=gaps,
-            buffered=buffered,
-            buffer_dropped=buffer_dropped,
-            **own,
-            **self._by_name,
-        )
+        return Statistics(**others, **own, **self._by_name)
 
 
 _COUNTED: Final = tuple(counter.name for counter in fields(Counters) if counter.name != "_by_name")

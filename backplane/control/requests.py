@@ -24,11 +24,13 @@ class Requests:
     Args:
         bus: Where commands are sent.
         workers: Returns the workers that are alive now, this one included.
+        knows_all: Returns whether these are all there are: soon after the start there can be others.
     """
 
-    def __init__(self, bus: ClusterBus, workers: Callable[[], list[Worker]]) -> None:
+    def __init__(self, bus: ClusterBus, workers: Callable[[], list[Worker]], knows_all: Callable[[], bool]) -> None:
         self._bus = bus
         self._workers = workers
+        self._knows_all = knows_all
         self._pending: Final[dict[str, _Pending]] = {}
 
     async def command(self, kind: str, selector: Selector, arguments: dict[str, Any]) -> None:
@@ -38,11 +40,11 @@ class Requests:
     async def ask(self, kind: str, selector: Selector, arguments: dict[str, Any], seconds: float) -> Answers:
         """Send a command, and return what the workers answered within `seconds`; raises as `ClusterBus.send`.
 
-        Returns earlier once every worker that was alive has answered, or is not alive any more.
+        Returns earlier once every worker that was alive has answered, or is not alive any more, if all are known.
         """
         command = Command(kind=kind, selector=selector, arguments=arguments, reply_to=inbox_of(self._bus.worker))
         expected = [worker for worker in self._workers() if selector.worker in (None, worker.id)]
-        pending = self._pending[command.id] = _Pending(expected)
+        pending = self._pending[command.id] = _Pending(expected, knows_all=self._knows_all())
         try:
             async with asyncio.timeout(seconds):
                 await self._bus.send(CONTROL, command.encode())
@@ -77,7 +79,8 @@ class _Pending:
         complete: Set once there is nothing to wait for.
     """
 
-    def __init__(self, expected: list[Worker]) -> None:
+    def __init__(self, expected: list[Worker], *, knows_all: bool) -> None:
+        self._knows_all = knows_all
         self._expected = {worker.id: worker for worker in expected}
         self._waited_for = set(self._expected)
         self._answers: dict[str, Answer] = {}
@@ -106,5 +109,5 @@ class _Pending:
         )
 
     def _check(self) -> None:
-        if not self._waited_for:
+        if self._knows_all and not self._waited_for:
             self.complete.set()

@@ -79,9 +79,11 @@ class Cluster:
         self._rules = rules
         self._mode = mode
         self._started_at = time.time()
+        self._heartbeat_seconds = settings.worker_heartbeat_seconds
         self._is_started = False
+        self._settled_at: float | None = None
         self.clients: Final = ClientIndex()
-        self.requests: Final = Requests(bus, self._asked)
+        self.requests: Final = Requests(bus, self._asked, self._knows_all)
         self._commands = CommandReceiver(bus, self.clients, surveys, bursts)
         self._agent = PresenceAgent(
             bus,
@@ -145,6 +147,21 @@ class Cluster:
             except TimeoutError:
                 pass  # the other workers notice it by its heartbeats
 
+    @property
+    def applied(self) -> int:
+        """Commands that this worker has applied."""
+        return self._commands.applied
+
+    @property
+    def rejected(self) -> int:
+        """Messages that were dropped: not signed, no message of this package, of another time."""
+        return self._bus.rejected + self._commands.rejected + self._agent.counters.get("in.invalid", 0)
+
+    @property
+    def presence_lag_seconds(self) -> float:
+        """How old the change of presence is that waits longest to be sent."""
+        return self._agent.lag_seconds
+
     # --- presence ---
 
     def attendance(self, who: Who | None) -> Attendance:
@@ -187,6 +204,10 @@ class Cluster:
         """Return the workers that answer commands."""
         return [worker for worker in self.workers() if worker.is_alive]
 
+    def _knows_all(self) -> bool:
+        """Return whether every worker has had the time to send a heartbeat since this one began to receive them."""
+        return self._settled_at is not None and asyncio.get_running_loop().time() >= self._settled_at
+
     def _self(self) -> Worker:
         about = self._describe()
         return Worker(
@@ -217,6 +238,7 @@ class Cluster:
 
     def _begin(self) -> None:
         self._is_started = True
+        self._settled_at = asyncio.get_running_loop().time() + 1.1 * self._heartbeat_seconds
         self._agent.start()
 
     def _rule_of(self, channel: str) -> Presence:

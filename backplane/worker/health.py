@@ -32,6 +32,8 @@ class Health:
         subscriptions: Subscriptions (`Backplane.subscribe`) of this worker.
         buffered: Messages that wait for the broker to be available again, with `outage="buffer"`.
         channels_in_doubt: Kept channels that may miss messages which the broker has not given back yet.
+        presence_lag_seconds: How old the change of presence is that waits longest to be sent: more than a second where
+            this worker has more changes than it may send.
     """
 
     live: bool
@@ -49,3 +51,4 @@ class Health:
     subscriptions: int = 0
     buffered: int = 0
     channels_in_doubt: int = 0
+    presence_lag_seconds: float = 0.0

@@ -222,7 +222,7 @@ class Runtime:
 
     def requests(self) -> Requests:
         """Return what sends commands: to all workers, also from a process that is none of them."""
-        return Requests(self._make_bus(), list) if self.cluster is None else self.cluster.requests
+        return Requests(self._make_bus(), list, bool) if self.cluster is None else self.cluster.requests
 
     def attendance(self, who: object) -> Attendance | None:
         """Return what a client has of presence; `None` in a backplane without.
@@ -340,6 +340,8 @@ class Runtime:
             gaps=self.hub.gaps.reported,
             buffered=len(self._publisher),
             buffer_dropped=self._publisher.dropped,
+            commands_applied=0 if self.cluster is None else self.cluster.applied,
+            cluster_rejected=0 if self.cluster is None else self.cluster.rejected,
         )
 
     def health(self) -> Health:
@@ -361,6 +363,7 @@ class Runtime:
             subscriptions=len(self.subscriptions),
             buffered=len(self._publisher),
             channels_in_doubt=hub.in_doubt,
+            presence_lag_seconds=0.0 if self.cluster is None else self.cluster.presence_lag_seconds,
         )
 
     def _state_changed(self, change: StateChange) -> None:
