@@ -150,8 +150,8 @@ class PresenceAgent:
 
     @property
     def lag_seconds(self) -> float:
-        """For how long the change that waits longest has been due."""
-        return self._protocol.presence_lag_seconds
+        """How long a change would wait at this moment, because of the bound on messages per second."""
+        return self._protocol.lag_seconds(self._now())
 
     # --- called by the bus ---
 
