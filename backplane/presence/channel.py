@@ -84,9 +84,9 @@ class Shared:
         """Count a message."""
         self.counters[what] = self.counters.get(what, 0) + 1
 
-    def knows(self, worker: str, now: float) -> bool:
+    def knows(self, worker: str, now: float, silent: float = 0.0) -> bool:
         """Take note of a worker that is mentioned; return whether it is known, dead or alive."""
-        if self.roster.mentioned(worker, now) is News.CROWD:
+        if self.roster.mentioned(worker, now, silent) is News.CROWD:
             self.count("in.crowd")
             return False
         return True
@@ -312,7 +312,7 @@ class Channel:
             shared.count("in.unasked")
             return
         for owner, fact in state.facts.items():
-            if owner == shared.worker or not shared.knows(owner, now):
+            if owner == shared.worker or not shared.knows(owner, now, fact.silent):
                 continue
             if fact.entries is not None and shared.roster.alive(owner):
                 view.replace(owner, fact.version, fact.entries, now - fact.age)
@@ -451,7 +451,7 @@ class Channel:
         shared, owner = self._shared, self._owner
         if self._view is not None:
             for worker, version in request.known.items():
-                if worker != shared.worker and version and shared.knows(worker, now):
+                if version and shared.roster.known(worker):
                     self._named(self._view, worker, version, now)
         chosen = not request.everyone and self._is_responder(request.worker)
         if chosen and self._view is not None and self.may_answer_for_all():
@@ -459,7 +459,7 @@ class Channel:
         elif owner is not None and owner.published and request.known.get(shared.worker, 0) < owner.version:
             recent = now - self._published < _RECENT_SECONDS
             if request.everyone or chosen or recent:
-                self._send_state(request, {shared.worker: Fact(owner.version, owner.stated(), 0.0)}, whole=False)
+                self._send_state(request, {shared.worker: Fact(owner.version, owner.stated(), 0.0, 0.0)}, whole=False)
 
     def may_answer_for_all(self) -> bool:
         """Return whether the view is complete, as far as this worker knows."""
@@ -489,10 +489,11 @@ class Channel:
             if facts and size + held.count > _ANSWER_ENTRIES:
                 self._send_state(request, facts, whole=False)
                 # The last message names them: one of these may be lost.
-                sent.update((name, Fact(fact.version, None, fact.age)) for name, fact in facts.items())
+                sent.update((name, fact._replace(entries=None)) for name, fact in facts.items())
                 facts, size = {}, 0
             age = 0.0 if owner == self._shared.worker else max(0.0, now - held.received)
-            facts[owner] = Fact(held.version, held.count if held.entries is None else held.entries, age)
+            silent = self._shared.roster.silence(owner, now)
+            facts[owner] = Fact(held.version, held.count if held.entries is None else held.entries, age, silent)
             size += held.count
         self._send_state(request, sent | facts, whole=True)
 

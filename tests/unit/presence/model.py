@@ -28,13 +28,15 @@ __all__ = ["MODES", "BrokenError", "Faults", "Mode", "Outcome", "Rule", "Run", "
 
 Mode = Literal["contract", "lossy", "crash"]
 """`contract`: the adapter keeps its contract, messages are lost only with a gap, and there are no beacons. `lossy`:
-messages are lost without a report, and a cluster is cut in two. `crash`: workers die and stop, and nothing else fails: no
-user may be reported as left that has another connection."""
+messages are lost without a report, and a cluster is cut in two. `crash`: workers die and stop, and nothing else fails:
+no user may be reported as left that has another connection."""
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 _START: Final = 10_000
 _LIMIT_SECONDS: Final[dict[str, float]] = {"contract": 60, "lossy": 400, "crash": 60}
 _STEP_SECONDS: Final = 0.5
+# Agreement that ends again within this time was none.
+_HOLD_SECONDS: Final = 2.0
 # Until a connection that has come back is known elsewhere: a flush, and the way.
 _BACK_SECONDS: Final = 1.0
 _CHANNELS: Final = ("a", "b", "c")
@@ -150,6 +152,7 @@ class Run:
         self.channels = _CHANNELS[: choose.randint(1, 3)]
         self.workers: list[Worker] = []
         self.dead_ids: list[str] = []
+        self.back_until = 0.0
         self.since_back: dict[tuple[str, str], float] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -182,7 +185,7 @@ class Run:
         choose = self.random
         functions, weights = [step for _, step in self.steps], [weight for weight, _ in self.steps]
         pause = choose.choice((0.05, 0.3, 1.5))
-        for _ in range(choose.choice((8, 25, 60))):
+        for _ in range(choose.choice((10, 40, 150))):
             self.advance(choose.expovariate(1 / pause))
             choose.choices(functions, weights)[0]()
         return self.calm()
@@ -342,21 +345,25 @@ class Run:
         if event.kind == "reset":
             worker.mirrors[channel] = self.mirror(worker, channel)
         elif event.kind == "change":
-            if mirror.users is None or event.version != mirror.version + 1:
-                raise BrokenError(f"version {event.version} follows {mirror.version}")
-            mirror.version = event.version
-            for present in event.joined:
-                if present.user in mirror.users:
-                    raise BrokenError(f"{present.user} joined twice")
-                mirror.users[present.user] = present.info
-            for user in event.left:
-                if mirror.users.pop(user, None) is None:
-                    raise BrokenError(f"{user} left twice")
-                self.judge_left(channel, user)
-            for present in event.updated:
-                if mirror.users.get(present.user) in (None, present.info):
-                    raise BrokenError(f"{present.user} is updated to what it was")
-                mirror.users[present.user] = present.info
+            self.follow(mirror, channel, event)
+
+    def follow(self, mirror: Mirror, channel: str, event: ViewEvent) -> None:
+        """Apply a change to what a watcher knows."""
+        if mirror.users is None or event.version != mirror.version + 1:
+            raise BrokenError(f"version {event.version} follows {mirror.version}")
+        mirror.version = event.version
+        for present in event.joined:
+            if present.user in mirror.users:
+                raise BrokenError(f"{present.user} joined twice")
+            mirror.users[present.user] = present.info
+        for user in event.left:
+            if mirror.users.pop(user, None) is None:
+                raise BrokenError(f"{user} left twice")
+            self.judge_left(channel, user)
+        for present in event.updated:
+            if mirror.users.get(present.user) in (None, present.info):
+                raise BrokenError(f"{present.user} is updated to what it was")
+            mirror.users[present.user] = present.info
 
     def judge_left(self, channel: str, user: str) -> None:
         """Check that a user that is reported as left was not back."""
@@ -433,7 +440,12 @@ class Run:
         if (left := self.leave()) is not None:
             channel, _, user = left.partition("/")
             worker = self.any_worker()
-            self.at(self.now + self.random.choice((0.0, 0.3, 2.0)), lambda: self.enter(worker, channel, user))
+            self.come_back(self.random.choice((0.0, 0.3, 2.0)), worker, channel, user)
+
+    def come_back(self, seconds: float, worker: Worker | None, channel: str, user: str) -> None:
+        """Let a client enter later."""
+        self.back_until = max(self.back_until, self.now + seconds)
+        self.at(self.now + seconds, lambda: self.enter(worker, channel, user))
 
     def update(self) -> None:
         """Change the info of a connection."""
@@ -474,9 +486,7 @@ class Run:
             for present in connections.values():
                 self.gone(channel, present.user)
                 if self.random.random() < 0.7:
-                    other = self.any_worker()
-                    when = self.now + self.random.choice((0.0, 0.5, 3.0, 12.0))
-                    self.at(when, lambda w=other, c=channel, u=present.user: self.enter(w, c, u))  # type: ignore[misc]
+                    self.come_back(self.random.choice((0.0, 0.5, 3.0, 12.0)), self.any_worker(), channel, present.user)
 
     def kill(self) -> None:
         """Kill a worker."""
@@ -561,20 +571,16 @@ class Run:
                 self.notice(worker)
                 self.mend(worker)
         # Clients that are on their way come back before the truth is fixed.
-        self.advance(12.1 if any(do for _, _, do in self._events) else 0)
-        began = self.now
-        reason = self.disagreement()
-        while reason:
-            if self.now - began > _LIMIT_SECONDS[self.mode]:
-                raise BrokenError(reason)
+        self.advance(max(0.0, self.back_until - self.now) + 0.001)
+        began = agreed = self.now
+        while self.now - agreed < _HOLD_SECONDS:
+            if reason := self.disagreement():
+                agreed = self.now + _STEP_SECONDS
+                if self.now - began > _LIMIT_SECONDS[self.mode]:
+                    raise BrokenError(reason)
             self.advance(_STEP_SECONDS)
-            reason = self.disagreement()
-        seconds = self.now - began
-        self.advance(2)
-        if reason := self.disagreement():
-            raise BrokenError(f"no longer: {reason}")
         self.judge_mirrors()
-        return Outcome(seconds, self.left)
+        return Outcome(agreed - began, self.left)
 
     def disagreement(self) -> str:
         """Return where a view differs from the truth, if one does."""
