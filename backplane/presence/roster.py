@@ -178,8 +178,8 @@ class Roster:
             down.append(worker)
         for worker in [worker for worker, due in self._silent.items() if due <= now]:
             del self._silent[worker]
-            member = self._alive.get(worker)
-            if member is not None and not member.number and worker not in down:
+            mentioned = self._alive.get(worker)
+            if mentioned is not None and not mentioned.number and worker not in down:
                 down.append(worker)
         for worker in down:
             self._bury(worker, now)
