@@ -15,6 +15,7 @@ from backplane.presence.view import OwnerView
 from backplane.presence.wire import Beacon, Delta, Fact, Request, Snapshot, State, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from random import Random
 
     from backplane.presence.contract import Rule, Topic
@@ -116,8 +117,8 @@ class Channel:
         self._owner: Owner | None = None
         self._view: OwnerView | None = None
         self._inquiry = Inquiry(shared.times, shared.random)
-        # Without a view: how many entries each other owner has.
-        self._others: dict[str, int] = {}
+        # Without a view: the version of each other owner, and how many entries it has.
+        self._others: dict[str, tuple[int, int]] = {}
         self._flush_at = inf
         self._has_turn = False
         self._flushed = -inf
@@ -287,8 +288,8 @@ class Channel:
         alive = self._shared.roster.alive(worker)
         view = self._view
         if view is None:
-            if alive and not isinstance(message, Request):
-                self._others[worker] = _count(message)
+            if alive and not isinstance(message, Request) and self._others.get(worker, (0, 0))[0] <= message.version:
+                self._others[worker] = message.version, _count(message)
         else:
             if alive:
                 view.touch(worker, now)
@@ -370,7 +371,9 @@ class Channel:
     def _run_view(self, view: OwnerView, now: float) -> None:
         shared = self._shared
         if self._unwatch_at <= now:
-            self._others = {owner: view.held[owner].count for owner in view.owners() if owner != shared.worker}
+            self._others = {
+                owner: (held.version, held.count) for owner, held in view.held.items() if owner != shared.worker
+            }
             self._view, self._unwatch_at, self._expire_at = None, inf, inf
             return
         if self._expire_at <= now:
@@ -410,13 +413,16 @@ class Channel:
 
     def _workers(self) -> int:
         if self._view is None:
-            return len(self._others) + 1
+            return sum(1 for _ in self._other_owners()) + 1
         return max(1, sum(1 for _ in self._view.owners()))
+
+    def _other_owners(self) -> Iterator[str]:
+        return (owner for owner, (_, count) in self._others.items() if count)
 
     def _turn(self, owner: Owner) -> None:
         """Turn to counts, or back."""
         if self._view is None:
-            total = sum(self._others.values())
+            total = sum(count for _, count in self._others.values())
         else:
             own = self._view.held.get(self._shared.worker)
             total = self._view.total - (0 if own is None else own.count)
@@ -471,7 +477,7 @@ class Channel:
             return False
         salt = f"{asker}{self.name}".encode()
         own = crc32(salt, crc32(self._shared.worker.encode()))
-        owners = self._others if self._view is None else self._view.owners()
+        owners = self._other_owners() if self._view is None else self._view.owners()
         return all(
             own >= crc32(salt, crc32(worker.encode()))
             for worker in owners

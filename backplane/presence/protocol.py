@@ -142,6 +142,10 @@ class PresenceProtocol:
         if self._shared.link_live or not self._running:
             return
         self._shared.link_live = True
+        # What was due meanwhile is due anew, and not late.
+        self._heap.clear()
+        self._due.clear()
+        self._forget_at = now + _FORGET_SECONDS
         self._roster.restart(now)
         self._shared.alone_at = now + _ALONE_HEARTBEATS * self._times.heartbeat
         self._heartbeat(now)
