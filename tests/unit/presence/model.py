@@ -37,8 +37,8 @@ _LIMIT_SECONDS: Final[dict[str, float]] = {"contract": 60, "lossy": 400, "crash"
 _STEP_SECONDS: Final = 0.5
 # Agreement that ends again within this time was none.
 _HOLD_SECONDS: Final = 2.0
-# Until a connection that has come back is known elsewhere: a flush, and the way.
-_BACK_SECONDS: Final = 1.0
+# Until a connection that has come back is known elsewhere: a subscription, a flush, and the way.
+_BACK_SECONDS: Final = 1.5
 _CHANNELS: Final = ("a", "b", "c")
 
 
