@@ -151,7 +151,7 @@ class Run:
         self.workers: list[Worker] = []
         self.dead_ids: list[str] = []
         self.back_until = 0.0
-        self.since_back: dict[tuple[str, str], float] = {}
+        self.entered: dict[str, float] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._connections = 0
@@ -364,9 +364,13 @@ class Run:
     def judge_left(self, channel: str, user: str) -> None:
         """Check that a user that is reported as left was not back."""
         self.left += 1
-        back = self.since_back.get((channel, user))
-        if self.mode == "crash" and back is not None and self.now - back > _BACK_SECONDS:
-            raise BrokenError(f"{user} is reported as left, and was back for {self.now - back:.1f} s")
+        if self.mode != "crash":
+            return
+        for worker in self.workers:
+            for connection, present in worker.truth.get(channel, {}).items() if worker.running else ():
+                age = self.now - self.entered[connection]
+                if present.user == user and age > _BACK_SECONDS:
+                    raise BrokenError(f"{user} is reported as left, and has a connection since {age:.1f} s")
 
     def mirror(self, worker: Worker, channel: str) -> Mirror:
         """Take the state of a view."""
@@ -395,7 +399,7 @@ class Run:
         connection, info = f"k{self._connections}", f'"{self.random.randint(1, 3)}"'
         since = float(round(self.now))
         worker.truth.setdefault(channel, {})[connection] = Present(user, info, since, 1)
-        self.since_back.setdefault((channel, user), self.now)
+        self.entered[connection] = self.now
         worker.protocol.enter(channel, connection, user, info, since, self.now)
         self.drain(worker)
 
@@ -416,20 +420,9 @@ class Run:
             return None
         worker, channel, connection = found
         user = worker.truth[channel].pop(connection).user
-        self.gone(channel, user)
         worker.protocol.exit(channel, connection, self.now)
         self.drain(worker)
         return f"{channel}/{user}"
-
-    def gone(self, channel: str, user: str) -> None:
-        """Take note that a user may have no connection any more."""
-        if not any(
-            present.user == user
-            for worker in self.workers
-            if worker.running
-            for present in worker.truth.get(channel, {}).values()
-        ):
-            self.since_back.pop((channel, user), None)
 
     def move(self) -> None:
         """Let a client come back elsewhere."""
@@ -480,7 +473,6 @@ class Run:
         self.dead_ids.append(worker.protocol.worker)
         for channel, connections in worker.truth.items():
             for present in connections.values():
-                self.gone(channel, present.user)
                 if self.random.random() < 0.7:
                     self.come_back(self.random.choice((0.0, 0.5, 3.0, 12.0)), self.any_worker(), channel, present.user)
 

@@ -56,8 +56,10 @@ def test_a_difference_to_another_version_is_missing(view: OwnerView) -> None:
     assert (view.lags(A), view.missing(always)) == (False, False)
     view.name(A, 4, 0)
     assert not view.lags(A)
-    view.name(A, 5, 0)
+    view.name(A, 6, 0)
     view.apply(delta(4, 5), 0)
+    assert view.lags(A)
+    view.apply(delta(5, 6), 0)
     assert not view.lags(A)
 
 
