@@ -37,8 +37,8 @@ _LIMIT_SECONDS: Final[dict[str, float]] = {"contract": 60, "lossy": 400, "crash"
 _STEP_SECONDS: Final = 0.5
 # Agreement that ends again within this time was none.
 _HOLD_SECONDS: Final = 2.0
-# Until a connection that has come back is known elsewhere: a flush, and the way.
-_BACK_SECONDS: Final = 1.0
+# Until a connection that has come back is known elsewhere: a subscription, a flush, and the way.
+_BACK_SECONDS: Final = 1.5
 _CHANNELS: Final = ("a", "b", "c")
 
 
@@ -56,14 +56,12 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """Planted faults of a run.
+    """Planted faults of a run, besides those that a test plants in a class.
 
     Attributes:
-        plant: Called with each new protocol, to break it.
         same_ids: A new worker has the id of one that has died, so that its versions begin anew.
     """
 
-    plant: Callable[[PresenceProtocol], None] | None = None
     same_ids: bool = False
 
 
@@ -153,7 +151,7 @@ class Run:
         self.workers: list[Worker] = []
         self.dead_ids: list[str] = []
         self.back_until = 0.0
-        self.since_back: dict[tuple[str, str], float] = {}
+        self.entered: dict[str, float] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._connections = 0
@@ -221,8 +219,6 @@ class Run:
             describe=lambda: {"pid": 1},
             rule_of=lambda _: self.rule,
         )
-        if self.faults.plant is not None:
-            self.faults.plant(protocol)
         worker = Worker(protocol)
         self.workers.append(worker)
         protocol.start(self.now)
@@ -372,9 +368,13 @@ class Run:
     def judge_left(self, channel: str, user: str) -> None:
         """Check that a user that is reported as left was not back."""
         self.left += 1
-        back = self.since_back.get((channel, user))
-        if self.mode == "crash" and back is not None and self.now - back > _BACK_SECONDS:
-            raise BrokenError(f"{user} is reported as left, and was back for {self.now - back:.1f} s")
+        if self.mode != "crash":
+            return
+        for worker in self.workers:
+            for connection, present in worker.truth.get(channel, {}).items() if worker.running else ():
+                age = self.now - self.entered[connection]
+                if present.user == user and age > _BACK_SECONDS:
+                    raise BrokenError(f"{user} is reported as left, and has a connection since {age:.1f} s")
 
     def mirror(self, worker: Worker, channel: str) -> Mirror:
         """Take the state of a view."""
@@ -403,7 +403,7 @@ class Run:
         connection, info = f"k{self._connections}", f'"{self.random.randint(1, 3)}"'
         since = float(round(self.now))
         worker.truth.setdefault(channel, {})[connection] = Present(user, info, since, 1)
-        self.since_back.setdefault((channel, user), self.now)
+        self.entered[connection] = self.now
         worker.protocol.enter(channel, connection, user, info, since, self.now)
         self.drain(worker)
 
@@ -424,20 +424,9 @@ class Run:
             return None
         worker, channel, connection = found
         user = worker.truth[channel].pop(connection).user
-        self.gone(channel, user)
         worker.protocol.exit(channel, connection, self.now)
         self.drain(worker)
         return f"{channel}/{user}"
-
-    def gone(self, channel: str, user: str) -> None:
-        """Take note that a user may have no connection any more."""
-        if not any(
-            present.user == user
-            for worker in self.workers
-            if worker.running
-            for present in worker.truth.get(channel, {}).values()
-        ):
-            self.since_back.pop((channel, user), None)
 
     def move(self) -> None:
         """Let a client come back elsewhere."""
@@ -488,7 +477,6 @@ class Run:
         self.dead_ids.append(worker.protocol.worker)
         for channel, connections in worker.truth.items():
             for present in connections.values():
-                self.gone(channel, present.user)
                 if self.random.random() < 0.7:
                     self.come_back(self.random.choice((0.0, 0.5, 3.0, 12.0)), self.any_worker(), channel, present.user)
 
@@ -536,6 +524,7 @@ class Run:
             self.at(max(worker.blocked_until, self.now + 0.1), lambda: self.mend(worker))
             return
         worker.up = worker.noticed = True
+        alive = {known.origin for known in worker.protocol.workers(self.now) if known.alive}
         worker.active = set(worker.wanted)
         worker.protocol.link_live(self.now)
         topics: list[Topic] = [WORKERS, INBOX, *sorted(worker.active)]
@@ -544,6 +533,15 @@ class Run:
                 worker.protocol.subscribed(topic, self.now)
             worker.protocol.gap(topic, self.now)
         self.drain(worker)
+        self.at(self.now + 1, lambda: self.judge_silence(worker, alive, worker.session))
+
+    def judge_silence(self, worker: Worker, alive: set[str], session: int) -> None:
+        """Check that no worker is declared dead by one that was away itself."""
+        running = {other.protocol.worker for other in self.workers if other.running}
+        if worker.running and worker.session == session:
+            for known in worker.protocol.workers(self.now):
+                if known.origin in alive & running and not known.alive:
+                    raise BrokenError(f"{known.origin} is declared dead by a worker that was away")
 
     def block(self) -> None:
         """Block the loop of a worker."""
