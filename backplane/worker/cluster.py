@@ -192,6 +192,7 @@ class Cluster:
             return self._unnamed
         if self._mode == "observer":
             raise ConfigurationError("presence=Who(...) needs a member of the cluster: this Backplane is an observer")
+        return Attendance(self._agent, self._frames, self._rules, who)
 
     def watch(self, channel: str) -> PresenceWatch:
         """Watch a channel; to be ended by `end_watch`.
