@@ -96,13 +96,11 @@ class PresenceAgent:
 
     def stop(self) -> None:
         """End in order: the other workers are notified, as soon as the bus has sent that."""
-        self.is_live = False
+        self.is_live, self._has_ended = False, True
         self._protocol.stop(self._now())
+        if self._taking is not None:
+            self._taking.cancel()
         self._take()
-        self._has_ended = True
-        for handle in (self._timer, self._taking):
-            if handle is not None:
-                handle.cancel()
 
     # --- what the clients of this worker do ---
 

@@ -92,13 +92,15 @@ class _Audience:
         self._advance_soon()
 
     def discard(self, client: Subscriber) -> bool:
-        """Send nothing more to a client; return whether none is left that was sent anything."""
-        found = self._informed.pop(client, 0) + self._waiting.pop(client, 0)
+        """Send nothing more to a client; return whether none is left: then this is over."""
+        self._informed.pop(client, None)
+        self._waiting.pop(client, None)
         if self._informed or self._waiting:
             return False
+        self._changes.clear()
         if self._advancing is not None:
             self._advancing.cancel()
-        return found > 0
+        return True
 
     def view_changed(self, channel: str, events: list[ViewEvent], /) -> None:
         """Take changes of the view."""
