@@ -157,7 +157,7 @@ class Run:
         self._connections = 0
         for _ in range(choose.randint(2, 6)):
             self.new_worker()
-        steps: list[tuple[int, Callable[[], None]]] = [
+        steps: list[tuple[int, Callable[[], object]]] = [
             (30, self.join),
             (15, self.leave),
             (15, self.move),
