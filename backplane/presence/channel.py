@@ -534,7 +534,7 @@ class Channel:
             return
         self._report(view.commit(now))
         stale = self._is_stale()
-        if not stale:
+        if not stale and view.next_grace() <= now:
             self._report(view.end_graces(now))
         if stale != self._stale:
             self._stale = stale

@@ -117,6 +117,8 @@ class Users:
 
     def expire(self, now: float) -> ViewEvent | None:
         """End the graces that are over, and return what has changed."""
+        if not self._graces:
+            return None
         left: list[str] = []
         while self._graces and self._graces[0].deadline <= now:
             grace = self._graces.popleft()
