@@ -136,7 +136,7 @@ class Users:
         if not (joined or left or updated):
             return None
         self.version += 1
-        return ViewEvent("change", self.version, tuple(joined), tuple(left), tuple(updated))
+        return ViewEvent("change", self.version, tuple(joined), tuple(left), tuple(updated), self.id)
 
 
 def _present(user: str, state: Entry | list[Entry] | _Grace) -> Present:

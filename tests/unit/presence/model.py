@@ -143,6 +143,8 @@ class Run:
         self.repeats = choose.choice((0.0, 0.05, 0.2))
         self.latency = choose.choice((0.002, 0.05, 0.3))
         self.parted = False
+        # As where those that are in a channel see who else is.
+        self.owners_watch = choose.random() < 0.4
         beacon = choose.choice((5.0, 60.0, 60.0, 60.0)) if mode == "lossy" else inf
         repeat = choose.choice((None, None, 5.0)) if mode == "lossy" else None
         self.times = PresenceTimes(beacon=beacon, repeat=repeat, present=choose.choice((0.5, 30.0)))
@@ -163,6 +165,7 @@ class Run:
             (15, self.move),
             (8, self.update),
             (6, self.watch),
+            (3, self.rush),
             (3, self.unwatch),
             (2, self.kill),
             (2, self.stop),
@@ -182,7 +185,7 @@ class Run:
         """
         choose = self.random
         functions, weights = [step for _, step in self.steps], [weight for weight, _ in self.steps]
-        pause = choose.choice((0.05, 0.3, 1.5))
+        pause = choose.choice((0.05, 0.3, 1.5, 1.5))
         for _ in range(choose.choice((10, 40, 150))):
             self.advance(choose.expovariate(1 / pause))
             choose.choices(functions, weights)[0]()
@@ -340,12 +343,12 @@ class Run:
             return
         if event.kind == "reset":
             worker.mirrors[channel] = self.mirror(worker, channel)
-        elif event.kind == "change":
+        elif event.kind == "change" and (event.id != mirror.id or event.version > mirror.version):
             self.follow(mirror, channel, event)
 
     def follow(self, mirror: Mirror, channel: str, event: ViewEvent) -> None:
         """Apply a change to what a watcher knows."""
-        if mirror.users is None or event.version != mirror.version + 1:
+        if mirror.users is None or event.id != mirror.id or event.version != mirror.version + 1:
             raise BrokenError(f"version {event.version} follows {mirror.version}")
         mirror.version = event.version
         for present in event.joined:
@@ -402,6 +405,8 @@ class Run:
         self.entered[connection] = self.now
         worker.protocol.enter(channel, connection, user, info, since, self.now)
         self.drain(worker)
+        if self.owners_watch:
+            self.begin_watch(worker, channel)
 
     def any_connection(self) -> tuple[Worker, str, str] | None:
         """Return a connection."""
@@ -449,13 +454,27 @@ class Run:
     def watch(self) -> None:
         """Begin to watch."""
         worker, channel = self.any_worker(), self.random.choice(self.channels)
-        if worker is not None and channel not in worker.watched:
+        if worker is not None:
+            self.begin_watch(worker, channel)
+
+    def begin_watch(self, worker: Worker, channel: str) -> None:
+        """Begin to watch, if the worker does not."""
+        if channel not in worker.watched:
             worker.watched.add(channel)
             worker.protocol.watch(channel, self.now)
             # What happened before is in the state.
             worker.mirrors.pop(channel, None)
             self.drain(worker)
             worker.mirrors[channel] = self.mirror(worker, channel)
+
+    def rush(self) -> None:
+        """Let several workers, that do not know a channel yet, enter and watch it at the same time."""
+        channel = self.random.choice(self.channels)
+        for worker in self.workers:
+            if worker.running and channel not in worker.watched and self.random.random() < 0.7:
+                self.enter(worker, channel, f"u{self.random.randint(1, 6)}")
+                if worker.blocked_until <= self.now:
+                    self.begin_watch(worker, channel)
 
     def unwatch(self) -> None:
         """End to watch."""
