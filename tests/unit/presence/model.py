@@ -105,6 +105,7 @@ class Worker:
         blocked_until: Its loop does not run until then.
         timer: When its timer is set to.
         side: Its half of the cluster.
+        dead: Workers that it takes for dead.
     """
 
     protocol: PresenceProtocol
@@ -120,6 +121,7 @@ class Worker:
     blocked_until: float = -inf
     timer: float = inf
     side: int = 0
+    dead: set[str] = field(default_factory=set[str])
     last_accept: float = 0.0
     last_arrival: dict[str, float] = field(default_factory=dict[str, float])
 
@@ -189,6 +191,13 @@ class Run:
         for _ in range(choose.choice((10, 40, 150))):
             self.advance(choose.expovariate(1 / pause))
             choose.choices(functions, weights)[0]()
+        if choose.random() < 0.3:
+            # What comes last is not mended by what comes after it.
+            self.new_worker()
+            self.new_worker()
+            self.advance(choose.choice((0.1, 3.0)))
+            self.rush()
+            self.advance(choose.choice((0.0, 0.1, 0.5)))
         return self.calm()
 
     # -- virtual time --------------------------------------------------------------------------------------------------
@@ -256,6 +265,17 @@ class Run:
         worker.timer = inf
         worker.protocol.run(self.now)
         self.drain(worker)
+        self.judge_dead(worker)
+
+    def judge_dead(self, worker: Worker) -> None:
+        """Check that no worker that has ended is taken for alive again."""
+        for known in worker.protocol.workers(self.now):
+            if not known.alive:
+                worker.dead.add(known.origin)
+            elif known.origin in worker.dead:
+                worker.dead.discard(known.origin)
+                if known.origin in self.dead_ids:
+                    raise BrokenError(f"{known.origin} is dead, and taken for alive again")
 
     def subscribe(self, worker: Worker, channel: str) -> None:
         """Subscribe a worker, if its link is up; otherwise it is with the next link."""
