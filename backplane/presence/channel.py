@@ -388,10 +388,8 @@ class Channel:
         if self._forget_at <= now:
             self.forget()
         elif self._beacon_at <= now or self._repeat_at <= now:
-            repeated = self._repeat_at <= now
+            self._repeat_at = inf
             self._publish(Beacon(self._shared.worker, owner.version, len(owner.entries)), now)
-            if repeated:
-                self._repeat_at = inf
 
     # -- flushing ------------------------------------------------------------------------------------------------------
 
@@ -434,7 +432,9 @@ class Channel:
         self._shared.publish(_KINDS[type(message)], self.name, message)
         self._published = now
         self._beacon_at = now + times.beacon * self._shared.random.uniform(0.8, 1.0)
-        self._repeat_at = inf if times.repeat is None else now + times.repeat
+        # A beacon is not repeated: it is the repetition.
+        if not isinstance(message, Beacon) and times.repeat is not None:
+            self._repeat_at = now + times.repeat
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -534,11 +534,12 @@ class Channel:
             return
         self._report(view.commit(now))
         stale = self._is_stale()
-        if not stale:
+        if not stale and view.next_grace() <= now:
             self._report(view.end_graces(now))
         if stale != self._stale:
             self._stale = stale
-            self._report(ViewEvent("stale" if stale else "fresh", 0 if view.users is None else view.users.version))
+            version = 0 if view.users is None else view.users.version
+            self._report(ViewEvent("stale" if stale else "fresh", version, id=view.id))
 
     def _report(self, event: ViewEvent | None) -> None:
         if event is not None:
