@@ -37,10 +37,10 @@ async def workers() -> AsyncGenerator[list[ControlWorker]]:
 
 
 def asking(
-    worker: ControlWorker, kind: str = "count", seconds: float = NEVER, **selected: Any
+    worker: ControlWorker, kind: str = "count", seconds: float = NEVER, *, only: str | None = None
 ) -> asyncio.Task[Answers]:
     """Begin to ask."""
-    selector = Selector(**({"user": "ada"} | selected))
+    selector = Selector(user="ada", worker=only)
     return asyncio.create_task(worker.requests.ask(kind, selector, {"name": "load", "seconds": 5}, seconds))
 
 

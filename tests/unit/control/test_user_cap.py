@@ -128,6 +128,19 @@ async def test_a_worker_that_does_not_answer(workers: list[ControlWorker], caplo
     assert warnings_of(caplog) == [line] * 2
 
 
+async def test_a_worker_that_answers_with_an_error(
+    workers: list[ControlWorker], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker of an older version does not know the question: as if it did not answer, and without a wait."""
+
+    async def fail(_: object) -> None:
+        raise LookupError
+
+    workers[1].commands.add_kind("others", fail)
+    assert await admits(workers[0], "01")
+    assert "max_connections_per_user: 1 workers did not answer" in caplog.text
+
+
 async def test_a_broker_that_is_away(workers: list[ControlWorker], caplog: pytest.LogCaptureFixture) -> None:
     """Only this worker's connections count, and it is logged."""
     workers[0].broker.error = BrokerUnavailableError("away")
