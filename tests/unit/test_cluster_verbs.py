@@ -71,11 +71,11 @@ class Served:
     ) -> Client:
         """Begin to serve a client that joins channels."""
         client = client or Client()
-        who = None if user is None else Who(user=user)
+        presence = None if user is None else Who(user=user)
 
         async def serve() -> None:
             try:
-                async with backplane.connect(client.websocket, *channels, presence=who, **options) as connection:
+                async with backplane.connect(client.websocket, *channels, presence=presence, **options) as connection:
                     client.websocket.state.connection = connection
                     async for _ in connection:
                         pass
