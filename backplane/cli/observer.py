@@ -15,7 +15,7 @@ import typer
 from backplane.broker.registry import broadcaster_from_url
 from backplane.cli.terminal import discard_output, exiting_on_errors, fail, note, out, visible
 from backplane.core import Backplane
-from backplane.errors import BackplaneError
+from backplane.errors import BackplaneError, ConfigurationError
 from backplane.presence_types import Presence
 from backplane.settings import Settings
 
@@ -103,10 +103,14 @@ async def observed(url: str, secret: str | None, seconds: float) -> AsyncGenerat
         url: The broker.
         secret: Signs what is asked, and checks what is received.
         seconds: After which time all workers are known.
+
+    Raises:
+        ConfigurationError: The URL or the secret cannot be used.
+        BrokerError: The broker cannot be reached, or refuses a channel.
     """
     broadcaster = broadcaster_from_url(url)
     if broadcaster.capabilities.reach == "process":
-        note(f"backplane: {broadcaster.url} reaches this process only, which has no worker")
+        raise ConfigurationError(f"{broadcaster.url} reaches this process only, which has no worker")
     settings = Settings(worker_heartbeat_seconds=seconds / _HEARTBEATS)
     async with Backplane(
         url, cluster="observer", presence=_PRESENCE, control_secret=secret, settings=settings
