@@ -77,7 +77,9 @@ def disconnect(
     ] = None,
     connection: Annotated[str | None, typer.Option(metavar="ID", help="The connection.", show_default=False)] = None,
     code: Annotated[int, typer.Option(help="The close code; 4503 keeps clients away.")] = CloseCode.FORBIDDEN.value,
-    reason: Annotated[str, typer.Option(help="Why, for the close frame.", show_default="none")] = "",
+    reason: Annotated[
+        str, typer.Option(help="Why, for the close frame, which holds 123 bytes of it.", show_default="none")
+    ] = "",
     confirm: Annotated[
         float | None,
         typer.Option(
