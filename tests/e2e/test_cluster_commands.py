@@ -139,6 +139,7 @@ def test_commands(broker_url: str, tmp_path: Path) -> None:
         assert (status, [user["user"] for user in report["users"]]) == (0, ["bob"])
 
 
+@pytest.mark.parametrize("broker_url", ["ipc", "redis"], indirect=True)
 @pytest.mark.parametrize(
     "command", [["survey", "load", "--timeout", "0.5"], ["disconnect", "--user", "ada", "--confirm", "0.5"]]
 )
