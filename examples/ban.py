@@ -22,7 +22,7 @@ from contextlib import closing
 from hmac import compare_digest
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Path, Query, WebSocket, WebSocketException
+from fastapi import Depends, FastAPI, Header, HTTPException, Path, Query, Response, WebSocket, WebSocketException
 from pydantic import BaseModel
 
 from backplane import Backplane, BrokerError, Connection
@@ -44,7 +44,8 @@ class Banned(BaseModel):
 
     Attributes:
         closed: How many connections were closed.
-        unconfirmed: The workers that did not confirm; connections there end after `SESSION_SECONDS` at the latest.
+        unconfirmed: The workers that did not confirm, or have only just started; connections there end after
+            `SESSION_SECONDS` at the latest.
             Null where the broker does not have the command: connections anywhere may last as long.
     """
 
@@ -107,7 +108,7 @@ async def ban(user: User) -> Banned:
     return Banned(closed=sum(answers.by_worker.values()), unconfirmed=unconfirmed)
 
 
-@app.delete("/bans/{user}", status_code=204, dependencies=[Depends(check_admin)])
+@app.delete("/bans/{user}", status_code=204, response_class=Response, dependencies=[Depends(check_admin)])
 async def lift(user: User) -> None:
     """Lift a ban."""
     execute("DELETE FROM bans WHERE user = ?", user)

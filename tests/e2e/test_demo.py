@@ -295,7 +295,7 @@ def test_people_of_a_killed_worker_leave_unless_they_come_back(pages: tuple[Page
         # As many as it takes: the names of one worker's users leave, those of the others stay.
         workers: dict[str, int] = {}
         while killed not in workers.values():
-            name = f"Guest {len(workers)}"
+            name = f"guest-{len(workers)}"
             workers[name] = receive(stack.enter_context(demo.websocket("lobby", name)))["worker"]
         gone = name
         expect(_person(second, gone).locator(".badge")).to_have_text(str(killed))

@@ -24,7 +24,9 @@ TOKEN = "administrator"
 def server(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> ExampleServer:
     """The example, on two workers."""
     folder: Path = tmp_path_factory.mktemp("bans")
-    return serve("ban", ADMIN_TOKEN=TOKEN, BANS=str(folder / "bans.sqlite"))
+    started = serve("ban", ADMIN_TOKEN=TOKEN, BANS=str(folder / "bans.sqlite"))
+    started.wait_for_workers(2)  # one that starts while a command is awaited would not confirm it
+    return started
 
 
 def test_banned_user_is_closed_on_every_worker_and_refused(server: ExampleServer) -> None:

@@ -23,6 +23,7 @@ def receive(client: ClientConnection) -> Any:
 def test_new_session_ends_the_older_one(serve: Serve) -> None:
     """On any worker the newest connection of a user is the only one; those of other users stay."""
     server = serve("one_session")
+    server.wait_for_workers(2)
     with ExitStack() as stack:
         bob = stack.enter_context(server.connect("/session/bob"))
         receive(bob)
