@@ -539,11 +539,11 @@ class Channel:
             return
         self._report(view.commit(now))
         stale = self._is_stale()
-        if not stale:
+        if not stale and view.next_grace() <= now:
             self._report(view.end_graces(now))
         if stale != self._stale:
             self._stale = stale
-            self._report(ViewEvent("stale" if stale else "fresh", view.version))
+            self._report(ViewEvent("stale" if stale else "fresh", view.version, id=view.id))
 
     def _report(self, event: ViewEvent | None) -> None:
         if event is not None:

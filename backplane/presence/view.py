@@ -185,14 +185,14 @@ class OwnerView:
         if self._reset:
             self._reset = False
             self._counted = self.total
-            return ViewEvent("reset", 0)
+            return ViewEvent("reset", 0, id=self.id)
         if self.users is not None:
             return self.users.commit(now)
         if self.total == self._counted:
             return None
         self._counted = self.total
         self._counts_version += 1
-        return ViewEvent("count", self._counts_version)
+        return ViewEvent("count", self._counts_version, id=self.id)
 
     def next_grace(self) -> float:
         """Return when the first grace ends, or infinity."""
