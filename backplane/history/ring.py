@@ -302,6 +302,7 @@ class Ring:
             budget.enter(self)
             if self._floor is not None and self._floor_next is self._tip:
                 self._floor_next = place  # nothing came between
+        _ = place.check  # computed now, or the place would keep its payload
         entries.append((place, message, now))
         if size:
             budget.size_bytes += size
