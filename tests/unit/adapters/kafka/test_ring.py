@@ -149,3 +149,16 @@ def test_nothing_is_adopted_after_something_was_forgotten() -> None:
         rings.reset(own, 8)
         assert list(steps) == []
         assert rings.known_from(b"room") == 8
+
+
+def test_more_messages_at_once_than_a_ring_holds() -> None:
+    """The newest ones are held, and everything before them counts as left out, also what the ring had before."""
+    rings = HistoryRings(1_000_000, HistoryRules({"*": History(max_messages=2)}))
+    rings.follow(LogIdentity("", b"", "t", 1), {0: 0})
+    rings.add(0, b"room", [(0, -1, b"0")])
+    alone = rings.size_bytes
+    rings.add(0, b"room", [(offset, -1, b"%d" % offset) for offset in range(1, 9)])
+    assert rings.known_from(b"room") == 6
+    found = rings.answer(Query(b"room", History(max_messages=2), None, 10, 1000), None)
+    assert [item.payload for item in found.items] == [b"6", b"7", b"8"]
+    assert rings.size_bytes == alone + 2 * 171
