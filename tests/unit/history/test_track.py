@@ -624,8 +624,7 @@ def test_giving_up_a_latest_value_is_no_gap() -> None:
 
 def test_equal_parts_of_places_are_kept_once() -> None:
     """A message that follows shares what its place states of the one before it: many places are held in memory."""
-    track = Track()
-    track.mend(Recalled(top=place(1)))
+    track = joined(1)
     first, second = place(2), place(3)
     second.epoch = bytes(bytearray(second.epoch))
     assert second.epoch is not first.epoch
