@@ -558,6 +558,16 @@ def test_what_was_received_is_found_at_once() -> None:
         assert not made.received
 
 
+def test_what_was_received_comes_before_what_is_added_later() -> None:
+    """A read is joined to it, and a message that is added by itself follows it."""
+    made = ring()
+    received(made, 3)
+    assert made.fill(entries(1, 3), place(3), complete=True)
+    received(made, 4)
+    made.append(place(5), message(5))
+    assert data(made.newest(9)) == ["1", "2", "3", "4", "5"]
+
+
 def test_all_rings_add_what_they_have_received_at_the_end_of_a_pass() -> None:
     """It counts for the limit of all rings, and is as old as that."""
     now = NOW
