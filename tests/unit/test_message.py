@@ -1,5 +1,7 @@
 """`backplane.message`: the values that subscribers receive."""
 
+# pyright: reportPrivateUsage=false
+
 import re
 from dataclasses import FrozenInstanceError, fields
 from typing import Any

@@ -546,12 +546,13 @@ def received(made: Ring, *numbers: int) -> None:
 
 def test_what_was_received_is_found_at_once() -> None:
     """What a pass of the event loop has received so far is part of the ring for each of its readers."""
-    for read in (
+    reads: list[Callable[[Ring], bool]] = [
         lambda made: len(made) == 4,
         lambda made: made.newest_position == place(4),
         lambda made: data(made.after(place(2))) == ["3", "4"],
         lambda made: data(made.newest(3)) == ["2", "3", "4"],
-    ):
+    ]
+    for read in reads:
         made = filled(1, 2)
         received(made, 3, 4)
         assert read(made)
@@ -599,8 +600,8 @@ def test_a_pass_makes_no_difference() -> None:
     rng = random.Random(15)
     for _ in range(300):
         budgets = RingBudget(), RingBudget()
-        one_by_one, in_passes = (ring(rng.choice((1, 3)), budget=budget) for budget in budgets)
-        in_passes._max_messages, in_passes._max_entries = one_by_one._max_messages, one_by_one._max_entries
+        max_messages = rng.choice((1, 3))
+        one_by_one, in_passes = (ring(max_messages, budget=budget) for budget in budgets)
         for made in (one_by_one, in_passes):
             made.fill_after(between(3), [], between(3))
         number = 4
