@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
-from zlib import crc32
 
 from backplane.adapters.nats.subjects import encode_channel
-from backplane.message import Place
+from backplane.message import UncheckedPlace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.adapters.nats.link import NatsLink
     from backplane.history_rules import History, HistoryRules
-    from backplane.message import Position
+    from backplane.message import Place, Position
 
 __all__ = ["ChannelLog", "ChannelLogs", "Session", "Stream", "stream_name", "subject_of_streams"]
 
@@ -166,14 +165,14 @@ class ChannelLog:
         if offset <= stream.seen:
             self.newest = None
             self._logs.on_doubt(stream)
-            return Place(os.urandom(8), offset, crc32(payload), before)
+            return UncheckedPlace(os.urandom(8), offset, payload, before)
         stream.seen = offset
         if self._created is not stream.created:
             self._renew()
         session = self._logs.session
         if not before and self.newest is not None and self.session is session:
             before = self.newest.offset  # it has expired, and the server does not know it any more
-        place = self.newest = Place(self._epoch, offset, crc32(payload), before)
+        place = self.newest = UncheckedPlace(self._epoch, offset, payload, before)
         self.session = session
         return place
 

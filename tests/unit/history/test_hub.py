@@ -1053,3 +1053,15 @@ async def test_a_message_with_a_hole_before_it_while_a_position_is_judged() -> N
         worker.adapter.recall_gate.open()
         assert (await joining).joins[0].resumed
         assert await subscriber.receives(3) == ["1", "2", "3"]
+
+
+async def test_a_malformed_message_that_is_given_back_is_counted() -> None:
+    """What a repair reads and cannot decode is dropped and counted, as what arrives is; the others are delivered."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        await worker.degrade()
+        worker.adapter.append("k", b"\xbfBP\x09", most=100)
+        worker.append("k", "2")
+        worker.adapter.start_gate.open()
+        assert await subscriber.receives(1) == ["2"]
+        assert (worker.hub.malformed, worker.hub.gaps.reported) == (1, 0)
