@@ -160,7 +160,6 @@ class HistoryHub(Hub):
             self._count_unkept(kept)
             super().deliver(channel, payload)
         elif (taken := kept.track.take(place, payload)) > 0:
-            # As `_decode_kept` does, without the call: this is done for every message.
             message = decode(channel, payload, place)
             kept.ring.append(place, message)
             if taken == PROVED:
@@ -310,17 +309,21 @@ class HistoryHub(Hub):
         elif mended.items:
             self._statistics.repaired += 1
             self._statistics.repaired_messages += len(mended.items)
-        decoded = [self._decode_kept(kept, payload, place) for payload, place in mended.items]
-        batch = Batch(*(message for message in decoded if message is not None))
+        batch, ring = Batch(), kept.ring
+        # The broker has what was missed. Of ten thousand channels at once it would be so many objects for as many rings
+        # that a full garbage collection begins: so only a ring from which joins are served takes it.
+        is_collected = ring.is_complete or kept.wants_ring
+        for payload, place in mended.items:
+            message = decode(kept.name, payload, place)
+            if is_collected:
+                ring.append(place, message)
+            self._note_unusual(kept.name, message)
+            if message is not None:
+                batch.add(message)
+        if mended.items and not is_collected:
+            ring.clear(mended.items[-1].place)
         if batch:
             self._give_back(kept.name, batch)
-
-    def _decode_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> Message | None:
-        """Return the message that follows the newest one, and put it into the ring; `None` if it is malformed."""
-        message = decode(kept.name, payload, place)
-        kept.ring.append(place, message)
-        self._note_unusual(kept.name, message)
-        return message
 
     def _note_unusual(self, channel: str, message: Message | None) -> None:
         """Count a malformed message, or report the open gap of a channel whose message came before its confirmation."""

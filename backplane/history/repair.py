@@ -22,9 +22,10 @@ __all__ = ["Read", "ReadBounds", "Repairer"]
 
 logger: Final = logging.getLogger("backplane.history.repair")
 
-# Channels that are read at once: enough that a round trip does not matter, and few enough that their replies block the
-# event loop for some milliseconds only. A task for each of ten thousand channels blocked it for 100 ms.
-_MAX_BATCH: Final = 100
+# Channels that are read at once: so many that a round trip does not matter, and so few that their objects are gone
+# before the garbage collector looks, at each 700 more. What it finds alive counts as lasting, and leads to a full
+# collection, which blocks the event loop for 50 to 100 ms: with 100 channels at once, in each repair of ten thousand.
+_MAX_BATCH: Final = 32
 # What is read at once is held in memory at once. So the first batches are small, and those after large ones.
 _MIN_BATCH: Final = 8
 _LARGE_BYTES: Final = 8 * 1024 * 1024
@@ -151,16 +152,21 @@ class Repairer:
 
     async def _read_batch(self, batch: list[KeptChannel]) -> bool:
         """Read for some channels at once; return whether any read succeeded."""
-        outcomes = await asyncio.gather(*(self._read(kept) for kept in batch))
-        now = asyncio.get_running_loop().time()
-        wanted, self._reading = self._reading, set()
-        size = sum(len(item.payload) for read in outcomes if isinstance(read, Read) for item in read.recalled.items)
+        sizes = await asyncio.gather(*(self._read_one(kept) for kept in batch))
+        size = sum(filter(None, sizes))
         next_size = self._batch_size // 2 if size > _LARGE_BYTES else self._batch_size * 2
         self._batch_size = max(_MIN_BATCH, min(next_size, _MAX_BATCH))
-        for kept, outcome in zip(batch, outcomes, strict=True):
-            if kept in wanted:
-                self._take(kept, outcome, now)
-        return not all(isinstance(outcome, Exception) for outcome in outcomes)
+        return any(size is not None for size in sizes)
+
+    async def _read_one(self, kept: KeptChannel) -> int | None:
+        """Read for a channel, and pass it on at once; return how many bytes that were, or `None` where it failed."""
+        outcome = await self._read(kept)
+        if kept in self._reading:
+            self._reading.discard(kept)
+            self._take(kept, outcome, asyncio.get_running_loop().time())
+        if isinstance(outcome, Exception):
+            return None
+        return sum(len(item.payload) for item in outcome.recalled.items)
 
     def _take(self, kept: KeptChannel, outcome: Read | Exception, now: float) -> None:
         """Pass on what was read for a channel. Its failure, or what cannot be used, concerns no other channel."""

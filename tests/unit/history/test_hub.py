@@ -100,6 +100,26 @@ async def test_what_a_repair_gives_back_follows_what_was_collected() -> None:
         assert (subscriber.missed, subscriber.offers) == ([["2"]], [["1"], ["3"]])
 
 
+@pytest.mark.parametrize("is_served_from", [False, True])
+async def test_a_ring_after_a_repair(is_served_from: bool) -> None:
+    """A ring from which joins were served goes on through a repair; any other begins anew, and the next join reads."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        if is_served_from:
+            await worker.joins("k", rewind=1)
+        worker.append("k", "1")
+        ring = worker.history_hub._kept["k"].ring
+        await worker.missing("k", "2", "3")
+        await worker.settled()
+        assert (len(ring), ring.is_complete) == ((3, True) if is_served_from else (0, False))
+        worker.append("k", "4")
+        assert await subscriber.receives(4) == [*"1234"]
+        reads = len(worker.adapter.recalls)
+        newest, oldest = await worker.joins("k", rewind=1), await worker.joins("k", rewind=4)
+        assert [await newest.receives(1), await oldest.receives(4)] == [["4"], [*"1234"]]
+        assert len(worker.adapter.recalls) == reads + (not is_served_from)
+
+
 async def test_messages_that_arrive_before_the_read_wait() -> None:
     """What arrives while the missed messages are read is delivered after them."""
     async with history_world() as worker:
