@@ -183,7 +183,7 @@ class HistoryHub(Hub):
         """Put kept channels in doubt until the next link, and open a gap on every other one."""
         self.repairer.link_lost()
         for kept in self._kept.values():
-            kept.repair_since = None
+            kept.end_repair()
         for kept in self._proving(channels):
             kept.lose(reason)
         super().open_gap(self._without_proof(channels), reason, resumed=resumed)

@@ -464,6 +464,12 @@ async def test_a_malformed_message_is_dropped_and_leaves_no_hole() -> None:
         assert await subscriber.receives(2) == ["1", "2"]
         assert worker.hub.malformed == 1
         assert len(worker.adapter.recalls) == 1
+        await worker.degrade()
+        worker.adapter.append("k", b"\xbfBP")
+        worker.append("k", "3")
+        worker.adapter.start_gate.open()
+        assert await subscriber.receives(3) == ["1", "2", "3"]
+        assert worker.hub.malformed == 2
 
 
 async def test_a_read_that_fails_is_tried_again() -> None:
@@ -480,7 +486,7 @@ async def test_a_read_that_fails_is_tried_again() -> None:
     ("error", "settings"),
     [
         (BrokerError("not permitted"), SETTINGS),
-        (BrokerUnavailableError("loading"), replace(SETTINGS, repair_timeout_seconds=0.05)),
+        (BrokerUnavailableError("loading"), replace(SETTINGS, repair_timeout_seconds=0.01)),
     ],
 )
 async def test_a_history_that_cannot_be_read_is_a_gap(error: BrokerError, settings: Settings) -> None:
@@ -1045,6 +1051,27 @@ async def test_a_channel_that_is_left_while_another_one_is_repaired(fault: str) 
         await worker.settled()
         assert len(worker.hub.channels) == 1
         assert sorted(len(subscriber.received) for subscriber in rivals.values()) == [0, 1]
+
+
+@pytest.mark.parametrize("error", [None, BrokerError("not permitted")])
+async def test_a_request_for_a_channel_that_was_left(error: BrokerError | None) -> None:
+    """What is read for a channel that its last subscriber has left meanwhile concerns no later join of it."""
+    async with history_world() as worker:
+        left = await worker.joined("k")
+        kept = worker.history_hub._kept["k"]
+        worker.hub.leave("k", left)
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        assert await subscriber.receives(1) == ["1"]
+        kept.lose("doubt")
+        worker.adapter.recall_errors = [] if error is None else [error]
+        recalls = len(worker.adapter.recalls)
+        worker.history_hub.repairer.request(kept)
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) > recalls)
+        await until_idle()
+        worker.append("k", "2")
+        assert await subscriber.receives(2) == ["1", "2"]
+        assert (kept.track.doubt, worker.hub.gaps.reported) == ("doubt", 0)
 
 
 async def test_more_came_after_a_position_without_a_message_than_is_read() -> None:

@@ -374,6 +374,35 @@ async def test_a_repair_that_takes_too_long(reason: str) -> None:
         assert worker.reads == {}
 
 
+@pytest.mark.parametrize(
+    ("begun", "is_held", "held_for", "is_tried_again"),
+    [
+        (59, False, None, True),
+        (61, False, None, False),
+        (59, True, None, True),
+        (59, True, 9, True),
+        (59, True, 11, False),
+        (59, False, 11, True),
+    ],
+)
+async def test_while_nothing_arrives_a_repair_may_take_longer(
+    begun: float, is_held: bool, held_for: float | None, is_tried_again: bool
+) -> None:
+    """The time of a repair bounds how long messages wait that have arrived; without any it is six times as long."""
+    async with repairing(BOUNDS._replace(repair_seconds=10)) as worker:
+        kept = settled(at=worker.adapter.append("k", b"1"))
+        kept.lose("the link was lost")
+        if is_held:
+            kept.track.take(Place(b"epoch  1", 9, 90, 8), b"9")
+        now = asyncio.get_running_loop().time()
+        kept.repair_since = now - begun
+        kept.held_since = None if held_for is None else now - held_for
+        worker.adapter.recall_errors = [BrokerUnavailableError("no leader")]
+        worker.repairer.request(kept)
+        await worker.adapter.until(lambda: bool(worker.reads or worker.failures))
+        assert ("k" in worker.reads, "k" in worker.failures) == (is_tried_again, not is_tried_again)
+
+
 async def test_the_time_of_a_repair_begins_with_its_first_read() -> None:
     """However long a channel has waited for its turn, a failure of its first read is passing."""
     async with repairing() as worker:
