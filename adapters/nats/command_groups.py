@@ -126,10 +126,10 @@ class PublishGroup(CommandGroup):
 class SubscribeAnswers(Protocol):
     """What subscriptions report to at their PONG: one for many, since each has few objects of its own."""
 
-    def refused(self, number: bytes, reason: str) -> None:
+    def refused(self, number: bytes, /, reason: str) -> None:
         """Take the refusal of the subscription with this id."""
 
-    def unconfirmed(self, number: bytes, reason: str) -> None:
+    def unconfirmed(self, number: bytes, /, reason: str) -> None:
         """Take an error of which it is unknown whether it is a final refusal."""
 
 

@@ -446,14 +446,14 @@ class _ChannelAnswers:
         self.result: SubscribeResult = SubscribeResult()
         self.channels: dict[bytes, str] = {}
 
-    def refused(self, number: bytes, reason: str) -> None:
+    def refused(self, number: bytes, /, reason: str) -> None:
         """Forget the subscription."""
         channel = self.channels[number]
         if self._link.has_subscribed(channel, number):
             self._link.forget([channel])
         self.result.refused[channel] = reason
 
-    def unconfirmed(self, number: bytes, reason: str) -> None:
+    def unconfirmed(self, number: bytes, /, reason: str) -> None:
         """Drop the subscription, which the server may have."""
         channel = self.channels[number]
         if self._link.has_subscribed(channel, number):
@@ -471,11 +471,11 @@ class _ReplyAnswers:
     def __init__(self, no_replies: Callable[[Callable[[], BrokerError]], None]) -> None:
         self._no_replies = no_replies
 
-    def refused(self, _: bytes, reason: str) -> None:
+    def refused(self, _: bytes, /, reason: str) -> None:
         """Fail every request."""
         self._no_replies(lambda: BrokerError(reason, adapter="nats"))
 
-    def unconfirmed(self, _: bytes, reason: str) -> None:
+    def unconfirmed(self, _: bytes, /, reason: str) -> None:
         """Fail every request; the next one subscribes again."""
         self._no_replies(lambda: unavailable(reason))
 
