@@ -186,7 +186,7 @@ class HistoryHub(Hub):
         """Put kept channels in doubt until the next link, and open a gap on every other one."""
         self.repairer.link_lost()
         for kept in self._kept.values():
-            kept.repair_since = None
+            kept.end_repair()
         for kept in self._proving(channels):
             kept.lose(reason)
         super().open_gap(self._without_proof(channels), reason, resumed=resumed)
@@ -316,20 +316,23 @@ class HistoryHub(Hub):
         elif mended.items:
             self._statistics.repaired += 1
             self._statistics.repaired_messages += len(mended.items)
-        decoded = [self._decode_kept(kept, payload, place) for payload, place in mended.items]
-        batch = Batch(*(message for message in decoded if message is not None))
+        batch, ring = Batch(), kept.ring
+        # The broker has what was missed. Of ten thousand channels at once it would be so many objects for as many rings
+        # that a full garbage collection begins: so only a ring from which joins are served takes it.
+        is_collected = ring.is_complete or kept.wants_ring
+        for payload, place in mended.items:
+            message = decode(kept.name, payload, place)
+            if is_collected:
+                ring.append(place, message)
+            if message is None:
+                self._count_malformed(kept.name)
+            else:
+                self._report_early(kept.name)
+                batch.add(message)
+        if mended.items and not is_collected:
+            ring.clear(mended.items[-1].place)
         if batch:
             self._give_back(kept.name, batch)
-
-    def _decode_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> Message | None:
-        """Return the message that follows the newest one, and put it into the ring; `None` if it is malformed."""
-        message = decode(kept.name, payload, place)
-        kept.ring.append(place, message)
-        if message is None:
-            self._count_malformed(kept.name)
-        else:
-            self._report_early(kept.name)
-        return message
 
     def _report_early(self, channel: str) -> None:
         """Report the open gap of a channel whose message has overtaken the broker's confirmation."""
