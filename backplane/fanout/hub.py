@@ -55,10 +55,7 @@ class Hub:
         gaps: The open gaps, and how many were reported.
         delivered: Messages offered to subscribers, counted once per message.
         malformed: Payloads dropped because their header is invalid.
-        rules: Which channels have a history; `None` where none has.
     """
-
-    rules: HistoryRules | None = None
 
     def __init__(
         self,
@@ -91,6 +88,11 @@ class Hub:
         broker_subscriptions.on_refused = self.gaps.notify_refused
         broker_subscriptions.on_unconfirmed = self.gaps.end_resumed
         broker_subscriptions.on_overdue = self.gaps.notify_unconfirmed
+
+    @property
+    def rules(self) -> HistoryRules | None:
+        """Which channels have a history; `None` where none has."""
+        return None
 
     @property
     def channels(self) -> Collection[str]:
