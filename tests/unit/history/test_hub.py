@@ -400,6 +400,8 @@ async def test_a_channel_that_is_left_while_it_is_read_is_not_read_again() -> No
 async def test_a_channel_without_a_rule_is_delivered() -> None:
     """A message of a channel without a rule is delivered as on any hub, and nothing is known of its position."""
     async with history_world() as worker:
+        rules = worker.history_hub.rules
+        assert (rules.rule_of("plain"), rules.rule_of("k") is None) == (None, False)
         subscriber = await worker.joined("plain")
         worker.deliver("plain", "1")
         assert await subscriber.receives(1) == ["1"]
