@@ -57,6 +57,10 @@ _NO_RESPONDER: Final = 503
 _DUPLICATE_IN_PROCESS: Final = 10158
 _TOO_MANY_REQUESTS: Final = 10167
 _NANOSECONDS: Final = 1_000_000_000
+_FORGETS_KEYS: Final = (
+    "; it forgets idempotency keys too early, so a message that is sent again can be published twice: raise its "
+    "duplicate_window with 'nats stream edit'"
+)
 
 
 class NatsHistory:
@@ -302,11 +306,12 @@ class NatsHistory:
         if others and stream.name not in self._differs:
             self._differs.add(stream.name)
             logger.warning(
-                "stream %s, of the channels %r, is used as it is: it has %s, and this process is configured for %s",
+                "stream %s, of the channels %r, is used as it is: it has %s, and this process is configured for %s%s",
                 stream.name,
                 stream.pattern,
                 others,
                 {name: wanted[name] for name in others},
+                _FORGETS_KEYS if config.duplicate_window < DUPLICATE_WINDOW_SECONDS * _NANOSECONDS else "",
             )
 
     def _look(self, stream: Stream) -> None:

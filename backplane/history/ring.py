@@ -113,6 +113,7 @@ class Ring:
         "_clock",
         "_entries",
         "_floor",
+        "_floor_end",
         "_floor_next",
         "_max_age_seconds",
         "_max_entries",
@@ -146,6 +147,7 @@ class Ring:
         self._tip: Position | None = None  # where the channel is, while there are no entries
         self._floor: Position | None = None  # see `fill_after`
         self._floor_next: Position | None = None
+        self._floor_end: int = 0
         self._batches: dict[Position | int, Batch] = {}
         self._batches_bytes: int = 0
 
@@ -248,7 +250,11 @@ class Ring:
             return
         following = self._following(position.offset)[1]
         if following == (read[0][0] if read else self.newest_position):
-            self._floor, self._floor_next = position, following
+            floor = self._floor
+            if position.check or floor is None or self._floor_next != following or position.offset < floor.offset:
+                self._floor = position
+            self._floor_next = following
+            self._floor_end = max(self._floor_end, position.offset)
 
     def after(self, position: Position) -> Batch | None:
         """Return the messages after `position`, or `None` if it is not found. The batch is shared: do not change it.
@@ -283,7 +289,7 @@ class Ring:
         self._tip = last
         # Nothing before the gap may be joined to what follows it: only a read can show what is there.
         self.is_complete = False
-        self._floor = None
+        self._floor, self._floor_end = None, 0
 
     def evict(self) -> None:
         """Forget everything to make room."""
@@ -365,7 +371,8 @@ class Ring:
     def _index_after_floor(self, position: Position) -> int | None:
         """Return the index of the entry after a position that no entry has, and before which nothing was dropped.
 
-        It is the floor, or, without a check, any position up to that entry.
+        It is the floor, or, without a check, any position up to that entry. Where no entry follows it is one up to the
+        last that was read: only a read can show whether the log has another one, which a client can make up.
         """
         floor = self._floor
         if floor is None or (
@@ -374,6 +381,8 @@ class Ring:
             return None
         index, following = self._following(floor.offset)
         is_known = following is self._floor_next and self._following(position.offset)[0] == index
+        if index == len(self._entries) and position.offset > self._floor_end:
+            return None
         return index if is_known else None
 
     def _following(self, offset: int) -> tuple[int, Position | None]:

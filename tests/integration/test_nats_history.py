@@ -512,6 +512,20 @@ async def test_a_foreign_configuration_is_used_and_logged_once(
     assert ["is used as it is" in record.getMessage() for record in caplog.records] == [True]
 
 
+@pytest.mark.parametrize(("seconds", "warns"), [(240, True), (600, False)])
+async def test_a_stream_that_forgets_keys_too_early_is_a_warning(
+    private_nats: StartNats, caplog: pytest.LogCaptureFixture, seconds: int, warns: bool
+) -> None:
+    """Where another one has made the stream with a shorter window for duplicates, the log states what that means."""
+    url = private_nats(jetstream=True).url
+    async with worker(url):
+        await expire_after(url, seconds)
+    async with worker(url):
+        pass
+    (line,) = [record.getMessage() for record in caplog.records if "is used as it is" in record.getMessage()]
+    assert ("can be published twice" in line) is warns
+
+
 async def test_an_unusable_stream_is_refused(private_nats: StartNats) -> None:
     """A stream of this name that does not republish is not touched; the error states what to do."""
     url = private_nats(jetstream=True).url

@@ -469,6 +469,20 @@ def test_such_a_position_of_a_channel_without_messages() -> None:
     assert made.after(between(3)) is None
 
 
+def test_such_a_position_after_those_that_were_read() -> None:
+    """Where no message follows, a later one than was read is not known: the log may end before it."""
+    made = ring()
+    made.fill_after(between(6), [], between(5))
+    assert [data(made.after(between(number))) for number in (6, 7, 9)] == [[], None, None]
+    made.fill_after(between(8), [], between(5))
+    assert [data(made.after(between(number))) for number in (6, 7, 8, 9)] == [[], [], [], None]
+    made.append(place(11), message(11))
+    assert [data(made.after(between(number))) for number in (6, 9, 12)] == [["11"], ["11"], None]
+    made.clear(place(20))
+    made.fill_after(between(21), [], place(20))
+    assert [data(made.after(between(number))) for number in (21, 22)] == [[], None]
+
+
 @pytest.mark.parametrize("messages", [0, 1], ids=["none", "one"])
 @pytest.mark.parametrize("end", ["gap", "eviction"])
 def test_an_emptied_ring_knows_no_such_position(messages: int, end: str) -> None:
