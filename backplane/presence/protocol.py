@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from random import Random
 
-    from backplane.presence.contract import Outgoing, Rule, Topic, View, ViewEvent, Worker
+    from backplane.presence.contract import Head, Outgoing, Rule, Topic, View, ViewEvent, Worker
     from backplane.presence.times import PresenceTimes
 
 __all__ = ["PresenceProtocol"]
@@ -43,13 +43,13 @@ _ALONE_HEARTBEATS: Final = 1.5
 _MAX_LINGERING: Final = 10_000
 _FORGET_SECONDS: Final = 60.0
 _NAMES: Final[dict[type, str]] = {
-    Heartbeat: "heartbeat",
-    Goodbye: "goodbye",
-    Delta: "delta",
-    Snapshot: "snapshot",
-    Beacon: "beacon",
-    Request: "request",
-    State: "state",
+    Heartbeat: "in.heartbeat",
+    Goodbye: "in.goodbye",
+    Delta: "in.delta",
+    Snapshot: "in.snapshot",
+    Beacon: "in.beacon",
+    Request: "in.request",
+    State: "in.state",
 }
 
 
@@ -100,6 +100,8 @@ class PresenceProtocol:
         # The time of the caller without that in which the process did not run.
         self._time = -inf
         self._blocked = 0.0
+        # When the link came back: what was due while it was away is not late.
+        self._resumed = -inf
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -142,10 +144,7 @@ class PresenceProtocol:
         if self._shared.link_live or not self._running:
             return
         self._shared.link_live = True
-        # What was due meanwhile is due anew, and not late.
-        self._heap.clear()
-        self._due.clear()
-        self._forget_at = now + _FORGET_SECONDS
+        self._resumed = now
         self._roster.restart(now)
         self._shared.alone_at = now + _ALONE_HEARTBEATS * self._times.heartbeat
         self._heartbeat(now)
@@ -164,7 +163,7 @@ class PresenceProtocol:
             return
         if message.worker == self.worker:
             return
-        self._shared.count(f"in.{_NAMES[type(message)]}")
+        self._shared.count(_NAMES[type(message)])
         if topic is WORKERS and isinstance(message, Heartbeat | Goodbye):
             self._received_from_workers(message, now)
         elif topic is INBOX and isinstance(message, State):
@@ -255,6 +254,11 @@ class PresenceProtocol:
         state = self._channels.get(channel)
         return None if state is None else state.view
 
+    def head(self, channel: str) -> Head | None:
+        """Return a channel as it is known, without its users, or `None` if it is not watched."""
+        state = self._channels.get(channel)
+        return None if state is None else state.head
+
     # -- out -----------------------------------------------------------------------------------------------------------
 
     def take_outgoing(self) -> list[Outgoing]:
@@ -322,7 +326,7 @@ class PresenceProtocol:
 
         A timer that is late means that messages wait unread as well: silence, and the end of a grace, mean nothing.
         """
-        late = now - self._blocked - self._next()
+        late = now - self._blocked - max(self._next(), self._resumed)
         if late > _BLOCKED_SECONDS:
             self._blocked += late
         self._time = max(self._time, now - self._blocked)
