@@ -9,8 +9,8 @@ The suite needs pytest and the pytest plugin of anyio (which Starlette brings). 
         def url(self) -> str:
             return "myscheme://localhost"
 
-An adapter that keeps messages (`SupportsHistory`) runs `HistoryConformance` too, in the same way. Presence, commands and
-surveys work on every adapter: `PresenceConformance` shows it.
+An adapter that keeps messages (`SupportsHistory`) runs `HistoryConformance` too, in the same way. Presence, commands
+and surveys need no more than a `Broadcaster`: every adapter runs `PresenceConformance`.
 """
 
 import pytest

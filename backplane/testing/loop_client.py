@@ -58,8 +58,9 @@ class LoopClient:
         self._events.put_nowait({"type": "websocket.connect"})
         self._served = asyncio.get_running_loop().create_future()
         self._serving = asyncio.create_task(self._serve(self._served))
+        ends: list[asyncio.Future[Any]] = [self._served, self._serving]
         async with asyncio.timeout(_WAIT_SECONDS):
-            await asyncio.wait([self._served, self._serving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if not self._served.done():
             await self._serving
         return self
