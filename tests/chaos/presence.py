@@ -287,5 +287,5 @@ def note(
     left: int,
 ) -> None:
     """Add a line to the table of presence."""
-    times = ("-" if seconds is None else f"{seconds:.1f} s" for seconds in (complete, fault, end))
+    times = ("-" if seconds is None else f"{seconds:.1f}" for seconds in (complete, fault, end))
     request.node.user_properties.append((PRESENCE_FIGURES, (case, broker, str(clients), *times, str(left))))
