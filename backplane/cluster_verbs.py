@@ -29,7 +29,7 @@ _HandlerT = TypeVar("_HandlerT", bound="SurveyHandler")
 
 
 class ClusterVerbs:
-    """The verbs of a `Backplane` that concern all workers. They need `Backplane(cluster=True)`, or say that not."""
+    """The verbs of a `Backplane` that concern all workers. Each states whether it needs `Backplane(cluster=True)`."""
 
     _lifecycle: Lifecycle
     _surveys: Surveys

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from backplane import Backplane, BrokerUnavailableError, History, Message, PublishOutcomeUnknownError
+from backplane import Backplane, BrokerUnavailableError, History, Message, Presence, PublishOutcomeUnknownError
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.message import ALL
 from tests.docs.pages import DOCS, Page
@@ -33,6 +33,7 @@ TESTED = {
     "gaps": {"gap", "cache"},
     "history": {"rules", "stream", "consumer", "page", "latest", "once"},
     "outages": {"unavailable", "health"},
+    "presence": {"rules", "watch", "workers"},
     "slow-clients-and-outbox": {"latest"},
 }
 
@@ -369,3 +370,33 @@ async def test_once() -> None:
     async with Backplane("memory://", history={"orders:*": History()}) as backplane:
         assert [await order_was_paid(backplane, 42) for _ in range(2)] == [True, False]
         assert len((await backplane.history("orders:eu")).messages) == 1
+
+
+# --- presence ------------------------------------------------------------------------------------------------------
+
+
+def test_presence() -> None:
+    """A client is sent the users of its room and their changes, and a request returns them."""
+    names = page("presence").run("rules")
+    with TestClient(names["app"]) as client, client.websocket_connect("/rooms/1?user=ada") as ada:
+        first = ada.receive_json()
+        assert first["channel"] == "room:1"
+        seen = set(first["presence"].get("users", {}))
+        with client.websocket_connect("/rooms/1?user=bob"):
+            while seen != {"ada", "bob"}:
+                frame = ada.receive_json()["presence"]
+                seen |= set(frame.get("users", {})) | set(frame.get("joined", {}))
+            assert client.get("/rooms/1/users").json() == {"users": ["ada", "bob"], "connections": 2, "stale": False}
+
+
+@pytest.mark.anyio
+async def test_watch() -> None:
+    """A watcher follows the users; the list of workers has this one."""
+    follow = page("presence").run("watch")["follow"]
+    report = page("presence").run("workers")["report"]
+    async with Backplane("memory://", presence={"room:*": Presence()}) as backplane:
+        following = asyncio.create_task(follow(backplane, "room:1"))
+        assert len(await report(backplane)) == 1
+        assert not (await backplane.present("room:1")).stale
+    async with asyncio.timeout(WAIT_SECONDS):
+        await following

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi import Request
 from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.websockets import WebSocketDisconnect
 
 from backplane import Backplane
 from backplane.sync import SyncBackplane
@@ -33,7 +34,7 @@ def run(page: str, name: str) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def url(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A bus of the test's own, in the environment as the pages presume it."""
-    monkeypatch.setenv("BACKPLANE_URL", f"memory://{request.node.name}")
+    monkeypatch.setenv("BACKPLANE_URL", f"memory://{request.node.name.partition('[')[0]}")
 
 
 def test_settings() -> None:
@@ -144,6 +145,35 @@ def wait_until_joined(client: TestClient, backplane: Any) -> None:
 
     assert client.portal is not None
     client.portal.call(joined)
+
+
+def test_commands() -> None:
+    """A ban closes the connections of the user with the code that keeps a client away, and refuses the next join."""
+    names = run("guides/commands-and-surveys.md", "commands")
+    with TestClient(names["app"]) as client, client.websocket_connect("/rooms/1?user=eve") as eve:
+        assert client.post("/users/eve/ban").json() == {"closed": 1}
+        with pytest.raises(WebSocketDisconnect) as closed:
+            eve.receive_text()
+        assert (closed.value.code, closed.value.reason) == (4503, "banned")
+        with pytest.raises(WebSocketDenialResponse) as refused:
+            client.websocket_connect("/rooms/1?user=eve").__enter__()
+        assert refused.value.status_code == 403
+
+
+@pytest.mark.anyio
+async def test_survey() -> None:
+    """A survey adds up what every worker answers, and a limit counts the connections of a user."""
+    names = run("guides/commands-and-surveys.md", "survey")
+    has_room = run("guides/commands-and-surveys.md", "limit")["has_room"]
+    async with names["backplane"] as backplane:
+        assert await names["total"]() == 0
+        assert await has_room(backplane, "ada", 1)
+
+
+def test_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secret of the environment is accepted, and not shown."""
+    monkeypatch.setenv("CONTROL_SECRET", "0123456789abcdef")
+    assert "0123" not in repr(vars(run("operations/cluster.md", "secret")["backplane"]))
 
 
 def test_health(capsys: pytest.CaptureFixture[str]) -> None:

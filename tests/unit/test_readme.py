@@ -81,12 +81,19 @@ def test_example_history() -> None:
     names["app"].router.lifespan_context = names["backplane"].lifespan
     publish = names["backplane"].sync.publish
     with TestClient(names["app"]) as client:
-        with client.websocket_connect("/rooms/kitchen") as one:
+        with client.websocket_connect("/rooms/kitchen?user=ada") as one:
             position = one.receive_json()["position"]
+            assert list(_presence(one)["users"]) == ["ada"]
         publish("room:kitchen", "missed")
-        with client.websocket_connect(f"/rooms/kitchen?since={position}") as one:
+        with client.websocket_connect(f"/rooms/kitchen?user=ada&since={position}") as one:
             assert one.receive_json()["resumed"] is True
             assert one.receive_json()["text"] == "missed"
+
+
+def _presence(client: Any) -> Any:
+    while "presence" not in (frame := client.receive_json()):
+        pass
+    return frame["presence"]
 
 
 # --- the table of adapters -----------------------------------------------------------------------------------------
