@@ -15,6 +15,7 @@ from backplane.presence.view import OwnerView
 from backplane.presence.wire import Beacon, Delta, Fact, Request, Snapshot, State, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from random import Random
 
     from backplane.presence.contract import Rule, Topic
@@ -84,9 +85,9 @@ class Shared:
         """Count a message."""
         self.counters[what] = self.counters.get(what, 0) + 1
 
-    def knows(self, worker: str, now: float) -> bool:
+    def knows(self, worker: str, now: float, silent: float = 0.0) -> bool:
         """Take note of a worker that is mentioned; return whether it is known, dead or alive."""
-        if self.roster.mentioned(worker, now) is News.CROWD:
+        if self.roster.mentioned(worker, now, silent) is News.CROWD:
             self.count("in.crowd")
             return False
         return True
@@ -116,8 +117,8 @@ class Channel:
         self._owner: Owner | None = None
         self._view: OwnerView | None = None
         self._inquiry = Inquiry(shared.times, shared.random)
-        # Without a view: how many entries each other owner has.
-        self._others: dict[str, int] = {}
+        # Without a view: the version of each other owner, and how many entries it has.
+        self._others: dict[str, tuple[int, int]] = {}
         self._flush_at = inf
         self._has_turn = False
         self._flushed = -inf
@@ -287,8 +288,8 @@ class Channel:
         alive = self._shared.roster.alive(worker)
         view = self._view
         if view is None:
-            if alive and not isinstance(message, Request):
-                self._others[worker] = _count(message)
+            if alive and not isinstance(message, Request) and self._others.get(worker, (0, 0))[0] <= message.version:
+                self._others[worker] = message.version, _count(message)
         else:
             if alive:
                 view.touch(worker, now)
@@ -312,7 +313,7 @@ class Channel:
             shared.count("in.unasked")
             return
         for owner, fact in state.facts.items():
-            if owner == shared.worker or not shared.knows(owner, now):
+            if owner == shared.worker or not shared.knows(owner, now, fact.silent):
                 continue
             if fact.entries is not None and shared.roster.alive(owner):
                 view.replace(owner, fact.version, fact.entries, now - fact.age)
@@ -370,7 +371,9 @@ class Channel:
     def _run_view(self, view: OwnerView, now: float) -> None:
         shared = self._shared
         if self._unwatch_at <= now:
-            self._others = {owner: view.held[owner].count for owner in view.owners() if owner != shared.worker}
+            self._others = {
+                owner: (held.version, held.count) for owner, held in view.held.items() if owner != shared.worker
+            }
             self._view, self._unwatch_at, self._expire_at = None, inf, inf
             return
         if self._expire_at <= now:
@@ -410,13 +413,16 @@ class Channel:
 
     def _workers(self) -> int:
         if self._view is None:
-            return len(self._others) + 1
+            return sum(1 for _ in self._other_owners()) + 1
         return max(1, sum(1 for _ in self._view.owners()))
+
+    def _other_owners(self) -> Iterator[str]:
+        return (owner for owner, (_, count) in self._others.items() if count)
 
     def _turn(self, owner: Owner) -> None:
         """Turn to counts, or back."""
         if self._view is None:
-            total = sum(self._others.values())
+            total = sum(count for _, count in self._others.values())
         else:
             own = self._view.held.get(self._shared.worker)
             total = self._view.total - (0 if own is None else own.count)
@@ -451,7 +457,7 @@ class Channel:
         shared, owner = self._shared, self._owner
         if self._view is not None:
             for worker, version in request.known.items():
-                if worker != shared.worker and version and shared.knows(worker, now):
+                if version and shared.roster.known(worker):
                     self._named(self._view, worker, version, now)
         chosen = not request.everyone and self._is_responder(request.worker)
         if chosen and self._view is not None and self.may_answer_for_all():
@@ -459,7 +465,7 @@ class Channel:
         elif owner is not None and owner.published and request.known.get(shared.worker, 0) < owner.version:
             recent = now - self._published < _RECENT_SECONDS
             if request.everyone or chosen or recent:
-                self._send_state(request, {shared.worker: Fact(owner.version, owner.stated(), 0.0)}, whole=False)
+                self._send_state(request, {shared.worker: Fact(owner.version, owner.stated(), 0.0, 0.0)}, whole=False)
 
     def may_answer_for_all(self) -> bool:
         """Return whether the view is complete, as far as this worker knows."""
@@ -471,7 +477,7 @@ class Channel:
             return False
         salt = f"{asker}{self.name}".encode()
         own = crc32(salt, crc32(self._shared.worker.encode()))
-        owners = self._others if self._view is None else self._view.owners()
+        owners = self._other_owners() if self._view is None else self._view.owners()
         return all(
             own >= crc32(salt, crc32(worker.encode()))
             for worker in owners
@@ -489,10 +495,11 @@ class Channel:
             if facts and size + held.count > _ANSWER_ENTRIES:
                 self._send_state(request, facts, whole=False)
                 # The last message names them: one of these may be lost.
-                sent.update((name, Fact(fact.version, None, fact.age)) for name, fact in facts.items())
+                sent.update((name, fact._replace(entries=None)) for name, fact in facts.items())
                 facts, size = {}, 0
             age = 0.0 if owner == self._shared.worker else max(0.0, now - held.received)
-            facts[owner] = Fact(held.version, held.count if held.entries is None else held.entries, age)
+            silent = self._shared.roster.silence(owner, now)
+            facts[owner] = Fact(held.version, held.count if held.entries is None else held.entries, age, silent)
             size += held.count
         self._send_state(request, sent | facts, whole=True)
 

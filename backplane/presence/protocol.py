@@ -37,6 +37,8 @@ __all__ = ["PresenceProtocol"]
 
 # A timer that is this late has not run because the process did not: the time in between is left out.
 _BLOCKED_SECONDS: Final = 1.0
+# Sums of times are rounded: at the time that is returned, what is due must be due.
+_ROUNDING_SECONDS: Final = 1e-6
 _ALONE_HEARTBEATS: Final = 1.5
 _MAX_LINGERING: Final = 10_000
 _FORGET_SECONDS: Final = 60.0
@@ -140,6 +142,10 @@ class PresenceProtocol:
         if self._shared.link_live or not self._running:
             return
         self._shared.link_live = True
+        # What was due meanwhile is due anew, and not late.
+        self._heap.clear()
+        self._due.clear()
+        self._forget_at = now + _FORGET_SECONDS
         self._roster.restart(now)
         self._shared.alone_at = now + _ALONE_HEARTBEATS * self._times.heartbeat
         self._heartbeat(now)
@@ -271,7 +277,7 @@ class PresenceProtocol:
     def next_due(self) -> float | None:
         """Return when `run` must be called, or `None` before the start and after the end. Every call may change it."""
         due = self._next()
-        return None if due == inf else due + self._blocked
+        return None if due == inf else due + self._blocked + _ROUNDING_SECONDS
 
     def run(self, now: float) -> None:
         """Do what is due. Too early, it does nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from backplane.presence.contract import Worker
@@ -59,7 +60,7 @@ class Roster:
     """The workers that are known, without this one.
 
     A number only grows, so repeated and late messages change nothing. While the link of this worker is away the silence
-    of others means nothing: `restart` after it, and `postpone` after a time in which this worker did not run.
+    of others means nothing: `restart` after it.
 
     Args:
         times: The times.
@@ -72,6 +73,8 @@ class Roster:
         # In the order of `grew` and of `died`: the first one is due first.
         self._alive: dict[str, Member] = {}
         self._dead: dict[str, Member] = {}
+        # When workers of which no heartbeat was received are dead, that were silent for another worker already.
+        self._silent: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the workers that are alive."""
@@ -105,6 +108,7 @@ class Roster:
         Returns:
             `BACK` if the worker was taken for dead, `NEW` if it was not known, `CROWD` if it cannot be added.
         """
+        self._silent.pop(worker, None)
         member = self._alive.get(worker) or self._dead.get(worker)
         if member is None:
             return self._add(worker, number, info, now)
@@ -133,17 +137,36 @@ class Roster:
         self._bury(worker, now)
         return News.DEAD
 
-    def mentioned(self, worker: str, now: float) -> News:
-        """Take any other sign of a worker: it is alive if it was not known. What is taken for dead stays dead."""
+    def mentioned(self, worker: str, now: float, silent: float = 0.0) -> News:
+        """Take any other sign of a worker: it is alive if it was not known. What is taken for dead stays dead.
+
+        Args:
+            worker: The worker.
+            now: The time.
+            silent: For how long the worker that mentions it has not received a heartbeat of it, in seconds.
+        """
         if worker in self._alive or worker in self._dead:
             return News.NOTHING
-        return self._add(worker, 0, _NO_INFO, now)
+        news = self._add(worker, 0, _NO_INFO, now)
+        if news is News.NEW and silent > 0:
+            self._silent[worker] = now + max(0.0, self.down_after - silent)
+        return news
+
+    def known(self, worker: str) -> bool:
+        """Return whether a worker is known, dead or alive."""
+        return worker in self._alive or worker in self._dead
+
+    def silence(self, worker: str, now: float) -> float:
+        """Return for how long no heartbeat of a worker was received, in seconds; 0 for one that is not alive."""
+        member = self._alive.get(worker)
+        return 0.0 if member is None else max(0.0, now - member.grew)
 
     def next_due(self) -> float:
         """Return when `sweep` has something to do, or infinity."""
+        due = min(self._silent.values()) if self._silent else inf
         for member in self._alive.values():
-            return member.grew + self.down_after
-        return float("inf")
+            return min(due, member.grew + self.down_after)
+        return due
 
     def sweep(self, now: float) -> list[str]:
         """Return the workers that are dead from here on."""
@@ -153,6 +176,11 @@ class Roster:
             if member.grew + down_after > now:
                 break
             down.append(worker)
+        for worker in [worker for worker, due in self._silent.items() if due <= now]:
+            del self._silent[worker]
+            mentioned = self._alive.get(worker)
+            if mentioned is not None and not mentioned.number and worker not in down:
+                down.append(worker)
         for worker in down:
             self._bury(worker, now)
         return down
@@ -171,13 +199,9 @@ class Roster:
 
     def restart(self, now: float) -> None:
         """Let the time of every worker begin anew."""
+        self._silent.clear()
         for member in self._alive.values():
             member.grew = now
-
-    def postpone(self, seconds: float, now: float) -> None:
-        """Leave out so many seconds, in which this worker did not run and received nothing."""
-        for member in self._alive.values():
-            member.grew = min(now, member.grew + seconds)
 
     def workers(self, now: float) -> list[Worker]:
         """Return what is known of every worker, by id."""

@@ -81,19 +81,19 @@ class Users:
             self._users[user] = _Grace(_present(user, state))
 
     def commit(self, now: float) -> ViewEvent | None:
-        """Return what has changed since the last commit, if anything that is reported has."""
+        """Return what has changed since the last commit, if anything that is reported has.
+
+        Users that have left are in their grace, be it of 0 seconds: `expire` reports them.
+        """
         if not self._touched:
             return None
         joined: list[Present] = []
-        left: list[str] = []
         updated: list[Present] = []
         for user, before in self._touched.items():
             state = self._users[user]
             if isinstance(state, _Grace):
-                if before is None or self._grace_seconds <= 0:
+                if before is None:
                     del self._users[user]
-                    if before is not None:
-                        left.append(user)
                 else:
                     # It has left with the info that was reported.
                     state.info, state.deadline = before.info, now + self._grace_seconds
@@ -105,7 +105,7 @@ class Users:
             elif before.info != present.info:
                 updated.append(present)
         self._touched.clear()
-        return self._event(joined, left, updated)
+        return self._event(joined, [], updated)
 
     def restart(self) -> None:
         """Take what was added for the state that changes lead on from."""

@@ -161,12 +161,14 @@ class Fact(NamedTuple):
     Attributes:
         version: The version.
         entries: The entries, or their number, or `None` if only the version is named.
-        age: How long ago the owner itself was last received, in seconds.
+        age: How long ago a message of the owner in this channel was last received, in seconds.
+        silent: How long ago a heartbeat of the owner was last received, in seconds.
     """
 
     version: int
     entries: dict[str, Entry] | int | None
     age: float
+    silent: float
 
 
 class State(NamedTuple):
@@ -263,7 +265,10 @@ def _request(message: Request) -> list[object]:
 
 
 def _state(message: State) -> list[object]:
-    facts = {owner: [fact.version, _counted(fact.entries), round(fact.age, 1)] for owner, fact in message.facts.items()}
+    facts = {
+        owner: [fact.version, _counted(fact.entries), round(fact.age, 1), round(fact.silent, 1)]
+        for owner, fact in message.facts.items()
+    }
     return ["view", message.worker, message.channel, facts, message.whole, message.number]
 
 
@@ -423,7 +428,7 @@ def _read_request(fields: list[Any]) -> Request:
 def _read_fact(value: object) -> Fact:
     fields = _array(value)
     entries = None if fields[1] is None else _read_counted(fields[1])
-    return Fact(_version(fields[0]), entries, _seconds(fields[2]))
+    return Fact(_version(fields[0]), entries, _seconds(fields[2]), _seconds(fields[3]))
 
 
 def _read_state(fields: list[Any]) -> State:
