@@ -30,6 +30,11 @@ class Stay:
     opened: float = field(default_factory=time.monotonic)
     closed: float | None = None
 
+    def before(self, at: float) -> str:
+        """Return from when to when it was open, in seconds before `at`, and its worker."""
+        closed = "now" if self.closed is None else f"{at - self.closed:.2f}"
+        return f"{at - self.opened:.2f} to {closed} at {self.worker}"
+
     def close(self) -> None:
         """Note the end; a second one changes nothing."""
         if self.closed is None:
@@ -73,12 +78,17 @@ class Attendances:
                 found[room][user] = count
         return found
 
-    def wrong_leaves(self, leaves: Iterable[Leave], grace_seconds: float) -> list[Leave]:
-        """Return the reports of users that were back within their grace, or had never gone.
+    def wrong_leaves(self, leaves: Iterable[Leave], grace_seconds: float) -> list[str]:
+        """Return, with the connections of the user, the reports of users that were back within their grace, or had never gone.
 
         Each that had a connection at some moment after its grace began, long enough ago for all to know.
         """
-        return [leave for leave in leaves if self._was_there(leave, grace_seconds)]
+        return [
+            f"{leave.watcher} reported {leave.user} in {leave.room} as left, whose connections were there "
+            f"{[stay.before(leave.at) for stay in self._stays[leave.room, leave.user]]} before it"
+            for leave in leaves
+            if self._was_there(leave, grace_seconds)
+        ]
 
     def _was_there(self, leave: Leave, grace_seconds: float) -> bool:
         return any(

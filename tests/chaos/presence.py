@@ -32,13 +32,18 @@ QUICK: Final = Settings(
     probe_interval_seconds=0.5,
     max_backoff_seconds=0.5,
     publish_timeout_seconds=0.5,
+    subscribe_timeout_seconds=1,
     linger_seconds=0.05,
     worker_heartbeat_seconds=0.5,
     worker_down_seconds=2,
 )
 """Another worker counts as ended after two seconds."""
 DEFAULT: Final = Settings(
-    probe_interval_seconds=0.5, max_backoff_seconds=0.5, publish_timeout_seconds=0.5, linger_seconds=0.05
+    probe_interval_seconds=0.5,
+    max_backoff_seconds=0.5,
+    publish_timeout_seconds=0.5,
+    subscribe_timeout_seconds=1,
+    linger_seconds=0.05,
 )
 """Another worker counts as ended after ten seconds, as it does by default."""
 
@@ -86,8 +91,8 @@ class PresentWorker:
     async def difference(self, truth: Mapping[str, Mapping[str, int]]) -> list[str]:
         """Return in which rooms its list, or what it reported, is not `truth`."""
         wrong: list[str] = []
-        for room, expected in truth.items():
-            view = await self.backplane.present(room)
+        views = await asyncio.gather(*map(self.backplane.present, truth))
+        for view, (room, expected) in zip(views, truth.items(), strict=True):
             found = {user: shown.connections for user, shown in view.users.items()}
             if view.stale:
                 wrong.append(f"{room} at {self.name} is stale")
@@ -99,7 +104,7 @@ class PresentWorker:
 
     async def stale(self, rooms: Iterable[str]) -> bool:
         """Return whether its lists of these rooms are all stale."""
-        views = [await self.backplane.present(room) for room in rooms]
+        views = await asyncio.gather(*map(self.backplane.present, rooms))
         return all(view.stale for view in views)
 
 
@@ -202,10 +207,14 @@ class PresenceWorkload:
             AssertionError: Not within so many seconds.
         """
         since = time.monotonic()
-        while wrong := [line for one in workers or self.workers for line in await one.difference(self.truth())]:
+        while wrong := await self._wrong(workers or self.workers):
             assert time.monotonic() - since < seconds, f"not true after {seconds:g} s: {wrong[:6]} of {len(wrong)}"
             await asyncio.sleep(0.02)
         return time.monotonic() - since
+
+    async def _wrong(self, workers: Sequence[PresentWorker]) -> list[str]:
+        truth = self.truth()
+        return [line for lines in await asyncio.gather(*(one.difference(truth) for one in workers)) for line in lines]
 
     async def all_stale(self, workers: Sequence[PresentWorker] | None = None) -> None:
         """Wait until the link of each is lost; its lists are stale from then on."""
@@ -236,9 +245,10 @@ class PresenceWorkload:
         Args:
             without: Workers that may take others for ended.
         """
-        assert [fault for one in self.workers for fault in one.faults] == []
+        faults = [fault for one in self.workers for fault in one.faults]
         leaves = [leave for leave in self.leaves if leave.watcher not in without]
-        assert self.attendances.wrong_leaves(leaves, GRACE_SECONDS) == []
+        faults += self.attendances.wrong_leaves(leaves, GRACE_SECONDS)
+        assert not faults, "\n".join(faults[:10])
 
 
 @asynccontextmanager

@@ -236,7 +236,7 @@ class Crowd:
     async def settled(self) -> None:
         """Wait until no client is about to connect."""
         while self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(tuple(self._tasks))
 
     def truth(self) -> dict[str, dict[str, int]]:
         """Return the users of each room, and how many connections each has."""
@@ -246,12 +246,12 @@ class Crowd:
     async def end(self) -> None:
         """Disconnect all."""
         self.is_over = True
-        for task in self._tasks:
+        for task in tuple(self._tasks):
             task.cancel()
         for visitor in self.visitors:
             visitor.close(abort=True)
         while self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(tuple(self._tasks))
         await asyncio.sleep(0)
 
     @staticmethod
