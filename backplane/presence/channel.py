@@ -388,10 +388,8 @@ class Channel:
         if self._forget_at <= now:
             self.forget()
         elif self._beacon_at <= now or self._repeat_at <= now:
-            repeated = self._repeat_at <= now
+            self._repeat_at = inf
             self._publish(Beacon(self._shared.worker, owner.version, len(owner.entries)), now)
-            if repeated:
-                self._repeat_at = inf
 
     # -- flushing ------------------------------------------------------------------------------------------------------
 
@@ -434,7 +432,9 @@ class Channel:
         self._shared.publish(_KINDS[type(message)], self.name, message)
         self._published = now
         self._beacon_at = now + times.beacon * self._shared.random.uniform(0.8, 1.0)
-        self._repeat_at = inf if times.repeat is None else now + times.repeat
+        # A beacon is not repeated: it is the repetition.
+        if not isinstance(message, Beacon) and times.repeat is not None:
+            self._repeat_at = now + times.repeat
 
     # -- requests ------------------------------------------------------------------------------------------------------
 

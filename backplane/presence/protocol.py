@@ -100,6 +100,8 @@ class PresenceProtocol:
         # The time of the caller without that in which the process did not run.
         self._time = -inf
         self._blocked = 0.0
+        # When the link came back: what was due while it was away is not late.
+        self._resumed = -inf
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -142,10 +144,7 @@ class PresenceProtocol:
         if self._shared.link_live or not self._running:
             return
         self._shared.link_live = True
-        # What was due meanwhile is due anew, and not late.
-        self._heap.clear()
-        self._due.clear()
-        self._forget_at = now + _FORGET_SECONDS
+        self._resumed = now
         self._roster.restart(now)
         self._shared.alone_at = now + _ALONE_HEARTBEATS * self._times.heartbeat
         self._heartbeat(now)
@@ -322,7 +321,7 @@ class PresenceProtocol:
 
         A timer that is late means that messages wait unread as well: silence, and the end of a grace, mean nothing.
         """
-        late = now - self._blocked - self._next()
+        late = now - self._blocked - max(self._next(), self._resumed)
         if late > _BLOCKED_SECONDS:
             self._blocked += late
         self._time = max(self._time, now - self._blocked)

@@ -37,8 +37,8 @@ _LIMIT_SECONDS: Final[dict[str, float]] = {"contract": 60, "lossy": 400, "crash"
 _STEP_SECONDS: Final = 0.5
 # Agreement that ends again within this time was none.
 _HOLD_SECONDS: Final = 2.0
-# Until a connection that has come back is known elsewhere: a flush, and the way.
-_BACK_SECONDS: Final = 1.0
+# Until a connection that has come back is known elsewhere: a subscription, a flush, and the way.
+_BACK_SECONDS: Final = 1.5
 _CHANNELS: Final = ("a", "b", "c")
 
 
@@ -56,14 +56,12 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """Planted faults of a run.
+    """Planted faults of a run, besides those that a test plants in a class.
 
     Attributes:
-        plant: Called with each new protocol, to break it.
         same_ids: A new worker has the id of one that has died, so that its versions begin anew.
     """
 
-    plant: Callable[[PresenceProtocol], None] | None = None
     same_ids: bool = False
 
 
@@ -221,8 +219,6 @@ class Run:
             describe=lambda: {"pid": 1},
             rule_of=lambda _: self.rule,
         )
-        if self.faults.plant is not None:
-            self.faults.plant(protocol)
         worker = Worker(protocol)
         self.workers.append(worker)
         protocol.start(self.now)
@@ -532,6 +528,7 @@ class Run:
             self.at(max(worker.blocked_until, self.now + 0.1), lambda: self.mend(worker))
             return
         worker.up = worker.noticed = True
+        alive = {known.origin for known in worker.protocol.workers(self.now) if known.alive}
         worker.active = set(worker.wanted)
         worker.protocol.link_live(self.now)
         topics: list[Topic] = [WORKERS, INBOX, *sorted(worker.active)]
@@ -540,6 +537,15 @@ class Run:
                 worker.protocol.subscribed(topic, self.now)
             worker.protocol.gap(topic, self.now)
         self.drain(worker)
+        self.at(self.now + 1, lambda: self.judge_silence(worker, alive, worker.session))
+
+    def judge_silence(self, worker: Worker, alive: set[str], session: int) -> None:
+        """Check that no worker is declared dead by one that was away itself."""
+        running = {other.protocol.worker for other in self.workers if other.running}
+        if worker.running and worker.session == session:
+            for known in worker.protocol.workers(self.now):
+                if known.origin in alive & running and not known.alive:
+                    raise BrokenError(f"{known.origin} is declared dead by a worker that was away")
 
     def block(self) -> None:
         """Block the loop of a worker."""
