@@ -96,6 +96,8 @@ class PresenceProtocol:
         self._running = False
         self._number = 0
         self._heartbeat_at = inf
+        # By the clock of the caller.
+        self._heartbeat_sent = inf
         self._forget_at = inf
         # The time of the caller without that in which the process did not run.
         self._time = -inf
@@ -337,8 +339,11 @@ class PresenceProtocol:
         return min(due, self._heartbeat_at, self._roster.next_due(), self._forget_at)
 
     def _arm(self, channel: Channel) -> None:
-        """Take note of when a channel is due, if that is earlier than is known."""
-        name, due = channel.name, channel.next_due()
+        """Take note of when a channel is due, if that is earlier than is known.
+
+        What became due while the link was away is due now, and not late.
+        """
+        name, due = channel.name, max(channel.next_due(), self._time)
         if due < self._due.get(name, inf):
             self._due[name] = due
             heappush(self._heap, (due, name))
@@ -380,6 +385,13 @@ class PresenceProtocol:
         self._subscriptions.append((name, False))
 
     def _heartbeat(self, now: float) -> None:
+        if now + self._blocked - self._heartbeat_sent > self._roster.down_after:
+            # Workers that were started meanwhile have not received what this one has stated, and its silence, for the
+            # others, was its end: they ask when they receive the heartbeat, those have to be given a version to ask for.
+            for channel in self._channels.values():
+                channel.owner_gap(now)
+                self._arm(channel)
+        self._heartbeat_sent = now + self._blocked
         self._number += 1
         self._heartbeat_at = now + self._roster.draw_interval()
         message = Heartbeat(self.worker, self._number, dict(self._describe()))

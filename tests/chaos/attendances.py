@@ -14,6 +14,8 @@ __all__ = ["Attendances", "Leave", "Stay"]
 
 # How long it may take until all watchers know of a join, on a machine that others use too.
 _WAY_SECONDS: Final = 1.5
+# A shorter stay may be reported to no watcher; and a worker that ends may not have announced it.
+_MIN_STAY_SECONDS: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -92,6 +94,7 @@ class Attendances:
 
     def _was_there(self, leave: Leave, grace_seconds: float) -> bool:
         return any(
-            stay.opened < leave.at - _WAY_SECONDS and (stay.closed is None or stay.closed > leave.at - grace_seconds)
+            stay.opened < leave.at - _WAY_SECONDS
+            and (stay.closed is None or stay.closed > max(leave.at - grace_seconds, stay.opened + _MIN_STAY_SECONDS))
             for stay in self._stays[leave.room, leave.user]
         )

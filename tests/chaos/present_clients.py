@@ -151,18 +151,19 @@ class Visitor:
                 asyncio.get_running_loop().call_later(2, socket.abort)
 
     def lose(self) -> None:
-        """Take note that the worker of its connection has ended, or does not run."""
+        """Take note that its connection has ended, or that the worker of it does not run."""
         if self._stay is not None:
             self._stay.close()
 
     def found(self) -> None:
         """Take note that the worker of its connection runs again."""
-        if self.pid:
-            self._stay = self._crowd.attendances.open(self.room, self.user, self.pid)
+        self._stay = self._crowd.attendances.open(self.room, self.user, self.pid)
 
     def _opened(self, socket: Socket, pid: int) -> None:
         self._socket, self.pid = socket, pid
         self._stay = self._crowd.attendances.open(self.room, self.user, pid)
+        if pid in self._crowd.stopped:
+            self._stay.close()
         socket.ended.add_done_callback(lambda ended: self._ended(socket, ended.result()))
 
     def _ended(self, socket: Socket, code: int) -> None:
@@ -191,6 +192,7 @@ class Crowd:
     Attributes:
         attendances: What they know of themselves.
         visitors: The clients.
+        stopped: Workers that do not run: the others do not know of their clients.
         is_over: No client connects any more.
     """
 
@@ -199,6 +201,7 @@ class Crowd:
         self.pause_seconds = pause_seconds
         self.attendances = Attendances()
         self.opening = asyncio.Semaphore(_OPENING)
+        self.stopped: set[int] = set()
         self.is_over = False
         self.rooms = [f"room-{number}" for number in range(rooms)]
         users = clients * 3 // 4 // rooms * rooms
@@ -237,6 +240,21 @@ class Crowd:
         """Wait until no client is about to connect."""
         while self._tasks:
             await asyncio.wait(tuple(self._tasks))
+
+    def stop(self, pid: int) -> list[Visitor]:
+        """Take note that a worker does not run any more; return its clients."""
+        self.stopped.add(pid)
+        clients = [visitor for visitor in self.visitors if visitor.pid == pid]
+        for visitor in clients:
+            visitor.lose()
+        return clients
+
+    def resume(self, pid: int) -> None:
+        """Take note that a worker runs again."""
+        self.stopped.discard(pid)
+        for visitor in self.visitors:
+            if visitor.pid == pid:
+                visitor.found()
 
     def truth(self) -> dict[str, dict[str, int]]:
         """Return the users of each room, and how many connections each has."""

@@ -199,14 +199,12 @@ async def test_workers_that_are_killed_and_stopped(
         await churning
         over.clear()
         os.kill(stopped, signal.SIGSTOP)
-        of_stopped = [visitor for visitor in crowd.visitors if visitor.pid == stopped]
+        of_stopped = crowd.stop(stopped)
         for number, visitor in enumerate(crowd.visitors):
             if visitor.pid == killed:
                 visitor.wants_back = number % 5 != 0  # the others are back within the grace
         os.kill(killed, signal.SIGKILL)
         faults_at = time.monotonic()
-        for visitor in of_stopped:
-            visitor.lose()
         for visitor in of_stopped[::2]:  # these notice it, and connect to another worker
             visitor.close(abort=True)
             crowd.spawn(visitor.open())
@@ -216,7 +214,7 @@ async def test_workers_that_are_killed_and_stopped(
         answered, missing = await workers.ask(witness, "survey", 1.0)
         assert set(answered) >= alive
         assert set(missing) == {stopped, killed}
-        noticing = asyncio.create_task(workers.know(alive, without={stopped, killed}))
+        noticing = asyncio.create_task(workers.know(tuple(alive), without={stopped, killed}))
         alive |= await workers.started(_WORKERS + 1) - began
         over.set()
         await churning
@@ -230,9 +228,7 @@ async def test_workers_that_are_killed_and_stopped(
         for pid in alive:
             assert await workers.ask(pid, "alive") == sorted(alive)
 
-        for visitor in of_stopped:
-            if visitor.pid == stopped:
-                visitor.found()
+        crowd.resume(stopped)
         os.kill(stopped, signal.SIGCONT)
         back = await workers.true(crowd, alive | {stopped}, seconds=3 + _SLACK_SECONDS)
 
