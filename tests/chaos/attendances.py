@@ -72,6 +72,10 @@ class Attendances:
         self._stays[room, user].append(stay)
         return stay
 
+    def workers_of(self, room: str, user: str) -> set[object]:
+        """Return the workers at which a user is connected."""
+        return {stay.worker for stay in self._stays[room, user] if stay.closed is None}
+
     def by_room(self) -> dict[str, Counter[str]]:
         """Return the users of each room, and how many connections each has."""
         found: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -81,9 +85,9 @@ class Attendances:
         return found
 
     def wrong_leaves(self, leaves: Iterable[Leave], grace_seconds: float) -> list[str]:
-        """Return, with the connections of the user, the reports of users that were back within their grace, or had never gone.
+        """Return the reports of users that were back within their grace, or had never gone, with their connections.
 
-        Each that had a connection at some moment after its grace began, long enough ago for all to know.
+        Each had one at some moment after its grace began, long enough ago for all to know.
         """
         return [
             f"{leave.watcher} reported {leave.user} in {leave.room} as left, whose connections were there "

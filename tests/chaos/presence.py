@@ -193,27 +193,38 @@ class PresenceWorkload:
             over.set()
             await task
 
-    def truth(self) -> dict[str, Counter[str]]:
+    def truth(self) -> dict[str, dict[str, int]]:
         """Return the users of each room, and how many connections each has."""
         found = self.attendances.by_room()
-        return {room: found.get(room, Counter()) for room in self.rooms}
+        return {room: dict(found.get(room, {})) for room in self.rooms}
 
-    async def true(self, *, seconds: float, workers: Sequence[PresentWorker] | None = None) -> float:
+    async def true(
+        self,
+        *,
+        seconds: float,
+        workers: Sequence[PresentWorker] | None = None,
+        more: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> float:
         """Wait until every list is true; return how long that took.
 
         Users without a connection are in the lists for as long as their grace: it is part of the time.
+
+        Args:
+            seconds: Within how many.
+            workers: Whose lists. Defaults to all.
+            more: What is true beside what the clients know.
 
         Raises:
             AssertionError: Not within so many seconds.
         """
         since = time.monotonic()
-        while wrong := await self._wrong(workers or self.workers):
+        while wrong := await self._wrong(workers or self.workers, more or {}):
             assert time.monotonic() - since < seconds, f"not true after {seconds:g} s: {wrong[:6]} of {len(wrong)}"
             await asyncio.sleep(0.02)
         return time.monotonic() - since
 
-    async def _wrong(self, workers: Sequence[PresentWorker]) -> list[str]:
-        truth = self.truth()
+    async def _wrong(self, workers: Sequence[PresentWorker], more: Mapping[str, Mapping[str, int]]) -> list[str]:
+        truth = {room: users | more.get(room, {}) for room, users in self.truth().items()}
         return [line for lines in await asyncio.gather(*(one.difference(truth) for one in workers)) for line in lines]
 
     async def all_stale(self, workers: Sequence[PresentWorker] | None = None) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-import threading
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -15,8 +11,6 @@ import pytest
 from tests.chaos.presence import DEFAULT, GRACE_SECONDS, QUICK, note, running_presence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from backplane import Settings
     from tests.chaos.presence import PresenceWorkload
     from tests.chaos.target import FaultTarget
