@@ -534,11 +534,12 @@ class Channel:
             return
         self._report(view.commit(now))
         stale = self._is_stale()
-        if not stale:
+        if not stale and view.next_grace() <= now:
             self._report(view.end_graces(now))
         if stale != self._stale:
             self._stale = stale
-            self._report(ViewEvent("stale" if stale else "fresh", 0 if view.users is None else view.users.version))
+            version = 0 if view.users is None else view.users.version
+            self._report(ViewEvent("stale" if stale else "fresh", version, id=view.id))
 
     def _report(self, event: ViewEvent | None) -> None:
         if event is not None:

@@ -103,6 +103,8 @@ class ViewEvent(NamedTuple):
         joined: The users that joined.
         left: The users that left.
         updated: The users whose info is another one.
+        id: `View.id`. A change with the id of a state that was taken, and a version that is not larger, is in that
+            state already.
     """
 
     kind: Literal["change", "reset", "stale", "fresh"]
@@ -110,6 +112,7 @@ class ViewEvent(NamedTuple):
     joined: tuple[Present, ...] = ()
     left: tuple[str, ...] = ()
     updated: tuple[Present, ...] = ()
+    id: str = ""
 
 
 class Worker(NamedTuple):

@@ -43,13 +43,13 @@ _ALONE_HEARTBEATS: Final = 1.5
 _MAX_LINGERING: Final = 10_000
 _FORGET_SECONDS: Final = 60.0
 _NAMES: Final[dict[type, str]] = {
-    Heartbeat: "heartbeat",
-    Goodbye: "goodbye",
-    Delta: "delta",
-    Snapshot: "snapshot",
-    Beacon: "beacon",
-    Request: "request",
-    State: "state",
+    Heartbeat: "in.heartbeat",
+    Goodbye: "in.goodbye",
+    Delta: "in.delta",
+    Snapshot: "in.snapshot",
+    Beacon: "in.beacon",
+    Request: "in.request",
+    State: "in.state",
 }
 
 
@@ -165,7 +165,7 @@ class PresenceProtocol:
             return
         if message.worker == self.worker:
             return
-        self._shared.count(f"in.{_NAMES[type(message)]}")
+        self._shared.count(_NAMES[type(message)])
         if topic is WORKERS and isinstance(message, Heartbeat | Goodbye):
             self._received_from_workers(message, now)
         elif topic is INBOX and isinstance(message, State):

@@ -176,7 +176,7 @@ class OwnerView:
             self._reset = True
         if self._reset:
             self._reset = False
-            return ViewEvent("reset", 0)
+            return ViewEvent("reset", 0, id=self.id)
         return None if self.users is None else self.users.commit(now)
 
     def next_grace(self) -> float:

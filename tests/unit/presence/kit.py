@@ -128,6 +128,6 @@ class Machine:
 
     def kinds(self) -> list[str]:
         """Return the kinds of the events since the last call."""
-        kinds = [event.kind for _, event in self.events]
+        kinds: list[str] = [event.kind for _, event in self.events]
         self.events.clear()
         return kinds

@@ -59,6 +59,11 @@ def test_changes_wait_for_others_and_are_published_together(machine: Machine) ->
     machine.exit("x", "3")
     machine.pass_time(0.2)
     assert machine.take("delta") == [["delta", ME, 1, 2, {"1": ["u", "[]", 1.0]}, [], None, 2]]
+    machine.enter("c", "3")
+    machine.exit("c", "3")
+    machine.pass_time(1)
+    assert machine.sent == []
+    assert machine.protocol.view("c") is None
 
 
 def test_nothing_is_published_before_the_subscription_is_confirmed() -> None:
@@ -417,9 +422,9 @@ def test_the_responder_sends_what_the_asker_does_not_hold(machine: Machine) -> N
     machine.sent.clear()
     machine.receive(channel, "ask", B, {ME: 1}, False, 4, 8)
     assert machine.take("view")[0][3][A][:2] == [4, {"9": ENTRY}]
-    machine.receive(channel, "snap", A, 5, 3)
+    machine.receive(channel, "snap", A, 5, 900)
     machine.receive(channel, "ask", B, {ME: 1}, False, 4, 9)
-    assert machine.take("view")[0][3][A][:2] == [5, 3]
+    assert machine.take("view")[0][3][A][:2] == [5, 900]
 
 
 def test_a_responder_that_is_not_sure_answers_for_itself(machine: Machine) -> None:
@@ -468,6 +473,14 @@ def test_who_is_not_the_responder_answers_only_if_it_has_just_published(machine:
     machine.sent.clear()
     machine.receive(channel, "ask", B, {}, False, 0, 7)
     assert [answer[4] for answer in machine.take("view")] == [False]
+
+
+def test_a_worker_without_entries_does_not_answer(machine: Machine) -> None:
+    """However sure it is: those that own some do."""
+    machine.sure("c")
+    machine.receive("c", "ask", B, {}, False, 0, 7)
+    machine.receive("c", "ask", B, {}, True, 0, 7)
+    assert machine.take("view") == []
 
 
 def test_a_large_answer_is_several_messages(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

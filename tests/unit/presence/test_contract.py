@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from backplane.presence.contract import INBOX, WORKERS, Outgoing
+from backplane.presence.contract import INBOX, WORKERS, Outgoing, Topic
 
 
 def test_no_channel_is_a_shared_topic() -> None:
     """A channel can have any name."""
-    assert "workers" not in (WORKERS, INBOX)
+    topics: list[Topic] = [WORKERS, INBOX]
+    assert "workers" not in topics
     assert Outgoing("workers", "").topic != Outgoing(WORKERS, "").topic

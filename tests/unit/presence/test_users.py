@@ -23,12 +23,12 @@ def users() -> Users:
 def test_a_user_joins_with_the_first_connection_and_leaves_after_the_grace(users: Users) -> None:
     """Within the grace it is in the list, without a connection."""
     users.add(ONE)
-    assert users.commit(0) == ViewEvent("change", 1, (Present("u", "{}", 1.0, 1),))
+    assert users.commit(0) == ViewEvent("change", 1, (Present("u", "{}", 1.0, 1),), id=users.id)
     users.remove(ONE)
     assert users.commit(1) is None
     assert users.present() == {"u": Present("u", "{}", 1.0, 0)}
     assert (users.next_due(), users.expire(5.9)) == (6, None)
-    assert users.expire(6) == ViewEvent("change", 2, (), ("u",))
+    assert users.expire(6) == ViewEvent("change", 2, (), ("u",), id=users.id)
     assert (len(users), users.next_due()) == (0, inf)
 
 
@@ -44,7 +44,7 @@ def test_a_user_that_is_back_within_the_grace_has_not_left(users: Users) -> None
     users.commit(3)
     assert users.expire(6) is None
     users.add(TWO)
-    assert users.commit(7) == ViewEvent("change", 2, (), (), (Present("u", "[]", 2.0, 1),))
+    assert users.commit(7) == ViewEvent("change", 2, (), (), (Present("u", "[]", 2.0, 1),), users.id)
     assert users.expire(99) is None
 
 
@@ -58,7 +58,7 @@ def test_the_newest_connection_states_the_info(users: Users) -> None:
     assert event.joined == (Present("u", "[]", 3.0, 3),)
     users.remove(THREE)
     users.remove(TWO)
-    assert users.commit(0) == ViewEvent("change", 2, (), (), (Present("u", "{}", 1.0, 1),))
+    assert users.commit(0) == ViewEvent("change", 2, (), (), (Present("u", "{}", 1.0, 1),), users.id)
 
 
 def test_a_user_that_joins_and_leaves_at_once_is_not_reported(users: Users) -> None:

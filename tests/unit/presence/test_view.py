@@ -56,8 +56,10 @@ def test_a_difference_to_another_version_is_missing(view: OwnerView) -> None:
     assert (view.lags(A), view.missing(always)) == (False, False)
     view.name(A, 4, 0)
     assert not view.lags(A)
-    view.name(A, 5, 0)
+    view.name(A, 6, 0)
     view.apply(delta(4, 5), 0)
+    assert view.lags(A)
+    view.apply(delta(5, 6), 0)
     assert not view.lags(A)
 
 
@@ -70,7 +72,7 @@ def test_everything_replaces_what_is_held(view: OwnerView) -> None:
     event = view.commit(0)
     assert event is not None
     assert [present.user for present in event.joined] == ["z"]
-    assert view.end_graces(0) == ViewEvent("change", 3, (), ("y",))
+    assert view.end_graces(0) == ViewEvent("change", 3, (), ("y",), id=view.id)
     view.replace(A, 3, {"1": entry("1", "x", "[]")}, 0)
     event = view.commit(0)
     assert event is not None
@@ -119,7 +121,7 @@ def test_above_the_largest_number_of_entries_there_are_only_counts(view: OwnerVi
     view.replace(A, 1, {name: entry(name, f"u{name}") for name in "123"}, 0)
     view.commit(0)
     view.replace(B, 1, {name: entry(name, f"u{name}") for name in "45"}, 0)
-    assert view.commit(0) == ViewEvent("reset", 0)
+    assert view.commit(0) == ViewEvent("reset", 0, id=view.id)
     assert (users(view), view.total, view.next_grace(), view.end_graces(0), view.commit(0)) == (
         None,
         5,
@@ -137,7 +139,7 @@ def test_above_the_largest_number_of_entries_there_are_only_counts(view: OwnerVi
     assert (view.total, view.wants_entries(), view.missing(lambda _: False), view.known()) == (3, True, True, {})
     assert view.replace(A, 2, {"3": entry("3", "x"), "7": entry("7", "x")}, 0)
     assert view.replace(B, 3, {"4": entry("4", "y")}, 0)
-    assert view.commit(0) == ViewEvent("reset", 0)
+    assert view.commit(0) == ViewEvent("reset", 0, id=view.id)
     assert (users(view), view.known()) == (["x", "y"], {A: 2, B: 3})
     assert view.id not in (first, counts)
 
@@ -146,11 +148,11 @@ def test_an_owner_may_publish_only_its_number(view: OwnerView) -> None:
     """A number of 0 is a list without entries."""
     view.replace(A, 1, 9, 0)
     view.replace(B, 1, {"2": entry("2")}, 0)
-    assert (view.commit(0), view.total, view.held[A].entries) == (ViewEvent("reset", 0), 10, None)
+    assert (view.commit(0), view.total, view.held[A].entries) == (ViewEvent("reset", 0, id=view.id), 10, None)
     view.replace(A, 2, 8, 0)
     view.apply(Delta(B, 1, 2, {}, ["2"], None, 0), 0)
     view.drop(A)
-    assert (view.total, view.commit(0), users(view)) == (0, ViewEvent("reset", 0), [])
+    assert (view.total, view.commit(0), users(view)) == (0, ViewEvent("reset", 0, id=view.id), [])
     view.replace(B, 3, {"2": entry("2")}, 0)
     view.replace(B, 4, 0, 0)
     view.commit(0)

@@ -68,7 +68,12 @@ def with_field(index: int, value: object) -> str:
     return json.dumps([*DELTA[:index], value, *DELTA[index + 1 :]])
 
 
-HOSTILE = [
+def each(index: int, *values: object) -> list[str]:
+    """Return the texts of a delta with each of these values in place of a field."""
+    return [with_field(index, value) for value in values]
+
+
+HOSTILE: list[str] = [
     "",
     "null",
     "{}",
@@ -80,21 +85,18 @@ HOSTILE = [
     f'["beacon","{A}",{"9" * 5_000},1]',
     f'["beacon","{A}",NaN,1]',
     f'["beacon","{A}",Infinity,1]',
-    *(with_field(1, value) for value in (1, None, "", "a" * 15, "ä" * 16, "-" * 16, [A])),
-    *(with_field(2, value) for value in (1.0, True, "1", -1, BIG, None, [], 2, 3)),
-    *(with_field(3, value) for value in (0, 2.0, False, BIG)),
-    *(
-        with_field(4, value)
-        for value in (1, None, [], {"k": 1}, {"k": []}, {"": ["u", "", 1]}, {"k" * 65: ["u", "", 1]})
-    ),
-    *(with_field(4, {"k": value}) for value in ([1, "", 1], ["u", {}, 1], ["u", "", "1"], ["u", "", True])),
+    *each(1, 1, None, "", "a" * 15, "ä" * 16, "-" * 16, [A]),
+    *each(2, 1.0, True, "1", -1, BIG, None, [], 2, 3),
+    *each(3, 0, 2.0, False, BIG),
+    *each(4, 1, None, [], {"k": 1}, {"k": []}, {"": ["u", "", 1]}, {"k" * 65: ["u", "", 1]}),
+    *each(4, {"k": [1, "", 1]}, {"k": ["u", {}, 1]}, {"k": ["u", "", "1"]}, {"k": ["u", "", True]}),
     *(with_field(4, {"k": ["u", "", value]}) for value in (-1, 1e13, BIG, None)),
     *(with_field(4, {"k": [value, "", 1]}) for value in ("u" * 129, "ü" * 65, "\ud800", None)),
     with_field(4, {"k": ["u", "i" * 257, 1]}),
     with_field(4, {"ü": ["u", "", 1]}),
-    *(with_field(5, value) for value in (None, {}, [1], [""], "g")),
-    *(with_field(6, value) for value in (1, [], [{}, 1, 1], [[], True, 1], [{B: -1}, True, 1], [{"x": 1}, True, 1])),
-    *(with_field(7, value) for value in (None, 1.5, -1)),
+    *each(5, None, {}, [1], [""], "g"),
+    *each(6, 1, [], [{}, 1, 1], [[], True, 1], [{B: -1}, True, 1], [{"x": 1}, True, 1]),
+    *each(7, None, 1.5, -1),
     json.dumps(["snap", A, 1, []]),
     json.dumps(["view", A, "c" * 256, {}, True, 1]),
     json.dumps(["view", A, "c", {B: [0, {}, 0, 0]}, True, 1]),
