@@ -51,5 +51,5 @@ class Answers:
 
     @property
     def complete(self) -> bool:
-        """Whether every worker answered, and none with an error."""
-        return not self.errors and not self.missing
+        """Whether every worker answered, at least one did, and none with an error."""
+        return bool(self.by_worker) and not self.errors and not self.missing

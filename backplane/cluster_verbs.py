@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from backplane.channels import validate_channel
 from backplane.close_codes import CloseCode, check_close, close_reason
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from backplane.worker.lifecycle import Lifecycle
 
 __all__ = ["ClusterVerbs"]
+
+_ID: Final = re.compile("[0-9a-f]{16}")
 
 _HandlerT = TypeVar("_HandlerT", bound="SurveyHandler")
 
@@ -96,8 +101,9 @@ class ClusterVerbs:
     def on_survey(self, name: str) -> Callable[[_HandlerT], _HandlerT]:
         """Answer surveys named `name` by a function of the question, on this worker: `@backplane.on_survey("load")`.
 
-        A function or a coroutine function, which returns anything JSON. It may take as long as the survey waits. What
-        it raises is logged here, and the one that asks is given the name of the error's class.
+        A function or a coroutine function, which returns anything JSON (what `publish` takes, except bytes that are not
+        UTF-8). It may take nine tenths of the time that the survey waits, and 60 seconds at most; then it is cancelled.
+        What it raises is logged here, and the caller of `survey` is given the name of the error's class.
 
         Raises:
             ConfigurationError: The name is no text, or has a handler already.
@@ -118,7 +124,8 @@ class ClusterVerbs:
         Args:
             name: Which handler (`on_survey`) is to answer.
             question: Anything JSON, which the handler is passed.
-            timeout_seconds: How long to wait. Defaults to 2; handlers may take 60 at most.
+            timeout_seconds: How long to wait, sending included. Defaults to 2; handlers may take nine tenths of it, and
+                60 seconds at most.
 
         Raises:
             ConfigurationError: Without `cluster`, or `timeout_seconds` is not a number more than 0.
@@ -129,7 +136,8 @@ class ClusterVerbs:
             WrongLoopError: It runs in another event loop, thread or process.
         """
         check_number("timeout_seconds", timeout_seconds)
-        arguments = {"name": name, "question": question, "seconds": timeout_seconds}
+        # A worker whose handler hangs answers that in time, which sets it apart from one that is gone.
+        arguments = {"name": name, "question": question, "seconds": 0.9 * timeout_seconds}
         return await self._lifecycle.running().members().requests.ask("survey", Selector(), arguments, timeout_seconds)
 
     # --- commands ---
@@ -142,6 +150,7 @@ class ClusterVerbs:
         connection: Connection | str | None = None,
         channel: str | None = None,
         exclude: Connection | str | None = None,
+        older_than: Connection | str | None = None,
         code: int = CloseCode.FORBIDDEN,
         reason: str = "",
     ) -> None: ...
@@ -153,6 +162,7 @@ class ClusterVerbs:
         connection: Connection | str | None = None,
         channel: str | None = None,
         exclude: Connection | str | None = None,
+        older_than: Connection | str | None = None,
         code: int = CloseCode.FORBIDDEN,
         reason: str = "",
         confirm_seconds: float,
@@ -164,6 +174,7 @@ class ClusterVerbs:
         connection: Connection | str | None = None,
         channel: str | None = None,
         exclude: Connection | str | None = None,
+        older_than: Connection | str | None = None,
         code: int = CloseCode.FORBIDDEN,
         reason: str = "",
         confirm_seconds: float | None = None,
@@ -172,31 +183,42 @@ class ClusterVerbs:
 
         Returns when the broker has the command. A worker that is cut off from the broker at this moment does not
         receive it: `confirm_seconds` names it. So a ban belongs into `authorize` and into the login; this only hastens
-        it.
+        it. Connections in their handshake are closed too. What waits for a client is dropped: what it should be
+        notified of belongs into `reason`. Workers without `cluster` (or `presence`) apply no command.
+        Commands of one worker are applied in their order, and each once.
 
         Args:
             user: The user: that of `presence=Who(user=...)`, else the `client_key` of `connect`.
             connection: A connection, or its id. One of user, connection and channel must be given; where several are,
                 all must apply.
             channel: Only connections that have joined it.
-            exclude: A connection, or its id, that stays: that which the user has just opened.
+            exclude: A connection, or its id, that stays.
+            older_than: A connection of this worker, or its id: only those that were opened before it are closed, by the
+                clocks of their workers. For one session per user, called with the connection that the user has just
+                opened: of two that are opened at the same moment exactly one stays. Needs `cluster`.
             code: The close code; event streams just end. Defaults to 4503, after which a client stays away.
             reason: Why, in words, for the close frame.
-            confirm_seconds: Wait so long for the workers to confirm, and return what each has closed. Needs
-                `cluster`. Defaults to not waiting.
+            confirm_seconds: Wait so long for the workers to confirm, and return how many connections each has begun to
+                close. Needs `cluster`. Defaults to not waiting.
 
         Raises:
             ConfigurationError: Nothing is selected, `code`, `reason` or `confirm_seconds` cannot be used, or
-                `confirm_seconds` without `cluster`.
-            InvalidDataError: `user`, `connection` or `exclude` is not one.
+                `confirm_seconds` or `older_than` without `cluster`.
+            InvalidDataError: `user`, `connection`, `exclude` or `older_than` is not one.
             InvalidChannelError: The name of the channel is not legal.
             BrokerUnavailableError, PublishError: Not published.
             PublishOutcomeUnknownError: The link ended, or time ran out, before the broker's answer.
-            NotStartedError, ClosedError: The backplane is not running.
+            NotStartedError, ClosedError: The backplane is not running, or the connection of `older_than` has ended.
             WrongLoopError: It runs in another event loop, thread or process.
         """
         check_close(code, reason)
         selector = _selector(user, connection, channel, exclude)
+        if older_than is not None:
+            if exclude is not None:
+                raise ConfigurationError("older_than leaves out the connection itself: do not pass exclude with it")
+            newest = _id_of("older_than", older_than)
+            opened_at = self._lifecycle.running().members().opened_at(newest)
+            selector = replace(selector, exclude=newest, opened_before=opened_at)
         arguments = {"code": int(code), "reason": close_reason(code, reason)}
         return await self._command("disconnect", selector, arguments, confirm_seconds)
 
@@ -257,8 +279,9 @@ class ClusterVerbs:
     ) -> Answers | None:
         """Send `data` to all connections of a user, on every worker, without an envelope.
 
-        Every worker receives each command: for frequent messages a channel for each user is cheaper. Nothing of it is
-        kept: a connection that is away does not get it.
+        What one worker sends arrives in the order of the calls, and waits in the backlog of a client as a message of a
+        channel does: one that is too slow for it is closed. Every worker receives each command: for frequent messages a
+        channel for each user is cheaper. Nothing of it is kept: a connection that is away does not get it.
 
         Args:
             data: `str` is sent as text, `bytes` as binary, anything else as JSON text.
@@ -274,7 +297,9 @@ class ClusterVerbs:
         """
         selector = _selector(user, connection, None, exclude)
         sent = to_client_data(data)
-        arguments = {"data": sent.hex(), "binary": True} if isinstance(sent, bytes) else {"data": sent}
+        arguments = (
+            {"data": base64.b64encode(sent).decode(), "binary": True} if isinstance(sent, bytes) else {"data": sent}
+        )
         return await self._command("send", selector, arguments, confirm_seconds)
 
     async def count_connections(
@@ -327,12 +352,22 @@ def _selector(
         check_user(user)
     if channel is not None:
         validate_channel(channel)
-    return Selector(user=user, connection=_id_of(connection), channel=channel, exclude=_id_of(exclude))
+    return Selector(
+        user=user,
+        connection=None if connection is None else _id_of("connection", connection),
+        channel=channel,
+        exclude=None if exclude is None else _id_of("exclude", exclude),
+    )
 
 
-def _id_of(connection: object) -> str | None:
+def _id_of(name: str, connection: object) -> str:
+    """Return the id of a connection or event stream that was passed as `name`.
+
+    Raises:
+        InvalidDataError: It is none. A wrong one would select nothing, without an error.
+    """
     if isinstance(connection, Connection):
         return connection.id
-    if connection is None or isinstance(connection, str):
+    if isinstance(connection, str) and _ID.fullmatch(connection):
         return connection
-    raise InvalidDataError(f"a connection is a Connection, or its id, not {connection!r:.100}")
+    raise InvalidDataError(f"{name} takes a Connection, or its id, not {connection!r:.100}")

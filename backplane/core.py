@@ -151,6 +151,7 @@ class Backplane(ClusterVerbs):
         )
         self._limits = Limits() if limits is None else limits
         check_policy_options(on_gap, self._limits)
+        self._check_user_limit(self._limits)
         self._backlog = _checked_backlog(Backlog() if backlog is None else backlog)
         self._origins = OriginRule(allowed_origins, allowed_hosts)
         self._on_gap: OnGap = on_gap
@@ -182,6 +183,8 @@ class Backplane(ClusterVerbs):
     @property
     def sync(self) -> SyncPublisher:
         """Publishes from synchronous code: `backplane.sync.publish(...)` in a `def` endpoint, a thread, a task queue.
+
+        It sends commands too (`disconnect`, `leave`, `join`, `send_to`), without a confirmation.
 
         Where this backplane is started it publishes through it, in its event loop, and raises `ClosedError` after its
         stop. In a process that never starts it, such as a task queue or a script that imports the module, it starts a
@@ -487,6 +490,7 @@ class Backplane(ClusterVerbs):
         runtime = self._lifecycle.running()
         socket = StarletteSocket(websocket)
         policy = runtime.policy.with_options(limits, on_gap)
+        self._check_user_limit(policy.limits)
         if socket.lane is None:
             warn_if_no_pings(policy.limits)
         function = envelope_function(envelope)
@@ -571,9 +575,11 @@ class Backplane(ClusterVerbs):
         if request.scope["type"] != "http":
             raise ConfigurationError("sse() answers an HTTP request; a WebSocket is for connect()")
         runtime = self._lifecycle.started()  # a `def` endpoint may make a response, which the event loop then sends
+        policy = runtime.policy.with_options(limits, None)
+        self._check_user_limit(policy.limits)
         return event_stream(
             runtime,
-            runtime.policy.with_options(limits, None),
+            policy,
             self._outbox(runtime, backlog),
             *channels,
             origins=self._origins,
@@ -651,6 +657,10 @@ class Backplane(ClusterVerbs):
                 f"{name} must be set before the backplane is started: the clients that are there share it"
             )
 
+    def _check_user_limit(self, limits: Limits) -> None:
+        if limits.max_connections_per_user is not None and self._cluster.mode != "member":
+            raise ConfigurationError("max_connections_per_user needs Backplane(cluster=True), or presence={...}")
+
     def _notify_state(self, change: StateChange) -> None:
         for callback in self._state_callbacks:
             try:
@@ -660,7 +670,12 @@ class Backplane(ClusterVerbs):
 
     def _unstarted(self) -> Backplane:
         """Return another one like this, for a thread that publishes."""
-        return Backplane(self._source.url_for_another(), settings=self._settings, history=dict(self._history_rules))
+        return Backplane(
+            self._source.url_for_another(),
+            settings=self._settings,
+            history=dict(self._history_rules),
+            control_secret=self._cluster.secret,
+        )
 
 
 def _checked_backlog(backlog: object) -> Backlog:

@@ -216,11 +216,12 @@ class OriginRefusedError(RefusedError):
 
 
 class TooManyConnectionsError(RefusedError):
-    """The worker, or this client, has as many connections as are allowed.
+    """The worker, this client on this worker, or this user on all workers, has as many connections as are allowed.
 
-    Raised by `connect` and `sse`. The client is closed with a code that makes it try again later. If it happens to
-    ordinary clients, raise the limit, start more workers, or pass `client_key`: behind a proxy that hides addresses all
-    clients count as one.
+    Raised by `connect` and `sse`: `Settings.max_connections`, `Limits.max_connections_per_client` (each worker counts
+    its own), `Limits.max_connections_per_user`. The client is closed with a code that makes it try again
+    later. If it happens to ordinary clients, raise the limit, start more workers, or pass `client_key`: behind a proxy
+    that hides addresses all clients count as one.
     """
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from backplane.concurrency.affinity import refuse_in_event_loop
 from backplane.core import Backplane
@@ -23,17 +23,22 @@ from backplane.synchronous.publisher import SyncPublisher, SyncTypedChannel
 from backplane.synchronous.publisher_thread import PublisherThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from backplane.connection.connection import Connection
     from backplane.history_rules import History
     from backplane.message import Receipt
+    from backplane.synchronous.publisher import AsyncPublisher
+
+_T = TypeVar("_T")
 
 __all__ = ["SyncBackplane", "SyncPublisher", "SyncTypedChannel"]
 
 
 class SyncBackplane(SyncPublisher):
-    """Publishes from synchronous code, to the subscribers of the web workers; it cannot subscribe.
+    """Publishes from synchronous code, to the subscribers of the web workers, and sends them commands.
+
+    It cannot subscribe.
 
     Opens nothing until the first publish, which starts one daemon thread with an event loop and connects to the broker.
     One object serves all threads. A forked process gets a thread and a connection of its own with its first publish;
@@ -48,10 +53,12 @@ class SyncBackplane(SyncPublisher):
         settings: Times and bounds; those that concern publishing apply.
         history: Which channels have a history, exactly as in the `Backplane` of the web workers: what is published to
             such a channel without the rule is received and not kept. Defaults to none.
+        control_secret: That of the web workers, where they have one: without it they drop commands of this process
+            (`disconnect` and others). Defaults to none.
 
     Raises:
-        ConfigurationError: There is no URL, or it, a setting or a rule is wrong. `memory://` is not the default here:
-            it would reach no other process.
+        ConfigurationError: There is no URL, or it, a setting, a rule or the secret is wrong. `memory://` is not the
+            default here: it would reach no other process.
         MissingDependencyError: The adapter's client library is not installed.
     """
 
@@ -61,6 +68,7 @@ class SyncBackplane(SyncPublisher):
         *,
         settings: Settings | None = None,
         history: Mapping[str, History] | None = None,
+        control_secret: str | bytes | None = None,
     ) -> None:
         url = url or os.environ.get("BACKPLANE_URL")
         if not url:
@@ -72,10 +80,11 @@ class SyncBackplane(SyncPublisher):
             raise ConfigurationError(f"SyncBackplane takes a URL, as each process opens a link, not {url!r:.100}")
         settings = settings or Settings()
         history = dict(history or {})
-        backplane = Backplane(url, settings=settings, history=history)
+        make = partial(Backplane, url, settings=settings, history=history, control_secret=control_secret)
+        backplane = make()
         super().__init__(backplane)
         self._url = backplane.url
-        self._threads = PublisherThreads(partial(Backplane, url, settings=settings, history=history), settings)
+        self._threads = PublisherThreads(make, settings)
 
     def __repr__(self) -> str:
         return f"<SyncBackplane {self.url}>"
@@ -97,8 +106,13 @@ class SyncBackplane(SyncPublisher):
 
         As `SyncPublisher.publish`. The first one of a process connects, for up to `start_timeout_seconds`.
         """
+        return self._run(
+            lambda backplane: backplane.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
+        )
+
+    def _run(self, verb: Callable[[AsyncPublisher], Coroutine[Any, Any, _T]]) -> _T:
         refuse_in_event_loop()
-        return self._threads.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
+        return self._threads.run(verb)
 
     def close(self) -> None:
         """Close the link and end the thread, within two seconds. Closing again changes nothing.

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.broker.backoff import Backoff
-from backplane.errors import BrokerError, PayloadTooLargeError
+from backplane.errors import BackplaneError, BrokerError, PayloadTooLargeError
 from backplane.fanout.codec import encode
 from backplane.log_bursts import place_of
 
@@ -32,6 +32,11 @@ __all__ = ["ClusterBus", "TopicReceiver"]
 logger: Final = logging.getLogger("backplane.cluster.bus")
 
 _MAX_PAUSE_SECONDS: Final = 5.0
+
+_NOT_SIGNED: Final = (
+    "dropped a message on %r that is not signed with this worker's control_secret: another program publishes there, or "
+    "a worker has another secret"
+)
 
 
 class TopicReceiver(Protocol):
@@ -57,8 +62,9 @@ class ClusterBus:
         signer: Signs what is sent; what is received without a valid signature is dropped. Defaults to none.
 
     Attributes:
+        token: Random bytes, as every subscriber of the hub has them.
         worker: The name of this worker in what is sent.
-        rejected: Messages that were dropped because they are not signed by this secret.
+        rejected: Messages that were dropped: not signed by this secret, binary, or larger than a worker sends them.
     """
 
     def __init__(
@@ -79,7 +85,7 @@ class ClusterBus:
         self._max_payload_bytes = max_payload_bytes
         self._bursts = bursts
         self._signer = signer
-        self._receivers: dict[str, list[TopicReceiver]] = {}
+        self._receivers: dict[str, TopicReceiver] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self.token: bytes = os.urandom(8)
@@ -94,33 +100,33 @@ class ClusterBus:
     # --- subscribing ---
 
     async def subscribe(self, topic: str, receiver: TopicReceiver) -> None:
-        """Receive a channel; once this returns, nothing is missed on it without a gap.
+        """Receive a channel; once this returns, nothing is missed on it without a gap. A channel has one receiver.
 
         Raises:
             SubscribeError: The broker refused the channel.
             BrokerUnavailableError: The broker did not confirm in time.
         """
-        self._receivers.setdefault(topic, []).append(receiver)
+        self._receivers[topic] = receiver
         try:
             await self._hub.join(topic, self)
         except BaseException:
-            self.unsubscribe(topic, receiver)
+            self._receivers.pop(topic, None)
             raise
 
     def subscribe_soon(self, topic: str, receiver: TopicReceiver, confirmed: Callable[[], None]) -> None:
         """Receive a channel once the broker confirms it, which is tried until then; call `confirmed` at that moment."""
-        self._joining[topic] = asyncio.create_task(self._subscribe(topic, receiver, confirmed), name=f"join {topic}")
+        self._receivers[topic] = receiver
+        self._joining[topic] = asyncio.create_task(self._subscribe(topic, confirmed), name=f"join {topic}")
 
     def unsubscribe(self, topic: str, receiver: TopicReceiver) -> None:
-        """Receive nothing more of a channel; one that is not subscribed changes nothing."""
+        """Receive nothing more of a channel; one that `receiver` does not receive changes nothing."""
+        if self._receivers.get(topic) is not receiver:
+            return
+        del self._receivers[topic]
         if (joining := self._joining.pop(topic, None)) is not None:
-            joining.cancel()
-        receivers = self._receivers.get(topic, [])
-        if receiver in receivers:
-            receivers.remove(receiver)
-            if not receivers:
-                del self._receivers[topic]
-                self._hub.leave(topic, self)
+            joining.cancel()  # which undoes this join, and none that follows at once
+        else:
+            self._hub.leave(topic, self)
 
     # --- sending ---
 
@@ -173,21 +179,14 @@ class ClusterBus:
     def offer(self, batch: Batch, /) -> None:
         """Take messages of one channel."""
         for message in batch:
-            topic, text = message.channel, message.data
-            if not isinstance(text, str):
-                self.rejected += 1
+            topic = message.channel
+            text = self._checked(topic, message.data)
+            if text is None or (receiver := self._receivers.get(topic)) is None:
                 continue
-            if self._signer is not None:
-                checked = self._signer.checked(topic, text)
-                if checked is None:
-                    self._reject(topic)
-                    continue
-                text = checked
-            for receiver in tuple(self._receivers.get(topic, ())):
-                try:
-                    receiver.received(topic, text)
-                except Exception as error:  # another program can publish anything there
-                    self._log_failure(topic, error)
+            try:
+                receiver.received(topic, text)
+            except Exception as error:  # another program can publish anything there
+                self._log_failure(topic, error)
 
     def offer_missed(self, batch: Batch, /) -> None:
         """Take messages that are given back: reserved channels have no history, so there are none."""
@@ -195,7 +194,7 @@ class ClusterBus:
 
     def gap(self, gap: Gap, /) -> None:
         """Take the notice that messages may be missing."""
-        for receiver in tuple(self._receivers.get(gap.channel, ())):
+        if (receiver := self._receivers.get(gap.channel)) is not None:
             try:
                 receiver.gap(gap.channel)
             except Exception as error:
@@ -206,35 +205,39 @@ class ClusterBus:
 
     # ---
 
-    async def _subscribe(self, topic: str, receiver: TopicReceiver, confirmed: Callable[[], None]) -> None:
+    async def _subscribe(self, topic: str, confirmed: Callable[[], None]) -> None:
         backoff = Backoff(_MAX_PAUSE_SECONDS)
         while True:
             try:
-                await self.subscribe(topic, receiver)
+                await self._hub.join(topic, self)
                 break
             except BrokerError as error:
                 self._bursts.log(logger, logging.WARNING, "cannot subscribe to %r, trying again: %s", topic, error)
             await asyncio.sleep(backoff.next())
-        self._joining.pop(topic, None)
+        del self._joining[topic]
         confirmed()
 
     async def _send(self, topic: str, text: str, failed: Callable[[], None] | None) -> None:
         try:
             await self.send(topic, text)
-        except (BrokerError, PayloadTooLargeError) as error:
+        except BackplaneError as error:
             self._bursts.log(logger, logging.WARNING, "could not send on %r: %s", topic, error)
             if failed is not None:
                 failed()
 
-    def _reject(self, topic: str) -> None:
-        self.rejected += 1
-        self._bursts.log(
-            logger,
-            logging.WARNING,
-            "dropped a message on %r that is not signed with this worker's control_secret: another program publishes "
-            "there, or a worker has another secret",
-            topic,
-        )
+    def _checked(self, topic: str, data: str | bytes) -> str | None:
+        """Return the text of what was received; `None`, counted and logged, where no worker of this cluster sent it."""
+        text, words = None, _NOT_SIGNED
+        if not isinstance(data, str):
+            words = "dropped a message on %r that is binary: another program publishes there"
+        elif len(data) > self._max_payload_bytes():  # it would take long to parse
+            words = "dropped a message on %r that is larger than workers send them"
+        else:
+            text = data if self._signer is None else self._signer.checked(topic, data)
+        if text is None:
+            self.rejected += 1
+            self._bursts.log(logger, logging.WARNING, words, topic)
+        return text
 
     def _log_failure(self, topic: str, error: Exception) -> None:
         self._bursts.log(logger, logging.ERROR, "a message on %r could not be used: %s", topic, place_of(error))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from hashlib import sha256
 from typing import Final
 
 from backplane.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
 
-__all__ = ["CONTROL", "WORKERS", "inbox_of", "presence_of"]
+__all__ = ["CONTROL", "WORKERS", "inbox_of", "is_inbox", "is_worker", "presence_of"]
 
 WORKERS: Final = f"{RESERVED_PREFIX}workers"
 """Heartbeats of all workers."""
@@ -18,11 +19,22 @@ CONTROL: Final = f"{RESERVED_PREFIX}control"
 _INBOX: Final = f"{RESERVED_PREFIX}worker/"
 _PRESENCE: Final = f"{RESERVED_PREFIX}presence/"
 _LONG_PRESENCE: Final = f"{RESERVED_PREFIX}presence-sha256/"
+_WORKER: Final = re.compile("[0-9a-f]{16}")
 
 
 def inbox_of(worker: str) -> str:
     """Return the channel of what only one worker receives."""
     return _INBOX + worker
+
+
+def is_inbox(topic: str) -> bool:
+    """Return whether `topic` is the inbox of a worker: answers go nowhere else, whatever a command states."""
+    return topic.startswith(_INBOX) and is_worker(topic.removeprefix(_INBOX))
+
+
+def is_worker(name: str) -> bool:
+    """Return whether `name` has the form of a worker's: 8 random bytes, as lower-case hexadecimal digits."""
+    return _WORKER.fullmatch(name) is not None
 
 
 def presence_of(channel: str) -> str:

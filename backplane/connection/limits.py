@@ -17,8 +17,8 @@ __all__ = ["Limits"]
 class Limits:
     """How a client is kept alive and what it may do, for each connection; `None` switches a limit off.
 
-    Of these `max_channels`, `max_age_seconds` and `max_connections_per_client` apply to an event stream too
-    (`Backplane.sse`), whose client sends nothing.
+    Of these `max_channels`, `max_age_seconds`, `max_connections_per_client` and `max_connections_per_user` apply to an
+    event stream too (`Backplane.sse`), whose client sends nothing.
 
     Attributes:
         heartbeat_seconds: After how long a silence a client is asked for an answer; after two such times without one
@@ -42,8 +42,16 @@ class Limits:
             `client_key` (`Backplane.connect`, `Backplane.sse`); one more is refused with 429. If the application gives
             no key, it is the client's address, of IPv6 the first 64 bits. Clients whose address the server does not
             know, such as those of a proxy over a Unix socket, are not counted for it; the first one logs a warning
-            with the remedy. All connections of the key count, the limit of the one that comes decides. Defaults to
-            none.
+            with the remedy. All connections of the key count, the limit of the one that comes decides. Each worker
+            counts its own: with four workers a client can have up to four times as many. Defaults to none.
+        max_connections_per_user: How many connections and event streams a user may have on all workers together; one
+            more is refused with 429. The user is that of `presence=Who(user=...)`, else the `client_key`, if the
+            application gives one; a client without either is not counted. Needs `Backplane(cluster=True)`. At the
+            handshake every worker is asked: it takes one way over the broker and back, and one command and an answer of
+            each worker. Of several that connect at the same time as many are admitted as there is room for. A worker
+            that does not answer within a second, or that the broker cannot reach, does not count, which is logged: so
+            the limit can be exceeded while a worker hangs or a link is lost. For 1.1 heartbeats after the start of a
+            worker its handshakes wait the whole second, as not all others are known. Defaults to none.
 
     Raises:
         ConfigurationError: A limit is not known; a value is not a number (of messages, bytes, channels, connections: a
@@ -59,6 +67,7 @@ class Limits:
     max_burst: int | None = None
     max_channels: int | None = 1000
     max_connections_per_client: int | None = None
+    max_connections_per_user: int | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -71,4 +80,6 @@ class Limits:
 
 
 # A burst of half a message would let none through.
-_COUNTS: Final = frozenset({"max_message_bytes", "max_burst", "max_channels", "max_connections_per_client"})
+_COUNTS: Final = frozenset(
+    {"max_message_bytes", "max_burst", "max_channels", "max_connections_per_client", "max_connections_per_user"}
+)

@@ -1,8 +1,9 @@
-"""The clients of this worker by user, for commands that concern a user."""
+"""The clients of this worker by id and by user, for commands that concern a user."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import time
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -25,6 +26,11 @@ class ControlledClient(Protocol):
         """The channels it has joined."""
         ...
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or is about to: nothing more is delivered to it."""
+        ...
+
     async def close(self, code: int, reason: str, /) -> None:
         """Close now."""
 
@@ -38,42 +44,76 @@ class ControlledClient(Protocol):
         """Send what the application itself sends."""
 
 
+class _Entry(NamedTuple):
+    client: ControlledClient
+    user: str | None
+    opened_at: float
+
+
 class ClientIndex:
-    """The clients of one worker. Each has a user, or none."""
+    """The clients of one worker, from their handshake on. Each has a user, or none."""
 
     def __init__(self) -> None:
-        self._users: dict[ControlledClient, str | None] = {}
-        self._by_user: dict[str, dict[ControlledClient, None]] = {}
+        self._by_id: dict[str, _Entry] = {}
+        self._by_user: dict[str, dict[str, _Entry]] = {}
 
     def __len__(self) -> int:
-        return len(self._users)
+        return len(self._by_id)
 
     def add(self, client: ControlledClient, user: str | None) -> None:
         """Add a client."""
-        self._users[client] = user
+        entry = self._by_id[client.id] = _Entry(client, user, time.time())
         if user is not None:
-            self._by_user.setdefault(user, {})[client] = None
+            self._by_user.setdefault(user, {})[client.id] = entry
 
     def discard(self, client: ControlledClient) -> None:
         """Remove a client; one that is not there changes nothing."""
-        user = self._users.pop(client, None)
-        if user is not None:
-            clients = self._by_user[user]
-            del clients[client]
+        entry = self._by_id.pop(client.id, None)
+        if entry is not None and entry.user is not None:
+            clients = self._by_user[entry.user]
+            del clients[client.id]
             if not clients:
-                del self._by_user[user]
+                del self._by_user[entry.user]
+
+    def user_of(self, client_id: str) -> str | None:
+        """Return the user of a client; `None` where it has none, or is not there."""
+        entry = self._by_id.get(client_id)
+        return None if entry is None else entry.user
+
+    def opened_at(self, client_id: str) -> float | None:
+        """Return when a client began its handshake, in seconds since the epoch; `None` where it is not there."""
+        entry = self._by_id.get(client_id)
+        return None if entry is None else entry.opened_at
 
     def select(self, selector: Selector) -> list[ControlledClient]:
-        """Return the clients that `selector` selects, whatever its `worker` is: none where it names nothing."""
+        """Return the clients that `selector` selects, whatever its `worker` is: none where it names nothing.
+
+        Those that have ended, or are being closed, are not among them.
+        """
         if selector.user is None and selector.connection is None and selector.channel is None:
             return []
-        candidates: Iterable[ControlledClient] = self._users
-        if selector.user is not None:
-            candidates = self._by_user.get(selector.user, ())
-        return [
-            client
-            for client in candidates
-            if (selector.connection is None or client.id == selector.connection)
-            and (selector.channel is None or selector.channel in client.channels)
-            and (selector.exclude is None or client.id != selector.exclude)
-        ]
+        return [entry.client for entry in self._candidates(selector) if _is_selected(entry, selector)]
+
+    def _candidates(self, selector: Selector) -> Iterable[_Entry]:
+        """Return the fewest that can be found without a look at each."""
+        if selector.connection is not None:
+            entry = self._by_id.get(selector.connection)
+            return () if entry is None else (entry,)
+        entries = self._by_id if selector.user is None else self._by_user.get(selector.user, {})
+        return entries.values()
+
+
+def _is_selected(entry: _Entry, selector: Selector) -> bool:
+    client = entry.client
+    return (
+        not client.is_over
+        and (selector.user is None or entry.user == selector.user)
+        and (selector.channel is None or selector.channel in client.channels)
+        and (selector.exclude is None or client.id != selector.exclude)
+        and (selector.opened_before is None or _is_older(entry, selector.opened_before, selector.exclude))
+    )
+
+
+def _is_older(entry: _Entry, moment: float, than: str | None) -> bool:
+    """Return whether a client was opened before `moment`; of two opened at once the one with the smaller id was."""
+    return (entry.opened_at, entry.client.id) < (moment, than or "")

@@ -1,19 +1,26 @@
-"""Applies the commands that this worker receives, each once, and answers those that ask for it."""
+"""Applies the commands that this worker receives, each once and in their order, and answers those that ask for it."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from backplane.close_codes import close_reason
+from backplane.channels import validate_channel
+from backplane.close_codes import check_close, close_reason
 from backplane.control.messages import Answer, Command, parse_command
 from backplane.control.surveys import SurveyError
-from backplane.errors import BackplaneError, PayloadTooLargeError
+from backplane.errors import BackplaneError, InvalidDataError, PayloadTooLargeError
+from backplane.fanout.codec import to_client_data
+from backplane.log_bursts import place_of
+from backplane.option_checks import check_number
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from backplane.cluster.bus import ClusterBus
     from backplane.control.client_index import ClientIndex, ControlledClient
@@ -28,12 +35,22 @@ logger: Final = logging.getLogger("backplane.control.commands")
 # recorded it. Ids are kept for longer than a command counts.
 _MAX_AGE_SECONDS: Final = 300.0
 _KEPT_SECONDS: Final = 2 * _MAX_AGE_SECONDS + 60
+# About 20 MB. Above it, at 150 commands per second, commands count for a shorter time.
 _MAX_KEPT: Final = 100_000
+# Commands that wait: each takes as long as the clients that it concerns.
+_MAX_WAITING: Final = 10_000
+# Clients in one pass of the event loop: to begin to close one takes some 50 µs.
+_SLICE: Final = 100
+# Joins by commands at a time: each asks `authorize` and the broker.
+_MAX_JOINS: Final = 100
 _MAX_SURVEY_SECONDS: Final = 60.0
 
 
 class CommandReceiver:
     """Applies commands.
+
+    What takes no time (`disconnect`, `leave`, `send`, `count`) is done in the order in which the commands are received,
+    for many clients in slices. Joins and surveys wait for others: each begins in its turn and goes on beside.
 
     Args:
         bus: Where answers are sent.
@@ -43,7 +60,7 @@ class CommandReceiver:
 
     Attributes:
         applied: Commands that were applied.
-        rejected: Messages that are no command, or one of another time.
+        rejected: Messages that are no command, or one that cannot be applied, or of another time.
     """
 
     def __init__(self, bus: ClusterBus, clients: ClientIndex, surveys: Surveys, bursts: LogBursts) -> None:
@@ -51,139 +68,244 @@ class CommandReceiver:
         self._clients = clients
         self._surveys = surveys
         self._bursts = bursts
-        self._seen: dict[str, float] = {}  # when each id was received, oldest first
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._seen: dict[str, tuple[float, float]] = {}  # when each id was received and issued, oldest first
+        self._forgotten_until = float("-inf")
+        self._waiting: deque[Command] = deque()
+        self._applying: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._joins: dict[tuple[str, str], asyncio.Task[bool]] = {}
+        self._join_slots = asyncio.Semaphore(_MAX_JOINS)
         self._kinds: dict[str, Callable[[Command], Awaitable[Any]]] = {
             "disconnect": self._disconnect,
             "leave": self._leave,
-            "join": self._join,
             "send": self._send,
             "count": self._count,
+        }
+        self._slow_kinds: dict[str, Callable[[Command], Coroutine[Any, Any, Any]]] = {
+            "join": self._join,
             "survey": self._survey,
         }
         self.applied: int = 0
         self.rejected: int = 0
 
+    def add_kind(self, kind: str, apply: Callable[[Command], Awaitable[Any]]) -> None:
+        """Apply commands of one more kind, which takes no time, by a function that returns the answer."""
+        self._kinds[kind] = apply
+
     def received(self, _topic: str, text: str, /) -> None:
         """Apply a command, unless it was applied before."""
         command = parse_command(text)
-        if command is None or abs(time.time() - command.issued_at) > _MAX_AGE_SECONDS:
-            self.rejected += 1
-            self._bursts.log(logger, logging.WARNING, "dropped a message on the control channel: %s", _fault(command))
+        if command is None:
+            return self._reject("it is no command")
+        if abs(time.time() - command.issued_at) > _MAX_AGE_SECONDS or command.issued_at <= self._forgotten_until:
+            return self._reject("it was issued at another time, or by a clock that differs")
+        if not self._is_first(command) or command.selector.worker not in (None, self._bus.worker):
             return
-        if not self._is_first(command):
-            return
-        if command.kind not in self._kinds or command.selector.worker not in (None, self._bus.worker):
-            return
-        self.applied += 1
-        self._run(self._apply(command))
+        if len(self._waiting) >= _MAX_WAITING:
+            return self._reject("too many wait already")
+        self._waiting.append(command)
+        if self._applying is None:
+            self._applying = self._run(self._apply_all())
 
     def gap(self, _topic: str, /) -> None:
         """Commands may have been missed: nothing can be done here; one that is to be confirmed was not."""
 
     async def stop(self) -> None:
         """End what is in progress."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
+        self._waiting.clear()
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
             await asyncio.wait(self._tasks)
 
     def _is_first(self, command: Command) -> bool:
         """Return whether a command was not received before."""
         now, seen = asyncio.get_running_loop().time(), self._seen
-        while seen and (len(seen) > _MAX_KEPT or now - next(iter(seen.values())) > _KEPT_SECONDS):
-            del seen[next(iter(seen))]
         if command.id in seen:
             return False
-        seen[command.id] = now
+        while seen:
+            oldest = next(iter(seen))
+            received_at, issued_at = seen[oldest]
+            if len(seen) >= _MAX_KEPT:
+                self._forgotten_until = max(self._forgotten_until, issued_at)
+            elif now - received_at <= _KEPT_SECONDS:
+                break
+            del seen[oldest]
+        seen[command.id] = now, command.issued_at
         return True
 
-    def _run(self, action: Coroutine[Any, Any, None]) -> None:
-        """Run in a task, which begins after those of earlier commands."""
+    def _run(self, action: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(action, name="backplane-command")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _apply(self, command: Command) -> None:
-        succeeded, value = True, None
+    async def _apply_all(self) -> None:
         try:
-            value = await self._kinds[command.kind](command)
+            while self._waiting:
+                command = self._waiting.popleft()
+                if (apply := self._kinds.get(command.kind)) is not None:
+                    self._answer(command, *await self._applied(apply(command)))
+                elif (begin := self._slow_kinds.get(command.kind)) is not None:
+                    self._run(self._apply_beside(command, begin))
+                    await asyncio.sleep(0)  # until it has begun
+                else:
+                    self._answer(command, False, f"this worker does not know the command {command.kind!r:.100}")
+        finally:
+            self._applying = None
+
+    async def _apply_beside(self, command: Command, begin: Callable[[Command], Coroutine[Any, Any, Any]]) -> None:
+        self._answer(command, *await self._applied(begin(command)))
+
+    async def _applied(self, result: Awaitable[Any]) -> tuple[bool, Any]:
+        """Return whether a command succeeded, and its answer."""
+        try:
+            value = await result
         except SurveyError as error:
-            succeeded, value = False, str(error)
+            self.applied += 1
             if error.__cause__ is not None:
-                self._bursts.log(logger, logging.ERROR, "%s", error, exc_info=error.__cause__)
-        except Exception as error:  # of arguments that another version, or another program, has sent
-            succeeded, value = False, type(error).__name__
-            self._bursts.log(logger, logging.ERROR, "command %r failed", command.kind, exc_info=error)
-        if command.reply_to is not None:
-            await self._answer(command, succeeded, value)
+                self._bursts.log(logger, logging.ERROR, "a survey failed: %s", error, exc_info=error.__cause__)
+            return False, str(error)
+        except BackplaneError as error:  # of its arguments
+            self._reject(f"its arguments cannot be used: {type(error).__name__}")
+            return False, type(error).__name__
+        except Exception as error:
+            self._bursts.log(logger, logging.ERROR, "a command failed: %s", place_of(error))
+            return False, type(error).__name__
+        self.applied += 1
+        return True, value
 
-    async def _answer(self, command: Command, succeeded: bool, value: Any) -> None:
-        assert command.reply_to is not None
-        worker = self._bus.worker
+    def _reject(self, fault: str) -> None:
+        self.rejected += 1
+        self._bursts.log(logger, logging.WARNING, "dropped a message on the control channel: %s", fault)
+
+    def _answer(self, command: Command, succeeded: bool, value: Any) -> None:
+        """Answer, where that is asked for, without waiting for the broker."""
+        if command.reply_to is not None:
+            answer = Answer(id=command.id, worker=self._bus.worker, succeeded=succeeded, value=value)
+            self._run(self._send_answer(command.reply_to, answer))
+
+    async def _send_answer(self, inbox: str, answer: Answer) -> None:
         try:
-            text = Answer(id=command.id, worker=worker, succeeded=succeeded, value=value).encode()
-        except (TypeError, ValueError, RecursionError):
-            error = f"the answer is not JSON, but {type(value).__name__}"
-            text = Answer(id=command.id, worker=worker, succeeded=False, value=error).encode()
+            text = answer.encode()
+        except InvalidDataError:
+            fault = f"the answer is not JSON, but {type(answer.value).__name__}"
+            text = Answer(id=answer.id, worker=answer.worker, succeeded=False, value=fault).encode()
         try:
-            await self._bus.send(command.reply_to, text)
+            await self._bus.send(inbox, text)
         except PayloadTooLargeError as error:
-            short = f"the answer takes {error.size_bytes:,} bytes, and the broker takes {error.limit_bytes:,}"
-            self._bus.send_soon(
-                command.reply_to, Answer(id=command.id, worker=worker, succeeded=False, value=short).encode()
-            )
+            fault = f"the answer takes {error.size_bytes:,} bytes, and the broker takes {error.limit_bytes:,}"
+            short = Answer(id=answer.id, worker=answer.worker, succeeded=False, value=fault)
+            self._bus.send_soon(inbox, short.encode())
         except BackplaneError as error:
             self._bursts.log(logger, logging.WARNING, "could not answer a command: %s", error)
 
     # --- the kinds; each returns to how many connections it applied, and a survey its answer ---
 
     async def _disconnect(self, command: Command) -> int:
-        code = int(command.arguments["code"])
-        reason = close_reason(code, str(command.arguments["reason"]))
-        clients = self._clients.select(command.selector)
-        for client in clients:
-            self._run(client.close(code, reason))  # nothing is delivered any more; the close frame can take a second
-        return len(clients)
+        code, reason = command.arguments.get("code"), command.arguments.get("reason")
+        check_close(code, reason)
+        assert isinstance(code, int)
+        assert isinstance(reason, str)
+        count, reason = 0, close_reason(code, reason)
+        async for client in self._slices(command):
+            # Nothing is delivered any more as soon as this begins; the close frame can take a second.
+            self._run(self._close(client, code, reason))
+            count += 1
+        return count
 
     async def _leave(self, command: Command) -> int:
-        channel = str(command.arguments["channel"])
-        clients = [client for client in self._clients.select(command.selector) if channel in client.channels]
-        await self._for_each(clients, lambda client: client.leave(channel))
-        return len(clients)
-
-    async def _join(self, command: Command) -> int:
-        channel = str(command.arguments["channel"])
-        clients = [client for client in self._clients.select(command.selector) if channel not in client.channels]
-        return await self._for_each(clients, lambda client: client.join(channel))
+        channel, count = _channel_of(command), 0
+        async for client in self._slices(command):
+            joining = self._joins.pop((client.id, channel), None)
+            if joining is not None:
+                joining.cancel()
+            if joining is not None or channel in client.channels:
+                await client.leave(channel)
+                count += 1
+        return count
 
     async def _send(self, command: Command) -> int:
-        data = command.arguments["data"]
-        if command.arguments.get("binary"):
-            data = bytes.fromhex(data)
-        clients = self._clients.select(command.selector)
-        for client in clients:
+        data, count = _data_of(command), 0
+        async for client in self._slices(command):
             client.send(data)
-        return len(clients)
+            count += 1
+        return count
 
     async def _count(self, command: Command) -> int:
         return len(self._clients.select(command.selector))
 
+    async def _join(self, command: Command) -> int:
+        channel = _channel_of(command)
+        joins = [
+            self._joins.get((client.id, channel)) or self._begin_join(client, channel)
+            for client in self._clients.select(command.selector)
+            if channel not in client.channels
+        ]
+        if joins:
+            await asyncio.wait(joins)
+        return sum(not join.cancelled() and join.result() for join in joins)
+
     async def _survey(self, command: Command) -> Any:
-        arguments = command.arguments
-        seconds = min(float(arguments["seconds"]), _MAX_SURVEY_SECONDS)
-        return await self._surveys.answer(str(arguments["name"]), arguments["question"], seconds)
+        name, seconds = command.arguments.get("name"), command.arguments.get("seconds")
+        check_number("seconds", seconds)
+        assert isinstance(seconds, int | float)
+        if not isinstance(name, str):
+            raise InvalidDataError("the name of a survey is a text")
+        return await self._surveys.answer(name, command.arguments.get("question"), min(seconds, _MAX_SURVEY_SECONDS))
 
-    async def _for_each(
-        self, clients: list[ControlledClient], action: Callable[[ControlledClient], Awaitable[None]]
-    ) -> int:
-        """Do the same with some clients at once; return with how many it succeeded."""
-        results = await asyncio.gather(*map(action, clients), return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):  # a join that is refused, a client that has ended meanwhile
-                self._bursts.log(logger, logging.WARNING, "a command failed for a connection: %s", result)
-        return sum(result is None for result in results)
+    # ---
+
+    async def _slices(self, command: Command) -> AsyncIterator[ControlledClient]:
+        """Yield the clients that a command selects, a slice in each pass of the event loop."""
+        for number, client in enumerate(self._clients.select(command.selector), 1):
+            if not client.is_over:  # it can have ended since it was selected
+                yield client
+            if not number % _SLICE:
+                await asyncio.sleep(0)
+
+    async def _close(self, client: ControlledClient, code: int, reason: str) -> None:
+        try:
+            await client.close(code, reason)
+        except Exception as error:
+            self._bursts.log(logger, logging.ERROR, "a connection could not be closed: %s", place_of(error))
+
+    def _begin_join(self, client: ControlledClient, channel: str) -> asyncio.Task[bool]:
+        key = client.id, channel
+        join = self._joins[key] = self._run(self._join_one(client, channel))
+        join.add_done_callback(lambda _: self._joins.pop(key, None) if self._joins.get(key) is join else None)
+        return join
+
+    async def _join_one(self, client: ControlledClient, channel: str) -> bool:
+        try:
+            async with self._join_slots:
+                await client.join(channel)
+        except BackplaneError as error:  # it is refused, or has ended meanwhile
+            self._bursts.log(logger, logging.WARNING, "a command could not join a connection: %s", error)
+        except Exception as error:  # of the application's `authorize`
+            self._bursts.log(logger, logging.WARNING, "a command could not join a connection: %s", place_of(error))
+        else:
+            return True
+        return False
 
 
-def _fault(command: Command | None) -> str:
-    return "it is no command" if command is None else "it was issued at another time, or by a clock that differs"
+def _channel_of(command: Command) -> str:
+    channel: Any = command.arguments.get("channel")
+    return validate_channel(channel)
+
+
+def _data_of(command: Command) -> str | bytes:
+    """Return what a command sends: text, or binary data in base64.
+
+    Raises:
+        InvalidDataError: It is neither.
+    """
+    data = command.arguments.get("data")
+    if not isinstance(data, str):
+        raise InvalidDataError("the data of a command is a text")
+    if not command.arguments.get("binary"):
+        return to_client_data(data)
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidDataError("the binary data of a command is in base64") from None

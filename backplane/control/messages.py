@@ -3,7 +3,10 @@
     ["command", id, kind, selector, arguments, inbox | null, issued at]
     ["answer", id, worker, whether it succeeded, value | error]
 
-Unknown kinds and further elements are ignored, so that workers of different versions can be mixed.
+Further elements are ignored, so that workers of different versions can be mixed. A selector has no such freedom: what
+an older worker does not know would select more than is meant.
+
+Any program that can publish to the broker can send these, so each part is checked when it is received.
 """
 
 from __future__ import annotations
@@ -13,6 +16,12 @@ import os
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from pydantic_core import PydanticSerializationError, to_json
+
+from backplane.cluster.topics import is_inbox, is_worker
+from backplane.errors import InvalidDataError
+from backplane.option_checks import is_number
 
 __all__ = ["Answer", "Command", "Selector", "parse_answer", "parse_command"]
 
@@ -30,6 +39,8 @@ class Selector:
         channel: That have joined this channel.
         worker: Of this worker alone.
         exclude: But not the one with this id.
+        opened_before: That were opened before this moment, in seconds since the epoch by the clock of their worker. Of
+            those that were opened in the very same moment, the ones with a smaller id than `exclude`.
     """
 
     user: str | None = None
@@ -37,8 +48,9 @@ class Selector:
     channel: str | None = None
     worker: str | None = None
     exclude: str | None = None
+    opened_before: float | None = None
 
-    def as_json(self) -> dict[str, str]:
+    def as_json(self) -> dict[str, str | float]:
         """Return what is given."""
         return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
 
@@ -64,9 +76,13 @@ class Command:
     issued_at: float = field(default_factory=time.time)
 
     def encode(self) -> str:
-        """Return it as text."""
+        """Return it as text.
+
+        Raises:
+            InvalidDataError: An argument is not JSON.
+        """
         parts = [self.kind, self.selector.as_json(), self.arguments, self.reply_to, self.issued_at]
-        return json.dumps(["command", self.id, *parts], separators=(",", ":"))
+        return _encode(["command", self.id, *parts])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +105,9 @@ class Answer:
         """Return it as text.
 
         Raises:
-            TypeError, ValueError: The value is not JSON.
+            InvalidDataError: The value is not JSON.
         """
-        parts = ["answer", self.id, self.worker, self.succeeded, self.value]
-        return json.dumps(parts, separators=(",", ":"), allow_nan=False)
+        return _encode(["answer", self.id, self.worker, self.succeeded, self.value])
 
 
 def parse_command(text: str) -> Command | None:
@@ -100,8 +115,8 @@ def parse_command(text: str) -> Command | None:
     match _parse(text):
         case ["command", str(id), str(kind), dict(selector), dict(arguments), reply_to, issued_at, *_] if (
             0 < len(id) <= _MAX_ID
-            and isinstance(reply_to, str | None)
-            and isinstance(issued_at, int | float)
+            and (reply_to is None or (isinstance(reply_to, str) and is_inbox(reply_to)))
+            and is_number(issued_at)
             and (selected := _selector(selector)) is not None
         ):
             return Command(
@@ -118,22 +133,37 @@ def parse_command(text: str) -> Command | None:
 def parse_answer(text: str) -> Answer | None:
     """Return the answer of a text; `None` where it is none."""
     match _parse(text):
-        case ["answer", str(id), str(worker), bool(succeeded), value, *_] if (
-            len(id) <= _MAX_ID and len(worker) <= _MAX_ID
+        case ["answer", str(id), str(worker), bool(succeeded), value, *_] if 0 < len(id) <= _MAX_ID and is_worker(
+            worker
         ):
             return Answer(id=id, worker=worker, succeeded=succeeded, value=value)
     return None
 
 
+def _encode(parts: list[Any]) -> str:
+    """Return JSON, as `publish` makes it: models are serialized, infinities and NaN become `null`."""
+    try:
+        return to_json(parts, inf_nan_mode="null").decode()
+    except (PydanticSerializationError, ValueError) as error:  # the second one of a value that contains itself
+        raise InvalidDataError(f"what workers exchange must be JSON: {error}") from None
+
+
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse)
+    # A syntax error, an integer of too many digits, NaN; too deep a nesting.
     except (ValueError, RecursionError):
         return None
 
 
-def _selector(selector: dict[Any, Any]) -> Selector | None:
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _selector(selector: dict[str, Any]) -> Selector | None:
     """Return a selector; `None` where a worker of another version selects by more than this one knows."""
-    if any(name not in Selector.__slots__ or not isinstance(value, str) for name, value in selector.items()):
-        return None
+    for name, value in selector.items():
+        is_valid = is_number(value) if name == "opened_before" else isinstance(value, str)
+        if name not in Selector.__slots__ or not is_valid:
+            return None
     return Selector(**selector)

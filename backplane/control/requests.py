@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from backplane.cluster.topics import CONTROL, inbox_of
 from backplane.cluster_types import Answers, Worker
 from backplane.control.messages import Command, parse_answer
+from backplane.errors import PublishOutcomeUnknownError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from backplane.control.messages import Answer, Selector
 
 __all__ = ["Requests"]
+
+# Answers of workers that are not known, to one command: another program can invent any number of them.
+_MAX_UNKNOWN: Final = 10_000
 
 
 class Requests:
@@ -38,19 +42,31 @@ class Requests:
         await self._bus.send(CONTROL, Command(kind=kind, selector=selector, arguments=arguments).encode())
 
     async def ask(self, kind: str, selector: Selector, arguments: dict[str, Any], seconds: float) -> Answers:
-        """Send a command, and return what the workers answered within `seconds`; raises as `ClusterBus.send`.
+        """Send a command, and return what the workers answered within `seconds`.
 
-        Returns earlier once every worker that was alive has answered, or is not alive any more, if all are known.
+        Returns earlier once every worker that was alive has answered, or is not alive any more, if all are known. The
+        time is that of sending too.
+
+        Raises:
+            InvalidDataError: An argument is not JSON.
+            PublishOutcomeUnknownError: The broker did not take it within `seconds`.
+            BrokerError, PayloadTooLargeError, ClosedError: As `ClusterBus.send`.
         """
         command = Command(kind=kind, selector=selector, arguments=arguments, reply_to=inbox_of(self._bus.worker))
-        expected = [worker for worker in self._workers() if selector.worker in (None, worker.id)]
-        pending = self._pending[command.id] = _Pending(expected, knows_all=self._knows_all())
+        text = command.encode()
+        pending = self._pending[command.id] = _Pending(selector.worker)
+        pending.update(self._workers(), knows_all=self._knows_all())
+        is_sent = False
         try:
             async with asyncio.timeout(seconds):
-                await self._bus.send(CONTROL, command.encode())
+                await self._bus.send(CONTROL, text)
+                is_sent = True
                 await pending.complete.wait()
         except TimeoutError:
-            pass
+            if not is_sent:
+                raise PublishOutcomeUnknownError(
+                    f"the broker did not take it within {seconds:g} s; it may have been published"
+                ) from None
         finally:
             del self._pending[command.id]
         return pending.answers()
@@ -67,35 +83,52 @@ class Requests:
     def workers_changed(self) -> None:
         """Wait no longer for workers that are not alive any more."""
         if self._pending:
-            alive = {worker.id for worker in self._workers()}
+            alive, knows_all = self._workers(), self._knows_all()
             for pending in self._pending.values():
-                pending.end_all_but(alive)
+                pending.update(alive, knows_all=knows_all)
+
+    def stop(self) -> None:
+        """End what waits, with the answers there are: no more can come."""
+        for pending in self._pending.values():
+            pending.complete.set()
 
 
 class _Pending:
     """One command that waits for answers.
 
+    Args:
+        only: The worker that is asked; `None` for all.
+
     Attributes:
         complete: Set once there is nothing to wait for.
     """
 
-    def __init__(self, expected: list[Worker], *, knows_all: bool) -> None:
-        self._knows_all = knows_all
-        self._expected = {worker.id: worker for worker in expected}
-        self._waited_for = set(self._expected)
+    def __init__(self, only: str | None) -> None:
+        self._only = only
+        self._knows_all = False
+        self._expected: dict[str, Worker] = {}
+        self._waited_for: set[str] = set()
         self._answers: dict[str, Answer] = {}
         self.complete = asyncio.Event()
-        self._check()
 
     def take(self, answer: Answer) -> None:
-        """Take an answer, also of a worker that was not known."""
-        self._answers.setdefault(answer.worker, answer)
-        self._waited_for.discard(answer.worker)
-        self._check()
+        """Take an answer, also of a worker that was not known; only the first one of each counts."""
+        if answer.worker in self._expected or len(self._answers) < _MAX_UNKNOWN:
+            self._answers.setdefault(answer.worker, answer)
+            self._waited_for.discard(answer.worker)
+            self._check()
 
-    def end_all_but(self, alive: set[str]) -> None:
-        """Wait no longer for any worker that is not in `alive`."""
-        self._waited_for &= alive
+    def update(self, alive: list[Worker], *, knows_all: bool) -> None:
+        """Wait no longer for any worker that is not `alive`; and wait for those that have become known since.
+
+        Once all are known, one that appears was not there when the command was sent.
+        """
+        if not self._knows_all:
+            known = [worker for worker in alive if self._only in (None, worker.id)]
+            self._waited_for |= {worker.id for worker in known} - self._answers.keys()
+            self._expected = {worker.id: worker for worker in known} | self._expected
+            self._knows_all = knows_all
+        self._waited_for &= {worker.id for worker in alive}
         self._check()
 
     def answers(self) -> Answers:

@@ -24,6 +24,7 @@ class Surveys:
 
     def __init__(self) -> None:
         self._handlers: Final[dict[str, SurveyHandler]] = {}
+        self._calls: Final[set[asyncio.Task[Any]]] = set()  # an event loop has only a weak reference to its tasks
 
     def set(self, name: object, handler: SurveyHandler) -> None:
         """Answer surveys of a name by `handler`.
@@ -38,20 +39,37 @@ class Surveys:
         self._handlers[name] = handler
 
     async def answer(self, name: str, question: Any, seconds: float) -> Any:
-        """Return the answer to one survey.
+        """Return the answer to one survey. A handler that takes longer is cancelled, and not waited for.
 
         Raises:
             SurveyError: There is no such survey here, the handler took too long, or it raised.
         """
         handler = self._handlers.get(name)
         if handler is None:
-            raise SurveyError(f"this worker has no handler of survey {name!r}")
+            raise SurveyError(f"this worker has no handler of survey {name!r:.100}")
+        call = asyncio.create_task(_call(handler, question), name="backplane-survey")
+        self._calls.add(call)
+        call.add_done_callback(self._ended)
         try:
-            async with asyncio.timeout(seconds):
-                answer = handler(question)
-                return await answer if inspect.isawaitable(answer) else answer
-        except TimeoutError as error:
-            raise SurveyError(f"the handler took longer than {seconds:g} s") from error
-        except Exception as error:
+            await asyncio.wait([call], timeout=seconds)
+        finally:
+            call.cancel()  # where it goes on all the same, what it returns is of no use any more
+        if not call.done():
+            raise SurveyError(f"the handler took longer than {seconds:g} s")
+        if call.cancelled():
+            raise SurveyError("the handler was cancelled")
+        error = call.exception()
+        if error is not None:
             # Its text can hold data of the application, which belongs into the log of this worker alone.
             raise SurveyError(f"the handler raised {type(error).__name__}") from error
+        return call.result()
+
+    def _ended(self, call: asyncio.Task[Any]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # so that asyncio does not log it: either it was answered, or it came too late
+
+
+async def _call(handler: SurveyHandler, question: Any) -> Any:
+    answer = handler(question)
+    return await answer if inspect.isawaitable(answer) else answer

@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
+from backplane.close_codes import CloseCode
 from backplane.concurrency.affinity import refuse_in_event_loop
 from backplane.synchronous.publisher_thread import GRACE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from pydantic import TypeAdapter
 
+    from backplane.cluster_types import Answers
     from backplane.concurrency.call_queue import CallQueue
     from backplane.connection.connection import Connection
     from backplane.message import Receipt
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["AsyncPublisher", "SyncPublisher", "SyncTypedChannel", "WorkerPublisher"]
 
 ModelT = TypeVar("ModelT")
+_T = TypeVar("_T")
 
 
 class AsyncPublisher(Protocol):
-    """An object that publishes in an event loop, and makes typed channels: a `Backplane`."""
+    """An object that publishes and sends commands in an event loop, and makes typed channels: a `Backplane`."""
 
     async def publish(
         self,
@@ -42,9 +45,31 @@ class AsyncPublisher(Protocol):
         """Return the channels of `template`."""
         ...
 
+    @property
+    def disconnect(self) -> Callable[..., Coroutine[Any, Any, Answers | None]]:
+        """Close all connections of a user."""
+        ...
+
+    @property
+    def leave(self) -> Callable[..., Coroutine[Any, Any, Answers | None]]:
+        """Let all connections of a user leave a channel."""
+        ...
+
+    @property
+    def join(self) -> Callable[..., Coroutine[Any, Any, Answers | None]]:
+        """Let all connections of a user join a channel."""
+        ...
+
+    @property
+    def send_to(self) -> Callable[..., Coroutine[Any, Any, Answers | None]]:
+        """Send to all connections of a user."""
+        ...
+
 
 class SyncPublisher(ABC):
-    """Publishes from any thread, and waits: `backplane.sync` of a `Backplane`, or a `backplane.sync.SyncBackplane`.
+    """Publishes and sends commands from any thread, and waits.
+
+    `backplane.sync` of a `Backplane`, or a `backplane.sync.SyncBackplane`.
 
     Args:
         backplane: Makes the typed channels.
@@ -78,6 +103,65 @@ class SyncPublisher(ABC):
             BackplaneError: As `Backplane.publish`; where this call has to connect first, as `Backplane.start` too.
             WrongLoopError: An event loop runs in this thread, which the call would block: `await` the other one.
         """
+
+    @abstractmethod
+    def _run(self, verb: Callable[[AsyncPublisher], Coroutine[Any, Any, _T]]) -> _T:
+        """Call a verb of a backplane in its event loop, and wait for its end."""
+
+    def disconnect(
+        self,
+        *,
+        user: str | None = None,
+        connection: Connection | str | None = None,
+        channel: str | None = None,
+        exclude: Connection | str | None = None,
+        code: int = CloseCode.FORBIDDEN,
+        reason: str = "",
+    ) -> None:
+        """Close all connections and event streams of a user, on every web worker; see `Backplane.disconnect`.
+
+        For a `def` endpoint, a task queue or a script that bans a user: `backplane.sync.disconnect(user="u42")`.
+        Returns when the broker has the command, without a confirmation of the workers; each must run with
+        `cluster=True` or `presence`. As with `publish`, after an exception that interrupts the wait it is unknown
+        whether it was sent.
+
+        Raises:
+            BackplaneError: As `Backplane.disconnect`; where this call has to connect first, as `Backplane.start` too.
+            WrongLoopError: An event loop runs in this thread, which the call would block.
+        """
+        self._run(
+            lambda backplane: backplane.disconnect(
+                user=user, connection=connection, channel=channel, exclude=exclude, code=code, reason=reason
+            )
+        )
+
+    def leave(self, *, channel: str, user: str | None = None, connection: Connection | str | None = None) -> None:
+        """Let all connections of a user leave `channel`, on every web worker; see `Backplane.leave`.
+
+        Returns and raises as `disconnect`.
+        """
+        self._run(lambda backplane: backplane.leave(channel=channel, user=user, connection=connection))
+
+    def join(self, *, channel: str, user: str | None = None, connection: Connection | str | None = None) -> None:
+        """Let all connections of a user join `channel`, on every web worker; see `Backplane.join`.
+
+        Returns and raises as `disconnect`.
+        """
+        self._run(lambda backplane: backplane.join(channel=channel, user=user, connection=connection))
+
+    def send_to(
+        self,
+        *,
+        data: object,
+        user: str | None = None,
+        connection: Connection | str | None = None,
+        exclude: Connection | str | None = None,
+    ) -> None:
+        """Send `data` to all connections of a user, on every web worker; see `Backplane.send_to`.
+
+        Returns and raises as `disconnect`.
+        """
+        self._run(lambda backplane: backplane.send_to(data=data, user=user, connection=connection, exclude=exclude))
 
     @overload
     def channel(self, template: str, model: type[ModelT] | TypeAdapter[ModelT]) -> SyncTypedChannel[ModelT]: ...
@@ -127,14 +211,16 @@ class WorkerPublisher(SyncPublisher):
         idempotency_key: str | bytes | None = None,
     ) -> Receipt:
         """Publish, as `SyncPublisher.publish`."""
+        return self._run(
+            lambda backplane: backplane.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
+        )
+
+    def _run(self, verb: Callable[[AsyncPublisher], Coroutine[Any, Any, _T]]) -> _T:
         refuse_in_event_loop()
         calls = self._calls()
         if calls is None:
-            return self._threads.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
-        publish = self._backplane.publish
-        return calls.run(
-            lambda: publish(channel, data, exclude=exclude, idempotency_key=idempotency_key), seconds=self._seconds
-        )
+            return self._threads.run(verb)
+        return calls.run(lambda: verb(self._backplane), seconds=self._seconds)
 
 
 class SyncTypedChannel(Generic[ModelT]):

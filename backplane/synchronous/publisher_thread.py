@@ -9,7 +9,7 @@ import weakref
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from backplane.concurrency.affinity import current_process
 from backplane.concurrency.call_queue import CallQueue
@@ -19,12 +19,14 @@ from backplane.concurrency.threads import new_waiter, start_thread
 from backplane.errors import BrokerUnavailableError, ClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from backplane.message import Receipt
     from backplane.settings import Settings
 
 __all__ = ["GRACE_SECONDS", "Publisher", "PublisherThreads"]
+
+_T = TypeVar("_T")
 
 logger: Final = logging.getLogger("backplane.synchronous.publisher_thread")
 
@@ -80,6 +82,14 @@ class PublisherThreads:
         Raises:
             BackplaneError: As `Backplane.start` and `Backplane.publish`.
         """
+
+        def publish(publisher: Publisher) -> Coroutine[Any, Any, Receipt]:
+            return publisher.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
+
+        return self.run(publish)
+
+    def run(self, action: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
+        """Call a verb of the publisher, and wait for its end; raises what it raises, and as `Backplane.start`."""
         if self._closed:
             raise ClosedError("this SyncBackplane has been closed")
         process = current_process()
@@ -87,7 +97,7 @@ class PublisherThreads:
         if thread is None:
             # One operation, so that two threads of the process get the same one, and no lock is inherited by a child.
             thread = self._threads.setdefault(process, _PublisherThread(self._make_publisher(), self._settings))
-        return thread.publish(channel, data, exclude, idempotency_key)
+        return thread.run(action)
 
     def close(self) -> None:
         """End the thread of this process after the publishes in flight, within two seconds; no other one starts."""
@@ -116,14 +126,14 @@ class _PublisherThread:
         self._ended = False
         self._on_end: Callable[[], None] | None = None
 
-    def publish(self, channel: str, data: object, exclude: Any, idempotency_key: str | bytes | None) -> Receipt:
-        """Publish, and wait; the first call starts the thread."""
+    def run(self, action: Callable[[Publisher], Coroutine[Any, Any, _T]]) -> _T:
+        """Call a verb of the publisher, and wait; the first call starts the thread."""
         seconds = self._publish_seconds
         if not self._is_started:
             seconds += self._start_seconds
             self._begin()
         try:
-            return self._calls.run(partial(self._publish, channel, data, exclude, idempotency_key), seconds=seconds)
+            return self._calls.run(partial(self._run_started, action), seconds=seconds)
         except BrokerUnavailableError as error:
             if self._calls.is_open:
                 raise
@@ -192,10 +202,10 @@ class _PublisherThread:
         finally:
             await self._calls.close()
 
-    async def _publish(self, channel: str, data: object, exclude: Any, idempotency_key: str | bytes | None) -> Receipt:
+    async def _run_started(self, action: Callable[[Publisher], Coroutine[Any, Any, _T]]) -> _T:
         if not self._is_started:
             await self._start()
-        return await self._publisher.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
+        return await action(self._publisher)
 
     async def _start(self) -> None:
         """Start the publisher, once for all calls that wait for it; after a failure the next publish tries again."""

@@ -136,6 +136,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         self._check_origin()
         key = self._client_key or self._socket.address_key
         self._runtime.clients.register(self._driver, key, self._max_per_client)
+        await self._runtime.admit(self._driver, self._driver.policy.limits)
         self._check_permission()
         if self._channels:
             await self._join_while_connected()

@@ -396,6 +396,7 @@ class _EventStreamResponse(Response):
         self._runtime.clients.register(
             stream, self._client_key or address_key(scope), self._rules.limits.max_connections_per_client
         )
+        await self._runtime.admit(stream, self._rules.limits)
         since = self._options.since
         # What a client shows that comes back by itself is newer than what its page has in the address of the stream. It
         # also shows one of a worker that had a history: where this one has none, the client is notified of gaps.

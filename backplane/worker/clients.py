@@ -105,13 +105,13 @@ class ClientRegistry:
             self._bursts.log(logger, logging.INFO, "refused a client: this worker drains")
             raise ClosedError("this worker is about to end: connect again, to another one")
         if self._max_connections is not None and len(self) >= self._max_connections:
-            raise self._too_many("this worker has as many connections as it may: try again later")
+            raise self.too_many("this worker has as many connections as it may: try again later")
         if max_per_client is not None:
             if client_key is None:
                 self._warn_of_unknown()
             elif self._count_by_key[client_key] >= max_per_client:
                 hint = f"; counted by address: {_CURE}" if isinstance(client_key, bytes) else ""
-                raise self._too_many(f"a client may have {max_per_client} connections", hint)
+                raise self.too_many(f"a client may have {max_per_client} connections", hint)
         self._keys[client] = client_key
         if client_key is not None:
             self._count_by_key[client_key] += 1
@@ -182,7 +182,13 @@ class ClientRegistry:
         self.is_draining = True
         await asyncio.gather(*[client.close(CloseCode.SERVICE_RESTART, _RESTART) for client in self._keys])
 
-    def _too_many(self, reason: str, hint: str = "") -> TooManyConnectionsError:
+    def too_many(self, reason: str, hint: str = "") -> TooManyConnectionsError:
+        """Count and log a client that is over a limit, and return the error for it.
+
+        Args:
+            reason: What the client may be shown.
+            hint: What the log has beside.
+        """
         self._counters.refused_connections += 1
         self._bursts.log(logger, logging.WARNING, "refused a client: %s", reason + hint)
         return TooManyConnectionsError(reason)

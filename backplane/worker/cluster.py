@@ -14,6 +14,8 @@ from backplane.cluster_types import Worker
 from backplane.control.client_index import ClientIndex
 from backplane.control.commands import CommandReceiver
 from backplane.control.requests import Requests
+from backplane.control.user_cap import UserCap
+from backplane.errors import ClosedError
 from backplane.presence.agent import PresenceAgent
 from backplane.presence.attendance import Attendance, no_presence
 from backplane.presence.frames import PresenceFrames
@@ -61,6 +63,7 @@ class Cluster:
     Attributes:
         clients: The clients of this worker by user.
         requests: Commands to all workers.
+        user_cap: How many connections a user has on all workers.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Cluster:
         self.clients: Final = ClientIndex()
         self.requests: Final = Requests(bus, self._asked, self._knows_all)
         self._commands = CommandReceiver(bus, self.clients, surveys, bursts)
+        self.user_cap: Final = UserCap(self.clients, self.requests, self._commands, bursts)
         self._agent = PresenceAgent(
             bus,
             times=PresenceTimes(
@@ -138,6 +142,7 @@ class Cluster:
         """End in order: the other workers are notified, if the broker is available."""
         for watch in tuple(self._watches):
             watch.end()
+        self.requests.stop()
         await self._commands.stop()
         if self._is_started:
             self._agent.stop()
@@ -194,6 +199,17 @@ class Cluster:
             self.end_watch(watch)
 
     # --- workers ---
+
+    def opened_at(self, client_id: str) -> float:
+        """Return when a client of this worker began its handshake, in seconds since the epoch.
+
+        Raises:
+            ClosedError: It has ended, or is none of this worker.
+        """
+        opened_at = self.clients.opened_at(client_id)
+        if opened_at is None:
+            raise ClosedError(f"connection {client_id} has ended, or is none of this worker")
+        return opened_at
 
     def workers(self) -> list[Worker]:
         """Return the workers that are known, this one first if it is one."""

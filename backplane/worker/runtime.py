@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from backplane.presence.attendance import Attendance
     from backplane.settings import Settings
     from backplane.statistics import Statistics
+    from backplane.worker.clients import LocalClient
     from backplane.worker.cluster_options import ClusterOptions
 
 __all__ = ["Runtime"]
@@ -220,8 +221,26 @@ class Runtime:
             )
         return self.cluster
 
+    async def admit(self, client: LocalClient, limits: Limits) -> None:
+        """Check that the user of a client that is registered, and in its handshake, may have one more connection.
+
+        Raises:
+            TooManyConnectionsError: The user has as many as `max_connections_per_user`, on all workers.
+            ConfigurationError: The workers do not know each other.
+        """
+        most = limits.max_connections_per_user
+        if most is not None and not await self.members().user_cap.has_room(client.id, most):
+            raise self.clients.too_many(f"a user may have {most} connections")
+
     def requests(self) -> Requests:
         """Return what sends commands: to all workers, also from a process that is none of them."""
+        if self.cluster is None and self.clients.connected:
+            self.bursts.log(
+                logger,
+                logging.WARNING,
+                "a command for the connections of all workers was sent by a worker that serves clients and applies no "
+                "commands itself: pass Backplane(cluster=True) in each worker",
+            )
         return Requests(self._make_bus(), list, bool) if self.cluster is None else self.cluster.requests
 
     def attendance(self, who: object) -> Attendance | None:

@@ -301,6 +301,7 @@ class FakeClient:
         channels: Its channels.
         closes: The codes and reasons of its closes, with whether each was at once.
         sent: What the application sent to it.
+        is_over: Whether it has ended; set by the test.
     """
 
     def __init__(self, id: str = "00", user: str | None = None, *channels: str) -> None:  # noqa: A002
@@ -309,6 +310,7 @@ class FakeClient:
         self.channels: list[str] = list(channels)
         self.closes: list[tuple[str, int, str]] = []
         self.sent: list[str | bytes] = []
+        self.is_over = False
 
     def retire(self, code: int, reason: str, /) -> None:
         """Record a close after what waits."""

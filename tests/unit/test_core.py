@@ -388,7 +388,7 @@ CALLS_OF_A_PUBLISH = [
     "LinkSession.publish_answered",
     "_Limit.__exit__",
 ]
-CALLS_OF_RULES = ["HistoryRules.rule_of", "HistoryRules._match"]
+CALLS_OF_RULES = ["ChannelRules.rule_of", "ChannelRules._match"]
 
 
 async def calls_of_a_publish(backplane: Backplane, channel: str) -> list[str]:

@@ -15,6 +15,7 @@ from backplane.errors import (
     PublishError,
     PublishOutcomeUnknownError,
     SubscribeError,
+    TooManyPresentError,
 )
 
 TREE = {
@@ -35,6 +36,7 @@ TREE = {
     "RefusedError": (BackplaneError,),
     "OriginRefusedError": (errors.RefusedError,),
     "TooManyConnectionsError": (errors.RefusedError,),
+    "TooManyPresentError": (BackplaneError,),
     "TooManyChannelsError": (errors.RefusedError,),
     "JoinRefusedError": (errors.RefusedError,),
     "PermissionExpiredError": (errors.RefusedError,),
@@ -65,6 +67,17 @@ def test_payload_too_large_names_size_and_limit() -> None:
         "the message takes 1,048,577 bytes on the broker and the limit is 1,048,576: "
         "publish a reference to it instead, or raise the adapter's limit if it has an option for that"
     )
+
+
+def test_too_many_present_names_their_number() -> None:
+    """A view without users is reported with how many connections there are and what to do, also by another process."""
+    error = TooManyPresentError(12_345)
+    assert str(error) == (
+        "the channel has 12,345 connections, and is over the max_entries of its Presence rule: its users are not known, "
+        "only `connections` is"
+    )
+    restored = pickle.loads(pickle.dumps(error))
+    assert (restored.connections, str(restored)) == (12_345, str(error))
 
 
 def test_broker_error_names_its_adapter() -> None:

@@ -44,6 +44,7 @@ PIN = re.compile(r"^(\S+)==(\S+)(?: ; (.+?))? \\\n((?:    --hash=sha256:[0-9a-f]
 
 PUBLIC_NAMES = [
     "AllowedOrigins",
+    "Answers",
     "Authorize",
     "AuthorizeTimeoutError",
     "Backlog",
@@ -81,6 +82,12 @@ PUBLIC_NAMES = [
     "PayloadTooLargeError",
     "PermissionExpiredError",
     "Position",
+    "Presence",
+    "PresenceChange",
+    "PresenceSnapshot",
+    "PresenceView",
+    "PresenceWatch",
+    "PresentUser",
     "PublishError",
     "PublishOutcomeUnknownError",
     "Receipt",
@@ -94,7 +101,10 @@ PUBLIC_NAMES = [
     "Subscription",
     "TooManyChannelsError",
     "TooManyConnectionsError",
+    "TooManyPresentError",
     "TypedChannel",
+    "Who",
+    "Worker",
     "WrongLoopError",
 ]
 

@@ -24,6 +24,8 @@ DEFAULTS = {
     "drain_seconds": 5.0,
     "handler_grace_seconds": 10.0,
     "max_connections": None,
+    "worker_heartbeat_seconds": 3.0,
+    "worker_down_seconds": 10.0,
     "max_recall_messages": 1_000,
     "max_recall_bytes": 4_194_304,
     "recall_timeout_seconds": 2.0,

@@ -91,6 +91,15 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
         "connect": lambda world: enter(world.backplane.connect(websocket(), "a")),
         "wait_for_state": lambda world: world.backplane.wait_for_state("degraded"),
         "history": lambda world: world.backplane.history("k"),
+        "present": lambda world: world.backplane.present("a"),
+        "watch": lambda world: enter(world.backplane.watch("a")),
+        "workers": lambda world: world.backplane.workers(),
+        "survey": lambda world: world.backplane.survey("load"),
+        "disconnect": lambda world: world.backplane.disconnect(user="u"),
+        "leave": lambda world: world.backplane.leave(user="u", channel="a"),
+        "join": lambda world: world.backplane.join(user="u", channel="a"),
+        "send_to": lambda world: world.backplane.send_to(user="u", data="x"),
+        "count_connections": lambda world: world.backplane.count_connections(user="u"),
         "health": lambda world: world.backplane.health(),
         "start": lambda world: world.backplane.start(),
         "drain": lambda world: world.backplane.drain(),
@@ -105,6 +114,7 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
         "receive": lambda world: world.connection.receive(),
         "iter": lambda world: step(world.connection.iter(Note)),
         "spawn": lambda world: world.connection.spawn(nothing()),
+        "update_presence": lambda world: world.connection.update_presence("a"),
         "expire_at": lambda world: world.connection.expire_at(1.0),
         "position": lambda world: world.connection.position("a"),
         "__anext__": lambda world: anext(world.connection),
@@ -122,9 +132,9 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
 
 # Names that only read, that configure, and that the hub, the sender and the timer call in the event loop.
 SAFE: dict[type, set[str]] = {
-    Backplane: {"authorize", "channel", "on_slow", "on_state", "sse", "state", "statistics", "sync", "url"},
+    Backplane: {"authorize", "channel", "on_slow", "on_state", "on_survey", "sse", "state", "statistics", "sync", "url"},
     Connection: {"channels", "context", "id", "is_over", "kind", "resumed", "state"},
-    Subscription: {"channels", "context", "id", "is_over", "kind", "position", "resumed", "token"},
+    Subscription: {"channels", "context", "id", "is_over", "kind", "position", "resumed", "token", "user"},
     TypedChannel: {"encode", "name"},
 }
 INTERNAL: dict[type, set[str]] = {Subscription: {"end", "gap", "joined", "note_invalid", "offer", "offer_missed"}}
