@@ -222,6 +222,7 @@ class Channel:
         if self._view is not None:
             self._inquiry.doubt(now + self._shared.spread())
             self._commit(now)
+            self._view.restart_graces(now)
         self.owner_gap(now)
 
     def inbox_gap(self, now: float) -> None:

@@ -386,10 +386,10 @@ class PresenceProtocol:
 
     def _heartbeat(self, now: float) -> None:
         if now + self._blocked - self._heartbeat_sent > self._roster.down_after:
-            # Workers that were started meanwhile have not received what this one has stated, and its silence, for the
-            # others, was its end: they ask when they receive the heartbeat, those have to be given a version to ask for.
+            # This process did not run, and the others have taken it for dead: they ask when they receive this heartbeat.
+            # Those that were started meanwhile do not know of what it has stated, nor it of what they have.
             for channel in self._channels.values():
-                channel.owner_gap(now)
+                channel.gap(now)
                 self._arm(channel)
         self._heartbeat_sent = now + self._blocked
         self._number += 1
@@ -413,7 +413,8 @@ class PresenceProtocol:
             news = self._roster.heartbeat(message.worker, message.number, message.info, now)
         if news is News.DEAD:
             self._dead(message.worker, now)
-        elif news is News.BACK:
+        elif news is News.BACK or (news is News.NEW and message.number > 1 and now >= self._shared.alone_at):
+            # One that is new so late, and was there before, has stated what was not received.
             for channel in self._channels.values():
                 channel.worker_back(now)
                 self._arm(channel)
