@@ -105,7 +105,7 @@ class Worker:
         blocked_until: Its loop does not run until then.
         timer: When its timer is set to.
         side: Its half of the cluster.
-        dead: Workers that it takes for dead.
+        dead: Workers that have ended, and that it takes for dead.
     """
 
     protocol: PresenceProtocol
@@ -154,6 +154,7 @@ class Run:
         self.channels = _CHANNELS[: choose.randint(1, 3)]
         self.workers: list[Worker] = []
         self.dead_ids: list[str] = []
+        self.ended: dict[str, float] = {}
         self.back_until = 0.0
         self.entered: dict[str, float] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -268,14 +269,14 @@ class Run:
         self.judge_dead(worker)
 
     def judge_dead(self, worker: Worker) -> None:
-        """Check that no worker that has ended is taken for alive again."""
+        """Check that no worker that has ended is taken for alive again, once all it published has arrived."""
+        if worker.blocked_until > self.now - 1:
+            return
         for known in worker.protocol.workers(self.now):
-            if not known.alive:
+            if known.alive and known.origin in worker.dead:
+                raise BrokenError(f"{known.origin} is dead, and taken for alive again")
+            if not known.alive and self.now - self.ended.get(known.origin, inf) > 1:
                 worker.dead.add(known.origin)
-            elif known.origin in worker.dead:
-                worker.dead.discard(known.origin)
-                if known.origin in self.dead_ids:
-                    raise BrokenError(f"{known.origin} is dead, and taken for alive again")
 
     def subscribe(self, worker: Worker, channel: str) -> None:
         """Subscribe a worker, if its link is up; otherwise it is with the next link."""
@@ -510,6 +511,7 @@ class Run:
         """End a worker; some of its clients come back elsewhere."""
         worker.running = False
         self.dead_ids.append(worker.protocol.worker)
+        self.ended[worker.protocol.worker] = self.now
         for channel, connections in worker.truth.items():
             for present in connections.values():
                 if self.random.random() < 0.7:
