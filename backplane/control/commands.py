@@ -217,10 +217,10 @@ class CommandReceiver:
     async def _leave(self, command: Command) -> int:
         channel, count = _channel_of(command), 0
         async for client in self._slices(command):
-            joining = self._joins.pop((client.id, channel), None)
-            if joining is not None:
+            if (joining := self._joins.pop((client.id, channel), None)) is not None:
                 joining.cancel()
-            if joining is not None or channel in client.channels:
+                count += 1
+            elif channel in client.channels:
                 await client.leave(channel)
                 count += 1
         return count

@@ -27,6 +27,7 @@ __all__ = ["Answer", "Command", "Selector", "parse_answer", "parse_command"]
 
 _ID_BYTES: Final = 8
 _MAX_ID: Final = 64
+_MAX_MOMENT: Final = 1e12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,7 @@ def parse_command(text: str) -> Command | None:
         case ["command", str(id), str(kind), dict(selector), dict(arguments), reply_to, issued_at, *_] if (
             0 < len(id) <= _MAX_ID
             and (reply_to is None or (isinstance(reply_to, str) and is_inbox(reply_to)))
-            and is_number(issued_at)
+            and _is_moment(issued_at)
             and (selected := _selector(selector)) is not None
         ):
             return Command(
@@ -160,10 +161,15 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
+def _is_moment(value: object) -> bool:
+    """Return whether `value` is a number that can be a time, in seconds since the epoch."""
+    return is_number(value) and abs(value) < _MAX_MOMENT
+
+
 def _selector(selector: dict[str, Any]) -> Selector | None:
     """Return a selector; `None` where a worker of another version selects by more than this one knows."""
     for name, value in selector.items():
-        is_valid = is_number(value) if name == "opened_before" else isinstance(value, str)
+        is_valid = _is_moment(value) if name == "opened_before" else isinstance(value, str)
         if name not in Selector.__slots__ or not is_valid:
             return None
     return Selector(**selector)

@@ -160,15 +160,17 @@ class HistoryHub(Hub):
             self._count_unkept(kept)
             super().deliver(channel, payload)
         elif (taken := kept.track.take(place, payload)) > 0:
-            # As `_decode_kept` does, without the call: this is done for every message.
-            message = decode(channel, payload, place)
-            kept.ring.append(place, message)
             if taken == PROVED:
                 self._statistics.proved += 1
                 kept.notify()
-            if message is None or channel in self._open_gaps:
-                self._note_unusual(channel, message)
-            if message is not None:
+            message = decode(channel, payload, place)
+            if message is None:
+                kept.ring.append(place, None)
+                self._count_malformed(channel)
+            else:
+                (kept.ring.received or kept.ring.receive()).append(message)
+                if self._open_gaps:
+                    self._report_early(channel)
                 self._collect(channel, message)
         elif taken == HELD:
             self._request(kept)
@@ -184,7 +186,7 @@ class HistoryHub(Hub):
         """Put kept channels in doubt until the next link, and open a gap on every other one."""
         self.repairer.link_lost()
         for kept in self._kept.values():
-            kept.repair_since = None
+            kept.end_repair()
         for kept in self._proving(channels):
             kept.lose(reason)
         super().open_gap(self._without_proof(channels), reason, resumed=resumed)
@@ -202,6 +204,10 @@ class HistoryHub(Hub):
         kept_channels, self._kept = self._kept, {}
         for kept in kept_channels.values():
             kept.notify()
+
+    def _start_deliveries(self) -> None:
+        self._budget.settle()
+        super()._start_deliveries()
 
     def _new(self, channel: str, rule: History) -> KeptChannel:
         settings = self._settings
@@ -310,23 +316,27 @@ class HistoryHub(Hub):
         elif mended.items:
             self._statistics.repaired += 1
             self._statistics.repaired_messages += len(mended.items)
-        decoded = [self._decode_kept(kept, payload, place) for payload, place in mended.items]
-        batch = Batch(*(message for message in decoded if message is not None))
+        batch, ring = Batch(), kept.ring
+        # The broker has what was missed. Of ten thousand channels at once it would be so many objects for as many rings
+        # that a full garbage collection begins: so only a ring from which joins are served takes it.
+        is_collected = ring.is_complete or kept.wants_ring
+        for payload, place in mended.items:
+            message = decode(kept.name, payload, place)
+            if is_collected:
+                ring.append(place, message)
+            if message is None:
+                self._count_malformed(kept.name)
+            else:
+                self._report_early(kept.name)
+                batch.add(message)
+        if mended.items and not is_collected:
+            ring.clear(mended.items[-1].place)
         if batch:
             self._give_back(kept.name, batch)
 
-    def _decode_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> Message | None:
-        """Return the message that follows the newest one, and put it into the ring; `None` if it is malformed."""
-        message = decode(kept.name, payload, place)
-        kept.ring.append(place, message)
-        self._note_unusual(kept.name, message)
-        return message
-
-    def _note_unusual(self, channel: str, message: Message | None) -> None:
-        """Count a malformed message, or report the open gap of a channel whose message came before its confirmation."""
-        if message is None:
-            self._count_malformed(channel)
-        elif (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
+    def _report_early(self, channel: str) -> None:
+        """Report the open gap of a channel whose message has overtaken the broker's confirmation."""
+        if (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
             self.gaps.report_early(channel)
 
     # Joins.

@@ -31,6 +31,7 @@ _Entry = tuple["Place", "Message | None", float]
 # Of every ring that is empty: a deque takes 0.6 KB, and each object that is collected lengthens the full collections of
 # the process. It cannot be changed.
 _NO_ENTRIES: Final = cast("deque[_Entry]", ())
+_NOTHING_RECEIVED: Final = cast("list[Message]", ())
 
 
 class RingBudget:
@@ -43,14 +44,22 @@ class RingBudget:
 
     Attributes:
         size_bytes: What all rings take.
+        receiving: Rings that have received something since the last `settle`.
     """
 
-    __slots__ = ("_rings", "max_bytes", "size_bytes")
+    __slots__ = ("_rings", "max_bytes", "receiving", "size_bytes")
 
     def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
         self.max_bytes: int = max_bytes
         self.size_bytes: int = 0
         self._rings: OrderedDict[Ring, None] = OrderedDict()  # that are not empty, the next to be emptied first
+        self.receiving: list[Ring] = []
+
+    def settle(self) -> None:
+        """Let every ring add what it has received: once for each pass of the event loop."""
+        receiving, self.receiving = self.receiving, []
+        for ring in receiving:
+            ring.settle()
 
     def enter(self, ring: Ring) -> None:
         """Note that `ring` is no longer empty."""
@@ -92,6 +101,7 @@ class Ring:
     Attributes:
         is_complete: The ring holds everything that may be given back: a position that `after` does not find cannot be
             resumed. Otherwise the history has to be read, and `fill` called.
+        received: What was received since the last `settle`. To add to it, see `receive`.
         waiting: How many joins wait for `fill`. Once that has succeeded the ring is not emptied until they have looked.
     """
 
@@ -110,6 +120,7 @@ class Ring:
         "_timer",
         "_tip",
         "is_complete",
+        "received",
         "waiting",
     )
 
@@ -124,6 +135,7 @@ class Ring:
     ) -> None:
         self.is_complete: bool = False
         self.waiting: int = 0
+        self.received: list[Message] = _NOTHING_RECEIVED
         self._max_messages = max_messages
         self._max_entries = max_messages + 1
         self._max_age_seconds = max_age_seconds
@@ -138,32 +150,42 @@ class Ring:
         self._batches_bytes: int = 0
 
     def __len__(self) -> int:
+        self.settle()
         return len(self._entries)
 
     @property
     def newest_position(self) -> Position | None:
         """Position of the newest message, or where the channel is without any; `None` where it is not known."""
+        self.settle()
         return self._entries[-1][0] if self._entries else self._tip
+
+    def receive(self) -> list[Message]:
+        """Return the list to which what is received is to be added, in order: each message with its `Place`.
+
+        The ring adds it to the others when it is next used, or at `RingBudget.settle`: of many messages at once, which
+        takes a fraction of what it takes for each. Until then it can be found in `received`.
+        """
+        self.received = []
+        self._budget.receiving.append(self)
+        return self.received
+
+    def settle(self) -> None:
+        """Add what was received, which is as old as this call."""
+        received = self.received
+        if not received:
+            return
+        self.received = _NOTHING_RECEIVED
+        if len(received) > self._max_entries:
+            received = received[-self._max_entries :]
+            self._floor = None
+        now = self._timer()
+        for message in received:
+            self._append(cast("Place", message.position), message, now)
 
     def append(self, place: Place, message: Message | None) -> None:
         """Add the message that follows the newest one; `None` for a malformed payload, which is not given back."""
-        entries, budget = self._entries, self._budget
-        if self._batches:
-            self._forget_batches()
-        size = _MESSAGE_BYTES if message is None else _MESSAGE_BYTES + len(message.data)
-        if len(entries) == self._max_entries:
-            oldest = entries.popleft()[1]
-            size -= _MESSAGE_BYTES if oldest is None else _MESSAGE_BYTES + len(oldest.data)
-        elif not entries:
-            entries = self._entries = deque()
-            budget.enter(self)
-            if self._floor is not None and self._floor_next is self._tip:
-                self._floor_next = place  # nothing came between
-        entries.append((place, message, self._timer()))
-        if size:
-            budget.size_bytes += size
-            if budget.size_bytes > budget.max_bytes:
-                budget.make_room()
+        self.settle()
+        self._append(place, message, self._timer())
 
     def fill(self, entries: Iterable[_Read], last: Position, *, complete: bool) -> bool:
         """Put before the present entries what one read has returned, and return whether it could be joined to them.
@@ -173,6 +195,7 @@ class Ring:
             last: `Track.last`. If the present entries are not empty it is the newest of them.
             complete: The read has returned everything that may be given back.
         """
+        self.settle()
         mine = self._entries
         if mine:
             entries = list(entries)
@@ -214,6 +237,7 @@ class Ring:
             entries: Everything after it, oldest first. What is newer than `last` is left out: it arrives.
             last: `Track.last`.
         """
+        self.settle()
         read = [entry for entry in entries if entry[0].epoch == last.epoch and entry[0].offset <= last.offset]
         mine = self._entries
         if not read:
@@ -265,7 +289,28 @@ class Ring:
         """Forget everything to make room."""
         self.clear(self.newest_position)
 
+    def _append(self, place: Place, message: Message | None, now: float) -> None:
+        entries, budget = self._entries, self._budget
+        if self._batches:
+            self._forget_batches()
+        size = _MESSAGE_BYTES if message is None else _MESSAGE_BYTES + len(message.data)
+        if len(entries) == self._max_entries:
+            oldest = entries.popleft()[1]
+            size -= _MESSAGE_BYTES if oldest is None else _MESSAGE_BYTES + len(oldest.data)
+        elif not entries:
+            entries = self._entries = deque()
+            budget.enter(self)
+            if self._floor is not None and self._floor_next is self._tip:
+                self._floor_next = place  # nothing came between
+        _ = place.check  # computed now, or the place would keep its payload
+        entries.append((place, message, now))
+        if size:
+            budget.size_bytes += size
+            if budget.size_bytes > budget.max_bytes:
+                budget.make_room()
+
     def _empty(self) -> None:
+        self.received = _NOTHING_RECEIVED
         self._budget.size_bytes -= sum(_size(message) for _, message, _ in self._entries)
         self._budget.leave(self)
         self._entries = _NO_ENTRIES
@@ -288,6 +333,7 @@ class Ring:
 
     def _drop_old(self) -> None:
         """Drop what is older than the rule allows."""
+        self.settle()
         entries = self._entries
         dropped = bisect_left(entries, self._timer() - self._max_age_seconds, key=_time)
         if not dropped:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from random import Random
 
-    from backplane.presence.contract import Outgoing, Rule, Topic, View, ViewEvent, Worker
+    from backplane.presence.contract import Head, Outgoing, Rule, Topic, View, ViewEvent, Worker
     from backplane.presence.times import PresenceTimes
 
 __all__ = ["PresenceProtocol"]
@@ -255,6 +255,11 @@ class PresenceProtocol:
         """Return a channel as it is known, or `None` if it is not watched."""
         state = self._channels.get(channel)
         return None if state is None else state.view
+
+    def head(self, channel: str) -> Head | None:
+        """Return a channel as it is known, without its users, or `None` if it is not watched."""
+        state = self._channels.get(channel)
+        return None if state is None else state.head
 
     # -- out -----------------------------------------------------------------------------------------------------------
 

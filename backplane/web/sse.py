@@ -192,6 +192,10 @@ class EventStream(Subscription):
         """`event stream`."""
         return "event stream"
 
+    @property
+    def _is_admitted(self) -> bool:
+        return self._has_begun
+
     def retire(self, code: int, reason: str, /) -> None:
         """End: the worker drains. There is no close code in HTTP."""
         self.end()
@@ -253,6 +257,7 @@ class EventStream(Subscription):
     async def send_to(self, send: Send, response: _EventStreamResponse) -> None:
         """Send everything, from the headers to the end."""
         self._has_begun = True
+        self._enter_channels()
         timers = self._timers(response.expires_at)
         give_up_seconds = 2 * response.heartbeat_seconds
         try:

@@ -100,6 +100,26 @@ async def test_what_a_repair_gives_back_follows_what_was_collected() -> None:
         assert (subscriber.missed, subscriber.offers) == ([["2"]], [["1"], ["3"]])
 
 
+@pytest.mark.parametrize("is_served_from", [False, True])
+async def test_a_ring_after_a_repair(is_served_from: bool) -> None:
+    """A ring from which joins were served goes on through a repair; any other begins anew, and the next join reads."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        if is_served_from:
+            await worker.joins("k", rewind=1)
+        worker.append("k", "1")
+        ring = worker.history_hub._kept["k"].ring
+        await worker.missing("k", "2", "3")
+        await worker.settled()
+        assert (len(ring), ring.is_complete) == ((3, True) if is_served_from else (0, False))
+        worker.append("k", "4")
+        assert await subscriber.receives(4) == [*"1234"]
+        reads = len(worker.adapter.recalls)
+        newest, oldest = await worker.joins("k", rewind=1), await worker.joins("k", rewind=4)
+        assert [await newest.receives(1), await oldest.receives(4)] == [["4"], [*"1234"]]
+        assert len(worker.adapter.recalls) == reads + (not is_served_from)
+
+
 async def test_messages_that_arrive_before_the_read_wait() -> None:
     """What arrives while the missed messages are read is delivered after them."""
     async with history_world() as worker:
@@ -444,6 +464,12 @@ async def test_a_malformed_message_is_dropped_and_leaves_no_hole() -> None:
         assert await subscriber.receives(2) == ["1", "2"]
         assert worker.hub.malformed == 1
         assert len(worker.adapter.recalls) == 1
+        await worker.degrade()
+        worker.adapter.append("k", b"\xbfBP")
+        worker.append("k", "3")
+        worker.adapter.start_gate.open()
+        assert await subscriber.receives(3) == ["1", "2", "3"]
+        assert worker.hub.malformed == 2
 
 
 async def test_a_read_that_fails_is_tried_again() -> None:
@@ -460,7 +486,7 @@ async def test_a_read_that_fails_is_tried_again() -> None:
     ("error", "settings"),
     [
         (BrokerError("not permitted"), SETTINGS),
-        (BrokerUnavailableError("loading"), replace(SETTINGS, repair_timeout_seconds=0.05)),
+        (BrokerUnavailableError("loading"), replace(SETTINGS, repair_timeout_seconds=0.01)),
     ],
 )
 async def test_a_history_that_cannot_be_read_is_a_gap(error: BrokerError, settings: Settings) -> None:
@@ -1027,6 +1053,27 @@ async def test_a_channel_that_is_left_while_another_one_is_repaired(fault: str) 
         assert sorted(len(subscriber.received) for subscriber in rivals.values()) == [0, 1]
 
 
+@pytest.mark.parametrize("error", [None, BrokerError("not permitted")])
+async def test_a_request_for_a_channel_that_was_left(error: BrokerError | None) -> None:
+    """What is read for a channel that its last subscriber has left meanwhile concerns no later join of it."""
+    async with history_world() as worker:
+        left = await worker.joined("k")
+        kept = worker.history_hub._kept["k"]
+        worker.hub.leave("k", left)
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        assert await subscriber.receives(1) == ["1"]
+        kept.lose("doubt")
+        worker.adapter.recall_errors = [] if error is None else [error]
+        recalls = len(worker.adapter.recalls)
+        worker.history_hub.repairer.request(kept)
+        await worker.adapter.until(lambda: len(worker.adapter.recalls) > recalls)
+        await until_idle()
+        worker.append("k", "2")
+        assert await subscriber.receives(2) == ["1", "2"]
+        assert (kept.track.doubt, worker.hub.gaps.reported) == ("doubt", 0)
+
+
 async def test_more_came_after_a_position_without_a_message_than_is_read() -> None:
     """Where one read does not return all that came after such a position, it is not found."""
     async with history_world(settings=replace(SETTINGS, max_recall_messages=3)) as worker:
@@ -1053,3 +1100,15 @@ async def test_a_message_with_a_hole_before_it_while_a_position_is_judged() -> N
         worker.adapter.recall_gate.open()
         assert (await joining).joins[0].resumed
         assert await subscriber.receives(3) == ["1", "2", "3"]
+
+
+async def test_a_malformed_message_that_is_given_back_is_counted() -> None:
+    """What a repair reads and cannot decode is dropped and counted, as what arrives is; the others are delivered."""
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        await worker.degrade()
+        worker.adapter.append("k", b"\xbfBP\x09", most=100)
+        worker.append("k", "2")
+        worker.adapter.start_gate.open()
+        assert await subscriber.receives(1) == ["2"]
+        assert (worker.hub.malformed, worker.hub.gaps.reported) == (1, 0)

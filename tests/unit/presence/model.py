@@ -366,6 +366,10 @@ class Run:
             worker.mirrors[channel] = self.mirror(worker, channel)
         elif event.kind == "change" and (event.id != mirror.id or event.version > mirror.version):
             self.follow(mirror, channel, event)
+        elif event.kind == "count":
+            if mirror.users is not None or event.version != mirror.version + 1:
+                raise BrokenError(f"version {event.version} follows {mirror.version}")
+            mirror.version = event.version
 
     def follow(self, mirror: Mirror, channel: str, event: ViewEvent) -> None:
         """Apply a change to what a watcher knows."""
