@@ -1,5 +1,7 @@
 """`backplane.presence.channel`: what one channel publishes and when, and which answers it gives."""
 
+# pyright: reportPrivateUsage=false, reportUnknownArgumentType=false, reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 from math import inf
