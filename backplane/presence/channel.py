@@ -227,7 +227,6 @@ class Channel:
         if self._view is not None:
             self._inquiry.doubt(now + self._shared.spread())
             self._commit(now)
-            self._view.restart_graces(now)
         self.owner_gap(now)
 
     def inbox_gap(self, now: float) -> None:
@@ -540,6 +539,8 @@ class Channel:
             return
         self._report(view.commit(now))
         stale = self._is_stale()
+        if self._stale and not stale:
+            view.restart_graces(now)
         if not stale and view.next_grace() <= now:
             self._report(view.end_graces(now))
         if stale != self._stale:

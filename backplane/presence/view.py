@@ -199,7 +199,7 @@ class OwnerView:
         return inf if self.users is None else self.users.next_due()
 
     def restart_graces(self, now: float) -> None:
-        """Let every grace begin anew: its user may have been back, and have gone again, without any notice of it."""
+        """Let every grace begin anew: its user may have been back, and have gone again, while this was not known."""
         if self.users is not None:
             self.users.restart_graces(now)
 
