@@ -216,6 +216,10 @@ class Channels:
     def __init__(self) -> None:
         self.happened: list[tuple[str, str]] = []
 
+    def check(self, channel: str, /) -> None:
+        """Record it."""
+        self.happened.append(("check", channel))
+
     def entered(self, _: object, channel: str, /) -> None:
         """Record it."""
         self.happened.append(("entered", channel))
