@@ -94,6 +94,17 @@ async def test_a_client_that_comes_and_goes_at_once_sends_nothing() -> None:
     world.agent.stop()
 
 
+async def test_a_channel_without_an_observer() -> None:
+    """Its clients are stated, and no view of it is kept."""
+    world = World()
+    world.agent.start()
+    world.agent.enter(ROOM, "c", "u", "1")
+    await world.until(lambda: bool(world.bus.kinds(TOPIC)))
+    protocol = world.agent._protocol  # pyright: ignore[reportPrivateUsage]
+    assert (protocol.head(ROOM), protocol.view(ROOM), protocol.head("room:9")) == (None, None, None)
+    world.agent.stop()
+
+
 async def test_observers_share_a_view() -> None:
     """One subscription and one request serve all observers of a channel; the last one that ends lets go of it."""
     world, first, second = World(), Events(), Events()
