@@ -264,6 +264,16 @@ async def test_synchronous_code_of_a_worker(served: Served) -> None:
             sync.disconnect(user="ada")
 
 
+async def test_a_task_queue_that_imports_the_backplane_of_the_workers(ipc_url: str, served: Served) -> None:
+    """In a process that never starts it, `backplane.sync` signs with its secret."""
+    async with cluster(backplane := worker(ipc_url, control_secret=SECRET)):
+        client = await served.open(backplane)
+        imported = worker(ipc_url, control_secret=SECRET)
+        await asyncio.to_thread(imported.sync.disconnect, user="ada")
+        assert await client.receives() == 4503
+        assert backplane.statistics().cluster_rejected == 0
+
+
 async def test_a_worker_without_cluster_that_serves_clients(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     """Its command may reach others, and never its own clients: that is logged."""
     async with Backplane("memory://") as backplane:
