@@ -28,6 +28,7 @@ __all__ = [
     "PresentUser",
     "Who",
     "check_user",
+    "decode_info",
     "encode_info",
 ]
 
@@ -107,7 +108,7 @@ class PresentUser:
 
     Attributes:
         user: Names the user.
-        info: The `info` of the connection that joined or was updated last.
+        info: The `info` of the connection that joined last.
         connections: How many connections the user has in the channel, on all workers; 0 within the grace.
     """
 
@@ -149,11 +150,10 @@ class PresenceSnapshot:
     """Which users are in a channel: the first item of `Backplane.watch`, and what replaces all that was before.
 
     Attributes:
-        id: Random name of the view whose changes follow. Another id means: begin anew.
+        id: Random name of the view whose changes follow.
         version: The number of the last change that is part of it.
         users: The users, by name; empty where the channel exchanges numbers alone.
         connections: How many connections are in the channel.
-        stale: It may not be true at this moment, see `PresenceView`; changes follow that correct it.
         counts_only: The channel exchanges numbers alone.
     """
 
@@ -161,7 +161,6 @@ class PresenceSnapshot:
     version: int
     users: Mapping[str, PresentUser]
     connections: int
-    stale: bool = False
     counts_only: bool = False
 
 
@@ -173,8 +172,9 @@ class PresenceChange:
         version: One more than that of the item before it.
         joined: The users who were not there before, by name.
         left: The names of the users who are gone, their grace being over.
-        updated: The users whose `info` or number of connections is another one, by name.
-        connections: How many connections are in the channel now.
+        updated: The users whose `info` is another one, by name. Another number of connections alone is no change.
+        connections: How many connections are in the channel now. Where it exchanges numbers alone, each other number is
+            a change, and nothing else is.
     """
 
     version: int
@@ -215,3 +215,18 @@ def encode_info(info: object) -> str:
             "watches the channel holds it; put an id into it, and what belongs to it elsewhere"
         )
     return text
+
+
+def decode_info(text: str) -> Any:
+    """Return the info that another worker has sent; `None` where it is not JSON, or no client could be sent it."""
+    try:
+        info = json.loads(text, parse_constant=_refuse_constant)
+        if "\\u" in text:  # a half of a surrogate pair, which UTF-8 cannot encode
+            json.dumps(info, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return info
+
+
+def _refuse_constant(_: str) -> None:
+    raise ValueError

@@ -132,6 +132,10 @@ class ConnectionDriver(BaseSubscriber):
         return self.connection
 
     @property
+    def _is_admitted(self) -> bool:
+        return self.is_accepted
+
+    @property
     def state(self) -> ConnectionState:
         """Where it is between its handshake and its end."""
         if self._close_sequence is not None:
@@ -379,6 +383,7 @@ class ConnectionDriver(BaseSubscriber):
         self.sender.open()
         if self._ended:  # the first message found that the client is gone
             return
+        self._enter_channels()
         now = asyncio.get_running_loop().time()
         self.timers.begin(now, self.policy.limits)
         self.timers.due = min(self.timers.due, now + _FIRST_CHECK_SECONDS)

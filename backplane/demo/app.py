@@ -1,22 +1,24 @@
 """A chat whose rooms span every worker: run `backplane demo`, or any ASGI server with `BACKPLANE_URL` set."""
 
+import asyncio
 import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from fastapi import FastAPI, HTTPException, Path, Query, WebSocket
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
-from backplane import Backplane, BrokerError, Gap
+from backplane import Backplane, BrokerError, ClosedError, Connection, Gap, Presence, Settings, Who
 from backplane.demo.history import HISTORY
 
 __all__ = ["app", "backplane"]
 
 Room = Annotated[str, Path(pattern=r"^[\w-]+$", max_length=40)]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=40)]
+# As the name of a user it may take 128 bytes, and four for each character.
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=32, pattern=r"^\P{Cc}+$")]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 
 
@@ -25,6 +27,12 @@ class Draft(BaseModel):
 
     id: Annotated[str, Field(min_length=1, max_length=40)]
     text: Text
+
+
+class Typing(BaseModel):
+    """What a client sends while its user types, every other second."""
+
+    typing: Literal[True]
 
 
 class Post(BaseModel):
@@ -57,6 +65,13 @@ class Notice(Published):
     text: str
 
 
+class Person(BaseModel):
+    """What is shown with a user: the worker of the connection that joined or was updated last."""
+
+    worker: int = Field(default_factory=os.getpid)
+    typing: bool = False
+
+
 class Welcome(BaseModel):
     """Sent to a client after what it missed, and to it alone: which worker serves it. What follows is new."""
 
@@ -76,7 +91,17 @@ def stay(_: Gap) -> None:
     """Keep a client connected where messages may be missing: the envelope's event notifies its page."""
 
 
-backplane: Backplane = Backplane(history=HISTORY, on_gap=stay)  # the broker of BACKPLANE_URL
+TYPING_SECONDS = 4.0
+"""A user whose page has stated nothing for so long does not type any more."""
+
+# The broker of BACKPLANE_URL. The users of a killed worker are gone after `worker_down_seconds`, and the grace; those
+# that come back by then, to any worker, never leave.
+backplane: Backplane = Backplane(
+    history=HISTORY,
+    presence={"*": Presence(grace_seconds=4)},
+    settings=Settings(worker_heartbeat_seconds=1, worker_down_seconds=4),
+    on_gap=stay,
+)
 app: FastAPI = FastAPI(title="backplane demo", lifespan=backplane.lifespan)
 
 
@@ -88,16 +113,76 @@ async def page() -> FileResponse:
 
 @app.websocket("/rooms/{room}")
 async def room_socket(websocket: WebSocket, room: Room, name: Annotated[Name, Query()], since: str = "") -> None:
-    """Join a room: receive what was published after the position `since`, and from now on; publish what is sent."""
-    async with backplane.connect(websocket, room, since=since, envelope="json") as connection:
+    """Join a room: receive what was published after the position `since`, and from now on; publish what is sent.
+
+    The client is also sent who is in the room.
+    """
+    who = Who(user=name, info=Person().model_dump())
+    async with backplane.connect(websocket, room, since=since, envelope="json", presence=who) as connection:
         await connection.send(Welcome())
+        await connection.join(room, presence=True)  # sends who is in the room, and every change
         with suppress(BrokerError):  # the client may join without an announcement
             await backplane.publish(room, Notice(text=f"{name} joined"))
-        async for data in connection:
-            if refusal := await publish_draft(room, name, data):
-                await connection.send(refusal)
+        async with TypingState(connection, room) as state:
+            async for data in connection:
+                if is_typing(data):
+                    await state.typing()
+                elif refusal := await publish_draft(room, name, data):
+                    await connection.send(refusal)
+                else:
+                    await state.stopped()
     with suppress(BrokerError):
         await backplane.publish(room, Notice(text=f"{name} left"))
+
+
+class TypingState:
+    """Shows to the room whether the user of a connection types; a context manager, which leaves no task."""
+
+    def __init__(self, connection: Connection, room: str) -> None:
+        self._connection = connection
+        self._room = room
+        self._timeout: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._forget_timeout()
+
+    async def typing(self) -> None:
+        """Show it, for `TYPING_SECONDS` or until the next call."""
+        if self._timeout is None:
+            await self._show(typing=True)
+        self._forget_timeout()
+        self._timeout = asyncio.create_task(self._stop_later())
+
+    async def stopped(self) -> None:
+        """Show that the user does not type, if that was shown."""
+        if self._timeout is not None:
+            self._forget_timeout()
+            await self._show(typing=False)
+
+    async def _stop_later(self) -> None:
+        await asyncio.sleep(TYPING_SECONDS)
+        self._timeout = None
+        with suppress(ClosedError):  # its connection has just ended
+            await self._show(typing=False)
+
+    async def _show(self, *, typing: bool) -> None:
+        await self._connection.update_presence(self._room, info=Person(typing=typing).model_dump())
+
+    def _forget_timeout(self) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None
+
+
+def is_typing(data: str | bytes) -> bool:
+    """Return whether a client states that its user types."""
+    try:
+        return Typing.model_validate_json(data).typing
+    except ValidationError:
+        return False
 
 
 async def publish_draft(room: str, name: str, data: str | bytes) -> Refusal | None:

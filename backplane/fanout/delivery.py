@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 from backplane.log_bursts import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from backplane.fanout.batch import Batch
     from backplane.log_bursts import LogBursts
     from backplane.message import Gap, Joined
 
-__all__ = ["Delivery", "Subscriber", "log_failure"]
+__all__ = ["Delivery", "LocalDelivery", "Subscriber", "log_failure"]
 
 logger: Final = logging.getLogger("backplane.fanout.delivery")
 
@@ -93,6 +93,42 @@ class Delivery:
                 except Exception as error:  # offer() must not raise; if it does, the others still get the batch
                     log_failure(self._bursts, self.channel, error)
         return count is None or offered < count
+
+
+class LocalDelivery(Delivery):
+    """The delivery of what this worker has made itself.
+
+    Args:
+        topic: Names it in the log.
+        batch: The messages.
+        subscribers: As of `Delivery`, edited by the caller.
+        bursts: As of `Delivery`.
+        recipients: Those of them that get it.
+        done: Called when all have it.
+    """
+
+    __slots__ = ("_done",)
+
+    def __init__(
+        self,
+        topic: str,
+        batch: Batch,
+        subscribers: dict[Subscriber, int],
+        bursts: LogBursts,
+        recipients: Iterable[Subscriber],
+        done: Callable[[], None],
+    ) -> None:
+        super().__init__(topic, batch, {}, bursts)
+        self._subscribers = subscribers
+        self._remaining = iter(tuple(recipients))
+        self._done = done
+
+    def run(self, count: int | None) -> bool:
+        """Offer the batch, as `Delivery.run`."""
+        is_done = super().run(count)
+        if is_done:
+            self._done()
+        return is_done
 
 
 def log_failure(bursts: LogBursts, channel: str, error: Exception) -> None:

@@ -12,16 +12,17 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from backplane.channels import RESERVED_PREFIX
 from backplane.concurrency.affinity import LoopAffinity
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import decode
-from backplane.fanout.delivery import Delivery
+from backplane.fanout.delivery import Delivery, LocalDelivery
 from backplane.fanout.gaps import GapReporter
 from backplane.log_bursts import LogBursts
 from backplane.message import Gap, Joined
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
@@ -53,12 +54,9 @@ class Hub:
     Attributes:
         affinity: The event loop that every local object belongs to. The public methods check it first.
         gaps: The open gaps, and how many were reported.
-        delivered: Messages offered to subscribers, counted once per message.
+        delivered: Messages offered to subscribers, counted once per message, without those of reserved channels.
         malformed: Payloads dropped because their header is invalid.
-        rules: Which channels have a history; `None` where none has.
     """
-
-    rules: HistoryRules | None = None
 
     def __init__(
         self,
@@ -91,6 +89,11 @@ class Hub:
         broker_subscriptions.on_refused = self.gaps.notify_refused
         broker_subscriptions.on_unconfirmed = self.gaps.end_resumed
         broker_subscriptions.on_overdue = self.gaps.notify_unconfirmed
+
+    @property
+    def rules(self) -> HistoryRules | None:
+        """Which channels have a history; `None` where none has."""
+        return None
 
     @property
     def channels(self) -> Collection[str]:
@@ -170,17 +173,24 @@ class Hub:
             self.gaps.report_early(channel)  # the message has overtaken the broker's confirmation
         self._collect(channel, message)
 
-    def deliver_local(self, topic: str, batch: Batch, subscribers: dict[Subscriber, int]) -> None:
-        """Deliver what this worker has made itself, in slices as everything else, in order per topic.
+    def deliver_local(
+        self,
+        topic: str,
+        batch: Batch,
+        recipients: Iterable[Subscriber],
+        subscribers: dict[Subscriber, int],
+        done: Callable[[], None],
+    ) -> None:
+        """Deliver what this worker has made itself, in slices as everything else.
 
         Args:
-            topic: Names the order; no channel that is subscribed.
+            topic: Names it in the log; no channel that is subscribed. Two deliveries at a time are in no order.
             batch: The messages.
-            subscribers: Which subscribers get it. One that is removed meanwhile gets nothing more.
+            recipients: Which subscribers get it, in this order.
+            subscribers: One that is not among these when it is its turn does not get it.
+            done: Called when all have it.
         """
-        if any(delivery.channel == topic for delivery in self._deliveries):
-            self._flush()
-        self._start_delivery(Delivery(topic, batch, subscribers, self._bursts))
+        self._start_delivery(LocalDelivery(topic, batch, subscribers, self._bursts, recipients, done))
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Notify every subscriber of `channels` that messages may be missing at this place.
@@ -296,7 +306,8 @@ class Hub:
         for channel, batch in collected.items():
             self._collected_count -= len(batch)
             self._collected_bytes -= batch.size_bytes
-            self.delivered += len(batch)
+            if not channel.startswith(RESERVED_PREFIX):
+                self.delivered += len(batch)
             self._deliveries.append(Delivery(channel, batch, self._subscribers.get(channel, {}), self._bursts))
 
     def _count_malformed(self, channel: str) -> None:

@@ -101,6 +101,11 @@ class BaseSubscriber(ABC):
         return None if self._options is None else self._options.presence
 
     @property
+    def _is_admitted(self) -> bool:
+        """Whether its handshake is done: one that may still be refused is present nowhere."""
+        return True
+
+    @property
     def resumed(self) -> bool:
         """Whether a join passed a position, and each that did was resumed: exactly what was missed is given back.
 
@@ -124,6 +129,7 @@ class BaseSubscriber(ABC):
         Raises:
             ConfigurationError: `since` or `rewind` is of another type, or no channel has a history to rewind.
             InvalidChannelError: The name is not valid.
+            InvalidPositionError: `rewind` is negative.
             JoinRefusedError: The application's `authorize` refused the channel to a client.
             TooManyChannelsError: A client has joined as many channels as are allowed.
             SubscribeError: The broker refused the channel.
@@ -153,7 +159,7 @@ class BaseSubscriber(ABC):
             except TooManyChannelsError:
                 await self.leave(channel)
                 raise
-        if (presence := self._presence) is not None:
+        if self._is_admitted and (presence := self._presence) is not None:
             presence.entered(self, channel)
 
     async def leave(self, channel: str) -> None:
@@ -192,6 +198,12 @@ class BaseSubscriber(ABC):
     @abstractmethod
     def gap(self, gap: Gap) -> None:
         """Take the notice that messages may be missing. Called by the hub."""
+
+    def _enter_channels(self) -> None:
+        """Be present in the channels that were joined in the handshake, which is done."""
+        if (presence := self._presence) is not None:
+            for channel in self._channels:
+                presence.entered(self, channel)
 
     def _leave_all(self) -> None:
         """End: nothing is delivered any more, and no channel can be joined."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from backplane.cluster.bus import ClusterBus
-    from backplane.presence.contract import Rule, Topic, View, ViewEvent, Worker
+    from backplane.presence.contract import Head, Rule, Topic, View, ViewEvent, Worker
     from backplane.presence.times import PresenceTimes
 
 __all__ = ["PresenceAgent", "ViewObserver"]
@@ -44,6 +44,9 @@ class PresenceAgent:
         rule_of: Returns the rule of a channel that has presence.
         observes: Whether it receives what the workers exchange without being one: it sends no heartbeat.
         workers_changed: Called when workers may have appeared or ended.
+
+    Attributes:
+        is_live: It has started, and the link is live: other workers can answer.
     """
 
     def __init__(
@@ -70,17 +73,21 @@ class PresenceAgent:
         self._observers: Final[dict[str, dict[ViewObserver, None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._taking: asyncio.Handle | None = None
+        self._passed: asyncio.Event | None = None
         self._has_ended = False
+        self.is_live: bool = False
 
     # --- the life of the worker ---
 
     def start(self) -> None:
         """Begin: the bus is subscribed to the heartbeats and to the inbox, and the link is live."""
+        self.is_live = True
         self._protocol.start(self._now())
         self._take_soon()
 
     def link_changed(self, *, is_live: bool) -> None:
         """Take note that the link was lost, or is back."""
+        self.is_live = is_live
         if is_live:
             self._protocol.link_live(self._now())
         else:
@@ -89,12 +96,11 @@ class PresenceAgent:
 
     def stop(self) -> None:
         """End in order: the other workers are notified, as soon as the bus has sent that."""
+        self.is_live, self._has_ended = False, True
         self._protocol.stop(self._now())
+        if self._taking is not None:
+            self._taking.cancel()
         self._take()
-        self._has_ended = True
-        for handle in (self._timer, self._taking):
-            if handle is not None:
-                handle.cancel()
 
     # --- what the clients of this worker do ---
 
@@ -115,14 +121,13 @@ class PresenceAgent:
 
     # --- what is known ---
 
-    def observe(self, channel: str, observer: ViewObserver) -> View:
-        """Keep a view of a channel, and notify `observer` of its changes from now on; return it as it is now."""
+    def observe(self, channel: str, observer: ViewObserver) -> None:
+        """Keep a view of a channel, and notify `observer` of its changes from now on."""
         if channel not in self._observers:
             self._protocol.watch(channel, self._now())
             self._take_soon()
-        view = self.view(channel)
+        self._notify_observers()
         self._observers.setdefault(channel, {})[observer] = None
-        return view
 
     def unobserve(self, channel: str, observer: ViewObserver) -> None:
         """Notify `observer` no longer; one that is not notified changes nothing."""
@@ -138,6 +143,19 @@ class PresenceAgent:
         view = self._protocol.view(channel)
         assert view is not None, "it is observed"
         return view
+
+    def head(self, channel: str) -> Head:
+        """Return the same without users, in a time that does not grow with them."""
+        self._notify_observers()
+        head = self._protocol.head(channel)
+        assert head is not None, "it is observed"
+        return head
+
+    async def passed(self) -> None:
+        """Wait until something was handed to the protocol, or was due in it: any view may be another one."""
+        if self._passed is None:
+            self._passed = asyncio.Event()
+        await self._passed.wait()
 
     def workers(self) -> list[Worker]:
         """Return the other workers that are known."""
@@ -194,9 +212,12 @@ class PresenceAgent:
                 self._bus.send_soon(topic, text, partial(self._send_failed, of))
             elif not self._observes:
                 self._bus.send_soon(WORKERS_TOPIC, text, partial(self._send_failed, of))
+        self._set_timer()
         self._notify_observers()
         self._workers_changed()
-        self._set_timer()
+        if self._passed is not None:
+            self._passed.set()
+            self._passed = None
 
     def _notify_observers(self) -> None:
         by_channel: dict[str, list[ViewEvent]] = {}

@@ -17,7 +17,7 @@ __all__ = ["Attendance", "no_presence"]
 
 
 class Attendance:
-    """What one client has of presence.
+    """What one client has of presence; clients without a user can share one.
 
     Args:
         agent: What the other workers are notified by.

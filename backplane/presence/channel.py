@@ -6,7 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
-from backplane.presence.contract import INBOX, Outgoing, View, ViewEvent
+from backplane.presence.contract import INBOX, Head, Outgoing, View, ViewEvent
 from backplane.presence.inquiry import Inquiry, Step
 from backplane.presence.owner import Owner
 from backplane.presence.pacer import Pacer
@@ -149,11 +149,16 @@ class Channel:
         """The channel as it is known, or `None` if it is not watched."""
         if self._view is None:
             return None
-        users = self._view.users
-        version = 0 if users is None else users.version
-        return View(
-            self._view.id, version, self._view.present(), self._view.total, self._inquiry.sure, self._is_stale()
-        )
+        view = self._view
+        return View(view.id, view.version, view.present(), view.total, self._inquiry.sure, self._is_stale())
+
+    @property
+    def head(self) -> Head | None:
+        """The channel as it is known, without its users, or `None` if it is not watched."""
+        view, owner = self._view, self._owner
+        if view is None:
+            return None
+        return Head(view.id, view.version, view.total, self._is_stale(), owner is not None and owner.pending)
 
     def next_due(self) -> float:
         """Return when `run` has something to do, or infinity."""
@@ -388,10 +393,8 @@ class Channel:
         if self._forget_at <= now:
             self.forget()
         elif self._beacon_at <= now or self._repeat_at <= now:
-            repeated = self._repeat_at <= now
+            self._repeat_at = inf
             self._publish(Beacon(self._shared.worker, owner.version, len(owner.entries)), now)
-            if repeated:
-                self._repeat_at = inf
 
     # -- flushing ------------------------------------------------------------------------------------------------------
 
@@ -434,7 +437,9 @@ class Channel:
         self._shared.publish(_KINDS[type(message)], self.name, message)
         self._published = now
         self._beacon_at = now + times.beacon * self._shared.random.uniform(0.8, 1.0)
-        self._repeat_at = inf if times.repeat is None else now + times.repeat
+        # A beacon is not repeated: it is the repetition.
+        if not isinstance(message, Beacon) and times.repeat is not None:
+            self._repeat_at = now + times.repeat
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -534,11 +539,13 @@ class Channel:
             return
         self._report(view.commit(now))
         stale = self._is_stale()
-        if not stale:
+        if self._stale and not stale:
+            view.restart_graces(now)
+        if not stale and view.next_grace() <= now:
             self._report(view.end_graces(now))
         if stale != self._stale:
             self._stale = stale
-            self._report(ViewEvent("stale" if stale else "fresh", 0 if view.users is None else view.users.version))
+            self._report(ViewEvent("stale" if stale else "fresh", view.version, id=view.id))
 
     def _report(self, event: ViewEvent | None) -> None:
         if event is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["INBOX", "WORKERS", "Outgoing", "Present", "Rule", "Shared", "Topic", "View", "ViewEvent", "Worker"]
+__all__ = ["INBOX", "WORKERS", "Head", "Outgoing", "Present", "Rule", "Shared", "Topic", "View", "ViewEvent", "Worker"]
 
 
 class Shared(Enum):
@@ -93,23 +93,42 @@ class View(NamedTuple):
     stale: bool
 
 
+class Head(NamedTuple):
+    """A channel as this worker knows it, without its users, of which there can be many.
+
+    Attributes:
+        id, version, connections, stale: As of `View`.
+        pending: What the clients of this worker did is not in the view yet: it is not flushed.
+    """
+
+    id: str
+    version: int
+    connections: int
+    stale: bool
+    pending: bool
+
+
 class ViewEvent(NamedTuple):
     """What happened to a view.
 
     Attributes:
-        kind: `change`: users joined, left, or have another info. `reset`: changes do not lead on from here: take
-            `PresenceProtocol.view` anew (the channel turned to counts, or back). `stale`, `fresh`: as `View.stale`.
+        kind: `change`: users joined, left, or have another info. `count`: there are only counts, and another number of
+            connections. `reset`: changes do not lead on from here: take `PresenceProtocol.view` anew (the channel
+            turned to counts, or back). `stale`, `fresh`: as `View.stale`.
         version: `View.version` after it.
         joined: The users that joined.
         left: The users that left.
         updated: The users whose info is another one.
+        id: `View.id`. A change with the id of a state that was taken, and a version that is not larger, is in that
+            state already.
     """
 
-    kind: Literal["change", "reset", "stale", "fresh"]
+    kind: Literal["change", "count", "reset", "stale", "fresh"]
     version: int
     joined: tuple[Present, ...] = ()
     left: tuple[str, ...] = ()
     updated: tuple[Present, ...] = ()
+    id: str = ""
 
 
 class Worker(NamedTuple):

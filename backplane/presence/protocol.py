@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from random import Random
 
-    from backplane.presence.contract import Outgoing, Rule, Topic, View, ViewEvent, Worker
+    from backplane.presence.contract import Head, Outgoing, Rule, Topic, View, ViewEvent, Worker
     from backplane.presence.times import PresenceTimes
 
 __all__ = ["PresenceProtocol"]
@@ -43,13 +43,13 @@ _ALONE_HEARTBEATS: Final = 1.5
 _MAX_LINGERING: Final = 10_000
 _FORGET_SECONDS: Final = 60.0
 _NAMES: Final[dict[type, str]] = {
-    Heartbeat: "heartbeat",
-    Goodbye: "goodbye",
-    Delta: "delta",
-    Snapshot: "snapshot",
-    Beacon: "beacon",
-    Request: "request",
-    State: "state",
+    Heartbeat: "in.heartbeat",
+    Goodbye: "in.goodbye",
+    Delta: "in.delta",
+    Snapshot: "in.snapshot",
+    Beacon: "in.beacon",
+    Request: "in.request",
+    State: "in.state",
 }
 
 
@@ -96,10 +96,14 @@ class PresenceProtocol:
         self._running = False
         self._number = 0
         self._heartbeat_at = inf
+        # By the clock of the caller.
+        self._heartbeat_sent = inf
         self._forget_at = inf
         # The time of the caller without that in which the process did not run.
         self._time = -inf
         self._blocked = 0.0
+        # When the link came back: what was due while it was away is not late.
+        self._resumed = -inf
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -142,10 +146,7 @@ class PresenceProtocol:
         if self._shared.link_live or not self._running:
             return
         self._shared.link_live = True
-        # What was due meanwhile is due anew, and not late.
-        self._heap.clear()
-        self._due.clear()
-        self._forget_at = now + _FORGET_SECONDS
+        self._resumed = now
         self._roster.restart(now)
         self._shared.alone_at = now + _ALONE_HEARTBEATS * self._times.heartbeat
         self._heartbeat(now)
@@ -164,7 +165,7 @@ class PresenceProtocol:
             return
         if message.worker == self.worker:
             return
-        self._shared.count(f"in.{_NAMES[type(message)]}")
+        self._shared.count(_NAMES[type(message)])
         if topic is WORKERS and isinstance(message, Heartbeat | Goodbye):
             self._received_from_workers(message, now)
         elif topic is INBOX and isinstance(message, State):
@@ -255,6 +256,11 @@ class PresenceProtocol:
         state = self._channels.get(channel)
         return None if state is None else state.view
 
+    def head(self, channel: str) -> Head | None:
+        """Return a channel as it is known, without its users, or `None` if it is not watched."""
+        state = self._channels.get(channel)
+        return None if state is None else state.head
+
     # -- out -----------------------------------------------------------------------------------------------------------
 
     def take_outgoing(self) -> list[Outgoing]:
@@ -322,7 +328,7 @@ class PresenceProtocol:
 
         A timer that is late means that messages wait unread as well: silence, and the end of a grace, mean nothing.
         """
-        late = now - self._blocked - self._next()
+        late = now - self._blocked - max(self._next(), self._resumed)
         if late > _BLOCKED_SECONDS:
             self._blocked += late
         self._time = max(self._time, now - self._blocked)
@@ -338,8 +344,11 @@ class PresenceProtocol:
         return min(due, self._heartbeat_at, self._roster.next_due(), self._forget_at)
 
     def _arm(self, channel: Channel) -> None:
-        """Take note of when a channel is due, if that is earlier than is known."""
-        name, due = channel.name, channel.next_due()
+        """Take note of when a channel is due, if that is earlier than is known.
+
+        What became due while the link was away is due now, and not late.
+        """
+        name, due = channel.name, max(channel.next_due(), self._time)
         if due < self._due.get(name, inf):
             self._due[name] = due
             heappush(self._heap, (due, name))
@@ -381,6 +390,13 @@ class PresenceProtocol:
         self._subscriptions.append((name, False))
 
     def _heartbeat(self, now: float) -> None:
+        if now + self._blocked - self._heartbeat_sent > self._roster.down_after:
+            # This process did not run, and the others have taken it for dead: they ask when they receive this heartbeat.
+            # Those that were started meanwhile do not know of what it has stated, nor it of what they have.
+            for channel in self._channels.values():
+                channel.gap(now)
+                self._arm(channel)
+        self._heartbeat_sent = now + self._blocked
         self._number += 1
         self._heartbeat_at = now + self._roster.draw_interval()
         message = Heartbeat(self.worker, self._number, dict(self._describe()))
@@ -402,7 +418,8 @@ class PresenceProtocol:
             news = self._roster.heartbeat(message.worker, message.number, message.info, now)
         if news is News.DEAD:
             self._dead(message.worker, now)
-        elif news is News.BACK:
+        elif news is News.BACK or (news is News.NEW and message.number > 1 and now >= self._shared.alone_at):
+            # One that is new so late, and was there before, has stated what was not received.
             for channel in self._channels.values():
                 channel.worker_back(now)
                 self._arm(channel)

@@ -65,7 +65,14 @@ class Roster:
     Args:
         times: The times.
         random: Source of what is drawn.
+
+    Attributes:
+        interval: How far heartbeats of one worker are apart at most, in seconds.
+        down_after: A worker without a heartbeat for so many seconds is dead.
     """
+
+    interval: float
+    down_after: float
 
     def __init__(self, times: PresenceTimes, random: Random) -> None:
         self._times = times
@@ -75,6 +82,7 @@ class Roster:
         self._dead: dict[str, Member] = {}
         # When workers of which no heartbeat was received are dead, that were silent for another worker already.
         self._silent: dict[str, float] = {}
+        self._stretch()
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the workers that are alive."""
@@ -84,15 +92,10 @@ class Roster:
         """Return how many workers are alive."""
         return len(self._alive)
 
-    @property
-    def interval(self) -> float:
-        """How far heartbeats of one worker are apart at most, in seconds."""
-        return max(self._times.heartbeat, (len(self._alive) + 1) / _HEARTBEATS_PER_SECOND)
-
-    @property
-    def down_after(self) -> float:
-        """A worker without a heartbeat for so many seconds is dead."""
-        return max(self._times.down_after, _INTERVALS * self.interval)
+    def _stretch(self) -> None:
+        """Stretch the times with the number of workers."""
+        self.interval = max(self._times.heartbeat, (len(self._alive) + 1) / _HEARTBEATS_PER_SECOND)
+        self.down_after = max(self._times.down_after, _INTERVALS * self.interval)
 
     def draw_interval(self) -> float:
         """Return when to publish the next heartbeat, in seconds from now."""
@@ -106,7 +109,7 @@ class Roster:
         """Take a heartbeat.
 
         Returns:
-            `BACK` if the worker was taken for dead, `NEW` if it was not known, `CROWD` if it cannot be added.
+            `BACK` if the worker was taken for dead, `NEW` if no heartbeat of it was known, `CROWD` if it cannot be added.
         """
         self._silent.pop(worker, None)
         member = self._alive.get(worker) or self._dead.get(worker)
@@ -114,11 +117,14 @@ class Roster:
             return self._add(worker, number, info, now)
         if number <= member.number:
             return News.NOTHING
-        was_alive, member.alive = member.alive, True
+        was_alive, was_mentioned, member.alive = member.alive, member.number == 0, True
         member.number, member.grew, member.info = number, now, info
         (self._alive if was_alive else self._dead).pop(worker)
         self._alive[worker] = member
-        return News.NOTHING if was_alive else News.BACK
+        self._stretch()
+        if was_alive:
+            return News.NEW if was_mentioned else News.NOTHING
+        return News.BACK
 
     def goodbye(self, worker: str, number: int, now: float) -> News:
         """Take a goodbye: the worker is dead from here on. `DEAD` if it was alive."""
@@ -165,7 +171,8 @@ class Roster:
         """Return when `sweep` has something to do, or infinity."""
         due = min(self._silent.values()) if self._silent else inf
         for member in self._alive.values():
-            return min(due, member.grew + self.down_after)
+            down = member.grew + self.down_after
+            return down if down < due else due
         return due
 
     def sweep(self, now: float) -> list[str]:
@@ -216,8 +223,10 @@ class Roster:
             del self._dead[next(iter(self._dead))]
         member = self._alive[worker] = Member(number, now)
         member.info = info
+        self._stretch()
         return News.NEW
 
     def _bury(self, worker: str, now: float) -> None:
         member = self._dead[worker] = self._alive.pop(worker)
         member.alive, member.died = False, now
+        self._stretch()

@@ -115,8 +115,15 @@ class Users:
         """Return when the first grace ends, or infinity."""
         return self._graces[0].deadline if self._graces else float("inf")
 
+    def restart_graces(self, now: float) -> None:
+        """Let every grace begin anew."""
+        for grace in self._graces:
+            grace.deadline = now + self._grace_seconds
+
     def expire(self, now: float) -> ViewEvent | None:
         """End the graces that are over, and return what has changed."""
+        if not self._graces:
+            return None
         left: list[str] = []
         while self._graces and self._graces[0].deadline <= now:
             grace = self._graces.popleft()
@@ -134,7 +141,7 @@ class Users:
         if not (joined or left or updated):
             return None
         self.version += 1
-        return ViewEvent("change", self.version, tuple(joined), tuple(left), tuple(updated))
+        return ViewEvent("change", self.version, tuple(joined), tuple(left), tuple(updated), self.id)
 
 
 def _present(user: str, state: Entry | list[Entry] | _Grace) -> Present:

@@ -60,20 +60,28 @@ class OwnerView:
     def __init__(self, rule: Rule, random: Random) -> None:
         self.held: dict[str, Held] = {}
         self.total: int = 0
-        self.users: Users | None = Users(rule.grace_seconds, random)
+        self.users: Users | None = Users(rule.grace_seconds, random) if rule.max_entries else None
         self._rule = rule
         self._random = random
         # Owners of which a larger version is known than is held.
         self._lagging: set[str] = set()
         # Owners of which only a number is known.
         self._numbers: int = 0
-        self._counts_id = ""
+        self._counts_id = random.randbytes(8).hex()
+        self._counts_version: int = 0
+        # How many connections there were at the last commit, while there are only counts.
+        self._counted: int = 0
         self._reset = False
 
     @property
     def id(self) -> str:
         """The id of the state that changes lead on from."""
         return self._counts_id if self.users is None else self.users.id
+
+    @property
+    def version(self) -> int:
+        """How many changes were reported since `id` began."""
+        return self._counts_version if self.users is None else self.users.version
 
     def missing(self, alive: Callable[[str], bool]) -> bool:
         """Return whether something is known to be missing that a worker could answer."""
@@ -167,7 +175,7 @@ class OwnerView:
 
     def commit(self, now: float) -> ViewEvent | None:
         """Return what has changed since the last commit."""
-        if self.users is None and not self._numbers:
+        if self.users is None and not self._numbers and self._rule.max_entries:
             self.users = Users(self._rule.grace_seconds, self._random)
             for held in self.held.values():
                 for entry in (held.entries or {}).values():
@@ -176,12 +184,24 @@ class OwnerView:
             self._reset = True
         if self._reset:
             self._reset = False
-            return ViewEvent("reset", 0)
-        return None if self.users is None else self.users.commit(now)
+            self._counted = self.total
+            return ViewEvent("reset", 0, id=self.id)
+        if self.users is not None:
+            return self.users.commit(now)
+        if self.total == self._counted:
+            return None
+        self._counted = self.total
+        self._counts_version += 1
+        return ViewEvent("count", self._counts_version, id=self.id)
 
     def next_grace(self) -> float:
         """Return when the first grace ends, or infinity."""
         return inf if self.users is None else self.users.next_due()
+
+    def restart_graces(self, now: float) -> None:
+        """Let every grace begin anew: its user may have been back, and have gone again, while this was not known."""
+        if self.users is not None:
+            self.users.restart_graces(now)
 
     def end_graces(self, now: float) -> ViewEvent | None:
         """End the graces that are over, and return what has changed."""
@@ -239,7 +259,7 @@ class OwnerView:
             self._numbers += 1
         if self.users is not None:
             self.users, self._reset = None, True
-            self._counts_id = self._random.randbytes(8).hex()
+            self._counts_id, self._counts_version = self._random.randbytes(8).hex(), 0
 
     def _empty(self, held: Held) -> None:
         if held.entries is None:

@@ -203,6 +203,12 @@ class _InvalidError(Exception):
     """A field is not what it must be."""
 
 
+def _constant(_: str) -> object:
+    raise _InvalidError
+
+
+# Made once: `json.loads` with an option makes a decoder at each call.
+_loads: Final = json.JSONDecoder(parse_constant=_constant).decode
 _dumps: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
@@ -216,7 +222,7 @@ def decode(text: str) -> Message | Refused:
     if len(text) > MAX_TEXT:
         return Refused.INVALID
     try:
-        fields = json.loads(text, parse_constant=_constant)
+        fields = _loads(text)
         if not isinstance(fields, list) or not isinstance(kind := fields[0], str):
             return Refused.INVALID
         reader = _DECODERS.get(kind)
@@ -286,10 +292,6 @@ _ENCODERS: Final[dict[type, Callable[[Any], list[object]]]] = {
 # -- decoding ----------------------------------------------------------------------------------------------------------
 
 
-def _constant(_: str) -> object:
-    raise _InvalidError
-
-
 def _number(value: object) -> int:
     """Return a version, a count or the like. `True` is no number, nor is 1.0."""
     if type(value) is not int or not 0 <= value < _MAX_NUMBER:
@@ -351,18 +353,18 @@ def _connection(value: object) -> str:
     return value
 
 
-def _entry(connection: str, value: object) -> Entry:
-    fields = _array(value)
-    return Entry(
-        _connection(connection),
-        _text(fields[0], MAX_USER_BYTES),
-        _text(fields[1], MAX_INFO_BYTES),
-        _seconds(fields[2]),
-    )
-
-
 def _read_entries(value: object) -> dict[str, Entry]:
-    return {connection: _entry(connection, fields) for connection, fields in _object(value).items()}
+    """Return entries. Its checks are in line: most of what is received are a few entries."""
+    entries: dict[str, Entry] = {}
+    for connection, fields in _object(value).items():
+        _connection(connection)
+        user, info, since = _array(fields)[:3]
+        if type(user) is not str or len(user) > MAX_USER_BYTES or not user.isascii():
+            _text(user, MAX_USER_BYTES)
+        if type(info) is not str or len(info) > MAX_INFO_BYTES or not info.isascii():
+            _text(info, MAX_INFO_BYTES)
+        entries[connection] = Entry(connection, user, info, _seconds(since))
+    return entries
 
 
 def _read_counted(value: object) -> dict[str, Entry] | int:

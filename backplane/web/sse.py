@@ -132,7 +132,7 @@ def event_stream(
         raise ConfigurationError(
             f"an event stream takes {_MAX_KEPT} channels with a history, not {len(kept)}: use several streams"
         )
-    check_rewind(rewind, history)
+    check_rewind(rewind, history, at_join=False)
     options = SubscriberOptions(
         since=positions_by_channel(since, channels, history),
         rewind=rewind,
@@ -191,6 +191,10 @@ class EventStream(Subscription):
     def kind(self) -> str:
         """`event stream`."""
         return "event stream"
+
+    @property
+    def _is_admitted(self) -> bool:
+        return self._has_begun
 
     def retire(self, code: int, reason: str, /) -> None:
         """End: the worker drains. There is no close code in HTTP."""
@@ -253,6 +257,7 @@ class EventStream(Subscription):
     async def send_to(self, send: Send, response: _EventStreamResponse) -> None:
         """Send everything, from the headers to the end."""
         self._has_begun = True
+        self._enter_channels()
         timers = self._timers(response.expires_at)
         give_up_seconds = 2 * response.heartbeat_seconds
         try:

@@ -49,7 +49,7 @@ class LocalClient(ControlledClient, Protocol):
         """The user of it, where the application has named one."""
         ...
 
-    def retire(self, code: int, reason: str) -> None:
+    def retire(self, code: int, reason: str, /) -> None:
         """Begin to close, after what already waits for the client."""
 
 

@@ -6,16 +6,16 @@ import asyncio
 import os
 import socket
 import time
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from backplane.channels import RESERVED_PREFIX
 from backplane.cluster.topics import CONTROL, WORKERS, inbox_of
 from backplane.cluster_types import Worker
 from backplane.control.client_index import ClientIndex
 from backplane.control.commands import CommandReceiver
 from backplane.control.requests import Requests
 from backplane.control.user_cap import UserCap
-from backplane.errors import ClosedError
+from backplane.errors import ClosedError, ConfigurationError, SubscribeError
 from backplane.presence.agent import PresenceAgent
 from backplane.presence.attendance import Attendance, no_presence
 from backplane.presence.frames import PresenceFrames
@@ -82,6 +82,7 @@ class Cluster:
         self._rules = rules
         self._mode = mode
         self._started_at = time.time()
+        self._package = _version_of_package()
         self._heartbeat_seconds = settings.worker_heartbeat_seconds
         self._is_started = False
         self._settled_at: float | None = None
@@ -102,8 +103,12 @@ class Cluster:
             observes=mode == "observer",
             workers_changed=self.requests.workers_changed,
         )
+        self._affinity = hub.affinity
+        self._is_live = False
         self._frames = PresenceFrames(self._agent, hub)
         self._watches: dict[PresenceWatch, None] = {}
+        # Of the clients without a user, which can be notified all the same.
+        self._unnamed = Attendance(self._agent, self._frames, rules, None) if rules else None
 
     # --- the life of the worker ---
 
@@ -119,7 +124,8 @@ class Cluster:
         """
         topics = self._topics()
         if strict:
-            await asyncio.gather(*(self._bus.subscribe(topic, receiver) for topic, receiver in topics))
+            joins = (self._bus.subscribe(topic, receiver) for topic, receiver in topics)
+            _check(await asyncio.gather(*joins, return_exceptions=True))
             self._begin()
         else:
             missing = len(topics)
@@ -135,13 +141,19 @@ class Cluster:
 
     def link_changed(self, state: LinkState) -> None:
         """Take note of a change of the link."""
-        if self._is_started and state in ("live", "degraded"):
-            self._agent.link_changed(is_live=state == "live")
+        if state in ("live", "degraded"):
+            self._is_live = state == "live"
+            if self._is_started:
+                self._agent.link_changed(is_live=self._is_live)
+
+    def end_watches(self) -> None:
+        """End the iterations of the application: the worker has drained, or stops."""
+        for watch in tuple(self._watches):
+            watch.end()
 
     async def stop(self) -> None:
         """End in order: the other workers are notified, if the broker is available."""
-        for watch in tuple(self._watches):
-            watch.end()
+        self.end_watches()
         self.requests.stop()
         await self._commands.stop()
         if self._is_started:
@@ -169,8 +181,17 @@ class Cluster:
 
     # --- presence ---
 
-    def attendance(self, who: Who | None) -> Attendance:
-        """Return what a client has of presence."""
+    def attendance(self, who: Who | None) -> Attendance | None:
+        """Return what a client has of presence; `None` where it has nothing of it.
+
+        Raises:
+            ConfigurationError: It has a user, and this worker is none of the cluster: it sends no heartbeats, without
+                which the others would drop the user.
+        """
+        if who is None:
+            return self._unnamed
+        if self._mode == "observer":
+            raise ConfigurationError("presence=Who(...) needs a member of the cluster: this Backplane is an observer")
         return Attendance(self._agent, self._frames, self._rules, who)
 
     def watch(self, channel: str) -> PresenceWatch:
@@ -180,7 +201,7 @@ class Cluster:
             ConfigurationError: The channel has no presence.
         """
         self._rule_of(channel)
-        watch = PresenceWatch(self._agent, channel)
+        watch = PresenceWatch(self._agent, self._affinity, channel)
         self._watches[watch] = None
         return watch
 
@@ -193,7 +214,7 @@ class Cluster:
         """Return the users of a channel; see `Backplane.present`."""
         watch = self.watch(channel)
         try:
-            await watch.sure(_ANSWER_SECONDS)
+            await watch.settle(_ANSWER_SECONDS)
             return watch.view
         finally:
             self.end_watch(watch)
@@ -242,7 +263,7 @@ class Cluster:
             "pid": os.getpid(),
             "started": round(self._started_at, 3),
             "connections": len(self.clients),
-            "package": version("fastapi-backplane"),
+            "package": self._package,
         }
 
     # ---
@@ -256,6 +277,8 @@ class Cluster:
         self._is_started = True
         self._settled_at = asyncio.get_running_loop().time() + 1.1 * self._heartbeat_seconds
         self._agent.start()
+        if not self._is_live:  # it was lost since the broker's last confirmation
+            self._agent.link_changed(is_live=False)
 
     def _rule_of(self, channel: str) -> Presence:
         rule = self._rules.rule_of(channel)
@@ -277,6 +300,28 @@ class _Inbox:
     def gap(self, topic: str, /) -> None:
         for receiver in self._receivers:
             receiver.gap(topic)
+
+
+def _version_of_package() -> str:
+    from importlib.metadata import version  # takes 10 ms, which a worker without a cluster saves
+
+    return version("fastapi-backplane")
+
+
+def _check(outcomes: list[BaseException | None]) -> None:
+    """Raise if a channel could not be subscribed to, with the names of all that were refused."""
+    failures = [outcome for outcome in outcomes if outcome is not None]
+    refusals = [failure for failure in failures if isinstance(failure, SubscribeError) and failure.refused]
+    if refusals:
+        refused = {channel: reason for refusal in refusals for channel, reason in refusal.refused.items()}
+        error = SubscribeError(refused, adapter=refusals[0].adapter)
+        error.add_note(
+            f"The workers of a cluster exchange messages on channels that start with {RESERVED_PREFIX!r}: this program "
+            "must be allowed to publish and to subscribe to them."
+        )
+        raise error from refusals[0]
+    if failures:
+        raise failures[0]
 
 
 def _worker(known: KnownWorker) -> Worker:

@@ -32,7 +32,7 @@ class ClusterOptions:
     """
 
     def __init__(self, *, presence: PresenceRules, cluster: object, secret: bytes | None, surveys: Surveys) -> None:
-        if cluster not in (True, False, "observer") or isinstance(cluster, int) != isinstance(cluster, bool):
+        if not (isinstance(cluster, bool) or cluster == "observer"):
             raise ConfigurationError(f"cluster must be True, False or 'observer', not {cluster!r:.100}")
         self.presence: Final = presence
         self.secret: Final = secret

@@ -334,6 +334,8 @@ class Runtime:
         finally:  # also where the drain is cancelled, as a second signal does
             self.drained = True
             self._end_subscriptions()
+            if self.cluster is not None:
+                self.cluster.end_watches()
             self.supervisor.wake()
 
     async def stop(self) -> None:

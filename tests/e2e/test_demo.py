@@ -7,16 +7,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import psutil
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect
-from websockets.exceptions import ConnectionClosedError
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 pytestmark = pytest.mark.timeout(120)
@@ -39,10 +40,13 @@ class Demo:
 
 
 def receive(client: ClientConnection) -> Any:
-    """Return the next message: what was published, or what the server sends to this client alone, except its join."""
+    """Return the next message: what was published, or what the server sends to this client alone.
+
+    Its join and who is in the room are left out.
+    """
     while True:
         frame = json.loads(client.recv())
-        if "event" not in frame:
+        if "event" not in frame and "presence" not in frame:
             return frame.get("data", frame)
 
 
@@ -223,6 +227,97 @@ def test_client_of_a_killed_worker_gets_the_rest_on_every_broker(broker_url: str
             texts, _ = receive_until(back, "missed 11")
             assert texts == [f"missed {number}" for number in range(12)]
             assert receive(back)["type"] == "welcome"
+
+
+def _person(page: Page, name: str) -> Locator:
+    return page.get_by_role("list", name="In this room").get_by_role("listitem").filter(has_text=name)
+
+
+def _name(page: Page) -> str:
+    return page.get_by_label("Your name").input_value()
+
+
+def test_people_of_all_workers_are_shown(pages: tuple[Page, Page], open_page: Callable[[], Page]) -> None:
+    """Each window shows the users of the room with their workers; one that is closed leaves it after the grace."""
+    first, second = pages
+    third = open_page()
+    for page in (first, second, third):
+        expect(page.get_by_text("In this room: 3")).to_be_visible()
+        for other in (first, second, third):
+            badge = _person(page, _name(other)).locator(".badge")
+            expect(badge).to_have_text(str(_served_by(other)))
+    expect(_person(first, _name(first))).to_have_class(re.compile(r"\bme\b"))
+
+    name = _name(third)
+    third.context.close()
+    expect(_person(first, name)).to_have_count(0, timeout=15_000)
+    expect(first.get_by_text("In this room: 2")).to_be_visible()
+
+
+def test_name_in_two_windows_is_one_user(pages: tuple[Page, Page]) -> None:
+    """Two windows of the same name, at two workers, are one user, though two workers serve them."""
+    first, second = pages
+    second.get_by_label("Your name").fill(_name(first))
+    second.get_by_label("Your name").press("Enter")
+    _expect_live(second)
+    expect(first.get_by_text("In this room: 1")).to_be_visible(timeout=15_000)  # after the grace of the other name
+    expect(second.get_by_text("In this room: 1")).to_be_visible()
+
+
+def test_typing_is_shown_until_it_ends(pages: tuple[Page, Page]) -> None:
+    """Who types is shown in the other windows: until the message is sent, or nothing was typed for some seconds."""
+    first, second = pages
+    expect(_person(first, _name(second))).to_have_count(1)
+    text = second.get_by_label("Message", exact=True)
+
+    text.press_sequentially("hello")
+    expect(first.get_by_text(f"{_name(second)} is typing…")).to_be_visible()
+    expect(_person(first, _name(second))).to_have_class(re.compile(r"\btypes\b"))
+    expect(second.get_by_text("is typing…")).to_be_hidden()
+    text.press("Enter")
+    expect(first.get_by_text("is typing…")).to_be_hidden(timeout=2_000)  # earlier than its time would end
+
+    text.press_sequentially("hm")
+    expect(first.get_by_text(f"{_name(second)} is typing…")).to_be_visible()
+    expect(first.get_by_text("is typing…")).to_be_hidden(timeout=15_000)
+
+
+def test_people_of_a_killed_worker_leave_unless_they_come_back(pages: tuple[Page, Page], demo: Demo) -> None:
+    """Of the users of a killed worker those leave that do not come back; a page that does has never left."""
+    first, second = pages
+    killed = _served_by(first)
+    second.evaluate("""() => {
+        window.gone = [];
+        const show = receivePresence;
+        window.receivePresence = (presence) => { gone.push(...(presence.left ?? [])); show(presence); };
+    }""")
+    with ExitStack() as stack:
+        # As many as it takes: the names of one worker's users leave, those of the others stay.
+        workers: dict[str, int] = {}
+        while killed not in workers.values():
+            name = f"guest-{len(workers)}"
+            workers[name] = receive(stack.enter_context(demo.websocket("lobby", name)))["worker"]
+        gone = name
+        expect(_person(second, gone).locator(".badge")).to_have_text(str(killed))
+
+        os.kill(killed, signal.SIGKILL)
+        _expect_live(first)
+        expect(_person(second, gone)).to_have_count(0, timeout=15_000)
+        assert second.evaluate("gone") == [gone]
+
+    expect(_person(second, _name(first)).locator(".badge")).to_have_text(str(_served_by(first)))
+
+
+def test_hostile_names_are_shown_as_text(open_page: Callable[[], Page], demo: Demo) -> None:
+    """Markup in a name, and the names of an object's own members, are shown as text; control characters are refused."""
+    page = open_page()
+    for name in ("<img src=x onerror=alert(1)>", "__proto__", "constructor", "x" * 32, "😀" * 32):
+        with demo.websocket("lobby", quote(name)):
+            expect(_person(page, name)).to_have_count(1)
+    assert page.locator("img").count() == 0
+    for name in ("x" * 33, "a%00b", "%1b", "%20"):
+        with pytest.raises(InvalidStatus), demo.websocket("lobby", name):
+            pass
 
 
 def test_message_over_the_limit_is_refused_with_a_note(open_page: Callable[[], Page]) -> None:

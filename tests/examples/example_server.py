@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from typer.testing import CliRunner
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
+from backplane.cli import app
 from tests.brokers.process import free_port, wait_until
 from tests.server_process import server_process
 
@@ -93,6 +95,11 @@ class ExampleServer:
                 child.kill()
                 child.wait(SECONDS)
         wait_until(lambda: _is_ready(self), "a new worker serves", seconds=SECONDS)
+
+    def wait_for_workers(self, number: int) -> None:
+        """Wait until so many workers of its broker send heartbeats: one serves before the others have started."""
+        check = ["check", self.broker_url, "--messages", "1", "--workers", str(number)]
+        wait_until(lambda: not CliRunner().invoke(app, check).exit_code, f"{number} workers are seen", seconds=60)
 
     def wait_until_idle(self) -> None:
         """Wait until the server, of one worker, has no connection and no channel left."""

@@ -73,8 +73,8 @@ def test_too_many_present_names_their_number() -> None:
     """A view without users is reported with how many connections there are and what to do, also by another process."""
     error = TooManyPresentError(12_345)
     assert str(error) == (
-        "the channel has 12,345 connections, and is over the max_entries of its Presence rule: its users are not known, "
-        "only `connections` is"
+        "the channel has 12,345 connections, and is over the max_entries of its Presence rule: "
+        "its users are not known, only `connections` is"
     )
     restored = pickle.loads(pickle.dumps(error))
     assert (restored.connections, str(restored)) == (12_345, str(error))

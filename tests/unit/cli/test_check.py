@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from backplane import BrokerUnavailableError
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.cli import app
+from tests.cluster_app import WAIT, serving_in_thread
 
 
 def check(*arguments: str) -> tuple[int, str, str]:
@@ -71,6 +72,30 @@ def test_json() -> None:
     assert 0 < report["round_trip"]["p50_seconds"] <= report["round_trip"]["p99_seconds"]
     assert report["capabilities"]["publish_returns"] == "delivered"
     assert report["max_channel_bytes"] == 255
+
+
+def test_number_of_workers(ipc_url: str) -> None:
+    """With --workers it counts them, in a line and in the object; another number is a problem."""
+    arguments = (ipc_url, "--messages", "1", *WAIT)
+    with serving_in_thread(ipc_url):
+        status, printed, errors = check(*arguments, "--workers", "1")
+        assert (status, errors) == (0, "")
+        assert [line.split() for line in printed.splitlines() if "workers" in line] == [["workers", "1", "seen"]]
+        status, printed, errors = check(*arguments, "--workers", "3", "--json")
+        report = json.loads(printed)
+        assert (status, report["ok"], report["workers"]) == (1, False, 1)
+        assert report["problem"].startswith("1 of 3 workers are seen: is this the broker, the database and the prefix")
+    assert "0 of 1 workers are seen: no worker was seen at" in check(*arguments, "--workers", "1")[2]
+    assert check(*arguments, "--workers", "0")[0] == 0
+    assert json.loads(check(*arguments, "--json")[1])["workers"] is None
+
+
+def test_workers_without_the_secret(ipc_url: str) -> None:
+    """Without the secret of the workers their number is a problem that names the variable."""
+    with serving_in_thread(ipc_url, "0123456789abcdef"):
+        status, _, errors = check(ipc_url, "--messages", "1", "--workers", "1", *WAIT)
+    assert status == 1
+    assert "set BACKPLANE_CONTROL_SECRET" in errors
 
 
 def test_progress() -> None:

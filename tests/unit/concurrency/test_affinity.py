@@ -132,7 +132,18 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
 
 # Names that only read, that configure, and that the hub, the sender and the timer call in the event loop.
 SAFE: dict[type, set[str]] = {
-    Backplane: {"authorize", "channel", "on_slow", "on_state", "on_survey", "sse", "state", "statistics", "sync", "url"},
+    Backplane: {
+        "authorize",
+        "channel",
+        "on_slow",
+        "on_state",
+        "on_survey",
+        "sse",
+        "state",
+        "statistics",
+        "sync",
+        "url",
+    },
     Connection: {"channels", "context", "id", "is_over", "kind", "resumed", "state"},
     Subscription: {"channels", "context", "id", "is_over", "kind", "position", "resumed", "token", "user"},
     TypedChannel: {"encode", "name"},

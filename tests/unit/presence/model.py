@@ -37,8 +37,8 @@ _LIMIT_SECONDS: Final[dict[str, float]] = {"contract": 60, "lossy": 400, "crash"
 _STEP_SECONDS: Final = 0.5
 # Agreement that ends again within this time was none.
 _HOLD_SECONDS: Final = 2.0
-# Until a connection that has come back is known elsewhere: a flush, and the way.
-_BACK_SECONDS: Final = 1.0
+# Until a connection that has come back is known elsewhere: a subscription, a flush, and the way.
+_BACK_SECONDS: Final = 1.5
 _CHANNELS: Final = ("a", "b", "c")
 
 
@@ -56,14 +56,12 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """Planted faults of a run.
+    """Planted faults of a run, besides those that a test plants in a class.
 
     Attributes:
-        plant: Called with each new protocol, to break it.
         same_ids: A new worker has the id of one that has died, so that its versions begin anew.
     """
 
-    plant: Callable[[PresenceProtocol], None] | None = None
     same_ids: bool = False
 
 
@@ -107,6 +105,7 @@ class Worker:
         blocked_until: Its loop does not run until then.
         timer: When its timer is set to.
         side: Its half of the cluster.
+        dead: Workers that have ended, and that it takes for dead.
     """
 
     protocol: PresenceProtocol
@@ -122,6 +121,7 @@ class Worker:
     blocked_until: float = -inf
     timer: float = inf
     side: int = 0
+    dead: set[str] = field(default_factory=set[str])
     last_accept: float = 0.0
     last_arrival: dict[str, float] = field(default_factory=dict[str, float])
 
@@ -145,6 +145,8 @@ class Run:
         self.repeats = choose.choice((0.0, 0.05, 0.2))
         self.latency = choose.choice((0.002, 0.05, 0.3))
         self.parted = False
+        # As where those that are in a channel see who else is.
+        self.owners_watch = choose.random() < 0.4
         beacon = choose.choice((5.0, 60.0, 60.0, 60.0)) if mode == "lossy" else inf
         repeat = choose.choice((None, None, 5.0)) if mode == "lossy" else None
         self.times = PresenceTimes(beacon=beacon, repeat=repeat, present=choose.choice((0.5, 30.0)))
@@ -152,19 +154,21 @@ class Run:
         self.channels = _CHANNELS[: choose.randint(1, 3)]
         self.workers: list[Worker] = []
         self.dead_ids: list[str] = []
+        self.ended: dict[str, float] = {}
         self.back_until = 0.0
-        self.since_back: dict[tuple[str, str], float] = {}
+        self.entered: dict[str, float] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._connections = 0
         for _ in range(choose.randint(2, 6)):
             self.new_worker()
-        steps: list[tuple[int, Callable[[], None]]] = [
+        steps: list[tuple[int, Callable[[], object]]] = [
             (30, self.join),
             (15, self.leave),
             (15, self.move),
             (8, self.update),
             (6, self.watch),
+            (3, self.rush),
             (3, self.unwatch),
             (2, self.kill),
             (2, self.stop),
@@ -184,10 +188,17 @@ class Run:
         """
         choose = self.random
         functions, weights = [step for _, step in self.steps], [weight for weight, _ in self.steps]
-        pause = choose.choice((0.05, 0.3, 1.5))
+        pause = choose.choice((0.05, 0.3, 1.5, 1.5))
         for _ in range(choose.choice((10, 40, 150))):
             self.advance(choose.expovariate(1 / pause))
             choose.choices(functions, weights)[0]()
+        if choose.random() < 0.3:
+            # What comes last is not mended by what comes after it.
+            self.new_worker()
+            self.new_worker()
+            self.advance(choose.choice((0.1, 3.0)))
+            self.rush()
+            self.advance(choose.choice((0.0, 0.1, 0.5)))
         return self.calm()
 
     # -- virtual time --------------------------------------------------------------------------------------------------
@@ -221,8 +232,6 @@ class Run:
             describe=lambda: {"pid": 1},
             rule_of=lambda _: self.rule,
         )
-        if self.faults.plant is not None:
-            self.faults.plant(protocol)
         worker = Worker(protocol)
         self.workers.append(worker)
         protocol.start(self.now)
@@ -257,6 +266,17 @@ class Run:
         worker.timer = inf
         worker.protocol.run(self.now)
         self.drain(worker)
+        self.judge_dead(worker)
+
+    def judge_dead(self, worker: Worker) -> None:
+        """Check that no worker that has ended is taken for alive again, once all it published has arrived."""
+        if worker.blocked_until > self.now - 1:
+            return
+        for known in worker.protocol.workers(self.now):
+            if known.alive and known.origin in worker.dead:
+                raise BrokenError(f"{known.origin} is dead, and taken for alive again")
+            if not known.alive and self.now - self.ended.get(known.origin, inf) > 1:
+                worker.dead.add(known.origin)
 
     def subscribe(self, worker: Worker, channel: str) -> None:
         """Subscribe a worker, if its link is up; otherwise it is with the next link."""
@@ -344,12 +364,16 @@ class Run:
             return
         if event.kind == "reset":
             worker.mirrors[channel] = self.mirror(worker, channel)
-        elif event.kind == "change":
+        elif event.kind == "change" and (event.id != mirror.id or event.version > mirror.version):
             self.follow(mirror, channel, event)
+        elif event.kind == "count":
+            if mirror.users is not None or event.version != mirror.version + 1:
+                raise BrokenError(f"version {event.version} follows {mirror.version}")
+            mirror.version = event.version
 
     def follow(self, mirror: Mirror, channel: str, event: ViewEvent) -> None:
         """Apply a change to what a watcher knows."""
-        if mirror.users is None or event.version != mirror.version + 1:
+        if mirror.users is None or event.id != mirror.id or event.version != mirror.version + 1:
             raise BrokenError(f"version {event.version} follows {mirror.version}")
         mirror.version = event.version
         for present in event.joined:
@@ -368,9 +392,13 @@ class Run:
     def judge_left(self, channel: str, user: str) -> None:
         """Check that a user that is reported as left was not back."""
         self.left += 1
-        back = self.since_back.get((channel, user))
-        if self.mode == "crash" and back is not None and self.now - back > _BACK_SECONDS:
-            raise BrokenError(f"{user} is reported as left, and was back for {self.now - back:.1f} s")
+        if self.mode != "crash":
+            return
+        for worker in self.workers:
+            for connection, present in worker.truth.get(channel, {}).items() if worker.running else ():
+                age = self.now - self.entered[connection]
+                if present.user == user and age > _BACK_SECONDS:
+                    raise BrokenError(f"{user} is reported as left, and has a connection since {age:.1f} s")
 
     def mirror(self, worker: Worker, channel: str) -> Mirror:
         """Take the state of a view."""
@@ -399,9 +427,11 @@ class Run:
         connection, info = f"k{self._connections}", f'"{self.random.randint(1, 3)}"'
         since = float(round(self.now))
         worker.truth.setdefault(channel, {})[connection] = Present(user, info, since, 1)
-        self.since_back.setdefault((channel, user), self.now)
+        self.entered[connection] = self.now
         worker.protocol.enter(channel, connection, user, info, since, self.now)
         self.drain(worker)
+        if self.owners_watch:
+            self.begin_watch(worker, channel)
 
     def any_connection(self) -> tuple[Worker, str, str] | None:
         """Return a connection."""
@@ -420,20 +450,9 @@ class Run:
             return None
         worker, channel, connection = found
         user = worker.truth[channel].pop(connection).user
-        self.gone(channel, user)
         worker.protocol.exit(channel, connection, self.now)
         self.drain(worker)
         return f"{channel}/{user}"
-
-    def gone(self, channel: str, user: str) -> None:
-        """Take note that a user may have no connection any more."""
-        if not any(
-            present.user == user
-            for worker in self.workers
-            if worker.running
-            for present in worker.truth.get(channel, {}).values()
-        ):
-            self.since_back.pop((channel, user), None)
 
     def move(self) -> None:
         """Let a client come back elsewhere."""
@@ -460,13 +479,27 @@ class Run:
     def watch(self) -> None:
         """Begin to watch."""
         worker, channel = self.any_worker(), self.random.choice(self.channels)
-        if worker is not None and channel not in worker.watched:
+        if worker is not None:
+            self.begin_watch(worker, channel)
+
+    def begin_watch(self, worker: Worker, channel: str) -> None:
+        """Begin to watch, if the worker does not."""
+        if channel not in worker.watched:
             worker.watched.add(channel)
             worker.protocol.watch(channel, self.now)
             # What happened before is in the state.
             worker.mirrors.pop(channel, None)
             self.drain(worker)
             worker.mirrors[channel] = self.mirror(worker, channel)
+
+    def rush(self) -> None:
+        """Let several workers, that do not know a channel yet, enter and watch it at the same time."""
+        channel = self.random.choice(self.channels)
+        for worker in self.workers:
+            if worker.running and channel not in worker.watched and self.random.random() < 0.7:
+                self.enter(worker, channel, f"u{self.random.randint(1, 6)}")
+                if worker.blocked_until <= self.now:
+                    self.begin_watch(worker, channel)
 
     def unwatch(self) -> None:
         """End to watch."""
@@ -482,9 +515,9 @@ class Run:
         """End a worker; some of its clients come back elsewhere."""
         worker.running = False
         self.dead_ids.append(worker.protocol.worker)
+        self.ended[worker.protocol.worker] = self.now
         for channel, connections in worker.truth.items():
             for present in connections.values():
-                self.gone(channel, present.user)
                 if self.random.random() < 0.7:
                     self.come_back(self.random.choice((0.0, 0.5, 3.0, 12.0)), self.any_worker(), channel, present.user)
 
@@ -532,6 +565,7 @@ class Run:
             self.at(max(worker.blocked_until, self.now + 0.1), lambda: self.mend(worker))
             return
         worker.up = worker.noticed = True
+        alive = {known.origin for known in worker.protocol.workers(self.now) if known.alive}
         worker.active = set(worker.wanted)
         worker.protocol.link_live(self.now)
         topics: list[Topic] = [WORKERS, INBOX, *sorted(worker.active)]
@@ -540,6 +574,15 @@ class Run:
                 worker.protocol.subscribed(topic, self.now)
             worker.protocol.gap(topic, self.now)
         self.drain(worker)
+        self.at(self.now + 1, lambda: self.judge_silence(worker, alive, worker.session))
+
+    def judge_silence(self, worker: Worker, alive: set[str], session: int) -> None:
+        """Check that no worker is declared dead by one that was away itself."""
+        running = {other.protocol.worker for other in self.workers if other.running}
+        if worker.running and worker.session == session:
+            for known in worker.protocol.workers(self.now):
+                if known.origin in alive & running and not known.alive:
+                    raise BrokenError(f"{known.origin} is declared dead by a worker that was away")
 
     def block(self) -> None:
         """Block the loop of a worker."""

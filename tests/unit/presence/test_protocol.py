@@ -1,0 +1,204 @@
+"""`backplane.presence.protocol`: heartbeats, timers, what is received on which topic, and what is hostile."""
+
+# pyright: reportPrivateUsage=false, reportUnknownArgumentType=false, reportUnknownLambdaType=false
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import TYPE_CHECKING
+
+from backplane.presence import protocol as module
+from backplane.presence import roster
+from backplane.presence.contract import INBOX, WORKERS
+from backplane.presence.protocol import PresenceProtocol
+from backplane.presence.times import PresenceTimes
+from tests.unit.presence.kit import ME, A, B, Machine, Rule
+
+if TYPE_CHECKING:
+    import pytest
+
+ENTRY = ["u", "{}", 1.0]
+
+
+def test_nothing_is_due_before_the_start_and_after_the_end() -> None:
+    """Nothing is published then either."""
+    protocol = PresenceProtocol(ME, times=PresenceTimes(), random=Random(1), describe=dict, rule_of=lambda _: Rule())
+    assert protocol.next_due() is None
+    protocol.link_live(0)
+    protocol.stop(0)
+    assert protocol.take_outgoing() == []
+    protocol.start(0)
+    protocol.enter("c", "1", "u", "{}", 1.0, 0)
+    protocol.enter("d", "1", "u", "{}", 1.0, 0)
+    protocol.subscribed("c", 0)
+    protocol.stop(0)
+    protocol.stop(0)
+    kinds = [json.loads(item.text)[0] for item in protocol.take_outgoing()]
+    assert kinds == ["beat", "delta", "bye"]
+    assert protocol.next_due() is None
+    protocol.run(100)
+    assert protocol.take_outgoing() == []
+
+
+def test_a_stop_while_the_link_is_away_publishes_nothing() -> None:
+    """The others see it by its silence."""
+    machine = Machine()
+    machine.protocol.link_lost(machine.now)
+    machine.sent.clear()
+    machine.protocol.stop(machine.now)
+    machine.drain()
+    assert machine.sent == []
+
+
+def test_heartbeats_are_numbered() -> None:
+    """One every 3 s, drawn a little shorter; one at once when the link is back."""
+    machine = Machine()
+    assert machine.take("beat") == [["beat", ME, 1, {"pid": 1}]]
+    machine.pass_time(30)
+    numbers = [beat[2] for beat in machine.take("beat")]
+    assert numbers == list(range(2, 2 + len(numbers)))
+    assert 10 <= len(numbers) <= 12
+    machine.protocol.link_lost(machine.now)
+    machine.protocol.link_live(machine.now)
+    machine.drain()
+    assert len(machine.take("beat")) == 1
+
+
+def test_a_worker_that_is_silent_is_dead_and_its_entries_go() -> None:
+    """After 10 s; the grace begins then."""
+    machine = Machine()
+    machine.receive(WORKERS, "beat", A, 1, {"pid": 3})
+    machine.sure("c")
+    machine.receive("c", "delta", A, 0, 1, {"1": ENTRY}, [], None, 1)
+    machine.pass_time(6.9)
+    assert machine.view("c").connections == 1
+    machine.pass_time(0.2)
+    assert machine.view("c").connections == 0
+    assert machine.users("c") == ["u"]
+    machine.pass_time(5)
+    assert machine.users("c") == []
+    [worker] = machine.protocol.workers(machine.now)
+    assert (worker.origin, worker.alive, worker.info) == (A, False, {"pid": 3})
+
+
+def test_no_worker_is_dead_because_the_own_link_was_away() -> None:
+    """Nor because this process did not run."""
+    machine = Machine()
+    machine.receive(WORKERS, "beat", A, 1, {})
+    machine.protocol.link_lost(machine.now)
+    machine.pass_time(60)
+    machine.protocol.link_live(machine.now)
+    machine.pass_time(9)
+    machine.receive(WORKERS, "beat", A, 2, {})
+    assert machine.protocol.workers(machine.now)[0].alive
+    machine.now += 60
+    machine.receive(WORKERS, "beat", B, 2, {})
+    machine.pass_time(6)
+    assert [worker.alive for worker in machine.protocol.workers(machine.now)] == [True, True]
+    machine.pass_time(5)
+    assert [worker.alive for worker in machine.protocol.workers(machine.now)] == [False, False]
+
+
+def test_a_lost_answer_is_asked_for_again() -> None:
+    """Where a view is not sure."""
+    machine = Machine()
+    machine.receive(WORKERS, "beat", A, 1, {})
+    machine.sure("c")
+    machine.watch("d")
+    machine.pass_time(0.1)
+    machine.sent.clear()
+    machine.protocol.gap(INBOX, machine.now)
+    machine.pass_time(3)
+    assert {topic for topic, fields, _ in machine.sent if fields[0] == "ask"} == {"d"}
+
+
+def test_messages_count_on_their_own_topic_alone() -> None:
+    """One of this worker is ignored on each."""
+    machine = Machine()
+    machine.watch("c")
+    for topic in (WORKERS, INBOX, "c"):
+        machine.receive(topic, "beat", ME, 99, {})
+        machine.receive(topic, "beat", A, 1, {})
+        machine.receive(topic, "snap", A, 1, {})
+        machine.receive(topic, "view", A, "c", {}, True, 0)
+    assert machine.protocol.counters["in.invalid"] == 6
+    assert machine.protocol.counters["in.heartbeat"] == 3
+    assert machine.protocol.counters["in.unasked"] == 1
+    machine.protocol.received("c", "{", machine.now)
+    machine.protocol.received("c", '["later"]', machine.now)
+    assert machine.protocol.counters["in.invalid"] == 7
+    assert machine.protocol.counters["in.unknown"] == 1
+
+
+def test_a_flood_of_workers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are known stay."""
+    monkeypatch.setattr(roster, "MAX_WORKERS", 3)
+    machine = Machine()
+    machine.receive(WORKERS, "beat", A, 1, {})
+    machine.watch("c")
+    machine.pass_time(0.01)
+    [ask] = machine.take("ask")
+    for number in range(10):
+        machine.receive(WORKERS, "beat", f"{number:016x}"[::-1], 1, {})
+        machine.receive("c", "snap", f"{number:08x}" * 2, 1, {})
+        machine.receive(INBOX, "view", f"{number:04x}" * 4, "c", {}, True, ask[5])
+    machine.receive(INBOX, "view", A, "c", {"f" * 16: [1, {"1": ENTRY}, 0, 0]}, True, ask[5])
+    assert len(machine.protocol.workers(machine.now)) == 3
+    assert machine.protocol.counters["in.crowd"] > 20
+    assert machine.view("c").connections == 0
+    assert machine.view("c").sure
+
+
+def test_a_worker_that_claims_a_million_entries_takes_no_memory() -> None:
+    """Only their number is held."""
+    machine = Machine()
+    machine.sure("c")
+    machine.receive("c", "snap", A, 1, {f"{number}": ENTRY for number in range(20_000)})
+    assert machine.view("c").users is None
+    held = machine.protocol._channels["c"]._view.held  # type: ignore[union-attr]
+    assert (held[A].entries, held[A].count) == (None, 20_000)
+
+
+def test_a_goodbye_of_an_unknown_worker_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is counted where there is no room for it."""
+    machine = Machine()
+    machine.receive(WORKERS, "bye", A, 1)
+    assert [worker.alive for worker in machine.protocol.workers(machine.now)] == [False]
+    monkeypatch.setattr(roster, "MAX_WORKERS", 1)
+    machine.receive(WORKERS, "beat", A, 2, {})
+    machine.receive(WORKERS, "bye", B, 1)
+    assert machine.protocol.counters["in.crowd"] == 1
+
+
+def test_channels_that_linger_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was left first is unsubscribed from."""
+    monkeypatch.setattr(module, "_MAX_LINGERING", 2)
+    machine = Machine()
+    for channel in "abcd":
+        machine.enter(channel, "1")
+        machine.pass_time(1)
+        machine.exit(channel, "1")
+        machine.pass_time(1)
+    assert [channel for channel, wanted in machine.subscriptions if not wanted] == ["a", "b"]
+    machine.watch("c")
+    machine.pass_time(1)
+    machine.enter("e", "1")
+    machine.pass_time(1)
+    machine.exit("e", "1")
+    machine.pass_time(1)
+    assert [channel for channel, wanted in machine.subscriptions if not wanted] == ["a", "b"]
+    machine.enter("d", "1")
+    machine.pass_time(1)
+    assert machine.protocol.view("unknown") is None
+
+
+def test_calls_for_channels_that_are_not_there_do_nothing() -> None:
+    """A caller can be late."""
+    machine = Machine()
+    machine.protocol.subscribed("x", machine.now)
+    machine.protocol.unwatch("x", machine.now)
+    machine.protocol.update("x", "1", "{}", machine.now)
+    machine.protocol.exit("x", "1", machine.now)
+    machine.drain()
+    assert machine.subscriptions == []
