@@ -95,7 +95,11 @@ class PresenceAgent:
         self._take_soon()
 
     def stop(self) -> None:
-        """End in order: the other workers are notified, as soon as the bus has sent that."""
+        """End in order: the other workers are notified, as soon as the bus has sent that.
+
+        The goodbye is handed to the bus before the last changes of all channels, which it contains: these can be so
+        many that the time for the end is over before the last one is sent.
+        """
         self.is_live, self._has_ended = False, True
         self._protocol.stop(self._now())
         if self._taking is not None:
@@ -206,7 +210,10 @@ class PresenceAgent:
             else:
                 del self._topics[topic]
                 self._bus.unsubscribe(topic, self)
-        for of, text, worker in protocol.take_outgoing():
+        outgoing = protocol.take_outgoing()
+        if self._has_ended:
+            outgoing.sort(key=lambda message: message.topic is not WORKERS)
+        for of, text, worker in outgoing:
             if of is not WORKERS:
                 topic = inbox_of(worker) if of is INBOX else presence_of(of)
                 self._bus.send_soon(topic, text, partial(self._send_failed, of))
