@@ -34,8 +34,9 @@ __all__ = ["MemoryBroadcaster", "MemoryOptions"]
 _MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
 _MESSAGE_BYTES: Final = 128
 
-# What one kept message takes beside its payload, and what one channel takes.
+# What one kept message takes beside its payload, what one idempotency key takes, and what one channel takes.
 _KEPT_BYTES: Final = 350
+_KEY_BYTES: Final = 400
 _LOG_BYTES: Final = 1600
 _KEY_SECONDS: Final = 300.0
 # A channel that is not used for so many times `max_age_seconds` is forgotten, with its epoch.
@@ -67,10 +68,10 @@ class MemoryOptions(Options):
     max_payload_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     """Largest payload, in bytes."""
     max_history_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
-    """What the histories of all channels of one name may take together, in bytes; a channel takes 1,600, and a message
-    350 beside its payload. Above it the oldest messages of the channel that was least recently published to are
-    dropped, and channels without a message are forgotten, with their positions and keys, the least recently used one
-    first."""
+    """What the histories of all channels of one name may take together, in bytes; a channel takes 1,600, a message
+    350 beside its payload, and an idempotency key 400. Above it the oldest messages and keys of the channel that was
+    least recently published to are dropped, and channels without a message are forgotten, with their positions and
+    keys, the least recently used one first."""
 
 
 class MemoryBroadcaster(Broadcaster):
@@ -265,6 +266,14 @@ class _Log:
         self.times.popleft()
         return len(self.kept.popleft().payload) + _KEPT_BYTES
 
+    @property
+    def oldest_is_key(self) -> bool:
+        """Whether a key is older than every message that is kept, or as old as the oldest one."""
+        if not self.keys or not self.kept:
+            return bool(self.keys)
+        _, place = next(iter(self.keys.values()))
+        return place.offset <= self.kept[0].place.offset
+
     def index_after(self, position: Position) -> int | None:
         """Return the index of the message after `position`, which can be that after the last one; or `None`."""
         if position == self.newest:
@@ -284,7 +293,7 @@ class _Archive:
 
     def __init__(self) -> None:
         self._logs: OrderedDict[str, _Log] = OrderedDict()  # the most recently used last
-        self._holding: OrderedDict[_Log, None] = OrderedDict()  # that hold messages, the most recently published last
+        self._holding: OrderedDict[_Log, None] = OrderedDict()  # with messages or keys, the last published to last
         self._size_bytes = 0
 
     def keep(
@@ -294,13 +303,14 @@ class _Archive:
         now = _now()
         log = self._log(channel, rule, now)
         while log.keys and next(iter(log.keys.values()))[0] <= now - _KEY_SECONDS:
-            log.keys.popitem(last=False)
+            self._drop_oldest_key(log)
         if key is not None and (known := log.keys.get(key)) is not None:
             return known[1], True
         place = log.append(payload, now)
         self._size_bytes += len(payload) + _KEPT_BYTES
         if key is not None:
             log.keys[key] = now, place
+            self._size_bytes += _KEY_BYTES
         while len(log.kept) > rule.max_messages + 1:
             self._drop_oldest(log)
         self._holding[log] = None
@@ -344,7 +354,11 @@ class _Archive:
             if len(self._logs) > 1 and not next(iter(self._logs.values())).kept:
                 self._forget_oldest()
             elif self._holding:
-                self._drop_oldest(next(iter(self._holding)))
+                log = next(iter(self._holding))
+                if log.oldest_is_key:
+                    self._drop_oldest_key(log)
+                else:
+                    self._drop_oldest(log)
             else:
                 return
 
@@ -354,10 +368,20 @@ class _Archive:
         self._size_bytes -= _LOG_BYTES
         while forgotten.kept:
             self._drop_oldest(forgotten)
+        while forgotten.keys:
+            self._drop_oldest_key(forgotten)
 
     def _drop_oldest(self, log: _Log) -> None:
         self._size_bytes -= log.pop()
-        if not log.kept:
+        self._note_empty(log)
+
+    def _drop_oldest_key(self, log: _Log) -> None:
+        log.keys.popitem(last=False)
+        self._size_bytes -= _KEY_BYTES
+        self._note_empty(log)
+
+    def _note_empty(self, log: _Log) -> None:
+        if not log.kept and not log.keys:
             self._holding.pop(log, None)
 
 

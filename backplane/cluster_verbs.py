@@ -307,8 +307,8 @@ class ClusterVerbs:
     ) -> Answers:
         """Ask every worker how many connections a user has: `sum(answers.by_worker.values())` in all.
 
-        For a limit across workers: ask in the handler, before or after `connect`, and refuse. Two that connect at the
-        same moment both count each other, where both ask after `connect`.
+        It counts those that are in their handshake too, and none that is being closed. For a limit across workers there
+        is `Limits(max_connections_per_user=...)`: two handlers that ask here at the same moment both count each other.
 
         Args:
             user: The user.

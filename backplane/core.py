@@ -374,6 +374,7 @@ class Backplane(ClusterVerbs):
         Raises:
             ConfigurationError: `backlog`, `since` or `rewind` cannot be used.
             InvalidChannelError: A name is not legal.
+            InvalidPositionError: `rewind` is negative.
             SubscribeError: The broker refused a channel.
             BrokerUnavailableError: The broker did not confirm in time.
             NotStartedError, ClosedError: The backplane is not running.
@@ -458,7 +459,8 @@ class Backplane(ClusterVerbs):
                 order of their names, with a `.` between them. `None` or "" at a first visit. `authorize` is asked as at
                 any join.
             rewind: How many of the newest messages of each channel are sent first at a first visit, and after the gap
-                where `since` cannot be served. Needs a channel with a history. Defaults to 0.
+                where `since` cannot be served. Needs a channel with a history. A negative one is refused with 400, and
+                more than the rule keeps is what it keeps: a number from the client's URL can be passed. Defaults to 0.
             previous_id: The id of the connection that the client had before: messages that exclude it are not sent.
                 What is no id is ignored. A client can name any id: that only hides messages from itself.
             envelope: `"json"`: each published message is sent with its channel and position, and the client is notified
@@ -474,10 +476,10 @@ class Backplane(ClusterVerbs):
 
         Raises:
             WebSocketException: The client was refused, and its cause states why: a `RefusedError` (the origin,
-                `authorize`, a limit, the permission), an `InvalidChannelError` (400), a `BrokerError` (403 where the
-                broker refused the channel, else 503), an `AuthorizeTimeoutError` (503), or a `ClosedError` while the
-                worker drains, or because the client left before it was accepted. The handshake is answered; to the
-                framework this is an ordinary end.
+                `authorize`, a limit, the permission), an `InvalidChannelError` or, for a negative `rewind`, an
+                `InvalidPositionError` (400), a `BrokerError` (403 where the broker refused the channel, else 503), an
+                `AuthorizeTimeoutError` (503), or a `ClosedError` while the worker drains, or because the client left
+                before it was accepted. The handshake is answered; to the framework this is an ordinary end.
             ConfigurationError: `expires_at` is not a moment, or `limits`, `on_gap`, `backlog`, `since`, `rewind`,
                 `previous_id`, `envelope` or `presence` cannot be used.
             LifecycleError: The socket was accepted already.
@@ -695,7 +697,7 @@ def _client_options(
 ) -> SubscriberOptions | None:
     """Return what this client is given, or `None` where it is given nothing: most clients are."""
     positions = positions_by_channel(since, channels, rules)
-    check_rewind(rewind, rules)
+    check_rewind(rewind, rules, at_join=False)
     previous = previous_token(previous_id)
     if positions is None and not rewind and previous is None and envelope is None and presence is None:
         return None

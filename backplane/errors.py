@@ -161,10 +161,11 @@ class InvalidMessageError(BackplaneError):
 
 
 class InvalidPositionError(BackplaneError, ValueError):
-    """A text is no position, or none that this version reads.
+    """A text is no position, or none that this version reads; or `rewind` is negative.
 
-    Raised by `Position.parse` and `Backplane.history` at once. A join never raises it: there a malformed `since` counts
-    as a position that is not there any more. Begin without a position, as on a first visit.
+    Raised by `Position.parse` and `Backplane.history` at once. At a join a malformed `since` counts as a position that
+    is not there any more, and only a negative `rewind` raises it: a handshake, and an event stream, is then answered
+    with 400. Begin without a position, as on a first visit.
     """
 
 

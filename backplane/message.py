@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from struct import Struct
 from struct import error as StructError  # noqa: N812  # it is a class
 from typing import Any, Final
+from zlib import crc32
 
 from backplane.errors import InvalidPositionError
 
-__all__ = ["ALL", "All", "Gap", "HistoryPage", "Joined", "Message", "Place", "Position", "Receipt"]
+__all__ = ["ALL", "All", "Gap", "HistoryPage", "Joined", "Message", "Place", "Position", "Receipt", "UncheckedPlace"]
 
 _POSITION: Final = Struct(">B8sQL")
 _POSITION_VERSION: Final = 1
@@ -107,6 +108,31 @@ class Place(Position):
         self.check = check
         self.before: int | None = before
         self.before_check: int | None = before_check
+
+
+class UncheckedPlace(Place):
+    """A place whose check is computed from the payload when it is first read, and which keeps the payload until then.
+
+    For adapters that state no `before_check`: few checks are ever compared there, and a CRC-32 takes longer than all
+    else that a message of usual size needs to be received.
+    """
+
+    __slots__ = ("_check", "_payload")
+
+    def __init__(self, epoch: bytes, offset: int, payload: bytes, before: int | None = None) -> None:
+        self.epoch = epoch
+        self.offset = offset
+        self.before = before
+        self.before_check = None
+        self._payload: bytes | None = payload
+
+    @property
+    def check(self) -> int:  # type: ignore[override]  # it is only read
+        """As of any position."""
+        if self._payload is not None:
+            self._check = crc32(self._payload)
+            self._payload = None
+        return self._check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,7 +74,8 @@ class Settings:
         max_recall_bytes: Most bytes, likewise. Defaults to 4 MiB.
         recall_timeout_seconds: How long one read of a channel's history may take. Defaults to 2.
         repair_timeout_seconds: For how long, on a link that works, the history of a channel is tried to be read after a
-            loss before its subscribers are notified of a gap. Defaults to 10.
+            loss before its subscribers are notified of a gap, while messages that have arrived meanwhile wait for it;
+            six times as long while none has. Defaults to 10.
         max_held_messages: Most messages of a kept channel that are held back while those before them are read.
             Defaults to 10,000.
         max_ring_bytes: Most bytes of messages that this worker keeps, of all kept channels together, so that many

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Path, Request, Response, WebSocket
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from backplane import Backplane
+from backplane import Backplane, History
 from backplane.health_routes import health_routes
 
 Room = Annotated[str, Path(pattern=r"^[\w-]{1,40}$")]
@@ -24,7 +24,8 @@ class Post(BaseModel):
     text: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-backplane = Backplane()
+# A stream that was cut comes back by itself, and gets what it missed meanwhile.
+backplane = Backplane(history={"rooms:*": History(max_messages=200)})
 rooms = backplane.channel("rooms:{room}", Post)
 app = FastAPI(lifespan=backplane.lifespan)
 app.mount("/health", health_routes(backplane))

@@ -19,7 +19,7 @@ from tests.brokers.broker import Broker, BrokerMissingError
 from tests.brokers.cluster import kafka_cluster, nats_cluster
 from tests.brokers.commons import COMMONS
 from tests.brokers.kafka import KafkaConfig, KafkaProcess, private_kafka, shared_kafka
-from tests.brokers.nats import private_nats, shared_nats
+from tests.brokers.nats import delete_streams, private_nats, shared_nats
 from tests.brokers.redis import RedisConfig, empty, private_redis, shared_redis
 from tests.brokers.redis_sentinel import private_sentinels
 from tests.chaos.case_table import lines as chaos_lines
@@ -249,10 +249,23 @@ def private_sentinels_fixture(
 
 
 @pytest.fixture(scope="session")
-def nats_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """The NATS that the whole run shares; a test that breaks it, or counts what it holds, takes `private_nats`."""
+def shared_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The NATS that all tests of one process share, for `nats_broker` alone."""
     with _started("nats", lambda: shared_nats(tmp_path_factory.mktemp("nats"))) as broker:
         yield broker
+
+
+@pytest.fixture
+def nats_broker(shared_nats_server: Broker, caplog: pytest.LogCaptureFixture) -> Iterator[Broker]:
+    """The NATS that all tests of one process share, without a stream; a test that breaks it takes `private_nats`.
+
+    The stream of a pattern keeps the limits of its creation: one that another test left would keep too few messages.
+    So a test that found such a stream fails.
+    """
+    delete_streams(shared_nats_server)
+    yield shared_nats_server
+    lines = [record.getMessage() for record in caplog.get_records("call")]
+    assert not [line for line in lines if "is used as it is" in line]
 
 
 @pytest.fixture(name="private_nats")

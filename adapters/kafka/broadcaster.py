@@ -234,7 +234,7 @@ class KafkaBroadcaster(Broadcaster):
         if self._producer is None:
             raise unavailable("the link is closed")
         encoded = channel.encode()
-        partition, offset = await self._producer.store(encoded, payload)
+        partition, offset = await self._producer.publish(encoded, payload)
         link = self._link
         if offset is None or link is None:
             return Receipt()

@@ -114,16 +114,8 @@ class KafkaProducer:
             self._fail(queue, reason)
         self._queues.clear()
 
-    async def publish(self, key: bytes, payload: bytes) -> None:
-        """Publish, in the order of the calls; return when every replica in sync has stored it.
-
-        Raises:
-            BrokerError: As for `store`.
-        """
-        await self.store(key, payload)
-
-    async def store(self, key: bytes, payload: bytes) -> tuple[int, int | None]:
-        """Publish, and return where the message is.
+    async def publish(self, key: bytes, payload: bytes) -> tuple[int, int | None]:
+        """Publish, in the order of the calls; return where the message is when every replica in sync has stored it.
 
         Returns:
             The partition, and the offset there; `None` for the offset if the broker has stored it before, when the

@@ -11,7 +11,6 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from zlib import crc32
 
 from backplane.adapters.kafka.answers import EARLIEST, LATEST, Position
 from backplane.adapters.kafka.codes import Meaning, error_name, meaning
@@ -19,7 +18,7 @@ from backplane.adapters.kafka.connect_error import unavailable
 from backplane.adapters.kafka.protocol import NO_EPOCH, NO_TOPIC_ID
 from backplane.adapters.kafka.records import codec_problem, read_batches
 from backplane.adapters.kafka.ring import LogIdentity
-from backplane.message import ALL, Place
+from backplane.message import ALL, UncheckedPlace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from backplane.adapters.kafka.connection import Connection
     from backplane.adapters.kafka.link import KafkaLink
     from backplane.adapters.kafka.records import Batch
-    from backplane.adapters.kafka.ring import HistoryRings
+    from backplane.adapters.kafka.ring import HistoryRings, Item
     from backplane.broadcaster import Sink
     from backplane.message import All
 
@@ -328,20 +327,23 @@ class KafkaReader:
     def _deliver_kept(self, rings: HistoryRings, partition: int, batch: Batch, sink: Sink) -> None:
         """Deliver the records of a batch, and add those of channels with a history to their rings."""
         records, channels = batch.records, self.channels
-        since = 0
+        known = records
         if batch.problem or not batch.is_complete:
             # Where in the batch records are missing is not known: what is resumed begins with the last one.
-            since = records[-1][2] if records else batch.next
-            rings.reset(partition, since)
-        for key, value, offset, milliseconds in records:
-            if key is None or value is None:
+            known = records[-1:]
+            rings.reset(partition, known[0][2] if known else batch.next)
+        received: dict[bytes, list[Item]] = {}
+        for key, value, offset, milliseconds in known:
+            if key is not None and value is not None:
+                if key not in received:
+                    received[key] = []
+                received[key].append((offset, milliseconds, value))
+        epochs = {key: rings.add(partition, key, items) for key, items in received.items()}
+        for key, value, offset, _ in records:
+            if key is None or value is None or (channel := channels.get(key)) is None:
                 continue
-            if offset >= since:
-                epoch = rings.add(partition, key, value, offset, milliseconds)
-            else:
-                epoch = rings.epoch_in(partition, key)
-            if (channel := channels.get(key)) is not None:
-                sink.deliver(channel, value, None if epoch is None else Place(epoch, offset + 1, crc32(value)))
+            epoch = epochs[key] if key in epochs else rings.epoch_in(partition, key)
+            sink.deliver(channel, value, None if epoch is None else UncheckedPlace(epoch, offset + 1, value))
         rings.note_end(partition, batch.next, records[-1] if records else None)
 
     def _notify_reached(self) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from backplane.adapters.kafka.records import Record
     from backplane.history_rules import History, HistoryRules
 
-__all__ = ["HistoryRings", "LogIdentity", "Query", "Ring", "channel_epoch"]
+__all__ = ["HistoryRings", "Item", "LogIdentity", "Query", "Ring", "channel_epoch"]
 
 # What an item and a ring take beside the payload, measured with `tracemalloc`.
 _ITEM_BYTES: Final = 170
@@ -79,7 +79,7 @@ def channel_epoch(cluster: str, topic_id: bytes, topic: str, partition: int, key
     return blake2b(b"\0".join(parts), digest_size=8).digest()
 
 
-_Item = tuple[int, int, bytes]
+Item = tuple[int, int, bytes]
 """Offset, time in milliseconds since the Unix epoch (-1 for none), and payload. Not a class: one is made per record."""
 
 
@@ -128,25 +128,25 @@ class Ring:
         self.partition: int = partition
         self.epoch: bytes = epoch
         self.since: int = since
-        self.items: deque[_Item] = deque()
+        self.items: deque[Item] = deque()
         self.anchor: Position | None = None
         self.is_full: bool = False
         self.is_used: bool = True
         self.size_bytes: int = _RING_BYTES
         self.max_items: int = max_items
 
-    def append(self, offset: int, milliseconds: int, payload: bytes) -> int:
-        """Add the newest message; return by how much the size has changed. This runs for every record."""
-        items = self.items
-        items.append((offset, milliseconds, payload))
-        size = len(payload) + _ITEM_BYTES
-        if len(items) > self.max_items:
-            oldest, _, dropped = items.popleft()
-            self.since, self.is_full = oldest + 1, True
-            size -= len(dropped) + _ITEM_BYTES
-        self.size_bytes += size
+    def extend(self, newest: Sequence[Item]) -> int:
+        """Add the newest messages; return by how much the size has changed."""
+        items, before = self.items, self.size_bytes
+        for item in newest[-self.max_items :]:
+            items.append(item)
+            self.size_bytes += len(item[2]) + _ITEM_BYTES
+        while len(items) > self.max_items:
+            self.drop_oldest()
+        if len(newest) > self.max_items:
+            self.since, self.is_full = newest[-self.max_items - 1][0] + 1, True
         self.is_used = True
-        return size
+        return self.size_bytes - before
 
     def prepend(self, records: Iterable[Record], since: int) -> int:
         """Add the records from `since` to those that it has, newest first; return by how much the size has changed."""
@@ -243,8 +243,8 @@ class HistoryRings:
             self._unruled.add(key)
         return rule
 
-    def add(self, partition: int, key: bytes, value: bytes, offset: int, milliseconds: int) -> bytes | None:
-        """Add the record that was read last; return the epoch of its position.
+    def add(self, partition: int, key: bytes, newest: Sequence[Item]) -> bytes | None:
+        """Add the records with one key that were read last; return the epoch of their positions.
 
         `None` for a channel without a rule, and in a partition that is not the channel's, into which other producers
         may put its key: it has no order with the others of the channel.
@@ -255,12 +255,12 @@ class HistoryRings:
             if rule is None or self.partition_of(key) != partition:
                 return None
             ring = self._make(key, rule)
-            self.size_bytes += ring.append(offset, milliseconds, value)
-            ring.is_used = False  # a channel with one message goes before one with two
+            self.size_bytes += ring.extend(newest)
+            ring.is_used = len(newest) > 1  # a channel with one message goes before one with two
         elif ring.partition != partition:
             return None
         else:
-            self.size_bytes += ring.append(offset, milliseconds, value)
+            self.size_bytes += ring.extend(newest)
         if self.size_bytes > self._max_bytes:
             self._evict()
         return ring.epoch
@@ -511,7 +511,7 @@ class HistoryRings:
         return Recalled(items=_kept(ring, items, first, end), top=top, more=end < len(items))
 
 
-def _kept(ring: Ring, items: Sequence[_Item], first: int, end: int) -> list[KeptMessage]:
+def _kept(ring: Ring, items: Sequence[Item], first: int, end: int) -> list[KeptMessage]:
     """Return messages of a ring with their places."""
     before: int | None = None
     before_check: int | None = None
@@ -528,6 +528,6 @@ def _kept(ring: Ring, items: Sequence[_Item], first: int, end: int) -> list[Kept
     return kept
 
 
-def _is_older(item: _Item, milliseconds: float) -> bool:
+def _is_older(item: Item, milliseconds: float) -> bool:
     """Whether a message is older than this; one without a time is not."""
     return 0 <= item[1] < milliseconds

@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
-from zlib import crc32
 
 from backplane.adapters.nats.subjects import encode_channel
-from backplane.message import Place
+from backplane.message import UncheckedPlace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.adapters.nats.link import NatsLink
     from backplane.history_rules import History, HistoryRules
-    from backplane.message import Position
+    from backplane.message import Place, Position
 
 __all__ = ["ChannelLog", "ChannelLogs", "Session", "Stream", "stream_name", "subject_of_streams"]
 
@@ -125,23 +124,24 @@ class ChannelLog:
 
     Attributes:
         stream: The stream that keeps it.
+        subject: Its subject in that stream.
         newest: Position of the newest message of the channel in `session`, where it is known; the one after which there
             was no message where it was found without any.
         session: Until when: as long as this generation of the link is open, and in sync with the server.
         subscribed_in: The last session in which it was subscribed to.
     """
 
-    __slots__ = ("_created", "_epoch", "_headers", "_logs", "_subject", "newest", "session", "stream", "subscribed_in")
+    __slots__ = ("_created", "_epoch", "_headers", "_logs", "newest", "session", "stream", "subject", "subscribed_in")
 
     def __init__(self, logs: ChannelLogs, stream: Stream, channel: str) -> None:
         self._logs = logs
-        self._subject = stream.subject_of(channel)
+        self.subject: bytes = stream.subject_of(channel)
         self._created: str = ""
         self._epoch: bytes = b""
         self._headers = b"%b%b\r\nNats-Subject: %b\r\nNats-Sequence: " % (
             _STREAM_HEADER,
             stream.name.encode(),
-            self._subject,
+            self.subject,
         )
         self.stream: Stream = stream
         self.newest: Position | None = None
@@ -166,14 +166,14 @@ class ChannelLog:
         if offset <= stream.seen:
             self.newest = None
             self._logs.on_doubt(stream)
-            return Place(os.urandom(8), offset, crc32(payload), before)
+            return UncheckedPlace(os.urandom(8), offset, payload, before)
         stream.seen = offset
         if self._created is not stream.created:
             self._renew()
         session = self._logs.session
         if not before and self.newest is not None and self.session is session:
             before = self.newest.offset  # it has expired, and the server does not know it any more
-        place = self.newest = Place(self._epoch, offset, crc32(payload), before)
+        place = self.newest = UncheckedPlace(self._epoch, offset, payload, before)
         self.session = session
         return place
 
@@ -197,7 +197,7 @@ class ChannelLog:
             now: By the monotonic clock.
         """
         newest, session, stream = self.newest, self.session, self.stream
-        if newest is None or session is None or newest.offset > last or newest.epoch != stream.epoch_of(self._subject):
+        if newest is None or session is None or newest.offset > last or newest.epoch != stream.epoch_of(self.subject):
             return None
         if now - session.link.synced_at >= stream.max_age_seconds:
             return None
@@ -210,7 +210,7 @@ class ChannelLog:
     def _renew(self) -> None:
         """Follow the stream, which was created again."""
         self._created = self.stream.created
-        epoch = self.stream.epoch_of(self._subject)
+        epoch = self.stream.epoch_of(self.subject)
         if epoch != self._epoch:
             self._epoch, self.newest = epoch, None
 
@@ -254,6 +254,15 @@ class ChannelLogs:
     def get(self, channel: str) -> ChannelLog | None:
         """Return the log of a channel that is subscribed to on the present link, or was on the last one."""
         return self._channels.get(channel)
+
+    def received(self, stream: Stream) -> dict[bytes, int]:
+        """Return the subjects of the subscribed channels of a stream, each with the number of its newest message."""
+        logs = (log for log in self._channels.values() if log.stream is stream)
+        return {log.subject: log.newest.offset for log in logs if log.newest is not None}
+
+    def reached_before(self, stream: Stream) -> int | None:
+        """Return the number of the newest message that a stream had on the last link, as far as it is known."""
+        return None if self._ended is None else self._ended.reached.get(stream.name)
 
     def subscribed(self, channel: str) -> ChannelLog | None:
         """Return the log of a channel that is subscribed to from now on, if it has a history."""

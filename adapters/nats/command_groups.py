@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from backplane.adapters.nats.errors import outcome_unknown, unavailable
 from backplane.concurrency.shared_future import outcome_of
 from backplane.errors import PublishError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["LINE_TOO_LONG", "CommandGroup", "PublishGroup", "RoundTrip", "SubscribeGroup"]
+__all__ = ["LINE_TOO_LONG", "CommandGroup", "PublishGroup", "RoundTrip", "SubscribeAnswers", "SubscribeGroup"]
 
 LINE_TOO_LONG: Final = "maximum control line exceeded"
 """Why a server ends the connection over a longer command than it accepts, in lower case."""
@@ -126,6 +123,16 @@ class PublishGroup(CommandGroup):
                 future.set_exception(outcome_unknown(f"{reason}, before the server confirmed"))
 
 
+class SubscribeAnswers(Protocol):
+    """What subscriptions report to at their PONG: one for many, since each has few objects of its own."""
+
+    def refused(self, number: bytes, /, reason: str) -> None:
+        """Take the refusal of the subscription with this id."""
+
+    def unconfirmed(self, number: bytes, /, reason: str) -> None:
+        """Take an error of which it is unknown whether it is a final refusal."""
+
+
 class SubscribeGroup(CommandGroup):
     """One subscription, because the refusal of a subscription does not always name its subject.
 
@@ -133,26 +140,17 @@ class SubscribeGroup(CommandGroup):
         subject: What it subscribes to.
         number: Its id.
         line_bytes: Arguments of its command, in bytes.
-        on_refused: Called at the PONG with the reason of a refusal.
-        on_unconfirmed: Called at the PONG with an error of which it is unknown whether it is a final refusal.
+        answers: What it reports to.
     """
 
-    __slots__ = ("_number", "_on_refused", "_on_unconfirmed", "_refused", "_subject", "_unattributed")
+    __slots__ = ("_answers", "_number", "_refused", "_subject", "_unattributed")
 
-    def __init__(
-        self,
-        subject: bytes,
-        number: bytes,
-        line_bytes: int,
-        on_refused: Callable[[str], None],
-        on_unconfirmed: Callable[[str], None],
-    ) -> None:
+    def __init__(self, subject: bytes, number: bytes, line_bytes: int, answers: SubscribeAnswers) -> None:
         super().__init__()
         self.longest_line = line_bytes
         self._subject = subject
         self._number = number
-        self._on_refused = on_refused
-        self._on_unconfirmed = on_unconfirmed
+        self._answers = answers
         self._refused: str = ""
         self._unattributed: str = ""
 
@@ -171,9 +169,9 @@ class SubscribeGroup(CommandGroup):
     def confirm(self) -> None:
         """Report a refusal."""
         if self._refused:
-            self._on_refused(self._refused)
+            self._answers.refused(self._number, self._refused)
         elif self._unattributed:
-            self._on_unconfirmed(self._unattributed)
+            self._answers.unconfirmed(self._number, self._unattributed)
 
     def fail(self, reason: str, last_error: str | None) -> None:
         """Do nothing: the caller waits for the `RoundTrip` after its subscriptions, which fails too."""

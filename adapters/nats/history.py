@@ -28,6 +28,7 @@ from backplane.adapters.nats.jetstream import (
 from backplane.adapters.nats.reading import Reading
 from backplane.adapters.nats.requests import status_of
 from backplane.adapters.nats.subjects import reserved_subjects
+from backplane.adapters.nats.sweep import Sweep, worthwhile_start
 from backplane.adapters.shared.error_chain import reason_of
 from backplane.concurrency.shared_future import outcome_of
 from backplane.concurrency.timeouts import PatientTimeout
@@ -35,6 +36,8 @@ from backplane.errors import BrokerError, BrokerUnavailableError, PayloadTooLarg
 from backplane.message import Position, Receipt
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from backplane.adapters.nats.jetstream import StreamInfo
     from backplane.adapters.nats.link import NatsLink
     from backplane.adapters.nats.options import NatsOptions
@@ -54,6 +57,10 @@ _NO_RESPONDER: Final = 503
 _DUPLICATE_IN_PROCESS: Final = 10158
 _TOO_MANY_REQUESTS: Final = 10167
 _NANOSECONDS: Final = 1_000_000_000
+_FORGETS_KEYS: Final = (
+    "; it forgets idempotency keys too early, so a message that is sent again can be published twice: raise its "
+    "duplicate_window with 'nats stream edit'"
+)
 
 
 class NatsHistory:
@@ -74,6 +81,7 @@ class NatsHistory:
         self._restoring: dict[Stream, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._reads = asyncio.Semaphore(_MAX_RECALLS_AT_ONCE)
+        self._sweeps: dict[Stream, Sweep | None] = {}  # on the present link
         self._differs: set[str] = set()  # streams of which it is logged that their configuration is another
         self._was_prepared = False
         self.logs: ChannelLogs = ChannelLogs(self._look)
@@ -82,6 +90,7 @@ class NatsHistory:
     async def prepare(self, link: NatsLink, rules: HistoryRules) -> None:
         """Find or create the stream of each pattern. See `SupportsHistory.prepare`."""
         self.logs.end()
+        self._sweeps = {}
         jetstream = JetStream(link)
         streams = {
             pattern: known
@@ -104,6 +113,7 @@ class NatsHistory:
     async def stop(self) -> None:
         """End what runs; the link is closed."""
         self.logs.end()
+        self._sweeps = {}
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -143,8 +153,16 @@ class NatsHistory:
             log = None
         try:
             info = await self._info(link, stream)
+            sweep, high = None, info.state.last_seq
+            if after is not None and limit and self.logs.session is session:
+                sweep = self._sweep_of(link, stream, high)
+            if sweep is not None:
+                if await sweep.reach(high):
+                    info = await self._info(link, stream)
+                else:
+                    sweep = None
             async with self._reads:
-                reading = Reading(JetStream(link), stream, channel, info, self.logs.get(channel))
+                reading = Reading(JetStream(link), stream, channel, info, self.logs.get(channel), sweep, high)
                 recalled = await reading.recall(after, limit, max_bytes)
         except NoResponderError as error:
             self._restore(link, stream)
@@ -157,6 +175,24 @@ class NatsHistory:
         if log is not None and self.logs.session is session:
             log.recalled(recalled.top)
         return recalled
+
+    def _sweep_of(self, link: NatsLink, stream: Stream, last: int) -> Sweep | None:
+        """Return the sweep of what a stream has stored since the last link; begin it where that is worthwhile."""
+        if stream not in self._sweeps:
+            received, reached = self.logs.received(stream), self.logs.reached_before(stream)
+            start = None if reached is None else worthwhile_start(received.values(), reached=reached, last=last)
+            self._sweeps[stream] = (
+                None if start is None else Sweep(JetStream(link), stream, start, received, run=self._run_sweep)
+            )
+        sweep = self._sweeps[stream]
+        if sweep is not None and (not sweep.is_usable or last < sweep.reached):
+            sweep = self._sweeps[stream] = None  # in the latter case what it has read was lost
+        return sweep
+
+    def _run_sweep(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine, name="backplane-nats-sweep")
+        self._own(task)
+        return task
 
     async def _publish(self, link: NatsLink, stream: Stream, channel: str, payload: bytes, headers: bytes) -> Reply:
         await self.order.enter_keep(channel)
@@ -270,11 +306,12 @@ class NatsHistory:
         if others and stream.name not in self._differs:
             self._differs.add(stream.name)
             logger.warning(
-                "stream %s, of the channels %r, is used as it is: it has %s, and this process is configured for %s",
+                "stream %s, of the channels %r, is used as it is: it has %s, and this process is configured for %s%s",
                 stream.name,
                 stream.pattern,
                 others,
                 {name: wanted[name] for name in others},
+                _FORGETS_KEYS if config.duplicate_window < DUPLICATE_WINDOW_SECONDS * _NANOSECONDS else "",
             )
 
     def _look(self, stream: Stream) -> None:

@@ -10,6 +10,7 @@ import json
 import re
 import time
 from base64 import b64decode
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -22,7 +23,7 @@ from backplane.adapters.shared.error_chain import reason_of
 from backplane.errors import BrokerError, BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Iterable, Mapping
 
     from backplane.adapters.nats.channel_log import Stream
     from backplane.adapters.nats.link import NatsLink
@@ -196,6 +197,14 @@ class JetStream:
         """Return the message with this number."""
         return await self._get(stream, {"seq": sequence}, by_leader=True)
 
+    async def between(self, stream: Stream, low: int, high: int) -> list[StoredMessage]:
+        """Return the messages with numbers from `low` to `high` that are there, of all subjects, by a request each."""
+        is_direct = _any_is_leader(stream)
+        api = f"{'DIRECT.GET' if is_direct else 'STREAM.MSG.GET'}.{stream.name}"
+        read = _direct_or_none if is_direct else _stored_or_none
+        replies = await self._request_each(api, [{"seq": number} for number in range(low, high + 1)])
+        return [message for reply in replies if (message := read(reply)) is not None]
+
     async def read(
         self, stream: Stream, subject: bytes, sequence: int, *, limit: int, max_bytes: int, by_leader: bool
     ) -> list[StoredMessage]:
@@ -221,37 +230,54 @@ class JetStream:
 
     async def _get(self, stream: Stream, request: dict[str, object], *, by_leader: bool) -> StoredMessage | None:
         if not by_leader or _any_is_leader(stream):
-            reply = (await self._request(f"DIRECT.GET.{stream.name}", request))[0]
-            return None if status_of(reply.headers) == _NOT_FOUND else _direct(reply)
-        try:
-            found = (await self._ask(f"STREAM.MSG.GET.{stream.name}", request))["message"]
-        except JetStreamError as error:
-            if error.number == NO_MESSAGE:
-                return None
-            raise
-        payload = b64decode(found.get("data", ""))
-        return StoredMessage(found["subject"].encode(), found["seq"], _time(found["time"]), payload)
+            return _direct_or_none((await self._request(f"DIRECT.GET.{stream.name}", request))[0])
+        return _stored_or_none((await self._request(f"STREAM.MSG.GET.{stream.name}", request))[0])
 
     async def _ask(self, api: str, request: Mapping[str, object] | None = None) -> dict[str, Any]:
         """Return an answer in JSON that is no error."""
         return answer_of((await self._request(api, request))[0])
 
     async def _request(self, api: str, request: Mapping[str, object] | None = None) -> list[Reply]:
-        body = b"" if request is None else json.dumps(request).encode()
-        try:
-            replies = await self.link.request(f"$JS.API.{api}".encode(), body)
-        except PublishOutcomeUnknownError as error:  # a request that is asked again does no harm
-            raise unavailable(error.reason.removesuffix("; it may have been published")) from error
-        except PublishError as error:
-            if error.retriable:
-                raise unavailable(error.reason) from error
-            raise BrokerError(reason_of(error), adapter="nats") from error
-        status = status_of(replies[0].headers)
-        if status == _NO_RESPONDER:
-            raise NoResponderError(f"no server answers $JS.API.{api}", adapter="nats")
-        if status not in (0, _END_OF_BATCH, _NOT_FOUND):
-            raise unavailable(f"JetStream answers {api} with status {status}")
-        return replies
+        with _as_unavailable():
+            replies = await self.link.request(f"$JS.API.{api}".encode(), _body(request))
+        return _checked(api, replies)
+
+    async def _request_each(self, api: str, requests: Iterable[Mapping[str, object]]) -> list[Reply]:
+        with _as_unavailable():
+            replies = await self.link.request_each(f"$JS.API.{api}".encode(), list(map(_body, requests)))
+        return [_checked(api, each)[0] for each in replies]
+
+
+def _body(request: Mapping[str, object] | None) -> bytes:
+    return b"" if request is None else json.dumps(request).encode()
+
+
+@contextmanager
+def _as_unavailable() -> Generator[None]:
+    """Raise what a publish raises as what a request raises."""
+    try:
+        yield
+    except PublishOutcomeUnknownError as error:  # a request that is asked again does no harm
+        raise unavailable(error.reason.removesuffix("; it may have been published")) from error
+    except PublishError as error:
+        if error.retriable:
+            raise unavailable(error.reason) from error
+        raise BrokerError(reason_of(error), adapter="nats") from error
+
+
+def _checked(api: str, replies: list[Reply]) -> list[Reply]:
+    """Return replies of JetStream.
+
+    Raises:
+        NoResponderError: No server answers.
+        BrokerUnavailableError: It answers with a status that is no answer.
+    """
+    status = status_of(replies[0].headers)
+    if status == _NO_RESPONDER:
+        raise NoResponderError(f"no server answers $JS.API.{api}", adapter="nats")
+    if status not in (0, _END_OF_BATCH, _NOT_FOUND):
+        raise unavailable(f"JetStream answers {api} with status {status}")
+    return replies
 
 
 def answer_of(reply: Reply) -> dict[str, Any]:
@@ -287,6 +313,23 @@ def _any_is_leader(stream: Stream) -> bool:
 
 def _info(answer: dict[str, Any]) -> StreamInfo:
     return StreamInfo.model_validate(answer)
+
+
+def _stored_or_none(reply: Reply) -> StoredMessage | None:
+    """Return the message that the leader returned, if there is one."""
+    try:
+        found = answer_of(reply)["message"]
+    except JetStreamError as error:
+        if error.number == NO_MESSAGE:
+            return None
+        raise
+    payload = b64decode(found.get("data", ""))
+    return StoredMessage(found["subject"].encode(), found["seq"], _time(found["time"]), payload)
+
+
+def _direct_or_none(reply: Reply) -> StoredMessage | None:
+    """Return the message of a direct read, if there is one."""
+    return None if status_of(reply.headers) == _NOT_FOUND else _direct(reply)
 
 
 def _direct(reply: Reply) -> StoredMessage:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from backplane.adapters.nats.channel_log import ChannelLog, ChannelLogs
-    from backplane.adapters.nats.requests import Reply
+    from backplane.adapters.nats.requests import Reply, Request
     from backplane.adapters.nats.servers import Server
     from backplane.broadcaster import Sink
 
@@ -218,6 +218,34 @@ class NatsLink(asyncio.Protocol):
             PublishOutcomeUnknownError: The connection ended before the reply.
             BrokerError: The server refuses the subscription to replies.
         """
+        request = self._send_request(subject, payload, headers)
+        try:
+            return await request.future
+        finally:
+            self._requests.close(request)
+
+    async def request_each(self, subject: bytes, payloads: Iterable[bytes]) -> list[list[Reply]]:
+        """Send several requests at once, as `request` does; return their replies when all are there.
+
+        Raises:
+            BrokerError: As for `request`, for the first that failed.
+        """
+        requests: list[Request] = []
+        try:
+            for payload in payloads:
+                requests.append(self._send_request(subject, payload, b""))  # noqa: PERF401  # closed if one fails
+            await asyncio.wait([request.future for request in requests])
+            errors = [error for request in requests if (error := request.future.exception()) is not None]
+            if errors:
+                raise errors[0]
+            return [request.future.result() for request in requests]
+        finally:
+            for request in requests:
+                request.future.cancel()  # where it has no reply: no one asks for its outcome any more
+                self._requests.close(request)
+
+    def _send_request(self, subject: bytes, payload: bytes, headers: bytes) -> Request:
+        """Send a request; it is to be closed."""
         content = headers + payload
         if self._reply_id is None:
             self._subscribe_to_replies()
@@ -230,9 +258,10 @@ class NatsLink(asyncio.Protocol):
             group.add_request(subject, len(line), len(content), request.future)
             self._queue.pending_bytes += size
             self._queue.send(b"%b %b\r\n%b\r\n" % (b"HPUB" if headers else b"PUB", line, content))
-            return await request.future
-        finally:
+        except BaseException:
             self._requests.close(request)
+            raise
+        return request
 
     def _publish_group(self, line: bytes, size: int) -> PublishGroup:
         """Return the group for a publish with these arguments.
@@ -255,10 +284,11 @@ class NatsLink(asyncio.Protocol):
 
     async def subscribe(self, subjects: Mapping[bytes, str]) -> SubscribeResult:
         """Subscribe to `subjects`, each the subject of a channel."""
-        result = SubscribeResult()
+        answers = _ChannelAnswers(self)
+        result = answers.result
         for subject, channel in subjects.items():
             if channel not in self._ids:
-                self._subscribe(subject, channel, result)
+                self._subscribe(subject, channel, answers)
         await self._round_trip(b"")
         for channel in subjects.values():
             if channel not in self._ids and channel not in result.refused:
@@ -267,7 +297,7 @@ class NatsLink(asyncio.Protocol):
 
     async def unsubscribe(self, channels: Iterable[str]) -> None:
         """Drop `channels`, here at once and then at the server."""
-        await self._round_trip(b"".join(self._forget(channels)))
+        await self._round_trip(b"".join(self.forget(channels)))
 
     def data_received(self, data: bytes) -> None:
         """Parse what was received."""
@@ -335,7 +365,7 @@ class NatsLink(asyncio.Protocol):
         else:
             found = next((known for known in self._channels.values() if known.subject == subject), None)
         if found is not None:
-            self._drop(found.channel)
+            self.drop(found.channel)
             self._sink.revoked([found.channel], reason)
         elif self._reply_id is not None and subject == self._requests.subject:
             self._end(reason)  # no reply would be received any more
@@ -344,25 +374,14 @@ class NatsLink(asyncio.Protocol):
         self._last_error = reason
         self.abort()
 
-    def _subscribe(self, subject: bytes, channel: str, result: SubscribeResult) -> None:
+    def _subscribe(self, subject: bytes, channel: str, answers: _ChannelAnswers) -> None:
         number = b"%d" % (self._last_id + 1)
         line = b"%b %b" % (subject, number)
         if len(line) > self._max_line_bytes:
-            result.refused[channel] = line_too_long(len(line))
+            answers.result.refused[channel] = line_too_long(len(line))
             return
-
-        # The id is compared because the channel may have been dropped, and subscribed again, before the PONG arrives.
-        def refused(reason: str) -> None:
-            if self._ids.get(channel) == number:
-                self._forget([channel])
-            result.refused[channel] = reason
-
-        def unconfirmed(reason: str) -> None:
-            if self._ids.get(channel) == number:
-                self._drop(channel)
-            result.unconfirmed[channel] = reason
-
-        self._queue.begin(SubscribeGroup(subject, number, len(line), refused, unconfirmed))
+        self._queue.begin(SubscribeGroup(subject, number, len(line), answers))
+        answers.channels[number] = channel
         self._queue.send(b"SUB %b\r\n" % line)
         self._last_id += 1
         self._ids[channel] = number
@@ -372,26 +391,25 @@ class NatsLink(asyncio.Protocol):
     def _subscribe_to_replies(self) -> None:
         self._last_id += 1
         number = self._reply_id = b"%d" % self._last_id
-
-        def refused(reason: str) -> None:
-            self._reply_id = None
-            self._requests.fail(lambda: BrokerError(reason, adapter="nats"))
-
-        def unconfirmed(reason: str) -> None:
-            self._reply_id = None
-            self._requests.fail(lambda: unavailable(reason))
-
         line = b"%b %b" % (self._requests.subject, number)
-        self._queue.begin(SubscribeGroup(self._requests.subject, number, len(line), refused, unconfirmed))
+        self._queue.begin(SubscribeGroup(self._requests.subject, number, len(line), _ReplyAnswers(self._no_replies)))
         self._queue.send(b"SUB %b\r\n" % line)
 
-    def _drop(self, channel: str) -> None:
+    def _no_replies(self, error: Callable[[], BrokerError]) -> None:
+        self._reply_id = None
+        self._requests.fail(error)
+
+    def has_subscribed(self, channel: str, number: bytes) -> bool:
+        """Whether the subscription to a channel has this id."""
+        return self._ids.get(channel) == number
+
+    def drop(self, channel: str) -> None:
         """Drop a subscription of which it is unknown whether the server has it."""
-        for command in self._forget([channel]):
+        for command in self.forget([channel]):
             self._queue.begin(RoundTrip())
             self._queue.send(command)
 
-    def _forget(self, channels: Iterable[str]) -> list[bytes]:
+    def forget(self, channels: Iterable[str]) -> list[bytes]:
         """Deliver nothing more for `channels`; return the commands that drop them at the server."""
         numbers = [self._ids.pop(channel) for channel in channels if channel in self._ids]
         for number in numbers:
@@ -408,6 +426,58 @@ class NatsLink(asyncio.Protocol):
     def _require_transport(self) -> asyncio.Transport:
         assert self._transport is not None
         return self._transport
+
+
+class _ChannelAnswers:
+    """The answers to the subscriptions of one call.
+
+    A channel may have been dropped, and subscribed again, before the PONG arrives: then it has another id.
+
+    Args:
+        link: The link.
+
+    Attributes:
+        result: Where they are noted.
+        channels: The channels, by the ids of their subscriptions.
+    """
+
+    def __init__(self, link: NatsLink) -> None:
+        self._link = link
+        self.result: SubscribeResult = SubscribeResult()
+        self.channels: dict[bytes, str] = {}
+
+    def refused(self, number: bytes, /, reason: str) -> None:
+        """Forget the subscription."""
+        channel = self.channels[number]
+        if self._link.has_subscribed(channel, number):
+            self._link.forget([channel])
+        self.result.refused[channel] = reason
+
+    def unconfirmed(self, number: bytes, /, reason: str) -> None:
+        """Drop the subscription, which the server may have."""
+        channel = self.channels[number]
+        if self._link.has_subscribed(channel, number):
+            self._link.drop(channel)
+        self.result.unconfirmed[channel] = reason
+
+
+class _ReplyAnswers:
+    """The answer to the subscription to replies.
+
+    Args:
+        no_replies: Called with what makes the error for each request without a reply.
+    """
+
+    def __init__(self, no_replies: Callable[[Callable[[], BrokerError]], None]) -> None:
+        self._no_replies = no_replies
+
+    def refused(self, _: bytes, /, reason: str) -> None:
+        """Fail every request."""
+        self._no_replies(lambda: BrokerError(reason, adapter="nats"))
+
+    def unconfirmed(self, _: bytes, /, reason: str) -> None:
+        """Fail every request; the next one subscribes again."""
+        self._no_replies(lambda: unavailable(reason))
 
 
 def _power_of_two_below(size: int) -> int:

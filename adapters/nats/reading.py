@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from backplane.adapters.nats.channel_log import ChannelLog, Stream
     from backplane.adapters.nats.jetstream import JetStream, StoredMessage, StreamInfo
+    from backplane.adapters.nats.sweep import Sweep
 
 __all__ = ["Reading"]
 
@@ -35,10 +36,19 @@ class Reading:
         channel: The channel.
         info: What the server knew of the stream before.
         log: What is known of the channel, if it is subscribed to, or was on the last link.
+        sweep: What was read for all channels. `info` is what the server knew after that.
+        high: Up to which number the sweep has read: that of the newest message when this was called.
     """
 
     def __init__(
-        self, jetstream: JetStream, stream: Stream, channel: str, info: StreamInfo, log: ChannelLog | None
+        self,
+        jetstream: JetStream,
+        stream: Stream,
+        channel: str,
+        info: StreamInfo,
+        log: ChannelLog | None,
+        sweep: Sweep | None = None,
+        high: int = 0,
     ) -> None:
         self._jetstream = jetstream
         self._stream = stream
@@ -47,10 +57,14 @@ class Reading:
         self._state = info.state
         self._now = info.now
         self._log = log
+        self._sweep = sweep
+        self._high = high
         self._is_cut = False  # there were older messages than those that are given back
 
     async def recall(self, after: Position | None, limit: int, max_bytes: int) -> Recalled:
         """Return what `SupportsHistory.recall` does."""
+        if after is not None and limit and (swept := await self._swept(after, limit, max_bytes)) is not None:
+            return swept
         newest = await self._jetstream.newest(self._stream, self._subject)
         if newest is None:
             return self._recall_nothing(after)
@@ -58,7 +72,7 @@ class Reading:
         if after is None:
             return await self._newest(top, limit, max_bytes)
         if after == top:
-            return Recalled(top=top)
+            return Recalled(top=after)  # the object that is held already
         if after.epoch != self._epoch or after.offset > top.offset:
             return Recalled(top=top, found=False)
         named = await self._jetstream.at(self._stream, after.offset) if after.offset else None
@@ -68,6 +82,27 @@ class Reading:
         elif after == self._known_newest() or self._is_start(after):
             return await self._after_start(after, top, limit, max_bytes)
         return Recalled(top=top, found=False)
+
+    async def _swept(self, after: Position, limit: int, max_bytes: int) -> Recalled | None:
+        """Return what the sweep has found, if that is everything after a position; `None` where that is not certain."""
+        if self._sweep is None or after.epoch != self._epoch:
+            return None
+        found = self._sweep.take(self._subject, after.offset, self._high)
+        if found is None:
+            return None
+        # As below, this is judged after everything was read.
+        if after.check:
+            named = await self._jetstream.at(self._stream, after.offset)
+            if named is None or named.subject != self._subject or crc32(named.payload) != after.check:
+                return None
+        else:
+            # Nothing was removed for the limit of messages, if there are fewer: with all that can have come meanwhile.
+            most = len(found) + self._state.last_seq - self._high
+            if not self._is_start(after) or most >= self._stream.max_per_subject:
+                return None
+        newest = found[-1] if found else None
+        top = after if newest is None else Position(self._epoch, newest.sequence, crc32(newest.payload))
+        return Recalled(top=top) if newest is None else self._followed(after, _cut(found, limit, max_bytes), top, limit)
 
     def _recall_nothing(self, after: Position | None) -> Recalled:
         """Return the answer for a channel of which the stream has no message: none was published, or all are gone.
@@ -175,3 +210,13 @@ class Reading:
             items.append(KeptMessage(message.payload, place))
             before = message.sequence
         return items
+
+
+def _cut(found: list[StoredMessage], limit: int, max_bytes: int) -> list[StoredMessage]:
+    """Return the first of these messages, within the limits."""
+    size_bytes = 0
+    for count, message in enumerate(found[:limit], start=1):
+        size_bytes += len(message.payload)
+        if size_bytes > max_bytes:
+            return found[:count]
+    return found[:limit]

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 from struct import Struct
 from typing import Final
-from zlib import crc32
 
 from backplane.message import Place
 
-__all__ = ["ENVELOPE", "opened"]
+__all__ = ["ENVELOPE", "ENVELOPE_BYTES", "place_in"]
 
 ENVELOPE: Final = b"\xbfBP\x03"
 """The first bytes of an envelope: magic and version."""
 
-_FIELDS: Final = Struct(">4x8sQL")
-_BYTES: Final = _FIELDS.size
+_FIELDS: Final = Struct(">4s8sQLL")
 _unpack: Final = _FIELDS.unpack_from
 
+ENVELOPE_BYTES: Final = _FIELDS.size
+"""Size of an envelope: what it contains follows."""
 
-def opened(payload: bytes) -> tuple[bytes, Place | None]:
-    """Return what an envelope contains, and its place; one that is malformed is returned whole, and without a place."""
-    if len(payload) >= _BYTES:
-        epoch, offset, before_check = _unpack(payload)
-        if offset:
-            content = payload[_BYTES:]
-            return content, Place(epoch, offset, crc32(content), offset - 1, before_check)
-    return payload, None
+
+def place_in(payload: bytes) -> Place | None:
+    """Return the place in the envelope at the beginning of `payload`; `None` without one, and for a malformed one."""
+    if len(payload) < ENVELOPE_BYTES:
+        return None
+    magic, epoch, offset, before_check, check = _unpack(payload)
+    return Place(epoch, offset, check, offset - 1, before_check) if offset and magic == ENVELOPE else None

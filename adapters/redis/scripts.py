@@ -60,7 +60,7 @@ else
 end
 local time = redis.call('TIME')[1]
 local length = redis.call('RPUSH', KEYS[2], before .. time .. ARGV[7])
-local published = redis.pcall('PUBLISH', ARGV[1], '\191BP\3' .. epoch .. offset .. before .. ARGV[7])
+local published = redis.pcall('PUBLISH', ARGV[1], '\191BP\3' .. epoch .. offset .. before .. ARGV[6] .. ARGV[7])
 if type(published) == 'table' then
   redis.call('RPOP', KEYS[2])
   return published

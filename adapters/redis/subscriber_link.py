@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import hiredis
 
-from backplane.adapters.redis.envelope import ENVELOPE, opened
+from backplane.adapters.redis.envelope import ENVELOPE, ENVELOPE_BYTES, place_in
 from backplane.adapters.redis.errors import unavailable
 from backplane.adapters.redis.link import RedisLink, pack_command, settle
 
@@ -72,10 +72,9 @@ class SubscriberLink(RedisLink):
             channel = self._channels.get(reply[1])
             if channel is not None:
                 payload = reply[2]
-                # Almost all other payloads sort before it, and to compare is cheaper than `startswith`.
-                if payload >= ENVELOPE and payload.startswith(ENVELOPE):
-                    content, place = opened(payload)
-                    self._sink.deliver(channel, content, place)
+                # Almost all other payloads sort before an envelope.
+                if payload >= ENVELOPE and (place := place_in(payload)) is not None:
+                    self._sink.deliver(channel, payload[ENVELOPE_BYTES:], place)
                 else:
                     self._sink.deliver(channel, payload)
         elif kind in (b"subscribe", b"unsubscribe"):

@@ -91,39 +91,10 @@ class WaitingPublisher:
             PublishError: The broker refused it.
             ClosedError: The backplane was stopped.
         """
-        if keep is not None and keep.key is not None:
-            return await self._publish_until_done(channel, payload, keep)
-        attempted: LinkSession | None = None
-        place = next(self._places)
-        try:
-            with self._attempts.time_limits.limit():
-                while True:
-                    session = self._status.live_session
-                    if session is None or self._queue:
-                        session = await self._wait_for_session(place)
-                    try:
-                        attempted = session
-                        return await self._attempts.attempt(session, channel, payload, keep)
-                    except BrokerUnavailableError:
-                        attempted = None
-                        # On a session that goes on, the broker is in a passing state. No second attempt is made here:
-                        # later publishes on the same channel may be in progress already, and would overtake this one.
-                        if not session.is_over:
-                            raise
-        except TimeoutError:
-            if attempted is not None:
-                raise self._attempts.no_answer(attempted) from None
-            raise self._unavailable() from None
-
-    async def stop(self, _timeout_seconds: float) -> None:
-        """Return at once: nothing is kept."""
-
-    async def _publish_until_done(self, channel: str, payload: bytes, keep: Keep) -> Receipt:
-        """Publish a message with a key: try again for as long as that cannot publish it twice, and time is left."""
         attempted: LinkSession | None = None
         failure: BrokerError | None = None
         place = next(self._places)
-        backoff = Backoff(_MAX_PAUSE_SECONDS)
+        backoff: Backoff | None = None
         try:
             with self._attempts.time_limits.limit():
                 while True:
@@ -135,18 +106,22 @@ class WaitingPublisher:
                         return await self._attempts.attempt(session, channel, payload, keep)
                     except BrokerError as error:
                         attempted, failure = None, error
-                        if not keep.repeats_after(error):
+                        if not _repeats(keep, session, error):
                             raise
                     if not session.is_over:
+                        backoff = backoff or Backoff(_MAX_PAUSE_SECONDS)
                         await asyncio.sleep(backoff.next())
         except TimeoutError:
             if attempted is not None:
                 raise self._attempts.no_answer(attempted) from None
-            raise keep.final_error(self._unavailable()) from failure
+            raise _final(keep, self._unavailable()) from failure
         except (BrokerError, ClosedError) as error:
-            if (final := keep.final_error(error)) is error:
+            if (final := _final(keep, error)) is error:
                 raise
             raise final from error
+
+    async def stop(self, _timeout_seconds: float) -> None:
+        """Return at once: nothing is kept."""
 
     def _unavailable(self) -> BrokerUnavailableError:
         return BrokerUnavailableError(
@@ -177,6 +152,22 @@ class WaitingPublisher:
                 heappop(queue)
             if queue:
                 queue[0].wake()
+
+
+def _repeats(keep: Keep | None, session: LinkSession, error: BrokerError) -> bool:
+    """Whether another attempt follows one that failed.
+
+    Without a key only one on the next session does. On a session that goes on, the broker is in a passing state: later
+    publishes on the same channel may be in progress already, and would overtake this one.
+    """
+    if keep is not None and keep.key is not None:
+        return keep.repeats_after(error)
+    return session.is_over and isinstance(error, BrokerUnavailableError)
+
+
+def _final(keep: Keep | None, error: Exception) -> Exception:
+    """Return the error for the caller, where `error` ends the attempts."""
+    return error if keep is None else keep.final_error(error)
 
 
 class _WaitingPublish:

@@ -12,6 +12,7 @@ from backplane.errors import (
     ClosedError,
     InvalidChannelError,
     InvalidMessageError,
+    InvalidPositionError,
     JoinRefusedError,
     OriginRefusedError,
     PayloadTooLargeError,
@@ -31,7 +32,7 @@ TOO_SLOW: Final = "too slow"
 """The reason of a close with 1013 for a client, or a consumer, that does not keep up: counted apart from others."""
 
 _CODES: Final = (
-    ((JoinRefusedError, InvalidChannelError), CloseCode.FORBIDDEN),
+    ((JoinRefusedError, InvalidChannelError, InvalidPositionError), CloseCode.FORBIDDEN),
     ((TooManyChannelsError,), CloseCode.TOO_MANY_CHANNELS),
     ((PermissionExpiredError,), CloseCode.EXPIRED),
     ((InvalidMessageError,), CloseCode.INVALID_DATA),

@@ -56,10 +56,7 @@ class Hub:
         gaps: The open gaps, and how many were reported.
         delivered: Messages offered to subscribers, counted once per message, without those of reserved channels.
         malformed: Payloads dropped because their header is invalid.
-        rules: Which channels have a history; `None` where none has.
     """
-
-    rules: HistoryRules | None = None
 
     def __init__(
         self,
@@ -92,6 +89,11 @@ class Hub:
         broker_subscriptions.on_refused = self.gaps.notify_refused
         broker_subscriptions.on_unconfirmed = self.gaps.end_resumed
         broker_subscriptions.on_overdue = self.gaps.notify_unconfirmed
+
+    @property
+    def rules(self) -> HistoryRules | None:
+        """Which channels have a history; `None` where none has."""
+        return None
 
     @property
     def channels(self) -> Collection[str]:

@@ -129,6 +129,7 @@ class BaseSubscriber(ABC):
         Raises:
             ConfigurationError: `since` or `rewind` is of another type, or no channel has a history to rewind.
             InvalidChannelError: The name is not valid.
+            InvalidPositionError: `rewind` is negative.
             JoinRefusedError: The application's `authorize` refused the channel to a client.
             TooManyChannelsError: A client has joined as many channels as are allowed.
             SubscribeError: The broker refused the channel.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from backplane.errors import ConfigurationError
+from backplane.errors import ConfigurationError, InvalidPositionError
 from backplane.message import Position
 
 if TYPE_CHECKING:
@@ -150,15 +150,23 @@ def kept_channels(channels: Iterable[str], rules: HistoryRules | None) -> list[s
     return sorted({name for name in channels if _is_text(name) and rules.rule_of(name) is not None})
 
 
-def check_rewind(rewind: object, rules: HistoryRules | None) -> None:
+def check_rewind(rewind: object, rules: HistoryRules | None, *, at_join: bool = True) -> None:
     """Check how many messages are to be given back.
+
+    Args:
+        rewind: The number.
+        rules: Which channels have a history.
+        at_join: Refuse a negative one, which a client may have chosen. Not before a handshake, which the join answers.
 
     Raises:
         ConfigurationError: It is no such number, or no channel has a history.
+        InvalidPositionError: It is negative.
     """
-    if isinstance(rewind, bool) or not isinstance(rewind, int) or rewind < 0:
+    if isinstance(rewind, bool) or not isinstance(rewind, int):
         raise ConfigurationError(f"rewind must be a whole number, 0 or more, not {rewind!r:.100}")
-    if rewind and rules is None:
+    if rewind < 0 and at_join:
+        raise InvalidPositionError(f"rewind must be 0 or more, not {rewind}")
+    if rewind > 0 and rules is None:
         raise ConfigurationError(
             f"rewind={rewind} needs channels with a history: pass Backplane(history={{'orders:*': History()}})"
         )

@@ -7,21 +7,19 @@ from the broker, and its subscribers notice nothing. They are notified of a gap 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from backplane.concurrency.timeouts import PatientTimeout
-from backplane.errors import BrokerUnavailableError
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import decode
 from backplane.fanout.hub import Hub
+from backplane.history.joins import Joins, Placeholder
 from backplane.history.kept_channel import KeptChannel
 from backplane.history.repair import ReadBounds, Repairer
-from backplane.history.replay import beginning, is_ahead, needs_ring, unknown_start
+from backplane.history.replay import Start, beginning, is_ahead, needs_ring
 from backplane.history.ring import Ring, RingBudget
 from backplane.history.track import HELD, PROVED, Track
-from backplane.message import All, Gap, Joined
+from backplane.message import All, Gap
 from backplane.statistics import Counters
 
 if TYPE_CHECKING:
@@ -41,14 +39,7 @@ __all__ = ["HistoryHub"]
 
 logger: Final = logging.getLogger("backplane.history.hub")
 
-# A ring that was filled for a join can be emptied, for the bound of all rings, before the join takes from it.
-_MAX_FILLS: Final = 3
-# Positions that only the broker can judge, which clients can make up, cost a read each.
-_MAX_READS_AFTER: Final = 8
 _AHEAD: Final = "a subscriber came back with a position that was not received yet"
-
-# Doubled each time: thousands of clients may come with positions that were lost.
-_FIRST_PAUSE_SECONDS: Final = 0.01
 
 
 class HistoryHub(Hub):
@@ -65,7 +56,6 @@ class HistoryHub(Hub):
         bursts: As for `Hub`.
 
     Attributes:
-        rules: Which channels are kept.
         repairer: Reads from the broker. The supervisor runs it while the link is live.
     """
 
@@ -81,14 +71,13 @@ class HistoryHub(Hub):
         bursts: LogBursts | None = None,
     ) -> None:
         super().__init__(broker_subscriptions, bursts)
-        self.rules: HistoryRules | None = rules
-        self._rules: Final = rules
+        self._rules = rules
         self._follows = follows
         self._settings = settings
         self._statistics = statistics or Counters()
         self._kept: dict[str, KeptChannel] = {}
         self._budget = RingBudget(settings.max_ring_bytes)
-        self._closed = False
+        self._joins = Joins(settings, proves=self._proves, request=self._request)
         bounds = ReadBounds(
             settings.max_recall_messages,
             settings.max_recall_bytes,
@@ -102,6 +91,11 @@ class HistoryHub(Hub):
         broker_subscriptions.on_confirmed = self._confirmed
         broker_subscriptions.on_refused = self._refused
         broker_subscriptions.on_overdue = self._overdue
+
+    @property
+    def rules(self) -> HistoryRules:
+        """Which channels are kept."""
+        return self._rules
 
     @property
     def in_doubt(self) -> int:
@@ -131,15 +125,15 @@ class HistoryHub(Hub):
         if rule is None:
             await super().join(channel, subscriber, since=since, rewind=rewind)
             return
-        placeholder = _Placeholder()
+        start, placeholder = Start.of(since, rewind), Placeholder()
         if channel not in self._kept:
             self._kept[channel] = self._new(channel, rule)
         kept = self._kept[channel]
-        kept.wants_ring |= needs_ring(kept, since, rewind)
+        kept.wants_ring |= needs_ring(kept, start)
         try:
             await self._add(channel, placeholder)
-            await self._settled(kept, since, rewind)
-            self._begin(kept, subscriber, since, rewind)
+            await self._joins.settled(kept, start)
+            self._begin(kept, subscriber, start)
         finally:
             self.leave(channel, placeholder)
             self._budget.make_room()
@@ -160,15 +154,17 @@ class HistoryHub(Hub):
             self._count_unkept(kept)
             super().deliver(channel, payload)
         elif (taken := kept.track.take(place, payload)) > 0:
-            # As `_decode_kept` does, without the call: this is done for every message.
-            message = decode(channel, payload, place)
-            kept.ring.append(place, message)
             if taken == PROVED:
                 self._statistics.proved += 1
                 kept.notify()
-            if message is None or channel in self._open_gaps:
-                self._note_unusual(channel, message)
-            if message is not None:
+            message = decode(channel, payload, place)
+            if message is None:
+                kept.ring.append(place, None)
+                self._count_malformed(channel)
+            else:
+                (kept.ring.received or kept.ring.receive()).append(message)
+                if self._open_gaps:
+                    self._report_early(channel)
                 self._collect(channel, message)
         elif taken == HELD:
             self._request(kept)
@@ -184,7 +180,7 @@ class HistoryHub(Hub):
         """Put kept channels in doubt until the next link, and open a gap on every other one."""
         self.repairer.link_lost()
         for kept in self._kept.values():
-            kept.repair_since = None
+            kept.end_repair()
         for kept in self._proving(channels):
             kept.lose(reason)
         super().open_gap(self._without_proof(channels), reason, resumed=resumed)
@@ -198,10 +194,14 @@ class HistoryHub(Hub):
     def close(self) -> None:
         """Remove every subscriber; joins that wait raise."""
         super().close()
-        self._closed = True
+        self._joins.close()
         kept_channels, self._kept = self._kept, {}
         for kept in kept_channels.values():
             kept.notify()
+
+    def _start_deliveries(self) -> None:
+        self._budget.settle()
+        super()._start_deliveries()
 
     def _new(self, channel: str, rule: History) -> KeptChannel:
         settings = self._settings
@@ -310,79 +310,39 @@ class HistoryHub(Hub):
         elif mended.items:
             self._statistics.repaired += 1
             self._statistics.repaired_messages += len(mended.items)
-        decoded = [self._decode_kept(kept, payload, place) for payload, place in mended.items]
-        batch = Batch(*(message for message in decoded if message is not None))
+        batch, ring = Batch(), kept.ring
+        # The broker has what was missed. Of ten thousand channels at once it would be so many objects for as many rings
+        # that a full garbage collection begins: so only a ring from which joins are served takes it.
+        is_collected = ring.is_complete or kept.wants_ring
+        for payload, place in mended.items:
+            message = decode(kept.name, payload, place)
+            if is_collected:
+                ring.append(place, message)
+            if message is None:
+                self._count_malformed(kept.name)
+            else:
+                self._report_early(kept.name)
+                batch.add(message)
+        if mended.items and not is_collected:
+            ring.clear(mended.items[-1].place)
         if batch:
             self._give_back(kept.name, batch)
 
-    def _decode_kept(self, kept: KeptChannel, payload: bytes, place: Place) -> Message | None:
-        """Return the message that follows the newest one, and put it into the ring; `None` if it is malformed."""
-        message = decode(kept.name, payload, place)
-        kept.ring.append(place, message)
-        self._note_unusual(kept.name, message)
-        return message
-
-    def _note_unusual(self, channel: str, message: Message | None) -> None:
-        """Count a malformed message, or report the open gap of a channel whose message came before its confirmation."""
-        if message is None:
-            self._count_malformed(channel)
-        elif (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
+    def _report_early(self, channel: str) -> None:
+        """Report the open gap of a channel whose message has overtaken the broker's confirmation."""
+        if (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
             self.gaps.report_early(channel)
 
-    # Joins.
-
-    async def _settled(self, kept: KeptChannel, since: str | None, rewind: int) -> None:
-        """Wait until the track of a channel is not in doubt, and its ring holds what a join needs.
-
-        Another worker may have received more than this one, and the subscriber with it: what is on the way is waited
-        for, or all that the subscriber has would be given back again, after a gap. Where nothing arrives, as on a link
-        that is silent, the broker is asked. An adapter that follows waits itself, when it reads, until it has received
-        what the broker has.
-
-        Raises:
-            BrokerUnavailableError: That took too long, or the backplane was stopped.
-        """
-        settings, pause = self._settings, _FIRST_PAUSE_SECONDS
-        patience = min(settings.recall_timeout_seconds, settings.subscribe_timeout_seconds / 2)
-        fills, starts = kept.fills + _MAX_FILLS, 1
-        try:
-            async with PatientTimeout(settings.subscribe_timeout_seconds):
-                while not self._closed:
-                    wants_ring = kept.fills < fills and needs_ring(kept, since, rewind)
-                    if kept.track.doubt is None and not wants_ring:
-                        if patience > 0 and self._proves(kept) and is_ahead(kept, since):
-                            await asyncio.sleep(pause)
-                            patience -= pause
-                            pause *= 2
-                            continue
-                        start = unknown_start(kept, since, follows=not self._proves(kept))
-                        if start is None or not starts or not kept.want_after(start, limit=_MAX_READS_AFTER):
-                            return
-                        starts -= kept.wants_after is start
-                    kept.wants_ring |= wants_ring
-                    self._request(kept)
-                    kept.ring.waiting += wants_ring
-                    try:
-                        await kept.changed()
-                    finally:
-                        kept.ring.waiting -= wants_ring
-        except TimeoutError:
-            raise BrokerUnavailableError(
-                f"the broker did not return the history of channel {kept.name!r} within "
-                f"{self._settings.subscribe_timeout_seconds:g} s"
-            ) from None
-        raise BrokerUnavailableError("the backplane was stopped")
-
-    def _begin(self, kept: KeptChannel, subscriber: Subscriber, since: str | None, rewind: int) -> None:
+    def _begin(self, kept: KeptChannel, subscriber: Subscriber, start: Start) -> None:
         """Give back what a subscriber missed, and add it, in one pass of the event loop."""
         self._flush()  # what was received up to here is in the ring
         members = self._subscribers[kept.name]
         if subscriber in members:  # another join of the same subscriber was first
             return
-        joined, missed = beginning(kept, since, rewind)
+        joined, missed = beginning(kept, start)
         if joined.resumed:
             self._statistics.resumed += 1
-        elif since:
+        elif start.is_return:
             self._statistics.not_resumed += 1
         members[subscriber] = 1
         try:
@@ -425,22 +385,3 @@ class HistoryHub(Hub):
                 "back: give every process that publishes to it the same rule, Backplane(history=...)",
                 kept.name,
             )
-
-
-class _Placeholder:
-    """Keeps a channel subscribed while a join waits, and takes nothing."""
-
-    def __init__(self) -> None:
-        self.token: bytes = b""
-
-    def offer(self, _: Batch, /) -> None:
-        """Take nothing: it is in the ring."""
-
-    def offer_missed(self, _: Batch, /) -> None:
-        """Take nothing."""
-
-    def gap(self, _: Gap, /) -> None:
-        """Take nothing: the join that waits begins after it."""
-
-    def joined(self, _: Joined, /) -> None:
-        """Take nothing."""

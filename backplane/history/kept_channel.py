@@ -30,6 +30,7 @@ class KeptChannel:
         read_after_at: When the last of them was, by the event loop's clock.
         repair_since: When the broker was first asked, on the present link, for what the track misses; by the event
             loop's clock.
+        held_since: When a read first failed while messages waited for it, likewise.
         unkept_logged: A message without a place was logged.
     """
 
@@ -37,6 +38,7 @@ class KeptChannel:
         "_changed",
         "fill_error",
         "fills",
+        "held_since",
         "name",
         "read_after_at",
         "reads_after",
@@ -61,6 +63,7 @@ class KeptChannel:
         self.reads_after: int = 0
         self.read_after_at: float = 0.0
         self.repair_since: float | None = None
+        self.held_since: float | None = None
         self.unkept_logged: bool = False
         self._changed: asyncio.Future[None] | None = None
 
@@ -72,7 +75,11 @@ class KeptChannel:
     def lose(self, reason: str) -> None:
         """Put the channel in doubt: messages may be missing from here on."""
         self.track.lost(reason)
-        self.repair_since = None
+        self.end_repair()
+
+    def end_repair(self) -> None:
+        """Let the time of a repair begin anew with the next read."""
+        self.repair_since = self.held_since = None
 
     def want_after(self, position: Position, *, limit: int) -> bool:
         """Ask for what came after a position that only the broker can judge; `False` where too many were asked for.

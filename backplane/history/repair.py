@@ -22,12 +22,16 @@ __all__ = ["Read", "ReadBounds", "Repairer"]
 
 logger: Final = logging.getLogger("backplane.history.repair")
 
-# Channels that are read at once: enough that a round trip does not matter, and few enough that their replies block the
-# event loop for some milliseconds only. A task for each of ten thousand channels blocked it for 100 ms.
-_MAX_BATCH: Final = 100
+# Channels that are read at once: so many that a round trip does not matter, and so few that their objects are gone
+# before the garbage collector looks, at each 700 more. What it finds alive counts as lasting, and leads to a full
+# collection, which blocks the event loop for 50 to 100 ms: with 100 channels at once, in each repair of ten thousand.
+_MAX_BATCH: Final = 32
 # What is read at once is held in memory at once. So the first batches are small, and those after large ones.
 _MIN_BATCH: Final = 8
 _LARGE_BYTES: Final = 8 * 1024 * 1024
+# How much longer a channel is tried to be read while nothing has arrived on it: the election of a leader in a cluster
+# can take half a minute.
+_QUIET_TIMES: Final = 6
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _MAX_PAUSE_SECONDS: Final = 1.0
 
@@ -39,7 +43,8 @@ class ReadBounds(NamedTuple):
         max_messages: Most messages of one read.
         max_bytes: Most bytes of one read.
         read_seconds: How long one read may take.
-        repair_seconds: How long the reads for one channel may take together, on one link.
+        repair_seconds: How long the reads for one channel may take together, on one link, while messages that have
+            arrived on it wait; six times as long while none has.
     """
 
     max_messages: int
@@ -141,7 +146,7 @@ class Repairer:
             for kept in list(islice(due, self._batch_size)):
                 del due[kept]
                 if not kept.needs_read:  # a message that arrived has proved meanwhile that nothing is missing
-                    kept.repair_since = None
+                    kept.end_repair()
                     continue
                 batch.append(kept)
                 if kept.repair_since is None:
@@ -151,16 +156,21 @@ class Repairer:
 
     async def _read_batch(self, batch: list[KeptChannel]) -> bool:
         """Read for some channels at once; return whether any read succeeded."""
-        outcomes = await asyncio.gather(*(self._read(kept) for kept in batch))
-        now = asyncio.get_running_loop().time()
-        wanted, self._reading = self._reading, set()
-        size = sum(len(item.payload) for read in outcomes if isinstance(read, Read) for item in read.recalled.items)
+        sizes = await asyncio.gather(*(self._read_one(kept) for kept in batch))
+        size = sum(filter(None, sizes))
         next_size = self._batch_size // 2 if size > _LARGE_BYTES else self._batch_size * 2
         self._batch_size = max(_MIN_BATCH, min(next_size, _MAX_BATCH))
-        for kept, outcome in zip(batch, outcomes, strict=True):
-            if kept in wanted:
-                self._take(kept, outcome, now)
-        return not all(isinstance(outcome, Exception) for outcome in outcomes)
+        return any(size is not None for size in sizes)
+
+    async def _read_one(self, kept: KeptChannel) -> int | None:
+        """Read for a channel, and pass it on at once; return how many bytes that were, or `None` where it failed."""
+        outcome = await self._read(kept)
+        if kept in self._reading:
+            self._reading.discard(kept)
+            self._take(kept, outcome, asyncio.get_running_loop().time())
+        if isinstance(outcome, Exception):
+            return None
+        return sum(len(item.payload) for item in outcome.recalled.items)
 
     def _take(self, kept: KeptChannel, outcome: Read | Exception, now: float) -> None:
         """Pass on what was read for a channel. Its failure, or what cannot be used, concerns no other channel."""
@@ -172,7 +182,7 @@ class Repairer:
             self._log_fault(kept, error)
             self._read_failed(kept, error, now)
         else:
-            kept.repair_since = None
+            kept.end_repair()
 
     async def _read(self, kept: KeptChannel) -> Read | Exception:
         """Read what a track misses, or, where it is settled or new, what its ring should hold."""
@@ -199,16 +209,32 @@ class Repairer:
         reason = str(error) or repr(error)
         if isinstance(error, TimeoutError):
             reason = f"the broker did not answer within {self._bounds.read_seconds:g} s"
-        since = now if kept.repair_since is None else kept.repair_since
         passing = isinstance(error, BrokerUnavailableError) or not isinstance(error, BrokerError)
-        if passing and now - since < self._bounds.repair_seconds:
+        if passing and self._has_time(kept, now):
             self.request(kept)
             return
-        kept.repair_since = None
+        kept.end_repair()
         self._bursts.log(
             logger, logging.ERROR, "the history of channel %r cannot be read, which is a gap: %s", kept.name, reason
         )
         self._on_failed(kept, f"the history cannot be read: {reason}")
+
+    def _has_time(self, kept: KeptChannel, now: float) -> bool:
+        """Whether a channel may be read once more.
+
+        The time of a repair bounds how long messages that have arrived wait. Where none has, as while a stream has no
+        leader, by which messages are delivered too, waiting for longer delays nothing, and saves a gap.
+        """
+        track, most = kept.track, self._bounds.repair_seconds
+        since = kept.repair_since
+        if track.held:
+            if kept.held_since is None:
+                kept.held_since = now
+            since = kept.held_since
+        elif track.doubt is not None and track.last is not None:  # a join, otherwise, would wait
+            kept.held_since = None
+            most *= _QUIET_TIMES
+        return since is None or now - since < most
 
     def _log_fault(self, kept: KeptChannel, error: Exception) -> None:
         self._bursts.log(

@@ -31,6 +31,7 @@ _Entry = tuple["Place", "Message | None", float]
 # Of every ring that is empty: a deque takes 0.6 KB, and each object that is collected lengthens the full collections of
 # the process. It cannot be changed.
 _NO_ENTRIES: Final = cast("deque[_Entry]", ())
+_NOTHING_RECEIVED: Final = cast("list[Message]", ())
 
 
 class RingBudget:
@@ -43,14 +44,22 @@ class RingBudget:
 
     Attributes:
         size_bytes: What all rings take.
+        receiving: Rings that have received something since the last `settle`.
     """
 
-    __slots__ = ("_rings", "max_bytes", "size_bytes")
+    __slots__ = ("_rings", "max_bytes", "receiving", "size_bytes")
 
     def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
         self.max_bytes: int = max_bytes
         self.size_bytes: int = 0
         self._rings: OrderedDict[Ring, None] = OrderedDict()  # that are not empty, the next to be emptied first
+        self.receiving: list[Ring] = []
+
+    def settle(self) -> None:
+        """Let every ring add what it has received: once for each pass of the event loop."""
+        receiving, self.receiving = self.receiving, []
+        for ring in receiving:
+            ring.settle()
 
     def enter(self, ring: Ring) -> None:
         """Note that `ring` is no longer empty."""
@@ -92,6 +101,7 @@ class Ring:
     Attributes:
         is_complete: The ring holds everything that may be given back: a position that `after` does not find cannot be
             resumed. Otherwise the history has to be read, and `fill` called.
+        received: What was received since the last `settle`. To add to it, see `receive`.
         waiting: How many joins wait for `fill`. Once that has succeeded the ring is not emptied until they have looked.
     """
 
@@ -103,6 +113,7 @@ class Ring:
         "_clock",
         "_entries",
         "_floor",
+        "_floor_end",
         "_floor_next",
         "_max_age_seconds",
         "_max_entries",
@@ -110,6 +121,7 @@ class Ring:
         "_timer",
         "_tip",
         "is_complete",
+        "received",
         "waiting",
     )
 
@@ -124,6 +136,7 @@ class Ring:
     ) -> None:
         self.is_complete: bool = False
         self.waiting: int = 0
+        self.received: list[Message] = _NOTHING_RECEIVED
         self._max_messages = max_messages
         self._max_entries = max_messages + 1
         self._max_age_seconds = max_age_seconds
@@ -134,36 +147,47 @@ class Ring:
         self._tip: Position | None = None  # where the channel is, while there are no entries
         self._floor: Position | None = None  # see `fill_after`
         self._floor_next: Position | None = None
+        self._floor_end: int = 0
         self._batches: dict[Position | int, Batch] = {}
         self._batches_bytes: int = 0
 
     def __len__(self) -> int:
+        self.settle()
         return len(self._entries)
 
     @property
     def newest_position(self) -> Position | None:
         """Position of the newest message, or where the channel is without any; `None` where it is not known."""
+        self.settle()
         return self._entries[-1][0] if self._entries else self._tip
+
+    def receive(self) -> list[Message]:
+        """Return the list to which what is received is to be added, in order: each message with its `Place`.
+
+        The ring adds it to the others when it is next used, or at `RingBudget.settle`: of many messages at once, which
+        takes a fraction of what it takes for each. Until then it can be found in `received`.
+        """
+        self.received = []
+        self._budget.receiving.append(self)
+        return self.received
+
+    def settle(self) -> None:
+        """Add what was received, which is as old as this call."""
+        received = self.received
+        if not received:
+            return
+        self.received = _NOTHING_RECEIVED
+        if len(received) > self._max_entries:
+            received = received[-self._max_entries :]
+            self._floor = None
+        now = self._timer()
+        for message in received:
+            self._append(cast("Place", message.position), message, now)
 
     def append(self, place: Place, message: Message | None) -> None:
         """Add the message that follows the newest one; `None` for a malformed payload, which is not given back."""
-        entries, budget = self._entries, self._budget
-        if self._batches:
-            self._forget_batches()
-        size = _MESSAGE_BYTES if message is None else _MESSAGE_BYTES + len(message.data)
-        if len(entries) == self._max_entries:
-            oldest = entries.popleft()[1]
-            size -= _MESSAGE_BYTES if oldest is None else _MESSAGE_BYTES + len(oldest.data)
-        elif not entries:
-            entries = self._entries = deque()
-            budget.enter(self)
-            if self._floor is not None and self._floor_next is self._tip:
-                self._floor_next = place  # nothing came between
-        entries.append((place, message, self._timer()))
-        if size:
-            budget.size_bytes += size
-            if budget.size_bytes > budget.max_bytes:
-                budget.make_room()
+        self.settle()
+        self._append(place, message, self._timer())
 
     def fill(self, entries: Iterable[_Read], last: Position, *, complete: bool) -> bool:
         """Put before the present entries what one read has returned, and return whether it could be joined to them.
@@ -173,6 +197,7 @@ class Ring:
             last: `Track.last`. If the present entries are not empty it is the newest of them.
             complete: The read has returned everything that may be given back.
         """
+        self.settle()
         mine = self._entries
         if mine:
             entries = list(entries)
@@ -214,6 +239,7 @@ class Ring:
             entries: Everything after it, oldest first. What is newer than `last` is left out: it arrives.
             last: `Track.last`.
         """
+        self.settle()
         read = [entry for entry in entries if entry[0].epoch == last.epoch and entry[0].offset <= last.offset]
         mine = self._entries
         if not read:
@@ -224,7 +250,11 @@ class Ring:
             return
         following = self._following(position.offset)[1]
         if following == (read[0][0] if read else self.newest_position):
-            self._floor, self._floor_next = position, following
+            floor = self._floor
+            if position.check or floor is None or self._floor_next != following or position.offset < floor.offset:
+                self._floor = position
+            self._floor_next = following
+            self._floor_end = max(self._floor_end, position.offset)
 
     def after(self, position: Position) -> Batch | None:
         """Return the messages after `position`, or `None` if it is not found. The batch is shared: do not change it.
@@ -259,13 +289,34 @@ class Ring:
         self._tip = last
         # Nothing before the gap may be joined to what follows it: only a read can show what is there.
         self.is_complete = False
-        self._floor = None
+        self._floor, self._floor_end = None, 0
 
     def evict(self) -> None:
         """Forget everything to make room."""
         self.clear(self.newest_position)
 
+    def _append(self, place: Place, message: Message | None, now: float) -> None:
+        entries, budget = self._entries, self._budget
+        if self._batches:
+            self._forget_batches()
+        size = _MESSAGE_BYTES if message is None else _MESSAGE_BYTES + len(message.data)
+        if len(entries) == self._max_entries:
+            oldest = entries.popleft()[1]
+            size -= _MESSAGE_BYTES if oldest is None else _MESSAGE_BYTES + len(oldest.data)
+        elif not entries:
+            entries = self._entries = deque()
+            budget.enter(self)
+            if self._floor is not None and self._floor_next is self._tip:
+                self._floor_next = place  # nothing came between
+        _ = place.check  # computed now, or the place would keep its payload
+        entries.append((place, message, now))
+        if size:
+            budget.size_bytes += size
+            if budget.size_bytes > budget.max_bytes:
+                budget.make_room()
+
     def _empty(self) -> None:
+        self.received = _NOTHING_RECEIVED
         self._budget.size_bytes -= sum(_size(message) for _, message, _ in self._entries)
         self._budget.leave(self)
         self._entries = _NO_ENTRIES
@@ -288,6 +339,7 @@ class Ring:
 
     def _drop_old(self) -> None:
         """Drop what is older than the rule allows."""
+        self.settle()
         entries = self._entries
         dropped = bisect_left(entries, self._timer() - self._max_age_seconds, key=_time)
         if not dropped:
@@ -319,7 +371,8 @@ class Ring:
     def _index_after_floor(self, position: Position) -> int | None:
         """Return the index of the entry after a position that no entry has, and before which nothing was dropped.
 
-        It is the floor, or, without a check, any position up to that entry.
+        It is the floor, or, without a check, any position up to that entry. Where no entry follows it is one up to the
+        last that was read: only a read can show whether the log has another one, which a client can make up.
         """
         floor = self._floor
         if floor is None or (
@@ -328,6 +381,8 @@ class Ring:
             return None
         index, following = self._following(floor.offset)
         is_known = following is self._floor_next and self._following(position.offset)[0] == index
+        if index == len(self._entries) and position.offset > self._floor_end:
+            return None
         return index if is_known else None
 
     def _following(self, offset: int) -> tuple[int, Position | None]:

@@ -539,6 +539,8 @@ class Channel:
             return
         self._report(view.commit(now))
         stale = self._is_stale()
+        if self._stale and not stale:
+            view.restart_graces(now)
         if not stale and view.next_grace() <= now:
             self._report(view.end_graces(now))
         if stale != self._stale:

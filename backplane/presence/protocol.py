@@ -96,6 +96,8 @@ class PresenceProtocol:
         self._running = False
         self._number = 0
         self._heartbeat_at = inf
+        # By the clock of the caller.
+        self._heartbeat_sent = inf
         self._forget_at = inf
         # The time of the caller without that in which the process did not run.
         self._time = -inf
@@ -342,8 +344,11 @@ class PresenceProtocol:
         return min(due, self._heartbeat_at, self._roster.next_due(), self._forget_at)
 
     def _arm(self, channel: Channel) -> None:
-        """Take note of when a channel is due, if that is earlier than is known."""
-        name, due = channel.name, channel.next_due()
+        """Take note of when a channel is due, if that is earlier than is known.
+
+        What became due while the link was away is due now, and not late.
+        """
+        name, due = channel.name, max(channel.next_due(), self._time)
         if due < self._due.get(name, inf):
             self._due[name] = due
             heappush(self._heap, (due, name))
@@ -385,6 +390,13 @@ class PresenceProtocol:
         self._subscriptions.append((name, False))
 
     def _heartbeat(self, now: float) -> None:
+        if now + self._blocked - self._heartbeat_sent > self._roster.down_after:
+            # This process did not run, and the others have taken it for dead: they ask when they receive this heartbeat.
+            # Those that were started meanwhile do not know of what it has stated, nor it of what they have.
+            for channel in self._channels.values():
+                channel.gap(now)
+                self._arm(channel)
+        self._heartbeat_sent = now + self._blocked
         self._number += 1
         self._heartbeat_at = now + self._roster.draw_interval()
         message = Heartbeat(self.worker, self._number, dict(self._describe()))
@@ -406,7 +418,8 @@ class PresenceProtocol:
             news = self._roster.heartbeat(message.worker, message.number, message.info, now)
         if news is News.DEAD:
             self._dead(message.worker, now)
-        elif news is News.BACK:
+        elif news is News.BACK or (news is News.NEW and message.number > 1 and now >= self._shared.alone_at):
+            # One that is new so late, and was there before, has stated what was not received.
             for channel in self._channels.values():
                 channel.worker_back(now)
                 self._arm(channel)

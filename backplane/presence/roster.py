@@ -109,7 +109,7 @@ class Roster:
         """Take a heartbeat.
 
         Returns:
-            `BACK` if the worker was taken for dead, `NEW` if it was not known, `CROWD` if it cannot be added.
+            `BACK` if the worker was taken for dead, `NEW` if no heartbeat of it was known, `CROWD` if it cannot be added.
         """
         self._silent.pop(worker, None)
         member = self._alive.get(worker) or self._dead.get(worker)
@@ -117,12 +117,14 @@ class Roster:
             return self._add(worker, number, info, now)
         if number <= member.number:
             return News.NOTHING
-        was_alive, member.alive = member.alive, True
+        was_alive, was_mentioned, member.alive = member.alive, member.number == 0, True
         member.number, member.grew, member.info = number, now, info
         (self._alive if was_alive else self._dead).pop(worker)
         self._alive[worker] = member
         self._stretch()
-        return News.NOTHING if was_alive else News.BACK
+        if was_alive:
+            return News.NEW if was_mentioned else News.NOTHING
+        return News.BACK
 
     def goodbye(self, worker: str, number: int, now: float) -> News:
         """Take a goodbye: the worker is dead from here on. `DEAD` if it was alive."""

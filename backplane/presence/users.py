@@ -115,6 +115,11 @@ class Users:
         """Return when the first grace ends, or infinity."""
         return self._graces[0].deadline if self._graces else float("inf")
 
+    def restart_graces(self, now: float) -> None:
+        """Let every grace begin anew."""
+        for grace in self._graces:
+            grace.deadline = now + self._grace_seconds
+
     def expire(self, now: float) -> ViewEvent | None:
         """End the graces that are over, and return what has changed."""
         if not self._graces:

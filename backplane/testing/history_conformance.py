@@ -52,7 +52,7 @@ _HOSTILE_CHANNELS: Final = (
 # What the adapters of this package put around a payload, or a broker's protocol reads: the second half is arbitrary.
 _IMITATIONS: Final = (
     *(b"\xbfBP" + bytes([version]) + b"\1" * 60 for version in range(8)),
-    b"\xbfBP\3" + b"\0" * 20,
+    b"\xbfBP\3" + b"\0" * 24,
     b"\xbfBP",
     b"NATS/1.0\r\nNats-Sequence: 7\r\nNats-Last-Sequence: 6\r\n\r\nx",
     b"NATS/1.0 503\r\n\r\n",

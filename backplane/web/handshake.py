@@ -14,6 +14,7 @@ from backplane.errors import (
     BrokerError,
     ClosedError,
     InvalidChannelError,
+    InvalidPositionError,
     OriginRefusedError,
 )
 
@@ -180,7 +181,9 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
             raise error
         runtime = self._runtime
         runtime.statistics.connections_refused += 1
-        if isinstance(refused.error, BrokerError | InvalidChannelError):  # of any other there is a line already
+        if isinstance(
+            refused.error, BrokerError | InvalidChannelError | InvalidPositionError
+        ):  # of others there is a line
             runtime.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refused.error)
         # A page of another site must not read anything of this one, not even a reason.
         may_read = not isinstance(refused.error, OriginRefusedError)

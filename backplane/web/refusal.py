@@ -12,6 +12,7 @@ from starlette.websockets import WebSocketState
 from backplane.close_codes import comes_back
 from backplane.errors import (
     InvalidChannelError,
+    InvalidPositionError,
     PermissionExpiredError,
     RefusedError,
     SubscribeError,
@@ -40,15 +41,15 @@ def retry_later() -> dict[str, str]:
 def denial(error: BackplaneError | WebSocketException) -> PlainTextResponse:
     """Return the HTTP answer to an error of a join.
 
-    400 for a channel name that is not legal; 401 for a permission that has run out; 403 for what the broker or the
-    application refuses permanently; 429 for one client too many, 503 for anything else, such as a broker that is not
-    available or in a temporary state, both with `Retry-After`. The broker's own text is not repeated. A
-    `WebSocketException` of the application is 503 where a client reconnects after its close code, else 403 with its
-    reason.
+    400 for a channel name that is not legal, or a negative `rewind`; 401 for a permission that has run out; 403 for
+    what the broker or the application refuses permanently; 429 for one client too many, 503 for anything else, such as
+    a broker that is not available or in a temporary state, both with `Retry-After`. The broker's own text is not
+    repeated. A `WebSocketException` of the application is 503 where a client reconnects after its close code, else 403
+    with its reason.
     """
     if isinstance(error, WebSocketException) and not comes_back(error.code):
         return PlainTextResponse(str(error.reason or _NOT_ALLOWED), 403)
-    if isinstance(error, InvalidChannelError):
+    if isinstance(error, InvalidChannelError | InvalidPositionError):
         return PlainTextResponse(str(error), 400)
     if isinstance(error, SubscribeError) and error.refused:
         return PlainTextResponse(_NOT_ALLOWED, 403)

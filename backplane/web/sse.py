@@ -132,7 +132,7 @@ def event_stream(
         raise ConfigurationError(
             f"an event stream takes {_MAX_KEPT} channels with a history, not {len(kept)}: use several streams"
         )
-    check_rewind(rewind, history)
+    check_rewind(rewind, history, at_join=False)
     options = SubscriberOptions(
         since=positions_by_channel(since, channels, history),
         rewind=rewind,

@@ -290,7 +290,12 @@ class _Proxy:
 
 
 def _measure_repair(candidate: Candidate, publisher: Server, proxy: _Proxy, options: Options, found: Run) -> None:
-    """Cut the link of a worker with many kept channels, of which some or no messages are missed, and let it return."""
+    """Cut the link of a worker with many kept channels, of which some or no messages are missed, and let it return.
+
+    The worker's subscriber is in its process, as its handlers are; the publisher and the proxy are not. A full garbage
+    collection that the joins before have made due is done before the first cut (`history_app.consume`): what counts is
+    what a repair leads to, and `repair_gc_ms` has the longest collection during it.
+    """
     proxied = replace(candidate, environment={**candidate.environment, "BACKPLANE_URL": proxy.url})
     with serving(proxied, stalls=options.stalls) as server:
         _call(server, "consume", name=f"{_KEPT}many", channels=options.repaired)

@@ -148,11 +148,16 @@ async def fill(name: str, channels: int, count: int, size: int, after: int) -> l
 
 @app.get("/consume")
 async def consume(name: str, channels: int) -> None:
-    """Receive some channels from now on, and count."""
+    """Receive some channels from now on, and count.
+
+    The objects of so many joins, that last, lead to a full collection at some later time. It is done here, as a worker
+    that has run for a while has done it: what is measured next is what a repair itself leads to.
+    """
     joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     names = [f"{name}{number}" for number in range(channels)]
     noted.consumers.append(asyncio.create_task(_consume(names, joined)))
     await joined
+    gc.collect()
 
 
 async def _consume(names: list[str], joined: asyncio.Future[None]) -> None:

@@ -17,7 +17,7 @@ from celery import Celery
 from fastapi import FastAPI, WebSocket
 from pydantic import BaseModel
 
-from backplane import Backplane, BrokerUnavailableError
+from backplane import Backplane, BrokerUnavailableError, History
 from backplane.health_routes import health_routes
 
 
@@ -28,7 +28,8 @@ class Progress(BaseModel):
     state: str
 
 
-backplane = Backplane()
+# A page that connects later, or again, gets the present state of its order first.
+backplane = Backplane(history={"orders:*": History(latest=True)})
 # In a web worker it publishes through the worker's own link, in a process of Celery through a link of that process.
 progress = backplane.sync.channel("orders:{order}", Progress)
 app = FastAPI(lifespan=backplane.lifespan)

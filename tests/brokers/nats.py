@@ -8,18 +8,22 @@ import shutil
 import signal
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from tests.brokers.broker import Broker, BrokerMissingError, ContainerBroker, GivenBroker, ProcessBroker
 from tests.brokers.process import install
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import BufferedRWPair
     from pathlib import Path
 
-__all__ = ["NatsProcess", "private_nats", "server_info", "shared_nats"]
+__all__ = ["NatsProcess", "delete_streams", "private_nats", "server_info", "shared_nats"]
 
 _IMAGE = "nats:2.12.2-alpine"  # as in docker-compose.yml
+_INBOX: Final = b"_INBOX.delete-streams"
+_NOT_FOUND: Final = 404
 
 
 def shared_nats(folder: Path) -> Broker:
@@ -52,6 +56,38 @@ def private_nats(config: str, folder: Path, *, login: str = "", jetstream: bool 
     if config:
         raise BrokerMissingError("no nats-server, and the one in Docker is not configurable here")
     return _NatsContainer()
+
+
+def delete_streams(broker: Broker) -> None:
+    """Delete the streams of a NATS, except of one that is given by a URL: there they can belong to others.
+
+    Raises:
+        RuntimeError: The server refuses it.
+    """
+    if not broker.restartable:
+        return
+    address = urlsplit(broker.url)
+    with (
+        socket.create_connection((address.hostname, address.port), timeout=10) as link,
+        link.makefile("rwb") as lines,
+    ):
+        lines.write(b'CONNECT {"verbose": false}\r\nSUB %b 1\r\n' % _INBOX)
+        while names := _api(lines, "STREAM.NAMES")["streams"] or ():  # of very many it sends a part
+            for name in names:
+                _api(lines, f"STREAM.DELETE.{name}")
+
+
+def _api(lines: BufferedRWPair, call: str) -> dict[str, Any]:
+    """Return the answer of JetStream to a request without a body."""
+    lines.write(b"PUB $JS.API.%b %b 0\r\n\r\n" % (call.encode(), _INBOX))
+    lines.flush()
+    while not (line := lines.readline()).startswith(b"MSG "):
+        if not line or line.startswith(b"-ERR"):
+            raise RuntimeError(f"{call}: {line!r}")
+    answer: dict[str, Any] = json.loads(lines.read(int(line.split()[-1]) + 2))
+    if (error := answer.get("error")) and error["code"] != _NOT_FOUND:
+        raise RuntimeError(f"{call}: {error}")
+    return answer
 
 
 class NatsProcess(ProcessBroker):

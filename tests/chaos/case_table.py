@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from tests.chaos.workload import Workload
 
-__all__ = ["CLIENT_FIGURES", "JOIN_FIGURES", "KEPT_FIGURES", "CaseRecorder", "lines"]
+__all__ = ["CLIENT_FIGURES", "JOIN_FIGURES", "KEPT_FIGURES", "PRESENCE_FIGURES", "CaseRecorder", "lines"]
 
 # By how much timers of five workers in one event loop may be late on a busy machine.
 _SCHEDULING_SECONDS: Final = 0.3
@@ -30,11 +30,23 @@ _CLIENT_HEAD: Final = ("WebSocket clients", "broker", "messages", "closed", "res
 JOIN_FIGURES: Final = "chaos of joins"
 """Name of the user property with a row of the fourth table: of joins under load."""
 _JOIN_HEAD: Final = ("joins under load", "broker", "joins", "messages/s", "came too late", "faults")
+PRESENCE_FIGURES: Final = "chaos of presence"
+"""Name of the user property with a row of the fifth table: of lists of users under faults."""
+_PRESENCE_HEAD: Final = (
+    "presence",
+    "broker",
+    "clients",
+    "complete",
+    "true after the fault",
+    "true after it ended",
+    "left",
+)
 _TABLES: Final = (
     (_FIGURES, _HEAD),
     (KEPT_FIGURES, _KEPT_HEAD),
     (CLIENT_FIGURES, _CLIENT_HEAD),
     (JOIN_FIGURES, _JOIN_HEAD),
+    (PRESENCE_FIGURES, _PRESENCE_HEAD),
 )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +15,7 @@ from nats.errors import Error as NatsError
 
 from tests.brokers.broker import BrokerMissingError
 from tests.brokers.cluster import nats_cluster
-from tests.chaos.kept import KEPT_QUICK, running_kept
+from tests.chaos.kept import running_kept
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from tests.chaos.kept import KeptCaseRecorder
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240), pytest.mark.full]
-
-# JetStream can be without a leader for longer than the default.
-PATIENT = replace(KEPT_QUICK, repair_timeout_seconds=60)
 
 
 @pytest.fixture
@@ -88,7 +84,7 @@ async def has_meta_leader(cluster: Cluster) -> None:
 async def test_the_leader_is_killed(times: int, cluster: Cluster, record_kept: KeptCaseRecorder) -> None:
     """Another replica leads the stream, and no subscriber notices it."""
     await has_meta_leader(cluster)
-    async with running_kept(f"{cluster.url}?history_replicas=3", settings=PATIENT) as workload:
+    async with running_kept(f"{cluster.url}?history_replicas=3") as workload:
         for _ in range(times):
             leader = await leader_of(cluster)
             leader.kill9()
@@ -105,7 +101,7 @@ async def test_the_leader_is_killed(times: int, cluster: Cluster, record_kept: K
 async def test_a_replica_lags(cluster: Cluster, record_kept: KeptCaseRecorder) -> None:
     """A replica that was frozen, and answers while it lags, gives no worker less than the stream has."""
     await has_meta_leader(cluster)
-    async with running_kept(f"{cluster.url}?history_replicas=3", settings=PATIENT) as workload:
+    async with running_kept(f"{cluster.url}?history_replicas=3") as workload:
         for _ in range(3):
             leader = await leader_of(cluster)
             lagging = next(node for node in cluster.nodes if node is not leader)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backplane.testing import BroadcasterConformance
+from backplane.testing import BroadcasterConformance, PresenceConformance
 from backplane.testing.fault_conformance import TakeAway
 from backplane.testing.harness import started_worker
 from tests.conformance.example_broker import example_broker
@@ -39,3 +39,9 @@ class TestExample(BroadcasterConformance):
                 await worker.broadcaster.publish("revoke", channel.encode())
 
         return take_away
+
+
+class TestExamplePresence(PresenceConformance):
+    """Presence, on an adapter that does not know of it."""
+
+    url = TestExample.url

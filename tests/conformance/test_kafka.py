@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from backplane.testing import BroadcasterConformance, FaultProxy, HistoryConformance
+from backplane.testing import BroadcasterConformance, FaultProxy, HistoryConformance, PresenceConformance
 from backplane.testing.fault_conformance import FailOver, Strip, TakeAway
 from backplane.testing.proxy import PassingWay
 from tests.brokers.broker import Broker
@@ -67,6 +67,12 @@ class TestKafkaHistory(HistoryConformance):
     def keeps_everything(self) -> bool:
         """The topic is a log: whatever is published is kept."""
         return True
+
+
+class TestKafkaPresence(PresenceConformance):
+    """Presence, on a topic of the test."""
+
+    topic, url, proxy = TestKafka.topic, TestKafka.url, TestKafka.proxy
 
 
 def _answer_in_clear(way: PassingWay, data: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from backplane.testing import BroadcasterConformance, HistoryConformance
+from backplane.testing import BroadcasterConformance, HistoryConformance, PresenceConformance
 
 
 class TestMemory(BroadcasterConformance):
@@ -16,6 +16,15 @@ class TestMemory(BroadcasterConformance):
 
 class TestMemoryHistory(HistoryConformance):
     """Every promise of a history."""
+
+    @pytest.fixture
+    def url(self) -> str:
+        """The only one there is."""
+        return "memory://"
+
+
+class TestMemoryPresence(PresenceConformance):
+    """Presence among the adapters of one process, which is all that there is."""
 
     @pytest.fixture
     def url(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from backplane.broker.registry import broadcaster_from_url
-from backplane.testing import BroadcasterConformance, HistoryConformance, RecordingSink
+from backplane.testing import BroadcasterConformance, HistoryConformance, PresenceConformance, RecordingSink
 from backplane.testing.fault_conformance import FailOver, Strip, TakeAway
 from backplane.testing.proxy import PassingWay
 from tests.brokers.broker import Broker
@@ -94,6 +94,15 @@ class TestNatsHistoryInMemory(HistoryConformance):
     def url(self, private_nats: StartNats) -> str:
         """A server with JetStream."""
         return f"{private_nats(jetstream=True).url}?history_storage=memory"
+
+
+class TestNatsPresence(PresenceConformance):
+    """Presence."""
+
+    @pytest.fixture
+    def url(self, private_nats: StartNats) -> str:
+        """A server of the test's own."""
+        return private_nats().url
 
 
 def _without_tls(way: PassingWay, data: bytes) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from backplane.testing import BroadcasterConformance, FaultProxy, HistoryConformance
+from backplane.testing import BroadcasterConformance, FaultProxy, HistoryConformance, PresenceConformance
 from backplane.testing.fault_conformance import FailOver, Strip, TakeAway
 from backplane.testing.proxy import PassingWay
 from tests.brokers.broker import Broker
@@ -156,6 +156,19 @@ class TestRedisTlsHistory(HistoryConformance):
 
 class TestRedisSentinelHistory(_NamedBySentinel, HistoryConformance):
     """Every promise of a history, on a server that a sentinel names."""
+
+
+class TestRedisPresence(PresenceConformance):
+    """Presence, for a user who may do no more than the documentation grants."""
+
+    @pytest.fixture
+    def url(self, private_redis: StartRedis) -> str:
+        """A server whose user has the documented permissions."""
+        return f"{private_redis(_LEAST).url}?prefix=shop:"
+
+
+class TestRedisSentinelPresence(_NamedBySentinel, PresenceConformance):
+    """Presence, on a server that a sentinel names."""
 
 
 class _SentinelProxy(FaultProxy):

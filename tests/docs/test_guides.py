@@ -162,12 +162,24 @@ def test_commands() -> None:
 
 @pytest.mark.anyio
 async def test_survey() -> None:
-    """A survey adds up what every worker answers, and a limit counts the connections of a user."""
+    """A survey adds up what every worker answers."""
     names = run("guides/commands-and-surveys.md", "survey")
-    has_room = run("guides/commands-and-surveys.md", "limit")["has_room"]
-    async with names["backplane"] as backplane:
+    async with names["backplane"]:
         assert await names["total"]() == 0
-        assert await has_room(backplane, "ada", 1)
+
+
+def test_limit() -> None:
+    """One connection more than a user may have is refused with 429, and there is room again when one ends."""
+    app = run("guides/commands-and-surveys.md", "limit")["app"]
+    with TestClient(app) as client, client.websocket_connect("/feed?user=ada"):
+        with client.websocket_connect("/feed?user=ada"):
+            with pytest.raises(WebSocketDenialResponse) as refused:
+                client.websocket_connect("/feed?user=ada").__enter__()
+            assert refused.value.status_code == 429
+            with client.websocket_connect("/feed?user=bob"):
+                pass
+        with client.websocket_connect("/feed?user=ada"):
+            pass
 
 
 def test_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,15 @@ CASES = [
     Case(
         name="login", path="/inbox/ada", sends="hello", receives="invalid message", environment={"JWT_SECRET": SECRET}
     ),
+    Case(name="room_presence", path="/rooms/a?name=ada", sends='{"typing": true}', receives='"typing":true'),
+    Case(name="one_session", path="/session/ada", sends="hello", receives="hello"),
+    Case(
+        name="ban",
+        path="/rooms/a?user=ada",
+        sends="hello",
+        receives="ada: hello",
+        environment={"ADMIN_TOKEN": SECRET, "BANS": ":memory:"},  # a list of its own for each request
+    ),
     Case(name="room_sse", path="/rooms/a", sends='{"text": "hello"}', receives='"hello"'),
     Case(name="from_broadcaster", path="/", sends="hello", receives="hello"),
 ]

@@ -54,3 +54,26 @@ def test_page_receives_its_messages_through_the_stream(serve: Serve, browser: Br
         socket.send('{"text": "from a socket"}')
         expect(page.get_by_role("log")).to_contain_text("from a socket")
     page.close()
+
+
+def test_a_stream_that_comes_back_gets_what_it_missed(serve: Serve) -> None:
+    """A client that shows its last event id gets what was posted while it was away, in order."""
+    server = serve("room_sse")
+
+    def listen(last_id: str) -> tuple[HTTPConnection, HTTPResponse]:
+        reader = HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)
+        reader.request("GET", "/rooms/away", headers={"Last-Event-ID": last_id})
+        return reader, reader.getresponse()
+
+    reader, stream = listen("")
+    last_id = ""
+    while not last_id:
+        line = stream.readline()
+        assert line
+        last_id = line.removeprefix(b"id: ").decode().strip() if line.startswith(b"id: ") else ""
+    reader.close()
+    for text in ("one", "two"):
+        assert server.request("POST", "/rooms/away", {"text": text})[0] == 202
+    reader, stream = listen(last_id)
+    assert [next_event(stream) for _ in range(2)] == [{"text": "one"}, {"text": "two"}]
+    reader.close()

@@ -30,6 +30,7 @@ from backplane import (
 )
 from backplane.adapters.nats.broadcaster import NatsBroadcaster
 from backplane.adapters.nats.channel_log import stream_name, subject_of_streams
+from backplane.adapters.nats.sweep import Sweep
 from backplane.broker.registry import broadcaster_from_url
 from backplane.history_rules import HistoryRules
 from backplane.testing import RecordingSink
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
+    from backplane.adapters.nats.jetstream import StoredMessage
     from backplane.broadcaster import KeptMessage, Recalled
     from tests.brokers.nats import NatsProcess
     from tests.conftest import StartNats
@@ -408,6 +410,47 @@ async def test_a_quiet_channel_is_resumed_over_a_lost_link(private_nats: StartNa
         assert (recalled.found, len(recalled.items), recalled.more) == (True, missed, False)
 
 
+@pytest.mark.parametrize("before", [0, 1])
+async def test_what_many_channels_missed_is_read_once(
+    private_nats: StartNats, before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a lost link the channels of a stream share one read; more that comes meanwhile is in it, too."""
+    taken: list[int] = []
+    take = Sweep.take
+
+    def takes(sweep: Sweep, subject: bytes, after: int, high: int) -> list[StoredMessage] | None:
+        found = take(sweep, subject, after, high)
+        taken.append(-1 if found is None else len(found))
+        return found
+
+    monkeypatch.setattr(Sweep, "take", takes)
+    broker = private_nats(jetstream=True)
+    channels = [f"room-{number}" for number in range(100)]
+    async with worker(broker.url) as one, worker(broker.url) as other:
+        await one.adapter.subscribe(channels)
+        for channel in channels[: len(channels) * before]:
+            await other.keep(b"before", channel)
+        await one.sink.until(lambda: len(one.sink.delivered) == len(channels) * before)
+        last = {channel: (await one.recall(channel=channel, limit=0)).top for channel in channels}
+        await one.adapter.stop()
+        for number in range(3):
+            for channel in channels:
+                await other.keep(b"%d" % number, channel)
+        await one.start()
+        await one.adapter.subscribe(channels)
+        some, others = channels[:50], channels[50:]
+        for part, more in ((some, 0), (others, 1)):
+            for channel in part * more:
+                await other.keep(b"3", channel)
+            recalled = await asyncio.gather(*(one.recall(last[channel], channel=channel) for channel in part))
+            expected = [b"0", b"1", b"2", b"3"][: 3 + more]
+            assert [payloads(each.items) for each in recalled] == [expected] * len(part)
+            assert all(each.found and not each.more for each in recalled)
+            befores = [item.place.before for each in recalled for item in each.items[:1]]
+            assert befores == [last[channel].offset for channel in part]
+        assert taken == [3] * 50 + [4] * 50
+
+
 async def test_what_is_not_known_of_a_quiet_channel_is_a_gap(private_nats: StartNats) -> None:
     """Where everything that was published during a lost link has expired too, the position is not found."""
     broker = private_nats(jetstream=True)
@@ -467,6 +510,20 @@ async def test_a_foreign_configuration_is_used_and_logged_once(
         await other.adapter.stop()
         await other.start(HistoryRules({"room*": History(max_messages=3)}))
     assert ["is used as it is" in record.getMessage() for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize(("seconds", "warns"), [(240, True), (600, False)])
+async def test_a_stream_that_forgets_keys_too_early_is_a_warning(
+    private_nats: StartNats, caplog: pytest.LogCaptureFixture, seconds: int, warns: bool
+) -> None:
+    """Where another one has made the stream with a shorter window for duplicates, the log states what that means."""
+    url = private_nats(jetstream=True).url
+    async with worker(url):
+        await expire_after(url, seconds)
+    async with worker(url):
+        pass
+    (line,) = [record.getMessage() for record in caplog.records if "is used as it is" in record.getMessage()]
+    assert ("can be published twice" in line) is warns
 
 
 async def test_an_unusable_stream_is_refused(private_nats: StartNats) -> None:

@@ -7,6 +7,7 @@ import random
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
+from zlib import crc32
 
 import pytest
 from redis.asyncio import Redis
@@ -424,7 +425,8 @@ async def test_a_worker_without_the_rule_removes_the_envelope(private_redis: Sta
         assert received.data == "hello"  # type: ignore[union-attr]
         on_the_wire = (await listening.get_message(timeout=5))["data"]
         await listening.aclose()
-        assert (on_the_wire[:4], on_the_wire[24:]) == (b"\xbfBP\x03", payload)
+        assert (on_the_wire[:4], on_the_wire[28:]) == (b"\xbfBP\x03", payload)
+        assert on_the_wire[24:28] == crc32(payload).to_bytes(4)
         assert codec.decode("room", on_the_wire) is None  # what an older worker does with it
 
 

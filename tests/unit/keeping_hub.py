@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["KeepingHub"]
 
 EPOCH = b"an epoch"
+_RULES = HistoryRules({"kept*": History()})
 
 
 class KeepingHub(Hub):
@@ -32,10 +33,14 @@ class KeepingHub(Hub):
 
     def __init__(self, broker_subscriptions: BrokerSubscriptions) -> None:
         super().__init__(broker_subscriptions)
-        self.rules = HistoryRules({"kept*": History()})
         self.first: dict[str, int] = {}
         self.joins: list[tuple[str, str | None, int]] = []
         self._logs: dict[str, list[Message]] = {}
+
+    @property
+    def rules(self) -> HistoryRules:
+        """Which channels are kept."""
+        return _RULES
 
     def keep(self, channel: str, data: object, excluded: bytes | None = None) -> Position:
         """Keep a message and deliver it; return its position."""

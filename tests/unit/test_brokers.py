@@ -12,21 +12,26 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import nats
 import psutil
 import pytest
+from nats.js.api import StreamConfig
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from tests.brokers.broker import BrokerMissingError, GivenBroker, ProcessBroker
+from tests.brokers.nats import delete_streams
 from tests.brokers.process import end, free_port, start, wait_until
 from tests.brokers.redis import RedisConfig, empty, shared_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.conftest import StartRedis
+    from tests.conftest import StartNats, StartRedis
+
+NATS_PY: Any = nats
 
 _ECHO = """
 import socket, sys
@@ -205,6 +210,21 @@ def test_emptied_redis_holds_no_key(private_redis: StartRedis) -> None:
         assert (client.dbsize(), other.dbsize()) == (1, 1)
         empty(broker)
         assert (client.dbsize(), other.dbsize()) == (0, 0)
+
+
+@pytest.mark.anyio
+async def test_nats_holds_no_stream_after_their_deletion(private_nats: StartNats) -> None:
+    """Every stream is deleted, except where the server is given by a URL: they can belong to others."""
+    broker = private_nats(jetstream=True)
+    client = await NATS_PY.connect(broker.url)
+    jetstream = client.jetstream()
+    for number in range(3):
+        await jetstream.add_stream(StreamConfig(name=f"stream-{number}", subjects=[f"subject-{number}.*"]))
+    delete_streams(GivenBroker(broker.url))
+    assert (await jetstream.account_info()).streams == 3
+    delete_streams(broker)
+    assert (await jetstream.account_info()).streams == 0
+    await client.close()
 
 
 def test_redis_can_require_a_password(private_redis: StartRedis) -> None:

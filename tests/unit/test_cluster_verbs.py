@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+import random
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +26,14 @@ from backplane import (
     InvalidDataError,
     Limits,
     PayloadTooLargeError,
+    Presence,
     PublishOutcomeUnknownError,
     Settings,
     Who,
+    Worker,
 )
 from backplane import Client as Asked
+from backplane.cluster.topics import CONTROL, WORKERS, inbox_of, presence_of
 from backplane.sync import SyncBackplane
 from tests.unit.asgi_client import Client
 from tests.unit.controlled_adapter import Adapter
@@ -632,3 +639,73 @@ async def test_what_needs_the_workers_to_know_each_other(use: Callable[[Backplan
     async with Backplane("memory://") as backplane:
         with pytest.raises(ConfigurationError, match=r"pass Backplane\(cluster=True\)"):
             await use(backplane)
+
+
+# --- what others publish on the reserved channels ---
+
+WORKER = "0123456789abcdef"
+PARTS: list[Any] = [
+    *(None, True, False, 0, -1, 1, 1.5, 1e308, 10**30, "", "x", "\ud800", "é" * 300, WORKER, "room:1"),
+    *(
+        [],
+        {},
+        [[]],
+        {"x": 1},
+        {WORKER: 1},
+        {WORKER: [1, {}, 0]},
+        {"user": "ada"},
+        {"user": True},
+        [WORKER],
+        ["x"] * 300,
+    ),
+    *("$backplane/control", f"$backplane/worker/{WORKER}", {"code": True, "reason": None}, {"most": 10**30}),
+]
+KINDS = ["command", "answer", "beat", "bye", "delta", "snap", "beacon", "ask", "view", "unknown", 5, None]
+COMMANDS = ["disconnect", "leave", "join", "send", "count", "survey", "others", "unknown"]
+
+
+def hostile_texts(chance: random.Random, count: int) -> list[str]:
+    """Return texts that are almost what workers send each other."""
+    texts = ["", "[]", "{}", "null", "[" * 50_000, '["beat"', "9" * 5_000, '["command"]', "x" * 1_000_000]
+    for _ in range(count):
+        parts = [chance.choice(KINDS), *(chance.choice(PARTS) for _ in range(chance.randint(0, 8)))]
+        if parts[0] == "command" and chance.random() < 0.8:
+            selector, arguments = chance.choice(PARTS), chance.choice(PARTS)
+            reply_to = chance.choice([None, f"$backplane/worker/{WORKER}", *PARTS])
+            moment = chance.choice([time.time(), float("nan"), *PARTS])
+            parts = ["command", str(chance.random()), chance.choice(COMMANDS), selector, arguments, reply_to, moment]
+        texts.append(json.dumps(parts))
+    return texts
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_hostile_texts_on_every_reserved_channel(
+    served: Served, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of it is an error of this worker, goes to a channel of the application, or stops what works."""
+    chance = random.Random(seed)
+    backplane = worker(presence={"room:*": Presence()})
+    async with cluster(backplane), backplane.subscribe("x", "room:1") as messages:
+        runtime = backplane._runtime  # pyright: ignore[reportPrivateUsage]
+        assert runtime is not None
+        client = await served.open(backplane, "bob", "room:1")
+        async with backplane.watch("room:1") as presence:
+            await anext(presence)
+            topics = [WORKERS, CONTROL, inbox_of(runtime.origin.hex()), presence_of("room:1")]
+            assert set(topics) <= set(runtime.hub.channels)
+            for topic in topics:
+                for text in hostile_texts(chance, 300):
+                    runtime.hub.deliver(topic, text.encode(errors="surrogatepass"))
+                await until_idle()
+            async with asyncio.timeout(WAIT_SECONDS):
+                answers = await backplane.count_connections(user="bob", timeout_seconds=0.5)
+                assert answers.by_worker[Worker(id=runtime.origin.hex())] == 1
+                await backplane.send_to(user="bob", data="still there")
+                assert await client.receives() == "still there"
+            assert "bob" in (await backplane.present("room:1")).users
+        assert backplane.statistics().cluster_rejected > 100
+        await backplane.publish("x", "last")
+        message = await anext(messages)
+        assert getattr(message, "data", None) == "last"
+    assert warnings_of(caplog, logging.ERROR) == []
+    assert len(warnings_of(caplog)) < 40

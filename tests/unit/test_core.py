@@ -948,7 +948,7 @@ async def test_subscribe_resumes() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"since": 7}, {"rewind": -1}, {"rewind": True}, {"rewind": 1.0}, {"rewind": 1}],
+    [{"since": 7}, {"rewind": "1"}, {"rewind": True}, {"rewind": 1.0}, {"rewind": 1}],
     ids=lambda options: str(options),
 )
 async def test_history_options_of_no_use(options: dict[str, Any]) -> None:

@@ -1,13 +1,16 @@
 """`backplane.message`: the values that subscribers receive."""
 
+# pyright: reportPrivateUsage=false
+
 import re
 from dataclasses import FrozenInstanceError, fields
 from typing import Any
+from zlib import crc32
 
 import pytest
 
 from backplane.errors import InvalidPositionError
-from backplane.message import ALL, All, Gap, Joined, Message, Place, Position, Receipt
+from backplane.message import ALL, All, Gap, Joined, Message, Place, Position, Receipt, UncheckedPlace
 
 VALUES = [
     Message(channel="chat", data="hello"),
@@ -121,3 +124,14 @@ def test_all() -> None:
     """`ALL` can be recognized by its type, and is shown by its name in a log."""
     assert isinstance(ALL, All)
     assert repr(ALL) == "ALL"
+
+
+def test_an_unchecked_place_is_a_place() -> None:
+    """Its check is that of the payload, which it keeps no longer than until that is read."""
+    unchecked = UncheckedPlace(b"12345678", 2, b"payload", before=1)
+    assert unchecked._payload == b"payload"
+    assert unchecked == Place(b"12345678", 2, crc32(b"payload"))
+    assert unchecked._payload is None
+    assert hash(unchecked) == hash(Position(b"12345678", 2, crc32(b"payload")))
+    assert (unchecked.check, unchecked.before, unchecked.before_check) == (crc32(b"payload"), 1, None)
+    assert str(UncheckedPlace(b"12345678", 2, b"payload")) == str(unchecked)

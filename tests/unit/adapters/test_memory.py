@@ -337,6 +337,32 @@ async def test_the_histories_of_a_name_are_bounded() -> None:
         assert archive._size_bytes == 1600  # pyright: ignore[reportPrivateUsage]
 
 
+async def test_the_keys_of_a_name_are_bounded(clock: Clock) -> None:
+    """Keys count in `max_history_bytes`: above it the oldest go, and with a channel its keys."""
+    rule = History(max_messages=1)
+    async with adapter("memory://history-l?max_history_bytes=20000") as broadcaster:
+        archive = memory._archives["history-l"]  # pyright: ignore[reportPrivateUsage]
+        for number in range(1000):
+            await broadcaster.keep("room", b"%d" % number, rule, key=b"%d" % number)
+            assert archive._size_bytes <= 20_000  # pyright: ignore[reportPrivateUsage]
+        assert not (await broadcaster.keep("room", b"again", rule, key=b"900")).duplicate
+        assert (await broadcaster.keep("room", b"again", rule, key=b"990")).duplicate
+        assert payloads(await broadcaster.recall("room", rule, after=None, limit=9, max_bytes=999)) == [
+            b"999",
+            b"again",
+        ]
+        clock.seconds += 301
+        await broadcaster.keep("room", b"", rule)
+        assert archive._size_bytes == 1600 + 2 * 350 + len(b"again")  # pyright: ignore[reportPrivateUsage]
+        await broadcaster.keep("room", b"", rule, key=b"key")
+        for number in range(20):
+            await broadcaster.keep(f"other-{number}", b"x", rule)
+        assert not (await broadcaster.keep("room", b"", rule, key=b"key")).duplicate
+        archive._make_room(0)  # pyright: ignore[reportPrivateUsage]
+        assert (len(archive._logs), archive._size_bytes) == (1, 1600)  # pyright: ignore[reportPrivateUsage]
+        assert not archive._holding  # pyright: ignore[reportPrivateUsage]
+
+
 async def test_channels_that_clients_made_up_are_bounded() -> None:
     """The channels themselves count, those without a message too: the ones that were used least recently go."""
     async with adapter("memory://history-k?max_history_bytes=100000") as broadcaster:

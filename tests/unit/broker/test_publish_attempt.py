@@ -87,7 +87,7 @@ async def test_unanswered_publishes_do_not_end_a_link_without_a_broker() -> None
 async def test_long_queue_is_no_silence() -> None:
     """A burst that the broker processes for longer than the publish timeout is answered completely; no link ends."""
     adapter = Adapter(brokered=True)
-    async with supervised(adapter, replace(SETTINGS, publish_timeout_seconds=0.3)) as made:
+    async with supervised(adapter, replace(SETTINGS, publish_timeout_seconds=1)) as made:
         adapter.publish_gates = [Gate() for _ in range(8)]
         for gate in adapter.publish_gates:
             gate.close()

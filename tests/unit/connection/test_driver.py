@@ -16,7 +16,7 @@ from backplane.connection.envelope import json_envelope
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy, SlowConsumer
 from backplane.connection.sender import SocketGoneError
-from backplane.errors import ClosedError, ConfigurationError, JoinRefusedError
+from backplane.errors import ClosedError, ConfigurationError, InvalidPositionError, JoinRefusedError
 from backplane.fanout.batch import Batch
 from backplane.fanout.subscriber_options import SubscriberOptions
 from backplane.message import ALL, Gap, Joined, Message
@@ -756,6 +756,8 @@ async def test_join_with_options_of_another_type(world: World) -> None:
     with pytest.raises(ConfigurationError, match="since"):
         await connection.join("kept", since=7)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="rewind"):
+        await connection.join("kept", rewind="1")  # type: ignore[arg-type]
+    with pytest.raises(InvalidPositionError, match="rewind"):
         await connection.join("kept", rewind=-1)
     assert not connection.channels
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backplane.errors import ConfigurationError
+from backplane.errors import ConfigurationError, InvalidPositionError
 from backplane.fanout.batch import Batch
 from backplane.fanout.subscriber_options import (
     UNKNOWN,
@@ -85,11 +85,20 @@ def test_kept_channels() -> None:
     assert kept_channels(["kept:b"], None) == []
 
 
-@pytest.mark.parametrize("rewind", [-1, True, False, 1.0, "1", None])
+@pytest.mark.parametrize("rewind", [True, False, 1.0, "1", None])
 def test_rewind_that_is_no_number(rewind: Any) -> None:
     """A number of messages is a whole number, 0 or more."""
     with pytest.raises(ConfigurationError, match="rewind must be a whole number"):
         check_rewind(rewind, RULES)
+
+
+def test_negative_rewind_is_an_error_of_the_client() -> None:
+    """It is refused at the join, which a handshake can answer, and not before."""
+    check_rewind(-1, RULES, at_join=False)
+    check_rewind(-1, None, at_join=False)
+    for rules in (RULES, None):
+        with pytest.raises(InvalidPositionError, match="rewind must be 0 or more, not -1"):
+            check_rewind(-1, rules)
 
 
 def test_rewind_without_a_history() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -281,20 +281,41 @@ async def test_few_channels_are_read_at_once_after_large_ones() -> None:
 
 
 async def test_a_batch_is_bounded() -> None:
-    """However many channels are requested, at most 100 are read at once."""
+    """However many channels are requested, at most 32 are read at once."""
     async with repairing() as worker:
         worker.on_read = worker.adapter.recall_gate.close
         worker.adapter.recall_gate.close()
-        for number in range(450):
+        for number in range(150):
             worker.repairer.request(in_doubt(f"k{number}"))
         sizes, before = list[int](), 0
-        while len(worker.reads) < 450:
+        while len(worker.reads) < 150:
             await until_idle()
             sizes.append(len(worker.recalled) - before)
             before = len(worker.recalled)
             worker.adapter.recall_gate.open()
             await until_idle()
-        assert sizes == [8, 16, 32, 64, 100, 100, 100, 30]
+        assert sizes == [8, 16, 32, 32, 32, 30]
+
+
+async def test_what_was_read_is_passed_on_at_once() -> None:
+    """A channel does not wait for the others that are read at the same time."""
+    async with repairing() as worker:
+        first, second = in_doubt("first"), in_doubt("second")
+        waiting, recall = asyncio.Event(), worker.adapter.recall
+
+        async def recalled(channel: str, rule: History, **arguments: Any) -> Recalled:
+            if channel == "second":
+                await waiting.wait()
+            return await recall(channel, rule, **arguments)
+
+        worker.adapter.recall = recalled  # type: ignore[method-assign]
+        worker.repairer.request(first)
+        worker.repairer.request(second)
+        await until_idle()
+        assert list(worker.reads) == ["first"]
+        waiting.set()
+        await until_idle()
+        assert list(worker.reads) == ["first", "second"]
 
 
 # -- what fails --------------------------------------------------------------------------------------------------------
@@ -351,6 +372,35 @@ async def test_a_repair_that_takes_too_long(reason: str) -> None:
         await worker.has_failed.wait()
         assert worker.failures == {"k": f"the history cannot be read: {reason}"}
         assert worker.reads == {}
+
+
+@pytest.mark.parametrize(
+    ("begun", "is_held", "held_for", "is_tried_again"),
+    [
+        (59, False, None, True),
+        (61, False, None, False),
+        (59, True, None, True),
+        (59, True, 9, True),
+        (59, True, 11, False),
+        (59, False, 11, True),
+    ],
+)
+async def test_while_nothing_arrives_a_repair_may_take_longer(
+    begun: float, is_held: bool, held_for: float | None, is_tried_again: bool
+) -> None:
+    """The time of a repair bounds how long messages wait that have arrived; without any it is six times as long."""
+    async with repairing(BOUNDS._replace(repair_seconds=10)) as worker:
+        kept = settled(at=worker.adapter.append("k", b"1"))
+        kept.lose("the link was lost")
+        if is_held:
+            kept.track.take(Place(b"epoch  1", 9, 90, 8), b"9")
+        now = asyncio.get_running_loop().time()
+        kept.repair_since = now - begun
+        kept.held_since = None if held_for is None else now - held_for
+        worker.adapter.recall_errors = [BrokerUnavailableError("no leader")]
+        worker.repairer.request(kept)
+        await worker.adapter.until(lambda: bool(worker.reads or worker.failures))
+        assert ("k" in worker.reads, "k" in worker.failures) == (is_tried_again, not is_tried_again)
 
 
 async def test_the_time_of_a_repair_begins_with_its_first_read() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from backplane.broadcaster import Recalled
 from backplane.history.kept_channel import KeptChannel
-from backplane.history.replay import beginning, needs_ring, unknown_start
+from backplane.history.replay import Start, beginning, needs_ring, unknown_start
 from backplane.history.ring import Ring, RingBudget
 from backplane.history.track import Track
 from backplane.history_rules import History
@@ -45,7 +45,17 @@ def channel(
 
 def data(kept: KeptChannel, since: str | None, rewind: int) -> list[str | bytes]:
     """Return the data of what is given back."""
-    return [message.data for message in beginning(kept, since, rewind).missed]
+    return [message.data for message in beginning(kept, Start.of(since, rewind)).missed]
+
+
+def test_where_a_subscriber_begins() -> None:
+    """It passed nothing, a position, or a text that is none, which is not the same as nothing."""
+    assert [Start.of(since, 3) for since in (None, "", "garbage")] == [
+        Start(None, False, 3),
+        Start(None, False, 3),
+        Start(None, True, 3),
+    ]
+    assert Start.of(position(5), 3) == Start(Position(EPOCH, 5, 50), True, 3)
 
 
 # -- whether the ring must be filled -----------------------------------------------------------------------------------
@@ -67,16 +77,16 @@ def data(kept: KeptChannel, since: str | None, rewind: int) -> list[str | bytes]
 )
 def test_what_needs_the_ring(since: str | None, rewind: int, needed: bool) -> None:
     """`rewind` needs it, and a position that the ring does not hold; a complete ring is never filled again."""
-    assert needs_ring(channel(4, 5, complete=False), since, rewind) is needed
-    assert not needs_ring(channel(4, 5), since, rewind)
+    assert needs_ring(channel(4, 5, complete=False), Start.of(since, rewind)) is needed
+    assert not needs_ring(channel(4, 5), Start.of(since, rewind))
 
 
 def test_a_channel_of_latest_values_needs_the_ring() -> None:
     """Each join gets the newest message, so the ring must have it."""
     rule = History(latest=True)
-    assert needs_ring(channel(5, rule=rule, complete=False), None, 0)
-    assert not needs_ring(channel(5, rule=rule, complete=False), position(5), 0)
-    assert not needs_ring(channel(5, rule=rule), None, 0)
+    assert needs_ring(channel(5, rule=rule, complete=False), Start())
+    assert not needs_ring(channel(5, rule=rule, complete=False), Start.of(position(5), 0))
+    assert not needs_ring(channel(5, rule=rule), Start())
 
 
 @pytest.mark.parametrize(
@@ -95,7 +105,7 @@ def test_a_channel_of_latest_values_needs_the_ring() -> None:
 )
 def test_what_is_an_unknown_start(since: str | None, unknown: bool) -> None:
     """A position of this epoch that the ring does not know, and that no message has, or that is ahead."""
-    found = unknown_start(channel(4, 5), since, follows=False)
+    found = unknown_start(channel(4, 5), Start.of(since, 0), follows=False)
     assert (found and str(found)) == (since if unknown else None)
 
 
@@ -105,17 +115,17 @@ def test_a_start_that_the_ring_knows_is_not_unknown() -> None:
     kept.ring.fill_after(
         Position(EPOCH, 2, 0), [(place(number), Message(channel="k", data="")) for number in (4, 5)], place(5)
     )
-    assert unknown_start(kept, str(Position(EPOCH, 2, 0)), follows=False) is None
-    assert unknown_start(channel(1, 2), str(Position(EPOCH, 0, 0)), follows=False) is None
+    assert unknown_start(kept, Start.of(str(Position(EPOCH, 2, 0)), 0), follows=False) is None
+    assert unknown_start(channel(1, 2), Start.of(str(Position(EPOCH, 0, 0)), 0), follows=False) is None
 
 
 def test_where_no_start_is_unknown() -> None:
     """Of latest values only the newest counts; and without a position of the channel nothing is older."""
     since = str(Position(EPOCH, 2, 0))
-    assert unknown_start(channel(5, rule=History(latest=True)), since, follows=False) is None
+    assert unknown_start(channel(5, rule=History(latest=True)), Start.of(since, 0), follows=False) is None
     kept = channel(4, 5)
     kept.track.forget()
-    assert unknown_start(kept, since, follows=False) is None
+    assert unknown_start(kept, Start.of(since, 0), follows=False) is None
 
 
 # -- what is given back ------------------------------------------------------------------------------------------------
@@ -123,26 +133,26 @@ def test_where_no_start_is_unknown() -> None:
 
 def test_a_first_visit() -> None:
     """Without a position a subscriber begins at the newest message."""
-    assert beginning(channel(4, 5), None, 0) == (Joined(channel="k", position=place(5)), [])
+    assert beginning(channel(4, 5), Start()) == (Joined(channel="k", position=place(5)), [])
 
 
 def test_a_first_visit_with_rewind() -> None:
     """With `rewind` it begins before the first message that it is given back."""
-    joined, missed = beginning(channel(3, 4, 5), None, 2)
+    joined, missed = beginning(channel(3, 4, 5), Start(rewind=2))
     assert joined == Joined(channel="k", position=Position(EPOCH, 3, 30))
     assert [message.data for message in missed] == ["4", "5"]
 
 
 def test_a_beginning_that_is_not_known() -> None:
     """Where the broker does not state the check before the first message, the position is not known."""
-    joined, missed = beginning(channel(4, 5, before_check=False), None, 2)
+    joined, missed = beginning(channel(4, 5, before_check=False), Start(rewind=2))
     assert (joined.position, len(missed)) == (None, 2)
 
 
 def test_a_position_is_resumed() -> None:
     """A subscriber that passes a position gets what came after it, and no `rewind`."""
     kept = channel(3, 4, 5)
-    assert beginning(kept, position(4), 3).joined == Joined(channel="k", position=place(4), resumed=True)
+    assert beginning(kept, Start.of(position(4), 3)).joined == Joined(channel="k", position=place(4), resumed=True)
     assert [data(kept, position(number), 3) for number in (2, 3, 4, 5)] == [["3", "4", "5"], ["4", "5"], ["5"], []]
 
 
@@ -150,7 +160,7 @@ def test_a_position_is_resumed() -> None:
 def test_a_position_that_is_not_found_is_a_gap(since: str) -> None:
     """It is not resumed; the reason is stated, and then `rewind` comes."""
     kept = channel(3, 4, 5)
-    joined = beginning(kept, since, 1).joined
+    joined = beginning(kept, Start.of(since, 1)).joined
     assert (joined.resumed, joined.position, data(kept, since, 1)) == (False, Position(EPOCH, 4, 40), ["5"])
     reason = "the history does not hold everything since the position that was passed"
     assert joined.gap == Gap(channel="k", reason=reason, position=place(5))
@@ -160,7 +170,7 @@ def test_a_history_that_could_not_be_read_is_the_reason() -> None:
     """Where the ring could not be filled, the gap states why."""
     kept = channel(5, complete=False)
     kept.end_fill("the history cannot be read: refused")
-    gap = beginning(kept, position(1), 0).joined.gap
+    gap = beginning(kept, Start.of(position(1), 0)).joined.gap
     assert gap is not None
     assert gap.reason == "the history cannot be read: refused"
 
@@ -178,6 +188,6 @@ def test_a_history_that_could_not_be_read_is_the_reason() -> None:
 def test_latest_values(since: str | None, given: list[str], resumed: bool) -> None:
     """Of latest values the newest is given back, unless the subscriber has it, and never a gap."""
     kept = channel(5, rule=History(latest=True))
-    joined = beginning(kept, since, 0).joined
+    joined = beginning(kept, Start.of(since, 0)).joined
     assert (data(kept, since, 0), joined.resumed, joined.gap) == (given, resumed, None)
     assert joined.position == (Position(EPOCH, 4, 40) if given else place(5))

@@ -469,6 +469,20 @@ def test_such_a_position_of_a_channel_without_messages() -> None:
     assert made.after(between(3)) is None
 
 
+def test_such_a_position_after_those_that_were_read() -> None:
+    """Where no message follows, a later one than was read is not known: the log may end before it."""
+    made = ring()
+    made.fill_after(between(6), [], between(5))
+    assert [data(made.after(between(number))) for number in (6, 7, 9)] == [[], None, None]
+    made.fill_after(between(8), [], between(5))
+    assert [data(made.after(between(number))) for number in (6, 7, 8, 9)] == [[], [], [], None]
+    made.append(place(11), message(11))
+    assert [data(made.after(between(number))) for number in (6, 9, 12)] == [["11"], ["11"], None]
+    made.clear(place(20))
+    made.fill_after(between(21), [], place(20))
+    assert [data(made.after(between(number))) for number in (21, 22)] == [[], None]
+
+
 @pytest.mark.parametrize("messages", [0, 1], ids=["none", "one"])
 @pytest.mark.parametrize("end", ["gap", "eviction"])
 def test_an_emptied_ring_knows_no_such_position(messages: int, end: str) -> None:
@@ -536,3 +550,87 @@ def test_a_position_after_the_newest_entry_is_known_until_another_one_follows() 
     assert data(made.after(unnamed)) == ["9"]
     made.fill_after(Position(EPOCH, 2, 12345), entries(9, 9), place(9))  # the read lacks what the ring has
     assert made.after(Position(EPOCH, 2, 12345)) is None
+
+
+def received(made: Ring, *numbers: int) -> None:
+    """Let a ring receive messages in one pass of the event loop."""
+    for number in numbers:
+        (made.received or made.receive()).append(message(number))
+
+
+def test_what_was_received_is_found_at_once() -> None:
+    """What a pass of the event loop has received so far is part of the ring for each of its readers."""
+    reads: list[Callable[[Ring], bool]] = [
+        lambda made: len(made) == 4,
+        lambda made: made.newest_position == place(4),
+        lambda made: data(made.after(place(2))) == ["3", "4"],
+        lambda made: data(made.newest(3)) == ["2", "3", "4"],
+    ]
+    for read in reads:
+        made = filled(1, 2)
+        received(made, 3, 4)
+        assert read(made)
+        assert not made.received
+
+
+def test_what_was_received_comes_before_what_is_added_later() -> None:
+    """A read is joined to it, and a message that is added by itself follows it."""
+    made = ring()
+    received(made, 3)
+    assert made.fill(entries(1, 3), place(3), complete=True)
+    received(made, 4)
+    made.append(place(5), message(5))
+    assert data(made.newest(9)) == ["1", "2", "3", "4", "5"]
+
+
+def test_all_rings_add_what_they_have_received_at_the_end_of_a_pass() -> None:
+    """It counts for the limit of all rings, and is as old as that."""
+    now = NOW
+    budget = RingBudget()
+    one, other = (ring(budget=budget, clock=lambda: now) for _ in range(2))
+    received(one, 1, 2)
+    received(other, 1)
+    assert not budget.size_bytes
+    budget.settle()
+    assert budget.size_bytes == 3 * (400 + 1)
+    assert not [*one.received, *other.received, *budget.receiving]
+    now += 61
+    received(one, 3)
+    budget.settle()
+    assert (data(one.newest(9)), data(other.newest(9))) == (["3"], [])
+
+
+def test_what_was_received_before_a_gap_is_forgotten() -> None:
+    """Nothing from before a gap is given back after it."""
+    made = ring()
+    received(made, 1, 2)
+    made.clear(place(7))
+    received(made, 8)
+    assert data(made.newest(9)) == ["8"]
+
+
+def test_a_pass_makes_no_difference() -> None:
+    """However a ring receives its messages, it gives back the same, also where one pass has more than it holds."""
+    rng = random.Random(15)
+    for _ in range(300):
+        budgets = RingBudget(), RingBudget()
+        max_messages = rng.choice((1, 3))
+        one_by_one, in_passes = (ring(max_messages, budget=budget) for budget in budgets)
+        for made in (one_by_one, in_passes):
+            made.fill_after(between(3), [], between(3))
+        number = 4
+        for _ in range(rng.randrange(1, 4)):
+            for _ in range(rng.randrange(8)):
+                one_by_one.append(place(number), message(number))
+                received(in_passes, number)
+                number += 1
+            budgets[1].settle()
+        for position in (between(3), *(place(known) for known in range(1, number + 1))):
+            assert data(in_passes.after(position)) == data(one_by_one.after(position))
+        for count in range(6):
+            assert data(in_passes.newest(count)) == data(one_by_one.newest(count))
+        assert in_passes.newest_position == one_by_one.newest_position
+        assert len(in_passes) == len(one_by_one)
+        for made in (one_by_one, in_passes):
+            made.clear(None)
+        assert budgets[0].size_bytes == budgets[1].size_bytes == 0

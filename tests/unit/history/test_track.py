@@ -620,3 +620,15 @@ def test_giving_up_a_latest_value_is_no_gap() -> None:
     take(track, 7, 8)
     mended = track.give_up("late")
     assert (numbers(mended), mended.gap, track.last) == ([8], None, place(8))
+
+
+def test_equal_parts_of_places_are_kept_once() -> None:
+    """A message that follows shares what its place states of the one before it: many places are held in memory."""
+    track = joined(1)
+    first, second = place(2), place(3)
+    second.epoch = bytes(bytearray(second.epoch))
+    assert second.epoch is not first.epoch
+    assert [track.take(each, b"") for each in (first, second)] == [DELIVERED] * 2
+    assert second.epoch is first.epoch
+    assert second.before is first.offset
+    assert second.before_check is first.check

@@ -1,5 +1,7 @@
 """`backplane.presence`: under random faults all views come to agree with the truth, and planted faults are found."""
 
+# pyright: reportPrivateUsage=false, reportUnknownArgumentType=false, reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import random

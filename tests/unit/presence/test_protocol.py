@@ -1,5 +1,7 @@
 """`backplane.presence.protocol`: heartbeats, timers, what is received on which topic, and what is hostile."""
 
+# pyright: reportPrivateUsage=false, reportUnknownArgumentType=false, reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import json

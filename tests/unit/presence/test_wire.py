@@ -1,5 +1,7 @@
 """`backplane.presence.wire`: every message survives its text, and no text raises."""
 
+# pyright: reportPrivateUsage=false, reportUnknownArgumentType=false, reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import json

@@ -362,13 +362,14 @@ async def test_presence_of_a_stream() -> None:
     ("error", "channel", "options", "status"),
     [
         (None, "x" * 256, {}, 400),
+        (None, "a", {"rewind": -1}, 400),
         (None, "a", {"expires_at": 1.5e9}, 401),
         (None, "secret", {}, 403),
         (SubscribeError({"a": "the broker's own words"}), "a", {}, 403),
         (SubscribeError({}, unconfirmed={"a": "the broker's own words"}), "a", {}, 503),
         (BrokerUnavailableError("away"), "a", {}, 503),
     ],
-    ids=["illegal", "expired", "not authorized", "refused by the broker", "passing state", "away"],
+    ids=["illegal", "rewind", "expired", "not authorized", "refused by the broker", "passing state", "away"],
 )
 async def test_refused(
     monkeypatch: pytest.MonkeyPatch, error: Exception | None, channel: str, options: dict[str, Any], status: int
@@ -959,7 +960,7 @@ async def test_channels_with_a_history_per_stream() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"since": 7}, {"rewind": -1}, {"rewind": True}, {"previous_id": 7}], ids=lambda options: str(options)
+    "options", [{"since": 7}, {"rewind": "1"}, {"rewind": True}, {"previous_id": 7}], ids=lambda options: str(options)
 )
 async def test_history_options_of_another_type(options: dict[str, Any]) -> None:
     """They are errors when the response is made, as is a rewind where no channel has a history."""

@@ -23,6 +23,7 @@ from backplane import (
     ClosedError,
     Connection,
     InvalidChannelError,
+    InvalidPositionError,
     LifecycleError,
     Settings,
     SubscribeError,
@@ -212,6 +213,14 @@ async def test_refused_name(first: list[str]) -> None:
         await backplane.publish("a", "not received")
         await until_idle()
     assert len(client.sent) == 2
+
+
+async def test_negative_rewind() -> None:
+    """A negative number, which can come from the client's URL, answers 400 with the reason."""
+    client = Client(DENIAL_EXTENSION)
+    async with Backplane("memory://") as backplane:
+        error, status, words = await refusal(backplane, client, "a", rewind=-1)
+    assert (type(error), status, words) == (InvalidPositionError, 400, "rewind must be 0 or more, not -1")
 
 
 async def test_channel_the_broker_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

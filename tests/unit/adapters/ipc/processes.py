@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import signal
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from backplane.adapters.ipc import IpcBroadcaster
@@ -18,6 +18,7 @@ from backplane.testing.recording import RecordingSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+    from pathlib import Path
     from types import TracebackType
 
 __all__ = ["MEBIBYTE", "Process", "Worker", "folder_of", "no_garbage_collection", "sockets", "wait_until"]
@@ -170,10 +171,9 @@ class Process:
         await self._process.wait()
 
     async def freeze(self) -> None:
-        """Stop it, and wait until the kernel shows it as stopped."""
+        """Stop it, and wait until the kernel reports that it is stopped."""
         self._process.send_signal(signal.SIGSTOP)
-        status = Path(f"/proc/{self.pid}/stat")
-        await wait_until(lambda: status.read_text().rsplit(")", 1)[1].split()[0] == "T")
+        await asyncio.to_thread(os.waitid, os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Let it run again."""

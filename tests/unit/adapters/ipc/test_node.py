@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.unit.adapters.ipc.processes import MEBIBYTE, Process, Worker
+from tests.unit.doubles import run_passes
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -38,16 +39,14 @@ async def test_a_frozen_peer_holds_up_one_subscription_once(url: str, stack: Asy
     worker = await stack.enter_async_context(Worker(url))
     await worker.adapter.subscribe(["early"])
     await process.freeze()
-
-    async def subscribe_meanwhile() -> None:
-        await asyncio.sleep(0.2)  # during the other wait
-        await worker.adapter.subscribe(["meanwhile"])
-
-    await asyncio.gather(worker.adapter.subscribe(["late"]), subscribe_meanwhile())
-    start = time.monotonic()
+    waiting = asyncio.create_task(worker.adapter.subscribe(["late"]))
+    await run_passes(3)
+    await worker.adapter.subscribe(["meanwhile"])
+    await waiting
     for number in range(10):
-        await worker.adapter.subscribe([f"later {number}"])
-    assert time.monotonic() - start < 0.5
+        subscribing = asyncio.create_task(worker.adapter.subscribe([f"later {number}"]))
+        await run_passes(3)
+        assert subscribing.done()
     process.thaw()
     expected = {"late", "meanwhile", *(f"later {number}" for number in range(10))}
     await worker.sink.until(lambda: expected <= {name for names, _ in worker.sink.gaps for name in names or ()})

@@ -124,8 +124,10 @@ class MemoryLog:
         if position.epoch < 0:
             return None
         older = [batch for batch in self.batches if batch.epoch <= position.epoch]
-        last = older[-1] if older else None
-        if last is None or (last.epoch == position.epoch and last.next >= position.offset):
+        if not older:  # the broker knows no more of a deleted epoch than that it ended before the log begins
+            return Position(self.start, position.epoch) if self.start < position.offset else None
+        last = older[-1]
+        if last.epoch == position.epoch and last.next >= position.offset:
             return None
         return Position(last.next, last.epoch)
 

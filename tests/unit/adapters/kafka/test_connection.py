@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from backplane.adapters.kafka.connection import Connection
 from backplane.adapters.kafka.login import Security
+from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError
 
 
@@ -39,18 +40,25 @@ async def test_a_broker_that_throttles_is_not_taken_for_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A client over its quota is read again after the time in the last answer; otherwise no answer is silence."""
+    limits: list[float | None] = []
+
+    class RecordedTimeout(PatientTimeout):
+        def __init__(self, seconds: float | None) -> None:
+            limits.append(seconds)
+            super().__init__(seconds)
+
+    monkeypatch.setattr("backplane.adapters.kafka.connection.PatientTimeout", RecordedTimeout)
     security = Security(ssl_context=None, mechanism="PLAIN", username=None, password=None)
     connection = Connection(("127.0.0.1", 9), security, 0.1, lambda _: None)
-    throttled, later = SimpleNamespace(throttle_time_ms=1000), SimpleNamespace(throttle_time_ms=0)
-    answers = [(0.0, throttled), (0.4, later), (0.4, later)]
+    throttled, later = SimpleNamespace(throttle_time_ms=3_600_000), SimpleNamespace(throttle_time_ms=0)
+    answers = [throttled, later]
 
     async def send(_: object) -> SimpleNamespace:
-        seconds, answer = answers.pop(0)
-        await asyncio.sleep(seconds)
-        return answer
+        return answers.pop(0) if answers else await asyncio.get_running_loop().create_future()
 
     monkeypatch.setattr(connection._inner, "send", send)
     assert await connection._request(object()) is throttled
     assert await connection._request(object()) is later
     with pytest.raises(BrokerUnavailableError, match="no answer from"):
         await connection._request(object())
+    assert limits == [0.1, pytest.approx(3_600, abs=60), 0.1]

@@ -47,11 +47,11 @@ def test_only_channels_with_a_rule_in_their_own_partition_have_an_epoch() -> Non
     own = IDENTITY.partition_of(b"room")
     size = rings.size_bytes
     for key, partition in ((b"other", IDENTITY.partition_of(b"other")), (b"\xff", 0), (b"room", (own + 1) % 4)):
-        assert rings.add(partition, key, b"x", 10, 1) is None
+        assert rings.add(partition, key, [(10, 1, b"x")]) is None
         assert rings.epoch_in(partition, key) is None
     assert rings.size_bytes == size
-    assert rings.add(own, b"room", b"x", 10, 1) == rings.epoch_in(own, b"room") == IDENTITY.epoch(own, b"room")
-    assert rings.add((own + 1) % 4, b"room", b"x", 11, 1) is None
+    assert rings.add(own, b"room", [(10, 1, b"x")]) == rings.epoch_in(own, b"room") == IDENTITY.epoch(own, b"room")
+    assert rings.add((own + 1) % 4, b"room", [(11, 1, b"x")]) is None
 
 
 def test_keys_of_others_do_not_grow_the_memory() -> None:
@@ -67,11 +67,11 @@ def test_the_ring_that_was_not_used_goes_first() -> None:
     rings = opened(10_000)
     names = [b"room-%d" % number for number in range(5)]
     for offset, name in enumerate(names):
-        rings.add(IDENTITY.partition_of(name), name, b"x" * 100, 10 + offset, 1)
+        rings.add(IDENTITY.partition_of(name), name, [(10 + offset, 1, b"x" * 100)])
     asked = Query(names[0], RULE, None, 10, 1000)
     for number in range(200):
         filler = b"room-filler-%d" % number
-        rings.add(IDENTITY.partition_of(filler), filler, b"x" * 100, 100 + number, 1)
+        rings.add(IDENTITY.partition_of(filler), filler, [(100 + number, 1, b"x" * 100)])
         rings.answer(asked, None)
         assert rings.size_bytes <= 10_000
     assert rings.known_from(names[0]) == 10
@@ -83,7 +83,7 @@ def test_a_single_ring_is_bounded_too() -> None:
     rings = HistoryRings(5_000, HistoryRules({"*": History(max_messages=1000)}))
     rings.follow(LogIdentity("", b"", "t", 1), {0: 0})
     for offset in range(100):
-        rings.add(0, b"room", b"x" * 500, offset, -1)
+        rings.add(0, b"room", [(offset, -1, b"x" * 500)])
     found = rings.answer(Query(b"room", History(max_messages=1000), None, 1000, 1_000_000), None)
     assert 1 < len(found.items) < 10
     assert found.items[-1].place.offset == 100
@@ -94,7 +94,7 @@ def test_a_single_ring_is_bounded_too() -> None:
 def test_what_was_read_is_joined_only_to_what_follows_it() -> None:
     """If a ring begins later than what was read ends, as after an eviction meanwhile, there may be a hole between."""
     rings = opened()
-    rings.add(IDENTITY.partition_of(b"room"), b"room", b"new", 12, 1)
+    rings.add(IDENTITY.partition_of(b"room"), b"room", [(12, 1, b"new")])
     rings.backfill(b"room", RULE, [(b"room", b"old", 5, 1)], 5, 8)
     assert rings.known_from(b"room") == 10
     rings.backfill(b"room", RULE, [(b"room", b"old", 9, 1)], 8, 10)
@@ -128,7 +128,7 @@ def test_a_ring_that_begins_after_a_hole_is_not_continued() -> None:
     """A ring that a reading could not be joined to is not taken to reach back to it by the next reading."""
     rings = opened()
     own = IDENTITY.partition_of(b"room")
-    rings.add(own, b"room", b"new", 12, 1)
+    rings.add(own, b"room", [(12, 1, b"new")])
     adopt(rings, own, {}, 4, 10)
     aside = rings.ring_aside(own, b"room", 4)
     assert aside is not None
@@ -149,3 +149,16 @@ def test_nothing_is_adopted_after_something_was_forgotten() -> None:
         rings.reset(own, 8)
         assert list(steps) == []
         assert rings.known_from(b"room") == 8
+
+
+def test_more_messages_at_once_than_a_ring_holds() -> None:
+    """The newest ones are held, and everything before them counts as left out, also what the ring had before."""
+    rings = HistoryRings(1_000_000, HistoryRules({"*": History(max_messages=2)}))
+    rings.follow(LogIdentity("", b"", "t", 1), {0: 0})
+    rings.add(0, b"room", [(0, -1, b"0")])
+    alone = rings.size_bytes
+    rings.add(0, b"room", [(offset, -1, b"%d" % offset) for offset in range(1, 9)])
+    assert rings.known_from(b"room") == 6
+    found = rings.answer(Query(b"room", History(max_messages=2), None, 10, 1000), None)
+    assert [item.payload for item in found.items] == [b"6", b"7", b"8"]
+    assert rings.size_bytes == alone + 2 * 171

@@ -5,128 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
-from zlib import crc32
+from typing import Any, cast
 
 import pytest
 
-from backplane.adapters.nats.channel_log import ChannelLogs, Session, Stream
-from backplane.adapters.nats.jetstream import StoredMessage, StreamInfo, StreamState
+from backplane.adapters.nats.channel_log import ChannelLogs, Session
+from backplane.adapters.nats.jetstream import StreamInfo
 from backplane.adapters.nats.reading import Reading
-from backplane.history_rules import History, HistoryRules
+from backplane.history_rules import HistoryRules
 from backplane.message import Position
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from backplane.broadcaster import Recalled
-
-CHANNELS = ("room", "room-2", "room-3")
-RULE = History(max_messages=6)
-
-
-class ModelStream:
-    """A stream that changes whenever it is asked, with a replica that lacks its newest messages.
-
-    Attributes:
-        stream: What the reader knows of it.
-        log: Everything that was ever published, by subject.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-        self._kept: list[StoredMessage] = []
-        self._versions: list[list[StoredMessage]] = [[]]
-        self._last = 0
-        self.is_changing = True
-        self.stream = Stream("*", RULE, "")
-        self.stream.created = "now"
-        self.stream.replicas = 3
-        self.log: dict[bytes, list[StoredMessage]] = {self.stream.subject_of(channel): [] for channel in CHANNELS}
-
-    def change(self) -> None:
-        """Publish some messages, and let some expire."""
-        for _ in range(self._random.choice((0, 0, 1, 2, 8))):
-            self._last += 1
-            subject = self._random.choice(list(self.log))
-            message = StoredMessage(subject, self._last, 0.0, b"%d" % self._random.randrange(3))
-            self.log[subject].append(message)
-            self._kept.append(message)
-            of_subject = [kept for kept in self._kept if kept.subject == subject]
-            if len(of_subject) > self.stream.max_per_subject:
-                self._kept.remove(of_subject[0])
-        if self._random.random() < 0.1:
-            del self._kept[: self._random.randrange(len(self._kept) + 1)]
-        self._versions.append(list(self._kept))
-
-    @property
-    def state(self) -> StreamState:
-        """Its first and its last message."""
-        first = self._kept[0].sequence if self._kept else self._last + 1
-        return StreamState(first_seq=first if self._last else 0, last_seq=self._last)
-
-    async def info(self, _: Stream, subject: bytes) -> StreamInfo:
-        """Return its state."""
-        await self._asked()
-        state = self.state
-        state.subjects = {subject.decode(): sum(kept.subject == subject for kept in self._kept)}
-        return StreamInfo(created="now", config=cast("Any", {}), state=state)
-
-    async def newest(self, _: Stream, subject: bytes) -> StoredMessage | None:
-        """Return the newest message."""
-        await self._asked()
-        return next((kept for kept in reversed(self._kept) if kept.subject == subject), None)
-
-    async def first(self, _: Stream, subject: bytes) -> StoredMessage | None:
-        """Return the oldest message."""
-        await self._asked()
-        return next((kept for kept in self._kept if kept.subject == subject), None)
-
-    async def at(self, _: Stream, sequence: int) -> StoredMessage | None:
-        """Return the message of a number."""
-        await self._asked()
-        return next((kept for kept in self._kept if kept.sequence == sequence), None)
-
-    async def read(
-        self, _: Stream, subject: bytes, sequence: int, *, limit: int, max_bytes: int, by_leader: bool
-    ) -> Sequence[StoredMessage]:
-        """Return messages, of the leader or of what a replica had earlier."""
-        await self._asked()
-        version = self._kept if by_leader else self._random.choice(self._versions[-4:])
-        found = [kept for kept in version if kept.subject == subject and kept.sequence >= sequence]
-        return found[: 1 if by_leader else self._random.randint(1, limit)]
-
-    async def _asked(self) -> None:
-        await asyncio.sleep(0)
-        if self.is_changing:
-            self.change()
+from tests.unit.adapters.nats.model_stream import CHANNELS, RULE, ModelStream, check
 
 
 def reading(model: ModelStream, channel: str, log: object = None) -> Reading:
     """Return a reading of a channel."""
     info = StreamInfo(created="now", config=cast("Any", {}), state=model.state)
     return Reading(cast("Any", model), model.stream, channel, info, cast("Any", log))
-
-
-def check(model: ModelStream, channel: str, after: Position | None, recalled: Recalled) -> None:
-    """Compare what was read with everything that was ever published."""
-    subject = model.stream.subject_of(channel)
-    log = [(message.sequence, message.payload) for message in model.log[subject]]
-    items = [(item.place.offset, item.payload) for item in recalled.items]
-    befores = [item.place.before for item in recalled.items]
-    assert all(item.place.check == crc32(item.payload) for item in recalled.items)
-    if items:
-        start = log.index(items[0])
-        assert log[start : start + len(items)] == items
-        assert befores[1:] == [offset for offset, _ in items[:-1]]
-    if after is None or not recalled.found:
-        return
-    following = [entry for entry in log if after.offset < entry[0]]
-    assert following[: len(items)] == items
-    if not recalled.more:
-        assert [entry for entry in following if entry[0] <= recalled.top.offset] == items
-    if items:
-        assert befores[0] == after.offset
 
 
 @pytest.mark.parametrize("block", range(20))

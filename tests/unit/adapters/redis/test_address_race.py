@@ -31,12 +31,20 @@ class Network:
     def __init__(self) -> None:
         self.answers: dict[Address, asyncio.Future[RedisLink]] = {}
         self.tried: list[Address] = []
+        self._changed = asyncio.Event()
 
     async def open_link(self, address: Address) -> RedisLink:
         """Wait for the test's answer."""
         self.tried.append(address)
+        self._changed.set()
         answer = self.answers.setdefault(address, asyncio.get_running_loop().create_future())
         return await asyncio.shield(answer)
+
+    async def has_tried(self, count: int) -> None:
+        """Wait until `count` addresses were tried."""
+        while len(self.tried) < count:
+            self._changed.clear()
+            await self._changed.wait()
 
     def answer(self, address: Address, answer: RedisLink | Exception) -> None:
         """Answer for an address, now or as soon as it is tried."""
@@ -60,8 +68,7 @@ async def test_late_winner_is_ended() -> None:
     """Of two links that open in the same pass of the event loop one is used and the other is ended."""
     network, links = Network(), [RedisLink(), RedisLink()]
     racing = asyncio.create_task(first_usable([ONE, TWO], network.open_link))
-    while len(network.tried) < 2:
-        await asyncio.sleep(0.01)
+    await network.has_tried(2)
     network.answer(ONE, links[0])
     network.answer(TWO, links[1])
     winner = await racing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from zlib import crc32
 
 import hiredis
 import pytest
@@ -78,9 +77,10 @@ async def test_envelope_is_removed_whether_or_not_a_rule_exists() -> None:
     link._sink.deliver = lambda *report: received.append(report)  # type: ignore[method-assign]
     joining = asyncio.create_task(link.subscribe({b"a": "a"}))
     await until_idle()
-    wrapped = b"\xbfBP\3epoch 8." + (2).to_bytes(8) + (9).to_bytes(4) + b"data"
-    plain = b"\xbfBP\1 and more"
-    link.data_received(confirmation(b"subscribe", b"a") + message(b"a", wrapped) + message(b"a", plain))
+    wrapped = b"\xbfBP\3epoch 8." + (2).to_bytes(8) + (9).to_bytes(4) + (7).to_bytes(4) + b"data"
+    plain, foreign = b"\xbfBP\1 and more", b"\xff" * 40
+    arrived = (message(b"a", payload) for payload in (wrapped, plain, foreign))
+    link.data_received(confirmation(b"subscribe", b"a") + b"".join(arrived))
     await joining
-    place = Place(b"epoch 8.", 2, crc32(b"data"), 1, 9)
-    assert received == [("a", b"data", place), ("a", plain)]
+    place = Place(b"epoch 8.", 2, 7, 1, 9)
+    assert received == [("a", b"data", place), ("a", plain), ("a", foreign)]

@@ -41,16 +41,24 @@ class Network:
         self._answers: dict[str, asyncio.Future[Link]] = {}
         self.tried: list[str] = []
         self.cancelled: list[str] = []
+        self._changed = asyncio.Event()
 
     async def connect(self, target: str) -> Link:
         """Wait for the test's answer."""
         self.tried.append(target)
+        self._changed.set()
         answer = self._answers.setdefault(target, asyncio.get_running_loop().create_future())
         try:
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
             self.cancelled.append(target)
             raise
+
+    async def has_tried(self, count: int) -> None:
+        """Wait until `count` targets were tried."""
+        while len(self.tried) < count:
+            self._changed.clear()
+            await self._changed.wait()
 
     def answer(self, target: str, answer: Link | Exception) -> None:
         """Answer for a target, now or as soon as it is tried."""
@@ -98,8 +106,7 @@ async def test_second_link_of_the_same_moment_is_ended() -> None:
     """Of two links that open in the same pass of the event loop one is returned and the other is ended."""
     network, links = Network(), [Link(), Link()]
     racing = asyncio.create_task(race(network, ONE, TWO, next_after_seconds=0.01))
-    while len(network.tried) < 2:
-        await asyncio.sleep(0.01)
+    await network.has_tried(2)
     network.answer(ONE, links[0])
     network.answer(TWO, links[1])
     winner = await racing
