@@ -438,6 +438,7 @@ class PresenceProtocol:
         channel = self._channels.get(name)
         if channel is None:
             self._shared.count("in.unasked")
-        elif self._shared.knows(message.worker, now):
+        # One that states nothing may be an observer, which is no worker.
+        elif not message.version or self._shared.knows(message.worker, now):
             channel.receive(message, now)
             self._arm(channel)

@@ -238,3 +238,14 @@ def test_a_worker_that_is_met_late_has_stated_what_was_not_received(mentions: in
     assert machine.view("c").stale
     machine.pass_time(1.1)
     assert machine.take("ask")
+
+
+def test_what_asks_and_states_nothing_is_no_worker() -> None:
+    """An observer that asks is answered, and is not taken for a worker that then ends."""
+    machine = Machine()
+    machine.enter("c", "1")
+    machine.pass_time(1)
+    machine.receive("c", "ask", B, {}, True, 0, 7)
+    machine.drain()
+    assert [state[0] for state in machine.take("view")] == ["view"]
+    assert machine.protocol.workers(machine.now) == []
