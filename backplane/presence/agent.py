@@ -72,6 +72,7 @@ class PresenceAgent:
         self._topics: Final[dict[str, Topic]] = {WORKERS_TOPIC: WORKERS, inbox_of(bus.worker): INBOX}
         self._observers: Final[dict[str, dict[ViewObserver, None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due: float | None = None
         self._taking: asyncio.Handle | None = None
         self._passed: asyncio.Event | None = None
         self._has_ended = False
@@ -237,9 +238,11 @@ class PresenceAgent:
     def _set_timer(self) -> None:
         due = self._protocol.next_due()
         if self._timer is not None:
-            if due is not None and self._timer.when() == due and not self._timer.cancelled():
+            if due == self._timer_due:
                 return
             self._timer.cancel()
+        # What is due is kept here: a handle of uvloop for what is due at once has no `when`.
+        self._timer_due = due
         self._timer = None if due is None else asyncio.get_running_loop().call_at(due, self._run)
 
     def _run(self) -> None:
