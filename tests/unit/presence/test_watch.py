@@ -16,6 +16,7 @@ from tests.unit.presence.world import ROOM, World
 
 pytestmark = pytest.mark.anyio
 
+LONG_SECONDS = 10 * WAIT_SECONDS
 U1 = {"c": ("u1", 1)}
 U2 = {"c": ("u1", 1), "d": ("u2", {"n": 2})}
 
@@ -217,14 +218,14 @@ async def test_settle_in_vain() -> None:
     other = PresenceWatch(world.agent, world.hub.affinity, "room:2")
     await other.settle(0.01)
     assert other.view.stale
-    waiting = asyncio.create_task(other.settle(WAIT_SECONDS))
+    waiting = asyncio.create_task(other.settle(LONG_SECONDS))
     await until_idle()
     assert not waiting.done()
     world.agent.link_changed(is_live=False)
-    await waiting
-    await other.settle(WAIT_SECONDS)
+    await asyncio.wait_for(waiting, WAIT_SECONDS)
+    await asyncio.wait_for(other.settle(LONG_SECONDS), WAIT_SECONDS)
     world.agent.link_changed(is_live=True)
     other.end()
-    await other.settle(WAIT_SECONDS)
+    await asyncio.wait_for(other.settle(LONG_SECONDS), WAIT_SECONDS)
     watch.end()
     world.agent.stop()
