@@ -275,7 +275,6 @@ async def test_frames_have_no_envelope() -> None:
 
 async def test_watches_end_with_the_worker() -> None:
     """Iterations end at a drain, as subscriptions do, and at the stop."""
-
     items: asyncio.Queue[object] = asyncio.Queue()
 
     async def watched(backplane: Backplane) -> None:
