@@ -108,7 +108,7 @@ def _measure_churn(
     """Let all of them churn, and compare the processor time of each process."""
     workers = (*with_presence, *without)
     for worker in workers:
-        _call(worker, "churn", per_second=rooms.connections_of_worker / LIFETIME_SECONDS)
+        _call(worker, "churn", per_second=rooms.connections_of_worker / LIFETIME_SECONDS, rooms=rooms.count)
     time.sleep(options.warm_up_seconds)
     before, began = [_call(worker, "noted") for worker in workers], time.monotonic()
     used = [cpu_seconds([worker.process.pid]) for worker in workers]

@@ -79,7 +79,6 @@ class _Noted:
         self.clients: deque[_Client] = deque()
         self.users = 0
         self.churned = 0
-        self.vacant: str | None = None
         self.churning: asyncio.Task[None] | None = None
         self.watching: list[asyncio.Task[None]] = []
         self.left: dict[str, int] = {}
@@ -119,29 +118,28 @@ async def fill(connections: int, rooms: int, name: str = "") -> None:
 
 
 @app.get("/churn")
-async def churn(per_second: float) -> None:
+async def churn(per_second: float, rooms: int = 0) -> None:
     """Let the oldest client leave and another one join, so often per second from now on; 0 to stop.
 
-    It joins the room that the last but one has left: a leave and a join in one room at once would be one message.
+    It joins the room that is half of all rooms further: a leave and a join in one room at once would be one message.
     """
     if noted.churning is not None:
         noted.churning.cancel()
         noted.churning = None
     if per_second:
-        noted.churning = asyncio.create_task(_churn(1 / per_second))
+        noted.churning = asyncio.create_task(_churn(1 / per_second, rooms))
 
 
-async def _churn(pause: float) -> None:
+async def _churn(pause: float, rooms: int) -> None:
     due = time.monotonic()
     while True:
         due += pause
         await asyncio.sleep(due - time.monotonic())
         oldest = noted.clients.popleft()
         oldest.leave()
+        number = int(oldest.room.removeprefix(_ROOM))
+        noted.join(f"{_ROOM}{(number + rooms // 2) % rooms}")
         noted.churned += 1
-        if noted.vacant is not None:
-            noted.join(noted.vacant)
-        noted.vacant = oldest.room
 
 
 @app.get("/watch")
