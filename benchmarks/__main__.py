@@ -34,6 +34,7 @@ from benchmarks.scenarios.catalog import SCENARIOS
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
+    from benchmarks.harness.result import Section
     from benchmarks.harness.run import Run
     from benchmarks.micro.figure import Figure
 
@@ -133,8 +134,20 @@ def short(output: Output = CACHE / "short.json") -> None:
 
 @app.command()
 def full(output: Output = CACHE / "full.json") -> None:
-    """Run every scenario on every adapter, with floors and competitors: five quarters of an hour."""
+    """Run every scenario on every adapter, with floors and competitors: an hour and a half."""
     session(FULL, output)
+
+
+@app.command()
+def add(
+    scenarios: Annotated[list[str], typer.Argument(help="Scenarios that `full` runs, such as: history presence")],
+    into: Annotated[Path, typer.Option(help="The result, such as benchmarks/results/0.1.0.json.")],
+) -> None:
+    """Measure scenarios as `full` does, and put them into a result in place of those that it has."""
+    parts = [(name, choice) for name, choice in FULL if name in scenarios]
+    if missing := set(scenarios) - {name for name, _ in parts}:
+        raise typer.BadParameter(f"`full` has no {', '.join(sorted(missing))}")
+    session(parts, into, Report.load(into))
 
 
 @app.command("walks")
@@ -193,21 +206,31 @@ def serving(server: str, workers: int, loop: str) -> Serving:
     raise typer.BadParameter("--server is uvicorn or gunicorn, --loop is uvloop or asyncio")
 
 
-def session(parts: Sequence[tuple[str, Choice]], output: Path) -> None:
-    """Measure and show each table; JSON and page are written after each section, so an interruption loses one only."""
-    began, report = time.monotonic(), Report(machine=description())
-    console.print(f"{report.machine['processor']}, {report.machine['cores']} cores, {report.machine['python']}")
+def session(parts: Sequence[tuple[str, Choice]], output: Path, into: Report | None = None) -> None:
+    """Measure and show each table; JSON and page are written after each section, so an interruption loses one only.
+
+    Sections of `into` are kept, but for those of a scenario that is measured again, once it is.
+    """
+    began, machine = time.monotonic(), description()
+    report = Report(machine=machine) if into is None else into
+    measured: list[Section] = []
+    console.print(f"{machine['processor']}, {machine['cores']} cores, {machine['python']}")
     with Brokers() as brokers:
         for number, (name, choice) in enumerate(parts, 1):
             with progress_line(f"[{number}/{len(parts)}] {name}", choice.repetitions) as progress:
                 section = measure_choice(name, choice, brokers, progress)
+            if into is not None:
+                section.machine = machine
+                if name not in {each.scenario for each in measured}:
+                    report.drop([name])
+            measured.append(section)
             report.sections.append(section)
             console.print(table(section))
             report.save(output)
             write_page(report, output.with_suffix(".html"))
     minutes = (time.monotonic() - began) / 60
     console.print(f"{output}\n{output.with_suffix('.html')}\nIn {minutes:.1f} minutes.", soft_wrap=True)
-    outcomes = [outcome for section in report.sections for outcome in section.outcomes]
+    outcomes = [outcome for section in measured for outcome in section.outcomes]
     if invalid := sum(len(each.runs) - len(each.valid) for each in outcomes):
         console.print(
             f"[bold red]{invalid} of {sum(len(each.runs) for each in outcomes)} runs are invalid: see above.[/]"
@@ -290,6 +313,26 @@ def micro_sync(
         with console.status(f"{threads} threads"):
             found = sync_publish.run(url, rounds, threads)
         show(f"A publish of 200 bytes, {threads} thread{'s' if threads > 1 else ''}, median of the calls", found)
+
+
+@app.command("micro-presence")
+def micro_presence(
+    rounds: int = typer.Option(30, min=3, help="Rounds per figure; the median is shown."),
+) -> None:
+    """Measure presence by itself, without a broker: a received change, a join or a leave, the memory of an entry."""
+    from benchmarks.micro import presence  # imported where it is measured
+
+    with console.status("messages"):
+        show("One change of a room of 20, of which every other one is a join or a leave", presence.run(rounds))
+    found = Table(title="10,000 entries of four owners, held by a worker that watches", title_justify="left")
+    for column in ("rooms", "info of each", "bytes per entry"):
+        found.add_column(column, justify="right")
+    for rooms in (500, 10):
+        for info in (False, True):
+            with console.status("memory"):
+                held = presence.entries(rooms, 10_000, info=info)
+            found.add_row(f"{rooms:,}", "24 bytes" if info else "none", f"{held.bytes_per_entry:,.0f}")
+    console.print(found)
 
 
 def show(title: str, figures: list[Figure]) -> None:

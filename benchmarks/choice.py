@@ -9,6 +9,7 @@ from benchmarks.competitors import catalog as competitors
 from benchmarks.harness.candidate import Serving, backplane, floors, raw_clients
 from benchmarks.harness.run import Options
 from benchmarks.harness.session import measure
+from benchmarks.scenarios import presence
 from benchmarks.scenarios.catalog import SCENARIOS, Scenario
 
 if TYPE_CHECKING:
@@ -110,6 +111,12 @@ def _unable(scenario: Scenario, candidate: Candidate, choice: Choice, brokers: B
         return "it has no history"
     if scenario.needs == "history" and candidate.workers > 1:
         return "what is measured is one worker"
+    if scenario.needs == "presence" and candidate.kind != "backplane":
+        return "it has no presence"
+    if scenario.needs == "presence" and candidate.workers > 1:
+        return f"its {presence.WORKERS} workers are started one by one, to be measured apart"
+    if scenario.needs == "presence" and candidate.environment["BACKPLANE_URL"].startswith("memory:"):
+        return "memory:// reaches one worker only"
     return ""
 
 

@@ -37,6 +37,14 @@ SHORT: Final[Sequence[tuple[str, Choice]]] = (
     ("failover", Choice(urls=("redis",), repetitions=1)),
     ("restart", Choice(urls=("redis",), repetitions=1)),
     ("history", Choice(urls=("redis",), repetitions=1, options=(("connections", 1000), ("seconds", 2.0)))),
+    (
+        "presence",
+        Choice(
+            urls=("redis",),
+            repetitions=1,
+            options=(("connections", 1000), ("channels", 50), ("seconds", 5.0), ("warm_up_seconds", 1.0)),
+        ),
+    ),
 )
 """About five minutes on two cores: a run takes its seconds, one of warm-up, and about two to start and to end.
 
@@ -76,5 +84,6 @@ FULL: Final[Sequence[tuple[str, Choice]]] = (
     ("failover", _with(_ONCE, seconds=20.0)),
     ("restart", _ONCE),
     ("history", Choice(urls=_ALL)),
+    ("presence", Choice(urls=("ipc", "redis", "nats", "kafka"), repetitions=1)),
 )
-"""All scenarios on all adapters, in five quarters of an hour: what ratios are taken of three times, the rest once."""
+"""All scenarios on all adapters, in an hour and a half: what ratios are taken of three times, the rest once."""

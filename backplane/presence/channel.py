@@ -165,10 +165,11 @@ class Channel:
         if not (self.live and self._shared.link_live):
             return inf
         due = min(self._flush_at, self._beacon_at, self._repeat_at, self._forget_at, self._unwatch_at, self._expire_at)
-        if self._view is not None:
-            due = min(due, self._inquiry.next_due())
-            if self._inquiry.sure:
-                due = min(due, self._view.next_grace())
+        view, inquiry = self._view, self._inquiry
+        if view is not None:
+            due = min(due, inquiry.ask_at, inquiry.until)
+            if inquiry.sure:
+                due = min(due, view.next_grace())
         return due
 
     # -- connections and watchers ----------------------------------------------------------------------------------
@@ -295,19 +296,20 @@ class Channel:
         if view is None:
             if alive and not isinstance(message, Request) and self._others.get(worker, (0, 0))[0] <= message.version:
                 self._others[worker] = message.version, _count(message)
+        elif alive and isinstance(message, Delta):
+            if view.apply(message, now):
+                self._inquiry.missing(now)
         else:
             if alive:
                 view.touch(worker, now)
             if message.version:
-                if alive and isinstance(message, Delta):
-                    view.apply(message, now)
-                elif alive and isinstance(message, Snapshot):
+                if alive and isinstance(message, Snapshot):
                     view.replace(worker, message.version, message.entries, now)
                 view.name(worker, message.version, now)
                 if alive and view.lags(worker):
                     self._inquiry.missing(now)
         request = message.request if isinstance(message, Delta) else message
-        if isinstance(request, Request):
+        if request is not None and isinstance(request, Request):
             self._requested(request, now)
         self._settle(now)
 
@@ -537,8 +539,10 @@ class Channel:
         view = self._view
         if view is None:
             return
-        self._report(view.commit(now))
-        stale = self._is_stale()
+        event = view.commit(now)
+        if event is not None:
+            self._report(event)
+        stale = not (self._inquiry.sure and self._shared.link_live)
         if self._stale and not stale:
             view.restart_graces(now)
         if not stale and view.next_grace() <= now:

@@ -40,6 +40,8 @@ class Inquiry:
     Attributes:
         sure: The last request was answered, and nothing has happened since that makes it worthless.
         everyone: The next request goes to every owner.
+        ask_at: When a request may be due, or infinity.
+        until: When the last request counts as unanswered, or infinity.
     """
 
     def __init__(self, times: PresenceTimes, random: Random) -> None:
@@ -50,8 +52,8 @@ class Inquiry:
         # A text that was never asked for has another number.
         self._first = self._number = random.randrange(_MAX_NUMBER)
         self._asked = -inf
-        self._ask_at = inf
-        self._until = inf
+        self.ask_at: float = inf
+        self.until: float = inf
         # The request that is due is needed whether or not a version is known to be missing.
         self._forced = False
         self._rounds = 0
@@ -70,7 +72,7 @@ class Inquiry:
 
     def next_due(self) -> float:
         """Return when `step` has something to do, or infinity."""
-        return min(self._ask_at, self._until)
+        return min(self.ask_at, self.until)
 
     def step(self, now: float, *, missing: bool) -> Step | None:
         """Return what is due.
@@ -82,25 +84,25 @@ class Inquiry:
         Returns:
             `ASK`: call `asked` and publish the request. `SURE`: the view is sure from here on.
         """
-        if self._until <= now:
-            self._until = inf
+        if self.until <= now:
+            self.until = inf
             if not self.everyone:
                 self.everyone = True
                 return Step.ASK
             if not self._forced:
                 self._settle(now, missing=missing)
                 return Step.SURE
-        if self._ask_at <= now:
+        if self.ask_at <= now:
             if self._forced or missing:
                 return Step.ASK
-            self._ask_at = inf
+            self.ask_at = inf
         return None
 
     def asked(self, now: float) -> int:
         """Return the number of a request that is published now."""
-        self._ask_at, self._forced, self.sure = inf, False, False
+        self.ask_at, self._forced, self.sure = inf, False, False
         self._asked = now
-        self._until = now + (self._times.everyone if self.everyone else self._times.responder)
+        self.until = now + (self._times.everyone if self.everyone else self._times.responder)
         self._number += 1
         return self._number
 
@@ -110,11 +112,11 @@ class Inquiry:
 
     def answered(self, number: int, now: float, *, missing: bool) -> bool:
         """Take an answer that is whole; return whether the view is sure by it, and was not before."""
-        if number != self._number or self._until == inf:
+        if number != self._number or self.until == inf:
             return False
         if self._forced:
             # Something may have been missed after this answer was made: the next request is due anyway.
-            self._until = inf
+            self.until = inf
             return False
         self._settle(now, missing=missing)
         return True
@@ -125,16 +127,16 @@ class Inquiry:
 
     def suspend(self) -> None:
         """Publish nothing: the link is away. `doubt` begins anew."""
-        self._ask_at = self._until = inf
+        self.ask_at = self.until = inf
         self._forced = self.everyone = False
         self.sure = False
 
     def _settle(self, now: float, *, missing: bool) -> None:
-        self.sure, self._until = True, inf
+        self.sure, self.until = True, inf
         self._rounds = min(self._rounds + 1, _MAX_ROUNDS) if missing else 0
         self.everyone = missing
         if missing:
             self.missing(now)
 
     def _plan(self, at: float, pause: float) -> None:
-        self._ask_at = min(self._ask_at, max(at, self._asked + pause))
+        self.ask_at = min(self.ask_at, max(at, self._asked + pause))

@@ -42,6 +42,8 @@ _ROUNDING_SECONDS: Final = 1e-6
 _ALONE_HEARTBEATS: Final = 1.5
 _MAX_LINGERING: Final = 10_000
 _FORGET_SECONDS: Final = 60.0
+_OF_CHANNELS: Final = (Delta, Snapshot, Beacon, Request)
+_OF_WORKERS: Final = (Heartbeat, Goodbye)
 _NAMES: Final[dict[type, str]] = {
     Heartbeat: "in.heartbeat",
     Goodbye: "in.goodbye",
@@ -104,6 +106,8 @@ class PresenceProtocol:
         self._blocked = 0.0
         # When the link came back: what was due while it was away is not late.
         self._resumed = -inf
+        # Before this time of the caller nothing can be late. Whatever may become due earlier than it was resets it.
+        self._punctual_until = -inf
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -111,6 +115,7 @@ class PresenceProtocol:
         """Begin: the link is live, and the subscriptions of `WORKERS` and `INBOX` too. The first heartbeat is out."""
         now = self._clock(now)
         self._running = self._shared.link_live = True
+        self._punctual_until = -inf
         self._shared.alone_at = now + _ALONE_HEARTBEATS * self._times.heartbeat
         self._forget_at = now + _FORGET_SECONDS
         self._heartbeat(now)
@@ -147,6 +152,7 @@ class PresenceProtocol:
             return
         self._shared.link_live = True
         self._resumed = now
+        self._punctual_until = -inf
         self._roster.restart(now)
         self._shared.alone_at = now + _ALONE_HEARTBEATS * self._times.heartbeat
         self._heartbeat(now)
@@ -165,13 +171,14 @@ class PresenceProtocol:
             return
         if message.worker == self.worker:
             return
-        self._shared.count(_NAMES[type(message)])
-        if topic is WORKERS and isinstance(message, Heartbeat | Goodbye):
+        counters, name = self._shared.counters, _NAMES[type(message)]
+        counters[name] = counters.get(name, 0) + 1
+        if isinstance(topic, str) and isinstance(message, _OF_CHANNELS):
+            self._received_on(topic, message, now)
+        elif topic is WORKERS and isinstance(message, _OF_WORKERS):
             self._received_from_workers(message, now)
         elif topic is INBOX and isinstance(message, State):
             self._received_state(message, now)
-        elif isinstance(topic, str) and isinstance(message, Delta | Snapshot | Beacon | Request):
-            self._received_on(topic, message, now)
         else:
             self._shared.count("in.invalid")
 
@@ -328,9 +335,12 @@ class PresenceProtocol:
 
         A timer that is late means that messages wait unread as well: silence, and the end of a grace, mean nothing.
         """
-        late = now - self._blocked - max(self._next(), self._resumed)
-        if late > _BLOCKED_SECONDS:
-            self._blocked += late
+        if now >= self._punctual_until:
+            due = max(self._next(), self._resumed)
+            late = now - self._blocked - due
+            if late > _BLOCKED_SECONDS:
+                self._blocked += late
+            self._punctual_until = due + self._blocked + _BLOCKED_SECONDS
         self._time = max(self._time, now - self._blocked)
         return self._time
 
@@ -351,6 +361,7 @@ class PresenceProtocol:
         name, due = channel.name, max(channel.next_due(), self._time)
         if due < self._due.get(name, inf):
             self._due[name] = due
+            self._punctual_until = min(self._punctual_until, due + self._blocked + _BLOCKED_SECONDS)
             heappush(self._heap, (due, name))
 
     def _run_channel(self, channel: Channel, now: float) -> None:
@@ -403,6 +414,7 @@ class PresenceProtocol:
         self._shared.publish("heartbeat", WORKERS, message)
 
     def _sweep(self, now: float) -> None:
+        self._punctual_until = -inf
         for worker in self._roster.sweep(now):
             self._dead(worker, now)
 
@@ -412,6 +424,7 @@ class PresenceProtocol:
             self._arm(channel)
 
     def _received_from_workers(self, message: Heartbeat | Goodbye, now: float) -> None:
+        self._punctual_until = -inf
         if isinstance(message, Goodbye):
             news = self._roster.goodbye(message.worker, message.number, now)
         else:
@@ -427,6 +440,7 @@ class PresenceProtocol:
             self._shared.count("in.crowd")
 
     def _received_state(self, message: State, now: float) -> None:
+        self._punctual_until = -inf
         channel = self._channels.get(message.channel)
         if channel is None:
             self._shared.count("in.unasked")
@@ -438,7 +452,11 @@ class PresenceProtocol:
         channel = self._channels.get(name)
         if channel is None:
             self._shared.count("in.unasked")
+            return
         # One that states nothing may be an observer, which is no worker.
-        elif not message.version or self._shared.knows(message.worker, now):
-            channel.receive(message, now)
-            self._arm(channel)
+        if message.version and not self._roster.alive(message.worker):
+            self._punctual_until = -inf
+            if not self._shared.knows(message.worker, now):
+                return
+        channel.receive(message, now)
+        self._arm(channel)

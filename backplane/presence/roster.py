@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from backplane.presence.contract import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from random import Random
 
     from backplane.presence.times import PresenceTimes
@@ -67,6 +67,7 @@ class Roster:
         random: Source of what is drawn.
 
     Attributes:
+        alive: Returns whether a worker is alive.
         interval: How far heartbeats of one worker are apart at most, in seconds.
         down_after: A worker without a heartbeat for so many seconds is dead.
     """
@@ -78,7 +79,9 @@ class Roster:
         self._times = times
         self._random = random
         # In the order of `grew` and of `died`: the first one is due first.
-        self._alive: dict[str, Member] = {}
+        self._alive: Final[dict[str, Member]] = {}
+        # No method: it is called for each message.
+        self.alive: Final[Callable[[str], bool]] = self._alive.__contains__
         self._dead: dict[str, Member] = {}
         # When workers of which no heartbeat was received are dead, that were silent for another worker already.
         self._silent: dict[str, float] = {}
@@ -100,10 +103,6 @@ class Roster:
     def draw_interval(self) -> float:
         """Return when to publish the next heartbeat, in seconds from now."""
         return self.interval * self._random.uniform(0.9, 1.0)
-
-    def alive(self, worker: str) -> bool:
-        """Return whether a worker is alive."""
-        return worker in self._alive
 
     def heartbeat(self, worker: str, number: int, info: Mapping[str, object], now: float) -> News:
         """Take a heartbeat.

@@ -71,14 +71,15 @@ class Users:
         """Remove a connection that was added."""
         user = entry.user
         state = self._users[user]
+        before = None
         if user not in self._touched:
-            self._touched[user] = _present(user, state)
+            before = self._touched[user] = _present(user, state)
         if isinstance(state, list):
             state.remove(entry)
             if len(state) == 1:
                 self._users[user] = state[0]
         else:
-            self._users[user] = _Grace(_present(user, state))
+            self._users[user] = _Grace(before or _present(user, state))
 
     def commit(self, now: float) -> ViewEvent | None:
         """Return what has changed since the last commit, if anything that is reported has.

@@ -117,18 +117,24 @@ class OwnerView:
         if held is not None:
             held.received = now
 
-    def apply(self, delta: Delta, now: float) -> None:
-        """Apply a difference if it is one to what is held."""
-        held = self._of(delta.worker, now)
-        if delta.version <= held.version:
-            return
-        if not delta.base:
-            self.replace(delta.worker, delta.version, delta.changed, now)
-        elif delta.base == held.version:
-            self._difference(held, delta.changed, delta.gone, delta.size)
-            self._holds(delta.worker, held, delta.version, now)
-        else:
-            self.name(delta.worker, delta.version, now)
+    def apply(self, delta: Delta, now: float) -> bool:
+        """Apply a difference if it is one to what is held; otherwise take note of its version.
+
+        Returns:
+            Whether a larger version of the owner is known than is held.
+        """
+        owner, base, version, changed, gone, _, size = delta
+        held = self.held.get(owner) or self._of(owner, now)
+        held.received = now
+        if version > held.version:
+            if not base:
+                self.replace(owner, version, changed, now)
+            elif base == held.version:
+                self._difference(held, changed, gone, size)
+                self._holds(owner, held, version, now)
+            else:
+                self.name(owner, version, now)
+        return owner in self._lagging
 
     def replace(self, owner: str, version: int, entries: dict[str, Entry] | int, received: float) -> bool:
         """Take everything that an owner states, if it is newer than what is held; return whether it was."""

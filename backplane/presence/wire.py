@@ -47,6 +47,7 @@ _MAX_NUMBER: Final = 1 << 53
 _MAX_SECONDS: Final = 1e12
 _MAX_LABEL: Final = 255
 _WORKER_LENGTH: Final = 16
+_NO_INFO: Final = "null"
 
 
 @dataclass(slots=True)
@@ -208,7 +209,9 @@ def _constant(_: str) -> object:
 
 
 # Made once: `json.loads` with an option makes a decoder at each call.
-_loads: Final = json.JSONDecoder(parse_constant=_constant).decode
+_decoder: Final = json.JSONDecoder(parse_constant=_constant)
+_loads: Final = _decoder.decode
+_first_value: Final = _decoder.raw_decode
 _dumps: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
@@ -222,7 +225,10 @@ def decode(text: str) -> Message | Refused:
     if len(text) > MAX_TEXT:
         return Refused.INVALID
     try:
-        fields = _loads(text)
+        # What workers send begins with a bracket and ends after the value: `decode` looks for whitespace around it.
+        fields, end = _first_value(text) if text[:1] == "[" else (None, -1)
+        if end != len(text):
+            fields = _loads(text)
         if not isinstance(fields, list) or not isinstance(kind := fields[0], str):
             return Refused.INVALID
         reader = _DECODERS.get(kind)
@@ -356,14 +362,23 @@ def _connection(value: object) -> str:
 def _read_entries(value: object) -> dict[str, Entry]:
     """Return entries. Its checks are in line: most of what is received are a few entries."""
     entries: dict[str, Entry] = {}
-    for connection, fields in _object(value).items():
-        _connection(connection)
-        user, info, since = _array(fields)[:3]
+    if type(value) is not dict:
+        raise _InvalidError
+    for connection, fields in value.items():
+        if not 0 < len(connection) <= _MAX_CONNECTION or not connection.isascii():
+            raise _InvalidError
+        if type(fields) is not list:
+            raise _InvalidError
+        user, info, since = fields[:3]
         if type(user) is not str or len(user) > MAX_USER_BYTES or not user.isascii():
             _text(user, MAX_USER_BYTES)
-        if type(info) is not str or len(info) > MAX_INFO_BYTES or not info.isascii():
+        if info == _NO_INFO:
+            info = _NO_INFO  # one text for all entries without an info
+        elif type(info) is not str or len(info) > MAX_INFO_BYTES or not info.isascii():
             _text(info, MAX_INFO_BYTES)
-        entries[connection] = Entry(connection, user, info, _seconds(since))
+        if type(since) is not float or not 0 <= since <= _MAX_SECONDS:
+            _seconds(since)
+        entries[connection] = Entry(connection, user, info, since)
     return entries
 
 
@@ -403,15 +418,21 @@ def _read_goodbye(fields: list[Any]) -> Goodbye:
 
 
 def _read_delta(fields: list[Any]) -> Delta:
-    worker, base, version = _worker(fields[1]), _number(fields[2]), _version(fields[3])
-    if base >= version:
+    """Return a delta. Its checks are in line as well: most messages are deltas."""
+    _, worker, base, version, changed, gone, asks, size = fields[:8]
+    if type(worker) is not str or len(worker) != _WORKER_LENGTH or not (worker.isascii() and worker.isalnum()):
         raise _InvalidError
-    gone = [_connection(connection) for connection in _array(fields[5])]
+    if type(base) is not int or type(version) is not int or not 0 <= base < version < _MAX_NUMBER:
+        raise _InvalidError
+    if type(size) is not int or not 0 <= size < _MAX_NUMBER or type(gone) is not list:
+        raise _InvalidError
+    for connection in gone:
+        _connection(connection)
     request = None
-    if fields[6] is not None:
-        asks = _array(fields[6])
+    if asks is not None:
+        asks = _array(asks)
         request = Request(worker, _read_known(asks[0]), _flag(asks[1]), version, _number(asks[2]))
-    return Delta(worker, base, version, _read_entries(fields[4]), gone, request, _number(fields[7]))
+    return Delta(worker, base, version, _read_entries(changed), gone, request, size)
 
 
 def _read_snapshot(fields: list[Any]) -> Snapshot:

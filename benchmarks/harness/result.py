@@ -11,7 +11,7 @@ from benchmarks.harness.figures import FIGURES
 from benchmarks.harness.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from benchmarks.harness.candidate import Kind
@@ -89,6 +89,7 @@ class Section:
     """One scenario with one set of options.
 
     Attributes:
+        machine: Where it was measured and with what (`harness.machine`), if not as the rest of the report was.
         reference: The candidate that ratios are to: the first with a valid run.
     """
 
@@ -96,6 +97,7 @@ class Section:
     title: str
     settings: dict[str, Any]
     outcomes: list[Outcome]
+    machine: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def reference(self) -> Outcome | None:
@@ -109,6 +111,10 @@ class Report:
 
     machine: dict[str, Any]
     sections: list[Section] = field(default_factory=list[Section])
+
+    def drop(self, scenarios: Collection[str]) -> None:
+        """Drop the sections of some scenarios."""
+        self.sections = [section for section in self.sections if section.scenario not in scenarios]
 
     def save(self, path: Path) -> None:
         """Write it as JSON, a candidate a line: small enough for git, and two results can be read side by side.
@@ -137,7 +143,14 @@ class Report:
 
 def _written(section: Section) -> str:
     names = list(dict.fromkeys(name for each in section.outcomes for run in each.runs for name in run.figures))
-    head = {"scenario": section.scenario, "title": section.title, "settings": section.settings, "figures": names}
+    head: dict[str, Any] = {
+        "scenario": section.scenario,
+        "title": section.title,
+        "settings": section.settings,
+        "figures": names,
+    }
+    if section.machine:
+        head["machine"] = section.machine
     outcomes = ",\n".join(_json(_outcome_data(each, names)) for each in section.outcomes)
     return f'{_json(head)[:-1]}, "outcomes": [\n{outcomes}]}}'
 
@@ -164,7 +177,13 @@ def _read(data: dict[str, Any]) -> Section:
         )
         for each in data["outcomes"]
     ]
-    return Section(scenario=data["scenario"], title=data["title"], settings=data["settings"], outcomes=outcomes)
+    return Section(
+        scenario=data["scenario"],
+        title=data["title"],
+        settings=data["settings"],
+        outcomes=outcomes,
+        machine=data.get("machine", {}),
+    )
 
 
 def _run(names: Sequence[str], values: Sequence[float | None], **rest: Any) -> Run:

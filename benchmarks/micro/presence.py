@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import tracemalloc
+from contextlib import contextmanager
 from dataclasses import dataclass
 from json import JSONDecoder
 from time import process_time_ns
@@ -22,7 +23,7 @@ from backplane.presence.wire import Delta, Entry, Snapshot, decode, encode
 from benchmarks.micro.figure import Figure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from backplane.cluster.bus import ClusterBus
     from backplane.presence.contract import Rule, ViewEvent
@@ -90,31 +91,38 @@ def entries(rooms: int, total: int, *, info: bool) -> EntryFigures:
 
 
 async def _run(rounds: int) -> list[Figure]:
-    loads = JSONDecoder().decode
-    watched, unwatched = _protocol(), _protocol()
-    watched.watch(_ROOM, 0.0)
-    unwatched.enter(_ROOM, "f" * 16, "own", "", 0.0, 0.0)
-    for protocol in (watched, unwatched):
-        protocol.subscribed(_ROOM, 0.0)
-        for text in _snapshots(_ROOM, _IN_ROOM):
-            protocol.received(_ROOM, text, 0.0)
-    now = _settle(watched)
-    agent, watcher = _agent(), _Watcher()
-    agent.observe(_ROOM, watcher)
-    for text in _snapshots(_ROOM, _IN_ROOM):
-        await asyncio.sleep(0)
-        agent.received(_TOPIC, text)
-    while agent.head(_ROOM).stale:
-        await agent.passed()
-    reported_before = watcher.reported
-
-    def apply(protocol: PresenceProtocol) -> Callable[[Sequence[str]], None]:
-        def received(texts: Sequence[str]) -> None:
+    handlers = _handlers()
+    agent, watcher = await _watching_agent()
+    figures = {name: Figure(name) for name in handlers}
+    passes, reported = Figure("a pass of the event loop"), Figure("agent with a watcher, one message a pass")
+    before = watcher.reported
+    for number in range(rounds):
+        texts = _changes(number)
+        for name, handle in handlers.items():
+            with _timed(figures[name]):
+                handle(texts)
+        with _timed(passes):
+            for _ in texts:
+                await asyncio.sleep(0)
+        with _timed(reported):
             for text in texts:
-                protocol.received(_ROOM, text, now)
-                protocol.take_changes()
+                agent.received(_TOPIC, text)
+                await asyncio.sleep(0)
+    assert watcher.reported == before + rounds * _REPEAT, "each message is a change"
+    agent.stop()
+    return [*figures.values(), passes, reported]
 
-        return received
+
+@contextmanager
+def _timed(figure: Figure) -> Generator[None]:
+    began = process_time_ns()
+    yield
+    figure.microseconds.append((process_time_ns() - began) / 1000 / _REPEAT)
+
+
+def _handlers() -> dict[str, Callable[[Sequence[str]], None]]:
+    """Return what handles messages without an event loop, the floor first."""
+    loads = JSONDecoder().decode
 
     def parse(texts: Sequence[str]) -> None:
         for text in texts:
@@ -124,33 +132,45 @@ async def _run(rounds: int) -> list[Figure]:
         for text in texts:
             decode(text)
 
-    at_once: dict[str, Callable[[Sequence[str]], None]] = {
+    return {
         "floor: json.loads": parse,
         "decode": read,
-        "decode and apply, room not watched": apply(unwatched),
-        "decode and apply, room watched": apply(watched),
+        "decode and apply, room not watched": _receiver(watches=False),
+        "decode and apply, room watched": _receiver(watches=True),
         "a join or a leave, flushed and encoded": _Owner().change,
     }
-    figures = {name: Figure(name) for name in at_once}
-    passes, reported = Figure("a pass of the event loop"), Figure("agent with a watcher, one message a pass")
-    for number in range(rounds):
-        texts = _changes(number)
-        for name, handle in at_once.items():
-            began = process_time_ns()
-            handle(texts)
-            figures[name].microseconds.append((process_time_ns() - began) / 1000 / _REPEAT)
-        began = process_time_ns()
-        for _ in texts:
-            await asyncio.sleep(0)
-        passes.microseconds.append((process_time_ns() - began) / 1000 / _REPEAT)
-        began = process_time_ns()
+
+
+def _receiver(*, watches: bool) -> Callable[[Sequence[str]], None]:
+    """Return what takes messages as a worker does that watches the room, or that only has a connection in it."""
+    protocol = _protocol()
+    if watches:
+        protocol.watch(_ROOM, 0.0)
+    else:
+        protocol.enter(_ROOM, "f" * 16, "own", _INFO, 0.0, 0.0)
+    protocol.subscribed(_ROOM, 0.0)
+    for text in _snapshots(_ROOM, _IN_ROOM):
+        protocol.received(_ROOM, text, 0.0)
+    now = _settle(protocol) if watches else 0.0
+
+    def receive(texts: Sequence[str]) -> None:
         for text in texts:
-            agent.received(_TOPIC, text)
-            await asyncio.sleep(0)
-        reported.microseconds.append((process_time_ns() - began) / 1000 / _REPEAT)
-    assert watcher.reported == reported_before + rounds * _REPEAT, "each message is a change"
-    agent.stop()
-    return [*figures.values(), passes, reported]
+            protocol.received(_ROOM, text, now)
+            protocol.take_changes()
+
+    return receive
+
+
+async def _watching_agent() -> tuple[PresenceAgent, _Watcher]:
+    """Return an agent whose view of the room is complete, and its watcher."""
+    agent, watcher = _agent(), _Watcher()
+    agent.observe(_ROOM, watcher)
+    for text in _snapshots(_ROOM, _IN_ROOM):
+        await asyncio.sleep(0)
+        agent.received(_TOPIC, text)
+    while agent.head(_ROOM).stale:
+        await agent.passed()
+    return agent, watcher
 
 
 def _settle(protocol: PresenceProtocol) -> float:
@@ -230,7 +250,7 @@ def _rule_of(_: str) -> Rule:
 
 
 def _protocol() -> PresenceProtocol:
-    found = PresenceProtocol(_SELF, times=_TIMES, random=random.Random(1), describe=dict, rule_of=_rule_of)  # noqa: S311
+    found = PresenceProtocol(_SELF, times=_TIMES, random=random.Random(1), describe=dict, rule_of=_rule_of)
     found.start(0.0)
     found.take_outgoing()
     return found
@@ -258,7 +278,10 @@ def _snapshots(room: str, total: int, *, info: bool = True) -> list[str]:
     for owner in _OWNERS:
         some = {
             (connection := f"{hash((room, owner, number)) & (1 << 64) - 1:016x}"): Entry(
-                connection, f"user-{connection[:8]}", f'{{"name":"Ada {connection[:8]}"}}' if info else "", 1e9 + 0.125
+                connection,
+                f"user-{connection[:8]}",
+                f'{{"name":"Ada {connection[:8]}"}}' if info else "null",
+                1e9 + 0.125,
             )
             for number in range(total // len(_OWNERS))
         }

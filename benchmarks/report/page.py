@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.figures import FIGURES
 from benchmarks.report import plots
@@ -11,7 +11,7 @@ from benchmarks.report.table import NO_VALID_RUN, cell, faults, ratio, valid_run
 from benchmarks.scenarios.catalog import SCENARIOS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from benchmarks.harness.result import Outcome, Report, Section
@@ -69,6 +69,7 @@ _PLOTTED = {
     "failover": ("all_back_ms",),
     "restart": ("all_back_ms",),
     "history": ("publish_times", "broker_times", "receive_extra_us", "storm_ms", "repair_ms", "repair_missed_stall_ms"),
+    "presence": ("presence_extra_percent", "present_watched_max_ms", "left_seconds"),
 }
 _OVER_TIME = ("failover", "restart")
 _PERCENTILES = {"fanout": "latency", "channels": "latency", "slow": "latency", "storm": "connect"}
@@ -77,7 +78,7 @@ _PERCENTILES = {"fanout": "latency", "channels": "latency", "slow": "latency", "
 def write_page(report: Report, path: Path) -> Path:
     """Write the page and return where it is."""
     sections = "".join(_section(section) for section in report.sections)
-    body = f"<h1>Benchmarks of backplane</h1>{_machine(report)}{_METHOD}{_overview(report)}{sections}"
+    body = f"<h1>Benchmarks of backplane</h1>{_machine(report.machine)}{_METHOD}{_overview(report)}{sections}"
     head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Benchmarks of backplane</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head>'
@@ -87,8 +88,7 @@ def write_page(report: Report, path: Path) -> Path:
     return path
 
 
-def _machine(report: Report) -> str:
-    machine = report.machine
+def _machine(machine: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     commit = f"{machine['commit'][:12]}{' and changes' if machine['dirty'] else ''}"
     facts = (
@@ -131,9 +131,8 @@ def _section(section: Section) -> str:
         found.append(_figure(f"{measure.capitalize()} by percentile", plots.percentiles(section, measure)))
     if section.scenario in _OVER_TIME and any(run.slices for each in section.outcomes for run in each.valid[:1]):
         found.append(_figure("Deliveries over time", plots.over_time(section)))
-    return (
-        f"<h2>{escape(section.title)}</h2>{_table(section)}{_remarks(section)}<div class='plots'>{''.join(found)}</div>"
-    )
+    head = f"<h2>{escape(section.title)}</h2>{_machine(section.machine) if section.machine else ''}"
+    return f"{head}{_table(section)}{_remarks(section)}<div class='plots'>{''.join(found)}</div>"
 
 
 def _shown(section: Section) -> list[str]:

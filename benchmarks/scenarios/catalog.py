@@ -6,7 +6,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.harness.candidate import APP
-from benchmarks.scenarios import channels, churn, failover, fanout, history, memory, restart, saturation, slow, storm
+from benchmarks.scenarios import (
+    channels,
+    churn,
+    failover,
+    fanout,
+    history,
+    memory,
+    presence,
+    restart,
+    saturation,
+    slow,
+    storm,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,8 +41,8 @@ class Scenario:
         columns: The figures of its table, `harness.figures` names; the first is the one ratios are shown of.
         defaults: Where its options differ from those of `harness.run.Options`.
         faults_allowed: Whether losses and closed sockets are what it measures, and no fault.
-        needs: What a candidate must have for it: a `broker` to break, `workers` to restart, or a `history`; empty for
-            nothing.
+        needs: What a candidate must have for it: a `broker` to break, `workers` to restart, a `history`, or `presence`;
+            empty for nothing.
         app: The application that backplane serves for it.
     """
 
@@ -148,5 +160,28 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         defaults={"connections": 5000, "channels": 10, "stalls": True},
         needs="history",
         app="benchmarks.servers.history_app:app",
+    ),
+    "presence": Scenario(
+        run=presence.run,
+        about="presence of four workers: its cost at a steady churn, time to a list, a worker killed",
+        columns=(
+            "presence_extra_percent",
+            "presence_extra_max_percent",
+            "presence_cpu_percent",
+            "presence_off_cpu_percent",
+            "joins_per_second",
+            "presence_sent_per_second",
+            "presence_delta_per_second",
+            "presence_beacon_per_second",
+            "presence_received_per_second",
+            "present_watched_ms",
+            "present_watched_max_ms",
+            "present_unwatched_ms",
+            "left_seconds",
+        ),
+        # An adapter on which a change is stated once more does so after ten seconds.
+        defaults={"connections": 10_000, "channels": 500, "seconds": 20.0, "warm_up_seconds": 12.0},
+        needs="presence",
+        app="benchmarks.servers.presence_app:app",
     ),
 }
