@@ -72,6 +72,7 @@ class PresenceAgent:
         self._topics: Final[dict[str, Topic]] = {WORKERS_TOPIC: WORKERS, inbox_of(bus.worker): INBOX}
         self._observers: Final[dict[str, dict[ViewObserver, None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due: float | None = None
         self._taking: asyncio.Handle | None = None
         self._passed: asyncio.Event | None = None
         self._has_ended = False
@@ -95,7 +96,11 @@ class PresenceAgent:
         self._take_soon()
 
     def stop(self) -> None:
-        """End in order: the other workers are notified, as soon as the bus has sent that."""
+        """End in order: the other workers are notified, as soon as the bus has sent that.
+
+        The goodbye is handed to the bus before the last changes of all channels, which it contains: these can be so
+        many that the time for the end is over before the last one is sent.
+        """
         self.is_live, self._has_ended = False, True
         self._protocol.stop(self._now())
         if self._taking is not None:
@@ -206,7 +211,10 @@ class PresenceAgent:
             else:
                 del self._topics[topic]
                 self._bus.unsubscribe(topic, self)
-        for of, text, worker in protocol.take_outgoing():
+        outgoing = protocol.take_outgoing()
+        if self._has_ended:
+            outgoing.sort(key=lambda message: message.topic is not WORKERS)
+        for of, text, worker in outgoing:
             if of is not WORKERS:
                 topic = inbox_of(worker) if of is INBOX else presence_of(of)
                 self._bus.send_soon(topic, text, partial(self._send_failed, of))
@@ -230,9 +238,11 @@ class PresenceAgent:
     def _set_timer(self) -> None:
         due = self._protocol.next_due()
         if self._timer is not None:
-            if due is not None and self._timer.when() == due and not self._timer.cancelled():
+            if due == self._timer_due:
                 return
             self._timer.cancel()
+        # What is due is kept here: a handle of uvloop for what is due at once has no `when`.
+        self._timer_due = due
         self._timer = None if due is None else asyncio.get_running_loop().call_at(due, self._run)
 
     def _run(self) -> None:

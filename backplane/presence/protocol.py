@@ -391,8 +391,8 @@ class PresenceProtocol:
 
     def _heartbeat(self, now: float) -> None:
         if now + self._blocked - self._heartbeat_sent > self._roster.down_after:
-            # This process did not run, and the others have taken it for dead: they ask when they receive this heartbeat.
-            # Those that were started meanwhile do not know of what it has stated, nor it of what they have.
+            # This process did not run, and the others have taken it for dead: they ask when they receive this. Those
+            # that were started meanwhile do not know of what it has stated, nor it of what they have.
             for channel in self._channels.values():
                 channel.gap(now)
                 self._arm(channel)

@@ -98,7 +98,7 @@ class PresentWorker:
                 wrong.append(f"{room} at {self.name} is stale")
             elif found != expected:
                 wrong.append(f"{room} at {self.name} has {found}, and {dict(expected)} is true")
-            elif self.shown.get(room) != expected.keys():
+            elif self.shown.get(room, set()) != set(expected):
                 wrong.append(f"{self.name} reported {self.shown.get(room)} in {room}, and {set(expected)} is true")
         return wrong
 
@@ -224,7 +224,7 @@ class PresenceWorkload:
         return time.monotonic() - since
 
     async def _wrong(self, workers: Sequence[PresentWorker], more: Mapping[str, Mapping[str, int]]) -> list[str]:
-        truth = {room: users | more.get(room, {}) for room, users in self.truth().items()}
+        truth = {room: {**users, **more.get(room, {})} for room, users in self.truth().items()}
         return [line for lines in await asyncio.gather(*(one.difference(truth) for one in workers)) for line in lines]
 
     async def all_stale(self, workers: Sequence[PresentWorker] | None = None) -> None:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from backplane.fanout.batch import Batch, FinalMessage
 from backplane.fanout.codec import encode
-from tests.unit.doubles import run_passes, until_idle
+from tests.unit.doubles import RecordingSubscriber, run_passes, until_idle
 from tests.unit.kit import counts, crowd, running
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from backplane.fanout.delivery import Subscriber
     from backplane.message import Message
 
 pytestmark = pytest.mark.anyio
@@ -96,3 +98,38 @@ async def test_subscriber_that_raises() -> None:
         await until_idle()
         loop.set_exception_handler(None)
         assert good.received == ["1", "2"]
+
+
+async def test_a_local_delivery_is_sliced_and_reports_its_end() -> None:
+    """Recipients that are no subscribers any more when it is their turn are left out, and the end is reported once."""
+    async with running(slice_size=3, pass_seconds=0.0) as worker:
+        recipients = [RecordingSubscriber() for _ in range(10)]
+        subscribers: dict[Subscriber, int] = dict.fromkeys(recipients, 1)
+        done: list[int] = []
+        batch = Batch(FinalMessage(channel="", data="x"))
+        worker.hub.deliver_local("local", batch, recipients, subscribers, lambda: done.append(sum(counts(recipients))))
+        await run_passes(1)
+        del subscribers[recipients[5]]
+        await run_passes(20)
+        assert [subscriber.received for subscriber in recipients] == [["x"]] * 5 + [[]] + [["x"]] * 4
+        assert len(done) == 1
+
+
+async def test_a_local_delivery_that_is_delivered_at_once() -> None:
+    """What must follow it makes the hub deliver all of it; the end can begin another one."""
+    async with running(slice_size=3, pass_seconds=0.0) as worker:
+        recipients = [RecordingSubscriber() for _ in range(10)]
+        subscribers: dict[Subscriber, int] = dict.fromkeys(recipients, 1)
+
+        def begin(data: str) -> None:
+            batch, following = Batch(FinalMessage(channel="", data=data)), {"1": "2", "2": "3"}.get(data)
+            worker.hub.deliver_local(
+                "local", batch, recipients, subscribers, lambda: None if following is None else begin(following)
+            )
+
+        begin("1")
+        await run_passes(1)
+        worker.hub._flush()  # pyright: ignore[reportPrivateUsage]
+        assert [subscriber.received for subscriber in recipients] == [["1", "2", "3"]] * 10
+        await until_idle()
+        assert [subscriber.received for subscriber in recipients] == [["1", "2", "3"]] * 10

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backplane.errors import BrokerUnavailableError, SubscribeError
+from backplane.fanout.batch import Batch, FinalMessage
 from backplane.fanout.codec import encode
 from backplane.message import Gap, Joined, Place, Position
 from tests.unit.doubles import RecordingSubscriber, run_passes, until_idle
@@ -32,6 +33,27 @@ async def test_fan_out() -> None:
         assert (one.received, two.received, other.received) == (["1", "2"], ["1", "2", "3"], [])
         assert worker.hub.delivered == 3
         assert set(worker.hub.channels) == {"a", "b", "c"}
+
+
+async def test_reserved_channels_do_not_count() -> None:
+    """What workers send each other is delivered, and not counted among the messages of the application."""
+    async with running() as worker:
+        subscriber = await worker.joined("$backplane/workers")
+        worker.deliver("$backplane/workers", "1")
+        await until_idle()
+        assert (subscriber.received, worker.hub.delivered) == (["1"], 0)
+
+
+async def test_what_this_worker_has_made_itself() -> None:
+    """It reaches the recipients alone, is not counted, and waits for no channel of the same name."""
+    async with running() as worker:
+        one, two = await worker.joined("a"), await worker.joined("a")
+        done: list[int] = []
+        worker.hub.deliver_local(
+            "a", Batch(FinalMessage(channel="", data="x")), [two], {one: 1, two: 1}, lambda: done.append(1)
+        )
+        await until_idle()
+        assert (one.received, two.received, done, worker.hub.delivered) == ([], ["x"], [1], 0)
 
 
 async def test_one_pass_is_one_offer() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from backplane.errors import ClosedError, InvalidChannelError, SubscribeError
 from backplane.fanout.subscriber import BaseSubscriber
+from backplane.fanout.subscriber_options import SubscriberOptions
 from tests.unit import kit
 from tests.unit.doubles import until_idle
 from tests.unit.kit import WAIT_SECONDS
@@ -26,8 +27,8 @@ pytestmark = pytest.mark.anyio
 class Recorder(BaseSubscriber):
     """A subscriber that keeps what it receives."""
 
-    def __init__(self, hub: Hub) -> None:
-        super().__init__(hub, None)
+    def __init__(self, hub: Hub, options: SubscriberOptions | None = None) -> None:
+        super().__init__(hub, None, options=options)
         self.received: list[str | bytes] = []
         self.joins: list[Joined] = []
 
@@ -205,3 +206,74 @@ async def test_join_that_a_leave_overtakes() -> None:
         await asyncio.gather(*joining)
         assert world.channels == (["a"], ["a"])
         await world.receives(world.subscriber, "of a")
+
+
+class Channels:
+    """The presence of a subscriber, recorded."""
+
+    user = "u"
+
+    def __init__(self) -> None:
+        self.happened: list[tuple[str, str]] = []
+
+    def check(self, channel: str, /) -> None:
+        """Record it."""
+        self.happened.append(("check", channel))
+
+    def entered(self, _: object, channel: str, /) -> None:
+        """Record it."""
+        self.happened.append(("entered", channel))
+
+    def left(self, _: object, channel: str, /) -> None:
+        """Record it."""
+        self.happened.append(("left", channel))
+
+    def update(self, _: object, channel: str, info: object, /) -> None:
+        """Record it."""
+        self.happened.append((f"update {info}", channel))
+
+    def notify(self, _: object, channel: str, /) -> None:
+        """Record it."""
+        self.happened.append(("notify", channel))
+
+
+async def test_presence_follows_the_channels(world: World) -> None:
+    """It is notified of each channel that is joined, once, and of each that is left, by a leave or by the end."""
+    channels = Channels()
+    subscriber = Recorder(world.hub, SubscriberOptions(presence=channels))
+    assert (world.subscriber.user, subscriber.user) == (None, "u")
+    for channel in ("a", "b", "a"):
+        await subscriber.join(channel)
+    await subscriber.leave("a")
+    await subscriber.leave("a")
+    subscriber.end()
+    subscriber.end()
+    assert channels.happened == [("entered", "a"), ("entered", "b"), ("left", "a"), ("left", "b")]
+
+
+async def test_presence_begins_when_the_handshake_is_done(world: World) -> None:
+    """What may still be refused is present nowhere; then it is in all channels that it has joined."""
+
+    class Guest(Recorder):
+        admitted = False
+
+        @property
+        def _is_admitted(self) -> bool:
+            return self.admitted
+
+        def admit(self) -> None:
+            """Be done with the handshake."""
+            self.admitted = True
+            self._enter_channels()
+
+    Guest(world.hub).admit()
+    channels = Channels()
+    guest = Guest(world.hub, SubscriberOptions(presence=channels))
+    await guest.join("a")
+    await guest.join("b")
+    await guest.leave("b")
+    assert channels.happened == [("left", "b")]
+    guest.admit()
+    await guest.join("b")
+    assert channels.happened[1:] == [("entered", "a"), ("entered", "b")]
+    guest.end()

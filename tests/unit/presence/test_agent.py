@@ -39,7 +39,7 @@ async def test_an_observer_sends_no_heartbeat() -> None:
 
 
 async def test_stop_ends_everything() -> None:
-    """It says goodbye last, and after it nothing is sent, scheduled or subscribed, whatever is called."""
+    """It sends a goodbye, before what else is due, and after it nothing is sent or subscribed, whatever is called."""
     world = World()
     world.agent.start()
     world.agent.enter(ROOM, "c", "u", "1")
@@ -47,7 +47,7 @@ async def test_stop_ends_everything() -> None:
     world.agent.enter(ROOM, "d", "v", "1")
     world.agent.stop()
     assert (world.bus.kinds(TOPIC)[-1], world.bus.kinds(WORKERS)) == ("delta", ["beat", "bye"])
-    assert world.bus.sent[-1][1][0] == "bye"
+    assert [fields[0] for _, fields in world.bus.sent[-2:]] == ["bye", "delta"]
     assert not world.agent.is_live
     sent = len(world.bus.sent)
     world.agent.exit(ROOM, "c")

@@ -25,8 +25,10 @@ from backplane import (
     ConfigurationError,
     FullPolicy,
     LifecycleError,
+    Presence,
     Settings,
     SubscribeError,
+    Who,
 )
 from backplane import Client as Asked
 from backplane.adapters.memory import MemoryBroadcaster
@@ -341,6 +343,19 @@ async def test_head() -> None:
         assert (client.status, client.headers[b"content-type"]) == (200, b"text/event-stream; charset=utf-8")
         assert (client.sent, client.more) == ([b""], False)
         assert (await backplane.health()).connections == 0
+
+
+async def test_presence_of_a_stream() -> None:
+    """Its user is present from the headers to the end, and a HEAD is no visit."""
+    async with Backplane("memory://", presence={"a": Presence(grace_seconds=0)}) as backplane:
+        ada = Who(user="ada")
+        await Client("HEAD").gets(stream_of(backplane, "a", presence=ada))
+        assert dict((await backplane.present("a")).users) == {}
+        client = Client()
+        async with streaming(client, stream_of(backplane, "a", presence=ada)):
+            assert list((await backplane.present("a")).users) == ["ada"]
+            client.gone.set()
+        assert dict((await backplane.present("a")).users) == {}
 
 
 @pytest.mark.parametrize(

@@ -140,9 +140,14 @@ async def test_a_channel_without_a_rule() -> None:
     ):
         await until_idle()
         assert (len(reserved(adapter)), adapter.published) == (3, [WORKERS])
-        for call in (backplane.present("lobby"), connection.join("lobby", presence=True)):
-            with pytest.raises(ConfigurationError, match="channel 'lobby' has no presence: give it a rule"):
+        for call in (
+            backplane.present("lobby"),
+            connection.join("another", presence=True),
+            connection.update_presence("another"),
+        ):
+            with pytest.raises(ConfigurationError, match=r"channel '(lobby|another)' has no presence: give it a rule"):
                 await call
+        assert list(connection.channels) == ["lobby"]
         with pytest.raises(ConfigurationError, match="channel 'lobby' has no presence"):
             async with backplane.watch("lobby"):
                 pytest.fail("it is watched")
