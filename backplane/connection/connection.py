@@ -164,6 +164,7 @@ class Connection:
         """Replace the `info` that is shown with the user of this connection in `channel`.
 
         Seen by every worker after 0.1 s and the way over the broker; of several calls in that time only the last one.
+        Of a user with several connections the `info` that was changed last is shown, whichever connection it is of.
         A call for a channel that is not joined changes nothing.
 
         Args:

@@ -228,11 +228,11 @@ class PresenceProtocol:
         self._lingering.pop(channel, None)
         self._arm(state)
 
-    def update(self, channel: str, connection: str, info: str, now: float) -> None:
-        """Replace the info of a connection; nothing if it is not in the channel."""
+    def update(self, channel: str, connection: str, info: str, since: float, now: float) -> None:
+        """Replace the info of a connection from `since` on; nothing if it is the same, or it is not in the channel."""
         now = self._clock(now)
         if (state := self._channels.get(channel)) is not None:
-            state.update(connection, info, now)
+            state.update(connection, info, since, now)
             self._arm(state)
 
     def exit(self, channel: str, connection: str, now: float) -> None:

@@ -196,7 +196,7 @@ def test_calls_for_channels_that_are_not_there_do_nothing() -> None:
     machine = Machine()
     machine.protocol.subscribed("x", machine.now)
     machine.protocol.unwatch("x", machine.now)
-    machine.protocol.update("x", "1", "{}", machine.now)
+    machine.protocol.update("x", "1", "{}", 1.0, machine.now)
     machine.protocol.exit("x", "1", machine.now)
     machine.drain()
     assert machine.subscriptions == []
