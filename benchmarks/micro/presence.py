@@ -230,7 +230,7 @@ def _rule_of(_: str) -> Rule:
 
 
 def _protocol() -> PresenceProtocol:
-    found = PresenceProtocol(_SELF, times=_TIMES, random=random.Random(1), describe=dict, rule_of=_rule_of)  # noqa: S311
+    found = PresenceProtocol(_SELF, times=_TIMES, random=random.Random(1), describe=dict, rule_of=_rule_of)
     found.start(0.0)
     found.take_outgoing()
     return found

@@ -232,7 +232,7 @@ async def test_workers_that_are_killed_and_stopped(
         os.kill(stopped, signal.SIGCONT)
         resumed_at = time.monotonic()
         back = await workers.true(crowd, alive, seconds=3 + _SLACK_SECONDS)
-        # For the one that was stopped the time of the killed one begins anew: it cannot know for how long it was silent.
+        # For the one that was stopped the time of the killed one begins anew: it cannot know how long it was silent.
         until = resumed_at + size.down + size.grace + 1 + _SLACK_SECONDS
         await workers.true(crowd, [stopped], seconds=until - time.monotonic())
         own = time.monotonic() - resumed_at
