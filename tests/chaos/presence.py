@@ -305,8 +305,9 @@ def note(
     complete: float | None = None,
     fault: float | None = None,
     end: float | None = None,
+    own: float | None = None,
     left: int,
 ) -> None:
     """Add a line to the table of presence."""
-    times = ("-" if seconds is None else f"{seconds:.1f}" for seconds in (complete, fault, end))
+    times = ("-" if seconds is None else f"{seconds:.1f}" for seconds in (complete, fault, end, own))
     request.node.user_properties.append((PRESENCE_FIGURES, (case, broker, str(clients), *times, str(left))))
