@@ -42,6 +42,8 @@ ClusterMode = Literal["member", "observer"]
 _REPEAT_SECONDS: Final = 10.0
 # How long `present` waits for the answers of the other workers.
 _ANSWER_SECONDS: Final = 2.0
+# Every other worker has sent a heartbeat so long after the start.
+_SETTLE_HEARTBEATS: Final = 1.1
 # How long a view of `present` is kept for the next call.
 _KEPT_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 1.0
@@ -85,7 +87,8 @@ class Cluster:
         self._package = _version_of_package()
         self._heartbeat_seconds = settings.worker_heartbeat_seconds
         self._is_started = False
-        self._settled_at: float | None = None
+        self._is_settled = False
+        self._settling: asyncio.TimerHandle | None = None
         self.clients: Final = ClientIndex()
         self.requests: Final = Requests(bus, self._asked, self._knows_all)
         self._commands = CommandReceiver(bus, self.clients, surveys, bursts)
@@ -156,6 +159,8 @@ class Cluster:
         self.end_watches()
         self.requests.stop()
         await self._commands.stop()
+        if self._settling is not None:
+            self._settling.cancel()
         if self._is_started:
             self._agent.stop()
             try:
@@ -243,7 +248,11 @@ class Cluster:
 
     def _knows_all(self) -> bool:
         """Return whether every worker has had the time to send a heartbeat since this one began to receive them."""
-        return self._settled_at is not None and asyncio.get_running_loop().time() >= self._settled_at
+        return self._is_settled
+
+    def _settle(self) -> None:
+        self._is_settled = True
+        self.requests.workers_changed()
 
     def _self(self) -> Worker:
         about = self._describe()
@@ -275,7 +284,8 @@ class Cluster:
 
     def _begin(self) -> None:
         self._is_started = True
-        self._settled_at = asyncio.get_running_loop().time() + 1.1 * self._heartbeat_seconds
+        seconds = _SETTLE_HEARTBEATS * self._heartbeat_seconds
+        self._settling = asyncio.get_running_loop().call_later(seconds, self._settle)
         self._agent.start()
         if not self._is_live:  # it was lost since the broker's last confirmation
             self._agent.link_changed(is_live=False)

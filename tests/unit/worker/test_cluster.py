@@ -468,6 +468,16 @@ async def test_commands_wait_for_the_workers_that_are_known() -> None:
         assert connection.is_over
 
 
+async def test_a_survey_soon_after_the_start_ends_when_all_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing else happens at that moment."""
+    monkeypatch.setattr(module, "_SETTLE_HEARTBEATS", 0.001)
+    async with worker(settings=Settings(worker_heartbeat_seconds=60, worker_down_seconds=600)) as backplane:
+        backplane.on_survey("n")(lambda _: 1)
+        async with asyncio.timeout(WAIT_SECONDS):
+            answers = await backplane.survey("n", timeout_seconds=60)
+        assert (list(answers.by_worker.values()), answers.missing) == ([1], [])
+
+
 async def test_the_moment_of_a_connection() -> None:
     """It is known from the handshake to the end, and of no other client."""
     async with worker() as backplane:
