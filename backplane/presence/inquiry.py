@@ -62,6 +62,8 @@ class Inquiry:
         """Ask at `at`, since anything may be missing: unsure from now on."""
         self.sure = False
         self._forced = True
+        # What no worker had may be answered now.
+        self._rounds = 0
         self._plan(at, _ASK_SECONDS)
 
     def missing(self, now: float) -> None:

@@ -102,3 +102,21 @@ def test_nothing_is_asked_while_the_link_is_away(inquiry: Inquiry) -> None:
     inquiry.asked(5)
     inquiry.settle(5)
     assert (inquiry.next_due(), inquiry.sure) == (inf, True)
+
+
+def test_after_a_doubt_what_is_missing_is_asked_for_as_soon_as_at_first(inquiry: Inquiry) -> None:
+    """What no worker had before may be answered now: a worker is back, for example."""
+    now = 0.0
+    inquiry.doubt(now)
+    while now < 60:
+        now = inquiry.next_due()
+        if inquiry.step(now, missing=True) is Step.ASK:
+            inquiry.asked(now)
+    inquiry.doubt(now)
+    asked: list[float] = []
+    while len(asked) < 4:
+        now = inquiry.next_due()
+        if inquiry.step(now, missing=True) is Step.ASK:
+            asked.append(now)
+            inquiry.asked(now)
+    assert asked[-1] - asked[0] < 10
