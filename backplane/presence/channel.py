@@ -131,6 +131,8 @@ class Channel:
         self._failures = 0
         self._failed = -inf
         self._stale = True
+        # Since the view became stale nothing was received for a while: the link was lost, or this process did not run.
+        self._blind = False
 
     # -- queries -------------------------------------------------------------------------------------------------------
 
@@ -255,6 +257,7 @@ class Channel:
 
     def link_lost(self, now: float) -> None:
         """Take note that nothing can be published or received."""
+        self._blind = True
         self._inquiry.suspend()
         self._commit(now)
 
@@ -546,7 +549,8 @@ class Channel:
             self._report(event)
         stale = not (self._inquiry.sure and self._shared.link_live)
         if self._stale and not stale:
-            view.restart_graces(now)
+            view.restart_graces(now, blind=self._blind)
+            self._blind = False
         if not stale and view.next_grace() <= now:
             self._report(view.end_graces(now))
         if stale != self._stale:

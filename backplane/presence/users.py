@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from backplane.presence.contract import Present, ViewEvent
 
@@ -14,16 +14,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Users"]
 
+# A view that asks again and again must not put off for ever what it reports.
+_MAX_LONGER_SECONDS: Final = 5.0
+
 
 class _Grace:
     """A user without a connection, for whom no `left` is reported yet."""
 
-    __slots__ = ("deadline", "info", "since", "user")
+    __slots__ = ("began", "deadline", "info", "since", "user")
 
     def __init__(self, last: Present) -> None:
         self.user: str = last.user
         self.info: str = last.info
         self.since: float = last.since
+        self.began: float = 0.0
         self.deadline: float = 0.0
 
 
@@ -97,7 +101,7 @@ class Users:
                     del self._users[user]
                 else:
                     # It has left with the info that was reported.
-                    state.info, state.deadline = before.info, now + self._grace_seconds
+                    state.info, state.began, state.deadline = before.info, now, now + self._grace_seconds
                     self._graces.append(state)
                 continue
             present = _present(user, state)
@@ -116,15 +120,21 @@ class Users:
         """Return when the first grace ends, or infinity."""
         return self._graces[0].deadline if self._graces else float("inf")
 
-    def restart_graces(self, now: float) -> None:
-        """Let every grace begin anew."""
+    def restart_graces(self, now: float, *, blind: bool) -> None:
+        """Let every grace begin anew.
+
+        Args:
+            now: The time.
+            blind: Whether nothing was received for a while. Otherwise a grace becomes longer by a few seconds in all,
+                however often this is called.
+        """
         for grace in self._graces:
-            grace.deadline = now + self._grace_seconds
+            if blind:
+                grace.began = now
+            grace.deadline = min(now, grace.began + _MAX_LONGER_SECONDS) + self._grace_seconds
 
     def expire(self, now: float) -> ViewEvent | None:
         """End the graces that are over, and return what has changed."""
-        if not self._graces:
-            return None
         left: list[str] = []
         while self._graces and self._graces[0].deadline <= now:
             grace = self._graces.popleft()

@@ -204,10 +204,15 @@ class OwnerView:
         """Return when the first grace ends, or infinity."""
         return inf if self.users is None else self.users.next_due()
 
-    def restart_graces(self, now: float) -> None:
-        """Let every grace begin anew: its user may have been back, and have gone again, while this was not known."""
+    def restart_graces(self, now: float, *, blind: bool) -> None:
+        """Let every grace begin anew: its user may have been back, and have gone again, while this was not known.
+
+        Args:
+            now: The time.
+            blind: As of `Users.restart_graces`.
+        """
         if self.users is not None:
-            self.users.restart_graces(now)
+            self.users.restart_graces(now, blind=blind)
 
     def end_graces(self, now: float) -> ViewEvent | None:
         """End the graces that are over, and return what has changed."""

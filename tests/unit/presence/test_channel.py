@@ -608,3 +608,20 @@ def test_a_flush_without_an_owner_does_nothing() -> None:
     channel.inbox_gap(0)
     channel.worker_back(0)
     assert channel.next_due() == inf
+
+
+def test_questions_that_are_repeated_put_off_a_leave_for_some_seconds_only(machine: Machine) -> None:
+    """Each makes the view stale for a moment, in which the user could have been back."""
+    machine.receive(WORKERS, "beat", A, 1, {})
+    machine.sure("c")
+    machine.receive("c", "delta", A, 0, 1, {"1": ENTRY}, [], None, 1)
+    machine.receive("c", "delta", A, 1, 2, {}, ["1"], None, 0)
+    left_at = machine.now
+    number = 1
+    while machine.users("c"):
+        assert machine.now - left_at < 13
+        number += 1
+        machine.receive(WORKERS, "beat", A, number, {})
+        machine.protocol.gap("c", machine.now)
+        machine.pass_time(2.9)
+    assert machine.now - left_at > 5

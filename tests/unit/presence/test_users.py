@@ -75,3 +75,22 @@ def test_what_is_added_before_a_restart_is_no_change(users: Users) -> None:
     users.add(ONE)
     users.restart()
     assert (users.commit(0), users.version) == (None, 0)
+
+
+def test_a_grace_becomes_longer_by_some_seconds_at_most(users: Users) -> None:
+    """Unless nothing was received for a while: then its user may have been back at any time."""
+    users.add(ONE)
+    users.commit(0)
+    users.remove(ONE)
+    users.commit(10)
+    for now in (11, 14):
+        users.restart_graces(now, blind=False)
+        assert users.next_due() == now + 5
+    for now in (16, 19):
+        users.restart_graces(now, blind=False)
+        assert users.next_due() == 20
+    users.restart_graces(60, blind=True)
+    assert users.next_due() == 65
+    users.restart_graces(64, blind=False)
+    users.restart_graces(68, blind=False)
+    assert users.next_due() == 70
