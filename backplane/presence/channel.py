@@ -271,6 +271,11 @@ class Channel:
             self._flush_at = now + self._shared.spread()
         self.gap(now)
 
+    def runs_again(self, now: float) -> None:
+        """Take note that this worker did not run for so long that the others have taken it for dead."""
+        self._blind = True
+        self.gap(now)
+
     # -- workers -------------------------------------------------------------------------------------------------------
 
     def worker_dead(self, worker: str, now: float) -> None:

@@ -340,9 +340,17 @@ class PresenceProtocol:
             late = now - self._blocked - due
             if late > _BLOCKED_SECONDS:
                 self._blocked += late
+                self._time = max(self._time, now - self._blocked)
+                self._runs_again(self._time)
+                due = max(self._next(), self._resumed)
             self._punctual_until = due + self._blocked + _BLOCKED_SECONDS
         self._time = max(self._time, now - self._blocked)
         return self._time
+
+    def _runs_again(self, now: float) -> None:
+        """Send the heartbeat that the others wait for, before anything else."""
+        if now + self._blocked - self._heartbeat_sent > self._roster.interval:
+            self._heartbeat(now)
 
     def _next(self) -> float:
         if not (self._running and self._shared.link_live):
@@ -405,7 +413,7 @@ class PresenceProtocol:
             # This process did not run, and the others have taken it for dead: they ask when they receive this. Those
             # that were started meanwhile do not know of what it has stated, nor it of what they have.
             for channel in self._channels.values():
-                channel.gap(now)
+                channel.runs_again(now)
                 self._arm(channel)
         self._heartbeat_sent = now + self._blocked
         self._number += 1

@@ -249,3 +249,23 @@ def test_what_asks_and_states_nothing_is_no_worker() -> None:
     machine.drain()
     assert [state[0] for state in machine.take("view")] == ["view"]
     assert machine.protocol.workers(machine.now) == []
+
+
+def test_a_worker_that_did_not_run_sends_its_heartbeat_first() -> None:
+    """The others have taken it for dead: whatever else is due means nothing to them before."""
+    machine = Machine()
+    machine.sure("c")
+    machine.enter("c", "1")
+    machine.pass_time(0.05)
+    machine.now += 20
+    machine.protocol.run(machine.now)
+    machine.drain()
+    assert machine.view("c").stale
+    machine.pass_time(0.1)
+    assert [fields[0] for _, fields, _ in machine.sent][:2] == ["beat", "delta"]
+    machine.exit("c", "1")
+    machine.sent.clear()
+    machine.now += 1.5
+    machine.protocol.run(machine.now)
+    machine.drain()
+    assert [fields[0] for _, fields, _ in machine.sent] == ["delta"]
