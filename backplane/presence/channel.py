@@ -12,7 +12,7 @@ from backplane.presence.owner import Owner
 from backplane.presence.pacer import Pacer
 from backplane.presence.roster import News, Roster
 from backplane.presence.view import OwnerView
-from backplane.presence.wire import Beacon, Delta, Fact, Request, Snapshot, State, encode
+from backplane.presence.wire import Beacon, Delta, Fact, Goodbye, Request, Snapshot, State, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -477,12 +477,21 @@ class Channel:
                 if version and shared.roster.known(worker):
                     self._named(self._view, worker, version, now)
         chosen = not request.everyone and self._is_responder(request.worker)
+        if chosen or (request.everyone and owner is not None):
+            self._name_dead(request)
         if chosen and self._view is not None and self.may_answer_for_all():
             self._answer_for_all(self._view, request, now)
         elif owner is not None and owner.published and request.known.get(shared.worker, 0) < owner.version:
             recent = now - self._published < _RECENT_SECONDS
             if request.everyone or chosen or recent:
                 self._send_state(request, {shared.worker: Fact(owner.version, owner.stated(), 0.0, 0.0)}, whole=False)
+
+    def _name_dead(self, request: Request) -> None:
+        """Name the workers that are dead, of those that the asker has entries of: it may not have run, or been away."""
+        for worker in request.known:
+            number = self._shared.roster.dead_at(worker)
+            if number is not None:
+                self._shared.publish("goodbye", INBOX, Goodbye(worker, number), request.worker)
 
     def may_answer_for_all(self) -> bool:
         """Return whether the view is complete, as far as this worker knows."""

@@ -179,6 +179,8 @@ class PresenceProtocol:
             self._received_from_workers(message, now)
         elif topic is INBOX and isinstance(message, State):
             self._received_state(message, now)
+        elif topic is INBOX and isinstance(message, Goodbye):
+            self._received_dead(message, now)
         else:
             self._shared.count("in.invalid")
 
@@ -446,6 +448,12 @@ class PresenceProtocol:
                 self._arm(channel)
         elif news is News.CROWD:
             self._shared.count("in.crowd")
+
+    def _received_dead(self, message: Goodbye, now: float) -> None:
+        """Take an answer that names a worker which is dead for the one that answers."""
+        self._punctual_until = -inf
+        if self._roster.dead_elsewhere(message.worker, message.number, now) is News.DEAD:
+            self._dead(message.worker, now)
 
     def _received_state(self, message: State, now: float) -> None:
         self._punctual_until = -inf

@@ -143,6 +143,23 @@ class Roster:
         self._bury(worker, now)
         return News.DEAD
 
+    def dead_elsewhere(self, worker: str, number: int, now: float) -> News:
+        """Take note that another worker takes one for dead, having received no heartbeat of it after `number`.
+
+        Returns:
+            `DEAD` if it was alive, and no later heartbeat of it is known here either.
+        """
+        member = self._alive.get(worker)
+        if member is None or member.number > number:
+            return News.NOTHING
+        self._bury(worker, now)
+        return News.DEAD
+
+    def dead_at(self, worker: str) -> int | None:
+        """Return the largest number of a worker that is taken for dead, or `None` for any other."""
+        member = self._dead.get(worker)
+        return None if member is None else member.number
+
     def mentioned(self, worker: str, now: float, silent: float = 0.0) -> News:
         """Take any other sign of a worker: it is alive if it was not known. What is taken for dead stays dead.
 

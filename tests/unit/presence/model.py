@@ -568,6 +568,7 @@ class Run:
             return
         worker.up = worker.noticed = True
         alive = {known.origin for known in worker.protocol.workers(self.now) if known.alive}
+        alive -= self.dead_elsewhere(worker)
         worker.active = set(worker.wanted)
         worker.protocol.link_live(self.now)
         topics: list[Topic] = [WORKERS, INBOX, *sorted(worker.active)]
@@ -580,11 +581,21 @@ class Run:
 
     def judge_silence(self, worker: Worker, alive: set[str], session: int) -> None:
         """Check that no worker is declared dead by one that was away itself."""
-        running = {other.protocol.worker for other in self.workers if other.running}
+        running = {other.protocol.worker for other in self.workers if other.running} - self.dead_elsewhere(worker)
         if worker.running and worker.session == session:
             for known in worker.protocol.workers(self.now):
                 if known.origin in alive & running and not known.alive:
                     raise BrokenError(f"{known.origin} is declared dead by a worker that was away")
+
+    def dead_elsewhere(self, worker: Worker) -> set[str]:
+        """Return what other workers take for dead: they may name it to this one, which then does too."""
+        return {
+            known.origin
+            for other in self.workers
+            if other.running and other is not worker
+            for known in other.protocol.workers(self.now)
+            if not known.alive
+        }
 
     def block(self) -> None:
         """Block the loop of a worker."""

@@ -269,3 +269,40 @@ def test_a_worker_that_did_not_run_sends_its_heartbeat_first() -> None:
     machine.protocol.run(machine.now)
     machine.drain()
     assert [fields[0] for _, fields, _ in machine.sent] == ["delta"]
+
+
+def test_a_worker_that_is_dead_elsewhere_is_dead_unless_more_is_known_of_it() -> None:
+    """One that did not run, or was away, does not wait as long as the others have."""
+    machine = Machine()
+    machine.receive(WORKERS, "beat", A, 5, {})
+    machine.sure("c")
+    machine.receive("c", "snap", A, 1, {"1": ENTRY})
+    machine.receive(INBOX, "bye", A, 4)
+    machine.receive(INBOX, "bye", B, 4)
+    machine.receive(INBOX, "bye", ME, 4)
+    assert machine.view("c").connections == 1
+    machine.receive(INBOX, "bye", A, 5)
+    assert machine.view("c").connections == 0
+    machine.receive(INBOX, "bye", A, 5)
+    assert [worker.alive for worker in machine.protocol.workers(machine.now)] == [False]
+    machine.receive(WORKERS, "beat", A, 6, {})
+    assert [worker.alive for worker in machine.protocol.workers(machine.now)] == [True]
+
+
+def test_the_dead_are_named_to_one_that_has_entries_of_them() -> None:
+    """By those that answer it."""
+    machine = Machine()
+    machine.receive(WORKERS, "beat", A, 7, {})
+    machine.watch("c")
+    machine.pass_time(11)
+    machine.receive(WORKERS, "beat", B, 1, {})
+    machine.sent.clear()
+    machine.receive("c", "ask", B, {A: 3, C: 1}, True, 0, 9)
+    assert machine.take("bye") == []
+    machine.enter("c", "1")
+    machine.pass_time(1)
+    for everyone in (True, False):
+        machine.sent.clear()
+        machine.receive("c", "ask", B, {A: 3, C: 1}, everyone, 0, 9)
+        assert (INBOX, ["bye", A, 7], B) in machine.sent
+        assert len(machine.take("bye")) == 1

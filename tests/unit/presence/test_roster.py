@@ -117,3 +117,15 @@ def test_the_number_of_workers_is_bounded(roster: Roster, monkeypatch: pytest.Mo
     roster.goodbye(A, 1, 0)
     assert roster.mentioned(C, 0) is News.NEW
     assert not roster.known(A)
+
+
+def test_a_worker_that_is_dead_elsewhere(roster: Roster) -> None:
+    """Only the largest number counts: what has received a later heartbeat knows better."""
+    roster.heartbeat(A, 5, {}, 0)
+    assert roster.dead_elsewhere(B, 9, 1) is News.NOTHING
+    assert roster.dead_elsewhere(A, 4, 1) is News.NOTHING
+    assert roster.dead_at(A) is None
+    assert roster.dead_elsewhere(A, 5, 1) is News.DEAD
+    assert roster.dead_elsewhere(A, 5, 1) is News.NOTHING
+    assert (roster.dead_at(A), roster.dead_at(B)) == (5, None)
+    assert roster.heartbeat(A, 6, {}, 2) is News.BACK
