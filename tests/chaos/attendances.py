@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -61,14 +62,20 @@ class Leave:
 
 
 class Attendances:
-    """The connections of all clients."""
+    """The connections of all clients.
+
+    Attributes:
+        opened_at: When the last one was opened.
+    """
 
     def __init__(self) -> None:
+        self.opened_at = -inf
         self._stays: defaultdict[tuple[str, str], list[Stay]] = defaultdict(list)
 
     def open(self, room: str, user: str, worker: object) -> Stay:
         """Note that a user is connected."""
         stay = Stay(worker)
+        self.opened_at = stay.opened
         self._stays[room, user].append(stay)
         return stay
 
