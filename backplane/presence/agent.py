@@ -115,7 +115,7 @@ class PresenceAgent:
         self._take_soon()
 
     def update(self, channel: str, connection: str, info: str) -> None:
-        """Replace the info of a connection, which is then the one that is shown; nothing if it is not in the channel."""
+        """Replace the info of a connection, which is shown from then on; nothing if it is not in the channel."""
         self._protocol.update(channel, connection, info, time.time(), self._now())
         self._take_soon()
 
