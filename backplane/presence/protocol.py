@@ -329,9 +329,12 @@ class PresenceProtocol:
         A timer that is late means that messages wait unread as well: silence, and the end of a grace, mean nothing.
         """
         late = now - self._blocked - max(self._next(), self._resumed)
+        self._time = max(self._time, now - self._blocked - (late if late > _BLOCKED_SECONDS else 0))
         if late > _BLOCKED_SECONDS:
             self._blocked += late
-        self._time = max(self._time, now - self._blocked)
+            # What was left of a grace may be less than it takes to read the messages that wait.
+            for channel in self._channels.values():
+                channel.restart_graces(self._time)
         return self._time
 
     def _next(self) -> float:
