@@ -249,3 +249,19 @@ def test_what_asks_and_states_nothing_is_no_worker() -> None:
     machine.drain()
     assert [state[0] for state in machine.take("view")] == ["view"]
     assert machine.protocol.workers(machine.now) == []
+
+
+def test_no_grace_ends_before_the_messages_are_read_that_waited() -> None:
+    """A worker that did not run may have little left of it, and its user may be back."""
+    machine = Machine()
+    machine.sure("c")
+    machine.receive("c", "delta", A, 0, 1, {"1": ENTRY}, [], None, 1)
+    machine.receive("c", "delta", A, 1, 2, {}, ["1"], None, 0)
+    machine.pass_time(4.9)
+    machine.now += 8
+    machine.protocol.run(machine.now)
+    machine.drain()
+    machine.pass_time(1)
+    assert machine.users("c") == ["u"]
+    machine.receive("c", "delta", A, 2, 3, {"2": ENTRY}, [], None, 1)
+    assert [event.left for _, event in machine.events if event.left] == []
