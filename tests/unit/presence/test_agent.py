@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+import uvloop
 
 from backplane.cluster.topics import WORKERS, inbox_of, presence_of
 from tests.unit.doubles import until_idle
@@ -36,6 +37,24 @@ async def test_an_observer_sends_no_heartbeat() -> None:
     assert (world.bus.kinds(WORKERS), world.bus.kinds(TOPIC)) == ([], ["ask"])
     world.agent.stop()
     assert world.bus.kinds(WORKERS) == []
+
+
+def test_what_is_due_at_once_on_uvloop() -> None:
+    """A timer of uvloop for less than half a millisecond knows no time; what is due soon does not depend on it."""
+    failures: list[object] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+        world = World()
+        world.agent.start()
+        await until_idle()
+        for number in range(200):  # 0.001 s is due in less than that some time after it was set
+            world.agent.enter(ROOM, f"{number}", "u", "1")
+            await asyncio.sleep(0.0007)
+        world.agent.stop()
+
+    uvloop.run(main())
+    assert failures == []
 
 
 async def test_stop_ends_everything() -> None:
