@@ -90,13 +90,13 @@ def test_sections_are_added_to_a_result(monkeypatch: pytest.MonkeyPatch, tmp_pat
         return Section(scenario=name, title="new", settings={}, outcomes=[])
 
     monkeypatch.setattr(command, "measure_choice", measured)
-    old = [Section(scenario=name, title="old", settings={}, outcomes=[]) for name in ("presence", "fanout")]
+    old = [Section(scenario=name, title="old", settings={}, outcomes=[]) for name in ("presence", "slow")]
     result = tmp_path / "0.9.0.json"
     Report(machine=description(), sections=old).save(result)
     command.add(["history", "presence"], result)
     found = Report.load(result)
     assert [(each.scenario, each.title) for each in found.sections] == [
-        ("fanout", "old"),
+        ("slow", "old"),
         ("history", "new"),
         ("presence", "new"),
     ]
