@@ -226,7 +226,7 @@ def decode(text: str) -> Message | Refused:
         return Refused.INVALID
     try:
         # What workers send begins with a bracket and ends after the value: `decode` looks for whitespace around it.
-        fields, end = _first_value(text) if text[:1] == "[" else (None, -1)
+        fields, end = _first_value(text) if text[:1] == "[" else (_loads(text), len(text))
         if end != len(text):
             fields = _loads(text)
         if fields.__class__ is not list or not isinstance(kind := fields[0], str):
