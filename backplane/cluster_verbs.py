@@ -45,8 +45,9 @@ class ClusterVerbs:
         """Return the users of `channel`, on all workers.
 
         A channel that this worker does not watch yet takes one way over the broker and back, or 2 seconds where an
-        answer is missing; then the view is `stale`. It is kept for 30 seconds for the next call. While the link to the
-        broker is lost it returns what was known last, as `stale`.
+        answer is missing; then the view is `stale`. It is kept for 30 seconds for the next call. What the clients of
+        this worker did before the call is in it. While the link to the broker is lost it returns at once what was known
+        last, as `stale`.
 
         Args:
             channel: The channel, which must have a `Presence` rule.

@@ -564,7 +564,8 @@ class Backplane(ClusterVerbs):
                 Needs a channel with a history. Defaults to 0.
             previous_id: The id of the stream or connection that the client had before: messages that exclude it are not
                 sent. What is no id is ignored.
-            presence: The user of this client, as in `connect`.
+            presence: The user of this client, as in `connect`. It is present from the headers on, and is sent nothing
+                of the others.
 
         Raises:
             ConfigurationError: No channel, more than 16 with a history, `request` is not an HTTP request, or an option

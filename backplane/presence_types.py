@@ -108,7 +108,8 @@ class PresentUser:
 
     Attributes:
         user: Names the user.
-        info: The `info` of the connection that joined last.
+        info: Of the user's connections, the `info` of the one that has joined, or has another one (`update_presence`),
+            last, by the clocks of their workers.
         connections: How many connections the user has in the channel, on all workers; 0 within the grace.
     """
 

@@ -49,7 +49,7 @@ class Statistics:
         streams_closed: Event streams that ended.
         streams_refused: Event streams that were answered with an HTTP error, or ended at once.
         refused_origins: Handshakes and event streams of pages that may not connect: `allowed_origins`, `allowed_hosts`.
-        refused_connections: Clients over `max_connections` or `max_connections_per_client`.
+        refused_connections: Clients over `max_connections`, `max_connections_per_client` or `max_connections_per_user`.
         refused_joins: Joins that `authorize` refused.
         refused_channels: Joins over `Limits.max_channels`.
         dropped_oldest: Messages that were dropped for a slow subscriber with the policy `drop_oldest`.

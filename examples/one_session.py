@@ -4,9 +4,11 @@ Run it in this folder, and connect twice to ws://127.0.0.1:8000/session/ada: the
 
     BACKPLANE_URL=ipc://session uvicorn one_session:app --workers 2
 
-What it does not promise: two connections that are opened at the same moment can end each other, and the user has to
-connect again; and a worker that is cut off from the broker at that moment does not receive the command, so an older
-session there lives on. `unconfirmed` names such workers to the client.
+Of several connections that are opened at the same moment, as by a browser that opens its tabs again, one stays. The
+clocks of their workers decide which one is the newest.
+
+What it does not promise: a worker that is cut off from the broker at that moment does not receive the command, so an
+older session there lives on. `unconfirmed` names such workers to the client.
 """
 
 from typing import Annotated
@@ -33,7 +35,7 @@ async def session(websocket: WebSocket, user: User) -> None:
         try:
             ended = await backplane.disconnect(
                 user=user,
-                exclude=connection,  # itself
+                older_than=connection,  # not itself, and none that was opened later and does the same
                 code=CloseCode.FORBIDDEN,  # the page must not come back, and end this session in turn
                 reason="logged in elsewhere",
                 confirm_seconds=CONFIRM_SECONDS,

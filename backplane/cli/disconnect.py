@@ -143,6 +143,8 @@ async def _confirmed(
     on_progress("connecting")
     async with observed(url, secret, seconds) as backplane:
         seen = await seen_workers(backplane, secret, seconds, on_progress)
+        if not seen.is_linked:  # certainly not sent
+            return _Result(backplane.url, seen)
         on_progress(f"waiting for {seen.alive:,} workers to confirm")
         answers = await backplane.disconnect(**selected, confirm_seconds=confirm)
         return _Result(backplane.url, seen, answers)

@@ -126,11 +126,13 @@ class Seen:
         workers: Those that are alive first, then those that have ended meanwhile.
         problem: Why this is not all; `None` where it is.
         remark: What else was noticed.
+        is_linked: Whether the link to the broker is live: nothing can be asked without.
     """
 
     workers: list[Worker]
     problem: str | None = None
     remark: str | None = None
+    is_linked: bool = True
 
     @property
     def alive(self) -> int:
@@ -156,12 +158,13 @@ async def seen_workers(
     workers.sort(key=lambda worker: (not worker.is_alive, worker.host, worker.pid, worker.id))
     remark = _rejected(backplane, secret)
     problem = None
-    if backplane.state != "live":
+    is_linked = backplane.state == "live"
+    if not is_linked:
         problem = f"the link to {backplane.url} was lost meanwhile: workers may be missing here"
     elif not any(worker.is_alive for worker in workers):
         hint = remark or "do they run with cluster=True or presence=..., at this broker, with this prefix?"
         problem, remark = f"no worker was seen at {backplane.url} within {waited:.1f} s: {hint}", None
-    return Seen(workers=workers, problem=problem, remark=remark)
+    return Seen(workers=workers, problem=problem, remark=remark, is_linked=is_linked)
 
 
 def _rejected(backplane: Backplane, secret: str | None) -> str | None:

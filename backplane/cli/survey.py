@@ -25,13 +25,13 @@ from backplane.cli.observer import (
     seen_workers,
 )
 from backplane.cli.terminal import fail, note, progress, resolve_url, showing_warnings, url_option
+from backplane.cluster_types import Answers
 from backplane.errors import InvalidDataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.cli.observer import Seen
-    from backplane.cluster_types import Answers
 
 __all__ = ["survey"]
 
@@ -90,5 +90,7 @@ async def _ask(
     on_progress("connecting")
     async with observed(url, secret, seconds) as backplane:
         seen = await seen_workers(backplane, secret, seconds, on_progress)
+        if not seen.is_linked:
+            return backplane.url, seen, Answers()
         on_progress(f"waiting for the answers of {seen.alive:,} workers")
         return backplane.url, seen, await backplane.survey(name, question, timeout_seconds=timeout)

@@ -81,7 +81,7 @@ class ClusterBus:
         self._hub = hub
         self._publish = publish
         self._origin = origin
-        self._wire_format = wire_format
+        self._wire_format: WireFormat = wire_format
         self._max_payload_bytes = max_payload_bytes
         self._bursts = bursts
         self._signer = signer

@@ -154,15 +154,17 @@ class Connection:
             ClosedError: It has ended.
         """
         policy = self._driver.outbox.policy(when_full, latest_by)
+        notified = self._driver.presence(channel) if presence else None
         await self._driver.join(channel, since=since, rewind=rewind)
         self._driver.outbox.set_policy(channel, policy)
-        if presence:
-            self._driver.presence(channel).notify(self._driver, channel)
+        if notified is not None:
+            notified.notify(self._driver, channel)
 
     async def update_presence(self, channel: str, *, info: Any = None) -> None:
         """Replace the `info` that is shown with the user of this connection in `channel`.
 
         Seen by every worker after 0.1 s and the way over the broker; of several calls in that time only the last one.
+        Of a user with several connections the `info` that was changed last is shown, whichever connection it is of.
         A call for a channel that is not joined changes nothing.
 
         Args:

@@ -190,13 +190,14 @@ class ConnectionDriver(BaseSubscriber):
         return self._hub.position(channel) if channel in self._channels else None
 
     def presence(self, channel: str) -> ChannelPresence:
-        """Return what this client has of presence.
+        """Return what this client has of the presence of a channel.
 
         Raises:
-            ConfigurationError: The backplane has no presence.
+            ConfigurationError: The channel has no presence.
         """
         if self._presence is None:
             raise ConfigurationError(f"channel {channel!r} has no presence: pass Backplane(presence={{...}})")
+        self._presence.check(channel)
         return self._presence
 
     async def join_at_handshake(self, channel: str) -> None:

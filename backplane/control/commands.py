@@ -44,6 +44,7 @@ _SLICE: Final = 100
 # Joins by commands at a time: each asks `authorize` and the broker.
 _MAX_JOINS: Final = 100
 _MAX_SURVEY_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 1.0
 
 
 class CommandReceiver:
@@ -111,12 +112,12 @@ class CommandReceiver:
         """Commands may have been missed: nothing can be done here; one that is to be confirmed was not."""
 
     async def stop(self) -> None:
-        """End what is in progress."""
+        """End what is in progress. A function of the application that ignores that is not waited for."""
         self._waiting.clear()
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_STOP_SECONDS)
 
     def _is_first(self, command: Command) -> bool:
         """Return whether a command was not received before."""

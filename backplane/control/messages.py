@@ -114,21 +114,16 @@ class Answer:
 def parse_command(text: str) -> Command | None:
     """Return the command of a text; `None` where it is none."""
     match _parse(text):
-        case ["command", str(id), str(kind), dict(selector), dict(arguments), reply_to, issued_at, *_] if (
+        case ["command", str(id), str(kind), selector, arguments, reply_to, issued_at, *_] if (
             0 < len(id) <= _MAX_ID
+            and (given := _object(arguments)) is not None
             and (reply_to is None or (isinstance(reply_to, str) and is_inbox(reply_to)))
             and _is_moment(issued_at)
             and (selected := _selector(selector)) is not None
         ):
-            return Command(
-                kind=kind,
-                selector=selected,
-                arguments=arguments,
-                reply_to=reply_to,
-                id=id,
-                issued_at=issued_at,
-            )
-    return None
+            return Command(kind=kind, selector=selected, arguments=given, reply_to=reply_to, id=id, issued_at=issued_at)
+        case _:
+            return None
 
 
 def parse_answer(text: str) -> Answer | None:
@@ -138,7 +133,8 @@ def parse_answer(text: str) -> Answer | None:
             worker
         ):
             return Answer(id=id, worker=worker, succeeded=succeeded, value=value)
-    return None
+        case _:
+            return None
 
 
 def _encode(parts: list[Any]) -> str:
@@ -166,10 +162,17 @@ def _is_moment(value: object) -> bool:
     return is_number(value) and abs(value) < _MAX_MOMENT
 
 
-def _selector(selector: dict[str, Any]) -> Selector | None:
+def _object(value: object) -> dict[str, Any] | None:
+    """Return an object of JSON; `None` where it is none."""
+    return value if isinstance(value, dict) else None  # pyright: ignore[reportUnknownVariableType]
+
+
+def _selector(selector: object) -> Selector | None:
     """Return a selector; `None` where a worker of another version selects by more than this one knows."""
-    for name, value in selector.items():
+    if (given := _object(selector)) is None:
+        return None
+    for name, value in given.items():
         is_valid = _is_moment(value) if name == "opened_before" else isinstance(value, str)
         if name not in Selector.__slots__ or not is_valid:
             return None
-    return Selector(**selector)
+    return Selector(**given)

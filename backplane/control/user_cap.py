@@ -90,7 +90,7 @@ class UserCap:
         if silent := len(answers.missing) + len(answers.errors):
             words = "max_connections_per_user: %d workers did not answer; their connections do not count"
             self._bursts.log(logger, logging.WARNING, words, silent)
-        lists = [value for value in answers.by_worker.values() if isinstance(value, list)]
+        lists: list[list[Any]] = [value for value in answers.by_worker.values() if isinstance(value, list)]
         return {other for others in lists for other in others if isinstance(other, str)}
 
     async def _answer(self, command: Command) -> list[str]:

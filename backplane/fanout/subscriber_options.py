@@ -48,6 +48,9 @@ class ChannelPresence(Protocol):
         """The user of it; `None` where it has none, and is nowhere present."""
         ...
 
+    def check(self, channel: str, /) -> None:
+        """Check that a channel has presence; raises `ConfigurationError`."""
+
     def entered(self, client: Any, channel: str, /) -> None:
         """Take note that `client` has joined a channel."""
 

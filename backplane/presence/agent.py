@@ -115,8 +115,8 @@ class PresenceAgent:
         self._take_soon()
 
     def update(self, channel: str, connection: str, info: str) -> None:
-        """Replace the info of a connection; nothing if it is not in the channel."""
-        self._protocol.update(channel, connection, info, self._now())
+        """Replace the info of a connection, which is shown from then on; nothing if it is not in the channel."""
+        self._protocol.update(channel, connection, info, time.time(), self._now())
         self._take_soon()
 
     def exit(self, channel: str, connection: str) -> None:

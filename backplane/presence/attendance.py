@@ -54,24 +54,23 @@ class Attendance:
         """Replace the info of the client in a channel that it has joined.
 
         Raises:
-            ConfigurationError: The client has no user, or the channel no presence.
+            ConfigurationError: The client has no user.
             InvalidDataError: `info` is not JSON, or too large.
         """
-        self._check(channel)
         if self.user is None:
             raise ConfigurationError("the connection has no user: pass connect(..., presence=Who(user=...))")
         self._agent.update(channel, client.token.hex(), encode_info(info))
 
     def notify(self, client: Subscriber, channel: str) -> None:
-        """Send the client the users of a channel that it has joined, and their changes.
-
-        Raises:
-            ConfigurationError: The channel has no presence.
-        """
-        self._check(channel)
+        """Send the client the users of a channel that it has joined and that has presence, and their changes."""
         self._frames.add(channel, client)
 
-    def _check(self, channel: str) -> None:
+    def check(self, channel: str, /) -> None:
+        """Check that a channel has presence.
+
+        Raises:
+            ConfigurationError: It has none.
+        """
         if self._rules.rule_of(channel) is None:
             raise no_presence(channel)
 

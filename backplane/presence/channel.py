@@ -182,10 +182,12 @@ class Channel:
         self._forget_at = inf
         self._plan_flush(now)
 
-    def update(self, connection: str, info: str, now: float) -> None:
-        """Replace the info of a connection."""
-        if self._owner is not None and (entry := self._owner.get(connection)) is not None:
-            self._owner.enter(type(entry)(connection, entry.user, info, entry.since))
+    def update(self, connection: str, info: str, since: float, now: float) -> None:
+        """Replace the info of a connection: of all of its user this one has the newest then."""
+        entry = None if self._owner is None else self._owner.get(connection)
+        if self._owner is not None and entry is not None and entry.info != info:
+            # A clock that was set back makes no info older than the one before it.
+            self._owner.enter(type(entry)(connection, entry.user, info, max(since, entry.since)))
             self._plan_flush(now)
 
     def exit(self, connection: str, now: float) -> None:

@@ -62,8 +62,8 @@ class Present(NamedTuple):
 
     Attributes:
         user: The user.
-        info: What the newest connection of the user states of itself, as JSON.
-        since: When that connection entered, in seconds since the epoch by the clock of its worker.
+        info: What a connection of the user has stated of itself last, as JSON.
+        since: When it did, in seconds since the epoch by the clock of its worker.
         connections: How many connections the user has; 0 during the grace.
     """
 

@@ -228,11 +228,11 @@ class PresenceProtocol:
         self._lingering.pop(channel, None)
         self._arm(state)
 
-    def update(self, channel: str, connection: str, info: str, now: float) -> None:
-        """Replace the info of a connection; nothing if it is not in the channel."""
+    def update(self, channel: str, connection: str, info: str, since: float, now: float) -> None:
+        """Replace the info of a connection from `since` on; nothing if it is the same, or it is not in the channel."""
         now = self._clock(now)
         if (state := self._channels.get(channel)) is not None:
-            state.update(connection, info, now)
+            state.update(connection, info, since, now)
             self._arm(state)
 
     def exit(self, channel: str, connection: str, now: float) -> None:
@@ -402,8 +402,8 @@ class PresenceProtocol:
 
     def _heartbeat(self, now: float) -> None:
         if now + self._blocked - self._heartbeat_sent > self._roster.down_after:
-            # This process did not run, and the others have taken it for dead: they ask when they receive this heartbeat.
-            # Those that were started meanwhile do not know of what it has stated, nor it of what they have.
+            # This process did not run, and the others have taken it for dead: they ask when they receive this. Those
+            # that were started meanwhile do not know of what it has stated, nor it of what they have.
             for channel in self._channels.values():
                 channel.gap(now)
                 self._arm(channel)
@@ -453,7 +453,8 @@ class PresenceProtocol:
         if channel is None:
             self._shared.count("in.unasked")
             return
-        if not self._roster.alive(message.worker):
+        # One that states nothing may be an observer, which is no worker.
+        if message.version and not self._roster.alive(message.worker):
             self._punctual_until = -inf
             if not self._shared.knows(message.worker, now):
                 return

@@ -108,7 +108,8 @@ class Roster:
         """Take a heartbeat.
 
         Returns:
-            `BACK` if the worker was taken for dead, `NEW` if no heartbeat of it was known, `CROWD` if it cannot be added.
+            `BACK` if the worker was taken for dead, `NEW` if no heartbeat of it was known, `CROWD` if it cannot be
+            added.
         """
         self._silent.pop(worker, None)
         member = self._alive.get(worker) or self._dead.get(worker)

@@ -58,7 +58,7 @@ class Entry:
         connection: Its id, unique on its worker.
         user: Its user.
         info: What it states of itself, as JSON.
-        since: When it entered, in seconds since the epoch by the clock of its worker.
+        since: When it entered, or stated another info, in seconds since the epoch by the clock of its worker.
     """
 
     connection: str

@@ -33,12 +33,7 @@ _JOIN_HEAD: Final = ("joins under load", "broker", "joins", "messages/s", "came 
 PRESENCE_FIGURES: Final = "chaos of presence"
 """Name of the user property with a row of the fifth table: of lists of users under faults."""
 _PRESENCE_HEAD: Final = (
-    "presence",
-    "broker",
-    "clients",
-    "complete",
-    "true after the fault",
-    "true after it ended",
+    *("presence", "broker", "clients", "complete s", "after the fault s", "after its end s", "of the resumed s"),
     "left",
 )
 _TABLES: Final = (

@@ -98,7 +98,7 @@ class PresentWorker:
                 wrong.append(f"{room} at {self.name} is stale")
             elif found != expected:
                 wrong.append(f"{room} at {self.name} has {found}, and {dict(expected)} is true")
-            elif self.shown.get(room) != expected.keys():
+            elif self.shown.get(room, set()) != set(expected):
                 wrong.append(f"{self.name} reported {self.shown.get(room)} in {room}, and {set(expected)} is true")
         return wrong
 
@@ -224,7 +224,7 @@ class PresenceWorkload:
         return time.monotonic() - since
 
     async def _wrong(self, workers: Sequence[PresentWorker], more: Mapping[str, Mapping[str, int]]) -> list[str]:
-        truth = {room: users | more.get(room, {}) for room, users in self.truth().items()}
+        truth = {room: {**users, **more.get(room, {})} for room, users in self.truth().items()}
         return [line for lines in await asyncio.gather(*(one.difference(truth) for one in workers)) for line in lines]
 
     async def all_stale(self, workers: Sequence[PresentWorker] | None = None) -> None:
@@ -305,8 +305,9 @@ def note(
     complete: float | None = None,
     fault: float | None = None,
     end: float | None = None,
+    own: float | None = None,
     left: int,
 ) -> None:
     """Add a line to the table of presence."""
-    times = ("-" if seconds is None else f"{seconds:.1f}" for seconds in (complete, fault, end))
+    times = ("-" if seconds is None else f"{seconds:.1f}" for seconds in (complete, fault, end, own))
     request.node.user_properties.append((PRESENCE_FIGURES, (case, broker, str(clients), *times, str(left))))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from tests.chaos.attendances import Attendances
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Coroutine
 
     from tests.chaos.attendances import Stay
 
@@ -208,9 +208,9 @@ class Crowd:
         self.visitors = [Visitor(self, f"u{n % users}", self.rooms[n % rooms]) for n in range(clients)]
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def spawn(self, work: object) -> None:
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Run in a task until `end`."""
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

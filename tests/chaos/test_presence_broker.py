@@ -65,7 +65,7 @@ async def test_a_broker_that_is_away(
 
 
 async def test_a_broker_that_is_silent_for_some_workers(target: FaultTarget, request: pytest.FixtureRequest) -> None:
-    """Two of four workers are cut off in silence: the others take them for ended, they nobody; then all is true."""
+    """Two of four workers are cut off in silence: the others take them for ended, they take none for it."""
     async with target.proxy, running_presence(target.proxy.url, target.url) as workload:
         far = [one for one in workload.workers if one not in workload.near]
         stays = workload.attendances

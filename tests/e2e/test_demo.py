@@ -297,7 +297,7 @@ def test_people_of_a_killed_worker_leave_unless_they_come_back(pages: tuple[Page
         while killed not in workers.values():
             name = f"guest-{len(workers)}"
             workers[name] = receive(stack.enter_context(demo.websocket("lobby", name)))["worker"]
-        gone = name
+        gone = next(name for name, worker in workers.items() if worker == killed)
         expect(_person(second, gone).locator(".badge")).to_have_text(str(killed))
 
         os.kill(killed, signal.SIGKILL)

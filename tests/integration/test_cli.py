@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -126,3 +130,31 @@ def test_tail_of_a_refused_channel(private_redis: StartRedis) -> None:
     status, printed, errors = run("tail", broker.url, "lobby")
     assert (status, printed) == (1, "")
     assert "subscription refused: 'lobby'" in errors
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["workers"], ["survey", "load", "--url"], ["disconnect", "--user", "ada", "--confirm", "1"]],
+    ids=lambda command: command[0],
+)
+def test_link_lost_while_workers_are_awaited(private_redis: StartRedis, command: list[str]) -> None:
+    """A broker that ends while a command waits for heartbeats ends it with 1 and one reason, without a traceback."""
+    broker = private_redis()
+    terminal, end_of_process = pty.openpty()
+    line = [sys.executable, "-m", "backplane", *command, broker.url, "--seconds", "2"]
+    with (
+        os.fdopen(terminal, "rb", buffering=0) as shown,
+        os.fdopen(end_of_process, "wb", buffering=0) as other_end,
+        subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=other_end, env=os.environ | {"TERM": "xterm", "COLUMNS": "500"}
+        ) as process,
+    ):
+        read = b""
+        while b"waiting for heartbeats: 0 workers" not in read:
+            read += shown.read(100_000)
+        broker.stop()
+        printed, _ = process.communicate(timeout=30)
+        read += shown.read(100_000)
+    assert (process.returncode, printed) == (1, b"")
+    assert b"was lost meanwhile: workers may be missing here" in read.rpartition(b"backplane: ")[2]
+    assert b"Traceback" not in read

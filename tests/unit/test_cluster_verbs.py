@@ -9,6 +9,7 @@ import random
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 from fastapi import FastAPI, HTTPException, Request, Response, WebSocket
@@ -264,6 +265,16 @@ async def test_synchronous_code_of_a_worker(served: Served) -> None:
             sync.disconnect(user="ada")
 
 
+async def test_a_task_queue_that_imports_the_backplane_of_the_workers(ipc_url: str, served: Served) -> None:
+    """In a process that never starts it, `backplane.sync` signs with its secret."""
+    async with cluster(backplane := worker(ipc_url, control_secret=SECRET)):
+        client = await served.open(backplane)
+        imported = worker(ipc_url, control_secret=SECRET)
+        await asyncio.to_thread(imported.sync.disconnect, user="ada")
+        assert await client.receives() == 4503
+        assert backplane.statistics().cluster_rejected == 0
+
+
 async def test_a_worker_without_cluster_that_serves_clients(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     """Its command may reach others, and never its own clients: that is logged."""
     async with Backplane("memory://") as backplane:
@@ -382,7 +393,7 @@ async def test_one_session_per_user(served: Served) -> None:
 
 async def test_commands_while_the_worker_drains(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that waits for its turn to be closed is closed at once."""
-    monkeypatch.setattr("backplane.worker.clients.random.uniform", lambda *_: 30.0)
+    monkeypatch.setattr("backplane.worker.clients.random.uniform", Mock(return_value=30.0))
     async with cluster(backplane := worker()):
         client = await served.open(backplane)
         draining = asyncio.create_task(backplane.drain())
@@ -501,7 +512,7 @@ async def test_an_event_stream() -> None:
     async def receive() -> Any:
         await asyncio.Event().wait()
 
-    scope = {"type": "http", "method": "GET", "path": "/events", "headers": [], "query_string": b""}
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/events", "headers": [], "query_string": b""}
     async with cluster(backplane):
         streaming = asyncio.create_task(app(scope, receive, send))
         async with asyncio.timeout(WAIT_SECONDS):
@@ -525,7 +536,7 @@ async def test_a_limit_for_all_workers_needs_them_to_know_each_other(cluster_mod
         client = served.begin(backplane, None, client_key="ada", limits=limits)
         await served.ended(client)
         assert len(served.errors) == 1
-        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
         with pytest.raises(ConfigurationError, match="needs Backplane"):
             backplane.sse(Request(scope), "a", limits=limits)
 
@@ -565,13 +576,16 @@ def test_a_limit_over_http() -> None:
 async def test_a_survey(ipc_url: str) -> None:
     """Each worker answers the question; a worker that hangs has answered that before the time is up."""
     first, second = worker(ipc_url), worker(ipc_url)
-    first.on_survey("load")(lambda question: [question, 1])
+
+    @first.on_survey("load")
+    def answer(question: Any) -> Any:
+        return [question, 1]
 
     @second.on_survey("load")
     async def hang(_: Any) -> None:
         await asyncio.Event().wait()
 
-    _ = hang
+    _ = answer, hang
     async with cluster(first, second):
         answers = await first.survey("load", {"q": 1}, timeout_seconds=0.5)
         assert list(answers.by_worker.values()) == [[{"q": 1}, 1]]
@@ -621,19 +635,19 @@ async def test_a_stop_while_a_survey_waits() -> None:
     assert (answers.complete, len(answers.missing)) == (False, 1)
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda backplane: backplane.survey("load"),
-        lambda backplane: backplane.workers(),
-        lambda backplane: backplane.count_connections(user="ada"),
-        lambda backplane: backplane.disconnect(user="ada", confirm_seconds=1),
-        lambda backplane: backplane.leave(user="ada", channel="a", confirm_seconds=1),
-        lambda backplane: backplane.join(user="ada", channel="a", confirm_seconds=1),
-        lambda backplane: backplane.send_to(user="ada", data="x", confirm_seconds=1),
-        lambda backplane: backplane.disconnect(user="ada", older_than="0" * 16),
-    ],
-)
+NEEDS_CLUSTER: list[Callable[[Backplane], Any]] = [
+    lambda backplane: backplane.survey("load"),
+    lambda backplane: backplane.workers(),
+    lambda backplane: backplane.count_connections(user="ada"),
+    lambda backplane: backplane.disconnect(user="ada", confirm_seconds=1),
+    lambda backplane: backplane.leave(user="ada", channel="a", confirm_seconds=1),
+    lambda backplane: backplane.join(user="ada", channel="a", confirm_seconds=1),
+    lambda backplane: backplane.send_to(user="ada", data="x", confirm_seconds=1),
+    lambda backplane: backplane.disconnect(user="ada", older_than="0" * 16),
+]
+
+
+@pytest.mark.parametrize("use", NEEDS_CLUSTER)
 async def test_what_needs_the_workers_to_know_each_other(use: Callable[[Backplane], Any]) -> None:
     """It is refused, with the remedy."""
     async with Backplane("memory://") as backplane:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -278,7 +278,7 @@ async def test_what_no_receiver_takes_is_dropped() -> None:
     async with buses() as (_, [worker]):
         recorder = Recorder()
         await worker.bus.subscribe("$backplane/x", recorder)
-        batches = []
+        batches: list[Any] = []
         offer = worker.bus.offer
         worker.bus.offer = lambda batch, /: batches.append(batch)  # type: ignore[method-assign]
         worker.world.hub.deliver("$backplane/x", b"1")

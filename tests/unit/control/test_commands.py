@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -558,3 +559,24 @@ async def test_stop_in_the_middle_of_a_command(worker: ControlWorker) -> None:
     assert sum(len(client.sent) for client in crowd) == sent
     await worker.commands.stop()
     worker.commands.gap(CONTROL)
+
+
+async def test_stop_does_not_wait_for_an_application_that_ignores_it(
+    worker: ControlWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An `authorize` that goes on after its cancellation does not hold up the end of the worker."""
+    monkeypatch.setattr(module, "_STOP_SECONDS", 0.01)
+    goes_on = asyncio.Event()
+
+    class Stubborn(FakeClient):
+        async def join(self, channel: str, /) -> None:
+            while not goes_on.is_set():
+                with suppress(asyncio.CancelledError):
+                    await goes_on.wait()
+
+    worker.clients.add(Stubborn("01", "ada"), "ada")
+    await worker.receives(Command(kind="join", selector=ADA, arguments={"channel": "a"}))
+    async with asyncio.timeout(5):
+        await worker.commands.stop()
+    goes_on.set()
+    await until_idle()

@@ -108,6 +108,12 @@ def test_what_is_no_answer(parts: object) -> None:
     assert parse_answer(json.dumps(parts)) is None
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "9" * 5_000])
+def test_answers_of_numbers_that_are_none(value: str) -> None:
+    """JSON has none of these: an application could not pass them on."""
+    assert parse_answer(f'["answer","1","{WORKER}",true,{{"load":{value}}}]') is None
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(INBOX),
     lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(), inner, max_size=3),

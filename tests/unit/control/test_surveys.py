@@ -143,3 +143,27 @@ async def test_the_end_of_the_worker_ends_its_handlers() -> None:
     await until_idle()
     assert cancelled.is_set()
     assert answering.cancelled()
+
+
+async def test_a_handler_that_is_not_waited_for_is_kept() -> None:
+    """Nothing else refers to it: an event loop alone would let it be destroyed, and report that."""
+    surveys = Surveys()
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+
+    async def ignore(_: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.Event().wait()
+
+    surveys.set("load", ignore)
+    with pytest.raises(SurveyError, match="took longer than"):
+        await surveys.answer("load", None, 0.001)
+    await until_idle()
+    gc.collect()
+    assert reported == []
+    [call] = surveys._calls  # pyright: ignore[reportPrivateUsage]
+    call.cancel()
+    await asyncio.wait([call])
+    assert surveys._calls == set()  # pyright: ignore[reportPrivateUsage]

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.anyio
 class Recorder(BaseSubscriber):
     """A subscriber that keeps what it receives."""
 
-    def __init__(self, hub: Hub) -> None:
-        super().__init__(hub, None)
+    def __init__(self, hub: Hub, options: SubscriberOptions | None = None) -> None:
+        super().__init__(hub, None, options=options)
         self.received: list[str | bytes] = []
         self.joins: list[Joined] = []
 
@@ -216,6 +216,10 @@ class Channels:
     def __init__(self) -> None:
         self.happened: list[tuple[str, str]] = []
 
+    def check(self, channel: str, /) -> None:
+        """Record it."""
+        self.happened.append(("check", channel))
+
     def entered(self, _: object, channel: str, /) -> None:
         """Record it."""
         self.happened.append(("entered", channel))
@@ -236,10 +240,8 @@ class Channels:
 async def test_presence_follows_the_channels(world: World) -> None:
     """It is notified of each channel that is joined, once, and of each that is left, by a leave or by the end."""
     channels = Channels()
-    subscriber = world.subscriber
-    assert subscriber.user is None
-    subscriber._options = SubscriberOptions(presence=channels)
-    assert subscriber.user == "u"
+    subscriber = Recorder(world.hub, SubscriberOptions(presence=channels))
+    assert (world.subscriber.user, subscriber.user) == (None, "u")
     for channel in ("a", "b", "a"):
         await subscriber.join(channel)
     await subscriber.leave("a")
@@ -259,15 +261,19 @@ async def test_presence_begins_when_the_handshake_is_done(world: World) -> None:
         def _is_admitted(self) -> bool:
             return self.admitted
 
-    channels, guest = Channels(), Guest(world.hub)
-    guest._enter_channels()
-    guest._options = SubscriberOptions(presence=channels)
+        def admit(self) -> None:
+            """Be done with the handshake."""
+            self.admitted = True
+            self._enter_channels()
+
+    Guest(world.hub).admit()
+    channels = Channels()
+    guest = Guest(world.hub, SubscriberOptions(presence=channels))
     await guest.join("a")
     await guest.join("b")
     await guest.leave("b")
     assert channels.happened == [("left", "b")]
-    guest.admitted = True
-    guest._enter_channels()
+    guest.admit()
     await guest.join("b")
     assert channels.happened[1:] == [("entered", "a"), ("entered", "b")]
     guest.end()

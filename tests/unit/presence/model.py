@@ -472,8 +472,10 @@ class Run:
             return
         worker, channel, connection = found
         info = f'"{self.random.randint(1, 3)}"'
-        worker.truth[channel][connection] = worker.truth[channel][connection]._replace(info=info)
-        worker.protocol.update(channel, connection, info, self.now)
+        since, before = float(round(self.now)), worker.truth[channel][connection]
+        if info != before.info:
+            worker.truth[channel][connection] = before._replace(info=info, since=max(since, before.since))
+        worker.protocol.update(channel, connection, info, since, self.now)
         self.drain(worker)
 
     def watch(self) -> None:

@@ -87,10 +87,21 @@ async def test_a_client_that_comes_and_goes_at_once_sends_nothing() -> None:
     world.agent.start()
     world.agent.enter(ROOM, "c", "u", "1")
     world.agent.exit(ROOM, "c")
-    await asyncio.sleep(0)  # one pass: it is left again after 0.001 s
-    assert list(world.bus.topics) == [TOPIC]
-    await world.until(lambda: not world.bus.topics)
+    world.agent.enter("room:2", "c", "u", "1")
+    await world.until(lambda: bool(world.bus.kinds(presence_of("room:2"))))
+    await world.until(lambda: TOPIC not in world.bus.topics)
     assert world.bus.kinds(TOPIC) == []
+    world.agent.stop()
+
+
+async def test_a_channel_without_an_observer() -> None:
+    """Its clients are stated, and no view of it is kept."""
+    world = World()
+    world.agent.start()
+    world.agent.enter(ROOM, "c", "u", "1")
+    await world.until(lambda: bool(world.bus.kinds(TOPIC)))
+    protocol = world.agent._protocol  # pyright: ignore[reportPrivateUsage]
+    assert (protocol.head(ROOM), protocol.view(ROOM), protocol.head("room:9")) == (None, None, None)
     world.agent.stop()
 
 

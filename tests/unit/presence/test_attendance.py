@@ -74,9 +74,8 @@ async def test_a_channel_without_a_rule() -> None:
     attendance.entered(client, "lobby")
     attendance.left(client, "lobby")
     with pytest.raises(ConfigurationError, match="channel 'lobby' has no presence: give it a rule"):
-        attendance.update(client, "lobby", 1)
-    with pytest.raises(ConfigurationError, match="channel 'lobby' has no presence: give it a rule"):
-        attendance.notify(client, "lobby")
+        attendance.check("lobby")
+    attendance.check(ROOM)
     await until_idle()
     assert (world.bus.topics, len(world.bus.sent)) == ({}, sent)
     world.agent.stop()

@@ -11,7 +11,7 @@ import pytest
 
 from backplane.presence import channel as module
 from backplane.presence.channel import Channel, Shared
-from backplane.presence.contract import INBOX, WORKERS
+from backplane.presence.contract import INBOX, WORKERS, Present
 from backplane.presence.times import PresenceTimes
 from tests.unit.presence.kit import ME, A, B, Machine, Rule
 
@@ -55,17 +55,33 @@ def test_changes_wait_for_others_and_are_published_together(machine: Machine) ->
     machine.pass_time(0.02)
     [delta] = machine.take("delta")
     assert delta == ["delta", ME, 0, 1, {"1": ENTRY, "2": ENTRY}, [], None, 2]
-    machine.protocol.update("c", "1", "[]", machine.now)
-    machine.protocol.update("c", "3", "[]", machine.now)
-    machine.protocol.update("x", "3", "[]", machine.now)
+    machine.protocol.update("c", "1", "[]", 2.0, machine.now)
+    machine.protocol.update("c", "3", "[]", 2.0, machine.now)
+    machine.protocol.update("x", "3", "[]", 2.0, machine.now)
     machine.exit("x", "3")
     machine.pass_time(0.2)
-    assert machine.take("delta") == [["delta", ME, 1, 2, {"1": ["u", "[]", 1.0]}, [], None, 2]]
+    assert machine.take("delta") == [["delta", ME, 1, 2, {"1": ["u", "[]", 2.0]}, [], None, 2]]
     machine.enter("c", "3")
     machine.exit("c", "3")
     machine.pass_time(1)
     assert machine.sent == []
     assert machine.protocol.view("c") is None
+
+
+def test_the_info_that_was_changed_last_is_shown(machine: Machine) -> None:
+    """A user who types in the window that was opened first is shown as typing; the same info again is no change."""
+    machine.watch("c")
+    machine.protocol.enter("c", "first", "u", "1", 1.0, machine.now)
+    machine.protocol.enter("c", "second", "u", "2", 2.0, machine.now)
+    machine.pass_time(2)
+    machine.take("delta")
+    for info, since, shown in (("3", 3.0, "3"), ("3", 4.0, "3"), ("4", 1.0, "4")):
+        machine.protocol.update("c", "first", info, since, machine.now)
+        machine.pass_time(1)
+        view = machine.protocol.view("c")
+        assert view is not None
+        assert view.users == {"u": Present("u", shown, 3.0, 2)}
+    assert [delta[4] for delta in machine.take("delta")] == [{"first": ["u", "3", 3.0]}, {"first": ["u", "4", 3.0]}]
 
 
 def test_nothing_is_published_before_the_subscription_is_confirmed() -> None:
@@ -586,7 +602,7 @@ def test_a_flush_without_an_owner_does_nothing() -> None:
     assert not channel.flush(0)
     assert not channel.needed
     channel.exit("1", 0)
-    channel.update("1", "", 0)
+    channel.update("1", "", 0, 0)
     channel.unwatch(0)
     channel.forget()
     channel.inbox_gap(0)

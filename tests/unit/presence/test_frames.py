@@ -29,11 +29,13 @@ U2 = {"c": ("u1", 1), "d": ("u2", 2)}
 async def started(*clients: Pages, rule: Presence | None = None) -> World:
     """Return a world in which clients are notified of the room."""
     world = World(rule)
+    world.bus.confirms = False
     world.agent.start()
     for client in clients:
         world.frames.add(ROOM, client)
     await until_idle()
     assert all(client.frames == [] for client in clients)  # nothing while it is not known
+    world.bus.confirm()
     await world.known()
     await until_idle()
     return world
@@ -68,11 +70,13 @@ async def test_a_snapshot_and_then_changes() -> None:
 async def test_changes_before_the_users_are_known() -> None:
     """What changes while answers are missing is in the snapshot."""
     client, world = Pages(), World()
+    world.bus.confirms = False
     world.agent.start()
     world.frames.add(ROOM, client)
     await until_idle()
     world.other_has(U1)
     assert world.users() == ["u1"]
+    world.bus.confirm()
     await world.known()
     await until_idle()
     assert [(frame["version"], list(frame["users"])) for frame in client.frames] == [(1, ["u1"])]

@@ -6,17 +6,15 @@ from __future__ import annotations
 
 import json
 from random import Random
-from typing import TYPE_CHECKING
+
+import pytest
 
 from backplane.presence import protocol as module
 from backplane.presence import roster
 from backplane.presence.contract import INBOX, WORKERS
 from backplane.presence.protocol import PresenceProtocol
 from backplane.presence.times import PresenceTimes
-from tests.unit.presence.kit import ME, A, B, Machine, Rule
-
-if TYPE_CHECKING:
-    import pytest
+from tests.unit.presence.kit import ME, A, B, C, Machine, Rule
 
 ENTRY = ["u", "{}", 1.0]
 
@@ -211,7 +209,56 @@ def test_calls_for_channels_that_are_not_there_do_nothing() -> None:
     machine = Machine()
     machine.protocol.subscribed("x", machine.now)
     machine.protocol.unwatch("x", machine.now)
-    machine.protocol.update("x", "1", "{}", machine.now)
+    machine.protocol.update("x", "1", "{}", 1.0, machine.now)
     machine.protocol.exit("x", "1", machine.now)
     machine.drain()
     assert machine.subscriptions == []
+
+
+def test_a_worker_that_did_not_run_for_long_begins_anew() -> None:
+    """The others have taken it for dead, and it knows nothing of those that were started meanwhile."""
+    machine = Machine()
+    machine.enter("c", "1")
+    machine.sure("c")
+    machine.now += 9
+    machine.protocol.run(machine.now)
+    machine.drain()
+    assert not machine.view("c").stale
+    machine.pass_time(3)
+    machine.now += 20
+    machine.protocol.run(machine.now)
+    machine.drain()
+    assert machine.view("c").stale
+    machine.sent.clear()
+    machine.pass_time(1.1)
+    kinds = [fields[0] for _, fields, _ in machine.sent]
+    assert kinds.count("beacon") == 1
+    assert "ask" in kinds
+
+
+@pytest.mark.parametrize("mentions", [0, 1])
+def test_a_worker_that_is_met_late_has_stated_what_was_not_received(mentions: int) -> None:
+    """One that has just been started has not, and right after the own start all are met."""
+    machine = Machine()
+    machine.sure("c")
+    machine.receive(WORKERS, "beat", A, 7, {"pid": 2})
+    machine.pass_time(10)
+    machine.receive(WORKERS, "beat", B, 1, {"pid": 3})
+    assert not machine.view("c").stale
+    for _ in range(mentions):
+        machine.receive("c", "beacon", C, 0, 0)
+    machine.receive(WORKERS, "beat", C, 7, {"pid": 3})
+    assert machine.view("c").stale
+    machine.pass_time(1.1)
+    assert machine.take("ask")
+
+
+def test_what_asks_and_states_nothing_is_no_worker() -> None:
+    """An observer that asks is answered, and is not taken for a worker that then ends."""
+    machine = Machine()
+    machine.enter("c", "1")
+    machine.pass_time(1)
+    machine.receive("c", "ask", B, {}, True, 0, 7)
+    machine.drain()
+    assert [state[0] for state in machine.take("view")] == ["view"]
+    assert machine.protocol.workers(machine.now) == []

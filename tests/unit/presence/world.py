@@ -62,6 +62,12 @@ class Bus:
         self.sent.append((topic, json.loads(text)))
         self.failed.append(failed)
 
+    def confirm(self) -> None:
+        """Confirm what is subscribed, and what will be."""
+        self.confirms = True
+        for confirmed in tuple(self.topics.values()):
+            confirmed()
+
     def kinds(self, topic: str) -> list[str]:
         """Return the kinds of what was sent on a topic, in order."""
         return [fields[0] for on, fields in self.sent if on == topic]

@@ -140,9 +140,14 @@ async def test_a_channel_without_a_rule() -> None:
     ):
         await until_idle()
         assert (len(reserved(adapter)), adapter.published) == (3, [WORKERS])
-        for call in (backplane.present("lobby"), connection.join("lobby", presence=True)):
-            with pytest.raises(ConfigurationError, match="channel 'lobby' has no presence: give it a rule"):
+        for call in (
+            backplane.present("lobby"),
+            connection.join("another", presence=True),
+            connection.update_presence("another"),
+        ):
+            with pytest.raises(ConfigurationError, match=r"channel '(lobby|another)' has no presence: give it a rule"):
                 await call
+        assert list(connection.channels) == ["lobby"]
         with pytest.raises(ConfigurationError, match="channel 'lobby' has no presence"):
             async with backplane.watch("lobby"):
                 pytest.fail("it is watched")
@@ -270,17 +275,20 @@ async def test_frames_have_no_envelope() -> None:
 
 async def test_watches_end_with_the_worker() -> None:
     """Iterations end at a drain, as subscriptions do, and at the stop."""
+    items: asyncio.Queue[object] = asyncio.Queue()
 
-    async def watched(backplane: Backplane) -> list[type]:
+    async def watched(backplane: Backplane) -> None:
         async with backplane.watch("room:1") as watch:
-            return [type(item) async for item in watch]
+            async for item in watch:
+                items.put_nowait(item)
 
     backplane = worker()
     await backplane.start()
     first = asyncio.create_task(watched(backplane))
-    await backplane.present("room:1")
+    assert isinstance(await asyncio.wait_for(items.get(), WAIT_SECONDS), PresenceSnapshot)
     await backplane.drain()
-    assert await asyncio.wait_for(first, WAIT_SECONDS) == [PresenceSnapshot]
+    await asyncio.wait_for(first, WAIT_SECONDS)
+    assert items.empty()
     async with backplane.watch("room:1") as watch:
         second = asyncio.create_task(watch.__anext__())
         await backplane.stop()
