@@ -129,7 +129,7 @@ for _name, _scenario in SCENARIOS.items():
 
 @app.command()
 def short(output: Output = CACHE / "short.json") -> None:
-    """Run what `make bench` runs: about five minutes."""
+    """Run what `make bench` runs: about six minutes."""
     session(SHORT, output)
 
 

@@ -104,7 +104,7 @@ def short_claims(result: Path | None) -> str:
         "",
         *([beside] if (beside := " ".join([*_resumed(report), *_present(report)])) else []),
         f"One worker, {settings['connections']:,} sockets, {settings['payload']} B, on {report.machine['cores']} cores "
-        f"that server, clients and broker share; medians of {settings['repetitions']} turns.",
+        f"that server, clients and broker share; medians of {settings['repetitions']} turns. "
         f"Ratios carry over to another machine, milliseconds do not. [All figures, floors and the method]({_LINK}).",
         "",
     ]
@@ -370,8 +370,8 @@ def _presence(report: Report) -> list[str]:
     ]
     return [
         "",
-        f"What presence costs each of {presence.WORKERS} workers: {settings['connections']:,} connections in "
-        f" {settings['channels']:,} rooms, each of which lives {presence.LIFETIME_SECONDS / 60:g} minutes, every room "
+        f"What presence costs each of {presence.WORKERS} workers: {settings['connections']:,} connections that live "
+        f"{presence.LIFETIME_SECONDS / 60:g} minutes each, in {settings['channels']:,} rooms, with every room "
         "watched by every worker, beside as many workers without presence at the same time, for "
         f"{settings['seconds']:g} s; `present()` at a worker for rooms of the others; the users of a killed worker "
         f"have left everywhere at most 15 s later (10 s without a heartbeat, 5 s of grace){_apart(section)}.",
