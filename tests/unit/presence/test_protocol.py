@@ -98,6 +98,19 @@ def test_no_worker_is_dead_because_the_own_link_was_away() -> None:
     assert [worker.alive for worker in machine.protocol.workers(machine.now)] == [False, False]
 
 
+def test_a_pause_is_seen_by_what_was_due_in_it() -> None:
+    """However lately that was planned, and whatever is received first after it."""
+    machine = Machine()
+    machine.receive(WORKERS, "beat", A, 1, {})
+    machine.enter("c", "1")  # due in 0.1 s
+    machine.now += 2.5
+    machine.receive("c", "beacon", A, 1, 0)
+    machine.pass_time(9.8)
+    assert machine.protocol.workers(machine.now)[0].alive
+    machine.pass_time(0.2)
+    assert not machine.protocol.workers(machine.now)[0].alive
+
+
 def test_a_lost_answer_is_asked_for_again() -> None:
     """Where a view is not sure."""
     machine = Machine()
