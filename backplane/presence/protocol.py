@@ -340,6 +340,9 @@ class PresenceProtocol:
             late = now - self._blocked - due
             if late > _BLOCKED_SECONDS:
                 self._blocked += late
+                # What was left of a grace may be less than it takes to read the messages that wait.
+                for channel in self._channels.values():
+                    channel.restart_graces(now - self._blocked)
             self._punctual_until = due + self._blocked + _BLOCKED_SECONDS
         self._time = max(self._time, now - self._blocked)
         return self._time
