@@ -131,8 +131,8 @@ class Replayed:
 
     def __init__(self, worker: Backplane, channel: str) -> None:
         self.users: dict[str, Any] = {}
-        self.connections = 0
-        self.snapshots = 0
+        self.connections: int = 0
+        self.snapshots: int = 0
         self.changes: list[PresenceChange] = []
         self._worker = worker
         self._channel = channel
