@@ -20,7 +20,7 @@ class Worker:
         connections: How many clients it served when it sent its last heartbeat.
         version: The version of this package that it runs.
         last_seen_seconds_ago: How long ago its last heartbeat was received; 0 for the worker that is asked.
-        is_alive: Its heartbeats arrive. `False` for one that was known, for some time after its end.
+        is_alive: Its heartbeats arrive. `False` for one that has ended, which is listed for two minutes more.
     """
 
     id: str

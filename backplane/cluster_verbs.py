@@ -44,8 +44,9 @@ class ClusterVerbs:
     async def present(self, channel: str) -> PresenceView:
         """Return the users of `channel`, on all workers.
 
-        A channel that this worker does not watch yet takes one way over the broker and back, or 2 seconds where an
-        answer is missing; then the view is `stale`. It is kept for 30 seconds for the next call. What the clients of
+        A channel that this worker does not watch yet takes one way over the broker and back where another worker that
+        has a client in it watches it; otherwise 1.3 seconds, the time in which every worker can answer; and 2 seconds
+        at most, after which the view is `stale`. It is kept for 30 seconds for the next call. What the clients of
         this worker did before the call is in it. While the link to the broker is lost it returns at once what was known
         last, as `stale`.
 
@@ -89,7 +90,7 @@ class ClusterVerbs:
     async def workers(self) -> list[Worker]:
         """Return the workers of the cluster that are known, this one first.
 
-        Those that have ended are among them for two minutes, with `is_alive=False`. After the start it takes a
+        Those that have ended are among them for two minutes more, with `is_alive=False`. After the start it takes a
         heartbeat (3 seconds) until all others are known.
 
         Raises:
@@ -120,7 +121,8 @@ class ClusterVerbs:
         """Ask every worker, and return what those answered that did, and which did not.
 
         Returns as soon as all workers that are alive have answered, at the latest after `timeout_seconds`. A worker
-        that ends meanwhile is missing at once. No answer raises.
+        that ends in order meanwhile is missing at once; one that was killed counts as alive, and is waited for, until
+        `worker_down_seconds` after its last heartbeat. No answer raises.
 
         Args:
             name: Which handler (`on_survey`) is to answer.

@@ -123,7 +123,7 @@ class UncheckedPlace(Place):
         self.epoch = epoch
         self.offset = offset
         self.before = before
-        self.before_check = None
+        self.before_check: int | None = None
         self._payload: bytes | None = payload
 
     @property

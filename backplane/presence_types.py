@@ -206,7 +206,7 @@ def encode_info(info: object) -> str:
         InvalidDataError: It is not JSON, or larger than 256 bytes.
     """
     try:
-        text = json.dumps(info, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = _dumps(info)
         size = len(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidDataError(f"the info of a presence must be JSON: {error}") from None
@@ -221,7 +221,7 @@ def encode_info(info: object) -> str:
 def decode_info(text: str) -> Any:
     """Return the info that another worker has sent; `None` where it is not JSON, or no client could be sent it."""
     try:
-        info = json.loads(text, parse_constant=_refuse_constant)
+        info = _loads(text)
         if "\\u" in text:  # a half of a surrogate pair, which UTF-8 cannot encode
             json.dumps(info, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
@@ -231,3 +231,8 @@ def decode_info(text: str) -> Any:
 
 def _refuse_constant(_: str) -> None:
     raise ValueError
+
+
+# Made once: `json.loads` and `json.dumps` with an option make a decoder or an encoder at each call.
+_loads: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_dumps: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode

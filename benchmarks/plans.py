@@ -46,9 +46,9 @@ SHORT: Final[Sequence[tuple[str, Choice]]] = (
         ),
     ),
 )
-"""About five minutes on two cores: a run takes its seconds, one of warm-up, and about two to start and to end.
+"""About six minutes on two cores: a run takes its seconds, one of warm-up, and about two to start and to end.
 
-That makes 225 s for 24 runs of fan-out and 21 of saturation, and 100 s for the others. A competitor that is not
+That makes 225 s for 24 runs of fan-out and 21 of saturation, and 150 s for the others. A competitor that is not
 installed is reported with the reason.
 """
 

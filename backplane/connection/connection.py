@@ -164,7 +164,8 @@ class Connection:
         """Replace the `info` that is shown with the user of this connection in `channel`.
 
         Seen by every worker after 0.1 s and the way over the broker; of several calls in that time only the last one.
-        Of a user with several connections the `info` that was changed last is shown, whichever connection it is of.
+        What one worker changes in a channel is sent `workers of the channel / 20` seconds apart: with 100 workers every
+        5 s. Of a user with several connections the `info` that was changed last is shown, whichever it is of.
         A call for a channel that is not joined changes nothing.
 
         Args:

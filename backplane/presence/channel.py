@@ -234,6 +234,11 @@ class Channel:
             self._commit(now)
         self.owner_gap(now)
 
+    def restart_graces(self, now: float) -> None:
+        """Let every grace begin anew: messages that wait may name its user."""
+        if self._view is not None:
+            self._view.restart_graces(now, blind=True)
+
     def inbox_gap(self, now: float) -> None:
         """Take note that answers may be missing, if any are expected."""
         if self._view is not None and not self._inquiry.sure:

@@ -226,10 +226,10 @@ def decode(text: str) -> Message | Refused:
         return Refused.INVALID
     try:
         # What workers send begins with a bracket and ends after the value: `decode` looks for whitespace around it.
-        fields, end = _first_value(text) if text[:1] == "[" else (None, -1)
+        fields, end = _first_value(text) if text[:1] == "[" else (_loads(text), len(text))
         if end != len(text):
             fields = _loads(text)
-        if not isinstance(fields, list) or not isinstance(kind := fields[0], str):
+        if fields.__class__ is not list or not isinstance(kind := fields[0], str):
             return Refused.INVALID
         reader = _DECODERS.get(kind)
         return Refused.UNKNOWN if reader is None else reader(fields)
@@ -359,15 +359,15 @@ def _connection(value: object) -> str:
     return value
 
 
-def _read_entries(value: object) -> dict[str, Entry]:
+def _read_entries(value: Any) -> dict[str, Entry]:
     """Return entries. Its checks are in line: most of what is received are a few entries."""
     entries: dict[str, Entry] = {}
-    if type(value) is not dict:
+    if value.__class__ is not dict:
         raise _InvalidError
     for connection, fields in value.items():
         if not 0 < len(connection) <= _MAX_CONNECTION or not connection.isascii():
             raise _InvalidError
-        if type(fields) is not list:
+        if fields.__class__ is not list:
             raise _InvalidError
         user, info, since = fields[:3]
         if type(user) is not str or len(user) > MAX_USER_BYTES or not user.isascii():
@@ -424,7 +424,7 @@ def _read_delta(fields: list[Any]) -> Delta:
         raise _InvalidError
     if type(base) is not int or type(version) is not int or not 0 <= base < version < _MAX_NUMBER:
         raise _InvalidError
-    if type(size) is not int or not 0 <= size < _MAX_NUMBER or type(gone) is not list:
+    if type(size) is not int or not 0 <= size < _MAX_NUMBER or gone.__class__ is not list:
         raise _InvalidError
     for connection in gone:
         _connection(connection)

@@ -11,6 +11,7 @@ import json
 import secrets
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -130,8 +131,8 @@ class Replayed:
 
     def __init__(self, worker: Backplane, channel: str) -> None:
         self.users: dict[str, Any] = {}
-        self.connections = 0
-        self.snapshots = 0
+        self.connections: int = 0
+        self.snapshots: int = 0
         self.changes: list[PresenceChange] = []
         self._worker = worker
         self._channel = channel
@@ -510,14 +511,14 @@ class PresenceConformance:
         async with members(url, url, adapter, heartbeat_seconds=0.2) as workers:
             names = [(await worker.workers())[0] for worker in workers]
             for number, worker in enumerate(workers):
-                worker.on_survey("number")(lambda question, number=number: [question, number])
+                worker.on_survey("number")(partial(_answer, number))
             first = workers[0]
             await knows_all(first)
             answers = await first.survey("number", "q", timeout_seconds=20)
             assert answers.by_worker == {name: ["q", number] for number, name in enumerate(names)}
-            workers[1].on_survey("only one")(lambda _: 1)
+            workers[1].on_survey("only one")(partial(_answer, 1))
             answers = await first.survey("only one", timeout_seconds=20)
-            assert answers.by_worker == {names[1]: 1}
+            assert answers.by_worker == {names[1]: [None, 1]}
             assert answers.errors.keys() == {names[0], names[2]}
             mute()
             answers = await first.survey("number", timeout_seconds=0.7)
@@ -648,3 +649,7 @@ async def _connections(worker: Backplane) -> dict[str, int]:
 
 async def _rejects(worker: Backplane, least: int) -> bool:
     return worker.statistics().cluster_rejected >= least
+
+
+def _answer(number: int, question: object) -> list[object]:
+    return [question, number]

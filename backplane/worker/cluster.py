@@ -47,6 +47,8 @@ _SETTLE_HEARTBEATS: Final = 1.1
 # How long a view of `present` is kept for the next call.
 _KEPT_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 1.0
+# The protocol remembers ended workers for longer, so that late messages raise none of them.
+_LISTED_SECONDS: Final = 120.0
 
 
 class Cluster:
@@ -239,7 +241,7 @@ class Cluster:
 
     def workers(self) -> list[Worker]:
         """Return the workers that are known, this one first if it is one."""
-        known = [_worker(worker) for worker in self._agent.workers() if worker.info]
+        known = [_worker(worker) for worker in self._agent.workers() if worker.info and _is_listed(worker)]
         return [self._self(), *known] if self._mode == "member" else known
 
     def _asked(self) -> list[Worker]:
@@ -332,6 +334,11 @@ def _check(outcomes: list[BaseException | None]) -> None:
         raise error from refusals[0]
     if failures:
         raise failures[0]
+
+
+def _is_listed(known: KnownWorker) -> bool:
+    """Return whether a worker is alive, or has ended only just."""
+    return known.alive or known.heartbeat_age_seconds < known.down_after_seconds + _LISTED_SECONDS
 
 
 def _worker(known: KnownWorker) -> Worker:

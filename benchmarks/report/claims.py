@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.harness.candidate import ROOT
 from benchmarks.harness.figures import FIGURES
 from benchmarks.harness.result import Report
 from benchmarks.report import plots
+from benchmarks.scenarios import presence
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from benchmarks.harness.result import Outcome, Section
 
 __all__ = [
+    "DOCS",
     "PAGE",
     "README",
     "RESULTS",
     "ClaimsError",
     "claims",
+    "documented",
     "newest",
     "plot",
     "rewrite",
@@ -33,8 +36,11 @@ README: Final = ROOT / "README.md"
 """Has the short form: three rows."""
 PAGE: Final = ROOT / "benchmarks" / "README.md"
 """Has every row, and the plot."""
+DOCS: Final = ROOT / "docs"
+"""Has the table of a scenario where a page has its marks."""
 RESULTS: Final = ROOT / "benchmarks" / "results"
 
+_DOCUMENTED: Final = re.compile(r"^(<!-- claims (\w+) -->\n)(.*?)(^<!-- end -->)", re.DOTALL | re.MULTILINE)
 _BLOCK: Final = re.compile(r"^(<!-- claims -->\n)(.*?)(^<!-- end -->)", re.DOTALL | re.MULTILINE)
 _RELEASE: Final = re.compile(r"\d+(\.\d+)*")
 _CPU: Final = "cpu_us_per_delivery"
@@ -76,6 +82,7 @@ def claims(result: Path | None) -> str:
             *_origin(report, result, saturation),
             *_beside_stalled(report),
             *_history(report),
+            *_presence(report),
             "",
         ]
     )
@@ -95,9 +102,9 @@ def short_claims(result: Path | None) -> str:
     lines = [
         *_table(saturation, fanout, _SHORT),
         "",
-        *_resumed(report),
+        *([beside] if (beside := " ".join([*_resumed(report), *_present(report)])) else []),
         f"One worker, {settings['connections']:,} sockets, {settings['payload']} B, on {report.machine['cores']} cores "
-        f"that server, clients and broker share; medians of {settings['repetitions']} turns.",
+        f"that server, clients and broker share; medians of {settings['repetitions']} turns. "
         f"Ratios carry over to another machine, milliseconds do not. [All figures, floors and the method]({_LINK}).",
         "",
     ]
@@ -124,8 +131,23 @@ def written_claims(readme: Path = README) -> str:
     return str(found[0][1])
 
 
-def rewrite(result: Path | None, readme: Path = README, page: Path = PAGE) -> str:
-    """Write the blocks into both documents, and the plot beside the result; returns what was done, as a sentence.
+def documented(text: str, result: Path | None) -> str:
+    """Return a page with the table of one scenario in each place from `<!-- claims SCENARIO -->` to `<!-- end -->`.
+
+    Raises:
+        KeyError: There is no table of such a scenario.
+    """
+    report = Report(machine={}) if result is None else Report.load(result)
+
+    def block(marks: re.Match[str]) -> str:
+        lines = [f"{line}\n" for line in _TABLES[marks[2]](report)[1:]]  # without the blank line before it
+        return "".join((marks[1], *lines, marks[4]))
+
+    return _DOCUMENTED.sub(block, text)
+
+
+def rewrite(result: Path | None, readme: Path = README, page: Path = PAGE, docs: Path = DOCS) -> str:
+    """Write the blocks into all documents, and the plot beside the result; returns what was done, as a sentence.
 
     Raises:
         ClaimsError: As `claims` and `written_claims` do; nothing is written then.
@@ -133,6 +155,10 @@ def rewrite(result: Path | None, readme: Path = README, page: Path = PAGE) -> st
     written_claims(readme)
     written_claims(page)
     blocks = {readme: short_claims(result), page: claims(result)}
+    for each in docs.rglob("*.md"):
+        text = each.read_text(encoding="utf-8")
+        if (new := documented(text, result)) != text:
+            each.write_text(new, encoding="utf-8")
     if result is not None:
         result.with_suffix(".svg").write_text(plot(result), encoding="utf-8")
     for document, block in blocks.items():
@@ -209,13 +235,11 @@ def _ratio(outcome: Outcome, reference: Outcome) -> str:
 
 def _origin(report: Report, result: Path, saturation: Section) -> list[str]:
     """Return where the figures are from, and what was left out of them."""
-    machine, settings = report.machine, saturation.settings
+    settings = saturation.settings
     page = result.with_suffix(".html")
-    commit = f"`{machine['commit'][:7]}`{' and changes' if machine['dirty'] else ''}"
     lines = [
         f"One worker on {settings['loop']}, {settings['connections']:,} sockets, {settings['payload']} B, on "
-        f"{machine['cores']} cores of {machine['processor']}, {machine['python']}, {machine['when'][:10]}, commit "
-        f"{commit}; medians of {settings['repetitions']} turns "
+        f"{_machine(report.machine)}; medians of {settings['repetitions']} turns "
         f"([all figures]({_relative(result)}){f', [as a page]({_relative(page)})' if page.exists() else ''}).",
         "Server, clients and broker share these cores: ratios carry over to another machine, milliseconds do not.",
         "Messages that arrive together leave the direct lane in one write; the floors write each one by itself.",
@@ -226,6 +250,20 @@ def _origin(report: Report, result: Path, saturation: Section) -> list[str]:
         if not each.valid
     ]
     return [*lines, *([f"Not in it: {', '.join(left_out)}."] if left_out else [])]
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    """Return what was measured, and on what."""
+    commit = f"`{machine['commit'][:7]}`{' and changes' if machine['dirty'] else ''}"
+    return (
+        f"{machine['cores']} cores of {machine['processor']}, {machine['python']}, {machine['when'][:10]}, commit "
+        f"{commit}"
+    )
+
+
+def _apart(section: Section) -> str:
+    """Return where a section was measured, if not as the rest was."""
+    return f", on {_machine(section.machine)}" if section.machine else ""
 
 
 def _beside_stalled(report: Report) -> list[str]:
@@ -279,7 +317,8 @@ def _history(report: Report) -> list[str]:
         "What a history costs: a kept channel beside a plain one, of "
         f"{settings['payload']} B; {settings['connections']:,} clients that come back at once to "
         f"{settings['channels']} rooms, each with 20 messages missed; {settings['repaired']:,} channels that have "
-        f"missed three messages each while the link was cut; medians of {settings['repetitions']} turns.",
+        f"missed three messages each while the link was cut; medians of {settings['repetitions']} turns"
+        f"{_apart(measured[0][0])}.",
         "",
         _row(heads),
         _row(["---", *["--:"] * (len(heads) - 1)]),
@@ -299,10 +338,70 @@ def _resumed(report: Report) -> list[str]:
     return []
 
 
+def _presence(report: Report) -> list[str]:
+    """Return the table of what presence costs on each adapter, and how soon it is true."""
+    measured = _alike(report, "presence", "connections", "channels", "seconds", "repetitions")
+    if not measured:
+        return []
+    section = measured[0][0]
+    settings = section.settings
+    figures = (
+        "presence_extra_percent",
+        "presence_extra_max_percent",
+        "joins_per_second",
+        "presence_sent_per_second",
+        "presence_received_per_second",
+        "present_watched_ms",
+        "present_watched_max_ms",
+        "present_unwatched_ms",
+        "left_seconds",
+    )
+    heads = [
+        "",
+        "CPU that presence takes",
+        "worker with most",
+        "joins, and leaves, per second",
+        "messages per second, all workers",
+        "received by a worker",
+        "complete list, room watched elsewhere",
+        "longest",
+        "room not watched",
+        "`kill -9`: all have left after",
+    ]
+    return [
+        "",
+        f"What presence costs each of {presence.WORKERS} workers: {settings['connections']:,} connections that live "
+        f"{presence.LIFETIME_SECONDS / 60:g} minutes each, in {settings['channels']:,} rooms, with every room "
+        "watched by every worker, beside as many workers without presence at the same time, for "
+        f"{settings['seconds']:g} s; `present()` at a worker for rooms of the others; the users of a killed worker "
+        f"have left everywhere at most 15 s later (10 s without a heartbeat, 5 s of grace){_apart(section)}.",
+        "",
+        _row(heads),
+        _row(["---", *["--:"] * (len(heads) - 1)]),
+        *(_row([each.name, *(_cell(each, figure) for figure in figures)]) for _, each in measured),
+    ]
+
+
+def _present(report: Report) -> list[str]:
+    """Return one sentence on presence, on Redis."""
+    for section, each in _alike(report, "presence", "connections", "channels", "seconds", "repetitions"):
+        if each.name == _OURS[0]:
+            settings = section.settings
+            return [
+                f"Presence of {settings['connections']:,} connections in {settings['channels']} rooms takes "
+                f"{_cell(each, 'presence_extra_percent')} of each of {presence.WORKERS} workers."
+            ]
+    return []
+
+
 def _with_history(report: Report) -> list[tuple[Section, Outcome]]:
-    """Return each candidate with a history that has a valid run, of all sections with the settings of the first."""
-    sections = [each for each in report.sections if each.scenario == "history"]
-    names = ("connections", "channels", "repaired", "payload", "repetitions")
+    """Return each candidate with a history that has a valid run."""
+    return _alike(report, "history", "connections", "channels", "repaired", "payload", "repetitions")
+
+
+def _alike(report: Report, scenario: str, *names: str) -> list[tuple[Section, Outcome]]:
+    """Return each candidate with a valid run, of all sections of a scenario with the settings of the first one."""
+    sections = [each for each in report.sections if each.scenario == scenario]
     alike = [each for each in sections if all(each.settings[name] == sections[0].settings[name] for name in names)]
     return [(section, outcome) for section in alike for outcome in section.outcomes if outcome.valid]
 
@@ -311,6 +410,9 @@ def _times(outcome: Outcome, figure: str) -> str:
     """Return how many times that of a plain channel it is."""
     found = _cell(outcome, figure)
     return found if found == _NOTHING else f"{found} x"
+
+
+_TABLES: Final[dict[str, Callable[[Report], list[str]]]] = {"history": _history, "presence": _presence}
 
 
 def _row(cells: list[str]) -> str:

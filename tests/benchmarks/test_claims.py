@@ -9,10 +9,12 @@ import pytest
 from benchmarks.harness.result import Outcome, Report, Section
 from benchmarks.harness.run import Run
 from benchmarks.report.claims import (
+    DOCS,
     PAGE,
     README,
     ClaimsError,
     claims,
+    documented,
     newest,
     plot,
     rewrite,
@@ -176,6 +178,59 @@ def test_a_result_with_a_history_states_what_it_costs_and_spares(tmp_path: Path)
     assert "cost Redis 10 reads." in short_claims(result)
 
 
+def with_presence() -> Report:
+    """Return a result whose presence was measured on another machine, on two adapters."""
+    figures = {"presence_extra_percent": 0.75, "left_seconds": 13.2, "present_watched_ms": 9.0}
+    settings = {"connections": 10_000, "channels": 500, "seconds": 20.0, "repetitions": 1}
+    outcomes = [
+        Outcome(name=name, kind="backplane", runs=[Run(figures={**figures, **more})])
+        for name, more in (("backplane ipc", {"left_seconds": 14.0}), ("backplane redis", {}))
+    ]
+    report = made()
+    machine = {**MACHINE, "processor": "Another processor"}
+    report.sections.append(
+        Section(scenario="presence", title="", settings=settings, outcomes=outcomes, machine=machine)
+    )
+    return report
+
+
+def test_a_result_with_presence_states_what_it_costs_and_where_it_was_measured(tmp_path: Path) -> None:
+    """Each adapter has a row, below the machine of this section; the README has one sentence, and no line more."""
+    result = saved(with_presence(), tmp_path)
+    block = claims(result)
+    assert row(block, "backplane ipc")[:2] == ["backplane ipc", "0.75 % of a core"]
+    assert row(block, "backplane ipc")[-1] == "14.0 s"
+    assert "(10 s without a heartbeat, 5 s of grace), on 2 cores of Another processor, CPython 3.11.7," in block
+    assert "Presence of 10,000 connections in 500 rooms takes 0.75 % of a core of each of 4 workers." in short_claims(
+        result
+    )
+    assert "presence" not in claims(saved(made(), tmp_path))
+
+
+def test_the_documentation_claims_what_the_newest_result_holds() -> None:
+    """Each table of a scenario in the documentation is as `python -m benchmarks claims` writes it."""
+    pages = [path.read_text() for path in DOCS.rglob("*.md")]
+    for scenario in ("history", "presence"):
+        assert any(f"<!-- claims {scenario} -->\n" in text for text in pages)
+    assert [documented(text, newest()) for text in pages] == pages, "run: python -m benchmarks claims"
+
+
+def test_a_page_gets_the_table_of_its_scenario(tmp_path: Path) -> None:
+    """Writing it twice changes nothing, and without a result there is none."""
+    page = tmp_path / "page.md"
+    empty = "before\n<!-- claims presence -->\n<!-- end -->\nafter\n"
+    page.write_text(empty.replace("<!-- end", "old\n<!-- end"))
+    result = saved(with_presence(), tmp_path)
+    once = documented(page.read_text(), result)
+    assert once.startswith("before\n<!-- claims presence -->\nWhat presence costs each of 4 workers")
+    assert once.endswith(" |\n<!-- end -->\nafter\n")
+    assert "old" not in once
+    assert documented(once, result) == once
+    assert documented(once, None) == empty
+    with pytest.raises(KeyError):
+        documented("<!-- claims weather -->\n<!-- end -->\n", result)
+
+
 def test_a_result_of_changed_files_is_marked(tmp_path: Path) -> None:
     """The claims of a result that was measured with uncommitted changes name them."""
     report = made()
@@ -189,7 +244,7 @@ def test_writing_twice_changes_nothing(tmp_path: Path) -> None:
     for document in (readme, page):
         document.write_text("before\n<!-- claims -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
     result = saved(made(), tmp_path)
-    rewrite(result, readme, page)
+    rewrite(result, readme, page, tmp_path)
     once = [document.read_text() for document in (readme, page)]
     for text in once:
         assert text.startswith("before\n<!-- claims -->\n|")
@@ -198,9 +253,9 @@ def test_writing_twice_changes_nothing(tmp_path: Path) -> None:
     assert "| floor: send() in C |" not in once[0]
     assert "| floor: send() in C |" in once[1]
     assert "10.00" in (tmp_path / "0.9.0.svg").read_text()
-    rewrite(result, readme, page)
+    rewrite(result, readme, page, tmp_path)
     assert [document.read_text() for document in (readme, page)] == once
-    rewrite(None, readme, page)
+    rewrite(None, readme, page, tmp_path)
     assert written_claims(readme) == written_claims(page) == ""
 
 
@@ -212,7 +267,7 @@ def test_missing_marks_are_reported(text: str, tmp_path: Path) -> None:
     bad.write_text(text)
     for readme, page in ((bad, good), (good, bad)):
         with pytest.raises(ClaimsError, match="write <!-- claims --> and <!-- end -->"):
-            rewrite(saved(made(), tmp_path), readme, page)
+            rewrite(saved(made(), tmp_path), readme, page, tmp_path)
     assert bad.read_text() == text
     assert good.read_text() == "<!-- claims -->\n<!-- end -->\n"
 

@@ -165,3 +165,18 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert "&lt;other&gt;: did not run: it fell over" in page
     assert "late: invalid: 2 of 2 runs left out: the client itself was saturated" in page
     assert page.count("<svg") == 2
+
+
+def test_a_section_that_was_measured_apart_keeps_its_machine(tmp_path: Path) -> None:
+    """It is saved, loaded and shown with the section; sections of a scenario can be dropped for others."""
+    whole = report(outcome("ours", 1))
+    apart = Section(scenario="storm", title="storm: apart", settings={}, outcomes=[], machine=description())
+    apart.machine["processor"] = "Another processor"
+    whole.sections.append(apart)
+    whole.save(tmp_path / "whole.json")
+    loaded = Report.load(tmp_path / "whole.json")
+    assert [each.machine for each in loaded.sections] == [{}, apart.machine]
+    text = write_page(loaded, tmp_path / "whole.html").read_text()
+    assert text.index("storm: apart") < text.index("Another processor")
+    loaded.drop(["storm"])
+    assert [each.scenario for each in loaded.sections] == ["fanout"]

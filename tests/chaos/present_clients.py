@@ -75,7 +75,7 @@ class Socket(asyncio.Protocol):
                 self._code = int.from_bytes(payload[:2], "big")
                 self._send(_CLOSE, payload)
 
-    def connection_lost(self, _: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Take note of the end."""
         if not self.ended.done():
             self.ended.set_result(self._code)

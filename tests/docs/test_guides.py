@@ -185,7 +185,8 @@ def test_limit() -> None:
 def test_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """The secret of the environment is accepted, and not shown."""
     monkeypatch.setenv("CONTROL_SECRET", "0123456789abcdef")
-    assert "0123" not in repr(vars(run("operations/cluster.md", "secret")["backplane"]))
+    backplane: object = run("operations/cluster.md", "secret")["backplane"]
+    assert "0123" not in repr(vars(backplane))
 
 
 def test_health(capsys: pytest.CaptureFixture[str]) -> None:

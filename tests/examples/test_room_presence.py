@@ -92,6 +92,23 @@ def test_user_with_two_windows_leaves_with_the_last(serve: Serve) -> None:
         users.receive_until(watcher=False)
 
 
+def test_user_types_in_either_of_two_windows(serve: Serve) -> None:
+    """Typing is shown whichever window it is in, also the one that was opened first."""
+    server = serve("room_presence")
+    with (
+        server.connect("/rooms/f?name=watcher") as watcher,
+        server.connect("/rooms/f?name=ada") as first,
+        server.connect("/rooms/f?name=ada") as second,
+    ):
+        users = Users(watcher)
+        second.recv(timeout=SECONDS)
+        for window in (first, second, first):
+            window.send('{"typing": true}')
+            users.receive_until(watcher=False, ada=True)
+            window.send('{"typing": false}')
+            users.receive_until(watcher=False, ada=False)
+
+
 @pytest.mark.parametrize("name", ["", "a b", "x" * 41, "%1b", "é"])
 def test_wrong_name_is_refused(serve: Serve, name: str) -> None:
     """A name that does not match is refused before the handshake."""
@@ -126,6 +143,26 @@ def test_page(serve: Serve, browser: Browser) -> None:
     expect(first.get_by_text("typing: bob")).to_be_visible()
     second.get_by_label("Type something").press("Enter")
     expect(first.get_by_text("typing: bob")).to_be_hidden()
+    expect(first.get_by_text("Users: 2")).to_be_visible()
     second.context.close()
     expect(first.get_by_role("list", name="Users").get_by_role("listitem")).to_have_text(["ada"], timeout=15_000)
     assert errors == []
+
+
+def test_page_of_a_room_with_too_many_to_be_listed(serve: Serve, browser: Browser) -> None:
+    """It shows their number, and how that changes, and does not connect anew."""
+    page = browser.new_context().new_page()
+    page.goto(f"{serve('room_presence').http_url}/?room=large&name=ada")
+    expect(page.get_by_text("Users: 1")).to_be_visible()
+    stays = page.evaluate(
+        """() => {
+            const before = socket;
+            receive({ id: "x", version: 0, connections: 1200, users: null });
+            receive({ id: "x", version: 1, connections: 1201 });
+            return socket === before && socket.readyState === WebSocket.OPEN;
+        }"""
+    )
+    assert stays
+    expect(page.get_by_text("Connections: 1201")).to_be_visible()
+    expect(page.get_by_role("listitem")).to_have_count(0)
+    page.context.close()

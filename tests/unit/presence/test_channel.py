@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 from zlib import crc32
 
 import pytest
@@ -290,12 +291,13 @@ def test_what_was_never_asked_for_is_counted(machine: Machine) -> None:
 def test_a_version_that_is_missing_is_asked_for(machine: Machine) -> None:
     """Whichever message names it."""
     machine.sure("c")
-    for version, message in (
+    messages: tuple[tuple[int, list[Any]], ...] = (
         (1, ["beacon", A, 1, 1]),
         (2, ["ask", A, {}, True, 2, 7]),
         (3, ["ask", B, {A: 3, ME: 9, "d" * 16: 1}, True, 0, 7]),
         (9, ["delta", A, 8, 9, {}, [], None, 1]),
-    ):
+    )
+    for version, message in messages:
         machine.receive("c", *message)
         machine.pass_time(0.5)
         assert machine.take("ask") != [], message

@@ -98,6 +98,19 @@ def test_no_worker_is_dead_because_the_own_link_was_away() -> None:
     assert [worker.alive for worker in machine.protocol.workers(machine.now)] == [False, False]
 
 
+def test_a_pause_is_seen_by_what_was_due_in_it() -> None:
+    """However lately that was planned, and whatever is received first after it."""
+    machine = Machine()
+    machine.receive(WORKERS, "beat", A, 1, {})
+    machine.enter("c", "1")  # due in 0.1 s
+    machine.now += 2.5
+    machine.receive("c", "beacon", A, 1, 0)
+    machine.pass_time(9.8)
+    assert machine.protocol.workers(machine.now)[0].alive
+    machine.pass_time(0.2)
+    assert not machine.protocol.workers(machine.now)[0].alive
+
+
 def test_a_lost_answer_is_asked_for_again() -> None:
     """Where a view is not sure."""
     machine = Machine()
@@ -306,3 +319,19 @@ def test_the_dead_are_named_to_one_that_has_entries_of_them() -> None:
         machine.receive("c", "ask", B, {A: 3, C: 1}, everyone, 0, 9)
         assert (INBOX, ["bye", A, 7], B) in machine.sent
         assert len(machine.take("bye")) == 1
+
+
+def test_no_grace_ends_before_the_messages_are_read_that_waited() -> None:
+    """A worker that did not run may have little left of it, and its user may be back."""
+    machine = Machine()
+    machine.sure("c")
+    machine.receive("c", "delta", A, 0, 1, {"1": ENTRY}, [], None, 1)
+    machine.receive("c", "delta", A, 1, 2, {}, ["1"], None, 0)
+    machine.pass_time(4.9)
+    machine.now += 8
+    machine.protocol.run(machine.now)
+    machine.drain()
+    machine.pass_time(1)
+    assert machine.users("c") == ["u"]
+    machine.receive("c", "delta", A, 2, 3, {"2": ENTRY}, [], None, 1)
+    assert [event.left for _, event in machine.events if event.left] == []

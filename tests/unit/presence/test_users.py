@@ -32,6 +32,13 @@ def test_a_user_joins_with_the_first_connection_and_leaves_after_the_grace(users
     assert (len(users), users.next_due()) == (0, inf)
 
 
+def test_without_a_grace_none_ends(users: Users) -> None:
+    """Nothing is reported then, whatever the time."""
+    users.add(ONE)
+    users.commit(0)
+    assert users.expire(100) is None
+
+
 def test_a_user_that_is_back_within_the_grace_has_not_left(users: Users) -> None:
     """Nothing is reported, unless its info is another one."""
     users.add(ONE)

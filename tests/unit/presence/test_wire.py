@@ -120,6 +120,21 @@ def test_a_heartbeat_keeps_what_is_well_formed() -> None:
     assert decode(json.dumps(["beat", A, 1, info])) == Heartbeat(A, 1, {"connections": 3})
 
 
+def test_entries_without_an_info_share_one_text() -> None:
+    """Most entries may have none: each would hold a text of its own."""
+    texts = [json.dumps(["delta", A, 0, 1, {"k": ["u", "null", 1.5]}, [], None, 1]) for _ in range(2)]
+    infos = [found.changed["k"].info for text in texts if isinstance(found := decode(text), Delta)]
+    assert infos == ["null", "null"]
+    assert infos[0] is infos[1]
+
+
+@pytest.mark.parametrize("text", [f' ["bye","{A}",1]', f'["bye","{A}",1]\n', f'\t["bye","{A}",1] '])
+def test_whitespace_around_a_message_is_none_of_it(text: str) -> None:
+    """It is JSON all the same; more text is not."""
+    assert decode(text) == Goodbye(A, 1)
+    assert decode(f"{text}1") is Refused.INVALID
+
+
 def test_random_damage_raises_nothing() -> None:
     """A text that is cut, or has other characters, is a message or refused."""
     random = Random(5)

@@ -459,6 +459,16 @@ async def test_workers_of_another_version() -> None:
         assert (await backplane.health()).presence_lag_seconds == 0
 
 
+async def test_workers_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are listed as such for two minutes, and not for as long as the protocol remembers them."""
+    async with worker() as a:
+        async with worker():
+            await until(a, lambda: len(cluster_of(a).workers()) == 2)
+        await until(a, lambda: [each.is_alive for each in cluster_of(a).workers()] == [True, False])
+        monkeypatch.setattr(module, "_LISTED_SECONDS", -BRISK.worker_down_seconds)
+        assert [each.is_alive for each in cluster_of(a).workers()] == [True]
+
+
 async def test_commands_wait_for_the_workers_that_are_known() -> None:
     """A command that is confirmed returns once all have answered, soon after the start as well."""
     async with worker() as a, worker() as b, connected(b, "room:1", presence=ADA) as connection:
