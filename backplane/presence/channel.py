@@ -234,10 +234,16 @@ class Channel:
             self._commit(now)
         self.owner_gap(now)
 
-    def restart_graces(self, now: float) -> None:
-        """Let every grace begin anew: messages that wait may name its user."""
+    def was_late(self, now: float) -> None:
+        """Take note that this worker did not run for a while.
+
+        Messages that wait may name users that are back: what was left of a grace may be less than it takes to read
+        them. And a request may have waited for longer than its asker did, which is complete without what this worker
+        states then, and answers others so: the version is named soon.
+        """
         if self._view is not None:
             self._view.restart_graces(now, blind=True)
+        self.owner_gap(now)
 
     def inbox_gap(self, now: float) -> None:
         """Take note that answers may be missing, if any are expected."""

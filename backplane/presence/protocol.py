@@ -351,9 +351,9 @@ class PresenceProtocol:
 
     def _runs_again(self, now: float) -> None:
         """Send the heartbeat that the others wait for, before anything else."""
-        # What was left of a grace may be less than it takes to read the messages that wait.
         for channel in self._channels.values():
-            channel.restart_graces(now)
+            channel.was_late(now)
+            self._arm(channel)
         if now + self._blocked - self._heartbeat_sent > self._roster.interval:
             self._heartbeat(now)
 

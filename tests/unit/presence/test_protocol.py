@@ -335,3 +335,16 @@ def test_no_grace_ends_before_the_messages_are_read_that_waited() -> None:
     assert machine.users("c") == ["u"]
     machine.receive("c", "delta", A, 2, 3, {"2": ENTRY}, [], None, 1)
     assert [event.left for _, event in machine.events if event.left] == []
+
+
+def test_an_owner_that_did_not_run_names_its_version() -> None:
+    """Those that asked meanwhile are complete without it, and have answered others so."""
+    machine = Machine()
+    machine.enter("c", "1")
+    machine.pass_time(5)
+    machine.sent.clear()
+    machine.now += 6
+    machine.protocol.run(machine.now)
+    machine.drain()
+    machine.pass_time(1)
+    assert machine.take("beacon") == [["beacon", ME, 1, 1]]
