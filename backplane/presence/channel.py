@@ -33,6 +33,8 @@ _EXPIRE_BEACONS: Final = 2.5
 _RECENT_SECONDS: Final = 2.0
 # Full entries are published again once there is some room: a channel at its limit must not turn at each change.
 _RETURN: Final = 0.75
+# What waits after a time in which the process did not run is read so soon.
+_READ_SECONDS: Final = 1.0
 # An answer is one message if it is not much larger.
 _ANSWER_ENTRIES: Final = 1_000
 _KINDS: Final[dict[type, str]] = {
@@ -133,6 +135,8 @@ class Channel:
         self._stale = True
         # Since the view became stale nothing was received for a while: the link was lost, or this process did not run.
         self._blind = False
+        # When what waited is read: this process did not run for a while.
+        self._read_at = -inf
 
     # -- queries -------------------------------------------------------------------------------------------------------
 
@@ -238,9 +242,10 @@ class Channel:
         """Take note that this worker did not run for a while.
 
         Messages that wait may name users that are back: what was left of a grace may be less than it takes to read
-        them. And a request may have waited for longer than its asker did, which is complete without what this worker
-        states then, and answers others so: the version is named soon.
+        them, and this worker answers for no other meanwhile. A request may have waited for longer than its asker did,
+        which is complete without what this worker states then, and answers others so: the version is named soon.
         """
+        self._read_at = now + _READ_SECONDS
         if self._view is not None:
             self._view.restart_graces(now, blind=True)
         self.owner_gap(now)
@@ -490,7 +495,7 @@ class Channel:
         chosen = not request.everyone and self._is_responder(request.worker)
         if chosen or (request.everyone and owner is not None):
             self._name_dead(request)
-        if chosen and self._view is not None and self.may_answer_for_all():
+        if chosen and self._view is not None and self.may_answer_for_all(now):
             self._answer_for_all(self._view, request, now)
         elif owner is not None and owner.published and request.known.get(shared.worker, 0) < owner.version:
             recent = now - self._published < _RECENT_SECONDS
@@ -504,9 +509,14 @@ class Channel:
             if number is not None:
                 self._shared.publish("goodbye", INBOX, Goodbye(worker, number), request.worker)
 
-    def may_answer_for_all(self) -> bool:
+    def may_answer_for_all(self, now: float) -> bool:
         """Return whether the view is complete, as far as this worker knows."""
-        return self._view is not None and self._inquiry.sure and not self._view.missing(self._shared.roster.alive)
+        return (
+            now >= self._read_at
+            and self._view is not None
+            and self._inquiry.sure
+            and not self._view.missing(self._shared.roster.alive)
+        )
 
     def _is_responder(self, asker: str) -> bool:
         """Return whether it is this worker that answers, of those that own entries."""

@@ -621,8 +621,9 @@ class Run:
     def calm(self) -> Outcome:
         """End all faults, and wait until everything agrees."""
         self.parted, self.loss = False, 0.0
+        # What waits for a loop that is blocked arrives when it runs again, and no later than what is sent then.
+        self.advance(max(0.0, *(worker.blocked_until - self.now for worker in self.workers)))
         for worker in self.workers:
-            worker.blocked_until = min(worker.blocked_until, self.now)
             if worker.running and not worker.up:
                 self.notice(worker)
                 self.mend(worker)

@@ -348,3 +348,16 @@ def test_an_owner_that_did_not_run_names_its_version() -> None:
     machine.drain()
     machine.pass_time(1)
     assert machine.take("beacon") == [["beacon", ME, 1, 1]]
+
+
+def test_one_that_did_not_run_answers_for_itself_alone_at_first() -> None:
+    """Messages of others that wait may be read later than a request."""
+    machine = Machine()
+    machine.receive(WORKERS, "beat", A, 1, {})
+    machine.enter("c", "1")
+    machine.sure("c")
+    machine.now += 4
+    for whole in (False, True):
+        machine.receive("c", "ask", B, {}, False, 0, 9)
+        assert [state[4] for state in machine.take("view")] == [whole]
+        machine.pass_time(2)
