@@ -6,10 +6,11 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from math import inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["Attendances", "Leave", "Stay"]
 
@@ -91,21 +92,36 @@ class Attendances:
                 found[room][user] = count
         return found
 
-    def wrong_leaves(self, leaves: Iterable[Leave], grace_seconds: float) -> list[str]:
+    def wrong_leaves(
+        self,
+        leaves: Iterable[Leave],
+        grace_seconds: float,
+        *,
+        cut: Mapping[object, tuple[float, float] | None] = MappingProxyType({}),
+    ) -> list[str]:
         """Return the reports of users that were back within their grace, or had never gone, with their connections.
 
         Each had one at some moment after its grace began, long enough ago for all to know.
+
+        Args:
+            leaves: The reports.
+            grace_seconds: The grace.
+            cut: From when to when a worker could not be relied on to reach the others, by its name.
         """
         return [
             f"{leave.watcher} reported {leave.user} in {leave.room} as left, whose connections were there "
             f"{[stay.before(leave.at) for stay in self._stays[leave.room, leave.user]]} before it"
             for leave in leaves
-            if self._was_there(leave, grace_seconds)
+            if self._was_there(leave, grace_seconds, cut)
         ]
 
-    def _was_there(self, leave: Leave, grace_seconds: float) -> bool:
-        return any(
-            stay.opened < leave.at - _WAY_SECONDS
-            and (stay.closed is None or stay.closed > max(leave.at - grace_seconds, stay.opened + _MIN_STAY_SECONDS))
-            for stay in self._stays[leave.room, leave.user]
-        )
+    def _was_there(self, leave: Leave, grace_seconds: float, cut: Mapping[object, tuple[float, float] | None]) -> bool:
+        for stay in self._stays[leave.room, leave.user]:
+            opened, window = stay.opened, cut.get(stay.worker)
+            if window is not None and window[0] < opened < window[1] and stay.worker != leave.watcher:
+                opened = window[1]
+            if opened < leave.at - _WAY_SECONDS and (
+                stay.closed is None or stay.closed > max(leave.at - grace_seconds, opened + _MIN_STAY_SECONDS)
+            ):
+                return True
+        return False

@@ -250,15 +250,19 @@ class PresenceWorkload:
         """What all have reported as left."""
         return [leave for one in self.workers for leave in one.left]
 
-    def judge(self, *, without: Sequence[str] = ()) -> None:
+    def judge(self, *, without: Sequence[str] = (), cut: tuple[float, float] | None = None) -> None:
         """Fail where a number was missing, or a user was reported as left that was back within the grace.
 
         Args:
             without: Workers that may take others for ended.
+            cut: From when to when the links of the workers `near` were cut again and again: what opened there
+                meanwhile was known to no other worker before the end.
         """
         faults = [fault for one in self.workers for fault in one.faults]
         leaves = [leave for leave in self.leaves if leave.watcher not in without]
-        faults += self.attendances.wrong_leaves(leaves, GRACE_SECONDS)
+        faults += self.attendances.wrong_leaves(
+            leaves, GRACE_SECONDS, cut=dict.fromkeys((one.name for one in self.near), cut)
+        )
         assert not faults, "\n".join(faults[:10])
 
 
@@ -284,6 +288,10 @@ async def running_presence(
         try:
             await workload.fill()
             await workload.true(seconds=10)
+            # A worker lists another one from its first heartbeat on that it receives.
+            async with asyncio.timeout(_WAIT_SECONDS):
+                while not await workload.all_alive():
+                    await asyncio.sleep(0.02)
             yield workload
             for place in workload.places:
                 await workload.close(place)
