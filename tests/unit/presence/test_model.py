@@ -74,3 +74,9 @@ def test_a_version_that_is_named_and_not_asked_for_is_found(monkeypatch: pytest.
     """What any worker has named must be held in the end."""
     monkeypatch.setattr(OwnerView, "missing", lambda *_: False)
     assert run_many(1_500, "contract", most=1)
+
+
+def test_an_owner_that_did_not_run_and_names_no_version_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that asked it meanwhile answer others without what it states."""
+    monkeypatch.setattr(Channel, "was_late", lambda *_: None)
+    assert run_many(1_500, "contract", start=501_000, most=1)
