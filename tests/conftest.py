@@ -10,7 +10,7 @@ import sys
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -158,10 +158,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that starts a Kafka of its own, which takes seconds, on one event loop; the others run on both."""
+    """Run on one event loop what takes seconds: a Kafka of its own, a class with `one_loop`; the others run on both."""
     fixtures = metafunc.definition._fixtureinfo  # pyright: ignore[reportPrivateUsage]
     loops = fixtures.name2fixturedefs.get("anyio_backend", [])
-    if loops and loops[-1].params and not _OWN_KAFKA.isdisjoint(metafunc.fixturenames):
+    suite = cast("object", metafunc.cls)  # pyright: ignore[reportUnknownMemberType]
+    once = not _OWN_KAFKA.isdisjoint(metafunc.fixturenames) or getattr(suite, "one_loop", False)
+    if loops and loops[-1].params and once:
         one = pytest.mark.parametrize("anyio_backend", loops[-1].params[:1], indirect=True, scope="module")
         metafunc.definition.add_marker(one)
 

@@ -140,6 +140,9 @@ class OtherLoop(threading.Thread):
             await asyncio.wait([watching])
 
 
+@pytest.mark.parametrize(
+    "target", ["redis", pytest.param("nats", marks=full), pytest.param("kafka", marks=full)], indirect=True
+)
 @pytest.mark.parametrize("settings", [pytest.param(QUICK, id="quick"), pytest.param(DEFAULT, id="default", marks=full)])
 async def test_a_worker_whose_loop_is_blocked(
     settings: Settings, target: FaultTarget, request: pytest.FixtureRequest

@@ -26,6 +26,8 @@ class TestIpcHistory(HistoryConformance):
 class TestIpcPresence(PresenceConformance):
     """Presence, over Unix sockets."""
 
+    one_loop = True
+
     @pytest.fixture
     def url(self, ipc_url: str) -> str:
         """A name and a folder of the test's own."""

@@ -72,6 +72,8 @@ class TestKafkaHistory(HistoryConformance):
 class TestKafkaPresence(PresenceConformance):
     """Presence, on a topic of the test."""
 
+    one_loop = True
+
     topic, url, proxy = TestKafka.topic, TestKafka.url, TestKafka.proxy
 
 

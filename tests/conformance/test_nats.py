@@ -99,6 +99,8 @@ class TestNatsHistoryInMemory(HistoryConformance):
 class TestNatsPresence(PresenceConformance):
     """Presence."""
 
+    one_loop = True
+
     @pytest.fixture
     def url(self, private_nats: StartNats) -> str:
         """A server of the test's own."""

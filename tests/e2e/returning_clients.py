@@ -16,6 +16,8 @@ from typing import Any
 import uvloop
 
 _SECONDS = 90
+# Handshakes under way at a time: the kernel resets what is more than the servers' backlog takes.
+_AT_ONCE = 1_000
 _TEXT = 0x81
 _PING = 0x89
 _PONG = b"\x8a\x80\0\0\0\0"
@@ -27,6 +29,7 @@ class ReturningClient(asyncio.Protocol):
     Attributes:
         texts: What was published and received.
         events: Its joins and gaps.
+        is_open: Done when its handshake is answered.
         has_rest: Done when it has the last text of its rest.
         has_end: Done when it has `end`.
     """
@@ -35,6 +38,7 @@ class ReturningClient(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.texts: list[str] = []
         self.events: list[Any] = []
+        self.is_open: asyncio.Future[None] = loop.create_future()
         self.has_rest: asyncio.Future[None] = loop.create_future()
         self.has_end: asyncio.Future[None] = loop.create_future()
         self._request = (
@@ -43,7 +47,6 @@ class ReturningClient(asyncio.Protocol):
         ).encode()
         self._last = last
         self._rest = b""
-        self._is_open = False
         self._transport: Any = None
 
     def connection_made(self, transport: Any) -> None:
@@ -54,13 +57,13 @@ class ReturningClient(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take the answer to the handshake, and frames."""
         data = self._rest + data
-        if not self._is_open:
+        if not self.is_open.done():
             head, mark, data = data.partition(b"\r\n\r\n")
             if not mark:
                 self._rest = head
                 return
             assert head.startswith(b"HTTP/1.1 101 "), head
-            self._is_open = True
+            self.is_open.set_result(None)
         while len(data) >= 2:
             assert data[0] in (_TEXT, _PING), data[:200]
             start, length = 2, data[1]
@@ -77,7 +80,7 @@ class ReturningClient(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what waits."""
-        for waiting in (self.has_rest, self.has_end):
+        for waiting in (self.is_open, self.has_rest, self.has_end):
             if not waiting.done():
                 waiting.set_exception(exc or ConnectionError(f"closed after {self.texts}"))
 
@@ -98,8 +101,12 @@ async def main() -> None:
     loop, port = asyncio.get_running_loop(), plan["port"]
     clients = [ReturningClient(port, path, last) for path, last in plan["clients"]]
 
+    at_once = asyncio.Semaphore(_AT_ONCE)
+
     async def connect(client: ReturningClient) -> None:
-        await loop.create_connection(lambda: client, "127.0.0.1", port)
+        async with at_once:
+            await loop.create_connection(lambda: client, "127.0.0.1", port)
+            await client.is_open
         await client.has_rest
 
     async with asyncio.timeout(_SECONDS):

@@ -139,9 +139,13 @@ def test_commands(broker_url: str, tmp_path: Path) -> None:
         assert (status, [user["user"] for user in report["users"]]) == (0, ["bob"])
 
 
-@pytest.mark.parametrize("broker_url", ["ipc", "redis"], indirect=True)
 @pytest.mark.parametrize(
-    "command", [["survey", "load", "--timeout", "0.5"], ["disconnect", "--user", "ada", "--confirm", "0.5"]]
+    ("broker_url", "command"),
+    [
+        ("ipc", ["survey", "load", "--timeout", "0.5"]),
+        ("redis", ["disconnect", "--user", "ada", "--confirm", "0.5"]),
+    ],
+    indirect=["broker_url"],
 )
 def test_worker_that_does_not_answer(broker_url: str, tmp_path: Path, command: list[str]) -> None:
     """A worker that is stopped (SIGSTOP) once it was seen is named, with status 3, beside the answers of the others."""

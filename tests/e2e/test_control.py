@@ -130,11 +130,9 @@ async def run_script(code: str, broker_url: str, *arguments: str) -> None:
         assert await process.wait() == 0
 
 
-@pytest.mark.parametrize("server_name", ["gunicorn", "uvicorn"])
-async def test_a_ban_ends_every_connection_and_names_a_stopped_worker(
-    broker_url: str, tmp_path: Path, server_name: str
-) -> None:
+async def test_a_ban_ends_every_connection_and_names_a_stopped_worker(broker_url: str, tmp_path: Path) -> None:
     """`disconnect(confirm_seconds=2)` closes all on the workers that run, in time; the stopped one follows later."""
+    server_name = "gunicorn" if broker_url.startswith(("ipc", "nats")) else "uvicorn"
     with serving(server_name, broker_url, tmp_path) as server:
         await until_known(server)
         async with on_all_workers(server, "ada") as sockets, on_all_workers(server, "bob") as others:

@@ -482,7 +482,7 @@ async def test_a_survey_soon_after_the_start_ends_when_all_are_known(monkeypatch
     """Also where nothing else happens at that moment."""
     monkeypatch.setattr(module, "_SETTLE_HEARTBEATS", 0.001)
     async with worker(settings=Settings(worker_heartbeat_seconds=60, worker_down_seconds=600)) as backplane:
-        backplane.on_survey("n")(lambda _: 1)
+        backplane.on_survey("n")(_answer_one)
         async with asyncio.timeout(WAIT_SECONDS):
             answers = await backplane.survey("n", timeout_seconds=60)
         assert (list(answers.by_worker.values()), answers.missing) == ([1], [])
@@ -495,3 +495,7 @@ async def test_the_moment_of_a_connection() -> None:
             assert cluster_of(backplane).opened_at(connection.id) > 0
         with pytest.raises(ClosedError, match="has ended, or is none of this worker"):
             cluster_of(backplane).opened_at(connection.id)
+
+
+def _answer_one(_: object) -> int:
+    return 1
