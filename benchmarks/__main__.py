@@ -233,7 +233,7 @@ def session(parts: Sequence[tuple[str, Choice]], output: Path, into: Report | No
             report.sections.append(section)
             console.print(table(section))
             report.save(output)
-            write_page(report, output.with_suffix(".html"))
+            write_page(Report.load(output), output.with_suffix(".html"))
     minutes = (time.monotonic() - began) / 60
     console.print(f"{output}\n{output.with_suffix('.html')}\nIn {minutes:.1f} minutes.", soft_wrap=True)
     outcomes = [outcome for section in measured for outcome in section.outcomes]
