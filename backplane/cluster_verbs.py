@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from backplane.channels import validate_channel
 from backplane.close_codes import CloseCode, check_close, close_reason
 from backplane.connection.connection import Connection
+from backplane.control.commands import data_arguments
 from backplane.control.messages import Selector
 from backplane.errors import ConfigurationError, InvalidDataError
 from backplane.fanout.codec import to_client_data
@@ -299,11 +299,7 @@ class ClusterVerbs:
             PayloadTooLargeError: It is over the adapter's limit.
         """
         selector = _selector(user, connection, None, exclude)
-        sent = to_client_data(data)
-        arguments = (
-            {"data": base64.b64encode(sent).decode(), "binary": True} if isinstance(sent, bytes) else {"data": sent}
-        )
-        return await self._command("send", selector, arguments, confirm_seconds)
+        return await self._command("send", selector, data_arguments(to_client_data(data)), confirm_seconds)
 
     async def count_connections(
         self, *, user: str, exclude: Connection | str | None = None, timeout_seconds: float = 2.0

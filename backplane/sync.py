@@ -106,9 +106,7 @@ class SyncBackplane(SyncPublisher):
 
         As `SyncPublisher.publish`. The first one of a process connects, for up to `start_timeout_seconds`.
         """
-        return self._run(
-            lambda backplane: backplane.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
-        )
+        return super().publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
 
     def _run(self, verb: Callable[[AsyncPublisher], Coroutine[Any, Any, _T]]) -> _T:
         refuse_in_event_loop()

@@ -16,8 +16,10 @@ from backplane.broker.registry import broadcaster_from_url
 from backplane.cli.terminal import discard_output, exiting_on_errors, fail, note, out, visible
 from backplane.core import Backplane
 from backplane.errors import BackplaneError, ConfigurationError
+from backplane.presence.roster import HEARTBEATS_PER_SECOND
 from backplane.presence_types import Presence
 from backplane.settings import Settings
+from backplane.worker.cluster import SETTLE_HEARTBEATS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
@@ -54,9 +56,6 @@ INTERRUPTED: Final = 130
 """Exit status at Ctrl-C, as of a shell."""
 
 _VARIABLE: Final = "BACKPLANE_CONTROL_SECRET"
-_HEARTBEATS: Final = 1.1
-# Above 150 workers they send a heartbeat every fiftieth of a second for each of them.
-_HEARTBEATS_PER_SECOND: Final = 50
 _STEP_SECONDS: Final = 0.1
 # What the workers exchange is shown as it is: whether a channel has too many entries is for their rule to decide.
 _PRESENCE: Final = {"*": Presence(grace_seconds=0, max_entries=maxsize)}
@@ -111,7 +110,7 @@ async def observed(url: str, secret: str | None, seconds: float) -> AsyncGenerat
     broadcaster = broadcaster_from_url(url)
     if broadcaster.capabilities.reach == "process":
         raise ConfigurationError(f"{broadcaster.url} reaches this process only, which has no worker")
-    settings = Settings(worker_heartbeat_seconds=seconds / _HEARTBEATS)
+    settings = Settings(worker_heartbeat_seconds=seconds / SETTLE_HEARTBEATS)
     async with Backplane(
         url, cluster="observer", presence=_PRESENCE, control_secret=secret, settings=settings
     ) as backplane:
@@ -148,7 +147,7 @@ async def seen_workers(
     started = loop.time()
     while True:
         alive = sum(worker.is_alive for worker in await backplane.workers())
-        needed = max(seconds, _HEARTBEATS * alive / _HEARTBEATS_PER_SECOND)
+        needed = max(seconds, SETTLE_HEARTBEATS * alive / HEARTBEATS_PER_SECOND)
         waited = loop.time() - started
         if waited >= needed:
             break

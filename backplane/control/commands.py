@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from backplane.control.surveys import Surveys
     from backplane.log_bursts import LogBursts
 
-__all__ = ["CommandReceiver"]
+__all__ = ["CommandReceiver", "data_arguments"]
 
 logger: Final = logging.getLogger("backplane.control.commands")
 
@@ -295,8 +295,13 @@ def _channel_of(command: Command) -> str:
     return validate_channel(channel)
 
 
+def data_arguments(data: str | bytes) -> dict[str, Any]:
+    """Return the arguments of a command that sends `data`: text, or binary data in base64."""
+    return {"data": data} if isinstance(data, str) else {"data": base64.b64encode(data).decode(), "binary": True}
+
+
 def _data_of(command: Command) -> str | bytes:
-    """Return what a command sends: text, or binary data in base64.
+    """Return what `data_arguments` has made arguments of.
 
     Raises:
         InvalidDataError: It is neither.

@@ -11,7 +11,7 @@ from backplane.presence.inquiry import Inquiry, Step
 from backplane.presence.owner import Owner
 from backplane.presence.pacer import Pacer
 from backplane.presence.roster import News, Roster
-from backplane.presence.view import OwnerView
+from backplane.presence.view import RETURN_SHARE, OwnerView
 from backplane.presence.wire import Beacon, Delta, Fact, Goodbye, Request, Snapshot, State, encode
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ _LINGER_BEACONS: Final = 3
 _EXPIRE_BEACONS: Final = 2.5
 # A message of this worker may still be on its way to the responder when a request reaches it.
 _RECENT_SECONDS: Final = 2.0
-# Full entries are published again once there is some room: a channel at its limit must not turn at each change.
-_RETURN: Final = 0.75
 # What waits after a time in which the process did not run is read so soon.
 _READ_SECONDS: Final = 1.0
 # An answer is one message if it is not much larger.
@@ -457,7 +455,7 @@ class Channel:
         else:
             own = self._view.held.get(self._shared.worker)
             total = self._view.total - (0 if own is None else own.count)
-        most = self._rule.max_entries * (_RETURN if owner.counts else 1)
+        most = self._rule.max_entries * (RETURN_SHARE if owner.counts else 1)
         owner.turn(counts=total + owner.size > most)
 
     def _publish(self, message: Delta | Snapshot | Beacon, now: float) -> None:

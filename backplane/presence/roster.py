@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
     from backplane.presence.times import PresenceTimes
 
-__all__ = ["MAX_WORKERS", "Member", "News", "Roster"]
+__all__ = ["HEARTBEATS_PER_SECOND", "MAX_WORKERS", "Member", "News", "Roster"]
 
 MAX_WORKERS: Final = 10_000
 """How many workers are known at most, alive and dead: whatever can publish could name more."""
 
 _REMEMBER_SECONDS: Final = 3_600.0
-_HEARTBEATS_PER_SECOND: Final = 50
+HEARTBEATS_PER_SECOND: Final = 50
+"""How many heartbeats a worker receives per second at most: above that each worker sends fewer."""
 _INTERVALS: Final = 3.3
 _NO_INFO: Final[dict[str, object]] = {}
 
@@ -97,7 +98,7 @@ class Roster:
 
     def _stretch(self) -> None:
         """Stretch the times with the number of workers."""
-        self.interval = max(self._times.heartbeat, (len(self._alive) + 1) / _HEARTBEATS_PER_SECOND)
+        self.interval = max(self._times.heartbeat, (len(self._alive) + 1) / HEARTBEATS_PER_SECOND)
         self.down_after = max(self._times.down_after, _INTERVALS * self.interval)
 
     def draw_interval(self) -> float:

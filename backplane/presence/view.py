@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from backplane.presence.contract import Present, Rule
     from backplane.presence.wire import Delta, Entry
 
-__all__ = ["Held", "OwnerView"]
+__all__ = ["RETURN_SHARE", "Held", "OwnerView"]
 
-# Full entries are asked for again once there is some room: a channel at its limit must not turn at each change.
-_RETURN: Final = 0.75
+RETURN_SHARE: Final = 0.75
+"""Below this share of `max_entries` entries are exchanged again: a channel at its limit must not turn each time."""
 
 
 class Held:
@@ -283,4 +283,4 @@ class OwnerView:
 
     def wants_entries(self) -> bool:
         """Return whether numbers are held where there is room for entries."""
-        return self._numbers > 0 and self.total <= self._rule.max_entries * _RETURN
+        return self._numbers > 0 and self.total <= self._rule.max_entries * RETURN_SHARE

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from backplane.channels import MAX_CHANNEL_BYTES
+from backplane.presence_types import MAX_INFO_BYTES, MAX_USER_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 __all__ = [
-    "MAX_INFO_BYTES",
     "MAX_TEXT",
-    "MAX_USER_BYTES",
     "Beacon",
     "Delta",
     "Entry",
@@ -35,14 +36,7 @@ __all__ = [
 MAX_TEXT: Final = 4 << 20
 """Longest message that is decoded, in characters."""
 
-MAX_USER_BYTES: Final = 128
-"""Longest user, in bytes of UTF-8."""
-
-MAX_INFO_BYTES: Final = 256
-"""Longest info, in bytes of UTF-8."""
-
 _MAX_CONNECTION: Final = 64
-_MAX_CHANNEL_BYTES: Final = 255
 _MAX_NUMBER: Final = 1 << 53
 _MAX_SECONDS: Final = 1e12
 _MAX_LABEL: Final = 255
@@ -456,7 +450,7 @@ def _read_fact(value: object) -> Fact:
 
 def _read_state(fields: list[Any]) -> State:
     facts = {_worker(owner): _read_fact(fact) for owner, fact in _object(fields[3]).items()}
-    channel = _text(fields[2], _MAX_CHANNEL_BYTES)
+    channel = _text(fields[2], MAX_CHANNEL_BYTES)
     return State(_worker(fields[1]), channel, facts, _flag(fields[4]), _number(fields[5]))
 
 

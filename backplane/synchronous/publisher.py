@@ -78,7 +78,6 @@ class SyncPublisher(ABC):
     def __init__(self, backplane: AsyncPublisher) -> None:
         self._backplane = backplane
 
-    @abstractmethod
     def publish(
         self,
         channel: str,
@@ -103,6 +102,9 @@ class SyncPublisher(ABC):
             BackplaneError: As `Backplane.publish`; where this call has to connect first, as `Backplane.start` too.
             WrongLoopError: An event loop runs in this thread, which the call would block: `await` the other one.
         """
+        return self._run(
+            lambda backplane: backplane.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
+        )
 
     @abstractmethod
     def _run(self, verb: Callable[[AsyncPublisher], Coroutine[Any, Any, _T]]) -> _T:
@@ -201,19 +203,6 @@ class WorkerPublisher(SyncPublisher):
         self._calls = calls
         self._threads = threads
         self._seconds = publish_timeout_seconds + GRACE_SECONDS
-
-    def publish(
-        self,
-        channel: str,
-        data: object,
-        *,
-        exclude: Connection | str | None = None,
-        idempotency_key: str | bytes | None = None,
-    ) -> Receipt:
-        """Publish, as `SyncPublisher.publish`."""
-        return self._run(
-            lambda backplane: backplane.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
-        )
 
     def _run(self, verb: Callable[[AsyncPublisher], Coroutine[Any, Any, _T]]) -> _T:
         refuse_in_event_loop()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from backplane.presence_types import Presence, PresenceRules, PresenceView, Who
     from backplane.settings import Settings
 
-__all__ = ["Cluster", "ClusterMode"]
+__all__ = ["SETTLE_HEARTBEATS", "Cluster", "ClusterMode"]
 
 ClusterMode = Literal["member", "observer"]
 """Whether this worker is one of the cluster, or only sees it and can ask it."""
@@ -42,8 +42,8 @@ ClusterMode = Literal["member", "observer"]
 _REPEAT_SECONDS: Final = 10.0
 # How long `present` waits for the answers of the other workers.
 _ANSWER_SECONDS: Final = 2.0
-# Every other worker has sent a heartbeat so long after the start.
-_SETTLE_HEARTBEATS: Final = 1.1
+SETTLE_HEARTBEATS: Final = 1.1
+"""After so many intervals of heartbeats every worker has had the time to send one."""
 # How long a view of `present` is kept for the next call.
 _KEPT_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 1.0
@@ -286,7 +286,7 @@ class Cluster:
 
     def _begin(self) -> None:
         self._is_started = True
-        seconds = _SETTLE_HEARTBEATS * self._heartbeat_seconds
+        seconds = SETTLE_HEARTBEATS * self._heartbeat_seconds
         self._settling = asyncio.get_running_loop().call_later(seconds, self._settle)
         self._agent.start()
         if not self._is_live:  # it was lost since the broker's last confirmation

@@ -480,7 +480,7 @@ async def test_commands_wait_for_the_workers_that_are_known() -> None:
 
 async def test_a_survey_soon_after_the_start_ends_when_all_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nothing else happens at that moment."""
-    monkeypatch.setattr(module, "_SETTLE_HEARTBEATS", 0.001)
+    monkeypatch.setattr(module, "SETTLE_HEARTBEATS", 0.001)
     async with worker(settings=Settings(worker_heartbeat_seconds=60, worker_down_seconds=600)) as backplane:
         backplane.on_survey("n")(_answer_one)
         async with asyncio.timeout(WAIT_SECONDS):
