@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
     from backplane.adapters.nats.jetstream import StoredMessage
     from backplane.broadcaster import KeptMessage, Recalled
+    from tests.brokers.broker import ProcessBroker
+    from tests.brokers.cluster import Cluster
     from tests.brokers.nats import NatsProcess
     from tests.conftest import StartNats
 
@@ -471,11 +473,10 @@ async def test_what_is_not_known_of_a_quiet_channel_is_a_gap(private_nats: Start
 async def test_a_server_in_lame_duck_mode_confirms_what_was_kept(tmp_path: Path) -> None:
     """Kept messages that are sent when the server is left are confirmed before the link is closed."""
     with nats_cluster(made(tmp_path / "cluster"), jetstream=True) as cluster:
-        one = Worker(cluster.url)
+        node, *_ = (await leader_and_others(cluster, Worker(cluster.url)))[1]  # the one that keeps the stream goes on
+        one = Worker(node.url)
         await until_prepared(one)
         await until_kept(one, b"first")
-        link = cast("Any", one.adapter)._link
-        node = next(node for node in cluster.nodes if node.port == link.server.port)
         cast("NatsProcess", node).enter_lame_duck_mode()
         await one.sink.until(lambda: bool(one.sink.losses))
         keeping = asyncio.gather(*(one.keep(b"%d" % number) for number in range(10)))
@@ -697,13 +698,7 @@ async def test_two_processes_publish_in_one_order(private_nats: StartNats) -> No
 async def test_a_cluster_loses_nothing_with_the_leader_of_a_stream(tmp_path: Path) -> None:
     """Of a stream with three replicas, what was confirmed is there after its leader is killed, in order, once."""
     with nats_cluster(made(tmp_path / "cluster"), jetstream=True) as cluster:
-        nodes = {server_info(node.port)["server_name"]: node for node in cluster.nodes}
-        one = Worker(f"{cluster.url}?history_replicas=3")
-        await until_prepared(one)
-        async with administrator(cluster.nodes[0].url) as jetstream:
-            leader = (await jetstream.stream_info(STREAM)).cluster.leader
-        await one.adapter.stop()
-        others = [node for name, node in nodes.items() if name != leader]
+        leader, others = await leader_and_others(cluster, Worker(f"{cluster.url}?history_replicas=3"))
         addresses = ",".join(node.url.removeprefix("nats://") for node in others)
         one = Worker(f"nats://{addresses}?history_replicas=3")
         await until_prepared(one)
@@ -715,7 +710,7 @@ async def test_a_cluster_loses_nothing_with_the_leader_of_a_stream(tmp_path: Pat
             while len(confirmed) < 15:
                 number += 1
                 if number == 8:
-                    nodes[leader].kill9()
+                    leader.kill9()
                 payload = b"%d" % number
                 try:
                     async with asyncio.timeout(1):
@@ -733,6 +728,16 @@ async def test_a_cluster_loses_nothing_with_the_leader_of_a_stream(tmp_path: Pat
         assert [(payload, read.get(payload)) for payload, _ in confirmed] == confirmed
         assert [int(item.payload) for item in recalled.items] == sorted({int(payload) for payload in read})
         await one.adapter.stop()
+
+
+async def leader_and_others(cluster: Cluster, one: Worker) -> tuple[ProcessBroker, list[ProcessBroker]]:
+    """Create the stream with this worker and stop it; return the node that leads the stream, and the others."""
+    await until_prepared(one)
+    async with administrator(cluster.nodes[0].url) as jetstream:
+        name = (await jetstream.stream_info(STREAM)).cluster.leader
+    await one.adapter.stop()
+    leads = {server_info(node.port)["server_name"] == name: node for node in cluster.nodes}
+    return leads[True], [node for node in cluster.nodes if node is not leads[True]]
 
 
 async def until_prepared(one: Worker) -> None:
