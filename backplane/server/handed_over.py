@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ANSWER_SECONDS", "MAX_SIZE", "PONG", "HandedOverProtocol", "close_code_of", "is_text"]
 
-logger: Final = logging.getLogger("backplane.server.handed_over")
+_parser_logger: Final = logging.getLogger("backplane.server.handed_over")
 
 MAX_SIZE: Final = next((name for name in ("max_message_size", "max_size") if hasattr(ServerProtocol(), name)), "")
 """The name of the attribute of a parser with the largest size of a message, which depends on websockets' version."""
@@ -60,7 +60,7 @@ class Incoming:
     __slots__ = ("boundary", "conn", "fragments", "is_text", "messages", "pong", "size_bytes", "unparsed")
 
     def __init__(self, max_bytes: int | None, extensions: tuple[Extension, ...]) -> None:
-        self.conn = ServerProtocol(state=State.OPEN, max_size=max_bytes, logger=logger)
+        self.conn = ServerProtocol(state=State.OPEN, max_size=max_bytes, logger=_parser_logger)
         self.conn.extensions = list(extensions)
         self.boundary = FrameBoundary()
         self.unparsed = Unparsed()
