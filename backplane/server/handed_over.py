@@ -258,17 +258,17 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
         conn = incoming.conn
         incoming.boundary.feed(data)
         conn.receive_data(data)
+        before = len(incoming.messages)
         if conn.parser_exc is None:
-            before = len(incoming.messages)
-            for event in conn.events_received():
-                self._take_event(incoming, cast("Frame", event))
-            if len(incoming.messages) > before:
-                if incoming.is_full:
-                    self._transport.pause_reading()
-                if self._receiver is not None:
-                    self._receiver.message_arrived()
+            frames = cast("list[Frame]", conn.events_received())
+            if not all(self._take_frame(incoming, frame) for frame in frames):
+                conn.fail(CloseCode.INVALID_DATA)
         self._send_output(incoming)
-        if conn.parser_exc is not None or conn.close_rcvd is not None:
+        if len(incoming.messages) > before and self._receiver is not None:
+            if incoming.is_full:
+                self._transport.pause_reading()
+            self._receiver.message_arrived()
+        if conn.eof_sent:  # the client has closed or answered a close, or has violated the protocol
             self._close()
 
     def transport_closes(self) -> None:
@@ -285,26 +285,23 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
         if self._incoming is not None and not self._incoming.is_needed and not self._ended:
             self._incoming = None
 
-    def _take_event(self, incoming: Incoming, frame: Frame) -> None:
-        """Keep a message once it is complete; after the end of the lane the client is only read for its answer."""
+    def _take_frame(self, incoming: Incoming, frame: Frame) -> bool:
+        """Keep a message once it is complete; return `False` where it is a text that is not UTF-8."""
         if self._ended or frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            return
+            return True  # after the end of the lane the client is only read for its answer to the close frame
         if frame.opcode is not Opcode.CONT:
             incoming.is_text = frame.opcode is Opcode.TEXT
         if frame.opcode is Opcode.CONT or not frame.fin:
             incoming.fragments = (incoming.fragments or bytearray()) + frame.data
         if not frame.fin:
-            return
+            return True
         data = bytes(frame.data if incoming.fragments is None else incoming.fragments)
         incoming.fragments = None
         if incoming.is_text and not is_text(data):
-            incoming.conn.fail(CloseCode.INVALID_DATA)
-            self._send_output(incoming)
-            return self._close()
-        message = data.decode() if incoming.is_text else data
-        incoming.messages.append(message)
-        incoming.size_bytes += len(message)
-        return None
+            return False
+        incoming.messages.append(data.decode() if incoming.is_text else data)
+        incoming.size_bytes += len(incoming.messages[-1])
+        return True
 
     def _send_output(self, incoming: Incoming) -> None:
         """Write what the parser has to send; for a client that does not read, only the last pong (RFC 6455, 5.5.3)."""
