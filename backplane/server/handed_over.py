@@ -292,7 +292,9 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
         if frame.opcode is not Opcode.CONT:
             incoming.is_text = frame.opcode is Opcode.TEXT
         if frame.opcode is Opcode.CONT or not frame.fin:
-            incoming.fragments = (incoming.fragments or bytearray()) + frame.data
+            if incoming.fragments is None:
+                incoming.fragments = bytearray()
+            incoming.fragments += frame.data
         if not frame.fin:
             return True
         data = bytes(frame.data if incoming.fragments is None else incoming.fragments)
