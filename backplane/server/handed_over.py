@@ -173,8 +173,8 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
         was_full = incoming.is_full
         message = incoming.messages.popleft()
         incoming.size_bytes -= len(message)
-        if was_full and not incoming.is_full:
-            self._transport.resume_reading()
+        if was_full and not incoming.is_full:  # later: the receiver is not to be notified out of this call
+            self._loop.call_soon(self._transport.resume_reading)
         self._drop_unneeded()
         return message
 

@@ -91,6 +91,10 @@ class QueueingWriter:
         self._writable = False
         self._changed.set()
 
+    def continue_on(self, lane: Lane) -> None:
+        """Write to the lane that replaces the present one, which was handed over."""
+        self._lane = lane
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait, bounded, until `condition` holds; it is checked at every report of the lane."""
         async with asyncio.timeout(_WAIT_SECONDS):
