@@ -200,7 +200,7 @@ class FakeHandedOverLane(FakeLane):
         closed_with: The close frame that the client got.
     """
 
-    def __init__(self, lane: FakeLane, receiver: LaneReceiver) -> None:
+    def __init__(self, lane: FakeLane, receiver: LaneReceiver | None) -> None:
         vars(self).update(vars(lane))
         self.closed_with: tuple[int, str] | None = None
         self._receiver: LaneReceiver | None = receiver

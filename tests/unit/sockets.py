@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from backplane.connection.sender import SocketGoneError
 from backplane.web.framework_errors import framework_ending
-from tests.unit.doubles import FakeLane, Gate, messages_in
+from tests.unit.doubles import FakeHandedOverLane, FakeLane, Gate, messages_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from backplane.connection.driver import ConnectionDriver
     from backplane.connection.ending import Ending
     from backplane.connection.socket import Bypass, HandedOver
-    from backplane.lane import LaneReceiver
+    from backplane.lane import LaneReceiver, LaneWriter
 
 __all__ = ["ClientLane", "FakeServerSocket", "FakeSocket", "driver_of"]
 
@@ -28,15 +28,29 @@ def driver_of(connection: Connection) -> ConnectionDriver:
     return connection._driver  # pyright: ignore[reportPrivateUsage]
 
 
-class ClientLane(FakeLane):
-    """A lane whose transport takes one write, and pauses with it, while the client does not read."""
+class ClientLane(FakeHandedOverLane):
+    """A lane whose transport takes one write, and pauses with it, while the client does not read.
+
+    It is the lane before and after it is handed over.
+    """
 
     def __init__(self, socket: FakeSocket) -> None:
-        super().__init__()
+        super().__init__(FakeLane(), None)
         self.on_write = self._take
         self._socket = socket
         self._held: list[str | bytes] = []
         self._reads = True
+
+    def attach(self, user: LaneWriter, /) -> None:
+        """Take the user."""
+        FakeLane.attach(self, user)
+
+    def hand_over(self, receiver: LaneReceiver, /) -> ClientLane | None:
+        """Go on as the same object."""
+        if self.ended or self._user is None or self.is_read_from:
+            return None
+        self._receiver = receiver
+        return self
 
     def stop_reading(self) -> None:
         """Pause at the next write."""
@@ -56,6 +70,22 @@ class ClientLane(FakeLane):
         self._held += messages_in(frames)
         self._socket.taken()
         self.pause()
+
+
+class ArrivingOnLane(asyncio.Queue["str | bytes | Exception | None"]):
+    """What a client sends that was handed over."""
+
+    def __init__(self, lane: ClientLane) -> None:
+        super().__init__()
+        self._lane = lane
+
+    def put_nowait(self, item: str | bytes | Exception | None) -> None:
+        """Let it arrive; `None` is the client's end."""
+        assert not isinstance(item, Exception), "a lane receives no errors"
+        if item is None:
+            self._lane.leave()
+        else:
+            self._lane.arrive(item)
 
 
 class LaneGate(Gate):
@@ -115,9 +145,12 @@ class FakeSocket:
         self.sent.append(data)
         self._changed.set()
 
-    def hand_over(self, _: LaneReceiver, /) -> HandedOver | None:
-        """Refuse, as a server that cannot do it."""
-        return None
+    def hand_over(self, receiver: LaneReceiver, /) -> HandedOver | None:
+        """Go on with callbacks where there is a lane: what the client sends arrives on the lane."""
+        if self.lane is None or self.lane.hand_over(receiver) is None:
+            return None
+        self.receiver = ArrivingOnLane(self.lane)
+        return cast("HandedOver", self)
 
     def is_gone(self, error: Exception) -> bool:
         """Return whether it is what a socket raises whose client is gone."""
