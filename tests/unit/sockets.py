@@ -188,7 +188,9 @@ class FakeSocket:
         if self.close_error is not None:
             raise self.close_error
         self.closed.append((code, reason))
-        if self.lane is not None:
+        if isinstance(self.receiver, ArrivingOnLane):
+            cast("ClientLane", self.lane).close_with(code, reason)
+        elif self.lane is not None:
             self.lane.end()
         self._changed.set()
 
