@@ -13,6 +13,7 @@ import pytest
 
 from backplane.testing import FaultProxy
 from backplane.testing.loop_client import LoopClient
+from tests.brokers.nats import pools_routes
 from tests.brokers.process import free_port
 from tests.chaos.presence import DEFAULT, GRACE_SECONDS, QUICK, PresentWorker, note, running_presence
 from tests.chaos.target import FaultTarget
@@ -55,11 +56,11 @@ async def test_a_cluster_that_is_cut_in_two(
 ) -> None:
     """Each half has its own users alone, after `worker_down_seconds`; after the cut all lists are true again."""
     route, proxied = free_port(), free_port()
-    own = "cluster {{ name: rooms, listen: 127.0.0.1:{0}, no_advertise: true, pool_size: -1{1} }}"
-    first = private_nats("server_name: first\n" + own.format(route, ""))
+    own = f"cluster {{ name: rooms, no_advertise: true{', pool_size: -1' if pools_routes() else ''}"
+    first = private_nats(f"server_name: first\n{own}, listen: 127.0.0.1:{route} }}")
     async with FaultProxy(f"nats://127.0.0.1:{route}", port=proxied) as between:
-        others = f", routes: [nats://127.0.0.1:{proxied}]"
-        second = private_nats("server_name: second\n" + own.format(free_port(), others))
+        listen, routes = f"127.0.0.1:{free_port()}", f"nats://127.0.0.1:{proxied}"
+        second = private_nats(f"server_name: second\n{own}, listen: {listen}, routes: [{routes}] }}")
         urls = [first.url, second.url, first.url, second.url]
         async with running_presence(first.url, settings=settings, urls=urls) as workload:
             halves = {one.name: one in workload.near for one in workload.workers}
