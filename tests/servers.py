@@ -84,9 +84,9 @@ class Server:
         """Wait until it has ended. Blocks.
 
         Raises:
-            TimeoutError: Not within 15 s.
+            TimeoutError: Not within 30 s.
         """
-        wait_until(lambda: self._process.process.poll() is not None, "the server ends", seconds=15)
+        wait_until(lambda: self._process.process.poll() is not None, "the server ends", seconds=30)
 
     def get_ready(self) -> tuple[int, str]:
         """Return status and body of `GET /health/ready`, which a load balancer reads. Blocks."""
@@ -117,7 +117,7 @@ def serving(
 ) -> Generator[Server]:
     """Run `tests/e2e/app.py` under the server `name` of `COMMANDS`, entered when every worker answers.
 
-    At the end the server must end within 15 s of SIGTERM and must not have logged a traceback. An error of the block
+    At the end the server must end within 30 s of SIGTERM and must not have logged a traceback. An error of the block
     shows the log.
     """
     port = free_port()

@@ -31,7 +31,7 @@ async def test_a_worker_without_channels_finds_that_its_broker_is_frozen(private
         async with asyncio.timeout(2 * QUICK.probe_interval_seconds + 1):
             await backplane.wait_for_state("degraded")
         private_target.broker.thaw()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await backplane.wait_for_state("live")
             await backplane.publish("room", "after")
 
@@ -67,14 +67,14 @@ async def test_an_outage_writes_few_lines(private_target: FaultTarget, caplog: p
         async with backplane.subscribe(*(f"room-{number}" for number in range(100))):
             caplog.clear()
             private_target.broker.kill9()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await backplane.wait_for_state("degraded")
             failing = [backplane.publish(f"room-{number}", "x") for number in range(30)]
             await asyncio.gather(*failing, return_exceptions=True)
             while (await backplane.health()).generation < 10:  # an attempt to open the link raises no event
                 await asyncio.sleep(0.05)
             await private_target.restart_broker()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 await backplane.wait_for_state("live")
             lines = [record.getMessage() for record in caplog.records if record.name.startswith("backplane")]
         assert len(lines) <= 10, lines

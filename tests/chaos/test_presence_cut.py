@@ -44,7 +44,7 @@ async def count_alive(worker: PresentWorker) -> int:
 async def until_alive(workload: PresenceWorkload, count: int) -> float:
     """Wait until each worker takes so many for alive; return how long that took."""
     since = time.monotonic()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while {await count_alive(one) for one in workload.workers} != {count}:
             await asyncio.sleep(0.02)
     return time.monotonic() - since

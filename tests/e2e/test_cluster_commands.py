@@ -155,7 +155,7 @@ def test_worker_that_does_not_answer(broker_url: str, tmp_path: Path, command: l
             with application.command_with_progress(*command) as (process, wait_for):
                 wait_for(f"waiting for heartbeats: {_WORKERS} workers")
                 os.kill(pid, signal.SIGSTOP)
-                printed, _ = process.communicate(timeout=30)
+                printed, _ = process.communicate(timeout=60)
         finally:
             os.kill(pid, signal.SIGCONT)
         report = json.loads(printed)

@@ -52,7 +52,7 @@ class ServedApp:
         """Wait, within a bound, until the server holds nothing of any client."""
         held: list[object] = []
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(30):
                 while held := self._held():
                     await asyncio.sleep(0.01)
         except TimeoutError:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 HEARTBEAT_SECONDS = 0.3
 # Far less than TCP's own timeouts, and generous for a busy machine.
-WAIT_SECONDS = 15
+WAIT_SECONDS = 30
 
 
 class Room:

@@ -351,7 +351,7 @@ def test_fragments(setup: Setup, tmp_path: Path) -> None:
         client.send(Frame(Opcode.TEXT, b"x", fin=False).serialize(mask=True))
         with server.cost():
             client.flood(many(Frame(Opcode.CONT, b"x", fin=False)), 60_000_000)
-            wait_until(lambda: server.get("/health")[0] == 0, "the client is disconnected", seconds=20)
+            wait_until(lambda: server.get("/health")[0] == 0, "the client is disconnected", seconds=30)
 
 
 @pytest.mark.parametrize("payload", [b"", b"x"], ids=["empty", "one byte"])
@@ -387,7 +387,7 @@ def test_pings_after_a_close_frame(setup: Setup, tmp_path: Path) -> None:
         client.send(Frame(Opcode.TEXT, b"close").serialize(mask=True))
         with server.cost():
             client.flood(many(Frame(Opcode.PING, b"x" * 125)), 150_000_000)
-        wait_until(lambda: server.sockets() == 0, "the client is disconnected", seconds=10)
+        wait_until(lambda: server.sockets() == 0, "the client is disconnected", seconds=30)
 
 
 def test_bombs(setup: Setup, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ async def test_no_subscription_is_left_on_the_server(private_redis: StartRedis) 
     async with foreign_client(broker.url) as observer, Backplane(broker.url, settings=settings) as backplane:
         async with backplane.subscribe("room", "other"):
             assert sorted(await observer.pubsub_channels()) == [b"other", b"room"]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while await observer.pubsub_channels():
                 await asyncio.sleep(0.01)
 
@@ -185,7 +185,7 @@ async def test_one_denied_channel_of_a_thousand_after_a_reconnect(private_redis:
     ):
         rules = [f"&{channel}" for channel in channels if channel != "room-500"]
         await observer.execute_command("ACL", "SETUSER", "alice", "resetchannels", *rules)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             # The new rule ends every connection that is subscribed to a channel it no longer allows.
             gaps = [await anext(messages) for _ in range(1000)]
             assert all(isinstance(item, Gap) for item in gaps)

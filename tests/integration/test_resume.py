@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 30.0
 MESSAGES = 400
 WAYS: dict[str, tuple[Any, str | None]] = {
     "lane": (DirectLaneProtocol, None),
