@@ -21,6 +21,9 @@ WORKERS = 4
 # Longer than a test, so that a publisher's connection stays with its worker.
 _KEEP_ALIVE_SECONDS = "120"
 
+# By default Uvicorn kills a worker that does not run for five seconds: one that a test stops, or a busy machine.
+_HEALTHCHECK_SECONDS = "60"
+
 COMMANDS = {
     "gunicorn": (
         *("gunicorn", "app:app", "--worker-class", "uvicorn_worker.UvicornWorker"),
@@ -30,7 +33,8 @@ COMMANDS = {
     "uvicorn": (
         *("uvicorn", "app:app", "--workers", "{workers}", "--log-level", "warning"),
         *("--ws", "backplane.server.uvicorn:DirectLaneProtocol"),
-        *("--timeout-keep-alive", _KEEP_ALIVE_SECONDS, "--host", "127.0.0.1", "--port", "{port}"),
+        *("--timeout-keep-alive", _KEEP_ALIVE_SECONDS, "--timeout-worker-healthcheck", _HEALTHCHECK_SECONDS),
+        *("--host", "127.0.0.1", "--port", "{port}"),
     ),
 }
 """How a server is started, by its name; `{port}` and `{workers}` are filled in.

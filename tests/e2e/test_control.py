@@ -131,7 +131,7 @@ async def run_script(code: str, broker_url: str, *arguments: str) -> None:
 
 
 async def test_a_ban_ends_every_connection_and_names_a_stopped_worker(broker_url: str, tmp_path: Path) -> None:
-    """`disconnect(confirm_seconds=2)` closes all on the workers that run, in time; the stopped one follows later."""
+    """`disconnect(confirm_seconds=4)` closes all on the workers that run, in time; the stopped one follows later."""
     server_name = "gunicorn" if broker_url.startswith(("ipc", "nats")) else "uvicorn"
     with serving(server_name, broker_url, tmp_path) as server:
         await until_known(server)
@@ -142,14 +142,14 @@ async def test_a_ban_ends_every_connection_and_names_a_stopped_worker(broker_url
             stopped = sockets[0][1]
             os.kill(stopped, signal.SIGSTOP)
             try:
-                asked = await get(server, "/survey", seconds=1.5)
+                asked = await get(server, "/survey", seconds=4)
                 assert asked["missing"] == [stopped]
                 assert {int(pid) for pid in asked["answers"]} == server.pids - {stopped}
-                assert asked["seconds"] < 2.5
+                assert asked["seconds"] < 10  # the stopped worker counts as alive for 30 s
 
-                banned = await get(server, "/ban/ada", seconds=2)
+                banned = await get(server, "/ban/ada", seconds=4)
                 assert banned["missing"] == [stopped]
-                assert banned["seconds"] < 3
+                assert banned["seconds"] < 10
                 running = [socket for socket, pid in sockets if pid != stopped]
                 assert sum(banned["answers"].values()) == len(running)
                 assert set(await asyncio.gather(*map(end_of, running))) == {(4003, "banned")}

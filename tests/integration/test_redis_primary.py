@@ -91,7 +91,7 @@ async def test_a_replica_is_refused_at_the_start(private_redis: StartRedis) -> N
     primary = private_redis()
     replica = private_redis(replica_of(primary))
     with pytest.raises(BrokerUnavailableError) as raised:
-        await Backplane(replica.url, settings=STRICT).start()
+        await broadcaster_from_url(replica.url).start(RecordingSink())
     assert f"is a replica of 127.0.0.1:{port_of(primary)}" in str(raised.value)
     assert "the URL must lead to the primary, or to sentinels that know it" in str(raised.value)
 
