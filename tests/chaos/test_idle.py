@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane import Backplane, Gap
+from backplane import Backplane, Gap, Settings
 from tests.brokers.redis import RedisConfig
 from tests.chaos.delay import Delay
 from tests.chaos.workload import QUICK
@@ -43,9 +43,10 @@ async def test_a_worker_without_channels_finds_that_its_broker_is_frozen(private
 async def test_a_busy_subscriber_keeps_its_idle_publish_connection(private_redis: StartRedis) -> None:
     """A server that closes idle connections (`timeout`) does not cut a worker that only receives, on a busy channel."""
     url = private_redis(RedisConfig(arguments=("--timeout", "2"))).url
+    settings = Settings(probe_interval_seconds=0.9)  # an answer of the server may take twice as long
     async with (
-        Backplane(url, settings=QUICK) as worker,
-        Backplane(url, settings=QUICK) as publisher,
+        Backplane(url, settings=settings) as worker,
+        Backplane(url, settings=settings) as publisher,
         worker.subscribe("room") as messages,
     ):
 

@@ -34,7 +34,7 @@ GREETING: Final = "hello"
 QUICK: Final = Settings(
     probe_interval_seconds=0.5, max_backoff_seconds=1.0, publish_timeout_seconds=0.5, linger_seconds=0.05
 )
-_TIMEOUT_SECONDS: Final = 20.0
+_TIMEOUT_SECONDS: Final = 40.0
 _BURST: Final = 2
 _PAUSE_SECONDS: Final = 0.02
 _BACKLOG_BYTES: Final = 256 * 1024 * 1024

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-QUICK = Settings(probe_interval_seconds=0.3, max_backoff_seconds=0.2)
+QUICK = Settings(probe_interval_seconds=0.8, max_backoff_seconds=0.2)
 PATIENT = Settings(probe_interval_seconds=30)
 BUSY = RedisConfig(arguments=("--busy-reply-threshold", "20"))
 
@@ -130,7 +130,7 @@ async def test_a_busy_server_causes_no_gap(private_redis: StartRedis, caplog: py
     async with Backplane(broker.url, settings=QUICK) as backplane, backplane.subscribe("room") as messages:
         async with busy(broker.url):
             await asyncio.sleep(
-                4 * QUICK.probe_interval_seconds
+                3 * QUICK.probe_interval_seconds
             )  # some probe intervals: there is no event to wait for where nothing must happen
         await backplane.publish("room", "no gap")
         assert (await receive(messages)).data == "no gap"
@@ -213,15 +213,15 @@ async def test_a_server_that_cannot_save_publishes(private_redis: StartRedis) ->
 
 
 async def test_an_idle_timeout_of_the_server_ends_no_link(private_redis: StartRedis) -> None:
-    """With `timeout 1`, a worker that only receives keeps its connection that publishes."""
-    broker = private_redis(RedisConfig(arguments=("--timeout", "1")))
+    """With `timeout 2`, a worker that only receives keeps its connection that publishes."""
+    broker = private_redis(RedisConfig(arguments=("--timeout", "2")))
     async with (
         client(broker.url) as outside,
         Backplane(broker.url, settings=QUICK) as backplane,
         backplane.subscribe("room") as messages,
     ):
         before = await publishers(outside)
-        for number in range(35):  # 3.5 s, three times the timeout of the server
+        for number in range(50):  # 5 s, more than twice the timeout of the server
             await outside.publish("room", f"{number}")
             assert (await receive(messages)).data == f"{number}"
             await asyncio.sleep(0.1)
