@@ -51,7 +51,7 @@ RULES: Final = {
     "*": Presence(grace_seconds=0),
 }
 _SECRET: Final = "of-all-workers-of-this-application"  # noqa: S105
-_WAIT_SECONDS: Final = 30.0
+_WAIT_SECONDS: Final = 60.0
 # Two of the longest that differ in their last byte: what stands for them must differ too.
 _HOSTILE_CHANNELS: Final = (*HOSTILE_CHANNELS, f"{'x' * 254}y")
 _CHANNELS: Final = 1_000
