@@ -89,7 +89,7 @@ class Application:
 
     def client(self, room: str, user: str) -> ClientConnection:
         """Connect a user to a room; to be entered."""
-        return connect(f"ws://127.0.0.1:{self.port}/{room}?user={user}")
+        return connect(f"ws://127.0.0.1:{self.port}/{room}?user={user}", open_timeout=30)
 
 
 @contextmanager

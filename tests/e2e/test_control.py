@@ -85,7 +85,9 @@ async def until_known(server: Server) -> None:
 
 async def opened(stack: AsyncExitStack, server: Server, path: str) -> tuple[ClientConnection, int]:
     """Open a WebSocket; return it with the pid of its worker."""
-    socket = await stack.enter_async_context(connect(f"{server.ws_url}{path}", proxy=None, close_timeout=2))
+    socket = await stack.enter_async_context(
+        connect(f"{server.ws_url}{path}", proxy=None, open_timeout=_SECONDS, close_timeout=2)
+    )
     async with asyncio.timeout(_SECONDS):
         return socket, int(await socket.recv())
 
@@ -225,7 +227,7 @@ def sessions(stack: AsyncExitStack, server: Server, count: int) -> list[Any]:
 
     async def begin() -> tuple[ClientConnection, int]:
         path = f"{server.ws_url}/single/ada"
-        return await stack.enter_async_context(connect(path, proxy=None, close_timeout=2)), 0
+        return await stack.enter_async_context(connect(path, proxy=None, open_timeout=_SECONDS, close_timeout=2)), 0
 
     return [begin() for _ in range(count)]
 

@@ -75,7 +75,7 @@ class CloseRecorder:
 async def refused_status(server: Server) -> int:
     """Return the status with which the server refuses a new client."""
     with pytest.raises(InvalidStatus) as refused:
-        async with connect(f"{server.ws_url}/rooms/{ROOM}"):
+        async with connect(f"{server.ws_url}/rooms/{ROOM}", open_timeout=30):
             pytest.fail("a draining worker accepted a client")
     return refused.value.response.status_code
 

@@ -108,7 +108,13 @@ class Clients:
 
     def _connected(self, path: str) -> ClientConnection:
         client = self._stack.enter_context(
-            connect(f"ws://127.0.0.1:{self._port}{path}", compression=None, max_queue=None, close_timeout=1)
+            connect(
+                f"ws://127.0.0.1:{self._port}{path}",
+                compression=None,
+                max_queue=None,
+                open_timeout=SECONDS,
+                close_timeout=1,
+            )
         )
         client.recv(timeout=SECONDS)
         return client
