@@ -84,7 +84,7 @@ def _running(*options: str, workers: int = 4) -> Generator[Demo]:
 
 @pytest.fixture
 def demo() -> Iterator[Demo]:
-    """The demo on two workers joined by `ipc://`: as many as are told apart."""
+    """The demo on two workers joined by `ipc://`: as many as the tests distinguish."""
     with _running(workers=2) as running:
         yield running
 
