@@ -715,7 +715,7 @@ class OtherProtocol(ServerProtocol):
     [
         pytest.param((sansio, "ServerProtocol", OtherProtocol), "not as expected: conn", id="another class"),
         pytest.param((server_module, "_STATE", None), "the state of conn", id="no state"),
-        pytest.param((server_module, "_MAX_SIZE", ""), "the largest size of a message", id="no limit"),
+        pytest.param((server_module, "MAX_SIZE", ""), "the largest size of a message", id="no limit"),
     ],
 )
 async def test_another_uvicorn(

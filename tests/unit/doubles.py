@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Sink
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
-    from backplane.lane import LaneWriter
+    from backplane.lane import HandedOverLane, LaneReceiver, LaneWriter
     from backplane.message import Gap, Joined, Message
     from backplane.statistics import Counters
 
@@ -125,6 +125,10 @@ class FakeLane:
             return user.lane_closed()
         self._user = user
         user.lane_writable(self.writable)
+
+    def hand_over(self, _: LaneReceiver, /) -> HandedOverLane | None:
+        """Refuse, as a server that cannot do it."""
+        return None
 
     def limit_messages(self, max_bytes: int, /) -> None:
         """Keep it."""

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from backplane.connection.connection import Connection
     from backplane.connection.driver import ConnectionDriver
     from backplane.connection.ending import Ending
-    from backplane.connection.socket import Bypass
+    from backplane.connection.socket import Bypass, HandedOver
+    from backplane.lane import LaneReceiver
 
 __all__ = ["ClientLane", "FakeServerSocket", "FakeSocket", "driver_of"]
 
@@ -113,6 +114,10 @@ class FakeSocket:
             raise self.error
         self.sent.append(data)
         self._changed.set()
+
+    def hand_over(self, _: LaneReceiver, /) -> HandedOver | None:
+        """Refuse, as a server that cannot do it."""
+        return None
 
     def is_gone(self, error: Exception) -> bool:
         """Return whether it is what a socket raises whose client is gone."""
