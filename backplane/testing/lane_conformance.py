@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LaneConformance", "LaneSite", "QueueingWriter"]
 
-_WAIT_SECONDS = 10.0
+_WAIT_SECONDS = 30.0
 _LIMIT_BYTES = 100
 # More than the buffers of two kernels hold: 16 MiB.
 _LONG, _MANY = 64 * 1024, 256

@@ -118,7 +118,7 @@ def test_typed_history() -> None:
 
     async def follow_until(expected: int) -> None:
         following = asyncio.create_task(names["follow_stock"]("berlin", stored, left))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(left) != expected or "berlin" not in stored:
                 await asyncio.sleep(0)
         following.cancel()

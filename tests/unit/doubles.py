@@ -483,7 +483,7 @@ class RecordingSubscriber:
 
     async def receives(self, count: int) -> list[str | bytes | Gap]:
         """Return all that was received once it is `count` items."""
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(30):
             while len(self.received) < count:
                 self._changed.clear()
                 await self._changed.wait()

@@ -623,7 +623,7 @@ async def test_wait_for_a_state_that_cannot_come() -> None:
     waiting = asyncio.create_task(backplane.wait_for_state("degraded"))
     await until_idle()
     await backplane.stop()
-    done, _ = await asyncio.wait([waiting], timeout=1)
+    done, _ = await asyncio.wait([waiting], timeout=WAIT_SECONDS)
     waiting.cancel()
     assert done
     assert isinstance(waiting.exception(), ClosedError)

@@ -32,6 +32,7 @@ from tests.unit.connection.world import (
     what_happened,
 )
 from tests.unit.doubles import Gate, until_idle
+from tests.unit.kit import WAIT_SECONDS
 from tests.unit.sockets import driver_of
 
 if TYPE_CHECKING:
@@ -556,7 +557,7 @@ async def test_handler_that_waits_for_its_task(world: World) -> None:
     connection, _ = world.connection()
     task = connection.spawn(asyncio.Event().wait())
     await connection.close()
-    done, _ = await asyncio.wait([task], timeout=0.1)
+    done, _ = await asyncio.wait([task], timeout=WAIT_SECONDS)
     await finish(connection)
     assert done
 

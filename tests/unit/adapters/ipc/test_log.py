@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backplane.adapters.ipc import log_writer
+from backplane.adapters.ipc import log_reader, log_writer
 from backplane.errors import BrokerError, BrokerUnavailableError, PublishError
 from backplane.history_rules import History, HistoryRules
 from backplane.message import Place, Position
@@ -281,6 +281,31 @@ async def test_publishes_stay_in_order_while_a_key_waits_for_the_index(url: str,
         *(late.keep("kept", b"%d" % number, b"%d" % number if number % 2 else None) for number in range(1, 6))
     )
     assert [item.payload for item in (await keeper.recall("kept")).items] == [b"1", b"2", b"3", b"4", b"5"]
+
+
+async def test_kept_and_other_messages_stay_in_order_while_the_log_is_read(
+    url: str, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that takes one record in each pass, as on a busy machine, delivers all in the order of the calls."""
+    monkeypatch.setattr(log_reader, "_SLICE_SECONDS", -1.0)
+    monkeypatch.setattr(log_reader, "_RECORDS_PER_CLOCK", 1)
+    keepers = [await stack.enter_async_context(Keeper(url)) for _ in range(3)]
+    for keeper in keepers[:2]:
+        await keeper.adapter.subscribe(["kept", "kept too", "plain"])
+
+    async def publish(name: str, number: int) -> None:
+        if number % 3:
+            await keepers[0].keep(name, b"%d" % number)
+        else:
+            await keepers[0].adapter.publish(name, b"%d" % number)
+
+    foreign = asyncio.gather(*(keepers[2].keep("kept too", b"%d" % number) for number in range(300)))
+    await asyncio.gather(*(publish("kept", number) for number in range(300)), keepers[0].adapter.publish("plain", b"x"))
+    await foreign
+    for keeper in keepers[:2]:
+        await keeper.sink.until(lambda keeper=keeper: len(keeper.sink.delivered) == 601)  # type: ignore[misc]
+        for channel in ("kept", "kept too"):
+            assert keeper.sink.payloads(channel) == [b"%d" % number for number in range(300)]
 
 
 async def test_a_removed_history_is_begun_anew(url: str, directory: Path, stack: AsyncExitStack) -> None:
