@@ -218,7 +218,7 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
         """Close: the client sends nothing more."""
         self._close()
 
-    def connection_lost(self, _: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """End both sides, if they have not ended before."""
         if self._answer_timer is not None:
             self._answer_timer.cancel()

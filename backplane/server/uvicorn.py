@@ -307,10 +307,6 @@ def _warn_of_lower_limit(server_limit: int, application_limit: int) -> None:
     )
 
 
-def _discard(_: bytes) -> None:
-    """Ignore a write to a lane that is not open."""
-
-
 def _has_all_it_needs(protocol: WebSocketsSansIOProtocol) -> bool:
     """Check the parts of Uvicorn that the lane uses, and log what is missing."""
     base = WebSocketsSansIOProtocol

@@ -88,7 +88,7 @@ class FakeSite:
         assert self.lane.successor is not None
         return "websocket.disconnect"
 
-    async def application_sends(self, _: str) -> None:
+    async def application_sends(self, text: str) -> None:
         """Drop it."""
 
     async def end_application(self) -> None:

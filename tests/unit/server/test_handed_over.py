@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from zlib import Z_SYNC_FLUSH, compressobj
 
 import pytest
@@ -251,8 +251,8 @@ def test_nothing_is_kept_while_nothing_is_half_read() -> None:
     async def run() -> None:
         session = Session(hand_over=True)
         await session.open()
-        protocol: Any = session.transport.protocol
-        assert isinstance(protocol, HandedOverProtocol)
+        assert isinstance(session.transport.protocol, HandedOverProtocol)
+        protocol = cast("Any", session.transport.protocol)
         whole = frame(Opcode.TEXT, b"hello")
         for size in range(1, len(whole)):
             await session.feed(whole[:size])
