@@ -60,14 +60,14 @@ class Incoming:
     __slots__ = ("boundary", "conn", "fragments", "is_text", "messages", "pong", "size_bytes", "unparsed")
 
     def __init__(self, max_bytes: int | None, extensions: tuple[Extension, ...]) -> None:
-        self.conn = ServerProtocol(state=State.OPEN, max_size=max_bytes, logger=_parser_logger)
+        self.conn: ServerProtocol = ServerProtocol(state=State.OPEN, max_size=max_bytes, logger=_parser_logger)
         self.conn.extensions = list(extensions)
-        self.boundary = FrameBoundary()
-        self.unparsed = Unparsed()
+        self.boundary: FrameBoundary = FrameBoundary()
+        self.unparsed: Unparsed = Unparsed()
         self.fragments: bytearray | None = None
-        self.is_text = False
+        self.is_text: bool = False
         self.messages: deque[str | bytes] = deque()
-        self.size_bytes = 0
+        self.size_bytes: int = 0
         self.pong: bytes | None = None  # waits until the transport is writable
 
     @property
@@ -128,7 +128,7 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
     ) -> None:
         TransportLane.__init__(self, transport, loop.time())
         self._writer = writer
-        self.write = transport.write
+        self.write: Callable[[bytes], object] = transport.write
         self._receiver: LaneReceiver | None = receiver
         self._connections = connections
         self._max_bytes = max_bytes
@@ -207,7 +207,7 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
 
     def data_received(self, data: bytes) -> None:
         """Parse, or keep for later while as much as may be waits."""
-        self.last_received_at = self._loop.time()
+        self.last_received_at: float = self._loop.time()
         if self._incoming is None and is_whole_pong(data):
             return
         incoming = self._make_incoming()
