@@ -1,6 +1,7 @@
 """The direct lane's protocol compared with Uvicorn's own, in the cases of Autobahn's test suite.
 
-Both serve the same echo. Everything that a client receives is compared: messages, pongs, the close frame, the end.
+All serve the same echo, the lane also to clients that it has handed over. Everything that a client receives is
+compared: messages, pongs, the close frame, the end.
 """
 
 from __future__ import annotations
@@ -10,16 +11,23 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.asyncio.client import connect
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Opcode
 
+from backplane import Backlog, Backplane, Limits
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
 from tests.server_in_loop import serving_in_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
+    from starlette.websockets import WebSocket
+
+    from backplane import Connection
 
 pytestmark = pytest.mark.anyio
 
@@ -187,6 +195,29 @@ async def serving(protocol: type[WebSocketsSansIOProtocol]) -> AsyncGenerator[in
         yield server.port
 
 
+@asynccontextmanager
+async def handing_over(protocol: type[DirectLaneProtocol]) -> AsyncGenerator[int]:
+    """Serve the echo to clients that are handed over, with no bound but those of Uvicorn; yield the port."""
+    backplane = Backplane(
+        "memory://",
+        limits=Limits(max_message_bytes=None, max_messages_per_second=None),
+        backlog=Backlog(max_bytes=2**26, max_messages=100_000),
+    )
+
+    async def reply(connection: Connection, data: str | bytes) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.get_name() == f"backplane-callbacks-{connection.id}"  # not that of a handler
+        await connection.send(data)
+
+    async def listen(websocket: WebSocket) -> None:
+        await backplane.hand_over(websocket, on_message=reply)
+
+    app = Starlette(lifespan=backplane.lifespan, routes=[WebSocketRoute("/", listen)])
+    async with serving_in_loop(app, ws=protocol) as server:
+        yield server.port
+
+
 async def exchange(port: int, pieces: list[bytes], chop: int | None) -> Received:
     """Send a case, each piece in one write or in writes of `chop` bytes; return all that is received."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -240,18 +271,20 @@ def steps(pieces: list[bytes]) -> list[list[bytes]]:
 
 @pytest.mark.parametrize("chop", [None, 1, 997])
 async def test_as_uvicorn(chop: int | None) -> None:
-    """Both reply alike to every case, however the bytes are split."""
+    """All reply alike to every case, however the bytes are split."""
     differing: list[str] = []
     async with AsyncExitStack() as stack:
         stock = await stack.enter_async_context(serving(WebSocketsSansIOProtocol))
         lane = await stack.enter_async_context(serving(DirectLaneProtocol))
+        handed_over = await stack.enter_async_context(handing_over(DirectLaneProtocol))
         for name, pieces in CASES.items():
             if chop == 1 and sum(map(len, pieces)) > 2_000:
                 continue
             async with asyncio.timeout(30):
-                expected, found = await exchange(stock, pieces, chop), await exchange(lane, pieces, chop)
-            if expected != found:
-                differing.append(f"{name}: {_short(expected)} and {_short(found)}")
+                expected = await exchange(stock, pieces, chop)
+                found = [await exchange(port, pieces, chop) for port in (lane, handed_over)]
+            if found != [expected] * 2:
+                differing.append(f"{name}: {_short(expected)}, not {', '.join(map(_short, found))}")
     assert differing == []
 
 
@@ -273,16 +306,20 @@ async def test_compression(protocol: type[WebSocketsSansIOProtocol], size: int, 
     """Whatever a client negotiates, its messages are echoed unchanged, whole or in fragments."""
     texts = [("\u00e4" * size)[:size], "".join(map(chr, range(32, 127))) * (size // 95 + 1), "x" * size]
     extensions = [ClientPerMessageDeflateFactory(**offer)]
-    async with (
-        serving(protocol) as port,
-        connect(f"ws://127.0.0.1:{port}", extensions=extensions, compression=None, max_size=None) as client,
-    ):
-        assert client.protocol.extensions
-        for text in texts:
-            await client.send(text)
-            assert await client.recv() == text
-            await client.send([text[:5], text[5:7], text[7:]])
-            assert await client.recv() == text
+    ways = [serving(protocol)]
+    if issubclass(protocol, DirectLaneProtocol):
+        ways.append(handing_over(protocol))
+    for way in ways:
+        async with (
+            way as port,
+            connect(f"ws://127.0.0.1:{port}", extensions=extensions, compression=None, max_size=None) as client,
+        ):
+            assert client.protocol.extensions
+            for text in texts:
+                await client.send(text)
+                assert await client.recv() == text
+                await client.send([text[:5], text[5:7], text[7:]])
+                assert await client.recv() == text
 
 
 def _short(found: Received) -> str:
