@@ -234,6 +234,8 @@ async def exchange(port: int, pieces: list[bytes], chop: int | None) -> Received
             for start in range(0, len(whole), chop or len(whole)):
                 writer.write(whole[start : start + (chop or len(whole))])
                 await writer.drain()
+                if chop == 1:  # else the server would read all of these writes at once
+                    await asyncio.sleep(0)
             async with answered:
                 await answered.wait_for(lambda messages=messages: len(found.messages) >= messages)  # type: ignore[misc]
         writer.write_eof()
