@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from itertools import count
 
 from fastapi import FastAPI, Request, WebSocket
 
@@ -19,6 +20,7 @@ backplane = Backplane(
     on_gap="close",
 )
 app = FastAPI(lifespan=backplane.lifespan, exception_handlers={BrokerError: broker_error_response})
+clients = count()
 
 
 @app.get("/pid")
@@ -29,11 +31,14 @@ async def pid() -> int:
 
 @app.websocket("/ws/{room}")
 async def room_socket(websocket: WebSocket, room: str) -> None:
-    """Serve a client that only receives."""
+    """Serve a client that only receives; every other one is handed over."""
     since = websocket.query_params.get("since")
+    if next(clients) % 2:
+        return await backplane.hand_over(websocket, room, since=since, envelope="json")
     async with backplane.connect(websocket, room, since=since, envelope="json") as connection:
         async for _ in connection:
             pass
+    return None
 
 
 @app.post("/rooms/{room}")

@@ -11,12 +11,13 @@ import json
 import os
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, WebSocket
 
-from backplane import Backplane, Presence, PresenceChange, Settings, Who
+from backplane import Backplane, Connection, Presence, PresenceChange, Settings, Who
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -108,12 +109,21 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
 
 
 app = FastAPI(lifespan=lifespan)
+clients = count()
 
 
 @app.websocket("/ws/{room}")
 async def room_socket(websocket: WebSocket, room: str, user: str) -> None:
-    """Serve a client that only receives."""
+    """Serve a client that only receives; every other one is handed over."""
+    if next(clients) % 2:
+        return await backplane.hand_over(websocket, room, presence=Who(user=user), on_open=send_pid)
     async with backplane.connect(websocket, room, presence=Who(user=user)) as connection:
-        await connection.send(str(os.getpid()))
+        await send_pid(connection)
         async for _ in connection:
             pass
+    return None
+
+
+async def send_pid(connection: Connection) -> None:
+    """Send the worker's pid."""
+    await connection.send(str(os.getpid()))

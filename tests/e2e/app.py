@@ -7,13 +7,15 @@ import logging
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 from asgiref.sync import async_to_sync
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import FileResponse
 
-from backplane import Backplane, BrokerError, Gap, History, Settings, WrongLoopError
+from backplane import Backplane, BrokerError, Connection, Gap, History, Settings, WrongLoopError
 from backplane.health_routes import broker_error_response, health_routes
 
 logging.basicConfig(level=os.environ.get("TEST_LOG_LEVEL", "WARNING"))
@@ -35,6 +37,7 @@ backplane = Backplane(
 )
 app = FastAPI(lifespan=backplane.lifespan, exception_handlers={BrokerError: broker_error_response})
 app.mount("/health", health_routes(backplane))
+clients = count()
 
 
 @app.get("/pid")
@@ -45,11 +48,24 @@ async def pid() -> int:
 
 @app.websocket("/rooms/{room}")
 async def room_socket(websocket: WebSocket, room: str) -> None:
-    """Send the worker's pid, then publish what the client sends."""
+    """Send the worker's pid, then publish what the client sends; every other client is handed over."""
+    if next(clients) % 2:
+        return await backplane.hand_over(websocket, room, on_open=send_pid, on_message=partial(publish, room))
     async with backplane.connect(websocket, room) as connection:
-        await connection.send(f"pid {os.getpid()}")
+        await send_pid(connection)
         async for message in connection:
-            await backplane.publish(room, message)
+            await publish(room, connection, message)
+    return None
+
+
+async def send_pid(connection: Connection) -> None:
+    """Send the worker's pid."""
+    await connection.send(f"pid {os.getpid()}")
+
+
+async def publish(room: str, _: Connection, message: str | bytes) -> None:
+    """Publish what a client sends."""
+    await backplane.publish(room, message)
 
 
 @app.get("/page")
@@ -61,10 +77,17 @@ async def page() -> FileResponse:
 @app.websocket("/resumed/{room}")
 async def resumed_room(websocket: WebSocket, room: str, since: str = "") -> None:
     """Send what was published to the room after a position, then the worker's pid, then what is published."""
-    async with backplane.connect(websocket, room, since=since, envelope="json") as connection:
+
+    async def welcome(connection: Connection) -> None:
         await connection.send({"pid": os.getpid()})
+
+    if next(clients) % 2:
+        return await backplane.hand_over(websocket, room, since=since, envelope="json", on_open=welcome)
+    async with backplane.connect(websocket, room, since=since, envelope="json") as connection:
+        await welcome(connection)
         async for _ in connection:
             pass
+    return None
 
 
 @app.get("/events/{room}")

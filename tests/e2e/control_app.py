@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from typing import TYPE_CHECKING, Any, Unpack
 
 from fastapi import FastAPI, Request, Response, WebSocket
 
 from backplane import Backplane, Limits, Settings, Who
 
 if TYPE_CHECKING:
-    from backplane import Answers
+    from collections.abc import Awaitable, Callable
+
+    from backplane import Answers, Connection
+    from backplane.connect_options import ConnectOptions
 
 backplane = Backplane(
     cluster=True,
@@ -19,6 +23,7 @@ backplane = Backplane(
     settings=Settings(worker_heartbeat_seconds=0.5, worker_down_seconds=30, drain_seconds=1),
 )
 app = FastAPI(lifespan=backplane.lifespan)
+clients = count()
 
 
 @backplane.on_survey("state")
@@ -65,33 +70,45 @@ def ban_in_a_thread(user: str) -> str:
     return "sent"
 
 
-@app.websocket("/users/{user}")
-async def connected(websocket: WebSocket, user: str) -> None:
-    """Send the worker's pid, and stay."""
-    async with backplane.connect(websocket, "room", presence=Who(user=user)) as connection:
-        await connection.send(str(os.getpid()))
+async def send_pid(connection: Connection) -> None:
+    """Send the worker's pid."""
+    await connection.send(str(os.getpid()))
+
+
+async def stay(
+    websocket: WebSocket, on_open: Callable[[Connection], Awaitable[None]] = send_pid, **options: Unpack[ConnectOptions]
+) -> None:
+    """Stay in the room; every other client is handed over."""
+    if next(clients) % 2:
+        return await backplane.hand_over(websocket, "room", on_open=on_open, **options)
+    async with backplane.connect(websocket, "room", **options) as connection:
+        await on_open(connection)
         async for _ in connection:
             pass
+    return None
+
+
+@app.websocket("/users/{user}")
+async def connected(websocket: WebSocket, user: str) -> None:
+    """Stay."""
+    await stay(websocket, presence=Who(user=user))
 
 
 @app.websocket("/single/{user}")
 async def single(websocket: WebSocket, user: str) -> None:
     """End the sessions that the user had before."""
-    async with backplane.connect(websocket, "room", client_key=user) as connection:
+
+    async def end_others(connection: Connection) -> None:
         await backplane.disconnect(user=user, older_than=connection, reason="signed in elsewhere")
-        await connection.send(str(os.getpid()))
-        async for _ in connection:
-            pass
+        await send_pid(connection)
+
+    await stay(websocket, end_others, client_key=user)
 
 
 @app.websocket("/capped/{user}")
 async def capped(websocket: WebSocket, user: str) -> None:
     """Allow a user two connections."""
-    limits = Limits(max_connections_per_user=2)
-    async with backplane.connect(websocket, "room", client_key=user, limits=limits) as connection:
-        await connection.send(str(os.getpid()))
-        async for _ in connection:
-            pass
+    await stay(websocket, client_key=user, limits=Limits(max_connections_per_user=2))
 
 
 @app.get("/events/{user}")
