@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.websockets import WebSocket
 
+    from backplane import Connection
+
 backplane = Backplane(settings=Settings(handler_grace_seconds=0.5))
 
 
@@ -39,6 +41,26 @@ async def wait(websocket: WebSocket) -> None:
     async with backplane.connect(websocket, "lobby") as connection:
         await connection.send("here")
         await asyncio.Event().wait()
+
+
+async def listen(websocket: WebSocket) -> None:
+    """Hand the client over."""
+    await backplane.hand_over(websocket, "lobby", on_open=welcome)
+
+
+async def stay(websocket: WebSocket) -> None:
+    """Hand the client over, and wait for something other than it."""
+
+    async def wait_for_ever(connection: Connection) -> None:
+        await welcome(connection)
+        await asyncio.Event().wait()
+
+    await backplane.hand_over(websocket, "lobby", on_open=wait_for_ever)
+
+
+async def welcome(connection: Connection) -> None:
+    """Send the first message."""
+    await connection.send("here")
 
 
 async def send(websocket: WebSocket) -> None:
@@ -84,6 +106,8 @@ app = Starlette(
         WebSocketRoute("/iterate", iterate),
         WebSocketRoute("/wait", wait),
         WebSocketRoute("/send", send),
+        WebSocketRoute("/listen", listen),
+        WebSocketRoute("/stay", stay),
         WebSocketRoute("/forward", forward),
         Route("/events", events),
         Route("/own-stream", own_stream),

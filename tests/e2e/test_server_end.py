@@ -88,7 +88,9 @@ class Clients:
         self._stack = stack
         self._port = port
         self.stalled = self._stalled("/send")
-        self.sockets = [self._connected(path) for path in ("/iterate", "/wait", "/forward", "/send")]
+        self.sockets = [
+            self._connected(path) for path in ("/iterate", "/wait", "/forward", "/listen", "/stay", "/send")
+        ]
         self.streams = [self._streaming(path) for path in ("/events", "/own-stream")]
 
     def codes(self) -> set[int | None]:
