@@ -21,7 +21,7 @@ class ServerInLoop:
     """A running server.
 
     Attributes:
-        port: The port that it listens on.
+        port: The port that it listens on; 0 for a Unix socket.
     """
 
     port: int
@@ -53,18 +53,23 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving_in_loop(app: Any, **options: Any) -> AsyncGenerator[ServerInLoop]:
-    """Serve `app` on a free port, entered when it has started; shut down at the end.
+async def serving_in_loop(app: Any, *, unix_path: str | None = None, **options: Any) -> AsyncGenerator[ServerInLoop]:
+    """Serve `app` on a free port or a Unix socket, entered when it has started; shut down at the end.
 
     The options are those of `uvicorn.Config`.
     """
-    listener = socket.create_server(("127.0.0.1", 0))
+    if unix_path is None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    else:
+        listener, port = socket.socket(socket.AF_UNIX), 0
+        listener.bind(unix_path)
     merged: dict[str, Any] = {"log_config": None, "lifespan": "on", **options}
     server = _Server(uvicorn.Config(app, **merged))
     running = asyncio.create_task(server.serve(sockets=[listener]))
     await server.has_started.wait()
     try:
-        yield ServerInLoop(port=listener.getsockname()[1], server=server)
+        yield ServerInLoop(port=port, server=server)
     finally:
         server.should_exit = True
         await running

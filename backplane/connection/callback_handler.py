@@ -209,12 +209,12 @@ class CallbackHandler:
         assert lane is not None
         try:
             ending = driver.ending(error)
+            if (ending is None or ending.is_fault) and not isinstance(error, asyncio.CancelledError):
+                words = "a callback of connection %s raised: closing it"
+                driver.log(logger, logging.ERROR, words, driver.id, exc_info=error)
             if ending is None:
                 await driver.closing.abandon()
             else:
-                if ending.is_fault:
-                    words = "a callback of connection %s raised: closing it"
-                    driver.log(logger, logging.ERROR, words, driver.id, exc_info=error)
                 await driver.closing.finish(ending)
             await call_on_close(self._on_close, driver)
         finally:

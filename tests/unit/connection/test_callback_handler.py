@@ -339,6 +339,27 @@ async def test_a_task_that_is_cancelled(client: Client) -> None:
     assert what_happened(client.policy) == {"closed_cancelled": 1}
 
 
+class Unusual(BaseException):
+    """An error that is no `Exception`."""
+
+
+async def test_an_error_that_is_no_exception(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """It ends the connection without a close frame, as one of a handler does, and is logged."""
+
+    async def fail(*_: object) -> None:
+        raise Unusual
+
+    client.on_message = fail
+    client.hand_over()
+    client.send("1", "2")
+    await client.until("open", "1", "close")
+    await until_idle()
+    assert (client.socket.closed, lane_of(client.socket).closed) == ([], True)
+    assert client.clients.removed == [client.driver]
+    assert what_happened(client.policy) == {"closed_cancelled": 1}
+    assert "a callback of connection" in caplog.text
+
+
 async def test_on_close_that_raises(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     """What it raises is logged, and the client is removed all the same."""
 
