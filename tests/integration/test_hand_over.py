@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from backplane import Backlog, Backplane, Connection, Limits, Settings
-from backplane.server.http import BoundedH11Protocol, BoundedHTTPProtocol
+from backplane.server.http import BoundedHTTPProtocol
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
 from tests.brokers.certificate import self_signed_certificate
 from tests.server_in_loop import serving_in_loop
@@ -55,8 +55,10 @@ class Site:
         handle: What handles a message; replies by default.
     """
 
-    def __init__(self, way: str, **options: Any) -> None:
+    def __init__(self, way: str, *, authorize: Any = None, **options: Any) -> None:
         self.backplane = Backplane("memory://", **options)
+        if authorize is not None:
+            self.backplane.authorize(authorize)
         self.opened: asyncio.Queue[Connection] = asyncio.Queue()
         self.closed: asyncio.Queue[Connection] = asyncio.Queue()
         self.tasks: set[str] = set()
@@ -122,10 +124,10 @@ class RawClient:
         self.writer = writer
 
     @classmethod
-    async def opened(cls, server: ServerInLoop, after: bytes = b"") -> RawClient:
-        """Open a WebSocket; `after` is sent with the request of the handshake."""
+    async def opened(cls, server: ServerInLoop) -> RawClient:
+        """Open a WebSocket."""
         client = cls(*await asyncio.open_connection("127.0.0.1", server.port))
-        client.writer.write(HANDSHAKE + after)
+        client.writer.write(HANDSHAKE)
         async with asyncio.timeout(WAIT_SECONDS):
             assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         return client
@@ -196,21 +198,46 @@ async def test_task_of_messages(way: str) -> None:
         assert not any(name.startswith("backplane-callbacks-") for name in names)
 
 
-@pytest.mark.parametrize("http", [BoundedHTTPProtocol, BoundedH11Protocol])
-async def test_nothing_is_lost_of_the_first_segment(way: str, http: Any) -> None:
-    """What a client sends with its handshake, whole frames or a half one, is handled as what it sends later."""
+async def test_message_before_the_answer_to_the_handshake(way: str) -> None:
+    """What a client sends too early (RFC 6455, section 4.1) is handled, in the task of a handler in each way."""
+    arrived, may_join = asyncio.Event(), asyncio.Event()
+
+    async def decide(_: object, __: str) -> bool:
+        arrived.set()
+        await may_join.wait()
+        return True
+
+    async with serving(way, authorize=decide) as (site, server):
+        client = RawClient(*await asyncio.open_connection("127.0.0.1", server.port))
+        client.writer.write(HANDSHAKE)
+        await arrived.wait()
+        early = frame(Opcode.TEXT, b"first") + frame(Opcode.TEXT, b"second")
+        client.writer.write(early[:-3])
+        for _ in range(3):  # until the server has read it
+            await asyncio.sleep(0)
+        may_join.set()
+        assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        client.writer.write(early[-3:])
+        assert [await client.frame(), await client.frame()] == [(1, b"first"), (1, b"second")]
+        assert not any(name.startswith("backplane-callbacks-") for name in site.tasks)
+        client.writer.close()
+        await site.closed.get()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 6])
+async def test_half_a_frame(way: str, cut: int) -> None:
+    """A frame may be sent in parts, and a message right after the answer to the handshake."""
     later = frame(Opcode.TEXT, b"second")
-    for cut in (0, 1, len(later)):
-        async with serving(way, server={"http": http}) as (site, server):
-            client = await RawClient.opened(server)
-            client.writer.write(frame(Opcode.TEXT, b"first") + later[:cut])
-            assert await client.frame() == (Opcode.TEXT, b"first")
-            client.writer.write(later[cut:] + frame(Opcode.PING, b"?"))
-            assert sorted([await client.frame(), await client.frame()]) == [(1, b"second"), (10, b"?")]
-            client.writer.write(frame(Opcode.CLOSE, b""))
-            assert (await client.frame())[0] == Opcode.CLOSE
-            await site.closed.get()
-            client.writer.close()
+    async with serving(way) as (site, server):
+        client = await RawClient.opened(server)
+        client.writer.write(frame(Opcode.TEXT, b"first") + later[:cut])
+        assert await client.frame() == (Opcode.TEXT, b"first")
+        client.writer.write(later[cut:] + frame(Opcode.PING, b"?"))
+        assert sorted([await client.frame(), await client.frame()]) == [(1, b"second"), (10, b"?")]
+        client.writer.write(frame(Opcode.CLOSE, b""))
+        assert (await client.frame())[0] == Opcode.CLOSE
+        await site.closed.get()
+        client.writer.close()
 
 
 @pytest.mark.parametrize("end", ["FIN", "FIN after half a frame", "RST after half a frame", "RST"])
