@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -94,22 +95,34 @@ def ws(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def server(url: str, ws: str) -> AsyncGenerator[ServedApp]:
-    """An application with a handler that ends as its path names."""
+    """An application whose clients end as its path names; every other one is handed over."""
     backplane = Backplane(url, settings=Settings(linger_seconds=0.02))
     app = FastAPI(lifespan=backplane.lifespan)
+    clients = count()
 
     @app.websocket("/{room}/{ending}")
     async def handler(websocket: WebSocket, room: str, ending: str) -> None:
+        async def handle(_: Connection, message: str | bytes) -> None:
+            if ending == "crash":
+                raise RuntimeError("the handler crashed")
+            if ending == "cancel":
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+            await backplane.publish(room, message)
+
+        if next(clients) % 2:
+            return await backplane.hand_over(
+                websocket,
+                *(room, f"{room}-2"),
+                on_open=lambda connection: connection.send("hello"),
+                on_message=handle,
+            )
         async with backplane.connect(websocket, room, f"{room}-2") as connection:
             await connection.send("hello")
             async for message in connection:
-                if ending == "crash":
-                    raise RuntimeError("the handler crashed")
-                if ending == "cancel":
-                    task = asyncio.current_task()
-                    assert task is not None
-                    task.cancel()
-                await backplane.publish(room, message)
+                await handle(connection, message)
+        return None
 
     async with serving_in_loop(app, log_level="critical", ws=ws) as uvicorn:
         yield ServedApp(backplane, uvicorn.ws_url)
@@ -130,20 +143,22 @@ async def test_a_thousand_connects_and_disconnects(server: ServedApp) -> None:
 
 async def test_a_handler_that_crashes(server: ServedApp) -> None:
     """The client of a crashed handler is closed with 1011, and nothing is left."""
-    async with server.client("/room/crash") as client:
-        await client.send("now")
-        with pytest.raises(ConnectionClosed) as closed:
-            await client.recv()
-        assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == 1011
+    for _ in range(2):
+        async with server.client("/room/crash") as client:
+            await client.send("now")
+            with pytest.raises(ConnectionClosed) as closed:
+                await client.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1011
     await server.wait_until_nothing_is_held()
 
 
 async def test_a_handler_that_is_cancelled(server: ServedApp) -> None:
     """A cancelled handler leaves nothing."""
-    async with server.client("/room/cancel") as client:
-        await client.send("now")
-        await client.wait_closed()
+    for _ in range(2):
+        async with server.client("/room/cancel") as client:
+            await client.send("now")
+            await client.wait_closed()
     await server.wait_until_nothing_is_held()
 
 

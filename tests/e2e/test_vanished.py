@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+BOTH_WAYS = pytest.mark.parametrize("hands_over", [False, True], ids=["handler", "handed over"])
 HEARTBEAT_SECONDS = 0.8
 # Far less than TCP's own timeouts, and generous for a busy machine.
 WAIT_SECONDS = 30
@@ -53,18 +54,27 @@ class Room:
 
 
 @asynccontextmanager
-async def serving() -> AsyncGenerator[Room]:
+async def serving(hands_over: bool) -> AsyncGenerator[Room]:
     """Serve a room on the direct lane, without Uvicorn's own pings."""
     room = Room(Backplane("memory://", limits=Limits(heartbeat_seconds=HEARTBEAT_SECONDS)))
     app = FastAPI(lifespan=room.backplane.lifespan)
 
     @app.websocket("/{name}")
     async def handler(websocket: WebSocket, name: str) -> None:
+        if hands_over:
+            return await room.backplane.hand_over(
+                websocket,
+                "room",
+                on_open=lambda connection: connection.send("hello"),
+                on_message=lambda _, message: room.backplane.publish("room", message),
+                on_close=lambda _: room.ended.put_nowait(name),
+            )
         async with room.backplane.connect(websocket, "room") as connection:
             await connection.send("hello")
             async for message in connection:
                 await room.backplane.publish("room", message)
         room.ended.put_nowait(name)
+        return None
 
     async with serving_in_loop(app, ws=DirectLaneProtocol, ws_ping_interval=None) as server:
         room.port = server.port
@@ -78,10 +88,11 @@ async def client(stack: AsyncExitStack, address: str) -> ClientConnection:
     return connection
 
 
-async def test_vanished_client_is_closed() -> None:
+@BOTH_WAYS
+async def test_vanished_client_is_closed(hands_over: bool) -> None:
     """A client whose network went silent is closed after two heartbeats; one with a working network stays."""
     async with (
-        serving() as room,
+        serving(hands_over) as room,
         FaultProxy(f"ws://127.0.0.1:{room.port}") as proxy,
         AsyncExitStack() as stack,
     ):
@@ -97,10 +108,11 @@ async def test_vanished_client_is_closed() -> None:
         assert await there.recv() == "still here"
 
 
-async def test_one_silent_direction_is_enough() -> None:
+@BOTH_WAYS
+async def test_one_silent_direction_is_enough(hands_over: bool) -> None:
     """A client whose replies alone are lost is closed as well, whatever still reaches it."""
     async with (
-        serving() as room,
+        serving(hands_over) as room,
         FaultProxy(f"ws://127.0.0.1:{room.port}") as proxy,
         AsyncExitStack() as stack,
     ):

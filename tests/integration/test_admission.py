@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS = 30.0
-LANES = pytest.mark.parametrize("protocol", [DirectLaneProtocol, WebSocketsSansIOProtocol], ids=["lane", "asgi"])
+PROTOCOLS = {"lane": DirectLaneProtocol, "asgi": WebSocketsSansIOProtocol}
+LANES = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+BOTH_WAYS = pytest.mark.parametrize("hands_over", [False, True], ids=["connect", "hand_over"])
 HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -253,7 +255,7 @@ async def decide(_: Connection, channel: str) -> bool:
 
 @asynccontextmanager
 async def refusing(
-    protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch, **settings: Any
+    protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch, hands_over: bool = False, **settings: Any
 ) -> AsyncGenerator[tuple[Backplane, str]]:
     """Serve a route that refuses clients by every rule."""
     monkeypatch.setattr(MemoryBroadcaster, "subscribe", refuse_to_subscribe)
@@ -270,21 +272,28 @@ async def refusing(
         channel = options.pop("channel", None)
         options.setdefault("client_key", str(websocket.client))
         channels = () if channel is None else ("first", channel)
+        if hands_over:
+            return await backplane.hand_over(websocket, *channels, **options)
         async with backplane.connect(websocket, *channels, **options) as connection:
             async for _ in connection:
                 pass
+        return None
 
     async with serving(backplane, handle, protocol) as url:
         yield backplane, url
 
 
 @LANES
+@BOTH_WAYS
 async def test_refused_by_http(
-    protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    protocol: type[asyncio.Protocol],
+    hands_over: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """By default a refused client gets an HTTP status, without a traceback; it does not count as a connection."""
     statuses: dict[str, int] = {}
-    async with refusing(protocol, monkeypatch) as (backplane, url), connect(f"{url}?refusal=client"):
+    async with refusing(protocol, monkeypatch, hands_over) as (backplane, url), connect(f"{url}?refusal=client"):
         for name in REFUSALS:
             with pytest.raises(InvalidStatus) as caught:
                 await connect(f"{url}?refusal={name}")
@@ -297,12 +306,16 @@ async def test_refused_by_http(
 
 
 @LANES
+@BOTH_WAYS
 async def test_refused_after_accept(
-    protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    protocol: type[asyncio.Protocol],
+    hands_over: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """With `refuse_after_accept` it is accepted and closed with code and reason; what it sends is not handled."""
     ends: dict[str, tuple[int, str]] = {}
-    async with refusing(protocol, monkeypatch, refuse_after_accept=True) as (backplane, url):
+    async with refusing(protocol, monkeypatch, hands_over, refuse_after_accept=True) as (backplane, url):
         async with connect(f"{url}?refusal=client"):
             for name in REFUSALS:
                 async with connect(f"{url}?refusal={name}") as client:
@@ -322,9 +335,15 @@ async def test_refused_after_accept(
 
 
 @LANES
-async def test_worker_that_drains_or_is_full(protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch) -> None:
+@BOTH_WAYS
+async def test_worker_that_drains_or_is_full(
+    protocol: type[asyncio.Protocol], hands_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A client of a full or draining worker is closed with code and reason too."""
-    async with refusing(protocol, monkeypatch, refuse_after_accept=True, max_connections=1) as (backplane, url):
+    async with refusing(protocol, monkeypatch, hands_over, refuse_after_accept=True, max_connections=1) as (
+        backplane,
+        url,
+    ):
         async with connect(url), connect(url) as client:
             assert await close_of(client) == (1013, "this worker has as many connections as it may: try again later")
         draining = asyncio.create_task(backplane.drain())
@@ -352,8 +371,9 @@ async def test_refused_clients_that_stay(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @LANES
+@BOTH_WAYS
 async def test_client_that_disconnects_while_it_joins(
-    protocol: type[asyncio.Protocol], caplog: pytest.LogCaptureFixture
+    protocol: type[asyncio.Protocol], hands_over: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A client that disconnects while `authorize` runs stops counting at once, long before the timeout."""
     backplane = Backplane("memory://", settings=Settings(max_connections=1, authorize_timeout_seconds=30))
@@ -371,8 +391,12 @@ async def test_client_that_disconnects_while_it_joins(
         return True
 
     async def handle(websocket: WebSocket) -> None:
-        async with backplane.connect(websocket, websocket.query_params["channel"]) as connection:
+        channel = websocket.query_params["channel"]
+        if hands_over:
+            return await backplane.hand_over(websocket, channel, on_open=lambda connection: connection.send("in"))
+        async with backplane.connect(websocket, channel) as connection:
             await connection.send("in")
+        return None
 
     async with serving(backplane, handle, protocol) as url:
         started_at = time.monotonic()
