@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -94,8 +95,10 @@ def ws(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def server(url: str, ws: str) -> AsyncGenerator[ServedApp]:
+async def server(url: str, ws: str, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[ServedApp]:
     """An application whose clients end as its path names; every other one is handed over."""
+    # pytest would keep the records of the log, with what was raised, and the connections in its frames.
+    monkeypatch.setattr(logging.getLogger("backplane.connection.callback_handler"), "disabled", True)
     backplane = Backplane(url, settings=Settings(linger_seconds=0.02))
     app = FastAPI(lifespan=backplane.lifespan)
     clients = count()
