@@ -44,6 +44,9 @@ PONG: Final = b"\x8a"
 ANSWER_SECONDS: Final = 5.0
 """Time limit of the client's answer to a close frame; then the transport is closed. Uvicorn's own is 10 s."""
 
+# The same for a client that does not read: as long as a handler waits for one (`ConnectionPolicy.close_seconds`).
+_UNREAD_SECONDS: Final = 1.0
+
 # How much may wait until it is taken; then the server stops reading. As much as `backplane.web.read_ahead` receives.
 _MAX_MESSAGES: Final = 64
 _MAX_BYTES: Final = 64 * 1024
@@ -183,11 +186,12 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
         incoming = self._make_incoming()
         if incoming.conn.state is not State.OPEN or self._transport.is_closing():
             return
+        seconds = ANSWER_SECONDS if self.writable else _UNREAD_SECONDS
         incoming.conn.send_close(code, reason)
         self._send_output(incoming)
         if self._transport.paused:  # else its answer would not be read
             self._transport.resume_reading()
-        self._answer_timer = self._loop.call_later(ANSWER_SECONDS, self._transport.close)
+        self._answer_timer = self._loop.call_later(seconds, self._transport.close)
 
     def when_gone(self, callback: Callable[[], None], /) -> None:
         """Call `callback` once the connection is lost; at once if it is lost already."""
@@ -308,7 +312,7 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
     def _send_output(self, incoming: Incoming) -> None:
         """Write what the parser has to send; for a client that does not read, only the last pong (RFC 6455, 5.5.3)."""
         if incoming.conn.state is not State.OPEN:
-            was_writable = True  # what follows is the last that is written
+            was_writable = not self._ended  # what ends with the close frame is the last that is written
             self.end()
         else:
             was_writable = self.writable

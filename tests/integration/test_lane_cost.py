@@ -12,7 +12,7 @@ import zlib
 from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import psutil
 import pytest
@@ -42,7 +42,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from backplane import Backlog, Backplane, Limits, Settings
 
-lane, options = sys.argv[1] == "lane", json.loads(sys.argv[2])
+way, options = sys.argv[1], json.loads(sys.argv[2])
 backplane = Backplane(
     "memory://",
     settings=Settings(drain_seconds=0.1, **options.pop("settings", {})),
@@ -53,24 +53,42 @@ handlers = 0
 released = asyncio.Event()
 
 async def room(websocket):
-    global handlers
-    handlers += 1
-    try:
-        path = websocket.url.path
-        limits = Limits(max_message_bytes=None) if path == "/unlimited" else None
-        backlog = Backlog(max_bytes=100_000_000, max_messages=1_000_000) if path == "/large-outbox" else None
-        async with backplane.connect(websocket, "room", limits=limits, backlog=backlog) as connection:
-            if path == "/unfinished":
-                await released.wait()
-            if path == "/unread":
-                while not connection.is_over:
-                    await asyncio.sleep(0.1)
+    path = websocket.url.path
+    limits = Limits(max_message_bytes=None) if path == "/unlimited" else None
+    backlog = Backlog(max_bytes=100_000_000, max_messages=1_000_000) if path == "/large-outbox" else None
+
+    async def begin(connection):
+        global handlers
+        handlers += 1
+        if path == "/unfinished":
+            await released.wait()
+        if path == "/unread":
+            while not connection.is_over:
+                await asyncio.sleep(0.1)
+
+    def end(connection):
+        global handlers
+        handlers -= 1
+
+    async def reply(connection, message):
+        if message == "close":
+            await connection.close(1000)
+        else:
+            await connection.send(str(len(message)))
+
+    if way == "handed over":
+        return await backplane.hand_over(
+            websocket, "room", limits=limits, backlog=backlog, on_open=begin, on_message=reply, on_close=end
+        )
+    async with backplane.connect(websocket, "room", limits=limits, backlog=backlog) as connection:
+        try:
+            await begin(connection)
             async for message in connection:
                 if message == "close":
                     break
-                await connection.send(str(len(message)))
-    finally:
-        handlers -= 1
+                await reply(connection, message)
+        finally:
+            end(connection)
 
 async def deny(websocket):
     from starlette.responses import PlainTextResponse
@@ -116,7 +134,7 @@ listener = socket.socket()
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # inherited by the sockets of its clients
 listener.bind(("127.0.0.1", options.pop("port")))
-config = uvicorn.Config(app if lane else WithoutLane(app), **options)
+config = uvicorn.Config(WithoutLane(app) if way == "plain" else app, **options)
 uvicorn.Server(config).run(sockets=[listener])
 '''
 
@@ -201,16 +219,16 @@ class Client:
 
 
 class Setup(NamedTuple):
-    """An event loop, with the direct lane or without, and an HTTP protocol."""
+    """An event loop, how a client is served, and an HTTP protocol."""
 
     loop: str
-    lane: str
+    way: Literal["lane", "handed over", "plain"]
     http: str
 
 
 LOOPS = [
     Setup("asyncio", "lane", "BoundedH11Protocol"),
-    Setup("uvloop", "lane", "BoundedHTTPProtocol"),
+    Setup("uvloop", "handed over", "BoundedHTTPProtocol"),
     Setup("asyncio", "plain", "BoundedHTTPProtocol"),
     Setup("uvloop", "plain", "BoundedH11Protocol"),
 ]
@@ -303,7 +321,7 @@ def serving(
     if certificate is not None:
         all_options |= {"ssl_certfile": str(certificate), "ssl_keyfile": str(certificate.with_name("key.pem"))}
         tls = ssl.create_default_context(cafile=str(certificate))
-    command = [sys.executable, "attacked_app.py", setup.lane, json.dumps(all_options)]
+    command = [sys.executable, "attacked_app.py", setup.way, json.dumps(all_options)]
     # The clients disconnect after the server has ended.
     with ExitStack() as clients, server_process(command, folder, cwd=folder, end_seconds=20) as process:
         server = AttackedServer(port, process, clients, tls)
@@ -322,9 +340,9 @@ def warm(server: AttackedServer) -> None:
     wait_until(lambda: server.get("/health")[0] == 0, "no client is left")
 
 
-@pytest.fixture(params=LOOPS, ids=lambda setup: f"{setup.loop}-{setup.lane}")
+@pytest.fixture(params=LOOPS, ids=lambda setup: f"{setup.loop}-{setup.way}")
 def setup(request: pytest.FixtureRequest) -> Setup:
-    """A test with this fixture runs on both event loops, with the lane and without."""
+    """A test with this fixture runs on both event loops, with the lane and without, and handed over."""
     chosen: Setup = request.param
     return chosen
 
@@ -392,7 +410,7 @@ def test_pings_after_a_close_frame(setup: Setup, tmp_path: Path) -> None:
 
 def test_bombs(setup: Setup, tmp_path: Path) -> None:
     """20 clients send a fragment of 15 KiB that inflates to 15 MiB; it is refused before it is inflated."""
-    with serving(tmp_path, setup, ws_max_size=16 * MIB if setup.lane == "lane" else 64 * 1024) as server:
+    with serving(tmp_path, setup, ws_max_size=64 * 1024 if setup.way == "plain" else 16 * MIB) as server:
         clients = [server.client() for _ in range(20)]
         assert all(b"permessage-deflate" in client.handshake(headers=DEFLATE) for client in clients)
         fragment = bomb(15 * MIB)

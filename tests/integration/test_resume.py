@@ -13,24 +13,27 @@ import pytest
 from fastapi import FastAPI, Request, Response, WebSocket
 from websockets.asyncio.client import connect
 
-from backplane import Backplane, History
+from backplane import Backplane, Connection, History
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
 from tests.server_in_loop import serving_in_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from backplane.connect_options import ConnectOptions
     from tests.server_in_loop import ServerInLoop
 
 pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS = 30.0
 MESSAGES = 400
-WAYS: dict[str, tuple[Any, str | None]] = {
-    "lane": (DirectLaneProtocol, None),
-    "lane, compressed": (SharedCompressionProtocol, "deflate"),
-    "ASGI": ("websockets-sansio", None),
-    "ASGI, compressed": ("websockets-sansio", "deflate"),
+WAYS: dict[str, tuple[Any, str | None, bool]] = {
+    "lane": (DirectLaneProtocol, None, False),
+    "lane, compressed": (SharedCompressionProtocol, "deflate", False),
+    "handed over": (DirectLaneProtocol, None, True),
+    "handed over, compressed": (SharedCompressionProtocol, "deflate", True),
+    "ASGI": ("websockets-sansio", None, False),
+    "ASGI, compressed": ("websockets-sansio", "deflate", False),
 }
 ASYNCIO, UVLOOP = (("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True))
 # What a client gets can depend on the adapter, the event loop and the way: any two of these meet once.
@@ -39,6 +42,8 @@ PAIRS = [
     pytest.param(UVLOOP, "kafka", "lane", id="uvloop-kafka-lane"),
     pytest.param(UVLOOP, "memory", "lane, compressed", id="uvloop-memory-lane, compressed"),
     pytest.param(ASYNCIO, "kafka", "lane, compressed", id="asyncio-kafka-lane, compressed"),
+    pytest.param(ASYNCIO, "memory", "handed over", id="asyncio-memory-handed over"),
+    pytest.param(UVLOOP, "kafka", "handed over, compressed", id="uvloop-kafka-handed over, compressed"),
     pytest.param(ASYNCIO, "memory", "ASGI", id="asyncio-memory-ASGI"),
     pytest.param(UVLOOP, "kafka", "ASGI", id="uvloop-kafka-ASGI"),
     pytest.param(UVLOOP, "memory", "ASGI, compressed", id="uvloop-memory-ASGI, compressed"),
@@ -47,23 +52,35 @@ PAIRS = [
 
 
 @asynccontextmanager
-async def serving(ws: Any, url: str = "memory://") -> AsyncGenerator[tuple[ServerInLoop, Backplane]]:
+async def serving(
+    ws: Any, url: str = "memory://", *, hands_over: bool = False
+) -> AsyncGenerator[tuple[ServerInLoop, Backplane]]:
     """Serve an application with a room that has a history, plain and in envelopes, and as an event stream."""
     backplane = Backplane(url, history={"room": History(max_messages=5_000)})
     app = FastAPI(lifespan=backplane.lifespan)
 
     async def plain(websocket: WebSocket, since: str = "", rewind: int = 0) -> None:
-        async with backplane.connect(websocket, "room", since=since, rewind=rewind) as connection:
+        async def send_position(connection: Connection, _: object = None) -> None:
             await connection.send(f"at {connection.position('room')}")
+
+        if hands_over:
+            return await backplane.hand_over(
+                websocket, "room", since=since, rewind=rewind, on_open=send_position, on_message=send_position
+            )
+        async with backplane.connect(websocket, "room", since=since, rewind=rewind) as connection:
+            await send_position(connection)
             async for _ in connection:
-                await connection.send(f"at {connection.position('room')}")
+                await send_position(connection)
+        return None
 
     async def enveloped(websocket: WebSocket, since: str = "", rewind: int = 0) -> None:
-        async with backplane.connect(
-            websocket, "room", since=since, rewind=rewind, subprotocol="backplane.json.1"
-        ) as connection:
+        options: ConnectOptions = {"since": since, "rewind": rewind, "subprotocol": "backplane.json.1"}
+        if hands_over:
+            return await backplane.hand_over(websocket, "room", **options)
+        async with backplane.connect(websocket, "room", **options) as connection:
             async for _ in connection:
                 pass
+        return None
 
     async def events(request: Request, rewind: int = 0) -> Response:
         return backplane.sse(request, "room", rewind=rewind, since=request.query_params.get("lastEventId"))
@@ -92,8 +109,8 @@ async def publish(backplane: Backplane) -> None:
 @pytest.mark.parametrize(("anyio_backend", "url", "way"), PAIRS, indirect=["anyio_backend", "url"])
 async def test_enveloped_clients_that_come_and_go(way: str, url: str) -> None:
     """Each gets every message from its first visit on, once, in order, and is never notified of a gap."""
-    ws, compression = WAYS[way]
-    async with serving(ws, url) as (server, backplane):
+    ws, compression, hands_over = WAYS[way]
+    async with serving(ws, url, hands_over=hands_over) as (server, backplane):
         publishing = asyncio.create_task(publish(backplane))
 
         async def client(seed: int) -> list[int]:
@@ -123,8 +140,8 @@ async def test_enveloped_clients_that_come_and_go(way: str, url: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 async def test_positions_of_plain_clients(way: str) -> None:
     """A frame with a position follows every message up to it: what a client has before it, and gets since, is all."""
-    ws, compression = WAYS[way]
-    async with serving(ws) as (server, backplane):
+    ws, compression, hands_over = WAYS[way]
+    async with serving(ws, hands_over=hands_over) as (server, backplane):
         publishing = asyncio.create_task(publish(backplane))
 
         async def client(seed: int) -> list[int]:
@@ -157,8 +174,8 @@ async def test_positions_of_plain_clients(way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 async def test_much_is_given_back(way: str) -> None:
     """A thousand messages, more bytes than may wait for a client: a client that reads slowly gets all of them."""
-    ws, compression = WAYS[way]
-    async with serving(ws) as (server, backplane):
+    ws, compression, hands_over = WAYS[way]
+    async with serving(ws, hands_over=hands_over) as (server, backplane):
         for number in range(1_000):
             await backplane.publish("room", f"{number:04}" + "x" * 4_000)
         async with asyncio.timeout(WAIT_SECONDS):
