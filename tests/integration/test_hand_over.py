@@ -22,7 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
-from backplane import Backlog, Backplane, Connection, Limits, Settings
+from backplane import Backlog, Backplane, ClosedError, Connection, History, Limits, Settings
 from backplane.server.http import BoundedHTTPProtocol
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
 from tests.brokers.certificate import self_signed_certificate
@@ -288,6 +288,46 @@ async def test_pings_without_reading(way: str) -> None:
         await site.closed.get()
 
 
+async def test_half_messages_of_many_clients(way: str) -> None:
+    """Clients that never send the rest of a message delay no other client, and end with the server."""
+    async with serving(way) as (site, server):
+        halves = [await RawClient.opened(server) for _ in range(60)]
+        for number, client in enumerate(halves):
+            client.writer.write((frame(Opcode.TEXT, b"x" * 200))[: number + 1])
+        async with connect(f"{server.ws_url}/ws") as whole:
+            for text in ("one", "two", "three"):
+                await whole.send(text)
+                assert await whole.recv() == text
+        await site.backplane.publish("room", "published")
+        assert [await client.frame() for client in halves] == [(1, b"published")] * 60
+        server.stop()
+        assert {(await client.frame())[0] for client in halves} == {Opcode.CLOSE}
+        for client in halves:
+            client.writer.close()
+
+
+async def test_close_at_the_beginning(way: str) -> None:
+    """A client that `on_open` closes receives the close frame, and `on_close` is called once."""
+    closes = asyncio.Queue[Connection]()
+    site = Site(way)
+    app = FastAPI(lifespan=site.backplane.lifespan)
+
+    @app.websocket("/ws")
+    async def endpoint(websocket: WebSocket) -> None:
+        await site.backplane.hand_over(
+            websocket, "room", on_open=lambda connection: connection.close(4003, "no"), on_close=closes.put_nowait
+        )
+
+    async with serving_in_loop(app, ws=WAYS[way]) as server:
+        async with connect(f"{server.ws_url}/ws") as client:
+            assert await close_of(client) == 4003
+        connection = await closes.get()
+        with pytest.raises(ClosedError):
+            await connection.join("another")
+        await site.until_idle()
+        assert closes.empty()
+
+
 # --- what surrounds the hand-over ------------------------------------------------------------------------------------
 
 
@@ -508,6 +548,26 @@ async def test_tls(way: str, end: str, tmp_path: Path) -> None:
                 assert await close_of(client) == 1012
         async with asyncio.timeout(WAIT_SECONDS):
             await site.closed.get()
+        await site.until_idle()
+
+
+async def test_tls_with_a_full_transport(way: str, tmp_path: Path) -> None:
+    """What does not fit into the transport at the handshake follows in order, though its protocol was replaced."""
+    certificate = self_signed_certificate(tmp_path)
+    context = ssl.create_default_context(cafile=str(certificate))
+    options = {"ssl_certfile": certificate, "ssl_keyfile": certificate.with_name("key.pem")}
+    history = {"room": History(max_messages=1000)}
+    async with serving(way, server=options, history=history, connect_options={"rewind": 1000}) as (site, server):
+        for number in range(600):
+            await site.backplane.publish("room", f"{number} ".ljust(4096, "x"))
+        url = server.ws_url.replace("ws://127.0.0.1", "wss://localhost") + "/ws"
+        async with connect(url, ssl=context, max_queue=1) as client:
+            await site.opened.get()
+            await site.backplane.publish("room", "600 ")
+            async with asyncio.timeout(WAIT_SECONDS):
+                received = [str(await client.recv()).partition(" ")[0] for _ in range(601)]
+        assert received == [str(number) for number in range(601)]
+        await site.closed.get()
         await site.until_idle()
 
 
