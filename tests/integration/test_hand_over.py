@@ -178,16 +178,20 @@ async def close_of(client: ClientConnection) -> int | None:
     return client.close_code
 
 
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest) -> str:
-    """A test with this fixture runs handed over, with a handler, and on a server without the lane."""
-    name: str = request.param
-    return name
+# Handed over on both event loops; the others, which other tests cover, once each.
+PAIRS = [
+    pytest.param(("asyncio", {"use_uvloop": False}), "handed over", id="asyncio-handed over"),
+    pytest.param(("asyncio", {"use_uvloop": True}), "handed over", id="uvloop-handed over"),
+    pytest.param(("asyncio", {"use_uvloop": False}), "handler", id="asyncio-handler"),
+    pytest.param(("asyncio", {"use_uvloop": True}), "without a lane", id="uvloop-without a lane"),
+]
+in_each_way = pytest.mark.parametrize(("anyio_backend", "way"), PAIRS, indirect=["anyio_backend"], scope="module")
 
 
 # --- what a client does ----------------------------------------------------------------------------------------------
 
 
+@in_each_way
 async def test_task_of_messages(way: str) -> None:
     """Only a client that was handed over has a task of its own, while a message is handled."""
     async with serving(way) as (site, server), connect(f"{server.ws_url}/ws") as client:
@@ -198,6 +202,7 @@ async def test_task_of_messages(way: str) -> None:
         assert not any(name.startswith("backplane-callbacks-") for name in names)
 
 
+@in_each_way
 async def test_message_before_the_answer_to_the_handshake(way: str) -> None:
     """What a client sends too early (RFC 6455, section 4.1) is handled, in the task of a handler in each way."""
     arrived, may_join = asyncio.Event(), asyncio.Event()
@@ -224,6 +229,7 @@ async def test_message_before_the_answer_to_the_handshake(way: str) -> None:
         await site.closed.get()
 
 
+@in_each_way
 @pytest.mark.parametrize("cut", [0, 1, 6])
 async def test_half_a_frame(way: str, cut: int) -> None:
     """A frame may be sent in parts, and a message right after the answer to the handshake."""
@@ -240,6 +246,7 @@ async def test_half_a_frame(way: str, cut: int) -> None:
         client.writer.close()
 
 
+@in_each_way
 @pytest.mark.parametrize("end", ["FIN", "FIN after half a frame", "RST after half a frame", "RST"])
 async def test_end_of_the_transport(way: str, end: str) -> None:
     """What came before a FIN is handled; however the transport ends, the connection ends once and is not counted."""
@@ -270,6 +277,7 @@ async def test_end_of_the_transport(way: str, end: str) -> None:
     assert handled == ["one", "two"]
 
 
+@in_each_way
 async def test_pings_without_reading(way: str) -> None:
     """A client that sends pings and reads nothing is served what is published as soon as it reads again."""
     async with serving(way) as (site, server):
@@ -288,24 +296,26 @@ async def test_pings_without_reading(way: str) -> None:
         await site.closed.get()
 
 
+@in_each_way
 async def test_half_messages_of_many_clients(way: str) -> None:
     """Clients that never send the rest of a message delay no other client, and end with the server."""
     async with serving(way) as (site, server):
-        halves = [await RawClient.opened(server) for _ in range(60)]
+        halves = [await RawClient.opened(server) for _ in range(30)]
         for number, client in enumerate(halves):
-            client.writer.write((frame(Opcode.TEXT, b"x" * 200))[: number + 1])
+            client.writer.write(frame(Opcode.TEXT, b"x" * 200)[: number + 1])
         async with connect(f"{server.ws_url}/ws") as whole:
             for text in ("one", "two", "three"):
                 await whole.send(text)
                 assert await whole.recv() == text
         await site.backplane.publish("room", "published")
-        assert [await client.frame() for client in halves] == [(1, b"published")] * 60
+        assert [await client.frame() for client in halves] == [(1, b"published")] * 30
         server.stop()
         assert {(await client.frame())[0] for client in halves} == {Opcode.CLOSE}
         for client in halves:
             client.writer.close()
 
 
+@in_each_way
 async def test_close_at_the_beginning(way: str) -> None:
     """A client that `on_open` closes receives the close frame, and `on_close` is called once."""
     closes = asyncio.Queue[Connection]()
@@ -367,6 +377,7 @@ async def test_code_after_the_hand_over(after: str, caplog: pytest.LogCaptureFix
     assert [record.name for record in tracebacks] == (["uvicorn.error"] if after == "raises" else [])
 
 
+@in_each_way
 async def test_middleware_and_dependencies(way: str) -> None:
     """What surrounds a handler ends with it: at the hand-over where there is one, else with the client."""
     site = Site(way)
@@ -409,6 +420,7 @@ async def test_middleware_and_dependencies(way: str) -> None:
 # --- the end of the server -------------------------------------------------------------------------------------------
 
 
+@in_each_way
 @pytest.mark.parametrize("ends", ["by itself", "never"])
 async def test_end_of_the_server_while_a_message_is_handled(way: str, ends: str) -> None:
     """The client is closed with 1012; what handles its message may end within its grace, and is cancelled after it."""
@@ -439,6 +451,7 @@ async def test_end_of_the_server_while_a_message_is_handled(way: str, ends: str)
     assert result == ["ended" if ends == "by itself" else "cancelled"]
 
 
+@in_each_way
 async def test_access_log(way: str, caplog: pytest.LogCaptureFixture) -> None:
     """Uvicorn logs the same of a client in each way."""
     caplog.set_level(logging.INFO, "uvicorn.error")
@@ -453,6 +466,7 @@ async def test_access_log(way: str, caplog: pytest.LogCaptureFixture) -> None:
         assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@in_each_way
 async def test_limit_of_concurrency(way: str) -> None:
     """Clients count for `--limit-concurrency` of Uvicorn until they are gone."""
     async with serving(way, server={"limit_concurrency": 4}) as (_, server), AsyncExitStack() as clients:
@@ -469,6 +483,7 @@ async def test_limit_of_concurrency(way: str) -> None:
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
+@in_each_way
 async def test_limits_of_connections(way: str) -> None:
     """A client counts for each limit until its transport is gone, though it was closed before."""
     options = {"client_key": "alice"}
@@ -490,6 +505,7 @@ async def test_limits_of_connections(way: str) -> None:
             assert await after.recv() == "x"
 
 
+@in_each_way
 @pytest.mark.parametrize("policy", ["close", "drop_oldest"])
 async def test_client_that_does_not_read(way: str, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that reads nothing is closed as too slow, or misses messages, as its backlog requires."""
@@ -524,6 +540,7 @@ async def test_client_that_does_not_read(way: str, policy: Any, monkeypatch: pyt
 # --- transports ------------------------------------------------------------------------------------------------------
 
 
+@in_each_way
 @pytest.mark.parametrize("end", ["client", "server", "limit"])
 async def test_tls(way: str, end: str, tmp_path: Path) -> None:
     """Over TLS messages arrive and connections end as without."""
@@ -551,6 +568,7 @@ async def test_tls(way: str, end: str, tmp_path: Path) -> None:
         await site.until_idle()
 
 
+@in_each_way
 async def test_tls_with_a_full_transport(way: str, tmp_path: Path) -> None:
     """What does not fit into the transport at the handshake follows in order, though its protocol was replaced."""
     certificate = self_signed_certificate(tmp_path)
@@ -571,6 +589,7 @@ async def test_tls_with_a_full_transport(way: str, tmp_path: Path) -> None:
         await site.until_idle()
 
 
+@in_each_way
 async def test_unix_socket(way: str, ipc_url: str) -> None:
     """A server on a Unix socket serves as one on TCP."""
     path = ipc_url.partition("directory=")[2] + "/s"
@@ -618,6 +637,7 @@ class Unusual(BaseException):
     """An error that is no `Exception`."""
 
 
+@in_each_way
 @pytest.mark.parametrize("error", [ValueError, Unusual, SystemExit, asyncio.CancelledError])
 async def test_error_of_a_message(way: str, error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
     """An error ends the connection of its client alone: with 1011, or without a close frame if it is no `Exception`."""
@@ -645,6 +665,7 @@ async def test_error_of_a_message(way: str, error: type[BaseException], caplog: 
             assert logged == ["backplane.connection.callback_handler"]
 
 
+@in_each_way
 async def test_commands_from_elsewhere(way: str) -> None:
     """Another part of the worker reaches a client by its user: join, send, leave, disconnect."""
     async with (
@@ -665,6 +686,7 @@ async def test_commands_from_elsewhere(way: str) -> None:
         assert await close_of(client) == 4321
 
 
+@in_each_way
 async def test_churn(way: str) -> None:
     """Clients that leave at any moment leave nothing: no client, task, connection, object."""
     draw = random.Random(17)
