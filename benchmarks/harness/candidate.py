@@ -107,14 +107,16 @@ def asgi_command(python: str, app: str, serving: Serving, *, lane: bool = False)
     ]
 
 
-def backplane(url: str, serving: Serving, *, lane: bool = False, app: str = APP) -> Candidate:
-    """Return backplane on the broker at `url`, as `app` uses it."""
+def backplane(
+    url: str, serving: Serving, *, lane: bool = False, handed_over: bool = False, app: str = APP
+) -> Candidate:
+    """Return backplane on the broker at `url`, as `app` uses it; clients that are handed over need the lane."""
     scheme = urlsplit(url).scheme
     return Candidate(
-        name=f"backplane {scheme}{' lane' if lane else ''}",
+        name=f"backplane {scheme}{' handed over' if handed_over else ' lane' if lane else ''}",
         kind="backplane",
-        command=asgi_command(sys.executable, app, serving, lane=lane),
-        environment={"BACKPLANE_URL": url},
+        command=asgi_command(sys.executable, app, serving, lane=lane or handed_over),
+        environment={"BACKPLANE_URL": url, **({"BENCH_HANDS_OVER": "1"} if handed_over else {})},
         workers=serving.workers,
         broker_url=url if scheme not in ("memory", "ipc") else "",
         missing="memory:// reaches one worker only" if scheme == "memory" and serving.workers > 1 else "",
