@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, cast, overload
 
 from backplane.broker.adapter_source import AdapterSource
 from backplane.cluster.signatures import secret_bytes
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Broadcaster
     from backplane.broker.link_state import LinkState, StateChange
+    from backplane.connect_options import ConnectOptions
+    from backplane.connection.callback_handler import OnClose, OnMessage
     from backplane.connection.connection import Connection
     from backplane.connection.envelope import Envelope, EnvelopeFunction
     from backplane.connection.policy import Authorize, OnGap, OnSlow
@@ -518,6 +520,44 @@ class Backplane(ClusterVerbs):
             headers=headers,
             after_accept=self._settings.refuse_after_accept if refuse_after_accept is None else refuse_after_accept,
         )
+
+    async def hand_over(
+        self,
+        websocket: WebSocket,
+        *channels: str,
+        on_message: OnMessage | None = None,
+        on_close: OnClose | None = None,
+        **options: Unpack[ConnectOptions],
+    ) -> None:
+        """Join `channels`, accept `websocket`, and serve it without a task of its own.
+
+        For clients that mostly listen. With the direct lane this returns once the client is accepted: its handler ends,
+        and so do the dependencies and middleware around it, while the connection goes on, with no task, coroutine or
+        scope in memory. On other servers it returns when the connection has ended, and costs what `connect` costs. Let
+        the handler end with it: where its code goes on differs between the two.
+
+        All of `connect` holds, before and after: limits, gaps, heartbeats, the drain, close codes. `on_message` takes
+        the place of the handler: what it raises closes the client with the same code and is logged, and it is cancelled
+        if it is still running `handler_grace_seconds` after the end of its connection. The `Connection` that it is
+        given can be kept, and joined to channels, sent to and closed from anywhere in this event loop. After the
+        hand-over `websocket` is closed to its handler, and Uvicorn's own pings end (`Limits.heartbeat_seconds` go on).
+
+        Args:
+            websocket: As the framework passed it, not accepted yet.
+            *channels: What the client receives; `Connection.join` adds more.
+            on_message: Called with the `Connection` and each message, `str` or `bytes`, one after the other in order;
+                a coroutine function, or a plain one that does not block. While it runs, 64 messages or 64 KiB wait at
+                most; then nothing more is read from the client. Defaults to dropping what the client sends.
+            on_close: Called once with the `Connection` after it has ended and `on_message` has returned. What it raises
+                is logged. Defaults to nothing.
+            **options: Those of `connect`.
+
+        Raises:
+            WebSocketException, ConfigurationError, LifecycleError, ClosedError, NotStartedError, WrongLoopError: As
+                `connect`, at the handshake.
+        """
+        scope = self.connect(websocket, *channels, **options)
+        await cast("ConnectionScope", scope).serve(on_message, on_close)
 
     def sse(
         self,

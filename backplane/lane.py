@@ -2,8 +2,9 @@
 
 A server that offers it puts a `Lane` into the scope of each WebSocket, at `scope["extensions"]["backplane.lane"]`. A
 published message is then one frame, built once, and one write to each socket. Everything else (handshake, receiving,
-closing) remains with ASGI. `backplane.server` implements the lane for Uvicorn; docs/operations/direct-lane.md describes
-what another server has to do.
+closing) remains with ASGI, until the connection is handed over (`Lane.hand_over`): from then on it needs neither ASGI
+nor a task. `backplane.server` implements the lane for Uvicorn; docs/operations/direct-lane.md describes what another
+server has to do.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["EXTENSION", "TRANSPORT", "ClientTransport", "Lane", "LaneWriter", "abort", "when_gone"]
+__all__ = [
+    "EXTENSION",
+    "TRANSPORT",
+    "ClientTransport",
+    "HandedOverLane",
+    "Lane",
+    "LaneReceiver",
+    "LaneWriter",
+    "abort",
+    "when_gone",
+]
 
 EXTENSION: Final = "backplane.lane"
 """Key of the `Lane` in `scope["extensions"]`."""
@@ -73,6 +84,24 @@ class LaneWriter(Protocol):
 
     def lane_closed(self) -> None:
         """Take notice, once, that the connection has left the state OPEN: nothing may be written any more."""
+        ...
+
+
+class LaneReceiver(Protocol):
+    """Callbacks of the party that receives from a lane that was handed over.
+
+    The server calls both methods in its event loop; neither may raise.
+    """
+
+    def message_arrived(self) -> None:
+        """Take notice that a message waits, to be fetched with `HandedOverLane.take`, where none did before.
+
+        It may be fetched in this call or later. Not called again before `take` has returned `None`.
+        """
+        ...
+
+    def receiving_ended(self) -> None:
+        """Take notice, once, that no message will arrive any more. Those that wait can still be fetched."""
         ...
 
 
@@ -169,5 +198,39 @@ class Lane(Protocol):
         """Abort the connection and drop what the server has buffered, for a client that has vanished.
 
         `lane_closed` is called in a later pass of the event loop.
+        """
+        ...
+
+    def hand_over(self, receiver: LaneReceiver, /) -> HandedOverLane | None:
+        """Take the connection from ASGI: it goes on when the application's task ends, and needs none.
+
+        To be called once, after `attach`, in the application's task. The writer stays attached. From now on what the
+        application sends or receives by ASGI finds a client that is gone.
+
+        Args:
+            receiver: What is notified of the client's messages.
+
+        Returns:
+            The lane that replaces this one. `None` where the server cannot do it for this client, and nothing has
+            changed then: the connection is not open, has no writer, or the client has sent something already.
+        """
+        ...
+
+
+class HandedOverLane(Lane, ClientTransport, Protocol):
+    """Both sides of a WebSocket that its server has handed over."""
+
+    def take(self) -> str | bytes | None:
+        """Return the client's next message; `None` where none waits.
+
+        While 64 messages or 64 KiB wait the server reads nothing more from the client.
+        """
+        ...
+
+    def close_with(self, code: int, reason: str, /) -> None:
+        """Send a close frame, and end the lane.
+
+        What was written before is sent first. The client has 5 s to answer; then the connection is closed, as it is if
+        it stops reading. Does nothing where a close frame was sent or received before.
         """
         ...

@@ -214,8 +214,7 @@ class CloseSequence:
     async def _drop_incoming(self) -> None:
         driver = self._driver
         try:
-            while await driver.receiver.next() is not None:
-                pass
+            await driver.receiver.drop()
         except LifecycleError:  # a task that the handler did not end receives still: the close will wake it
             logger.debug("connection %s is received from after the end of its handler", driver.id)
         except Exception as error:  # the handler may have received the client's end from the socket itself

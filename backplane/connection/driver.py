@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backplane.close_codes import CloseCode, close_reason
 from backplane.concurrency.context import run_in
+from backplane.connection.callback_handler import CallbackHandler
 from backplane.connection.close_sequence import CloseSequence, ConnectionState
 from backplane.connection.connection import Connection
 from backplane.connection.ending import TOO_SLOW, Ending, ending
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.concurrency.affinity import LoopAffinity
-    from backplane.connection.socket import Socket
+    from backplane.connection.callback_handler import Clients, OnClose, OnMessage
+    from backplane.connection.socket import OpenSocket, Socket
     from backplane.errors import InvalidMessageError
     from backplane.fanout.hub import Hub
     from backplane.fanout.outbox import Outbox
@@ -101,7 +103,7 @@ class ConnectionDriver(BaseSubscriber):
         super().__init__(hub, self.policy, context=context, options=options)
         self.connection: Connection = Connection(self)
         self.affinity: LoopAffinity = hub.affinity
-        self.socket: Socket = socket
+        self.socket: OpenSocket = socket
         self.outbox: Outbox = outbox
         lane = socket.lane
         self.sender: Sender = (
@@ -114,7 +116,7 @@ class ConnectionDriver(BaseSubscriber):
         limits = self.policy.limits
         if lane is not None and limits.max_message_bytes is not None:
             lane.limit_messages(limits.max_message_bytes)
-        self.receiver: Receiver = Receiver(socket.receive, limits, self)
+        self.receiver: Receiver | CallbackHandler = Receiver(socket.receive, limits, self)
         socket.on_bypass(self.receiver)
         self.is_accepted: bool = False
         self._close_sequence: CloseSequence | None = None
@@ -389,6 +391,22 @@ class ConnectionDriver(BaseSubscriber):
         self.timers.begin(now, self.policy.limits)
         self.timers.due = min(self.timers.due, now + _FIRST_CHECK_SECONDS)
         self.policy.keepalive.put(self)
+
+    def hand_over(
+        self, socket: Socket, on_message: OnMessage | None, on_close: OnClose | None, clients: Clients
+    ) -> bool:
+        """Go on by callbacks, without the handler and its task; return whether the server can do that."""
+        if self.is_over:
+            return False
+        handler = CallbackHandler(self, self._context, on_message, on_close, clients)
+        handed_over = socket.hand_over(handler)
+        if handed_over is None:
+            return False
+        assert isinstance(self.sender, LaneSender)
+        self.sender.continue_on(handed_over.lane)
+        self.socket, self.receiver = handed_over, handler
+        handler.begin(handed_over.lane)
+        return True
 
     async def close(self, code: int, reason: str) -> None:
         """Close, and return when the close frame is sent or the attempt was given up."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from backplane.connection.limits import Limits
 
-__all__ = ["Receiver", "ReceiverCallbacks"]
+__all__ = ["Receiver", "ReceiverCallbacks", "bucket_of", "exceeded_limit"]
 
 logger: Final = logging.getLogger("backplane.connection.receiver")
 
@@ -55,9 +55,7 @@ class Receiver(SingleReceiver):
         self._receive = receive
         self._callbacks = callbacks
         self._max_bytes: int | None = limits.max_message_bytes
-        rate = limits.max_messages_per_second
-        burst = limits.max_burst or max(1, round(2 * (rate or 0)))
-        self._bucket: TokenBucket | None = None if rate is None else TokenBucket(rate, burst)
+        self._bucket: TokenBucket | None = bucket_of(limits)
         self._closed = False
 
     async def iterate(self, receive: Callable[[], Awaitable[str | bytes | None]] | None = None) -> str | bytes:
@@ -117,6 +115,11 @@ class Receiver(SingleReceiver):
         except StopAsyncIteration:
             return None
 
+    async def drop(self) -> None:
+        """Receive and drop what the client sends until the end."""
+        while await self.next() is not None:
+            pass
+
     def close(self) -> None:
         """Receive nothing more, and wake the handler if it waits."""
         if self._closed:
@@ -128,10 +131,26 @@ class Receiver(SingleReceiver):
     def _check_limits(self, data: str | bytes) -> None:
         now = asyncio.get_running_loop().time()
         self._callbacks.message_received(now)
-        if self._max_bytes is not None and _exceeds(data, self._max_bytes):
-            self._callbacks.limit_exceeded(CloseCode.MESSAGE_TOO_BIG, f"at most {self._max_bytes} bytes")
-        elif self._bucket is not None and not self._bucket.take(now):
-            self._callbacks.limit_exceeded(CloseCode.TOO_MANY_MESSAGES, "too many messages")
+        exceeded = exceeded_limit(data, now, self._max_bytes, self._bucket)
+        if exceeded is not None:
+            self._callbacks.limit_exceeded(*exceeded)
+
+
+def bucket_of(limits: Limits) -> TokenBucket | None:
+    """Return what limits the rate of one client's messages; `None` where nothing does."""
+    rate = limits.max_messages_per_second
+    return None if rate is None else TokenBucket(rate, limits.max_burst or max(1, round(2 * rate)))
+
+
+def exceeded_limit(
+    data: str | bytes, now: float, max_bytes: int | None, bucket: TokenBucket | None
+) -> tuple[CloseCode, str] | None:
+    """Return with which code and reason a client is closed because of this message; `None` within the limits."""
+    if max_bytes is not None and _exceeds(data, max_bytes):
+        return CloseCode.MESSAGE_TOO_BIG, f"at most {max_bytes} bytes"
+    if bucket is not None and not bucket.take(now):
+        return CloseCode.TOO_MANY_MESSAGES, "too many messages"
+    return None
 
 
 @cache

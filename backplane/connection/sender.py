@@ -247,6 +247,10 @@ class LaneSender(Sender):
             self._window_bits = self._lane.deflate_window_bits
             self._lane.attach(self)
 
+    def continue_on(self, lane: Lane) -> None:
+        """Write to the lane that replaces the present one, which was handed over: the transport is the same."""
+        self._lane = lane
+
     def offer(self, batch: Batch, /) -> None:
         """Write, or queue after what waits."""
         write = self._write

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from backplane.connection.ending import Ending
-    from backplane.lane import Lane
+    from backplane.lane import HandedOverLane, Lane, LaneReceiver
 
-__all__ = ["Bypass", "ServerSocket", "Socket", "is_of_client"]
+__all__ = ["Bypass", "HandedOver", "OpenSocket", "ServerSocket", "Socket", "is_of_client"]
 
 # What the system reports of a client that is gone. Any other number comes from elsewhere: a file or a connection of a
 # middleware. An OSError without a number is the server's own, as ASGI requires (Uvicorn's `ClientDisconnected`), except
@@ -44,38 +44,22 @@ class Bypass(Protocol):
         ...
 
 
-class Socket(Protocol):
-    """An accepted WebSocket, or one about to be."""
+class OpenSocket(Protocol):
+    """A WebSocket, with ASGI or handed over."""
 
     @property
     def lane(self) -> Lane | None:
         """The server's direct lane, where it has one."""
         ...
 
-    def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
-        """Send one message; waits while the client does not read.
-
-        Raises:
-            Exception: It was not sent; `is_gone` returns whether the client is the reason.
-        """
-        ...
-
     def is_gone(self, error: Exception) -> bool:
-        """Return whether `send` raised `error` because the client is gone; else it is a fault."""
-        ...
-
-    async def receive(self) -> str | bytes | None:
-        """Return the client's next message, or `None` at its end."""
-        ...
-
-    def on_bypass(self, receiver: Bypass, /) -> None:
-        """Receive through `receiver` what the application receives from the WebSocket itself."""
+        """Return whether a send raised `error` because the client is gone; else it is a fault."""
         ...
 
     def read_ahead(
         self, on_message: Callable[[float], None], on_end: Callable[[], None], /
     ) -> Coroutine[Any, Any, None] | None:
-        """Return what receives the messages that `receive` returns later.
+        """Return what receives the messages that the handler asks for later.
 
         It calls `on_message` with the time of each, `on_end` when the client is gone. `None` where that runs already.
         """
@@ -87,6 +71,39 @@ class Socket(Protocol):
 
     def ending(self, error: BaseException, /) -> Ending | None:
         """Return how an error of the web framework closes an accepted client; `None` for any other error."""
+        ...
+
+
+class HandedOver(OpenSocket, Protocol):
+    """A WebSocket that its server has handed over."""
+
+    @property
+    def lane(self) -> HandedOverLane:
+        """Both sides of it."""
+        ...
+
+
+class Socket(OpenSocket, Protocol):
+    """An accepted WebSocket with ASGI, or one about to be accepted."""
+
+    def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
+        """Send one message; waits while the client does not read.
+
+        Raises:
+            Exception: It was not sent; `is_gone` returns whether the client is the reason.
+        """
+        ...
+
+    async def receive(self) -> str | bytes | None:
+        """Return the client's next message, or `None` at its end."""
+        ...
+
+    def on_bypass(self, receiver: Bypass, /) -> None:
+        """Receive through `receiver` what the application receives from the WebSocket itself."""
+        ...
+
+    def hand_over(self, receiver: LaneReceiver, /) -> HandedOver | None:
+        """Go on without ASGI, and return what replaces this; `None` where the server cannot do it for this client."""
         ...
 
 

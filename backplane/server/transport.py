@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BoundedProtocol", "BoundedTransport"]
+__all__ = ["BoundedProtocol", "BoundedTransport", "Unparsed"]
 
 # After a close a client that reads less than this in that time is cut. Both event loops and TLS buffer up to 512 KiB.
 _LINGER_SECONDS: Final = 3.0
@@ -25,6 +25,7 @@ _SLICE_BYTES: Final = 4 * 1024
 
 class _ParsingProtocol(Protocol):
     def parse(self) -> None: ...
+    def parse_slice(self, data: bytes, /) -> None: ...
     def transport_closes(self) -> None: ...
 
 
@@ -120,16 +121,52 @@ class BoundedTransport:
             self._inner.abort()
 
 
+class Unparsed:
+    """The bytes of a client that are read and not parsed: at most one read, and more while the owner has paused."""
+
+    __slots__ = ("_data", "_is_parsing")
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._is_parsing = False
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def append(self, data: bytes) -> None:
+        """Add what was read."""
+        self._data += data
+
+    def clear(self) -> None:
+        """Drop all of it."""
+        self._data.clear()
+
+    def parse(self, transport: BoundedTransport, owner: _ParsingProtocol) -> None:
+        """Let `owner` parse slice by slice until it pauses, then read again if it has not."""
+        if self._is_parsing:  # called while parsing: the loop below goes on
+            return
+        self._is_parsing = True
+        try:
+            while self._data and not transport.paused:
+                piece = bytes(self._data[:_SLICE_BYTES])
+                del self._data[:_SLICE_BYTES]
+                owner.parse_slice(piece)
+                if transport.owner is not owner or transport.is_closing():
+                    return self._data.clear()
+        finally:
+            self._is_parsing = False
+        return transport.read_on()
+
+
 class BoundedProtocol(asyncio.Protocol):
     """A mixin for a protocol of Uvicorn: gives it a `BoundedTransport`, and feeds it one slice at a time."""
 
     loop: asyncio.AbstractEventLoop
     client_transport: BoundedTransport | None = None
-    _parsing = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._unparsed = bytearray()
+        self._unparsed = Unparsed()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wrap the transport, unless it was wrapped before an upgrade."""
@@ -142,7 +179,7 @@ class BoundedProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, or keep for later while the owner has paused: at most one read."""
-        self._unparsed += data
+        self._unparsed.append(data)
         self.parse()
 
     def eof_received(self) -> None:
@@ -159,21 +196,9 @@ class BoundedProtocol(asyncio.Protocol):
         super().connection_lost(exc)
 
     def parse(self) -> None:
-        """Parse what was read until the owner pauses, then read again if it has not."""
-        transport = self.client_transport
-        if self._parsing or transport is None:  # called while parsing: the loop below goes on
-            return
-        self._parsing = True
-        try:
-            while self._unparsed and not transport.paused:
-                piece = bytes(self._unparsed[:_SLICE_BYTES])
-                del self._unparsed[:_SLICE_BYTES]
-                self.parse_slice(piece)
-                if transport.owner is not self or transport.is_closing():
-                    return self._unparsed.clear()
-        finally:
-            self._parsing = False
-        return transport.read_on()
+        """Parse what was read until the protocol pauses, then read again if it has not."""
+        if self.client_transport is not None:
+            self._unparsed.parse(self.client_transport, self)
 
     def parse_slice(self, data: bytes) -> None:
         """Parse one slice, as the protocol does."""

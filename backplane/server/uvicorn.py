@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from backplane.errors import LifecycleError, MissingDependencyError
 from backplane.lane import EXTENSION, TRANSPORT
 from backplane.server.transport import BoundedProtocol
+from backplane.server.transport_lane import TransportLane
 
 try:
     from uvicorn import __version__ as uvicorn_version
@@ -22,31 +23,26 @@ try:
     from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
     from websockets.protocol import State
     from websockets.server import ServerProtocol
+
+    from backplane.server.handed_over import ANSWER_SECONDS, MAX_SIZE, PONG, HandedOverProtocol, close_code_of, is_text
 except ImportError as _error:
     raise MissingDependencyError(
         f"the direct lane needs uvicorn and websockets ({_error}): pip install 'uvicorn>=0.52.4' 'websockets>=14'"
     ) from _error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from websockets.frames import Frame
 
-    from backplane.lane import LaneWriter
+    from backplane.lane import HandedOverLane, LaneReceiver, LaneWriter
 
 __all__ = ["DirectLaneProtocol", "SharedCompressionProtocol"]
 
 logger: Final = logging.getLogger("backplane.server.uvicorn")
 
-_PING: Final = b"\x89\x00"
-_PONG: Final = b"\x8a"
-
 _STATE: Any = getattr(ServerProtocol, "state", None)
 
-_MAX_SIZE: Final = next((name for name in ("max_message_size", "max_size") if hasattr(ServerProtocol(), name)), "")
 
-# Time limit of the client's answer to a close frame; then the transport is closed. Uvicorn's own is 10 s.
-_ANSWER_SECONDS: Final = 5.0
+_END_OF_REQUEST: Final = b"\r\n\r\n"
 
 
 class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
@@ -55,10 +51,11 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
     _offers_lane: bool | None = None  # for the whole process; unknown before the first connection
     _lane: _UvicornLane | None = None
     _pong: bytes | None = None
+    _is_read_from: bool = False  # bytes have come since the request of the handshake
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.close_timeout = _ANSWER_SECONDS
+        self.close_timeout = ANSWER_SECONDS
         if DirectLaneProtocol._offers_lane is None:
             DirectLaneProtocol._offers_lane = _has_all_it_needs(self)
 
@@ -66,7 +63,7 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
     def run_asgi(self) -> Any:
         """Put the lane into the scope before the application runs."""
         if self._offers_lane:
-            self._lane = _UvicornLane(self.conn, self.transport, self.loop.time())
+            self._lane = _UvicornLane(self, self.conn, self.transport, self.loop.time())
             _observe(self.conn, self._lane)
             extensions: dict[str, Any] = self.scope.setdefault("extensions", {})
             extensions |= {EXTENSION: self._lane, TRANSPORT: self.client_transport}
@@ -81,6 +78,7 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
         """Note the time of the client's last bytes."""
         if self._lane is not None:
             self._lane.last_received_at = self.loop.time()
+        self._is_read_from = self.handshake_initiated or not data.endswith(_END_OF_REQUEST)
         super().data_received(data)
         if not self.handshake_initiated and not self.transport.is_closing():
             # websockets has refused the complete request, and Uvicorn waits for more of it.
@@ -103,14 +101,14 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
         super().pause_writing()
         if self._lane is not None:
             self.writable.clear()  # Uvicorn does so itself from 0.53 on
-            self._lane.pause()
+            self._lane.set_writable(False)
 
     def resume_writing(self) -> None:
         """Write a waiting pong, then resume the lane; an awaited `send` goes on unless the buffer is full again."""
         pong, self._pong = self._pong, None
         if pong is not None and self.conn.state is State.OPEN:
             self.transport.write(pong)
-        if self._lane is None or self._lane.resume():
+        if self._lane is None or self._lane.set_writable(True):
             super().resume_writing()
             self.writable.set()
 
@@ -119,8 +117,8 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
         if not self._offers_lane or self.writable.is_set():
             return super().handle_ping()
         output = self.conn.data_to_send()
-        self._pong = next((frame for frame in reversed(output) if frame.startswith(_PONG)), self._pong)
-        return self.transport.write(b"".join(frame for frame in output if not frame.startswith(_PONG)))
+        self._pong = next((frame for frame in reversed(output) if frame.startswith(PONG)), self._pong)
+        return self.transport.write(b"".join(frame for frame in output if not frame.startswith(PONG)))
 
     def handle_cont(self, event: Frame) -> None:
         """Append a fragment to those before it: Uvicorn would keep an object for each, even an empty one."""
@@ -135,7 +133,7 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
         """Pass a message on; invalid UTF-8 closes the connection, without the traceback that Uvicorn would log."""
         if self._offers_lane and self.curr_msg_data_type == "text" and not self.close_sent:
             self.frames[:] = [b"".join(self.frames)]
-            if not _is_text(self.frames[0]):
+            if not is_text(self.frames[0]):
                 self.frames.clear()
                 self.conn.fail(1007)
                 return self.handle_parser_exception()
@@ -145,6 +143,41 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
         """Note that a denial has answered the handshake: Uvicorn would log an error that nothing did."""
         if self.initial_response is not None:
             self.handshake_complete = True
+
+    def hand_over(self, writer: LaneWriter, receiver: LaneReceiver) -> HandedOverProtocol | None:
+        """Give the client to a `HandedOverProtocol`; what the application does by ASGI then finds that it is gone.
+
+        Returns `None` where the client has sent something: that can be half a frame, which only this parser has.
+        """
+        transport, lane = self.client_transport, self._lane
+        if transport is None or lane is None or self._is_read_from or transport.is_closing():
+            return None
+        for extension in self.conn.extensions:
+            if isinstance(extension, PerMessageDeflate):
+                extension.encoder = None  # type: ignore[assignment]  # 32 KiB, and frames of the lane are not compressed by it
+        stop_keepalive = getattr(self, "stop_keepalive", None)
+        if stop_keepalive is not None:
+            stop_keepalive()
+        self.connections.discard(self)
+        successor = HandedOverProtocol(
+            transport,
+            writer,
+            receiver,
+            cast("set[Any]", self.connections),
+            max_bytes=getattr(self.conn, MAX_SIZE),
+            extensions=tuple(self.conn.extensions),
+            window_bits=lane.deflate_window_bits,
+            loop=self.loop,
+        )
+        successor.writable = lane.writable
+        transport.owner = successor
+        transport.set_protocol(successor)
+        self._lane = self.client_transport = None
+        self.transport = _TakenTransport()
+        self.disconnected = True
+        self.writable.set()
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": 1005})
+        return successor
 
     def _end_lane(self) -> None:
         if self._lane is not None:
@@ -166,27 +199,33 @@ class SharedCompressionProtocol(DirectLaneProtocol):
                     factory.server_no_context_takeover = True
 
 
-class _UvicornLane:
-    """A `backplane.lane.Lane`. It has no reference to its protocol: a cycle would wait for a garbage collection."""
+class _TakenTransport(asyncio.Transport):
+    """What the protocol has, instead of its transport, once it has handed that over."""
 
-    __slots__ = ("_conn", "_ended", "_transport", "_writer", "last_received_at", "writable", "write")
+    def is_closing(self) -> bool:
+        return True
 
-    def __init__(self, conn: ServerProtocol, transport: asyncio.Transport, now: float) -> None:
+    def close(self) -> None:
+        """Do nothing: the transport belongs to another protocol."""
+
+    def write(self, data: object) -> None:
+        """Do nothing."""
+
+    def resume_reading(self) -> None:
+        """Do nothing."""
+
+
+class _UvicornLane(TransportLane):
+    """A `backplane.lane.Lane`."""
+
+    __slots__ = ("_conn", "_protocol")
+
+    def __init__(
+        self, protocol: DirectLaneProtocol, conn: ServerProtocol, transport: asyncio.Transport, now: float
+    ) -> None:
+        super().__init__(transport, now)
         self._conn = conn
-        self._transport = transport
-        self._writer: LaneWriter | None = None
-        self._ended = False
-        self.last_received_at = now
-        self.writable = True
-        self.write: Callable[[bytes], object] = _discard
-
-    @property
-    def reading(self) -> bool:
-        return self._transport.is_reading()
-
-    @property
-    def buffered_bytes(self) -> int:
-        return self._transport.get_write_buffer_size()
+        self._protocol: DirectLaneProtocol | None = protocol  # until the end: a cycle would wait for a collection
 
     @property
     def deflate_window_bits(self) -> int | None:
@@ -197,8 +236,7 @@ class _UvicornLane:
 
     @property
     def close_code(self) -> int | None:
-        sent, answered = self._conn.close_sent, self._conn.close_rcvd_then_sent
-        return None if sent is None or answered else int(sent.code)
+        return close_code_of(self._conn)
 
     def attach(self, writer: LaneWriter, /) -> None:
         if self._writer is not None:
@@ -214,47 +252,24 @@ class _UvicornLane:
         return writer.lane_writable(self.writable)
 
     def limit_messages(self, max_bytes: int, /) -> None:
-        server_limit: int | None = getattr(self._conn, _MAX_SIZE)
+        server_limit: int | None = getattr(self._conn, MAX_SIZE)
         if server_limit is None or max_bytes < server_limit:
-            setattr(self._conn, _MAX_SIZE, max_bytes)
+            setattr(self._conn, MAX_SIZE, max_bytes)
         elif max_bytes > server_limit:
             _warn_of_lower_limit(server_limit, max_bytes)
 
-    def ping(self) -> None:
-        if self.writable:
-            self.write(_PING)
-
-    def close(self) -> None:
-        self.end()
-        self._transport.close()
-
-    def abort(self) -> None:
-        self._transport.abort()
-
-    def pause(self) -> None:
-        self._set_writable(False)
-
-    def resume(self) -> bool:
-        """Let the writer write what waited; return whether the transport still takes more."""
-        self._set_writable(True)
-        return self.writable or self._ended
+    def hand_over(self, receiver: LaneReceiver, /) -> HandedOverLane | None:
+        if self._ended or self._writer is None or self._protocol is None:
+            return None
+        successor = self._protocol.hand_over(self._writer, receiver)
+        if successor is not None:
+            self._writer = None  # it writes to the successor
+            self.end()
+        return successor
 
     def end(self) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        self.writable = False
-        self.write = _discard
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.lane_closed()
-
-    def _set_writable(self, writable: bool) -> None:
-        if self._ended:
-            return
-        self.writable = writable
-        if self._writer is not None:
-            self._writer.lane_writable(writable)
+        self._protocol = None
+        super().end()
 
 
 class _ObservedProtocol(ServerProtocol):
@@ -306,7 +321,7 @@ def _has_all_it_needs(protocol: WebSocketsSansIOProtocol) -> bool:
         "on_task_complete": hasattr(base, "on_task_complete"),
         "the side that closed": hasattr(getattr(protocol, "conn", None), "close_rcvd_then_sent"),
         "transport": hasattr(protocol, "transport"),
-        "the largest size of a message": bool(_MAX_SIZE),
+        "the largest size of a message": bool(MAX_SIZE),
         "frames": _uses(base, "handle_cont", "frames") and _uses(base, "send_receive_event_to_app", "frames"),
         "handle_parser_exception": _uses(base, "handle_parser_exception", "close_sent"),
         "handle_ping": _uses(base, "handle_ping", "data_to_send"),
@@ -327,13 +342,6 @@ def _has_all_it_needs(protocol: WebSocketsSansIOProtocol) -> bool:
     return not missing
 
 
-def _is_text(data: bytes) -> bool:
-    try:
-        return data.isascii() or bool(data.decode())
-    except UnicodeDecodeError:
-        return False
-
-
 def _uses(owner: type, method: str, name: str) -> bool:
     code = getattr(getattr(owner, method, None), "__code__", None)
     return code is not None and name in code.co_names
@@ -342,7 +350,7 @@ def _uses(owner: type, method: str, name: str) -> bool:
 def _state_can_be_observed() -> bool:
     try:
         probe: Any = ServerProtocol(state=State.OPEN)
-        lane = _UvicornLane(probe, asyncio.Transport(), 0.0)
+        lane = _UvicornLane(cast("Any", None), probe, asyncio.Transport(), 0.0)
         _observe(probe, lane)
         probe.send_close(1000)
     except Exception:  # an unknown version of websockets may raise anything

@@ -7,6 +7,7 @@ import logging
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from backplane.connection.callback_handler import call, call_on_close
 from backplane.connection.connection import Connection
 from backplane.connection.ending import refusal
 from backplane.connection.expiry import check_permission
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
+    from backplane.connection.callback_handler import OnClose, OnMessage
     from backplane.connection.driver import ConnectionDriver
     from backplane.connection.socket import ServerSocket
     from backplane.web.origin import OriginRule
@@ -63,7 +65,9 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         "_client_key",
         "_driver",
         "_headers",
+        "_is_handed_over",
         "_max_per_client",
+        "_on_close",
         "_origins",
         "_runtime",
         "_socket",
@@ -97,6 +101,18 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         self._headers = headers
         self._after_accept = after_accept
         self._watch_after_seconds = watch_after_seconds
+        self._is_handed_over = False
+        self._on_close: OnClose | None = None
+
+    async def serve(self, on_message: OnMessage | None, on_close: OnClose | None) -> None:
+        """Serve the client by callbacks: return at once where the server can hand it over, else when it has ended."""
+        driver = self._driver
+        async with self as connection:
+            self._is_handed_over = driver.hand_over(self._socket, on_message, on_close, self._runtime.clients)
+            if not self._is_handed_over:
+                self._on_close = on_close
+                async for data in connection:
+                    await call(on_message, connection, data)
 
     async def __aenter__(self) -> Connection:
         self._driver.handler_entered()
@@ -121,6 +137,8 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> bool:
         is_outlived = self._driver.handler_left(error)
+        if self._is_handed_over:
+            return False
         if is_outlived:  # the handler stayed after the end of its connection, and was cancelled
             error = None
         ending = self._driver.ending(error)
@@ -129,6 +147,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
                 await self._driver.closing.abandon()
             else:
                 await self._driver.closing.finish(ending)
+            await call_on_close(self._on_close, self._driver)
         finally:
             self._runtime.clients.unregister(self._driver, self._socket.when_gone)
         return ending is not None and not ending.is_fault

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from backplane.connection.ending import Ending
     from backplane.connection.socket import Bypass
-    from backplane.lane import Lane
+    from backplane.lane import HandedOverLane, Lane, LaneReceiver
 
-__all__ = ["StarletteSocket"]
+__all__ = ["HandedOverSocket", "StarletteSocket"]
 
 # A client that does not read does not read the reason of its refusal either.
 _REFUSE_SECONDS: Final = 1.0
@@ -183,6 +183,14 @@ class StarletteSocket:
             if not self.is_gone(error):
                 raise
 
+    def hand_over(self, receiver: LaneReceiver, /) -> HandedOverSocket | None:
+        """Take the client from ASGI; from then on its `WebSocket` is one that is closed."""
+        lane = None if self.lane is None or self._ahead is not None else self.lane.hand_over(receiver)
+        if lane is None:
+            return None
+        self._websocket.application_state = self._websocket.client_state = WebSocketState.DISCONNECTED
+        return HandedOverSocket(lane)
+
     def on_bypass(self, receiver: Bypass, /) -> None:
         """Receive through `receiver` what the application receives from the WebSocket itself, once it is accepted."""
         self._bypass = receiver
@@ -214,6 +222,31 @@ class StarletteSocket:
     @property
     def _is_closed(self) -> bool:
         return WebSocketState.DISCONNECTED in (self._websocket.application_state, self._websocket.client_state)
+
+
+class HandedOverSocket:
+    """A client that the server has handed over: of the framework only its errors are left."""
+
+    __slots__ = ("lane",)
+
+    def __init__(self, lane: HandedOverLane) -> None:
+        self.lane: HandedOverLane = lane
+
+    @staticmethod
+    def ending(error: BaseException, /) -> Ending | None:
+        """Return how an error of the framework closes the client; `None` for any other error."""
+        return framework_ending(error)
+
+    def is_gone(self, error: Exception) -> bool:
+        """Return whether the transport raised `error` because the client is gone."""
+        return isinstance(error, OSError) and is_of_client(error)
+
+    def read_ahead(self, _: Callable[[float], None], __: Callable[[], None], /) -> None:
+        """Return `None`: the server receives without being asked."""
+
+    async def close(self, code: int, reason: str) -> None:
+        """Send the close frame, after what the transport has buffered."""
+        self.lane.close_with(code, reason)
 
 
 def _data(message: MutableMapping[str, Any]) -> str | bytes | None:
