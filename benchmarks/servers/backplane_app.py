@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from fastapi import FastAPI, WebSocket
 
@@ -41,7 +41,7 @@ app = FastAPI(lifespan=lifespan)
 async def listen(websocket: WebSocket, channel: str) -> None:
     """Join the channel for as long as the client is connected."""
     if _HANDS_OVER:
-        await cast("Any", backplane).hand_over(websocket, channel)
+        await backplane.hand_over(websocket, channel)
         return
     async with backplane.connect(websocket, channel) as connection:
         async for _ in connection:
