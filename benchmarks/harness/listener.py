@@ -116,6 +116,16 @@ class Listener:
         if not ready:
             self.count_reads()
             return False
+        return self._read(ready)
+
+    def catch_up(self) -> None:
+        """Read what has arrived by now: a client that does not answer pings for long is closed."""
+        while (ready := self.poll.poll(0)) and not self._read(ready):
+            pass
+        self.count_reads()
+
+    def _read(self, ready: Sequence[tuple[int, int]]) -> bool:
+        """Read from the descriptors that are ready; returns whether another one is among them."""
         other = False
         view, by_descriptor = self._view, self._by_descriptor
         for descriptor, _ in ready:

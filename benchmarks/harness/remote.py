@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["AudienceReport", "RemoteAudience", "RemoteError", "RemotePublisher", "Shape"]
 
 _ANSWER_SECONDS = 120.0
+_CONNECTED_IN_ONE_GO = 1000
 
 
 class RemoteError(Exception):
@@ -90,11 +91,20 @@ class _Audience:
             time.sleep(self._shape.read_every_seconds)
 
     def connect(self, channels: Sequence[int], at_once: int, first: int, may_fail: bool = False) -> list[float]:
-        shape = self._shape
-        opened = self._listener.open(
-            shape.port, channels, shape.dialect, at_once=at_once, first=first, may_fail=may_fail
-        )
-        return [client.seconds for client in opened]
+        """Open clients, not so many without a pause that those before them answer no pings."""
+        shape, seconds, batch = self._shape, list[float](), max(at_once, _CONNECTED_IN_ONE_GO)
+        for start in range(0, len(channels), batch):
+            opened = self._listener.open(
+                shape.port,
+                channels[start : start + batch],
+                shape.dialect,
+                at_once=at_once,
+                first=first,
+                may_fail=may_fail,
+            )
+            seconds += [client.seconds for client in opened]
+            self._listener.catch_up()
+        return seconds
 
     def disconnect(self, count: int) -> None:
         """Close the oldest `count` that are open."""
