@@ -64,7 +64,7 @@ def check(options: Options, *, workers: int) -> None:
     Raises:
         CapacityError: There is not.
     """
-    connections = options.connections + options.stalled
+    connections = options.connections + options.stalled - options.in_memory
     missing = [
         each
         for each in (
@@ -75,7 +75,7 @@ def check(options: Options, *, workers: int) -> None:
         if each
     ]
     if missing:
-        raise CapacityError(f"{options.connections:,} sockets do not fit this machine. {' '.join(missing)}")
+        raise CapacityError(f"{connections:,} sockets do not fit this machine. {' '.join(missing)}")
 
 
 def _files(connections: int, clients: int, workers: int) -> str:
@@ -86,7 +86,8 @@ def _files(connections: int, clients: int, workers: int) -> str:
     return (
         f"A process needs {needed:,} open files and may have {allowed:,}: `ulimit -n {needed}` in this shell; where "
         "the hard limit is lower, raise it as root (`LimitNOFILE=` of systemd, `--ulimit nofile=` of Docker, "
-        "/etc/security/limits.conf, which fs.nr_open bounds), or spread the sockets (--workers, --clients)."
+        "/etc/security/limits.conf, which fs.nr_open bounds), or spread the sockets (--workers, --clients), or let "
+        "clients of `idle` have none (--in-memory)."
     )
 
 

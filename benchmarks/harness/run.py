@@ -58,6 +58,8 @@ class Options:
         clients: Processes of the audience.
         addresses: Over how many addresses of the loopback its sockets are spread; each has as many ports as the system
             gives out.
+        in_memory: How many of the connections have no socket, where a scenario has idle clients (`servers.crowd`): the
+            system limits how many a process may have.
         heartbeat: Seconds between two pings of the server, where a scenario has idle clients.
         drain: Seconds over which the server spreads its drain there.
         stalled: Sockets that never read.
@@ -78,6 +80,7 @@ class Options:
     outstanding: int = 16
     clients: int = 1
     addresses: int = 1
+    in_memory: int = 0
     heartbeat: float = 30.0
     drain: float = 5.0
     stalled: int = 2

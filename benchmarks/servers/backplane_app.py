@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from fastapi import FastAPI, WebSocket
 
 from backplane import Backlog, Backplane, BrokerError, Gap, Limits, Settings
+from benchmarks.servers import crowd
 from benchmarks.servers.stall import watch
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     async with backplane.lifespan(app):
         watch()
         yield
+    crowd.write_result()
 
 
 app = FastAPI(lifespan=lifespan)
@@ -52,6 +54,12 @@ async def listen(websocket: WebSocket, channel: str) -> None:
 async def count_tasks() -> int:
     """Return how many tasks the loop has."""
     return len(asyncio.all_tasks())
+
+
+@app.get("/crowd/{channel}")
+async def open_crowd(channel: str, count: int) -> crowd.Crowd:
+    """Connect `count` more clients without sockets; return what they have counted by now."""
+    return await crowd.opened(f"/ws/{channel}", count)
 
 
 @app.websocket("/publish")
