@@ -3,6 +3,8 @@
 from backplane.broker.link_state import LinkState, StateChange
 from backplane.close_codes import CloseCode
 from backplane.cluster_types import Answers, Worker
+from backplane.connect_options import ConnectOptions
+from backplane.connection.callback_handler import OnConnection, OnMessage
 from backplane.connection.connection import Connection
 from backplane.connection.envelope import Envelope
 from backplane.connection.limits import Limits
@@ -71,6 +73,7 @@ __all__ = [
     "CloseCode",
     "ClosedError",
     "ConfigurationError",
+    "ConnectOptions",
     "Connection",
     "Envelope",
     "FullPolicy",
@@ -90,7 +93,9 @@ __all__ = [
     "Message",
     "MissingDependencyError",
     "NotStartedError",
+    "OnConnection",
     "OnGap",
+    "OnMessage",
     "OnSlow",
     "OriginRefusedError",
     "PayloadTooLargeError",

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Broadcaster
     from backplane.broker.link_state import LinkState, StateChange
     from backplane.connect_options import ConnectOptions
-    from backplane.connection.callback_handler import OnClose, OnMessage
+    from backplane.connection.callback_handler import OnConnection, OnMessage
     from backplane.connection.connection import Connection
     from backplane.connection.envelope import Envelope, EnvelopeFunction
     from backplane.connection.policy import Authorize, OnGap, OnSlow
@@ -525,8 +525,9 @@ class Backplane(ClusterVerbs):
         self,
         websocket: WebSocket,
         *channels: str,
+        on_open: OnConnection | None = None,
         on_message: OnMessage | None = None,
-        on_close: OnClose | None = None,
+        on_close: OnConnection | None = None,
         **options: Unpack[ConnectOptions],
     ) -> None:
         """Join `channels`, accept `websocket`, and serve it without a task of its own.
@@ -536,28 +537,34 @@ class Backplane(ClusterVerbs):
         scope in memory. On other servers it returns when the connection has ended, and costs what `connect` costs. Let
         the handler end with it: where its code goes on differs between the two.
 
-        All of `connect` holds, before and after: limits, gaps, heartbeats, the drain, close codes. `on_message` takes
-        the place of the handler: what it raises closes the client with the same code and is logged, and it is cancelled
-        if it is still running `handler_grace_seconds` after the end of its connection. The `Connection` that it is
-        given can be kept, and joined to channels, sent to and closed from anywhere in this event loop. After the
-        hand-over `websocket` is closed to its handler, and Uvicorn's own pings end (`Limits.heartbeat_seconds` go on).
+        All of `connect` holds, before and after: limits, gaps, heartbeats, the drain, close codes. `on_open` and
+        `on_message` take the place of the handler, in a task that ends when there is nothing to do: what they raise
+        closes the client with the same code and is logged, and they are cancelled if they are still running
+        `handler_grace_seconds` after the end of the connection. The `Connection` that they are given can be kept, and
+        joined to channels, sent to and closed from anywhere in this event loop. After the hand-over `websocket` is
+        closed to its handler, and Uvicorn's own pings end; those of `Limits.heartbeat_seconds` go on.
 
         Args:
             websocket: As the framework passed it, not accepted yet.
             *channels: What the client receives; `Connection.join` adds more.
+            on_open: Called once with the `Connection` when it is accepted, before the first message is handled.
             on_message: Called with the `Connection` and each message, `str` or `bytes`, one after the other in order;
-                a coroutine function, or a plain one that does not block. While it runs, 64 messages or 64 KiB wait at
-                most; then nothing more is read from the client. Defaults to dropping what the client sends.
+                a coroutine function, as all three can be, or a plain one that does not block. While it runs, 64
+                messages or 64 KiB wait at most; then nothing more is read from the client. Defaults to dropping what
+                the client sends.
             on_close: Called once with the `Connection` after it has ended and `on_message` has returned. What it raises
                 is logged. Defaults to nothing.
             **options: Those of `connect`.
 
         Raises:
-            WebSocketException, ConfigurationError, LifecycleError, ClosedError, NotStartedError, WrongLoopError: As
-                `connect`, at the handshake.
+            ConfigurationError: A callback is no function, or as `connect`.
+            WebSocketException, LifecycleError, ClosedError, NotStartedError, WrongLoopError: As `connect`.
         """
+        for name, callback in (("on_open", on_open), ("on_message", on_message), ("on_close", on_close)):
+            if callback is not None and not callable(callback):
+                raise ConfigurationError(f"{name} must be a function, not {callback!r:.100}")
         scope = self.connect(websocket, *channels, **options)
-        await cast("ConnectionScope", scope).serve(on_message, on_close)
+        await cast("ConnectionScope", scope).serve(on_open=on_open, on_message=on_message, on_close=on_close)
 
     def sse(
         self,

@@ -94,9 +94,9 @@ class LaneReceiver(Protocol):
     """
 
     def message_arrived(self) -> None:
-        """Take notice that a message waits, to be fetched with `HandedOverLane.take`, where none did before.
+        """Take notice that messages have arrived, to be fetched with `HandedOverLane.take` in this call or later.
 
-        It may be fetched in this call or later. Not called again before `take` has returned `None`.
+        Not called from within `take`.
         """
         ...
 

@@ -29,6 +29,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "index",
         "applications",
         "authorization-and-limits",
+        "clients-that-listen",
         "slow-clients",
         "typed-channels",
         "server-sent-events",

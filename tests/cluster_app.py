@@ -63,7 +63,7 @@ def application(url: str | None = None, secret: str | None = None) -> FastAPI:
     @app.get("/missing")
     async def missing() -> int:
         """Ask all workers; return how many do not answer."""
-        return len((await backplane.survey("load", timeout_seconds=1)).missing)
+        return len((await backplane.survey("load", timeout_seconds=20)).missing)
 
     @app.websocket("/{room}")
     async def talk(websocket: WebSocket, room: str, user: str, info: str = "") -> None:

@@ -34,7 +34,7 @@ class ServerProcess:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def wait_until(self, condition: Callable[[], bool], what: str, *, seconds: float = 20) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, *, seconds: float = 40) -> None:
         """Wait until `condition` holds, or fail as soon as the server has ended. Blocks."""
 
         def holds() -> bool:
@@ -54,7 +54,7 @@ def server_process(
     environment: Mapping[str, str] | None = None,
     errors: re.Pattern[str] = _TRACEBACK,
     tolerated: str | None = None,
-    end_seconds: float = 15,
+    end_seconds: float = 30,
 ) -> Generator[ServerProcess]:
     """Run a server, and end it after the block. An error of the block shows the log.
 

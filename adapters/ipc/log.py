@@ -12,6 +12,7 @@ import logging
 import time
 from contextlib import suppress
 from contextvars import Context
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.ipc.log_files import LogFiles
@@ -97,6 +98,8 @@ class HistoryLog:
         self._closed = False
         self._keep_order = asyncio.Lock()
         self._waiting_keeps = 0
+        self._written = 0  # offset of the end of the newest record of this process
+        self._held: list[tuple[int, str, bytes]] = []  # what is delivered after the log up to an offset
 
     # -- subscriptions -----------------------------------------------------------------------------------------------
 
@@ -133,10 +136,30 @@ class HistoryLog:
         if self._reading is None:
             self._read(None)
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether there is more to read, in the next pass of the event loop."""
+        return self._reading is not None
+
+    def deliver(self, channel: str, payload: bytes, *, after: int | None = None) -> None:
+        """Deliver a message that is not in the log.
+
+        Args:
+            channel: The channel.
+            payload: What.
+            after: The end of the newest record of its publisher, which is delivered first. Defaults to that of this
+                process.
+        """
+        if self._reading is not None and channel.encode() in self.channels:
+            self._held.append((self._written if after is None else after, channel, payload))
+        else:
+            self._sink.deliver(channel, payload)
+
     def close(self) -> None:
         """Close the descriptors and end the timers; nothing is delivered any more."""
         self._closed = True
         self.channels.clear()
+        self._held.clear()
         for handle in (self._reading, self._sweeping, self._timer):
             if handle is not None:
                 handle.cancel()
@@ -202,11 +225,12 @@ class HistoryLog:
             record, check = build_record(self._files.mark, channel, key, payload, time=written_at)
             offset = self._writer.append(record)
         position = Position(self._files.epoch, offset, check)
-        self._announce(channel, payload, offset + len(record))
+        self._written = offset + len(record)
+        self._announce(channel, payload, self._written)
         if self._reader is not None:
             own = Record(0, len(record), channel, key, payload, written_at, check)
             if self._reading is not None or not self._reader.pass_over(own, offset):
-                self.read_to(offset + len(record))
+                self.read_to(self._written)
         if self._writer.switched:
             self._writer.switched = False
             self._trim()
@@ -299,8 +323,21 @@ class HistoryLog:
     def _read_on(self) -> None:
         self._reading = None
         self._read(self._limit)
+        if self._reading is None:
+            self._release(inf)
+
+    def _release(self, offset: float) -> None:
+        """Deliver what is held until the log is delivered up to `offset`."""
+        held, self._held = self._held, []
+        for after, channel, payload in held:
+            if after > offset:
+                self._held.append((after, channel, payload))
+            elif channel.encode() in self.channels:
+                self._sink.deliver(channel, payload)
 
     def _take(self, record: Record, offset: int, before: int, before_check: int) -> None:
+        if self._held:
+            self._release(offset)
         channel = self.channels.get(record.channel)
         if channel is not None:
             place = Place(self._files.epoch, offset, record.check, before, before_check)

@@ -90,7 +90,7 @@ class IpcNode:
             for subscriber in subscribers:
                 subscriber.send(message)
         if key in state.channels:
-            state.sink.deliver(channel, payload)
+            (state.sink if state.log is None else state.log).deliver(channel, payload)
 
     def use_history(self, rules: HistoryRules, *, max_bytes: int) -> None:
         """Keep the messages of channels with these rules, and read them from the log.

@@ -70,6 +70,7 @@ class PublisherConnection:
         "_ready_sent",
         "_retry",
         "_state",
+        "_wrote_to",
         "backlog_announced",
         "ended_mid_frame",
         "ledger",
@@ -89,6 +90,7 @@ class PublisherConnection:
         self._channels = state.channels
         self._deliver: Callable[[str, bytes], None] = state.sink.deliver
         self._nudged_to = 0  # up to this offset the log has something new; 0 if it was read
+        self._wrote_to = 0  # up to this offset the peer has written
         self._name = name
         self._callbacks = callbacks
         self._late = False  # a wait for the peer timed out; it is not waited for until it has confirmed everything
@@ -240,17 +242,23 @@ class PublisherConnection:
         if not self._nudged_to:
             self._deliver = self._deliver_after_log
             self._state.loop.call_soon(self._read_log, context=Context())
-        self._nudged_to = max(offset, self._nudged_to)
+        self._nudged_to = self._wrote_to = max(offset, self._nudged_to)
 
     def _read_log(self) -> None:
         offset, self._nudged_to = self._nudged_to, 0
-        self._deliver = self._state.sink.deliver
-        if offset and self._state.log is not None and not self._state.closing:
-            self._state.log.read_to(offset)
+        log = self._state.log
+        if offset and log is not None and not self._state.closing:
+            log.read_to(offset)
+        if log is None or not log.is_reading:
+            self._deliver = self._state.sink.deliver
 
     def _deliver_after_log(self, channel: str, payload: bytes) -> None:
         self._read_log()
-        self._deliver(channel, payload)
+        log = self._state.log
+        if log is None:
+            self._deliver(channel, payload)
+        else:
+            log.deliver(channel, payload, after=self._wrote_to)
 
     def _welcome(self) -> None:
         """Note that the peer has understood our HELLO.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from backplane.connection.rate import TokenBucket
     from backplane.lane import HandedOverLane
 
-__all__ = ["CallbackHandler", "Clients", "OnClose", "OnMessage", "call", "call_on_close"]
+__all__ = ["CallbackHandler", "Clients", "OnConnection", "OnMessage", "call", "call_on_close"]
 
 logger: Final = logging.getLogger("backplane.connection.callback_handler")
 
@@ -35,8 +35,11 @@ OnMessage = Callable[["Connection", Any], Awaitable[object] | None]
 A function or a coroutine function; a plain function must not block. It runs in a task, in the Context of the client.
 """
 
-OnClose = Callable[["Connection"], Awaitable[object] | None]
-"""Called once after the end of a connection, whichever side ended it, when no message of it is handled any more."""
+OnConnection = Callable[["Connection"], Awaitable[object] | None]
+"""Called once with a connection: before its first message is handled, or after its end.
+
+A function or a coroutine function, as `OnMessage`.
+"""
 
 
 class Clients(Protocol):
@@ -52,6 +55,7 @@ class CallbackHandler:
     Args:
         driver: The connection.
         context: Its Context, in which the callbacks run.
+        on_open: What is called first.
         on_message: What handles the client's messages; with `None` they are dropped.
         on_close: What is called after the end.
         clients: Where the client is removed at the end.
@@ -68,6 +72,7 @@ class CallbackHandler:
         "_lane",
         "_on_close",
         "_on_message",
+        "_on_open",
         "_task",
     )
 
@@ -78,12 +83,14 @@ class CallbackHandler:
         self,
         driver: ConnectionDriver,
         context: Context,
+        on_open: OnConnection | None,
         on_message: OnMessage | None,
-        on_close: OnClose | None,
+        on_close: OnConnection | None,
         clients: Clients,
     ) -> None:
         self._driver = driver
         self._context = context
+        self._on_open = on_open
         self._on_message = on_message
         self._on_close = on_close
         self._clients = clients
@@ -97,6 +104,8 @@ class CallbackHandler:
     def begin(self, lane: HandedOverLane) -> None:
         """Receive from `lane`."""
         self._lane = lane
+        if self._on_open is not None:
+            self._start()
 
     # --- called by the lane ---
 
@@ -163,9 +172,11 @@ class CallbackHandler:
     async def _handle_messages(self) -> BaseException | None:
         """Return what the callback raised; `None` also where it was cancelled because its connection has ended."""
         driver, on_message = self._driver, self._on_message
+        on_open, self._on_open = self._on_open, None
         error: BaseException | None = None
         driver.handler_entered()
         try:
+            await call(on_open, driver.connection)
             while not self._is_closed and (data := self._next()) is not None:
                 await call(on_message, driver.connection, data)
         except BaseException as raised:
@@ -202,7 +213,7 @@ class CallbackHandler:
                 await driver.closing.abandon()
             else:
                 if ending.is_fault:
-                    words = "on_message of connection %s raised: closing it"
+                    words = "a callback of connection %s raised: closing it"
                     driver.log(logger, logging.ERROR, words, driver.id, exc_info=error)
                 await driver.closing.finish(ending)
             await call_on_close(self._on_close, driver)
@@ -220,7 +231,7 @@ async def call(callback: Callable[..., Awaitable[object] | None] | None, *args: 
             await answer
 
 
-async def call_on_close(on_close: OnClose | None, driver: ConnectionDriver) -> None:
+async def call_on_close(on_close: OnConnection | None, driver: ConnectionDriver) -> None:
     """Call `on_close`; what it raises is logged, as there is no client any more to be closed."""
     try:
         await call(on_close, driver.connection)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.concurrency.affinity import LoopAffinity
-    from backplane.connection.callback_handler import Clients, OnClose, OnMessage
+    from backplane.connection.callback_handler import Clients, OnConnection, OnMessage
     from backplane.connection.socket import OpenSocket, Socket
     from backplane.errors import InvalidMessageError
     from backplane.fanout.hub import Hub
@@ -393,12 +393,18 @@ class ConnectionDriver(BaseSubscriber):
         self.policy.keepalive.put(self)
 
     def hand_over(
-        self, socket: Socket, on_message: OnMessage | None, on_close: OnClose | None, clients: Clients
+        self,
+        socket: Socket,
+        clients: Clients,
+        *,
+        on_open: OnConnection | None,
+        on_message: OnMessage | None,
+        on_close: OnConnection | None,
     ) -> bool:
         """Go on by callbacks, without the handler and its task; return whether the server can do that."""
         if self.is_over:
             return False
-        handler = CallbackHandler(self, self._context, on_message, on_close, clients)
+        handler = CallbackHandler(self, self._context, on_open, on_message, on_close, clients)
         handed_over = socket.hand_over(handler)
         if handed_over is None:
             return False

@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from fastapi import FastAPI, HTTPException, Path, Query, WebSocket
 from fastapi.responses import FileResponse
@@ -115,51 +115,76 @@ async def page() -> FileResponse:
 async def room_socket(websocket: WebSocket, room: Room, name: Annotated[Name, Query()], since: str = "") -> None:
     """Join a room: receive what was published after the position `since`, and from now on; publish what is sent.
 
-    The client is also sent who is in the room.
+    The client is also sent who is in the room. Most clients only listen, so none keeps a task.
     """
     who = Who(user=name, info=Person().model_dump())
-    async with backplane.connect(websocket, room, since=since, envelope="json", presence=who) as connection:
+    visit = Visit(room, name)
+    await backplane.hand_over(
+        websocket,
+        room,
+        on_open=visit.begin,
+        on_message=visit.receive,
+        on_close=visit.end,
+        since=since,
+        envelope="json",
+        presence=who,
+    )
+
+
+class Visit:
+    """A connection of a person to a room, from its handshake to its end."""
+
+    def __init__(self, room: str, name: str) -> None:
+        self._room = room
+        self._name = name
+        self._typing: TypingState | None = None
+
+    async def begin(self, connection: Connection) -> None:
+        """Welcome the client, and announce the person to the room."""
         await connection.send(Welcome())
-        await connection.join(room, presence=True)  # sends who is in the room, and every change
+        await connection.join(self._room, presence=True)  # sends who is in the room, and every change
+        await self._announce("joined")
+
+    async def receive(self, connection: Connection, data: str | bytes) -> None:
+        """Publish what the client sends, or answer why not."""
+        if is_typing(data):
+            self._typing = self._typing or TypingState(connection, self._room)
+            await self._typing.typing()
+        elif refusal := await publish_draft(self._room, self._name, data):
+            await connection.send(refusal)
+        elif self._typing is not None:
+            await self._typing.stopped()
+
+    async def end(self, _: Connection) -> None:
+        """Announce that the person left."""
+        if self._typing is not None:
+            self._typing.forget_timeout()
+        await self._announce("left")
+
+    async def _announce(self, what: str) -> None:
         with suppress(BrokerError):  # the client may join without an announcement
-            await backplane.publish(room, Notice(text=f"{name} joined"))
-        async with TypingState(connection, room) as state:
-            async for data in connection:
-                if is_typing(data):
-                    await state.typing()
-                elif refusal := await publish_draft(room, name, data):
-                    await connection.send(refusal)
-                else:
-                    await state.stopped()
-    with suppress(BrokerError):
-        await backplane.publish(room, Notice(text=f"{name} left"))
+            await backplane.publish(self._room, Notice(text=f"{self._name} {what}"))
 
 
 class TypingState:
-    """Shows to the room whether the user of a connection types; a context manager, which leaves no task."""
+    """Shows to the room whether the user of a connection types."""
 
     def __init__(self, connection: Connection, room: str) -> None:
         self._connection = connection
         self._room = room
         self._timeout: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._forget_timeout()
-
     async def typing(self) -> None:
         """Show it, for `TYPING_SECONDS` or until the next call."""
         if self._timeout is None:
             await self._show(typing=True)
-        self._forget_timeout()
+        self.forget_timeout()
         self._timeout = asyncio.create_task(self._stop_later())
 
     async def stopped(self) -> None:
         """Show that the user does not type, if that was shown."""
         if self._timeout is not None:
-            self._forget_timeout()
+            self.forget_timeout()
             await self._show(typing=False)
 
     async def _stop_later(self) -> None:
@@ -171,7 +196,8 @@ class TypingState:
     async def _show(self, *, typing: bool) -> None:
         await self._connection.update_presence(self._room, info=Person(typing=typing).model_dump())
 
-    def _forget_timeout(self) -> None:
+    def forget_timeout(self) -> None:
+        """Let the task end that would state that the user stopped."""
         if self._timeout is not None:
             self._timeout.cancel()
             self._timeout = None

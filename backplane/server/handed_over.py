@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ANSWER_SECONDS", "MAX_SIZE", "PONG", "HandedOverProtocol", "close_code_of", "is_text"]
 
-logger: Final = logging.getLogger("backplane.server.handed_over")
+_parser_logger: Final = logging.getLogger("backplane.server.handed_over")
 
 MAX_SIZE: Final = next((name for name in ("max_message_size", "max_size") if hasattr(ServerProtocol(), name)), "")
 """The name of the attribute of a parser with the largest size of a message, which depends on websockets' version."""
@@ -60,14 +60,14 @@ class Incoming:
     __slots__ = ("boundary", "conn", "fragments", "is_text", "messages", "pong", "size_bytes", "unparsed")
 
     def __init__(self, max_bytes: int | None, extensions: tuple[Extension, ...]) -> None:
-        self.conn = ServerProtocol(state=State.OPEN, max_size=max_bytes, logger=logger)
+        self.conn: ServerProtocol = ServerProtocol(state=State.OPEN, max_size=max_bytes, logger=_parser_logger)
         self.conn.extensions = list(extensions)
-        self.boundary = FrameBoundary()
-        self.unparsed = Unparsed()
+        self.boundary: FrameBoundary = FrameBoundary()
+        self.unparsed: Unparsed = Unparsed()
         self.fragments: bytearray | None = None
-        self.is_text = False
+        self.is_text: bool = False
         self.messages: deque[str | bytes] = deque()
-        self.size_bytes = 0
+        self.size_bytes: int = 0
         self.pong: bytes | None = None  # waits until the transport is writable
 
     @property
@@ -128,7 +128,7 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
     ) -> None:
         TransportLane.__init__(self, transport, loop.time())
         self._writer = writer
-        self.write = transport.write
+        self.write: Callable[[bytes], object] = transport.write
         self._receiver: LaneReceiver | None = receiver
         self._connections = connections
         self._max_bytes = max_bytes
@@ -173,8 +173,8 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
         was_full = incoming.is_full
         message = incoming.messages.popleft()
         incoming.size_bytes -= len(message)
-        if was_full and not incoming.is_full:
-            self._transport.resume_reading()
+        if was_full and not incoming.is_full:  # later: the receiver is not to be notified out of this call
+            self._loop.call_soon(self._transport.resume_reading)
         self._drop_unneeded()
         return message
 
@@ -207,7 +207,7 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
 
     def data_received(self, data: bytes) -> None:
         """Parse, or keep for later while as much as may be waits."""
-        self.last_received_at = self._loop.time()
+        self.last_received_at: float = self._loop.time()
         if self._incoming is None and is_whole_pong(data):
             return
         incoming = self._make_incoming()
@@ -218,7 +218,7 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
         """Close: the client sends nothing more."""
         self._close()
 
-    def connection_lost(self, _: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """End both sides, if they have not ended before."""
         if self._answer_timer is not None:
             self._answer_timer.cancel()
@@ -258,17 +258,17 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
         conn = incoming.conn
         incoming.boundary.feed(data)
         conn.receive_data(data)
+        before = len(incoming.messages)
         if conn.parser_exc is None:
-            before = len(incoming.messages)
-            for event in conn.events_received():
-                self._take_event(incoming, cast("Frame", event))
-            if len(incoming.messages) > before:
-                if incoming.is_full:
-                    self._transport.pause_reading()
-                if self._receiver is not None:
-                    self._receiver.message_arrived()
+            frames = cast("list[Frame]", conn.events_received())
+            if not all(self._take_frame(incoming, frame) for frame in frames):
+                conn.fail(CloseCode.INVALID_DATA)
         self._send_output(incoming)
-        if conn.parser_exc is not None or conn.close_rcvd is not None:
+        if len(incoming.messages) > before and self._receiver is not None:
+            if incoming.is_full:
+                self._transport.pause_reading()
+            self._receiver.message_arrived()
+        if conn.eof_sent:  # the client has closed or answered a close, or has violated the protocol
             self._close()
 
     def transport_closes(self) -> None:
@@ -285,26 +285,25 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
         if self._incoming is not None and not self._incoming.is_needed and not self._ended:
             self._incoming = None
 
-    def _take_event(self, incoming: Incoming, frame: Frame) -> None:
-        """Keep a message once it is complete; after the end of the lane the client is only read for its answer."""
+    def _take_frame(self, incoming: Incoming, frame: Frame) -> bool:
+        """Keep a message once it is complete; return `False` where it is a text that is not UTF-8."""
         if self._ended or frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            return
+            return True  # after the end of the lane the client is only read for its answer to the close frame
         if frame.opcode is not Opcode.CONT:
             incoming.is_text = frame.opcode is Opcode.TEXT
         if frame.opcode is Opcode.CONT or not frame.fin:
-            incoming.fragments = (incoming.fragments or bytearray()) + frame.data
+            if incoming.fragments is None:
+                incoming.fragments = bytearray()
+            incoming.fragments += frame.data
         if not frame.fin:
-            return
+            return True
         data = bytes(frame.data if incoming.fragments is None else incoming.fragments)
         incoming.fragments = None
         if incoming.is_text and not is_text(data):
-            incoming.conn.fail(CloseCode.INVALID_DATA)
-            self._send_output(incoming)
-            return self._close()
-        message = data.decode() if incoming.is_text else data
-        incoming.messages.append(message)
-        incoming.size_bytes += len(message)
-        return None
+            return False
+        incoming.messages.append(data.decode() if incoming.is_text else data)
+        incoming.size_bytes += len(incoming.messages[-1])
+        return True
 
     def _send_output(self, incoming: Incoming) -> None:
         """Write what the parser has to send; for a client that does not read, only the last pong (RFC 6455, 5.5.3)."""

@@ -172,11 +172,7 @@ class DirectLaneProtocol(BoundedProtocol, WebSocketsSansIOProtocol):
         successor.writable = lane.writable
         transport.owner = successor
         transport.set_protocol(successor)
-        self._lane = self.client_transport = None
-        self.transport = _TakenTransport()
-        self.disconnected = True
-        self.writable.set()
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": 1005})
+        _leave_to_application(self)
         return successor
 
     def _end_lane(self) -> None:
@@ -197,6 +193,15 @@ class SharedCompressionProtocol(DirectLaneProtocol):
             for factory in self.conn.available_extensions or ():
                 if isinstance(factory, ServerPerMessageDeflateFactory):
                     factory.server_no_context_takeover = True
+
+
+def _leave_to_application(protocol: Any) -> None:
+    """Leave a protocol to the task of its application, as one whose client is gone: another one has its transport."""
+    protocol._lane = protocol.client_transport = None
+    protocol.transport = _TakenTransport()
+    protocol.disconnected = True
+    protocol.writable.set()
+    protocol.queue.put_nowait({"type": "websocket.disconnect", "code": 1005})
 
 
 class _TakenTransport(asyncio.Transport):
@@ -307,10 +312,6 @@ def _warn_of_lower_limit(server_limit: int, application_limit: int) -> None:
     )
 
 
-def _discard(_: bytes) -> None:
-    """Ignore a write to a lane that is not open."""
-
-
 def _has_all_it_needs(protocol: WebSocketsSansIOProtocol) -> bool:
     """Check the parts of Uvicorn that the lane uses, and log what is missing."""
     base = WebSocketsSansIOProtocol
@@ -321,6 +322,8 @@ def _has_all_it_needs(protocol: WebSocketsSansIOProtocol) -> bool:
         "on_task_complete": hasattr(base, "on_task_complete"),
         "the side that closed": hasattr(getattr(protocol, "conn", None), "close_rcvd_then_sent"),
         "transport": hasattr(protocol, "transport"),
+        "connections": isinstance(getattr(protocol, "connections", None), set),
+        "queue": isinstance(getattr(protocol, "queue", None), asyncio.Queue),
         "the largest size of a message": bool(MAX_SIZE),
         "frames": _uses(base, "handle_cont", "frames") and _uses(base, "send_receive_event_to_app", "frames"),
         "handle_parser_exception": _uses(base, "handle_parser_exception", "close_sent"),

@@ -18,6 +18,7 @@ import pytest
 pytest.register_assert_rewrite(
     "backplane.testing.conformance",
     "backplane.testing.fault_conformance",
+    "backplane.testing.hand_over_conformance",
     "backplane.testing.history_conformance",
     "backplane.testing.lane_conformance",
     "backplane.testing.presence_conformance",
@@ -25,6 +26,7 @@ pytest.register_assert_rewrite(
 )
 
 from backplane.testing.conformance import BroadcasterConformance  # noqa: E402  # its asserts must be rewritten
+from backplane.testing.hand_over_conformance import HandOverConformance  # noqa: E402
 from backplane.testing.history_conformance import HistoryConformance  # noqa: E402
 from backplane.testing.lane_conformance import LaneConformance  # noqa: E402
 from backplane.testing.presence_conformance import PresenceConformance  # noqa: E402
@@ -34,6 +36,7 @@ from backplane.testing.recording import RecordingSink  # noqa: E402
 __all__ = [
     "BroadcasterConformance",
     "FaultProxy",
+    "HandOverConformance",
     "HistoryConformance",
     "LaneConformance",
     "PresenceConformance",

@@ -75,13 +75,13 @@ def quick_backplane(
 
 async def reaches_state(backplane: Backplane, state: LinkState) -> None:
     """Wait, bounded, until the link is in `state`."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await backplane.wait_for_state(state)
 
 
 async def next_message(messages: Subscription) -> Message:
     """Return the next message, past any gap."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for item in messages:
             if isinstance(item, Message):
                 return item
@@ -139,7 +139,7 @@ class Recorded:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait, bounded, until `condition` holds; it is checked every 10 ms."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not condition():  # noqa: ASYNC110  # a delivery must cost nothing here
                 await asyncio.sleep(0.01)
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["HISTORY_RULES", "HistoryConformance", "HistoryWorker", "history_worker"]
 
 _NO_LIMIT: Final = 1 << 30
-_WAIT_SECONDS: Final = 20.0
+_WAIT_SECONDS: Final = 30.0
 _HOSTILE_CHANNELS: Final = (
     *HOSTILE_CHANNELS,
     "{",

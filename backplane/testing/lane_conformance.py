@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LaneConformance", "LaneSite", "QueueingWriter"]
 
-_WAIT_SECONDS = 10.0
+_WAIT_SECONDS = 30.0
 _LIMIT_BYTES = 100
 # More than the buffers of two kernels hold: 16 MiB.
 _LONG, _MANY = 64 * 1024, 256
@@ -90,6 +90,10 @@ class QueueingWriter:
         self.closed += 1
         self._writable = False
         self._changed.set()
+
+    def continue_on(self, lane: Lane) -> None:
+        """Write to the lane that replaces the present one, which was handed over."""
+        self._lane = lane
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait, bounded, until `condition` holds; it is checked at every report of the lane."""

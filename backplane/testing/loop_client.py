@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoopClient"]
 
-_WAIT_SECONDS = 20.0
+_WAIT_SECONDS = 30.0
 
 
 class LoopClient:

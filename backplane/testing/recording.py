@@ -68,7 +68,7 @@ class RecordingSink:
             KeptMessage(payload, place) for (name, payload), place in delivered if name == channel and place is not None
         ]
 
-    async def until(self, condition: Callable[[], bool], *, timeout_seconds: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], bool], *, timeout_seconds: float = 30.0) -> None:
         """Wait until `condition` holds; it is checked after every report.
 
         Raises:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
-    from backplane.connection.callback_handler import OnClose, OnMessage
+    from backplane.connection.callback_handler import OnConnection, OnMessage
     from backplane.connection.driver import ConnectionDriver
     from backplane.connection.socket import ServerSocket
     from backplane.web.origin import OriginRule
@@ -102,15 +102,19 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         self._after_accept = after_accept
         self._watch_after_seconds = watch_after_seconds
         self._is_handed_over = False
-        self._on_close: OnClose | None = None
+        self._on_close: OnConnection | None = None
 
-    async def serve(self, on_message: OnMessage | None, on_close: OnClose | None) -> None:
+    async def serve(
+        self, *, on_open: OnConnection | None, on_message: OnMessage | None, on_close: OnConnection | None
+    ) -> None:
         """Serve the client by callbacks: return at once where the server can hand it over, else when it has ended."""
-        driver = self._driver
         async with self as connection:
-            self._is_handed_over = driver.hand_over(self._socket, on_message, on_close, self._runtime.clients)
+            self._is_handed_over = self._driver.hand_over(
+                self._socket, self._runtime.clients, on_open=on_open, on_message=on_message, on_close=on_close
+            )
             if not self._is_handed_over:
                 self._on_close = on_close
+                await call(on_open, connection)
                 async for data in connection:
                     await call(on_message, connection, data)
 

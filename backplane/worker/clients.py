@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.close_codes import CloseCode
+from backplane.concurrency.paced import PacedCalls
 from backplane.control.client_index import ControlledClient
 from backplane.errors import ClosedError, TooManyConnectionsError
 from backplane.worker.shutdown import stagger_window
@@ -35,6 +35,9 @@ _CURE: Final = (
 _MAX_REFUSALS: Final = 256
 
 _RESTART: Final = "restart"
+
+# How many clients `close_all` begins to close in one pass of the event loop.
+_CLOSED_PER_PASS: Final = 50
 
 
 def _at_once(callback: Callable[[], None]) -> None:
@@ -158,14 +161,16 @@ class ClientRegistry:
             After how many seconds the last one begins to close.
         """
         self.is_draining = True
-        loop = asyncio.get_running_loop()
         seconds = stagger_window(len(self._keys), most_seconds)
         logger.info("draining: closing %d connections over %.1f s", len(self._keys), seconds)
-        for client in self._keys:
-            # Not at once: by then the server's other workers accept no new client either.
-            delay = random.uniform(seconds / 10, seconds)  # noqa: S311
-            loop.call_later(delay, client.retire, CloseCode.SERVICE_RESTART, _RESTART)
+        # Not at once: by then the server's other workers accept no new client either.
+        begin = seconds / 10
+        PacedCalls(self._retire, self._keys, after_seconds=begin, seconds=seconds - begin)
         return seconds
+
+    def _retire(self, client: LocalClient) -> None:
+        if client in self._keys:
+            client.retire(CloseCode.SERVICE_RESTART, _RESTART)
 
     async def wait_until_empty(self, seconds: float) -> None:
         """Wait until the handlers of all clients have ended, for `seconds` at most; a warning reports what is left."""
@@ -180,7 +185,12 @@ class ClientRegistry:
     async def close_all(self) -> None:
         """Accept no client any more, and close those that are left with code 1012, at once."""
         self.is_draining = True
-        await asyncio.gather(*[client.close(CloseCode.SERVICE_RESTART, _RESTART) for client in self._keys])
+        closing: list[asyncio.Task[None]] = []
+        for number, client in enumerate(tuple(self._keys), 1):
+            closing.append(asyncio.create_task(client.close(CloseCode.SERVICE_RESTART, _RESTART)))
+            if number % _CLOSED_PER_PASS == 0:
+                await asyncio.sleep(0)
+        await asyncio.gather(*closing)
 
     def too_many(self, reason: str, hint: str = "") -> TooManyConnectionsError:
         """Count and log a client that is over a limit, and return the error for it.

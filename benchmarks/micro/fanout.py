@@ -51,6 +51,9 @@ class TransportSocket:
     def on_bypass(self, receive: object, /) -> None:
         """Do nothing: there is no other way to receive."""
 
+    def hand_over(self, _: object, /) -> None:
+        """Do nothing: there is no server."""
+
     def read_ahead(self, on_message: Callable[[float], None], on_end: Callable[[], None], /) -> None:
         """Do nothing: these clients send nothing."""
 

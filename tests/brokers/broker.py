@@ -107,7 +107,7 @@ class ProcessBroker(Broker):
     """
 
     shareable = True
-    start_seconds: ClassVar[float] = 10.0
+    start_seconds: ClassVar[float] = 30.0
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

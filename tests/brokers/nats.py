@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from io import BufferedRWPair
     from pathlib import Path
 
-__all__ = ["NatsProcess", "delete_streams", "private_nats", "server_info", "shared_nats"]
+__all__ = ["NatsProcess", "delete_streams", "pools_routes", "private_nats", "server_info", "shared_nats"]
 
 _IMAGE = "nats:2.12.2-alpine"  # as in docker-compose.yml
 _INBOX: Final = b"_INBOX.delete-streams"
@@ -50,12 +51,19 @@ def private_nats(config: str, folder: Path, *, login: str = "", jetstream: bool 
     Raises:
         BrokerMissingError: This machine has none.
     """
-    program = os.environ.get("BACKPLANE_TEST_NATS_SERVER") or shutil.which("nats-server") or install("nats-server")
+    program = _program()
     if program is not None:
         return NatsProcess(program, config, folder, login, jetstream=jetstream)
     if config:
         raise BrokerMissingError("no nats-server, and the one in Docker is not configurable here")
     return _NatsContainer()
+
+
+def pools_routes() -> bool:
+    """Whether the server connects to each other one several times, and knows the setting `pool_size`: from 2.10 on."""
+    version = subprocess.run([_program() or "nats-server", "--version"], check=True, capture_output=True, text=True)
+    major, minor, *_ = version.stdout.rpartition("v")[2].split(".")
+    return (int(major), int(minor)) >= (2, 10)
 
 
 def delete_streams(broker: Broker) -> None:
@@ -75,6 +83,10 @@ def delete_streams(broker: Broker) -> None:
         while names := _api(lines, "STREAM.NAMES")["streams"] or ():  # of very many it sends a part
             for name in names:
                 _api(lines, f"STREAM.DELETE.{name}")
+
+
+def _program() -> str | None:
+    return os.environ.get("BACKPLANE_TEST_NATS_SERVER") or shutil.which("nats-server") or install("nats-server")
 
 
 def _api(lines: BufferedRWPair, call: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from backplane.health_routes import broker_error_response
 
 backplane = Backplane(
     history={"kept-*": History(max_messages=2000)},
-    settings=Settings(drain_seconds=1, probe_interval_seconds=0.5, max_backoff_seconds=1),
+    settings=Settings(drain_seconds=1, probe_interval_seconds=1.5, max_backoff_seconds=1),
     on_gap="close",
 )
 app = FastAPI(lifespan=backplane.lifespan, exception_handlers={BrokerError: broker_error_response})

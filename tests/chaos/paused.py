@@ -62,7 +62,7 @@ async def main(url: str) -> dict[str, Any]:
         await asyncio.to_thread(sys.stdin.read)
         over.set()
         await asyncio.gather(*publishing)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(received) < published["ok"]:
                 arrived.clear()
                 await arrived.wait()

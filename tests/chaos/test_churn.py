@@ -101,7 +101,7 @@ async def test_churn_while_the_link_is_cut_every_100_ms(
                 await asyncio.sleep(_CUT_EVERY_SECONDS)
             over.set()
         barrier = asyncio.Barrier(_TASKS + 1)
-        async with asyncio.timeout(20), asyncio.TaskGroup() as staying:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as staying:
             for churner in churners:
                 staying.create_task(churner.stay(barrier))
             await barrier.wait()
@@ -127,6 +127,6 @@ def _expect_view(view: Callable[[], Counter[str]], expected: Counter[str]) -> No
         return seen == expected
 
     try:
-        wait_until(is_expected, "the broker's view is the expected one", seconds=10)
+        wait_until(is_expected, "the broker's view is the expected one", seconds=30)
     except TimeoutError as error:
         raise AssertionError(f"missing {expected - seen}, left over {seen - expected}") from error

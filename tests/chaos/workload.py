@@ -19,6 +19,7 @@ from backplane import (
     Settings,
 )
 from tests.chaos.checker import GAP, CheckResult, check
+from tests.chaos.delay import Delay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ GREETING: Final = "hello"
 QUICK: Final = Settings(
     probe_interval_seconds=0.5, max_backoff_seconds=1.0, publish_timeout_seconds=0.5, linger_seconds=0.05
 )
-_TIMEOUT_SECONDS: Final = 20.0
+_TIMEOUT_SECONDS: Final = 40.0
 _BURST: Final = 2
 _PAUSE_SECONDS: Final = 0.02
 _BACKLOG_BYTES: Final = 256 * 1024 * 1024
@@ -133,6 +134,9 @@ class Workload:
         lossless: Whether the adapter promises to lose nothing.
         channels: What they publish to and subscribe to.
         history: The rules of all participants.
+
+    Attributes:
+        delay: By how much the machine has delayed it.
     """
 
     def __init__(
@@ -155,6 +159,7 @@ class Workload:
         self.subscribers = [*self.near[:2], beside[1]]
         self.settings = settings
         self.lossless = lossless
+        self.delay = Delay()
         self._over = asyncio.Event()
         self._may_publish = asyncio.Event()
         self.resume()

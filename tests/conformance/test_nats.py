@@ -88,7 +88,9 @@ class TestNatsHistory(HistoryConformance):
 
 
 class TestNatsHistoryInMemory(HistoryConformance):
-    """The history, in memory."""
+    """The history, in memory, which is the server's affair alone."""
+
+    one_loop = True
 
     @pytest.fixture
     def url(self, private_nats: StartNats) -> str:

@@ -126,7 +126,9 @@ class _NamedBySentinel:
 
 
 class TestRedisSentinel(_NamedBySentinel, RedisConformance):
-    """The whole contract, on a server that a sentinel names."""
+    """The whole contract, on a server that a sentinel names; its connections are those of `TestRedis`."""
+
+    one_loop = True
 
 
 class TestRedisHistory(HistoryConformance):
@@ -156,6 +158,8 @@ class TestRedisTlsHistory(HistoryConformance):
 
 class TestRedisSentinelHistory(_NamedBySentinel, HistoryConformance):
     """Every promise of a history, on a server that a sentinel names."""
+
+    one_loop = True
 
 
 class TestRedisPresence(PresenceConformance):

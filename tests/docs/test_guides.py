@@ -68,6 +68,21 @@ def test_sockets() -> None:
         assert refused.value.status_code == 403
 
 
+def test_hand_over(capsys: pytest.CaptureFixture[str]) -> None:
+    """A client is welcomed, joins what it sends the name of, receives it, and its end is reported."""
+    names = run("guides/clients-that-listen.md", "hand-over")
+    with TestClient(names["app"]) as client:
+        with client.websocket_connect("/prices") as socket:
+            name = socket.receive_json()["welcome"]
+            socket.send_text("TEA")
+            socket.send_text("bye")
+            with pytest.raises(WebSocketDisconnect) as closed:
+                socket.receive_text()
+            assert (closed.value.code, closed.value.reason) == (4701, "goodbye")
+        assert client.portal is not None
+    assert capsys.readouterr().out == f"{name} has left\n"
+
+
 def test_latest() -> None:
     """A client that has joined a channel with `latest` receives its messages."""
     names = run("guides/slow-clients.md", "latest")
@@ -103,7 +118,7 @@ def test_typed_history() -> None:
 
     async def follow_until(expected: int) -> None:
         following = asyncio.create_task(names["follow_stock"]("berlin", stored, left))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(left) != expected or "berlin" not in stored:
                 await asyncio.sleep(0)
         following.cancel()

@@ -62,7 +62,9 @@ class Client:
         """Connect, and receive until the worker has sent its pid."""
         self.pid = 0
         self.received = defaultdict(list)
-        self._socket = await connect(self._url, compression=None, ping_interval=None, close_timeout=2)
+        self._socket = await connect(
+            self._url, compression=None, ping_interval=None, open_timeout=_SECONDS, close_timeout=2
+        )
         while not self.pid:
             self._record(await self._socket.recv())
 

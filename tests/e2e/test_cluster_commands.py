@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.brokers.process import free_port
-from tests.cluster_app import WAIT
+from tests.cluster_app import HEARTBEAT_SECONDS
 from tests.server_process import server_process
 
 if TYPE_CHECKING:
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 
     from websockets.sync.client import ClientConnection
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 _ROOT = Path(__file__).parents[2]
 _SECRET = "0123456789abcdef"
 _WORKERS = 3
+# How long a command waits for heartbeats: several of them, as a busy machine delays some.
+_WAIT = ("--seconds", str(4 * HEARTBEAT_SECONDS))
 
 
 class Application:
@@ -42,7 +44,7 @@ class Application:
 
     def command(self, *arguments: str) -> tuple[int, dict[str, Any]]:
         """Run a command with `--json`; return status and object."""
-        line = [sys.executable, "-m", "backplane", *arguments, *WAIT, "--json"]
+        line = [sys.executable, "-m", "backplane", *arguments, *_WAIT, "--json"]
         done = subprocess.run(line, env=self._environment, capture_output=True, text=True, check=False, timeout=60)
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)
@@ -87,7 +89,7 @@ class Application:
 
     def client(self, room: str, user: str) -> ClientConnection:
         """Connect a user to a room; to be entered."""
-        return connect(f"ws://127.0.0.1:{self.port}/{room}?user={user}")
+        return connect(f"ws://127.0.0.1:{self.port}/{room}?user={user}", open_timeout=30)
 
 
 @contextmanager
@@ -95,6 +97,7 @@ def _serving(url: str, folder: Path) -> Generator[Application]:
     port = free_port()
     command = [sys.executable, "-m", "backplane", "run", "tests.cluster_app:application", "--factory"]
     command += ["--workers", str(_WORKERS), "--port", str(port)]
+    command += ["--", "--timeout-worker-healthcheck", "60"]  # else Uvicorn kills a worker that is stopped for 5 s
     environment = {"BACKPLANE_URL": url, "TEST_CONTROL_SECRET": _SECRET}
     with server_process(command, folder, cwd=_ROOT, environment=environment) as server:
         application = Application(port, url)
@@ -142,8 +145,8 @@ def test_commands(broker_url: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("broker_url", "command"),
     [
-        ("ipc", ["survey", "load", "--timeout", "0.5"]),
-        ("redis", ["disconnect", "--user", "ada", "--confirm", "0.5"]),
+        ("ipc", ["survey", "load", "--timeout", "2.5"]),
+        ("redis", ["disconnect", "--user", "ada", "--confirm", "2.5"]),
     ],
     indirect=["broker_url"],
 )
@@ -155,7 +158,7 @@ def test_worker_that_does_not_answer(broker_url: str, tmp_path: Path, command: l
             with application.command_with_progress(*command) as (process, wait_for):
                 wait_for(f"waiting for heartbeats: {_WORKERS} workers")
                 os.kill(pid, signal.SIGSTOP)
-                printed, _ = process.communicate(timeout=30)
+                printed, _ = process.communicate(timeout=60)
         finally:
             os.kill(pid, signal.SIGCONT)
         report = json.loads(printed)

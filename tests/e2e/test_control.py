@@ -85,7 +85,9 @@ async def until_known(server: Server) -> None:
 
 async def opened(stack: AsyncExitStack, server: Server, path: str) -> tuple[ClientConnection, int]:
     """Open a WebSocket; return it with the pid of its worker."""
-    socket = await stack.enter_async_context(connect(f"{server.ws_url}{path}", proxy=None, close_timeout=2))
+    socket = await stack.enter_async_context(
+        connect(f"{server.ws_url}{path}", proxy=None, open_timeout=_SECONDS, close_timeout=2)
+    )
     async with asyncio.timeout(_SECONDS):
         return socket, int(await socket.recv())
 
@@ -131,7 +133,7 @@ async def run_script(code: str, broker_url: str, *arguments: str) -> None:
 
 
 async def test_a_ban_ends_every_connection_and_names_a_stopped_worker(broker_url: str, tmp_path: Path) -> None:
-    """`disconnect(confirm_seconds=2)` closes all on the workers that run, in time; the stopped one follows later."""
+    """`disconnect(confirm_seconds=4)` closes all on the workers that run, in time; the stopped one follows later."""
     server_name = "gunicorn" if broker_url.startswith(("ipc", "nats")) else "uvicorn"
     with serving(server_name, broker_url, tmp_path) as server:
         await until_known(server)
@@ -142,14 +144,14 @@ async def test_a_ban_ends_every_connection_and_names_a_stopped_worker(broker_url
             stopped = sockets[0][1]
             os.kill(stopped, signal.SIGSTOP)
             try:
-                asked = await get(server, "/survey", seconds=1.5)
+                asked = await get(server, "/survey", seconds=4)
                 assert asked["missing"] == [stopped]
                 assert {int(pid) for pid in asked["answers"]} == server.pids - {stopped}
-                assert asked["seconds"] < 2.5
+                assert asked["seconds"] < 10  # the stopped worker counts as alive for 30 s
 
-                banned = await get(server, "/ban/ada", seconds=2)
+                banned = await get(server, "/ban/ada", seconds=4)
                 assert banned["missing"] == [stopped]
-                assert banned["seconds"] < 3
+                assert banned["seconds"] < 10
                 running = [socket for socket, pid in sockets if pid != stopped]
                 assert sum(banned["answers"].values()) == len(running)
                 assert set(await asyncio.gather(*map(end_of, running))) == {(4003, "banned")}
@@ -225,7 +227,7 @@ def sessions(stack: AsyncExitStack, server: Server, count: int) -> list[Any]:
 
     async def begin() -> tuple[ClientConnection, int]:
         path = f"{server.ws_url}/single/ada"
-        return await stack.enter_async_context(connect(path, proxy=None, close_timeout=2)), 0
+        return await stack.enter_async_context(connect(path, proxy=None, open_timeout=_SECONDS, close_timeout=2)), 0
 
     return [begin() for _ in range(count)]
 

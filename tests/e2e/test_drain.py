@@ -75,7 +75,7 @@ class CloseRecorder:
 async def refused_status(server: Server) -> int:
     """Return the status with which the server refuses a new client."""
     with pytest.raises(InvalidStatus) as refused:
-        async with connect(f"{server.ws_url}/rooms/{ROOM}"):
+        async with connect(f"{server.ws_url}/rooms/{ROOM}", open_timeout=30):
             pytest.fail("a draining worker accepted a client")
     return refused.value.response.status_code
 
@@ -85,7 +85,7 @@ async def test_sigterm_drains_the_server_gradually(
     server_name: str, workers: int, ipc_url: str, tmp_path: Path
 ) -> None:
     """Not ready and no new clients at once; each client is closed with 1012, in turn; then the server ends."""
-    environment = {"TEST_DRAIN_SECONDS": "3"}
+    environment = {"TEST_DRAIN_SECONDS": "6"}  # of which a busy machine takes some to ask
     with serving(server_name, ipc_url, tmp_path, workers=workers, environment=environment) as server:
         assert (await asyncio.to_thread(server.get_ready))[0] == 200
         async with open_clients(f"{server.ws_url}/rooms/{ROOM}", SIZE) as group:

@@ -66,7 +66,7 @@ async def test_a_foreign_publish_reaches_the_sockets(
     """Sockets on several workers receive what a tool of the broker publishes, as text and unchanged."""
     url: str = request.getfixturevalue(f"{broker}_broker").own_url
     with serving("gunicorn", url, tmp_path) as server:
-        clients = [await connect(f"{server.ws_url}/rooms/chat") for _ in range(8)]
+        clients = [await connect(f"{server.ws_url}/rooms/chat", open_timeout=30) for _ in range(8)]
         for client in clients:
             await client.recv()  # the pid of its worker: it has joined
         await publish(url)

@@ -21,10 +21,22 @@ from tests.server_in_loop import serving_in_loop
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-pytestmark = pytest.mark.anyio
+ASYNCIO, UVLOOP = (("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True))
+PLAIN, LANE = "websockets-sansio", "backplane.server.uvicorn:DirectLaneProtocol"
+# What a client leaves can depend on its adapter, its protocol and the event loop: any two of these meet once.
+PAIRS = [
+    pytest.param(ASYNCIO, "memory", PLAIN, id="asyncio-memory-plain"),
+    pytest.param(UVLOOP, "memory", LANE, id="uvloop-memory-lane"),
+    pytest.param(UVLOOP, "ipc", PLAIN, id="uvloop-ipc-plain"),
+    pytest.param(ASYNCIO, "ipc", LANE, id="asyncio-ipc-lane"),
+    pytest.param(ASYNCIO, "redis", PLAIN, id="asyncio-redis-plain"),
+    pytest.param(UVLOOP, "redis", LANE, id="uvloop-redis-lane"),
+]
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize(("anyio_backend", "url", "ws"), PAIRS, indirect=True)]
 
 
-@pytest.fixture(params=["memory", "ipc", "redis"])
+@pytest.fixture
 def url(request: pytest.FixtureRequest) -> str:
     """The URL of each broker in turn."""
     if request.param == "redis":
@@ -52,7 +64,7 @@ class ServedApp:
         """Wait, within a bound, until the server holds nothing of any client."""
         held: list[object] = []
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(30):
                 while held := self._held():
                     await asyncio.sleep(0.01)
         except TimeoutError:
@@ -73,9 +85,7 @@ class ServedApp:
         ]
 
 
-@pytest.fixture(
-    params=["websockets-sansio", "backplane.server.uvicorn:DirectLaneProtocol"], ids=["plain", "direct lane"]
-)
+@pytest.fixture
 def ws(request: pytest.FixtureRequest) -> str:
     """Uvicorn's WebSocket protocol, without the direct lane and with it."""
     protocol: str = request.param

@@ -41,8 +41,8 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 def post(port: int, path: str) -> str:
-    """Return the response's text, within five seconds."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    """Return the response's text, in bounded time."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request("POST", path)
         response = connection.getresponse()

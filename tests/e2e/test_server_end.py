@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from websockets.sync.client import ClientConnection
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 
 FOLDER = Path(__file__).parent
-SECONDS = 20
+SECONDS = 40
 
 UVICORN = ("-m", "uvicorn", "ending:app", "--port", "{port}", "--log-level", "warning")
 GUNICORN = ("-m", "gunicorn", "ending:app", "--bind", "127.0.0.1:{port}", "--log-level", "warning", "--worker-class")
@@ -108,7 +108,13 @@ class Clients:
 
     def _connected(self, path: str) -> ClientConnection:
         client = self._stack.enter_context(
-            connect(f"ws://127.0.0.1:{self._port}{path}", compression=None, max_queue=None, close_timeout=1)
+            connect(
+                f"ws://127.0.0.1:{self._port}{path}",
+                compression=None,
+                max_queue=None,
+                open_timeout=SECONDS,
+                close_timeout=1,
+            )
         )
         client.recv(timeout=SECONDS)
         return client
@@ -148,10 +154,9 @@ def running(command: tuple[str, ...], port: int, folder: Path, broker_url: str) 
         error.add_note(log.read_text()[-5_000:])
         raise
     finally:
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         end(process, seconds=0.1)
-        for child in psutil.wait_procs(children, timeout=1)[1]:
-            child.kill()
+        with suppress(ProcessLookupError):  # also of a worker that was begun meanwhile
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def answers(port: int) -> int:

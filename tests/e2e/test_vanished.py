@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-HEARTBEAT_SECONDS = 0.3
+HEARTBEAT_SECONDS = 0.8
 # Far less than TCP's own timeouts, and generous for a busy machine.
-WAIT_SECONDS = 15
+WAIT_SECONDS = 30
 
 
 class Room:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 LANES = pytest.mark.parametrize("protocol", [DirectLaneProtocol, WebSocketsSansIOProtocol], ids=["lane", "asgi"])
 HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -95,7 +95,7 @@ def test_tail_prints_what_is_published(redis_broker: Broker) -> None:
         status, printed, _ = run("publish", redis_broker.url, "lobby", "Dinner is ready")
         assert (status, printed) == (0, "published 15 bytes to 'lobby': the server has answered\n")
         asyncio.run(publish_foreign(redis_broker.url, "lobby", b"\xff\x00"))
-        printed, errors = process.communicate(timeout=10)
+        printed, errors = process.communicate(timeout=60)
 
     first, second = printed.splitlines()
     assert first.endswith("lobby          15 B  Dinner is ready")
@@ -113,7 +113,7 @@ def test_tail_survives_an_outage(private_redis: StartRedis) -> None:
         assert process.stdout is not None
         gap = json.loads(process.stdout.readline())  # printed when every channel is joined again
         assert run("publish", broker.url, "lobby", "after")[0] == 0
-        printed, errors = process.communicate(timeout=10)
+        printed, errors = process.communicate(timeout=60)
 
     assert gap["type"] == "gap"
     assert "the link to the broker was lost" in gap["reason"]
@@ -153,7 +153,7 @@ def test_link_lost_while_workers_are_awaited(private_redis: StartRedis, command:
         while b"waiting for heartbeats: 0 workers" not in read:
             read += shown.read(100_000)
         broker.stop()
-        printed, _ = process.communicate(timeout=30)
+        printed, _ = process.communicate(timeout=60)
         read += shown.read(100_000)
     assert (process.returncode, printed) == (1, b"")
     assert b"was lost meanwhile: workers may be missing here" in read.rpartition(b"backplane: ")[2]

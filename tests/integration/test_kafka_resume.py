@@ -65,7 +65,7 @@ def backplane(url: str) -> Backplane:
 
 async def data_of(messages: Subscription, count: int) -> list[object]:
     """Return the data of the next messages; a gap fails the test."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         items = [await anext(messages) for _ in range(count)]
     assert [item for item in items if isinstance(item, Gap)] == []
     return [item.data for item in items if isinstance(item, Message)]

@@ -27,7 +27,7 @@ from backplane.errors import LifecycleError
 from backplane.fanout.frames import compress_frame, encode_frame
 from backplane.lane import EXTENSION
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
-from backplane.testing import LaneConformance
+from backplane.testing import HandOverConformance
 from tests.brokers.certificate import self_signed_certificate
 from tests.server_in_loop import serving_in_loop
 
@@ -231,12 +231,14 @@ async def serving(
 
 
 class UvicornSite:
-    """A `LaneSite` on Uvicorn with a client of websockets, which reads no more than a test receives."""
+    """A `HandOverSite` on Uvicorn with a client of websockets, which reads no more than a test receives."""
 
     def __init__(self) -> None:
         self._arrived = asyncio.Event()
         self._may_accept = asyncio.Event()
         self._ended = asyncio.Event()
+        self._application_ended = asyncio.Event()
+        self._is_handed_over = False
         self._events: asyncio.Queue[str] = asyncio.Queue()
         self._socket: AppSocket | None = None
         self._client: ClientConnection | None = None
@@ -259,6 +261,7 @@ class UvicornSite:
             event = (await socket.receive())["type"]
             self._events.put_nowait(event)
         await self._ended.wait()
+        asyncio.get_running_loop().call_later(0, self._application_ended.set)  # once its task has ended
 
     @asynccontextmanager
     async def connected(self, url: str) -> AsyncGenerator[None]:
@@ -289,10 +292,33 @@ class UvicornSite:
         """Do nothing: `received` reads."""
 
     async def send(self, text: str) -> None:
-        """Send, and wait for what the application receives."""
+        """Send, and wait for what the application receives, until it receives the end."""
         assert self._client is not None
         await self._client.send(text)
-        await self._events.get()
+        if not self._is_handed_over:
+            self._is_handed_over = await self._events.get() == "websocket.disconnect"
+
+    async def application_receives(self) -> str:
+        """Return the type of the next event."""
+        return await self._events.get()
+
+    async def application_sends(self, text: str) -> None:
+        """Send by ASGI."""
+        assert self._socket is not None
+        await self._socket.send(text)
+
+    async def end_application(self) -> None:
+        """Let it return."""
+        self._ended.set()
+        await self._application_ended.wait()
+
+    async def closed(self) -> tuple[int, str]:
+        """Return the close frame that the client has received."""
+        assert self._client is not None
+        await self._client.wait_closed()
+        received = self._client.protocol.close_rcvd
+        assert received is not None
+        return received.code, received.reason
 
     async def close(self) -> None:
         """Close with a close frame."""
@@ -305,12 +331,13 @@ class UvicornSite:
         return [await self._client.recv() for _ in range(count)]
 
 
-class TestUvicornLane(LaneConformance):
-    """The contract of a lane, for the lane of Uvicorn."""
+class TestUvicornLane(HandOverConformance):
+    """The contract of a lane that can be handed over, for the lane of Uvicorn."""
 
     @pytest.fixture
-    async def site(self) -> AsyncGenerator[UvicornSite]:
+    async def site(self, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[UvicornSite]:
         """A client in its handshake with a server in this event loop."""
+        monkeypatch.setattr("backplane.server.handed_over.ANSWER_SECONDS", 0.2)
         site = UvicornSite()
         async with serving(site.application) as server, site.connected(server.url):
             yield site
@@ -715,7 +742,7 @@ class OtherProtocol(ServerProtocol):
     [
         pytest.param((sansio, "ServerProtocol", OtherProtocol), "not as expected: conn", id="another class"),
         pytest.param((server_module, "_STATE", None), "the state of conn", id="no state"),
-        pytest.param((server_module, "_MAX_SIZE", ""), "the largest size of a message", id="no limit"),
+        pytest.param((server_module, "MAX_SIZE", ""), "the largest size of a message", id="no limit"),
     ],
 )
 async def test_another_uvicorn(

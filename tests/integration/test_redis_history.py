@@ -441,7 +441,7 @@ async def test_old_messages_of_a_busy_channel_are_not_recalled(private_redis: St
         empty = (await recall(None)).top
         receipt = await adapter.keep("room", b"first", rule)
         assert (await recall(empty)).found
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while b"first" in payloads_of(await recall(None)):
                 await adapter.keep("room", b"next", rule)
                 await asyncio.sleep(0.01)
@@ -664,7 +664,7 @@ async def test_a_cut_link_is_repaired_without_a_gap(private_redis: StartRedis) -
                 while (await backplane.health()).generation == generation or backplane.state != "live":
                     await publisher.keep("room", encoded(str(published)), rule)
                     published += 1
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(30):
                     while len(received) < published:
                         received.append(await anext(messages))
         assert [item.data for item in received if isinstance(item, Message)] == [str(n) for n in range(published)]
@@ -690,7 +690,7 @@ async def test_what_the_server_lost_is_one_gap(private_redis: StartRedis, deed: 
         if deed == "replaced":
             proxy.lead_to(other.url)
         proxy.heal()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             gap = await anext(messages)
         assert isinstance(gap, Gap)
         async with linked(other.url if deed == "replaced" else broker.url) as (publisher, _):

@@ -128,9 +128,10 @@ async def test_unreachable_sentinels_cause_no_delay(private_sentinels: StartSent
     service = private_sentinels()
     for sentinel in service.sentinels[1:]:
         sentinel.freeze()
-    async with Backplane(service.url_of(service.sentinels[:1]), settings=QUICK) as backplane:
-        broadcaster = await started(service.url_of(service.sentinels[:1]), RecordingSink())
-        async with asyncio.timeout(2):
+    url = f"{service.url_of(service.sentinels[:1])}?connect_timeout_seconds=60"
+    async with Backplane(url, settings=QUICK) as backplane:
+        broadcaster = await started(url, RecordingSink())
+        async with asyncio.timeout(30):
             await broadcaster.check()
             await broadcaster.check()
         await broadcaster.stop()
@@ -144,7 +145,7 @@ async def test_a_replaced_primary_is_left(private_sentinels: StartSentinels) -> 
     service = private_sentinels()
     async with Backplane(service.url, settings=QUICK) as backplane, backplane.subscribe("room") as messages:
         await asyncio.to_thread(service.replace_unseen)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             gap = await anext(messages)
         assert isinstance(gap, Gap)
         assert "was replaced" in gap.reason

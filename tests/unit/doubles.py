@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import zlib
+from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from backplane.broadcaster import Broadcaster, BrokerUrl, Capabilities, Options
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Sink
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
-    from backplane.lane import LaneWriter
+    from backplane.lane import LaneReceiver, LaneWriter
     from backplane.message import Gap, Joined, Message
     from backplane.statistics import Counters
 
 __all__ = [
     "ControlledBroadcaster",
+    "FakeHandedOverLane",
     "FakeLane",
     "Gate",
     "RecordingSubscriber",
@@ -76,6 +78,8 @@ class FakeLane:
         max_message_bytes: What the client's messages were limited to.
         accepted: Whether the handshake is accepted; set by the test.
         strict: Whether a write that a writer must not do fails the test, instead of being dropped as a server drops it.
+        is_read_from: Whether the client has sent something, after which it cannot be handed over; set by the test.
+        successor: What it was handed over to.
     """
 
     def __init__(self) -> None:
@@ -95,6 +99,8 @@ class FakeLane:
         self.writable = True
         self.ended = False
         self.on_write: Callable[[bytes], object] | None = None
+        self.is_read_from = False
+        self.successor: FakeHandedOverLane | None = None
         self._user: LaneWriter | None = None
 
     @property
@@ -125,6 +131,15 @@ class FakeLane:
             return user.lane_closed()
         self._user = user
         user.lane_writable(self.writable)
+
+    def hand_over(self, receiver: LaneReceiver, /) -> FakeHandedOverLane | None:
+        """Go on as another lane, whose writer is the same."""
+        if self.ended or self._user is None or self.is_read_from:
+            return None
+        self.successor = FakeHandedOverLane(self, receiver)
+        self._user = None
+        self.end()
+        return self.successor
 
     def limit_messages(self, max_bytes: int, /) -> None:
         """Keep it."""
@@ -169,6 +184,99 @@ class FakeLane:
         self.writable = writable
         if self._user is not None:
             self._user.lane_writable(writable)
+
+
+_MOST_WAITING: Final = 64
+
+
+class FakeHandedOverLane(FakeLane):
+    """A `backplane.lane.HandedOverLane` that goes on where a `FakeLane` has ended.
+
+    Args:
+        lane: What was handed over.
+        receiver: What is notified of the client's messages.
+
+    Attributes:
+        closed_with: The close frame that the client got.
+    """
+
+    def __init__(self, lane: FakeLane, receiver: LaneReceiver | None) -> None:
+        vars(self).update(vars(lane))
+        self.closed_with: tuple[int, str] | None = None
+        self._receiver: LaneReceiver | None = receiver
+        self._messages: deque[str | bytes] = deque()
+        self._unread: deque[str | bytes] = deque()  # sent by the client while the server does not read
+        self._is_gone = False
+        self._when_gone: list[Callable[[], None]] = []
+
+    def arrive(self, *messages: str | bytes) -> None:
+        """Receive from the client, each message for itself."""
+        for message in messages:
+            if not self.reading:
+                self._unread.append(message)
+            elif not self.ended:
+                self._messages.append(message)
+                self.reading = len(self._messages) < _MOST_WAITING
+                assert self._receiver is not None
+                self._receiver.message_arrived()
+
+    def leave(self) -> None:
+        """Lose the client."""
+        self.end()
+        self._is_gone = True
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.receiving_ended()
+        callbacks, self._when_gone = self._when_gone, []
+        for callback in callbacks:
+            callback()
+
+    def attach(self, _: LaneWriter, /) -> None:
+        """Refuse: it has a user."""
+        raise LifecycleError("the lane has a user")
+
+    def hand_over(self, _: LaneReceiver, /) -> FakeHandedOverLane | None:
+        """Refuse: it is handed over."""
+        return None
+
+    def take(self) -> str | bytes | None:
+        """Return the next message, and read again where too many were waiting."""
+        if not self._messages:
+            return None
+        message = self._messages.popleft()
+        while self._unread and len(self._messages) < _MOST_WAITING:
+            self._messages.append(self._unread.popleft())
+        self.reading = len(self._messages) < _MOST_WAITING
+        return message
+
+    def limit_messages(self, max_bytes: int, /) -> None:
+        """Keep the lowest limit."""
+        self.max_message_bytes = min(max_bytes, self.max_message_bytes or max_bytes)
+
+    def close_with(self, code: int, reason: str, /) -> None:
+        """Keep the close frame, and end; the client is gone in a later pass."""
+        if not self.ended:
+            self.closed_with = code, reason
+            self.close_code = code
+            self.end()
+            asyncio.get_running_loop().call_soon(self.leave)
+
+    def when_gone(self, callback: Callable[[], None], /) -> None:
+        """Call it once the client is lost."""
+        if self._is_gone:
+            callback()
+        else:
+            self._when_gone.append(callback)
+
+    def close(self) -> None:
+        """End, and lose the client in a later pass."""
+        super().close()
+        asyncio.get_running_loop().call_soon(self.leave)
+
+    def abort(self) -> None:
+        """Lose the client in a later pass."""
+        self.aborted = True
+        asyncio.get_running_loop().call_soon(self.leave)
 
 
 def messages_in(frames: bytes) -> list[str | bytes]:
@@ -375,7 +483,7 @@ class RecordingSubscriber:
 
     async def receives(self, count: int) -> list[str | bytes | Gap]:
         """Return all that was received once it is `count` items."""
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(30):
             while len(self.received) < count:
                 self._changed.clear()
                 await self._changed.wait()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from backplane.connection.sender import SocketGoneError
 from backplane.web.framework_errors import framework_ending
-from tests.unit.doubles import FakeLane, Gate, messages_in
+from tests.unit.doubles import FakeHandedOverLane, FakeLane, Gate, messages_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from backplane.connection.connection import Connection
     from backplane.connection.driver import ConnectionDriver
     from backplane.connection.ending import Ending
-    from backplane.connection.socket import Bypass
+    from backplane.connection.socket import Bypass, HandedOver
+    from backplane.lane import LaneReceiver, LaneWriter
 
 __all__ = ["ClientLane", "FakeServerSocket", "FakeSocket", "driver_of"]
 
-_WAIT_SECONDS = 5.0
+_WAIT_SECONDS = 30.0
 
 
 def driver_of(connection: Connection) -> ConnectionDriver:
@@ -27,15 +28,29 @@ def driver_of(connection: Connection) -> ConnectionDriver:
     return connection._driver  # pyright: ignore[reportPrivateUsage]
 
 
-class ClientLane(FakeLane):
-    """A lane whose transport takes one write, and pauses with it, while the client does not read."""
+class ClientLane(FakeHandedOverLane):
+    """A lane whose transport takes one write, and pauses with it, while the client does not read.
+
+    It is the lane before and after it is handed over.
+    """
 
     def __init__(self, socket: FakeSocket) -> None:
-        super().__init__()
+        super().__init__(FakeLane(), None)
         self.on_write = self._take
         self._socket = socket
         self._held: list[str | bytes] = []
         self._reads = True
+
+    def attach(self, user: LaneWriter, /) -> None:
+        """Take the user."""
+        FakeLane.attach(self, user)
+
+    def hand_over(self, receiver: LaneReceiver, /) -> ClientLane | None:
+        """Go on as the same object."""
+        if self.ended or self._user is None or self.is_read_from:
+            return None
+        self._receiver = receiver
+        return self
 
     def stop_reading(self) -> None:
         """Pause at the next write."""
@@ -55,6 +70,22 @@ class ClientLane(FakeLane):
         self._held += messages_in(frames)
         self._socket.taken()
         self.pause()
+
+
+class ArrivingOnLane(asyncio.Queue["str | bytes | Exception | None"]):
+    """What a client sends that was handed over."""
+
+    def __init__(self, lane: ClientLane) -> None:
+        super().__init__()
+        self._lane = lane
+
+    def put_nowait(self, item: str | bytes | Exception | None) -> None:
+        """Let it arrive; `None` is the client's end."""
+        assert not isinstance(item, Exception), "a lane receives no errors"
+        if item is None:
+            self._lane.leave()
+        else:
+            self._lane.arrive(item)
 
 
 class LaneGate(Gate):
@@ -114,6 +145,13 @@ class FakeSocket:
         self.sent.append(data)
         self._changed.set()
 
+    def hand_over(self, receiver: LaneReceiver, /) -> HandedOver | None:
+        """Go on with callbacks where there is a lane: what the client sends arrives on the lane."""
+        if self.lane is None or self.lane.hand_over(receiver) is None:
+            return None
+        self.receiver = ArrivingOnLane(self.lane)
+        return cast("HandedOver", self)
+
     def is_gone(self, error: Exception) -> bool:
         """Return whether it is what a socket raises whose client is gone."""
         return isinstance(error, SocketGoneError)
@@ -150,7 +188,9 @@ class FakeSocket:
         if self.close_error is not None:
             raise self.close_error
         self.closed.append((code, reason))
-        if self.lane is not None:
+        if isinstance(self.receiver, ArrivingOnLane):
+            cast("ClientLane", self.lane).close_with(code, reason)
+        elif self.lane is not None:
             self.lane.end()
         self._changed.set()
 

@@ -42,6 +42,7 @@ from backplane import (
     Statistics,
 )
 from backplane.adapters.memory import MemoryBroadcaster
+from backplane.concurrency.paced import PacedCalls
 from backplane.fanout.codec import decode
 from backplane.sync import SyncBackplane
 from tests.unit.asgi_client import WAIT_SECONDS, Client, data_of
@@ -50,7 +51,7 @@ from tests.unit.doubles import ControlledBroadcaster, Gate, until_idle
 from tests.unit.keeping_hub import KeepingHub
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterable
     from types import FrameType
 
     from backplane.broadcaster import Sink
@@ -169,19 +170,19 @@ async def test_drain_closes_every_client() -> None:
 
 
 async def test_drain_spreads_the_closes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of many clients is drawn its own moment within the whole of `drain_seconds`."""
-    bounds: list[float] = []
+    """Many clients are closed one after the other, spread over the whole of `drain_seconds` but its first tenth."""
+    spread: list[tuple[int, float, float]] = []
 
-    def uniform(_: float, high: float) -> float:
-        bounds.append(high)
-        return 0.0
+    def paced(call: Callable[[object], object], items: Collection[object], **times: float) -> None:
+        spread.append((len(items), times["after_seconds"], times["seconds"]))
+        PacedCalls(call, items, after_seconds=0.0, seconds=0.0)
 
     async with Backplane("memory://", settings=Settings(drain_seconds=3)) as backplane:
         _, handling = await accepted(backplane, 100)
-        monkeypatch.setattr("backplane.worker.clients.random.uniform", uniform)
+        monkeypatch.setattr("backplane.worker.clients.PacedCalls", paced)
         await asyncio.wait_for(backplane.drain(), WAIT_SECONDS)
         await ends(handling)
-    assert bounds == [3] * 100
+    assert spread == [(100, 0.3, 2.7)]
 
 
 async def test_drain_takes_no_new_clients() -> None:
@@ -623,7 +624,7 @@ async def test_wait_for_a_state_that_cannot_come() -> None:
     waiting = asyncio.create_task(backplane.wait_for_state("degraded"))
     await until_idle()
     await backplane.stop()
-    done, _ = await asyncio.wait([waiting], timeout=1)
+    done, _ = await asyncio.wait([waiting], timeout=WAIT_SECONDS)
     waiting.cancel()
     assert done
     assert isinstance(waiting.exception(), ClosedError)

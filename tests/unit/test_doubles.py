@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane.testing import BroadcasterConformance, LaneConformance
-from tests.unit.doubles import FakeLane, until_idle
+from backplane.testing import BroadcasterConformance, HandOverConformance
+from tests.unit.doubles import FakeHandedOverLane, FakeLane, until_idle
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from backplane.testing.lane_conformance import LaneSite
+    from backplane.testing.hand_over_conformance import HandOverSite
 
 
 class TestControlledBroadcaster(BroadcasterConformance):
@@ -36,7 +36,7 @@ class TestControlledBroadcaster(BroadcasterConformance):
 
 
 class FakeSite:
-    """A `LaneSite` whose client is part of the lane's double."""
+    """A `HandOverSite` whose client is part of the lane's double."""
 
     def __init__(self) -> None:
         self.lane = FakeLane()
@@ -47,36 +47,65 @@ class FakeSite:
         """Accept the handshake."""
         self.lane.accepted = True
 
+    @property
+    def _present_lane(self) -> FakeLane:
+        return self.lane.successor or self.lane
+
     def stop_reading(self) -> None:
         """Fill the transport at the third write."""
-        self.lane.takes = 3
+        self._present_lane.takes = 3
 
     def resume_reading(self) -> None:
         """Empty the transport."""
-        self.lane.resume()
+        self._present_lane.resume()
 
     async def send(self, text: str) -> None:
         """Receive from the client, within the limit."""
-        limit = self.lane.max_message_bytes
-        self.lane.last_received_at = asyncio.get_running_loop().time()
-        if limit is not None and len(text) > limit:
-            self.lane.close_code = 1009
-            self.lane.end()
+        lane = self._present_lane
+        lane.last_received_at = asyncio.get_running_loop().time()
+        lane.is_read_from = True
+        if lane.max_message_bytes is not None and len(text) > lane.max_message_bytes:
+            lane.close_code = 1009
+            await self.close()
+        elif isinstance(lane, FakeHandedOverLane):
+            lane.arrive(text)
 
     async def close(self) -> None:
         """End the connection."""
-        self.lane.end()
+        lane = self._present_lane
+        if isinstance(lane, FakeHandedOverLane):
+            lane.leave()
+        else:
+            lane.end()
 
     async def received(self, count: int) -> list[str | bytes]:
         """Return what was written."""
         await until_idle()
-        return self.lane.written[:count]
+        return self._present_lane.written[:count]
+
+    async def application_receives(self) -> str:
+        """Return the end."""
+        assert self.lane.successor is not None
+        return "websocket.disconnect"
+
+    async def application_sends(self, text: str) -> None:
+        """Drop it."""
+
+    async def end_application(self) -> None:
+        """Do nothing: there is no application."""
+
+    async def closed(self) -> tuple[int, str]:
+        """Return the close frame."""
+        lane = self._present_lane
+        assert isinstance(lane, FakeHandedOverLane)
+        assert lane.closed_with is not None
+        return lane.closed_with
 
 
-class TestFakeLane(LaneConformance):
-    """The contract of a lane, for its double."""
+class TestFakeLane(HandOverConformance):
+    """The contract of a lane that can be handed over, for its double."""
 
     @pytest.fixture
-    def site(self) -> LaneSite:
+    def site(self) -> HandOverSite:
         """A client that is not accepted yet."""
         return FakeSite()

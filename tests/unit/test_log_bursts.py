@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 logger = logging.getLogger("backplane.test")
 
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 30.0
 
 
 class Lines(logging.Handler):

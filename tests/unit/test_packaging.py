@@ -57,6 +57,7 @@ PUBLIC_NAMES = [
     "CloseCode",
     "ClosedError",
     "ConfigurationError",
+    "ConnectOptions",
     "Connection",
     "Envelope",
     "FullPolicy",
@@ -76,7 +77,9 @@ PUBLIC_NAMES = [
     "Message",
     "MissingDependencyError",
     "NotStartedError",
+    "OnConnection",
     "OnGap",
+    "OnMessage",
     "OnSlow",
     "OriginRefusedError",
     "PayloadTooLargeError",
@@ -250,7 +253,9 @@ def test_every_public_name_is_documented() -> None:
         "Envelope",
         "FullPolicy",
         "LinkState",
+        "OnConnection",
         "OnGap",
+        "OnMessage",
         "OnSlow",
     }
     assert set(PUBLIC_NAMES) - names <= documented_aliases()

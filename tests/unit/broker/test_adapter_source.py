@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 async def received(messages: Subscription, count: int) -> list[object]:
     """Return the data of what is received next."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return [getattr(await anext(messages), "data", None) for _ in range(count)]
 
 

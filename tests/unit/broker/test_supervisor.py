@@ -162,7 +162,7 @@ async def test_start_fails_in_time_though_stop_hangs() -> None:
     made.adapter.start_error = BrokerAuthenticationError("wrong password")
     made.adapter.stop_gate.close()
     with pytest.raises(BrokerAuthenticationError, match=r"^wrong password$"):
-        await asyncio.wait_for(made.supervisor.start(), 2)
+        await asyncio.wait_for(made.supervisor.start(), WAIT_SECONDS)
 
 
 # --- a lost link ---------------------------------------------------------------------------------------------------
@@ -732,7 +732,7 @@ async def test_stop_right_after_a_loss(passes: int) -> None:
         made.adapter.cut()
         for _ in range(passes):
             await asyncio.sleep(0)
-        await asyncio.wait_for(made.supervisor.stop(), 1)
+        await asyncio.wait_for(made.supervisor.stop(), WAIT_SECONDS)
         assert (made.supervisor.state, made.adapter.sink) == ("closed", None)
 
 
@@ -748,7 +748,7 @@ async def test_stop_while_the_adapter_cleans_up_after_a_loss() -> None:
         stopping = asyncio.create_task(made.supervisor.stop())
         await until_idle()
         made.adapter.cancel_gate.open()
-        done, _ = await asyncio.wait([stopping], timeout=1)
+        done, _ = await asyncio.wait([stopping], timeout=WAIT_SECONDS)
         joining.cancel()
         assert done, f"stop does not return, the state is {made.supervisor.state}"
         assert made.supervisor.state == "closed"
@@ -762,7 +762,7 @@ async def test_stop_while_the_adapter_answers_cancellation_with_an_error() -> No
         joining = asyncio.create_task(made.joined("a"))
         await made.adapter.until(lambda: made.adapter.verbs[-1] == "subscribe")
         stopping = asyncio.create_task(made.supervisor.stop())
-        done, _ = await asyncio.wait([stopping], timeout=1)
+        done, _ = await asyncio.wait([stopping], timeout=WAIT_SECONDS)
         joining.cancel()
         assert done, f"stop does not return, the state is {made.supervisor.state}"
         assert made.supervisor.state == "closed"

@@ -89,6 +89,7 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
         "publish": lambda world: world.backplane.publish("a", "x"),
         "subscribe": lambda world: enter(world.backplane.subscribe("a")),
         "connect": lambda world: enter(world.backplane.connect(websocket(), "a")),
+        "hand_over": lambda world: world.backplane.hand_over(websocket(), "a"),
         "wait_for_state": lambda world: world.backplane.wait_for_state("degraded"),
         "history": lambda world: world.backplane.history("k"),
         "present": lambda world: world.backplane.present("a"),

@@ -15,10 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "lane"])
+@pytest.fixture(params=["plain", "lane", "handed-over"])
 async def world(request: pytest.FixtureRequest) -> AsyncGenerator[World]:
-    """A hub whose broker is up, and clients by ASGI or on the direct lane."""
-    async with hub_of(lane=request.param) as made:
+    """A hub whose broker is up, and clients by ASGI, on the direct lane, or handed over by it."""
+    async with hub_of(lane=request.param != "plain", is_handed_over=request.param == "handed-over") as made:
+        yield made
+
+
+@pytest.fixture(params=["plain", "lane"])
+async def handler_world(request: pytest.FixtureRequest) -> AsyncGenerator[World]:
+    """The same with clients that have a handler, for what only a handler does: it receives, and it ends."""
+    async with hub_of(lane=request.param == "lane") as made:
         yield made
 
 

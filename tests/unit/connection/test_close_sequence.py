@@ -25,6 +25,7 @@ from tests.unit.connection.world import (
     World,
     bounded,
     finish,
+    first_received_from,
     lane_of,
     no_new_task,
     received_from,
@@ -100,7 +101,7 @@ async def test_gap_closes_when_it_is_this_clients_turn(world: World) -> None:
         await until_idle()
     assert (socket.closing, socket.sent, list(world.hub.channels)) == (0, ["1", "2", "3"], ["b"])
     socket.receiver.put_nowait("hello")
-    assert await bounded(asyncio.create_task(connection.receive())) == "hello"
+    assert await first_received_from(connection) == "hello"
 
 
 @pytest.mark.parametrize("ending", ["gap", "drain"])
@@ -283,9 +284,9 @@ async def test_client_leaves_before_its_turn(world: World) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("already disconnected"), SocketGoneError()], ids=["fault", "gone"])
-async def test_socket_that_receives_nothing_more_before_its_turn(world: World, error: Exception) -> None:
+async def test_socket_that_receives_nothing_more_before_its_turn(handler_world: World, error: Exception) -> None:
     """A socket whose end the handler has received by itself ends the wait, and is no error."""
-    async with failing(world) as (_, socket, _, policy):
+    async with failing(handler_world) as (_, socket, _, policy):
         socket.receiver.put_nowait(error)
     assert (socket.closing, what_happened(policy)) == (0, {"closed_by_client": 1})
 
@@ -347,9 +348,9 @@ async def test_cancelled_before_the_turn(world: World) -> None:
     assert what_happened(policy) == {"closed_cancelled": 1}
 
 
-async def test_task_that_outlives_the_handler(world: World) -> None:
+async def test_task_that_outlives_the_handler(handler_world: World) -> None:
     """A task that still receives when its handler ends by a failure of the broker keeps no client from its close."""
-    connection, socket = world.connection()
+    connection, socket = handler_world.connection()
     receiving = asyncio.create_task(connection.receive())
     await until_idle()
     await bounded(asyncio.create_task(finish(connection, AWAY)))

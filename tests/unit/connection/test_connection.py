@@ -32,6 +32,7 @@ from tests.unit.connection.world import (
     what_happened,
 )
 from tests.unit.doubles import Gate, until_idle
+from tests.unit.kit import WAIT_SECONDS
 from tests.unit.sockets import driver_of
 
 if TYPE_CHECKING:
@@ -556,7 +557,7 @@ async def test_handler_that_waits_for_its_task(world: World) -> None:
     connection, _ = world.connection()
     task = connection.spawn(asyncio.Event().wait())
     await connection.close()
-    done, _ = await asyncio.wait([task], timeout=0.1)
+    done, _ = await asyncio.wait([task], timeout=WAIT_SECONDS)
     await finish(connection)
     assert done
 
@@ -582,9 +583,9 @@ async def test_union_of_models(plain_world: World) -> None:
     assert received == [[4]]
 
 
-async def test_receive(world: World) -> None:
+async def test_receive(handler_world: World) -> None:
     """The next message comes as it is, or as a model or an error that ends nothing; the end is `None`, and stays so."""
-    connection, socket = world.connection()
+    connection, socket = handler_world.connection()
     for sent in ("text", b"\xff", '{"id":"x"}', '{"id":42}', None):
         socket.receiver.put_nowait(sent)
     assert [await connection.receive(), await connection.receive()] == ["text", b"\xff"]
@@ -594,10 +595,10 @@ async def test_receive(world: World) -> None:
     assert [await connection.receive(Order), await connection.receive()] == [None, None]
 
 
-async def test_iter_answers(world: World) -> None:
+async def test_iter_answers(handler_world: World) -> None:
     """By default what does not validate is answered with what is wrong, counted, and skipped."""
     policy = ConnectionPolicy()
-    connection, socket = world.connection(policy=policy)
+    connection, socket = handler_world.connection(policy=policy)
     for sent in ('{"id":1}', '{"id":"x"}', '{"id":2}', None):
         socket.receiver.put_nowait(sent)
     assert [order.id async for order in connection.iter(Order)] == [1, 2]
@@ -605,10 +606,10 @@ async def test_iter_answers(world: World) -> None:
     assert '"id"' in str(socket.sent[0])
 
 
-async def test_iter_closes(world: World) -> None:
+async def test_iter_closes(handler_world: World) -> None:
     """With `on_invalid="close"` the first message that does not validate closes with 1007."""
     policy = ConnectionPolicy()
-    connection, socket = world.connection(policy=policy)
+    connection, socket = handler_world.connection(policy=policy)
     for sent in ('{"id":1}', '{"id":"x"}', '{"id":2}'):
         socket.receiver.put_nowait(sent)
     assert [order.id async for order in connection.iter(Order, on_invalid="close")] == [1]
@@ -617,11 +618,11 @@ async def test_iter_closes(world: World) -> None:
     assert what_happened(policy) == {"invalid_messages": 1, "closed_invalid_data": 1}
 
 
-async def test_invalid_messages_are_counted_and_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_invalid_messages_are_counted_and_logged(handler_world: World, caplog: pytest.LogCaptureFixture) -> None:
     """What does not validate is counted where it is received one by one, too, and logged without its content."""
     caplog.set_level(logging.INFO)
     policy = ConnectionPolicy()
-    connection, socket = world.connection(policy=policy)
+    connection, socket = handler_world.connection(policy=policy)
     for _ in range(3):
         socket.receiver.put_nowait('{"id":"secret"}')
         with pytest.raises(InvalidMessageError):

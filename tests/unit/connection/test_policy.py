@@ -30,6 +30,12 @@ def site(backplane: Backplane) -> Starlette:
         async with backplane.connect(websocket, websocket.path_params["channel"]) as connection:
             await connection.send("200")
 
+    async def hand_over(websocket: WebSocket) -> None:
+        async def answer(connection: Connection, _: str) -> None:
+            await connection.send("200")
+
+        await backplane.hand_over(websocket, websocket.path_params["channel"], on_message=answer)
+
     async def join(websocket: WebSocket) -> None:
         async with backplane.connect(websocket) as connection:
             try:
@@ -43,6 +49,7 @@ def site(backplane: Backplane) -> Starlette:
 
     routes = [
         WebSocketRoute("/connect/{channel}", connect),
+        WebSocketRoute("/hand_over/{channel}", hand_over),
         WebSocketRoute("/join/{channel}", join),
         Route("/sse/{channel}", sse),
     ]
@@ -53,6 +60,7 @@ def websocket(client: TestClient, path: str) -> int:
     """Return the status of a handshake, or what the handler then sends."""
     try:
         with client.websocket_connect(path) as session:
+            session.send_text("which status?")
             return int(session.receive_text())
     except WebSocketDenialResponse as denial:
         return denial.status_code
@@ -61,6 +69,7 @@ def websocket(client: TestClient, path: str) -> int:
 # Each has a route of its name above.
 WAYS: dict[str, Callable[[TestClient, str], int]] = {
     "connect": websocket,
+    "hand_over": websocket,
     "join": websocket,
     "sse": lambda client, path: client.head(path).status_code,
 }

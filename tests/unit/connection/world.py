@@ -20,7 +20,7 @@ from tests.unit.kit import WAIT_SECONDS
 from tests.unit.sockets import ClientLane, FakeSocket, driver_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from backplane.connection.connection import Connection
     from backplane.connection.policy import OnGap
@@ -30,14 +30,47 @@ if TYPE_CHECKING:
 RELOAD = (4000, "messages may have been missed: reload")
 
 
+class Clients:
+    """Where clients that were handed over are removed at their end."""
+
+    def __init__(self) -> None:
+        self.removed: list[ConnectionDriver] = []
+
+    def unregister(self, client: ConnectionDriver, when_gone: Callable[[Callable[[], None]], None]) -> None:
+        """Keep it."""
+        when_gone(lambda: self.removed.append(client))
+
+
+class Received:
+    """What a client that was handed over has sent."""
+
+    def __init__(self) -> None:
+        self.messages: list[str | bytes] = []
+        self.arrived = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    def on_message(self, _: Connection, message: str | bytes) -> None:
+        """Keep it."""
+        self.messages.append(message)
+        self.arrived.set()
+
+    def on_close(self, _: Connection) -> None:
+        """Note the end."""
+        self.ended.set()
+
+
+_RECEIVED: dict[str, Received] = {}
+
+
 class World(kit.World):
     """A hub over a controlled broker, and the connections on it."""
 
-    def __init__(self, *, lane: bool = False) -> None:
+    def __init__(self, *, lane: bool = False, is_handed_over: bool = False) -> None:
         broker_subscriptions, _ = kit.new_hub()
         self.keeping_hub = KeepingHub(broker_subscriptions)
         super().__init__(broker_subscriptions, self.keeping_hub)
         self.lane = lane
+        self.is_handed_over = is_handed_over
         self._connections: list[Connection] = []
 
     def connection(
@@ -62,6 +95,11 @@ class World(kit.World):
         self._connections.append(connection)
         if opened:
             driver_of(connection).accepted()
+            if self.is_handed_over:
+                received = _RECEIVED[connection.id] = Received()
+                driver_of(connection).hand_over(
+                    socket, Clients(), on_open=None, on_message=received.on_message, on_close=received.on_close
+                )
         return connection, socket
 
     async def end(self) -> None:
@@ -73,9 +111,9 @@ class World(kit.World):
 
 
 @asynccontextmanager
-async def hub_of(*, lane: bool) -> AsyncGenerator[World]:
+async def hub_of(*, lane: bool, is_handed_over: bool = False) -> AsyncGenerator[World]:
     """Run a hub whose broker is up; connections that a test leaves open are ended after it."""
-    made = World(lane=lane)
+    made = World(lane=lane, is_handed_over=is_handed_over)
     async with made.linked():
         yield made
         await made.end()
@@ -109,7 +147,21 @@ async def finish(connection: Connection, error: Exception | None = None) -> None
 
 async def received_from(connection: Connection) -> list[str | bytes]:
     """Return all that is received from the client until the end."""
-    return [message async for message in connection]
+    if (received := _RECEIVED.get(connection.id)) is None:
+        return [message async for message in connection]
+    async with asyncio.timeout(WAIT_SECONDS):
+        await received.ended.wait()
+    return received.messages
+
+
+async def first_received_from(connection: Connection) -> str | bytes | None:
+    """Return the first message of the client."""
+    if (received := _RECEIVED.get(connection.id)) is None:
+        message: str | bytes | None = await bounded(asyncio.create_task(connection.receive()))
+        return message
+    async with asyncio.timeout(WAIT_SECONDS):
+        await received.arrived.wait()
+    return received.messages[0]
 
 
 def break_server(socket: FakeSocket, fault: Exception) -> None:

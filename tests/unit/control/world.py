@@ -101,7 +101,7 @@ async def control_workers(count: int = 1) -> AsyncGenerator[list[ControlWorker]]
             yield workers
         finally:
             for worker in workers:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     await worker.commands.stop()
 
 

@@ -521,7 +521,7 @@ class RandomUse:
         self.worker.adapter.refusals.clear()
         for verb in ("open", "hold", "retry"):
             await self.step(verb, 0, 0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while self.joining or self._differs():
                 await asyncio.sleep(0)
         await until_idle()

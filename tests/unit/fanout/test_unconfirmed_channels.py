@@ -29,7 +29,7 @@ class Due:
 
     async def next(self) -> list[str]:
         """Wait for the next call."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await self._called.wait()
         self._called.clear()
         return self.calls[-1]

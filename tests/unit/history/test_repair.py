@@ -85,7 +85,7 @@ async def repairing(bounds: ReadBounds = BOUNDS) -> AsyncGenerator[World]:
     made = World(adapter, repairer)
     running = asyncio.create_task(repairer.run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             yield made
     finally:
         running.cancel()

@@ -147,7 +147,7 @@ class Process:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Read reports until `condition` holds."""
         assert self._process.stdout is not None
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while not condition():
                 line = await self._process.stdout.readline()
                 assert line, f"the process ended; its last reports: {self.reports[-5:]}"
@@ -217,7 +217,7 @@ def no_garbage_collection() -> Generator[None]:
 
 async def wait_until(holds: Callable[[], bool]) -> None:
     """Poll a state of the operating system, which sends no event, until it holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not holds():
             await asyncio.sleep(0.005)
 
