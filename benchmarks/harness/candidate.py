@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "APP",
     "CACHE",
+    "HANDED_OVER",
     "ROOT",
     "Candidate",
     "Kind",
@@ -37,6 +38,9 @@ __all__ = [
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "benchmarks"
 APP = "benchmarks.servers.backplane_app:app"
+
+HANDED_OVER = " handed over"
+"""How the name of a candidate ends whose clients are handed over."""
 
 _LANE = "backplane.server.uvicorn:DirectLaneProtocol"
 
@@ -113,7 +117,7 @@ def backplane(
     """Return backplane on the broker at `url`, as `app` uses it; clients that are handed over need the lane."""
     scheme = urlsplit(url).scheme
     return Candidate(
-        name=f"backplane {scheme}{' handed over' if handed_over else ' lane' if lane else ''}",
+        name=f"backplane {scheme}{HANDED_OVER if handed_over else ' lane' if lane else ''}",
         kind="backplane",
         command=asgi_command(sys.executable, app, serving, lane=lane or handed_over),
         environment={"BACKPLANE_URL": url, **({"BENCH_HANDS_OVER": "1"} if handed_over else {})},

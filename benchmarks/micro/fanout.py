@@ -57,9 +57,6 @@ class TransportSocket:
     def read_ahead(self, on_message: Callable[[float], None], on_end: Callable[[], None], /) -> None:
         """Do nothing: these clients send nothing."""
 
-    def hand_over(self, _: object, /) -> None:
-        """Refuse: there is no lane."""
-
     async def close(self, code: int, reason: str) -> None:
         """Close."""
         self.transport.close()
