@@ -107,6 +107,8 @@ def asgi_command(python: str, app: str, serving: Serving, *, lane: bool = False)
     return [
         *(python, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", "{port}", "--loop", serving.loop),
         *("--workers", str(serving.workers), "--log-level", "warning", "--no-access-log"),
+        # A worker that is busy for longer than its default of 5 s would be killed.
+        *("--timeout-worker-healthcheck", "60"),
         *(("--ws", _LANE) if lane else ()),
     ]
 

@@ -250,7 +250,7 @@ def _answer(target: object, pipe: Connection) -> bool:
     """Execute one call; returns whether there may be more."""
     try:
         name, arguments = pipe.recv()
-    except EOFError:
+    except (EOFError, ConnectionResetError):  # the harness has ended, perhaps with an answer unread
         return False
     try:
         answer = (False, getattr(target, name)(*arguments))
