@@ -179,7 +179,7 @@ class ConnectionDriver(BaseSubscriber):
         now = asyncio.get_running_loop().time()
         self.timers.expires_at = None if moment is None else now + moment - time.time()
         if self.is_accepted and self.state in ("open", "draining"):
-            self.timers.due = self.timers.next_due(now, self.policy.limits)
+            self.timers.due = self.timers.next_due(self.policy.limits)
             self.policy.keepalive.put(self)
 
     def count_invalid(self, error: InvalidMessageError) -> None:
@@ -353,14 +353,14 @@ class ConnectionDriver(BaseSubscriber):
         if code is not None:
             self.timers.due = float("inf")
             return self.limit_exceeded(code, close_reason(code))
-        if limits.heartbeat_seconds is not None:
+        if limits.heartbeat_seconds is not None and now >= self.timers.heartbeat_at:
             try:
                 self._heartbeat(now, limits.heartbeat_seconds)
             except Exception as error:  # of the server: the timer serves all other connections too
                 self._failed(error)
-        self.timers.due = (
-            float("inf") if self._detached else min(self.timers.next_due(now, limits), now + _CHECK_SECONDS)
-        )
+        due = float("inf") if self._detached else self.timers.next_due(limits)
+        # Without a handler the server receives by itself: nothing is to be looked after.
+        self.timers.due = due if self._handler is None else min(due, now + _CHECK_SECONDS)
 
     # --- called by the handshake and the worker ---
 
