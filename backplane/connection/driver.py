@@ -142,7 +142,12 @@ class ConnectionDriver(BaseSubscriber):
         """Where it is between its handshake and its end."""
         if self._close_sequence is not None:
             return self._close_sequence.state
-        return "open" if self.is_accepted else "joining"
+        return "closed" if self._ended else "open" if self.is_accepted else "joining"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is received or sent any more, and the close frame is sent or on its way."""
+        return self._ended
 
     @property
     def closed_with(self) -> tuple[int, str] | None:
@@ -413,6 +418,18 @@ class ConnectionDriver(BaseSubscriber):
         self.socket, self.receiver = handed_over, handler
         handler.begin(handed_over.lane)
         return True
+
+    def release(self) -> None:
+        """Drop what refers back to this, once a client without a handler is finished.
+
+        A cycle is freed by the garbage collector alone, and where thousands of clients leave its passes are long.
+        """
+        self.outbox.on_drop = None
+        self.sender.release()
+        assert isinstance(self.receiver, CallbackHandler)
+        self.receiver.release()
+        self._close_sequence = None
+        del self.connection
 
     async def close(self, code: int, reason: str) -> None:
         """Close, and return when the close frame is sent or the attempt was given up."""
