@@ -367,6 +367,8 @@ class ConnectionDriver(BaseSubscriber):
     def handler_entered(self) -> None:
         """The block is about to be entered, by the task that calls."""
         self._handler = Handler(self.policy.handler_grace_seconds, self._handler_cancelled)
+        if self._detached:  # as for a callback whose message came together with the end of the client
+            self._handler.connection_ended()
 
     def handler_left(self, error: BaseException | None) -> bool:
         """The block is left; return whether `error` is the cancellation of a handler that outlived its connection."""
