@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 from zlib import Z_SYNC_FLUSH, compressobj
 
@@ -146,6 +147,7 @@ class Session:
             if self.hand_over:
                 self.receiver.lane = lane.hand_over(self.receiver)
                 assert self.receiver.lane is not None
+            self.asgi_send = send
             accepted.set()
             event: Any = {"type": ""}
             while not self.hand_over and event["type"] != "websocket.disconnect":
@@ -175,6 +177,15 @@ class Session:
             protocol: Any = self.transport.protocol
             protocol.data_received(data)
             await self.settle()
+
+    async def close(self, code: int) -> None:
+        """Close from the server."""
+        if self.receiver.lane is not None:
+            self.receiver.lane.close_with(code, "bye")
+        else:
+            with suppress(Exception):  # of a client that has closed before
+                await self.asgi_send({"type": "websocket.close", "code": code, "reason": "bye"})
+        await self.settle()
 
     async def end(self) -> None:
         """Lose the connection."""
@@ -216,6 +227,11 @@ FRAMES = st.one_of(
         st.just(Opcode.CLOSE),
         st.sampled_from([b"", b"\x03\xe8", b"\x03\xe8bye", b"\x03", b"\x0f\xa0", b"\x03\xed"]),
     ),
+    st.builds(
+        lambda code, reason: frame(Opcode.CLOSE, code.to_bytes(2) + reason),
+        st.integers(0, 5100),
+        st.sampled_from([b"", b"bye", b"\xff"]),
+    ),
     st.builds(frame, st.just(Opcode.TEXT), st.just(b"unmasked"), mask=st.just(False)),
     st.builds(frame, st.just(Opcode.TEXT), st.just(b"reserved"), rsv1=st.just(True)),
     st.binary(max_size=20),
@@ -223,9 +239,9 @@ FRAMES = st.one_of(
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(st.lists(FRAMES, max_size=8), st.data())
-def test_the_same_as_with_a_handler(frames: list[bytes], data: st.DataObject) -> None:
-    """Any bytes, in any pieces: the same messages, the same bytes written, the same end."""
+@given(st.lists(FRAMES, max_size=8), st.booleans(), st.data())
+def test_the_same_as_with_a_handler(frames: list[bytes], eof: bool, data: st.DataObject) -> None:
+    """Any bytes, in any pieces, with an end of file or not: the same messages, the same bytes written, the same end."""
     stream = b"".join(frames)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=5)))
 
@@ -235,12 +251,33 @@ def test_the_same_as_with_a_handler(frames: list[bytes], data: st.DataObject) ->
         for begin, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
             if begin < end:
                 await session.feed(stream[begin:end])
+        if eof and not session.transport.closing:
+            cast("asyncio.Protocol", session.transport.protocol).eof_received()
+            await session.settle()
         written, closing = b"".join(session.transport.written), session.transport.closing
         closed = session.writer.closed
         await session.end()
         assert not session.state.connections
         assert session.writer.closed == 1
         return session.messages, written, closing, closed
+
+    assert asyncio.run(run(hand_over=True)) == asyncio.run(run(hand_over=False))
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.lists(FRAMES, max_size=4), st.lists(FRAMES, max_size=4), st.sampled_from([1000, 1012, 4001]))
+def test_the_same_close_as_with_a_handler(before: list[bytes], after: list[bytes], code: int) -> None:
+    """A close of the server among any bytes of the client: the same messages, the same bytes written."""
+
+    async def run(*, hand_over: bool) -> tuple[Any, ...]:
+        session = Session(hand_over=hand_over)
+        await session.open()
+        await session.feed(b"".join(before))
+        await session.close(code)
+        await session.feed(b"".join(after))
+        written, closing = b"".join(session.transport.written), session.transport.closing
+        await session.end()
+        return session.messages, written, closing
 
     assert asyncio.run(run(hand_over=True)) == asyncio.run(run(hand_over=False))
 
