@@ -58,9 +58,12 @@ class Delivery:
             two slices is noticed.
         bursts: How a subscriber that raises is logged.
         missed: The messages are given back after a loss.
+
+    Attributes:
+        began_at: When its first slice was done, by the event loop's clock, where that was not the only one.
     """
 
-    __slots__ = ("_batch", "_bursts", "_missed", "_remaining", "_subscribers", "channel")
+    __slots__ = ("_batch", "_bursts", "_missed", "_remaining", "_subscribers", "began_at", "channel")
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Delivery:
         missed: bool = False,
     ) -> None:
         self.channel: str = channel
+        self.began_at: float | None = None
         self._missed = missed
         self._batch = batch
         self._bursts = bursts

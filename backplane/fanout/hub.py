@@ -39,6 +39,10 @@ _MAX_COLLECTED_BYTES: Final = 1024 * 1024
 # A write takes some 5 µs, so a slice ends within 1 ms, and a pass of the event loop soon after its budget.
 _SLICE: Final = 200
 _PASS_SECONDS: Final = 0.005
+# After a long fan-out its channel collects for a part of the time that it took.
+_LONG_SECONDS: Final = 0.001
+_REST_SHARE: Final = 0.25
+_MOST_REST_SECONDS: Final = 0.002
 
 
 class Hub:
@@ -50,6 +54,7 @@ class Hub:
         bursts: How failures, which can concern many subscribers at once, are logged.
         slice_size: How many subscribers of a channel get a batch before the next channel's turn.
         pass_seconds: How long the fan-out may take in one pass of the event loop.
+        most_rest_seconds: How long a channel may rest after a long fan-out; with 0 none does.
 
     Attributes:
         affinity: The event loop that every local object belongs to. The public methods check it first.
@@ -65,19 +70,23 @@ class Hub:
         *,
         slice_size: int = _SLICE,
         pass_seconds: float = _PASS_SECONDS,
+        most_rest_seconds: float = _MOST_REST_SECONDS,
     ) -> None:
         self.affinity: LoopAffinity = LoopAffinity()
         self._broker_subscriptions = broker_subscriptions
         self._bursts = bursts or LogBursts()
         self._slice_size = slice_size
         self._pass_seconds = pass_seconds
+        self._most_rest_seconds = most_rest_seconds
         # By subscriber, how many of its joins are complete or in progress: one that fails must not undo another.
         self._subscribers: dict[str, dict[Subscriber, int]] = {}
         self._collected: dict[str, Batch] = {}
         self._collected_count = 0
         self._collected_bytes = 0
         self._deliveries: deque[Delivery] = deque()
+        self._resting: dict[str, float] = {}  # until when, by channel
         self._flush_handle: asyncio.Handle | None = None
+        self._rest_handle: asyncio.TimerHandle | None = None
         self._revocations = 0
         self.delivered: int = 0
         self.malformed: int = 0
@@ -215,9 +224,7 @@ class Hub:
 
     def close(self) -> None:
         """Remove every subscriber, and drop what was collected."""
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
-            self._flush_handle = None
+        self._cancel_flush()
         self._subscribers.clear()
         self._collected.clear()
         self._deliveries.clear()
@@ -263,14 +270,20 @@ class Hub:
 
     def _flush(self) -> None:
         """Deliver everything that was collected, now: whatever comes next must follow it."""
-        if self._flush_handle is None:
-            return
-        self._flush_handle.cancel()
-        self._flush_handle = None
+        self._cancel_flush()
         while self._collected or self._deliveries:
             self._start_deliveries()
             while self._deliveries:
                 self._deliveries.popleft().run(None)
+
+    def _cancel_flush(self) -> None:
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
+        if self._rest_handle is not None:
+            self._rest_handle.cancel()
+            self._rest_handle = None
+        self._resting.clear()
 
     def _flush_in_slices(self) -> None:
         """Deliver what fits into this pass of the event loop, one slice of each channel in turn; the rest in the next.
@@ -279,11 +292,16 @@ class Hub:
         """
         loop = asyncio.get_running_loop()
         deliveries, deadline = self._deliveries, 0.0
+        if self._resting:
+            self._wake(loop)
         self._start_deliveries()
         while deliveries:
             delivery = deliveries.popleft()
             if not delivery.run(self._slice_size):
                 deliveries.append(delivery)
+                delivery.began_at = delivery.began_at or loop.time()
+            elif delivery.began_at is not None:
+                self._rest(delivery.channel, loop.time() - delivery.began_at, loop)
             if not deliveries and self._collected:
                 self._start_deliveries()
             if deliveries:
@@ -293,15 +311,42 @@ class Hub:
                     return
         self._flush_handle = None
 
+    def _rest(self, channel: str, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        """Let a channel whose fan-out took so long collect for a moment, before the next one begins.
+
+        A publisher in this worker publishes one message after another, each after the fan-out of the one before. In
+        that moment it publishes several, and they are written together. Other channels do not wait.
+        """
+        rest = min(seconds * _REST_SHARE, self._most_rest_seconds)
+        if seconds < _LONG_SECONDS or not rest:
+            return
+        self._resting[channel] = loop.time() + rest
+        if self._rest_handle is None:
+            self._rest_handle = loop.call_later(rest, self._rested)
+
+    def _rested(self) -> None:
+        self._rest_handle = None
+        if self._flush_handle is None:
+            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Forget the channels whose rest is over; set the timer again for those whose rest is not."""
+        now = loop.time()
+        self._resting = {channel: until for channel, until in self._resting.items() if until > now}
+        if self._resting and self._rest_handle is None:
+            self._rest_handle = loop.call_at(min(self._resting.values()), self._rested)
+
     def _start_deliveries(self) -> None:
         """Begin to deliver what was collected.
 
         A channel whose previous delivery is not finished goes on collecting: two of one channel at a time would put its
-        messages out of order.
+        messages out of order. So does one that rests.
         """
         collected, self._collected = self._collected, {}
-        if self._deliveries:
-            for channel in {delivery.channel for delivery in self._deliveries} & collected.keys():
+        if self._deliveries or self._resting:
+            for channel in (
+                {delivery.channel for delivery in self._deliveries} | self._resting.keys()
+            ) & collected.keys():
                 self._collected[channel] = collected.pop(channel)
         for channel, batch in collected.items():
             self._collected_count -= len(batch)

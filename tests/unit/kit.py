@@ -81,12 +81,15 @@ def new_hub(
     batch_size: int = 500,
     slice_size: int = 200,
     pass_seconds: float = 0.005,
+    most_rest_seconds: float = 0.0,
 ) -> tuple[BrokerSubscriptions, Hub]:
     """Return a hub after its broker subscriptions, which by default drop no channel within a test."""
     broker_subscriptions = BrokerSubscriptions(
         linger_seconds=linger_seconds, timeout_seconds=timeout_seconds, batch_size=batch_size
     )
-    return broker_subscriptions, Hub(broker_subscriptions, slice_size=slice_size, pass_seconds=pass_seconds)
+    return broker_subscriptions, Hub(
+        broker_subscriptions, slice_size=slice_size, pass_seconds=pass_seconds, most_rest_seconds=most_rest_seconds
+    )
 
 
 class World:
@@ -241,6 +244,7 @@ async def running(
     timeout_seconds: float = 60.0,
     slice_size: int = 200,
     pass_seconds: float = 0.005,
+    most_rest_seconds: float = 0.0,
 ) -> AsyncGenerator[World]:
     """Run a hub with its link open."""
     parts = new_hub(
@@ -248,6 +252,7 @@ async def running(
         timeout_seconds=timeout_seconds,
         slice_size=slice_size,
         pass_seconds=pass_seconds,
+        most_rest_seconds=most_rest_seconds,
     )
     made = World(*parts, adapter)
     async with made.linked():

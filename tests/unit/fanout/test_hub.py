@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Literal
+import threading
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,12 @@ from backplane.fanout.batch import Batch, FinalMessage
 from backplane.fanout.codec import encode
 from backplane.message import Gap, Joined, Place, Position
 from tests.unit.doubles import RecordingSubscriber, run_passes, until_idle
-from tests.unit.kit import AT_ONCE, World, counts, crowd, lost, running
+from tests.unit.kit import AT_ONCE, WAIT_SECONDS, World, counts, crowd, lost, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from backplane.message import Message
 
 pytestmark = pytest.mark.anyio
 
@@ -325,6 +331,68 @@ async def test_slices(size: int) -> None:
         assert passes == [min(size, 3 * number) for number in range(1, 6)]
         assert [subscriber.offers for subscriber in subscribers] == [[["1", "2"]]] * size
         assert worker.hub.delivered == 2
+
+
+class SlowSubscriber(RecordingSubscriber):
+    """A subscriber that makes a fan-out long."""
+
+    def offer(self, messages: Sequence[Message]) -> None:
+        """Take messages, after some milliseconds of work."""
+        threading.Event().wait(0.01)
+        super().offer(messages)
+
+
+async def rested(worker: World, channel: str) -> SlowSubscriber:
+    """Make a long fan-out of a channel, after which it rests; return its last subscriber."""
+    await crowd(worker, channel, 3)
+    last = SlowSubscriber()
+    await worker.hub.join(channel, last)
+    worker.deliver(channel, "long")
+    await until(lambda: last.received == ["long"])
+    return last
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Run the event loop until `condition` holds."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_a_channel_rests_after_a_long_fan_out() -> None:
+    """What is received while it rests is delivered together at the end of the rest; other channels do not wait."""
+    async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=0.2) as worker:
+        last, (other,) = await rested(worker, "a"), await crowd(worker, "b", 1)
+        worker.deliver("a", "1")
+        worker.deliver("b", "other")
+        worker.deliver("a", "2")
+        await until(lambda: other.received == ["other"])
+        await until(lambda: len(last.received) > 1)
+        assert last.offers == [["long"], ["1", "2"]]
+
+
+async def test_what_must_follow_ends_a_rest() -> None:
+    """A gap has its place after what was received before it, which is delivered at once."""
+    async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=60.0) as worker:
+        last = await rested(worker, "a")
+        worker.hub._resting["a"] += 60.0  # pyright: ignore[reportPrivateUsage]
+        worker.deliver("a", "1")
+        await run_passes(5)
+        assert last.received == ["long"]
+        worker.hub.gap(["a"], "overrun")
+        assert last.received[:2] == ["long", "1"]
+        worker.deliver("a", "2")
+        await until(lambda: last.received[-1] == "2")
+
+
+async def test_rests_of_several_channels() -> None:
+    """Each channel rests for its own time, and what it received meanwhile is delivered when that is over."""
+    async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=0.05) as worker:
+        one, two = await rested(worker, "a"), await rested(worker, "b")
+        worker.hub._resting["b"] += 0.01  # pyright: ignore[reportPrivateUsage]
+        worker.deliver("b", "2")
+        worker.deliver("a", "1")
+        await until(lambda: (one.received, two.received) == (["long", "1"], ["long", "2"]))
 
 
 async def test_channels_take_turns() -> None:
