@@ -372,6 +372,8 @@ class ConnectionDriver(BaseSubscriber):
     def handler_entered(self) -> None:
         """The block is about to be entered, by the task that calls."""
         self._handler = Handler(self.policy.handler_grace_seconds, self._handler_cancelled)
+        if self._detached:  # as for a callback whose message came together with the end of the client
+            self._handler.connection_ended()
 
     def handler_left(self, error: BaseException | None) -> bool:
         """The block is left; return whether `error` is the cancellation of a handler that outlived its connection."""
@@ -433,8 +435,9 @@ class ConnectionDriver(BaseSubscriber):
 
     async def close(self, code: int, reason: str) -> None:
         """Close, and return when the close frame is sent or the attempt was given up."""
-        self.closing.close(code, reason)
-        await self.closing.closed()
+        if self._close_sequence is not None or not self._ended:
+            self.closing.close(code, reason)
+            await self.closing.closed()
 
     def retire(self, code: int, reason: str) -> None:
         """Send what waits, then close; until then the client receives what is published."""

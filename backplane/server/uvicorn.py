@@ -270,6 +270,7 @@ class _UvicornLane(TransportLane):
         if successor is not None:
             self._writer = None  # it writes to the successor
             self.end()
+            _forget(self._conn)
         return successor
 
     def end(self) -> None:
@@ -301,6 +302,13 @@ def _observe(conn: Any, lane: _UvicornLane) -> None:
     # The object exists already, and Uvicorn has no option for its class.
     conn.__class__ = _ObservedProtocol
     conn.lane = lane
+
+
+def _forget(conn: Any) -> None:
+    """Break the cycles of a parser that is not needed any more: they would wait for a garbage collection."""
+    conn.__class__ = ServerProtocol
+    del conn.lane
+    conn.parser.close()
 
 
 @cache  # logged once, not for each client
