@@ -37,6 +37,8 @@ _BUSY: Final = 0.9
 # What a probe may take to each socket before the next one is sent: servers in use take up to 20 us.
 _PROBE_SECONDS: Final = 0.5
 _PROBE_SECONDS_EACH: Final = 2e-5
+_OFF: Final = 0.1
+"""How much of the window may be missing from what CPU is measured of."""
 
 _ANY: Final = -1
 """A socket that connects later may receive any message first."""
@@ -161,8 +163,8 @@ class Load:
         self._stack = ExitStack()
         self._plan = Plan(start=0, end=0, rate=1, outstanding=1, size=0, channels=1, publishers=1)
         self._published: PublishReport | None = None
-        self._primed = False
         self._broker: int | None = None
+        self._primed = False
         self._never_received_by_all = np.zeros(histogram.SIZE, np.int64)
 
     def __enter__(self) -> Self:
@@ -376,6 +378,9 @@ class Load:
 
     def _judge(self, run: Run, published: PublishReport) -> None:
         figures = run.figures
+        seconds, window = self.usage.seconds, (self.window.end - self.window.start) / 1e6
+        if seconds and abs(seconds - window) > _OFF * window:
+            run.invalid.append(f"CPU was measured for {seconds:.2f} s, and deliveries for {window:.2f} s")
         for name in ("client", "publisher"):
             if (busy := figures.get(f"{name}_cpu_percent", 0)) > _BUSY * 100:
                 run.invalid.append(f"the {name} itself was saturated: {busy:.0f} % of a core")

@@ -88,6 +88,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
             "server_cpu_percent",
             "client_cpu_percent",
         ),
+        defaults={"publishers": 16},
     ),
     "channels": Scenario(
         run=channels.run,
