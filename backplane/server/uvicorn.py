@@ -364,6 +364,7 @@ def _state_can_be_observed() -> bool:
         lane = _UvicornLane(cast("Any", None), probe, asyncio.Transport(), 0.0)
         _observe(probe, lane)
         probe.send_close(1000)
+        _forget(probe)
     except Exception:  # an unknown version of websockets may raise anything
         logger.debug("the state of a websockets protocol cannot be observed", exc_info=True)
         return False

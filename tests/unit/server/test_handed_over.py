@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.frames import Opcode
 
+from backplane.errors import LifecycleError
 from backplane.server.handed_over import HandedOverProtocol
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
 from tests.unit.server.session import MAX_BYTES, Session, collections_off, frame
@@ -225,3 +226,71 @@ def test_no_collection_is_needed() -> None:
 
     with collections_off():
         asyncio.run(run())
+
+
+def test_what_a_lane_that_was_handed_over_refuses() -> None:
+    """Another writer and another hand-over; a higher limit than before changes nothing, a lower one applies at once."""
+
+    async def run() -> None:
+        session = Session(hand_over=True)
+        await session.open()
+        lane = session.receiver.lane
+        assert isinstance(lane, HandedOverProtocol)
+        with pytest.raises(LifecycleError):
+            lane.attach(session.writer)
+        assert lane.hand_over(session.receiver) is None
+        assert lane.transport.owner is lane
+        lane.limit_messages(MAX_BYTES + 1)
+        lane.limit_messages(10)
+        message = frame(Opcode.TEXT, b"0123456789")
+        await session.feed(message[:8])
+        lane.limit_messages(9)
+        await session.feed(message[8:])
+        assert (session.messages, lane.close_code) == (["0123456789"], None)  # its head was read before
+        await session.feed(message)
+        assert (session.messages, lane.close_code) == (["0123456789"], 1009)
+        await session.end()
+
+    asyncio.run(run())
+
+
+def test_a_close_frame_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transport is closed after some seconds, at once with the answer, and the timer ends with the connection."""
+    monkeypatch.setattr("backplane.server.handed_over.ANSWER_SECONDS", 0.001)
+
+    async def run() -> None:
+        session, closed = Session(hand_over=True), asyncio.Event()
+        await session.open()
+        monkeypatch.setattr(session.transport, "close", closed.set)
+        protocol: Any = session.transport.protocol
+        protocol.close_with(4000, "bye")
+        assert not closed.is_set()
+        await asyncio.wait_for(closed.wait(), 30)
+        gone: list[int] = []
+        protocol.when_gone(lambda: gone.append(1))
+        await session.end()
+        protocol.when_gone(lambda: gone.append(2))
+        assert gone == [1, 2]
+
+    asyncio.run(run())
+
+
+def test_a_pong_that_waits_is_kept() -> None:
+    """Also where the message beside its ping was taken at once; after a close frame it is not written."""
+
+    async def run(*, closes: bool) -> list[bytes]:
+        session = Session(hand_over=True)
+        await session.open()
+        protocol: Any = session.transport.protocol
+        protocol.pause_writing()
+        await session.feed(frame(Opcode.TEXT, b"1") + frame(Opcode.PING, b"2") + frame(Opcode.TEXT, b"3"))
+        assert session.messages == ["1", "3"]
+        if closes:
+            protocol.close_with(4000, "")
+        protocol.resume_writing()
+        written = session.transport.written
+        await session.end()
+        return written
+
+    assert asyncio.run(run(closes=False)) == [b"\x8a\x012"]
+    assert asyncio.run(run(closes=True)) == [b"\x88\x02\x0f\xa0"]
