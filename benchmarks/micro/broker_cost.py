@@ -1,0 +1,114 @@
+"""The broker's CPU for a published message, by the number of workers that are subscribed to its channel.
+
+`python -m benchmarks.micro.broker_cost redis nats kafka`; docs/operations/scale.md has what it found.
+
+All workers are adapters in this one process, with connections of their own. Channels with 1, 2, 4 ... subscribed workers
+take turns, so that a drift of the machine affects all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import AsyncExitStack
+from statistics import linear_regression, median
+from typing import TYPE_CHECKING, Final
+
+import uvloop
+
+from backplane.broker.registry import broadcaster_from_url
+from backplane.testing.recording import RecordingSink
+from benchmarks.harness.brokers import Brokers
+from benchmarks.harness.server import cpu_seconds, listener_pid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from backplane.broadcaster import Broadcaster
+
+__all__ = ["measure"]
+
+_WORKERS: Final = (1, 2, 4, 8, 16, 32, 64)
+_ROUNDS: Final = 9
+_MESSAGES: Final = 1024
+_TOGETHER: Final = 64
+_ALONE: Final = 200
+_PAYLOAD: Final = b"x" * 128
+_WAIT_SECONDS: Final = 30.0
+
+
+class _CountingSink(RecordingSink):
+    """Counts what is delivered, and keeps nothing of it."""
+
+    expected: int = 0
+    is_complete: asyncio.Event
+
+    def expect(self, count: int) -> None:
+        """Set `is_complete` after so many messages from now on."""
+        self.expected, self.is_complete = count, asyncio.Event()
+
+    def deliver(self, channel: str, payload: bytes, place: object = None) -> None:
+        """Count a delivery."""
+        self.expected -= 1
+        if not self.expected:
+            self.is_complete.set()
+
+
+async def measure(url: str, broker: int) -> tuple[Mapping[int, float], Mapping[int, float]]:
+    """Return the broker's µs for a message by the number of subscribed workers: 64 in flight, and one at a time."""
+    async with AsyncExitStack() as stack:
+        sinks = [_CountingSink() for _ in range(max(_WORKERS))]
+        workers = [broadcaster_from_url(url) for _ in sinks]
+        publisher = broadcaster_from_url(url)
+        for worker, sink in [*zip(workers, sinks, strict=True), (publisher, _CountingSink())]:
+            await worker.start(sink)
+            stack.push_async_callback(worker.stop)
+        for number, worker in enumerate(workers):
+            await worker.subscribe([f"cost-{count}" for count in _WORKERS if number < count])
+        found: dict[int, dict[int, list[float]]] = {_TOGETHER: {}, 1: {}}
+        for round_number in range(_ROUNDS + 1):
+            for count in _WORKERS:
+                for together, messages in ((_TOGETHER, _MESSAGES), (1, _ALONE)):
+                    before = cpu_seconds([broker])
+                    await _burst(publisher, f"cost-{count}", sinks[:count], messages, together)
+                    used = (cpu_seconds([broker]) - before) / messages * 1e6
+                    if round_number:  # the first one is the warm-up
+                        found[together].setdefault(count, []).append(used)
+        together, alone = ({count: median(each) for count, each in found[kind].items()} for kind in (_TOGETHER, 1))
+        return together, alone
+
+
+async def _burst(
+    publisher: Broadcaster, channel: str, sinks: list[_CountingSink], messages: int, together: int
+) -> None:
+    """Publish messages, so many at a time, and wait until every worker has received them."""
+    for _ in range(messages // together):
+        for sink in sinks:
+            sink.expect(together)
+        async with asyncio.timeout(_WAIT_SECONDS):
+            await asyncio.gather(*(publisher.publish(channel, _PAYLOAD) for _ in range(together)))
+            for sink in sinks:
+                await sink.is_complete.wait()
+
+
+def _show(name: str, kind: str, found: Mapping[int, float]) -> None:
+    each, first = linear_regression(list(found), list(found.values()))
+    figures = "  ".join(f"{count}: {value:.2f}" for count, value in found.items())
+    print(f"{name:6} {kind:14} {figures}   = {first:.2f} + {each:.2f} W µs")
+
+
+def main(names: list[str]) -> None:
+    """Measure the brokers of these names, or URLs, and print what was found."""
+    with Brokers() as brokers:
+        for name in names:
+            url = brokers.url(name)
+            pid = listener_pid(url)
+            if pid is None:
+                raise SystemExit(f"{name}: no process of this machine listens at its URL")
+            together, alone = uvloop.run(measure(url, pid))
+            _show(name, f"{_TOGETHER} in flight", together)
+            _show(name, "one at a time", alone)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
