@@ -2,8 +2,8 @@
 
 `python -m benchmarks.micro.broker_cost redis nats kafka`; docs/operations/scale.md has what it found.
 
-All workers are adapters in this one process, with connections of their own. Channels with 1, 2, 4 ... subscribed workers
-take turns, so that a drift of the machine affects all.
+All workers are adapters in this one process, with connections of their own. Channels with 1, 2, 4 ... subscribed
+workers take turns, so that a drift of the machine affects all.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from statistics import linear_regression, median
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
+import psutil
 import uvloop
 
 from backplane.broker.registry import broadcaster_from_url
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Broadcaster
 
-__all__ = ["measure"]
+__all__ = ["BrokerCost", "main", "measure"]
 
 _WORKERS: Final = (1, 2, 4, 8, 16, 32, 64)
 _ROUNDS: Final = 9
@@ -54,17 +57,39 @@ class _CountingSink(RecordingSink):
             self.is_complete.set()
 
 
-async def measure(url: str, broker: int) -> tuple[Mapping[int, float], Mapping[int, float]]:
-    """Return the broker's µs for a message by the number of subscribed workers: 64 in flight, and one at a time."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerCost:
+    """What was found at one broker.
+
+    Attributes:
+        together: The broker's CPU for a message in µs, by the number of subscribed workers, with 64 in flight.
+        alone: The same, one message at a time.
+        connections: Connections of a worker that is subscribed and does not publish.
+        kib: Memory that the broker holds for such a worker.
+    """
+
+    together: Mapping[int, float]
+    alone: Mapping[int, float]
+    connections: float
+    kib: float
+
+
+async def measure(url: str, broker: int) -> BrokerCost:
+    """Return what the broker at `url`, which is the process `broker`, takes for messages and for workers."""
     async with AsyncExitStack() as stack:
         sinks = [_CountingSink() for _ in range(max(_WORKERS))]
         workers = [broadcaster_from_url(url) for _ in sinks]
         publisher = broadcaster_from_url(url)
-        for worker, sink in [*zip(workers, sinks, strict=True), (publisher, _CountingSink())]:
+        await publisher.start(_CountingSink())
+        stack.push_async_callback(publisher.stop)
+        connections, resident = _connections(url), psutil.Process(broker).memory_info().rss
+        for worker, sink in zip(workers, sinks, strict=True):
             await worker.start(sink)
             stack.push_async_callback(worker.stop)
         for number, worker in enumerate(workers):
             await worker.subscribe([f"cost-{count}" for count in _WORKERS if number < count])
+        connections = _connections(url) - connections
+        resident = psutil.Process(broker).memory_info().rss - resident
         found: dict[int, dict[int, list[float]]] = {_TOGETHER: {}, 1: {}}
         for round_number in range(_ROUNDS + 1):
             for count in _WORKERS:
@@ -75,7 +100,18 @@ async def measure(url: str, broker: int) -> tuple[Mapping[int, float], Mapping[i
                     if round_number:  # the first one is the warm-up
                         found[together].setdefault(count, []).append(used)
         together, alone = ({count: median(each) for count, each in found[kind].items()} for kind in (_TOGETHER, 1))
-        return together, alone
+        return BrokerCost(
+            together=together,
+            alone=alone,
+            connections=connections / len(workers),
+            kib=resident / len(workers) / 1024,
+        )
+
+
+def _connections(url: str) -> int:
+    """Return how many connections this process has to the broker."""
+    port = urlsplit(url).port
+    return sum(bool(each.raddr) and each.raddr.port == port for each in psutil.Process().net_connections("tcp"))
 
 
 async def _burst(
@@ -105,9 +141,10 @@ def main(names: list[str]) -> None:
             pid = listener_pid(url)
             if pid is None:
                 raise SystemExit(f"{name}: no process of this machine listens at its URL")
-            together, alone = uvloop.run(measure(url, pid))
-            _show(name, f"{_TOGETHER} in flight", together)
-            _show(name, "one at a time", alone)
+            found = uvloop.run(measure(url, pid))
+            _show(name, f"{_TOGETHER} in flight", found.together)
+            _show(name, "one at a time", found.alone)
+            print(f"{name:6} each worker    {found.connections:.2f} connections, {found.kib:,.0f} KiB", flush=True)
 
 
 if __name__ == "__main__":

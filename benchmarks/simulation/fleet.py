@@ -30,8 +30,6 @@ __all__ = ["STEPS_PER_SECOND", "Balance", "Fleet", "Outcome", "Setup", "Worker"]
 
 STEPS_PER_SECOND: Final = 10
 
-_MOST_SECONDS: Final = 7200
-
 # Any first bound that is not tiny has reached the largest by then.
 _MOST_DOUBLINGS: Final = 10
 
@@ -85,7 +83,7 @@ class Outcome:
         abandoned: Tries whose client went before its turn came.
         busiest: Most handshakes that one worker was asked for in a second.
         longest_wait_steps: Longest time from a try to its handshake.
-        steps: When the last client was back; `None` if some were not after two hours.
+        steps: When the last client was back; `None` if some were not when the time was over.
     """
 
     returns: Counter[int] = field(default_factory=Counter)
@@ -178,6 +176,23 @@ class Fleet:
             found[int(self._random.random() * parts)] += 1
         return found
 
+    def level(self, count: int, loads: list[int]) -> list[int]:
+        """Return how many of `count` clients each worker gets if each goes to the one with the fewest."""
+        shares = [0] * len(loads)
+        order = sorted(range(len(loads)), key=loads.__getitem__)
+        lowest = 1
+        while count:
+            # The lowest ones are level: they get as many as lift them to the next one.
+            while lowest < len(order) and loads[order[lowest]] <= loads[order[0]] + shares[order[0]]:
+                lowest += 1
+            level = loads[order[0]] + shares[order[0]]
+            room = count if lowest == len(order) else min(count, (loads[order[lowest]] - level) * lowest)
+            given = self.split(room, lowest) if room < lowest or room == count else [room // lowest] * lowest
+            for index, more in zip(order, given, strict=False):
+                shares[index] += more
+            count -= sum(given)
+        return shares
+
     def plan(self, seconds: float, do: Callable[[], None]) -> None:
         """Call `do` so many seconds from now."""
         self._plans[self.now + _steps(seconds)].append(do)
@@ -206,10 +221,15 @@ class Fleet:
                 lambda count=count: self._lose(worker, count, is_lost)
             )
 
-    def run(self) -> Outcome:
-        """Go on until every client is back and every plan is done, or for two hours."""
-        while self._tries or self._plans or self._busy:
-            if self.now >= _MOST_SECONDS * STEPS_PER_SECOND:
+    @property
+    def is_busy(self) -> bool:
+        """Whether any client is away, or anything is planned."""
+        return bool(self._tries or self._plans or self._busy)
+
+    def run(self, most_seconds: float = 3600.0) -> Outcome:
+        """Go on until every client is back and every plan is done, or for an hour."""
+        while self.is_busy:
+            if self.now >= _steps(most_seconds):
                 return self.outcome
             self.step()
         self.outcome.steps = max(0, self.now - 1)
@@ -264,7 +284,7 @@ class Fleet:
         if self.setup.balance == "even":
             shares = self.split(clients, len(listed))
         else:
-            shares = self._level(clients, [worker.load for worker in listed])
+            shares = self.level(clients, [worker.load for worker in listed])
         for worker, share in zip(tuple(listed), shares, strict=True):
             while share:
                 past, number = due.popitem()
@@ -287,23 +307,6 @@ class Fleet:
         worker.load += count
         worker.waiting.append(_Waiting(past, count, self.now))
         self._busy[worker] = None
-
-    def _level(self, count: int, loads: list[int]) -> list[int]:
-        """Return how many of `count` clients each worker gets if each goes to the one with the fewest."""
-        shares = [0] * len(loads)
-        order = sorted(range(len(loads)), key=loads.__getitem__)
-        lowest = 1
-        while count:
-            # The lowest ones are level: they get as many as lift them to the next one.
-            while lowest < len(order) and loads[order[lowest]] <= loads[order[0]] + shares[order[0]]:
-                lowest += 1
-            level = loads[order[0]] + shares[order[0]]
-            room = count if lowest == len(order) else min(count, (loads[order[lowest]] - level) * lowest)
-            given = self.split(room, lowest) if room < lowest or room == count else [room // lowest] * lowest
-            for index, more in zip(order, given, strict=False):
-                shares[index] += more
-            count -= sum(given)
-        return shares
 
     def _lose_patience(self, worker: Worker) -> None:
         """Let the clients go that have waited for too long; the worker makes their handshakes all the same."""

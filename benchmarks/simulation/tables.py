@@ -1,4 +1,4 @@
-"""The tables of docs/operations/scale.md: every case for three fleets, with the defaults and with what is recommended."""
+"""The tables of docs/operations/scale.md: brokers, and every case for three fleets with two sorts of settings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.harness.candidate import ROOT
+from benchmarks.simulation.brokers import COSTS, WORKERS
 from benchmarks.simulation.cases import CASES, simulate
 from benchmarks.simulation.fleet import STEPS_PER_SECOND, Setup
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from benchmarks.simulation.fleet import Outcome
 
-__all__ = ["PAGE", "describe", "recommended", "rewritten", "storms", "tables", "variants"]
+__all__ = ["PAGE", "brokers", "describe", "recommended", "rewritten", "storms", "tables", "variants"]
 
 PAGE: Final = ROOT / "docs" / "operations" / "scale.md"
 """The page that shows the tables."""
@@ -46,6 +47,15 @@ _VARIANTS: Final[tuple[dict[str, Any], ...]] = (
     {"workers": 100},
 )
 _BLOCK: Final = re.compile(r"^(<!-- simulation: (\w+) -->\n)(.*?)(^<!-- end -->)", re.DOTALL | re.MULTILINE)
+_BROKER_COLUMNS: Final = (
+    "broker",
+    "subscribed workers",
+    "connections",
+    "a message, alone",
+    "a message, 64 in flight",
+    "messages a second and core, alone",
+    "messages a second and core, 64 in flight",
+)
 _STORM_COLUMNS: Final = (
     "clients, workers",
     "what happens",
@@ -98,14 +108,44 @@ def variants() -> str:
         times = (setup.lost_pause_seconds, setup.longest_pause_seconds, setup.patience_seconds)
         pauses = (times[0], max(times[:2]), times[2])
         rows.append(
-            (str(setup.workers), *(f"{each:g} s" for each in pauses), busiest, wait, f"{outcome.abandoned:,}", most, every)
+            (
+                str(setup.workers),
+                *(f"{each:g} s" for each in pauses),
+                busiest,
+                wait,
+                f"{outcome.abandoned:,}",
+                most,
+                every,
+            )
         )
     return _markdown(_VARIANT_COLUMNS, rows, left=0)
 
 
+def brokers() -> str:
+    """Return the table of what a message costs a broker."""
+    rows: list[Iterable[str]] = []
+    for costs in COSTS:
+        for workers in WORKERS:
+            figures = [costs.microseconds(workers, is_busy=is_busy) for is_busy in (False, True)]
+            rates = [costs.messages_per_second(workers, is_busy=is_busy) for is_busy in (False, True)]
+            rows.append(
+                (
+                    costs.title,
+                    f"{workers:,}",
+                    f"{workers * costs.connections:,}",
+                    *(f"{figure:,.0f} µs" if figure >= 10 else f"{figure:,.1f} µs" for figure in figures),
+                    *(f"{float(f'{rate:.2g}'):,.0f}" for rate in rates),
+                )
+            )
+    return _markdown(_BROKER_COLUMNS, rows, left=1)
+
+
+_TABLES: Final = {"brokers": brokers, "storms": storms, "variants": variants}
+
+
 def tables() -> dict[str, str]:
     """Return each table by the name of its place on the page."""
-    return {"storms": storms(), "variants": variants()}
+    return {name: make() for name, make in _TABLES.items()}
 
 
 def rewritten(page: str) -> str:
@@ -114,9 +154,9 @@ def rewritten(page: str) -> str:
     Raises:
         ValueError: A table has no place there, or a place no table.
     """
+    if sorted(found[2] for found in _BLOCK.finditer(page)) != sorted(_TABLES):
+        raise ValueError(f"the page needs one block for each of {', '.join(_TABLES)}")
     made = tables()
-    if sorted(made) != sorted(found[2] for found in _BLOCK.finditer(page)):
-        raise ValueError(f"the page needs one block for each of {', '.join(made)}")
     return _BLOCK.sub(lambda found: found[1] + made[found[2]] + found[4], page)
 
 
