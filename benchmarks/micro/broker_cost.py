@@ -3,7 +3,8 @@
 `python -m benchmarks.micro.broker_cost redis nats kafka`; docs/operations/scale.md has what it found.
 
 All workers are adapters in this one process, with connections of their own. Channels with 1, 2, 4 ... subscribed
-workers take turns, so that a drift of the machine affects all.
+workers take turns, so that a drift of the machine affects all. On Kafka, where every worker that is there reads every
+message, there are runs with 1, 2, 4 ... workers in place of that.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from benchmarks.harness.brokers import Brokers
 from benchmarks.harness.server import cpu_seconds, listener_pid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from backplane.broadcaster import Broadcaster
 
 __all__ = ["BrokerCost", "main", "measure"]
 
 _WORKERS: Final = (1, 2, 4, 8, 16, 32, 64)
+_KAFKA_WORKERS: Final = (1, 2, 4, 8, 16)
 _ROUNDS: Final = 9
 _MESSAGES: Final = 1024
 _TOGETHER: Final = 64
@@ -74,10 +76,16 @@ class BrokerCost:
     kib: float
 
 
-async def measure(url: str, broker: int) -> BrokerCost:
-    """Return what the broker at `url`, which is the process `broker`, takes for messages and for workers."""
+async def measure(url: str, broker: int, numbers: Sequence[int]) -> BrokerCost:
+    """Return what the broker at `url`, which is the process `broker`, takes for messages and for workers.
+
+    Args:
+        url: The broker.
+        broker: Its process.
+        numbers: How many workers are subscribed to the channels; the largest is how many there are.
+    """
     async with AsyncExitStack() as stack:
-        sinks = [_CountingSink() for _ in range(max(_WORKERS))]
+        sinks = [_CountingSink() for _ in range(max(numbers))]
         workers = [broadcaster_from_url(url) for _ in sinks]
         publisher = broadcaster_from_url(url)
         await publisher.start(_CountingSink())
@@ -87,22 +95,22 @@ async def measure(url: str, broker: int) -> BrokerCost:
             await worker.start(sink)
             stack.push_async_callback(worker.stop)
         for number, worker in enumerate(workers):
-            await worker.subscribe([f"cost-{count}" for count in _WORKERS if number < count])
+            await worker.subscribe([f"cost-{count}" for count in numbers if number < count])
         connections = _connections(url) - connections
         resident = psutil.Process(broker).memory_info().rss - resident
         found: dict[int, dict[int, list[float]]] = {_TOGETHER: {}, 1: {}}
         for round_number in range(_ROUNDS + 1):
-            for count in _WORKERS:
+            for count in numbers:
                 for together, messages in ((_TOGETHER, _MESSAGES), (1, _ALONE)):
                     before = cpu_seconds([broker])
                     await _burst(publisher, f"cost-{count}", sinks[:count], messages, together)
                     used = (cpu_seconds([broker]) - before) / messages * 1e6
                     if round_number:  # the first one is the warm-up
                         found[together].setdefault(count, []).append(used)
-        together, alone = ({count: median(each) for count, each in found[kind].items()} for kind in (_TOGETHER, 1))
+        medians = {kind: {count: median(each) for count, each in found[kind].items()} for kind in found}
         return BrokerCost(
-            together=together,
-            alone=alone,
+            together=medians[_TOGETHER],
+            alone=medians[1],
             connections=connections / len(workers),
             kib=resident / len(workers) / 1024,
         )
@@ -127,6 +135,18 @@ async def _burst(
                 await sink.is_complete.wait()
 
 
+def _measured(url: str, broker: int) -> BrokerCost:
+    if not url.startswith("kafka"):
+        return uvloop.run(measure(url, broker, _WORKERS))
+    runs = [uvloop.run(measure(url, broker, (count,))) for count in _KAFKA_WORKERS]
+    return BrokerCost(
+        together={count: value for run in runs for count, value in run.together.items()},
+        alone={count: value for run in runs for count, value in run.alone.items()},
+        connections=runs[-1].connections,
+        kib=runs[-1].kib,
+    )
+
+
 def _show(name: str, kind: str, found: Mapping[int, float]) -> None:
     each, first = linear_regression(list(found), list(found.values()))
     figures = "  ".join(f"{count}: {value:.2f}" for count, value in found.items())
@@ -141,7 +161,7 @@ def main(names: list[str]) -> None:
             pid = listener_pid(url)
             if pid is None:
                 raise SystemExit(f"{name}: no process of this machine listens at its URL")
-            found = uvloop.run(measure(url, pid))
+            found = _measured(url, pid)
             _show(name, f"{_TOGETHER} in flight", found.together)
             _show(name, "one at a time", found.alone)
             print(f"{name:6} each worker    {found.connections:.2f} connections, {found.kib:,.0f} KiB", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.simulation.fleet import Fleet, Outcome, Setup
@@ -26,7 +27,7 @@ def _rolling(fleet: Fleet) -> None:
 
     each = setup.start_seconds + max(setup.drain_seconds, setup.notice_seconds)
     for number, worker in enumerate(fleet.workers):
-        fleet.plan(number // setup.replaced_at_once * each, lambda worker=worker: replace(worker))
+        fleet.plan(number // setup.replaced_at_once * each, partial(replace, worker))
 
 
 def _killed(fleet: Fleet) -> None:

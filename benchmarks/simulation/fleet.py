@@ -21,6 +21,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Setup:
     notice_seconds: float = 2.0
     start_seconds: float = 10.0
     replaced_at_once: int = 1
-    balance: Balance = "least"
+    balance: Balance = "even"
     seed: int = 17
 
 
@@ -116,7 +117,7 @@ class _Past(NamedTuple):
 
 class _Waiting(NamedTuple):
     past: _Past
-    count: int
+    clients: int
     since: int
 
 
@@ -166,6 +167,7 @@ class Fleet:
         self._listed = list(self.workers)
         self._busy: dict[Worker, None] = {}
         self._tries: defaultdict[int, Counter[_Past]] = defaultdict(Counter)
+        self._leaving: Counter[_Past] = Counter()  # in this step
         self._plans: defaultdict[int, list[Callable[[], None]]] = defaultdict(list)
 
     def split(self, count: int, parts: int) -> list[int]:
@@ -212,14 +214,13 @@ class Fleet:
             self._fail(past, count)
         worker.waiting.clear()
         worker.gone = 0
-        self.plan(self.setup.notice_seconds, lambda: self._listed.remove(worker))
+        self.plan(self.setup.notice_seconds, partial(self._listed.remove, worker))
 
     def close(self, worker: Worker, *, after_seconds: float = 0.0, seconds: float = 0.0, is_lost: bool = False) -> None:
         """Close the clients that a worker has now, spread evenly over a time."""
         for number, count in enumerate(self.split(worker.connected, max(1, _steps(seconds)))):
-            self._plans[self.now + _steps(after_seconds) + number].append(
-                lambda count=count: self._lose(worker, count, is_lost)
-            )
+            lose = partial(self._lose, worker, count, is_lost=is_lost)
+            self._plans[self.now + _steps(after_seconds) + number].append(lose)
 
     @property
     def is_busy(self) -> bool:
@@ -246,6 +247,10 @@ class Fleet:
             if not worker.waiting and not worker.gone:
                 worker.credit = 0.0
                 del self._busy[worker]
+        for past, count in self._leaving.items():
+            if count:
+                self._pause(past, count)
+        self._leaving.clear()
         self.now += 1
 
     def connected(self) -> int:
@@ -255,15 +260,15 @@ class Fleet:
     def away(self) -> int:
         """Return how many clients wait for their next try, or for their handshake."""
         pausing = sum(due.total() for due in self._tries.values())
-        return pausing + sum(each.count for worker in self.workers for each in worker.waiting)
+        return pausing + sum(each.clients for worker in self.workers for each in worker.waiting)
 
-    def _lose(self, worker: Worker, count: int, is_lost: bool) -> None:
+    def _lose(self, worker: Worker, count: int, *, is_lost: bool) -> None:
         worker.connected -= count
         worker.load -= count
-        self._pause(_Past(self.now, 0, is_lost), count)
+        self._leaving[_Past(self.now, 0, is_lost)] += count
 
     def _fail(self, past: _Past, count: int) -> None:
-        self._pause(past._replace(failed=min(past.failed + 1, _MOST_DOUBLINGS), is_lost=True), count)
+        self._leaving[past._replace(failed=min(past.failed + 1, _MOST_DOUBLINGS), is_lost=True)] += count
 
     def _pause(self, past: _Past, clients: int) -> None:
         """Let clients try again, each after a pause that is drawn evenly."""
