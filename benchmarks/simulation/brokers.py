@@ -18,7 +18,7 @@ class BrokerCosts:
         title: The broker.
         busy: µs of the broker's CPU for a message, and for each subscribed worker, with 64 messages in flight.
         alone: The same with one message at a time.
-        connections: Connections of a worker that publishes and receives.
+        connections: Connections of a worker to one server.
     """
 
     title: str
@@ -39,4 +39,5 @@ class BrokerCosts:
 COSTS: Final = (
     BrokerCosts(title="Redis", busy=(0.4, 0.15), alone=(5.5, 1.4), connections=2),
     BrokerCosts(title="NATS", busy=(1.1, 0.6), alone=(40.0, 7.0), connections=1),
+    BrokerCosts(title="Kafka", busy=(12.0, 2.4), alone=(680.0, 125.0), connections=2),
 )

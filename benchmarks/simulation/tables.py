@@ -50,11 +50,11 @@ _BLOCK: Final = re.compile(r"^(<!-- simulation: (\w+) -->\n)(.*?)(^<!-- end -->)
 _BROKER_COLUMNS: Final = (
     "broker",
     "subscribed workers",
-    "connections",
-    "a message, alone",
-    "a message, 64 in flight",
-    "messages a second and core, alone",
-    "messages a second and core, 64 in flight",
+    "connections of a server",
+    "one message at a time",
+    "64 in flight",
+    "messages a second and core, one at a time",
+    "64 in flight",
 )
 _STORM_COLUMNS: Final = (
     "clients, workers",
