@@ -238,14 +238,14 @@ class Fleet:
 
     def step(self) -> None:
         """Do what is due in this step, and go to the next one."""
-        for do in self._plans.pop(self.now, ()):
-            do()
+        while plans := self._plans.pop(self.now, None):  # one can plan for this step
+            for do in plans:
+                do()
         self._send(self._tries.pop(self.now, Counter()))
         for worker in tuple(self._busy):
             self._lose_patience(worker)
             self._shake_hands(worker)
             if not worker.waiting and not worker.gone:
-                worker.credit = 0.0
                 del self._busy[worker]
         for past, count in self._leaving.items():
             if count:

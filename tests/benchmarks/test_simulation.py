@@ -23,11 +23,50 @@ def test_clients_are_conserved_in_every_step(case: str, balance: Balance) -> Non
     setup = replace(SMALL, balance=balance, handshakes_per_second=150.0, patience_seconds=3.0)
     fleet = Fleet(setup)
     CASES[case][1](fleet)
-    while fleet.is_busy:
+    while fleet.is_busy and fleet.now < 5_000:
         fleet.step()
         assert fleet.connected() + fleet.away() == setup.clients
-        assert min(worker.connected for worker in fleet.workers) >= 0
-        assert all(worker.load >= worker.connected for worker in fleet.workers)
+        for worker in fleet.workers:
+            assert worker.connected >= 0
+            assert worker.load == worker.connected + sum(each.clients for each in worker.waiting)
+    assert not fleet.is_busy
+
+
+def test_clients_that_wait_at_a_worker_that_drains_try_elsewhere() -> None:
+    """A worker that refuses has no queue any more, and its clients come back to the others."""
+    fleet = Fleet(replace(SMALL, handshakes_per_second=50.0))
+    CASES["all"][1](fleet)
+    for _ in range(20):
+        fleet.step()
+    worker = fleet.workers[0]
+    waiting = sum(each.clients for each in worker.waiting)
+    assert waiting > 0
+    fleet.refuse(worker)
+    served = worker.connected
+    fleet.run()
+    assert fleet.outcome.refused >= waiting
+    assert worker.connected == served
+    assert fleet.connected() == SMALL.clients
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_times_may_be_zero(case: str) -> None:
+    """A fleet without a drain, a start or a delay of the balancer ends as any other does."""
+    fleet = Fleet(replace(SMALL, drain_seconds=0.0, notice_seconds=0.0, start_seconds=0.0, first_pause_seconds=0.0))
+    CASES[case][1](fleet)
+    assert fleet.run(most_seconds=60.0).steps is not None
+    assert fleet.connected() == SMALL.clients
+    assert fleet.outcome.refused == 0
+
+
+def test_workers_replaced_at_once_shorten_a_deployment() -> None:
+    """Five at a time are done in a fifth of the rounds, and ask more of the others."""
+    setup = replace(SMALL, workers=10)
+    one, five = (simulate("rolling", replace(setup, replaced_at_once=number)) for number in (1, 5))
+    assert one.steps is not None
+    assert five.steps is not None
+    assert five.steps < one.steps / 4
+    assert five.busiest > 2 * one.busiest
 
 
 @pytest.mark.parametrize("balance", BALANCES)
