@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
+from backplane import Settings
+from benchmarks.harness.candidate import ROOT
 from benchmarks.simulation.__main__ import app
 from benchmarks.simulation.cases import CASES, simulate
 from benchmarks.simulation.fleet import STEPS_PER_SECOND, Balance, Fleet, Setup
@@ -159,6 +161,16 @@ def test_recommended_drain_keeps_a_worker_half_busy() -> None:
     for clients, workers in ((1_000, 4), (10_000, 4), (1_000_000, 50)):
         setup = recommended(Setup(clients=clients, workers=workers))
         assert clients / workers / setup.drain_seconds <= setup.handshakes_per_second / 2
+
+
+def test_defaults_are_those_of_the_package_and_of_its_page() -> None:
+    """The model drains as `Settings` does, and pauses as the script that browsers are given."""
+    setup = Setup(clients=1, workers=1)
+    assert setup.drain_seconds == Settings().drain_seconds
+    first, longest = setup.first_pause_seconds, setup.longest_pause_seconds
+    script = f"Math.random() * Math.min({longest * 1000:_.0f}, {first * 1000:.0f} * 2 ** tries++)"
+    assert script in (ROOT / "docs" / "guides" / "browser-clients.md").read_text(encoding="utf-8")
+    assert setup.lost_pause_seconds == first
 
 
 def test_page_has_the_tables_of_the_program() -> None:
