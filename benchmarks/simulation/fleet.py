@@ -87,7 +87,7 @@ class Outcome:
         steps: When the last client was back; `None` if some were not when the time was over.
     """
 
-    returns: Counter[int] = field(default_factory=Counter)
+    returns: Counter[int] = field(default_factory=Counter[int])
     tries: int = 0
     refused: int = 0
     abandoned: int = 0
@@ -139,7 +139,7 @@ class Worker:
     connected: int = 0
     load: int = 0
     is_ready: bool = True
-    waiting: deque[_Waiting] = field(default_factory=deque)
+    waiting: deque[_Waiting] = field(default_factory=deque["_Waiting"])
     gone: int = 0
     asked: int = 0
     asked_at: int = 0
