@@ -339,6 +339,11 @@ class SlowSubscriber(RecordingSubscriber):
         threading.Event().wait(0.01)
         super().offer(messages)
 
+    def offer_missed(self, messages: Sequence[Message]) -> None:
+        """Take messages that are given back, after as much work."""
+        threading.Event().wait(0.01)
+        super().offer_missed(messages)
+
 
 async def rested(worker: World, channel: str) -> SlowSubscriber:
     """Make a long fan-out of a channel, after which it rests; return its last subscriber."""
