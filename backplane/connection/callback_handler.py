@@ -134,7 +134,7 @@ class CallbackHandler:
 
     async def drop(self) -> None:
         """Drop what the client sends until the connection ends."""
-        if self._has_ended:
+        if self._has_ended and not self._is_closed:
             self._driver.disconnected()
         if not self._is_closed:
             self._dropping = asyncio.Event()
@@ -152,6 +152,11 @@ class CallbackHandler:
     async def iterate(self) -> NoReturn:
         """Refuse, as `next`."""
         await self.next()
+
+    def release(self) -> None:
+        """Drop the references of a connection that is finished: nothing of it is called any more."""
+        self._dropping = None
+        del self._driver, self._on_open, self._on_message, self._on_close
 
     # --- its task ---
 
@@ -222,6 +227,7 @@ class CallbackHandler:
             if lane.close_code is None:  # no close frame was sent, whose answer could come
                 lane.close()
             self._clients.unregister(driver, lane.when_gone)
+            driver.release()
         if error is not None and not isinstance(error, Exception):  # ends the process, or is a cancellation
             raise error
 

@@ -132,6 +132,7 @@ class Session:
         self.events: list[Any] = []
         self.state = ServerState()
         self.released = asyncio.Event()
+        self.asgi_send: Any = None
 
     async def open(self, extensions: bytes = b"") -> None:
         """Do the handshake."""

@@ -20,6 +20,13 @@ from tests.unit.server.session import MAX_BYTES, Session, collections_off, frame
 TEXTS = st.sampled_from(
     [b"", b"text", "ä€𝄞".encode(), b"x" * (MAX_BYTES - 1), b"x" * MAX_BYTES, b"x" * (MAX_BYTES + 1)]
 )
+
+
+def close_frame(code: int, reason: bytes) -> bytes:
+    """Return a close frame of a client."""
+    return frame(Opcode.CLOSE, code.to_bytes(2) + reason)
+
+
 FRAMES = st.one_of(
     st.builds(frame, st.sampled_from([Opcode.TEXT, Opcode.BINARY]), TEXTS),
     st.builds(frame, st.sampled_from([Opcode.TEXT, Opcode.BINARY]), TEXTS, fin=st.just(False)),  # pyright: ignore[reportArgumentType]
@@ -32,7 +39,7 @@ FRAMES = st.one_of(
         st.sampled_from([b"", b"\x03\xe8", b"\x03\xe8bye", b"\x03", b"\x0f\xa0", b"\x03\xed"]),
     ),
     st.builds(
-        lambda code, reason: frame(Opcode.CLOSE, code.to_bytes(2) + reason),
+        close_frame,
         st.integers(0, 5100),
         st.sampled_from([b"", b"bye", b"\xff"]),
     ),
@@ -211,7 +218,8 @@ def test_no_collection_is_needed() -> None:
         session = Session(hand_over=True)
         await session.open()
         former, parser = ref(session.first), ref(session.first.conn)
-        del session.first, session.asgi_send
+        session.asgi_send = None
+        del session.first
         assert (former(), parser()) == (None, None)
         protocol: Any = session.transport.protocol
         await session.feed(frame(Opcode.TEXT, b"half", fin=False))
