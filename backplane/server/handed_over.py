@@ -287,6 +287,7 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
 
     def _drop_unneeded(self) -> None:
         if self._incoming is not None and not self._incoming.is_needed and not self._ended:
+            self._incoming.conn.parser.close()  # it and `conn` are a cycle, which would wait for a collection
             self._incoming = None
 
     def _take_frame(self, incoming: Incoming, frame: Frame) -> bool:
@@ -312,7 +313,8 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
     def _send_output(self, incoming: Incoming) -> None:
         """Write what the parser has to send; for a client that does not read, only the last pong (RFC 6455, 5.5.3)."""
         if incoming.conn.state is not State.OPEN:
-            was_writable = not self._ended  # what ends with the close frame is the last that is written
+            # What ends with the close frame is written, and after it a pong to a client that reads.
+            was_writable = not (self._ended and self.buffered_bytes)
             self.end()
         else:
             was_writable = self.writable
