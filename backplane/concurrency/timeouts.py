@@ -164,7 +164,9 @@ class _Limit:
         # `expire` has cancelled the task. That request is taken back with `uncancel` in any case. It becomes a
         # TimeoutError only if it is what ends the block, and if the task was not cancelled from outside as well: then
         # the count is still above that of the begin, and the CancelledError goes on.
-        if self._has_expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        is_late = self._has_expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError
+        del self._task  # this is kept for a while, and the task with what it has raised is not to be
+        if is_late:
             raise TimeoutError from error
 
     def expire(self) -> None:
