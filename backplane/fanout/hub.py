@@ -16,7 +16,7 @@ from backplane.channels import RESERVED_PREFIX
 from backplane.concurrency.affinity import LoopAffinity
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import decode
-from backplane.fanout.delivery import Delivery, LocalDelivery
+from backplane.fanout.delivery import Delivery, GapDelivery, LocalDelivery
 from backplane.fanout.gaps import GapReporter
 from backplane.log_bursts import LogBursts
 from backplane.message import Gap, Joined
@@ -83,7 +83,7 @@ class Hub:
         self._collected: dict[str, Batch] = {}
         self._collected_count = 0
         self._collected_bytes = 0
-        self._deliveries: deque[Delivery] = deque()
+        self._deliveries: deque[Delivery | GapDelivery] = deque()
         self._resting: dict[str, float] = {}  # until when, by channel
         self._flush_handle: asyncio.Handle | None = None
         self._rest_handle: asyncio.TimerHandle | None = None
@@ -91,7 +91,12 @@ class Hub:
         self.delivered: int = 0
         self.malformed: int = 0
         self.gaps: GapReporter = GapReporter(
-            self._subscribers, broker_subscriptions.confirmed, self._flush, self._bursts
+            self._subscribers,
+            broker_subscriptions.confirmed,
+            self._flush_channels,
+            self._start_delivery,
+            self._bursts,
+            slice_size,
         )
         self._open_gaps = self.gaps.opened
         broker_subscriptions.on_confirmed = self.gaps.report
@@ -257,13 +262,12 @@ class Hub:
 
     def _give_back(self, channel: str, batch: Batch) -> None:
         """Deliver messages that were missed, after what was collected: as many as they are, no subscriber is slow."""
-        if channel in self._collected or any(delivery.channel == channel for delivery in self._deliveries):
-            self._flush()
+        self._flush_channels((channel,))
         self.delivered += len(batch)
         subscribers = self._subscribers.get(channel, {})
         self._start_delivery(Delivery(channel, batch, subscribers, self._bursts, missed=True))
 
-    def _start_delivery(self, delivery: Delivery) -> None:
+    def _start_delivery(self, delivery: Delivery | GapDelivery) -> None:
         self._deliveries.append(delivery)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
@@ -275,6 +279,22 @@ class Hub:
             self._start_deliveries()
             while self._deliveries:
                 self._deliveries.popleft().run(None)
+
+    def _flush_channels(self, channels: Collection[str]) -> None:
+        """Deliver what was collected of some channels, now: whatever comes next on them must follow it."""
+        for channel in self._resting.keys() & channels:
+            del self._resting[channel]
+        while concerned := [delivery for delivery in self._deliveries if delivery.channel in channels]:
+            self._run_now(concerned)
+        while not self._collected.keys().isdisjoint(channels):
+            self._start_deliveries()
+            self._run_now([delivery for delivery in self._deliveries if delivery.channel in channels])
+
+    def _run_now(self, deliveries: list[Delivery | GapDelivery]) -> None:
+        for delivery in deliveries:
+            self._deliveries.remove(delivery)
+        for delivery in deliveries:
+            delivery.run(None)
 
     def _cancel_flush(self) -> None:
         if self._flush_handle is not None:
