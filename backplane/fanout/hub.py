@@ -282,18 +282,18 @@ class Hub:
 
     def _flush_channels(self, channels: Collection[str]) -> None:
         """Deliver what was collected of some channels, now: whatever comes next on them must follow it."""
-        for channel in self._resting.keys() & channels:
+        names = set(channels)
+        for channel in self._resting.keys() & names:
             del self._resting[channel]
-        while concerned := [delivery for delivery in self._deliveries if delivery.channel in channels]:
-            self._run_now(concerned)
-        while not self._collected.keys().isdisjoint(channels):
+        self._run_now(names)
+        while not self._collected.keys().isdisjoint(names):
             self._start_deliveries()
-            self._run_now([delivery for delivery in self._deliveries if delivery.channel in channels])
+            self._run_now(names)
 
-    def _run_now(self, deliveries: list[Delivery | GapDelivery]) -> None:
-        for delivery in deliveries:
+    def _run_now(self, names: set[str]) -> None:
+        """Finish the deliveries under way of some channels."""
+        for delivery in [delivery for delivery in self._deliveries if delivery.channel in names]:
             self._deliveries.remove(delivery)
-        for delivery in deliveries:
             delivery.run(None)
 
     def _cancel_flush(self) -> None:
