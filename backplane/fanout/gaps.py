@@ -3,6 +3,9 @@
 A gap is opened where delivery stops (the link is lost, the broker revokes a subscription) and reported where it goes
 on: once the broker has confirmed the channel again, or before the first message that arrives earlier. A client that
 reloads its state at that moment receives everything from then on. Reported earlier, it would reload too early.
+
+Each notice is at its place between the messages of its channel. Many subscribers are notified in slices, in several
+passes of the event loop, and the messages that follow wait for that.
 """
 
 from __future__ import annotations
