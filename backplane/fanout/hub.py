@@ -209,8 +209,8 @@ class Hub:
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Notify every subscriber of `channels` that messages may be missing at this place.
 
-        Now, or, where the broker has not confirmed the channel, once it has: more is missed until then. Few are notified
-        at once, the others of many in slices, each before the messages that follow the gap.
+        Now, or, where the broker has not confirmed the channel, once it has: more is missed until then. Few are
+        notified at once, the others of many in slices, each before the messages that follow the gap.
         """
         self.gaps.open_and_report(channels, reason)
 
