@@ -234,7 +234,7 @@ async def test_sends_keep_their_order_beside_commands_for_many(worker: ControlWo
 
 
 async def test_a_command_for_many_clients_does_not_stall(worker: ControlWorker) -> None:
-    """10,000 clients are closed in slices, between which everything else runs; those that ended meanwhile are left out."""
+    """10,000 clients are closed in slices, between which everything else runs; those that ended are left out."""
     crowd = [worker.add(f"{number:05}", "ada") for number in range(10_000)]
     worker.commands.received(
         CONTROL, Command(kind="disconnect", selector=ADA, arguments=CLOSE, reply_to=inbox_of(ASKER)).encode()
