@@ -375,9 +375,11 @@ async def test_a_gap_of_a_channel_that_rests() -> None:
     """What a channel collects while it rests after a long fan-out is delivered before a gap."""
     async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=60.0) as worker:
         subscribers = await crowd(worker, "a", 10)
-        worker.hub._resting["a"] = asyncio.get_running_loop().time() + 60  # pyright: ignore[reportPrivateUsage]
+        timer = asyncio.get_running_loop().call_later(60, lambda: None)
+        worker.hub._resting["a"] = timer  # pyright: ignore[reportPrivateUsage]
         worker.deliver("a", "1")
         worker.hub.gap(["a"], "overrun")
+        assert timer.cancelled()
         await run_passes(20)
         assert [subscriber.received for subscriber in subscribers] == [["1", lost(reason="overrun")]] * 10
 
