@@ -285,10 +285,10 @@ class Hub:
     def _flush_channels(self, channels: Collection[str]) -> None:
         """Deliver what was collected of some channels, now: whatever comes next on them must follow it."""
         names = set(channels)
-        for channel in self._resting.keys() & names:
-            self._resting.pop(channel).cancel()
         self._run_now(names)
-        while not self._collected.keys().isdisjoint(names):
+        while waiting := self._collected.keys() & names:
+            for channel in self._resting.keys() & waiting:
+                self._resting.pop(channel).cancel()
             self._start_deliveries()
             self._run_now(names)
 
