@@ -61,8 +61,8 @@ class CloseSequence:
         self._driver = driver
         self._context = context
         self._is_stopped = driver.has_ended
-        # First the timer of its turn, if it has one, then the task that flushes.
-        self._turn: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        # First its place in `policy.turns`, if it waits for its turn, then the task that flushes.
+        self._turn: int | asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.state: ConnectionState = driver.state
         self.requested: tuple[int, str] | None = None
@@ -100,19 +100,16 @@ class CloseSequence:
         """
         if self._is_stopped or isinstance(self._turn, asyncio.Task):
             return
-        if self._turn is not None:
-            if delay is not None:
-                return
-            self._turn.cancel()
+        if self._turn is not None and delay is not None:
+            return
+        self._give_up_turn()
         if self.state != "closing":
             self.state = "draining"
         self.requested = code, reason
         if delay is None:
             self._begin_flush(code, reason)
         else:
-            self._turn = asyncio.get_running_loop().call_later(
-                delay, self._begin_flush, code, reason, context=self._context
-            )
+            self._turn = self._driver.policy.turns.put(self, delay)
 
     def close_in_turn(self, code: int, reason: str) -> None:
         """Close after a flush, in this connection's turn: clients that are closed together reconnect together."""
@@ -236,10 +233,21 @@ class CloseSequence:
             return False
         self._is_stopped = True
         self.state = "closing"
-        if self._turn is not None:
-            self._turn.cancel()
+        self._give_up_turn()
         self._driver.stop()
         return True
+
+    def turn_has_come(self) -> None:
+        """Flush and close: called by `policy.turns`."""
+        assert self.requested is not None
+        self._begin_flush(*self.requested)
+
+    def _give_up_turn(self) -> None:
+        """Wait for no turn any more, and end the flush that it may have begun."""
+        if isinstance(self._turn, int):
+            self._driver.policy.turns.remove(self, self._turn)
+        elif self._turn is not None:
+            self._turn.cancel()
 
     def _begin_flush(self, code: int, reason: str) -> None:
         self._turn = task_in(self._context, self._flush_then_close(code, reason), asyncio.get_running_loop())

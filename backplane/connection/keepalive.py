@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from backplane.close_codes import CloseCode
+from backplane.concurrency.schedule import Schedule
 
 if TYPE_CHECKING:
     from backplane.connection.limits import Limits
@@ -110,64 +110,33 @@ class ConnectionTimers:
         return due
 
 
-class KeepaliveScheduler:
+class KeepaliveScheduler(Schedule[TimedConnection]):
     """Calls `check_timers` of each connection when it is due, from one timer of the event loop for all of them.
-
-    What is due within one tick is checked together. Without a connection that has anything due there is no timer.
 
     Args:
         tick_seconds: The resolution.
         slice_size: How many connections are checked in one pass of the event loop: each may cost a write.
     """
 
-    def __init__(self, *, tick_seconds: float = 0.25, slice_size: int = 500) -> None:
-        self._tick_seconds = tick_seconds
-        self._slice_size = slice_size
-        self._buckets: dict[int, dict[TimedConnection, None]] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0
+    def __init__(self, *, tick_seconds: float = 0.25, slice_size: int = 200) -> None:
+        super().__init__(tick_seconds=tick_seconds, slice_size=slice_size)
 
     def put(self, client: TimedConnection) -> None:
         """Check `client` when its `timers.due` has come, at most a tick later."""
         self.remove(client)
         timers = client.timers
-        if timers.due == math.inf:
-            return
-        timers.bucket = bucket = math.ceil(timers.due / self._tick_seconds)
-        self._buckets.setdefault(bucket, {})[client] = None
-        if self._timer is None or bucket < self._timer_at:
-            self._set_timer(bucket)
+        if timers.due != math.inf:
+            timers.bucket = self._add(client, timers.due)
 
     def remove(self, client: TimedConnection) -> None:
         """Check `client` no more."""
         bucket, client.timers.bucket = client.timers.bucket, None
-        if bucket is not None and (clients := self._buckets.get(bucket)) is not None:
-            clients.pop(client, None)
-            if not clients:
-                del self._buckets[bucket]
-        if not self._buckets and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if bucket is not None:
+            self._discard(client, bucket)
 
-    def _set_timer(self, bucket: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = bucket
-        self._timer = asyncio.get_running_loop().call_at(bucket * self._tick_seconds, self._check_due)
-
-    def _check_due(self) -> None:
-        self._timer = None
-        now = asyncio.get_running_loop().time()
-        checked = 0
-        for bucket in sorted(bucket for bucket in self._buckets if bucket * self._tick_seconds <= now):
-            for client in list(self._buckets.get(bucket, ())):
-                if client.timers.bucket != bucket:  # a client checked before it has ended this one
-                    continue
-                self.remove(client)
-                client.check_timers(now)
-                self.put(client)
-                checked += 1
-                if checked == self._slice_size:
-                    return self._set_timer(bucket)
-        if self._buckets:
-            self._set_timer(min(self._buckets))
+    def _call(self, item: TimedConnection, now: float) -> None:
+        try:
+            item.check_timers(now)
+        finally:  # also one whose check has failed, but not at once
+            item.timers.due = max(item.timers.due, now + self._tick_seconds)
+            self.put(item)

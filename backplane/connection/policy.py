@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.connection.limits import Limits
+from backplane.connection.turns import Turns
 from backplane.errors import AuthorizeTimeoutError, ConfigurationError, JoinRefusedError, TooManyChannelsError
 from backplane.log_bursts import LogBursts
 from backplane.message import Gap
@@ -117,6 +118,7 @@ class ConnectionPolicy:
         reload_delay: Draws after how long one of many clients is closed, at a gap or because the broker failed.
         close_seconds: How long the flush before a close frame may take, and the close frame itself.
         keepalive: The timer of all connections.
+        turns: The closes that wait for their turn.
         statistics: Where what happens is counted.
         bursts: How what can concern many connections at once is logged.
     """
@@ -130,6 +132,7 @@ class ConnectionPolicy:
     reload_delay: Callable[[], float] = float
     close_seconds: float = 1.0
     keepalive: KeepaliveScheduler = field(default_factory=KeepaliveScheduler)
+    turns: Turns = field(default_factory=Turns)
     statistics: Counters = field(default_factory=Counters)
     bursts: LogBursts = field(default_factory=LogBursts)
 

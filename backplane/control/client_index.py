@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator
 
     from backplane.control.messages import Selector
 
@@ -90,12 +91,21 @@ class ClientIndex:
 
         Those that have ended, or are being closed, are not among them.
         """
-        if selector.user is None and selector.connection is None and selector.channel is None:
-            return []
         return [entry.client for entry in self._candidates(selector) if _is_selected(entry, selector)]
+
+    def select_in_slices(self, selector: Selector, size: int) -> Iterator[list[ControlledClient]]:
+        """Yield what `select` returns of `size` clients after the other, each slice as it is when it is asked for.
+
+        Clients that come meanwhile are not among them.
+        """
+        candidates = iter(tuple(self._candidates(selector)))
+        while entries := tuple(islice(candidates, size)):
+            yield [entry.client for entry in entries if _is_selected(entry, selector)]
 
     def _candidates(self, selector: Selector) -> Iterable[_Entry]:
         """Return the fewest that can be found without a look at each."""
+        if selector.user is None and selector.connection is None and selector.channel is None:
+            return ()
         if selector.connection is not None:
             entry = self._by_id.get(selector.connection)
             return () if entry is None else (entry,)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 from backplane.log_bursts import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from backplane.fanout.batch import Batch
     from backplane.log_bursts import LogBursts
     from backplane.message import Gap, Joined
 
-__all__ = ["Delivery", "LocalDelivery", "Subscriber", "log_failure"]
+__all__ = ["Delivery", "GapDelivery", "LocalDelivery", "Subscriber"]
 
 logger: Final = logging.getLogger("backplane.fanout.delivery")
 
@@ -95,7 +95,7 @@ class Delivery:
                     else:
                         subscriber.offer(batch.for_token(subscriber.token) if batch.excludes else batch)
                 except Exception as error:  # offer() must not raise; if it does, the others still get the batch
-                    log_failure(self._bursts, self.channel, error)
+                    _log_failure(self._bursts, self.channel, error)
         return count is None or offered < count
 
 
@@ -135,6 +135,50 @@ class LocalDelivery(Delivery):
         return is_done
 
 
-def log_failure(bursts: LogBursts, channel: str, error: Exception) -> None:
+class GapDelivery:
+    """The notice of a gap, to those subscribers of its channel that have not left since.
+
+    It is in the queue of the hub's deliveries, so that messages which follow the gap are delivered after it.
+
+    Args:
+        gap: The notice.
+        recipients: The subscribers concerned.
+        subscribers: As of `Delivery`.
+        bursts: As of `Delivery`.
+
+    Attributes:
+        channel, began_at: As of `Delivery`.
+    """
+
+    __slots__ = ("_bursts", "_gap", "_remaining", "_subscribers", "began_at", "channel")
+
+    def __init__(
+        self,
+        gap: Gap,
+        recipients: Iterable[Subscriber],
+        subscribers: Mapping[Subscriber, int],
+        bursts: LogBursts,
+    ) -> None:
+        self.channel: str = gap.channel
+        self.began_at: float | None = None
+        self._gap = gap
+        self._bursts = bursts
+        self._subscribers = subscribers
+        self._remaining: Iterator[Subscriber] = iter(tuple(recipients))
+
+    def run(self, count: int | None) -> bool:
+        """Notify the next `count` subscribers, or all with `None`; return whether none is left."""
+        notified = 0
+        for subscriber in islice(self._remaining, count):
+            notified += 1
+            if subscriber in self._subscribers:
+                try:
+                    subscriber.gap(self._gap)
+                except Exception as error:  # gap() must not raise; if it does, the others are still notified
+                    _log_failure(self._bursts, self.channel, error)
+        return count is None or notified < count
+
+
+def _log_failure(bursts: LogBursts, channel: str, error: Exception) -> None:
     """Log a subscriber that raised, without its message, which can repeat what was published."""
     bursts.log(logger, logging.ERROR, "a subscriber of channel %r failed: %s", channel, place_of(error))

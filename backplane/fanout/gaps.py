@@ -3,6 +3,9 @@
 A gap is opened where delivery stops (the link is lost, the broker revokes a subscription) and reported where it goes
 on: once the broker has confirmed the channel again, or before the first message that arrives earlier. A client that
 reloads its state at that moment receives everything from then on. Reported earlier, it would reload too early.
+
+Each notice is at its place between the messages of its channel. Many subscribers are notified in slices, in several
+passes of the event loop, and the messages that follow wait for that.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from backplane.errors import SubscribeError
-from backplane.fanout.delivery import log_failure
+from backplane.fanout.delivery import GapDelivery
 from backplane.message import All, Gap
 
 if TYPE_CHECKING:
@@ -55,8 +58,11 @@ class GapReporter:
     Args:
         subscribers: The hub's subscribers by channel, as it edits them.
         confirmed: The channels that the broker has confirmed, as `BrokerSubscriptions` edits them.
-        flush: Delivers what the hub has collected, so that a gap follows every message received before it.
+        flush: Delivers what the hub has collected of some channels, so that a gap follows every message received
+            before it.
+        start: Delivers the rest of a notice, in slices and before what follows it on its channel.
         bursts: How refusals, which can concern many channels at once, are logged.
+        slice_size: How many subscribers are notified at once; those after them by `start`.
 
     Attributes:
         opened: The open gaps by channel. The hub reads it for each message.
@@ -70,13 +76,18 @@ class GapReporter:
         self,
         subscribers: Mapping[str, Mapping[Subscriber, int]],
         confirmed: Collection[str],
-        flush: Callable[[], None],
+        flush: Callable[[Collection[str]], None],
+        start: Callable[[GapDelivery], None],
         bursts: LogBursts,
+        slice_size: int,
     ) -> None:
         self._subscribers = subscribers
         self._confirmed = confirmed
-        self._flush = flush
+        self._flush_hub = flush
+        self._start = start
         self._bursts = bursts
+        self._slice_size = slice_size
+        self._left_at_once = slice_size
         self.opened: dict[str, OpenGap] = {}
         self.reported: int = 0
         self.last_reported_at: float | None = None
@@ -92,7 +103,6 @@ class GapReporter:
             resumed: The adapter resumes without loss: the gap is reported only if the broker does not confirm the
                 channel at once, or after another gap on it.
         """
-        self._flush()
         for channel in list(self._subscribers) if isinstance(channels, All) else channels:
             if (gap := self.opened.get(channel)) is not None:
                 if not resumed:
@@ -116,7 +126,7 @@ class GapReporter:
         """Notify the subscribers of the open gaps of `channels`, without those that left since."""
         if not self.opened:
             return
-        self._flush()
+        self._flush(channels)
         for channel in channels:
             gap = self.opened.pop(channel, None)
             if gap is not None and not gap.resumed:
@@ -129,7 +139,7 @@ class GapReporter:
         messages are missing after that message too.
         """
         gap = self.opened[channel]
-        self._flush()
+        self._flush((channel,))
         gap.resumed = True
         gap.notices.clear()
         self._notify_of(channel, gap)
@@ -141,7 +151,7 @@ class GapReporter:
 
     def notify(self, gap: Gap) -> None:
         """Notify every subscriber of the channel of a gap at this place, after what was received before it."""
-        self._flush()
+        self._flush((gap.channel,))
         self._notify(gap, tuple(self._subscribers.get(gap.channel, ())))
 
     def open_and_report(self, channels: Collection[str] | All, reason: str) -> None:
@@ -183,7 +193,7 @@ class GapReporter:
 
     def _notify_while_open(self, reasons: Mapping[str, str], notice: str) -> Mapping[str, str]:
         """Notify of gaps that stay open; return the channels on which the notice is new, with their reasons."""
-        self._flush()  # a resumed link can have delivered messages already
+        self._flush(reasons)  # a resumed link can have delivered messages already
         news: dict[str, str] = {}
         for channel, reason in reasons.items():
             gap = self.opened.get(channel)
@@ -204,13 +214,15 @@ class GapReporter:
         self.reported += 1
         self.last_reported_at = asyncio.get_running_loop().time()
         self.last_reason = gap.reason
-        present = self._subscribers.get(gap.channel, {})
-        for subscriber in subscribers:
-            if subscriber in present:
-                try:
-                    subscriber.gap(gap)
-                except Exception as error:  # gap() must not raise; if it does, the others are still notified
-                    log_failure(self._bursts, gap.channel, error)
+        delivery = GapDelivery(gap, subscribers, self._subscribers.get(gap.channel, {}), self._bursts)
+        if not delivery.run(max(0, self._left_at_once)):
+            self._start(delivery)
+        self._left_at_once -= len(subscribers)
+
+    def _flush(self, channels: Collection[str]) -> None:
+        """Deliver what was received before a gap; a slice of subscribers can be notified at once from here on."""
+        self._flush_hub(channels)
+        self._left_at_once = self._slice_size
 
 
 def _ignore(_: str) -> None:

@@ -16,7 +16,7 @@ from backplane.channels import RESERVED_PREFIX
 from backplane.concurrency.affinity import LoopAffinity
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import decode
-from backplane.fanout.delivery import Delivery, LocalDelivery
+from backplane.fanout.delivery import Delivery, GapDelivery, LocalDelivery
 from backplane.fanout.gaps import GapReporter
 from backplane.log_bursts import LogBursts
 from backplane.message import Gap, Joined
@@ -85,14 +85,19 @@ class Hub:
         self._collected: dict[str, Batch] = {}
         self._collected_count = 0
         self._collected_bytes = 0
-        self._deliveries: deque[Delivery] = deque()
+        self._deliveries: deque[Delivery | GapDelivery] = deque()
         self._resting: dict[str, asyncio.TimerHandle] = {}
         self._flush_handle: asyncio.Handle | None = None
         self._revocations = 0
         self.delivered: int = 0
         self.malformed: int = 0
         self.gaps: GapReporter = GapReporter(
-            self._subscribers, broker_subscriptions.confirmed, self._flush, self._bursts
+            self._subscribers,
+            broker_subscriptions.confirmed,
+            self._flush_channels,
+            self._start_delivery,
+            self._bursts,
+            slice_size,
         )
         self._open_gaps = self.gaps.opened
         broker_subscriptions.on_confirmed = self.gaps.report
@@ -205,7 +210,8 @@ class Hub:
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Notify every subscriber of `channels` that messages may be missing at this place.
 
-        At once, or, where the broker has not confirmed the channel, once it has: more is missed until then.
+        Now, or, where the broker has not confirmed the channel, once it has: more is missed until then. Few are
+        notified at once, the others of many in slices, each before the messages that follow the gap.
         """
         self.gaps.open_and_report(channels, reason)
 
@@ -258,13 +264,12 @@ class Hub:
 
     def _give_back(self, channel: str, batch: Batch) -> None:
         """Deliver messages that were missed, after what was collected: as many as they are, no subscriber is slow."""
-        if channel in self._collected or any(delivery.channel == channel for delivery in self._deliveries):
-            self._flush()
+        self._flush_channels((channel,))
         self.delivered += len(batch)
         subscribers = self._subscribers.get(channel, {})
         self._start_delivery(Delivery(channel, batch, subscribers, self._bursts, missed=True))
 
-    def _start_delivery(self, delivery: Delivery) -> None:
+    def _start_delivery(self, delivery: Delivery | GapDelivery) -> None:
         self._deliveries.append(delivery)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
@@ -276,6 +281,22 @@ class Hub:
             self._start_deliveries()
             while self._deliveries:
                 self._deliveries.popleft().run(None)
+
+    def _flush_channels(self, channels: Collection[str]) -> None:
+        """Deliver what was collected of some channels, now: whatever comes next on them must follow it."""
+        names = set(channels)
+        self._run_now(names)
+        while waiting := self._collected.keys() & names:
+            for channel in self._resting.keys() & waiting:
+                self._resting.pop(channel).cancel()
+            self._start_deliveries()
+            self._run_now(names)
+
+    def _run_now(self, names: set[str]) -> None:
+        """Finish the deliveries under way of some channels."""
+        for delivery in [delivery for delivery in self._deliveries if delivery.channel in names]:
+            self._deliveries.remove(delivery)
+            delivery.run(None)
 
     def _cancel_flush(self) -> None:
         if self._flush_handle is not None:

@@ -112,7 +112,7 @@ class HistoryHub(Hub):
         kept = self._kept.get(channel)
         if kept is None:
             return None
-        self._flush()
+        self._flush_channels((channel,))
         return kept.track.last
 
     async def join(self, channel: str, subscriber: Subscriber, *, since: str | None = None, rewind: int = 0) -> None:
@@ -335,7 +335,7 @@ class HistoryHub(Hub):
 
     def _begin(self, kept: KeptChannel, subscriber: Subscriber, start: Start) -> None:
         """Give back what a subscriber missed, and add it, in one pass of the event loop."""
-        self._flush()  # what was received up to here is in the ring
+        self._flush_channels((kept.name,))  # what was received up to here is in the ring
         members = self._subscribers[kept.name]
         if subscriber in members:  # another join of the same subscriber was first
             return

@@ -12,6 +12,7 @@ from backplane.close_codes import CloseCode
 from backplane.concurrency.paced import PacedCalls
 from backplane.control.client_index import ControlledClient
 from backplane.errors import ClosedError, TooManyConnectionsError
+from backplane.log_bursts import place_of
 from backplane.worker.shutdown import stagger_window
 
 if TYPE_CHECKING:
@@ -185,12 +186,17 @@ class ClientRegistry:
     async def close_all(self) -> None:
         """Accept no client any more, and close those that are left with code 1012, at once."""
         self.is_draining = True
-        closing: list[asyncio.Task[None]] = []
-        for number, client in enumerate(tuple(self._keys), 1):
-            closing.append(asyncio.create_task(client.close(CloseCode.SERVICE_RESTART, _RESTART)))
-            if number % _CLOSED_PER_PASS == 0:
-                await asyncio.sleep(0)
-        await asyncio.gather(*closing)
+        async with asyncio.TaskGroup() as closing:
+            for number, client in enumerate(tuple(self._keys), 1):
+                closing.create_task(self._close(client))
+                if number % _CLOSED_PER_PASS == 0:
+                    await asyncio.sleep(0)
+
+    async def _close(self, client: LocalClient) -> None:
+        try:
+            await client.close(CloseCode.SERVICE_RESTART, _RESTART)
+        except Exception as error:  # the worker ends all the same
+            self._bursts.log(logger, logging.ERROR, "a client could not be closed: %s", place_of(error))
 
     def too_many(self, reason: str, hint: str = "") -> TooManyConnectionsError:
         """Count and log a client that is over a limit, and return the error for it.

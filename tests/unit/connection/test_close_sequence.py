@@ -234,6 +234,21 @@ async def test_slow_client_before_its_turn(world: World) -> None:
     assert (socket.closed, what_happened(policy)) == ([(1013, "too slow")], {"closed_slow": 1})
 
 
+@pytest.mark.parametrize("how", ["leaves", "closed"])
+async def test_an_end_before_the_turn_leaves_nothing(world: World, how: str) -> None:
+    """A client that leaves, or is closed, before its turn is kept by no timer."""
+    policy = ConnectionPolicy(reload_delay=lambda: 60)
+    connection, _ = world.connection(policy=policy)
+    await connection.join("a")
+    world.hub.gap(ALL, "overrun")
+    assert policy.turns._timer is not None  # pyright: ignore[reportPrivateUsage]
+    if how == "leaves":
+        driver_of(connection).disconnected()
+    else:
+        await connection.close(1000, "bye")
+    assert policy.turns._timer is None  # pyright: ignore[reportPrivateUsage]
+
+
 # --- a handler that the failure of the broker ended ------------------------------------------------------------------
 
 AWAY = BrokerUnavailableError("away; not published")

@@ -274,6 +274,27 @@ async def test_client_that_puts_another(scheduler: KeepaliveScheduler) -> None:
     assert (len(one.checks), len(two.checks)) == (1, 1)
 
 
+async def test_check_that_raises(scheduler: KeepaliveScheduler) -> None:
+    """A client whose check fails is checked again, a tick later, and the others are checked."""
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
+    fault = ZeroDivisionError()
+    broken, other = TimedClient(now()), TimedClient(now())
+    broken.next_due = [0.0]
+
+    def fail() -> None:
+        if len(broken.checks) == 1:
+            raise fault
+
+    broken.at_check = fail
+    scheduler.put(broken)
+    scheduler.put(other)
+    await until(lambda: len(broken.checks) == 2 and other.checks != [])
+    asyncio.get_running_loop().set_exception_handler(None)
+    assert reported == [fault]
+    assert broken.checks[1] - broken.checks[0] >= 0.001
+
+
 # --- lifetimes -----------------------------------------------------------------------------------------------------
 
 

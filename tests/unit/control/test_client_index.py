@@ -54,7 +54,20 @@ CLIENTS = [
 )
 def test_what_is_selected(given: dict[str, Any], selected: list[str]) -> None:
     """All that is given must apply, and nothing is selected where nothing is named."""
-    assert ids(index_of(*CLIENTS).select(Selector(**given))) == selected
+    index = index_of(*CLIENTS)
+    assert ids(index.select(Selector(**given))) == selected
+    assert [ids(clients) for clients in index.select_in_slices(Selector(**given), 100)] in ([selected], [])
+
+
+def test_slices() -> None:
+    """Each slice is selected when it is asked for, among the clients that were there at first."""
+    clients = [FakeClient(f"{number:02}", None, "a") for number in range(5)]
+    index = index_of(*clients)
+    slices = index.select_in_slices(Selector(channel="a"), 2)
+    assert ids(next(slices)) == ["00", "01"]
+    clients[2].is_over = True
+    index.add(FakeClient("99", None, "a"), None)
+    assert [ids(selected) for selected in slices] == [["03"], ["04"]]
 
 
 def test_a_client_that_ends_is_not_selected() -> None:

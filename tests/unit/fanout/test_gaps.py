@@ -319,12 +319,69 @@ async def test_gap_during_a_long_fan_out(at_once: bool) -> None:
             worker.hub.gap(["a"], "overrun")
         else:
             worker.hub.open_gap(["a"], "overrun")
-        assert [subscriber.received[:2] for subscriber in subscribers] == [["1", "2"]] * 10
-        assert counts(others) == (4,)
+        if at_once:
+            assert [subscriber.received[:2] for subscriber in subscribers] == [["1", "2"]] * 10
         worker.deliver("a", "3")
         await run_passes(20)
         assert [subscriber.received for subscriber in subscribers] == [["1", "2", lost(reason="overrun"), "3"]] * 10
         assert [subscriber.received for subscriber in others] == [["x"]] * 4
+
+
+async def test_many_subscribers_are_notified_in_slices() -> None:
+    """Few are notified at once, the others in later passes, each before what follows the gap on its channel."""
+    async with running(slice_size=3, pass_seconds=0.0) as worker:
+        subscribers, others = await crowd(worker, "a", 10), await crowd(worker, "b", 4)
+        worker.deliver("a", "1")
+        worker.hub.gap(ALL, "overrun")
+        assert [subscriber.received for subscriber in subscribers] == [["1", lost(reason="overrun")]] * 3 + [["1"]] * 7
+        assert counts(others) == (0,)
+        worker.deliver("a", "2")
+        worker.hub.leave("a", subscribers[-1])
+        late = await worker.joined("a")
+        await run_passes(1)
+        assert 3 < sum(lost(reason="overrun") in subscriber.received for subscriber in subscribers) < 9
+        await run_passes(20)
+        expected = ["1", lost(reason="overrun"), "2"]
+        assert [subscriber.received for subscriber in subscribers] == [expected] * 9 + [["1"]]
+        assert [subscriber.received for subscriber in others] == [[lost("b", "overrun")]] * 4
+        assert late.received == ["2"]
+
+
+async def test_two_gaps_of_many_subscribers() -> None:
+    """A second gap follows the first one, also where not every subscriber has been notified of that."""
+    async with running(slice_size=3, pass_seconds=0.0) as worker:
+        subscribers = await crowd(worker, "a", 10)
+        worker.hub.gap(["a"], "first")
+        worker.deliver("a", "1")
+        worker.hub.gap(["a"], "second")
+        worker.deliver("a", "2")
+        await run_passes(20)
+        expected = [lost(reason="first"), "1", lost(reason="second"), "2"]
+        assert [subscriber.received for subscriber in subscribers] == [expected] * 10
+
+
+async def test_a_gap_delivers_nothing_of_other_channels() -> None:
+    """What was received of other channels is delivered in its own slices, as without the gap."""
+    async with running(slice_size=3, pass_seconds=0.0) as worker:
+        subscriber, others = await worker.joined("a"), await crowd(worker, "b", 10)
+        worker.deliver("b", "x")
+        worker.hub.gap(["a"], "overrun")
+        assert (subscriber.received, counts(others)) == ([lost(reason="overrun")], (0,))
+        await run_passes(20)
+        assert [other.received for other in others] == [["x"]] * 10
+
+
+async def test_a_gap_of_a_channel_that_rests() -> None:
+    """What a channel collects while it rests after a long fan-out is delivered before a gap."""
+    async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=60.0) as worker:
+        subscribers = await crowd(worker, "a", 10)
+        timer = asyncio.get_running_loop().call_later(60, lambda: None)
+        worker.hub._resting["a"] = timer  # pyright: ignore[reportPrivateUsage]
+        worker.deliver("a", "1")
+        worker.hub.gap(["a"], "overrun")
+        assert timer.cancelled()
+        await run_passes(20)
+        assert [subscriber.received for subscriber in subscribers] == [["1", lost(reason="overrun")]] * 10
 
 
 async def test_subscriber_that_raises_at_a_gap(caplog: pytest.LogCaptureFixture) -> None:

@@ -185,3 +185,20 @@ async def test_sockets_for_refusals() -> None:
         assert [clients.reserve_refusal() for _ in range(most + 1)] == [*[True] * most, False]
         clients.release_refusal()
         assert (clients.reserve_refusal(), clients.reserve_refusal()) == (True, False)
+
+
+async def test_a_client_that_cannot_be_closed(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and all others are closed."""
+    worker, broken, others = Worker(), FakeClient(), [FakeClient() for _ in range(120)]
+
+    async def fail(_code: int, _reason: str, /) -> None:
+        raise KeyError("a fault")
+
+    broken.close = fail  # type: ignore[method-assign]
+    for client in (broken, *others):
+        worker.register(client, None)
+    await worker.clients.close_all()
+    assert [client.closes for client in others] == [[("at once", 1012, "restart")]] * 120
+    assert [line.partition(" at test_clients.py")[0] for line in caplog.messages] == [
+        "a client could not be closed: KeyError"
+    ]
